@@ -1,0 +1,1 @@
+//! The block map: model, index and formats.

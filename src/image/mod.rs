@@ -1,0 +1,50 @@
+//! Opens a guest's disk read-only, whatever its format.
+//!
+//! Whoever serves a disk sees a [`Source`]: so many bytes that can be read at an offset.
+
+use crate::range::{DiskOffset, DiskRange};
+use std::io;
+
+/// The bytes of one guest disk, as the guest sees them.
+///
+/// All methods take `&self` and may be called from many threads at once. Offsets are checked by the
+/// caller: a read past [`size`](Self::size) is an error of kind
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof).
+pub trait Source: Send + Sync + 'static {
+    /// Size in bytes; a multiple of 512.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset` if that needs no waiting, and returns whether it did. What is in
+    /// `buf` after `false` or an error means nothing.
+    ///
+    /// # Errors
+    /// As for [`read_at`](Self::read_at).
+    fn try_read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<bool> {
+        let _ = (buf, offset);
+        Ok(false)
+    }
+
+    /// Fills `buf` from `offset`; may block.
+    ///
+    /// # Errors
+    /// What the operating system says of the read.
+    fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()>;
+
+    /// Which parts of `range` hold data and which are known to read as zeroes: a partition of
+    /// `range`, ascending. May block.
+    ///
+    /// # Errors
+    /// What the operating system says of the query.
+    fn allocation(&self, range: DiskRange) -> io::Result<Vec<Allocation>> {
+        Ok(vec![Allocation { range, is_hole: false }])
+    }
+}
+
+/// What [`Source::allocation`] knows of one range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The bytes that this is about.
+    pub range: DiskRange,
+    /// Whether they are a hole: not allocated, and read as zeroes.
+    pub is_hole: bool,
+}

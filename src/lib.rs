@@ -1,0 +1,23 @@
+//! Tells which file every byte of a virtual machine's disk belongs to.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! image ─► nbd ─► recorder ─► bmap ─► text and its users
+//!           ▲                   ▲
+//!       appliance ──── probe ───┘
+//! ```
+//!
+//! * [`image`] opens a guest's disk read-only, whatever its format, and keeps writes in a private
+//!   copy-on-write layer;
+//! * [`nbd`] serves it, asynchronously, over the NBD protocol;
+//! * [`recorder`] notes what is read, and on whose behalf;
+//! * [`bmap`] is the block map that comes of it: model, index and the text format.
+//!
+//! What the offsets and ranges of all of these count is said once, in [`range`].
+
+pub mod bmap;
+pub mod image;
+pub mod nbd;
+pub mod range;
+pub mod recorder;

@@ -1,0 +1,2 @@
+//! The command `virt-bmap-rs`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The async NBD server.

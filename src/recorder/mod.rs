@@ -1,0 +1,1 @@
+//! Notes what is read, and on whose behalf.
