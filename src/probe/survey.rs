@@ -32,6 +32,7 @@ pub struct Context<'a> {
 pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
     let appliance = context.appliance;
+    appliance.stop_udev().map_err(ProbeError::Inventory)?;
     appliance.start_agent()?;
     let inventory = appliance.inventory().map_err(ProbeError::Inventory)?;
     context.channel.with(|_, troubles| {
@@ -39,7 +40,6 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
             troubles.push(Trouble::new(device, what));
         }
     });
-    appliance.stop_udev().map_err(ProbeError::Inventory)?;
     let layouts = devices(context, &inventory)?;
     context.explain_unreadable(&inventory);
     let filesystems = context.to_walk(&inventory);
