@@ -39,6 +39,9 @@ pub enum ChannelError {
     /// An agent of another version.
     #[error("the probe agent speaks version {0}, not {VERSION}")]
     Version(u16),
+    /// The agent ended, and had not said that it was done.
+    #[error("the probe agent ended before it was done")]
+    Unfinished,
     /// A record that makes no sense where it came.
     #[error("the probe agent sent what makes no sense: {0}")]
     Nonsense(&'static str),
@@ -176,7 +179,7 @@ impl Channel {
             return Err(error);
         }
         if !state.done {
-            return Err(ChannelError::Nonsense("it ended before it was done"));
+            return Err(ChannelError::Unfinished);
         }
         Ok(())
     }
@@ -446,3 +449,6 @@ fn attribute(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
