@@ -373,6 +373,7 @@ impl State {
     /// Takes in what was read under a tag.
     fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
         self.snapshot.bytes += recording.bytes();
+        let has_places = self.walk.has_places();
         if id >= FIRST_PROOF {
             self.proofs.insert(id, recording);
             return Ok(());
@@ -405,7 +406,7 @@ impl State {
                 self.troubles.inexact(&self.walk.context.device);
             }
             let extents = file.extents.as_deref().unwrap_or_default();
-            attribute(&mut self.found, id, &recording, extents, self.walk.has_places(), &self.walk.context)?;
+            attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
             file.unexpected = None;
         } else {
             file.unexpected = Some(recording);
