@@ -2,6 +2,10 @@
 //!
 //! Whoever serves a disk sees a [`Source`]: so many bytes that can be read at an offset.
 
+mod overlay;
+
+pub use overlay::Overlay;
+
 use crate::range::{DiskOffset, DiskRange};
 use std::io;
 
