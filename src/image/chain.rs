@@ -9,7 +9,7 @@
 use super::error::Role;
 use super::file::PlainFile;
 use super::qemu_img::{self, Info};
-use super::references::{self, Reference, References, Unreadable};
+use super::references::{self, Reference, Unreadable};
 use super::{Format, OpenError, lock, vmdk};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -70,11 +70,17 @@ pub(super) fn follow(path: &Path, stated: Option<Format>, force_share: bool) -> 
     let mut walk = Walk { trust, force_share, links: Vec::new(), seen: Vec::new(), dirty: Vec::new() };
     let file = PlainFile::open(&absolute)?;
     let mut next = walk.link(&file, absolute, stated)?;
-    while let Some((referrer, reference)) = next {
+    while let Some(below) = next {
         if walk.links.len() == MAX_LINKS {
             return Err(OpenError::TooDeep { path: path.to_owned(), limit: MAX_LINKS });
         }
-        next = walk.backing(&referrer, &reference)?;
+        next = match below {
+            Below::Local { file, path, format } => walk.link(&file, path, format)?,
+            Below::Other(link) => {
+                walk.links.push(link);
+                None
+            }
+        };
     }
     Ok(Chain { links: walk.links, top: file, dirty: walk.dirty })
 }
@@ -88,13 +94,23 @@ struct Walk {
     dirty: Vec<PathBuf>,
 }
 
-/// An image and the backing file that it names.
-type Next = Option<(Link, Reference)>;
+/// What is below an image in the chain.
+enum Below {
+    /// A local file, and its format if the image says so.
+    Local { file: PlainFile, path: PathBuf, format: Option<Format> },
+    /// Whatever it is that a trusted image names.
+    Other(Link),
+}
 
 impl Walk {
     /// Takes `file` in as the next image of the chain. Its format is `known` if the user or the
     /// image above says so.
-    fn link(&mut self, file: &PlainFile, path: PathBuf, known: Option<Format>) -> Result<Next, OpenError> {
+    fn link(
+        &mut self,
+        file: &PlainFile,
+        path: PathBuf,
+        known: Option<Format>,
+    ) -> Result<Option<Below>, OpenError> {
         if self.seen.contains(&file.identity) {
             return Err(OpenError::Loop { path });
         }
@@ -133,10 +149,10 @@ impl Walk {
         }
         enough(&path, file.size, references.needed)?;
 
-        let mut backing = None;
+        let mut below = None;
         for reference in references.files {
             match reference.role {
-                Role::Backing => backing = Some(reference),
+                Role::Backing => below = Some(self.below(&link, &reference)?),
                 Role::Extent => {
                     let extent = self.data_file(&link, &reference)?;
                     link.extents.extend(extent);
@@ -148,8 +164,8 @@ impl Walk {
         if is_sniffed && format != Format::Raw {
             self.ask(&link)?;
         }
-        self.links.push(link.clone());
-        Ok(backing.map(|reference| (link, reference)))
+        self.links.push(link);
+        Ok(below)
     }
 
     /// Has qemu-img find out a format, or confirm it.
@@ -161,14 +177,9 @@ impl Walk {
         Ok(info)
     }
 
-    /// Takes in the backing file that `referrer` names.
-    fn backing(&mut self, referrer: &Link, reference: &Reference) -> Result<Next, OpenError> {
-        let Some((path, file)) = self.open(referrer, reference)? else {
-            let format = reference.format.as_deref().and_then(|name| name.parse().ok());
-            self.links.push(Link { format, ..Link::new(reference.name.clone().into()) });
-            return Ok(None);
-        };
-        let known = match reference.format.as_deref().map(str::parse) {
+    /// Opens the backing file that `referrer` names.
+    fn below(&self, referrer: &Link, reference: &Reference) -> Result<Below, OpenError> {
+        let format = match reference.format.as_deref().map(str::parse) {
             None => None,
             Some(Ok(format)) => Some(format),
             Some(Err(_)) if self.trust == Trust::Stated => None,
@@ -176,7 +187,10 @@ impl Walk {
                 return Err(self.untrusted(referrer, reference, "said to be of a format that is not known"));
             }
         };
-        self.link(&file, path, known)
+        Ok(match self.open(referrer, reference)? {
+            Some((path, file)) => Below::Local { file, path, format },
+            None => Below::Other(Link { format, ..Link::new(reference.name.clone().into()) }),
+        })
     }
 
     /// The path of the extent or data file that `referrer` names; `None` if that is qemu's to open.

@@ -25,7 +25,6 @@ pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
 pub use overlay::Overlay;
 pub use qemu_nbd::ReadError;
-pub(crate) use qemu_nbd::private_directory;
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

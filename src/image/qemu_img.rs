@@ -1,7 +1,7 @@
 //! Asks `qemu-img` what an image is and whether it is whole.
 
 use super::block_device::Description;
-use super::chain::Link;
+use super::chain::{Link, format_by_name};
 use super::{Format, OpenError, child};
 use serde::Deserialize;
 use std::io;
@@ -138,7 +138,7 @@ pub(super) fn complaint(
         said = said.strip_prefix(prefix).map(str::to_owned).unwrap_or(said);
     }
     let reason = child::message(said.as_bytes());
-    match link.format {
+    match link.format.or_else(|| format_by_name(&path)) {
         Some(format) if format != Format::Raw => OpenError::Corrupt { path, format, reason },
         _ => OpenError::Refused { program, path, reason },
     }
