@@ -35,7 +35,8 @@ pub trait Export: Send + Sync + 'static {
     }
 
     /// Whether no method ever waits, for a disk or for anything else. They are then called in the
-    /// connection's own task, otherwise on a thread that may block.
+    /// connection's own task (but for some reads of more than 256 KiB), otherwise on a thread that may
+    /// block.
     fn is_fast(&self) -> bool {
         false
     }

@@ -6,6 +6,7 @@
 //!
 //! * `negotiation`: fixed newstyle handshake and option haggling, up to the choice of an export;
 //! * `transmission`: requests and replies, many in flight, in one task for each connection;
+//! * `request`: whether a request may be carried out, and how that is done;
 //! * `reply`: how replies are encoded, batched and sent;
 //! * [`protocol`]: the numbers and wire structs of both;
 //! * `limits`: what one peer, and all of them together, may take.
@@ -51,6 +52,7 @@ mod limits;
 mod negotiation;
 pub mod protocol;
 mod reply;
+mod request;
 mod server;
 mod transmission;
 

@@ -417,10 +417,11 @@ pub fn put_simple_reply(wire: &mut impl BufMut, error: u32, cookie: u64) {
 /// Length of a structured reply chunk's header.
 pub const CHUNK_HEADER: usize = 20;
 
-/// Writes the header of the last chunk of a structured reply; `length` counts the bytes after it.
-pub fn put_last_chunk(wire: &mut impl BufMut, chunk: u16, cookie: u64, length: u32) {
+/// Writes the header of a structured reply chunk. `last` is whether no other follows for the same
+/// request, and `length` counts the bytes after the header.
+pub fn put_chunk(wire: &mut impl BufMut, last: bool, chunk: u16, cookie: u64, length: u32) {
     wire.put_u32(NBD_STRUCTURED_REPLY_MAGIC);
-    wire.put_u16(NBD_REPLY_FLAG_DONE);
+    wire.put_u16(if last { NBD_REPLY_FLAG_DONE } else { 0 });
     wire.put_u16(chunk);
     wire.put_u64(cookie);
     wire.put_u32(length);
@@ -479,7 +480,7 @@ mod tests {
         assert_eq!(wire, b"\x67\x44\x66\x98\0\0\0\x1c\x01\x02\x03\x04\x05\x06\x07\x08");
         assert_eq!(wire.len(), SIMPLE_REPLY_HEADER);
         wire.clear();
-        put_last_chunk(&mut wire, NBD_REPLY_TYPE_OFFSET_DATA, 9, 24);
+        put_chunk(&mut wire, true, NBD_REPLY_TYPE_OFFSET_DATA, 9, 24);
         assert_eq!(wire, b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\0\x09\0\0\0\x18");
         assert_eq!(wire.len(), CHUNK_HEADER);
     }

@@ -129,7 +129,7 @@ impl Replies {
         }
         let length = 6 + refusal.why.len();
         let mut wire = Vec::with_capacity(CHUNK_HEADER + length);
-        put_last_chunk(&mut wire, NBD_REPLY_TYPE_ERROR, cookie, length as u32);
+        put_chunk(&mut wire, true, NBD_REPLY_TYPE_ERROR, cookie, length as u32);
         wire.put_u32(refusal.error);
         wire.put_u16(refusal.why.len() as u16);
         wire.put_slice(refusal.why.as_bytes());
@@ -137,10 +137,12 @@ impl Replies {
     }
 
     /// Answers a read from `read`, which fills the buffer that it is given and says whether it did.
-    /// After `false` or an error nothing has been answered.
+    /// After `false` or an error nothing has been answered. Where replies are structured, `request`
+    /// may be a piece of one that the client has made; `last` is whether it is the last.
     pub(super) fn data_inline(
         &mut self,
         request: &Request,
+        last: bool,
         read: impl FnOnce(&mut [u8]) -> io::Result<bool>,
     ) -> io::Result<bool> {
         let (structured, header) = (self.structured, self.data_header());
@@ -150,9 +152,9 @@ impl Replies {
             return Ok(false);
         }
         if structured && is_zero(&room[header..]) {
-            self.hole(request);
+            self.hole(request, last);
         } else {
-            put_data_header(&mut room[..header], structured, request);
+            put_data_header(&mut room[..header], structured, request, last);
             self.commit(length);
         }
         Ok(true)
@@ -161,15 +163,15 @@ impl Replies {
     /// Answers a read with `bytes`, of which the first [`DATA_ROOM`] are for the header.
     pub(super) fn data(&mut self, request: &Request, mut bytes: Vec<u8>, permit: Option<Permit>) {
         let start = DATA_ROOM - self.data_header();
-        put_data_header(&mut bytes[start..DATA_ROOM], self.structured, request);
+        put_data_header(&mut bytes[start..DATA_ROOM], self.structured, request, true);
         self.large(bytes, start, permit);
     }
 
     /// Answers a read of nothing but zeroes; only to clients that take structured replies.
-    pub(super) fn hole(&mut self, request: &Request) {
+    pub(super) fn hole(&mut self, request: &Request, last: bool) {
         let mut wire = [0; CHUNK_HEADER + 12];
         let mut rest = wire.as_mut_slice();
-        put_last_chunk(&mut rest, NBD_REPLY_TYPE_OFFSET_HOLE, request.cookie, 12);
+        put_chunk(&mut rest, last, NBD_REPLY_TYPE_OFFSET_HOLE, request.cookie, 12);
         rest.put_u64(request.offset);
         rest.put_u32(request.length);
         self.append(&wire);
@@ -187,7 +189,7 @@ impl Replies {
         let extents = descriptors(extents, request.length, if one { 1 } else { MAX_EXTENTS });
         let length = 4 + 8 * extents.len();
         let mut wire = Vec::with_capacity(CHUNK_HEADER + length);
-        put_last_chunk(&mut wire, NBD_REPLY_TYPE_BLOCK_STATUS, request.cookie, length as u32);
+        put_chunk(&mut wire, true, NBD_REPLY_TYPE_BLOCK_STATUS, request.cookie, length as u32);
         wire.put_u32(context);
         for (length, flags) in extents {
             wire.put_u32(length);
@@ -296,9 +298,9 @@ impl Replies {
 }
 
 /// Writes what comes before the data of a reply to a read.
-fn put_data_header(mut wire: &mut [u8], structured: bool, request: &Request) {
+fn put_data_header(mut wire: &mut [u8], structured: bool, request: &Request, last: bool) {
     if structured {
-        put_last_chunk(&mut wire, NBD_REPLY_TYPE_OFFSET_DATA, request.cookie, request.length + 8);
+        put_chunk(&mut wire, last, NBD_REPLY_TYPE_OFFSET_DATA, request.cookie, request.length + 8);
         wire.put_u64(request.offset);
     } else {
         put_simple_reply(&mut wire, 0, request.cookie);
@@ -359,10 +361,10 @@ mod tests {
         replies.done(1);
         replies.refuse(2, Refusal { error: NBD_EPERM, why: "not sent" });
         let read = request(Command::Read, CommandFlags::empty());
-        assert!(!replies.data_inline(&read, |_| Ok(false)).unwrap(), "answers nothing");
+        assert!(!replies.data_inline(&read, true, |_| Ok(false)).unwrap(), "answers nothing");
         assert!(
             replies
-                .data_inline(&read, |buf| {
+                .data_inline(&read, true, |buf| {
                     buf.copy_from_slice(b"data");
                     Ok(true)
                 })
@@ -384,7 +386,7 @@ mod tests {
         let read = request(Command::Read, CommandFlags::empty());
         assert!(
             replies
-                .data_inline(&read, |buf| {
+                .data_inline(&read, true, |buf| {
                     buf.copy_from_slice(b"data");
                     Ok(true)
                 })
@@ -392,7 +394,7 @@ mod tests {
         );
         assert!(
             replies
-                .data_inline(&read, |buf| {
+                .data_inline(&read, true, |buf| {
                     buf.fill(0);
                     Ok(true)
                 })

@@ -6,11 +6,12 @@
 //! in memory costs one system call to receive it, the export's own, and one to send the reply. All
 //! else goes to threads that may block, and comes back in the order in which it is done.
 
-use super::export::{Export, Extent, Zeroing};
+use super::export::Export;
 use super::limits::{Budget, Permit};
 use super::negotiation::{Agreement, BASE_ALLOCATION_ID, Peer};
 use super::protocol::*;
-use super::reply::{DATA_ROOM, MAX_BLOCK_STATUS, Refusal, Replies, error_of, is_zero};
+use super::reply::{MAX_BLOCK_STATUS, Refusal, Replies, error_of};
+use super::request::{Outcome, Terms, perform};
 use super::server::ConnectionError;
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::poll_fn;
@@ -26,7 +27,8 @@ use tracing::{debug, trace, warn};
 
 /// What is received at a time, beside the payload of large writes.
 const RECEIVE_BUFFER: usize = 64 << 10;
-/// Longest read that is answered inline: copying more would hold up the task's thread.
+/// Longest read that is answered inline in one piece. Longer ones go to a blocking thread, or are
+/// answered in pieces, each when the one before it has left, and while it is in the processor's cache.
 const MAX_INLINE: u32 = 256 << 10;
 /// Longest payload of a refused write that is skipped; a longer one ends the connection.
 const MAX_SKIP: u32 = 2 * MAX_PAYLOAD;
@@ -41,12 +43,9 @@ pub(super) struct Transmission<S> {
     running: JoinSet<Finished>,
     budget: Budget,
     export: Arc<dyn Export>,
-    /// What follows is the export's and the agreement's, and does not change.
-    size: u64,
-    read_only: bool,
+    /// Whether the export is [fast](Export::is_fast).
     fast: bool,
-    structured: bool,
-    base_allocation: bool,
+    terms: Terms,
     /// Whether the export has failed a request of this connection.
     has_failed: bool,
     stall: Stall,
@@ -60,6 +59,8 @@ enum Input {
     Admission { request: Request, permit: Pin<Box<dyn Future<Output = Option<Permit>> + Send>> },
     /// The payload of a write.
     Payload { request: Request, data: Vec<u8>, permit: Permit },
+    /// A read that is answered in pieces: what is left of it.
+    Read { rest: Request },
     /// The payload of a write that is refused.
     Skip { cookie: u64, rest: usize, refusal: Refusal },
     /// Nothing more is expected.
@@ -85,19 +86,11 @@ struct Finished {
     permit: Permit,
 }
 
-/// What carrying out a request has given.
-enum Outcome {
-    Done,
-    /// What was read, after [`DATA_ROOM`] bytes for the header.
-    Data(Vec<u8>),
-    /// It was all zeroes.
-    Hole,
-    Extents(Vec<Extent>),
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     pub(super) fn new(peer: Peer<S>, agreement: Agreement, budget: Budget, stall: Duration) -> Self {
         let Agreement { export, structured, base_allocation, .. } = agreement;
+        let terms =
+            Terms { size: export.size(), read_only: export.is_read_only(), structured, base_allocation };
         Self {
             stream: peer.stream,
             received: peer.received,
@@ -105,12 +98,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             replies: Replies::new(structured),
             running: JoinSet::new(),
             budget,
-            size: export.size(),
-            read_only: export.is_read_only(),
             fast: export.is_fast(),
             export,
-            structured,
-            base_allocation,
+            terms,
             has_failed: false,
             stall: Stall::new(stall),
         }
@@ -141,7 +131,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
     /// Takes no more requests, and ends when those in flight have been answered.
     pub(super) async fn finish(&mut self) -> Result<(), ConnectionError> {
-        self.input = Input::Closed;
+        let input = std::mem::replace(&mut self.input, Input::Closed);
+        if let Input::Read { rest } = input
+            && let Some(permit) = self.budget.try_admit(rest.length)
+        {
+            self.carry_out(rest, Vec::new(), permit);
+        }
         self.run().await
     }
 
@@ -182,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         let peer_owes = match self.input {
             Input::Payload { .. } | Input::Skip { .. } => true,
             Input::Header => !self.received.is_empty(),
-            Input::Admission { .. } | Input::Closed => false,
+            Input::Read { .. } | Input::Admission { .. } | Input::Closed => false,
         };
         self.stall.poll(peer_owes || !self.replies.is_empty(), cx).map(Err)
     }
@@ -246,6 +241,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 self.replies.refuse(*cookie, *refusal);
                 self.input = Input::Header;
             }
+            Input::Read { rest } => {
+                let rest = *rest;
+                self.input = Input::Header;
+                self.read(rest);
+            }
             Input::Admission { .. } | Input::Closed => return Ok(false),
         }
         Ok(true)
@@ -268,7 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             self.input = Input::Closed;
             return Ok(());
         }
-        let request = match self.check(header) {
+        let request = match self.terms.check(header) {
             Ok(request) => request,
             Err(refusal) => {
                 let (command, error) = (command_name(command), error_name(refusal.error));
@@ -283,113 +283,71 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 return Ok(());
             }
         };
-        if request.command != Command::Write {
-            self.export.observe(&request);
-        }
-        if !self.answer_inline(&request) {
-            let bytes = match request.command {
-                Command::Read | Command::Write => length,
-                Command::BlockStatus => MAX_BLOCK_STATUS,
-                _ => 0,
-            };
-            if let Some(permit) = self.budget.try_admit(bytes) {
-                self.admitted(request, permit);
-            } else {
-                let permit = Box::pin(self.budget.clone().admit(bytes));
-                self.input = Input::Admission { request, permit };
+        match request.command {
+            Command::Read => {
+                self.export.observe(&request);
+                let in_pieces = self.terms.structured && !request.flags.contains(CommandFlags::DF);
+                if length <= MAX_INLINE || in_pieces {
+                    self.read(request);
+                } else {
+                    self.admit(request);
+                }
+            }
+            // Nothing is sure about a write before its payload is there.
+            Command::Write => match self.received.get(..length as usize) {
+                Some(data) if self.fast => {
+                    self.export.observe(&request);
+                    let result = perform(&*self.export, &request, data, self.terms.structured);
+                    self.received.advance(length as usize);
+                    self.reply(&request, result, None);
+                }
+                _ => self.admit(request),
+            },
+            _ => {
+                self.export.observe(&request);
+                if self.fast {
+                    let result = perform(&*self.export, &request, &[], self.terms.structured);
+                    self.reply(&request, result, None);
+                } else {
+                    self.admit(request);
+                }
             }
         }
         Ok(())
     }
 
-    /// All that can be said against a request before it is carried out.
-    fn check(&self, header: &RequestHeader) -> Result<Request, Refusal> {
-        let refuse = |error, why| Err(Refusal { error, why });
-        let no_flags = CommandFlags::empty();
-        let (command, mut allowed) = match header.command {
-            NBD_CMD_READ if self.structured => (Command::Read, CommandFlags::DF),
-            NBD_CMD_READ => (Command::Read, no_flags),
-            NBD_CMD_WRITE => (Command::Write, no_flags),
-            NBD_CMD_FLUSH => (Command::Flush, no_flags),
-            NBD_CMD_TRIM => (Command::Trim, no_flags),
-            NBD_CMD_WRITE_ZEROES => (Command::WriteZeroes, CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO),
-            NBD_CMD_BLOCK_STATUS if self.base_allocation => (Command::BlockStatus, CommandFlags::REQ_ONE),
-            NBD_CMD_BLOCK_STATUS => return refuse(NBD_EINVAL, "no metadata context was negotiated"),
-            _ => return refuse(NBD_EINVAL, "unknown command"),
-        };
-        if self.read_only && command.is_write() {
-            return refuse(NBD_EPERM, "the export is read-only");
+    /// Answers a read, or what is left of it, inline if that needs no waiting.
+    fn read(&mut self, rest: Request) {
+        let Self { export, replies, fast, .. } = self;
+        let piece = Request { length: rest.length.min(MAX_INLINE), ..rest };
+        let last = piece.length == rest.length;
+        let answered = replies.data_inline(&piece, last, |buf| match fast {
+            true => export.read(buf, piece.offset).map(|()| true),
+            false => export.try_read(buf, piece.offset),
+        });
+        match answered {
+            Ok(true) if last => {}
+            Ok(true) => {
+                let (offset, length) = (rest.offset + u64::from(piece.length), rest.length - piece.length);
+                self.input = Input::Read { rest: Request { offset, length, ..rest } };
+            }
+            Ok(false) => self.admit(rest),
+            Err(error) => self.failed(&piece, &error),
         }
-        if !self.read_only {
-            // Where FUA can be used at all, the specification allows it on every command.
-            allowed |= CommandFlags::FUA;
-        }
-        let Some(flags) = CommandFlags::from_bits(header.flags).filter(|&flags| allowed.contains(flags))
-        else {
-            return refuse(NBD_EINVAL, "a flag that does not go with the command");
-        };
-        let &RequestHeader { cookie, offset, length, .. } = header;
-        let request = Request { command, flags, cookie, offset, length };
-        if command == Command::Flush {
-            return match (offset, length) {
-                (0, 0) => Ok(request),
-                _ => refuse(NBD_EINVAL, "a flush has neither offset nor length"),
-            };
-        }
-        if length == 0 {
-            return refuse(NBD_EINVAL, "a request for no bytes");
-        }
-        if offset.checked_add(length.into()).is_none_or(|end| end > self.size) {
-            let error = match command {
-                Command::Write | Command::WriteZeroes => NBD_ENOSPC,
-                _ => NBD_EINVAL,
-            };
-            return refuse(error, "past the end of the export");
-        }
-        if matches!(command, Command::Read | Command::Write) && length > MAX_PAYLOAD {
-            let unfragmented = flags.contains(CommandFlags::DF);
-            return refuse(if unfragmented { NBD_EOVERFLOW } else { NBD_EINVAL }, "more than 32 MiB");
-        }
-        Ok(request)
     }
 
-    /// Answers a request if that needs no waiting, and says whether it did.
-    fn answer_inline(&mut self, request: &Request) -> bool {
-        let Self { export, replies, received, fast, .. } = self;
-        match request.command {
-            Command::Read if request.length <= MAX_INLINE => {
-                let answered = replies.data_inline(request, |buf| {
-                    if *fast {
-                        export.read(buf, request.offset).map(|()| true)
-                    } else {
-                        export.try_read(buf, request.offset)
-                    }
-                });
-                match answered {
-                    Ok(answered) => answered,
-                    Err(error) => {
-                        self.failed(request, &error);
-                        true
-                    }
-                }
-            }
-            Command::Write if *fast => {
-                let Some(data) = received.get(..request.length as usize) else {
-                    return false;
-                };
-                export.observe(request);
-                let result = perform(&**export, request, data, self.structured);
-                received.advance(request.length as usize);
-                self.reply(request, result, None);
-                true
-            }
-            Command::Read | Command::Write => false,
-            _ if *fast => {
-                let result = perform(&**export, request, &[], self.structured);
-                self.reply(request, result, None);
-                true
-            }
-            _ => false,
+    /// Carries out a request as soon as there is room for it.
+    fn admit(&mut self, request: Request) {
+        let bytes = match request.command {
+            Command::Read | Command::Write => request.length,
+            Command::BlockStatus => MAX_BLOCK_STATUS,
+            _ => 0,
+        };
+        if let Some(permit) = self.budget.try_admit(bytes) {
+            self.admitted(request, permit);
+        } else {
+            let permit = Box::pin(self.budget.clone().admit(bytes));
+            self.input = Input::Admission { request, permit };
         }
     }
 
@@ -404,7 +362,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 
     fn carry_out(&mut self, request: Request, data: Vec<u8>, permit: Permit) {
-        let (export, structured) = (Arc::clone(&self.export), self.structured);
+        let (export, structured) = (Arc::clone(&self.export), self.terms.structured);
         if self.fast && request.command != Command::Read {
             let result = perform(&*export, &request, &data, structured);
             return self.reply(&request, result, Some(permit));
@@ -419,7 +377,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         match result {
             Ok(Outcome::Done) => self.replies.done(request.cookie),
             Ok(Outcome::Data(bytes)) => self.replies.data(request, bytes, permit),
-            Ok(Outcome::Hole) => self.replies.hole(request),
+            Ok(Outcome::Hole) => self.replies.hole(request, true),
             Ok(Outcome::Extents(extents)) => {
                 self.replies.extents(request, BASE_ALLOCATION_ID, &extents, permit);
             }
@@ -443,33 +401,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         }
         self.replies.refuse(request.cookie, Refusal { error: value, why: "see the server's log" });
     }
-}
-
-/// Carries out a request; may block.
-fn perform(export: &dyn Export, request: &Request, data: &[u8], structured: bool) -> io::Result<Outcome> {
-    let &Request { command, flags, offset, length, .. } = request;
-    let fua = flags.contains(CommandFlags::FUA);
-    let done = match command {
-        Command::Read => {
-            let mut bytes = vec![0; DATA_ROOM + length as usize];
-            export.read(&mut bytes[DATA_ROOM..], offset)?;
-            let hole = structured && is_zero(&bytes[DATA_ROOM..]);
-            return Ok(if hole { Outcome::Hole } else { Outcome::Data(bytes) });
-        }
-        Command::BlockStatus => {
-            let one = flags.contains(CommandFlags::REQ_ONE);
-            return export.block_status(length, offset, one).map(Outcome::Extents);
-        }
-        Command::Write => export.write(data, offset, fua),
-        Command::Flush => export.flush(),
-        Command::Trim => export.trim(length, offset, fua),
-        Command::WriteZeroes => {
-            let no_hole = flags.contains(CommandFlags::NO_HOLE);
-            let fast = flags.contains(CommandFlags::FAST_ZERO);
-            export.write_zeroes(length, offset, Zeroing { fua, no_hole, fast })
-        }
-    };
-    done.map(|()| Outcome::Done)
 }
 
 /// Watches over a peer that has something to do and does not do it.

@@ -1,14 +1,14 @@
 //! An export in memory, with knobs to hold and fail its operations.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use virt_bmap::nbd::{Command, Export, Exports, Extent, Request, StateFlags, Zeroing};
 
 /// How an export of this kind behaves; the default is a writable one whose operations are carried
 /// out on blocking threads.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kind {
     pub(crate) read_only: bool,
     /// Answers everything inline.
@@ -26,6 +26,10 @@ pub(crate) struct Memory {
     released: Condvar,
     /// Operations that have begun and not ended.
     pub(crate) running: AtomicUsize,
+    /// Reads beyond are not answered inline.
+    cached: AtomicU64,
+    /// Reads beyond fail.
+    broken: AtomicU64,
     fail: Mutex<Option<io::ErrorKind>>,
     panic: Mutex<bool>,
     observed: Mutex<Vec<Request>>,
@@ -42,6 +46,8 @@ impl Memory {
             held: Mutex::default(),
             released: Condvar::new(),
             running: AtomicUsize::new(0),
+            cached: AtomicU64::new(u64::MAX),
+            broken: AtomicU64::new(u64::MAX),
             fail: Mutex::default(),
             panic: Mutex::default(),
             observed: Mutex::default(),
@@ -71,6 +77,16 @@ impl Memory {
             assert!(Instant::now() < deadline, "{} operations run", self.running.load(Ordering::SeqCst));
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// Lets only reads that end before `end` be answered inline.
+    pub(crate) fn cache(&self, end: u64) {
+        self.cached.store(end, Ordering::SeqCst);
+    }
+
+    /// Makes reads that end after `end` fail.
+    pub(crate) fn break_from(&self, end: u64) {
+        self.broken.store(end, Ordering::SeqCst);
     }
 
     /// Makes all operations fail.
@@ -137,14 +153,18 @@ impl Export for Memory {
     }
 
     fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
-        if self.kind.cached {
+        let cached = self.kind.cached && offset + buf.len() as u64 <= self.cached.load(Ordering::SeqCst);
+        if cached {
             self.read(buf, offset)?;
         }
-        Ok(self.kind.cached)
+        Ok(cached)
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.operate(format!("read {offset} {}", buf.len()), |bytes| {
+            if offset + buf.len() as u64 > self.broken.load(Ordering::SeqCst) {
+                return Err(io::Error::other("a bad sector"));
+            }
             buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
             Ok(())
         })

@@ -174,24 +174,29 @@ impl Peer {
     /// A structured reply of one chunk. A simple reply is taken for one with an error, or without
     /// payload.
     pub(crate) async fn chunk(&mut self) -> Chunk {
+        let (last, chunk) = self.one_of_several_chunks().await;
+        assert!(last);
+        chunk
+    }
+
+    /// A chunk, and whether it is the last of its reply.
+    pub(crate) async fn one_of_several_chunks(&mut self) -> (bool, Chunk) {
         let magic: [u8; 4] = self.take().await;
         if u32::from_be_bytes(magic) == NBD_SIMPLE_REPLY_MAGIC {
             let rest: [u8; 12] = self.take().await;
             let mut rest = &rest[..];
             let (error, cookie) = (rest.get_u32(), rest.get_u64());
             let kind = if error == 0 { NBD_REPLY_TYPE_NONE } else { NBD_REPLY_TYPE_ERROR };
-            return Chunk {
-                kind,
-                cookie,
-                data: if error == 0 { vec![] } else { error.to_be_bytes().into() },
-            };
+            let data = if error == 0 { vec![] } else { error.to_be_bytes().into() };
+            return (true, Chunk { kind, cookie, data });
         }
         assert_eq!(u32::from_be_bytes(magic), NBD_STRUCTURED_REPLY_MAGIC);
         let rest: [u8; CHUNK_HEADER - 4] = self.take().await;
         let mut rest = &rest[..];
-        assert_eq!(rest.get_u16(), NBD_REPLY_FLAG_DONE);
-        let (kind, cookie, length) = (rest.get_u16(), rest.get_u64(), rest.get_u32());
-        Chunk { kind, cookie, data: self.take_vec(length as usize).await }
+        let (flags, kind, cookie, length) = (rest.get_u16(), rest.get_u16(), rest.get_u64(), rest.get_u32());
+        assert_eq!(flags & !NBD_REPLY_FLAG_DONE, 0);
+        let data = self.take_vec(length as usize).await;
+        (flags == NBD_REPLY_FLAG_DONE, Chunk { kind, cookie, data })
     }
 
     /// The error of the request just sent; 0 if it succeeded, whose data is left unread.

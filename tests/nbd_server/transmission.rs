@@ -2,6 +2,7 @@
 
 use crate::memory::{Kind, Memory, commands};
 use crate::peer::{Chunk, Peer, header};
+use bytes::Buf;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -85,6 +86,78 @@ async fn a_structured_read_is_data_or_a_hole() {
             assert_eq!(peer.chunk().await, Chunk { kind: NBD_REPLY_TYPE_OFFSET_HOLE, cookie: 5, data });
         }
     }
+}
+
+/// The chunks of a structured read, put together, and how many there were. The last may be an error.
+async fn read_in_pieces(peer: &mut Peer, offset: u64, length: u32) -> (Result<Vec<u8>, u32>, usize) {
+    peer.request(header(NBD_CMD_READ, 5, offset, length), &[]).await;
+    let mut whole = Vec::new();
+    for count in 1.. {
+        let (last, chunk) = peer.one_of_several_chunks().await;
+        assert_eq!(chunk.cookie, 5);
+        let mut data = &chunk.data[..];
+        if chunk.kind == NBD_REPLY_TYPE_ERROR {
+            assert!(last);
+            return (Err(data.get_u32()), count);
+        }
+        assert_eq!(data.get_u64(), offset + whole.len() as u64);
+        match chunk.kind {
+            NBD_REPLY_TYPE_OFFSET_DATA => whole.extend_from_slice(data),
+            NBD_REPLY_TYPE_OFFSET_HOLE => whole.resize(whole.len() + data.get_u32() as usize, 0),
+            other => panic!("{other}"),
+        }
+        if last {
+            return (Ok(whole), count);
+        }
+    }
+    unreachable!()
+}
+
+#[tokio::test]
+async fn a_large_structured_read_comes_in_pieces_that_fit_together() {
+    for kind in Kind::ALL {
+        let memory = memory(kind);
+        let mut peer = Peer::transmission(memory.exports(), Limits::default(), true).await;
+        peer.request(flagged(0, NBD_CMD_TRIM, 300_000, 300_000), &[]).await;
+        peer.chunk().await;
+        let (whole, count) = read_in_pieces(&mut peer, 3, SIZE - 3).await;
+        assert!(whole.unwrap() == memory.bytes()[3..]);
+        assert_eq!(count, if kind == Kind::BLOCKING { 1 } else { 4 });
+        assert_eq!(memory.observed().len(), 2, "it is one request all the same");
+    }
+}
+
+/// What has left the cache when its turn comes is read by a blocking thread.
+#[tokio::test]
+async fn the_rest_of_a_large_read_may_have_to_wait_or_fail() {
+    let memory = memory(Kind::CACHED);
+    let mut peer = Peer::transmission(memory.exports(), Limits::default(), true).await;
+    memory.cache(300_000);
+    let (whole, count) = read_in_pieces(&mut peer, 0, SIZE).await;
+    assert!(whole.unwrap() == memory.bytes());
+    assert_eq!(count, 2);
+    assert_eq!(memory.done(), ["read 0 262144", "read 262144 786432"]);
+    memory.break_from(300_000);
+    assert_eq!(read_in_pieces(&mut peer, 0, SIZE).await, (Err(NBD_EIO), 2));
+    assert_eq!(read_in_pieces(&mut peer, 0, 262_145).await.0.unwrap().len(), 262_145);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_sends_the_rest_of_a_large_read() {
+    let memory = Memory::new(vec![7; 8 << 20], Kind::CACHED);
+    let mut peer = Peer::transmission(memory.exports(), Limits::default(), true).await;
+    peer.request(header(NBD_CMD_READ, 5, 0, 8 << 20), &[]).await;
+    let (mut last, first) = peer.one_of_several_chunks().await;
+    assert!(!last);
+    let mut length = first.data.len() - 8;
+    peer.stop = tokio::sync::oneshot::channel().0;
+    while !last {
+        let chunk;
+        (last, chunk) = peer.one_of_several_chunks().await;
+        length += chunk.data.len() - 8;
+    }
+    assert_eq!(length, 8 << 20);
+    peer.end().await.unwrap();
 }
 
 #[tokio::test]
