@@ -43,20 +43,22 @@ pub(super) struct PieceRecord {
     pub(super) disk: u16,
     pub(super) start: u64,
     pub(super) object: u32,
-    pub(super) end: u64,
     /// [`NO_OFFSET`](Self::NO_OFFSET) if it is unknown.
     pub(super) file_offset: u64,
+    pub(super) end: u64,
 }
 
 impl PieceRecord {
     /// No byte of a file has this offset, since the offset after it would not fit in 64 bits.
     pub(super) const NO_OFFSET: u64 = u64::MAX;
 
+    #[inline]
     pub(super) fn has_offset(&self) -> bool {
         self.file_offset != Self::NO_OFFSET
     }
 
     /// Where in the object the byte `at` of the disk lies, which must be in the piece.
+    #[inline]
     pub(super) fn offset_at(&self, at: u64) -> Option<FileOffset> {
         self.has_offset().then(|| FileOffset(self.file_offset + (at - self.start)))
     }
