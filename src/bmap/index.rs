@@ -6,10 +6,12 @@
 //! segment's chain is the rest of it, shared. Where pieces are nested, as files are in partitions
 //! and these in disks, all chains together have one link a piece. A piece that begins inside of
 //! another and ends outside of it needs one more link for each piece that it crosses in this way;
-//! never are there more links than lines in the text map.
+//! each of them would be one more line in the text map, too.
+//!
+//! With millions of pieces a look-up is as slow as its waits for memory. They are few: one or two
+//! to find the node of ten segments, one for the node, one for each piece that few others share.
 
 use super::model::{Map, Object, ObjectId, PieceRecord};
-use super::object::Kind;
 use crate::range::{DiskOffset, DiskRange, FileOffset};
 
 /// One object at the place that was asked for.
@@ -23,15 +25,6 @@ pub struct Hit<'a> {
     pub file_offset: Option<FileOffset>,
 }
 
-/// One piece in a chain.
-#[derive(Clone, Copy)]
-struct Link {
-    /// Place in [`Map`]'s pieces.
-    piece: u32,
-    /// The link to the piece that ends next, or [`NONE`].
-    below: u32,
-}
-
 /// No link, no piece.
 const NONE: u32 = u32::MAX;
 
@@ -40,39 +33,82 @@ const NONE: u32 = u32::MAX;
 pub(super) struct Index {
     /// Ascending by number.
     disks: Vec<DiskIndex>,
-    links: Vec<Link>,
-}
-
-/// The segments of one disk.
-#[derive(Clone)]
-struct DiskIndex {
-    disk: u16,
-    /// Where the disk's pieces begin in [`Map`]'s, and where they end.
-    pieces: std::ops::Range<u32>,
-    /// Start of each segment, which ends where the next begins. The last has no piece.
-    starts: Searchable,
-    /// Top of each segment's chain.
-    tops: Vec<u32>,
+    /// For each link of a chain the next, or [`NONE`]. The first links are those of [`Map`]'s
+    /// pieces, each with the number of its piece.
+    below: Vec<u32>,
+    /// The pieces of the other links.
+    crossed: Vec<u32>,
 }
 
 impl Index {
     /// `pieces` are in map order.
     pub(super) fn new(pieces: &[PieceRecord]) -> Self {
-        let mut links = Vec::with_capacity(pieces.len());
-        let mut disks = Vec::new();
+        let mut index = Self { disks: Vec::new(), below: vec![NONE; pieces.len()], crossed: Vec::new() };
         let mut first = 0;
         for of_disk in pieces.chunk_by(|a, b| a.disk == b.disk) {
             let end = first + of_disk.len() as u32;
-            disks.push(DiskIndex::new(pieces, first..end, &mut links));
+            let segments = index.cut(pieces, first..end);
+            index.disks.push(DiskIndex::new(of_disk[0].disk, first..end, segments));
             first = end;
         }
-        Self { disks, links }
+        index
+    }
+
+    /// Cuts a disk into segments and makes their chains. Its pieces are `range` of `pieces`.
+    fn cut(&mut self, pieces: &[PieceRecord], range: std::ops::Range<u32>) -> Segments {
+        let mut segments = Segments::with_capacity(2 * range.len());
+        let mut top = NONE;
+        let mut crossed = Vec::new();
+        for piece in range.clone() {
+            let PieceRecord { start, end, .. } = pieces[piece as usize];
+            top = self.end_up_to(start, top, pieces, piece, &mut segments);
+            // The new piece goes below those that end before it does.
+            while top != NONE && pieces[self.piece(top) as usize].end < end {
+                crossed.push(self.piece(top));
+                top = self.below[top as usize];
+            }
+            self.below[piece as usize] = top;
+            top = piece;
+            for piece in crossed.drain(..).rev() {
+                self.crossed.push(piece);
+                self.below.push(top);
+                top = self.below.len() as u32 - 1;
+            }
+            segments.begin(start, top, piece);
+        }
+        self.end_up_to(u64::MAX, top, pieces, range.end, &mut segments);
+        segments
+    }
+
+    /// Takes what ends at `position` or before from a chain, and returns what is left.
+    fn end_up_to(
+        &self,
+        position: u64,
+        mut top: u32,
+        pieces: &[PieceRecord],
+        next_piece: u32,
+        segments: &mut Segments,
+    ) -> u32 {
+        while top != NONE {
+            let end = pieces[self.piece(top) as usize].end;
+            if end > position {
+                break;
+            }
+            top = self.below[top as usize];
+            segments.begin(end, top, next_piece);
+        }
+        top
     }
 
     pub(super) fn at<'a>(&self, map: &'a Map, disk: u16, offset: DiskOffset) -> Vec<Hit<'a>> {
         let Some(disk) = self.disk(disk) else { return Vec::new() };
         let byte = DiskRange { start: offset, end: DiskOffset(offset.0.saturating_add(1)) };
-        let mut hits: Vec<_> = self.chain(disk.top(offset.0)).map(|piece| hit(map, piece, byte)).collect();
+        let (mut link, _) = disk.find(offset.0);
+        let mut hits = Vec::new();
+        while link != NONE {
+            hits.push(hit(map, self.piece(link), byte));
+            link = self.below[link as usize];
+        }
         hits.sort_unstable_by_key(|hit| (hit.object.kind().specificity(), hit.object.id(), hit.file_offset));
         hits
     }
@@ -82,10 +118,11 @@ impl Index {
         if let Some(disk) = self.disk(disk)
             && !range.is_empty()
         {
-            over.link = disk.top(range.start.0);
-            let pieces = &map.pieces[disk.pieces.start as usize..disk.pieces.end as usize];
-            let first = pieces.partition_point(|piece| piece.start <= range.start.0);
+            let (link, piece) = disk.find(range.start.0);
+            let pieces = &map.pieces[piece as usize..disk.pieces.end as usize];
+            let first = count_near(pieces, |piece| piece.start <= range.start.0);
             let pieces = &pieces[first..];
+            over.link = link;
             over.pieces = &pieces[..count_near(pieces, |piece| piece.start < range.end.0)];
         }
         over
@@ -96,14 +133,11 @@ impl Index {
         self.disks.get(place)
     }
 
-    /// The pieces from a link down.
-    fn chain(&self, top: u32) -> impl Iterator<Item = u32> + '_ {
-        let mut link = top;
-        std::iter::from_fn(move || {
-            let Link { piece, below } = *self.links.get(link as usize)?;
-            link = below;
-            Some(piece)
-        })
+    /// The piece of a link.
+    #[inline]
+    fn piece(&self, link: u32) -> u32 {
+        let pieces = self.below.len() - self.crossed.len();
+        if (link as usize) < pieces { link } else { self.crossed[link as usize - pieces] }
     }
 }
 
@@ -169,8 +203,8 @@ impl<'a> Iterator for Over<'a> {
     #[inline]
     fn next(&mut self) -> Option<Hit<'a>> {
         if self.link != NONE {
-            let Link { piece, below } = self.index.links[self.link as usize];
-            self.link = below;
+            let piece = self.index.piece(self.link);
+            self.link = self.index.below[self.link as usize];
             return Some(hit(self.map, piece, self.window));
         }
         let (piece, rest) = self.pieces.split_first()?;
@@ -183,70 +217,81 @@ impl<'a> Iterator for Over<'a> {
     }
 }
 
-impl DiskIndex {
-    /// Index of the pieces `range` of `pieces`, which are those of one disk.
-    fn new(pieces: &[PieceRecord], range: std::ops::Range<u32>, links: &mut Vec<Link>) -> Self {
-        let end_of = |links: &[Link], link: u32| pieces[links[link as usize].piece as usize].end;
-        let mut segments = Segments::default();
-        let mut top = NONE;
-        let mut crossed = Vec::new();
-        for piece in range.clone() {
-            let PieceRecord { start, end, .. } = pieces[piece as usize];
-            while top != NONE && end_of(links, top) <= start {
-                let position = end_of(links, top);
-                top = links[top as usize].below;
-                segments.begin(position, top);
-            }
-            // Put the new piece below those that end before it does.
-            while top != NONE && end_of(links, top) < end {
-                crossed.push(links[top as usize].piece);
-                top = links[top as usize].below;
-            }
-            for piece in std::iter::once(piece).chain(crossed.drain(..).rev()) {
-                links.push(Link { piece, below: top });
-                top = links.len() as u32 - 1;
-            }
-            segments.begin(start, top);
-        }
-        while top != NONE {
-            let position = end_of(links, top);
-            top = links[top as usize].below;
-            segments.begin(position, top);
-        }
-        Self {
-            disk: pieces[range.start as usize].disk,
-            pieces: range,
-            starts: Searchable::new(segments.starts),
-            tops: segments.tops,
-        }
-    }
+/// Segments in a [`Node`].
+const SEGMENTS: usize = 10;
 
-    /// Top of the chain at an offset.
-    fn top(&self, offset: u64) -> u32 {
-        match self.starts.count_up_to(offset) {
-            0 => NONE,
-            count => self.tops[count - 1],
-        }
-    }
+/// Some neighbouring segments, in two cache lines that the processor fetches together.
+#[derive(Clone)]
+#[repr(align(128))]
+struct Node {
+    /// Where each segment begins; it ends where the next begins. `u64::MAX` fills the last node.
+    starts: [u64; SEGMENTS],
+    /// Top of each segment's chain.
+    tops: [u32; SEGMENTS],
+    /// The first of [`Map`]'s pieces that begins in these segments or after them.
+    next_piece: u32,
 }
 
-/// Segments as they are found, ascending.
-#[derive(Default)]
+/// The segments of one disk, as they are found, ascending.
 struct Segments {
-    starts: Vec<u64>,
-    tops: Vec<u32>,
+    nodes: Vec<Node>,
+    /// How many segments the last node has.
+    last: usize,
 }
 
 impl Segments {
+    /// A segment less than the capacity is the most that can begin: the memory that is not needed
+    /// is never touched.
+    fn with_capacity(segments: usize) -> Self {
+        Self { nodes: Vec::with_capacity(segments.div_ceil(SEGMENTS)), last: SEGMENTS }
+    }
+
     /// A segment begins; one that began at the same place was none.
-    fn begin(&mut self, start: u64, top: u32) {
-        match self.starts.last() {
-            Some(&last) if last == start => {
-                self.tops.pop();
-            }
-            _ => self.starts.push(start),
+    fn begin(&mut self, start: u64, top: u32, next_piece: u32) {
+        if let Some(node) = self.nodes.last_mut()
+            && node.starts[self.last - 1] == start
+        {
+            node.tops[self.last - 1] = top;
+            return;
         }
-        self.tops.push(top);
+        if self.last == SEGMENTS {
+            self.nodes.push(Node { starts: [u64::MAX; SEGMENTS], tops: [NONE; SEGMENTS], next_piece });
+            self.last = 0;
+        }
+        if let Some(node) = self.nodes.last_mut() {
+            node.starts[self.last] = start;
+            node.tops[self.last] = top;
+            self.last += 1;
+        }
+    }
+}
+
+/// The index of one disk.
+#[derive(Clone)]
+struct DiskIndex {
+    disk: u16,
+    /// Where the disk's pieces begin in [`Map`]'s, and where they end.
+    pieces: std::ops::Range<u32>,
+    nodes: Vec<Node>,
+    /// Where each node begins.
+    node_starts: Searchable,
+}
+
+impl DiskIndex {
+    fn new(disk: u16, pieces: std::ops::Range<u32>, Segments { nodes, .. }: Segments) -> Self {
+        let node_starts = Searchable::new(nodes.iter().map(|node| node.starts[0]).collect());
+        Self { disk, pieces, nodes, node_starts }
+    }
+
+    /// Top of the chain at an offset, and a piece at or before the first that begins there or after
+    /// it, and not far from that.
+    fn find(&self, offset: u64) -> (u32, u32) {
+        let Some(node) = self.node_starts.count_up_to(offset).checked_sub(1) else {
+            return (NONE, self.pieces.start);
+        };
+        let Node { starts, tops, next_piece } = &self.nodes[node];
+        let segment = starts.iter().filter(|&&start| start <= offset).count() - 1;
+        (tops[segment], *next_piece)
     }
 }
 
@@ -254,7 +299,7 @@ impl Segments {
 const FANOUT: usize = 16;
 
 /// Ascending numbers with a search tree above them, whose nodes are small enough to be compared
-/// whole. A plain binary search over 10 million numbers waits for memory nine times; this, twice.
+/// whole. A plain binary search over a million numbers waits for memory six times; this, twice.
 #[derive(Clone)]
 struct Searchable {
     /// The numbers first; then, of each level, every 16th number of the one before.
@@ -290,7 +335,7 @@ impl Searchable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::{Attributes, MapBuilder, ObjectName};
+    use crate::bmap::{Attributes, Kind, MapBuilder, ObjectName};
     use proptest::prelude::*;
 
     /// Kind, disk, start, length, file offset of a piece.
@@ -363,7 +408,7 @@ mod tests {
     fn nested_pieces_have_one_link_each() {
         let told: Vec<Told> = (0..1000).map(|i| (i % 7, 1, i as u64, 2 * (1000 - i as u64), None)).collect();
         let map = build(&told);
-        assert_eq!(Index::new(&map.pieces).links.len(), map.pieces.len());
+        assert_eq!(Index::new(&map.pieces).crossed.len(), 0);
     }
 
     #[test]

@@ -43,9 +43,9 @@ pub(super) struct PieceRecord {
     pub(super) disk: u16,
     pub(super) start: u64,
     pub(super) object: u32,
-    pub(super) end: u64,
     /// [`NO_OFFSET`](Self::NO_OFFSET) if it is unknown.
     pub(super) file_offset: u64,
+    pub(super) end: u64,
 }
 
 impl PieceRecord {
