@@ -42,7 +42,8 @@ pub struct File {
 /// What the kernel sees in `filesystem`.
 pub fn tree(filesystem: &Filesystem) -> Tree {
     let mount = Mount::new(filesystem);
-    let root = rustix::fs::open(mount.dir.path(), OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).unwrap();
+    let root =
+        rustix::fs::open(mount.dir.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let mut tree = Tree::default();
     walk(&root, b"/", filesystem, &mut tree);
     tree
@@ -79,7 +80,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        tools::command("umount").arg(self.dir.path()).status().ok();
+        // Lazily: another test's child may hold a descriptor of ours until it calls exec.
+        tools::command("umount").arg("--lazy").arg(self.dir.path()).status().ok();
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::cache;
 use super::tools;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -241,6 +241,12 @@ impl Running {
     /// Sends a signal to the program itself.
     pub fn signal(&self, signal: Signal) {
         kill(i32::try_from(self.child.id()).unwrap(), signal);
+    }
+
+    /// Sends a signal to the program's process group; it must be the leader of one.
+    pub fn signal_group(&self, signal: Signal) {
+        let leader = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process_group(leader, signal).unwrap();
     }
 
     /// Lets it run for a while, unless it ends before.

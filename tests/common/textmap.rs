@@ -54,7 +54,7 @@ impl TextMap {
                 None => {
                     map.lines.push(parse_line(line).unwrap_or_else(|| {
                         panic!("line {}: {:?}", number + 1, String::from_utf8_lossy(line))
-                    }))
+                    }));
                 }
             }
         }
