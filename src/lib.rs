@@ -12,12 +12,17 @@
 //!   copy-on-write layer;
 //! * [`nbd`] serves it, asynchronously, over the NBD protocol;
 //! * [`recorder`] notes what is read, and on whose behalf;
+//! * [`appliance`] is the small Linux, run by libguestfs, that does the reading;
+//! * [`probe`] decides what it reads and in which order, and learns what the objects are called;
 //! * [`bmap`] is the block map that comes of it: model, index and the text format.
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
 
+pub mod appliance;
 pub mod bmap;
 pub mod image;
 pub mod nbd;
+pub mod probe;
+mod process;
 pub mod range;
 pub mod recorder;

@@ -7,7 +7,7 @@ mod common;
 
 use common::ranges::{bytes, difference, intersection, round_out};
 use common::tools::{self, needs};
-use common::{fixture, oracle_fiemap, oracle_fiwalk, oracle_pattern, special};
+use common::{fixture, oracle_ext4, oracle_fiemap, oracle_fiwalk, oracle_pattern, special};
 
 #[test]
 fn interval_arithmetic() {
@@ -94,4 +94,51 @@ fn the_sleuth_kit_agrees_with_the_kernel() {
         }
         assert!(compared * 100 > kernel.files.len() * 98, "{compared} of {} compared", kernel.files.len());
     }
+}
+
+#[test]
+fn the_small_images_are_what_they_say() {
+    needs!("guestfish", "sfdisk", "mount", "fiwalk", "cryptsetup", "debugfs");
+    if !tools::is_root("mount a filesystem") {
+        return;
+    }
+    for fixture in
+        [fixture::small(), fixture::plain(), fixture::lv_only(), fixture::damaged(), fixture::luks()]
+    {
+        for filesystem in &fixture.filesystems {
+            let kernel = oracle_fiemap::tree(filesystem);
+            let sleuth_kit = oracle_fiwalk::files(filesystem);
+            assert!(kernel.files.len() >= 10, "{}", fixture.image.display());
+            for (name, ranges) in sleuth_kit {
+                if let Some(file) = kernel.files.get(name.as_bytes()) {
+                    assert_eq!(round_out(&ranges, filesystem.block), file.on_disk, "{name}");
+                }
+            }
+        }
+    }
+    let small = &fixture::small().filesystems[0];
+    let fragments = &oracle_fiemap::tree(small).files[b"/special/fragments".as_slice()];
+    assert!(fragments.extents > 4);
+    assert!(!oracle_ext4::extent_blocks(small, fragments.inode).is_empty());
+    let metadata = oracle_ext4::metadata(small);
+    assert!(["superblock", "inode table", "block bitmap"].iter().all(|kind| metadata.contains_key(kind)));
+
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |fixture: &fixture::Fixture, partition: usize| {
+        let flat = dir.path().join(format!("{partition}"));
+        std::fs::remove_file(&flat).ok();
+        fixture.partitions[partition].extract(&fixture.image, &flat);
+        flat
+    };
+    // What blkid takes for a filesystem, and no kernel mounts.
+    let broken = copy(fixture::damaged(), 1);
+    let kind = tools::run(
+        "blkid",
+        ["-p".as_ref(), "-o".as_ref(), "value".as_ref(), "-s".as_ref(), "TYPE".as_ref(), broken.as_os_str()],
+    );
+    assert_eq!(kind, b"ext4\n");
+    let options = ["-t", "ext4", "-o", "loop,ro,noload"].map(std::ffi::OsStr::new);
+    let mount = tools::command("mount").args(options).arg(&broken).arg(dir.path()).output().unwrap();
+    assert!(!mount.status.success());
+    tools::run("cryptsetup", ["isLuks".as_ref(), copy(fixture::luks(), 1).as_os_str()]);
 }

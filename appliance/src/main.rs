@@ -1,2 +1,51 @@
-//! p
-fn main() {}
+//! The probe agent: reads a guest's devices and files inside the libguestfs appliance.
+//!
+//! It is uploaded by virt-bmap-rs and speaks to it over the control disk, see the library of this crate.
+//! Nobody calls it by hand; its commands are:
+//!
+//! ```text
+//! virt-bmap-agent quiet                              turn off everything that reads ahead
+//! virt-bmap-agent devices DEVICE...                  describe block devices, as text
+//! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST ROOT   read each directory and file below ROOT
+//! ```
+//!
+//! SEQUENCE is the number of the first frame to send, FIRST the number of the first object.
+
+mod buffer;
+mod control;
+mod devices;
+mod fiemap;
+mod pieces;
+mod quiet;
+mod tagged_read;
+mod walk;
+
+use std::process::ExitCode;
+
+/// What stops the agent.
+pub(crate) type Fatal = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("virt-bmap-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> Result<(), Fatal> {
+    match arguments {
+        ["quiet"] => quiet::run(),
+        ["devices", devices @ ..] => devices::run(devices),
+        ["read", control, sequence, plan] => tagged_read::run(control, sequence.parse()?, plan),
+        ["walk", control, sequence, first, root] => {
+            walk::run(control, sequence.parse()?, first.parse()?, root)
+        }
+        _ => Err("unknown command".into()),
+    }
+}

@@ -1,1 +1,175 @@
 //! Notes what is read, and on whose behalf.
+//!
+//! The recorder knows nothing of NBD and nothing of appliances. Whoever serves a disk reports each read;
+//! whoever drives the probe says, before and after, whose reads they are: the *tag*. What was read under
+//! a tag is handed out when the tag is taken off, so memory grows with the number of ranges under one
+//! tag, not with the number of requests, nor with the number of tags.
+
+use crate::range::{DiskOffset, DiskRange, RangeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Number of a guest disk: its place, counted from 1, in the order in which the images were given.
+pub type DiskNumber = u16;
+
+/// What reads are attributed to: an object's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(pub u32);
+
+/// What was read under one tag: of each disk, the bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recording {
+    disks: Vec<RangeSet<DiskOffset>>,
+}
+
+impl Recording {
+    /// Adds a range.
+    pub fn insert(&mut self, disk: DiskNumber, range: DiskRange) {
+        let index = usize::from(disk.saturating_sub(1));
+        if index >= self.disks.len() {
+            self.disks.resize_with(index + 1, RangeSet::new);
+        }
+        self.disks[index].insert(range);
+    }
+
+    /// The ranges, by disk and ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (DiskNumber, DiskRange)> + '_ {
+        (1..).zip(&self.disks).flat_map(|(disk, set)| set.iter().map(move |range| (disk, range)))
+    }
+
+    /// Whether nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.disks.iter().all(RangeSet::is_empty)
+    }
+
+    /// Number of bytes read, each counted once.
+    pub fn bytes(&self) -> u64 {
+        self.disks.iter().map(RangeSet::bytes).sum()
+    }
+
+    /// Whether every byte of `range` on `disk` was read.
+    pub fn contains(&self, disk: DiskNumber, range: DiskRange) -> bool {
+        let set = usize::from(disk).checked_sub(1).and_then(|index| self.disks.get(index));
+        set.map_or(range.is_empty(), |set| set.contains(range))
+    }
+
+    /// What was read here and is not in `other`.
+    pub fn difference(&self, other: &Self) -> Self {
+        let nothing = RangeSet::new();
+        let others = other.disks.iter().chain(std::iter::repeat(&nothing));
+        Self { disks: self.disks.iter().zip(others).map(|(mine, theirs)| mine.difference(theirs)).collect() }
+    }
+}
+
+impl Extend<(DiskNumber, DiskRange)> for Recording {
+    fn extend<I: IntoIterator<Item = (DiskNumber, DiskRange)>>(&mut self, ranges: I) {
+        for (disk, range) in ranges {
+            self.insert(disk, range);
+        }
+    }
+}
+
+impl FromIterator<(DiskNumber, DiskRange)> for Recording {
+    fn from_iter<I: IntoIterator<Item = (DiskNumber, DiskRange)>>(ranges: I) -> Self {
+        let mut recording = Self::default();
+        recording.extend(ranges);
+        recording
+    }
+}
+
+/// The current tag, and what has been read under it.
+///
+/// ```
+/// use virt_bmap::range::DiskRange;
+/// use virt_bmap::recorder::{Recorder, Tag};
+///
+/// let recorder = Recorder::new();
+/// recorder.switch(Some(Tag(7)));
+/// recorder.read(1, DiskRange::new(0, 512));
+/// recorder.read(1, DiskRange::new(512, 1024));
+/// let recording = recorder.switch(None);
+/// assert!(recording.iter().eq([(1, DiskRange::new(0, 1024))]));
+/// ```
+#[derive(Debug, Default)]
+pub struct Recorder {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tag: Option<Tag>,
+    current: Recording,
+    requests: u64,
+    bytes: u64,
+}
+
+impl Recorder {
+    /// A recorder with no tag set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Notes that `range` of `disk` has been asked for.
+    pub fn read(&self, disk: DiskNumber, range: DiskRange) {
+        let mut state = self.state();
+        state.current.insert(disk, range);
+        state.requests += 1;
+        state.bytes += range.len();
+    }
+
+    /// Sets another tag, or none, and returns what was read since the last change.
+    pub fn switch(&self, tag: Option<Tag>) -> Recording {
+        let mut state = self.state();
+        state.tag = tag;
+        std::mem::take(&mut state.current)
+    }
+
+    /// The current tag.
+    pub fn tag(&self) -> Option<Tag> {
+        self.state().tag
+    }
+
+    /// How many reads have been noted since the beginning, and of how many bytes: a sign of life.
+    pub fn totals(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.requests, state.bytes)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change, so a poisoned lock guards a sound state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_belong_to_the_tag_that_was_set_when_they_came() {
+        let recorder = Recorder::new();
+        recorder.read(1, DiskRange::new(0, 4));
+        assert_eq!(recorder.switch(Some(Tag(1))).bytes(), 4);
+        recorder.read(2, DiskRange::new(4, 8));
+        recorder.read(1, DiskRange::new(8, 9));
+        recorder.read(2, DiskRange::new(0, 4));
+        assert_eq!(recorder.tag(), Some(Tag(1)));
+        let first = recorder.switch(Some(Tag(2)));
+        assert!(first.iter().eq([(1, DiskRange::new(8, 9)), (2, DiskRange::new(0, 8))]));
+        assert!(recorder.switch(None).is_empty());
+        assert_eq!(recorder.totals(), (4, 13));
+    }
+
+    #[test]
+    fn the_difference_is_taken_disk_by_disk() {
+        let a: Recording = [(1, DiskRange::new(0, 8)), (3, DiskRange::new(0, 8))].into_iter().collect();
+        let b: Recording = [(1, DiskRange::new(2, 4)), (2, DiskRange::new(0, 8))].into_iter().collect();
+        let rest = a.difference(&b);
+        assert!(rest.iter().eq([
+            (1, DiskRange::new(0, 2)),
+            (1, DiskRange::new(4, 8)),
+            (3, DiskRange::new(0, 8))
+        ]));
+        assert!(b.contains(2, DiskRange::new(1, 2)) && !b.contains(9, DiskRange::new(1, 2)));
+        assert!(b.contains(9, DiskRange::new(1, 1)));
+    }
+}

@@ -1,0 +1,53 @@
+//! Turns off everything in the appliance that reads what nobody asked for.
+
+use crate::Fatal;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, open};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const BLOCK: &str = "/sys/block";
+
+/// Sets the readahead of each block device to zero and its scheduler to `none`, and forgets what is
+/// cached. Must come before the first mount: file systems copy the readahead setting when they are
+/// mounted.
+pub(crate) fn run() -> Result<(), Fatal> {
+    for device in devices()? {
+        let queue = device.join("queue");
+        // Devices stacked on others (dm, md) have no scheduler; loop and ram devices do not matter.
+        write(&queue.join("read_ahead_kb"), "0")?;
+        write(&queue.join("scheduler"), "none").ok();
+    }
+    drop_caches()
+}
+
+/// Has the kernel forget clean pages, directory entries and inodes.
+pub(crate) fn drop_caches() -> Result<(), Fatal> {
+    write(Path::new("/proc/sys/vm/drop_caches"), "3")
+}
+
+/// Of each disk the file that counts its requests under way.
+pub(crate) fn inflight_counters() -> Result<Vec<OwnedFd>, Fatal> {
+    let mut counters = Vec::new();
+    for device in devices()? {
+        // Stacked devices (dm-0, md0) have no `device` link; what they do ends up on a disk that has.
+        if device.join("device").exists() {
+            let path = device.join("inflight");
+            counters.push(open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+        }
+    }
+    Ok(counters)
+}
+
+fn devices() -> Result<Vec<PathBuf>, Fatal> {
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(BLOCK).map_err(|error| format!("{BLOCK}: {error}"))? {
+        devices.push(entry?.path());
+    }
+    devices.sort();
+    Ok(devices)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Fatal> {
+    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()).into())
+}

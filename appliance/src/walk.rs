@@ -1,0 +1,446 @@
+//! Reads each directory and file of a mounted file system, each under its own tag.
+//!
+//! The order of things is what makes the map exact. A file is opened, `fstat` and FIEMAP are called, all
+//! under no tag: that brings its inode and its extent tree into memory, so that the tagged read that
+//! follows fetches data and nothing else. To keep the number of round trips down, files are opened in
+//! batches; the open descriptors keep what was fetched in memory. A directory is listed under its tag
+//! before anything in it is looked up, while its blocks are not in memory yet.
+//!
+//! Paths are never put together: every step is relative to an open directory, so there is no limit on
+//! their length, and no symbolic link is followed.
+
+use crate::Fatal;
+use crate::buffer::{ALIGNMENT, AlignedBuffer};
+use crate::control::Control;
+use crate::pieces::{Piece, pieces};
+use crate::{fiemap, quiet};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    Advice, AtFlags, FileType, Mode, OFlags, RawDir, Stat, fadvise, fcntl_getfl, fcntl_setfl, fstat, fstatfs,
+    open, openat, statat,
+};
+use rustix::io::{Errno, pread};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use virt_bmap_agent::record::{
+    EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record, Trouble,
+};
+
+/// Files opened at a time. At most [`virt_bmap_agent::Verdict::CAPACITY`].
+const BATCH: usize = 256;
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Bytes of directory entries taken in at a time; more of a directory is listed in a further turn.
+const LISTING: usize = 1 << 20;
+
+/// Read errors in one file after which the rest of it is left alone.
+const ERRORS_PER_FILE: usize = 16;
+
+/// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
+const XFS: u64 = 0x5846_5342;
+
+const FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::NOATIME)
+    .union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
+const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Result<(), Fatal> {
+    // One descriptor is held for each level of the tree.
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
+    quiet::drop_caches()?;
+
+    let root = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
+    let stat = fstat(&root)?;
+    let statfs = fstatfs(&root)?;
+    let mut walker = Walker {
+        control: Control::open(control, sequence)?,
+        buffer: AlignedBuffer::new(CHUNK),
+        next: first,
+        device: stat.st_dev,
+        magic: statfs.f_type as u64,
+        has_direct: true,
+        has_fiemap: true,
+        links: HashMap::new(),
+        directories: HashSet::new(),
+    };
+    walker.control.put(&Record::Hello { version: virt_bmap_agent::VERSION });
+    walker.control.put(&Record::Filesystem(Filesystem {
+        magic: walker.magic,
+        block_size: statfs.f_bsize as u64,
+        blocks: statfs.f_blocks,
+        blocks_free: statfs.f_bfree,
+        files: statfs.f_files,
+        files_free: statfs.f_ffree,
+    }));
+    let id = walker.number()?;
+    walker.directories.insert(stat.st_ino);
+    walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
+    walker.descend(root, id)?;
+    walker.control.put(&Record::Done);
+    walker.control.flush()
+}
+
+struct Walker {
+    control: Control,
+    buffer: AlignedBuffer,
+    /// Number of the next object.
+    next: u32,
+    /// `st_dev` of the file system: others that are mounted below it are not entered.
+    device: u64,
+    magic: u64,
+    /// Until the file system says no.
+    has_direct: bool,
+    has_fiemap: bool,
+    /// Inode to number, of files with more than one name.
+    links: HashMap<u64, u32>,
+    /// Inodes of the directories seen, against loops in damaged file systems.
+    directories: HashSet<u64>,
+}
+
+/// A directory on the way from the root to where the walk is.
+struct Level {
+    place: OwnedFd,
+    id: u32,
+    /// Directories in it that have not been entered.
+    below: std::vec::IntoIter<(CString, u32)>,
+}
+
+/// A file of the current batch.
+struct OpenFile {
+    fd: OwnedFd,
+    id: u32,
+    name: CString,
+    /// What to read of it.
+    pieces: Vec<Piece>,
+}
+
+struct Entry {
+    name: CString,
+    kind: FileType,
+}
+
+impl Walker {
+    fn number(&mut self) -> Result<u32, Fatal> {
+        let id = self.next;
+        self.next = id.checked_add(1).ok_or("more objects than there are numbers")?;
+        Ok(id)
+    }
+
+    fn trouble(&mut self, operation: Operation, errno: Errno, parent: u32, name: &CStr, offset: u64) {
+        self.control.put(&Record::Trouble(Trouble {
+            operation,
+            errno: errno.raw_os_error(),
+            parent,
+            name: name.to_bytes().to_vec(),
+            offset,
+        }));
+    }
+
+    /// Visits a directory and all below it, without recursion: a tree may be deeper than any stack.
+    fn descend(&mut self, root: OwnedFd, id: u32) -> Result<(), Fatal> {
+        let below = self.directory(&root, id)?.into_iter();
+        let mut levels = vec![Level { place: root, id, below }];
+        while let Some(level) = levels.last_mut() {
+            let parent = level.id;
+            let Some((name, id)) = level.below.next() else {
+                levels.pop();
+                continue;
+            };
+            match openat(&level.place, &name, PLACE, Mode::empty()) {
+                Ok(place) => {
+                    let below = self.directory(&place, id)?.into_iter();
+                    levels.push(Level { place, id, below });
+                }
+                Err(errno) => self.trouble(Operation::Open, errno, parent, &name, 0),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists one directory under its tag and reads the files in it; returns the directories in it.
+    fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
+        let open = || openat(place, c".", DIRECTORY, Mode::empty());
+        let mut below = Vec::new();
+        let mut stream = None;
+        if self.magic != XFS {
+            match open() {
+                Ok(fd) => {
+                    if let Ok(Some(extents)) = self.extents(&fd) {
+                        self.put_extents(id, &extents);
+                    }
+                    stream = Some(fd);
+                }
+                Err(errno) => {
+                    self.trouble(Operation::Open, errno, id, c"", 0);
+                    return Ok(below);
+                }
+            }
+        }
+        let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
+        loop {
+            self.control.settle()?;
+            self.control.tag(id, false)?;
+            let listed = match &stream {
+                Some(stream) => list(stream, &mut memory),
+                None => match open() {
+                    Ok(fd) => list(stream.insert(fd), &mut memory),
+                    Err(errno) => Listed { entries: Vec::new(), end: Err(errno) },
+                },
+            };
+            self.control.settle()?;
+            self.control.tag(0, false)?;
+            if let Some(stream) = &stream {
+                for batch in listed.entries.chunks(BATCH) {
+                    self.batch(stream.as_fd(), id, batch, &mut below)?;
+                }
+            }
+            match listed.end {
+                Ok(true) => return Ok(below),
+                Ok(false) => {}
+                Err(errno) => {
+                    self.trouble(Operation::List, errno, id, c"", 0);
+                    return Ok(below);
+                }
+            }
+        }
+    }
+
+    /// Looks some entries of a directory up and reads the files among them.
+    fn batch(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        parent: u32,
+        entries: &[Entry],
+        below: &mut Vec<(CString, u32)>,
+    ) -> Result<(), Fatal> {
+        let mut files = Vec::new();
+        for Entry { name, kind } in entries {
+            let kind = match kind {
+                FileType::Unknown => match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    Err(errno) => {
+                        self.trouble(Operation::Stat, errno, parent, name, 0);
+                        continue;
+                    }
+                },
+                kind => *kind,
+            };
+            match kind {
+                FileType::Directory => {
+                    if let Some(id) = self.find_directory(directory, parent, name)? {
+                        below.push((name.clone(), id));
+                    }
+                }
+                FileType::RegularFile => files.extend(self.find_file(directory, parent, name)?),
+                _ => {}
+            }
+        }
+        files.retain(|file| !file.pieces.is_empty());
+        if files.is_empty() {
+            return Ok(());
+        }
+        self.control.settle()?;
+        for file in &files {
+            self.control.tag(file.id, false)?;
+            self.read(file, parent)?;
+        }
+        self.control.settle()?;
+        self.control.put(&Record::Tag { id: 0, afresh: false });
+        let again = self.control.verdict()?.again;
+        if !again.is_empty() {
+            for file in files.iter().filter(|file| again.contains(&file.id)) {
+                self.control.tag(file.id, true)?;
+                self.read(file, parent)?;
+                self.control.settle()?;
+            }
+            self.control.tag(0, false)?;
+        }
+        Ok(())
+    }
+
+    fn find_directory(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        parent: u32,
+        name: &CStr,
+    ) -> Result<Option<u32>, Fatal> {
+        let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(errno) => {
+                self.trouble(Operation::Stat, errno, parent, name, 0);
+                return Ok(None);
+            }
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || stat.st_dev != self.device {
+            return Ok(None);
+        }
+        if !self.directories.insert(stat.st_ino) {
+            self.trouble(Operation::Loop, Errno::LOOP, parent, name, 0);
+            return Ok(None);
+        }
+        let id = self.number()?;
+        self.control.put(&object(id, parent, ObjectKind::Directory, &stat, name.to_bytes()));
+        Ok(Some(id))
+    }
+
+    fn find_file(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        parent: u32,
+        name: &CStr,
+    ) -> Result<Option<OpenFile>, Fatal> {
+        let fd = match self.open_file(directory, name) {
+            Ok(fd) => fd,
+            Err(errno) => {
+                self.trouble(Operation::Open, errno, parent, name, 0);
+                return Ok(None);
+            }
+        };
+        let stat = fstat(&fd)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_dev != self.device {
+            return Ok(None);
+        }
+        if stat.st_nlink > 1
+            && let Some(&id) = self.links.get(&stat.st_ino)
+        {
+            self.control.put(&Record::Link { id, parent, name: name.to_bytes().to_vec() });
+            return Ok(None);
+        }
+        let id = self.number()?;
+        if stat.st_nlink > 1 {
+            self.links.insert(stat.st_ino, id);
+        }
+        let extents = match self.extents(&fd) {
+            Ok(extents) => extents,
+            Err(errno) => {
+                self.trouble(Operation::Fiemap, errno, parent, name, 0);
+                None
+            }
+        };
+        self.control.put(&object(id, parent, ObjectKind::File, &stat, name.to_bytes()));
+        if let Some(extents) = &extents {
+            self.put_extents(id, extents);
+        }
+        let pieces = pieces(&fd, &stat, extents.as_deref());
+        Ok(Some(OpenFile { fd, id, name: name.to_owned(), pieces }))
+    }
+
+    /// Opens a file to be read past the page cache, where the file system can do that.
+    fn open_file(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+        if self.has_direct {
+            match openat(directory, name, FILE | OFlags::DIRECT, Mode::empty()) {
+                Err(Errno::INVAL) => self.has_direct = false,
+                other => return other,
+            }
+        }
+        let fd = openat(directory, name, FILE, Mode::empty())?;
+        fadvise(&fd, 0, None, Advice::Random).ok();
+        Ok(fd)
+    }
+
+    fn extents(&mut self, fd: &OwnedFd) -> Result<Option<Vec<Extent>>, Errno> {
+        if self.has_fiemap { fiemap::extents(fd) } else { Ok(None) }
+    }
+
+    fn put_extents(&mut self, id: u32, extents: &[Extent]) {
+        if extents.is_empty() {
+            self.control.put(&Record::Extents { id, extents: Vec::new() });
+        }
+        for extents in extents.chunks(EXTENTS_PER_RECORD) {
+            self.control.put(&Record::Extents { id, extents: extents.to_vec() });
+        }
+    }
+
+    fn read(&mut self, file: &OpenFile, parent: u32) -> Result<(), Fatal> {
+        let mut errors = 0;
+        for piece in &file.pieces {
+            let mut at = piece.start;
+            while at < piece.end {
+                let left = usize::try_from(piece.end - at).unwrap_or(usize::MAX);
+                let want = left.min(CHUNK).next_multiple_of(ALIGNMENT);
+                match pread(&file.fd, &mut self.buffer[..want], at) {
+                    Ok(0) => break,
+                    Ok(got) => at += got as u64,
+                    Err(Errno::INTR) => {}
+                    // The file system has O_DIRECT, but not for this file.
+                    Err(Errno::INVAL) if fcntl_getfl(&file.fd)?.contains(OFlags::DIRECT) => {
+                        fcntl_setfl(&file.fd, fcntl_getfl(&file.fd)? - OFlags::DIRECT)?;
+                    }
+                    Err(errno) => {
+                        self.trouble(Operation::Read, errno, parent, &file.name, at);
+                        errors += 1;
+                        if errors == ERRORS_PER_FILE {
+                            return Ok(());
+                        }
+                        at += want as u64;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn object(id: u32, parent: u32, kind: ObjectKind, stat: &Stat, name: &[u8]) -> Record {
+    let time =
+        |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+    Record::Object(Object {
+        id,
+        parent,
+        kind,
+        inode: stat.st_ino,
+        size: stat.st_size as u64,
+        allocated: (stat.st_blocks as u64).saturating_mul(512),
+        links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        mode: stat.st_mode,
+        modified: time(stat.st_mtime, stat.st_mtime_nsec as i64),
+        changed: time(stat.st_ctime, stat.st_ctime_nsec as i64),
+        name: name.to_vec(),
+    })
+}
+
+/// What one turn of listing gave.
+struct Listed {
+    entries: Vec<Entry>,
+    /// Whether the directory has come to its end.
+    end: Result<bool, Errno>,
+}
+
+/// Takes in at most about [`LISTING`] bytes of entries.
+fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    let mut raw = RawDir::new(stream, memory);
+    let end = loop {
+        // A turn ends only where the kernel's buffer does, so that no entry is lost.
+        if bytes >= LISTING && raw.is_buffer_empty() {
+            break Ok(false);
+        }
+        match raw.next() {
+            None => break Ok(true),
+            Some(Err(Errno::INTR)) => {}
+            Some(Err(errno)) => break Err(errno),
+            Some(Ok(entry)) => {
+                let name = entry.file_name();
+                bytes += name.to_bytes().len() + 32;
+                // A damaged file system may hold names that lead elsewhere.
+                let escapes =
+                    matches!(name.to_bytes(), b"" | b"." | b"..") || name.to_bytes().contains(&b'/');
+                if !escapes {
+                    entries.push(Entry { name: name.to_owned(), kind: entry.file_type() });
+                }
+            }
+        }
+    };
+    Listed { entries, end }
+}

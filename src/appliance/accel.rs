@@ -1,0 +1,205 @@
+//! Whether KVM is of use on this host.
+//!
+//! That `/dev/kvm` can be opened says little. There are hosts on which qemu aborts as soon as it uses it,
+//! and hosts whose KVM emulates every instruction and is a thousand times too slow without any error;
+//! neither qemu nor libguestfs falls back from those. What tells is time: a ROM of 64 KiB
+//! (`kvm-probe.S`) enters long mode, counts to 100 million and leaves through qemu's `isa-debug-exit`
+//! device. The very qemu and CPU model of the appliance run it; real hardware needs a tenth of a second.
+//! The answer is kept until the next boot.
+
+use crate::process;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// What the user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acceleration {
+    /// KVM if it really runs code, else emulation.
+    #[default]
+    Auto,
+    /// KVM, whatever the probe would say.
+    Kvm,
+    /// Emulation (qemu's TCG).
+    Tcg,
+}
+
+/// What was decided, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The appliance runs on KVM.
+    Kvm,
+    /// The appliance is emulated.
+    Tcg {
+        /// Why not KVM; empty where emulation was asked for.
+        because: String,
+    },
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kvm => write!(f, "KVM"),
+            Self::Tcg { because } if because.is_empty() => write!(f, "emulation"),
+            Self::Tcg { because } => write!(f, "emulation, because {because}"),
+        }
+    }
+}
+
+/// The CPU model that libguestfs gives its appliance on x86.
+const CPU: &str = "max,la57=off";
+
+/// How long the ROM may run.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// The ROM's first bytes; `kvm-probe.S` is the source.
+const ROM_HEAD: &[u8] = include_bytes!("kvm-probe.bin");
+const ROM_SIZE: usize = 64 << 10;
+/// Where the processor starts: a far jump to the beginning of the ROM.
+const RESET_VECTOR: usize = ROM_SIZE - 16;
+const JUMP: [u8; 5] = [0xea, 0x00, 0x00, 0x00, 0xf0];
+/// `isa-debug-exit` turns the byte 0x10, written by the ROM, into `(0x10 << 1) | 1`.
+const EXIT_CODE: i32 = 33;
+
+/// Decides how to run the appliance with `qemu`.
+pub fn decide(wanted: Acceleration, qemu: &Path) -> Decision {
+    match wanted {
+        Acceleration::Kvm => Decision::Kvm,
+        Acceleration::Tcg => Decision::Tcg { because: String::new() },
+        Acceleration::Auto => match usable(qemu) {
+            Ok(()) => Decision::Kvm,
+            Err(because) => Decision::Tcg { because },
+        },
+    }
+}
+
+fn usable(qemu: &Path) -> Result<(), String> {
+    let device = Path::new("/dev/kvm");
+    if let Err(error) = OpenOptions::new().read(true).write(true).open(device) {
+        return Err(match error.kind() {
+            std::io::ErrorKind::NotFound => "there is no /dev/kvm".into(),
+            _ => format!("/dev/kvm cannot be opened: {error}"),
+        });
+    }
+    if !cfg!(target_arch = "x86_64") {
+        // The ROM is x86 code; elsewhere the launch itself has to tell.
+        return Ok(());
+    }
+    let cache = cache_file(qemu, device);
+    if let Some(answer) = cache.as_deref().and_then(|path| fs::read_to_string(path).ok()) {
+        return if answer.is_empty() { Ok(()) } else { Err(answer) };
+    }
+    let answer = run_rom(qemu);
+    if let Some(path) = cache {
+        // Only a convenience: without it the next run asks again.
+        let text = answer.as_ref().err().map_or("", String::as_str);
+        let _ = path.parent().map(fs::create_dir_all);
+        let _ = crate::process::write_private(&path, text.as_bytes());
+    }
+    answer
+}
+
+fn run_rom(qemu: &Path) -> Result<(), String> {
+    let rom = rom_file().map_err(|error| format!("the KVM probe could not be written: {error}"))?;
+    let mut command = Command::new(qemu);
+    command
+        .args(["-machine", "pc,accel=kvm", "-cpu", CPU, "-m", "32", "-bios"])
+        .arg(rom.path())
+        .args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-serial", "none", "-monitor", "none"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+        .stdin(Stdio::null());
+    match process::run(&mut command, DEADLINE) {
+        Ok(output) if output.status.code() == Some(EXIT_CODE) => Ok(()),
+        Ok(output) => Err(format!("qemu does not get on with this host's KVM ({})", output.status)),
+        Err(process::RunError::Deadline(_)) => Err("this host's KVM hardly gets on: it emulates".into()),
+        Err(error) => Err(format!("qemu could not be asked: {error}")),
+    }
+}
+
+fn rom() -> Vec<u8> {
+    let mut rom = vec![0; ROM_SIZE];
+    rom[..ROM_HEAD.len()].copy_from_slice(ROM_HEAD);
+    rom[RESET_VECTOR..RESET_VECTOR + JUMP.len()].copy_from_slice(&JUMP);
+    rom
+}
+
+fn rom_file() -> std::io::Result<tempfile::NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix("virt-bmap-kvm-").suffix(".rom").tempfile()?;
+    file.write_all(&rom())?;
+    Ok(file)
+}
+
+/// Where the answer for this qemu, this `/dev/kvm` and this boot is kept.
+fn cache_file(qemu: &Path, device: &Path) -> Option<PathBuf> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let qemu = File::open(qemu).ok()?.metadata().ok()?;
+    let device = fs::metadata(device).ok()?;
+    let name = format!("kvm-{}-{}-{}-{}", boot.trim(), qemu.ino(), qemu.mtime(), device.ino());
+    Some(cache_directory()?.join(name))
+}
+
+fn cache_directory() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("virt-bmap-rs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emulation_on_request_needs_no_probe() {
+        let decision = decide(Acceleration::Tcg, Path::new("/nonexistent"));
+        assert_eq!(decision.to_string(), "emulation");
+    }
+
+    /// The same ROM under emulation shows that it is sound: only KVM can then be the reason of a "no".
+    #[test]
+    fn the_rom_runs_under_emulation() {
+        let rom = rom_file().unwrap();
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-machine", "pc,accel=tcg", "-cpu", CPU, "-m", "32", "-bios"]).arg(rom.path()).args(
+            "-display none -nodefaults -no-user-config -no-reboot -serial none -monitor none \
+             -device isa-debug-exit,iobase=0xf4,iosize=1"
+                .split(' ')
+                .filter(|word| !word.is_empty()),
+        );
+        match process::run(&mut command, Duration::from_secs(20)) {
+            Ok(output) => assert_eq!(output.status.code(), Some(EXIT_CODE)),
+            Err(error) => {
+                assert!(std::env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none(), "{error}");
+                eprintln!("SKIPPED: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_rom_is_what_its_source_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let (object, binary) = (directory.path().join("o"), directory.path().join("rom"));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/appliance/kvm-probe.S");
+        let assembled = Command::new("as")
+            .args(["--defsym", "LOOPS=100000000", "-o"])
+            .args([&object, &source])
+            .status()
+            .is_ok_and(|status| status.success());
+        if !assembled {
+            assert!(std::env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none(), "no assembler (binutils)");
+            eprintln!("SKIPPED: no assembler for x86 (binutils)");
+            return;
+        }
+        let status = Command::new("ld")
+            .args(["-Ttext=0", "--oformat", "binary", "-e", "0", "-o"])
+            .args([&binary, &object])
+            .status()
+            .unwrap();
+        assert!(status.success());
+        assert!(fs::read(&binary).unwrap() == rom());
+    }
+}

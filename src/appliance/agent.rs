@@ -1,0 +1,92 @@
+//! Uploads the probe agent into the appliance and runs it there.
+
+use super::{Appliance, CallError};
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+/// The agent, a static program; see `build.rs`.
+const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
+/// Where libguestfs puts what is uploaded under this name.
+const AGENT_NAME: &str = "virt-bmap-agent";
+const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
+const PLAN_NAME: &str = "virt-bmap-plan";
+const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
+/// Where libguestfs mounts the guest's `/`.
+const SYSROOT: &str = "/sysroot";
+
+/// Why the agent did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// What is to be uploaded could not be written to a temporary file.
+    #[error("cannot write a temporary file")]
+    Temporary(#[source] io::Error),
+    /// It could not be uploaded.
+    #[error("cannot upload the probe agent")]
+    Upload(#[source] CallError),
+    /// It ended in failure.
+    #[error("the probe agent failed")]
+    Run(#[source] CallError),
+}
+
+/// Pieces of devices to be read, each under a tag.
+#[derive(Clone, Debug, Default)]
+pub struct ReadPlan {
+    lines: String,
+}
+
+impl ReadPlan {
+    /// Adds a piece: `length` bytes of `device` from `offset`.
+    pub fn push(&mut self, tag: u32, device: &str, offset: u64, length: u64) {
+        let _ = writeln!(self.lines, "{tag} {device} {offset} {length}");
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+}
+
+impl Appliance {
+    /// Uploads the agent and has it turn off all that reads ahead.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn start_agent(&self) -> Result<(), AgentError> {
+        self.upload(AGENT, AGENT_NAME, 0o755)?;
+        self.run("quiet").map(drop)
+    }
+
+    /// What the appliance's kernel knows of some block devices, a line each.
+    pub(super) fn describe(&self, devices: &[&str]) -> Result<String, AgentError> {
+        self.run(&format!("devices {}", devices.join(" ")))
+    }
+
+    /// Reads pieces of devices. `sequence` is the number of the next frame.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn read_devices(&self, sequence: u32, plan: &ReadPlan) -> Result<(), AgentError> {
+        self.upload(plan.lines.as_bytes(), PLAN_NAME, 0o644)?;
+        self.run(&format!("read {} {sequence} {PLAN_PATH}", self.control)).map(drop)
+    }
+
+    /// Reads every directory and file of what is mounted as `/`. `first` is the number of the first
+    /// object.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn walk(&self, sequence: u32, first: u32) -> Result<(), AgentError> {
+        self.run(&format!("walk {} {sequence} {first} {SYSROOT}", self.control)).map(drop)
+    }
+
+    fn upload(&self, bytes: &[u8], name: &str, mode: i32) -> Result<(), AgentError> {
+        let mut file = tempfile::NamedTempFile::new().map_err(AgentError::Temporary)?;
+        file.write_all(bytes).map_err(AgentError::Temporary)?;
+        let path = file.path().to_string_lossy();
+        self.call(|g| g.debug_upload(&path, name, mode)).map_err(AgentError::Upload)
+    }
+
+    fn run(&self, arguments: &str) -> Result<String, AgentError> {
+        self.shell(&format!("{AGENT_PATH} {arguments}")).map_err(AgentError::Run)
+    }
+}

@@ -1,0 +1,228 @@
+//! The libguestfs handle: what the `guestfs` crate has, and the little of the C library that it lacks.
+//!
+//! The crate offers neither error handlers nor event call-backs. Without the first, libguestfs prints
+//! every failed call to standard error itself; without the second, the appliance's console, which says
+//! why it died, is lost. Both need the C handle, which the crate keeps to itself.
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A call into libguestfs that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// What libguestfs says, control characters escaped; it may quote what the appliance said.
+    pub message: String,
+}
+
+/// The last lines of the appliance's console, qemu's own messages among them.
+#[derive(Debug, Default)]
+pub struct Console {
+    lines: Mutex<ConsoleLines>,
+}
+
+#[derive(Debug, Default)]
+struct ConsoleLines {
+    whole: VecDeque<String>,
+    /// Bytes of a line whose end has not come.
+    partial: Vec<u8>,
+}
+
+/// Lines of the console that are kept.
+const CONSOLE_LINES: usize = 20;
+/// A line longer than this is cut.
+const CONSOLE_WIDTH: usize = 400;
+
+impl Console {
+    fn append(&self, text: &[u8]) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        for byte in text {
+            if *byte == b'\n' || *byte == b'\r' {
+                lines.end_line();
+            } else if lines.partial.len() < CONSOLE_WIDTH {
+                lines.partial.push(*byte);
+            }
+        }
+    }
+
+    /// The last lines, oldest first, fit for a terminal.
+    pub fn tail(&self) -> Vec<String> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.end_line();
+        lines.whole.iter().cloned().collect()
+    }
+}
+
+impl ConsoleLines {
+    fn end_line(&mut self) {
+        let line = printable(&std::mem::take(&mut self.partial));
+        if !line.trim().is_empty() {
+            self.whole.push_back(line);
+            while self.whole.len() > CONSOLE_LINES {
+                self.whole.pop_front();
+            }
+        }
+    }
+}
+
+/// Text from the appliance, fit for a terminal: what is no printable character is escaped.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for c in String::from_utf8_lossy(bytes).chars() {
+        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
+}
+
+#[allow(unsafe_code)]
+mod ffi {
+    use super::{c_char, c_int, c_void};
+
+    pub(super) type EventCallback = unsafe extern "C" fn(
+        g: *mut c_void,
+        opaque: *mut c_void,
+        event: u64,
+        event_handle: c_int,
+        flags: c_int,
+        buf: *const c_char,
+        buf_len: usize,
+        array: *const u64,
+        array_len: usize,
+    );
+
+    /// `GUESTFS_EVENT_APPLIANCE`: text on the appliance's console.
+    pub(super) const EVENT_APPLIANCE: u64 = 0x10;
+
+    // From <guestfs.h>; the `guestfs` crate links the library.
+    unsafe extern "C" {
+        pub(super) fn guestfs_last_error(g: *mut c_void) -> *const c_char;
+        pub(super) fn guestfs_set_error_handler(
+            g: *mut c_void,
+            callback: Option<unsafe extern "C" fn(*mut c_void, *mut c_void, *const c_char)>,
+            opaque: *mut c_void,
+        );
+        pub(super) fn guestfs_set_event_callback(
+            g: *mut c_void,
+            callback: EventCallback,
+            event_bitmask: u64,
+            flags: c_int,
+            opaque: *mut c_void,
+        ) -> c_int;
+    }
+}
+
+/// An open libguestfs handle. Stays on the thread that made it.
+pub(crate) struct Handle {
+    // Dropped first: closing the handle may still call the call-back.
+    guestfs: guestfs::Handle,
+    console: Arc<Console>,
+}
+
+impl Handle {
+    /// Makes a handle that reports errors only through results. `echo`: the console goes to standard
+    /// error as well.
+    pub(crate) fn create(console: Arc<Console>, echo: bool) -> Result<Self, CallError> {
+        // Closing at exit would happen on another thread than the one that is in a call.
+        let flags = guestfs::CreateFlags::new().create_no_close_on_exit_flag(true);
+        let guestfs = guestfs::Handle::create_flags(flags)
+            .map_err(|_| CallError { message: "libguestfs cannot make a handle".into() })?;
+        let handle = Self { guestfs, console };
+        #[allow(unsafe_code)]
+        // SAFETY: the handle is open; no handler needs no data.
+        unsafe {
+            ffi::guestfs_set_error_handler(handle.raw(), None, std::ptr::null_mut());
+        }
+        if !echo {
+            #[allow(unsafe_code)]
+            // SAFETY: the call-back takes the pointer for a `Console`, which `handle.console` keeps alive
+            // until the handle has been closed.
+            unsafe {
+                let opaque = Arc::as_ptr(&handle.console).cast_mut().cast();
+                ffi::guestfs_set_event_callback(handle.raw(), on_console, ffi::EVENT_APPLIANCE, 0, opaque);
+            }
+        }
+        Ok(handle)
+    }
+
+    /// Calls into libguestfs. A panic in the binding (it takes every message for UTF-8) is an error.
+    pub(crate) fn call<T>(
+        &self,
+        call: impl FnOnce(&guestfs::Handle) -> Result<T, guestfs::Error>,
+    ) -> Result<T, CallError> {
+        match catch_unwind(AssertUnwindSafe(|| call(&self.guestfs))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(guestfs::Error::API(_))) | Err(_) => Err(CallError { message: self.last_error() }),
+            Ok(Err(other)) => Err(CallError { message: format!("{other:?}") }),
+        }
+    }
+
+    fn last_error(&self) -> String {
+        #[allow(unsafe_code)]
+        // SAFETY: the handle is open; the text belongs to it until its next call and is copied here.
+        let message = unsafe {
+            let text = ffi::guestfs_last_error(self.raw());
+            if text.is_null() { None } else { Some(printable(CStr::from_ptr(text).to_bytes())) }
+        };
+        message.unwrap_or_else(|| "libguestfs gives no reason".into())
+    }
+
+    /// The C handle.
+    fn raw(&self) -> *mut c_void {
+        const { assert!(size_of::<guestfs::Handle>() == size_of::<*mut c_void>()) };
+        #[allow(unsafe_code)]
+        // SAFETY: `guestfs::Handle` is a struct with one field, the C pointer; being of a pointer's size,
+        // as asserted, that is all it is.
+        unsafe {
+            std::mem::transmute_copy(&self.guestfs)
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" fn on_console(
+    _g: *mut c_void,
+    opaque: *mut c_void,
+    _event: u64,
+    _event_handle: c_int,
+    _flags: c_int,
+    buf: *const c_char,
+    buf_len: usize,
+    _array: *const u64,
+    _array_len: usize,
+) {
+    if buf.is_null() {
+        return;
+    }
+    // SAFETY: `opaque` is what `Handle::create` gave, a `Console` that outlives the handle; libguestfs
+    // passes `buf_len` bytes that are valid during the call.
+    let (console, text) =
+        unsafe { (&*opaque.cast::<Console>(), std::slice::from_raw_parts(buf.cast::<u8>(), buf_len)) };
+    console.append(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_console_keeps_its_last_lines_and_no_control_codes() {
+        let console = Console::default();
+        for number in 0..30 {
+            console.append(format!("line {number}\r\n").as_bytes());
+        }
+        console.append(b"\x1b[2Jpart");
+        let tail = console.tail();
+        assert_eq!(tail.len(), CONSOLE_LINES);
+        assert_eq!(tail.last().unwrap(), "\\u{1b}[2Jpart");
+        assert_eq!(tail[0], "line 11");
+    }
+
+    #[test]
+    fn errors_come_back_as_results() {
+        let handle = Handle::create(Arc::default(), false).unwrap();
+        let error = handle.call(guestfs::Handle::list_devices).unwrap_err();
+        assert!(error.message.contains("launch"), "{error}");
+    }
+}

@@ -1,0 +1,220 @@
+//! The guest session: a libguestfs appliance with the guest's disks, and what is done in it.
+//!
+//! libguestfs is synchronous, and its handle stays on one thread. An [`Appliance`] is therefore made and
+//! used on a thread of its own; from elsewhere it can only be ended, through a [`KillSwitch`].
+
+pub mod accel;
+mod agent;
+mod handle;
+mod inventory;
+mod kill;
+
+pub use accel::{Acceleration, Decision};
+pub use agent::{AgentError, ReadPlan};
+pub use handle::{CallError, Console};
+pub(crate) use inventory::device_number;
+pub use inventory::{BlockDevice, DeviceKind, DeviceNumber, DmTarget, Filesystem, Inventory};
+pub use kill::KillSwitch;
+
+use handle::Handle;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How to launch.
+#[derive(Clone, Debug, Default)]
+pub struct LaunchOptions {
+    /// KVM or emulation.
+    pub acceleration: Acceleration,
+    /// Memory in MiB; `None`: what libguestfs thinks fit.
+    pub memsize: Option<u32>,
+    /// Number of virtual processors; `None`: one.
+    pub smp: Option<u32>,
+    /// Have libguestfs and the appliance's kernel say what they do, on standard error.
+    pub verbose: bool,
+    /// Have libguestfs print each of its calls to standard error.
+    pub trace: bool,
+}
+
+/// Why there is no running appliance.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// libguestfs did not accept an option.
+    #[error("libguestfs: {what}")]
+    Configure {
+        /// What was being set.
+        what: &'static str,
+        /// What libguestfs says.
+        #[source]
+        source: CallError,
+    },
+    /// The appliance did not come up.
+    #[error("the libguestfs appliance did not come up{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+    Launch {
+        /// What may help.
+        hint: Option<String>,
+        /// The last lines of its console.
+        console: Vec<String>,
+        /// What libguestfs says.
+        #[source]
+        source: CallError,
+    },
+}
+
+/// A running appliance.
+pub struct Appliance {
+    handle: Handle,
+    console: Arc<Console>,
+    /// The disk that is the agent's way out, as the appliance names it.
+    control: String,
+}
+
+/// Serial number of the control disk; libguestfs makes it a name in `/dev/disk/guestfs`.
+const CONTROL_LABEL: &str = "control";
+
+/// libguestfs's own word for "there is nothing mounted and nothing to wait for".
+impl Appliance {
+    /// Launches an appliance whose disks are exports of the NBD server at `socket`: `disks`, in order, and
+    /// `control`. With KVM, an appliance that dies while it comes up is tried once more under emulation.
+    ///
+    /// `announce` is told how the appliance is about to run, once for each try.
+    ///
+    /// # Errors
+    /// [`LaunchError`], with the last lines of the console.
+    pub fn launch(
+        options: &LaunchOptions,
+        socket: &Path,
+        disks: &[String],
+        control: &str,
+        mut announce: impl FnMut(&Decision),
+    ) -> Result<Self, LaunchError> {
+        let qemu = {
+            let handle = Handle::create(Arc::default(), true).map_err(configure("create"))?;
+            PathBuf::from(handle.call(guestfs::Handle::get_hv).map_err(configure("get_hv"))?)
+        };
+        let decision = accel::decide(options.acceleration, &qemu);
+        announce(&decision);
+        match Self::launch_once(options, &decision, socket, disks, control) {
+            Err(LaunchError::Launch { source, .. })
+                if decision == Decision::Kvm && options.acceleration == Acceleration::Auto =>
+            {
+                let because = format!("the appliance died under KVM ({source})");
+                let decision = Decision::Tcg { because };
+                announce(&decision);
+                Self::launch_once(options, &decision, socket, disks, control)
+            }
+            result => result,
+        }
+    }
+
+    fn launch_once(
+        options: &LaunchOptions,
+        decision: &Decision,
+        socket: &Path,
+        disks: &[String],
+        control: &str,
+    ) -> Result<Self, LaunchError> {
+        let console: Arc<Console> = Arc::default();
+        let handle = Handle::create(console.clone(), options.verbose).map_err(configure("create"))?;
+        let set = |what, call: &dyn Fn(&guestfs::Handle) -> Result<(), guestfs::Error>| {
+            handle.call(call).map_err(configure(what))
+        };
+        set("set_verbose", &|g| g.set_verbose(options.verbose))?;
+        set("set_trace", &|g| g.set_trace(options.trace))?;
+        if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
+            // The default may be libvirt, which would keep our socket from qemu by SELinux or AppArmor.
+            set("set_backend", &|g| g.set_backend("direct"))?;
+        }
+        if let Decision::Tcg { .. } = decision {
+            set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
+            // qemu emulates `rep movsb` byte by byte: a kernel that believes in fast strings copies at
+            // less than half the speed.
+            set("set_append", &|g| g.set_append(Some("clearcpuid=erms,fsrm")))?;
+        }
+        if let Some(memsize) = options.memsize {
+            let memsize = i32::try_from(memsize).unwrap_or(i32::MAX);
+            set("set_memsize", &|g| g.set_memsize(memsize))?;
+        }
+        if let Some(smp) = options.smp {
+            let smp = i32::try_from(smp).unwrap_or(i32::MAX);
+            set("set_smp", &|g| g.set_smp(smp))?;
+        }
+        let server = format!("unix:{}", socket.display());
+        let server = [server.as_str()];
+        let drive = |label| guestfs::AddDriveOptArgs {
+            // Never "readonly": that would put an overlay of qemu's between the appliance and our server,
+            // and reads of blocks that were written there would not reach us.
+            readonly: Some(false),
+            format: Some("raw"),
+            iface: None,
+            name: None,
+            label,
+            protocol: Some("nbd"),
+            server: Some(&server),
+            username: None,
+            secret: None,
+            cachemode: None,
+            discard: None,
+            copyonread: None,
+        };
+        for disk in disks {
+            set("add_drive", &|g| g.add_drive(disk, drive(None)))?;
+        }
+        set("add_drive", &|g| g.add_drive(control, drive(Some(CONTROL_LABEL))))?;
+        handle.call(guestfs::Handle::launch).map_err(|source| LaunchError::Launch {
+            hint: launch_hint(),
+            console: console.tail(),
+            source,
+        })?;
+        Ok(Self { handle, console, control: format!("/dev/disk/guestfs/{CONTROL_LABEL}") })
+    }
+
+    /// The last lines of the appliance's console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Calls into libguestfs.
+    ///
+    /// # Errors
+    /// What libguestfs says.
+    pub fn call<T>(
+        &self,
+        call: impl FnOnce(&guestfs::Handle) -> Result<T, guestfs::Error>,
+    ) -> Result<T, CallError> {
+        self.handle.call(call)
+    }
+
+    /// Runs a shell command in the appliance and returns its standard output.
+    ///
+    /// # Errors
+    /// A command that fails, with its standard error.
+    pub fn shell(&self, command: &str) -> Result<String, CallError> {
+        self.call(|g| g.debug("sh", &[command]))
+    }
+}
+
+fn configure(what: &'static str) -> impl Fn(CallError) -> LaunchError {
+    move |source| LaunchError::Configure { what, source }
+}
+
+/// The most frequent reason for an appliance that cannot be built.
+fn launch_hint() -> Option<String> {
+    if std::env::var_os("SUPERMIN_KERNEL").is_some() {
+        return None;
+    }
+    let kernels: Vec<PathBuf> = std::fs::read_dir("/boot")
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
+        .collect();
+    if kernels.is_empty() {
+        return Some("there is no kernel in /boot for it: install one (Debian: linux-image-amd64)".into());
+    }
+    if kernels.iter().any(|kernel| std::fs::File::open(kernel).is_ok()) {
+        return None;
+    }
+    Some(format!(
+        "the kernels in /boot cannot be read by this user: `sudo chmod 0644 {}`, or set SUPERMIN_KERNEL",
+        kernels[0].display()
+    ))
+}

@@ -1,0 +1,222 @@
+//! The server: accepts connections, leads each through its phases, and stops them all.
+
+use super::export::Exports;
+use super::limits::{Budget, Limits};
+use super::negotiation::{Peer, negotiate};
+use super::protocol::option_name;
+use super::transmission::Transmission;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::{Instrument, debug, debug_span, error, warn};
+
+/// An NBD server. Needs a tokio runtime with its time and I/O drivers enabled.
+pub struct Server {
+    exports: Exports,
+    limits: Limits,
+    connections: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// Why a connection ended otherwise than the protocol has it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The stream failed.
+    #[error("the NBD client cannot be reached")]
+    Io(#[from] io::Error),
+    /// The stream ended in the middle of something.
+    #[error("the NBD client vanished in the middle of a message")]
+    Vanished,
+    /// No export was chosen in [`Limits::handshake`].
+    #[error("the NBD client chose no export within {limit:?}")]
+    HandshakeTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The client set handshake flags that this server did not offer.
+    #[error("the NBD client set unknown handshake flags ({flags:#x})")]
+    ClientFlags {
+        /// All that it set.
+        flags: u32,
+    },
+    /// An option does not begin as it should.
+    #[error("the NBD client sent {magic:#018x} where an option should begin")]
+    OptionMagic {
+        /// What it begins with.
+        magic: u64,
+    },
+    /// An option has more data than any needs.
+    #[error("the NBD client sent {} ({option}) with {length} bytes of data", option_name(*option))]
+    OptionLength {
+        /// Which option.
+        option: u32,
+        /// Number of bytes.
+        length: u32,
+    },
+    /// The client haggles without end.
+    #[error("the NBD client chose no export with {limit} options")]
+    TooManyOptions {
+        /// The limit.
+        limit: usize,
+    },
+    /// There is no such export, and the client asked in a way that allows no error reply.
+    #[error("the NBD client asked for the export {name:?}, which does not exist")]
+    UnknownExport {
+        /// What was asked for.
+        name: String,
+    },
+    /// A request does not begin as it should.
+    #[error("the NBD client sent {magic:#010x} where a request should begin")]
+    RequestMagic {
+        /// What it begins with.
+        magic: u32,
+    },
+    /// A write announces more data than the server cares to skip.
+    #[error("the NBD client announced a write of {length} bytes")]
+    WriteLength {
+        /// Number of bytes.
+        length: u32,
+    },
+    /// The client neither took its replies nor went on with its request for [`Limits::stall`].
+    #[error("the NBD client made no progress for {limit:?}")]
+    Stalled {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The export panicked.
+    #[error("an NBD export failed while it carried out a request")]
+    Export(#[source] JoinError),
+    /// The server was stopped, and [`Limits::grace`] was too short for the requests in flight.
+    #[error("NBD requests were still in flight {limit:?} after the server was stopped")]
+    Grace {
+        /// The limit.
+        limit: Duration,
+    },
+}
+
+impl Server {
+    /// A server of these exports.
+    pub fn new(exports: Exports, limits: Limits) -> Self {
+        let connections = Arc::new(Semaphore::new(limits.connections));
+        let bytes = Arc::new(Semaphore::new(limits.bytes as usize));
+        Self { exports, limits, connections, bytes }
+    }
+
+    /// Serves the clients that connect to `listener` until `stop` is ready.
+    ///
+    /// Then no more are accepted, those in their handshake are dropped, and the others get the
+    /// answers to their requests in flight, for which there is [`Limits::grace`]. When this
+    /// returns, every connection has been closed; an export's method that takes longer than that
+    /// may still run.
+    pub async fn run(self, listener: UnixListener, stop: impl Future<Output = ()>) {
+        let server = Arc::new(self);
+        // All connections stop when the sender is dropped.
+        let (stop_all, stopped) = watch::channel(());
+        let mut connections = JoinSet::new();
+        let mut stop = pin!(stop);
+        let mut count = 0u64;
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                Some(ended) = connections.join_next() => report_panic(ended),
+                (stream, slot) = server.accept(&listener) => {
+                    count += 1;
+                    let (server, mut stopped) = (Arc::clone(&server), stopped.clone());
+                    let connection = async move {
+                        let stop = async { while stopped.changed().await.is_ok() {} };
+                        match server.serve(stream, stop).await {
+                            Ok(()) => debug!("connection closed"),
+                            Err(error) => warn!(error = &error as &dyn std::error::Error, "connection dropped"),
+                        }
+                        drop(slot);
+                    };
+                    connections.spawn(connection.instrument(debug_span!("nbd", connection = count)));
+                }
+            }
+        }
+        drop((listener, stop_all, stopped));
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    }
+
+    /// Serves one client over `stream` until it disconnects, or until `stop` is ready (see
+    /// [`run`](Self::run)). Does not count against [`Limits::connections`].
+    ///
+    /// # Errors
+    /// The connection ended otherwise than the protocol has it. That is the client's doing, or the
+    /// stream's; the server can go on.
+    pub async fn serve<S>(&self, stream: S, stop: impl Future<Output = ()>) -> Result<(), ConnectionError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Limits { handshake, stall, grace, .. } = self.limits;
+        let mut stop = pin!(stop);
+        let mut peer = Peer::new(stream);
+        let agreement = tokio::select! {
+            agreement = timeout(handshake, negotiate(&mut peer, &self.exports)) => {
+                agreement.map_err(|_| ConnectionError::HandshakeTimeout { limit: handshake })??
+            }
+            () = &mut stop => return Ok(()),
+        };
+        let Some(agreement) = agreement else {
+            debug!("handshake ended by the client");
+            return Ok(());
+        };
+        debug!(
+            export = agreement.name,
+            structured = agreement.structured,
+            base_allocation = agreement.base_allocation,
+            "transmission begins"
+        );
+        let budget = Budget::new(&self.limits, Arc::clone(&self.bytes));
+        let mut transmission = Transmission::new(peer, agreement, budget, stall);
+        let until_disconnect = async {
+            let ended = transmission.run().await;
+            transmission.abandon().await;
+            ended
+        };
+        tokio::select! {
+            ended = until_disconnect => ended?,
+            () = stop => timeout(grace, transmission.finish())
+                .await
+                .map_err(|_| ConnectionError::Grace { limit: grace })??,
+        }
+        // Lets streams with a closing message of their own send it; a peer that is gone is no error.
+        timeout(grace, transmission.stream().shutdown()).await.ok();
+        Ok(())
+    }
+
+    /// The next client, as soon as there is room for it.
+    async fn accept(&self, listener: &UnixListener) -> (UnixStream, Option<OwnedSemaphorePermit>) {
+        /// Until the next attempt, when the system cannot give us a connection (it has no more file
+        /// descriptors, say). Clients wait in the listener's queue.
+        const RETRY: Duration = Duration::from_millis(100);
+
+        // Never closed, so there always is a slot.
+        let slot = Arc::clone(&self.connections).acquire_owned().await.ok();
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return (stream, slot),
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "no connection can be accepted");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// A panic of one connection does not end the others.
+fn report_panic(ended: Result<(), JoinError>) {
+    if let Err(panic) = ended {
+        error!(error = &panic as &dyn std::error::Error, "a connection's task failed");
+    }
+}
