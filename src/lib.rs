@@ -14,15 +14,32 @@
 //! * [`recorder`] notes what is read, and on whose behalf;
 //! * [`appliance`] is the small Linux, run by libguestfs, that does the reading;
 //! * [`probe`] decides what it reads and in which order, and learns what the objects are called;
-//! * [`bmap`] is the block map that comes of it: model, index and the text format.
+//! * [`bmap`] is the block map that comes of it: model, index and the text format;
+//! * [`mapper`] puts all of these together.
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
 
 pub mod appliance;
 pub mod bmap;
 pub mod image;
+pub mod mapper;
 pub mod nbd;
 pub mod probe;
 mod process;
 pub mod range;
 pub mod recorder;
+
+/// An error and its causes in one line, the outermost first.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,2 +1,9 @@
 //! The command `virt-bmap-rs`.
-fn main() {}
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run().into()
+}

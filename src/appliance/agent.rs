@@ -6,10 +6,8 @@ use std::io::{self, Write as _};
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
-/// Where libguestfs puts what is uploaded under this name.
-const AGENT_NAME: &str = "virt-bmap-agent";
+/// Where it is put in the appliance: `debug_upload` takes a path there, whatever its manual says of `/tmp`.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
-const PLAN_NAME: &str = "virt-bmap-plan";
 const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
 /// Where libguestfs mounts the guest's `/`.
 const SYSROOT: &str = "/sysroot";
@@ -52,7 +50,7 @@ impl Appliance {
     /// # Errors
     /// [`AgentError`]
     pub fn start_agent(&self) -> Result<(), AgentError> {
-        self.upload(AGENT, AGENT_NAME, 0o755)?;
+        self.upload(AGENT, AGENT_PATH, 0o755)?;
         self.run("quiet").map(drop)
     }
 
@@ -66,7 +64,7 @@ impl Appliance {
     /// # Errors
     /// [`AgentError`]
     pub fn read_devices(&self, sequence: u32, plan: &ReadPlan) -> Result<(), AgentError> {
-        self.upload(plan.lines.as_bytes(), PLAN_NAME, 0o644)?;
+        self.upload(plan.lines.as_bytes(), PLAN_PATH, 0o644)?;
         self.run(&format!("read {} {sequence} {PLAN_PATH}", self.control)).map(drop)
     }
 
@@ -79,11 +77,11 @@ impl Appliance {
         self.run(&format!("walk {} {sequence} {first} {SYSROOT}", self.control)).map(drop)
     }
 
-    fn upload(&self, bytes: &[u8], name: &str, mode: i32) -> Result<(), AgentError> {
+    fn upload(&self, bytes: &[u8], to: &str, mode: i32) -> Result<(), AgentError> {
         let mut file = tempfile::NamedTempFile::new().map_err(AgentError::Temporary)?;
         file.write_all(bytes).map_err(AgentError::Temporary)?;
         let path = file.path().to_string_lossy();
-        self.call(|g| g.debug_upload(&path, name, mode)).map_err(AgentError::Upload)
+        self.call(|g| g.debug_upload(&path, to, mode)).map_err(AgentError::Upload)
     }
 
     fn run(&self, arguments: &str) -> Result<String, AgentError> {

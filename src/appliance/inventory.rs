@@ -96,10 +96,7 @@ impl Appliance {
     /// # Errors
     /// What libguestfs says.
     pub fn inventory(&self) -> Result<Inventory, CallError> {
-        let labels = self.call(guestfs::Handle::list_disk_labels)?;
-        let control = labels.get(CONTROL_LABEL).cloned().unwrap_or_default();
-        let disks: Vec<String> =
-            self.call(guestfs::Handle::list_devices)?.into_iter().filter(|disk| *disk != control).collect();
+        let disks = self.guest_disks()?;
         let partitions = self.call(guestfs::Handle::list_partitions)?;
         let volumes: BTreeSet<String> = self.call(guestfs::Handle::lvs)?.into_iter().collect();
         let arrays: BTreeSet<String> = self.call(guestfs::Handle::list_md_devices)?.into_iter().collect();
@@ -123,14 +120,42 @@ impl Appliance {
                 Err(trouble) => inventory.troubles.push(trouble),
             }
         }
+        inventory.filesystems = self.guest_filesystems()?;
+        Ok(inventory)
+    }
+
+    /// The guest's disks, in the order in which they were given.
+    pub(crate) fn guest_disks(&self) -> Result<Vec<String>, CallError> {
+        let control = self.control_device()?;
+        let mut disks = self.call(guestfs::Handle::list_devices)?;
+        disks.retain(|disk| *disk != control);
+        Ok(disks)
+    }
+
+    /// What libguestfs takes for file systems, by device.
+    pub(crate) fn guest_filesystems(&self) -> Result<Vec<Filesystem>, CallError> {
+        let control = self.control_device()?;
         let filesystems: BTreeMap<String, String> =
             self.call(guestfs::Handle::list_filesystems)?.into_iter().collect();
-        inventory.filesystems = filesystems
+        Ok(filesystems
             .into_iter()
             .filter(|(mountable, _)| *mountable != control)
             .map(|(mountable, kind)| Filesystem { mountable, kind })
-            .collect();
-        Ok(inventory)
+            .collect())
+    }
+
+    fn control_device(&self) -> Result<String, CallError> {
+        let mut labels = self.call(guestfs::Handle::list_disk_labels)?;
+        labels.remove(CONTROL_LABEL).ok_or_else(|| CallError { message: "there is no control disk".into() })
+    }
+
+    /// Ends udev's daemon. When a device that was open for writing is closed, as a file system's is when it
+    /// is unmounted, udev looks at it again, and that would be recorded.
+    ///
+    /// # Errors
+    /// What libguestfs says.
+    pub fn stop_udev(&self) -> Result<(), CallError> {
+        self.shell("udevadm settle; udevadm control --exit").map(drop)
     }
 
     /// What `blkid` takes a device's content for, `None` where it does not know.

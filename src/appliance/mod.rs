@@ -71,10 +71,10 @@ pub struct Appliance {
 /// Serial number of the control disk; libguestfs makes it a name in `/dev/disk/guestfs`.
 const CONTROL_LABEL: &str = "control";
 
-/// libguestfs's own word for "there is nothing mounted and nothing to wait for".
 impl Appliance {
     /// Launches an appliance whose disks are exports of the NBD server at `socket`: `disks`, in order, and
-    /// `control`. With KVM, an appliance that dies while it comes up is tried once more under emulation.
+    /// `control`. With KVM, an appliance that dies while it comes up is tried once more under emulation,
+    /// unless `kill` was its end.
     ///
     /// `announce` is told how the appliance is about to run, once for each try.
     ///
@@ -82,6 +82,7 @@ impl Appliance {
     /// [`LaunchError`], with the last lines of the console.
     pub fn launch(
         options: &LaunchOptions,
+        kill: &KillSwitch,
         socket: &Path,
         disks: &[String],
         control: &str,
@@ -95,7 +96,9 @@ impl Appliance {
         announce(&decision);
         match Self::launch_once(options, &decision, socket, disks, control) {
             Err(LaunchError::Launch { source, .. })
-                if decision == Decision::Kvm && options.acceleration == Acceleration::Auto =>
+                if decision == Decision::Kvm
+                    && options.acceleration == Acceleration::Auto
+                    && !kill.is_thrown() =>
             {
                 let because = format!("the appliance died under KVM ({source})");
                 let decision = Decision::Tcg { because };

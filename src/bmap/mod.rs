@@ -1,1 +1,52 @@
-//! The block map: model, index and formats.
+//! The block map: which objects every byte of a guest's disks belongs to.
+//!
+//! A [`Map`] has objects (disks, partitions, volumes, directories, files) and, of each, the pieces of
+//! the guest's disks that belong to it. The mapper makes one with a [`MapBuilder`]; [`load`], [`save`]
+//! and [`convert`] keep maps in files; [`Map::at`] and [`Map::over`] answer what is where. Nothing in
+//! here knows how a map comes to be.
+//!
+//! ```
+//! use virt_bmap::bmap::{Attributes, Header, Kind, MapBuilder, ObjectName, text};
+//! use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
+//!
+//! let mut builder = MapBuilder::new(Header::default());
+//! let disk = builder.object(ObjectName::device(Kind::Disk, b"/dev/sda"), Attributes::default())?;
+//! builder.piece(disk, 1, DiskRange::new(0, 0x4000), None)?;
+//! let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", b"/etc/motd"), Attributes::default())?;
+//! builder.piece(file, 1, DiskRange::new(0x1000, 0x1200), Some(FileOffset(0)))?;
+//! let map = builder.build();
+//!
+//! let hits = map.at(1, DiskOffset(0x1010));
+//! assert_eq!(hits[0].object.name().path, b"/etc/motd");
+//! assert_eq!(hits[0].file_offset, Some(FileOffset(0x10)));
+//!
+//! let mut text = Vec::new();
+//! text::write(&map, &mut text)?;
+//! let text = String::from_utf8(text)?;
+//! assert_eq!(text.lines().skip(1).collect::<Vec<_>>(), [
+//!     "1 0 1000 v /dev/sda",
+//!     "1 1000 1200 f /dev/sda1 /etc/motd",
+//!     "1 1000 1200 v /dev/sda",
+//!     "1 1200 4000 v /dev/sda",
+//! ]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod builder;
+mod convert;
+pub mod escape;
+mod header;
+mod index;
+mod model;
+mod object;
+pub mod output;
+mod sweep;
+pub mod text;
+
+pub use builder::{BuildError, MapBuilder, NewObject};
+pub use convert::{ConvertError, Format, convert, load, save};
+pub use header::{Header, ImageFile, ImageInfo};
+pub use index::{Hit, Over};
+pub use model::{Dialect, Map, Object, ObjectId, Piece};
+pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, NameError, ObjectName};
+pub use sweep::Interval;

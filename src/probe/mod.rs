@@ -1,3 +1,82 @@
 //! What is read in the appliance, in which order, and what it is called.
+//!
+//! * [`survey`] goes through the devices and file systems, with the agent that is uploaded into the
+//!   appliance;
+//! * [`guestfsd`] does the same with the calls that every libguestfs has, a hundred times more slowly;
+//! * [`channel`] is the host's end of the agent's control disk;
+//! * [`layout`] says where a device's bytes lie on the disks, as far as the kernel's tables tell;
+//! * [`found`] is the objects on their way into the map, [`trouble`] what could not be examined.
 
+pub mod channel;
+mod expected;
+pub mod found;
+pub mod guestfsd;
 pub mod layout;
+pub mod survey;
+pub mod trouble;
+
+use crate::appliance::{AgentError, CallError};
+use channel::ChannelError;
+use found::FoundError;
+
+/// Which way the guest's files are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Probe {
+    /// By a program that is uploaded into the appliance.
+    #[default]
+    Agent,
+    /// By libguestfs's own daemon.
+    Guestfsd,
+}
+
+/// Why a probe did not come to its end. What concerns one device or file system alone is a
+/// [trouble](trouble::Trouble) instead.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The appliance does not answer.
+    #[error("cannot take stock of the guest's devices")]
+    Inventory(#[source] CallError),
+    /// The agent could not do its work.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The agent said what makes no sense.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// An object that no map can hold.
+    #[error("the guest's objects do not fit into a map")]
+    Found(#[from] FoundError),
+    /// The appliance died.
+    #[error("the appliance died while {during}")]
+    Died {
+        /// What was being done.
+        during: String,
+        /// The last lines of its console.
+        console: Vec<String>,
+        /// What libguestfs says.
+        #[source]
+        source: CallError,
+    },
+}
+
+/// What is being done, for progress bars.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// The appliance comes up.
+    #[default]
+    Launching,
+    /// Disks, partitions and volumes are being looked at.
+    Devices,
+    /// A file system is being walked.
+    Filesystem {
+        /// Its name.
+        name: String,
+        /// Its type.
+        kind: String,
+        /// Its place in the order, from 1.
+        number: usize,
+        /// How many there are.
+        of: usize,
+    },
+    /// The appliance is being shut down.
+    Closing,
+}

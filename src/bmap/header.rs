@@ -1,0 +1,51 @@
+//! What a map says of itself: the tool that made it, the images, and what it could not examine.
+
+/// The words at the top of a map.
+///
+/// There is no date among them: two runs on one image give the same map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Tool and version that made the map, for example `virt-bmap-rs 0.1.0`.
+    pub generator: String,
+    /// The images that were mapped, in the order of their disk numbers.
+    pub images: Vec<ImageInfo>,
+    /// What could not be examined, one sentence each, with names from inside the guest already
+    /// [printable](super::escape::Printable).
+    pub warnings: Vec<String>,
+    /// Other comment lines, as they stand in the file after the `#`, to be kept as they are.
+    pub comments: Vec<Vec<u8>>,
+}
+
+impl Default for Header {
+    /// A header that names this crate and its version, and nothing else.
+    fn default() -> Self {
+        Self {
+            generator: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned(),
+            images: Vec::new(),
+            warnings: Vec::new(),
+            comments: Vec::new(),
+        }
+    }
+}
+
+/// One disk of the guest: the image that it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Number of the disk, from 1.
+    pub disk: u16,
+    /// Size of the disk that the guest sees, in bytes.
+    pub size: u64,
+    /// The top image: what the user named.
+    pub image: ImageFile,
+    /// The images below it, from its direct backing file (or snapshot parent) down to the base.
+    pub chain: Vec<ImageFile>,
+}
+
+/// One file of an image's chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFile {
+    /// File name, as the user typed it or as the image above refers to it. Not necessarily UTF-8.
+    pub name: Vec<u8>,
+    /// Format, in qemu's words: `raw`, `qcow2`, `vmdk`, …
+    pub format: String,
+}

@@ -1,0 +1,40 @@
+//! `virt-bmap-rs generate`: man pages and shell completions, for packagers.
+
+use super::Exit;
+use anyhow::{Context as _, Result};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Generate man pages or shell completions.
+#[derive(Debug, clap::Args)]
+pub(super) struct GenerateArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Write the man pages into a directory
+    Man {
+        /// The directory
+        directory: PathBuf,
+    },
+    /// Write a shell's completions to standard output
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+pub(super) fn run(args: &GenerateArgs, mut command: clap::Command) -> Result<Exit> {
+    match &args.what {
+        What::Man { directory } => {
+            clap_mangen::generate_to(command, directory)
+                .with_context(|| format!("cannot write man pages into {}", directory.display()))?;
+        }
+        What::Completions { shell } => {
+            clap_complete::generate(*shell, &mut command, "virt-bmap-rs", &mut std::io::stdout());
+        }
+    }
+    Ok(Exit::Success)
+}

@@ -1,0 +1,261 @@
+//! Without a subcommand: maps a guest.
+
+use super::progress::Progress;
+use super::signals::Interruption;
+use super::{Cli, Exit};
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, CommandFactory as _, ValueEnum};
+use std::io::BufWriter;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
+use virt_bmap::bmap::output::Output;
+use virt_bmap::bmap::text;
+use virt_bmap::image::Format;
+use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
+use virt_bmap::probe::{Probe, ProbeError};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct MapArgs {
+    /// The guest's disks, in order: image files or block devices
+    #[arg(value_name = "IMAGE", required_unless_present = "add")]
+    images: Vec<PathBuf>,
+
+    /// A further disk of the guest, as in the guestfs tools
+    #[arg(short, long, value_name = "IMAGE")]
+    add: Vec<PathBuf>,
+
+    /// Where to write the map; `-` is standard output
+    ///
+    /// [default: the first image's file name with its suffix replaced by .bmap, in the current directory]
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+
+    /// Format of the images: raw, qcow2, vmdk, vdi, vpc, vhdx, …
+    ///
+    /// By default it is found out; an image that refers to others by anything but plain file names is then
+    /// refused, because who wrote the image could have this host open what it must not. Given once, it
+    /// holds for all images; given several times, each holds for the images after it, and an empty one
+    /// (`--format=`) finds it out again.
+    #[arg(long, value_name = "FORMAT")]
+    format: Vec<String>,
+
+    /// Read an image although another program has locked it
+    ///
+    /// If that program writes meanwhile, the map is torn: parts of it show the disk at different times.
+    #[arg(long)]
+    force_share: bool,
+
+    /// How to run the appliance
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    accel: Accel,
+
+    /// How to read the guest's files
+    #[arg(long, value_enum, default_value_t = ProbeArg::Agent)]
+    probe: ProbeArg,
+
+    /// Memory of the appliance in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
+    memsize: Option<u32>,
+
+    /// Number of the appliance's processors
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    smp: Option<u32>,
+
+    /// Give up when nothing has happened for so long
+    #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+
+    /// Say nothing but what went wrong
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Say everything that goes on, here and in the appliance
+    #[arg(short, long)]
+    verbose: bool,
+
+    /// Trace the calls into libguestfs
+    #[arg(short = 'x')]
+    trace: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Accel {
+    /// KVM if it really runs code, else emulation
+    Auto,
+    /// KVM
+    Kvm,
+    /// Emulation
+    Tcg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ProbeArg {
+    /// By a program that is uploaded into the appliance
+    Agent,
+    /// By libguestfs's own daemon: slow, nothing is uploaded
+    Guestfsd,
+}
+
+pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
+    let disks = match disks(args, matches) {
+        Ok(disks) => disks,
+        Err(error) => {
+            let error = Cli::command().error(ErrorKind::ValueValidation, format!("{error:#}"));
+            return Ok(super::usage(&error));
+        }
+    };
+    if args.verbose {
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
+    }
+    let out = match &args.output {
+        Some(out) => out.clone(),
+        None => default_output(&disks)?,
+    };
+    refuse_to_overwrite(&disks, &out)?;
+    let cancel = Cancel::default();
+    let interruption = Interruption::watch(cancel.clone())?;
+    // Made before the work, so that a directory that cannot be written to is found out before it.
+    let output = Output::create(&out)?;
+
+    let mut progress = Progress::new(args.quiet);
+    let mapped = map_guest(&disks, &options(args), &cancel, &mut |event| {
+        if let Event::Opened(images) = &event
+            && !args.quiet
+        {
+            for image in images.iter() {
+                for warning in &image.warnings {
+                    eprintln!("virt-bmap-rs: warning: {warning}");
+                }
+            }
+        }
+        progress.show(&event);
+    });
+    progress.finish();
+    let mapped = match mapped {
+        Ok(mapped) => mapped,
+        Err(MapError::Cancelled) => {
+            eprintln!("virt-bmap-rs: interrupted; no map was written");
+            return Ok(Exit::Signal(interruption.signal()));
+        }
+        Err(error) => {
+            print_console(&error);
+            return Err(error.into());
+        }
+    };
+    let output = write(&mapped, output)?;
+    if cancel.is_cancelled() {
+        eprintln!("virt-bmap-rs: interrupted; no map was written");
+        return Ok(Exit::Signal(interruption.signal()));
+    }
+    output.commit()?;
+    Ok(summarise(&mapped, &out, args.quiet))
+}
+
+fn write(mapped: &Mapped, output: Output) -> Result<Output> {
+    let mut writer = BufWriter::with_capacity(1 << 20, output);
+    text::write(&mapped.map, &mut writer)?;
+    writer.into_inner().map_err(|error| error.into_error()).context("cannot write the map")
+}
+
+/// Says how it went, and with which status to exit.
+fn summarise(mapped: &Mapped, out: &Path, quiet: bool) -> Exit {
+    for trouble in &mapped.unexamined {
+        eprintln!("virt-bmap-rs: {trouble}");
+    }
+    for warning in &mapped.warnings {
+        eprintln!("virt-bmap-rs: warning: {warning}");
+    }
+    if !quiet {
+        let c = mapped.counts;
+        eprintln!(
+            "successfully examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
+            c.partitions, c.volumes, c.filesystems, c.directories, c.files
+        );
+        eprintln!(
+            "wrote {} in {:.1} s, {} warnings",
+            if out == Path::new("-") { "the map".into() } else { out.display().to_string() },
+            mapped.elapsed.as_secs_f64(),
+            mapped.unexamined.len() + mapped.warnings.len()
+        );
+    }
+    if mapped.unexamined.is_empty() { Exit::Success } else { Exit::Incomplete }
+}
+
+/// When the appliance failed, its last words come before the error.
+fn print_console(error: &MapError) {
+    let console = match error {
+        MapError::Launch(LaunchError::Launch { console, .. })
+        | MapError::Probe(ProbeError::Died { console, .. }) => console,
+        _ => return,
+    };
+    for line in console {
+        eprintln!("appliance: {line}");
+    }
+}
+
+fn options(args: &MapArgs) -> Options {
+    Options {
+        force_share: args.force_share,
+        launch: LaunchOptions {
+            acceleration: match args.accel {
+                Accel::Auto => Acceleration::Auto,
+                Accel::Kvm => Acceleration::Kvm,
+                Accel::Tcg => Acceleration::Tcg,
+            },
+            memsize: args.memsize,
+            smp: args.smp,
+            verbose: args.verbose,
+            trace: args.trace,
+        },
+        probe: match args.probe {
+            ProbeArg::Agent => Probe::Agent,
+            ProbeArg::Guestfsd => Probe::Guestfsd,
+        },
+        timeout: Duration::from_secs(args.timeout),
+        ..Options::default()
+    }
+}
+
+/// The disks in the order in which they stand on the command line, each with its format.
+fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<Disk>> {
+    let parse = |format: &String| -> Result<Option<Format>> {
+        if format.is_empty() { Ok(None) } else { Ok(Some(format.parse::<Format>()?)) }
+    };
+    let formats = args.format.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let places = |id: &str| matches.indices_of(id).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+    let format_places = places("format");
+    let format_at = |place: usize| match formats.as_slice() {
+        [only] => *only,
+        several => {
+            let before = format_places.partition_point(|at| *at < place);
+            before.checked_sub(1).and_then(|index| several[index])
+        }
+    };
+    let named = places("images").into_iter().zip(&args.images);
+    let added = places("add").into_iter().zip(&args.add);
+    let mut disks: Vec<(usize, &PathBuf)> = named.chain(added).collect();
+    disks.sort_unstable();
+    Ok(disks.into_iter().map(|(at, path)| Disk { path: path.clone(), format: format_at(at) }).collect())
+}
+
+fn default_output(disks: &[Disk]) -> Result<PathBuf> {
+    let first = disks.first().ok_or_else(|| anyhow!("no image was given"))?;
+    let name = first
+        .path
+        .file_name()
+        .with_context(|| format!("{} has no file name; name the map with -o", first.path.display()))?;
+    Ok(Path::new(name).with_extension("bmap"))
+}
+
+/// The map must not take the place of an image.
+fn refuse_to_overwrite(disks: &[Disk], out: &Path) -> Result<()> {
+    let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    let Some(target) = identity(out) else { return Ok(()) };
+    if disks.iter().any(|disk| identity(&disk.path) == Some(target)) {
+        bail!("{} is an image of the guest; name another file with -o", out.display());
+    }
+    Ok(())
+}

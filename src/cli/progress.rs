@@ -1,0 +1,162 @@
+//! Says on standard error what is being done: bars on a terminal, plain lines elsewhere.
+
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+use virt_bmap::bmap::escape::Printable;
+use virt_bmap::mapper::Event;
+use virt_bmap::probe::Phase;
+use virt_bmap::probe::channel::Snapshot;
+
+/// How often a plain line is printed.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// Shows a run's progress.
+pub(super) enum Progress {
+    /// Says nothing.
+    Quiet,
+    /// Bars.
+    Bars(Bars),
+    /// Lines.
+    Plain(Plain),
+}
+
+impl Progress {
+    pub(super) fn new(quiet: bool) -> Self {
+        if quiet {
+            Self::Quiet
+        } else if std::io::stderr().is_terminal() {
+            Self::Bars(Bars::default())
+        } else {
+            Self::Plain(Plain::default())
+        }
+    }
+
+    pub(super) fn show(&mut self, event: &Event<'_>) {
+        match self {
+            Self::Quiet => {}
+            Self::Bars(bars) => bars.show(event),
+            Self::Plain(plain) => plain.show(event),
+        }
+    }
+
+    /// Takes the bars off the screen.
+    pub(super) fn finish(self) {
+        if let Self::Bars(bars) = self
+            && let Some(bar) = bars.current
+        {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What is said of a phase when it begins.
+fn title(phase: &Phase) -> String {
+    match phase {
+        Phase::Launching => "starting the appliance".into(),
+        Phase::Devices => "looking at disks, partitions and volumes".into(),
+        Phase::Filesystem { name, kind, number, of } => {
+            let (name, kind) = (Printable(name.as_bytes()), Printable(kind.as_bytes()));
+            format!("[{number}/{of}] reading {name} ({kind})")
+        }
+        Phase::Closing => "shutting the appliance down".into(),
+    }
+}
+
+/// How much of a file system has been read: by bytes, or by objects where there are more of them.
+fn share(snapshot: Snapshot) -> f64 {
+    let part = |done: u64, of: u64| if of == 0 { 0.0 } else { done as f64 / of as f64 };
+    part(snapshot.bytes, snapshot.bytes_expected)
+        .max(part(snapshot.objects, snapshot.objects_expected))
+        .min(1.0)
+}
+
+fn amounts(snapshot: Snapshot) -> String {
+    format!("{} objects, {}", snapshot.objects, HumanBytes(snapshot.bytes))
+}
+
+/// A spinner for what has no measure, a bar for each file system.
+#[derive(Default)]
+pub(super) struct Bars {
+    screen: MultiProgress,
+    phase: Option<Phase>,
+    current: Option<ProgressBar>,
+}
+
+/// Steps of a bar.
+const STEPS: u64 = 1000;
+
+impl Bars {
+    fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Opened(_) => {}
+            Event::Launching(decision) => {
+                let _ = self.screen.println(format!("starting the appliance under {decision}"));
+            }
+            Event::Progress(phase, snapshot) => self.update(phase, *snapshot),
+        }
+    }
+
+    fn update(&mut self, phase: &Phase, snapshot: Snapshot) {
+        if self.phase.as_ref() != Some(phase) {
+            if let Some(bar) = self.current.take() {
+                bar.finish_and_clear();
+                if let Some(Phase::Filesystem { .. }) = self.phase {
+                    let _ = self.screen.println(bar.prefix());
+                }
+            }
+            let (bar, style) = if let Phase::Filesystem { .. } = phase {
+                (ProgressBar::new(STEPS), "{prefix} {bar:24} {percent}% {msg}, {eta} left")
+            } else {
+                (ProgressBar::new_spinner(), "{spinner} {prefix} {elapsed}")
+            };
+            let bar = self.screen.add(bar).with_prefix(title(phase));
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(120));
+            self.phase = Some(phase.clone());
+            self.current = Some(bar);
+        }
+        if let Some(bar) = &self.current {
+            bar.set_position((share(snapshot) * STEPS as f64) as u64);
+            bar.set_message(amounts(snapshot));
+        }
+    }
+}
+
+/// A line when a phase begins, and one every few seconds while it lasts.
+#[derive(Default)]
+pub(super) struct Plain {
+    phase: Option<Phase>,
+    printed: Option<Instant>,
+}
+
+impl Plain {
+    fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Opened(_) => {}
+            Event::Launching(decision) => {
+                eprintln!("starting the appliance under {decision}");
+                self.phase = Some(Phase::Launching);
+                self.printed = Some(Instant::now());
+            }
+            Event::Progress(phase, snapshot) => {
+                let is_new = self.phase.as_ref() != Some(phase);
+                let is_time = self.printed.is_none_or(|printed| printed.elapsed() >= PLAIN_EVERY);
+                if is_new && **phase != Phase::Launching {
+                    eprintln!("{}", title(phase));
+                } else if is_time && let Phase::Filesystem { .. } = phase {
+                    let percent = (share(*snapshot) * 100.0) as u32;
+                    eprintln!("{}: {}, about {percent}%", title(phase), amounts(*snapshot));
+                } else if is_time {
+                    eprintln!("{}…", title(phase));
+                } else {
+                    return;
+                }
+                self.phase = Some((*phase).clone());
+                self.printed = Some(Instant::now());
+            }
+        }
+    }
+}

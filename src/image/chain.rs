@@ -1,0 +1,337 @@
+//! Follows an image to all files that it needs, before qemu does, and refuses what it must not need.
+//!
+//! Whoever made an image chose what it names as its backing file or extents. As long as the user has
+//! stated the image's format, that choice is trusted. A format that was only *found out* is another
+//! matter: the guest of a raw disk can write any header into it, and then qemu would open on the
+//! host whatever that header names. So with a found format every file in the chain must be a plain
+//! local file, and qemu is told the whole chain instead of finding it out for itself.
+
+use super::error::Role;
+use super::file::PlainFile;
+use super::qemu_img::{self, Info};
+use super::references::{self, Reference, References, Unreadable};
+use super::{Format, OpenError, lock, vmdk};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Most images in a chain.
+const MAX_LINKS: usize = 64;
+
+/// How far an image is trusted in what it refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// The user has stated the format: references are followed as far as they are local files, and
+    /// the rest is qemu's to open.
+    Stated,
+    /// The format was found out: every reference must be a plain local file.
+    Found,
+}
+
+/// One image of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    /// Absolute.
+    pub(super) path: PathBuf,
+    /// `None` while it is to be found out, and for what a trusted image refers to and is not ours
+    /// to open.
+    pub(super) format: Option<Format>,
+    pub(super) is_device: bool,
+    /// The file that holds its data, if that is another.
+    pub(super) data_file: Option<PathBuf>,
+    /// Other files that hold its data.
+    pub(super) extents: Vec<PathBuf>,
+}
+
+impl Link {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, format: None, is_device: false, data_file: None, extents: Vec::new() }
+    }
+}
+
+/// A chain of images, followed to its end.
+#[derive(Debug)]
+pub(super) struct Chain {
+    /// From the image itself down; never empty.
+    pub(super) links: Vec<Link>,
+    /// The image itself, open.
+    pub(super) top: PlainFile,
+    /// Images that were not closed as they should be, by their place in `links`.
+    pub(super) dirty: Vec<PathBuf>,
+}
+
+/// Follows the image at `path` down.
+///
+/// # Errors
+/// By what is wrong with which file.
+pub(super) fn follow(path: &Path, stated: Option<Format>, force_share: bool) -> Result<Chain, OpenError> {
+    let trust = if stated.is_some() { Trust::Stated } else { Trust::Found };
+    let absolute = std::path::absolute(path).map_err(|error| OpenError::from_io(path, error))?;
+    let mut walk = Walk { trust, force_share, links: Vec::new(), seen: Vec::new(), dirty: Vec::new() };
+    let file = PlainFile::open(&absolute)?;
+    let mut next = walk.link(&file, absolute, stated)?;
+    while let Some((referrer, reference)) = next {
+        if walk.links.len() == MAX_LINKS {
+            return Err(OpenError::TooDeep { path: path.to_owned(), limit: MAX_LINKS });
+        }
+        next = walk.backing(&referrer, &reference)?;
+    }
+    Ok(Chain { links: walk.links, top: file, dirty: walk.dirty })
+}
+
+struct Walk {
+    trust: Trust,
+    force_share: bool,
+    links: Vec<Link>,
+    /// Identities of the images so far.
+    seen: Vec<(u64, u64)>,
+    dirty: Vec<PathBuf>,
+}
+
+/// An image and the backing file that it names.
+type Next = Option<(Link, Reference)>;
+
+impl Walk {
+    /// Takes `file` in as the next image of the chain. Its format is `known` if the user or the
+    /// image above says so.
+    fn link(&mut self, file: &PlainFile, path: PathBuf, known: Option<Format>) -> Result<Next, OpenError> {
+        if self.seen.contains(&file.identity) {
+            return Err(OpenError::Loop { path });
+        }
+        self.seen.push(file.identity);
+        let fail = |error| OpenError::from_io(&path, error);
+        if !self.force_share && lock::is_locked(&file.file) {
+            return Err(OpenError::Locked { path });
+        }
+
+        let mut link = Link { is_device: file.is_device, ..Link::new(path.clone()) };
+        link.format = match known {
+            Some(format) => Some(format),
+            None => references::sniff(file).map_err(fail)?,
+        };
+        let is_sniffed = link.format.is_some();
+        let format = match link.format {
+            Some(format) => format,
+            None => found(&self.ask(&link)?, &link, file)?,
+        };
+        link.format = Some(format);
+        let references = references::read(file, format).map_err(|error| match error {
+            Unreadable::Io(source) => OpenError::from_io(&path, source),
+            Unreadable::Broken(reason) => OpenError::Corrupt { path: path.clone(), format, reason },
+        })?;
+        if let (None, Trust::Found, Some(first)) = (known, self.trust, references.files.first())
+            && (link.is_device || is_raw_by_name(&path))
+        {
+            let (reference, role) = (first.name.clone().into(), first.role);
+            return Err(match self.links.last() {
+                None => OpenError::RawByName { path, format, reference, role },
+                Some(referrer) => {
+                    let named = Reference { name: path.into(), role: Role::Backing, format: None, needed: 0 };
+                    self.untrusted(referrer, &named, "raw by its name but not by its content")
+                }
+            });
+        }
+        enough(&path, file.size, references.needed)?;
+
+        let mut backing = None;
+        for reference in references.files {
+            match reference.role {
+                Role::Backing => backing = Some(reference),
+                Role::Extent => {
+                    let extent = self.data_file(&link, &reference)?;
+                    link.extents.extend(extent);
+                }
+                Role::DataFile => link.data_file = self.data_file(&link, &reference)?,
+            }
+        }
+        // Only now that all it refers to is known to be harmless may qemu look at it.
+        if is_sniffed && format != Format::Raw {
+            self.ask(&link)?;
+        }
+        self.links.push(link.clone());
+        Ok(backing.map(|reference| (link, reference)))
+    }
+
+    /// Has qemu-img find out a format, or confirm it.
+    fn ask(&mut self, link: &Link) -> Result<Info, OpenError> {
+        let info = qemu_img::info(link, self.force_share)?;
+        if info.dirty_flag {
+            self.dirty.push(link.path.clone());
+        }
+        Ok(info)
+    }
+
+    /// Takes in the backing file that `referrer` names.
+    fn backing(&mut self, referrer: &Link, reference: &Reference) -> Result<Next, OpenError> {
+        let Some((path, file)) = self.open(referrer, reference)? else {
+            let format = reference.format.as_deref().and_then(|name| name.parse().ok());
+            self.links.push(Link { format, ..Link::new(reference.name.clone().into()) });
+            return Ok(None);
+        };
+        let known = match reference.format.as_deref().map(str::parse) {
+            None => None,
+            Some(Ok(format)) => Some(format),
+            Some(Err(_)) if self.trust == Trust::Stated => None,
+            Some(Err(_)) => {
+                return Err(self.untrusted(referrer, reference, "said to be of a format that is not known"));
+            }
+        };
+        self.link(&file, path, known)
+    }
+
+    /// The path of the extent or data file that `referrer` names; `None` if that is qemu's to open.
+    fn data_file(&self, referrer: &Link, reference: &Reference) -> Result<Option<PathBuf>, OpenError> {
+        if self.trust == Trust::Found && reference.role == Role::Extent && leaves_directory(&reference.name) {
+            return Err(self.untrusted(referrer, reference, "not in the descriptor's own directory"));
+        }
+        let Some((path, file)) = self.open(referrer, reference)? else { return Ok(None) };
+        if self.trust == Trust::Found && reference.role == Role::Extent {
+            let real = |path: &Path| path.canonicalize().map_err(|error| OpenError::from_io(path, error));
+            let directory = referrer.path.parent().unwrap_or(Path::new("/"));
+            if !real(&path)?.starts_with(real(directory)?) {
+                return Err(self.untrusted(
+                    referrer,
+                    reference,
+                    "a link out of the descriptor's own directory",
+                ));
+            }
+            if vmdk::is_nested(&file).map_err(|error| OpenError::from_io(&path, error))? {
+                return Err(self.untrusted(referrer, reference, "not an extent but another descriptor"));
+            }
+        }
+        if !self.force_share && lock::is_locked(&file.file) {
+            return Err(OpenError::Locked { path });
+        }
+        enough(&path, file.size, reference.needed)?;
+        Ok(Some(path))
+    }
+
+    /// Opens what `referrer` refers to. `None` if it is not a local file and the image is trusted.
+    fn open(
+        &self,
+        referrer: &Link,
+        reference: &Reference,
+    ) -> Result<Option<(PathBuf, PlainFile)>, OpenError> {
+        let refuse = |reason| match self.trust {
+            Trust::Stated => Ok(None),
+            Trust::Found => Err(self.untrusted(referrer, reference, reason)),
+        };
+        if has_protocol(&reference.name) {
+            return refuse("not a plain local file");
+        }
+        let path = referrer.path.parent().unwrap_or(Path::new("/")).join(&reference.name);
+        match PlainFile::open(&path) {
+            Ok(file) if file.is_device => match self.trust {
+                Trust::Stated => Ok(Some((path, file))),
+                Trust::Found => refuse("a device"),
+            },
+            Ok(file) => Ok(Some((path, file))),
+            Err(OpenError::NotFound { path }) => {
+                Err(OpenError::Missing { path, referrer: referrer.path.clone(), role: reference.role })
+            }
+            Err(OpenError::NotAFile { .. } | OpenError::Directory { .. }) => refuse("not a plain file"),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn untrusted(&self, referrer: &Link, reference: &Reference, reason: &'static str) -> OpenError {
+        let top = self.links.first().unwrap_or(referrer);
+        OpenError::Untrusted {
+            referrer: referrer.path.clone(),
+            reference: reference.name.clone().into(),
+            role: reference.role,
+            reason,
+            format: top.format.unwrap_or(Format::Raw),
+        }
+    }
+}
+
+/// The format that qemu-img found in a file that we ourselves had not known the format of.
+fn found(info: &Info, link: &Link, file: &PlainFile) -> Result<Format, OpenError> {
+    let unsupported = |kind| OpenError::Unsupported { path: link.path.clone(), kind };
+    match info.format.parse() {
+        // qemu looks at a file's beginning only.
+        Ok(Format::Raw) if format_by_name(&link.path) == Some(Format::Vpc) => {
+            let is_vhd = references::has_vhd_footer(file).map_err(|e| OpenError::from_io(&link.path, e))?;
+            Ok(if is_vhd { Format::Vpc } else { Format::Raw })
+        }
+        // We saw none of these where qemu does, so what it refers to is not known.
+        Ok(Format::Qcow | Format::Qcow2 | Format::Qed | Format::Vmdk) => {
+            Err(unsupported("of a format that cannot be told for sure"))
+        }
+        Ok(format) => Ok(format),
+        Err(_) => Err(unsupported("of a format that is not known")),
+    }
+}
+
+fn enough(path: &Path, actual: u64, needed: u64) -> Result<(), OpenError> {
+    if actual < needed {
+        return Err(OpenError::Truncated { path: path.to_owned(), needed, actual });
+    }
+    Ok(())
+}
+
+/// Whether qemu reads a name as `protocol:rest`: a colon comes before any slash.
+fn has_protocol(name: &OsStr) -> bool {
+    name.as_bytes().iter().find(|byte| matches!(byte, b':' | b'/')) == Some(&b':')
+}
+
+/// Whether a relative name could lead out of the directory that it is relative to.
+fn leaves_directory(name: &OsStr) -> bool {
+    use std::path::Component::{CurDir, Normal};
+    !Path::new(name).components().all(|part| matches!(part, CurDir | Normal(_)))
+}
+
+/// Whether a file's name says that it is a raw image.
+fn is_raw_by_name(path: &Path) -> bool {
+    const SUFFIXES: [&str; 5] = ["img", "raw", "dd", "iso", "bin"];
+    suffix(path).is_some_and(|suffix| SUFFIXES.contains(&suffix.as_str()))
+}
+
+/// The format that a file's name promises.
+pub(super) fn format_by_name(path: &Path) -> Option<Format> {
+    match suffix(path)?.as_str() {
+        "qcow" | "raw" => None,
+        name => name.parse().ok(),
+    }
+}
+
+fn suffix(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_colon_before_any_slash_is_a_protocol() {
+        for name in ["nbd:unix:/x", "json:{}", "file:a", "C:\\a.vmdk", ":"] {
+            assert!(has_protocol(name.as_ref()), "{name}");
+        }
+        for name in ["a", "./nbd:x", "/a:b", "d/json:{}"] {
+            assert!(!has_protocol(name.as_ref()), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_names_below_the_directory_stay_in_it() {
+        for name in ["/a", "../a", "b/../../a", ".."] {
+            assert!(leaves_directory(name.as_ref()), "{name}");
+        }
+        for name in ["a", "./a", "b/a", "..a"] {
+            assert!(!leaves_directory(name.as_ref()), "{name}");
+        }
+    }
+
+    #[test]
+    fn suffixes_tell_what_a_name_promises() {
+        assert!(is_raw_by_name("a.IMG".as_ref()));
+        assert!(!is_raw_by_name("a.qcow2".as_ref()));
+        assert!(!is_raw_by_name("img".as_ref()));
+        assert_eq!(format_by_name("a.VMDK".as_ref()), Some(Format::Vmdk));
+        assert_eq!(format_by_name("a.vhd".as_ref()), Some(Format::Vpc));
+        assert_eq!(format_by_name("a.raw".as_ref()), None);
+        assert_eq!(format_by_name("a".as_ref()), None);
+    }
+}

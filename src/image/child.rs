@@ -1,0 +1,203 @@
+//! Runs qemu's programs as children that cannot outlive us, hang us or flood us.
+
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Most bytes kept of what a child prints, on either stream.
+const MAX_OUTPUT: u64 = 1 << 20;
+
+/// Most characters of a child's complaint that go into a message.
+const MAX_MESSAGE: usize = 600;
+
+/// A command for `program` with everything about it settled that all our children share: messages in
+/// English, nothing on standard input, a process group of its own (so that a Ctrl-C on the terminal
+/// reaches us alone, and we end the child in our order), and death when the thread that spawned it
+/// dies.
+///
+/// `PR_SET_PDEATHSIG` goes by *thread*, see prctl(2): whoever spawns the command must do so on a
+/// thread that lives as long as the child shall.
+pub(super) fn command(program: &OsStr) -> Command {
+    let mut command = Command::new(program);
+    command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+    let parent = rustix::process::getpid();
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe functions may be
+    // called: it makes two plain system calls and allocates nothing.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || die_with(parent));
+    }
+    command
+}
+
+/// Asks for a SIGKILL when the thread that forked us ends.
+fn die_with(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before the line above, and then no signal comes.
+    if rustix::process::getppid() != Some(parent) {
+        return Err(rustix::io::Errno::SRCH.into());
+    }
+    Ok(())
+}
+
+/// Bounds what a child that reads a hostile image may use, for a program that only looks at metadata.
+pub(super) fn limit(command: &mut Command, cpu: Duration) {
+    let memory = Rlimit { current: Some(1 << 30), maximum: Some(1 << 30) };
+    let seconds = Some(cpu.as_secs().max(1));
+    let cpu = Rlimit { current: seconds, maximum: seconds };
+    // SAFETY: as in `command`: two plain system calls.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::setrlimit(Resource::As, memory)?;
+            rustix::process::setrlimit(Resource::Cpu, cpu)?;
+            Ok(())
+        });
+    }
+}
+
+/// What a child that ran to its end left.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) status: ExitStatus,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+}
+
+/// Runs `command` to its end, but kills it at the deadline.
+///
+/// # Errors
+/// [`TimedOut`](io::ErrorKind::TimedOut) past the deadline, and what the system says of starting it.
+pub(super) fn run(mut command: Command, time: Duration) -> io::Result<Output> {
+    let deadline = Instant::now() + time;
+    let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
+    let stdout = drain(child.0.stdout.take());
+    let stderr = drain(child.0.stderr.take());
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let stdout = stdout.recv_timeout(left()).map_err(late)?;
+    let stderr = stderr.recv_timeout(left()).map_err(late)?;
+    loop {
+        if let Some(status) = child.0.try_wait()? {
+            return Ok(Output { status, stdout, stderr });
+        }
+        if left().is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // Both its streams are closed, so it is as good as gone.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Reads a stream to its end, or to the limit, on a thread of its own. The thread ends with the
+/// child, who gets a SIGPIPE past the limit.
+fn drain(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(stream) = stream {
+            // What came before an error is all there is.
+            let _ = stream.take(MAX_OUTPUT).read_to_end(&mut bytes);
+        }
+        let _ = sender.send(bytes);
+    });
+    receiver
+}
+
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Fails only if it has been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a child complained of, fit for one line of a message: other people's bytes, so control
+/// characters are escaped, and the length is bounded.
+pub(super) fn message(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut message = String::new();
+    for (index, line) in lines.enumerate() {
+        if index > 0 {
+            message.push_str("; ");
+        }
+        for c in line.chars() {
+            if is_hidden(c) {
+                message.extend(c.escape_unicode());
+            } else {
+                message.push(c);
+            }
+        }
+        if message.len() > MAX_MESSAGE {
+            message = message.chars().take(MAX_MESSAGE).collect();
+            message.push('…');
+            break;
+        }
+    }
+    if message.is_empty() { "it gave no reason".to_owned() } else { message }
+}
+
+/// Whether a character could make a terminal or a reader see something else than what is there:
+/// control characters, and those that turn the writing direction.
+fn is_hidden(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = command("sh".as_ref());
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn both_streams_and_the_status_come_back() {
+        let output = run(shell("echo out; echo err >&2; exit 3"), Duration::from_secs(10)).unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        assert_eq!(output.stdout, b"out\n");
+        assert_eq!(output.stderr, b"err\n");
+    }
+
+    #[test]
+    fn a_child_that_hangs_is_killed_at_the_deadline() {
+        let begin = Instant::now();
+        for script in ["exec sleep 1000", "exec >&- 2>&-; exec sleep 1000"] {
+            let error = run(shell(script), Duration::from_millis(200)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_child_that_floods_us_ends() {
+        let output = run(shell("exec yes"), Duration::from_secs(20)).unwrap();
+        assert_eq!(output.stdout.len() as u64, MAX_OUTPUT);
+        assert!(!output.status.success());
+    }
+
+    #[test]
+    fn the_limits_hold() {
+        let mut command = shell("ulimit -v; ulimit -t");
+        limit(&mut command, Duration::from_secs(7));
+        let output = run(command, Duration::from_secs(10)).unwrap();
+        assert_eq!(output.stdout, b"1048576\n7\n");
+    }
+
+    #[test]
+    fn a_message_is_one_harmless_line() {
+        assert_eq!(message(b"one\n two \n\n"), "one; two");
+        assert_eq!(message(b"\x1b[31mred\xff\x07"), "\\u{1b}[31mred\u{fffd}\\u{7}");
+        assert_eq!(message(b" \n"), "it gave no reason");
+        assert!(message(&[b'x'; 100_000]).chars().count() <= MAX_MESSAGE + 1);
+    }
+}

@@ -1,0 +1,249 @@
+//! Why an image cannot be opened.
+
+use super::Format;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why an image cannot be opened. Each is one sentence that names the file and, where there is one,
+/// the remedy. File names are quoted and escaped; what qemu said is bounded and escaped too.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file is not there.
+    #[error("{path:?}: no such file")]
+    NotFound {
+        /// The image, as it was named.
+        path: PathBuf,
+    },
+    /// It is a directory.
+    #[error("{path:?} is a directory; name the image file in it")]
+    Directory {
+        /// The image.
+        path: PathBuf,
+    },
+    /// It is a pipe, a socket or a character device.
+    #[error("{path:?} is a {kind}; a disk image must be a regular file or a block device")]
+    NotAFile {
+        /// The image.
+        path: PathBuf,
+        /// What it is instead.
+        kind: &'static str,
+    },
+    /// It has no bytes.
+    #[error("{path:?} is empty, so it is no disk image")]
+    Empty {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+    },
+    /// We may not read it.
+    #[error(
+        "{path:?}: permission denied; make it, and the directories above it, readable for this user, \
+         or run as a user who may read it"
+    )]
+    PermissionDenied {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+    },
+    /// It could not be opened or read.
+    #[error("{path:?} cannot be read")]
+    Io {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A file that the image refers to is not there.
+    #[error("{referrer:?} needs the {role} {path:?}, which is missing; put it back there")]
+    Missing {
+        /// The file that is missing.
+        path: PathBuf,
+        /// The file that names it.
+        referrer: PathBuf,
+        /// What the missing file is to the other.
+        role: Role,
+    },
+    /// A program writes to the image.
+    #[error(
+        "{path:?} is in use: another program, most likely a running virtual machine, has locked it; \
+         shut that down, or read the image all the same with --force-share (the map may then be torn)"
+    )]
+    Locked {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+    },
+    /// The image is damaged.
+    #[error("{path:?} is no whole {format} image: {reason}; map a complete copy of it")]
+    Corrupt {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+        /// The format that it should have.
+        format: Format,
+        /// What is wrong, in our words or qemu's.
+        reason: String,
+    },
+    /// A file is shorter than what the image says of it.
+    #[error("{path:?} is truncated: it has {actual} bytes and needs {needed}; map a complete copy of it")]
+    Truncated {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+        /// Bytes that it must have at least.
+        needed: u64,
+        /// Bytes that it has.
+        actual: u64,
+    },
+    /// Its contents are encrypted by qemu.
+    #[error("{path:?} is encrypted; decrypt it first, for instance with qemu-img convert --object secret,…")]
+    Encrypted {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+    },
+    /// qemu does not read this kind of image.
+    #[error("{path:?} is {kind}; convert it to another format first")]
+    Unsupported {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+        /// Which kind.
+        kind: &'static str,
+    },
+    /// An image whose format was found out, not stated, refers to something that must not be opened
+    /// on such a guess.
+    #[error(
+        "{referrer:?} names the {role} {reference:?}, which is {reason} and is not opened for an image whose \
+         format was only found out; if you trust the image, state its format with --format {format}"
+    )]
+    Untrusted {
+        /// The file that refers: the image itself or one that it needs.
+        referrer: PathBuf,
+        /// What it refers to, as it says.
+        reference: PathBuf,
+        /// What that is to the referrer.
+        role: Role,
+        /// Why it is refused.
+        reason: &'static str,
+        /// The format that the image itself was found to have.
+        format: Format,
+    },
+    /// An image that says "raw" by its name has the content of an image that refers to other files.
+    #[error(
+        "{path:?} is raw by its name but its content is {format} and names the {role} {reference:?}, which a \
+         guest can write to its own raw disk; state which it is, with --format raw or --format {format}"
+    )]
+    RawByName {
+        /// The image.
+        path: PathBuf,
+        /// The format of its content.
+        format: Format,
+        /// What it refers to.
+        reference: PathBuf,
+        /// What that is to the image.
+        role: Role,
+    },
+    /// A name promises a format and the content is none that is known.
+    #[error(
+        "{path:?} is {expected} by its name but not by its content, so it may be damaged; if it is a raw \
+         image, state so with --format raw"
+    )]
+    NotAsNamed {
+        /// The image.
+        path: PathBuf,
+        /// The format that its name promises.
+        expected: Format,
+    },
+    /// The chain of backing files comes back to a file that is in it.
+    #[error("{path:?} is a backing file of itself")]
+    Loop {
+        /// The file that comes twice.
+        path: PathBuf,
+    },
+    /// The chain of backing files is too long.
+    #[error(
+        "the chain of backing files at {path:?} has more than {limit} links; flatten it with qemu-img convert"
+    )]
+    TooDeep {
+        /// The image at the top of the chain.
+        path: PathBuf,
+        /// Most links that are followed.
+        limit: usize,
+    },
+    /// One of qemu's programs is not installed.
+    #[error(
+        "{program} cannot be run, which is needed to read {path:?}; install it (on Debian: apt install qemu-utils)"
+    )]
+    NoProgram {
+        /// The program.
+        program: &'static str,
+        /// The image that it was wanted for.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// One of qemu's programs refuses the image.
+    #[error("{program} cannot open {path:?}: {reason}")]
+    Refused {
+        /// The program.
+        program: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// One of qemu's programs did not answer in time.
+    #[error("{program} did not finish with {path:?} within {} seconds", limit.as_secs())]
+    TimedOut {
+        /// The program.
+        program: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// The time that it had.
+        limit: Duration,
+    },
+    /// A child or its socket could not be set up.
+    #[error("cannot set up {program} for {path:?}")]
+    SetUp {
+        /// The program.
+        program: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a file is to the image that refers to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// Holds what the image itself does not: a qcow2 backing file, the parent of a VMDK snapshot.
+    Backing,
+    /// Holds a part of the disk: an extent of a VMDK.
+    Extent,
+    /// Holds all data of a qcow2 image, which itself has metadata alone.
+    DataFile,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Backing => "backing file",
+            Self::Extent => "extent",
+            Self::DataFile => "data file",
+        })
+    }
+}
+
+impl OpenError {
+    /// Sorts what the system said of opening or reading `path`.
+    pub(super) fn from_io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            // A path through a file is as little there.
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound { path },
+            io::ErrorKind::PermissionDenied => Self::PermissionDenied { path },
+            _ => Self::Io { path, source },
+        }
+    }
+}

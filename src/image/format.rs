@@ -1,0 +1,101 @@
+//! The image formats that are known, by the names that qemu gives them.
+
+use std::fmt;
+use std::str::FromStr;
+
+macro_rules! formats {
+    ($($(#[$doc:meta])* $name:ident = $driver:literal,)*) => {
+        /// An image format.
+        ///
+        /// Written and read as the name of qemu's block driver for it. The list is closed, so that
+        /// a stated format can never name one of qemu's protocol drivers.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Format {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Format {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Name of qemu's block driver.
+            pub fn driver(self) -> &'static str {
+                match self {
+                    $(Self::$name => $driver,)*
+                }
+            }
+        }
+    };
+}
+
+formats! {
+    /// The disk's bytes and nothing else: a raw image, a block device.
+    Raw = "raw",
+    /// qemu's format.
+    Qcow2 = "qcow2",
+    /// qemu's first copy-on-write format.
+    Qcow = "qcow",
+    /// qemu's short-lived enhanced disk.
+    Qed = "qed",
+    /// VMware, all kinds.
+    Vmdk = "vmdk",
+    /// VirtualBox.
+    Vdi = "vdi",
+    /// Virtual PC, and Hyper-V's older `.vhd`.
+    Vpc = "vpc",
+    /// Hyper-V.
+    Vhdx = "vhdx",
+    /// Parallels.
+    Parallels = "parallels",
+    /// macOS disk images.
+    Dmg = "dmg",
+    /// Bochs.
+    Bochs = "bochs",
+    /// Compressed loop, of live CDs.
+    Cloop = "cloop",
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.driver())
+    }
+}
+
+/// A format's name that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown image format {name:?}; known are {}", known())]
+pub struct UnknownFormat {
+    /// What was given.
+    pub name: String,
+}
+
+fn known() -> String {
+    Format::ALL.iter().map(|format| format.driver()).collect::<Vec<_>>().join(", ")
+}
+
+impl FromStr for Format {
+    type Err = UnknownFormat;
+
+    /// Takes qemu's name, or `vhd` for [`Format::Vpc`].
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        let wanted = if name == "vhd" { "vpc" } else { name };
+        let found = Self::ALL.iter().find(|format| format.driver() == wanted);
+        found.copied().ok_or_else(|| UnknownFormat { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_read_back_and_no_other_driver_is() {
+        for format in Format::ALL {
+            assert_eq!(format.to_string().parse(), Ok(*format));
+        }
+        assert_eq!("vhd".parse(), Ok(Format::Vpc));
+        for driver in ["nbd", "file", "json:", "blkdebug", "", "RAW"] {
+            assert!(driver.parse::<Format>().is_err(), "{driver}");
+        }
+    }
+}

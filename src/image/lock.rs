@@ -1,0 +1,75 @@
+//! The locks by which qemu keeps two programs from using one image at once.
+//!
+//! qemu takes open-file-description locks, fcntl(2), on single bytes of an image: byte 100 + *n* says
+//! "I use permission *n*", byte 200 + *n* "nobody else may". Permission 0 is to read what stays
+//! consistent, 1 is to write (`BLK_PERM_*` in qemu's `include/block/block-common.h`, the bases in
+//! `block/file-posix.c`). The bytes need not exist in the file, and a lock changes nothing in it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Byte whose lock says "I read, and count on what I read".
+const USES_READ: i64 = 100;
+/// Byte whose lock says "I write".
+const USES_WRITE: i64 = 101;
+/// Byte whose lock says "nobody may read".
+const DENIES_READ: i64 = 200;
+/// Byte whose lock says "nobody may write".
+const DENIES_WRITE: i64 = 201;
+
+/// Whether another program, in practice a running virtual machine, writes to the file or forbids to
+/// read it. A filesystem without locks knows of none.
+pub(super) fn is_locked(file: &File) -> bool {
+    [USES_WRITE, DENIES_READ].into_iter().any(|byte| {
+        let mut lock = one_byte(libc::F_WRLCK, byte);
+        fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != libc::F_UNLCK as libc::c_short
+    })
+}
+
+/// Says by qemu's locks that we read the file and that nobody may write to it, for as long as `file`
+/// is open: a virtual machine that is started meanwhile is told so by its qemu. On a filesystem
+/// without locks this does nothing.
+pub(super) fn hold(file: &File) {
+    for byte in [USES_READ, DENIES_WRITE] {
+        if let Err(error) = fcntl(file, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, byte)) {
+            tracing::debug!(%error, "cannot lock the image");
+        }
+    }
+}
+
+fn one_byte(kind: libc::c_int, byte: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: the descriptor is open as long as `file` is borrowed, and `lock` is a whole `flock`,
+    // which is what these two commands read and write.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_is_seen_and_readers_are_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::options().read(true).write(true).open(file.path()).unwrap();
+        let (ours, theirs) = (open(), open());
+        hold(&theirs);
+        assert!(!is_locked(&ours), "another reader");
+        fcntl(&theirs, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, USES_WRITE)).unwrap();
+        assert!(is_locked(&ours), "a writer");
+        drop(theirs);
+        assert!(!is_locked(&ours), "a writer that has gone");
+    }
+}

@@ -1,0 +1,145 @@
+//! Asks `qemu-img` what an image is and whether it is whole.
+
+use super::block_device::Description;
+use super::chain::Link;
+use super::{Format, OpenError, child};
+use serde::Deserialize;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// The program.
+const QEMU_IMG: &str = "qemu-img";
+
+/// Time for `qemu-img info`, which only reads a few headers.
+const INFO_TIME: Duration = Duration::from_secs(20);
+
+/// Time for `qemu-img check`, which reads all of an image's tables: enough for some terabytes.
+const CHECK_TIME: Duration = Duration::from_secs(20);
+
+/// What `qemu-img info --output=json` says, see qemu's `qapi/block-core.json`, `ImageInfo`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Info {
+    /// Name of the block driver.
+    pub(super) format: String,
+    /// Whether the image was not closed as it should be.
+    #[serde(default)]
+    pub(super) dirty_flag: bool,
+    #[serde(default)]
+    encrypted: bool,
+}
+
+/// Asks about one file: which format it has, if `link` does not say, and else whether it really is
+/// of that format. Nothing that the image names as its backing file is opened.
+///
+/// # Errors
+/// By what qemu-img says.
+pub(super) fn info(link: &Link, force_share: bool) -> Result<Info, OpenError> {
+    let description = Description::of_file(link, force_share);
+    let output = run("info", &description, &link.path, INFO_TIME, force_share)?;
+    if !output.status.success() {
+        return Err(complaint(QEMU_IMG, &output.stderr, &description, link));
+    }
+    let info: Info = serde_json::from_slice(&output.stdout).map_err(|error| OpenError::Refused {
+        program: QEMU_IMG,
+        path: link.path.clone(),
+        reason: format!("its answer is not understood: {error}"),
+    })?;
+    if info.encrypted {
+        return Err(OpenError::Encrypted { path: link.path.clone() });
+    }
+    Ok(info)
+}
+
+/// Has all tables of the image at the top of `description`, at `path`, checked: what they point to
+/// must be there. An image that takes too long is taken for whole, as is one whose format has no
+/// check.
+///
+/// # Errors
+/// [`OpenError::Corrupt`] if it is not whole.
+pub(super) fn check(description: &Description, path: &Path, format: Format) -> Result<(), OpenError> {
+    let output = match run("check", description, path, CHECK_TIME, false) {
+        Ok(output) => output,
+        Err(OpenError::TimedOut { .. }) => {
+            tracing::warn!(path = %path.display(), "the image is so large that it was not checked for damage");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    // 0: whole; 3: only leaked clusters; 63: a format without check; 2: corrupt; 1: could not finish,
+    // which for a VMDK is how damage is reported. See qemu-img(1).
+    let is_corrupt = match output.status.code() {
+        Some(2) => true,
+        Some(1) => output.stderr.windows(5).any(|window| window == b"ERROR"),
+        _ => false,
+    };
+    if !is_corrupt {
+        return Ok(());
+    }
+    let mut reason = child::message(&first_lines(&output.stderr, 2));
+    if output.stderr.is_empty() {
+        "qemu-img check finds errors in it".clone_into(&mut reason);
+    }
+    Err(OpenError::Corrupt { path: path.to_owned(), format, reason })
+}
+
+fn first_lines(text: &[u8], count: usize) -> Vec<u8> {
+    text.split_inclusive(|byte| *byte == b'\n').take(count).flatten().copied().collect()
+}
+
+fn run(
+    subcommand: &str,
+    description: &Description,
+    path: &Path,
+    limit: Duration,
+    force_share: bool,
+) -> Result<child::Output, OpenError> {
+    let mut command = child::command(QEMU_IMG.as_ref());
+    command.args([subcommand, "--output=json"]);
+    if force_share {
+        command.arg("--force-share");
+    }
+    command.arg("--image-opts").arg(description.to_argument());
+    child::limit(&mut command, limit);
+    child::run(command, limit).map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut => OpenError::TimedOut { program: QEMU_IMG, path: path.to_owned(), limit },
+        _ => cannot_run(QEMU_IMG, path, source),
+    })
+}
+
+/// Sorts the failure to start one of qemu's programs.
+pub(super) fn cannot_run(program: &'static str, path: &Path, source: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+            OpenError::NoProgram { program, path, source }
+        }
+        _ => OpenError::SetUp { program, path, source },
+    }
+}
+
+/// Sorts what one of qemu's programs said when it refused an image.
+pub(super) fn complaint(
+    program: &'static str,
+    stderr: &[u8],
+    description: &Description,
+    link: &Link,
+) -> OpenError {
+    let path = link.path.clone();
+    let said = String::from_utf8_lossy(stderr);
+    if said.contains("Failed to get") && said.contains("lock") {
+        return OpenError::Locked { path };
+    }
+    // qemu repeats the whole description, which says nothing to the user.
+    let described = description.to_argument();
+    let mut said = said.replace(&format!("'{}': ", described.to_string_lossy()), "");
+    for prefix in ["qemu-img: ", "qemu-nbd: ", "Could not open ", "Failed to blk_new_open "] {
+        said = said.strip_prefix(prefix).map(str::to_owned).unwrap_or(said);
+    }
+    let reason = child::message(said.as_bytes());
+    match link.format {
+        Some(format) if format != Format::Raw => OpenError::Corrupt { path, format, reason },
+        _ => OpenError::Refused { program, path, reason },
+    }
+}

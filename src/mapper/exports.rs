@@ -1,0 +1,120 @@
+//! What our NBD server offers to the appliance: the guest's disks and the control disk.
+
+use crate::image::{Overlay, Source as _};
+use crate::nbd::{Command, Export, Extent, Request, StateFlags, Zeroing};
+use crate::probe::channel::Channel;
+use crate::range::{DiskOffset, DiskRange};
+use crate::recorder::{DiskNumber, Recorder};
+use std::io;
+use std::sync::Arc;
+use virt_bmap_agent::{CONTROL_SIZE, VERDICT_OFFSET};
+
+/// Name of a guest disk's export.
+pub(super) fn disk_export(disk: DiskNumber) -> String {
+    format!("disk{disk}")
+}
+
+/// Name of the control disk's export.
+pub(super) const CONTROL_EXPORT: &str = "control";
+
+/// A guest's disk: reads are recorded, writes stay in the overlay.
+pub(super) struct DiskExport {
+    pub(super) disk: DiskNumber,
+    pub(super) overlay: Overlay,
+    pub(super) recorder: Arc<Recorder>,
+}
+
+fn range(offset: u64, length: u32) -> DiskRange {
+    DiskRange::new(offset, offset.saturating_add(length.into()))
+}
+
+impl Export for DiskExport {
+    fn size(&self) -> u64 {
+        self.overlay.size()
+    }
+
+    fn is_read_only(&self) -> bool {
+        // File systems replay their journals even when they are mounted read-only.
+        false
+    }
+
+    fn can_multi_conn(&self) -> bool {
+        true
+    }
+
+    fn observe(&self, request: &Request) {
+        if request.command == Command::Read {
+            self.recorder.read(self.disk, range(request.offset, request.length));
+        }
+    }
+
+    fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.overlay.try_read_at(buf, DiskOffset(offset))
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.overlay.read_at(buf, DiskOffset(offset))
+    }
+
+    fn write(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {
+        // Nothing has to last longer than this process, so "durable" asks for nothing more.
+        self.overlay.write_at(data, DiskOffset(offset))
+    }
+
+    fn write_zeroes(&self, length: u32, offset: u64, _how: Zeroing) -> io::Result<()> {
+        self.overlay.write_zeroes(range(offset, length))
+    }
+
+    fn trim(&self, length: u32, offset: u64, _fua: bool) -> io::Result<()> {
+        self.overlay.trim(range(offset, length))
+    }
+
+    fn block_status(&self, length: u32, offset: u64, _one: bool) -> io::Result<Vec<Extent>> {
+        let allocation = self.overlay.allocation(range(offset, length))?;
+        Ok(allocation
+            .into_iter()
+            .map(|part| {
+                let flags =
+                    if part.is_hole { StateFlags::HOLE | StateFlags::ZERO } else { StateFlags::empty() };
+                Extent { length: part.range.len(), flags }
+            })
+            .collect())
+    }
+}
+
+/// The agent's way out.
+pub(super) struct ControlExport {
+    pub(super) channel: Arc<Channel>,
+}
+
+impl Export for ControlExport {
+    fn size(&self) -> u64 {
+        CONTROL_SIZE
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn is_fast(&self) -> bool {
+        true
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        buf.fill(0);
+        // All else reads as zeroes: the appliance's kernel looks for partitions.
+        if offset == VERDICT_OFFSET {
+            let verdict = self.channel.verdict();
+            let length = verdict.len().min(buf.len());
+            buf[..length].copy_from_slice(&verdict[..length]);
+        }
+        Ok(())
+    }
+
+    fn write(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {
+        if offset != 0 {
+            return Err(io::Error::other("a write to the control disk that is no frame"));
+        }
+        self.channel.frame(data).map_err(io::Error::other)
+    }
+}

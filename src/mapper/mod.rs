@@ -1,0 +1,407 @@
+//! Maps a guest: from its images to its block map.
+//!
+//! Everything else in this library is put together here: the images are opened, our NBD server serves
+//! them from a private socket, an appliance boots with that server as its disks, a probe has everything
+//! in there read, and what was recorded becomes the map. The caller's thread watches: it passes on
+//! progress, ends what hangs, and cleans up, whatever happens.
+
+mod exports;
+
+use crate::appliance::{Appliance, Decision, KillSwitch, LaunchError, LaunchOptions};
+use crate::bmap::{Header, ImageFile, ImageInfo, Map};
+use crate::image::{self, Image, OpenError, OpenOptions, Overlay};
+use crate::nbd::{Exports, ExportsError, Limits, Server};
+use crate::probe::channel::{Channel, Snapshot};
+use crate::probe::found::{Counts, FoundError};
+use crate::probe::survey::Context;
+use crate::probe::trouble::{Trouble, Troubles};
+use crate::probe::{Phase, Probe, ProbeError, guestfsd, survey};
+use crate::recorder::{DiskNumber, Recorder};
+use exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// How to map.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Read images although another program may be writing to them.
+    pub force_share: bool,
+    /// How to launch the appliance.
+    pub launch: LaunchOptions,
+    /// Which way to read the guest's files.
+    pub probe: Probe,
+    /// Give up when nothing has happened for so long.
+    pub timeout: Duration,
+    /// Most bytes that the guest's file systems may write to the private layer, for each disk.
+    pub overlay_limit: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            force_share: false,
+            launch: LaunchOptions::default(),
+            probe: Probe::default(),
+            timeout: Duration::from_secs(300),
+            overlay_limit: 1 << 30,
+        }
+    }
+}
+
+/// Most disks of one guest. libguestfs takes 255; the time that each costs at launch is the limit in
+/// practice.
+pub const MOST_DISKS: usize = 250;
+
+/// One disk of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The image.
+    pub path: PathBuf,
+    /// Its format, if the user states it.
+    pub format: Option<image::Format>,
+}
+
+/// A map, and what is to be said of how it came about.
+#[derive(Debug)]
+pub struct Mapped {
+    /// The map.
+    pub map: Map,
+    /// What was found.
+    pub counts: Counts,
+    /// What could not be examined.
+    pub unexamined: Vec<Trouble>,
+    /// What is worth a warning; nothing is missing from the map for it.
+    pub warnings: Vec<Trouble>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Why there is no map.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// No image was given, or too many.
+    #[error("{0} disks were given; a guest has 1 to {MOST_DISKS}")]
+    Disks(usize),
+    /// An image cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The server, or the private directory with its socket, could not be set up.
+    #[error("cannot set up {what}")]
+    SetUp {
+        /// What could not be set up.
+        what: &'static str,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The exports could not be named; a defect of this library.
+    #[error(transparent)]
+    Exports(#[from] ExportsError),
+    /// The appliance did not come up.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The appliance came up, but the work in it failed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// What was found does not fit into a map.
+    #[error(transparent)]
+    Found(#[from] FoundError),
+    /// Nothing happened for too long.
+    #[error("nothing happened for {} seconds while {during}; gave up (--timeout sets how long to wait)", limit.as_secs())]
+    Hung {
+        /// The limit.
+        limit: Duration,
+        /// What was being done.
+        during: String,
+    },
+    /// [`Cancel`] was used.
+    #[error("interrupted")]
+    Cancelled,
+    /// The thread of the session panicked; a defect of this library or of a binding.
+    #[error("internal error: the session's thread panicked")]
+    Panicked,
+}
+
+/// Ends a run from elsewhere, from a signal handler for instance.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel {
+    flag: Arc<AtomicBool>,
+}
+
+impl Cancel {
+    /// Asks the run to end. It does so within a fraction of a second, and cleans up.
+    pub fn cancel(&self) {
+        self.flag.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the run has been asked to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.flag.load(Ordering::SeqCst)
+    }
+}
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The images have been opened.
+    Opened(&'a [Image]),
+    /// How the appliance is about to run.
+    Launching(Decision),
+    /// Where things are; several times a second.
+    Progress(&'a Phase, Snapshot),
+}
+
+/// How often the caller's thread looks whether something happened.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Maps the guest that has these disks, in this order.
+///
+/// # Errors
+/// [`MapError`]. Whatever the end, no child process, socket or temporary file is left.
+pub fn map_guest(
+    disks: &[Disk],
+    options: &Options,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Result<Mapped, MapError> {
+    let began = Instant::now();
+    if !(1..=MOST_DISKS).contains(&disks.len()) {
+        return Err(MapError::Disks(disks.len()));
+    }
+    let mut opened = Vec::new();
+    for disk in disks {
+        let open = OpenOptions { format: disk.format, force_share: options.force_share };
+        opened.push(image::open(&disk.path, &open)?);
+        if cancel.is_cancelled() {
+            return Err(MapError::Cancelled);
+        }
+    }
+    observe(Event::Opened(&opened));
+
+    let recorder = Arc::new(Recorder::new());
+    let channel = Arc::new(Channel::new(recorder.clone()));
+    let service = Service::start(&opened, &recorder, &channel, options)?;
+    let session = Session {
+        options: options.clone(),
+        socket: service.socket.clone(),
+        recorder,
+        channel: channel.clone(),
+        disks: opened.iter().map(|image| image.source.clone()).collect(),
+        kill: KillSwitch::default(),
+        phase: Arc::default(),
+        decision: Arc::default(),
+    };
+    let result = session.watch(cancel, observe);
+    service.stop();
+    result?;
+
+    let (mut found, mut troubles) = channel.take();
+    for image in &opened {
+        for warning in &image.warnings {
+            troubles.warn(Trouble::new(&image.name.to_string_lossy(), warning));
+        }
+    }
+    let counts = found.counts();
+    *found.header_mut() = header(&opened, &troubles);
+    let map = found.into_map()?;
+    let (unexamined, warnings) = (troubles.unexamined(), troubles.warnings());
+    Ok(Mapped { map, counts, unexamined, warnings, elapsed: began.elapsed() })
+}
+
+/// What the map says of itself: nothing that would differ between two runs.
+fn header(images: &[Image], troubles: &Troubles) -> Header {
+    let file = |name: &Path, format: Option<image::Format>| ImageFile {
+        name: name.as_os_str().as_bytes().to_vec(),
+        format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
+    };
+    let images = (1..).zip(images).map(|(disk, image)| ImageInfo {
+        disk,
+        size: image.source.size(),
+        image: file(&image.name, Some(image.format)),
+        chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
+    });
+    let warnings = troubles.unexamined().into_iter().chain(troubles.warnings());
+    Header {
+        images: images.collect(),
+        warnings: warnings.map(|trouble| trouble.to_string()).collect(),
+        ..Header::default()
+    }
+}
+
+/// Our NBD server on its private socket.
+struct Service {
+    runtime: Runtime,
+    server: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    socket: PathBuf,
+    /// Holds the socket; removed when dropped.
+    _directory: tempfile::TempDir,
+}
+
+impl Service {
+    fn start(
+        images: &[Image],
+        recorder: &Arc<Recorder>,
+        channel: &Arc<Channel>,
+        options: &Options,
+    ) -> Result<Self, MapError> {
+        let set_up = |what| move |source| MapError::SetUp { what, source };
+        let mut exports =
+            Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
+        for (disk, image) in (1..).zip(images) {
+            let overlay = Overlay::new(image.source.clone(), options.overlay_limit, &std::env::temp_dir())
+                .map_err(set_up("a temporary file for what the guest's file systems write"))?;
+            let export = DiskExport { disk, overlay, recorder: recorder.clone() };
+            exports = exports.with(&disk_export(disk), Arc::new(export))?;
+        }
+        let directory = image::private_directory().map_err(set_up("a private directory"))?;
+        let socket = directory.path().join("nbd.sock");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("nbd")
+            .enable_all()
+            .build()
+            .map_err(set_up("the threads of the NBD server"))?;
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::bind(&socket).map_err(set_up("the NBD server's socket"))?
+        };
+        let limits = Limits { connections: 2 * images.len() + 8, ..Limits::default() };
+        let (stop, stopped) = oneshot::channel();
+        let server = runtime.spawn(Server::new(exports, limits).run(listener, async {
+            stopped.await.ok();
+        }));
+        Ok(Self { runtime, server, stop, socket, _directory: directory })
+    }
+
+    fn stop(self) {
+        drop(self.stop);
+        // A panic in the server has been reported by it; there is nothing left to serve.
+        let _ = self.runtime.block_on(self.server);
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+/// The work that is done on a thread of its own, because libguestfs is synchronous.
+#[derive(Clone)]
+struct Session {
+    options: Options,
+    socket: PathBuf,
+    recorder: Arc<Recorder>,
+    channel: Arc<Channel>,
+    disks: Vec<Arc<dyn image::Source>>,
+    kill: KillSwitch,
+    phase: Arc<Mutex<Phase>>,
+    /// How the appliance runs, once for each try to launch it.
+    decision: Arc<Mutex<Vec<Decision>>>,
+}
+
+impl Session {
+    /// Runs the session and watches over it: the end is certain, be it by itself, by the watchdog or by
+    /// the user.
+    fn watch(self, cancel: &Cancel, observe: &mut dyn FnMut(Event<'_>)) -> Result<(), MapError> {
+        let inside = self.clone();
+        let thread = thread::Builder::new()
+            .name("guestfs".into())
+            .spawn(move || inside.run())
+            .map_err(|source| MapError::SetUp { what: "the session's thread", source })?;
+        let mut last_sign = (self.signs_of_life(), Instant::now());
+        let mut hung = None;
+        while !thread.is_finished() {
+            thread::sleep(TICK);
+            let decisions =
+                std::mem::take(&mut *self.decision.lock().unwrap_or_else(PoisonError::into_inner));
+            for decision in decisions {
+                observe(Event::Launching(decision));
+            }
+            let phase = self.phase();
+            observe(Event::Progress(&phase, self.channel.snapshot()));
+            let sign = self.signs_of_life();
+            if sign != last_sign.0 {
+                last_sign = (sign, Instant::now());
+            } else if last_sign.1.elapsed() > self.options.timeout && phase != Phase::Closing {
+                hung.get_or_insert(phase);
+            }
+            if cancel.is_cancelled() || hung.is_some() {
+                self.kill.throw();
+            }
+        }
+        let result = thread.join().unwrap_or(Err(MapError::Panicked));
+        // Why the appliance died is known better here than there.
+        if cancel.is_cancelled() {
+            return Err(MapError::Cancelled);
+        }
+        match (result, hung) {
+            (Err(_), Some(phase)) => {
+                Err(MapError::Hung { limit: self.options.timeout, during: during(&phase) })
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// Something that changes as long as anything happens.
+    fn signs_of_life(&self) -> (u64, u64, Phase) {
+        (self.recorder.totals().0, self.channel.snapshot().frames, self.phase())
+    }
+
+    fn phase(&self) -> Phase {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    fn run(&self) -> Result<(), MapError> {
+        self.kill.arm();
+        let result = self.work();
+        self.kill.disarm();
+        result
+    }
+
+    fn work(&self) -> Result<(), MapError> {
+        let disks: Vec<String> = (1..=self.disks.len() as DiskNumber).map(disk_export).collect();
+        let announce = |decision: &Decision| {
+            self.decision.lock().unwrap_or_else(PoisonError::into_inner).push(decision.clone())
+        };
+        let appliance = Appliance::launch(
+            &self.options.launch,
+            &self.kill,
+            &self.socket,
+            &disks,
+            CONTROL_EXPORT,
+            announce,
+        )?;
+        let context = Context {
+            appliance: &appliance,
+            channel: &self.channel,
+            disks: &self.disks,
+            phase: &|phase| self.set_phase(phase),
+        };
+        match self.options.probe {
+            Probe::Agent => survey::survey(&context)?,
+            Probe::Guestfsd => guestfsd::survey(&context, &self.recorder)?,
+        }
+        self.set_phase(Phase::Closing);
+        Ok(())
+    }
+}
+
+/// A phase, to follow "while".
+fn during(phase: &Phase) -> String {
+    match phase {
+        Phase::Launching => "the appliance was coming up".into(),
+        Phase::Devices => "the guest's devices were being looked at".into(),
+        Phase::Filesystem { name, .. } => format!("{name} was being read"),
+        Phase::Closing => "the appliance was being shut down".into(),
+    }
+}

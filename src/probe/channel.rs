@@ -1,0 +1,448 @@
+//! The host's end of the control disk: takes in what the agent says, and drives the recorder by it.
+//!
+//! The agent has mounted the file systems of a guest that may be hostile, so its word is checked: each
+//! number, name, kind and count. What does not fit ends the conversation.
+
+use super::expected::{Expectation, split_by_extents};
+use super::found::{Found, FoundError, ObjectNumber};
+use super::layout::Layout;
+use super::trouble::{Trouble, Troubles};
+use crate::bmap::{Attributes, Kind};
+use crate::recorder::{Recorder, Recording, Tag};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use virt_bmap_agent::frame::{self, FrameError};
+use virt_bmap_agent::record::{self, Extent, ObjectKind, Record, RecordError};
+use virt_bmap_agent::{VERSION, Verdict};
+
+/// Tags from here on are no objects: what is read under them proves something.
+pub const FIRST_PROOF: u32 = 1 << 31;
+
+/// Most extents that are kept at a time: those of one batch of files and one directory.
+const MOST_EXTENTS: usize = 1 << 24;
+
+/// Most files of one batch. Small files that need no read pile up until the next tag.
+const MOST_FILES: usize = 1 << 20;
+
+/// Longest name. File systems have 255 characters, of up to four bytes each.
+const LONGEST_NAME: usize = 1024;
+
+/// The agent said something that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// A frame.
+    #[error("the probe agent sent a malformed frame")]
+    Frame(#[from] FrameError),
+    /// A record.
+    #[error("the probe agent sent a malformed record")]
+    Record(#[from] RecordError),
+    /// An agent of another version.
+    #[error("the probe agent speaks version {0}, not {VERSION}")]
+    Version(u16),
+    /// A record that makes no sense where it came.
+    #[error("the probe agent sent what makes no sense: {0}")]
+    Nonsense(&'static str),
+    /// An object that makes no sense.
+    #[error("the probe agent described an impossible object")]
+    Object(#[from] FoundError),
+}
+
+/// Where the conversation is, for progress bars and against hangs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Frames taken in.
+    pub frames: u64,
+    /// Directories and files of the current file system that were found.
+    pub objects: u64,
+    /// Bytes of them that were read.
+    pub bytes: u64,
+    /// How many objects there may be; 0: not known.
+    pub objects_expected: u64,
+    /// How many bytes there may be.
+    pub bytes_expected: u64,
+}
+
+/// What the agent is about to walk.
+#[derive(Clone, Debug, Default)]
+pub struct WalkContext {
+    /// The device or whatever else the file system is named by.
+    pub device: String,
+    /// Where the device lies on the disks, if that is known.
+    pub layout: Option<Arc<Layout>>,
+}
+
+/// The host's end of the control disk.
+pub struct Channel {
+    recorder: Arc<Recorder>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    sequence: u32,
+    /// Bytes of a record that is not whole yet.
+    stream: Vec<u8>,
+    found: Found,
+    troubles: Troubles,
+    walk: Walk,
+    proofs: HashMap<u32, Recording>,
+    snapshot: Snapshot,
+    done: bool,
+    error: Option<ChannelError>,
+}
+
+/// The file system being walked.
+#[derive(Default)]
+struct Walk {
+    context: WalkContext,
+    /// Number of its root; 0 between walks.
+    first: ObjectNumber,
+    filesystem: Option<record::Filesystem>,
+    /// Files of the current batch whose extents are known.
+    files: HashMap<ObjectNumber, Expected>,
+    /// The directory that is being listed.
+    directory: (ObjectNumber, Vec<Extent>),
+    extents_held: usize,
+    again: Vec<u32>,
+}
+
+struct Expected {
+    size: u64,
+    extents: Option<Vec<Extent>>,
+    /// What was read of it, if that was not what was expected.
+    unexpected: Option<Recording>,
+}
+
+impl Channel {
+    /// A channel that drives `recorder`.
+    pub fn new(recorder: Arc<Recorder>) -> Self {
+        Self { recorder, state: Mutex::default() }
+    }
+
+    /// Takes in what was written to the control disk. When this returns, the recorder knows the tag.
+    ///
+    /// # Errors
+    /// The first thing that makes no sense; nothing is taken in after that.
+    pub fn frame(&self, bytes: &[u8]) -> Result<(), &'static str> {
+        let mut state = self.state();
+        if state.error.is_some() {
+            return Err("the conversation has ended");
+        }
+        if let Err(error) = state.frame(bytes, &self.recorder) {
+            tracing::warn!("{error}");
+            state.error = Some(error);
+            self.recorder.switch(None);
+            return Err("the frame makes no sense");
+        }
+        Ok(())
+    }
+
+    /// What the agent reads at [`virt_bmap_agent::VERDICT_OFFSET`].
+    pub fn verdict(&self) -> Vec<u8> {
+        Verdict { again: self.state().walk.again.clone() }.encode()
+    }
+
+    /// Prepares for a walk, and returns the numbers of the first frame and of the first object.
+    pub fn begin_walk(&self, context: WalkContext) -> (u32, ObjectNumber) {
+        let mut state = self.state();
+        state.done = false;
+        state.found.begin_filesystem(&context.device);
+        let first = state.found.next();
+        state.walk = Walk { context, first, ..Walk::default() };
+        state.snapshot = Snapshot { frames: state.snapshot.frames, ..Snapshot::default() };
+        (state.sequence, first)
+    }
+
+    /// Prepares for tagged reads of devices, and returns the number of the first frame.
+    pub fn begin_reads(&self) -> u32 {
+        let mut state = self.state();
+        state.done = false;
+        state.walk = Walk::default();
+        state.sequence
+    }
+
+    /// Ends a walk or reads. Whatever was read from here on belongs to nobody.
+    ///
+    /// # Errors
+    /// What the agent said wrong, or that it ended without saying so.
+    pub fn end(&self) -> Result<(), ChannelError> {
+        let rest = self.recorder.switch(None);
+        let mut state = self.state();
+        drop(rest);
+        state.stream.clear();
+        state.end_batch()?;
+        state.walk = Walk::default();
+        if let Some(error) = state.error.take() {
+            return Err(error);
+        }
+        if !state.done {
+            return Err(ChannelError::Nonsense("it ended before it was done"));
+        }
+        Ok(())
+    }
+
+    /// What was read under the tags from [`FIRST_PROOF`] on.
+    pub fn take_proofs(&self) -> HashMap<u32, Recording> {
+        std::mem::take(&mut self.state().proofs)
+    }
+
+    /// Lets `change` have the objects and the list of what could not be examined.
+    pub fn with<T>(&self, change: impl FnOnce(&mut Found, &mut Troubles) -> T) -> T {
+        let state = &mut *self.state();
+        change(&mut state.found, &mut state.troubles)
+    }
+
+    /// Takes out the objects and the list of what could not be examined.
+    pub fn take(&self) -> (Found, Troubles) {
+        let mut state = self.state();
+        (std::mem::take(&mut state.found), std::mem::take(&mut state.troubles))
+    }
+
+    /// Where the conversation is.
+    pub fn snapshot(&self) -> Snapshot {
+        self.state().snapshot
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic half-way through a frame leaves an error behind at worst, no broken invariant that
+        // anything unsafe rests on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn frame(&mut self, bytes: &[u8], recorder: &Recorder) -> Result<(), ChannelError> {
+        let payload = frame::open(bytes, self.sequence)?;
+        self.sequence = self.sequence.wrapping_add(1);
+        self.snapshot.frames += 1;
+        let mut stream = std::mem::take(&mut self.stream);
+        stream.extend_from_slice(payload);
+        let mut used = 0;
+        while let Some((record, length)) = Record::decode(&stream[used..])? {
+            used += length;
+            self.record(record, recorder)?;
+        }
+        stream.drain(..used);
+        self.stream = stream;
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record, recorder: &Recorder) -> Result<(), ChannelError> {
+        if self.done {
+            return Err(ChannelError::Nonsense("a record after the last"));
+        }
+        match record {
+            Record::Hello { version: VERSION } => {}
+            Record::Hello { version } => return Err(ChannelError::Version(version)),
+            Record::Filesystem(filesystem) => {
+                let used = filesystem.blocks.saturating_sub(filesystem.blocks_free);
+                self.snapshot.bytes_expected = used.saturating_mul(filesystem.block_size);
+                self.snapshot.objects_expected = filesystem.files.saturating_sub(filesystem.files_free);
+                self.walk.filesystem = Some(filesystem);
+            }
+            Record::Object(object) => self.object(object)?,
+            Record::Extents { id, extents } => self.extents(id, extents)?,
+            Record::Link { id, parent, name } => {
+                self.in_walk(id)?;
+                self.in_walk(parent)?;
+                let result = self.found.link(id, parent, &name);
+                self.unless_too_long(result, parent, &name)?;
+                self.snapshot.objects += 1;
+            }
+            Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
+            Record::BatchEnd => {}
+            Record::Trouble(trouble) => self.trouble(trouble),
+            Record::Done => self.done = true,
+        }
+        Ok(())
+    }
+
+    fn object(&mut self, object: record::Object) -> Result<(), ChannelError> {
+        if self.walk.first == 0 || object.id != self.found.next() {
+            return Err(ChannelError::Nonsense("an object out of turn"));
+        }
+        if object.name.len() > LONGEST_NAME {
+            return Err(ChannelError::Nonsense("a name that is too long"));
+        }
+        let is_root = object.id == self.walk.first;
+        if !is_root {
+            self.in_walk(object.parent)?;
+        } else if object.kind != ObjectKind::Directory {
+            return Err(ChannelError::Nonsense("a root that is no directory"));
+        }
+        let kind = match object.kind {
+            ObjectKind::Directory => Kind::Directory,
+            ObjectKind::File => Kind::File,
+        };
+        let attributes =
+            Attributes { inode: Some(object.inode), size: Some(object.size), links: Some(object.links) };
+        let parent = (!is_root).then_some(object.parent);
+        let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
+        self.unless_too_long(result, object.parent, &object.name)?;
+        if object.kind == ObjectKind::File {
+            let expected = Expected { size: object.size, extents: None, unexpected: None };
+            self.walk.files.insert(object.id, expected);
+            if self.walk.files.len() > MOST_FILES {
+                return Err(ChannelError::Nonsense("a batch without end"));
+            }
+        }
+        self.snapshot.objects += 1;
+        Ok(())
+    }
+
+    /// A path that is too long for a map is a trouble, not the end.
+    fn unless_too_long(
+        &mut self,
+        result: Result<(), FoundError>,
+        parent: ObjectNumber,
+        name: &[u8],
+    ) -> Result<(), ChannelError> {
+        match result {
+            Err(FoundError::Build(error)) => {
+                let what = self.place(parent, name);
+                self.troubles.push(Trouble::unmappable(&self.walk.context.device, &what, &error));
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn extents(&mut self, id: ObjectNumber, extents: Vec<Extent>) -> Result<(), ChannelError> {
+        self.in_walk(id)?;
+        self.walk.extents_held += extents.len();
+        if self.walk.extents_held > MOST_EXTENTS {
+            return Err(ChannelError::Nonsense("too many extents"));
+        }
+        if let Some(file) = self.walk.files.get_mut(&id) {
+            file.extents.get_or_insert_default().extend(extents);
+        } else {
+            if self.walk.directory.0 != id {
+                self.walk.extents_held -= self.walk.directory.1.len();
+                self.walk.directory = (id, Vec::new());
+            }
+            self.walk.directory.1.extend(extents);
+        }
+        Ok(())
+    }
+
+    fn tag(&mut self, id: u32, afresh: bool, recorder: &Recorder) -> Result<(), ChannelError> {
+        if id >= FIRST_PROOF && self.walk.first != 0 {
+            return Err(ChannelError::Nonsense("a proof during a walk"));
+        }
+        if id != 0 && id < FIRST_PROOF && id >= self.found.next() {
+            return Err(ChannelError::Nonsense("a tag that is no object"));
+        }
+        let before = recorder.tag();
+        let recording = recorder.switch((id != 0).then_some(Tag(id)));
+        if let Some(Tag(before)) = before {
+            self.recorded(before, recording)?;
+        }
+        if afresh && let Some(file) = self.walk.files.get_mut(&id) {
+            file.unexpected = None;
+        }
+        if id == 0 {
+            self.between_batches()?;
+        }
+        Ok(())
+    }
+
+    /// Tag 0 comes at the end of a batch, and again when what the host asked for has been read once more;
+    /// also after a directory was listed, when nothing is outstanding.
+    fn between_batches(&mut self) -> Result<(), ChannelError> {
+        let unexpected = self.walk.files.iter().filter(|(_, file)| file.unexpected.is_some());
+        let mut again: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
+        if !self.walk.again.is_empty() || again.is_empty() {
+            return self.end_batch();
+        }
+        again.sort_unstable();
+        again.truncate(Verdict::CAPACITY);
+        self.walk.again = again;
+        Ok(())
+    }
+
+    /// Takes in what was read under a tag.
+    fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
+        self.snapshot.bytes += recording.bytes();
+        if id >= FIRST_PROOF {
+            self.proofs.insert(id, recording);
+            return Ok(());
+        }
+        let Some(file) = self.walk.files.get_mut(&id) else {
+            let (directory, extents) = &self.walk.directory;
+            let extents: &[Extent] = if *directory == id { extents } else { &[] };
+            return Ok(attribute(&mut self.found, id, &recording, extents, &self.walk.context)?);
+        };
+        let block = self.walk.filesystem.map_or(1, |filesystem| filesystem.block_size);
+        let magic = self.walk.filesystem.map_or(0, |filesystem| filesystem.magic);
+        let expectation = match (&self.walk.context.layout, &file.extents) {
+            (Some(layout), Some(extents)) => Expectation::of(extents, file.size, block, magic, layout),
+            _ => Expectation::None,
+        };
+        let second_time = self.walk.again.contains(&id);
+        if expectation.is_met_by(&recording) || second_time {
+            if !expectation.is_met_by(&recording) {
+                self.troubles.inexact(&self.walk.context.device);
+            }
+            let extents = file.extents.as_deref().unwrap_or_default();
+            attribute(&mut self.found, id, &recording, extents, &self.walk.context)?;
+            file.unexpected = None;
+        } else {
+            file.unexpected = Some(recording);
+        }
+        Ok(())
+    }
+
+    /// What was not read as expected, and not once more either, stays as it was read.
+    fn end_batch(&mut self) -> Result<(), ChannelError> {
+        for (id, file) in std::mem::take(&mut self.walk.files) {
+            if let Some(recording) = file.unexpected {
+                self.troubles.inexact(&self.walk.context.device);
+                let extents = file.extents.as_deref().unwrap_or_default();
+                attribute(&mut self.found, id, &recording, extents, &self.walk.context)?;
+            }
+        }
+        self.walk.again.clear();
+        self.walk.extents_held = self.walk.directory.1.len();
+        Ok(())
+    }
+
+    fn trouble(&mut self, trouble: record::Trouble) {
+        let device = if self.walk.first == 0 {
+            String::from_utf8_lossy(&trouble.name).into_owned()
+        } else {
+            self.walk.context.device.clone()
+        };
+        let path = (self.walk.first != 0).then(|| self.place(trouble.parent, &trouble.name));
+        self.troubles.push(Trouble::of_agent(&device, path.as_deref(), &trouble));
+    }
+
+    /// The path of a name in a directory, or of the directory itself, for messages.
+    fn place(&self, parent: ObjectNumber, name: &[u8]) -> Vec<u8> {
+        let directory = self.found.directory_path(parent).unwrap_or(b"...");
+        match (directory, name) {
+            (directory, b"") => directory.to_vec(),
+            (b"/", name) => [b"/", name].concat(),
+            (directory, name) => [directory, b"/", name].concat(),
+        }
+    }
+
+    /// Whether this is an object of the file system being walked.
+    fn in_walk(&self, id: ObjectNumber) -> Result<(), ChannelError> {
+        let known = self.walk.first != 0 && (self.walk.first..self.found.next()).contains(&id);
+        if known { Ok(()) } else { Err(ChannelError::Nonsense("an object of no file system")) }
+    }
+}
+
+/// Gives an object what was read of it, with its place in the file where the extents tell it.
+fn attribute(
+    found: &mut Found,
+    id: ObjectNumber,
+    recording: &Recording,
+    extents: &[Extent],
+    context: &WalkContext,
+) -> Result<(), FoundError> {
+    for (disk, range, offset) in split_by_extents(recording, extents, context.layout.as_deref()) {
+        found.range(id, disk, range, offset)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,298 @@
+//! The objects that a probe finds, by number, on their way into the map.
+
+use crate::bmap::{Attributes, BuildError, Header, Kind, MapBuilder, NewObject, ObjectName};
+use crate::range::{DiskRange, FileOffset};
+use crate::recorder::DiskNumber;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Number of an object; the first is 1, because tag 0 means "nobody's".
+pub type ObjectNumber = u32;
+
+/// Most objects of one guest. Numbers above are left for tags that are no objects.
+pub const MOST_OBJECTS: u32 = 1 << 30;
+
+/// Counts of what was found, as the summary gives them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Partitions.
+    pub partitions: u64,
+    /// Logical volumes.
+    pub volumes: u64,
+    /// File systems that were walked.
+    pub filesystems: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Names of regular files.
+    pub files: u64,
+}
+
+/// Why an object was not taken in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FoundError {
+    /// The map cannot hold it.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// Its directory is not known, or is no directory.
+    #[error("object {0} is not a known directory")]
+    Parent(ObjectNumber),
+    /// It is not known.
+    #[error("object {0} is not known")]
+    Unknown(ObjectNumber),
+    /// A name that cannot be one.
+    #[error("a name that no file can have")]
+    Name,
+    /// More than [`MOST_OBJECTS`].
+    #[error("more than {MOST_OBJECTS} objects")]
+    TooMany,
+}
+
+/// What is known of one number.
+#[derive(Clone, Copy)]
+enum Entry {
+    Object(NewObject),
+    /// Its path is longer than a map can hold.
+    Unnamed,
+}
+
+/// The objects found so far.
+pub struct Found {
+    builder: MapBuilder,
+    entries: Vec<Entry>,
+    /// Paths of the directories of the file system being walked, without a slash at the end.
+    directories: HashMap<ObjectNumber, Arc<[u8]>>,
+    /// Files with several names, by number.
+    shared: HashMap<ObjectNumber, Shared>,
+    /// Their names but the first, and whose names they are.
+    links: Vec<(ObjectNumber, NewObject)>,
+    device: String,
+    counts: Counts,
+}
+
+/// What the names of one file have in common.
+struct Shared {
+    attributes: Attributes,
+    pieces: Vec<(DiskNumber, DiskRange, Option<FileOffset>)>,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self {
+            builder: MapBuilder::new(Header::default()),
+            entries: Vec::new(),
+            directories: HashMap::new(),
+            shared: HashMap::new(),
+            links: Vec::new(),
+            device: String::new(),
+            counts: Counts::default(),
+        }
+    }
+}
+
+impl Found {
+    /// The number that the next object gets.
+    pub fn next(&self) -> ObjectNumber {
+        self.entries.len() as u32 + 1
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The header of the map to be.
+    pub fn header_mut(&mut self) -> &mut Header {
+        self.builder.header_mut()
+    }
+
+    /// Makes the map.
+    ///
+    /// # Errors
+    /// [`FoundError::Build`] where there are more pieces than a map can hold.
+    pub fn into_map(mut self) -> Result<crate::bmap::Map, FoundError> {
+        for (number, object) in &self.links {
+            for &(disk, range, file_offset) in
+                self.shared.get(number).iter().flat_map(|shared| &shared.pieces)
+            {
+                self.builder.piece(*object, disk, range, file_offset)?;
+            }
+        }
+        Ok(self.builder.build())
+    }
+
+    /// Adds a disk, partition or volume.
+    ///
+    /// # Errors
+    /// [`FoundError`]
+    pub fn device(&mut self, kind: Kind, path: &str) -> Result<ObjectNumber, FoundError> {
+        let number = self.number()?;
+        let object = self.builder.object(ObjectName::device(kind, path.as_bytes()), Attributes::default())?;
+        self.entries.push(Entry::Object(object));
+        match kind {
+            Kind::Partition => self.counts.partitions += 1,
+            Kind::LogicalVolume => self.counts.volumes += 1,
+            _ => {}
+        }
+        Ok(number)
+    }
+
+    /// The objects that follow lie in the file system on `device`.
+    pub fn begin_filesystem(&mut self, device: &str) {
+        self.directories.clear();
+        device.clone_into(&mut self.device);
+        self.counts.filesystems += 1;
+    }
+
+    /// Adds a directory or file named `name` in `parent`; the root has no parent.
+    ///
+    /// # Errors
+    /// [`FoundError`]. A name that is too long for a map is an error of kind [`FoundError::Build`], but
+    /// the object has its number all the same.
+    pub fn object(
+        &mut self,
+        kind: Kind,
+        parent: Option<ObjectNumber>,
+        name: &[u8],
+        attributes: Attributes,
+    ) -> Result<ObjectNumber, FoundError> {
+        let number = self.number()?;
+        let path = match parent {
+            None => Some(Vec::new()),
+            Some(parent) => self.path(parent, name)?,
+        };
+        match kind {
+            Kind::Directory => self.counts.directories += 1,
+            _ => self.counts.files += 1,
+        }
+        // Below a directory that has no name for the map, nothing has.
+        self.entries.push(Entry::Unnamed);
+        if kind == Kind::File && attributes.links.is_some_and(|links| links > 1) {
+            self.shared.insert(number, Shared { attributes, pieces: Vec::new() });
+        }
+        let Some(path) = path else { return Ok(number) };
+        let object = self.named(kind, &path, attributes)?;
+        self.entries[number as usize - 1] = Entry::Object(object);
+        if kind == Kind::Directory {
+            self.directories.insert(number, path.into());
+        }
+        Ok(number)
+    }
+
+    /// Adds another name of a file: an object of its own that shares the file's ranges.
+    ///
+    /// # Errors
+    /// [`FoundError`]
+    pub fn link(
+        &mut self,
+        number: ObjectNumber,
+        parent: ObjectNumber,
+        name: &[u8],
+    ) -> Result<(), FoundError> {
+        let shared = self.shared.get(&number).ok_or(FoundError::Unknown(number))?;
+        let attributes = shared.attributes;
+        self.counts.files += 1;
+        if let Some(path) = self.path(parent, name)? {
+            let object = self.named(Kind::File, &path, attributes)?;
+            self.links.push((number, object));
+        }
+        Ok(())
+    }
+
+    /// Says that a range belongs to an object.
+    ///
+    /// # Errors
+    /// [`FoundError`]
+    pub fn range(
+        &mut self,
+        number: ObjectNumber,
+        disk: DiskNumber,
+        range: DiskRange,
+        file_offset: Option<FileOffset>,
+    ) -> Result<(), FoundError> {
+        match self.entry(number)? {
+            Entry::Object(object) => self.builder.piece(object, disk, range, file_offset)?,
+            Entry::Unnamed => {}
+        }
+        if let Some(shared) = self.shared.get_mut(&number) {
+            shared.pieces.push((disk, range, file_offset));
+        }
+        Ok(())
+    }
+
+    /// The path of a name in a directory; `None` where the directory has no name for the map.
+    pub fn path(&self, parent: ObjectNumber, name: &[u8]) -> Result<Option<Vec<u8>>, FoundError> {
+        if matches!(name, b"" | b"." | b"..") || name.iter().any(|b| matches!(b, b'/' | 0)) {
+            return Err(FoundError::Name);
+        }
+        let Some(parent_path) = self.directories.get(&parent) else {
+            return match self.entry(parent)? {
+                Entry::Unnamed => Ok(None),
+                Entry::Object(_) => Err(FoundError::Parent(parent)),
+            };
+        };
+        Ok(Some([parent_path, &b"/"[..], name].concat()))
+    }
+
+    /// The path of a directory, for messages; `None` if it is none, or has no name.
+    pub fn directory_path(&self, number: ObjectNumber) -> Option<&[u8]> {
+        let path = self.directories.get(&number)?;
+        Some(if path.is_empty() { b"/" } else { path })
+    }
+
+    fn named(&mut self, kind: Kind, path: &[u8], attributes: Attributes) -> Result<NewObject, FoundError> {
+        let path = if path.is_empty() { b"/" } else { path };
+        Ok(self.builder.object(ObjectName::path(kind, self.device.as_bytes(), path), attributes)?)
+    }
+
+    fn number(&self) -> Result<ObjectNumber, FoundError> {
+        if self.next() > MOST_OBJECTS { Err(FoundError::TooMany) } else { Ok(self.next()) }
+    }
+
+    fn entry(&self, number: ObjectNumber) -> Result<Entry, FoundError> {
+        let index = (number as usize).checked_sub(1);
+        index.and_then(|index| self.entries.get(index)).copied().ok_or(FoundError::Unknown(number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_put_together_and_bad_names_refused() {
+        let mut found = Found::default();
+        assert_eq!(found.device(Kind::Disk, "/dev/sda"), Ok(1));
+        found.begin_filesystem("/dev/sda");
+        let root = found.object(Kind::Directory, None, b"", Attributes::default()).unwrap();
+        let etc = found.object(Kind::Directory, Some(root), b"etc", Attributes::default()).unwrap();
+        let file = found.object(Kind::File, Some(etc), b"a\xff", Attributes::default()).unwrap();
+        assert_eq!(found.path(etc, b"b"), Ok(Some(b"/etc/b".to_vec())));
+        assert_eq!(found.directory_path(root), Some(&b"/"[..]));
+        for name in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
+            assert_eq!(found.path(etc, name), Err(FoundError::Name));
+        }
+        assert_eq!(found.path(file, b"b"), Err(FoundError::Parent(file)));
+        assert_eq!(found.path(99, b"b"), Err(FoundError::Unknown(99)));
+        assert_eq!(found.range(99, 1, DiskRange::new(0, 1), None), Err(FoundError::Unknown(99)));
+        assert_eq!(found.counts().directories, 2);
+    }
+
+    #[test]
+    fn below_a_path_that_is_too_long_objects_are_counted_but_not_named() {
+        let mut found = Found::default();
+        found.begin_filesystem("/dev/sda");
+        let mut parent = found.object(Kind::Directory, None, b"", Attributes::default()).unwrap();
+        let name = [b'x'; 255];
+        let mut failed = 0;
+        for _ in 0..2000 {
+            let next = found.next();
+            failed += usize::from(
+                found.object(Kind::Directory, Some(parent), &name, Attributes::default()).is_err(),
+            );
+            parent = next;
+        }
+        assert_eq!(failed, 1);
+        assert_eq!(found.counts().directories, 2001);
+        assert!(found.range(parent, 1, DiskRange::new(0, 1), None).is_ok());
+    }
+}

@@ -1,0 +1,211 @@
+//! Reads everything with the calls that every libguestfs since 1.29.11 has, and uploads nothing.
+//!
+//! `debug bmap_file PATH` opens a file or directory, `debug bmap_device DEVICE` a device, and `debug bmap`
+//! drops all caches and reads what was opened from end to end. That is slow, about a tenth of a second for
+//! each object under emulation, and since the caches are cold a file's metadata is read along with its
+//! data. It is what the original virt-bmap did: the reference, and the way out where the agent cannot run.
+
+use super::survey::Context;
+use super::trouble::Trouble;
+use super::{Phase, ProbeError};
+use crate::appliance::{BlockDevice, CallError, DeviceKind, Filesystem, Inventory};
+use crate::bmap::{Attributes, Kind};
+use crate::recorder::{Recorder, Tag};
+use rustix::fs::FileType;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+
+/// Names looked up in one call.
+const NAMES_PER_CALL: usize = 1000;
+
+/// Longest list of names that is taken from the appliance, in bytes.
+const MOST_NAMES: u64 = 4 << 30;
+
+/// Reads everything with libguestfs's own daemon.
+///
+/// # Errors
+/// [`ProbeError`]; what concerns one device, file system or file alone becomes a trouble.
+pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeError> {
+    (context.phase)(Phase::Devices);
+    let probe = Probe { context, recorder };
+    let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
+    probe.devices(&inventory)?;
+    context.explain_unreadable(&inventory);
+    let filesystems = context.to_walk(&inventory);
+    for (number, filesystem) in (1..).zip(&filesystems) {
+        (context.phase)(Phase::Filesystem {
+            name: filesystem.mountable.clone(),
+            kind: filesystem.kind.clone(),
+            number,
+            of: filesystems.len(),
+        });
+        if context.mount(filesystem)? {
+            probe.walk(filesystem)?;
+            context.unmount(filesystem)?;
+        }
+    }
+    Ok(())
+}
+
+struct Probe<'a> {
+    context: &'a Context<'a>,
+    recorder: &'a Recorder,
+}
+
+impl Probe<'_> {
+    /// What libguestfs lists by itself; where a device lies is learnt by reading it.
+    fn inventory(&self) -> Result<Inventory, CallError> {
+        let appliance = self.context.appliance;
+        // As in the original, but before anything is mounted: file systems copy the setting.
+        appliance.shell(
+            "for f in /sys/block/*/queue/read_ahead_kb; do echo 0 > $f; done; \
+             for f in /sys/block/*/queue/scheduler; do echo none > $f 2>/dev/null; done; true",
+        )?;
+        let device = |path: &String, kind| BlockDevice { path: path.clone(), number: (0, 0), size: 0, kind };
+        let partition = DeviceKind::Partition { of: (0, 0), start: 0 };
+        let volumes: BTreeSet<String> = appliance.call(guestfs::Handle::lvs)?.into_iter().collect();
+        Ok(Inventory {
+            disks: appliance.guest_disks()?.iter().map(|path| device(path, DeviceKind::Disk)).collect(),
+            partitions: appliance
+                .call(guestfs::Handle::list_partitions)?
+                .iter()
+                .map(|path| device(path, partition.clone()))
+                .collect(),
+            volumes: volumes
+                .iter()
+                .map(|path| device(path, DeviceKind::Dm { targets: Vec::new() }))
+                .collect(),
+            filesystems: appliance.guest_filesystems()?,
+            ..Inventory::default()
+        })
+    }
+
+    fn devices(&self, inventory: &Inventory) -> Result<(), ProbeError> {
+        let channel = self.context.channel;
+        for (disk, (device, source)) in (1..).zip(inventory.disks.iter().zip(self.context.disks)) {
+            channel.with(|found, _| {
+                let number = found.device(Kind::Disk, &device.path)?;
+                found.range(number, disk, crate::range::DiskRange::new(0, source.size()), None)
+            })?;
+        }
+        let others = inventory.partitions.iter().map(|device| (Kind::Partition, device));
+        let others = others.chain(inventory.volumes.iter().map(|device| (Kind::LogicalVolume, device)));
+        for (kind, device) in others {
+            let number = channel.with(|found, _| found.device(kind, &device.path))?;
+            if let Err(error) = self.read("bmap_device", &device.path, number)? {
+                channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, error)));
+            }
+        }
+        Ok(())
+    }
+
+    fn walk(&self, filesystem: &Filesystem) -> Result<(), ProbeError> {
+        let channel = self.context.channel;
+        let device = &filesystem.mountable;
+        channel.begin_walk(super::channel::WalkContext { device: device.clone(), layout: None });
+        let root =
+            channel.with(|found, _| found.object(Kind::Directory, None, b"", Attributes::default()))?;
+        if let Err(error) = self.read("bmap_file", "/", root)? {
+            channel.with(|_, troubles| troubles.push(Trouble::at(device, b"/", error)));
+        }
+        let names = match self.names() {
+            Ok(names) => names,
+            Err(error) => {
+                self.context.still_alive(&format!("{device} was being listed"))?;
+                channel.with(|_, troubles| troubles.push(Trouble::new(device, error)));
+                return Ok(());
+            }
+        };
+        // A directory is listed before what it holds.
+        let mut numbers = BTreeMap::from([(String::new(), root)]);
+        let mut by_directory = BTreeMap::<String, Vec<String>>::new();
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            match std::str::from_utf8(name) {
+                Ok(path) => {
+                    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+                    by_directory.entry(directory.to_owned()).or_default().push(name.to_owned());
+                }
+                Err(_) => {
+                    let path = [b"/", name].concat();
+                    let what = "its name is not UTF-8, which this probe's calls cannot pass on; \
+                                --probe agent can";
+                    channel.with(|_, troubles| troubles.push(Trouble::at(device, &path, what)));
+                }
+            }
+        }
+        for (directory, mut names) in by_directory {
+            names.sort();
+            let Some(&parent) = numbers.get(&directory) else { continue };
+            for names in names.chunks(NAMES_PER_CALL) {
+                let list: Vec<&str> = names.iter().map(String::as_str).collect();
+                let place = format!("/{directory}");
+                let stats = match self.context.appliance.call(|g| g.lstatnslist(&place, &list)) {
+                    Ok(stats) => stats,
+                    Err(error) => {
+                        self.context.still_alive(&format!("{device} was being read"))?;
+                        channel.with(|_, t| t.push(Trouble::at(device, place.as_bytes(), error)));
+                        continue;
+                    }
+                };
+                for (name, stat) in names.iter().zip(stats) {
+                    let kind = match FileType::from_raw_mode(stat.st_mode as u32) {
+                        FileType::Directory => Kind::Directory,
+                        FileType::RegularFile => Kind::File,
+                        _ => continue,
+                    };
+                    let attributes = Attributes {
+                        inode: u64::try_from(stat.st_ino).ok(),
+                        size: u64::try_from(stat.st_size).ok(),
+                        // Each name is read by itself here.
+                        links: Some(1),
+                    };
+                    let number = channel
+                        .with(|found, _| found.object(kind, Some(parent), name.as_bytes(), attributes))?;
+                    let path =
+                        if directory.is_empty() { name.clone() } else { format!("{directory}/{name}") };
+                    if let Err(error) = self.read("bmap_file", &format!("/{path}"), number)? {
+                        channel.with(|_, t| t.push(Trouble::at(device, path.as_bytes(), error)));
+                    }
+                    if kind == Kind::Directory {
+                        numbers.insert(path, number);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All names below `/`, relative to it, each ended by a zero byte.
+    fn names(&self) -> Result<Vec<u8>, String> {
+        let file = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
+        let path = file.path().to_string_lossy();
+        self.context.appliance.call(|g| g.find0("/", &path)).map_err(|error| error.to_string())?;
+        let mut names = Vec::new();
+        let result = file.reopen().and_then(|file| file.take(MOST_NAMES).read_to_end(&mut names));
+        result.map_err(|error| error.to_string())?;
+        Ok(names)
+    }
+
+    /// Opens something, then reads it under the tag of an object. The inner error concerns this object
+    /// alone.
+    fn read(&self, open: &str, path: &str, number: u32) -> Result<Result<(), CallError>, ProbeError> {
+        let appliance = self.context.appliance;
+        if let Err(error) = appliance.call(|g| g.debug(open, &[path])) {
+            self.context.still_alive(&format!("{path} was being opened"))?;
+            return Ok(Err(error));
+        }
+        self.recorder.switch(Some(Tag(number)));
+        let result = appliance.call(|g| g.debug("bmap", &[]));
+        let recording = self.recorder.switch(None);
+        self.context.channel.with(|found, _| -> Result<(), ProbeError> {
+            for (disk, range) in recording.iter() {
+                found.range(number, disk, range, None)?;
+            }
+            Ok(())
+        })?;
+        if result.is_err() {
+            self.context.still_alive(&format!("{path} was being read"))?;
+        }
+        Ok(result.map(drop))
+    }
+}

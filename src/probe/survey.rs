@@ -1,0 +1,279 @@
+//! Goes through a guest's devices and file systems with the agent.
+
+use super::channel::{Channel, FIRST_PROOF, WalkContext};
+use super::found::ObjectNumber;
+use super::layout::{Layout, PROOF, layouts};
+use super::trouble::Trouble;
+use super::{Phase, ProbeError};
+use crate::appliance::{Appliance, BlockDevice, Filesystem, Inventory, ReadPlan};
+use crate::bmap::Kind;
+use crate::image::Source;
+use crate::range::DiskOffset;
+use crate::recorder::Recording;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// What a probe works with.
+pub struct Context<'a> {
+    /// The running appliance.
+    pub appliance: &'a Appliance,
+    /// The host's end of the control disk.
+    pub channel: &'a Channel,
+    /// The guest's disks, in order.
+    pub disks: &'a [Arc<dyn Source>],
+    /// Told what is being done.
+    pub phase: &'a dyn Fn(Phase),
+}
+
+/// Reads everything with the agent.
+///
+/// # Errors
+/// [`ProbeError`]; what concerns one device or file system alone becomes a trouble.
+pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
+    (context.phase)(Phase::Devices);
+    let appliance = context.appliance;
+    appliance.start_agent()?;
+    let inventory = appliance.inventory().map_err(ProbeError::Inventory)?;
+    context.channel.with(|_, troubles| {
+        for (device, what) in &inventory.troubles {
+            troubles.push(Trouble::new(device, what));
+        }
+    });
+    appliance.stop_udev().map_err(ProbeError::Inventory)?;
+    let layouts = devices(context, &inventory)?;
+    context.explain_unreadable(&inventory);
+    let filesystems = context.to_walk(&inventory);
+    for (number, filesystem) in (1..).zip(&filesystems) {
+        (context.phase)(Phase::Filesystem {
+            name: filesystem.mountable.clone(),
+            kind: filesystem.kind.clone(),
+            number,
+            of: filesystems.len(),
+        });
+        if context.mount(filesystem)? {
+            let device = device_of(&filesystem.mountable);
+            walk(context, filesystem, layouts.get(device).cloned())?;
+            context.unmount(filesystem)?;
+        }
+    }
+    Ok(())
+}
+
+fn walk(
+    context: &Context<'_>,
+    filesystem: &Filesystem,
+    layout: Option<Arc<Layout>>,
+) -> Result<(), ProbeError> {
+    let device = filesystem.mountable.clone();
+    let (sequence, first) = context.channel.begin_walk(WalkContext { device: device.clone(), layout });
+    let walked = context.appliance.walk(sequence, first);
+    let ended = context.channel.end();
+    if let Err(error) = walked {
+        // What it said wrong explains why it was cut off; otherwise it died of its own.
+        ended?;
+        context.still_alive(&format!("{device} was being read"))?;
+        let what = format!("only a part of it was read: {}", crate::chain(&error));
+        context.channel.with(|_, troubles| troubles.push(Trouble::new(&device, what)));
+        return Ok(());
+    }
+    Ok(ended?)
+}
+
+/// Adds the objects of disks, partitions and volumes, and says where they lie: as the kernel's tables say
+/// where tagged reads prove them, else by reading all of the device. Returns the proven layouts.
+fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<String, Arc<Layout>>, ProbeError> {
+    let mut numbers: Vec<(&BlockDevice, ObjectNumber)> = Vec::new();
+    let kinds = [
+        (Kind::Disk, &inventory.disks),
+        (Kind::Partition, &inventory.partitions),
+        (Kind::LogicalVolume, &inventory.volumes),
+        (Kind::MappedDevice, &inventory.others),
+    ];
+    for (kind, devices) in kinds {
+        for device in devices {
+            let number = context.channel.with(|found, _| found.device(kind, &device.path))?;
+            numbers.push((device, number));
+        }
+    }
+
+    let computed = layouts(inventory);
+    let mut plan = ReadPlan::default();
+    let mut expected: HashMap<u32, (&str, Recording)> = HashMap::new();
+    let mut tag = FIRST_PROOF;
+    for (device, _) in &numbers {
+        for (at, disk, range) in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
+            plan.push(tag, &device.path, at.0, range.len());
+            // A read of less than a sector reads the sector.
+            let whole = crate::range::DiskRange::new(range.start.0, range.start.0 + PROOF);
+            expected.insert(tag, (&device.path, [(disk, whole)].into_iter().collect()));
+            tag += 1;
+        }
+    }
+    read(context, &plan)?;
+    let mut proofs = context.channel.take_proofs();
+    let mut unproven: HashSet<&str> = HashSet::new();
+    for (tag, (device, expected)) in &expected {
+        let proof = proofs.remove(tag).unwrap_or_default();
+        if !proof.iter().eq(expected.iter()) {
+            tracing::debug!("{device} is not where it should be: {expected:?}, not {proof:?}");
+            unproven.insert(device);
+        }
+    }
+
+    let mut proven = HashMap::new();
+    let mut plan = ReadPlan::default();
+    for (device, number) in &numbers {
+        match computed.get(&device.path) {
+            Some(layout) if !unproven.contains(device.path.as_str()) => {
+                context.channel.with(|found, _| -> Result<(), ProbeError> {
+                    for segment in layout.segments() {
+                        found.range(*number, segment.disk, segment.disk_range(), None)?;
+                    }
+                    Ok(())
+                })?;
+                proven.insert(device.path.clone(), Arc::new(layout.clone()));
+            }
+            _ => plan.push(*number, &device.path, 0, device.size),
+        }
+    }
+    read(context, &plan)?;
+    Ok(proven)
+}
+
+fn read(context: &Context<'_>, plan: &ReadPlan) -> Result<(), ProbeError> {
+    if plan.is_empty() {
+        return Ok(());
+    }
+    let sequence = context.channel.begin_reads();
+    let read = context.appliance.read_devices(sequence, plan);
+    context.channel.end()?;
+    Ok(read?)
+}
+
+/// The device of what libguestfs calls a mountable: `btrfsvol:/dev/sda1/home` lies on `/dev/sda1`.
+pub(super) fn device_of(mountable: &str) -> &str {
+    match mountable.strip_prefix("btrfsvol:") {
+        Some(rest) => {
+            // The device's name ends where the subvolume's begins: at the third slash, or the fourth for
+            // a logical volume (/dev/vg/lv) and for /dev/mapper/name.
+            let parts: Vec<_> = rest.match_indices('/').map(|(at, _)| at).collect();
+            let end = if rest.starts_with("/dev/sd") || rest.starts_with("/dev/md") { 2 } else { 3 };
+            parts.get(end).map_or(rest, |&at| &rest[..at])
+        }
+        None => mountable,
+    }
+}
+
+/// What a file system's type says of whether it can be mounted.
+fn is_mountable(kind: &str) -> bool {
+    !matches!(kind, "swap" | "unknown" | "")
+}
+
+impl Context<'_> {
+    /// The file systems that are to be mounted.
+    pub(super) fn to_walk(&self, inventory: &Inventory) -> Vec<Filesystem> {
+        inventory.filesystems.iter().filter(|fs| is_mountable(&fs.kind)).cloned().collect()
+    }
+
+    /// Mounts a file system; `false`: it cannot be mounted, which has been noted.
+    pub(super) fn mount(&self, filesystem: &Filesystem) -> Result<bool, ProbeError> {
+        let mountable = &filesystem.mountable;
+        match self.appliance.call(|g| g.mount_options("ro,nodev,nosuid,noexec", mountable, "/")) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                self.still_alive(&format!("{mountable} was being mounted"))?;
+                let what = format!("cannot be mounted as {}: {}", filesystem.kind, error);
+                self.channel.with(|_, troubles| troubles.push(Trouble::new(mountable, what)));
+                Ok(false)
+            }
+        }
+    }
+
+    pub(super) fn unmount(&self, filesystem: &Filesystem) -> Result<(), ProbeError> {
+        self.appliance.call(guestfs::Handle::umount_all).map_err(|source| {
+            let during = format!("{} was being unmounted", filesystem.mountable);
+            ProbeError::Died { during, console: self.appliance.console().tail(), source }
+        })
+    }
+
+    /// Whether the appliance still answers.
+    ///
+    /// # Errors
+    /// [`ProbeError::Died`]
+    pub(super) fn still_alive(&self, during: &str) -> Result<(), ProbeError> {
+        self.appliance.shell("true").map(drop).map_err(|source| ProbeError::Died {
+            during: during.to_owned(),
+            console: self.appliance.console().tail(),
+            source,
+        })
+    }
+
+    /// Notes which devices hold what cannot be mounted.
+    pub(super) fn explain_unreadable(&self, inventory: &Inventory) {
+        for filesystem in inventory.filesystems.iter().filter(|fs| fs.kind == "unknown") {
+            let name = &filesystem.mountable;
+            let is_disk = inventory.disks.iter().any(|disk| disk.path == *name);
+            if self.is_blank(inventory, name) {
+                let what = if is_disk {
+                    "the disk is blank: it has neither partitions nor a file system"
+                } else {
+                    "it is blank"
+                };
+                self.channel.with(|_, troubles| troubles.warn(Trouble::new(name, what)));
+            } else if !self.is_boot_code(name) {
+                let what = "it holds no file system that the appliance knows";
+                self.channel.with(|_, troubles| troubles.push(Trouble::new(name, what)));
+            }
+        }
+        // libguestfs leaves out what is no file system, such as members of a RAID; encrypted volumes are
+        // among them, and hide files.
+        let listed: HashSet<&str> = inventory.filesystems.iter().map(|fs| device_of(&fs.mountable)).collect();
+        for device in inventory.devices().filter(|device| !listed.contains(device.path.as_str())) {
+            let content = self.appliance.content_of(&device.path);
+            if matches!(content.as_deref(), Some("crypto_LUKS" | "BitLocker")) {
+                let what = "it is encrypted, and no key was given";
+                self.channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, what)));
+            }
+        }
+    }
+
+    /// Whether the first megabyte of a device reads as zeroes.
+    fn is_blank(&self, inventory: &Inventory, name: &str) -> bool {
+        const LOOK: u64 = 1 << 20;
+        let layouts = layouts(inventory);
+        let Some(first) = layouts.get(name).and_then(|layout| layout.segments().first()) else {
+            return false;
+        };
+        let Some(disk) = self.disks.get(usize::from(first.disk) - 1) else { return false };
+        let mut bytes = vec![0; first.device.len().min(LOOK) as usize];
+        disk.read_at(&mut bytes, DiskOffset(first.start.0)).is_ok() && bytes.iter().all(|byte| *byte == 0)
+    }
+
+    /// Whether a partition is of a type that never holds a file system.
+    fn is_boot_code(&self, name: &str) -> bool {
+        /// BIOS boot partition, Microsoft reserved partition, PowerPC PReP boot.
+        const TYPES: [&str; 3] = [
+            "21686148-6449-6E6F-744E-656564454649",
+            "E3C9E316-0B5C-4DB8-817D-F92DF00215AE",
+            "9E1A2D38-C612-4316-AA26-8B49521E5A8B",
+        ];
+        let kind = self.appliance.call(|g| {
+            let device = g.part_to_dev(name)?;
+            g.part_get_gpt_type(&device, g.part_to_partnum(name)?)
+        });
+        kind.is_ok_and(|kind| TYPES.iter().any(|known| known.eq_ignore_ascii_case(&kind)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_of_a_subvolume() {
+        assert_eq!(device_of("/dev/sda1"), "/dev/sda1");
+        assert_eq!(device_of("btrfsvol:/dev/sda1/home/x"), "/dev/sda1");
+        assert_eq!(device_of("btrfsvol:/dev/vg/lv/home"), "/dev/vg/lv");
+        assert_eq!(device_of("btrfsvol:/dev/sda1"), "/dev/sda1");
+    }
+}
