@@ -28,7 +28,7 @@ say() { echo "setup-debian: $*" >&2; }
 
 command -v dpkg-query >/dev/null || { say "this is no Debian; needed here: ${wanted[*]}, and a Linux kernel in /boot"; exit 1; }
 
-installed_version() { dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null | sed -n 's/^installed //p'; }
+installed_version() { { dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null || :; } | sed -n 's/^installed //p'; }
 candidate_version() { LC_ALL=C apt-cache policy "$1" | sed -n 's/^  Candidate: //p'; }
 
 # Packages of `wanted` that are not installed.
