@@ -24,8 +24,8 @@ mod vmdk;
 pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
 pub use overlay::Overlay;
-pub(crate) use qemu_nbd::private_directory;
 pub use qemu_nbd::ReadError;
+pub(crate) use qemu_nbd::private_directory;
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

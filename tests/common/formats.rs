@@ -23,43 +23,34 @@ pub fn copy(raw: &Path, to: &Path) {
 /// Makes a chain of three images below `dir`, each in a directory of its own and naming its parent by a
 /// relative path: `base` holds the raw image's first two thirds as they are and wrong bytes in the
 /// rest, the middle one corrects half of that, the top the other half. Returns all, the top last.
+///
+/// Each is finished before the next is made: a VMDK notes the content that its parent had.
 pub fn chain(raw: &Path, dir: &Path, format: &str) -> Vec<PathBuf> {
-    let names = ["base", "middle", "top"].map(|n| (n, dir.join(n).join(format!("disk.{format}"))));
-    let size = fs::metadata(raw).unwrap().len();
+    let content = fs::read(raw).unwrap();
+    let size = content.len() as u64;
     let third = size / 3 / 65536 * 65536;
     let half = (size - 2 * third) / 2 / 65536 * 65536;
-    let mut parent: Option<&str> = None;
-    for (name, image) in &names {
-        fs::create_dir_all(image.parent().unwrap()).unwrap();
-        match parent {
-            None => convert(raw, image, format, ""),
-            Some(parent) => {
-                let backing = format!("../{parent}/disk.{format}");
-                let mut create = tools::command("qemu-img");
-                create.args(["create", "-q", "-f", format, "-F", format, "-b", &backing]).arg(image);
-                tools::output(create.current_dir(image.parent().unwrap()));
-            }
-        }
-        parent = Some(name);
+    let images = ["base", "middle", "top"].map(|name| dir.join(name).join(format!("disk.{format}")));
+    for image in &images {
+        fs::create_dir(image.parent().unwrap()).unwrap();
     }
-    let images: Vec<PathBuf> = names.into_iter().map(|(_, image)| image).collect();
-    let content = fs::read(raw).unwrap();
-    io(&images[0], format, &[format!("write -P 0xa5 {} {}", 2 * third, size - 2 * third)]);
-    for (image, from, to) in [(&images[1], 2 * third, 2 * third + half), (&images[2], 2 * third + half, size)]
+    convert(raw, &images[0], format, "");
+    io(&images[0], format, &format!("write -P 0xa5 {} {}", 2 * third, size - 2 * third));
+    for (i, parent, from, to) in
+        [(1, "base", 2 * third, 2 * third + half), (2, "middle", 2 * third + half, size)]
     {
+        let backing = format!("../{parent}/disk.{format}");
+        let mut create = tools::command("qemu-img");
+        create.args(["create", "-q", "-f", format, "-F", format, "-b", &backing]).arg(&images[i]);
+        tools::output(create.current_dir(images[i].parent().unwrap()));
         let part = tempfile::NamedTempFile::new().unwrap();
         fs::write(part.path(), &content[from as usize..to as usize]).unwrap();
-        io(image, format, &[format!("write -s {} {from} {}", part.path().display(), to - from)]);
+        io(&images[i], format, &format!("write -s {} {from} {}", part.path().display(), to - from));
     }
-    images
+    images.into()
 }
 
-/// Runs `qemu-io` commands on an image.
-fn io(image: &Path, format: &str, commands: &[String]) {
-    let mut qemu_io = tools::command("qemu-io");
-    qemu_io.args(["-f", format]);
-    for command in commands {
-        qemu_io.args(["-c", command]);
-    }
-    tools::output(qemu_io.arg(image));
+/// Runs a `qemu-io` command on an image.
+fn io(image: &Path, format: &str, command: &str) {
+    tools::output(tools::command("qemu-io").args(["-f", format, "-c", command]).arg(image));
 }
