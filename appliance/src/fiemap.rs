@@ -1,8 +1,10 @@
-//! The FIEMAP ioctl (`Documentation/filesystems/fiemap.rst`, `linux/fiemap.h`).
+//! Where a file lies on its device, as the kernel says: the FIEMAP ioctl
+//! (`Documentation/filesystems/fiemap.rst`, `linux/fiemap.h`), and the older FIBMAP, a call for each block,
+//! for file systems that lack it (`linux/fs.h`).
 
 use rustix::fd::AsFd;
 use rustix::io::Errno;
-use rustix::ioctl::{Updater, ioctl, opcode};
+use rustix::ioctl::{Getter, Updater, ioctl, opcode};
 use virt_bmap_agent::record::Extent;
 
 /// Extents asked for at a time.
@@ -84,4 +86,46 @@ pub(crate) fn extents(file: impl AsFd) -> Result<Option<Vec<Extent>>, Errno> {
             return Ok(None);
         }
     }
+}
+
+/// Files with more blocks than this are not asked for block by block.
+const MOST_BLOCKS: u64 = 4096;
+
+/// All blocks of a file of `size` bytes, joined where they lie one after the other. `None` where the file
+/// system has no FIBMAP, the file has too many blocks, or not every byte of it has one: a hole, a block out of
+/// the call's reach and data that lies in metadata all look the same.
+pub(crate) fn blocks(file: impl AsFd, size: u64) -> Option<Vec<Extent>> {
+    /// `FIBMAP` and `FIGETBSZ` are numbered without a type.
+    const FIBMAP: rustix::ioctl::Opcode = opcode::none(0, 1);
+    const FIGETBSZ: rustix::ioctl::Opcode = opcode::none(0, 2);
+    #[allow(unsafe_code)]
+    // SAFETY: FIGETBSZ writes one `int` to where its argument points.
+    let block = unsafe { ioctl(file.as_fd(), Getter::<FIGETBSZ, i32>::new()) }.ok()?;
+    let block = u64::try_from(block).ok().filter(|block| *block > 0)?;
+    let count = size.div_ceil(block);
+    if count > MOST_BLOCKS {
+        return None;
+    }
+    let mut extents: Vec<Extent> = Vec::new();
+    for number in 0..count {
+        let mut place = i32::try_from(number).ok()?;
+        #[allow(unsafe_code)]
+        // SAFETY: FIBMAP reads and writes one `int` where its argument points.
+        unsafe { ioctl(file.as_fd(), Updater::<FIBMAP, i32>::new(&mut place)) }.ok()?;
+        // The kernel's answer is an `int`; a block beyond is reported as 0, like a hole.
+        let place = u64::try_from(place).ok()?;
+        if place == 0 {
+            return None;
+        }
+        let (logical, physical) = (number * block, place.checked_mul(block)?);
+        match extents.last_mut() {
+            Some(last)
+                if last.logical + last.length == logical && last.physical + last.length == physical =>
+            {
+                last.length += block;
+            }
+            _ => extents.push(Extent { logical, physical, length: block, flags: 0 }),
+        }
+    }
+    Some(extents)
 }

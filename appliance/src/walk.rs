@@ -259,6 +259,8 @@ impl Walker {
         let again = self.control.verdict()?.again;
         if !again.is_empty() {
             for file in files.iter().filter(|file| again.contains(&file.id)) {
+                // What is in the page cache would not be read; what of the metadata is cached stays.
+                fadvise(&file.fd, 0, None, Advice::DontNeed).ok();
                 self.control.tag(file.id, true)?;
                 self.read(file, parent)?;
                 self.control.settle()?;
@@ -321,6 +323,7 @@ impl Walker {
             self.links.insert(stat.st_ino, id);
         }
         let extents = match self.extents(&fd) {
+            Ok(None) => fiemap::blocks(&fd, stat.st_size as u64),
             Ok(extents) => extents,
             Err(errno) => {
                 self.trouble(Operation::Fiemap, errno, parent, name, 0);

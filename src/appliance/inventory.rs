@@ -150,7 +150,8 @@ impl Appliance {
     }
 
     /// Ends udev's daemon. When a device that was open for writing is closed, as a file system's is when it
-    /// is unmounted, udev looks at it again, and that would be recorded.
+    /// is unmounted, udev looks at it again, which would be recorded; and when a whole disk is, the
+    /// partitions are taken away and found anew.
     ///
     /// # Errors
     /// What libguestfs says.

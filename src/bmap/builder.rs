@@ -218,7 +218,7 @@ fn subtract(unknown: &mut [PieceRecord], known: &[PieceRecord], extra: &mut Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::{Kind, Piece};
+    use crate::bmap::{Kind, Object, Piece};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -312,7 +312,7 @@ mod tests {
         builder.object(ObjectName::device(Kind::Partition, b"/dev/sda1"), Attributes::default()).unwrap();
         builder.object(name, Attributes { size: Some(0), links: Some(2), ..Attributes::default() }).unwrap();
         let map = builder.build();
-        let attributes: Vec<_> = map.objects().map(|object| object.attributes()).collect();
+        let attributes: Vec<_> = map.objects().map(Object::attributes).collect();
         assert_eq!(
             attributes,
             [Attributes { inode: Some(7), size: Some(0), links: Some(2) }, Attributes::default()]

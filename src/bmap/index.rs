@@ -9,6 +9,7 @@
 //! never are there more links than lines in the text map.
 
 use super::model::{Map, Object, ObjectId, PieceRecord};
+use super::object::Kind;
 use crate::range::{DiskOffset, DiskRange, FileOffset};
 
 /// One object at the place that was asked for.
@@ -72,7 +73,7 @@ impl Index {
         let Some(disk) = self.disk(disk) else { return Vec::new() };
         let byte = DiskRange { start: offset, end: DiskOffset(offset.0.saturating_add(1)) };
         let mut hits: Vec<_> = self.chain(disk.top(offset.0)).map(|piece| hit(map, piece, byte)).collect();
-        sort(&mut hits);
+        hits.sort_unstable_by_key(|hit| (hit.object.kind().specificity(), hit.object.id(), hit.file_offset));
         hits
     }
 
@@ -117,12 +118,14 @@ fn count_near<T>(items: &[T], holds: impl Fn(&T) -> bool) -> usize {
     low + items[low..high].partition_point(holds)
 }
 
+#[inline]
 fn hit<'a>(map: &'a Map, piece: u32, window: DiskRange) -> Hit<'a> {
     let piece = &map.pieces[piece as usize];
     cut(map, piece, window)
 }
 
 /// The part of `piece` that lies in `window`, which it touches.
+#[inline]
 fn cut<'a>(map: &'a Map, piece: &PieceRecord, window: DiskRange) -> Hit<'a> {
     let range = DiskRange::new(piece.start.max(window.start.0), piece.end.min(window.end.0));
     Hit {
@@ -130,13 +133,6 @@ fn cut<'a>(map: &'a Map, piece: &PieceRecord, window: DiskRange) -> Hit<'a> {
         range,
         file_offset: piece.offset_at(range.start.0),
     }
-}
-
-/// The most specific first, then by the place on the disk and the object's name.
-fn sort(hits: &mut [Hit<'_>]) {
-    hits.sort_by_cached_key(|hit| {
-        (hit.object.kind().specificity(), hit.range.start, hit.object.id(), hit.file_offset)
-    });
 }
 
 /// The pieces that a range of a disk touches. See [`Map::over`].
@@ -154,9 +150,15 @@ pub struct Over<'a> {
 impl<'a> Over<'a> {
     /// The hits, sorted: files first, then directories, metadata, logical volumes, other mapped
     /// devices, partitions and whole disks, and within each kind as they lie on the disk.
-    pub fn most_specific_first(self) -> Vec<Hit<'a>> {
-        let mut hits: Vec<_> = self.collect();
-        sort(&mut hits);
+    pub fn most_specific_first(mut self) -> Vec<Hit<'a>> {
+        // What begins in the range comes in the right order; what begins before it, as it ends.
+        let mut hits = Vec::new();
+        while self.link != NONE {
+            hits.extend(self.next());
+        }
+        hits.sort_unstable_by_key(|hit| (hit.object.id(), hit.file_offset));
+        hits.extend(self);
+        hits.sort_by_key(|hit| hit.object.kind().specificity());
         hits
     }
 }
@@ -164,14 +166,20 @@ impl<'a> Over<'a> {
 impl<'a> Iterator for Over<'a> {
     type Item = Hit<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Hit<'a>> {
-        if let Some(&Link { piece, below }) = self.index.links.get(self.link as usize) {
+        if self.link != NONE {
+            let Link { piece, below } = self.index.links[self.link as usize];
             self.link = below;
             return Some(hit(self.map, piece, self.window));
         }
         let (piece, rest) = self.pieces.split_first()?;
         self.pieces = rest;
         Some(cut(self.map, piece, self.window))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.pieces.len(), None)
     }
 }
 
@@ -282,7 +290,7 @@ impl Searchable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::{Attributes, Kind, MapBuilder, ObjectName};
+    use crate::bmap::{Attributes, MapBuilder, ObjectName};
     use proptest::prelude::*;
 
     /// Kind, disk, start, length, file offset of a piece.
@@ -314,7 +322,9 @@ mod tests {
                 Some(Hit { object: map.object(piece.object), range, file_offset })
             })
             .collect();
-        sort(&mut hits);
+        hits.sort_by_key(|hit| {
+            (hit.object.kind().specificity(), hit.range.start, hit.object.id(), hit.file_offset)
+        });
         hits
     }
 

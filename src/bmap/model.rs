@@ -52,11 +52,13 @@ impl PieceRecord {
     /// No byte of a file has this offset, since the offset after it would not fit in 64 bits.
     pub(super) const NO_OFFSET: u64 = u64::MAX;
 
+    #[inline]
     pub(super) fn has_offset(&self) -> bool {
         self.file_offset != Self::NO_OFFSET
     }
 
     /// Where in the object the byte `at` of the disk lies, which must be in the piece.
+    #[inline]
     pub(super) fn offset_at(&self, at: u64) -> Option<FileOffset> {
         self.has_offset().then(|| FileOffset(self.file_offset + (at - self.start)))
     }

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Bounds on everything that a peer controls.
 ///
 /// Beside the bytes in flight that are counted here, each connection has buffers of its own of at
-/// most 640 KiB.
+/// most 1.1 MiB.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections at a time. Further clients wait in the listener's queue until one leaves.

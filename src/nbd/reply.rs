@@ -21,6 +21,8 @@ pub(super) const BATCH: usize = 256 << 10;
 
 /// Descriptors in one block status reply; a client asks again for what is left.
 const MAX_EXTENTS: usize = 8192;
+/// Bytes of the longest block status reply.
+pub(super) const MAX_BLOCK_STATUS: u32 = (CHUNK_HEADER + 4 + 8 * MAX_EXTENTS) as u32;
 
 /// Segments that one system call sends.
 const MAX_SLICES: usize = 16;
@@ -78,16 +80,14 @@ struct Segment {
     bytes: Vec<u8>,
     sent: usize,
     filled: usize,
-    /// Whether it is a batch.
-    is_batch: bool,
-    /// Given back when all is sent.
-    _permit: Option<Permit>,
+    /// Given back when all is sent; a batch has none.
+    permit: Option<Permit>,
 }
 
 impl Segment {
     /// An empty batch.
     fn batch(bytes: Vec<u8>) -> Self {
-        Self { bytes, sent: 0, filled: 0, is_batch: true, _permit: None }
+        Self { bytes, sent: 0, filled: 0, permit: None }
     }
 
     fn unsent(&self) -> &[u8] {
@@ -162,9 +162,7 @@ impl Replies {
     pub(super) fn data(&mut self, request: &Request, mut bytes: Vec<u8>, permit: Option<Permit>) {
         let start = DATA_ROOM - self.data_header();
         put_data_header(&mut bytes[start..DATA_ROOM], self.structured, request);
-        self.flushed = false;
-        let filled = bytes.len();
-        self.queue.push_back(Segment { bytes, sent: start, filled, is_batch: false, _permit: permit });
+        self.large(bytes, start, permit);
     }
 
     /// Answers a read of nothing but zeroes; only to clients that take structured replies.
@@ -178,7 +176,13 @@ impl Replies {
     }
 
     /// Answers a block status request, about the metadata context `context`.
-    pub(super) fn extents(&mut self, request: &Request, context: u32, extents: &[Extent]) {
+    pub(super) fn extents(
+        &mut self,
+        request: &Request,
+        context: u32,
+        extents: &[Extent],
+        permit: Option<Permit>,
+    ) {
         let one = request.flags.contains(CommandFlags::REQ_ONE);
         let extents = descriptors(extents, request.length, if one { 1 } else { MAX_EXTENTS });
         let length = 4 + 8 * extents.len();
@@ -189,7 +193,7 @@ impl Replies {
             wire.put_u32(length);
             wire.put_u32(flags.bits());
         }
-        self.append(&wire);
+        self.large(wire, 0, permit);
     }
 
     /// Sends what the stream takes at once; ready when it has taken something.
@@ -200,7 +204,7 @@ impl Replies {
     ) -> Poll<io::Result<()>> {
         // Batches alternate with large reads, if there are any; two batches in a row would be one
         // that is sent and one that still grows.
-        if self.batch.filled > 0 && self.queue.back().is_none_or(|last| !last.is_batch) {
+        if self.batch.filled > 0 && self.queue.back().is_none_or(|last| last.permit.is_some()) {
             let next = Segment::batch(std::mem::take(&mut self.spare));
             self.queue.push_back(std::mem::replace(&mut self.batch, next));
         }
@@ -235,13 +239,13 @@ impl Replies {
             let part = sent.min(front.unsent().len());
             front.sent += part;
             sent -= part;
-            if front.is_batch {
+            if front.permit.is_none() {
                 self.batched -= part;
             }
             if front.sent < front.filled {
                 return;
             }
-            if let Some(Segment { bytes, is_batch: true, .. }) = self.queue.pop_front() {
+            if let Some(Segment { bytes, permit: None, .. }) = self.queue.pop_front() {
                 self.spare = bytes;
             }
         }
@@ -251,6 +255,16 @@ impl Replies {
         let mut wire = [0; SIMPLE_REPLY_HEADER];
         put_simple_reply(&mut wire.as_mut_slice(), error, cookie);
         self.append(&wire);
+    }
+
+    /// A reply that counts against the budget goes out as it is and gives its permit back then;
+    /// others join the batch.
+    fn large(&mut self, bytes: Vec<u8>, start: usize, permit: Option<Permit>) {
+        if permit.is_none() {
+            return self.append(&bytes[start..]);
+        }
+        self.flushed = false;
+        self.queue.push_back(Segment { sent: start, filled: bytes.len(), bytes, permit });
     }
 
     fn append(&mut self, wire: &[u8]) {
@@ -316,8 +330,12 @@ fn descriptors(extents: &[Extent], length: u32, most: usize) -> Vec<(u32, StateF
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nbd::limits::{Budget, Limits};
+    use bytes::Buf;
     use std::future::poll_fn;
+    use std::sync::Arc;
     use tokio::io::AsyncReadExt;
+    use tokio::sync::Semaphore;
 
     fn request(command: Command, flags: CommandFlags) -> Request {
         Request { command, flags, cookie: 0x0102_0304_0506_0708, offset: 0x1000, length: 4 }
@@ -381,7 +399,12 @@ mod tests {
                 .unwrap()
         );
         let status = request(Command::BlockStatus, CommandFlags::empty());
-        replies.extents(&status, 1, &[Extent { length: 9, flags: StateFlags::HOLE | StateFlags::ZERO }]);
+        replies.extents(
+            &status,
+            1,
+            &[Extent { length: 9, flags: StateFlags::HOLE | StateFlags::ZERO }],
+            None,
+        );
         assert_eq!(
             sent(&mut replies).await,
             b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x01\
@@ -392,37 +415,56 @@ mod tests {
         );
     }
 
+    /// Cookies of simple replies, where those from 1000 have a hundred bytes of data.
+    fn cookies(mut wire: &[u8]) -> Vec<u64> {
+        let mut cookies = Vec::new();
+        while !wire.is_empty() {
+            assert_eq!(wire.get_u64(), u64::from(NBD_SIMPLE_REPLY_MAGIC) << 32);
+            let cookie = wire.get_u64();
+            cookies.push(cookie);
+            if cookie >= 1000 {
+                let data = wire.split_off(..100).unwrap();
+                assert!(data.iter().all(|&byte| byte == cookie as u8), "{data:?}");
+            }
+        }
+        cookies
+    }
+
     #[tokio::test]
     async fn batches_and_large_reads_arrive_whole_through_a_stream_that_takes_a_few_bytes() {
+        let limits = Limits { bytes_per_connection: 0, ..Limits::default() };
+        let budget = Budget::new(&limits, Arc::new(Semaphore::new(1 << 20)));
         let mut replies = Replies::new(false);
         let (mut ours, mut theirs) = tokio::io::duplex(7);
         let client = tokio::spawn(async move {
             let mut wire = Vec::new();
             theirs.read_to_end(&mut wire).await.map(|_| wire)
         });
-        let mut wanted = Vec::new();
         for cookie in 0..100 {
             replies.done(cookie);
-            put_simple_reply(&mut wanted, 0, cookie);
-            let read = Request { cookie: 1000 + cookie, ..request(Command::Read, CommandFlags::empty()) };
-            let mut bytes = vec![0; DATA_ROOM];
-            bytes.extend_from_slice(&[cookie as u8; 100]);
-            replies.data(&read, bytes, None);
-            // The batch that was begun before goes out after this one.
-            poll_fn(|cx| replies.poll_send(&mut ours, cx)).await.unwrap();
-            put_simple_reply(&mut wanted, 0, 1000 + cookie);
-            wanted.extend_from_slice(&[cookie as u8; 100]);
-            while !replies.is_empty() {
+            // Each of these begins to be sent while others still wait, in part or whole.
+            if cookie % 3 == 0 {
+                let read = Request { cookie: 1000 + cookie, ..request(Command::Read, CommandFlags::empty()) };
+                let mut bytes = vec![0; DATA_ROOM];
+                bytes.extend_from_slice(&[read.cookie as u8; 100]);
+                replies.data(&read, bytes, budget.clone().admit(100).await);
                 poll_fn(|cx| replies.poll_send(&mut ours, cx)).await.unwrap();
             }
+            if cookie % 10 == 0 {
+                while !replies.is_empty() {
+                    poll_fn(|cx| replies.poll_send(&mut ours, cx)).await.unwrap();
+                }
+                assert!(replies.batched == 0 && replies.queue.is_empty());
+            }
+        }
+        while !replies.is_empty() {
+            poll_fn(|cx| replies.poll_send(&mut ours, cx)).await.unwrap();
         }
         drop(ours);
-        let mut got = client.await.unwrap().unwrap();
-        assert_eq!(got.len(), wanted.len());
-        got.sort_unstable();
-        wanted.sort_unstable();
-        assert_eq!(got, wanted);
-        assert!(replies.batched == 0 && replies.queue.is_empty());
+        let mut cookies = cookies(&client.await.unwrap().unwrap());
+        cookies.sort_unstable();
+        let wanted: Vec<u64> = (0..100).chain((1000..1100).step_by(3)).collect();
+        assert_eq!(cookies, wanted);
     }
 
     #[test]

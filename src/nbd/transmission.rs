@@ -10,7 +10,7 @@ use super::export::{Export, Extent, Zeroing};
 use super::limits::{Budget, Permit};
 use super::negotiation::{Agreement, BASE_ALLOCATION_ID, Peer};
 use super::protocol::*;
-use super::reply::{DATA_ROOM, Refusal, Replies, error_of, is_zero};
+use super::reply::{DATA_ROOM, MAX_BLOCK_STATUS, Refusal, Replies, error_of, is_zero};
 use super::server::ConnectionError;
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::poll_fn;
@@ -47,6 +47,8 @@ pub(super) struct Transmission<S> {
     fast: bool,
     structured: bool,
     base_allocation: bool,
+    /// Whether the export has failed a request of this connection.
+    has_failed: bool,
     stall: Stall,
 }
 
@@ -109,6 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             export,
             structured,
             base_allocation,
+            has_failed: false,
             stall: Stall::new(stall),
         }
     }
@@ -122,7 +125,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 return Ok(());
             }
             match poll_fn(|cx| self.poll_event(cx)).await? {
-                Event::Finished(finished) => self.finished(finished),
+                Event::Finished(Finished { request, result, permit }) => {
+                    self.reply(&request, result, Some(permit));
+                }
                 Event::Sent => {}
                 Event::Admitted(request, permit) => {
                     self.input = Input::Header;
@@ -284,6 +289,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         if !self.answer_inline(&request) {
             let bytes = match request.command {
                 Command::Read | Command::Write => length,
+                Command::BlockStatus => MAX_BLOCK_STATUS,
                 _ => 0,
             };
             if let Some(permit) = self.budget.try_admit(bytes) {
@@ -409,32 +415,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         });
     }
 
-    fn finished(&mut self, Finished { request, result, permit }: Finished) {
-        self.reply(&request, result, Some(permit));
-    }
-
     fn reply(&mut self, request: &Request, result: io::Result<Outcome>, permit: Option<Permit>) {
         match result {
             Ok(Outcome::Done) => self.replies.done(request.cookie),
             Ok(Outcome::Data(bytes)) => self.replies.data(request, bytes, permit),
             Ok(Outcome::Hole) => self.replies.hole(request),
-            Ok(Outcome::Extents(extents)) => self.replies.extents(request, BASE_ALLOCATION_ID, &extents),
+            Ok(Outcome::Extents(extents)) => {
+                self.replies.extents(request, BASE_ALLOCATION_ID, &extents, permit);
+            }
             Err(error) => self.failed(request, &error),
         }
     }
 
     fn failed(&mut self, request: &Request, error: &io::Error) {
         let value = error_of(error, request.flags);
-        if value == NBD_ENOTSUP {
-            // The client asked whether there is a fast way, and there is none.
-            debug!(?request, "zeroing would not be fast");
+        let (answer, error) = (error_name(value), error as &dyn std::error::Error);
+        // One line for a disk that goes bad, not one for each of its sectors; and "there is no fast
+        // way to zero" is an answer, not a failure.
+        if self.has_failed || value == NBD_ENOTSUP {
+            debug!(?request, answer, error, "request failed");
         } else {
             warn!(
                 ?request,
-                answer = error_name(value),
-                error = error as &dyn std::error::Error,
-                "request failed"
+                answer, error, "request failed; any others of this connection are logged as debug"
             );
+            self.has_failed = true;
         }
         self.replies.refuse(request.cookie, Refusal { error: value, why: "see the server's log" });
     }

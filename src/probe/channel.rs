@@ -3,7 +3,7 @@
 //! The agent has mounted the file systems of a guest that may be hostile, so its word is checked: each
 //! number, name, kind and count. What does not fit ends the conversation.
 
-use super::expected::{Expectation, split_by_extents};
+use super::expected::{BTRFS, Expectation, split_by_extents};
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::Layout;
 use super::trouble::{Trouble, Troubles};
@@ -39,6 +39,9 @@ pub enum ChannelError {
     /// An agent of another version.
     #[error("the probe agent speaks version {0}, not {VERSION}")]
     Version(u16),
+    /// The agent ended, and had not said that it was done.
+    #[error("the probe agent ended before it was done")]
+    Unfinished,
     /// A record that makes no sense where it came.
     #[error("the probe agent sent what makes no sense: {0}")]
     Nonsense(&'static str),
@@ -104,6 +107,13 @@ struct Walk {
     directory: (ObjectNumber, Vec<Extent>),
     extents_held: usize,
     again: Vec<u32>,
+}
+
+impl Walk {
+    /// Whether the extents of this file system are places on its device.
+    fn has_places(&self) -> bool {
+        self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS)
+    }
 }
 
 struct Expected {
@@ -176,7 +186,7 @@ impl Channel {
             return Err(error);
         }
         if !state.done {
-            return Err(ChannelError::Nonsense("it ended before it was done"));
+            return Err(ChannelError::Unfinished);
         }
         Ok(())
     }
@@ -363,6 +373,7 @@ impl State {
     /// Takes in what was read under a tag.
     fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
         self.snapshot.bytes += recording.bytes();
+        let has_places = self.walk.has_places();
         if id >= FIRST_PROOF {
             self.proofs.insert(id, recording);
             return Ok(());
@@ -370,21 +381,32 @@ impl State {
         let Some(file) = self.walk.files.get_mut(&id) else {
             let (directory, extents) = &self.walk.directory;
             let extents: &[Extent] = if *directory == id { extents } else { &[] };
-            return Ok(attribute(&mut self.found, id, &recording, extents, &self.walk.context)?);
+            return Ok(attribute(
+                &mut self.found,
+                id,
+                &recording,
+                extents,
+                self.walk.has_places(),
+                &self.walk.context,
+            )?);
         };
         let block = self.walk.filesystem.map_or(1, |filesystem| filesystem.block_size);
         let magic = self.walk.filesystem.map_or(0, |filesystem| filesystem.magic);
+        let no_layout = Layout::default();
         let expectation = match (&self.walk.context.layout, &file.extents) {
-            (Some(layout), Some(extents)) => Expectation::of(extents, file.size, block, magic, layout),
+            (layout, Some(extents)) => {
+                Expectation::of(extents, file.size, block, magic, layout.as_deref().unwrap_or(&no_layout))
+            }
             _ => Expectation::None,
         };
-        let second_time = self.walk.again.contains(&id);
-        if expectation.is_met_by(&recording) || second_time {
-            if !expectation.is_met_by(&recording) {
+        let again = self.walk.again.contains(&id);
+        let is_met = expectation.is_met_by(&recording, again);
+        if is_met || again {
+            if !is_met {
                 self.troubles.inexact(&self.walk.context.device);
             }
             let extents = file.extents.as_deref().unwrap_or_default();
-            attribute(&mut self.found, id, &recording, extents, &self.walk.context)?;
+            attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
             file.unexpected = None;
         } else {
             file.unexpected = Some(recording);
@@ -398,7 +420,14 @@ impl State {
             if let Some(recording) = file.unexpected {
                 self.troubles.inexact(&self.walk.context.device);
                 let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(&mut self.found, id, &recording, extents, &self.walk.context)?;
+                attribute(
+                    &mut self.found,
+                    id,
+                    &recording,
+                    extents,
+                    self.walk.has_places(),
+                    &self.walk.context,
+                )?;
             }
         }
         self.walk.again.clear();
@@ -433,16 +462,22 @@ impl State {
     }
 }
 
-/// Gives an object what was read of it, with its place in the file where the extents tell it.
+/// Gives an object what was read of it, with its place in the file where the extents tell it: where
+/// `has_places`, they are places on the device.
 fn attribute(
     found: &mut Found,
     id: ObjectNumber,
     recording: &Recording,
     extents: &[Extent],
+    has_places: bool,
     context: &WalkContext,
 ) -> Result<(), FoundError> {
-    for (disk, range, offset) in split_by_extents(recording, extents, context.layout.as_deref()) {
+    let layout = context.layout.as_deref().filter(|_| has_places);
+    for (disk, range, offset) in split_by_extents(recording, extents, layout) {
         found.range(id, disk, range, offset)?;
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

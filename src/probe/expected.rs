@@ -5,27 +5,31 @@ use crate::range::{DeviceOffset, DiskRange, FileOffset, Offset as _, Range};
 use crate::recorder::{DiskNumber, Recording};
 use virt_bmap_agent::record::Extent;
 
-/// `statfs(2)` magic of file systems whose FIEMAP does not give offsets on their device: btrfs gives
-/// places in an address space of its own.
-const NOT_PHYSICAL: [u64; 1] = [0x9123_683e];
+/// `statfs(2)` magic of btrfs. Its FIEMAP gives places in an address space of its own, and it reads
+/// checksums, which lie elsewhere, along with data that it reads for the first time.
+pub(super) const BTRFS: u64 = 0x9123_683e;
 
-/// The disk blocks that a file's extents promise.
+/// What a file's extents promise of a read of all of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Expectation {
-    /// The extents do not tell.
+    /// They do not tell.
     None,
-    /// Exactly these.
+    /// Exactly these blocks.
     Blocks(Recording),
+    /// So many bytes, wherever they are.
+    Bytes(u64),
+    /// Nothing; but only a second read, with all metadata in memory, touches data alone.
+    SecondRead,
 }
 
 impl Expectation {
     /// What reading a file of `size` bytes must touch, if its extents lie in the clear on `layout`.
     /// `block` is the file system's block size, `magic` its number in `statfs(2)`.
     pub(super) fn of(extents: &[Extent], size: u64, block: u64, magic: u64, layout: &Layout) -> Self {
-        if NOT_PHYSICAL.contains(&magic) {
-            return Self::None;
-        }
         let end = size.checked_next_multiple_of(block.max(1)).unwrap_or(u64::MAX);
+        if magic == BTRFS {
+            return Self::of_btrfs(extents, end);
+        }
         let mut blocks = Recording::default();
         for extent in extents.iter().filter(|extent| extent.flags & Extent::UNWRITTEN == 0) {
             if !extent.is_plain() {
@@ -41,9 +45,26 @@ impl Expectation {
         Self::Blocks(blocks)
     }
 
-    pub(super) fn is_met_by(&self, recording: &Recording) -> bool {
+    fn of_btrfs(extents: &[Extent], end: u64) -> Self {
+        let mut bytes: u64 = 0;
+        for extent in extents {
+            if extent.flags & (Extent::UNWRITTEN | Extent::INLINE) != 0 {
+                continue;
+            }
+            if !extent.is_plain() {
+                return Self::SecondRead;
+            }
+            bytes = bytes.saturating_add(extent.length.min(end.saturating_sub(extent.logical)));
+        }
+        Self::Bytes(bytes)
+    }
+
+    /// Whether what was read is what was promised; `again`: the file has been read a second time.
+    pub(super) fn is_met_by(&self, recording: &Recording, again: bool) -> bool {
         match self {
             Self::None => true,
+            Self::SecondRead => again,
+            Self::Bytes(bytes) => recording.bytes() == *bytes,
             // Compared as sets: a recording may have looked at more disks without finding anything.
             Self::Blocks(blocks) => blocks.iter().eq(recording.iter()),
         }
@@ -119,9 +140,9 @@ mod tests {
         ];
         let expectation = Expectation::of(&extents, 5000, 4096, EXT4, &disk());
         assert_eq!(expectation, Expectation::Blocks(read(&[(8192, 12288), (65536, 65536 + 4096)])));
-        assert!(expectation.is_met_by(&read(&[(65536, 65536 + 4096), (8192, 12288)])));
-        assert!(!expectation.is_met_by(&read(&[(8192, 12288)])));
-        assert!(!expectation.is_met_by(&read(&[(8192, 12288), (65536, 65536 + 8192)])));
+        assert!(expectation.is_met_by(&read(&[(65536, 65536 + 4096), (8192, 12288)]), false));
+        assert!(!expectation.is_met_by(&read(&[(8192, 12288)]), false));
+        assert!(!expectation.is_met_by(&read(&[(8192, 12288), (65536, 65536 + 8192)]), true));
     }
 
     #[test]
@@ -131,8 +152,19 @@ mod tests {
         {
             assert_eq!(Expectation::of(&[extent], 5000, 4096, EXT4, &disk()), Expectation::None);
         }
-        let plain = [extent(0, 8192, 4096, 0)];
-        assert_eq!(Expectation::of(&plain, 4096, 4096, NOT_PHYSICAL[0], &disk()), Expectation::None);
+    }
+
+    #[test]
+    fn of_btrfs_the_amount_is_known_but_not_the_place() {
+        let of = |extents: &[Extent]| Expectation::of(extents, 5000, 4096, BTRFS, &disk());
+        let plain = of(&[extent(0, 1 << 40, 4096, 0), extent(4096, 1 << 41, 8192, 0)]);
+        assert_eq!(plain, Expectation::Bytes(8192));
+        assert!(plain.is_met_by(&read(&[(0, 8192)]), false));
+        assert!(!plain.is_met_by(&read(&[(0, 8192), (16384, 32768)]), false));
+        assert_eq!(of(&[extent(0, 0, 4096, Extent::INLINE)]), Expectation::Bytes(0));
+        let compressed = of(&[extent(0, 1 << 40, 131_072, Extent::ENCODED)]);
+        assert!(!compressed.is_met_by(&read(&[]), false));
+        assert!(compressed.is_met_by(&read(&[]), true));
     }
 
     #[test]

@@ -28,6 +28,7 @@ const MOST_NAMES: u64 = 4 << 30;
 pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
     let probe = Probe { context, recorder };
+    context.appliance.stop_udev().map_err(ProbeError::Inventory)?;
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
     context.explain_unreadable(&inventory);

@@ -1,6 +1,6 @@
 //! Goes through a guest's devices and file systems with the agent.
 
-use super::channel::{Channel, FIRST_PROOF, WalkContext};
+use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
 use super::found::ObjectNumber;
 use super::layout::{Layout, PROOF, layouts};
 use super::trouble::Trouble;
@@ -32,6 +32,7 @@ pub struct Context<'a> {
 pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
     let appliance = context.appliance;
+    appliance.stop_udev().map_err(ProbeError::Inventory)?;
     appliance.start_agent()?;
     let inventory = appliance.inventory().map_err(ProbeError::Inventory)?;
     context.channel.with(|_, troubles| {
@@ -39,7 +40,6 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
             troubles.push(Trouble::new(device, what));
         }
     });
-    appliance.stop_udev().map_err(ProbeError::Inventory)?;
     let layouts = devices(context, &inventory)?;
     context.explain_unreadable(&inventory);
     let filesystems = context.to_walk(&inventory);
@@ -68,15 +68,17 @@ fn walk(
     let (sequence, first) = context.channel.begin_walk(WalkContext { device: device.clone(), layout });
     let walked = context.appliance.walk(sequence, first);
     let ended = context.channel.end();
-    if let Err(error) = walked {
-        // What it said wrong explains why it was cut off; otherwise it died of its own.
-        ended?;
-        context.still_alive(&format!("{device} was being read"))?;
-        let what = format!("only a part of it was read: {}", crate::chain(&error));
-        context.channel.with(|_, troubles| troubles.push(Trouble::new(&device, what)));
-        return Ok(());
+    match (walked, ended) {
+        (Ok(()), ended) => Ok(ended?),
+        // What it said wrong is why it was cut off.
+        (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
+        (Err(error), _) => {
+            context.still_alive(&format!("{device} was being read"))?;
+            let what = format!("only a part of it was read: {}", crate::chain(&error));
+            context.channel.with(|_, troubles| troubles.push(Trouble::new(&device, what)));
+            Ok(())
+        }
     }
-    Ok(ended?)
 }
 
 /// Adds the objects of disks, partitions and volumes, and says where they lie: as the kernel's tables say

@@ -321,6 +321,9 @@ struct Reader {
     /// For each object the last of its pieces.
     last: Vec<u32>,
     above: Option<Interval>,
+    /// The device that was last named, for each kind of device: with nearly every file its partition
+    /// and its disk come again.
+    recent: [Option<(Vec<u8>, u32)>; Kind::ALL.len()],
 }
 
 /// The object has no piece yet.
@@ -372,8 +375,15 @@ impl Reader {
             _ => None,
         };
         let kind = kind.ok_or_else(|| LineError::UnknownType { found: shown(letter) })?;
+        let is_device = kind.has_path() == Some(false);
+        let recent = usize::from(kind.specificity());
+        if let Some((name, object)) = &self.recent[recent]
+            && name == rest
+        {
+            return Ok(*object);
+        }
         // The original escapes nothing: what is a device has only that in its line, spaces or not.
-        let whole = dialect == Dialect::Original && kind.has_path() == Some(false);
+        let whole = dialect == Dialect::Original && is_device;
         let space = if whole { None } else { memchr::memchr(b' ', rest) };
         let (device, path) = space.map_or((rest, &b""[..]), |space| (&rest[..space], &rest[space + 1..]));
         let object = match dialect {
@@ -382,8 +392,11 @@ impl Reader {
                 let (device, path) = (unescape(device)?, unescape(path)?);
                 self.objects.intern(ObjectName { kind, device: &device, path: &path })
             }
-        };
-        Ok(object?)
+        }?;
+        if is_device {
+            self.recent[recent] = Some((rest.to_vec(), object));
+        }
+        Ok(object)
     }
 
     fn finish(self, header: Header, dialect: Dialect) -> Map {

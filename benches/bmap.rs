@@ -1,0 +1,229 @@
+//! Speed of the block map: on a real map where it is at hand, and on one of five million pieces.
+//!
+//! `cargo bench --bench bmap` measures times. `cargo bench --bench bmap -- --memory WHAT` does one
+//! thing and prints the most memory that the whole process had: `objects` builds a map of 1,000,000
+//! files, `pieces` builds one of 5,000,000 pieces and looks things up in it, `text` reads one of
+//! 5,000,000 lines.
+#![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
+
+use criterion::{BatchSize, Criterion, Throughput};
+use std::hint::black_box;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::Instant;
+use virt_bmap::bmap::{Attributes, Header, Kind, Map, MapBuilder, ObjectName, text};
+use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
+
+/// A small generator of numbers (SplitMix64), the same in each run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+/// A disk with one partition and as many files, each in so many pieces of 4 to 64 KiB, most of them
+/// apart from one another.
+fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
+    let mut random = Random(1);
+    let mut builder = MapBuilder::new(Header::default());
+    let handles: Vec<_> = (0..files)
+        .map(|file| {
+            let path =
+                format!("/usr/share/some-package-{}/files/part-{}/name-{file}", file / 1000, file / 37 % 27);
+            let name = ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes());
+            let attributes = Attributes { inode: Some(file + 12), size: Some(file), links: Some(1) };
+            builder.object(name, attributes).unwrap()
+        })
+        .collect();
+    let mut end = 1 << 20;
+    for piece in 0..files * pieces_per_file {
+        // Each piece goes to a file by chance, so that none are neighbours.
+        let file = handles[random.below(files) as usize];
+        let start = end + 4096 * random.below(3);
+        end = start + 4096 * (1 + random.below(16));
+        builder.piece(file, 1, DiskRange::new(start, end), Some(FileOffset(piece << 20))).unwrap();
+    }
+    for (kind, device) in [(Kind::Disk, &b"/dev/sda"[..]), (Kind::Partition, b"/dev/sda1")] {
+        let object = builder.object(ObjectName::device(kind, device), Attributes::default()).unwrap();
+        builder.piece(object, 1, DiskRange::new(0, end), None).unwrap();
+    }
+    (builder.build(), end)
+}
+
+fn fedora() -> Option<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/fedora-20.bmap.gz");
+    let Ok(file) = std::fs::File::open(&path) else {
+        eprintln!("SKIPPED: {} is not there", path.display());
+        return None;
+    };
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(file).read_to_end(&mut text).unwrap();
+    Some(text)
+}
+
+fn on_the_fedora_map(c: &mut Criterion) {
+    let Some(text) = fedora() else { return };
+    let map = text::read(&text[..]).unwrap();
+    let size = map.pieces().map(|piece| piece.range.end.0).max().unwrap();
+    let mut group = c.benchmark_group("fedora 20");
+    group.throughput(Throughput::Bytes(text.len() as u64));
+    group.bench_function("read", |b| b.iter(|| text::read(&text[..]).unwrap()));
+    group.bench_function("write", |b| b.iter(|| text::write(&map, io::sink()).unwrap()));
+
+    let mut random = Random(2);
+    let windows: Vec<_> = (0..1000)
+        .map(|_| (random.below(size), random.below(size)))
+        .map(|(a, b)| DiskRange::new(a.min(b), a.max(b)))
+        .collect();
+    let hits: usize = windows.iter().map(|&window| map.over(1, window).count()).sum();
+    group.throughput(Throughput::Elements(hits as u64));
+    group.bench_function("over 1000 wide windows", |b| {
+        b.iter(|| {
+            for &window in &windows {
+                for hit in map.over(1, window) {
+                    black_box((hit.object, hit.range, hit.file_offset));
+                }
+            }
+        });
+    });
+    group.bench_function("over 1000 wide windows, most specific first", |b| {
+        b.iter(|| {
+            for &window in &windows {
+                black_box(map.over(1, window).most_specific_first());
+            }
+        });
+    });
+    let mut offsets = std::iter::repeat_with(|| random.below(size));
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("at", |b| {
+        b.iter_batched(|| offsets.next().unwrap(), |at| map.at(1, DiskOffset(at)), BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+fn on_five_million_pieces(c: &mut Criterion) {
+    let (map, size) = synthetic(1_000_000, 5);
+    let mut group = c.benchmark_group("5,000,000 pieces");
+    group.sample_size(10);
+    let mut random = Random(3);
+    let offsets: Vec<_> = (0..1_000_000).map(|_| random.below(size)).collect();
+    group.throughput(Throughput::Elements(offsets.len() as u64));
+    group.bench_function("at", |b| {
+        b.iter(|| {
+            for &offset in &offsets {
+                black_box(map.at(1, DiskOffset(offset)));
+            }
+        });
+    });
+    group.bench_function("at, with names", |b| {
+        b.iter(|| {
+            for &offset in &offsets {
+                for hit in map.at(1, DiskOffset(offset)) {
+                    black_box(hit.object.name());
+                }
+            }
+        });
+    });
+    group.bench_function("over 128 KiB, most specific first", |b| {
+        b.iter(|| {
+            for &offset in &offsets {
+                black_box(map.over(1, DiskRange::new(offset, offset + (128 << 10))).most_specific_first());
+            }
+        });
+    });
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("write text", |b| b.iter(|| text::write(&map, io::sink()).unwrap()));
+    group.finish();
+}
+
+/// Text of a map of five million lines, made while it is read.
+struct Lines {
+    random: Random,
+    lines: u64,
+    file: u64,
+    end: u64,
+    ready: io::Cursor<Vec<u8>>,
+}
+
+impl Read for Lines {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.ready.position() == self.ready.get_ref().len() as u64 && self.lines > 0 {
+            let block = self.ready.get_mut();
+            block.clear();
+            while block.len() < 200_000 && self.lines > 0 {
+                let (start, file) = (self.end, self.file);
+                let end = start + 4096 * (1 + self.random.below(16));
+                if self.random.below(4) > 0 {
+                    let package = file / 1000;
+                    let part = file / 37 % 27;
+                    let line = format!(
+                        "1 {start:x} {end:x} f /dev/sda1 /usr/share/some-package-{package}/files/part-{part}/name-{file}\n"
+                    );
+                    block.extend_from_slice(line.as_bytes());
+                    self.lines -= 1;
+                    self.file += 1;
+                }
+                for device in ["p /dev/sda1", "v /dev/sda"] {
+                    block.extend_from_slice(format!("1 {start:x} {end:x} {device}\n").as_bytes());
+                    self.lines = self.lines.saturating_sub(1);
+                }
+                self.end = end;
+            }
+            self.ready.set_position(0);
+        }
+        self.ready.read(buffer)
+    }
+}
+
+/// Does one thing in this process, and prints how long it took and the most memory that was in use.
+fn memory(what: &str) {
+    let start = Instant::now();
+    let map = match what {
+        "objects" => synthetic(1_000_000, 1).0,
+        "pieces" => synthetic(1_000_000, 5).0,
+        "text" => {
+            let lines =
+                Lines { random: Random(4), lines: 5_000_000, file: 0, end: 0, ready: io::Cursor::default() };
+            text::read(lines).unwrap()
+        }
+        _ => panic!("--memory objects|pieces|text"),
+    };
+    println!("made in {:?}: {} objects, {} pieces", start.elapsed(), map.objects().len(), map.pieces().len());
+    let peak = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().to_owned()
+    };
+    println!("peak {}", peak());
+    if what == "objects" {
+        let start = Instant::now();
+        text::write(&map, io::sink()).unwrap();
+        println!("written as text in {:?}, peak {}", start.elapsed(), peak());
+    } else {
+        let start = Instant::now();
+        black_box(map.at(1, DiskOffset(0)));
+        println!("indexed in {:?}, peak {}", start.elapsed(), peak());
+    }
+}
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    if let Some(option) = arguments.iter().position(|argument| argument == "--memory") {
+        memory(arguments.get(option + 1).map_or("", String::as_str));
+        return;
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    on_the_fedora_map(&mut criterion);
+    on_five_million_pieces(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,0 +1,33 @@
+//! Maps a guest and says which file takes up most of its disk.
+//!
+//! ```text
+//! cargo run --release --example map_image -- guest.qcow2
+//! ```
+
+use std::collections::HashMap;
+use virt_bmap::bmap::{Kind, escape::Printable};
+use virt_bmap::mapper::{Cancel, Disk, Event, Options, map_guest};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let path = std::env::args_os().nth(1).ok_or("usage: map_image IMAGE")?;
+    let disk = Disk { path: path.into(), format: None };
+    let mapped = map_guest(&[disk], &Options::default(), &Cancel::default(), &mut |event| {
+        if let Event::Launching(decision) = event {
+            eprintln!("the appliance runs under {decision}");
+        }
+    })?;
+    for trouble in &mapped.unexamined {
+        eprintln!("not examined: {trouble}");
+    }
+
+    let mut bytes: HashMap<Vec<u8>, u64> = HashMap::new();
+    for object in mapped.map.objects().filter(|object| object.kind() == Kind::File) {
+        let size = object.pieces().map(|piece| piece.range.len()).sum();
+        bytes.insert(object.name().path.to_vec(), size);
+    }
+    match bytes.iter().max_by_key(|(path, size)| (*size, *path)) {
+        Some((path, size)) => println!("{} takes up {size} bytes", Printable(path)),
+        None => println!("there is no file"),
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! The channel against agents of all kinds.
+
+use super::*;
+use crate::bmap::text;
+use crate::range::DiskRange;
+use virt_bmap_agent::record::{Filesystem, Object, Operation};
+
+/// Plays the agent.
+struct Agent {
+    channel: Channel,
+    recorder: Arc<Recorder>,
+    sequence: u32,
+}
+
+impl Agent {
+    /// An agent that walks a file system on a disk of 1 MiB.
+    fn walking() -> Self {
+        let recorder = Arc::new(Recorder::new());
+        let channel = Channel::new(recorder.clone());
+        let layout = Some(Arc::new(Layout::of_disk(1, 1 << 20)));
+        let (sequence, first) = channel.begin_walk(WalkContext { device: "/dev/sda".into(), layout });
+        assert_eq!((sequence, first), (0, 1));
+        let mut agent = Self { channel, recorder, sequence };
+        let filesystem = Filesystem { magic: 0xef53, block_size: 4096, ..Filesystem::default() };
+        agent.say(&[Record::Hello { version: VERSION }, Record::Filesystem(filesystem)]).unwrap();
+        agent.say(&[object(1, 1, ObjectKind::Directory, b"", 0)]).unwrap();
+        agent
+    }
+
+    fn say(&mut self, records: &[Record]) -> Result<(), &'static str> {
+        let mut bytes = vec![0; frame::HEADER];
+        for record in records {
+            record.encode(&mut bytes);
+        }
+        frame::seal(&mut bytes, self.sequence);
+        self.sequence += 1;
+        self.channel.frame(&bytes)
+    }
+
+    fn tag(&mut self, id: u32, afresh: bool) {
+        self.say(&[Record::Tag { id, afresh }]).unwrap();
+    }
+
+    fn read(&self, start: u64, end: u64) {
+        self.recorder.read(1, DiskRange::new(start, end));
+    }
+
+    /// The map's lines, without the header.
+    fn lines(self) -> String {
+        let mut out = Vec::new();
+        text::write(&self.channel.take().0.into_map().unwrap(), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
+    }
+}
+
+fn object(id: u32, parent: u32, kind: ObjectKind, name: &[u8], size: u64) -> Record {
+    Record::Object(Object {
+        id,
+        parent,
+        kind,
+        inode: id.into(),
+        size,
+        allocated: size,
+        links: 2,
+        mode: 0,
+        modified: 0,
+        changed: 0,
+        name: name.to_vec(),
+    })
+}
+
+fn extents(id: u32, physical: u64, length: u64) -> Record {
+    Record::Extents { id, extents: vec![Extent { logical: 0, physical, length, flags: Extent::LAST }] }
+}
+
+#[test]
+fn what_is_read_under_a_tag_belongs_to_its_object() {
+    let mut agent = Agent::walking();
+    agent.tag(1, false);
+    agent.read(0, 4096);
+    agent.tag(0, false);
+    agent.read(1 << 19, (1 << 19) + 512); // metadata, nobody's
+    agent.say(&[object(2, 1, ObjectKind::File, b"a", 4096), extents(2, 8192, 4096)]).unwrap();
+    agent.say(&[Record::Link { id: 2, parent: 1, name: b"b".to_vec() }]).unwrap();
+    agent.tag(2, false);
+    agent.read(8192, 12288);
+    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).unwrap();
+    assert_eq!(Verdict::decode(&agent.channel.verdict()), Verdict::default());
+    agent.say(&[Record::Done]).unwrap();
+    agent.channel.end().unwrap();
+    assert_eq!(agent.channel.snapshot().objects, 3);
+    assert_eq!(
+        agent.lines(),
+        "1 0 1000 d /dev/sda /\n1 2000 3000 f /dev/sda /a\n1 2000 3000 f /dev/sda /b\n"
+    );
+}
+
+#[test]
+fn a_file_that_was_read_elsewhere_is_read_once_more() {
+    let mut agent = Agent::walking();
+    agent.say(&[object(2, 1, ObjectKind::File, b"a", 4096), extents(2, 8192, 4096)]).unwrap();
+    agent.say(&[object(3, 1, ObjectKind::File, b"b", 4096), extents(3, 16384, 4096)]).unwrap();
+    for (id, start) in [(2, 8192), (3, 16384)] {
+        agent.tag(id, false);
+        agent.read(start, start + 4096);
+        agent.read(65536, 69632); // a block of checksums, say
+    }
+    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).unwrap();
+    assert_eq!(Verdict::decode(&agent.channel.verdict()).again, [2, 3]);
+    agent.tag(2, true);
+    agent.read(8192, 12288);
+    agent.tag(3, true);
+    agent.read(16384, 16384 + 8192); // no better
+    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::Done]).unwrap();
+    agent.channel.end().unwrap();
+    let (found, troubles) = agent.channel.take();
+    assert!(troubles.is_empty());
+    assert_eq!(troubles.warnings().len(), 1);
+    let mut out = Vec::new();
+    text::write(&found.into_map().unwrap(), &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.ends_with("1 2000 3000 f /dev/sda /a\n1 4000 6000 f /dev/sda /b\n"), "{text}");
+}
+
+#[test]
+fn an_agent_that_dies_leaves_what_it_had_read() {
+    let mut agent = Agent::walking();
+    agent.say(&[object(2, 1, ObjectKind::File, b"a", 4096), extents(2, 8192, 4096)]).unwrap();
+    agent.tag(2, false);
+    agent.read(0, 512);
+    agent.tag(0, false);
+    assert!(matches!(agent.channel.end(), Err(ChannelError::Unfinished)));
+    assert_eq!(agent.lines(), "1 0 200 f /dev/sda /a\n");
+}
+
+#[test]
+fn what_makes_no_sense_ends_the_conversation() {
+    let nonsense: [&[Record]; 14] = [
+        &[Record::Hello { version: VERSION + 1 }],
+        &[object(3, 1, ObjectKind::File, b"a", 0)],
+        &[object(1, 1, ObjectKind::File, b"a", 0)],
+        &[object(2, 2, ObjectKind::File, b"a", 0)],
+        &[object(2, 9, ObjectKind::File, b"a", 0)],
+        &[object(2, 1, ObjectKind::File, b"a/b", 0)],
+        &[object(2, 1, ObjectKind::File, b"..", 0)],
+        &[object(2, 1, ObjectKind::File, &[b'a'; LONGEST_NAME + 1], 0)],
+        &[object(2, 1, ObjectKind::File, b"a", 0), object(3, 2, ObjectKind::File, b"b", 0)],
+        &[extents(2, 0, 1)],
+        &[Record::Link { id: 1, parent: 1, name: b"a".to_vec() }],
+        &[Record::Tag { id: 2, afresh: false }],
+        &[Record::Tag { id: FIRST_PROOF, afresh: false }],
+        &[Record::Done, Record::BatchEnd],
+    ];
+    for records in nonsense {
+        let mut agent = Agent::walking();
+        assert!(agent.say(records).is_err(), "{records:?}");
+        assert!(agent.say(&[Record::Done]).is_err(), "{records:?}");
+        assert!(agent.channel.end().is_err(), "{records:?}");
+    }
+}
+
+#[test]
+fn frames_out_of_order_are_refused() {
+    let mut agent = Agent::walking();
+    agent.sequence += 1;
+    assert!(agent.say(&[Record::BatchEnd]).is_err());
+    assert!(matches!(agent.channel.end(), Err(ChannelError::Frame(FrameError::Sequence { .. }))));
+}
+
+#[test]
+fn troubles_name_their_place() {
+    let mut agent = Agent::walking();
+    agent.say(&[object(2, 1, ObjectKind::Directory, b"etc", 0)]).unwrap();
+    let trouble = |operation, parent, name: &[u8]| {
+        Record::Trouble(record::Trouble { operation, errno: 5, parent, name: name.to_vec(), offset: 4096 })
+    };
+    agent
+        .say(&[
+            trouble(Operation::Read, 2, b"a\x1b[2J"),
+            trouble(Operation::List, 2, b""),
+            trouble(Operation::Open, 77, b"x"),
+            Record::Done,
+        ])
+        .unwrap();
+    agent.channel.end().unwrap();
+    let troubles: Vec<String> = agent.channel.take().1.unexamined().iter().map(ToString::to_string).collect();
+    let error = "Input/output error (os error 5)";
+    assert_eq!(
+        troubles,
+        [
+            format!("/dev/sda .../x: cannot open it: {error}"),
+            format!("/dev/sda /etc: cannot list it: {error}"),
+            format!(r"/dev/sda /etc/a\033[2J: cannot read it at byte 4096: {error}"),
+        ]
+    );
+}
