@@ -1,0 +1,78 @@
+# make demo    installs what is missing, builds, makes a small guest and maps it
+# make check   installs what is missing and runs all tests
+# make build, install [PREFIX=/usr/local DESTDIR=], man, bench, fmt, lint, doc, clean-fixtures
+
+PREFIX ?= /usr/local
+CARGO ?= cargo
+# Where the installer of the Rust toolchain puts it, for shells that were started before.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+BIN := target/release/virt-bmap-rs
+DEMO := target/demo
+
+# The tests that start an appliance, and those that do not. The latter run first.
+APPLIANCE_TESTS := $(sort $(basename $(notdir $(wildcard tests/map_*.rs))))
+OTHER_TESTS := $(filter-out $(APPLIANCE_TESTS),$(sort $(basename $(notdir $(wildcard tests/*.rs)))))
+
+# On a CI machine a test that cannot run is a failure.
+ifeq ($(CI),true)
+export VIRT_BMAP_REQUIRE_TOOLS := 1
+endif
+
+.PHONY: demo check check-quick check-appliance build install man bench fmt lint doc setup setup-tests clean-fixtures
+
+demo: setup build
+	mkdir -p $(DEMO)
+	test -e $(DEMO)/guest.raw || scripts/make-demo-guest.sh $(DEMO)/guest.raw
+	cd $(DEMO) && ../../$(BIN) guest.raw
+	scripts/show-map.sh $(DEMO)/guest.bmap
+
+check: setup-tests
+	$(MAKE) check-quick
+	$(MAKE) check-appliance
+
+# Seconds: library, agent, protocol, formats.
+check-quick:
+	$(CARGO) test --workspace --lib --bins --examples
+	$(CARGO) test --workspace --doc
+	$(if $(OTHER_TESTS),$(CARGO) test $(addprefix --test ,$(OTHER_TESTS)))
+
+# Minutes: real appliances on real images.
+check-appliance:
+	$(CARGO) test --no-fail-fast $(addprefix --test ,$(APPLIANCE_TESTS))
+
+build:
+	$(CARGO) build --release --locked
+
+install: build
+	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-bmap-rs
+	$(BIN) man | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/virt-bmap-rs.1
+	$(BIN) completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-bmap-rs
+	$(BIN) completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_virt-bmap-rs
+	$(BIN) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/virt-bmap-rs.fish
+
+man: build
+	$(BIN) man > target/virt-bmap-rs.1
+	@echo target/virt-bmap-rs.1
+
+bench: setup-tests
+	$(CARGO) bench
+
+fmt:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
+
+doc:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+setup:
+	scripts/setup-debian.sh
+
+setup-tests:
+	scripts/setup-debian.sh --tests
+
+clean-fixtures:
+	rm -rf target/fixtures target/demo

@@ -1,0 +1,102 @@
+#!/bin/bash
+# Installs what virt-bmap-rs needs on Debian 12 or later: setup-debian.sh [--tests] [--check]
+#
+#   --tests   also the programs that the tests measure against
+#   --check   install nothing; say what is missing, and end with status 1 if anything is
+#
+# Installs as root, or through sudo. Where all is there it takes well under a second and asks for no
+# privilege, so that it can stand before every build.
+set -eu -o pipefail
+
+build=(ca-certificates gcc libc6-dev libguestfs-dev make pkg-config)
+run=(libguestfs0 libguestfs-xfs guestfish qemu-system-x86 qemu-utils)
+# What the appliance, which is made of this machine's own programs, mounts and repairs with.
+filesystems=(btrfs-progs cryptsetup-bin dosfstools e2fsprogs exfatprogs f2fs-tools lvm2 mdadm ntfs-3g xfsprogs)
+tests=(fdisk fio libnbd-bin mount nbdkit python3-libnbd sleuthkit util-linux)
+
+check=
+wanted=("${build[@]}" "${run[@]}" "${filesystems[@]}")
+for argument; do
+    case $argument in
+        --tests) wanted+=("${tests[@]}") ;;
+        --check) check=1 ;;
+        *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    esac
+done
+
+say() { echo "setup-debian: $*" >&2; }
+
+command -v dpkg-query >/dev/null || { say "this is no Debian; needed here: ${wanted[*]}, and a Linux kernel in /boot"; exit 1; }
+
+installed_version() { { dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null || :; } | sed -n 's/^installed //p'; }
+candidate_version() { LC_ALL=C apt-cache policy "$1" | sed -n 's/^  Candidate: //p'; }
+
+# Packages of `wanted` that are not installed.
+missing_packages() {
+    local package
+    for package in "${wanted[@]}"; do
+        [ -n "$(installed_version "$package")" ] || echo "$package"
+    done
+}
+
+# The appliance boots a kernel of this machine: any will do that has its modules.
+has_kernel() {
+    local kernel
+    for kernel in /boot/vmlinuz-*; do
+        [ -e "$kernel" ] && [ -d "/lib/modules/${kernel#/boot/vmlinuz-}" ] && return 0
+    done
+    return 1
+}
+
+install=()
+plan() {
+    mapfile -t install < <(missing_packages)
+    has_kernel || install+=("linux-image-$(dpkg --print-architecture)")
+}
+plan
+
+if [ -n "$check" ]; then
+    [ ${#install[@]} -eq 0 ] || { say "missing: ${install[*]}"; exit 1; }
+elif [ ${#install[@]} -gt 0 ]; then
+    root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || { say "run this as root, or install by hand: ${install[*]}"; exit 1; }
+        root=(sudo)
+    fi
+    say "installing ${install[*]}"
+    "${root[@]}" apt-get update -q || say "apt-get update failed; going on with the lists that are there"
+
+    # Where the installed qemu-utils is newer than the qemu-system-x86 that the archive has (an image
+    # made with another mirror), apt finds the two impossible together: take the archive's for both.
+    utils=$(installed_version qemu-utils)
+    system=$(candidate_version qemu-system-x86)
+    if [[ " ${install[*]} " == *" qemu-system-x86 "* ]] && [ -n "$utils" ] && [ "$utils" != "$system" ]; then
+        say "qemu-utils is $utils, qemu-system-x86 will be $system: installing that version of both"
+        for package in qemu-utils qemu-system-common qemu-system-data qemu-block-extra; do
+            old=$(installed_version "$package")
+            # qemu-system-data lacks the binary rebuild's suffix, +bN.
+            case $package in qemu-system-data) version=${system%+b[0-9]*} ;; *) version=$system ;; esac
+            [ -z "$old" ] || [ "$old" = "$version" ] || install+=("$package=$version")
+        done
+        install=("${install[@]/%qemu-system-x86/qemu-system-x86=$system}")
+    fi
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends --allow-downgrades "${install[@]}"
+    plan
+    [ ${#install[@]} -eq 0 ] || { say "still missing: ${install[*]}"; exit 1; }
+fi
+
+# Ubuntu keeps kernels from ordinary users, and the appliance boots one of them.
+readable=
+for kernel in /boot/vmlinuz-*; do
+    [ -r "$kernel" ] && readable=1
+done
+if [ -z "$readable" ]; then
+    say "no kernel in /boot can be read by this user, and the appliance boots one of them."
+    say "Let everybody read them:  sudo chmod +r /boot/vmlinuz-*"
+    exit 1
+fi
+
+if ! command -v cargo >/dev/null && ! [ -x "$HOME/.cargo/bin/cargo" ]; then
+    say "no Rust toolchain: install 1.88 or later, for example with the installer of https://rustup.rs"
+    exit 1
+fi

@@ -1,0 +1,442 @@
+//! The images that the tests map, made through libguestfs itself, once, and kept.
+
+use super::layout::{self, LVS, Volume};
+use super::special::{self, Special};
+use super::{cache, guestfish, tools};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// What must be installed for any fixture.
+pub const TOOLS: [&str; 4] = ["guestfish", "sfdisk", "tar", "sha256sum"];
+
+/// A filesystem of a fixture.
+#[derive(Clone, Debug)]
+pub struct Filesystem {
+    /// Where it lies.
+    pub volume: Volume,
+    /// Its kind, as `mount -t` has it.
+    pub kind: &'static str,
+    /// Bytes in a block of it.
+    pub block: u64,
+    /// Copy of the volume alone, for oracles that know nothing of partitions and LVM.
+    pub flat: PathBuf,
+    /// Number of the first patterned file, where there are any.
+    pub specials: Option<u32>,
+}
+
+impl Filesystem {
+    /// The patterned files in it.
+    pub fn special_files(&self) -> Vec<Special> {
+        self.specials.map(special::files).unwrap_or_default()
+    }
+}
+
+/// An image and what is known of it.
+pub struct Fixture {
+    /// The image, raw.
+    pub image: PathBuf,
+    /// Its SHA-256 when it was made.
+    pub sha256: String,
+    /// Its partitions.
+    pub partitions: Vec<Volume>,
+    /// Its logical volumes.
+    pub logical_volumes: Vec<Volume>,
+    /// Its filesystems that can be mounted.
+    pub filesystems: Vec<Filesystem>,
+}
+
+impl Fixture {
+    /// Size of the image in bytes.
+    pub fn size(&self) -> u64 {
+        fs::metadata(&self.image).unwrap().len()
+    }
+
+    /// The filesystem on `device`.
+    pub fn filesystem(&self, device: &str) -> &Filesystem {
+        self.filesystems.iter().find(|f| f.volume.device == device).unwrap()
+    }
+}
+
+/// The image that most tests look at: GPT with an EFI system partition (vfat), `/boot` (ext4, with
+/// 1 KiB blocks), swap, and a physical volume with the logical volumes `root` (ext4, in two
+/// segments) and `home` (xfs). Some 9,000 objects.
+pub fn guest() -> &'static Fixture {
+    static GUEST: OnceLock<Fixture> = OnceLock::new();
+    GUEST.get_or_init(|| {
+        let dir = cache::directory(
+            "guest",
+            &cache::key((include_str!("fixture.rs"), include_str!("special.rs"), LVS)),
+            make_guest,
+        );
+        let image = dir.join("guest.raw");
+        let partitions = layout::partitions(&image, "/dev/sda");
+        let report = fs::read_to_string(dir.join("lvs")).unwrap();
+        let logical_volumes = layout::logical_volumes(&report, |device| start_of(&partitions, device));
+        let filesystems = [
+            ("/dev/sda1", "vfat", 2048, None),
+            ("/dev/sda2", "ext4", 1024, Some(1000)),
+            ("/dev/vg0/root", "ext4", 4096, Some(2000)),
+            ("/dev/vg0/home", "xfs", 4096, Some(3000)),
+        ]
+        .map(|(device, kind, block, specials)| {
+            let volume =
+                partitions.iter().chain(&logical_volumes).find(|v| v.device == device).unwrap().clone();
+            Filesystem { volume, kind, block, flat: dir.join(flat_name(device)), specials }
+        });
+        Fixture {
+            sha256: fs::read_to_string(dir.join("sha256")).unwrap(),
+            image,
+            partitions,
+            logical_volumes,
+            filesystems: filesystems.into(),
+        }
+    })
+}
+
+fn make_guest(dir: &Path) {
+    let staging = tempfile::tempdir().unwrap();
+    let real = real_files(3000, 100 << 20);
+    let (root, home): (Vec<_>, Vec<_>) = real.iter().cloned().enumerate().partition(|(i, _)| i % 3 > 0);
+    let files = |part: Vec<(usize, PathBuf)>| part.into_iter().map(|(_, file)| file).collect::<Vec<_>>();
+    guestfish::tar(&staging.path().join("root.tar"), Path::new("/"), &files(root));
+    guestfish::tar(&staging.path().join("home.tar"), Path::new("/"), &files(home));
+    guestfish::tar(&staging.path().join("boot.tar"), Path::new("/"), &real[..40.min(real.len())]);
+    for (name, first) in [("boot", 1000), ("root", 2000), ("home", 3000)] {
+        special_archive(staging.path(), name, first);
+    }
+    let tar = staging.path().display();
+    let script = format!(
+        "disk-create guest.raw raw 1200M
+add guest.raw format:raw
+run
+part-init /dev/sda gpt
+part-add /dev/sda p 2048 67583
+part-add /dev/sda p 67584 329727
+part-add /dev/sda p 329728 362495
+part-add /dev/sda p 362496 -2048
+part-set-gpt-type /dev/sda 1 C12A7328-F81F-11D2-BA4B-00A0C93EC93B
+part-set-gpt-type /dev/sda 3 0657FD6D-A4AB-43C4-84E5-0933C84B4F4F
+part-set-gpt-type /dev/sda 4 E6D6D379-F507-44C2-A23C-238F2A3DF928
+mkfs vfat /dev/sda1 label:EFI
+mkfs ext4 /dev/sda2 blocksize:1024 label:boot
+mkswap /dev/sda3
+pvcreate /dev/sda4
+vgcreate vg0 /dev/sda4
+lvcreate root vg0 240
+lvcreate home vg0 440
+lvresize /dev/vg0/root 320
+mkfs ext4 /dev/vg0/root blocksize:4096 label:root
+mkfs xfs /dev/vg0/home label:home
+mount /dev/vg0/root /
+mkdir /home
+mkdir /boot
+mount /dev/vg0/home /home
+mount /dev/sda2 /boot
+mkdir /boot/efi
+mount /dev/sda1 /boot/efi
+mkdir-p /boot/efi/EFI/BOOT
+write /boot/efi/EFI/BOOT/BOOTX64.CSV 'BOOTX64.EFI,virt-bmap-rs'
+upload {tar}/efi /boot/efi/EFI/BOOT/BOOTX64.EFI
+tar-in {tar}/root.tar /
+tar-in {tar}/home.tar /home
+tar-in {tar}/boot.tar /boot
+debug-upload {tar}/boot-special.tar /tmp/boot-special.tar 0600
+debug-upload {tar}/root-special.tar /tmp/root-special.tar 0600
+debug-upload {tar}/home-special.tar /tmp/home-special.tar 0600
+debug sh 'cd /tmp && tar xf boot-special.tar && tar xf root-special.tar && tar xf home-special.tar'
+debug sh 'bash /tmp/boot/make /sysroot/boot /tmp/boot'
+debug sh 'bash /tmp/root/make /sysroot /tmp/root'
+debug sh 'bash /tmp/home/make /sysroot/home /tmp/home'
+umount-all
+! echo ==
+debug sh \"{LVS}\"
+shutdown
+"
+    );
+    let efi: Vec<u8> = (0..600).flat_map(|n| special::sector(EFI_FILE, n)).collect();
+    fs::write(staging.path().join("efi"), efi).unwrap();
+    let printed = guestfish::run(dir, &script);
+    let report = printed.split_once("==\n").unwrap().1;
+    fs::write(dir.join("lvs"), report).unwrap();
+    let image = dir.join("guest.raw");
+    fs::write(dir.join("sha256"), tools::sha256(&image)).unwrap();
+    let partitions = layout::partitions(&image, "/dev/sda");
+    let volumes = layout::logical_volumes(report, |device| start_of(&partitions, device));
+    for volume in partitions.iter().chain(&volumes) {
+        volume.extract(&image, &dir.join(flat_name(&volume.device)));
+    }
+}
+
+/// Number of the patterned file on the EFI system partition, `/EFI/BOOT/BOOTX64.EFI`.
+pub const EFI_FILE: u32 = 900;
+
+/// A disk with an MBR and one ext4 filesystem of about 100 files: quick to map.
+pub fn small() -> &'static Fixture {
+    static SMALL: OnceLock<Fixture> = OnceLock::new();
+    SMALL.get_or_init(|| {
+        let dir = few();
+        let partitions = layout::partitions(&dir.join("small.raw"), "/dev/sda");
+        fixture(&dir, "small.raw", partitions, Vec::new(), &["/dev/sda1"])
+    })
+}
+
+/// A disk that is one ext4 filesystem, without partitions.
+pub fn plain() -> &'static Fixture {
+    static PLAIN: OnceLock<Fixture> = OnceLock::new();
+    PLAIN.get_or_init(|| {
+        let dir = few();
+        fixture(&dir, "plain.raw", Vec::new(), Vec::new(), &["/dev/sda"])
+    })
+}
+
+/// A disk that is one physical volume, without partitions, with one logical volume.
+pub fn lv_only() -> &'static Fixture {
+    static LV_ONLY: OnceLock<Fixture> = OnceLock::new();
+    LV_ONLY.get_or_init(|| {
+        let dir = few();
+        let report = fs::read_to_string(dir.join("lvs")).unwrap();
+        // It was the third disk when it was made, and is the only one when it is mapped.
+        let volumes = layout::logical_volumes(&report, |_| 0);
+        fixture(&dir, "lv.raw", Vec::new(), volumes, &["/dev/vgone/only"])
+    })
+}
+
+/// A disk on which `/dev/sda1` and `/dev/sda4` are sound ext4 filesystems, `/dev/sda2` is an ext4 whose
+/// superblock promises what its other blocks do not hold, and `/dev/sda3` is noise.
+pub fn damaged() -> &'static Fixture {
+    static DAMAGED: OnceLock<Fixture> = OnceLock::new();
+    DAMAGED.get_or_init(|| {
+        let dir = few();
+        let partitions = layout::partitions(&dir.join("damaged.raw"), "/dev/sda");
+        fixture(&dir, "damaged.raw", partitions, Vec::new(), &["/dev/sda1", "/dev/sda4"])
+    })
+}
+
+/// A disk with a sound ext4 filesystem, `/dev/sda1`, and a LUKS volume, `/dev/sda2`.
+pub fn luks() -> &'static Fixture {
+    static LUKS: OnceLock<Fixture> = OnceLock::new();
+    LUKS.get_or_init(|| {
+        let dir = few();
+        let partitions = layout::partitions(&dir.join("luks.raw"), "/dev/sda");
+        fixture(&dir, "luks.raw", partitions, Vec::new(), &["/dev/sda1"])
+    })
+}
+
+/// A disk of zeroes.
+pub fn blank() -> &'static Fixture {
+    static BLANK: OnceLock<Fixture> = OnceLock::new();
+    BLANK.get_or_init(|| fixture(&few(), "blank.raw", Vec::new(), Vec::new(), &[]))
+}
+
+/// The directory of the small images, all made in one appliance.
+fn few() -> PathBuf {
+    cache::directory(
+        "few",
+        &cache::key((include_str!("fixture.rs"), include_str!("special.rs"), LVS)),
+        make_few,
+    )
+}
+
+fn make_few(dir: &Path) {
+    let staging = tempfile::tempdir().unwrap();
+    let real = real_files(90, 4 << 20);
+    guestfish::tar(&staging.path().join("real.tar"), Path::new("/"), &real);
+    guestfish::tar(&staging.path().join("some.tar"), Path::new("/"), &real[..20.min(real.len())]);
+    fs::write(staging.path().join("make"), SMALL_SPECIALS).unwrap();
+    let archive = staging.path().join("make.tar");
+    guestfish::tar(&archive, staging.path(), &["make".into()]);
+    let tar = staging.path().display();
+    let script = format!(
+        "disk-create small.raw raw 80M
+disk-create plain.raw raw 32M
+disk-create lv.raw raw 64M
+disk-create damaged.raw raw 100M
+disk-create luks.raw raw 64M
+disk-create blank.raw raw 8M
+add small.raw format:raw
+add plain.raw format:raw
+add lv.raw format:raw
+add damaged.raw format:raw
+add luks.raw format:raw
+run
+part-init /dev/sda mbr
+part-add /dev/sda p 2048 -1
+mkfs ext4 /dev/sda1 blocksize:4096
+mount /dev/sda1 /
+tar-in {tar}/real.tar /
+debug-upload {tar}/make.tar /tmp/make.tar 0600
+debug sh 'cd /tmp && tar xf make.tar && cd /sysroot && bash /tmp/make'
+umount-all
+mkfs ext4 /dev/sdb blocksize:4096
+mount /dev/sdb /
+tar-in {tar}/some.tar /
+umount-all
+pvcreate /dev/sdc
+vgcreate vgone /dev/sdc
+lvcreate only vgone 48
+mkfs ext4 /dev/vgone/only blocksize:4096
+mount /dev/vgone/only /
+tar-in {tar}/some.tar /
+umount-all
+part-init /dev/sdd gpt
+part-add /dev/sdd p 2048 43007
+part-add /dev/sdd p 43008 83967
+part-add /dev/sdd p 83968 124927
+part-add /dev/sdd p 124928 165887
+mkfs ext4 /dev/sdd1 blocksize:4096
+mkfs ext4 /dev/sdd2 blocksize:4096
+mkfs ext4 /dev/sdd4 blocksize:4096
+mount /dev/sdd1 /
+tar-in {tar}/some.tar /
+umount-all
+mount /dev/sdd4 /
+tar-in {tar}/some.tar /
+umount-all
+part-init /dev/sde gpt
+part-add /dev/sde p 2048 43007
+part-add /dev/sde p 43008 129023
+mkfs ext4 /dev/sde1 blocksize:4096
+mount /dev/sde1 /
+tar-in {tar}/some.tar /
+umount-all
+debug sh 'echo -n secret | cryptsetup --batch-mode --type luks1 --pbkdf-force-iterations 1000 luksFormat /dev/sde2 -'
+! echo ==
+debug sh \"{LVS}\"
+shutdown
+"
+    );
+    let printed = guestfish::run(dir, &script);
+    fs::write(dir.join("lvs"), printed.split_once("==\n").unwrap().1).unwrap();
+    // Damage: the first superblock of the second partition stays, what it describes goes; the
+    // third was never formatted.
+    let image = File::options().write(true).open(dir.join("damaged.raw")).unwrap();
+    let noise: Vec<u8> = (0..1 << 15).flat_map(|n| special::sector(999, n)).collect();
+    image.write_all_at(&noise[..8 << 20], (43008 << 9) + 2048).unwrap();
+    image.write_all_at(&noise[..4 << 20], 83968 << 9).unwrap();
+    for name in ["small", "plain", "lv", "damaged", "luks", "blank"] {
+        let image = dir.join(format!("{name}.raw"));
+        fs::write(dir.join(format!("{name}.raw.sha256")), tools::sha256(&image)).unwrap();
+    }
+}
+
+/// Makes, in the small image, the files whose reading touches more than their data: one with so
+/// many extents that they need blocks of their own, and names that need escapes.
+const SMALL_SPECIALS: &str = r#"set -eu
+mkdir -p special/links
+: > special/empty
+printf x > special/one-byte
+truncate -s 1M special/hole-only
+dd status=none if=/dev/urandom of=special/fragments bs=4096 count=1
+for i in $(seq 2 2 64); do
+    dd status=none if=/dev/urandom of=special/fragments bs=4096 count=1 seek=$i conv=notrunc
+done
+dd status=none if=/dev/urandom of=special/linked bs=4096 count=3
+ln special/linked special/links/again
+printf data > $'special/new\nline and back\\slash'
+ln -s one-byte special/symlink
+mkfifo special/fifo
+sync
+"#;
+
+/// Puts together what is known of one of the small images.
+fn fixture(
+    dir: &Path,
+    name: &str,
+    partitions: Vec<Volume>,
+    logical_volumes: Vec<Volume>,
+    filesystems: &[&str],
+) -> Fixture {
+    let image = dir.join(name);
+    let whole = [Volume::contiguous("/dev/sda", 0, fs::metadata(&image).unwrap().len())];
+    let all = [&whole[..], &partitions, &logical_volumes].concat();
+    let flats = cache::directory(
+        &format!("flat-{name}"),
+        dir.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap(),
+        |flats| {
+            for device in filesystems {
+                let volume = all.iter().find(|v| v.device == *device).unwrap();
+                volume.extract(&image, &flats.join(flat_name(device)));
+            }
+        },
+    );
+    let filesystems = filesystems.iter().map(|device| Filesystem {
+        volume: all.iter().find(|v| v.device == *device).unwrap().clone(),
+        kind: "ext4",
+        block: 4096,
+        flat: flats.join(flat_name(device)),
+        specials: None,
+    });
+    Fixture {
+        sha256: fs::read_to_string(dir.join(format!("{name}.sha256"))).unwrap(),
+        filesystems: filesystems.collect(),
+        image,
+        partitions,
+        logical_volumes,
+    }
+}
+
+/// First byte of a partition on the disk.
+fn start_of(partitions: &[Volume], device: &str) -> u64 {
+    partitions.iter().find(|p| p.device == device).unwrap().segments[0].disk
+}
+
+/// Name of the file that holds a copy of a device.
+fn flat_name(device: &str) -> String {
+    format!("{}.flat", device.trim_start_matches("/dev/").replace('/', "-"))
+}
+
+/// Packs the patterned files of a filesystem and the script that puts them in their places.
+fn special_archive(staging: &Path, name: &str, first: u32) {
+    let files = special::files(first);
+    let dir = staging.join(name);
+    fs::create_dir(&dir).unwrap();
+    special::write_sources(&dir, &files);
+    File::create(dir.join("make")).unwrap().write_all(special::script(&files).as_bytes()).unwrap();
+    let mut names: Vec<PathBuf> =
+        fs::read_dir(&dir).unwrap().map(|e| Path::new(name).join(e.unwrap().file_name())).collect();
+    names.sort();
+    guestfish::tar(&staging.join(format!("{name}-special.tar")), staging, &names);
+}
+
+/// Files and symbolic links of this machine, relative to `/`, up to so many and so many bytes.
+fn real_files(most: usize, most_bytes: u64) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = most_bytes;
+    for dir in
+        ["usr/share/perl", "usr/lib/python3", "usr/include", "usr/share/doc", "usr/lib/x86_64-linux-gnu"]
+    {
+        // No tree may take all the places.
+        let share = found.len() + most / 3;
+        collect(&Path::new("/").join(dir), share.min(most), &mut left, &mut found);
+    }
+    assert!(found.len() >= most * 2 / 3, "only {} files under /usr to fill a fixture with", found.len());
+    found
+}
+
+fn collect(dir: &Path, most: usize, left: &mut u64, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let mut entries: Vec<_> = entries.flatten().collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        if found.len() >= most {
+            return;
+        }
+        let Ok(metadata) = entry.metadata() else { continue };
+        let path = entry.path();
+        if metadata.is_dir() {
+            collect(&path, most, left, found);
+        } else if metadata.is_symlink() {
+            found.push(path.strip_prefix("/").unwrap().to_owned());
+        } else if metadata.is_file()
+            && metadata.len() <= *left
+            && metadata.len() < 4 << 20
+            && File::open(&path).is_ok()
+        {
+            *left -= metadata.len();
+            found.push(path.strip_prefix("/").unwrap().to_owned());
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Runs `guestfish`, which makes the fixtures.
+
+use super::tools;
+use std::env;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+/// Runs a guestfish script in `dir` and returns what it printed. The first command that fails is a
+/// panic with guestfish's own words.
+///
+/// Under emulation unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise: libguestfs takes a
+/// `/dev/kvm` for granted that may not work, and a fixture is made once only.
+pub fn run(dir: &Path, script: &str) -> String {
+    let mut command = tools::command("guestfish");
+    for (name, value) in [("LIBGUESTFS_BACKEND", "direct"), ("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")] {
+        if env::var_os(name).is_none() {
+            command.env(name, value);
+        }
+    }
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(script.as_bytes()).unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    let output = tools::output(command.current_dir(dir).stdin(Stdio::from(file)));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Packs `files`, named relative to `base`, into the tar archive `archive`.
+pub fn tar(archive: &Path, base: &Path, files: &[std::path::PathBuf]) {
+    use std::os::unix::ffi::OsStrExt;
+    let mut list = tempfile::NamedTempFile::new().unwrap();
+    for file in files {
+        list.write_all(file.as_os_str().as_bytes()).unwrap();
+        list.write_all(b"\0").unwrap();
+    }
+    tools::output(
+        tools::command("tar")
+            .args(["--create", "--no-recursion", "--null", "--owner=0", "--group=0"])
+            .arg("--directory")
+            .arg(base)
+            .arg("--files-from")
+            .arg(list.path())
+            .stdout(File::create(archive).unwrap()),
+    );
+}

@@ -1,0 +1,21 @@
+//! What the whole-program tests share: tools, fixtures, oracles and a sandbox to run the program in.
+//!
+//! Each test file takes what it needs, so parts of this are unused in some of them.
+#![allow(dead_code, unreachable_pub, unused_imports, unused_macros)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
+
+pub mod cache;
+pub mod fixture;
+pub mod formats;
+pub mod guestfish;
+pub mod layout;
+pub mod mapping;
+pub mod oracle_ext4;
+pub mod oracle_fiemap;
+pub mod oracle_fiwalk;
+pub mod oracle_pattern;
+pub mod ranges;
+pub mod sandbox;
+pub mod special;
+pub mod textmap;
+pub mod tools;

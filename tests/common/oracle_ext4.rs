@@ -1,0 +1,53 @@
+//! What an ext4 filesystem keeps beside its files' data, as `dumpe2fs` and `debugfs` tell it.
+
+use super::fixture::Filesystem;
+use super::ranges::{Range, normalise};
+use super::tools;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+
+/// Where the metadata of an ext4 filesystem lie on the guest disk, by what they are.
+pub fn metadata(filesystem: &Filesystem) -> BTreeMap<&'static str, Vec<Range>> {
+    let text = String::from_utf8(tools::run("dumpe2fs", [&filesystem.flat])).unwrap();
+    let mut found: BTreeMap<&'static str, Vec<Range>> = BTreeMap::new();
+    // "  Primary superblock at 0, Group descriptors at 1-1" and the like, several to a line.
+    let kinds = [
+        ("superblock", "superblock at "),
+        ("group descriptors", "Group descriptors at "),
+        ("reserved group descriptors", "Reserved GDT blocks at "),
+        ("block bitmap", "Block bitmap at "),
+        ("inode bitmap", "Inode bitmap at "),
+        ("inode table", "Inode table at "),
+    ];
+    for line in text.lines() {
+        for (kind, words) in kinds {
+            let Some((_, place)) = line.split_once(words) else { continue };
+            let digits: String = place.chars().take_while(|c| c.is_ascii_digit() || *c == '-').collect();
+            let (first, last) = digits.split_once('-').unwrap_or((&digits, &digits));
+            let blocks = first.parse::<u64>().unwrap()..last.parse::<u64>().unwrap() + 1;
+            found.entry(kind).or_default().push(blocks);
+        }
+    }
+    found.into_iter().map(|(kind, blocks)| (kind, on_disk(filesystem, blocks))).collect()
+}
+
+/// Blocks that hold the extents for which an inode has no room, by `debugfs`.
+pub fn extent_blocks(filesystem: &Filesystem, inode: u64) -> Vec<Range> {
+    let request = format!("stat <{inode}>");
+    let args = [OsStr::new("-R"), OsStr::new(&request), filesystem.flat.as_os_str()];
+    let text = String::from_utf8_lossy(&tools::run("debugfs", args)).into_owned();
+    // "(ETB0):10326, (0-3):9348-9351, ..."
+    let blocks = text.split("(ETB").skip(1).map(|rest| {
+        let number = rest.split_once("):").unwrap().1;
+        let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+        let block: u64 = digits.parse().unwrap();
+        block..block + 1
+    });
+    on_disk(filesystem, blocks.collect())
+}
+
+fn on_disk(filesystem: &Filesystem, blocks: Vec<Range>) -> Vec<Range> {
+    let block = filesystem.block;
+    let ranges = normalise(blocks.into_iter().map(|b| b.start * block..b.end * block));
+    filesystem.volume.to_disk(&ranges)
+}
