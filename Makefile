@@ -46,14 +46,15 @@ build:
 
 install: build
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-bmap-rs
-	$(BIN) man | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/virt-bmap-rs.1
-	$(BIN) completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-bmap-rs
-	$(BIN) completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_virt-bmap-rs
-	$(BIN) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/virt-bmap-rs.fish
+	$(MAKE) man
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/man/*.1
+	$(BIN) generate completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-bmap-rs
+	$(BIN) generate completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_virt-bmap-rs
+	$(BIN) generate completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/virt-bmap-rs.fish
 
 man: build
-	$(BIN) man > target/virt-bmap-rs.1
-	@echo target/virt-bmap-rs.1
+	mkdir -p target/man
+	$(BIN) generate man target/man
 
 bench: setup-tests
 	$(CARGO) bench

@@ -9,6 +9,8 @@
 //! probe would take half an hour. The bars that it is held to are printed beside, and exceeded bars end the
 //! run with status 1. Nothing else should run meanwhile.
 
+#![allow(clippy::expect_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -140,13 +142,13 @@ impl Guest {
         }
         let mut folder = tree.clone();
         for number in 0..self.files {
-            if number % (self.files / self.directories).max(1) == 0 {
+            if number.is_multiple_of((self.files / self.directories).max(1)) {
                 folder = tree.join(format!("d{}", number % 17)).join(format!("directory{number}"));
                 fs::create_dir_all(&folder).expect("a directory is made");
             }
             // Sizes as in real guests: most files are small, a few are large, the mean is what is asked for.
             let mean = self.bytes / self.files as u64;
-            let size = if random.next() % 10 == 0 {
+            let size = if random.next().is_multiple_of(10) {
                 random.next() % (mean * 14)
             } else {
                 random.next() % (mean * 2 / 3)

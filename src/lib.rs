@@ -21,11 +21,11 @@
 
 pub mod appliance;
 pub mod bmap;
+mod child;
 pub mod image;
 pub mod mapper;
 pub mod nbd;
 pub mod probe;
-mod process;
 pub mod range;
 pub mod recorder;
 

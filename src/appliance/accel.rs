@@ -7,13 +7,13 @@
 //! device. The very qemu and CPU model of the appliance run it; real hardware needs a tenth of a second.
 //! The answer is kept until the next boot.
 
-use crate::process;
+use crate::child;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 /// What the user asks for.
@@ -97,28 +97,32 @@ fn usable(qemu: &Path) -> Result<(), String> {
     if let Some(path) = cache {
         // Only a convenience: without it the next run asks again.
         let text = answer.as_ref().err().map_or("", String::as_str);
-        let _ = path.parent().map(fs::create_dir_all);
-        let _ = crate::process::write_private(&path, text.as_bytes());
+        let _ = keep(&path, text);
     }
     answer
 }
 
 fn run_rom(qemu: &Path) -> Result<(), String> {
     let rom = rom_file().map_err(|error| format!("the KVM probe could not be written: {error}"))?;
-    let mut command = Command::new(qemu);
-    command
-        .args(["-machine", "pc,accel=kvm", "-cpu", CPU, "-m", "32", "-bios"])
-        .arg(rom.path())
-        .args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"])
-        .args(["-serial", "none", "-monitor", "none"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
-        .stdin(Stdio::null());
-    match process::run(&mut command, DEADLINE) {
+    match child::run(rom_command(qemu, "kvm", rom.path()), DEADLINE) {
         Ok(output) if output.status.code() == Some(EXIT_CODE) => Ok(()),
         Ok(output) => Err(format!("qemu does not get on with this host's KVM ({})", output.status)),
-        Err(process::RunError::Deadline(_)) => Err("this host's KVM hardly gets on: it emulates".into()),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Err("this host's KVM hardly gets on: it emulates".into())
+        }
         Err(error) => Err(format!("qemu could not be asked: {error}")),
     }
+}
+
+fn rom_command(qemu: &Path, accelerator: &str, rom: &Path) -> Command {
+    let mut command = child::command(qemu.as_os_str());
+    command
+        .args(["-machine", &format!("pc,accel={accelerator}"), "-cpu", CPU, "-m", "32", "-bios"])
+        .arg(rom)
+        .args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-serial", "none", "-monitor", "none"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
+    command
 }
 
 fn rom() -> Vec<u8> {
@@ -128,7 +132,7 @@ fn rom() -> Vec<u8> {
     rom
 }
 
-fn rom_file() -> std::io::Result<tempfile::NamedTempFile> {
+fn rom_file() -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new().prefix("virt-bmap-kvm-").suffix(".rom").tempfile()?;
     file.write_all(&rom())?;
     Ok(file)
@@ -141,6 +145,16 @@ fn cache_file(qemu: &Path, device: &Path) -> Option<PathBuf> {
     let device = fs::metadata(device).ok()?;
     let name = format!("kvm-{}-{}-{}-{}", boot.trim(), qemu.ino(), qemu.mtime(), device.ino());
     Some(cache_directory()?.join(name))
+}
+
+/// Keeps an answer, all of it or nothing.
+fn keep(path: &Path, answer: &str) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory)?;
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(answer.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
 }
 
 fn cache_directory() -> Option<PathBuf> {
@@ -163,14 +177,8 @@ mod tests {
     #[test]
     fn the_rom_runs_under_emulation() {
         let rom = rom_file().unwrap();
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-machine", "pc,accel=tcg", "-cpu", CPU, "-m", "32", "-bios"]).arg(rom.path()).args(
-            "-display none -nodefaults -no-user-config -no-reboot -serial none -monitor none \
-             -device isa-debug-exit,iobase=0xf4,iosize=1"
-                .split(' ')
-                .filter(|word| !word.is_empty()),
-        );
-        match process::run(&mut command, Duration::from_secs(20)) {
+        let command = rom_command(Path::new("qemu-system-x86_64"), "tcg", rom.path());
+        match child::run(command, Duration::from_secs(20)) {
             Ok(output) => assert_eq!(output.status.code(), Some(EXIT_CODE)),
             Err(error) => {
                 assert!(std::env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none(), "{error}");

@@ -2,7 +2,7 @@
 //!
 //! A [`Map`] has objects (disks, partitions, volumes, directories, files) and, of each, the pieces of
 //! the guest's disks that belong to it. The mapper makes one with a [`MapBuilder`]; [`load`], [`save`]
-//! and [`convert`] keep maps in files; [`Map::at`] and [`Map::over`] answer what is where. Nothing in
+//! and [`mod@convert`] keep maps in files; [`Map::at`] and [`Map::over`] answer what is where. Nothing in
 //! here knows how a map comes to be.
 //!
 //! ```

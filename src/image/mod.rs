@@ -9,7 +9,6 @@
 
 mod block_device;
 mod chain;
-mod child;
 mod error;
 mod file;
 mod format;
@@ -25,6 +24,7 @@ pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
 pub use overlay::Overlay;
 pub use qemu_nbd::ReadError;
+pub(crate) use qemu_nbd::private_directory;
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

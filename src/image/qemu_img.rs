@@ -2,7 +2,8 @@
 
 use super::block_device::Description;
 use super::chain::{Link, format_by_name};
-use super::{Format, OpenError, child};
+use super::{Format, OpenError};
+use crate::child;
 use serde::Deserialize;
 use std::io;
 use std::path::Path;

@@ -8,7 +8,8 @@
 
 use super::block_device::Description;
 use super::chain::Link;
-use super::{OpenError, SECTOR, Source, child, qemu_img};
+use super::{OpenError, SECTOR, Source, qemu_img};
+use crate::child;
 use crate::range::DiskOffset;
 use nbd::client::{NbdClient, handshake};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -177,7 +178,7 @@ fn is_not_listening(error: &io::Error) -> bool {
 
 /// A new directory that only we may enter, with a path short enough for a socket's address in it
 /// (108 bytes, see unix(7)).
-fn private_directory() -> io::Result<tempfile::TempDir> {
+pub(crate) fn private_directory() -> io::Result<tempfile::TempDir> {
     const MAX_PATH: usize = 64;
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);

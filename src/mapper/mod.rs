@@ -371,7 +371,7 @@ impl Session {
     fn work(&self) -> Result<(), MapError> {
         let disks: Vec<String> = (1..=self.disks.len() as DiskNumber).map(disk_export).collect();
         let announce = |decision: &Decision| {
-            self.decision.lock().unwrap_or_else(PoisonError::into_inner).push(decision.clone())
+            self.decision.lock().unwrap_or_else(PoisonError::into_inner).push(decision.clone());
         };
         let appliance = Appliance::launch(
             &self.options.launch,

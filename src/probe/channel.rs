@@ -250,7 +250,7 @@ impl State {
                 self.snapshot.objects_expected = filesystem.files.saturating_sub(filesystem.files_free);
                 self.walk.filesystem = Some(filesystem);
             }
-            Record::Object(object) => self.object(object)?,
+            Record::Object(object) => self.object(&object)?,
             Record::Extents { id, extents } => self.extents(id, extents)?,
             Record::Link { id, parent, name } => {
                 self.in_walk(id)?;
@@ -261,13 +261,13 @@ impl State {
             }
             Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
             Record::BatchEnd => {}
-            Record::Trouble(trouble) => self.trouble(trouble),
+            Record::Trouble(trouble) => self.trouble(&trouble),
             Record::Done => self.done = true,
         }
         Ok(())
     }
 
-    fn object(&mut self, object: record::Object) -> Result<(), ChannelError> {
+    fn object(&mut self, object: &record::Object) -> Result<(), ChannelError> {
         if self.walk.first == 0 || object.id != self.found.next() {
             return Err(ChannelError::Nonsense("an object out of turn"));
         }
@@ -435,14 +435,14 @@ impl State {
         Ok(())
     }
 
-    fn trouble(&mut self, trouble: record::Trouble) {
+    fn trouble(&mut self, trouble: &record::Trouble) {
         let device = if self.walk.first == 0 {
             String::from_utf8_lossy(&trouble.name).into_owned()
         } else {
             self.walk.context.device.clone()
         };
         let path = (self.walk.first != 0).then(|| self.place(trouble.parent, &trouble.name));
-        self.troubles.push(Trouble::of_agent(&device, path.as_deref(), &trouble));
+        self.troubles.push(Trouble::of_agent(&device, path.as_deref(), trouble));
     }
 
     /// The path of a name in a directory, or of the directory itself, for messages.

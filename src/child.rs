@@ -21,7 +21,7 @@ const MAX_MESSAGE: usize = 600;
 ///
 /// `PR_SET_PDEATHSIG` goes by *thread*, see prctl(2): whoever spawns the command must do so on a
 /// thread that lives as long as the child shall.
-pub(super) fn command(program: &OsStr) -> Command {
+pub(crate) fn command(program: &OsStr) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
     let parent = rustix::process::getpid();
@@ -45,7 +45,7 @@ fn die_with(parent: Pid) -> io::Result<()> {
 }
 
 /// Bounds what a child that reads a hostile image may use, for a program that only looks at metadata.
-pub(super) fn limit(command: &mut Command, cpu: Duration) {
+pub(crate) fn limit(command: &mut Command, cpu: Duration) {
     let memory = Rlimit { current: Some(1 << 30), maximum: Some(1 << 30) };
     let seconds = Some(cpu.as_secs().max(1));
     let cpu = Rlimit { current: seconds, maximum: seconds };
@@ -62,17 +62,17 @@ pub(super) fn limit(command: &mut Command, cpu: Duration) {
 
 /// What a child that ran to its end left.
 #[derive(Debug)]
-pub(super) struct Output {
-    pub(super) status: ExitStatus,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
+pub(crate) struct Output {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 /// Runs `command` to its end, but kills it at the deadline.
 ///
 /// # Errors
 /// [`TimedOut`](io::ErrorKind::TimedOut) past the deadline, and what the system says of starting it.
-pub(super) fn run(mut command: Command, time: Duration) -> io::Result<Output> {
+pub(crate) fn run(mut command: Command, time: Duration) -> io::Result<Output> {
     let deadline = Instant::now() + time;
     let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
     let stdout = drain(child.0.stdout.take());
@@ -120,7 +120,7 @@ impl Drop for KillOnDrop {
 
 /// What a child complained of, fit for one line of a message: other people's bytes, so control
 /// characters are escaped, and the length is bounded.
-pub(super) fn message(stderr: &[u8]) -> String {
+pub(crate) fn message(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut message = String::new();
