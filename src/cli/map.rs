@@ -125,7 +125,7 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         if let Event::Opened(images) = &event
             && !args.quiet
         {
-            for image in images.iter() {
+            for image in *images {
                 for warning in &image.warnings {
                     eprintln!("virt-bmap-rs: warning: {warning}");
                 }
@@ -157,7 +157,7 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
 fn write(mapped: &Mapped, output: Output) -> Result<Output> {
     let mut writer = BufWriter::with_capacity(1 << 20, output);
     text::write(&mapped.map, &mut writer)?;
-    writer.into_inner().map_err(|error| error.into_error()).context("cannot write the map")
+    writer.into_inner().map_err(std::io::IntoInnerError::into_error).context("cannot write the map")
 }
 
 /// Says how it went, and with which status to exit.
@@ -186,10 +186,10 @@ fn summarise(mapped: &Mapped, out: &Path, quiet: bool) -> Exit {
 
 /// When the appliance failed, its last words come before the error.
 fn print_console(error: &MapError) {
-    let console = match error {
-        MapError::Launch(LaunchError::Launch { console, .. })
-        | MapError::Probe(ProbeError::Died { console, .. }) => console,
-        _ => return,
+    let (MapError::Launch(LaunchError::Launch { console, .. })
+    | MapError::Probe(ProbeError::Died { console, .. })) = error
+    else {
+        return;
     };
     for line in console {
         eprintln!("appliance: {line}");
