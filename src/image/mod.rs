@@ -24,7 +24,7 @@ mod vmdk;
 pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
 pub use overlay::Overlay;
-pub use qemu_nbd::ReadError;
+pub use qemu_nbd::{ReadError, private_directory};
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

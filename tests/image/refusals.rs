@@ -1,7 +1,8 @@
 //! Images that must not be opened, each with one clear sentence.
 
 use crate::support::{
-    DISK, Images, Trap, as_ordinary_user, cat_image, complaint, have, hold, open, read_whole,
+    DISK, Images, Running, Trap, as_ordinary_user, cat_image, complaint, have, hold, open, read_whole,
+    wait_until,
 };
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -315,6 +316,39 @@ fn what_a_found_format_may_not_refer_to() {
     trap.assert_untouched();
 }
 
+/// Who states the format has qemu follow whatever the image names.
+#[test]
+fn what_a_stated_format_may_refer_to() {
+    if !have(&["qemu-img", "qemu-nbd"]) {
+        return;
+    }
+    let images = Images::new();
+    let base = images.path("base.raw");
+    let base = base.to_str().unwrap();
+    let socket = images.path("export");
+    let export = Command::new("qemu-nbd")
+        .args(["--read-only", "--persistent", "-f", "raw", "--socket"])
+        .args([&socket, &images.path("base.raw")])
+        .spawn()
+        .unwrap();
+    let _export = Running(export);
+    wait_until("qemu-nbd listens", || socket.exists());
+    for reference in [
+        format!("file:{base}"),
+        format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{base}"}}}}"#),
+        format!("nbd:unix:{}", socket.display()),
+    ] {
+        let option = format!("backing_file={},backing_fmt=raw", reference.replace(',', ",,"));
+        images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, "top.qcow2", "12M"]);
+        let refused = open(&images.path("top.qcow2"), None).unwrap_err();
+        assert!(matches!(refused, OpenError::Untrusted { .. }), "{refused:?}");
+        let image = open(&images.path("top.qcow2"), Some(Format::Qcow2)).unwrap();
+        assert!(read_whole(&*image.source) == fs::read(base).unwrap(), "{reference}");
+        assert_eq!(image.chain[1].filename.to_str(), Some(reference.as_str()));
+        assert_eq!(image.chain[1].format, Some(Format::Raw));
+    }
+}
+
 fn is_untrusted(images: &Images, name: &str, wanted: Format, reference: &str) {
     match images.refuse(name, None) {
         error @ OpenError::Untrusted { format, .. } => {
@@ -450,18 +484,9 @@ fn an_encrypted_image() {
         return;
     }
     let images = Images::new();
-    images.qemu_img(&[
-        "create",
-        "-q",
-        "--object",
-        "secret,id=s,data=x",
-        "-f",
-        "qcow2",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-        "e.qcow2",
-        "4M",
-    ]);
+    // The method of encryption is at byte 32 of the header; 1 is AES.
+    let image = File::options().write(true).open(images.convert("e.qcow2", "qcow2", &[])).unwrap();
+    image.write_all_at(&1_u32.to_be_bytes(), 32).unwrap();
     for stated in [None, Some(Format::Qcow2)] {
         assert!(matches!(images.refuse("e.qcow2", stated), OpenError::Encrypted { .. }));
     }
