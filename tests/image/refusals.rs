@@ -397,6 +397,84 @@ fn extents_of_a_found_vmdk_stay_in_its_directory() {
     trap.assert_untouched();
 }
 
+/// However loosely a descriptor is written: what qemu finds in it, we have found before.
+#[test]
+fn no_extent_that_qemu_finds_is_hidden_from_us() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    fs::rename(images.path("base.raw"), images.path("a")).unwrap();
+    let heads = [
+        "# Disk DescriptorFile\nversion=1\n",
+        "#\n#\n#\nversion=3\n",
+        "version=2\n",
+        "# x\r\n  \r\nversion=1\r\n",
+        "#\n \n   \nversion=1\n",
+        "#\n\nversion=1\n",
+        " version=1\n",
+        "version=1",
+        "version=4\n",
+    ];
+    let lines = [
+        "RW 8 FLAT \"a\" 0",
+        "RW 8 FLAT \"a\"0",
+        "RW 8FLAT \"a\" 0",
+        "RW 8FLAT\"a\" 0",
+        "RW8 FLAT \"a\" 0",
+        "RW\n8\nFLAT\n\"a\"\n0",
+        "\t RW\x0b8\x0cFLAT\r\"a\" 0",
+        "  \n RW +8 FLAT \"a\" 0",
+        "RW 010 FLAT \"a\" 0",
+        "RW 0x8 FLAT \"a\" 0",
+        "RW 8 FLAT \"a 0",
+        "RW 8 FLAT \"a\" x",
+        "RW 8 FLAT \"a\" -1",
+        "RW 8 FLAT a 0",
+        "RW 8 flat \"a\" 0",
+        "rw 8 FLAT \"a\" 0",
+        "RDONLY 8 FLAT \"a\" 0",
+        "x RW 8 FLAT \"a\" 0",
+        "RW 8 VMFS \"a\"",
+        "RW 8 ZERO",
+        "RW 8 FLATFLATFLAT \"a\" 0",
+        "x = \"\nRW 8 FLAT \"a\" 0",
+        "# RW 8 FLAT \"a\" 0",
+        "#\0\nRW 8 FLAT \"a\" 0",
+    ];
+    let mut found = 0;
+    for (h, head) in heads.iter().enumerate() {
+        for (l, line) in lines.iter().enumerate() {
+            // Either an odd beginning or an odd line.
+            if h > 0 && l > 0 {
+                continue;
+            }
+            let text = format!("{head}CID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n{line}\n");
+            let path = images.write("d", &text);
+            let info = Command::new("qemu-img").args(["info", "--output=json"]).arg(&path).output().unwrap();
+            let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap_or_default();
+            if info["format"] != "vmdk" {
+                continue;
+            }
+            let extents = info["format-specific"]["data"]["extents"].as_array().cloned().unwrap_or_default();
+            match open(&path, None) {
+                Ok(image) => {
+                    // qemu may well find one twice.
+                    let ours = &image.chain[0].data_files;
+                    let hidden = |extent: &&serde_json::Value| {
+                        !ours.iter().any(|file| file.to_str() == extent["filename"].as_str())
+                    };
+                    assert_eq!(extents.iter().find(hidden), None, "{text:?}: {ours:?}");
+                    found += extents.len();
+                }
+                // It must not be that only qemu-img knew the file for a VMDK.
+                Err(error) => assert!(matches!(error, OpenError::Corrupt { .. }), "{text:?}: {error:?}"),
+            }
+        }
+    }
+    assert!(found > 10, "{found}");
+}
+
 /// A sparse extent without a capacity carries a descriptor, whose extents are found all the same, and
 /// so it may not be the extent of another.
 #[test]
