@@ -56,7 +56,7 @@ pub(super) struct Chain {
     pub(super) links: Vec<Link>,
     /// The image itself, open.
     pub(super) top: PlainFile,
-    /// Images that were not closed as they should be, by their place in `links`.
+    /// The images among them that were not closed as they should be.
     pub(super) dirty: Vec<PathBuf>,
 }
 

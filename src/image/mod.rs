@@ -23,8 +23,7 @@ mod vmdk;
 pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
 pub use overlay::Overlay;
-pub use qemu_nbd::ReadError;
-pub(crate) use qemu_nbd::private_directory;
+pub use qemu_nbd::{ReadError, private_directory};
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

@@ -82,6 +82,8 @@ impl QemuNbd {
     /// When it does not start, or cannot open the image.
     pub(super) fn start(description: &Description, link: &Link) -> Result<Self, OpenError> {
         let set_up = |source| OpenError::SetUp { program: QEMU_NBD, path: link.path.clone(), source };
+        let timed_out =
+            || OpenError::TimedOut { program: QEMU_NBD, path: link.path.clone(), limit: START_TIME };
         let directory = private_directory().map_err(set_up)?;
         let socket = directory.path().join("s");
         let mut command = child::command(QEMU_NBD.as_ref());
@@ -106,11 +108,12 @@ impl QemuNbd {
                         return Err(qemu_img::complaint(QEMU_NBD, &said, description, link));
                     }
                     if Instant::now() >= deadline {
-                        let path = link.path.clone();
-                        return Err(OpenError::TimedOut { program: QEMU_NBD, path, limit: START_TIME });
+                        return Err(timed_out());
                     }
                     std::thread::sleep(Duration::from_millis(2));
                 }
+                // It accepts, and then says nothing.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(timed_out()),
                 Err(error) => return Err(set_up(error)),
             }
         }
@@ -176,9 +179,13 @@ fn is_not_listening(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
 }
 
-/// A new directory that only we may enter, with a path short enough for a socket's address in it
-/// (108 bytes, see unix(7)).
-pub(crate) fn private_directory() -> io::Result<tempfile::TempDir> {
+/// A new directory that only this user may enter, for a Unix socket: its path leaves room for a name
+/// in the 108 bytes of a socket's address, see unix(7). Below `$XDG_RUNTIME_DIR` where there is one,
+/// else where temporary files are. Removed when dropped.
+///
+/// # Errors
+/// When no such directory can be made.
+pub fn private_directory() -> io::Result<tempfile::TempDir> {
     const MAX_PATH: usize = 64;
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);

@@ -173,8 +173,11 @@ fn a_child_that_never_served_dies_with_the_program() {
     fs::write(&stand_in, "#!/bin/sh\nexec sleep 1000\n").unwrap();
     fs::set_permissions(&stand_in, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let paths = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let program = Command::new(cat_image()).arg(&path).env("PATH", paths).spawn().unwrap();
-    let mut program = Running(program);
+    // Where the directory of its socket is left, as nobody lives to remove it.
+    let runtime = images.path("");
+    let mut command = Command::new(cat_image());
+    let mut program =
+        Running(command.arg(&path).env("PATH", paths).env("XDG_RUNTIME_DIR", runtime).spawn().unwrap());
     let child = || {
         let tasks = fs::read_dir(format!("/proc/{}/task", program.0.id())).ok()?;
         tasks.filter_map(Result::ok).find_map(|task| {

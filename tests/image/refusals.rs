@@ -1,7 +1,8 @@
 //! Images that must not be opened, each with one clear sentence.
 
 use crate::support::{
-    DISK, Images, Trap, as_ordinary_user, cat_image, complaint, have, hold, open, read_whole,
+    DISK, Images, Running, Trap, as_ordinary_user, cat_image, complaint, have, hold, open, read_whole,
+    wait_until,
 };
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -315,6 +316,39 @@ fn what_a_found_format_may_not_refer_to() {
     trap.assert_untouched();
 }
 
+/// Who states the format has qemu follow whatever the image names.
+#[test]
+fn what_a_stated_format_may_refer_to() {
+    if !have(&["qemu-img", "qemu-nbd"]) {
+        return;
+    }
+    let images = Images::new();
+    let base = images.path("base.raw");
+    let base = base.to_str().unwrap();
+    let socket = images.path("export");
+    let export = Command::new("qemu-nbd")
+        .args(["--read-only", "--persistent", "-f", "raw", "--socket"])
+        .args([&socket, &images.path("base.raw")])
+        .spawn()
+        .unwrap();
+    let _export = Running(export);
+    wait_until("qemu-nbd listens", || socket.exists());
+    for reference in [
+        format!("file:{base}"),
+        format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{base}"}}}}"#),
+        format!("nbd:unix:{}", socket.display()),
+    ] {
+        let option = format!("backing_file={},backing_fmt=raw", reference.replace(',', ",,"));
+        images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, "top.qcow2", "12M"]);
+        let refused = open(&images.path("top.qcow2"), None).unwrap_err();
+        assert!(matches!(refused, OpenError::Untrusted { .. }), "{refused:?}");
+        let image = open(&images.path("top.qcow2"), Some(Format::Qcow2)).unwrap();
+        assert!(read_whole(&*image.source) == fs::read(base).unwrap(), "{reference}");
+        assert_eq!(image.chain[1].filename.to_str(), Some(reference.as_str()));
+        assert_eq!(image.chain[1].format, Some(Format::Raw));
+    }
+}
+
 fn is_untrusted(images: &Images, name: &str, wanted: Format, reference: &str) {
     match images.refuse(name, None) {
         error @ OpenError::Untrusted { format, .. } => {
@@ -361,6 +395,84 @@ fn extents_of_a_found_vmdk_stay_in_its_directory() {
     describe("../base.raw");
     images.check("d/disk.vmdk", Some(Format::Vmdk), Format::Vmdk, 1);
     trap.assert_untouched();
+}
+
+/// However loosely a descriptor is written: what qemu finds in it, we have found before.
+#[test]
+fn no_extent_that_qemu_finds_is_hidden_from_us() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    fs::rename(images.path("base.raw"), images.path("a")).unwrap();
+    let heads = [
+        "# Disk DescriptorFile\nversion=1\n",
+        "#\n#\n#\nversion=3\n",
+        "version=2\n",
+        "# x\r\n  \r\nversion=1\r\n",
+        "#\n \n   \nversion=1\n",
+        "#\n\nversion=1\n",
+        " version=1\n",
+        "version=1",
+        "version=4\n",
+    ];
+    let lines = [
+        "RW 8 FLAT \"a\" 0",
+        "RW 8 FLAT \"a\"0",
+        "RW 8FLAT \"a\" 0",
+        "RW 8FLAT\"a\" 0",
+        "RW8 FLAT \"a\" 0",
+        "RW\n8\nFLAT\n\"a\"\n0",
+        "\t RW\x0b8\x0cFLAT\r\"a\" 0",
+        "  \n RW +8 FLAT \"a\" 0",
+        "RW 010 FLAT \"a\" 0",
+        "RW 0x8 FLAT \"a\" 0",
+        "RW 8 FLAT \"a 0",
+        "RW 8 FLAT \"a\" x",
+        "RW 8 FLAT \"a\" -1",
+        "RW 8 FLAT a 0",
+        "RW 8 flat \"a\" 0",
+        "rw 8 FLAT \"a\" 0",
+        "RDONLY 8 FLAT \"a\" 0",
+        "x RW 8 FLAT \"a\" 0",
+        "RW 8 VMFS \"a\"",
+        "RW 8 ZERO",
+        "RW 8 FLATFLATFLAT \"a\" 0",
+        "x = \"\nRW 8 FLAT \"a\" 0",
+        "# RW 8 FLAT \"a\" 0",
+        "#\0\nRW 8 FLAT \"a\" 0",
+    ];
+    let mut found = 0;
+    for (h, head) in heads.iter().enumerate() {
+        for (l, line) in lines.iter().enumerate() {
+            // Either an odd beginning or an odd line.
+            if h > 0 && l > 0 {
+                continue;
+            }
+            let text = format!("{head}CID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n{line}\n");
+            let path = images.write("d", &text);
+            let info = Command::new("qemu-img").args(["info", "--output=json"]).arg(&path).output().unwrap();
+            let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap_or_default();
+            if info["format"] != "vmdk" {
+                continue;
+            }
+            let extents = info["format-specific"]["data"]["extents"].as_array().cloned().unwrap_or_default();
+            match open(&path, None) {
+                Ok(image) => {
+                    // qemu may well find one twice.
+                    let ours = &image.chain[0].data_files;
+                    let hidden = |extent: &&serde_json::Value| {
+                        !ours.iter().any(|file| file.to_str() == extent["filename"].as_str())
+                    };
+                    assert_eq!(extents.iter().find(hidden), None, "{text:?}: {ours:?}");
+                    found += extents.len();
+                }
+                // It must not be that only qemu-img knew the file for a VMDK.
+                Err(error) => assert!(matches!(error, OpenError::Corrupt { .. }), "{text:?}: {error:?}"),
+            }
+        }
+    }
+    assert!(found > 10, "{found}");
 }
 
 /// A sparse extent without a capacity carries a descriptor, whose extents are found all the same, and
@@ -450,18 +562,9 @@ fn an_encrypted_image() {
         return;
     }
     let images = Images::new();
-    images.qemu_img(&[
-        "create",
-        "-q",
-        "--object",
-        "secret,id=s,data=x",
-        "-f",
-        "qcow2",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-        "e.qcow2",
-        "4M",
-    ]);
+    // The method of encryption is at byte 32 of the header; 1 is AES.
+    let image = File::options().write(true).open(images.convert("e.qcow2", "qcow2", &[])).unwrap();
+    image.write_all_at(&1_u32.to_be_bytes(), 32).unwrap();
     for stated in [None, Some(Format::Qcow2)] {
         assert!(matches!(images.refuse("e.qcow2", stated), OpenError::Encrypted { .. }));
     }
