@@ -429,3 +429,40 @@ fn qemu_nbd_lists_the_exports() {
     assert_eq!(list.matches("   base:allocation\n").count(), 4, "{list}");
     assert_eq!(list.matches("max block: 33554432").count(), 4, "{list}");
 }
+
+/// `examples/serve_file.rs`, which `cargo test` builds (but not for one test binary alone).
+#[test]
+fn the_example_prints_what_is_read() {
+    let example = std::env::current_exe().unwrap().with_file_name("").join("../examples/serve_file");
+    let example = example.to_str().unwrap();
+    if !installed(LIBNBD_PYTHON) || !installed(&[&["test", "-x", example]]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, socket) = (folder.path().join("file"), folder.path().join("socket"));
+    fs::write(&file, vec![7; 100_000]).unwrap();
+    let mut server =
+        Command::new(example).args([&file, &socket]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let script = r#"
+import nbd, sys, time
+h = nbd.NBD()
+for attempt in range(200):
+    try:
+        h.connect_unix(sys.argv[1])
+        break
+    except nbd.Error:
+        h = nbd.NBD()
+        time.sleep(0.05)
+assert h.pread(512, 4096) == b"\x07" * 512
+assert h.pread(1, 99_999) == b"\x07"
+assert h.is_read_only() and h.get_size() == 100_000
+h.shutdown()
+"#;
+    run(&[PYTHON, "-c", script, socket.to_str().unwrap()]);
+    run(&["kill", "-INT", &server.id().to_string()]);
+    let mut printed = String::new();
+    std::io::Read::read_to_string(&mut server.stdout.take().unwrap(), &mut printed).unwrap();
+    assert!(server.wait().unwrap().success());
+    assert_eq!(printed, "0x1000 0x200\n0x1869f 0x1\n");
+    assert!(!socket.exists());
+}

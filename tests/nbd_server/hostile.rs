@@ -161,21 +161,30 @@ async fn vanishing_in_the_middle_of_reads() {
     }
 }
 
-/// Requests that no thread has begun are dropped when their client vanishes, not carried out.
-#[tokio::test]
-async fn vanishing_with_writes_in_flight() {
-    let memory = memory(Kind::BLOCKING);
-    let mut peer = Peer::transmission(memory.exports(), Limits::default(), false).await;
-    memory.hold();
-    peer.request(header(NBD_CMD_WRITE, 1, 0, 4), b"abcd").await;
-    memory.wait_for_running(1).await;
-    drop(peer.stream);
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    assert!(!peer.ended.is_finished(), "waits for what it has begun");
-    memory.release();
-    // Nobody takes the reply any more.
-    assert!(matches!(peer.ended.await.unwrap(), Err(ConnectionError::Io(_))));
-    assert_eq!(memory.bytes()[..4], *b"abcd");
+/// Requests that no thread has begun are dropped when their client vanishes, the others are waited for.
+#[test]
+fn vanishing_with_writes_in_flight() {
+    let one_thread =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    one_thread.block_on(async {
+        let memory = memory(Kind::BLOCKING);
+        let mut peer = Peer::transmission(memory.exports(), Limits::default(), false).await;
+        memory.hold();
+        peer.request(header(NBD_CMD_WRITE, 1, 0, 4), b"abcd").await;
+        peer.request(header(NBD_CMD_WRITE, 2, 0, 4), b"late").await;
+        peer.send(&[0x25]).await;
+        memory.wait_for_running(1).await;
+        while memory.observed().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(peer.stream);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!peer.ended.is_finished(), "waits for what it has begun");
+        memory.release();
+        assert!(matches!(peer.ended.await.unwrap(), Err(ConnectionError::Vanished)));
+        assert_eq!(memory.done(), ["write 0 4"]);
+        assert_eq!(memory.bytes()[..4], *b"abcd");
+    });
 }
 
 /// Sends reads for as long as the server takes them, and never takes a reply. Says how many bytes
