@@ -1,14 +1,16 @@
-//! Describes block devices for the host, one line each:
+//! Describes block devices for the host, one line each: those that are asked for, then all that are stacked on
+//! others (some again, by another name).
 //!
 //! ```text
 //! /dev/sda 8:0 size=1073741824
 //! /dev/sda1 8:1 size=1048576 part=8:0+1048576
 //! /dev/vg/root 253:0 size=209715200 dm=vg-root
-//! /dev/md0 9:0 size=209715200 md
+//! /dev/md0 9:0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 …
 //! ```
 //!
-//! All numbers are bytes. The kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose
-//! `size` and `start` count 512 bytes (`Documentation/ABI/stable/sysfs-block`).
+//! All numbers are bytes; a member of an array is given by its slot, number, offset of its data, and size. The
+//! kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose `size` and `start` count 512 bytes
+//! (`Documentation/ABI/stable/sysfs-block`), and `md/` below it (`Documentation/admin-guide/md.rst`).
 
 use crate::Fatal;
 use rustix::fs::{Mode, OFlags, major, minor, open};
@@ -23,6 +25,14 @@ pub(crate) fn run(devices: &[&str]) -> Result<(), Fatal> {
             Ok(line) => println!("{line}"),
             // One device less is a warning of the host's, not the end.
             Err(error) => println!("{device} error={error}"),
+        }
+    }
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if (name.starts_with("dm-") || name.starts_with("md"))
+            && let Ok(line) = describe(&format!("/dev/{name}"))
+        {
+            println!("{line}");
         }
     }
     Ok(())
@@ -42,7 +52,43 @@ fn describe(device: &str) -> Result<String, Fatal> {
     } else if let Ok(name) = read("dm/name") {
         line += &format!(" dm={name}");
     } else if directory.join("md").exists() {
-        line += " md";
+        line += &array(&directory.join("md"))?;
     }
+    Ok(line)
+}
+
+/// What the kernel says of an array. A resync or recovery would read and write behind our back, so it is
+/// stopped.
+fn array(directory: &Path) -> Result<String, Fatal> {
+    // Fails for levels that have no redundancy.
+    fs::write(directory.join("sync_action"), "frozen").ok();
+    let read = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned());
+    let number = |name: &str| read(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let mut line = format!(
+        " md={} disks={} chunk={} layout={}",
+        read("level")?,
+        number("raid_disks"),
+        number("chunk_size"),
+        number("layout")
+    );
+    let mut members = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with("dev-") {
+            continue;
+        }
+        let member =
+            |name: &str| fs::read_to_string(entry.path().join(name)).map(|text| text.trim().to_owned());
+        // A spare has no slot, a failed member no data worth reading.
+        let Ok(slot) = member("slot")?.parse::<u32>() else { continue };
+        if member("state")?.split(',').any(|state| state == "faulty") {
+            continue;
+        }
+        let offset = member("offset")?.parse::<u64>()? * SECTOR;
+        let size = member("size")?.parse::<u64>()? * 1024;
+        members.push((slot, format!(" member={slot},{},{offset},{size}", member("block/dev")?)));
+    }
+    members.sort();
+    line.extend(members.into_iter().map(|(_, member)| member));
     Ok(line)
 }

@@ -38,7 +38,35 @@ pub enum DeviceKind {
         targets: Vec<DmTarget>,
     },
     /// An md array.
-    Md,
+    Md(MdArray),
+}
+
+/// An md array, as `/sys/block/md*/md` has it (`Documentation/admin-guide/md.rst`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MdArray {
+    /// `linear`, `raid0`, `raid1`, …
+    pub level: String,
+    /// How many members it should have.
+    pub disks: u64,
+    /// Bytes of a chunk; 0 where the level has none.
+    pub chunk: u64,
+    /// How data and parity go round, in md's own numbers.
+    pub layout: u64,
+    /// Those that are there, by slot.
+    pub members: Vec<MdMember>,
+}
+
+/// A member of an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MdMember {
+    /// Its place in the array, from 0.
+    pub slot: u64,
+    /// The device.
+    pub device: DeviceNumber,
+    /// Where on it the array's data begins, in bytes.
+    pub offset: u64,
+    /// How many bytes of it the array uses.
+    pub size: u64,
 }
 
 /// One line of a device-mapper table (`dmsetup(8)`), sectors turned into bytes.
@@ -72,8 +100,10 @@ pub struct Inventory {
     pub partitions: Vec<BlockDevice>,
     /// Logical volumes, by name.
     pub volumes: Vec<BlockDevice>,
-    /// Other assembled devices: md arrays, by name.
+    /// Other assembled devices: md arrays, unlocked encrypted devices, by name.
     pub others: Vec<BlockDevice>,
+    /// Devices that only others are made of: the parts of a mirrored volume, the pool of a thin one.
+    pub hidden: Vec<BlockDevice>,
     /// What can be mounted or is at least known, by device.
     pub filesystems: Vec<Filesystem>,
     /// Devices that could not be looked at, and why.
@@ -100,20 +130,32 @@ impl Appliance {
         let partitions = self.call(guestfs::Handle::list_partitions)?;
         let volumes: BTreeSet<String> = self.call(guestfs::Handle::lvs)?.into_iter().collect();
         let arrays: BTreeSet<String> = self.call(guestfs::Handle::list_md_devices)?.into_iter().collect();
+        let mapped: BTreeSet<String> = self.call(guestfs::Handle::list_dm_devices)?.into_iter().collect();
         let tables = DmTable::parse_all(&self.shell("dmsetup table")?);
 
         let mut inventory = Inventory::default();
-        let all: Vec<&str> =
-            disks.iter().chain(&partitions).chain(&volumes).chain(&arrays).map(String::as_str).collect();
+        let all: Vec<&str> = disks
+            .iter()
+            .chain(&partitions)
+            .chain(&volumes)
+            .chain(&arrays)
+            .chain(&mapped)
+            .map(String::as_str)
+            .collect();
+        let mut seen = BTreeSet::new();
         let text = self.describe(&all).map_err(|error| CallError { message: error.to_string() })?;
         for line in text.lines() {
             match parse_device(line, &tables) {
                 Ok(device) => {
+                    // The agent adds all that is stacked, also what has been described by another name.
+                    let is_new = seen.insert(device.number);
                     let list = match device.kind {
                         DeviceKind::Partition { .. } => &mut inventory.partitions,
                         DeviceKind::Disk => &mut inventory.disks,
-                        DeviceKind::Dm { .. } => &mut inventory.volumes,
-                        DeviceKind::Md => &mut inventory.others,
+                        DeviceKind::Dm { .. } if volumes.contains(&device.path) => &mut inventory.volumes,
+                        _ if all.contains(&device.path.as_str()) => &mut inventory.others,
+                        _ if is_new => &mut inventory.hidden,
+                        _ => continue,
                     };
                     list.push(device);
                 }
@@ -203,9 +245,10 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<BlockDevice, (String, St
     let size = words.next().and_then(|w| w.strip_prefix("size=")?.parse().ok()).ok_or_else(malformed)?;
     let kind = match words.next() {
         None => DeviceKind::Disk,
-        Some("md") => DeviceKind::Md,
         Some(word) => {
-            if let Some(name) = word.strip_prefix("dm=") {
+            if let Some(level) = word.strip_prefix("md=") {
+                DeviceKind::Md(md_array(level, words).ok_or_else(malformed)?)
+            } else if let Some(name) = word.strip_prefix("dm=") {
                 DeviceKind::Dm { targets: tables.0.get(name).cloned().unwrap_or_default() }
             } else {
                 let (of, start) = word
@@ -218,6 +261,30 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<BlockDevice, (String, St
         }
     };
     Ok(BlockDevice { path: path.to_owned(), number, size, kind })
+}
+
+/// Parses the rest of an array's line: `disks=2 chunk=0 layout=0 member=SLOT,MAJOR:MINOR,OFFSET,SIZE …`.
+fn md_array<'a>(level: &str, words: impl Iterator<Item = &'a str>) -> Option<MdArray> {
+    let mut array = MdArray { level: level.to_owned(), ..MdArray::default() };
+    for word in words {
+        let (name, value) = word.split_once('=')?;
+        match name {
+            "disks" => array.disks = value.parse().ok()?,
+            "chunk" => array.chunk = value.parse().ok()?,
+            "layout" => array.layout = value.parse().ok()?,
+            "member" => {
+                let [slot, device, offset, size] = value.split(',').collect::<Vec<_>>().try_into().ok()?;
+                array.members.push(MdMember {
+                    slot: slot.parse().ok()?,
+                    device: device_number(device)?,
+                    offset: offset.parse().ok()?,
+                    size: size.parse().ok()?,
+                });
+            }
+            _ => return None,
+        }
+    }
+    Some(array)
 }
 
 /// Parses `MAJOR:MINOR`.
@@ -248,7 +315,10 @@ mod tests {
         assert_eq!(targets.len(), 2);
         assert_eq!((targets[1].start, targets[1].length), (409_600 * 512, 8192 * 512));
         assert_eq!(targets[1].arguments, ["8:17", "2048"]);
-        assert_eq!(parse("/dev/md0 9:0 size=512 md").unwrap().kind, DeviceKind::Md);
+        let line = "/dev/md0 9:0 size=512 md=raid1 disks=2 chunk=0 layout=0 member=1,8:17,1048576,512";
+        let member = MdMember { slot: 1, device: (8, 17), offset: 1 << 20, size: 512 };
+        let array = MdArray { level: "raid1".into(), disks: 2, members: vec![member], ..MdArray::default() };
+        assert_eq!(parse(line).unwrap().kind, DeviceKind::Md(array));
         assert_eq!(parse("/dev/sdb error=No medium").unwrap_err(), ("/dev/sdb".into(), "No medium".into()));
         assert!(parse("/dev/sdb").is_err());
     }

@@ -2,16 +2,19 @@
 
 use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
 use super::found::ObjectNumber;
-use super::layout::{Layout, PROOF, layouts};
+use super::layout::{Layout, PROOF, Proof, Segment, layouts};
 use super::trouble::Trouble;
 use super::{Phase, ProbeError};
 use crate::appliance::{Appliance, BlockDevice, Filesystem, Inventory, ReadPlan};
 use crate::bmap::Kind;
 use crate::image::Source;
-use crate::range::DiskOffset;
-use crate::recorder::Recording;
+use crate::range::{DiskOffset, Range};
+use crate::recorder::DiskNumber;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+/// Of how many segments at either end of a copy the content is looked at.
+const LOOKS: usize = 16;
 
 /// What a probe works with.
 pub struct Context<'a> {
@@ -98,45 +101,47 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<Strin
         }
     }
 
-    let computed = layouts(inventory);
+    let mut computed = layouts(inventory);
     let mut plan = ReadPlan::default();
-    let mut expected: HashMap<u32, (&str, Recording)> = HashMap::new();
+    let mut expected: HashMap<u32, (&str, Proof)> = HashMap::new();
     let mut tag = FIRST_PROOF;
     for (device, _) in &numbers {
-        for (at, disk, range) in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
-            plan.push(tag, &device.path, at.0, range.len());
-            // A read of less than a sector reads the sector.
-            let whole = crate::range::DiskRange::new(range.start.0, range.start.0 + PROOF);
-            expected.insert(tag, (&device.path, [(disk, whole)].into_iter().collect()));
+        for proof in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
+            plan.push(tag, &device.path, proof.at.0, PROOF);
+            expected.insert(tag, (&device.path, proof));
             tag += 1;
         }
     }
     read(context, &plan)?;
-    let mut proofs = context.channel.take_proofs();
-    let mut unproven: HashSet<&str> = HashSet::new();
-    for (tag, (device, expected)) in &expected {
-        let proof = proofs.remove(tag).unwrap_or_default();
-        if !proof.iter().eq(expected.iter()) {
-            tracing::debug!("{device} is not where it should be: {expected:?}, not {proof:?}");
-            unproven.insert(device);
+    let proofs = context.channel.take_proofs();
+    for (tag, (device, proof)) in &expected {
+        let read = proofs.get(tag);
+        if !read.is_some_and(|read| proof.is_given_by(read)) {
+            tracing::debug!("{device} is not where it should be: {proof:?}, not {read:?}");
+            computed.remove(*device);
         }
     }
 
     let mut proven = HashMap::new();
     let mut plan = ReadPlan::default();
     for (device, number) in &numbers {
-        match computed.get(&device.path) {
-            Some(layout) if !unproven.contains(device.path.as_str()) => {
-                context.channel.with(|found, _| -> Result<(), ProbeError> {
-                    for segment in layout.segments() {
-                        found.range(*number, segment.disk, segment.disk_range(), None)?;
-                    }
-                    Ok(())
-                })?;
-                proven.insert(device.path.clone(), Arc::new(layout.clone()));
+        let Some(mut layout) = computed.remove(&device.path) else {
+            plan.push(*number, &device.path, 0, device.size);
+            continue;
+        };
+        let copies = layout.copy_count();
+        layout.retain_copies(|first, copy| context.holds_the_same(first, copy));
+        context.channel.with(|found, troubles| -> Result<(), ProbeError> {
+            if layout.copy_count() < copies {
+                let what = "its copies differ, so only the one that was read is mapped";
+                troubles.warn(Trouble::new(&device.path, what));
             }
-            _ => plan.push(*number, &device.path, 0, device.size),
-        }
+            for segment in layout.segments() {
+                found.range(*number, segment.disk, segment.disk_range(), None)?;
+            }
+            Ok(())
+        })?;
+        proven.insert(device.path.clone(), Arc::new(layout));
     }
     read(context, &plan)?;
     Ok(proven)
@@ -239,11 +244,38 @@ impl Context<'_> {
         }
     }
 
+    /// Whether a copy of a mirrored device holds what the first copy holds, as far as a look at both ends of
+    /// its segments tells.
+    fn holds_the_same(&self, first: &Layout, copy: &[Segment]) -> bool {
+        const LOOK: u64 = 4096;
+        let read = |disk: DiskNumber, at: u64, length: u64| {
+            let mut bytes = vec![0; length as usize];
+            let disk = self.disks.get(usize::from(disk) - 1)?;
+            disk.read_at(&mut bytes, DiskOffset(at)).ok().map(|()| bytes)
+        };
+        let few = copy.iter().take(LOOKS).chain(copy.iter().rev().take(LOOKS));
+        few.flat_map(|segment| {
+            let length = segment.device.len().min(LOOK);
+            [0, segment.device.len() - length].map(|skip| (segment, skip, length))
+        })
+        .all(|(segment, skip, length)| {
+            let start = segment.device.start.0 + skip;
+            let Some(parts) = first.part(Range::new(start, start + length)) else { return false };
+            let of_first: Option<Vec<Vec<u8>>> = parts
+                .iter()
+                .filter(|part| part.copy == 0)
+                .map(|part| read(part.disk, part.start.0, part.device.len()))
+                .collect();
+            let of_copy = read(segment.disk, segment.start.0 + skip, length);
+            of_first.map(|pieces| pieces.concat()) == of_copy && of_copy.is_some()
+        })
+    }
+
     /// Whether the first megabyte of a device reads as zeroes.
     fn is_blank(&self, inventory: &Inventory, name: &str) -> bool {
         const LOOK: u64 = 1 << 20;
         let layouts = layouts(inventory);
-        let Some(first) = layouts.get(name).and_then(|layout| layout.segments().first()) else {
+        let Some(first) = layouts.get(name).and_then(|layout| layout.segments().next()) else {
             return false;
         };
         let Some(disk) = self.disks.get(usize::from(first.disk) - 1) else { return false };
