@@ -54,9 +54,11 @@ impl Appliance {
         self.run("quiet").map(drop)
     }
 
-    /// What the appliance's kernel knows of some block devices, a line each.
-    pub(super) fn describe(&self, devices: &[&str]) -> Result<String, AgentError> {
-        self.run(&format!("devices {}", devices.join(" ")))
+    /// What the appliance's kernel knows of the guest's block devices, a line each: those that are named,
+    /// then all.
+    pub(super) fn describe(&self, named: &[String]) -> Result<String, AgentError> {
+        let named: String = named.iter().map(|name| format!(" {}", quote(name))).collect();
+        self.run(&format!("devices {}{named}", self.control))
     }
 
     /// Reads pieces of devices. `sequence` is the number of the next frame.
@@ -87,4 +89,9 @@ impl Appliance {
     fn run(&self, arguments: &str) -> Result<String, AgentError> {
         self.shell(&format!("{AGENT_PATH} {arguments}")).map_err(AgentError::Run)
     }
+}
+
+/// A word for the shell, whatever is in it.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }

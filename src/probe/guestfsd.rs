@@ -8,7 +8,7 @@
 use super::survey::Context;
 use super::trouble::Trouble;
 use super::{Phase, ProbeError};
-use crate::appliance::{BlockDevice, CallError, DeviceKind, Filesystem, Inventory};
+use crate::appliance::{BlockDevice, CallError, Content, DeviceKind, Inventory};
 use crate::bmap::{Attributes, Kind};
 use crate::recorder::{Recorder, Tag};
 use rustix::fs::FileType;
@@ -31,12 +31,11 @@ pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeErr
     context.appliance.stop_udev().map_err(ProbeError::Inventory)?;
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
-    context.explain_unreadable(&inventory);
     let filesystems = context.to_walk(&inventory);
     for (number, filesystem) in (1..).zip(&filesystems) {
         (context.phase)(Phase::Filesystem {
-            name: filesystem.mountable.clone(),
-            kind: filesystem.kind.clone(),
+            name: filesystem.device.clone(),
+            kind: filesystem.kind.clone().unwrap_or_default(),
             number,
             of: filesystems.len(),
         });
@@ -76,7 +75,7 @@ impl Probe<'_> {
                 .iter()
                 .map(|path| device(path, DeviceKind::Dm { targets: Vec::new() }))
                 .collect(),
-            filesystems: appliance.guest_filesystems()?,
+            contents: appliance.guest_filesystems()?,
             ..Inventory::default()
         })
     }
@@ -100,9 +99,9 @@ impl Probe<'_> {
         Ok(())
     }
 
-    fn walk(&self, filesystem: &Filesystem) -> Result<(), ProbeError> {
+    fn walk(&self, filesystem: &Content) -> Result<(), ProbeError> {
         let channel = self.context.channel;
-        let device = &filesystem.mountable;
+        let device = &filesystem.device;
         channel.begin_walk(super::channel::WalkContext { device: device.clone(), layout: None });
         let root =
             channel.with(|found, _| found.object(Kind::Directory, None, b"", Attributes::default()))?;
