@@ -232,6 +232,11 @@ impl Running {
         }
     }
 
+    /// Waits until it says `words` on standard error, as it does of each filesystem that it begins.
+    pub fn wait_until_said(&mut self, words: &str) {
+        self.wait_until(words, |running| running.stderr().contains(words));
+    }
+
     /// What it has written to standard error so far.
     pub fn stderr(&self) -> String {
         let bytes = fs::read(self.sandbox.dir.path().join("stderr")).unwrap();
