@@ -4,14 +4,14 @@
 //! ```text
 //! /dev/vg/root 253:0 size=209715200 dm=vg-root uuid=LVM-… type=ext4
 //! /dev/sda 8:0 size=1073741824
-//! /dev/sda1 8:1 size=1048576 part=8:0+1048576 type=vfat
+//! /dev/sda1 8:1 size=1048576 part=8:0+1048576 id=6A5E-33C1 type=vfat
 //! /dev/md0 9:0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 …
 //! ```
 //!
 //! All numbers are bytes; a member of an array is given by its slot, number, offset of its data, and size. The
 //! kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose `size` and `start` count 512 bytes
 //! (`Documentation/ABI/stable/sysfs-block`), and `md/` below it (`Documentation/admin-guide/md.rst`). The type
-//! of the content is what `blkid` says.
+//! and UUID of the content are what `blkid` says.
 
 use crate::Fatal;
 use rustix::fs::{Mode, OFlags, major, minor, open, stat};
@@ -26,13 +26,10 @@ const SECTOR: u64 = 512;
 pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
     let all = kernel_devices(control)?;
     let devices: Vec<&str> = named.iter().copied().chain(all.iter().map(String::as_str)).collect();
-    let types = types(&devices);
+    let contents = contents(&devices);
     for device in devices {
         match describe(device) {
-            Ok(line) => match types.get(device) {
-                Some(kind) => println!("{line} type={kind}"),
-                None => println!("{line}"),
-            },
+            Ok(line) => println!("{line}{}", contents.get(device).map_or("", String::as_str)),
             // One device less is a warning of the host's, not the end.
             Err(error) => println!("{device} error={error}"),
         }
@@ -48,7 +45,10 @@ fn kernel_devices(control: &str) -> Result<Vec<String>, Fatal> {
     for entry in fs::read_dir("/sys/block")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let path = format!("/dev/{name}");
-        if name.starts_with("dm-") || name.starts_with("md") {
+        if let Ok(mapped) = fs::read_to_string(format!("/sys/block/{name}/dm/name")) {
+            let mapped = format!("/dev/mapper/{}", mapped.trim());
+            stacked.push(if Path::new(&mapped).exists() { mapped } else { path });
+        } else if name.starts_with("md") {
             stacked.push(path);
         } else if name.starts_with("sd") && Path::new(&path) != control && stat(&path)?.st_rdev != appliance {
             disks.push(name);
@@ -75,23 +75,30 @@ fn kernel_devices(control: &str) -> Result<Vec<String>, Fatal> {
     Ok(devices)
 }
 
-/// What `blkid` takes each device's content for.
-fn types(devices: &[&str]) -> HashMap<String, String> {
+/// What `blkid` takes each device's content for, as words of the device's line.
+fn contents(devices: &[&str]) -> HashMap<String, String> {
     // It fails when a device has no type that it knows.
     let output = Command::new("blkid").args(["-c", "/dev/null", "-o", "export"]).args(devices).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let mut types = HashMap::new();
+    let mut contents = HashMap::<String, String>::new();
     let mut device = String::new();
     for line in text.lines() {
-        match line.split_once('=') {
-            Some(("DEVNAME", name)) => name.clone_into(&mut device),
-            Some(("TYPE", kind)) if kind.bytes().all(|b| b.is_ascii_graphic()) => {
-                types.insert(device.clone(), kind.to_owned());
+        let Some((name, value)) = line.split_once('=') else { continue };
+        let word = match name {
+            "DEVNAME" => {
+                value.clone_into(&mut device);
+                continue;
             }
-            _ => {}
+            "TYPE" => "type",
+            "UUID" => "id",
+            _ => continue,
+        };
+        // A damaged superblock can hold anything.
+        if value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            *contents.entry(device.clone()).or_default() += &format!(" {word}={value}");
         }
     }
-    types
+    contents
 }
 
 fn describe(device: &str) -> Result<String, Fatal> {

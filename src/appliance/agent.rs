@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
 /// Where it is put in the appliance: `debug_upload` takes a path there, whatever its manual says of `/tmp`.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
+const KEY_PATH: &str = "/tmp/virt-bmap-key";
 const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
 /// Where libguestfs mounts the guest's `/`.
 const SYSROOT: &str = "/sysroot";
@@ -77,6 +78,27 @@ impl Appliance {
     /// [`AgentError`]
     pub fn walk(&self, sequence: u32, first: u32) -> Result<(), AgentError> {
         self.run(&format!("walk {} {sequence} {first} {SYSROOT}", self.control)).map(drop)
+    }
+
+    /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.
+    ///
+    /// # Errors
+    /// [`AgentError`] where the key could not be brought into the appliance.
+    pub fn unlock(
+        &self,
+        device: &str,
+        name: &str,
+        secret: &[u8],
+        bitlocker: bool,
+    ) -> Result<bool, AgentError> {
+        self.upload(secret, KEY_PATH, 0o600)?;
+        let kind = if bitlocker { "--type bitlk " } else { "" };
+        // Writable, because a journal may have to be replayed; what is written stays with us.
+        let command =
+            format!("cryptsetup open {kind}--key-file {KEY_PATH} {} {}", quote(device), quote(name));
+        let opened = self.shell(&format!("{command} 2>&1 && echo opened || true"));
+        self.shell(&format!("rm -f {KEY_PATH}")).map_err(AgentError::Run)?;
+        Ok(opened.is_ok_and(|said| said.trim_end().ends_with("opened")))
     }
 
     fn upload(&self, bytes: &[u8], to: &str, mode: i32) -> Result<(), AgentError> {

@@ -89,6 +89,8 @@ pub struct Content {
     pub device: String,
     /// `ext4`, `xfs`, `swap`, `crypto_LUKS`, … as blkid(8) says; `None` where it does not know.
     pub kind: Option<String>,
+    /// The UUID of the file system or encrypted device.
+    pub uuid: Option<String>,
 }
 
 /// All that was found, each list in a fixed order.
@@ -158,7 +160,11 @@ impl Appliance {
         Ok(filesystems
             .into_iter()
             .filter(|(device, _)| *device != control)
-            .map(|(device, kind)| Content { device, kind: Some(kind).filter(|kind| kind != "unknown") })
+            .map(|(device, kind)| Content {
+                device,
+                kind: Some(kind).filter(|kind| kind != "unknown"),
+                uuid: None,
+            })
             .collect())
     }
 
@@ -202,7 +208,8 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         let is_hidden = facts.is_volume && !volumes.contains(&device.path);
         // The kernel shows an extended partition as a device of two sectors.
         if !is_hidden && device.size > 2 * SECTOR {
-            kinds.push((device.number, Content { device: device.path.clone(), kind: facts.content }));
+            let content = Content { device: device.path.clone(), kind: facts.content, uuid: facts.uuid };
+            kinds.push((device.number, content));
         }
         let list = match device.kind {
             _ if is_hidden => &mut inventory.hidden,
@@ -253,6 +260,7 @@ struct Facts {
     /// It is one of LVM's, though perhaps none that the guest's administrator sees.
     is_volume: bool,
     content: Option<String>,
+    uuid: Option<String>,
 }
 
 /// Parses one line of the agent's `devices`; an error is the device and what is wrong with it.
@@ -269,6 +277,7 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (S
             let (name, value) = word.split_once('=')?;
             match (name, &mut kind) {
                 ("size", _) => size = Some(value.parse().ok()?),
+                ("id", _) => facts.uuid = Some(value.to_owned()),
                 ("type", _) => facts.content = Some(value.to_owned()),
                 ("part", _) => {
                     let (of, start) = value.split_once('+')?;

@@ -31,6 +31,7 @@ pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeErr
     context.appliance.stop_udev().map_err(ProbeError::Inventory)?;
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
+    probe.note_encrypted(&inventory);
     let filesystems = context.to_walk(&inventory);
     for (number, filesystem) in (1..).zip(&filesystems) {
         (context.phase)(Phase::Filesystem {
@@ -78,6 +79,18 @@ impl Probe<'_> {
             contents: appliance.guest_filesystems()?,
             ..Inventory::default()
         })
+    }
+
+    /// libguestfs does not list encrypted devices among the file systems.
+    fn note_encrypted(&self, inventory: &Inventory) {
+        let is_listed = |path: &str| inventory.contents.iter().any(|content| content.device == path);
+        for device in inventory.devices().filter(|device| !is_listed(&device.path)) {
+            let kind = self.context.appliance.call(|g| g.vfs_type(&device.path));
+            if kind.is_ok_and(|kind| matches!(kind.as_str(), "crypto_LUKS" | "BitLocker")) {
+                let what = "it is encrypted, and this probe takes no keys; --probe agent does";
+                self.context.channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, what)));
+            }
+        }
     }
 
     fn devices(&self, inventory: &Inventory) -> Result<(), ProbeError> {

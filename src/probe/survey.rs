@@ -4,6 +4,7 @@ use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
 use super::found::ObjectNumber;
 use super::layout::{Layout, PROOF, Proof, Segment, layouts};
 use super::trouble::Trouble;
+use super::unlock::{Key, is_encrypted, unlock};
 use super::{Phase, ProbeError};
 use crate::appliance::{Appliance, BlockDevice, Content, Inventory, ReadPlan};
 use crate::bmap::Kind;
@@ -24,6 +25,8 @@ pub struct Context<'a> {
     pub channel: &'a Channel,
     /// The guest's disks, in order.
     pub disks: &'a [Arc<dyn Source>],
+    /// Keys of encrypted devices.
+    pub keys: &'a [Key],
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -38,6 +41,7 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     appliance.stop_udev().map_err(ProbeError::Inventory)?;
     appliance.start_agent()?;
     let inventory = appliance.inventory().map_err(ProbeError::Inventory)?;
+    let inventory = unlock(context, inventory)?;
     context.channel.with(|_, troubles| {
         for (device, what) in &inventory.troubles {
             troubles.push(Trouble::new(device, what));
@@ -160,10 +164,8 @@ impl Context<'_> {
             match content.kind.as_deref() {
                 None => self.explain_unknown(inventory, device),
                 Some("swap") => {}
-                Some("crypto_LUKS" | "BitLocker") => {
-                    let what = "it is encrypted, and no key was given";
-                    self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
-                }
+                // Has been unlocked, or been noted.
+                _ if is_encrypted(content) => {}
                 Some(_) => filesystems.push(content.clone()),
             }
         }
