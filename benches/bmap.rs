@@ -116,19 +116,26 @@ fn on_five_million_pieces(c: &mut Criterion) {
     let mut group = c.benchmark_group("5,000,000 pieces");
     group.sample_size(10);
     let mut random = Random(3);
-    let offsets: Vec<_> = (0..1_000_000).map(|_| random.below(size)).collect();
+    let offsets: Vec<_> = (0..1_000_000).map(|_| DiskOffset(random.below(size))).collect();
     group.throughput(Throughput::Elements(offsets.len() as u64));
     group.bench_function("at", |b| {
         b.iter(|| {
             for &offset in &offsets {
-                black_box(map.at(1, DiskOffset(offset)));
+                black_box(map.at(1, offset));
             }
+        });
+    });
+    group.bench_function("at_each", |b| {
+        b.iter(|| {
+            map.at_each(1, &offsets, |_, hits| {
+                black_box(hits);
+            });
         });
     });
     group.bench_function("at, with names", |b| {
         b.iter(|| {
             for &offset in &offsets {
-                for hit in map.at(1, DiskOffset(offset)) {
+                for hit in map.at(1, offset) {
                     black_box(hit.object.name());
                 }
             }
@@ -137,7 +144,9 @@ fn on_five_million_pieces(c: &mut Criterion) {
     group.bench_function("over 128 KiB, most specific first", |b| {
         b.iter(|| {
             for &offset in &offsets {
-                black_box(map.over(1, DiskRange::new(offset, offset + (128 << 10))).most_specific_first());
+                black_box(
+                    map.over(1, DiskRange::new(offset.0, offset.0 + (128 << 10))).most_specific_first(),
+                );
             }
         });
     });

@@ -13,9 +13,7 @@ pub use accel::{Acceleration, Decision};
 pub use agent::{AgentError, ReadPlan};
 pub use handle::{CallError, Console};
 pub(crate) use inventory::device_number;
-pub use inventory::{
-    BlockDevice, DeviceKind, DeviceNumber, DmTarget, Filesystem, Inventory, MdArray, MdMember,
-};
+pub use inventory::{BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, MdArray, MdMember};
 pub use kill::KillSwitch;
 
 use handle::Handle;

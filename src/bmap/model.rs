@@ -224,6 +224,31 @@ impl Map {
         self.index().at(self, disk, offset)
     }
 
+    /// Looks many offsets up, and calls `visit` with each, in the order given, and with what
+    /// [`at`](Self::at) would find there. On a large map this is several times as fast, as the
+    /// look-ups then wait for memory together.
+    ///
+    /// ```
+    /// use virt_bmap::bmap::text;
+    /// use virt_bmap::range::DiskOffset;
+    ///
+    /// let map = text::read(&b"1 0 100 v /dev/sda\n1 100 300 f /dev/sda1 /vmlinuz\n"[..])?;
+    /// let mut in_files = 0;
+    /// map.at_each(1, &[DiskOffset(0), DiskOffset(0x100), DiskOffset(0x400)], |_offset, hits| {
+    ///     in_files += hits.iter().filter(|hit| hit.object.name().path == b"/vmlinuz").count();
+    /// });
+    /// assert_eq!(in_files, 1);
+    /// # Ok::<(), text::ReadError>(())
+    /// ```
+    pub fn at_each<'a>(
+        &'a self,
+        disk: u16,
+        offsets: &[DiskOffset],
+        visit: impl FnMut(DiskOffset, &[Hit<'a>]),
+    ) {
+        self.index().at_each(self, disk, offsets, visit);
+    }
+
     /// What a range of a disk touches, one [`Hit`] for each piece and cut to the range; first those
     /// that begin before the range, then the others as they begin.
     ///

@@ -15,6 +15,7 @@ use virt_bmap::bmap::output::Output;
 use virt_bmap::bmap::text;
 use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
+use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Probe, ProbeError};
 
 #[derive(Debug, clap::Args)]
@@ -55,6 +56,13 @@ pub(super) struct MapArgs {
     /// How to read the guest's files
     #[arg(long, value_enum, default_value_t = ProbeArg::Agent)]
     probe: ProbeArg,
+
+    /// Key of an encrypted device, as in the guestfs tools
+    ///
+    /// SELECTOR:key:PASSPHRASE or SELECTOR:file:NAME, where SELECTOR is a device (`/dev/sda2`), the UUID of
+    /// the encrypted device, or `all`. May be given several times.
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    key: Vec<Key>,
 
     /// Memory of the appliance in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
@@ -214,6 +222,7 @@ fn options(args: &MapArgs) -> Options {
             ProbeArg::Agent => Probe::Agent,
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
+        keys: args.key.clone(),
         timeout: Duration::from_secs(args.timeout),
         ..Options::default()
     }

@@ -15,6 +15,7 @@ use crate::probe::channel::{Channel, Snapshot};
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::trouble::{Trouble, Troubles};
+use crate::probe::unlock::Key;
 use crate::probe::{Phase, Probe, ProbeError, guestfsd, survey};
 use crate::recorder::{DiskNumber, Recorder};
 use exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
@@ -39,6 +40,8 @@ pub struct Options {
     pub launch: LaunchOptions,
     /// Which way to read the guest's files.
     pub probe: Probe,
+    /// Keys of encrypted devices.
+    pub keys: Vec<Key>,
     /// Give up when nothing has happened for so long.
     pub timeout: Duration,
     /// Most bytes that the guest's file systems may write to the private layer, for each disk.
@@ -51,6 +54,7 @@ impl Default for Options {
             force_share: false,
             launch: LaunchOptions::default(),
             probe: Probe::default(),
+            keys: Vec::new(),
             timeout: Duration::from_secs(300),
             overlay_limit: 1 << 30,
         }
@@ -385,6 +389,7 @@ impl Session {
             appliance: &appliance,
             channel: &self.channel,
             disks: &self.disks,
+            keys: &self.options.keys,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {

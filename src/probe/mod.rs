@@ -5,7 +5,8 @@
 //! * [`guestfsd`] does the same with the calls that every libguestfs has, a hundred times more slowly;
 //! * [`channel`] is the host's end of the agent's control disk;
 //! * [`layout`] says where a device's bytes lie on the disks, as far as the kernel's tables tell;
-//! * [`found`] is the objects on their way into the map, [`trouble`] what could not be examined.
+//! * [`found`] is the objects on their way into the map, [`trouble`] what could not be examined;
+//! * [`unlock`] is about encrypted devices.
 
 pub mod channel;
 mod expected;
@@ -14,6 +15,7 @@ pub mod guestfsd;
 pub mod layout;
 pub mod survey;
 pub mod trouble;
+pub mod unlock;
 
 use crate::appliance::{AgentError, CallError};
 use channel::ChannelError;
