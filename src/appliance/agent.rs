@@ -93,9 +93,13 @@ impl Appliance {
     ) -> Result<bool, AgentError> {
         self.upload(secret, KEY_PATH, 0o600)?;
         let kind = if bitlocker { "--type bitlk " } else { "" };
+        // udev has been ended; without the variable cryptsetup would wait for it for ever.
         // Writable, because a journal may have to be replayed; what is written stays with us.
-        let command =
-            format!("cryptsetup open {kind}--key-file {KEY_PATH} {} {}", quote(device), quote(name));
+        let command = format!(
+            "DM_DISABLE_UDEV=1 cryptsetup open {kind}--key-file {KEY_PATH} {} {}",
+            quote(device),
+            quote(name)
+        );
         let opened = self.shell(&format!("{command} 2>&1 && echo opened || true"));
         self.shell(&format!("rm -f {KEY_PATH}")).map_err(AgentError::Run)?;
         Ok(opened.is_ok_and(|said| said.trim_end().ends_with("opened")))

@@ -6,9 +6,10 @@ use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory as _, ValueEnum};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::bmap::output::Output;
@@ -153,19 +154,58 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
             return Err(error.into());
         }
     };
-    let output = write(&mapped, output)?;
+    // On a thread of its own, because a pipe that nobody reads takes for ever.
+    let mapped = Arc::new(mapped);
+    let writer = std::thread::spawn({
+        let (mapped, cancel) = (mapped.clone(), cancel.clone());
+        move || write(&mapped, output, cancel)
+    });
+    let mut cancelled_for = Duration::ZERO;
+    while !writer.is_finished() && cancelled_for < WRITER_GRACE {
+        std::thread::sleep(TICK);
+        cancelled_for += if cancel.is_cancelled() { TICK } else { Duration::ZERO };
+    }
     if cancel.is_cancelled() {
         eprintln!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Exit::Signal(interruption.signal()));
     }
+    let output = writer
+        .join()
+        .map_err(|_| anyhow!("internal error: the writer panicked"))?
+        .with_context(|| format!("cannot write {}", out.display()))?;
     output.commit()?;
     Ok(summarise(&mapped, &out, args.quiet))
 }
 
-fn write(mapped: &Mapped, output: Output) -> Result<Output> {
-    let mut writer = BufWriter::with_capacity(1 << 20, output);
+/// How often it is looked whether the map has been written.
+const TICK: Duration = Duration::from_millis(5);
+
+/// How long a writer may take to notice that the run has been cancelled.
+const WRITER_GRACE: Duration = Duration::from_millis(500);
+
+fn write(mapped: &Mapped, output: Output, cancel: Cancel) -> Result<Output> {
+    let mut writer = BufWriter::with_capacity(1 << 20, Cancellable { output, cancel });
     text::write(&mapped.map, &mut writer)?;
-    writer.into_inner().map_err(std::io::IntoInnerError::into_error).context("cannot write the map")
+    Ok(writer.into_inner().map_err(std::io::IntoInnerError::into_error)?.output)
+}
+
+/// An output that takes no more once the run has been cancelled.
+struct Cancellable {
+    output: Output,
+    cancel: Cancel,
+}
+
+impl Write for Cancellable {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("interrupted"));
+        }
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// Says how it went, and with which status to exit.

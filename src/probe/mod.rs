@@ -48,15 +48,12 @@ pub enum ProbeError {
     #[error("the guest's objects do not fit into a map")]
     Found(#[from] FoundError),
     /// The appliance died.
-    #[error("the appliance died while {during}")]
+    #[error("the appliance (qemu) died while {during}")]
     Died {
         /// What was being done.
         during: String,
         /// The last lines of its console.
         console: Vec<String>,
-        /// What libguestfs says.
-        #[source]
-        source: CallError,
     },
 }
 

@@ -196,10 +196,9 @@ impl Context<'_> {
     }
 
     pub(super) fn unmount(&self, filesystem: &Content) -> Result<(), ProbeError> {
-        self.appliance.call(guestfs::Handle::umount_all).map_err(|source| {
-            let during = format!("{} was being unmounted", filesystem.device);
-            ProbeError::Died { during, console: self.appliance.console().tail(), source }
-        })
+        self.appliance
+            .call(guestfs::Handle::umount_all)
+            .map_err(|_| self.died(&format!("{} was being unmounted", filesystem.device)))
     }
 
     /// Whether the appliance still answers.
@@ -207,11 +206,11 @@ impl Context<'_> {
     /// # Errors
     /// [`ProbeError::Died`]
     pub(super) fn still_alive(&self, during: &str) -> Result<(), ProbeError> {
-        self.appliance.shell("true").map(drop).map_err(|source| ProbeError::Died {
-            during: during.to_owned(),
-            console: self.appliance.console().tail(),
-            source,
-        })
+        self.appliance.shell("true").map(drop).map_err(|_| self.died(during))
+    }
+
+    fn died(&self, during: &str) -> ProbeError {
+        ProbeError::Died { during: during.to_owned(), console: self.appliance.console().tail() }
     }
 
     /// Notes that it is not known what a device holds.

@@ -112,7 +112,7 @@ pub(super) fn unlock(context: &Context<'_>, mut inventory: Inventory) -> Result<
         // Unlocked devices may hold physical volumes.
         context
             .appliance
-            .shell("lvm vgchange -aay --sysinit >/dev/null 2>&1; true")
+            .shell("DM_DISABLE_UDEV=1 lvm vgchange -aay --sysinit >/dev/null 2>&1; true")
             .map_err(ProbeError::Inventory)?;
         inventory = context.appliance.inventory().map_err(ProbeError::Inventory)?;
     }
