@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::Instant;
-use virt_bmap::bmap::{Attributes, Header, Kind, Map, MapBuilder, ObjectName, text};
+use virt_bmap::bmap::{Attributes, Header, Kind, Map, MapBuilder, Marks, ObjectName, text};
 use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
 
 /// A small generator of numbers (SplitMix64), the same in each run.
@@ -41,7 +41,16 @@ fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
             let path =
                 format!("/usr/share/some-package-{}/files/part-{}/name-{file}", file / 1000, file / 37 % 27);
             let name = ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes());
-            let attributes = Attributes { inode: Some(file + 12), size: Some(file), links: Some(1) };
+            let attributes = Attributes {
+                inode: Some(file + 12),
+                size: Some(file),
+                links: Some(1),
+                allocated: Some(4096),
+                mode: Some(0o100_644),
+                modified: Some(1_400_000_000_000_000_000 + file as i64),
+                changed: Some(1_400_000_000_000_000_000 + file as i64),
+                marks: Marks::UNVERIFIED,
+            };
             builder.object(name, attributes).unwrap()
         })
         .collect();

@@ -15,6 +15,7 @@
 use std::hint::black_box;
 
 use super::model::{Map, Object, ObjectId, PieceRecord};
+use super::role::Role;
 use crate::range::{DiskOffset, DiskRange, FileOffset};
 
 /// One object at the place that was asked for.
@@ -26,6 +27,8 @@ pub struct Hit<'a> {
     pub range: DiskRange,
     /// Where in the object that part begins, if the map knows it.
     pub file_offset: Option<FileOffset>,
+    /// What the bytes are to the object: data, a further copy of it, parity, not yet written.
+    pub role: Role,
 }
 
 /// No link, no piece.
@@ -211,6 +214,7 @@ fn cut<'a>(map: &'a Map, piece: &PieceRecord, window: DiskRange) -> Hit<'a> {
         object: Object { map, id: ObjectId(piece.object) },
         range,
         file_offset: piece.offset_at(range.start.0),
+        role: piece.role,
     }
 }
 
@@ -442,7 +446,7 @@ mod tests {
                 let range = piece.range.intersection(window)?;
                 let file_offset =
                     piece.file_offset.map(|at| FileOffset(at.0 + (range.start.0 - piece.range.start.0)));
-                Some(Hit { object: map.object(piece.object), range, file_offset })
+                Some(Hit { object: map.object(piece.object), range, file_offset, role: piece.role })
             })
             .collect();
         hits.sort_by_key(|hit| {

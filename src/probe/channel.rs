@@ -284,8 +284,12 @@ impl State {
             ObjectKind::Directory => Kind::Directory,
             ObjectKind::File => Kind::File,
         };
-        let attributes =
-            Attributes { inode: Some(object.inode), size: Some(object.size), links: Some(object.links) };
+        let attributes = Attributes {
+            inode: Some(object.inode),
+            size: Some(object.size),
+            links: Some(object.links),
+            ..Attributes::default()
+        };
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;

@@ -171,6 +171,7 @@ impl Probe<'_> {
                         size: u64::try_from(stat.st_size).ok(),
                         // Each name is read by itself here.
                         links: Some(1),
+                        ..Attributes::default()
                     };
                     let number = channel
                         .with(|found, _| found.object(kind, Some(parent), name.as_bytes(), attributes))?;
