@@ -1,0 +1,255 @@
+//! The oracle that needs no parser: it looks for the patterns on the disks, and judges a map by them.
+
+use crate::common::ranges::{Range, bytes, difference, normalise};
+use crate::common::special::{MAGIC, SECTOR};
+use crate::population::{SectorName, TestFile, bytes_of, name_in};
+use rustix::fs::{SeekFrom, seek};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A byte of a guest: number of the disk, from 1, and offset.
+pub type Place = (u32, u64);
+
+/// Ranges on a guest's disks, normalised for each.
+pub type Ranges = BTreeMap<u32, Vec<Range>>;
+
+/// The disks of a guest, and where on them the sectors of patterns stand.
+pub struct Scan {
+    disks: Vec<File>,
+    found: BTreeMap<SectorName, Vec<Place>>,
+}
+
+impl Scan {
+    /// Looks for patterns at every byte of the raw images `disks`.
+    pub fn of<P: AsRef<Path>>(disks: &[P]) -> Self {
+        let disks: Vec<File> = disks.iter().map(|disk| File::open(disk).unwrap()).collect();
+        let mut found: BTreeMap<SectorName, Vec<Place>> = BTreeMap::new();
+        let finder = memchr::memmem::Finder::new(&MAGIC);
+        let mut buffer = vec![0; (1 << 20) + SECTOR];
+        for (disk, file) in (1..).zip(&disks) {
+            let size = file.metadata().unwrap().len();
+            let mut at = 0;
+            while at < size {
+                // Holes hold nothing.
+                at = match seek(file, SeekFrom::Data(at)) {
+                    Ok(data) => data,
+                    Err(_) => break,
+                };
+                let part = &mut buffer[..(size - at).min((1 << 20) + SECTOR as u64) as usize];
+                file.read_exact_at(part, at).unwrap();
+                for hit in finder.find_iter(part).take_while(|hit| *hit < 1 << 20) {
+                    if let Some(name) = name_in(&part[hit..]) {
+                        found.entry(name).or_default().push((disk, at + hit as u64));
+                    }
+                }
+                at += 1 << 20;
+            }
+        }
+        Self { disks, found }
+    }
+
+    /// Bytes of a disk, cut short by its end.
+    pub fn read(&self, (disk, at): Place, length: usize) -> Vec<u8> {
+        let file = &self.disks[disk as usize - 1];
+        let size = file.metadata().unwrap().len();
+        let mut bytes = vec![0; length.min(size.saturating_sub(at) as usize)];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    }
+
+    /// The first sector of a pattern in `ranges`.
+    fn pattern_in(&self, ranges: &Ranges) -> Option<(Place, SectorName)> {
+        for (disk, list) in ranges {
+            for range in list {
+                for at in (range.start.next_multiple_of(SECTOR as u64)..range.end).step_by(SECTOR) {
+                    if let Some(name) = name_in(&self.read((*disk, at), SECTOR)) {
+                        return Some(((*disk, at), name));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Where `length` bytes of a sector stand.
+    fn places(&self, name: SectorName, length: usize, compressible: bool) -> Vec<Place> {
+        let whole = bytes_of(name, compressible);
+        let places = self.found.get(&name).into_iter().flatten().copied();
+        places.filter(|place| self.read(*place, length) == whole[..length]).collect()
+    }
+}
+
+/// What a row of the table expects, besides the files.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Bytes in a block: a file's last block may be named whole.
+    pub block: u64,
+    /// Which copies of a block the map must name.
+    pub copies: Copies,
+    /// Whether contents compress.
+    pub compressible: bool,
+}
+
+/// Which copies of a block the map must name, where there are several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copies {
+    /// All of them.
+    All,
+    /// The one that is in use; others are left over, and cannot be told from it.
+    Any,
+}
+
+/// What is to be said of one file in the map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// The map names its blocks and nothing else.
+    Exact,
+    /// It has no blocks of its own, for this reason, and the map names none.
+    Without(&'static str),
+    /// The oracle does not see it: its bytes are not in the clear.
+    Unseen(&'static str),
+    /// One copy of each block is named exactly, others are not.
+    OneCopy,
+    /// The map is wrong.
+    Wrong(String),
+}
+
+/// Judges what the map says of a file.
+pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
+    let mut all: Vec<(Place, usize)> = Vec::new();
+    let mut one_named = Vec::new();
+    let mut unnamed = 0;
+    let (mut hidden, mut inside, mut aligned) = (0, 0, 0);
+    let sectors = file.sectors();
+    for &(name, length) in &sectors {
+        if length < 16 {
+            // Too short to be told from anything else.
+            continue;
+        }
+        let places = scan.places(name, length, rules.compressible);
+        if places.is_empty() {
+            hidden += 1;
+            continue;
+        }
+        match places.iter().any(|place| place.1 % SECTOR as u64 == 0) {
+            true => aligned += 1,
+            false => inside += 1,
+        }
+        match places.iter().find(|place| contains(mapped, **place, length as u64)) {
+            Some(place) => one_named.push((*place, length)),
+            None => unnamed += 1,
+        }
+        all.extend(places.into_iter().map(|place| (place, length)));
+    }
+    let named: u64 = mapped.values().map(|ranges| bytes(ranges)).sum();
+    if aligned == 0 {
+        if sectors.is_empty() {
+            return match named {
+                0 => Verdict::Without("no data"),
+                _ => Verdict::Wrong(format!("has no data, but the map names {named} bytes: {mapped:x?}")),
+            };
+        }
+        if sectors.iter().all(|(_, length)| *length < 16) {
+            return judge_tiny(scan, &sectors, mapped, rules);
+        }
+        if hidden > 0 {
+            return Verdict::Unseen(if rules.compressible { "compressed" } else { "not in the clear" });
+        }
+        if inside > 0 && named == 0 {
+            return Verdict::Without("inside metadata");
+        }
+    } else if hidden > 0 {
+        return Verdict::Wrong(format!("the oracle finds only {aligned} of {} sectors", sectors.len()));
+    }
+
+    let all = ranges_of(&all);
+    let extra = subtract(mapped, &with_slack(&all, rules.block));
+    let missing = subtract(&all, mapped);
+    let (extra_bytes, missing_bytes) = (total(&extra), total(&missing));
+    if extra_bytes > 0 || unnamed > 0 {
+        return Verdict::Wrong(format!(
+            "oracle {}; map {}; {missing_bytes} bytes missing, {extra_bytes} too many ({})",
+            show(&all),
+            show(mapped),
+            show(&extra),
+        ));
+    }
+    let slack = subtract(mapped, &all);
+    if let Some((place, name)) = scan.pattern_in(&slack).filter(|_| inside == 0) {
+        return Verdict::Wrong(format!("map {}: at {place:x?} is {name:?}", show(mapped)));
+    }
+    if missing_bytes == 0 || rules.copies == Copies::Any { Verdict::Exact } else { Verdict::OneCopy }
+}
+
+/// A file of a few bytes: what the map names must begin with them.
+fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rules: Rules) -> Verdict {
+    let [(name, length)] = sectors[..] else { unreachable!("a file of a few bytes has one sector") };
+    let content = &bytes_of(name, rules.compressible)[..length];
+    let places: Vec<_> =
+        mapped.iter().flat_map(|(disk, ranges)| ranges.iter().map(|r| (*disk, r.clone()))).collect();
+    if places.is_empty() {
+        return Verdict::Without("inside metadata");
+    }
+    let right = places.iter().all(|(disk, range)| {
+        let bytes = scan.read((*disk, range.start), SECTOR);
+        range.end - range.start <= rules.block
+            && bytes.starts_with(content)
+            && bytes[length..].iter().all(|b| *b == 0)
+    });
+    // How many copies there are, the oracle cannot tell.
+    if right {
+        return Verdict::Exact;
+    }
+    Verdict::Wrong(format!("{length} bytes; map {}", show(mapped)))
+}
+
+fn contains(mapped: &Ranges, (disk, at): Place, length: u64) -> bool {
+    let ranges = mapped.get(&disk).map_or(&[][..], Vec::as_slice);
+    ranges.iter().any(|range| range.start <= at && at + length <= range.end)
+}
+
+fn ranges_of(places: &[(Place, usize)]) -> Ranges {
+    let mut ranges = Ranges::new();
+    for &((disk, at), length) in places {
+        // A sector is the least that a disk reads.
+        let end = if at.is_multiple_of(SECTOR as u64) { at + SECTOR as u64 } else { at + length as u64 };
+        ranges.entry(disk).or_default().push(at..end);
+    }
+    ranges.values_mut().for_each(|list| *list = normalise(std::mem::take(list)));
+    ranges
+}
+
+/// Each range, and the rest of the block that it begins or ends in. Where blocks begin does not matter:
+/// the rest is less than a block.
+fn with_slack(ranges: &Ranges, block: u64) -> Ranges {
+    let slack = |range: &Range| {
+        let before = if range.start.is_multiple_of(SECTOR as u64) { 0 } else { block - 1 };
+        range.start.saturating_sub(before)..range.end + block - 1
+    };
+    ranges.iter().map(|(disk, list)| (*disk, normalise(list.iter().map(slack)))).collect()
+}
+
+fn subtract(from: &Ranges, minus: &Ranges) -> Ranges {
+    from.iter()
+        .map(|(disk, list)| (*disk, difference(list, minus.get(disk).map_or(&[], Vec::as_slice))))
+        .collect()
+}
+
+fn total(ranges: &Ranges) -> u64 {
+    ranges.values().map(|list| bytes(list)).sum()
+}
+
+/// Ranges as a finding says them, the first few of many.
+fn show(ranges: &Ranges) -> String {
+    let all: Vec<String> = ranges
+        .iter()
+        .flat_map(|(disk, list)| list.iter().map(move |r| format!("{disk}:{:x}-{:x}", r.start, r.end)))
+        .collect();
+    match all.len() {
+        0 => "nothing".into(),
+        1..=6 => all.join(" "),
+        n => format!("{} … ({n} ranges, {} bytes)", all[..6].join(" "), total(ranges)),
+    }
+}
