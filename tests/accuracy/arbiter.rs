@@ -2,6 +2,7 @@
 
 use crate::common::ranges::{Range, bytes, difference, normalise};
 use crate::common::special::{MAGIC, SECTOR};
+use crate::compressed;
 use crate::population::{SectorName, TestFile, bytes_of, name_in};
 use rustix::fs::{SeekFrom, seek};
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ pub type Ranges = BTreeMap<u32, Vec<Range>>;
 pub struct Scan {
     disks: Vec<File>,
     found: BTreeMap<SectorName, Vec<Place>>,
+    /// The same for what is compressed: the bytes that must be read to have a sector.
+    frames: BTreeMap<SectorName, Vec<(Place, u64)>>,
 }
 
 impl Scan {
@@ -47,7 +50,24 @@ impl Scan {
                 at += 1 << 20;
             }
         }
-        Self { disks, found }
+        Self { disks, found, frames: BTreeMap::new() }
+    }
+
+    /// Looks for patterns in what is compressed, too.
+    pub fn decompress(&mut self) {
+        let mut frames: BTreeMap<SectorName, Vec<(Place, u64)>> = BTreeMap::new();
+        for (disk, file) in (1..).zip(&self.disks) {
+            for (at, length, content) in compressed::frames(file) {
+                for bytes in content.windows(16).filter(|bytes| bytes.starts_with(&MAGIC)) {
+                    let name = name_in(bytes).unwrap();
+                    let places = frames.entry(name).or_default();
+                    if places.last() != Some(&((disk, at), length)) {
+                        places.push(((disk, at), length));
+                    }
+                }
+            }
+        }
+        self.frames = frames;
     }
 
     /// Bytes of a disk, cut short by its end.
@@ -73,11 +93,15 @@ impl Scan {
         None
     }
 
-    /// Where `length` bytes of a sector stand.
-    fn places(&self, name: SectorName, length: usize, compressible: bool) -> Vec<Place> {
+    /// Where `length` bytes of a sector stand: places, and how much there belongs to it.
+    fn places(&self, name: SectorName, length: usize, compressible: bool) -> Vec<(Place, u64)> {
+        if compressible && let Some(frames) = self.frames.get(&name) {
+            return frames.clone();
+        }
         let whole = bytes_of(name, compressible);
         let places = self.found.get(&name).into_iter().flatten().copied();
-        places.filter(|place| self.read(*place, length) == whole[..length]).collect()
+        let right = places.filter(|place| self.read(*place, length) == whole[..length]);
+        right.map(|place| (place, length as u64)).collect()
     }
 }
 
@@ -90,6 +114,8 @@ pub struct Rules {
     pub copies: Copies,
     /// Whether contents compress.
     pub compressible: bool,
+    /// Whether files share blocks that hold nothing but files' data.
+    pub packed: bool,
 }
 
 /// Which copies of a block the map must name, where there are several.
@@ -118,32 +144,37 @@ pub enum Verdict {
 
 /// Judges what the map says of a file.
 pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
-    let mut all: Vec<(Place, usize)> = Vec::new();
-    let mut one_named = Vec::new();
+    let named = total(mapped);
+    let mut all: Vec<(Place, u64)> = Vec::new();
     let mut unnamed = 0;
-    let (mut hidden, mut inside, mut aligned) = (0, 0, 0);
+    let (mut hidden, mut inside, mut aligned, mut is_inside) = (0, 0, 0, false);
     let sectors = file.sectors();
     for &(name, length) in &sectors {
         if length < 16 {
             // Too short to be told from anything else.
             continue;
         }
-        let places = scan.places(name, length, rules.compressible);
+        let mut places = scan.places(name, length, rules.compressible);
+        if places.is_empty() && named == 0 {
+            // Inside metadata a file may lie in pieces, of which the first is large enough.
+            places = scan.places(name, length.min(32), rules.compressible);
+        }
         if places.is_empty() {
             hidden += 1;
             continue;
         }
-        match places.iter().any(|place| place.1 % SECTOR as u64 == 0) {
+        is_inside |= places.iter().any(|((_, at), _)| at % SECTOR as u64 != 0);
+        match places.iter().any(|((_, at), _)| at % SECTOR as u64 == 0) {
             true => aligned += 1,
             false => inside += 1,
         }
-        match places.iter().find(|place| contains(mapped, **place, length as u64)) {
-            Some(place) => one_named.push((*place, length)),
-            None => unnamed += 1,
-        }
-        all.extend(places.into_iter().map(|place| (place, length)));
+        unnamed += usize::from(!places.iter().any(|&(place, length)| contains(mapped, place, length)));
+        all.extend(places);
     }
-    let named: u64 = mapped.values().map(|ranges| bytes(ranges)).sum();
+    // Of the copies that a tree keeps of a file inside it, one may begin with a sector by chance.
+    if is_inside && named == 0 && !rules.packed {
+        return Verdict::Without("inside metadata");
+    }
     if aligned == 0 {
         if sectors.is_empty() {
             return match named {
@@ -156,9 +187,6 @@ pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Ver
         }
         if hidden > 0 {
             return Verdict::Unseen(if rules.compressible { "compressed" } else { "not in the clear" });
-        }
-        if inside > 0 && named == 0 {
-            return Verdict::Without("inside metadata");
         }
     } else if hidden > 0 {
         return Verdict::Wrong(format!("the oracle finds only {aligned} of {} sectors", sectors.len()));
@@ -210,11 +238,12 @@ fn contains(mapped: &Ranges, (disk, at): Place, length: u64) -> bool {
     ranges.iter().any(|range| range.start <= at && at + length <= range.end)
 }
 
-fn ranges_of(places: &[(Place, usize)]) -> Ranges {
+fn ranges_of(places: &[(Place, u64)]) -> Ranges {
     let mut ranges = Ranges::new();
     for &((disk, at), length) in places {
         // A sector is the least that a disk reads.
-        let end = if at.is_multiple_of(SECTOR as u64) { at + SECTOR as u64 } else { at + length as u64 };
+        let sector = SECTOR as u64;
+        let end = if at.is_multiple_of(sector) { at + length.next_multiple_of(sector) } else { at + length };
         ranges.entry(disk).or_default().push(at..end);
     }
     ranges.values_mut().for_each(|list| *list = normalise(std::mem::take(list)));

@@ -8,11 +8,15 @@
 mod arbiter;
 #[path = "../common/mod.rs"]
 mod common;
+mod compressed;
 mod guests;
 mod population;
 mod table;
 
 use std::process::ExitCode;
+
+/// How many findings of a row are printed.
+const SHOWN: usize = 12;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -34,13 +38,21 @@ fn main() -> ExitCode {
         }
         let measured = table::measure(&guest, &[]);
         for line in &measured {
-            for (path, how) in &line.wrong {
+            for (path, how) in line.wrong.iter().take(SHOWN) {
                 println!("{}: {path}: {how}", line.name);
+            }
+            if line.wrong.len() > SHOWN {
+                println!("{}: and {} more", line.name, line.wrong.len() - SHOWN);
             }
         }
         lines.extend(measured);
     }
-    println!("\n{}", table::markdown(&lines));
+    let table = table::markdown(&lines);
+    println!("\n{table}");
+    if is_all {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/accuracy.md");
+        std::fs::write(page, format!("{}{table}", include_str!("page.md"))).unwrap();
+    }
     let wrong: usize = lines.iter().map(|line| line.wrong.len()).sum();
     if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -261,7 +261,7 @@ pub fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> String {
                 continue;
             }
             How::Preallocated(bytes) => {
-                writeln!(s, ": > '{name}'; fallocate -n -l {bytes} '{name}'").unwrap()
+                writeln!(s, ": > '{name}'; fallocate -n -l {bytes} '{name}'").unwrap();
             }
             How::Clone => writeln!(s, "cp --reflink=always '{before}' '{name}'").unwrap(),
             How::Plain => before = name,

@@ -52,7 +52,10 @@ pub fn measure(guest: &Guest, options: &[&str]) -> Vec<Line> {
         std::fs::write(at("stderr"), &run.stderr).unwrap();
     }
     let files = files_of(&map);
-    let scan = Scan::of(&raw);
+    let mut scan = Scan::of(&raw);
+    if guest.rows.iter().any(|row| row.rules.compressible) {
+        scan.decompress();
+    }
     guest.rows.iter().map(|row| line(row, &scan, &files)).collect()
 }
 
@@ -81,7 +84,7 @@ fn line(row: &Row, scan: &Scan, mapped: &Files) -> Line {
                     Verdict::Exact => line.exact += 1,
                     Verdict::Without(why) | Verdict::Unseen(why) => *line.marked.entry(why).or_default() += 1,
                     Verdict::OneCopy => {
-                        line.wrong.push((name.clone(), format!("{device}: one copy is missing")));
+                        line.wrong.push((name.clone(), format!("{device}: a copy is missing")));
                     }
                     Verdict::Wrong(how) => line.wrong.push((name.clone(), format!("{device}: {how}"))),
                 }
