@@ -44,10 +44,10 @@ check-appliance:
 build:
 	$(CARGO) build --release --locked
 
-install: build
+install: man
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-bmap-rs
-	$(MAKE) man
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/man/*.1
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 target/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	$(BIN) generate completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-bmap-rs
 	$(BIN) generate completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_virt-bmap-rs
 	$(BIN) generate completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/virt-bmap-rs.fish
@@ -55,6 +55,7 @@ install: build
 man: build
 	mkdir -p target/man
 	$(BIN) generate man target/man
+	@ls target/man/*.1
 
 # Makes and maps guests with every filesystem and layer; writes docs/accuracy.md. Takes half an hour under emulation.
 accuracy: setup-tests

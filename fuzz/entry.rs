@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use virt_bmap::nbd::protocol::*;
 use virt_bmap::nbd::{Export, Exports, Limits, Server};
 
-/// More than two pieces of a large read.
-const SIZE: usize = 600_000;
+/// More than one piece of a large read.
+const SIZE: usize = 300_000;
 
 struct Memory {
     bytes: Mutex<Vec<u8>>,
@@ -63,7 +63,7 @@ fn converse(input: &[u8]) -> Vec<u8> {
         .expect("names that differ");
     let limits = Limits { bytes: 200_000, bytes_per_connection: 100_000, ..Limits::default() };
     let server = Server::new(exports, limits);
-    let (ours, theirs) = tokio::io::duplex(4096);
+    let (ours, theirs) = tokio::io::duplex(16 << 10);
     let (mut replies, mut requests) = tokio::io::split(theirs);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {

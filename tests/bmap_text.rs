@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use virt_bmap::bmap::text::{self, LineError, ReadError, WriteError};
 use virt_bmap::bmap::{
-    Attributes, Dialect, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, NameError, Object, ObjectName,
-    convert, load, save,
+    Attributes, Dialect, Filesystem, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, NameError, Object,
+    ObjectName, PieceFlags, Role, convert, load, save,
 };
 use virt_bmap::range::{DiskOffset, DiskRange};
 
@@ -207,6 +207,32 @@ mod properties {
         )
     }
 
+    #[test]
+    fn only_pieces_that_hold_data_are_lines() {
+        let mut builder = MapBuilder::new(Header::default());
+        let file = ObjectName::path(Kind::File, b"/dev/sda1", b"/a");
+        let file = builder.object(file, Attributes::default()).unwrap();
+        let mut piece = |start, role| {
+            builder.piece_as(file, 1, DiskRange::new(start, start + 16), None, role).unwrap();
+        };
+        piece(0, Role::default());
+        piece(8, PieceFlags::PARITY.into());
+        piece(16, Role::copy(1));
+        piece(48, PieceFlags::ENCODED.into());
+        piece(64, PieceFlags::UNWRITTEN.into());
+        piece(96, PieceFlags::INLINE.into());
+        piece(200, (PieceFlags::PARITY | PieceFlags::ENCODED).into());
+        let map = builder.build();
+        let text = written(&map);
+        let lines = b"1 0 20 f /dev/sda1 /a\n1 30 40 f /dev/sda1 /a\n1 60 70 f /dev/sda1 /a\n";
+        assert!(text.ends_with(lines), "{}", String::from_utf8_lossy(&text));
+        assert_eq!(text::read(&text[..]).unwrap().pieces().len(), 3);
+        // Look-ups know them, and say what they are.
+        let roles = |at| map.at(1, DiskOffset(at)).iter().map(|hit| hit.role).collect::<Vec<_>>();
+        assert_eq!(roles(64), [PieceFlags::UNWRITTEN.into()]);
+        assert_eq!(roles(8).len(), 2);
+    }
+
     /// A piece: which object, disk, start, length.
     type Told = (usize, u16, u64, u64);
 
@@ -294,6 +320,7 @@ mod properties {
         #[test]
         fn a_header_is_read_back(
             images in prop::collection::vec((1u16..9, any::<u64>(), prop::collection::vec((prop::collection::vec(any::<u8>(), 0..9), "[ -~]{0,6}|\\PC{0,4}"), 1..4)), 0..4),
+            filesystems in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..6), any::<String>(), any::<[Option<u64>; 3]>(), any::<[u64; 2]>()), 0..3),
             warnings in prop::collection::vec(any::<String>(), 0..3),
             comments in prop::collection::vec(" ?[^\n]{0,9}", 0..3),
         ) {
@@ -301,8 +328,11 @@ mod properties {
             let images = images.iter().map(|(disk, size, files)| ImageInfo {
                 disk: *disk, size: *size, image: file(&files[0]), chain: files[1..].iter().map(file).collect(),
             }).collect();
+            let filesystems = filesystems.into_iter().map(|(device, kind, [block_size, size, free], [directories, files])| {
+                Filesystem { device, kind, block_size, size, free, directories, files }
+            }).collect();
             let comments = comments.into_iter().map(String::into_bytes).collect();
-            let header = Header { images, warnings, comments, ..Header::default() };
+            let header = Header { images, filesystems, warnings, comments, ..Header::default() };
             let map = MapBuilder::new(header).build();
             prop_assert_eq!(text::read(&written(&map)[..]).unwrap(), map);
         }
@@ -356,6 +386,18 @@ fn the_format_is_frozen() {
             },
             ImageInfo { disk: 2, size: 512, image: file(b"/tmp/data", "raw"), chain: vec![] },
         ],
+        filesystems: vec![
+            Filesystem {
+                device: b"/dev/vg/my root".to_vec(),
+                kind: "ext4".to_owned(),
+                block_size: Some(4096),
+                size: Some(16384),
+                free: Some(0),
+                directories: 1,
+                files: 2,
+            },
+            Filesystem { device: b"/dev/sda1".to_vec(), kind: "udf".to_owned(), ..Filesystem::default() },
+        ],
         warnings: vec!["/dev/sda3: unknown filesystem".to_owned()],
         comments: vec![b" made for the test".to_vec(), Vec::new()],
     };
@@ -384,6 +426,8 @@ fn the_format_is_frozen() {
 # backing 1 format=vmdk name=../guest 1.vmdk
 # backing 1 format=vmdk name=base\\012\xff.vmdk
 # disk 2 size=512 format=raw name=/tmp/data
+# filesystem /dev/vg/my\\040root type=ext4 block-size=4096 size=16384 free=0 directories=1 files=2
+# filesystem /dev/sda1 type=udf directories=0 files=0
 # warning /dev/sda3: unknown filesystem
 # made for the test
 #
@@ -517,6 +561,11 @@ mod refused {
             b"# backing 1 format=raw name=a\n",
             b"# disk 1 size=1 format=raw name=a\n# backing 2 format=raw name=b\n",
             b"# warning \\377\n",
+            b"# filesystem  type=ext4 directories=0 files=0\n",
+            b"# filesystem /dev/sda1 directories=0 files=0\n",
+            b"# filesystem /dev/sda1 type=ext4 size=x directories=0 files=0\n",
+            b"# filesystem /dev/sda1 type=ext4 directories=0\n",
+            b"# filesystem /dev/sda1 type=ext4 directories=0 files=0 more=1\n",
         ] {
             let (_, problem) = line(wrong);
             assert!(matches!(problem, LineError::Header { .. }), "{problem}");
@@ -566,7 +615,7 @@ mod refused {
 
     #[test]
     fn comments_that_would_be_read_as_something_else() {
-        for comment in [&b" disk 1"[..], b" warning x", b" backing 1", b"two\nlines"] {
+        for comment in [&b" disk 1"[..], b" filesystem x", b" warning x", b" backing 1", b"two\nlines"] {
             let header = Header { comments: vec![comment.to_vec()], ..Header::default() };
             let error = text::write(&MapBuilder::new(header).build(), Vec::new()).unwrap_err();
             assert!(matches!(error, WriteError::Comment { .. }), "{error}");

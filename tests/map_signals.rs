@@ -5,7 +5,6 @@
 mod common;
 
 use common::fixture;
-use common::mapping;
 use common::sandbox::{Running, Sandbox};
 use common::tools::{self, needs};
 use rustix::process::Signal;
@@ -34,11 +33,6 @@ fn end(running: Running, signal: Signal) {
     assert_eq!(run.files(), ["out.bmap"]);
 }
 
-/// A part of the time that a whole run takes.
-fn part(tenths: u32) -> Duration {
-    mapping::of(&[fixture::guest()], &[]).elapsed * tenths / 10
-}
-
 #[test]
 fn at_once() {
     needs!("guestfish", "sfdisk");
@@ -64,9 +58,17 @@ fn as_the_appliance_is_launched() {
 #[test]
 fn as_files_are_read() {
     needs!("guestfish", "sfdisk");
-    for (signal, tenths) in [(Signal::INT, 6), (Signal::TERM, 7), (Signal::INT, 8), (Signal::TERM, 9)] {
+    let moments = [
+        (Signal::TERM, "partitions", 0),
+        (Signal::INT, "/dev/sda1 ", 0),
+        (Signal::TERM, "/dev/sda2 ", 500),
+        (Signal::INT, "/dev/vg0/home ", 200),
+        (Signal::TERM, "/dev/vg0/root ", 1000),
+    ];
+    for (signal, words, millis) in moments {
         let mut running = start();
-        running.wait(part(tenths));
+        running.wait_until_said(words);
+        running.wait(Duration::from_millis(millis));
         end(running, signal);
     }
 }
@@ -135,7 +137,7 @@ fn the_image_is_as_it_was() {
     needs!("guestfish", "sfdisk");
     let guest = fixture::guest();
     let mut running = start();
-    running.wait(part(7));
+    running.wait_until_said("/dev/vg0/root ");
     end(running, Signal::INT);
     assert_eq!(tools::sha256(&guest.image), guest.sha256);
 }

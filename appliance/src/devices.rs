@@ -1,31 +1,104 @@
-//! Describes block devices for the host, one line each:
+//! Describes the guest's block devices for the host, one line each: those that are named, then all that the
+//! kernel has.
 //!
 //! ```text
+//! /dev/vg/root 253:0 size=209715200 dm=vg-root uuid=LVM-… type=ext4
 //! /dev/sda 8:0 size=1073741824
-//! /dev/sda1 8:1 size=1048576 part=8:0+1048576
-//! /dev/vg/root 253:0 size=209715200 dm=vg-root
-//! /dev/md0 9:0 size=209715200 md
+//! /dev/sda1 8:1 size=1048576 part=8:0+1048576 id=6A5E-33C1 type=vfat
+//! /dev/md0 9:0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 …
 //! ```
 //!
-//! All numbers are bytes. The kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose
-//! `size` and `start` count 512 bytes (`Documentation/ABI/stable/sysfs-block`).
+//! All numbers are bytes; a member of an array is given by its slot, number, offset of its data, and size. The
+//! kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose `size` and `start` count 512 bytes
+//! (`Documentation/ABI/stable/sysfs-block`), and `md/` below it (`Documentation/admin-guide/md.rst`). The type
+//! and UUID of the content are what `blkid` says.
 
 use crate::Fatal;
-use rustix::fs::{Mode, OFlags, major, minor, open};
+use rustix::fs::{Mode, OFlags, major, minor, open, stat};
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 const SECTOR: u64 = 512;
 
-pub(crate) fn run(devices: &[&str]) -> Result<(), Fatal> {
+/// `control` is the disk that is the agent's way out.
+pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
+    let all = kernel_devices(control)?;
+    let devices: Vec<&str> = named.iter().copied().chain(all.iter().map(String::as_str)).collect();
+    let contents = contents(&devices);
     for device in devices {
         match describe(device) {
-            Ok(line) => println!("{line}"),
+            Ok(line) => println!("{line}{}", contents.get(device).map_or("", String::as_str)),
             // One device less is a warning of the host's, not the end.
             Err(error) => println!("{device} error={error}"),
         }
     }
     Ok(())
+}
+
+/// The guest's disks in their order, each followed by its partitions, then what is stacked on them.
+fn kernel_devices(control: &str) -> Result<Vec<String>, Fatal> {
+    let control = fs::canonicalize(control)?;
+    let appliance = stat("/")?.st_dev;
+    let (mut disks, mut stacked) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let path = format!("/dev/{name}");
+        if let Ok(mapped) = fs::read_to_string(format!("/sys/block/{name}/dm/name")) {
+            let mapped = format!("/dev/mapper/{}", mapped.trim());
+            stacked.push(if Path::new(&mapped).exists() { mapped } else { path });
+        } else if name.starts_with("md") {
+            stacked.push(path);
+        } else if name.starts_with("sd") && Path::new(&path) != control && stat(&path)?.st_rdev != appliance {
+            disks.push(name);
+        }
+    }
+    // sdz comes before sdaa.
+    let in_order = |name: &String| (name.len(), name.clone());
+    disks.sort_by_key(in_order);
+    stacked.sort_by_key(in_order);
+    let mut devices = Vec::new();
+    for disk in disks {
+        let mut partitions = Vec::new();
+        for entry in fs::read_dir(format!("/sys/block/{disk}"))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&disk) {
+                partitions.push(name);
+            }
+        }
+        partitions.sort_by_key(in_order);
+        devices.push(format!("/dev/{disk}"));
+        devices.extend(partitions.iter().map(|name| format!("/dev/{name}")));
+    }
+    devices.extend(stacked);
+    Ok(devices)
+}
+
+/// What `blkid` takes each device's content for, as words of the device's line.
+fn contents(devices: &[&str]) -> HashMap<String, String> {
+    // It fails when a device has no type that it knows.
+    let output = Command::new("blkid").args(["-c", "/dev/null", "-o", "export"]).args(devices).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let mut contents = HashMap::<String, String>::new();
+    let mut device = String::new();
+    for line in text.lines() {
+        let Some((name, value)) = line.split_once('=') else { continue };
+        let word = match name {
+            "DEVNAME" => {
+                value.clone_into(&mut device);
+                continue;
+            }
+            "TYPE" => "type",
+            "UUID" => "id",
+            _ => continue,
+        };
+        // A damaged superblock can hold anything.
+        if value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            *contents.entry(device.clone()).or_default() += &format!(" {word}={value}");
+        }
+    }
+    contents
 }
 
 fn describe(device: &str) -> Result<String, Fatal> {
@@ -40,9 +113,45 @@ fn describe(device: &str) -> Result<String, Fatal> {
     if directory.join("partition").exists() {
         line += &format!(" part={}+{}", read("../dev")?, sectors("start")?);
     } else if let Ok(name) = read("dm/name") {
-        line += &format!(" dm={name}");
+        line += &format!(" dm={name} uuid={}", read("dm/uuid")?);
     } else if directory.join("md").exists() {
-        line += " md";
+        line += &array(&directory.join("md"))?;
     }
+    Ok(line)
+}
+
+/// What the kernel says of an array. A resync or recovery would read and write behind our back, so it is
+/// stopped.
+fn array(directory: &Path) -> Result<String, Fatal> {
+    // Fails for levels that have no redundancy.
+    fs::write(directory.join("sync_action"), "frozen").ok();
+    let read = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned());
+    let number = |name: &str| read(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let mut line = format!(
+        " md={} disks={} chunk={} layout={}",
+        read("level")?,
+        number("raid_disks"),
+        number("chunk_size"),
+        number("layout")
+    );
+    let mut members = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with("dev-") {
+            continue;
+        }
+        let member =
+            |name: &str| fs::read_to_string(entry.path().join(name)).map(|text| text.trim().to_owned());
+        // A spare has no slot, a failed member no data worth reading.
+        let Ok(slot) = member("slot")?.parse::<u32>() else { continue };
+        if member("state")?.split(',').any(|state| state == "faulty") {
+            continue;
+        }
+        let offset = member("offset")?.parse::<u64>()? * SECTOR;
+        let size = member("size")?.parse::<u64>()? * 1024;
+        members.push((slot, format!(" member={slot},{},{offset},{size}", member("block/dev")?)));
+    }
+    members.sort();
+    line.extend(members.into_iter().map(|(_, member)| member));
     Ok(line)
 }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
-//! virt-bmap-agent devices DEVICE...                  describe block devices, as text
+//! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
 //! virt-bmap-agent walk CONTROL SEQUENCE FIRST ROOT   read each directory and file below ROOT
 //! ```
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<(), Fatal> {
     match arguments {
         ["quiet"] => quiet::run(),
-        ["devices", devices @ ..] => devices::run(devices),
+        ["devices", control, named @ ..] => devices::run(control, named),
         ["read", control, sequence, plan] => tagged_read::run(control, sequence.parse()?, plan),
         ["walk", control, sequence, first, root] => {
             walk::run(control, sequence.parse()?, first.parse()?, root)

@@ -43,6 +43,9 @@ const ERRORS_PER_FILE: usize = 16;
 /// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
 const XFS: u64 = 0x5846_5342;
 
+/// `statfs` magic of btrfs.
+const BTRFS: u64 = 0x9123_683e;
+
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
@@ -83,7 +86,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
         files_free: statfs.f_ffree,
     }));
     let id = walker.number()?;
-    walker.directories.insert(stat.st_ino);
+    walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
     walker.descend(root, id)?;
     walker.control.put(&Record::Done);
@@ -101,10 +104,10 @@ struct Walker {
     /// Until the file system says no.
     has_direct: bool,
     has_fiemap: bool,
-    /// Inode to number, of files with more than one name.
-    links: HashMap<u64, u32>,
-    /// Inodes of the directories seen, against loops in damaged file systems.
-    directories: HashSet<u64>,
+    /// Device and inode to number, of files with more than one name.
+    links: HashMap<(u64, u64), u32>,
+    /// Devices and inodes of the directories seen, against loops in damaged file systems.
+    directories: HashSet<(u64, u64)>,
 }
 
 /// A directory on the way from the root to where the walk is.
@@ -134,6 +137,12 @@ impl Walker {
         let id = self.next;
         self.next = id.checked_add(1).ok_or("more objects than there are numbers")?;
         Ok(id)
+    }
+
+    /// Whether something lies in another file system. The subvolumes of btrfs have device numbers of their
+    /// own, but nothing else can be mounted in there.
+    fn is_elsewhere(&self, stat: &Stat) -> bool {
+        stat.st_dev != self.device && self.magic != BTRFS
     }
 
     fn trouble(&mut self, operation: Operation, errno: Errno, parent: u32, name: &CStr, offset: u64) {
@@ -283,10 +292,10 @@ impl Walker {
                 return Ok(None);
             }
         };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || stat.st_dev != self.device {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || self.is_elsewhere(&stat) {
             return Ok(None);
         }
-        if !self.directories.insert(stat.st_ino) {
+        if !self.directories.insert((stat.st_dev, stat.st_ino)) {
             self.trouble(Operation::Loop, Errno::LOOP, parent, name, 0);
             return Ok(None);
         }
@@ -309,18 +318,18 @@ impl Walker {
             }
         };
         let stat = fstat(&fd)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_dev != self.device {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || self.is_elsewhere(&stat) {
             return Ok(None);
         }
         if stat.st_nlink > 1
-            && let Some(&id) = self.links.get(&stat.st_ino)
+            && let Some(&id) = self.links.get(&(stat.st_dev, stat.st_ino))
         {
             self.control.put(&Record::Link { id, parent, name: name.to_bytes().to_vec() });
             return Ok(None);
         }
         let id = self.number()?;
         if stat.st_nlink > 1 {
-            self.links.insert(stat.st_ino, id);
+            self.links.insert((stat.st_dev, stat.st_ino), id);
         }
         let extents = match self.extents(&fd) {
             Ok(None) => fiemap::blocks(&fd, stat.st_size as u64),

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
 /// Where it is put in the appliance: `debug_upload` takes a path there, whatever its manual says of `/tmp`.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
+const KEY_PATH: &str = "/tmp/virt-bmap-key";
 const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
 /// Where libguestfs mounts the guest's `/`.
 const SYSROOT: &str = "/sysroot";
@@ -54,9 +55,11 @@ impl Appliance {
         self.run("quiet").map(drop)
     }
 
-    /// What the appliance's kernel knows of some block devices, a line each.
-    pub(super) fn describe(&self, devices: &[&str]) -> Result<String, AgentError> {
-        self.run(&format!("devices {}", devices.join(" ")))
+    /// What the appliance's kernel knows of the guest's block devices, a line each: those that are named,
+    /// then all.
+    pub(super) fn describe(&self, named: &[String]) -> Result<String, AgentError> {
+        let named: String = named.iter().map(|name| format!(" {}", quote(name))).collect();
+        self.run(&format!("devices {}{named}", self.control))
     }
 
     /// Reads pieces of devices. `sequence` is the number of the next frame.
@@ -77,6 +80,31 @@ impl Appliance {
         self.run(&format!("walk {} {sequence} {first} {SYSROOT}", self.control)).map(drop)
     }
 
+    /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.
+    ///
+    /// # Errors
+    /// [`AgentError`] where the key could not be brought into the appliance.
+    pub fn unlock(
+        &self,
+        device: &str,
+        name: &str,
+        secret: &[u8],
+        bitlocker: bool,
+    ) -> Result<bool, AgentError> {
+        self.upload(secret, KEY_PATH, 0o600)?;
+        let kind = if bitlocker { "--type bitlk " } else { "" };
+        // udev has been ended; without the variable cryptsetup would wait for it for ever.
+        // Writable, because a journal may have to be replayed; what is written stays with us.
+        let command = format!(
+            "DM_DISABLE_UDEV=1 cryptsetup open {kind}--key-file {KEY_PATH} {} {}",
+            quote(device),
+            quote(name)
+        );
+        let opened = self.shell(&format!("{command} 2>&1 && echo opened || true"));
+        self.shell(&format!("rm -f {KEY_PATH}")).map_err(AgentError::Run)?;
+        Ok(opened.is_ok_and(|said| said.trim_end().ends_with("opened")))
+    }
+
     fn upload(&self, bytes: &[u8], to: &str, mode: i32) -> Result<(), AgentError> {
         let mut file = tempfile::NamedTempFile::new().map_err(AgentError::Temporary)?;
         file.write_all(bytes).map_err(AgentError::Temporary)?;
@@ -87,4 +115,9 @@ impl Appliance {
     fn run(&self, arguments: &str) -> Result<String, AgentError> {
         self.shell(&format!("{AGENT_PATH} {arguments}")).map_err(AgentError::Run)
     }
+}
+
+/// A word for the shell, whatever is in it.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -4,6 +4,7 @@
 //! every failed call to standard error itself; without the second, the appliance's console, which says
 //! why it died, is lost. Both need the C handle, which the crate keeps to itself.
 
+use super::kill::KillSwitch;
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +32,7 @@ struct ConsoleLines {
 }
 
 /// Lines of the console that are kept.
-const CONSOLE_LINES: usize = 20;
+const CONSOLE_LINES: usize = 10;
 /// A line longer than this is cut.
 const CONSOLE_WIDTH: usize = 400;
 
@@ -67,13 +68,23 @@ impl ConsoleLines {
     }
 }
 
-/// Text from the appliance, fit for a terminal: what is no printable character is escaped.
+/// Text from the appliance, fit for a terminal: what is no printable character is escaped, but for the
+/// control sequences (ECMA-48) with which a console is coloured and cleared, which are left out.
 pub(crate) fn printable(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for c in String::from_utf8_lossy(bytes).chars() {
-        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+    let text = String::from_utf8_lossy(bytes);
+    let mut printable = String::new();
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c == '\u{1b}' && rest.next_if_eq(&'[').is_some() {
+            while rest.next_if(|c| matches!(c, '\u{20}'..='\u{3f}')).is_some() {}
+            rest.next_if(|c| matches!(c, '\u{40}'..='\u{7e}'));
+        } else if c.is_control() {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
     }
-    text
+    printable
 }
 
 #[allow(unsafe_code)]
@@ -118,17 +129,28 @@ pub(crate) struct Handle {
     // Dropped first: closing the handle may still call the call-back.
     guestfs: guestfs::Handle,
     console: Arc<Console>,
+    kill: KillSwitch,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Ends qemu, which may hang; the kill switch then still works. What closing does after that, it
+        // does with children, too (`rm` for its temporary directory), which must be left alone.
+        let _ = self.call(guestfs::Handle::shutdown);
+        self.kill.disarm();
+    }
 }
 
 impl Handle {
-    /// Makes a handle that reports errors only through results. `echo`: the console goes to standard
-    /// error as well.
-    pub(crate) fn create(console: Arc<Console>, echo: bool) -> Result<Self, CallError> {
+    /// Makes a handle that reports errors only through results, and arms the kill switch. `echo`: the
+    /// console goes to standard error instead.
+    pub(crate) fn create(console: Arc<Console>, kill: KillSwitch, echo: bool) -> Result<Self, CallError> {
+        kill.arm();
         // Closing at exit would happen on another thread than the one that is in a call.
         let flags = guestfs::CreateFlags::new().create_no_close_on_exit_flag(true);
         let guestfs = guestfs::Handle::create_flags(flags)
             .map_err(|_| CallError { message: "libguestfs cannot make a handle".into() })?;
-        let handle = Self { guestfs, console };
+        let handle = Self { guestfs, console, kill };
         #[allow(unsafe_code)]
         // SAFETY: the handle is open; no handler needs no data.
         unsafe {
@@ -212,16 +234,16 @@ mod tests {
         for number in 0..30 {
             console.append(format!("line {number}\r\n").as_bytes());
         }
-        console.append(b"\x1b[2Jpart");
+        console.append(b"\x1b[2J\x1b[1;31mpa\x07rt\x1bc");
         let tail = console.tail();
         assert_eq!(tail.len(), CONSOLE_LINES);
-        assert_eq!(tail.last().unwrap(), "\\u{1b}[2Jpart");
-        assert_eq!(tail[0], "line 11");
+        assert_eq!(tail.last().unwrap(), "pa\\u{7}rt\\u{1b}c");
+        assert_eq!(tail[0], "line 21");
     }
 
     #[test]
     fn errors_come_back_as_results() {
-        let handle = Handle::create(Arc::default(), false).unwrap();
+        let handle = Handle::create(Arc::default(), KillSwitch::default(), false).unwrap();
         let error = handle.call(guestfs::Handle::list_devices).unwrap_err();
         assert!(error.message.contains("launch"), "{error}");
     }

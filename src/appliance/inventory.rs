@@ -38,7 +38,35 @@ pub enum DeviceKind {
         targets: Vec<DmTarget>,
     },
     /// An md array.
-    Md,
+    Md(MdArray),
+}
+
+/// An md array, as `/sys/block/md*/md` has it (`Documentation/admin-guide/md.rst`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MdArray {
+    /// `linear`, `raid0`, `raid1`, …
+    pub level: String,
+    /// How many members it should have.
+    pub disks: u64,
+    /// Bytes of a chunk; 0 where the level has none.
+    pub chunk: u64,
+    /// How data and parity go round, in md's own numbers.
+    pub layout: u64,
+    /// Those that are there, by slot.
+    pub members: Vec<MdMember>,
+}
+
+/// A member of an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MdMember {
+    /// Its place in the array, from 0.
+    pub slot: u64,
+    /// The device.
+    pub device: DeviceNumber,
+    /// Where on it the array's data begins, in bytes.
+    pub offset: u64,
+    /// How many bytes of it the array uses.
+    pub size: u64,
 }
 
 /// One line of a device-mapper table (`dmsetup(8)`), sectors turned into bytes.
@@ -54,13 +82,15 @@ pub struct DmTarget {
     pub arguments: Vec<String>,
 }
 
-/// Something that can be mounted.
+/// What a device holds that is not itself split into devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filesystem {
-    /// libguestfs's name for it: a device, or `btrfsvol:/dev/sda1/home`.
-    pub mountable: String,
-    /// `ext4`, `xfs`, `swap`, … or `unknown`.
-    pub kind: String,
+pub struct Content {
+    /// The device.
+    pub device: String,
+    /// `ext4`, `xfs`, `swap`, `crypto_LUKS`, … as blkid(8) says; `None` where it does not know.
+    pub kind: Option<String>,
+    /// The UUID of the file system or encrypted device.
+    pub uuid: Option<String>,
 }
 
 /// All that was found, each list in a fixed order.
@@ -72,10 +102,12 @@ pub struct Inventory {
     pub partitions: Vec<BlockDevice>,
     /// Logical volumes, by name.
     pub volumes: Vec<BlockDevice>,
-    /// Other assembled devices: md arrays, by name.
+    /// Other assembled devices: md arrays, unlocked encrypted devices, by name.
     pub others: Vec<BlockDevice>,
-    /// What can be mounted or is at least known, by device.
-    pub filesystems: Vec<Filesystem>,
+    /// Devices that only others are made of: the parts of a mirrored volume, the pool of a thin one.
+    pub hidden: Vec<BlockDevice>,
+    /// What the devices hold, in order of their names.
+    pub contents: Vec<Content>,
     /// Devices that could not be looked at, and why.
     pub troubles: Vec<(String, String)>,
 }
@@ -96,32 +128,20 @@ impl Appliance {
     /// # Errors
     /// What libguestfs says.
     pub fn inventory(&self) -> Result<Inventory, CallError> {
-        let disks = self.guest_disks()?;
-        let partitions = self.call(guestfs::Handle::list_partitions)?;
-        let volumes: BTreeSet<String> = self.call(guestfs::Handle::lvs)?.into_iter().collect();
-        let arrays: BTreeSet<String> = self.call(guestfs::Handle::list_md_devices)?.into_iter().collect();
-        let tables = DmTable::parse_all(&self.shell("dmsetup table")?);
-
-        let mut inventory = Inventory::default();
-        let all: Vec<&str> =
-            disks.iter().chain(&partitions).chain(&volumes).chain(&arrays).map(String::as_str).collect();
-        let text = self.describe(&all).map_err(|error| CallError { message: error.to_string() })?;
-        for line in text.lines() {
-            match parse_device(line, &tables) {
-                Ok(device) => {
-                    let list = match device.kind {
-                        DeviceKind::Partition { .. } => &mut inventory.partitions,
-                        DeviceKind::Disk => &mut inventory.disks,
-                        DeviceKind::Dm { .. } => &mut inventory.volumes,
-                        DeviceKind::Md => &mut inventory.others,
-                    };
-                    list.push(device);
-                }
-                Err(trouble) => inventory.troubles.push(trouble),
-            }
+        let describe = |named: &[String]| {
+            self.describe(named).map_err(|error| CallError { message: crate::chain(&error) })
+        };
+        let mut text = describe(&[])?;
+        let mut volumes = Vec::new();
+        let mut tables = DmTable::default();
+        // Asking for these takes a second under emulation.
+        if text.contains(" dm=") || text.contains(" type=LVM2_member") {
+            volumes = self.call(guestfs::Handle::lvs)?;
+            volumes.sort();
+            text = describe(&volumes)?;
+            tables = DmTable::parse_all(&self.shell("dmsetup table")?);
         }
-        inventory.filesystems = self.guest_filesystems()?;
-        Ok(inventory)
+        Ok(sort(&text, &volumes, &tables))
     }
 
     /// The guest's disks, in the order in which they were given.
@@ -133,14 +153,18 @@ impl Appliance {
     }
 
     /// What libguestfs takes for file systems, by device.
-    pub(crate) fn guest_filesystems(&self) -> Result<Vec<Filesystem>, CallError> {
+    pub(crate) fn guest_filesystems(&self) -> Result<Vec<Content>, CallError> {
         let control = self.control_device()?;
         let filesystems: BTreeMap<String, String> =
             self.call(guestfs::Handle::list_filesystems)?.into_iter().collect();
         Ok(filesystems
             .into_iter()
-            .filter(|(mountable, _)| *mountable != control)
-            .map(|(mountable, kind)| Filesystem { mountable, kind })
+            .filter(|(device, _)| *device != control)
+            .map(|(device, kind)| Content {
+                device,
+                kind: Some(kind).filter(|kind| kind != "unknown"),
+                uuid: None,
+            })
             .collect())
     }
 
@@ -158,11 +182,51 @@ impl Appliance {
     pub fn stop_udev(&self) -> Result<(), CallError> {
         self.shell("udevadm settle; udevadm control --exit").map(drop)
     }
+}
 
-    /// What `blkid` takes a device's content for, `None` where it does not know.
-    pub fn content_of(&self, device: &str) -> Option<String> {
-        self.call(|g| g.vfs_type(device)).ok().filter(|kind| !kind.is_empty())
+/// Sorts the agent's lines.
+fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
+    let mut inventory = Inventory::default();
+    let mut seen = BTreeSet::new();
+    let mut partitioned = BTreeSet::new();
+    let mut kinds = Vec::new();
+    for line in text.lines() {
+        let (device, facts) = match parse_device(line, tables) {
+            Ok(device) => device,
+            Err(trouble) => {
+                inventory.troubles.push(trouble);
+                continue;
+            }
+        };
+        // All is described once more after what was asked for by name.
+        if !seen.insert(device.number) {
+            continue;
+        }
+        if let DeviceKind::Partition { of, .. } = device.kind {
+            partitioned.insert(of);
+        }
+        let is_hidden = facts.is_volume && !volumes.contains(&device.path);
+        // The kernel shows an extended partition as a device of two sectors.
+        if !is_hidden && device.size > 2 * SECTOR {
+            let content = Content { device: device.path.clone(), kind: facts.content, uuid: facts.uuid };
+            kinds.push((device.number, content));
+        }
+        let list = match device.kind {
+            _ if is_hidden => &mut inventory.hidden,
+            DeviceKind::Disk => &mut inventory.disks,
+            DeviceKind::Partition { .. } => &mut inventory.partitions,
+            _ if facts.is_volume => &mut inventory.volumes,
+            DeviceKind::Dm { .. } | DeviceKind::Md(_) => &mut inventory.others,
+        };
+        list.push(device);
     }
+    kinds.retain(|(number, content)| {
+        let is_member = content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
+        !is_member && !partitioned.contains(number)
+    });
+    inventory.contents = kinds.into_iter().map(|(_, content)| content).collect();
+    inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
+    inventory
 }
 
 /// The device mapper's tables, by the name of the mapped device.
@@ -190,34 +254,63 @@ impl DmTable {
     }
 }
 
+/// What a line says of a device beside where it lies.
+#[derive(Debug, Default)]
+struct Facts {
+    /// It is one of LVM's, though perhaps none that the guest's administrator sees.
+    is_volume: bool,
+    content: Option<String>,
+    uuid: Option<String>,
+}
+
 /// Parses one line of the agent's `devices`; an error is the device and what is wrong with it.
-fn parse_device(line: &str, tables: &DmTable) -> Result<BlockDevice, (String, String)> {
+fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (String, String)> {
     let (path, rest) = line.split_once(' ').unwrap_or((line, ""));
-    let trouble = |what: &str| (path.to_owned(), what.to_owned());
     if let Some(error) = rest.strip_prefix("error=") {
-        return Err(trouble(error));
+        return Err((path.to_owned(), error.to_owned()));
     }
-    let malformed = || trouble("the probe agent's description of it is malformed");
-    let mut words = rest.split(' ');
-    let number = words.next().and_then(device_number).ok_or_else(malformed)?;
-    let size = words.next().and_then(|w| w.strip_prefix("size=")?.parse().ok()).ok_or_else(malformed)?;
-    let kind = match words.next() {
-        None => DeviceKind::Disk,
-        Some("md") => DeviceKind::Md,
-        Some(word) => {
-            if let Some(name) = word.strip_prefix("dm=") {
-                DeviceKind::Dm { targets: tables.0.get(name).cloned().unwrap_or_default() }
-            } else {
-                let (of, start) = word
-                    .strip_prefix("part=")
-                    .and_then(|part| part.split_once('+'))
-                    .and_then(|(of, start)| Some((device_number(of)?, start.parse().ok()?)))
-                    .ok_or_else(malformed)?;
-                DeviceKind::Partition { of, start }
+    let parse = || -> Option<(BlockDevice, Facts)> {
+        let mut words = rest.split(' ');
+        let number = device_number(words.next()?)?;
+        let (mut size, mut kind, mut facts) = (None, DeviceKind::Disk, Facts::default());
+        for word in words {
+            let (name, value) = word.split_once('=')?;
+            match (name, &mut kind) {
+                ("size", _) => size = Some(value.parse().ok()?),
+                ("id", _) => facts.uuid = Some(value.to_owned()),
+                ("type", _) => facts.content = Some(value.to_owned()),
+                ("part", _) => {
+                    let (of, start) = value.split_once('+')?;
+                    kind = DeviceKind::Partition { of: device_number(of)?, start: start.parse().ok()? };
+                }
+                ("dm", _) => {
+                    kind = DeviceKind::Dm { targets: tables.0.get(value).cloned().unwrap_or_default() };
+                }
+                ("uuid", _) => facts.is_volume = value.starts_with("LVM-"),
+                ("md", _) => {
+                    kind = DeviceKind::Md(MdArray { level: value.to_owned(), ..MdArray::default() });
+                }
+                ("disks", DeviceKind::Md(array)) => array.disks = value.parse().ok()?,
+                ("chunk", DeviceKind::Md(array)) => array.chunk = value.parse().ok()?,
+                ("layout", DeviceKind::Md(array)) => array.layout = value.parse().ok()?,
+                ("member", DeviceKind::Md(array)) => array.members.push(md_member(value)?),
+                _ => return None,
             }
         }
+        Some((BlockDevice { path: path.to_owned(), number, size: size?, kind }, facts))
     };
-    Ok(BlockDevice { path: path.to_owned(), number, size, kind })
+    parse().ok_or_else(|| (path.to_owned(), "the probe agent's description of it is malformed".to_owned()))
+}
+
+/// Parses `SLOT,MAJOR:MINOR,OFFSET,SIZE`.
+fn md_member(text: &str) -> Option<MdMember> {
+    let [slot, device, offset, size] = text.split(',').collect::<Vec<_>>().try_into().ok()?;
+    Some(MdMember {
+        slot: slot.parse().ok()?,
+        device: device_number(device)?,
+        offset: offset.parse().ok()?,
+        size: size.parse().ok()?,
+    })
 }
 
 /// Parses `MAJOR:MINOR`.
@@ -235,21 +328,66 @@ mod tests {
         let tables = DmTable::parse_all(
             "vg0-root: 0 409600 linear 8:2 2048\nvg0-root: 409600 8192 linear 8:17 2048\nNo devices found\n",
         );
-        let parse = |line| parse_device(line, &tables);
+        let parse = |line| parse_device(line, &tables).map(|(device, _)| device);
         assert_eq!(parse("/dev/sda 8:0 size=1024").unwrap().kind, DeviceKind::Disk);
         assert_eq!(
-            parse("/dev/sda1 8:1 size=512 part=8:0+512").unwrap().kind,
+            parse("/dev/sda1 8:1 size=512 part=8:0+512 type=ext4").unwrap().kind,
             DeviceKind::Partition { of: (8, 0), start: 512 }
         );
-        let DeviceKind::Dm { targets } = parse("/dev/vg0/root 253:0 size=512 dm=vg0-root").unwrap().kind
+        let DeviceKind::Dm { targets } =
+            parse("/dev/vg0/root 253:0 size=512 dm=vg0-root uuid=LVM-x").unwrap().kind
         else {
             panic!("no device-mapper device");
         };
         assert_eq!(targets.len(), 2);
         assert_eq!((targets[1].start, targets[1].length), (409_600 * 512, 8192 * 512));
         assert_eq!(targets[1].arguments, ["8:17", "2048"]);
-        assert_eq!(parse("/dev/md0 9:0 size=512 md").unwrap().kind, DeviceKind::Md);
+        let line = "/dev/md0 9:0 size=512 md=raid1 disks=2 chunk=0 layout=0 member=1,8:17,1048576,512";
+        let member = MdMember { slot: 1, device: (8, 17), offset: 1 << 20, size: 512 };
+        let array = MdArray { level: "raid1".into(), disks: 2, members: vec![member], ..MdArray::default() };
+        assert_eq!(parse(line).unwrap().kind, DeviceKind::Md(array));
         assert_eq!(parse("/dev/sdb error=No medium").unwrap_err(), ("/dev/sdb".into(), "No medium".into()));
-        assert!(parse("/dev/sdb").is_err());
+        for line in [
+            "/dev/sdb",
+            "/dev/sdb 8:0",
+            "/dev/sdb 8:0 size=x",
+            "/dev/sdb 8:0 size=1 disks=1",
+            "/dev/sdb 8:0 size=1 x=1",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn devices_are_told_apart() {
+        let text = "/dev/vg/root 253:2 size=4096 dm=vg-root uuid=LVM-a type=xfs\n\
+                    /dev/sda 8:0 size=1048576\n\
+                    /dev/sda1 8:1 size=4096 part=8:0+512 type=linux_raid_member\n\
+                    /dev/sda2 8:2 size=1024 part=8:0+8192\n\
+                    /dev/sda5 8:5 size=4096 part=8:0+9216 type=swap\n\
+                    /dev/sdb 8:16 size=1048576\n\
+                    /dev/dm-0 253:0 size=4096 dm=vg-root_rimage_0 uuid=LVM-b\n\
+                    /dev/dm-1 253:1 size=4096 dm=luks uuid=CRYPT-c type=ext4\n\
+                    /dev/dm-2 253:2 size=4096 dm=vg-root uuid=LVM-a type=xfs\n\
+                    /dev/md127 9:127 size=4096 md=raid1 type=crypto_LUKS\n";
+        let inventory = sort(text, &["/dev/vg/root".to_owned()], &DmTable::default());
+        let paths = |devices: &[BlockDevice]| devices.iter().map(|d| d.path.clone()).collect::<Vec<_>>();
+        assert_eq!(paths(&inventory.disks), ["/dev/sda", "/dev/sdb"]);
+        assert_eq!(paths(&inventory.partitions), ["/dev/sda1", "/dev/sda2", "/dev/sda5"]);
+        assert_eq!(paths(&inventory.volumes), ["/dev/vg/root"]);
+        assert_eq!(paths(&inventory.others), ["/dev/dm-1", "/dev/md127"]);
+        assert_eq!(paths(&inventory.hidden), ["/dev/dm-0"]);
+        let contents: Vec<_> =
+            inventory.contents.iter().map(|c| (c.device.as_str(), c.kind.as_deref())).collect();
+        assert_eq!(
+            contents,
+            [
+                ("/dev/dm-1", Some("ext4")),
+                ("/dev/md127", Some("crypto_LUKS")),
+                ("/dev/sda5", Some("swap")),
+                ("/dev/sdb", None),
+                ("/dev/vg/root", Some("xfs")),
+            ]
+        );
     }
 }

@@ -23,12 +23,12 @@ struct Shared {
 }
 
 impl KillSwitch {
-    /// To be called on the session thread.
+    /// To be called on the session thread, before it starts anything.
     pub fn arm(&self) {
         self.shared.thread.store(rustix::thread::gettid().as_raw_pid(), Ordering::SeqCst);
     }
 
-    /// To be called on the session thread when nothing is to be killed any more.
+    /// To be called when what the thread starts from now on is to be left alone.
     pub fn disarm(&self) {
         self.shared.thread.store(0, Ordering::SeqCst);
     }

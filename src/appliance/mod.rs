@@ -13,7 +13,7 @@ pub use accel::{Acceleration, Decision};
 pub use agent::{AgentError, ReadPlan};
 pub use handle::{CallError, Console};
 pub(crate) use inventory::device_number;
-pub use inventory::{BlockDevice, DeviceKind, DeviceNumber, DmTarget, Filesystem, Inventory};
+pub use inventory::{BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, MdArray, MdMember};
 pub use kill::KillSwitch;
 
 use handle::Handle;
@@ -89,12 +89,12 @@ impl Appliance {
         mut announce: impl FnMut(&Decision),
     ) -> Result<Self, LaunchError> {
         let qemu = {
-            let handle = Handle::create(Arc::default(), true).map_err(configure("create"))?;
+            let handle = Handle::create(Arc::default(), kill.clone(), true).map_err(configure("create"))?;
             PathBuf::from(handle.call(guestfs::Handle::get_hv).map_err(configure("get_hv"))?)
         };
         let decision = accel::decide(options.acceleration, &qemu);
         announce(&decision);
-        match Self::launch_once(options, &decision, socket, disks, control) {
+        match Self::launch_once(options, kill, &decision, socket, disks, control) {
             Err(LaunchError::Launch { source, .. })
                 if decision == Decision::Kvm
                     && options.acceleration == Acceleration::Auto
@@ -103,7 +103,7 @@ impl Appliance {
                 let because = format!("the appliance died under KVM ({source})");
                 let decision = Decision::Tcg { because };
                 announce(&decision);
-                Self::launch_once(options, &decision, socket, disks, control)
+                Self::launch_once(options, kill, &decision, socket, disks, control)
             }
             result => result,
         }
@@ -111,13 +111,15 @@ impl Appliance {
 
     fn launch_once(
         options: &LaunchOptions,
+        kill: &KillSwitch,
         decision: &Decision,
         socket: &Path,
         disks: &[String],
         control: &str,
     ) -> Result<Self, LaunchError> {
         let console: Arc<Console> = Arc::default();
-        let handle = Handle::create(console.clone(), options.verbose).map_err(configure("create"))?;
+        let handle =
+            Handle::create(console.clone(), kill.clone(), options.verbose).map_err(configure("create"))?;
         let set = |what, call: &dyn Fn(&guestfs::Handle) -> Result<(), guestfs::Error>| {
             handle.call(call).map_err(configure(what))
         };

@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::header::Header;
 use super::model::{Dialect, Map, PieceRecord};
 use super::object::{Attributes, NameError, ObjectName, ObjectTable};
+use super::role::Role;
 use crate::range::{DiskRange, FileOffset};
 
 /// An object that was given to a [`MapBuilder`]. Its number in the map will be another.
@@ -47,7 +48,8 @@ pub enum BuildError {
 ///
 /// let mut builder = MapBuilder::new(Header::default());
 /// let name = ObjectName::path(Kind::File, b"/dev/sda1", b"/boot/vmlinuz");
-/// let file = builder.object(name, Attributes { inode: Some(12), size: Some(1800), links: Some(1) })?;
+/// let attributes = Attributes { inode: Some(12), size: Some(1800), ..Attributes::default() };
+/// let file = builder.object(name, attributes)?;
 /// builder.piece(file, 1, DiskRange::new(0x1000, 0x1400), Some(FileOffset(0)))?;
 /// builder.piece(file, 1, DiskRange::new(0x1400, 0x1800), Some(FileOffset(0x400)))?;
 /// let map = builder.build();
@@ -86,8 +88,8 @@ impl MapBuilder {
         Ok(NewObject(object))
     }
 
-    /// Says that a range of a disk belongs to an object, and where in the object it begins if that is
-    /// known. An empty range says nothing.
+    /// Says that a range of a disk holds data of an object, and where in the object it begins if that
+    /// is known. An empty range says nothing.
     ///
     /// # Errors
     /// [`BuildError::DiskZero`], [`BuildError::FileOffset`], [`BuildError::TooManyPieces`].
@@ -97,6 +99,40 @@ impl MapBuilder {
         disk: u16,
         range: DiskRange,
         file_offset: Option<FileOffset>,
+    ) -> Result<(), BuildError> {
+        self.piece_as(object, disk, range, file_offset, Role::default())
+    }
+
+    /// Says the same of a range that is more than plain data to the object, or less: see [`Role`].
+    ///
+    /// ```
+    /// use virt_bmap::bmap::{Attributes, Header, Kind, MapBuilder, ObjectName, PieceFlags, Role, text};
+    /// use virt_bmap::range::{DiskRange, FileOffset};
+    ///
+    /// let mut builder = MapBuilder::new(Header::default());
+    /// let file = builder.object(ObjectName::path(Kind::File, b"/dev/md0", b"/a"), Attributes::default())?;
+    /// let start = Some(FileOffset(0));
+    /// for (disk, copy) in [(1, 0), (2, 1)] {
+    ///     builder.piece_as(file, disk, DiskRange::new(0, 0x1000), start, Role::copy(copy))?;
+    /// }
+    /// builder.piece_as(file, 3, DiskRange::new(0, 0x1000), None, PieceFlags::PARITY.into())?;
+    /// let map = builder.build();
+    ///
+    /// let mut out = Vec::new();
+    /// text::write(&map, &mut out)?;
+    /// assert!(out.ends_with(b" map 1\n1 0 1000 f /dev/md0 /a\n2 0 1000 f /dev/md0 /a\n"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`piece`](Self::piece).
+    pub fn piece_as(
+        &mut self,
+        object: NewObject,
+        disk: u16,
+        range: DiskRange,
+        file_offset: Option<FileOffset>,
+        role: Role,
     ) -> Result<(), BuildError> {
         if disk == 0 {
             return Err(BuildError::DiskZero);
@@ -120,15 +156,16 @@ impl MapBuilder {
             object: object.0,
             end: range.end.0,
             file_offset: file_offset.map_or(PieceRecord::NO_OFFSET, |offset| offset.0),
+            role,
         });
         Ok(())
     }
 
     /// Makes the map.
     ///
-    /// Pieces of one object that touch or overlap become one if they agree where in the object each
-    /// byte lies. Where they disagree both stay: the object uses the bytes twice. A piece of unknown
-    /// file offset loses the bytes for which another piece knows it.
+    /// Pieces of one object and role that touch or overlap become one if they agree where in the
+    /// object each byte lies. Where they disagree both stay: the object uses the bytes twice. A piece
+    /// of unknown file offset loses the bytes for which another piece of the same role knows it.
     pub fn build(self) -> Map {
         let Self { header, dialect, objects, mut pieces } = self;
         let (objects, renumbered) = objects.sort();
@@ -145,9 +182,9 @@ impl MapBuilder {
 
 /// What the bytes of a piece have in common if they can be joined with those of another: the
 /// difference between their places on the disk and in the file. Unknown offsets come last.
-fn join_key(piece: &PieceRecord) -> (u32, u16, bool, u64) {
+fn join_key(piece: &PieceRecord) -> (u32, u16, Role, bool, u64) {
     let shift = if piece.has_offset() { piece.start.wrapping_sub(piece.file_offset) } else { 0 };
-    (piece.object, piece.disk, !piece.has_offset(), shift)
+    (piece.object, piece.disk, piece.role, !piece.has_offset(), shift)
 }
 
 /// Joins pieces as [`MapBuilder::build`] says. Leaves them sorted by object.
@@ -164,7 +201,7 @@ fn normalise(pieces: &mut Vec<PieceRecord>) {
     // Now take from the unknown what is known. They are neighbours, so that the few objects that
     // have both can be found and done one by one.
     let mut extra = Vec::new();
-    for pieces in pieces.chunk_by_mut(|a, b| (a.object, a.disk) == (b.object, b.disk)) {
+    for pieces in pieces.chunk_by_mut(|a, b| (a.object, a.disk, a.role) == (b.object, b.disk, b.role)) {
         let known = pieces.partition_point(PieceRecord::has_offset);
         let (known, unknown) = pieces.split_at_mut(known);
         if !known.is_empty() && !unknown.is_empty() {
@@ -218,22 +255,22 @@ fn subtract(unknown: &mut [PieceRecord], known: &[PieceRecord], extra: &mut Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::{Kind, Object, Piece};
+    use crate::bmap::{Kind, Marks, Object, Piece};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
     const NAMES: [&[u8]; 3] = [b"/a", b"/b", b"/b c"];
 
-    /// An object's number, and the start, length and file offset of a piece.
-    type Told = (usize, u64, u64, Option<u64>);
+    /// An object's number and the piece's copy, and the start, length and file offset of it.
+    type Told = ((usize, u8), u64, u64, Option<u64>);
 
     fn build(told: &[Told]) -> Map {
         let mut builder = MapBuilder::default();
-        for &(name, start, length, offset) in told {
+        for &((name, copy), start, length, offset) in told {
             let name = ObjectName::path(Kind::File, b"/dev/sda1", NAMES[name]);
             let object = builder.object(name, Attributes::default()).unwrap();
             let range = DiskRange::new(start, start + length);
-            builder.piece(object, 1, range, offset.map(FileOffset)).unwrap();
+            builder.piece_as(object, 1, range, offset.map(FileOffset), Role::copy(copy)).unwrap();
         }
         builder.build()
     }
@@ -241,7 +278,8 @@ mod tests {
     fn told() -> impl Strategy<Value = Vec<Told>> {
         // Few different offsets, so that pieces often agree.
         let offset = prop_oneof![Just(None), (0u64..3).prop_map(Some)];
-        prop::collection::vec((0usize..3, 0u64..40, 0u64..12, offset), 0..16).prop_map(|mut told| {
+        let who = (0usize..3, prop_oneof![3 => Just(0u8), 1 => Just(1u8)]);
+        prop::collection::vec((who, 0u64..40, 0u64..12, offset), 0..16).prop_map(|mut told| {
             for (_, start, _, offset) in &mut told {
                 *offset = offset.map(|offset| *start + offset);
             }
@@ -250,7 +288,7 @@ mod tests {
     }
 
     /// For each byte of each object, the file offsets that are known.
-    fn model(told: &[Told]) -> BTreeMap<(usize, u64), BTreeSet<u64>> {
+    fn model(told: &[Told]) -> BTreeMap<((usize, u8), u64), BTreeSet<u64>> {
         let mut bytes: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
         for &(name, start, length, offset) in told {
             for i in 0..length {
@@ -264,10 +302,10 @@ mod tests {
         #[test]
         fn each_byte_keeps_what_was_said_of_it(told in told()) {
             let map = build(&told);
-            let back: Vec<Told> = map.pieces().map(|Piece { object, range, file_offset, .. }| {
+            let back: Vec<Told> = map.pieces().map(|Piece { object, range, file_offset, role, .. }| {
                 let path = map.object(object).name().path;
                 let name = NAMES.iter().position(|name| *name == path).unwrap();
-                (name, range.start.0, range.len(), file_offset.map(|offset| offset.0))
+                ((name, role.copy), range.start.0, range.len(), file_offset.map(|offset| offset.0))
             }).collect();
             prop_assert_eq!(model(&back), model(&told));
             // An unknown offset is said only of bytes of which nothing is known.
@@ -294,7 +332,7 @@ mod tests {
 
     #[test]
     fn pieces_of_an_object_are_its_own_in_disk_order() {
-        let map = build(&[(1, 30, 5, Some(0)), (0, 0, 10, None), (1, 10, 5, Some(5))]);
+        let map = build(&[((1, 0), 30, 5, Some(0)), ((0, 0), 0, 10, None), ((1, 0), 10, 5, Some(5))]);
         let object = map.find(ObjectName::path(Kind::File, b"/dev/sda1", b"/b")).unwrap();
         let pieces: Vec<_> = object.pieces().map(|piece| (piece.range, piece.file_offset)).collect();
         assert_eq!(
@@ -308,14 +346,28 @@ mod tests {
     fn attributes_are_kept_and_added_to() {
         let mut builder = MapBuilder::default();
         let name = ObjectName::path(Kind::File, b"/dev/sda1", b"/z");
-        builder.object(name, Attributes { inode: Some(7), ..Attributes::default() }).unwrap();
+        let first = Attributes { inode: Some(7), marks: Marks::SPARSE, ..Attributes::default() };
+        builder.object(name, first).unwrap();
         builder.object(ObjectName::device(Kind::Partition, b"/dev/sda1"), Attributes::default()).unwrap();
-        builder.object(name, Attributes { size: Some(0), links: Some(2), ..Attributes::default() }).unwrap();
+        let then = Attributes {
+            size: Some(0),
+            links: Some(2),
+            allocated: Some(4096),
+            mode: Some(0o100_644),
+            modified: Some(-1),
+            changed: Some(1_400_000_000_000_000_001),
+            marks: Marks::ENCODED,
+            ..Attributes::default()
+        };
+        builder.object(name, then).unwrap();
         let map = builder.build();
         let attributes: Vec<_> = map.objects().map(Object::attributes).collect();
         assert_eq!(
             attributes,
-            [Attributes { inode: Some(7), size: Some(0), links: Some(2) }, Attributes::default()]
+            [
+                Attributes { inode: Some(7), marks: Marks::SPARSE | Marks::ENCODED, ..then },
+                Attributes::default()
+            ]
         );
     }
 

@@ -9,6 +9,8 @@ pub struct Header {
     pub generator: String,
     /// The images that were mapped, in the order of their disk numbers.
     pub images: Vec<ImageInfo>,
+    /// The filesystems that were examined.
+    pub filesystems: Vec<Filesystem>,
     /// What could not be examined, one sentence each, with names from inside the guest already
     /// [printable](super::escape::Printable).
     pub warnings: Vec<String>,
@@ -22,6 +24,7 @@ impl Default for Header {
         Self {
             generator: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned(),
             images: Vec::new(),
+            filesystems: Vec::new(),
             warnings: Vec::new(),
             comments: Vec::new(),
         }
@@ -39,6 +42,25 @@ pub struct ImageInfo {
     pub image: ImageFile,
     /// The images below it, from its direct backing file (or snapshot parent) down to the base.
     pub chain: Vec<ImageFile>,
+}
+
+/// A filesystem of the guest that was examined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filesystem {
+    /// The device that it is on, as the appliance calls it. Not empty.
+    pub device: Vec<u8>,
+    /// Its type, in the words of `blkid`: `ext4`, `xfs`, `vfat`, …
+    pub kind: String,
+    /// Size of its blocks in bytes.
+    pub block_size: Option<u64>,
+    /// Its size in bytes, as `statfs` gives it.
+    pub size: Option<u64>,
+    /// Bytes of it that are free.
+    pub free: Option<u64>,
+    /// How many directories were found in it.
+    pub directories: u64,
+    /// How many names of regular files were found in it.
+    pub files: u64,
 }
 
 /// One file of an image's chain.

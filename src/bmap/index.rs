@@ -8,10 +8,14 @@
 //! another and ends outside of it needs one more link for each piece that it crosses in this way;
 //! each of them would be one more line in the text map, too.
 //!
-//! With millions of pieces a look-up is as slow as its waits for memory. They are few: one or two
-//! to find the node of ten segments, one for the node, one for each piece that few others share.
+//! With millions of pieces a look-up is as slow as its waits for memory. They are few: one for the
+//! node of ten segments, and one for each piece that few other places share. Many look-ups wait
+//! together.
+
+use std::hint::black_box;
 
 use super::model::{Map, Object, ObjectId, PieceRecord};
+use super::role::Role;
 use crate::range::{DiskOffset, DiskRange, FileOffset};
 
 /// One object at the place that was asked for.
@@ -23,10 +27,15 @@ pub struct Hit<'a> {
     pub range: DiskRange,
     /// Where in the object that part begins, if the map knows it.
     pub file_offset: Option<FileOffset>,
+    /// What the bytes are to the object: data, a further copy of it, parity, not yet written.
+    pub role: Role,
 }
 
 /// No link, no piece.
 const NONE: u32 = u32::MAX;
+
+/// How many offsets are looked up at a time, so that the processor waits for their memory together.
+const BATCH: usize = 16;
 
 /// The index of a map.
 #[derive(Clone)]
@@ -101,16 +110,53 @@ impl Index {
     }
 
     pub(super) fn at<'a>(&self, map: &'a Map, disk: u16, offset: DiskOffset) -> Vec<Hit<'a>> {
-        let Some(disk) = self.disk(disk) else { return Vec::new() };
-        let byte = DiskRange { start: offset, end: DiskOffset(offset.0.saturating_add(1)) };
-        let (mut link, _) = disk.find(offset.0);
         let mut hits = Vec::new();
+        if let Some(disk) = self.disk(disk) {
+            let mut found = [Found::default()];
+            disk.find(&[offset], &mut found);
+            self.collect(map, offset, found[0].top, &mut hits);
+        }
+        hits
+    }
+
+    /// Looks many offsets up, some at a time, and calls `visit` for each.
+    pub(super) fn at_each<'a>(
+        &self,
+        map: &'a Map,
+        disk: u16,
+        offsets: &[DiskOffset],
+        mut visit: impl FnMut(DiskOffset, &[Hit<'a>]),
+    ) {
+        let Some(disk) = self.disk(disk) else {
+            return offsets.iter().for_each(|&offset| visit(offset, &[]));
+        };
+        let mut hits = Vec::new();
+        for offsets in offsets.chunks(BATCH) {
+            let mut found = [Found::default(); BATCH];
+            disk.find(offsets, &mut found);
+            // The pieces on top of the chains are each somewhere else in memory. Ask for all before
+            // any is needed.
+            for &Found { top, .. } in &found {
+                if top != NONE {
+                    black_box((map.pieces[self.piece(top) as usize].end, self.below[top as usize]));
+                }
+            }
+            for (&offset, found) in offsets.iter().zip(found) {
+                hits.clear();
+                self.collect(map, offset, found.top, &mut hits);
+                visit(offset, &hits);
+            }
+        }
+    }
+
+    /// Adds the pieces of the chain below `link`, sorted.
+    fn collect<'a>(&self, map: &'a Map, offset: DiskOffset, mut link: u32, hits: &mut Vec<Hit<'a>>) {
+        let byte = DiskRange { start: offset, end: DiskOffset(offset.0.saturating_add(1)) };
         while link != NONE {
             hits.push(hit(map, self.piece(link), byte));
             link = self.below[link as usize];
         }
         hits.sort_unstable_by_key(|hit| (hit.object.kind().specificity(), hit.object.id(), hit.file_offset));
-        hits
     }
 
     pub(super) fn over<'a>(&'a self, map: &'a Map, disk: u16, range: DiskRange) -> Over<'a> {
@@ -118,11 +164,13 @@ impl Index {
         if let Some(disk) = self.disk(disk)
             && !range.is_empty()
         {
-            let (link, piece) = disk.find(range.start.0);
-            let pieces = &map.pieces[piece as usize..disk.pieces.end as usize];
+            let mut found = [Found::default()];
+            disk.find(&[range.start], &mut found);
+            let [Found { top, next_piece, .. }] = found;
+            let pieces = &map.pieces[next_piece as usize..disk.pieces.end as usize];
             let first = count_near(pieces, |piece| piece.start <= range.start.0);
             let pieces = &pieces[first..];
-            over.link = link;
+            over.link = top;
             over.pieces = &pieces[..count_near(pieces, |piece| piece.start < range.end.0)];
         }
         over
@@ -166,6 +214,7 @@ fn cut<'a>(map: &'a Map, piece: &PieceRecord, window: DiskRange) -> Hit<'a> {
         object: Object { map, id: ObjectId(piece.object) },
         range,
         file_offset: piece.offset_at(range.start.0),
+        role: piece.role,
     }
 }
 
@@ -220,6 +269,10 @@ impl<'a> Iterator for Over<'a> {
 /// Segments in a [`Node`].
 const SEGMENTS: usize = 10;
 
+/// Nodes in a group. The search tree leads to groups: so it is small enough for the processor's
+/// cache, and the nodes of one group come from memory together.
+const GROUP: usize = 4;
+
 /// Some neighbouring segments, in two cache lines that the processor fetches together.
 #[derive(Clone)]
 #[repr(align(128))]
@@ -273,25 +326,52 @@ struct DiskIndex {
     /// Where the disk's pieces begin in [`Map`]'s, and where they end.
     pieces: std::ops::Range<u32>,
     nodes: Vec<Node>,
-    /// Where each node begins.
-    node_starts: Searchable,
+    /// Where each group of nodes begins.
+    group_starts: Searchable,
 }
 
 impl DiskIndex {
     fn new(disk: u16, pieces: std::ops::Range<u32>, Segments { nodes, .. }: Segments) -> Self {
-        let node_starts = Searchable::new(nodes.iter().map(|node| node.starts[0]).collect());
-        Self { disk, pieces, nodes, node_starts }
+        let group_starts = Searchable::new(nodes.iter().step_by(GROUP).map(|node| node.starts[0]).collect());
+        Self { disk, pieces, nodes, group_starts }
     }
 
-    /// Top of the chain at an offset, and a piece at or before the first that begins there or after
-    /// it, and not far from that.
-    fn find(&self, offset: u64) -> (u32, u32) {
-        let Some(node) = self.node_starts.count_up_to(offset).checked_sub(1) else {
-            return (NONE, self.pieces.start);
-        };
-        let Node { starts, tops, next_piece } = &self.nodes[node];
-        let segment = starts.iter().filter(|&&start| start <= offset).count() - 1;
-        (tops[segment], *next_piece)
+    /// Finds the segments of some offsets. Each step is made for all of them before the next.
+    fn find(&self, offsets: &[DiskOffset], found: &mut [Found]) {
+        self.group_starts.count_up_to(offsets, found);
+        for (found, offset) in found.iter_mut().zip(offsets) {
+            if let Some(group) = found.count.checked_sub(1) {
+                let first = group * GROUP;
+                let group = &self.nodes[first..self.nodes.len().min(first + GROUP)];
+                found.count = first + group.iter().filter(|node| node.starts[0] <= offset.0).count();
+            }
+        }
+        for (found, offset) in found.iter_mut().zip(offsets) {
+            found.next_piece = self.pieces.start;
+            if let Some(node) = found.count.checked_sub(1) {
+                let Node { starts, tops, next_piece } = &self.nodes[node];
+                let segments = starts.iter().filter(|&&start| start <= offset.0).count();
+                found.top = tops[segments - 1];
+                found.next_piece = *next_piece;
+            }
+        }
+    }
+}
+
+/// What is known of an offset while it is looked up.
+#[derive(Clone, Copy)]
+struct Found {
+    /// How many groups or nodes begin at the offset or before it.
+    count: usize,
+    /// Top of the chain.
+    top: u32,
+    /// A piece at or before the first that begins after the offset, and not far from that.
+    next_piece: u32,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self { count: 0, top: NONE, next_piece: 0 }
     }
 }
 
@@ -299,7 +379,7 @@ impl DiskIndex {
 const FANOUT: usize = 16;
 
 /// Ascending numbers with a search tree above them, whose nodes are small enough to be compared
-/// whole. A plain binary search over a million numbers waits for memory six times; this, twice.
+/// whole: fewer waits for memory than those of a binary search.
 #[derive(Clone)]
 struct Searchable {
     /// The numbers first; then, of each level, every 16th number of the one before.
@@ -317,18 +397,20 @@ impl Searchable {
         Self { levels }
     }
 
-    /// How many of the numbers are `limit` or less.
-    fn count_up_to(&self, limit: u64) -> usize {
-        // Of the level above, `count` numbers are up to `limit`: the last of these begins the node
+    /// Sets each `count` to how many of the numbers are up to the offset.
+    fn count_up_to(&self, offsets: &[DiskOffset], found: &mut [Found]) {
+        // Of the level above, `count` numbers are up to the offset: the last of these begins the node
         // in which the count of this level is decided.
-        let mut count = 1;
+        found.iter_mut().for_each(|found| found.count = 1);
         for level in self.levels.iter().rev() {
-            let Some(node) = usize::checked_sub(count, 1) else { return 0 };
-            let first = node * FANOUT;
-            let node = &level[first..level.len().min(first + FANOUT)];
-            count = first + node.iter().filter(|&&number| number <= limit).count();
+            for (found, offset) in found.iter_mut().zip(offsets) {
+                if let Some(node) = found.count.checked_sub(1) {
+                    let first = node * FANOUT;
+                    let node = &level[first..level.len().min(first + FANOUT)];
+                    found.count = first + node.iter().filter(|&&number| number <= offset.0).count();
+                }
+            }
         }
-        count
     }
 }
 
@@ -364,7 +446,7 @@ mod tests {
                 let range = piece.range.intersection(window)?;
                 let file_offset =
                     piece.file_offset.map(|at| FileOffset(at.0 + (range.start.0 - piece.range.start.0)));
-                Some(Hit { object: map.object(piece.object), range, file_offset })
+                Some(Hit { object: map.object(piece.object), range, file_offset, role: piece.role })
             })
             .collect();
         hits.sort_by_key(|hit| {
@@ -386,6 +468,12 @@ mod tests {
                     prop_assert_eq!(map.at(disk, DiskOffset(byte)), scan(&map, disk, window));
                 }
             }
+            let offsets: Vec<_> = windows.iter().map(|&(_, start, _)| DiskOffset(start)).collect();
+            for disk in 0..4 {
+                let mut answers = Vec::new();
+                map.at_each(disk, &offsets, |offset, hits| answers.push((offset, hits.to_vec())));
+                prop_assert_eq!(answers, offsets.iter().map(|&offset| (offset, map.at(disk, offset))).collect::<Vec<_>>());
+            }
             for (disk, start, length) in windows {
                 let window = DiskRange::new(start, start + length);
                 prop_assert_eq!(map.over(disk, window).most_specific_first(), scan(&map, disk, window));
@@ -398,8 +486,11 @@ mod tests {
         fn counts_like_a_binary_search(mut numbers in prop::collection::vec(0u64..5000, 0..700), limits in prop::collection::vec(0u64..5010, 30)) {
             numbers.sort_unstable();
             let searchable = Searchable::new(numbers.clone());
-            for limit in limits {
-                prop_assert_eq!(searchable.count_up_to(limit), numbers.partition_point(|&number| number <= limit));
+            let limits: Vec<_> = limits.into_iter().map(DiskOffset).collect();
+            let mut found = vec![Found::default(); limits.len()];
+            searchable.count_up_to(&limits, &mut found);
+            for (limit, found) in limits.iter().zip(found) {
+                prop_assert_eq!(found.count, numbers.partition_point(|&number| number <= limit.0));
             }
         }
     }

@@ -40,13 +40,15 @@ mod index;
 mod model;
 mod object;
 pub mod output;
+mod role;
 mod sweep;
 pub mod text;
 
 pub use builder::{BuildError, MapBuilder, NewObject};
 pub use convert::{ConvertError, Format, convert, load, save};
-pub use header::{Header, ImageFile, ImageInfo};
+pub use header::{Filesystem, Header, ImageFile, ImageInfo};
 pub use index::{Hit, Over};
 pub use model::{Dialect, Map, Object, ObjectId, Piece};
-pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, NameError, ObjectName};
+pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, Marks, NameError, ObjectName};
+pub use role::{PieceFlags, Role};
 pub use sweep::Interval;

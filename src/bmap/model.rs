@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use super::header::Header;
 use super::index::{Hit, Index, Over};
 use super::object::{Attributes, Kind, ObjectName, Objects};
+use super::role::Role;
 use super::sweep::{self, Interval};
 use crate::range::{DiskOffset, DiskRange, FileOffset};
 
@@ -35,6 +36,8 @@ pub struct Piece {
     /// Where in the object the range begins, if that is known. A map read from text knows it of no
     /// piece.
     pub file_offset: Option<FileOffset>,
+    /// What the bytes are to the object. In a map read from text they are plain data in each piece.
+    pub role: Role,
 }
 
 /// A [`Piece`] as it is stored. The order of records in a map is that of the fields here.
@@ -46,6 +49,7 @@ pub(super) struct PieceRecord {
     /// [`NO_OFFSET`](Self::NO_OFFSET) if it is unknown.
     pub(super) file_offset: u64,
     pub(super) end: u64,
+    pub(super) role: Role,
 }
 
 impl PieceRecord {
@@ -69,6 +73,7 @@ impl PieceRecord {
             disk: self.disk,
             range: DiskRange::new(self.start, self.end),
             file_offset: self.offset_at(self.start),
+            role: self.role,
         }
     }
 }
@@ -96,7 +101,7 @@ impl<'a> Object<'a> {
         self.map.objects.name(self.id.0)
     }
 
-    /// Inode, size, number of links.
+    /// What is known of it: inode, size, times, marks.
     pub fn attributes(self) -> Attributes {
         self.map.objects.attributes(self.id.0)
     }
@@ -128,8 +133,8 @@ impl fmt::Debug for Object<'_> {
 ///
 /// It is canonical: two maps that say the same are equal, whatever the order in which they were
 /// told. Objects are in the byte order of `TYPE DEVICE PATH`, pieces in the order of disk, start and
-/// object. Of one object no two pieces touch or overlap, unless their file offsets tell them apart:
-/// a file may use one block of the disk in two places.
+/// object. Of one object no two pieces touch or overlap, unless their file offsets or their
+/// [`Role`]s tell them apart: a file may use one block of the disk in two places.
 #[derive(Clone)]
 pub struct Map {
     header: Header,
@@ -194,7 +199,7 @@ impl Map {
 
     /// Calls `visit` for each interval of the disks that belongs to one set of objects, ascending.
     /// Intervals are disjoint; two that touch differ in their objects. This is what the text map
-    /// lists.
+    /// lists: of all pieces those that [hold data](Role::holds_data).
     ///
     /// # Errors
     /// The first that `visit` returns, which ends the walk.
@@ -222,6 +227,31 @@ impl Map {
     /// ```
     pub fn at(&self, disk: u16, offset: DiskOffset) -> Vec<Hit<'_>> {
         self.index().at(self, disk, offset)
+    }
+
+    /// Looks many offsets up, and calls `visit` with each, in the order given, and with what
+    /// [`at`](Self::at) would find there. On a large map this is several times as fast, as the
+    /// look-ups then wait for memory together.
+    ///
+    /// ```
+    /// use virt_bmap::bmap::text;
+    /// use virt_bmap::range::DiskOffset;
+    ///
+    /// let map = text::read(&b"1 0 100 v /dev/sda\n1 100 300 f /dev/sda1 /vmlinuz\n"[..])?;
+    /// let mut in_files = 0;
+    /// map.at_each(1, &[DiskOffset(0), DiskOffset(0x100), DiskOffset(0x400)], |_offset, hits| {
+    ///     in_files += hits.iter().filter(|hit| hit.object.name().path == b"/vmlinuz").count();
+    /// });
+    /// assert_eq!(in_files, 1);
+    /// # Ok::<(), text::ReadError>(())
+    /// ```
+    pub fn at_each<'a>(
+        &'a self,
+        disk: u16,
+        offsets: &[DiskOffset],
+        visit: impl FnMut(DiskOffset, &[Hit<'a>]),
+    ) {
+        self.index().at_each(self, disk, offsets, visit);
     }
 
     /// What a range of a disk touches, one [`Hit`] for each piece and cut to the range; first those

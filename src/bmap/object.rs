@@ -1,7 +1,7 @@
 //! Objects, what a range of a disk can belong to, and their compact store.
 //!
 //! A guest has millions of files. An object costs 16 bytes here plus its path, which lies with all
-//! the others in one block of memory, and 24 bytes more where anything is known of its inode.
+//! the others in one block of memory, and 48 bytes more where anything is known of its inode.
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use std::cmp::Ordering;
@@ -213,6 +213,40 @@ pub struct Attributes {
     pub size: Option<u64>,
     /// Number of hard links. 0 is taken as unknown.
     pub links: Option<u32>,
+    /// Bytes that the filesystem has allocated for it: `st_blocks` of `stat`, times 512.
+    pub allocated: Option<u64>,
+    /// File type and permissions, as `st_mode` of Linux has them, which is 16 bits wide. 0 is taken
+    /// as unknown.
+    pub mode: Option<u16>,
+    /// When its data was last modified: nanoseconds since 1970 in UTC.
+    pub modified: Option<i64>,
+    /// When its inode was last changed: nanoseconds since 1970 in UTC.
+    pub changed: Option<i64>,
+    /// What is peculiar about it, or about what the map says of it.
+    pub marks: Marks,
+}
+
+bitflags::bitflags! {
+    /// What is peculiar about an object, or about what the map says of it.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    pub struct Marks: u16 {
+        /// It has no blocks of its own: it is empty, or one hole, or its data lies in metadata.
+        const NO_BLOCKS = 1;
+        /// Its data, or the end of it, lies in metadata.
+        const INLINE = 1 << 1;
+        /// It has holes.
+        const SPARSE = 1 << 2;
+        /// Data of it is compressed or otherwise encoded: bytes on the disk are not bytes of it.
+        const ENCODED = 1 << 3;
+        /// It is encrypted by its filesystem.
+        const ENCRYPTED = 1 << 4;
+        /// Blocks are allocated that were never written.
+        const PREALLOCATED = 1 << 5;
+        /// It was not read exactly where the kernel says that it lies.
+        const INEXACT = 1 << 6;
+        /// There was nothing with which its ranges could be compared.
+        const UNVERIFIED = 1 << 7;
+    }
 }
 
 /// [`Attributes`] with a value each for what is unknown, at a half of the size.
@@ -220,17 +254,36 @@ pub struct Attributes {
 struct PackedAttributes {
     inode: u64,
     size: u64,
+    allocated: u64,
+    modified: i64,
+    changed: i64,
     links: u32,
+    mode: u16,
+    marks: Marks,
 }
 
 impl PackedAttributes {
-    const UNKNOWN: Self = Self { inode: 0, size: u64::MAX, links: 0 };
+    const UNKNOWN: Self = Self {
+        inode: 0,
+        size: u64::MAX,
+        allocated: u64::MAX,
+        modified: i64::MIN,
+        changed: i64::MIN,
+        links: 0,
+        mode: 0,
+        marks: Marks::empty(),
+    };
 
     fn unpack(self) -> Attributes {
         Attributes {
             inode: (self.inode != 0).then_some(self.inode),
             size: (self.size != u64::MAX).then_some(self.size),
             links: (self.links != 0).then_some(self.links),
+            allocated: (self.allocated != u64::MAX).then_some(self.allocated),
+            mode: (self.mode != 0).then_some(self.mode),
+            modified: (self.modified != i64::MIN).then_some(self.modified),
+            changed: (self.changed != i64::MIN).then_some(self.changed),
+            marks: self.marks,
         }
     }
 }
@@ -355,6 +408,11 @@ impl ObjectTable {
         packed.inode = attributes.inode.unwrap_or(packed.inode);
         packed.size = attributes.size.unwrap_or(packed.size);
         packed.links = attributes.links.unwrap_or(packed.links);
+        packed.allocated = attributes.allocated.unwrap_or(packed.allocated);
+        packed.mode = attributes.mode.unwrap_or(packed.mode);
+        packed.modified = attributes.modified.unwrap_or(packed.modified);
+        packed.changed = attributes.changed.unwrap_or(packed.changed);
+        packed.marks |= attributes.marks;
     }
 
     /// Puts the objects in the order of their names. Returns them and, for each former number, the

@@ -13,7 +13,8 @@ pub struct Interval<'a> {
     pub disk: u16,
     /// The bytes. Never empty.
     pub range: DiskRange,
-    /// The objects, each once, in the byte order of `TYPE DEVICE PATH`. At least one.
+    /// The objects that have data here, each once, in the byte order of `TYPE DEVICE PATH`. At least
+    /// one.
     pub objects: &'a [ObjectId],
 }
 
@@ -82,7 +83,7 @@ impl Line {
     }
 
     fn begin(&mut self, pieces: &[PieceRecord]) {
-        for piece in pieces {
+        for piece in pieces.iter().filter(|piece| piece.role.holds_data()) {
             let object = ObjectId(piece.object);
             self.ends.push(Reverse((piece.end, object)));
             self.counts[piece.object as usize] += 1;

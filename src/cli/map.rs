@@ -6,15 +6,17 @@ use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory as _, ValueEnum};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::bmap::output::Output;
 use virt_bmap::bmap::text;
 use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
+use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Probe, ProbeError};
 
 #[derive(Debug, clap::Args)]
@@ -55,6 +57,13 @@ pub(super) struct MapArgs {
     /// How to read the guest's files
     #[arg(long, value_enum, default_value_t = ProbeArg::Agent)]
     probe: ProbeArg,
+
+    /// Key of an encrypted device, as in the guestfs tools
+    ///
+    /// SELECTOR:key:PASSPHRASE or SELECTOR:file:NAME, where SELECTOR is a device (`/dev/sda2`), the UUID of
+    /// the encrypted device, or `all`. May be given several times.
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    key: Vec<Key>,
 
     /// Memory of the appliance in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
@@ -145,19 +154,58 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
             return Err(error.into());
         }
     };
-    let output = write(&mapped, output)?;
+    // On a thread of its own, because a pipe that nobody reads takes for ever.
+    let mapped = Arc::new(mapped);
+    let writer = std::thread::spawn({
+        let (mapped, cancel) = (mapped.clone(), cancel.clone());
+        move || write(&mapped, output, cancel)
+    });
+    let mut cancelled_for = Duration::ZERO;
+    while !writer.is_finished() && cancelled_for < WRITER_GRACE {
+        std::thread::sleep(TICK);
+        cancelled_for += if cancel.is_cancelled() { TICK } else { Duration::ZERO };
+    }
     if cancel.is_cancelled() {
         eprintln!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Exit::Signal(interruption.signal()));
     }
+    let output = writer
+        .join()
+        .map_err(|_| anyhow!("internal error: the writer panicked"))?
+        .with_context(|| format!("cannot write {}", out.display()))?;
     output.commit()?;
     Ok(summarise(&mapped, &out, args.quiet))
 }
 
-fn write(mapped: &Mapped, output: Output) -> Result<Output> {
-    let mut writer = BufWriter::with_capacity(1 << 20, output);
+/// How often it is looked whether the map has been written.
+const TICK: Duration = Duration::from_millis(5);
+
+/// How long a writer may take to notice that the run has been cancelled.
+const WRITER_GRACE: Duration = Duration::from_millis(500);
+
+fn write(mapped: &Mapped, output: Output, cancel: Cancel) -> Result<Output> {
+    let mut writer = BufWriter::with_capacity(1 << 20, Cancellable { output, cancel });
     text::write(&mapped.map, &mut writer)?;
-    writer.into_inner().map_err(std::io::IntoInnerError::into_error).context("cannot write the map")
+    Ok(writer.into_inner().map_err(std::io::IntoInnerError::into_error)?.output)
+}
+
+/// An output that takes no more once the run has been cancelled.
+struct Cancellable {
+    output: Output,
+    cancel: Cancel,
+}
+
+impl Write for Cancellable {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("interrupted"));
+        }
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// Says how it went, and with which status to exit.
@@ -214,6 +262,7 @@ fn options(args: &MapArgs) -> Options {
             ProbeArg::Agent => Probe::Agent,
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
+        keys: args.key.clone(),
         timeout: Duration::from_secs(args.timeout),
         ..Options::default()
     }

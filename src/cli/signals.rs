@@ -1,11 +1,16 @@
-//! SIGINT, SIGTERM and SIGHUP end a run in good order; a second one ends it at once.
+//! SIGINT, SIGTERM and SIGHUP end a run in good order, which takes a second or two. Who has waited for longer
+//! and sends another one ends it at once.
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 use virt_bmap::mapper::Cancel;
+
+/// How long an orderly end may take before a further signal ends the program at once.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The first signal that came.
 #[derive(Clone, Default)]
@@ -20,12 +25,15 @@ impl Interruption {
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch signals")?;
         let first = interruption.signal.clone();
         std::thread::spawn(move || {
+            let mut began = None;
             for signal in signals.forever() {
-                if first.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+                if began.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                     // Children follow: qemu-nbd by its parent-death signal, qemu by libguestfs's recovery
                     // process.
                     std::process::exit(128 + signal);
                 }
+                // Only the first one counts for the exit status.
+                let _ = first.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
                 cancel.cancel();
             }
         });

@@ -1,12 +1,12 @@
 //! What our NBD server offers to the appliance: the guest's disks and the control disk.
 
-use crate::image::{Overlay, Source as _};
+use crate::image::{Overlay, ReadError, Source as _};
 use crate::nbd::{Command, Export, Extent, Request, StateFlags, Zeroing};
 use crate::probe::channel::Channel;
 use crate::range::{DiskOffset, DiskRange};
 use crate::recorder::{DiskNumber, Recorder};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use virt_bmap_agent::{CONTROL_SIZE, VERDICT_OFFSET};
 
 /// Name of a guest disk's export.
@@ -22,6 +22,19 @@ pub(super) struct DiskExport {
     pub(super) disk: DiskNumber,
     pub(super) overlay: Overlay,
     pub(super) recorder: Arc<Recorder>,
+    pub(super) lost: Arc<OnceLock<io::Error>>,
+}
+
+impl DiskExport {
+    /// Remembers the error if the image as a whole is lost, not only a place in it.
+    fn note(&self, result: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &result
+            && let Some(ReadError::Gone { .. }) = error.get_ref().and_then(|inner| inner.downcast_ref())
+        {
+            let _ = self.lost.set(io::Error::new(error.kind(), error.to_string()));
+        }
+        result
+    }
 }
 
 fn range(offset: u64, length: u32) -> DiskRange {
@@ -53,7 +66,7 @@ impl Export for DiskExport {
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.overlay.read_at(buf, DiskOffset(offset))
+        self.note(self.overlay.read_at(buf, DiskOffset(offset)))
     }
 
     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {

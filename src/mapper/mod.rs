@@ -15,6 +15,7 @@ use crate::probe::channel::{Channel, Snapshot};
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::trouble::{Trouble, Troubles};
+use crate::probe::unlock::Key;
 use crate::probe::{Phase, Probe, ProbeError, guestfsd, survey};
 use crate::recorder::{DiskNumber, Recorder};
 use exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
@@ -22,7 +23,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
@@ -39,6 +40,8 @@ pub struct Options {
     pub launch: LaunchOptions,
     /// Which way to read the guest's files.
     pub probe: Probe,
+    /// Keys of encrypted devices.
+    pub keys: Vec<Key>,
     /// Give up when nothing has happened for so long.
     pub timeout: Duration,
     /// Most bytes that the guest's file systems may write to the private layer, for each disk.
@@ -51,6 +54,7 @@ impl Default for Options {
             force_share: false,
             launch: LaunchOptions::default(),
             probe: Probe::default(),
+            keys: Vec::new(),
             timeout: Duration::from_secs(300),
             overlay_limit: 1 << 30,
         }
@@ -106,6 +110,9 @@ pub enum MapError {
     /// The exports could not be named; a defect of this library.
     #[error(transparent)]
     Exports(#[from] ExportsError),
+    /// An image cannot be read any more.
+    #[error("an image was lost while it was read")]
+    Lost(#[source] io::Error),
     /// The appliance did not come up.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -189,7 +196,8 @@ pub fn map_guest(
 
     let recorder = Arc::new(Recorder::new());
     let channel = Arc::new(Channel::new(recorder.clone()));
-    let service = Service::start(&opened, &recorder, &channel, options)?;
+    let lost = Arc::new(OnceLock::new());
+    let service = Service::start(&opened, &recorder, &channel, &lost, options)?;
     let session = Session {
         options: options.clone(),
         socket: service.socket.clone(),
@@ -200,8 +208,14 @@ pub fn map_guest(
         phase: Arc::default(),
         decision: Arc::default(),
     };
-    let result = session.watch(cancel, observe);
+    let result = session.watch(cancel, &lost, observe);
     service.stop();
+    // Whatever else went wrong comes of that.
+    if !cancel.is_cancelled()
+        && let Some(error) = Arc::into_inner(lost).and_then(OnceLock::into_inner)
+    {
+        return Err(MapError::Lost(error));
+    }
     result?;
 
     let (mut found, mut troubles) = channel.take();
@@ -252,6 +266,7 @@ impl Service {
         images: &[Image],
         recorder: &Arc<Recorder>,
         channel: &Arc<Channel>,
+        lost: &Arc<OnceLock<io::Error>>,
         options: &Options,
     ) -> Result<Self, MapError> {
         let set_up = |what| move |source| MapError::SetUp { what, source };
@@ -260,7 +275,7 @@ impl Service {
         for (disk, image) in (1..).zip(images) {
             let overlay = Overlay::new(image.source.clone(), options.overlay_limit, &std::env::temp_dir())
                 .map_err(set_up("a temporary file for what the guest's file systems write"))?;
-            let export = DiskExport { disk, overlay, recorder: recorder.clone() };
+            let export = DiskExport { disk, overlay, recorder: recorder.clone(), lost: lost.clone() };
             exports = exports.with(&disk_export(disk), Arc::new(export))?;
         }
         let directory = image::private_directory().map_err(set_up("a private directory"))?;
@@ -308,7 +323,12 @@ struct Session {
 impl Session {
     /// Runs the session and watches over it: the end is certain, be it by itself, by the watchdog or by
     /// the user.
-    fn watch(self, cancel: &Cancel, observe: &mut dyn FnMut(Event<'_>)) -> Result<(), MapError> {
+    fn watch(
+        self,
+        cancel: &Cancel,
+        lost: &OnceLock<io::Error>,
+        observe: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), MapError> {
         let inside = self.clone();
         let thread = thread::Builder::new()
             .name("guestfs".into())
@@ -328,10 +348,10 @@ impl Session {
             let sign = self.signs_of_life();
             if sign != last_sign.0 {
                 last_sign = (sign, Instant::now());
-            } else if last_sign.1.elapsed() > self.options.timeout && phase != Phase::Closing {
+            } else if last_sign.1.elapsed() > self.options.timeout {
                 hung.get_or_insert(phase);
             }
-            if cancel.is_cancelled() || hung.is_some() {
+            if cancel.is_cancelled() || hung.is_some() || lost.get().is_some() {
                 self.kill.throw();
             }
         }
@@ -362,13 +382,6 @@ impl Session {
     }
 
     fn run(&self) -> Result<(), MapError> {
-        self.kill.arm();
-        let result = self.work();
-        self.kill.disarm();
-        result
-    }
-
-    fn work(&self) -> Result<(), MapError> {
         let disks: Vec<String> = (1..=self.disks.len() as DiskNumber).map(disk_export).collect();
         let announce = |decision: &Decision| {
             self.decision.lock().unwrap_or_else(PoisonError::into_inner).push(decision.clone());
@@ -385,6 +398,7 @@ impl Session {
             appliance: &appliance,
             channel: &self.channel,
             disks: &self.disks,
+            keys: &self.options.keys,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {

@@ -204,11 +204,9 @@ impl Replies {
         stream: &mut S,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        // Batches alternate with large reads, if there are any; two batches in a row would be one
-        // that is sent and one that still grows.
-        if self.batch.filled > 0 && self.queue.back().is_none_or(|last| last.permit.is_some()) {
-            let next = Segment::batch(std::mem::take(&mut self.spare));
-            self.queue.push_back(std::mem::replace(&mut self.batch, next));
+        // While a batch is being sent, the next can still grow.
+        if self.queue.back().is_none_or(|last| last.permit.is_some()) {
+            self.seal_batch();
         }
         let stream = Pin::new(stream);
         let sent = match self.queue.front() {
@@ -234,6 +232,14 @@ impl Replies {
         }
         self.advance(sent);
         Poll::Ready(Ok(()))
+    }
+
+    /// Queues the batch, and begins a new one.
+    fn seal_batch(&mut self) {
+        if self.batch.filled > 0 {
+            let next = Segment::batch(std::mem::take(&mut self.spare));
+            self.queue.push_back(std::mem::replace(&mut self.batch, next));
+        }
     }
 
     fn advance(&mut self, mut sent: usize) {
@@ -266,6 +272,8 @@ impl Replies {
             return self.append(&bytes[start..]);
         }
         self.flushed = false;
+        // What the batch holds may be of the same reply, which this ends.
+        self.seal_batch();
         self.queue.push_back(Segment { sent: start, filled: bytes.len(), bytes, permit });
     }
 

@@ -3,7 +3,7 @@
 //! The agent has mounted the file systems of a guest that may be hostile, so its word is checked: each
 //! number, name, kind and count. What does not fit ends the conversation.
 
-use super::expected::{BTRFS, Expectation, split_by_extents};
+use super::expected::{BTRFS, Expectation, places};
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::Layout;
 use super::trouble::{Trouble, Troubles};
@@ -284,8 +284,12 @@ impl State {
             ObjectKind::Directory => Kind::Directory,
             ObjectKind::File => Kind::File,
         };
-        let attributes =
-            Attributes { inode: Some(object.inode), size: Some(object.size), links: Some(object.links) };
+        let attributes = Attributes {
+            inode: Some(object.inode),
+            size: Some(object.size),
+            links: Some(object.links),
+            ..Attributes::default()
+        };
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;
@@ -392,15 +396,12 @@ impl State {
         };
         let block = self.walk.filesystem.map_or(1, |filesystem| filesystem.block_size);
         let magic = self.walk.filesystem.map_or(0, |filesystem| filesystem.magic);
-        let no_layout = Layout::default();
-        let expectation = match (&self.walk.context.layout, &file.extents) {
-            (layout, Some(extents)) => {
-                Expectation::of(extents, file.size, block, magic, layout.as_deref().unwrap_or(&no_layout))
-            }
-            _ => Expectation::None,
-        };
+        let layout = self.walk.context.layout.as_deref();
+        let expectation = file.extents.as_deref().map_or(Expectation::None, |extents| {
+            Expectation::of(extents, file.size, block, magic, layout.is_some())
+        });
         let again = self.walk.again.contains(&id);
-        let is_met = expectation.is_met_by(&recording, again);
+        let is_met = expectation.is_met_by(&recording, layout, again);
         if is_met || again {
             if !is_met {
                 self.troubles.inexact(&self.walk.context.device);
@@ -473,7 +474,7 @@ fn attribute(
     context: &WalkContext,
 ) -> Result<(), FoundError> {
     let layout = context.layout.as_deref().filter(|_| has_places);
-    for (disk, range, offset) in split_by_extents(recording, extents, layout) {
+    for (disk, range, offset) in places(recording, extents, layout) {
         found.range(id, disk, range, offset)?;
     }
     Ok(())

@@ -8,7 +8,7 @@
 use super::survey::Context;
 use super::trouble::Trouble;
 use super::{Phase, ProbeError};
-use crate::appliance::{BlockDevice, CallError, DeviceKind, Filesystem, Inventory};
+use crate::appliance::{BlockDevice, CallError, Content, DeviceKind, Inventory};
 use crate::bmap::{Attributes, Kind};
 use crate::recorder::{Recorder, Tag};
 use rustix::fs::FileType;
@@ -31,12 +31,12 @@ pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeErr
     context.appliance.stop_udev().map_err(ProbeError::Inventory)?;
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
-    context.explain_unreadable(&inventory);
+    probe.note_encrypted(&inventory);
     let filesystems = context.to_walk(&inventory);
     for (number, filesystem) in (1..).zip(&filesystems) {
         (context.phase)(Phase::Filesystem {
-            name: filesystem.mountable.clone(),
-            kind: filesystem.kind.clone(),
+            name: filesystem.device.clone(),
+            kind: filesystem.kind.clone().unwrap_or_default(),
             number,
             of: filesystems.len(),
         });
@@ -76,9 +76,21 @@ impl Probe<'_> {
                 .iter()
                 .map(|path| device(path, DeviceKind::Dm { targets: Vec::new() }))
                 .collect(),
-            filesystems: appliance.guest_filesystems()?,
+            contents: appliance.guest_filesystems()?,
             ..Inventory::default()
         })
+    }
+
+    /// libguestfs does not list encrypted devices among the file systems.
+    fn note_encrypted(&self, inventory: &Inventory) {
+        let is_listed = |path: &str| inventory.contents.iter().any(|content| content.device == path);
+        for device in inventory.devices().filter(|device| !is_listed(&device.path)) {
+            let kind = self.context.appliance.call(|g| g.vfs_type(&device.path));
+            if kind.is_ok_and(|kind| matches!(kind.as_str(), "crypto_LUKS" | "BitLocker")) {
+                let what = "it is encrypted, and this probe takes no keys; --probe agent does";
+                self.context.channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, what)));
+            }
+        }
     }
 
     fn devices(&self, inventory: &Inventory) -> Result<(), ProbeError> {
@@ -100,9 +112,9 @@ impl Probe<'_> {
         Ok(())
     }
 
-    fn walk(&self, filesystem: &Filesystem) -> Result<(), ProbeError> {
+    fn walk(&self, filesystem: &Content) -> Result<(), ProbeError> {
         let channel = self.context.channel;
-        let device = &filesystem.mountable;
+        let device = &filesystem.device;
         channel.begin_walk(super::channel::WalkContext { device: device.clone(), layout: None });
         let root =
             channel.with(|found, _| found.object(Kind::Directory, None, b"", Attributes::default()))?;
@@ -159,6 +171,7 @@ impl Probe<'_> {
                         size: u64::try_from(stat.st_size).ok(),
                         // Each name is read by itself here.
                         links: Some(1),
+                        ..Attributes::default()
                     };
                     let number = channel
                         .with(|found, _| found.object(kind, Some(parent), name.as_bytes(), attributes))?;

@@ -1,11 +1,19 @@
 //! Where the bytes of a block device lie on the guest's disks.
 //!
 //! The kernel's own tables say it: where a partition begins, which targets a device-mapper table has
-//! (`Documentation/admin-guide/device-mapper/`). Nothing is taken on trust: what is computed here is
-//! proved by tagged reads before it is used, see [`proofs`](Layout::proofs).
+//! (`dm`), which members an array has (`md`), and the rules of RAID (`raid`). Nothing is taken on trust:
+//! what is computed here is proved by tagged reads before it is used, see [`proofs`](Layout::proofs).
+//!
+//! A byte of a mirrored device lies on several disks, or several times on one. The kernel reads one of these
+//! *copies*, whichever it likes; what was read is therefore translated back to the device, and from there to
+//! all copies.
 
-use crate::appliance::{BlockDevice, DeviceKind, DmTarget, Inventory};
-use crate::range::{DeviceOffset, DiskOffset, DiskRange, Offset as _, Range};
+mod dm;
+mod md;
+mod raid;
+
+use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
+use crate::range::{DeviceOffset, DiskOffset, DiskRange, Offset as _, Range, RangeSet};
 use crate::recorder::{DiskNumber, Recording};
 use std::collections::HashMap;
 
@@ -18,6 +26,8 @@ pub struct Segment {
     pub disk: DiskNumber,
     /// Where on that disk it begins.
     pub start: DiskOffset,
+    /// Which copy of these bytes this is, from 0.
+    pub copy: u8,
 }
 
 impl Segment {
@@ -25,17 +35,29 @@ impl Segment {
     pub fn disk_range(&self) -> DiskRange {
         DiskRange::new(self.start.0, self.start.0.saturating_add(self.device.len()))
     }
+
+    /// The part of it that lies in `range`.
+    fn part(&self, range: Range<DeviceOffset>) -> Option<Self> {
+        let device = self.device.intersection(range)?;
+        let skipped = device.start.0 - self.device.start.0;
+        Some(Self { device, start: DiskOffset(self.start.0 + skipped), ..*self })
+    }
 }
 
-/// A device's segments, ascending, joined where they can be. What none of them covers is on no disk, or
-/// not known.
+/// A device's segments. What none of them covers is on no disk, or not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    segments: Vec<Segment>,
+    /// Of each copy the segments, ascending by device offset, joined where they can be.
+    copies: Vec<Vec<Segment>>,
+    /// All segments, ascending by disk and offset on it.
+    by_disk: Vec<Segment>,
 }
 
-/// A striped volume with more stripes than this is read instead.
-const MOST_SEGMENTS: u64 = 1 << 22;
+/// A device in more pieces than this is read instead.
+const MOST_SEGMENTS: usize = 1 << 22;
+
+/// Most copies that are followed.
+const MOST_COPIES: usize = 16;
 
 /// How many segments at either end of a device are proved.
 const PROVED: usize = 32;
@@ -43,25 +65,147 @@ const PROVED: usize = 32;
 /// Bytes read to prove one end of a segment.
 pub const PROOF: u64 = 512;
 
+/// A read that proves a part of a layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Where on the device to read [`PROOF`] bytes.
+    pub at: DeviceOffset,
+    /// What must then be read: one of these.
+    pub places: Vec<(DiskNumber, DiskRange)>,
+}
+
+impl Proof {
+    /// Whether a recording is what one of the places gives.
+    pub fn is_given_by(&self, recording: &Recording) -> bool {
+        self.places.iter().any(|place| recording.iter().eq([*place]))
+    }
+}
+
 impl Layout {
     /// A whole disk.
     pub fn of_disk(disk: DiskNumber, size: u64) -> Self {
-        let mut layout = Self::default();
-        layout.push(Segment { device: Range::new(0, size), disk, start: DiskOffset(0) });
-        layout
+        let mut builder = Builder::default();
+        builder.push(Segment { device: Range::new(0, size), disk, start: DiskOffset(0), copy: 0 });
+        builder.finish()
     }
 
-    /// The segments.
-    pub fn segments(&self) -> &[Segment] {
-        &self.segments
+    /// All segments: those of the first copy, then those of the others.
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.copies.iter().flatten()
     }
 
-    /// Appends a segment that begins where the last one ends, or later.
+    /// The segments of a part of the device, all copies; `None` where the first does not cover all of it.
+    pub fn part(&self, range: Range<DeviceOffset>) -> Option<Vec<Segment>> {
+        let mut parts = Vec::new();
+        for (number, copy) in self.copies.iter().enumerate() {
+            let first = copy.partition_point(|segment| segment.device.end <= range.start);
+            let within = copy[first..].iter().map_while(|segment| segment.part(range));
+            let mut covered = range.start;
+            for part in within {
+                if number == 0 && part.device.start != covered {
+                    return None;
+                }
+                covered = part.device.end;
+                parts.push(part);
+            }
+            if number == 0 && covered < range.end {
+                return None;
+            }
+        }
+        (!self.copies.is_empty() || range.is_empty()).then_some(parts)
+    }
+
+    /// Translates what was read on the disks back to the device; `None` where some of it is not the
+    /// device's.
+    pub fn to_device(&self, recording: &Recording) -> Option<RangeSet<DeviceOffset>> {
+        let mut device = RangeSet::new();
+        for (disk, range) in recording.iter() {
+            let first = self
+                .by_disk
+                .partition_point(|segment| (segment.disk, segment.disk_range().end) <= (disk, range.start));
+            let mut covered = range.start;
+            for segment in &self.by_disk[first..] {
+                let Some(part) = segment.disk_range().intersection(range).filter(|_| segment.disk == disk)
+                else {
+                    break;
+                };
+                if part.start != covered {
+                    return None;
+                }
+                let start = segment.device.start.0 + (part.start.0 - segment.start.0);
+                device.insert(Range::new(start, start + part.len()));
+                covered = part.end;
+            }
+            if covered != range.end {
+                return None;
+            }
+        }
+        Some(device)
+    }
+
+    /// The places where reads prove the layout: both ends of each segment (of the first and the last few,
+    /// where there are many).
+    pub fn proofs(&self) -> Vec<Proof> {
+        let mut proofs = Vec::new();
+        for copy in &self.copies {
+            let chosen = copy
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| *index < PROVED || *index >= copy.len().saturating_sub(PROVED));
+            for (_, segment) in chosen {
+                let length = segment.device.len().min(PROOF);
+                for at in [segment.device.start.0, segment.device.end.0 - length] {
+                    let sector = Range::new(at, at + length);
+                    let Some(parts) = self.part(sector) else { continue };
+                    // A read of less than a sector reads the sector.
+                    let place =
+                        |part: &Segment| (part.disk, DiskRange::new(part.start.0, part.start.0 + PROOF));
+                    proofs.push(Proof { at: sector.start, places: parts.iter().map(place).collect() });
+                }
+            }
+        }
+        proofs.sort_by_key(|proof| proof.at);
+        proofs.dedup();
+        proofs
+    }
+
+    /// In how many places a byte lies at most.
+    pub fn copy_count(&self) -> usize {
+        self.copies.len()
+    }
+
+    /// Leaves out the copies from the second on of whose segments `is_good` says no; it is given the
+    /// layout, too.
+    pub fn retain_copies(&mut self, is_good: impl Fn(&Self, &[Segment]) -> bool) {
+        let good: Vec<bool> =
+            (0..).zip(&self.copies).map(|(number, copy)| number == 0 || is_good(self, copy)).collect();
+        let is_kept = |segment: &Segment| good[usize::from(segment.copy)];
+        self.by_disk.retain(is_kept);
+        for copy in &mut self.copies {
+            copy.retain(is_kept);
+        }
+        self.copies.retain(|copy| !copy.is_empty());
+    }
+}
+
+/// Puts a layout together, copy by copy, each in ascending order.
+#[derive(Default)]
+struct Builder {
+    copies: Vec<Vec<Segment>>,
+    count: usize,
+}
+
+impl Builder {
+    /// Appends a segment that begins where the last one of its copy ends, or later.
     fn push(&mut self, segment: Segment) {
         if segment.device.is_empty() {
             return;
         }
-        if let Some(last) = self.segments.last_mut()
+        let copy = usize::from(segment.copy);
+        if copy >= self.copies.len() {
+            self.copies.resize_with(copy + 1, Vec::new);
+        }
+        if let Some(last) = self.copies[copy].last_mut()
             && last.device.end == segment.device.start
             && last.disk == segment.disk
             && last.disk_range().end == segment.start
@@ -69,72 +213,43 @@ impl Layout {
             last.device.end = segment.device.end;
             return;
         }
-        self.segments.push(segment);
+        self.copies[copy].push(segment);
+        self.count += 1;
     }
 
-    /// The segments of a part of the device; `None` where not all of it is covered.
-    pub fn part(&self, range: Range<DeviceOffset>) -> Option<Vec<Segment>> {
-        let first = self.segments.partition_point(|segment| segment.device.end <= range.start);
-        let mut parts = Vec::new();
-        let mut covered = range.start;
-        for segment in &self.segments[first..] {
-            let Some(part) = segment.device.intersection(range) else { break };
-            if part.start != covered {
-                return None;
-            }
-            let skipped = part.start.0 - segment.device.start.0;
-            let start = DiskOffset(segment.start.0.checked_add(skipped)?);
-            parts.push(Segment { device: part, disk: segment.disk, start });
-            covered = part.end;
+    /// Puts `length` bytes of `below`, from `from`, at `at` of this device, as copy `copy` and those after
+    /// it. Returns how many copies that were.
+    fn map(&mut self, at: u64, length: u64, below: &Layout, from: u64, copy: usize) -> Option<usize> {
+        let copies = below.copies.len();
+        if copy + copies > MOST_COPIES || self.count > MOST_SEGMENTS {
+            return None;
         }
-        (covered >= range.end).then_some(parts)
-    }
-
-    /// Puts `length` bytes of `below`, from `from`, at `at` of this device.
-    fn map(&mut self, at: u64, length: u64, below: &Self, from: u64) -> Option<()> {
         for part in below.part(Range::at(DeviceOffset(from), length)?)? {
-            let start = at.checked_add(part.device.start.0 - from)?;
-            self.push(Segment { device: Range::at(DeviceOffset(start), part.device.len())?, ..part });
+            let start = at.checked_add(part.device.start.bytes() - from)?;
+            let device = Range::at(DeviceOffset(start), part.device.len())?;
+            self.push(Segment { device, copy: part.copy + copy as u8, ..part });
         }
-        Some(())
+        Some(copies)
     }
 
-    /// The places where reads prove the layout: both ends of each segment (of the first and the last few,
-    /// where there are many), as offset on the device and what must be read on which disk.
-    pub fn proofs(&self) -> Vec<(DeviceOffset, DiskNumber, DiskRange)> {
-        let count = self.segments.len();
-        let chosen = self
-            .segments
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| *index < PROVED || *index >= count.saturating_sub(PROVED));
-        let mut proofs = Vec::new();
-        for (_, segment) in chosen {
-            let length = segment.device.len().min(PROOF);
-            for skip in [0, segment.device.len() - length] {
-                let start = segment.start.0 + skip;
-                let at = DeviceOffset(segment.device.start.0 + skip);
-                proofs.push((at, segment.disk, DiskRange::new(start, start + length)));
-            }
-        }
-        proofs.dedup();
-        proofs
-    }
-
-    /// All bytes of the device on the disks.
-    pub fn recording(&self) -> Recording {
-        self.segments.iter().map(|segment| (segment.disk, segment.disk_range())).collect()
+    fn finish(self) -> Layout {
+        let mut by_disk: Vec<Segment> = self.copies.iter().flatten().copied().collect();
+        by_disk.sort_unstable_by_key(|segment| (segment.disk, segment.start));
+        Layout { copies: self.copies, by_disk }
     }
 }
 
+/// Layouts of the devices below, by number.
+type Lower = HashMap<DeviceNumber, Layout>;
+
 /// The layouts of an inventory's devices, by device name; those that the kernel's tables do not tell (thin
-/// volumes, RAID, …) are absent.
+/// volumes, caches, …) are absent.
 pub fn layouts(inventory: &Inventory) -> HashMap<String, Layout> {
-    let mut by_number = HashMap::new();
+    let mut by_number = Lower::new();
     for (disk, device) in (1..).zip(&inventory.disks) {
         by_number.insert(device.number, Layout::of_disk(disk, device.size));
     }
-    let mut rest: Vec<&BlockDevice> = inventory.devices().collect();
+    let mut rest: Vec<&BlockDevice> = inventory.devices().chain(&inventory.hidden).collect();
     // Devices are stacked in any order; each round settles those whose lower devices are settled.
     loop {
         let before = rest.len();
@@ -154,136 +269,23 @@ pub fn layouts(inventory: &Inventory) -> HashMap<String, Layout> {
         .collect()
 }
 
-fn layout(device: &BlockDevice, lower: &HashMap<(u32, u32), Layout>) -> Option<Layout> {
-    let mut layout = Layout::default();
+fn layout(device: &BlockDevice, lower: &Lower) -> Option<Layout> {
+    let mut builder = Builder::default();
     match &device.kind {
         DeviceKind::Disk => return lower.get(&device.number).cloned(),
-        DeviceKind::Partition { of, start } => layout.map(0, device.size, lower.get(of)?, *start)?,
+        DeviceKind::Partition { of, start } => {
+            builder.map(0, device.size, lower.get(of)?, *start, 0)?;
+        }
         DeviceKind::Dm { targets } if !targets.is_empty() => {
             for target in targets {
-                map_target(&mut layout, target, lower)?;
+                dm::map(&mut builder, target, lower)?;
             }
         }
-        DeviceKind::Dm { .. } | DeviceKind::Md => return None,
+        DeviceKind::Dm { .. } => return None,
+        DeviceKind::Md(array) => md::map(&mut builder, array, device.size, lower)?,
     }
-    Some(layout)
-}
-
-/// Sectors of device-mapper tables.
-const SECTOR: u64 = 512;
-
-fn map_target(layout: &mut Layout, target: &DmTarget, lower: &HashMap<(u32, u32), Layout>) -> Option<()> {
-    let argument = |index: usize| target.arguments.get(index).map(String::as_str);
-    let below = |index| lower.get(&crate::appliance::device_number(argument(index)?)?);
-    let sectors = |index| argument(index)?.parse::<u64>().ok()?.checked_mul(SECTOR);
-    match target.kind.as_str() {
-        // <device> <offset>
-        "linear" => layout.map(target.start, target.length, below(0)?, sectors(1)?),
-        // <cipher> <key> <iv offset> <device> <offset>
-        "crypt" => layout.map(target.start, target.length, below(3)?, sectors(4)?),
-        // <number of stripes> <chunk size> (<device> <offset>)...
-        "striped" => {
-            let stripes = argument(0)?.parse::<u64>().ok().filter(|n| *n > 0)?;
-            let chunk = sectors(1).filter(|n| *n > 0)?;
-            if target.length / chunk > MOST_SEGMENTS {
-                return None;
-            }
-            let mut done = 0;
-            while done < target.length {
-                let number = done / chunk;
-                let column = usize::try_from(number % stripes).ok()?;
-                let from = sectors(3 + 2 * column)?.checked_add(number / stripes * chunk)?;
-                let length = chunk.min(target.length - done);
-                layout.map(target.start + done, length, below(2 + 2 * column)?, from)?;
-                done += length;
-            }
-            Some(())
-        }
-        _ => None,
-    }
-}
-
-/// What `range` is called in messages.
-impl std::fmt::Display for Segment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "bytes {:?} on disk {} from {:#x}", self.device, self.disk, self.start.bytes())
-    }
+    Some(builder.finish())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn device(path: &str, number: (u32, u32), size: u64, kind: DeviceKind) -> BlockDevice {
-        BlockDevice { path: path.into(), number, size, kind }
-    }
-
-    fn target(start: u64, length: u64, line: &str) -> DmTarget {
-        let mut words = line.split(' ').map(str::to_owned);
-        DmTarget { start, length, kind: words.next().unwrap(), arguments: words.collect() }
-    }
-
-    fn inventory(targets: Vec<DmTarget>) -> Inventory {
-        let part = |start| DeviceKind::Partition { of: (8, 0), start };
-        Inventory {
-            disks: vec![
-                device("/dev/sda", (8, 0), 1 << 20, DeviceKind::Disk),
-                device("/dev/sdb", (8, 16), 1 << 20, DeviceKind::Disk),
-            ],
-            partitions: vec![device("/dev/sda1", (8, 1), 64 << 10, part(4096))],
-            volumes: vec![
-                device(
-                    "/dev/vg/on",
-                    (253, 1),
-                    1024,
-                    DeviceKind::Dm { targets: vec![target(0, 1024, "linear 253:0 2")] },
-                ),
-                device("/dev/vg/lv", (253, 0), 1 << 16, DeviceKind::Dm { targets }),
-            ],
-            ..Inventory::default()
-        }
-    }
-
-    #[test]
-    fn a_volume_over_a_partition_and_a_disk() {
-        let all =
-            layouts(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
-        let lv = &all["/dev/vg/lv"];
-        assert!(
-            lv.recording()
-                .iter()
-                .eq([(1, DiskRange::new(4096 + 4096, 16384)), (2, DiskRange::new(8192, 12288)),])
-        );
-        // A volume that is stacked on a later one is found all the same.
-        assert!(all["/dev/vg/on"].recording().iter().eq([(1, DiskRange::new(9216, 10240))]));
-        let part = lv.part(Range::new(8000, 8300)).unwrap();
-        assert_eq!(part.len(), 2);
-        assert_eq!((part[1].disk, part[1].start), (2, DiskOffset(8192)));
-        assert_eq!(lv.part(Range::new(12000, 12289)), None);
-        assert_eq!(lv.proofs().len(), 4);
-        assert_eq!(lv.proofs()[1], (DeviceOffset(8192 - 512), 1, DiskRange::new(16384 - 512, 16384)));
-    }
-
-    #[test]
-    fn stripes_alternate() {
-        let all = layouts(&inventory(vec![target(0, 20480, "striped 2 16 8:0 0 8:16 8")]));
-        let lv = &all["/dev/vg/lv"];
-        let seen: Vec<_> = lv.segments().iter().map(|s| (s.disk, s.start.0, s.device.len())).collect();
-        assert_eq!(seen, [(1, 0, 8192), (2, 4096, 8192), (1, 8192, 4096)]);
-    }
-
-    #[test]
-    fn what_the_tables_do_not_tell_is_absent() {
-        for line in [
-            "thin 253:5 1",
-            "raid raid1 3 0 region_size 4096 2 253:1 253:2 253:3 253:4",
-            "linear 8:1",
-            "linear 8:99 0",
-        ] {
-            assert!(!layouts(&inventory(vec![target(0, 4096, line)])).contains_key("/dev/vg/lv"), "{line}");
-        }
-        // Nor is what would lie past the end of the lower device.
-        assert!(!layouts(&inventory(vec![target(0, 1 << 20, "linear 8:1 8")])).contains_key("/dev/vg/lv"));
-        assert!(layouts(&inventory(Vec::new())).contains_key("/dev/sda1"));
-    }
-}
+mod tests;

@@ -5,7 +5,8 @@
 //! * [`guestfsd`] does the same with the calls that every libguestfs has, a hundred times more slowly;
 //! * [`channel`] is the host's end of the agent's control disk;
 //! * [`layout`] says where a device's bytes lie on the disks, as far as the kernel's tables tell;
-//! * [`found`] is the objects on their way into the map, [`trouble`] what could not be examined.
+//! * [`found`] is the objects on their way into the map, [`trouble`] what could not be examined;
+//! * [`unlock`] is about encrypted devices.
 
 pub mod channel;
 mod expected;
@@ -14,6 +15,7 @@ pub mod guestfsd;
 pub mod layout;
 pub mod survey;
 pub mod trouble;
+pub mod unlock;
 
 use crate::appliance::{AgentError, CallError};
 use channel::ChannelError;
@@ -46,15 +48,12 @@ pub enum ProbeError {
     #[error("the guest's objects do not fit into a map")]
     Found(#[from] FoundError),
     /// The appliance died.
-    #[error("the appliance died while {during}")]
+    #[error("the appliance (qemu) died while {during}")]
     Died {
         /// What was being done.
         during: String,
         /// The last lines of its console.
         console: Vec<String>,
-        /// What libguestfs says.
-        #[source]
-        source: CallError,
     },
 }
 

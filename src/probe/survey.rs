@@ -2,16 +2,20 @@
 
 use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
 use super::found::ObjectNumber;
-use super::layout::{Layout, PROOF, layouts};
+use super::layout::{Layout, PROOF, Proof, Segment, layouts};
 use super::trouble::Trouble;
+use super::unlock::{Key, is_encrypted, unlock};
 use super::{Phase, ProbeError};
-use crate::appliance::{Appliance, BlockDevice, Filesystem, Inventory, ReadPlan};
+use crate::appliance::{Appliance, BlockDevice, Content, Inventory, ReadPlan};
 use crate::bmap::Kind;
 use crate::image::Source;
-use crate::range::DiskOffset;
-use crate::recorder::Recording;
-use std::collections::{HashMap, HashSet};
+use crate::range::{DiskOffset, Range};
+use crate::recorder::DiskNumber;
+use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Of how many segments at either end of a copy the content is looked at.
+const LOOKS: usize = 16;
 
 /// What a probe works with.
 pub struct Context<'a> {
@@ -21,6 +25,8 @@ pub struct Context<'a> {
     pub channel: &'a Channel,
     /// The guest's disks, in order.
     pub disks: &'a [Arc<dyn Source>],
+    /// Keys of encrypted devices.
+    pub keys: &'a [Key],
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -35,36 +41,31 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     appliance.stop_udev().map_err(ProbeError::Inventory)?;
     appliance.start_agent()?;
     let inventory = appliance.inventory().map_err(ProbeError::Inventory)?;
+    let inventory = unlock(context, inventory)?;
     context.channel.with(|_, troubles| {
         for (device, what) in &inventory.troubles {
             troubles.push(Trouble::new(device, what));
         }
     });
     let layouts = devices(context, &inventory)?;
-    context.explain_unreadable(&inventory);
     let filesystems = context.to_walk(&inventory);
     for (number, filesystem) in (1..).zip(&filesystems) {
         (context.phase)(Phase::Filesystem {
-            name: filesystem.mountable.clone(),
-            kind: filesystem.kind.clone(),
+            name: filesystem.device.clone(),
+            kind: filesystem.kind.clone().unwrap_or_default(),
             number,
             of: filesystems.len(),
         });
         if context.mount(filesystem)? {
-            let device = device_of(&filesystem.mountable);
-            walk(context, filesystem, layouts.get(device).cloned())?;
+            walk(context, filesystem, layouts.get(&filesystem.device).cloned())?;
             context.unmount(filesystem)?;
         }
     }
     Ok(())
 }
 
-fn walk(
-    context: &Context<'_>,
-    filesystem: &Filesystem,
-    layout: Option<Arc<Layout>>,
-) -> Result<(), ProbeError> {
-    let device = filesystem.mountable.clone();
+fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>) -> Result<(), ProbeError> {
+    let device = filesystem.device.clone();
     let (sequence, first) = context.channel.begin_walk(WalkContext { device: device.clone(), layout });
     let walked = context.appliance.walk(sequence, first);
     let ended = context.channel.end();
@@ -98,45 +99,47 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<Strin
         }
     }
 
-    let computed = layouts(inventory);
+    let mut computed = layouts(inventory);
     let mut plan = ReadPlan::default();
-    let mut expected: HashMap<u32, (&str, Recording)> = HashMap::new();
+    let mut expected: HashMap<u32, (&str, Proof)> = HashMap::new();
     let mut tag = FIRST_PROOF;
     for (device, _) in &numbers {
-        for (at, disk, range) in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
-            plan.push(tag, &device.path, at.0, range.len());
-            // A read of less than a sector reads the sector.
-            let whole = crate::range::DiskRange::new(range.start.0, range.start.0 + PROOF);
-            expected.insert(tag, (&device.path, [(disk, whole)].into_iter().collect()));
+        for proof in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
+            plan.push(tag, &device.path, proof.at.0, PROOF);
+            expected.insert(tag, (&device.path, proof));
             tag += 1;
         }
     }
     read(context, &plan)?;
-    let mut proofs = context.channel.take_proofs();
-    let mut unproven: HashSet<&str> = HashSet::new();
-    for (tag, (device, expected)) in &expected {
-        let proof = proofs.remove(tag).unwrap_or_default();
-        if !proof.iter().eq(expected.iter()) {
-            tracing::debug!("{device} is not where it should be: {expected:?}, not {proof:?}");
-            unproven.insert(device);
+    let proofs = context.channel.take_proofs();
+    for (tag, (device, proof)) in &expected {
+        let read = proofs.get(tag);
+        if !read.is_some_and(|read| proof.is_given_by(read)) {
+            tracing::debug!("{device} is not where it should be: {proof:?}, not {read:?}");
+            computed.remove(*device);
         }
     }
 
     let mut proven = HashMap::new();
     let mut plan = ReadPlan::default();
     for (device, number) in &numbers {
-        match computed.get(&device.path) {
-            Some(layout) if !unproven.contains(device.path.as_str()) => {
-                context.channel.with(|found, _| -> Result<(), ProbeError> {
-                    for segment in layout.segments() {
-                        found.range(*number, segment.disk, segment.disk_range(), None)?;
-                    }
-                    Ok(())
-                })?;
-                proven.insert(device.path.clone(), Arc::new(layout.clone()));
+        let Some(mut layout) = computed.remove(&device.path) else {
+            plan.push(*number, &device.path, 0, device.size);
+            continue;
+        };
+        let copies = layout.copy_count();
+        layout.retain_copies(|first, copy| context.holds_the_same(first, copy));
+        context.channel.with(|found, troubles| -> Result<(), ProbeError> {
+            if layout.copy_count() < copies {
+                let what = "its copies differ, so only the one that was read is mapped";
+                troubles.warn(Trouble::new(&device.path, what));
             }
-            _ => plan.push(*number, &device.path, 0, device.size),
-        }
+            for segment in layout.segments() {
+                found.range(*number, segment.disk, segment.disk_range(), None)?;
+            }
+            Ok(())
+        })?;
+        proven.insert(device.path.clone(), Arc::new(layout));
     }
     read(context, &plan)?;
     Ok(proven)
@@ -152,50 +155,50 @@ fn read(context: &Context<'_>, plan: &ReadPlan) -> Result<(), ProbeError> {
     Ok(read?)
 }
 
-/// The device of what libguestfs calls a mountable: `btrfsvol:/dev/sda1/home` lies on `/dev/sda1`.
-pub(super) fn device_of(mountable: &str) -> &str {
-    match mountable.strip_prefix("btrfsvol:") {
-        Some(rest) => {
-            // The device's name ends where the subvolume's begins: at the third slash, or the fourth for
-            // a logical volume (/dev/vg/lv) and for /dev/mapper/name.
-            let parts: Vec<_> = rest.match_indices('/').map(|(at, _)| at).collect();
-            let end = if rest.starts_with("/dev/sd") || rest.starts_with("/dev/md") { 2 } else { 3 };
-            parts.get(end).map_or(rest, |&at| &rest[..at])
-        }
-        None => mountable,
-    }
-}
-
-/// What a file system's type says of whether it can be mounted.
-fn is_mountable(kind: &str) -> bool {
-    !matches!(kind, "swap" | "unknown" | "")
-}
-
 impl Context<'_> {
-    /// The file systems that are to be mounted.
-    pub(super) fn to_walk(&self, inventory: &Inventory) -> Vec<Filesystem> {
-        inventory.filesystems.iter().filter(|fs| is_mountable(&fs.kind)).cloned().collect()
+    /// The file systems that are to be mounted. What else the devices hold is noted where it hides files.
+    pub(super) fn to_walk(&self, inventory: &Inventory) -> Vec<Content> {
+        let mut filesystems = Vec::new();
+        for content in &inventory.contents {
+            let device = &content.device;
+            match content.kind.as_deref() {
+                None => self.explain_unknown(inventory, device),
+                Some("swap") => {}
+                // Has been unlocked, or been noted.
+                _ if is_encrypted(content) => {}
+                Some(_) => filesystems.push(content.clone()),
+            }
+        }
+        filesystems
     }
 
     /// Mounts a file system; `false`: it cannot be mounted, which has been noted.
-    pub(super) fn mount(&self, filesystem: &Filesystem) -> Result<bool, ProbeError> {
-        let mountable = &filesystem.mountable;
-        match self.appliance.call(|g| g.mount_options("ro,nodev,nosuid,noexec", mountable, "/")) {
+    pub(super) fn mount(&self, filesystem: &Content) -> Result<bool, ProbeError> {
+        let device = &filesystem.device;
+        let kind = filesystem.kind.as_deref().unwrap_or_default();
+        let options = match kind {
+            "btrfs" if device.starts_with("btrfsvol:") => "ro,nodev,nosuid,noexec",
+            // The top level, with all subvolumes below it, whatever the default subvolume is.
+            "btrfs" => "ro,nodev,nosuid,noexec,subvolid=5",
+            // Two clones of one disk have the same UUID, and XFS would refuse the second one.
+            "xfs" => "ro,nodev,nosuid,noexec,nouuid",
+            _ => "ro,nodev,nosuid,noexec",
+        };
+        match self.appliance.call(|g| g.mount_options(options, device, "/")) {
             Ok(()) => Ok(true),
             Err(error) => {
-                self.still_alive(&format!("{mountable} was being mounted"))?;
-                let what = format!("cannot be mounted as {}: {}", filesystem.kind, error);
-                self.channel.with(|_, troubles| troubles.push(Trouble::new(mountable, what)));
+                self.still_alive(&format!("{device} was being mounted"))?;
+                let what = format!("cannot be mounted as {kind}: {error}");
+                self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
                 Ok(false)
             }
         }
     }
 
-    pub(super) fn unmount(&self, filesystem: &Filesystem) -> Result<(), ProbeError> {
-        self.appliance.call(guestfs::Handle::umount_all).map_err(|source| {
-            let during = format!("{} was being unmounted", filesystem.mountable);
-            ProbeError::Died { during, console: self.appliance.console().tail(), source }
-        })
+    pub(super) fn unmount(&self, filesystem: &Content) -> Result<(), ProbeError> {
+        self.appliance
+            .call(guestfs::Handle::umount_all)
+            .map_err(|_| self.died(&format!("{} was being unmounted", filesystem.device)))
     }
 
     /// Whether the appliance still answers.
@@ -203,47 +206,61 @@ impl Context<'_> {
     /// # Errors
     /// [`ProbeError::Died`]
     pub(super) fn still_alive(&self, during: &str) -> Result<(), ProbeError> {
-        self.appliance.shell("true").map(drop).map_err(|source| ProbeError::Died {
-            during: during.to_owned(),
-            console: self.appliance.console().tail(),
-            source,
-        })
+        self.appliance.shell("true").map(drop).map_err(|_| self.died(during))
     }
 
-    /// Notes which devices hold what cannot be mounted.
-    pub(super) fn explain_unreadable(&self, inventory: &Inventory) {
-        for filesystem in inventory.filesystems.iter().filter(|fs| fs.kind == "unknown") {
-            let name = &filesystem.mountable;
-            let is_disk = inventory.disks.iter().any(|disk| disk.path == *name);
-            if self.is_blank(inventory, name) {
-                let what = if is_disk {
-                    "the disk is blank: it has neither partitions nor a file system"
-                } else {
-                    "it is blank"
-                };
-                self.channel.with(|_, troubles| troubles.warn(Trouble::new(name, what)));
-            } else if !self.is_boot_code(name) {
-                let what = "it holds no file system that the appliance knows";
-                self.channel.with(|_, troubles| troubles.push(Trouble::new(name, what)));
-            }
+    fn died(&self, during: &str) -> ProbeError {
+        ProbeError::Died { during: during.to_owned(), console: self.appliance.console().tail() }
+    }
+
+    /// Notes that it is not known what a device holds.
+    fn explain_unknown(&self, inventory: &Inventory, device: &str) {
+        let is_disk = inventory.disks.iter().any(|disk| disk.path == *device);
+        if self.is_blank(inventory, device) {
+            let what = if is_disk {
+                "the disk is blank: it has neither partitions nor a file system"
+            } else {
+                "it is blank"
+            };
+            self.channel.with(|_, troubles| troubles.warn(Trouble::new(device, what)));
+        } else if !self.is_boot_code(device) {
+            let what = "it holds no file system that the appliance knows";
+            self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
         }
-        // libguestfs leaves out what is no file system, such as members of a RAID; encrypted volumes are
-        // among them, and hide files.
-        let listed: HashSet<&str> = inventory.filesystems.iter().map(|fs| device_of(&fs.mountable)).collect();
-        for device in inventory.devices().filter(|device| !listed.contains(device.path.as_str())) {
-            let content = self.appliance.content_of(&device.path);
-            if matches!(content.as_deref(), Some("crypto_LUKS" | "BitLocker")) {
-                let what = "it is encrypted, and no key was given";
-                self.channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, what)));
-            }
-        }
+    }
+
+    /// Whether a copy of a mirrored device holds what the first copy holds, as far as a look at both ends of
+    /// its segments tells.
+    fn holds_the_same(&self, first: &Layout, copy: &[Segment]) -> bool {
+        const LOOK: u64 = 4096;
+        let read = |disk: DiskNumber, at: u64, length: u64| {
+            let mut bytes = vec![0; length as usize];
+            let disk = self.disks.get(usize::from(disk) - 1)?;
+            disk.read_at(&mut bytes, DiskOffset(at)).ok().map(|()| bytes)
+        };
+        let few = copy.iter().take(LOOKS).chain(copy.iter().rev().take(LOOKS));
+        few.flat_map(|segment| {
+            let length = segment.device.len().min(LOOK);
+            [0, segment.device.len() - length].map(|skip| (segment, skip, length))
+        })
+        .all(|(segment, skip, length)| {
+            let start = segment.device.start.0 + skip;
+            let Some(parts) = first.part(Range::new(start, start + length)) else { return false };
+            let of_first: Option<Vec<Vec<u8>>> = parts
+                .iter()
+                .filter(|part| part.copy == 0)
+                .map(|part| read(part.disk, part.start.0, part.device.len()))
+                .collect();
+            let of_copy = read(segment.disk, segment.start.0 + skip, length);
+            of_first.map(|pieces| pieces.concat()) == of_copy && of_copy.is_some()
+        })
     }
 
     /// Whether the first megabyte of a device reads as zeroes.
     fn is_blank(&self, inventory: &Inventory, name: &str) -> bool {
         const LOOK: u64 = 1 << 20;
         let layouts = layouts(inventory);
-        let Some(first) = layouts.get(name).and_then(|layout| layout.segments().first()) else {
+        let Some(first) = layouts.get(name).and_then(|layout| layout.segments().next()) else {
             return false;
         };
         let Some(disk) = self.disks.get(usize::from(first.disk) - 1) else { return false };
@@ -264,18 +281,5 @@ impl Context<'_> {
             g.part_get_gpt_type(&device, g.part_to_partnum(name)?)
         });
         kind.is_ok_and(|kind| TYPES.iter().any(|known| known.eq_ignore_ascii_case(&kind)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_device_of_a_subvolume() {
-        assert_eq!(device_of("/dev/sda1"), "/dev/sda1");
-        assert_eq!(device_of("btrfsvol:/dev/sda1/home/x"), "/dev/sda1");
-        assert_eq!(device_of("btrfsvol:/dev/vg/lv/home"), "/dev/vg/lv");
-        assert_eq!(device_of("btrfsvol:/dev/sda1"), "/dev/sda1");
     }
 }

@@ -91,6 +91,10 @@ async fn a_structured_read_is_data_or_a_hole() {
 /// The chunks of a structured read, put together, and how many there were. The last may be an error.
 async fn read_in_pieces(peer: &mut Peer, offset: u64, length: u32) -> (Result<Vec<u8>, u32>, usize) {
     peer.request(header(NBD_CMD_READ, 5, offset, length), &[]).await;
+    pieces(peer, offset).await
+}
+
+async fn pieces(peer: &mut Peer, offset: u64) -> (Result<Vec<u8>, u32>, usize) {
     let mut whole = Vec::new();
     for count in 1.. {
         let (last, chunk) = peer.one_of_several_chunks().await;
@@ -140,6 +144,31 @@ async fn the_rest_of_a_large_read_may_have_to_wait_or_fail() {
     memory.break_from(300_000);
     assert_eq!(read_in_pieces(&mut peer, 0, SIZE).await, (Err(NBD_EIO), 2));
     assert_eq!(read_in_pieces(&mut peer, 0, 262_145).await.0.unwrap().len(), 262_145);
+}
+
+/// The last chunk is the last, also where the one before it, a hole, waits behind other replies.
+#[tokio::test]
+async fn the_rest_of_a_large_read_comes_after_its_beginning() {
+    let memory = memory(Kind::CACHED);
+    let mut peer = Peer::transmission(memory.exports(), Limits::default(), true).await;
+    peer.request(flagged(0, NBD_CMD_TRIM, 0, 262_144), &[]).await;
+    peer.chunk().await;
+    memory.cache(462_144);
+    // More than the stream holds, so that part of the reply has left and the rest waits.
+    peer.request(header(NBD_CMD_READ, 1, 262_144, 200_000), &[]).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    peer.request(header(NBD_CMD_READ, 5, 0, SIZE), &[]).await;
+    let ready = async {
+        while memory.done().len() < 4 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    tokio::time::timeout(Duration::from_secs(20), ready).await.unwrap();
+    assert_eq!(peer.chunk().await.cookie, 1);
+    let (whole, count) = pieces(&mut peer, 0).await;
+    assert!(whole.unwrap() == memory.bytes());
+    assert_eq!(count, 2);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! # virt-bmap-rs 0.1.0 map 1
 //! # disk 1 size=6442450944 format=vmdk name=guest-000001.vmdk
 //! # backing 1 format=vmdk name=guest.vmdk
+//! # filesystem /dev/sda1 type=ext4 block-size=1024 size=507736064 free=3000 directories=10 files=309
 //! # warning /dev/sda3: unknown filesystem
 //! # any other comment
 //! ```
@@ -12,7 +13,7 @@ use super::FORMAT_VERSION;
 use super::reader::LineError;
 use super::writer::WriteError;
 use crate::bmap::escape::{needs_escape, push_escaped, unescape};
-use crate::bmap::header::{Header, ImageFile, ImageInfo};
+use crate::bmap::header::{Filesystem, Header, ImageFile, ImageInfo};
 
 /// First word of the first line of every map in our dialect. Not the crate's name as Cargo has it:
 /// it is part of the format.
@@ -21,6 +22,7 @@ const MAGIC: &[u8] = b"virt-bmap-rs ";
 /// Words that begin a comment line with a meaning.
 const DISK: &[u8] = b"disk ";
 const BACKING: &[u8] = b"backing ";
+const FILESYSTEM: &[u8] = b"filesystem ";
 const WARNING: &[u8] = b"warning ";
 
 /// The generator, if `line` is the first of a map in our dialect.
@@ -59,6 +61,8 @@ pub(super) fn parse(header: &mut Header, line: &[u8]) -> Result<(), LineError> {
         let top = header.images.last_mut().filter(|top| top.disk == disk);
         let top = top.ok_or(LineError::Header { expected: "a disk line of the same number before it" })?;
         top.chain.push(image_file(fields)?);
+    } else if let Some(fields) = text.strip_prefix(FILESYSTEM) {
+        header.filesystems.push(filesystem(fields)?);
     } else if let Some(warning) = text.strip_prefix(WARNING) {
         let warning = String::from_utf8(unescape(warning)?.into_owned());
         header.warnings.push(warning.map_err(|_| LineError::Header { expected: "a warning in UTF-8" })?);
@@ -94,6 +98,34 @@ fn image_file(fields: &[u8]) -> Result<ImageFile, LineError> {
     Ok(ImageFile { name: unescape(name)?.into_owned(), format })
 }
 
+/// Reads the fields of a filesystem line. Those that are not known are left out of it.
+fn filesystem(fields: &[u8]) -> Result<Filesystem, LineError> {
+    let expected = |expected| LineError::Header { expected };
+    let mut fields = fields.split(|&byte| byte == b' ').peekable();
+    let device = unescape(fields.next().unwrap_or_default())?.into_owned();
+    if device.is_empty() {
+        return Err(expected("the device of a filesystem"));
+    }
+    let kind = fields.next().and_then(|field| field.strip_prefix(b"type="));
+    let kind = String::from_utf8(unescape(kind.ok_or(expected("type=TYPE"))?)?.into_owned());
+    let kind = kind.map_err(|_| expected("type=TYPE"))?;
+    let mut number = |key: &[u8], what| {
+        let Some(digits) = fields.next_if(|field| field.starts_with(key)) else { return Ok(None) };
+        let number = std::str::from_utf8(&digits[key.len()..]).ok().and_then(|digits| digits.parse().ok());
+        number.map(Some).ok_or(expected(what))
+    };
+    let filesystem = Filesystem {
+        device,
+        kind,
+        block_size: number(b"block-size=", "block-size=BYTES")?,
+        size: number(b"size=", "size=BYTES")?,
+        free: number(b"free=", "free=BYTES")?,
+        directories: number(b"directories=", "directories=N")?.ok_or(expected("directories=N"))?,
+        files: number(b"files=", "files=N")?.ok_or(expected("files=N"))?,
+    };
+    if fields.next().is_some() { Err(expected("nothing more")) } else { Ok(filesystem) }
+}
+
 /// Appends the whole header of a map in our dialect.
 pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError> {
     let first = format!("# {} map {FORMAT_VERSION}", header.generator);
@@ -112,13 +144,17 @@ pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError>
             push_image_file(out, file);
         }
     }
+    for filesystem in &header.filesystems {
+        push_filesystem(out, filesystem);
+    }
     for warning in &header.warnings {
         out.extend_from_slice(b"# ");
         out.extend_from_slice(WARNING);
         push_escaped(out, warning.as_bytes(), needs_escape);
         out.push(b'\n');
     }
-    let reserved = |text: &[u8]| [DISK, BACKING, WARNING].iter().any(|word| text.starts_with(word));
+    let reserved =
+        |text: &[u8]| [DISK, BACKING, FILESYSTEM, WARNING].iter().any(|word| text.starts_with(word));
     push_comments(out, header, |comment| comment.strip_prefix(b" ").is_some_and(reserved))
 }
 
@@ -129,6 +165,28 @@ pub(super) fn push_original(out: &mut Vec<u8>, header: &Header) -> Result<(), Wr
     let reserved =
         |comment: &Vec<u8>| Some(comment) == first && parse_first(&[b"#", &comment[..]].concat()) != Ok(None);
     push_comments(out, header, reserved)
+}
+
+fn push_filesystem(out: &mut Vec<u8>, filesystem: &Filesystem) {
+    let Filesystem { device, kind, block_size, size, free, directories, files } = filesystem;
+    let special = |byte| byte == b' ' || needs_escape(byte);
+    out.extend_from_slice(b"# ");
+    out.extend_from_slice(FILESYSTEM);
+    push_escaped(out, device, special);
+    out.extend_from_slice(b" type=");
+    push_escaped(out, kind.as_bytes(), special);
+    for (key, value) in [
+        ("block-size", *block_size),
+        ("size", *size),
+        ("free", *free),
+        ("directories", Some(*directories)),
+        ("files", Some(*files)),
+    ] {
+        if let Some(value) = value {
+            out.extend_from_slice(format!(" {key}={value}").as_bytes());
+        }
+    }
+    out.push(b'\n');
 }
 
 fn push_image_file(out: &mut Vec<u8>, file: &ImageFile) {

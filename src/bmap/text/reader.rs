@@ -8,6 +8,7 @@ use crate::bmap::escape::{BadEscape, Printable, unescape};
 use crate::bmap::header::Header;
 use crate::bmap::model::{Dialect, Map, PieceRecord};
 use crate::bmap::object::{Kind, NameError, ObjectName, ObjectTable};
+use crate::bmap::role::Role;
 use crate::range::DiskRange;
 
 /// Why a file could not be read as a text map.
@@ -362,7 +363,8 @@ impl Reader {
             .ok()
             .filter(|&place| place < limit)
             .ok_or(LineError::TooManyPieces { limit })?;
-        self.pieces.push(PieceRecord { disk, start, object, end, file_offset: PieceRecord::NO_OFFSET });
+        let (file_offset, role) = (PieceRecord::NO_OFFSET, Role::default());
+        self.pieces.push(PieceRecord { disk, start, object, end, file_offset, role });
         Ok(())
     }
 

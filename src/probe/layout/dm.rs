@@ -1,0 +1,69 @@
+//! Targets of the device mapper (`Documentation/admin-guide/device-mapper/`).
+
+use super::raid::Level;
+use super::{Builder, Lower, md};
+use crate::appliance::{DmTarget, device_number};
+
+/// Sectors of device-mapper tables.
+const SECTOR: u64 = 512;
+
+/// Adds what a target maps; `None` where its table does not tell.
+pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Option<()> {
+    let argument = |index: usize| target.arguments.get(index).map(String::as_str);
+    let below = |index| lower.get(&device_number(argument(index)?)?);
+    let number = |index| argument(index)?.parse::<u64>().ok();
+    let sectors = |index| number(index)?.checked_mul(SECTOR);
+    match target.kind.as_str() {
+        // <device> <offset>
+        "linear" => drop(builder.map(target.start, target.length, below(0)?, sectors(1)?, 0)?),
+        // <cipher> <key> <iv offset> <device> <offset>
+        "crypt" => drop(builder.map(target.start, target.length, below(3)?, sectors(4)?, 0)?),
+        // <device>
+        "snapshot-origin" => drop(builder.map(target.start, target.length, below(0)?, target.start, 0)?),
+        // <number of stripes> <chunk size> (<device> <offset>)...
+        "striped" => {
+            let stripes = number(0).filter(|n| *n > 0)?;
+            let chunk = sectors(1).filter(|n| *n > 0)?;
+            let mut done = 0;
+            while done < target.length {
+                let number = done / chunk;
+                let column = 2 * usize::try_from(number % stripes).ok()?;
+                let from = sectors(3 + column)?.checked_add(number / stripes * chunk)?;
+                let length = chunk.min(target.length - done);
+                builder.map(target.start + done, length, below(2 + column)?, from, 0)?;
+                done += length;
+            }
+        }
+        // <log type> <number of its arguments> <arguments>... <number of legs> (<device> <offset>)...
+        "mirror" => {
+            let legs = 2 + usize::try_from(number(1)?).ok()?;
+            let mut copy = 0;
+            for leg in 0..usize::try_from(number(legs)?).ok()? {
+                let (device, offset) = (legs + 1 + 2 * leg, legs + 2 + 2 * leg);
+                copy += builder.map(target.start, target.length, below(device)?, sectors(offset)?, copy)?;
+            }
+        }
+        // <type> <number of parameters> <parameters>... <number of devices> (<metadata> <data>)...
+        "raid" => {
+            let parameters = usize::try_from(number(1)?).ok()?;
+            // The first parameter is the size of a chunk. Others would move data about.
+            let chunk = sectors(2)?;
+            let words = target.arguments.get(2..2 + parameters)?;
+            if words
+                .iter()
+                .any(|word| matches!(word.as_str(), "delta_disks" | "data_offset" | "raid10_format"))
+            {
+                return None;
+            }
+            let devices = number(2 + parameters)?;
+            let level = Level::from_dm(argument(0)?, devices)?;
+            let member = |slot: u64| {
+                let index = 3 + parameters + 2 * usize::try_from(slot).ok()? + 1;
+                Some((below(index)?, 0))
+            };
+            md::spread(builder, level, chunk, devices, (target.start, target.length), &member)?;
+        }
+        _ => return None,
+    }
+    Some(())
+}

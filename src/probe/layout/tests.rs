@@ -1,0 +1,151 @@
+//! Layouts of stacked devices.
+
+use super::*;
+use crate::appliance::{DmTarget, MdArray, MdMember};
+
+fn device(path: &str, number: DeviceNumber, size: u64, kind: DeviceKind) -> BlockDevice {
+    BlockDevice { path: path.into(), number, size, kind }
+}
+
+fn target(start: u64, length: u64, line: &str) -> DmTarget {
+    let mut words = line.split(' ').map(str::to_owned);
+    DmTarget { start, length, kind: words.next().unwrap(), arguments: words.collect() }
+}
+
+fn disks(count: u32) -> Vec<BlockDevice> {
+    (0..count).map(|n| device(&format!("/dev/sd{n}"), (8, 16 * n), 1 << 20, DeviceKind::Disk)).collect()
+}
+
+fn inventory(targets: Vec<DmTarget>) -> Inventory {
+    let on = DeviceKind::Dm { targets: vec![target(0, 1024, "linear 253:0 2")] };
+    Inventory {
+        disks: disks(2),
+        partitions: vec![device(
+            "/dev/sda1",
+            (8, 1),
+            64 << 10,
+            DeviceKind::Partition { of: (8, 0), start: 4096 },
+        )],
+        volumes: vec![
+            device("/dev/vg/on", (253, 1), 1024, on),
+            device("/dev/vg/lv", (253, 0), 1 << 16, DeviceKind::Dm { targets }),
+        ],
+        ..Inventory::default()
+    }
+}
+
+/// The places of a device: disk, start, length.
+fn places(layout: &Layout) -> Vec<(u16, u64, u64)> {
+    layout.segments().map(|s| (s.disk, s.start.0, s.device.len())).collect()
+}
+
+#[test]
+fn a_volume_over_a_partition_and_a_disk() {
+    let all =
+        layouts(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
+    let lv = &all["/dev/vg/lv"];
+    assert_eq!(places(lv), [(1, 8192, 8192), (2, 8192, 4096)]);
+    // A volume that is stacked on a later one is found all the same.
+    assert_eq!(places(&all["/dev/vg/on"]), [(1, 9216, 1024)]);
+    let part = lv.part(Range::new(8000, 8300)).unwrap();
+    assert_eq!(part.len(), 2);
+    assert_eq!((part[1].disk, part[1].start), (2, DiskOffset(8192)));
+    assert_eq!(lv.part(Range::new(12000, 12289)), None);
+    let proofs = lv.proofs();
+    assert_eq!(proofs.len(), 4);
+    assert_eq!(proofs[1].at, DeviceOffset(8192 - 512));
+    assert_eq!(proofs[1].places, [(1, DiskRange::new(16384 - 512, 16384))]);
+}
+
+#[test]
+fn what_was_read_is_translated_back() {
+    let all =
+        layouts(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
+    let back = |ranges: &[(u16, u64, u64)]| {
+        let recording = ranges.iter().map(|&(disk, start, end)| (disk, DiskRange::new(start, end))).collect();
+        all["/dev/vg/lv"].to_device(&recording)
+    };
+    assert!(back(&[(1, 16000, 16384), (2, 8192, 9000)]).unwrap().iter().eq([Range::new(7808, 9000)]));
+    assert_eq!(back(&[(1, 8191, 9000)]), None);
+    assert_eq!(back(&[(1, 16000, 16385)]), None);
+    assert_eq!(back(&[(3, 0, 1)]), None);
+    assert_eq!(back(&[]), Some(RangeSet::new()));
+}
+
+#[test]
+fn stripes_alternate() {
+    let all = layouts(&inventory(vec![target(0, 20480, "striped 2 16 8:0 0 8:16 8")]));
+    assert_eq!(places(&all["/dev/vg/lv"]), [(1, 0, 8192), (2, 4096, 8192), (1, 8192, 4096)]);
+}
+
+#[test]
+fn mirrors_have_copies() {
+    for line in ["mirror core 1 1024 2 8:0 8 8:16 16", "raid raid1 3 0 region_size 4096 2 - 8:0 - 8:16"] {
+        let all = layouts(&inventory(vec![target(0, 4096, line)]));
+        let lv = &all["/dev/vg/lv"];
+        assert_eq!(lv.copy_count(), 2);
+        let starts: Vec<_> = lv.segments().map(|s| (s.disk, s.copy, s.device.len())).collect();
+        assert_eq!(starts, [(1, 0, 4096), (2, 1, 4096)]);
+        assert_eq!(lv.proofs().len(), 2);
+        assert_eq!(lv.proofs()[0].places.len(), 2);
+        let mut alone = lv.clone();
+        alone.retain_copies(|_, _| false);
+        assert_eq!(alone.copy_count(), 1);
+        assert_eq!(alone.by_disk.len(), 1);
+    }
+}
+
+#[test]
+fn what_the_tables_do_not_tell_is_absent() {
+    for line in [
+        "thin 253:5 1",
+        "raid raid1 3 0 region_size 4096 2 253:1 253:2 253:3 253:4",
+        "linear 8:1",
+        "linear 8:99 0",
+    ] {
+        assert!(!layouts(&inventory(vec![target(0, 4096, line)])).contains_key("/dev/vg/lv"), "{line}");
+    }
+    // Nor is what would lie past the end of the lower device.
+    assert!(!layouts(&inventory(vec![target(0, 1 << 20, "linear 8:1 8")])).contains_key("/dev/vg/lv"));
+    assert!(layouts(&inventory(Vec::new())).contains_key("/dev/sda1"));
+}
+
+fn array(
+    level: &str,
+    chunk: u64,
+    layout: u64,
+    members: &[u32],
+    disks_in_all: u64,
+    size: u64,
+) -> Option<Layout> {
+    let members = members
+        .iter()
+        .map(|&n| MdMember { slot: n.into(), device: (8, 16 * n), offset: 4096, size: 64 << 10 })
+        .collect();
+    let array = MdArray { level: level.into(), disks: disks_in_all, chunk, layout, members };
+    let inventory = Inventory {
+        disks: disks(4),
+        others: vec![device("/dev/md0", (9, 0), size, DeviceKind::Md(array))],
+        ..Inventory::default()
+    };
+    layouts(&inventory).remove("/dev/md0")
+}
+
+#[test]
+fn arrays() {
+    let raid1 = array("raid1", 0, 0, &[0, 1], 2, 8192).unwrap();
+    assert_eq!(places(&raid1), [(1, 4096, 8192), (2, 4096, 8192)]);
+    let raid0 = array("raid0", 4096, 0, &[0, 1], 2, 12288).unwrap();
+    assert_eq!(places(&raid0), [(1, 4096, 4096), (2, 4096, 4096), (1, 8192, 4096)]);
+    let linear = array("linear", 0, 0, &[0, 1], 2, (64 << 10) + 512).unwrap();
+    assert_eq!(places(&linear), [(1, 4096, 64 << 10), (2, 4096, 512)]);
+    let raid5 = array("raid5", 4096, 2, &[0, 1, 2], 3, 16384).unwrap();
+    assert_eq!(places(&raid5), [(1, 4096, 4096), (2, 4096, 4096), (3, 8192, 4096), (1, 8192, 4096)]);
+    // A mirror does without one of its members, a parity array's chunks are then in no one place.
+    assert_eq!(places(&array("raid1", 0, 0, &[1], 2, 8192).unwrap()), [(2, 4096, 8192)]);
+    assert_eq!(array("raid5", 4096, 2, &[0, 2], 3, 16384), None);
+    assert_eq!(array("multipath", 0, 0, &[0], 1, 512), None);
+    let raid10 = array("raid10", 4096, 0x102, &[0, 1, 2, 3], 4, 8192).unwrap();
+    assert_eq!(places(&raid10), [(1, 4096, 4096), (3, 4096, 4096), (2, 4096, 4096), (4, 4096, 4096)]);
+    assert!(raid10.part(Range::new(0, 8192)).is_some_and(|parts| parts.len() == 4));
+}
