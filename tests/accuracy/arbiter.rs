@@ -217,15 +217,17 @@ fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rul
     let content = &bytes_of(name, rules.compressible)[..length];
     let places: Vec<_> =
         mapped.iter().flat_map(|(disk, ranges)| ranges.iter().map(|r| (*disk, r.clone()))).collect();
-    if places.is_empty() {
+    if places.is_empty() && !rules.packed {
         return Verdict::Without("inside metadata");
     }
-    let right = places.iter().all(|(disk, range)| {
-        let bytes = scan.read((*disk, range.start), SECTOR);
-        range.end - range.start <= rules.block
-            && bytes.starts_with(content)
-            && bytes[length..].iter().all(|b| *b == 0)
-    });
+    // Inside a block that files share they cannot be told from other bytes.
+    let right = !places.is_empty()
+        && places.iter().all(|(disk, range)| {
+            let bytes = scan.read((*disk, range.start), SECTOR);
+            range.end - range.start <= rules.block
+                && bytes.starts_with(content)
+                && bytes[length..].iter().all(|b| *b == 0)
+        });
     // How many copies there are, the oracle cannot tell.
     if right {
         return Verdict::Exact;

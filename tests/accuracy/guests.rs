@@ -404,34 +404,34 @@ pub fn lvm() -> Guest {
         (
             "LVM linear, segments on three disks",
             "lvm-linear",
-            "lv -L 10M -n linear vg /dev/sda1\nlvextend -q -L +12M vg/linear /dev/sdc\nlvextend -q -L +10M vg/linear /dev/sda2",
+            "lv -L 10M -n v-linear vg /dev/sda1\nlvextend -q -L +12M vg/v-linear /dev/sdc\nlvextend -q -L +10M vg/v-linear /dev/sda2",
         ),
-        ("LVM striped", "lvm-striped", "lv -L 32M -i 3 -I 16k -n striped vg /dev/sda1 /dev/sdb1 /dev/sdc"),
-        ("LVM thin", "lvm-thin", "lv -L 40M -T vg/pool -c 64k\nlv -V 32M -T vg/pool -n thin"),
-        ("LVM snapshot and its origin", "lvm-snapshot", "lv -L 32M -n snapshot vg"),
+        ("LVM striped", "lvm-striped", "lv -L 32M -i 3 -I 16k -n v-striped vg /dev/sda1 /dev/sdb1 /dev/sdc"),
+        ("LVM thin", "lvm-thin", "lv -L 40M -T vg/pool -c 64k\nlv -V 32M -T vg/pool -n v-thin"),
+        ("LVM snapshot and its origin", "lvm-snapshot", "lv -L 32M -n v-snapshot vg"),
         (
             "LVM raid1",
             "lvm-raid1",
-            "lv --type raid1 -m 1 -L 32M -n raid1 vg /dev/sda1 /dev/sdb1\nsynced vg/raid1",
+            "lv --type raid1 -m 1 -L 32M -n v-raid1 vg /dev/sda1 /dev/sdb1\nsynced vg/v-raid1",
         ),
         (
             "LVM mirror",
             "lvm-mirror",
-            "lv --type mirror -m 1 --mirrorlog core -L 32M -n mirror vg /dev/sda1 /dev/sdb1\nsynced vg/mirror",
+            "lv --type mirror -m 1 --mirrorlog core -L 32M -n v-mirror vg /dev/sda1 /dev/sdb1\nsynced vg/v-mirror",
         ),
         (
             "LVM raid5",
             "lvm-raid5",
-            "lv --type raid5 -i 2 -L 32M -n raid5 vg /dev/sda1 /dev/sdb1 /dev/sdc\nsynced vg/raid5",
+            "lv --type raid5 -i 2 -L 32M -n v-raid5 vg /dev/sda1 /dev/sdb1 /dev/sdc\nsynced vg/v-raid5",
         ),
         (
             "LVM cache",
             "lvm-cache",
-            "lv -L 32M -n cache vg /dev/sda1\nlv --type cache-pool -L 16M -n fast vg /dev/sdc\nlvconvert -q -y --type cache --cachemode writethrough --cachepool vg/fast vg/cache",
+            "lv -L 32M -n v-cache vg /dev/sda1\nlv --type cache-pool -L 16M -n fast vg /dev/sdc\nlvconvert -q -y --type cache --cachemode writethrough --cachepool vg/fast vg/v-cache",
         ),
     ] {
         g.run(create);
-        let device = format!("/dev/vg/{}", slug.trim_start_matches("lvm-"));
+        let device = format!("/dev/vg/v-{}", slug.trim_start_matches("lvm-"));
         if slug == "lvm-raid5" {
             g.run(&noise(&device));
         }
@@ -441,11 +441,11 @@ pub fn lvm() -> Guest {
             "lvm-cache" => row.rules.copies = Copies::Any,
             "lvm-snapshot" => {
                 row.instances = 2;
-                g.run("lv -L 16M -s -n later vg/snapshot");
+                g.run("lv -L 16M -s -n later vg/v-snapshot");
             }
             "lvm-thin" => {
                 row.instances = 2;
-                g.run("lv -s -kn -n thinner vg/thin");
+                g.run("lv -s -kn -n thinner vg/v-thin");
             }
             _ => {}
         }
