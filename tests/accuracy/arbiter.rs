@@ -16,9 +16,21 @@ pub type Place = (u32, u64);
 /// Ranges on a guest's disks, normalised for each.
 pub type Ranges = BTreeMap<u32, Vec<Range>>;
 
+/// What is encrypted on a guest's disks.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    /// Where it is in the clear.
+    pub at: Place,
+    /// How many bytes there are at most.
+    pub length: u64,
+    /// Where it lies encrypted, in each copy.
+    pub copies: Vec<Place>,
+}
+
 /// The disks of a guest, and where on them the sectors of patterns stand.
 pub struct Scan {
     disks: Vec<File>,
+    plain: Vec<Plain>,
     found: BTreeMap<SectorName, Vec<Place>>,
     /// The same for what is compressed: the bytes that must be read to have a sector.
     frames: BTreeMap<SectorName, Vec<(Place, u64)>>,
@@ -26,7 +38,7 @@ pub struct Scan {
 
 impl Scan {
     /// Looks for patterns at every byte of the raw images `disks`.
-    pub fn of<P: AsRef<Path>>(disks: &[P]) -> Self {
+    pub fn of<P: AsRef<Path>>(disks: &[P], plain: &[Plain]) -> Self {
         let disks: Vec<File> = disks.iter().map(|disk| File::open(disk).unwrap()).collect();
         let mut found: BTreeMap<SectorName, Vec<Place>> = BTreeMap::new();
         let finder = memchr::memmem::Finder::new(&MAGIC);
@@ -50,7 +62,7 @@ impl Scan {
                 at += 1 << 20;
             }
         }
-        Self { disks, found, frames: BTreeMap::new() }
+        Self { disks, plain: plain.to_vec(), found, frames: BTreeMap::new() }
     }
 
     /// Looks for patterns in what is compressed, too.
@@ -70,13 +82,30 @@ impl Scan {
         self.frames = frames;
     }
 
-    /// Bytes of a disk, cut short by its end.
-    pub fn read(&self, (disk, at): Place, length: usize) -> Vec<u8> {
+    /// Bytes of a disk, decrypted where they are encrypted, cut short by its end.
+    fn read(&self, (mut disk, mut at): Place, length: usize) -> Vec<u8> {
+        for plain in &self.plain {
+            let mut copies = plain.copies.iter();
+            let within = |copy: &&Place| copy.0 == disk && (copy.1..copy.1 + plain.length).contains(&at);
+            if let Some(copy) = copies.find(within) {
+                (disk, at) = (plain.at.0, plain.at.1 + (at - copy.1));
+                break;
+            }
+        }
         let file = &self.disks[disk as usize - 1];
         let size = file.metadata().unwrap().len();
         let mut bytes = vec![0; length.min(size.saturating_sub(at) as usize)];
         file.read_exact_at(&mut bytes, at).unwrap();
         bytes
+    }
+
+    /// Where on the disks a place lies that may be one of what is encrypted.
+    fn encrypted(&self, place: Place) -> Vec<Place> {
+        let (disk, at) = place;
+        let within =
+            |plain: &&Plain| plain.at.0 == disk && (plain.at.1..plain.at.1 + plain.length).contains(&at);
+        let Some(plain) = self.plain.iter().find(within) else { return vec![place] };
+        plain.copies.iter().map(|copy| (copy.0, copy.1 + (at - plain.at.1))).collect()
     }
 
     /// The first sector of a pattern in `ranges`.
@@ -101,9 +130,12 @@ impl Scan {
         let whole = bytes_of(name, compressible);
         let places = self.found.get(&name).into_iter().flatten().copied();
         let right = places.filter(|place| self.read(*place, length) == whole[..length]);
-        right.map(|place| (place, length as u64)).collect()
+        right.flat_map(|place| self.encrypted(place)).map(|place| (place, length as u64)).collect()
     }
 }
+
+/// Fewer bytes of a sector cannot be told from anything else.
+const SHORTEST: usize = 16;
 
 /// What a row of the table expects, besides the files.
 #[derive(Clone, Copy, Debug)]
@@ -142,61 +174,64 @@ pub enum Verdict {
     Wrong(String),
 }
 
+/// Where the sectors of a file were seen.
+#[derive(Default)]
+struct Seen {
+    /// Every place of every sector that lies in a block of files' data.
+    places: Vec<(Place, u64)>,
+    /// Sectors of which the map names no place.
+    unnamed: usize,
+    /// Sectors that lie in metadata.
+    inside: usize,
+    /// Sectors that were not found.
+    hidden: usize,
+}
+
+impl Seen {
+    fn of(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Self {
+        let mut seen = Self::default();
+        let is_named = total(mapped) > 0;
+        // Shorter ones could not be told from anything else.
+        for (name, length) in file.sectors().into_iter().filter(|(_, length)| *length >= SHORTEST) {
+            let mut places = scan.places(name, length, rules.compressible);
+            if places.is_empty() && !is_named {
+                // Inside metadata a file may lie in pieces, of which the first is large enough.
+                places = scan.places(name, length.min(2 * SHORTEST), rules.compressible);
+            }
+            let is_named = places.iter().any(|&(place, length)| contains(mapped, place, length));
+            // Of the copies that a tree keeps of a file inside it, one may begin with a sector by chance.
+            let is_inside = places.iter().any(|((_, at), _)| at % SECTOR as u64 != 0);
+            if places.is_empty() {
+                seen.hidden += 1;
+            } else if is_inside && !is_named && !rules.packed {
+                seen.inside += 1;
+            } else {
+                seen.unnamed += usize::from(!is_named);
+                seen.places.extend(places);
+            }
+        }
+        seen
+    }
+}
+
 /// Judges what the map says of a file.
 pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
-    let named = total(mapped);
-    let mut all: Vec<(Place, u64)> = Vec::new();
-    let mut unnamed = 0;
-    let (mut hidden, mut inside, mut aligned, mut is_inside) = (0, 0, 0, false);
     let sectors = file.sectors();
-    for &(name, length) in &sectors {
-        if length < 16 {
-            // Too short to be told from anything else.
-            continue;
-        }
-        let mut places = scan.places(name, length, rules.compressible);
-        if places.is_empty() && named == 0 {
-            // Inside metadata a file may lie in pieces, of which the first is large enough.
-            places = scan.places(name, length.min(32), rules.compressible);
-        }
-        if places.is_empty() {
-            hidden += 1;
-            continue;
-        }
-        is_inside |= places.iter().any(|((_, at), _)| at % SECTOR as u64 != 0);
-        match places.iter().any(|((_, at), _)| at % SECTOR as u64 == 0) {
-            true => aligned += 1,
-            false => inside += 1,
-        }
-        unnamed += usize::from(!places.iter().any(|&(place, length)| contains(mapped, place, length)));
-        all.extend(places);
+    if !sectors.is_empty() && sectors.iter().all(|(_, length)| *length < SHORTEST) {
+        return judge_tiny(scan, &sectors, mapped, rules);
     }
-    // Of the copies that a tree keeps of a file inside it, one may begin with a sector by chance.
-    if is_inside && named == 0 && !rules.packed {
-        return Verdict::Without("inside metadata");
+    let seen = Seen::of(scan, file, mapped, rules);
+    if seen.hidden == sectors.len() && seen.hidden > 0 {
+        return Verdict::Unseen("not in the clear");
     }
-    if aligned == 0 {
-        if sectors.is_empty() {
-            return match named {
-                0 => Verdict::Without("no data"),
-                _ => Verdict::Wrong(format!("has no data, but the map names {named} bytes: {mapped:x?}")),
-            };
-        }
-        if sectors.iter().all(|(_, length)| *length < 16) {
-            return judge_tiny(scan, &sectors, mapped, rules);
-        }
-        if hidden > 0 {
-            return Verdict::Unseen(if rules.compressible { "compressed" } else { "not in the clear" });
-        }
-    } else if hidden > 0 {
-        return Verdict::Wrong(format!("the oracle finds only {aligned} of {} sectors", sectors.len()));
+    if seen.hidden > 0 {
+        return Verdict::Wrong(format!("the oracle misses {} of {} sectors", seen.hidden, sectors.len()));
     }
-
-    let all = ranges_of(&all);
+    let all = ranges_of(&seen.places);
     let extra = subtract(mapped, &with_slack(&all, rules.block));
     let missing = subtract(&all, mapped);
     let (extra_bytes, missing_bytes) = (total(&extra), total(&missing));
-    if extra_bytes > 0 || unnamed > 0 {
+    if extra_bytes > 0 || seen.unnamed > 0 {
         return Verdict::Wrong(format!(
             "oracle {}; map {}; {missing_bytes} bytes missing, {extra_bytes} too many ({})",
             show(&all),
@@ -205,10 +240,18 @@ pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Ver
         ));
     }
     let slack = subtract(mapped, &all);
-    if let Some((place, name)) = scan.pattern_in(&slack).filter(|_| inside == 0) {
+    if let Some((place, name)) = scan.pattern_in(&slack).filter(|_| !rules.packed) {
         return Verdict::Wrong(format!("map {}: at {place:x?} is {name:?}", show(mapped)));
     }
-    if missing_bytes == 0 || rules.copies == Copies::Any { Verdict::Exact } else { Verdict::OneCopy }
+    if missing_bytes > 0 && rules.copies == Copies::All {
+        return Verdict::OneCopy;
+    }
+    match (sectors.len(), seen.inside) {
+        (0, _) => Verdict::Without("no data"),
+        (all, inside) if inside == all => Verdict::Without("inside metadata"),
+        (_, 0) => Verdict::Exact,
+        _ => Verdict::Without("in part inside metadata"),
+    }
 }
 
 /// A file of a few bytes: what the map names must begin with them.

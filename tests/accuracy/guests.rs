@@ -2,7 +2,7 @@
 //!
 //! Each is made once, by one appliance, from a script of its own, and kept under `target/fixtures`.
 
-use crate::arbiter::{Copies, Rules};
+use crate::arbiter::{Copies, Plain, Rules};
 use crate::common::{cache, guestfish, tools};
 use crate::population::{self, Abilities, Blob, TestFile};
 use std::fmt::Write as _;
@@ -20,8 +20,6 @@ pub struct Row {
     pub rules: Rules,
     /// On how many devices each path is to be found: 2 where there is a snapshot.
     pub instances: usize,
-    /// What keeps the row from being measured, where something does.
-    pub blocked: Option<&'static str>,
 }
 
 /// A guest to be.
@@ -37,6 +35,10 @@ pub struct Guest {
     pub tools: Vec<&'static str>,
     /// Its rows.
     pub rows: Vec<Row>,
+    /// What the program is told besides the images.
+    pub options: Vec<&'static str>,
+    /// What is encrypted on its disks.
+    pub plain: Vec<Plain>,
 }
 
 struct Disk {
@@ -64,6 +66,8 @@ impl Guest {
             blob: Blob::default(),
             tools: vec!["guestfish", "sfdisk"],
             rows: Vec::new(),
+            options: Vec::new(),
+            plain: Vec::new(),
         }
     }
 
@@ -100,7 +104,7 @@ impl Guest {
 
     fn row(&mut self, name: &'static str, files: Vec<TestFile>, can: Abilities, block: u64) -> &mut Row {
         let rules = Rules { block, copies: Copies::All, compressible: can.compressible, packed: false };
-        self.rows.push(Row { name, files, rules, instances: 1, blocked: None });
+        self.rows.push(Row { name, files, rules, instances: 1 });
         self.rows.last_mut().unwrap()
     }
 
@@ -176,9 +180,24 @@ impl Guest {
         guestfish::run(dir, &script);
     }
 
-    /// The formats of its disks.
+    /// Copies what the open encrypted device `name` holds to the last disk; its data begin at these MiB of
+    /// these disks, and are at most so many MiB.
+    fn in_clear(&mut self, name: &str, copies: &[(u32, u64)], size: u64) {
+        let at = self.plain.iter().map(|plain| plain.length).sum::<u64>();
+        let disk = self.disks.len() as u32;
+        let device = char::from(b'a' + disk as u8 - 1);
+        self.run(&format!(
+            "sync\ndd status=none if=/dev/mapper/{name} of=/dev/sd{device} bs=1M seek={}",
+            at / MIB
+        ));
+        let copies = copies.iter().map(|(disk, at)| (*disk, at * MIB)).collect();
+        self.plain.push(Plain { at: (disk, at), length: size * MIB, copies });
+    }
+
+    /// The formats of its disks that the program gets.
     pub fn formats(&self) -> Vec<&'static str> {
-        self.disks.iter().map(|disk| disk.format).collect()
+        let given = self.disks.len() - usize::from(!self.plain.is_empty());
+        self.disks[..given].iter().map(|disk| disk.format).collect()
     }
 }
 
@@ -495,21 +514,39 @@ pub fn md() -> Guest {
     g
 }
 
-/// Encryption.
+/// Encryption. What the encrypted devices hold in the clear is copied to a third disk, which the oracle looks
+/// at and the program does not get.
 pub fn luks() -> Guest {
     let mut g = Guest::new("luks");
     g.gpt(&[40, 48, 60]);
     g.gpt(&[60]);
-    g.run("luks() { printf secret | cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \"$@\" -; }");
+    g.disk(200);
+    g.options.extend(["--key", "all:key:secret"]);
+    g.run(
+        "luks() { printf secret | cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \"$@\" -; }",
+    );
     g.run("open() { printf secret | cryptsetup open $1 $2 -d -; }");
-    for (part, name, slug, kind) in [(1, "LUKS1", "luks1", "luks1"), (2, "LUKS2", "luks2", "luks2")] {
-        g.run(&format!("luks --type {kind} /dev/sda{part}\nopen /dev/sda{part} {slug}\nmkfs.ext4 -q -b 4096 /dev/mapper/{slug}"));
-        g.fill(name, slug, &format!("/dev/mapper/{slug}"), UNIX, 4096).blocked = Some("needs a key");
+    // The last word is where the data begin, in sectors.
+    for (part, name, slug, kind) in [
+        (1, "LUKS1", "luks1", "--type luks1 --offset 4096"),
+        (2, "LUKS2", "luks2", "--type luks2 --offset 32768"),
+    ] {
+        g.run(&format!("luks {kind} /dev/sda{part}\nopen /dev/sda{part} {slug}"));
+        g.run(&format!("mkfs.ext4 -q -b 4096 /dev/mapper/{slug}"));
+        g.fill(name, slug, &format!("/dev/mapper/{slug}"), UNIX, 4096);
+        let data = if part == 1 { 1 + 2 } else { 41 + 16 };
+        g.in_clear(slug, &[(1, data)], 40);
         g.run(&format!("cryptsetup close {slug}"));
     }
-    g.run("mdadm --create /dev/md/0 --run --quiet --metadata=1.2 --homehost=any --assume-clean --bitmap=none --level=1 --raid-devices=2 /dev/sda3 /dev/sdb1");
-    g.run("luks --type luks2 /dev/md/0\nopen /dev/md/0 crypt\npvcreate -q /dev/mapper/crypt\nvgcreate -q -s 1M cvg /dev/mapper/crypt\nlvcreate -q -y -L 24M -n lv cvg\nmkfs.ext4 -q -b 4096 /dev/cvg/lv");
-    g.fill("LVM over LUKS over md", "luks-stack", "/dev/cvg/lv", UNIX, 4096).blocked = Some("needs a key");
-    g.run("vgchange -q -an cvg\ncryptsetup close crypt\nmdadm --stop --quiet /dev/md/0");
+    g.run(
+        "mdadm --create /dev/md/0 --run --quiet --metadata=1.2 --homehost=any --assume-clean --bitmap=none --data-offset=1024 --level=1 --raid-devices=2 /dev/sda3 /dev/sdb1",
+    );
+    g.run("luks --type luks2 --offset 32768 /dev/md/0\nopen /dev/md/0 crypt");
+    g.run("pvcreate -q /dev/mapper/crypt\nvgcreate -q -s 1M cvg /dev/mapper/crypt\nlvcreate -q -y -L 24M -n lv cvg");
+    g.run("mkfs.ext4 -q -b 4096 /dev/cvg/lv");
+    g.fill("LVM over LUKS over md raid1", "luks-stack", "/dev/cvg/lv", UNIX, 4096);
+    g.run("vgchange -q -an cvg");
+    g.in_clear("crypt", &[(1, 89 + 1 + 16), (2, 1 + 1 + 16)], 48);
+    g.run("cryptsetup close crypt\nmdadm --stop --quiet /dev/md/0");
     g
 }

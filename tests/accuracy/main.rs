@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         if !is_chosen || !common::tools::installed(&guest.tools) {
             continue;
         }
-        let measured = table::measure(&guest, &[]);
+        let measured = table::measure(&guest);
         for line in &measured {
             for (path, how) in line.wrong.iter().take(SHOWN) {
                 println!("{}: {path}: {how}", line.name);

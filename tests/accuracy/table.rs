@@ -26,8 +26,8 @@ pub struct Line {
 /// The map's lines of type `f`: by path, and under it by device.
 type Files = BTreeMap<String, BTreeMap<String, Ranges>>;
 
-/// Maps a guest with these options and judges its rows.
-pub fn measure(guest: &Guest, options: &[&str]) -> Vec<Line> {
+/// Maps a guest and judges its rows.
+pub fn measure(guest: &Guest) -> Vec<Line> {
     let raw = guest.images();
     let staging = tempfile::tempdir().unwrap();
     let images: Vec<PathBuf> = (raw.iter().zip(guest.formats()).enumerate())
@@ -42,7 +42,7 @@ pub fn measure(guest: &Guest, options: &[&str]) -> Vec<Line> {
         })
         .collect();
     let args = images.iter().map(|image| image.as_os_str());
-    let rest = ["-o", "out.bmap"].iter().chain(options).map(std::ffi::OsStr::new);
+    let rest = ["-o", "out.bmap"].iter().chain(&guest.options).map(std::ffi::OsStr::new);
     let run = sandbox::run(args.chain(rest));
     assert!(matches!(run.code(), 0 | 3), "{}: {}", guest.name, run.stderr);
     let map = run.read("out.bmap");
@@ -52,7 +52,7 @@ pub fn measure(guest: &Guest, options: &[&str]) -> Vec<Line> {
         std::fs::write(at("stderr"), &run.stderr).unwrap();
     }
     let files = files_of(&map);
-    let mut scan = Scan::of(&raw);
+    let mut scan = Scan::of(&raw, &guest.plain);
     if guest.rows.iter().any(|row| row.rules.compressible) {
         scan.decompress();
     }
@@ -71,7 +71,7 @@ fn line(row: &Row, scan: &Scan, mapped: &Files) -> Line {
     let slug = row.files[0].names[0].split('/').nth(1).unwrap();
     let prefix = format!("/{slug}/");
     if !mapped.keys().any(|path| path.starts_with(&prefix)) {
-        line.blocked = Some(row.blocked.unwrap_or("not in the map").to_owned());
+        line.blocked = Some(String::from("not in the map"));
         return line;
     }
     let nothing = BTreeMap::from([(String::from("no device"), Ranges::new())]);
