@@ -457,7 +457,7 @@ pub fn lvm() -> Guest {
         g.run(&format!("mkfs.ext4 -q -b 4096 -E nodiscard {device}"));
         let row = g.fill(name, slug, &device, UNIX, 4096);
         match slug {
-            "lvm-cache" => row.rules.copies = Copies::Any,
+            "lvm-cache" | "lvm-raid5" => row.rules.copies = Copies::Any,
             "lvm-snapshot" => {
                 row.instances = 2;
                 g.run("lv -L 16M -s -n later vg/v-snapshot");
@@ -473,8 +473,8 @@ pub fn lvm() -> Guest {
     g
 }
 
-/// Fills a device with noise. Where all but one block of a stripe are zeroes, its parity is that one block
-/// once more, and the oracle takes it for a copy.
+/// Fills a device with noise. Where all but one block of a stripe are zeroes, as free space is, its parity is
+/// that one block once more, and the oracle takes it for a copy. (The zeroes after the ends of files remain.)
 fn noise(device: &str) -> String {
     format!("dd status=none if=/dev/urandom of={device} bs=1M 2>/dev/null || true")
 }
@@ -501,11 +501,14 @@ pub fn md() -> Guest {
         ("md raid0 on whole disks", "md-disks0", 10, "--level=0 --chunk=64 --raid-devices=2 /dev/sd[gh]"),
     ] {
         g.run(&format!("md {number} {create}"));
-        if ["md-raid4", "md-raid5", "md-raid6"].contains(&slug) {
+        if (5..=7).contains(&number) {
             g.run(&noise(&format!("/dev/md/{number}")));
         }
         g.run(&format!("mkfs.ext4 -q -b 4096 -E nodiscard /dev/md/{number}"));
-        g.fill(name, slug, &format!("/dev/md/{number}"), UNIX, 4096);
+        let row = g.fill(name, slug, &format!("/dev/md/{number}"), UNIX, 4096);
+        if (5..=7).contains(&number) {
+            row.rules.copies = Copies::Any;
+        }
         g.run(&format!("mdadm --stop --quiet /dev/md/{number}"));
     }
     g.run("md 8 --bitmap=none --level=1 --raid-devices=2 /dev/sd[ab]8\npvcreate -q /dev/md/8\nvgcreate -q -s 1M mdvg /dev/md/8\nlvcreate -q -y -L 20M -n lv mdvg\nmkfs.ext4 -q -b 4096 /dev/mdvg/lv");
