@@ -1,0 +1,337 @@
+//! The oracle that needs no parser: it looks for the patterns on the disks, and judges a map by them.
+
+use crate::common::ranges::{Range, bytes, difference, normalise};
+use crate::common::special::{MAGIC, SECTOR};
+use crate::compressed;
+use crate::population::{SectorName, TestFile, bytes_of, name_in};
+use rustix::fs::{SeekFrom, seek};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A byte of a guest: number of the disk, from 1, and offset.
+pub type Place = (u32, u64);
+
+/// Ranges on a guest's disks, normalised for each.
+pub type Ranges = BTreeMap<u32, Vec<Range>>;
+
+/// What is encrypted on a guest's disks.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    /// Where it is in the clear.
+    pub at: Place,
+    /// How many bytes there are at most.
+    pub length: u64,
+    /// Where it lies encrypted, in each copy.
+    pub copies: Vec<Place>,
+}
+
+/// The disks of a guest, and where on them the sectors of patterns stand.
+pub struct Scan {
+    disks: Vec<File>,
+    plain: Vec<Plain>,
+    found: BTreeMap<SectorName, Vec<Place>>,
+    /// The same for what is compressed: the bytes that must be read to have a sector.
+    frames: BTreeMap<SectorName, Vec<(Place, u64)>>,
+}
+
+impl Scan {
+    /// Looks for patterns at every byte of the raw images `disks`.
+    pub fn of<P: AsRef<Path>>(disks: &[P], plain: &[Plain]) -> Self {
+        let disks: Vec<File> = disks.iter().map(|disk| File::open(disk).unwrap()).collect();
+        let mut found: BTreeMap<SectorName, Vec<Place>> = BTreeMap::new();
+        let finder = memchr::memmem::Finder::new(&MAGIC);
+        let mut buffer = vec![0; (1 << 20) + SECTOR];
+        for (disk, file) in (1..).zip(&disks) {
+            let size = file.metadata().unwrap().len();
+            let mut at = 0;
+            while at < size {
+                // Holes hold nothing.
+                at = match seek(file, SeekFrom::Data(at)) {
+                    Ok(data) => data,
+                    Err(_) => break,
+                };
+                let part = &mut buffer[..(size - at).min((1 << 20) + SECTOR as u64) as usize];
+                file.read_exact_at(part, at).unwrap();
+                for hit in finder.find_iter(part).take_while(|hit| *hit < 1 << 20) {
+                    if let Some(name) = name_in(&part[hit..]) {
+                        found.entry(name).or_default().push((disk, at + hit as u64));
+                    }
+                }
+                at += 1 << 20;
+            }
+        }
+        Self { disks, plain: plain.to_vec(), found, frames: BTreeMap::new() }
+    }
+
+    /// Looks for patterns in what is compressed, too.
+    pub fn decompress(&mut self) {
+        let mut frames: BTreeMap<SectorName, Vec<(Place, u64)>> = BTreeMap::new();
+        for (disk, file) in (1..).zip(&self.disks) {
+            for (at, length, content) in compressed::frames(file) {
+                for bytes in content.windows(16).filter(|bytes| bytes.starts_with(&MAGIC)) {
+                    let name = name_in(bytes).unwrap();
+                    let places = frames.entry(name).or_default();
+                    if places.last() != Some(&((disk, at), length)) {
+                        places.push(((disk, at), length));
+                    }
+                }
+            }
+        }
+        self.frames = frames;
+    }
+
+    /// Bytes of a disk, decrypted where they are encrypted, cut short by its end.
+    fn read(&self, (mut disk, mut at): Place, length: usize) -> Vec<u8> {
+        for plain in &self.plain {
+            let mut copies = plain.copies.iter();
+            let within = |copy: &&Place| copy.0 == disk && (copy.1..copy.1 + plain.length).contains(&at);
+            if let Some(copy) = copies.find(within) {
+                (disk, at) = (plain.at.0, plain.at.1 + (at - copy.1));
+                break;
+            }
+        }
+        let file = &self.disks[disk as usize - 1];
+        let size = file.metadata().unwrap().len();
+        let mut bytes = vec![0; length.min(size.saturating_sub(at) as usize)];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    }
+
+    /// Where on the disks a place lies that may be one of what is encrypted.
+    fn encrypted(&self, place: Place) -> Vec<Place> {
+        let (disk, at) = place;
+        let within =
+            |plain: &&Plain| plain.at.0 == disk && (plain.at.1..plain.at.1 + plain.length).contains(&at);
+        let Some(plain) = self.plain.iter().find(within) else { return vec![place] };
+        plain.copies.iter().map(|copy| (copy.0, copy.1 + (at - plain.at.1))).collect()
+    }
+
+    /// The first sector of a pattern in `ranges`.
+    fn pattern_in(&self, ranges: &Ranges) -> Option<(Place, SectorName)> {
+        for (disk, list) in ranges {
+            for range in list {
+                for at in (range.start.next_multiple_of(SECTOR as u64)..range.end).step_by(SECTOR) {
+                    if let Some(name) = name_in(&self.read((*disk, at), SECTOR)) {
+                        return Some(((*disk, at), name));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Where `length` bytes of a sector stand: places, and how much there belongs to it.
+    fn places(&self, name: SectorName, length: usize, compressible: bool) -> Vec<(Place, u64)> {
+        if compressible && let Some(frames) = self.frames.get(&name) {
+            return frames.clone();
+        }
+        let whole = bytes_of(name, compressible);
+        let places = self.found.get(&name).into_iter().flatten().copied();
+        let right = places.filter(|place| self.read(*place, length) == whole[..length]);
+        right.flat_map(|place| self.encrypted(place)).map(|place| (place, length as u64)).collect()
+    }
+}
+
+/// No block of metadata is larger. The one that a file lies in may be named as the file's.
+const NODE: u64 = 16 << 10;
+
+/// Fewer bytes of a sector cannot be told from anything else.
+const SHORTEST: usize = 16;
+
+/// What a row of the table expects, besides the files.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Bytes in a block: a file's last block may be named whole.
+    pub block: u64,
+    /// Which copies of a block the map must name.
+    pub copies: Copies,
+    /// Whether contents compress.
+    pub compressible: bool,
+    /// Whether files share blocks that hold nothing but files' data.
+    pub packed: bool,
+}
+
+/// Which copies of a block the map must name, where there are several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copies {
+    /// All of them.
+    All,
+    /// The one that is in use; others are left over, and cannot be told from it.
+    Any,
+}
+
+/// What is to be said of one file in the map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// The map names its blocks and nothing else.
+    Exact,
+    /// It has no blocks of its own, for this reason, and the map names none.
+    Without(&'static str),
+    /// The oracle does not see it: its bytes are not in the clear.
+    Unseen(&'static str),
+    /// One copy of each block is named exactly, others are not.
+    OneCopy,
+    /// The map is wrong.
+    Wrong(String),
+}
+
+/// Where the sectors of a file were seen.
+#[derive(Default)]
+struct Seen {
+    /// Every place of every sector that lies in a block of files' data.
+    places: Vec<(Place, u64)>,
+    /// Sectors of which the map names no place.
+    unnamed: usize,
+    /// Sectors that lie in metadata.
+    inside: usize,
+    /// Where, as far as the map names the place.
+    held: Vec<(Place, u64)>,
+    /// Sectors that were not found.
+    hidden: usize,
+}
+
+impl Seen {
+    fn of(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Self {
+        let mut seen = Self::default();
+        let is_named = total(mapped) > 0;
+        // Shorter ones could not be told from anything else.
+        for (name, length) in file.sectors().into_iter().filter(|(_, length)| *length >= SHORTEST) {
+            let mut places = scan.places(name, length, rules.compressible);
+            if places.is_empty() && !is_named {
+                // Inside metadata a file may lie in pieces, of which the first is large enough.
+                places = scan.places(name, length.min(2 * SHORTEST), rules.compressible);
+            }
+            let named: Vec<_> =
+                places.iter().copied().filter(|(place, length)| contains(mapped, *place, *length)).collect();
+            // Of the copies that a tree keeps of a file inside it, one may begin with a sector by chance.
+            let is_inside = places.iter().any(|((_, at), _)| at % SECTOR as u64 != 0);
+            if places.is_empty() {
+                seen.hidden += 1;
+            } else if is_inside && !rules.packed {
+                seen.inside += 1;
+                seen.held.extend(named);
+            } else {
+                seen.unnamed += usize::from(named.is_empty());
+                seen.places.extend(places);
+            }
+        }
+        seen
+    }
+}
+
+/// Judges what the map says of a file.
+pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
+    let sectors = file.sectors();
+    if !sectors.is_empty() && sectors.iter().all(|(_, length)| *length < SHORTEST) {
+        return judge_tiny(scan, &sectors, mapped, rules);
+    }
+    let seen = Seen::of(scan, file, mapped, rules);
+    if seen.hidden == sectors.len() && seen.hidden > 0 {
+        return Verdict::Unseen("not in the clear");
+    }
+    if seen.hidden > 0 {
+        return Verdict::Wrong(format!("the oracle misses {} of {} sectors", seen.hidden, sectors.len()));
+    }
+    let all = ranges_of(&seen.places);
+    let rest = subtract(mapped, &with_slack(&all, rules.block));
+    let extra = subtract(&rest, &with_slack(&ranges_of(&seen.held), NODE));
+    let missing = subtract(&all, mapped);
+    let (extra_bytes, missing_bytes) = (total(&extra), total(&missing));
+    if extra_bytes > 0 || seen.unnamed > 0 {
+        return Verdict::Wrong(format!(
+            "oracle {}; map {}; {missing_bytes} bytes missing, {extra_bytes} too many ({})",
+            show(&all),
+            show(mapped),
+            show(&extra),
+        ));
+    }
+    let slack = subtract(mapped, &all);
+    if let Some((place, name)) = scan.pattern_in(&slack).filter(|_| !rules.packed && seen.held.is_empty()) {
+        return Verdict::Wrong(format!("map {}: at {place:x?} is {name:?}", show(mapped)));
+    }
+    if missing_bytes > 0 && rules.copies == Copies::All {
+        return Verdict::OneCopy;
+    }
+    match (sectors.len(), seen.inside) {
+        (0, _) => Verdict::Without("no data"),
+        (all, inside) if inside == all => Verdict::Without("inside metadata"),
+        (_, 0) => Verdict::Exact,
+        _ => Verdict::Without("in part inside metadata"),
+    }
+}
+
+/// A file of a few bytes: what the map names must begin with them.
+fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rules: Rules) -> Verdict {
+    let [(name, length)] = sectors[..] else { unreachable!("a file of a few bytes has one sector") };
+    let content = &bytes_of(name, rules.compressible)[..length];
+    let places: Vec<_> =
+        mapped.iter().flat_map(|(disk, ranges)| ranges.iter().map(|r| (*disk, r.clone()))).collect();
+    if places.is_empty() && !rules.packed {
+        return Verdict::Without("inside metadata");
+    }
+    // Inside a block that files share they cannot be told from other bytes.
+    let right = !places.is_empty()
+        && places.iter().all(|(disk, range)| {
+            let bytes = scan.read((*disk, range.start), SECTOR);
+            range.end - range.start <= rules.block
+                && bytes.starts_with(content)
+                && bytes[length..].iter().all(|b| *b == 0)
+        });
+    // How many copies there are, the oracle cannot tell.
+    if right {
+        return Verdict::Exact;
+    }
+    Verdict::Wrong(format!("{length} bytes; map {}", show(mapped)))
+}
+
+fn contains(mapped: &Ranges, (disk, at): Place, length: u64) -> bool {
+    let ranges = mapped.get(&disk).map_or(&[][..], Vec::as_slice);
+    ranges.iter().any(|range| range.start <= at && at + length <= range.end)
+}
+
+fn ranges_of(places: &[(Place, u64)]) -> Ranges {
+    let mut ranges = Ranges::new();
+    for &((disk, at), length) in places {
+        // A sector is the least that a disk reads.
+        let sector = SECTOR as u64;
+        let end = if at.is_multiple_of(sector) { at + length.next_multiple_of(sector) } else { at + length };
+        ranges.entry(disk).or_default().push(at..end);
+    }
+    ranges.values_mut().for_each(|list| *list = normalise(std::mem::take(list)));
+    ranges
+}
+
+/// Each range, and the rest of the block that it begins or ends in. Where blocks begin does not matter:
+/// the rest is less than a block.
+fn with_slack(ranges: &Ranges, block: u64) -> Ranges {
+    let slack = |range: &Range| {
+        let before = if range.start.is_multiple_of(SECTOR as u64) { 0 } else { block - 1 };
+        range.start.saturating_sub(before)..range.end + block - 1
+    };
+    ranges.iter().map(|(disk, list)| (*disk, normalise(list.iter().map(slack)))).collect()
+}
+
+fn subtract(from: &Ranges, minus: &Ranges) -> Ranges {
+    from.iter()
+        .map(|(disk, list)| (*disk, difference(list, minus.get(disk).map_or(&[], Vec::as_slice))))
+        .collect()
+}
+
+fn total(ranges: &Ranges) -> u64 {
+    ranges.values().map(|list| bytes(list)).sum()
+}
+
+/// Ranges as a finding says them, the first few of many.
+fn show(ranges: &Ranges) -> String {
+    let all: Vec<String> = ranges
+        .iter()
+        .flat_map(|(disk, list)| list.iter().map(move |r| format!("{disk}:{:x}-{:x}", r.start, r.end)))
+        .collect();
+    match all.len() {
+        0 => "nothing".into(),
+        1..=6 => all.join(" "),
+        n => format!("{} … ({n} ranges, {} bytes)", all[..6].join(" "), total(ranges)),
+    }
+}

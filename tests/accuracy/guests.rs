@@ -1,0 +1,555 @@
+//! The guests of the table: which disks they have, what is on them, and how they are made.
+//!
+//! Each is made once, by one appliance, from a script of its own, and kept under `target/fixtures`.
+
+use crate::arbiter::{Copies, Plain, Rules};
+use crate::common::{cache, guestfish, tools};
+use crate::population::{self, Abilities, Blob, TestFile};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, copy};
+use std::path::{Path, PathBuf};
+
+/// One row of the table: a filesystem, or a layer with a filesystem on it.
+pub struct Row {
+    /// What it is called.
+    pub name: &'static str,
+    /// Versions of the files; a filesystem and its snapshot may hold different ones.
+    pub files: Vec<TestFile>,
+    /// How they are judged.
+    pub rules: Rules,
+    /// On how many devices each path is to be found: 2 where there is a snapshot.
+    pub instances: usize,
+}
+
+/// A guest to be.
+pub struct Guest {
+    /// Name of its directory.
+    pub name: &'static str,
+    /// Its disks, `disk1.raw` and so on.
+    disks: Vec<Disk>,
+    /// What is run in the appliance.
+    script: String,
+    blob: Blob,
+    /// Programs that must be there to make it.
+    pub tools: Vec<&'static str>,
+    /// Its rows.
+    pub rows: Vec<Row>,
+    /// What the program is told besides the images.
+    pub options: Vec<&'static str>,
+    /// What is encrypted on its disks.
+    pub plain: Vec<Plain>,
+}
+
+struct Disk {
+    /// In MiB.
+    size: u64,
+    /// For `sfdisk`; empty for none.
+    table: String,
+    /// Images that are made here: what makes them in a directory, and where on the disk they go, in bytes.
+    images: Vec<(Image, u64)>,
+    /// The format that the program is given.
+    format: &'static str,
+}
+
+/// Makes an image in a directory from the files, and returns its path.
+type Image = Box<dyn Fn(&Path) -> PathBuf>;
+
+const MIB: u64 = 1 << 20;
+
+impl Guest {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            disks: Vec::new(),
+            script: population::PRELUDE.to_owned(),
+            blob: Blob::default(),
+            tools: vec!["guestfish", "sfdisk"],
+            rows: Vec::new(),
+            options: Vec::new(),
+            plain: Vec::new(),
+        }
+    }
+
+    /// Adds a disk of `size` MiB without partitions.
+    fn disk(&mut self, size: u64) {
+        self.disks.push(Disk { size, table: String::new(), images: Vec::new(), format: "raw" });
+    }
+
+    /// Adds a disk with a GPT and partitions of these sizes in MiB, the first of which begins at 1 MiB.
+    fn gpt(&mut self, parts: &[u64]) {
+        let mut table = String::from("label: gpt\n");
+        let mut at = 1;
+        for size in parts {
+            writeln!(table, "start={}, size={}", at * 2048, size * 2048).unwrap();
+            at += size;
+        }
+        self.disks.push(Disk { size: at + 1, table, images: Vec::new(), format: "raw" });
+    }
+
+    /// Adds commands.
+    fn run(&mut self, commands: &str) {
+        writeln!(self.script, "{commands}").unwrap();
+    }
+
+    /// Adds a row of files, and the commands that make them in the mounted filesystem `device`.
+    fn fill(&mut self, name: &'static str, slug: &str, mount: &str, can: Abilities, block: u64) -> &mut Row {
+        let files = population::files(slug, self.next_id(), can);
+        let commands = population::script(&files, can, &mut self.blob);
+        self.run(&format!("mkdir -p /mnt/{slug}\nmount {mount} /mnt/{slug}\ncd /mnt/{slug}"));
+        self.run(&commands);
+        self.run(&format!("cd /\numount /mnt/{slug}"));
+        self.row(name, files, can, block)
+    }
+
+    fn row(&mut self, name: &'static str, files: Vec<TestFile>, can: Abilities, block: u64) -> &mut Row {
+        let rules = Rules { block, copies: Copies::All, compressible: can.compressible, packed: false };
+        self.rows.push(Row { name, files, rules, instances: 1 });
+        self.rows.last_mut().unwrap()
+    }
+
+    fn next_id(&self) -> u32 {
+        (self.rows.len() as u32 + 1) * 1000
+    }
+
+    /// Adds a row of files that are put into an image on this machine, at `at` MiB of the last disk.
+    fn made_here(
+        &mut self,
+        name: &'static str,
+        slug: &'static str,
+        at: u64,
+        can: Abilities,
+        block: u64,
+        make: impl Fn(&Path, &Path) + 'static,
+    ) -> &mut Row {
+        let files = population::files(slug, self.next_id(), can);
+        let tree = files.clone();
+        let image: Image = Box::new(move |staging| {
+            let (root, image) = (staging.join(slug), staging.join(format!("{slug}.image")));
+            population::write_tree(&root, &tree, can);
+            make(&root, &image);
+            image
+        });
+        self.disks.last_mut().unwrap().images.push((image, at * MIB));
+        self.row(name, files, can, block)
+    }
+
+    /// The raw images of its disks, made if they are not there.
+    pub fn images(&self) -> Vec<PathBuf> {
+        let sources = (include_str!("guests.rs"), include_str!("population.rs"));
+        let recipe: Vec<_> = self.disks.iter().map(|d| (d.size, &d.table, d.images.len())).collect();
+        // What is made here is made by code, which the script does not show.
+        let here = self.disks.iter().any(|disk| !disk.images.is_empty()).then_some(sources);
+        let key = cache::key((&self.script, recipe, here));
+        let dir = cache::directory(&format!("accuracy-{}", self.name), &key, |dir| self.make(dir));
+        (1..=self.disks.len()).map(|number| dir.join(format!("disk{number}.raw"))).collect()
+    }
+
+    fn make(&self, dir: &Path) {
+        let staging = tempfile::tempdir().unwrap();
+        let mut script = String::new();
+        for (number, disk) in (1..).zip(&self.disks) {
+            let path = dir.join(format!("disk{number}.raw"));
+            File::create(&path).unwrap().set_len(disk.size * MIB).unwrap();
+            if !disk.table.is_empty() {
+                let table = staging.path().join("table");
+                fs::write(&table, &disk.table).unwrap();
+                let input = File::open(&table).unwrap();
+                tools::output(tools::command("sfdisk").arg("-q").arg(&path).stdin(input));
+            }
+            for (image, at) in &disk.images {
+                let mut image = File::open(image(staging.path())).unwrap();
+                let mut out = File::options().write(true).open(&path).unwrap();
+                out.seek(SeekFrom::Start(*at)).unwrap();
+                copy(&mut image, &mut out).unwrap();
+                assert!(out.metadata().unwrap().len() == disk.size * MIB, "an image is larger than its disk");
+            }
+            writeln!(script, "add-drive disk{number}.raw format:raw cachemode:unsafe").unwrap();
+        }
+        let (blob, commands) = (staging.path().join("blob"), staging.path().join("make.sh"));
+        self.blob.write(&blob);
+        fs::write(&commands, &self.script).unwrap();
+        write!(
+            script,
+            "add-drive {} readonly:true format:raw label:src\nrun\ndebug-upload {} /tmp/make.sh 0700\n\
+             debug sh 'bash /tmp/make.sh >&2 || {{ dmesg | tail -5 >&2; exit 1; }}'\nshutdown\n",
+            blob.display(),
+            commands.display()
+        )
+        .unwrap();
+        guestfish::run(dir, &script);
+    }
+
+    /// Copies what the open encrypted device `name` holds to the last disk; its data begin at these MiB of
+    /// these disks, and are at most so many MiB.
+    fn in_clear(&mut self, name: &str, copies: &[(u32, u64)], size: u64) {
+        let at = self.plain.iter().map(|plain| plain.length).sum::<u64>();
+        let disk = self.disks.len() as u32;
+        let device = char::from(b'a' + disk as u8 - 1);
+        self.run(&format!(
+            "sync\ndd status=none if=/dev/mapper/{name} of=/dev/sd{device} bs=1M seek={}",
+            at / MIB
+        ));
+        let copies = copies.iter().map(|(disk, at)| (*disk, at * MIB)).collect();
+        self.plain.push(Plain { at: (disk, at), length: size * MIB, copies });
+    }
+
+    /// The formats of its disks that the program gets.
+    pub fn formats(&self) -> Vec<&'static str> {
+        let given = self.disks.len() - usize::from(!self.plain.is_empty());
+        self.disks[..given].iter().map(|disk| disk.format).collect()
+    }
+}
+
+/// All guests, in the order of the table.
+pub fn all() -> Vec<Guest> {
+    vec![ext(), xfs(), btrfs(), foreign(), optical(), tables(), lvm(), md(), luks()]
+}
+
+const UNIX: Abilities = Abilities::UNIX;
+
+/// The ext family.
+pub fn ext() -> Guest {
+    let mut g = Guest::new("ext");
+    g.gpt(&[32; 7]);
+    for (part, name, slug, mkfs, block) in [
+        (1, "ext2, 1 KiB blocks", "ext2", "mkfs.ext2 -b 1024", 1024),
+        (2, "ext3, 2 KiB blocks", "ext3", "mkfs.ext3 -b 2048", 2048),
+        (3, "ext4, 1 KiB blocks", "ext4-1k", "mkfs.ext4 -b 1024", 1024),
+        (4, "ext4, 4 KiB blocks", "ext4-4k", "mkfs.ext4 -b 4096", 4096),
+        (5, "ext4, inline_data", "ext4-inline", "mkfs.ext4 -b 4096 -O inline_data", 4096),
+        (6, "ext4, bigalloc", "ext4-bigalloc", "mkfs.ext4 -b 4096 -O bigalloc -C 16384", 4096),
+        (7, "ext4, data=journal", "ext4-journal", "mkfs.ext4 -b 4096", 4096),
+    ] {
+        g.run(&format!("{mkfs} -q /dev/sda{part}"));
+        let can = if part < 3 { UNIX.no_unwritten() } else { UNIX };
+        let options = if part == 7 { "-o data=journal " } else { "" };
+        let row = g.fill(name, slug, &format!("{options}/dev/sda{part}"), can, block);
+        if part == 7 {
+            // What went through the journal is still in it.
+            row.rules.copies = Copies::Any;
+        }
+    }
+    g
+}
+
+/// XFS.
+pub fn xfs() -> Guest {
+    let mut g = Guest::new("xfs");
+    g.gpt(&[320, 320, 320]);
+    for (part, name, slug, options, block) in [
+        (1, "xfs, without reflinks", "xfs-plain", "-m reflink=0", 4096),
+        (2, "xfs, reflinks", "xfs-reflink", "-m reflink=1", 4096),
+        (3, "xfs, 1 KiB blocks", "xfs-1k", "-b size=1024 -m reflink=0", 1024),
+    ] {
+        g.run(&format!("mkfs.xfs -q -f {options} /dev/sda{part}"));
+        let can = if part == 2 { UNIX.with_reflinks() } else { UNIX };
+        g.fill(name, slug, &format!("/dev/sda{part}"), can, block);
+    }
+    g
+}
+
+/// btrfs.
+pub fn btrfs() -> Guest {
+    let mut g = Guest::new("btrfs");
+    let can = UNIX.with_reflinks();
+    g.gpt(&[260; 8]);
+    g.gpt(&[260; 8]);
+    g.run("mkfs.btrfs -q -f -d single -m dup /dev/sda1");
+    g.fill("btrfs, single", "btrfs-single", "/dev/sda1", can, 4096);
+
+    g.run("mkfs.btrfs -q -f -d single -m single /dev/sda2\nmkdir /mnt/sv\nmount /dev/sda2 /mnt/sv");
+    g.run("btrfs -q subvolume create /mnt/sv/home");
+    g.fill("btrfs, subvolume and snapshot", "btrfs-subvolume", "-o subvol=home /dev/sda2", can, 4096)
+        .instances = 2;
+    g.run("btrfs -q subvolume snapshot -r /mnt/sv/home /mnt/sv/snapshot\numount /mnt/sv");
+
+    g.run("mkfs.btrfs -q -f -d single -m single /dev/sda3");
+    let zstd = UNIX.compressible();
+    g.fill("btrfs, compressed (zstd)", "btrfs-zstd", "-o compress-force=zstd /dev/sda3", zstd, 4096);
+
+    for (part, name, slug, data) in [
+        (4, "btrfs, two devices, single", "btrfs-two", "single"),
+        (5, "btrfs, two devices, raid0", "btrfs-raid0", "raid0"),
+        (6, "btrfs, two devices, raid1", "btrfs-raid1", "raid1"),
+    ] {
+        g.run(&format!("mkfs.btrfs -q -f -d {data} -m raid1 /dev/sda{part} /dev/sdb{part}"));
+        g.fill(name, slug, &format!("/dev/sda{part}"), can, 4096);
+    }
+    g.run("mkfs.btrfs -q -f -d dup -m dup /dev/sda7");
+    g.fill("btrfs, dup", "btrfs-dup", "/dev/sda7", can, 4096);
+    g.run("mkfs.btrfs -q -f -d raid10 -m raid10 /dev/sda8 /dev/sdb7 /dev/sdb8 /dev/sdb1");
+    g.fill("btrfs, four devices, raid10", "btrfs-raid10", "/dev/sda8", can, 4096);
+    g
+}
+
+/// Filesystems of other systems.
+pub fn foreign() -> Guest {
+    let mut g = Guest::new("foreign");
+    let plain = UNIX.no_unwritten();
+    g.gpt(&[64, 24, 64, 64, 64, 192, 48, 192, 64, 16]);
+    for (part, name, slug, mkfs, mount, can, block) in [
+        (1, "ntfs", "ntfs", "mkfs.ntfs -q -Q -F -s 512 -p 0 -H 0 -S 0", "-t ntfs-3g", plain, 4096),
+        (2, "vfat, 12 bits", "fat12", "mkfs.vfat -F 12 -s 16", "-t vfat", Abilities::FAT, 8192),
+        (3, "vfat, 16 bits", "fat16", "mkfs.vfat -F 16 -s 4", "-t vfat", Abilities::FAT, 2048),
+        (4, "vfat, 32 bits", "fat32", "mkfs.vfat -F 32 -s 1", "-t vfat", Abilities::FAT, 512),
+        (5, "exfat", "exfat", "mkfs.exfat -c 8192", "-t exfat", Abilities::FAT, 8192),
+        (6, "f2fs", "f2fs", "mkfs.f2fs -q -f", "-t f2fs", UNIX, 4096),
+        (7, "jfs", "jfs", "mkfs.jfs -q", "-t jfs", plain, 4096),
+        (8, "nilfs2", "nilfs2", "mkfs.nilfs2 -q -f -B 64", "-i -t nilfs2", plain, 4096),
+    ] {
+        g.run(&format!("{mkfs} /dev/sda{part} > /dev/null"));
+        let row = g.fill(name, slug, &format!("{mount} /dev/sda{part}"), can, block);
+        if part == 8 {
+            // A log keeps what it wrote before.
+            row.rules.copies = Copies::Any;
+        }
+    }
+    g.tools.push("mkudffs");
+    let image: Image = Box::new(|staging| {
+        let image = staging.join("udf.image");
+        File::create(&image).unwrap().set_len(64 * MIB).unwrap();
+        tools::run("mkudffs", ["--media-type=hd".as_ref(), "--blocksize=512".as_ref(), image.as_os_str()]);
+        image
+    });
+    g.disks[0].images.push((image, (1 + 64 + 24 + 64 + 64 + 64 + 192 + 48 + 192) * MIB));
+    g.fill("udf", "udf", "-t udf -o rw /dev/sda9", plain, 512);
+    g.run("mkswap -q /dev/sda10 > /dev/null");
+    g
+}
+
+/// Filesystems that are made whole: on partitions, and directly on the disk.
+pub fn optical() -> Guest {
+    let mut g = Guest::new("optical");
+    g.tools.extend(["genisoimage", "mksquashfs", "xorriso"]);
+    let can = Abilities { unwritten: false, ..UNIX };
+    // A hole becomes blocks of zeroes.
+    let iso_can = Abilities { holes: false, ..can };
+    g.gpt(&[24, 24, 24]);
+    g.made_here("iso9660 on a partition", "iso-part", 1, iso_can, 2048, iso);
+    g.made_here("squashfs, uncompressed", "squashfs", 25, can, 131_072, |root, image| {
+        tools::run(
+            "mksquashfs",
+            [root, image, "-noI".as_ref(), "-noD".as_ref(), "-noF".as_ref(), "-quiet".as_ref()],
+        );
+    });
+    g.made_here("squashfs, gzip", "squashfs-gzip", 49, can.compressible(), 131_072, |root, image| {
+        tools::run("mksquashfs", [root, image, "-quiet".as_ref()]);
+    });
+    // Small files and the ends of large ones share blocks.
+    for row in &mut g.rows[1..] {
+        row.rules.packed = true;
+    }
+    g.disk(24);
+    g.made_here("iso9660 on a whole disk", "iso-disk", 0, iso_can, 2048, iso);
+    g.gpt(&[32]);
+    g.made_here("hfsplus", "hfsplus", 1, Abilities { holes: false, ..can }, 4096, hfsplus);
+    g
+}
+
+fn iso(root: &Path, image: &Path) {
+    // The directory with the unique name stays below the root.
+    tools::run(
+        "genisoimage",
+        ["-quiet".as_ref(), "-R".as_ref(), "-o".as_ref(), image.as_os_str(), root.as_os_str()],
+    );
+}
+
+/// A hybrid image holds an HFS+ filesystem, which is cut out of it.
+fn hfsplus(root: &Path, image: &Path) {
+    let hybrid = image.with_extension("hybrid");
+    let options = ["-as", "mkisofs", "-quiet", "-hfsplus", "-o"].map(std::ffi::OsStr::new);
+    tools::run("xorriso", options.into_iter().chain([hybrid.as_os_str(), root.as_os_str()]));
+    let bytes = fs::read(&hybrid).unwrap();
+    // The volume header, 1 KiB from the start of the filesystem: its signature and version.
+    let at = (0..bytes.len() - 1024)
+        .step_by(512)
+        .find(|at| bytes[at + 1024..].starts_with(b"H+\x00\x04"))
+        .expect("no HFS+ filesystem in the hybrid image");
+    let field = |from: usize| u32::from_be_bytes(bytes[at + 1024 + from..][..4].try_into().unwrap());
+    let length = field(40) as usize * field(44) as usize;
+    let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
+    let header = filesystem[1024..1536].to_vec();
+    // The second header is looked for at the end of the partition.
+    filesystem.resize(32 << 20, 0);
+    let end = filesystem.len() - 1024;
+    filesystem[end..end + 512].copy_from_slice(&header);
+    fs::write(image, &filesystem).unwrap();
+}
+
+/// Partition tables, disks without any, and formats.
+pub fn tables() -> Guest {
+    let mut g = Guest::new("tables");
+    let start = |mib: u64| mib * 2048;
+    let table = format!(
+        "label: dos\nstart={}, size={}, type=83\nstart={}, size={}, type=5\nstart={}, size={}, type=83\nstart={}, size={}, type=83\n",
+        start(1),
+        start(24),
+        start(25),
+        start(60),
+        start(26),
+        start(24),
+        start(51),
+        start(24)
+    );
+    g.disks.push(Disk { size: 90, table, images: Vec::new(), format: "raw" });
+    g.gpt(&[24]);
+    g.disk(24);
+    for (device, name, slug) in [
+        ("sda1", "MBR, primary partition", "mbr-primary"),
+        ("sda5", "MBR, logical partition", "mbr-logical"),
+        ("sda6", "MBR, second logical partition", "mbr-logical2"),
+        ("sdb1", "GPT, second disk (qcow2)", "gpt-second"),
+        ("sdc", "no partitions, third disk (vmdk)", "whole-third"),
+    ] {
+        g.run(&format!("mkfs.ext4 -q -F -b 4096 /dev/{device}"));
+        g.fill(name, slug, &format!("/dev/{device}"), UNIX, 4096);
+    }
+    g.disks[1].format = "qcow2";
+    g.disks[2].format = "vmdk";
+    g
+}
+
+/// Logical volumes.
+pub fn lvm() -> Guest {
+    let mut g = Guest::new("lvm");
+    g.gpt(&[200, 60]);
+    g.gpt(&[260]);
+    g.disk(260);
+    g.run("pvcreate -q /dev/sda1 /dev/sda2 /dev/sdb1 /dev/sdc >/dev/null\nvgcreate -q -s 1M vg /dev/sda1 /dev/sda2 /dev/sdb1 /dev/sdc");
+    g.run("lv() { lvcreate -q -q -y --config 'global/thin_check_executable=\"\" global/cache_check_executable=\"\"' \"$@\" > /dev/null; }");
+    g.run("synced() { for i in $(seq 300); do [ \"$(lvs --noheadings -o sync_percent $1 | tr -d ' ')\" = 100.00 ] && return; sleep 0.2; done; false; }");
+    for (name, slug, create) in [
+        (
+            "LVM linear, segments on three disks",
+            "lvm-linear",
+            "lv -L 10M -n v-linear vg /dev/sda1\nlvextend -q -L +12M vg/v-linear /dev/sdc\nlvextend -q -L +10M vg/v-linear /dev/sda2",
+        ),
+        ("LVM striped", "lvm-striped", "lv -L 32M -i 3 -I 16k -n v-striped vg /dev/sda1 /dev/sdb1 /dev/sdc"),
+        ("LVM thin", "lvm-thin", "lv -L 40M -T vg/pool -c 64k\nlv -V 32M -T vg/pool -n v-thin"),
+        ("LVM snapshot and its origin", "lvm-snapshot", "lv -L 32M -n v-snapshot vg"),
+        (
+            "LVM raid1",
+            "lvm-raid1",
+            "lv --type raid1 -m 1 -L 32M -n v-raid1 vg /dev/sda1 /dev/sdb1\nsynced vg/v-raid1",
+        ),
+        (
+            "LVM mirror",
+            "lvm-mirror",
+            "lv --type mirror -m 1 --mirrorlog core -L 32M -n v-mirror vg /dev/sda1 /dev/sdb1\nsynced vg/v-mirror",
+        ),
+        (
+            "LVM raid5",
+            "lvm-raid5",
+            "lv --type raid5 -i 2 -L 32M -n v-raid5 vg /dev/sda1 /dev/sdb1 /dev/sdc\nsynced vg/v-raid5",
+        ),
+        (
+            "LVM cache",
+            "lvm-cache",
+            "lv -L 32M -n v-cache vg /dev/sda1\nlv --type cache-pool -L 16M -n fast vg /dev/sdc\nlvconvert -q -y --type cache --cachemode writethrough --cachepool vg/fast vg/v-cache",
+        ),
+    ] {
+        g.run(create);
+        let device = format!("/dev/vg/v-{}", slug.trim_start_matches("lvm-"));
+        if slug == "lvm-raid5" {
+            g.run(&noise(&device));
+        }
+        g.run(&format!("mkfs.ext4 -q -b 4096 -E nodiscard {device}"));
+        let row = g.fill(name, slug, &device, UNIX, 4096);
+        match slug {
+            "lvm-cache" | "lvm-raid5" => row.rules.copies = Copies::Any,
+            "lvm-snapshot" => {
+                row.instances = 2;
+                g.run("lv -L 16M -s -n later vg/v-snapshot");
+            }
+            "lvm-thin" => {
+                row.instances = 2;
+                g.run("lv -s -kn -n thinner vg/v-thin");
+            }
+            _ => {}
+        }
+    }
+    g.run("vgchange -q -an vg");
+    g
+}
+
+/// Fills a device with noise. Where all but one block of a stripe are zeroes, as free space is, its parity is
+/// that one block once more, and the oracle takes it for a copy. (The zeroes after the ends of files remain.)
+fn noise(device: &str) -> String {
+    format!("dd status=none if=/dev/urandom of={device} bs=1M 2>/dev/null || true")
+}
+
+/// md arrays.
+pub fn md() -> Guest {
+    let mut g = Guest::new("md");
+    for _ in 0..4 {
+        g.gpt(&[28; 8]);
+    }
+    for _ in 0..4 {
+        g.disk(32);
+    }
+    g.run("md() { local name=$1; shift; mdadm --create /dev/md/$name --run --quiet --metadata=1.2 --homehost=any --assume-clean \"$@\"; }");
+    for (name, slug, number, create) in [
+        ("md linear", "md-linear", 1, "--level=linear --raid-devices=2 /dev/sd[ab]1"),
+        ("md raid0", "md-raid0", 2, "--level=0 --chunk=16 --raid-devices=2 /dev/sd[ab]2"),
+        ("md raid1", "md-raid1", 3, "--bitmap=none --level=1 --raid-devices=2 /dev/sd[ab]3"),
+        ("md raid10", "md-raid10", 4, "--bitmap=none --level=10 --chunk=64 --raid-devices=4 /dev/sd[abcd]4"),
+        ("md raid4", "md-raid4", 5, "--bitmap=none --level=4 --chunk=64 --raid-devices=3 /dev/sd[abc]5"),
+        ("md raid5", "md-raid5", 6, "--bitmap=none --level=5 --chunk=64 --raid-devices=3 /dev/sd[abc]6"),
+        ("md raid6", "md-raid6", 7, "--bitmap=none --level=6 --chunk=64 --raid-devices=4 /dev/sd[abcd]7"),
+        ("md raid1 on whole disks", "md-disks", 9, "--bitmap=none --level=1 --raid-devices=2 /dev/sd[ef]"),
+        ("md raid0 on whole disks", "md-disks0", 10, "--level=0 --chunk=64 --raid-devices=2 /dev/sd[gh]"),
+    ] {
+        g.run(&format!("md {number} {create}"));
+        if (5..=7).contains(&number) {
+            g.run(&noise(&format!("/dev/md/{number}")));
+        }
+        g.run(&format!("mkfs.ext4 -q -b 4096 -E nodiscard /dev/md/{number}"));
+        let row = g.fill(name, slug, &format!("/dev/md/{number}"), UNIX, 4096);
+        if (5..=7).contains(&number) {
+            row.rules.copies = Copies::Any;
+        }
+        g.run(&format!("mdadm --stop --quiet /dev/md/{number}"));
+    }
+    g.run("md 8 --bitmap=none --level=1 --raid-devices=2 /dev/sd[ab]8\npvcreate -q /dev/md/8\nvgcreate -q -s 1M mdvg /dev/md/8\nlvcreate -q -y -L 20M -n lv mdvg\nmkfs.ext4 -q -b 4096 /dev/mdvg/lv");
+    g.fill("LVM over md raid1", "md-lvm", "/dev/mdvg/lv", UNIX, 4096);
+    g.run("vgchange -q -an mdvg\nmdadm --stop --quiet /dev/md/8");
+    g
+}
+
+/// Encryption. What the encrypted devices hold in the clear is copied to a third disk, which the oracle looks
+/// at and the program does not get.
+pub fn luks() -> Guest {
+    let mut g = Guest::new("luks");
+    g.gpt(&[40, 48, 60]);
+    g.gpt(&[60]);
+    g.disk(200);
+    g.options.extend(["--key", "all:key:secret"]);
+    g.run(
+        "luks() { printf secret | cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \"$@\" -; }",
+    );
+    g.run("open() { printf secret | cryptsetup open $1 $2 -d -; }");
+    // The last word is where the data begin, in sectors.
+    for (part, name, slug, kind) in [
+        (1, "LUKS1", "luks1", "--type luks1 --offset 4096"),
+        (2, "LUKS2", "luks2", "--type luks2 --offset 32768"),
+    ] {
+        g.run(&format!("luks {kind} /dev/sda{part}\nopen /dev/sda{part} {slug}"));
+        g.run(&format!("mkfs.ext4 -q -b 4096 /dev/mapper/{slug}"));
+        g.fill(name, slug, &format!("/dev/mapper/{slug}"), UNIX, 4096);
+        let data = if part == 1 { 1 + 2 } else { 41 + 16 };
+        g.in_clear(slug, &[(1, data)], 40);
+        g.run(&format!("cryptsetup close {slug}"));
+    }
+    g.run(
+        "mdadm --create /dev/md/0 --run --quiet --metadata=1.2 --homehost=any --assume-clean --bitmap=none --data-offset=1024 --level=1 --raid-devices=2 /dev/sda3 /dev/sdb1",
+    );
+    g.run("luks --type luks2 --offset 32768 /dev/md/0\nopen /dev/md/0 crypt");
+    g.run("pvcreate -q /dev/mapper/crypt\nvgcreate -q -s 1M cvg /dev/mapper/crypt\nlvcreate -q -y -L 24M -n lv cvg");
+    g.run("mkfs.ext4 -q -b 4096 /dev/cvg/lv");
+    g.fill("LVM over LUKS over md raid1", "luks-stack", "/dev/cvg/lv", UNIX, 4096);
+    g.run("vgchange -q -an cvg");
+    g.in_clear("crypt", &[(1, 89 + 1 + 16), (2, 1 + 1 + 16)], 48);
+    g.run("cryptsetup close crypt\nmdadm --stop --quiet /dev/md/0");
+    g
+}

@@ -1,0 +1,58 @@
+//! How exact maps are, for each filesystem and layer: a table.
+//!
+//! `cargo test --test accuracy` measures the ext family alone. With `-- --all` (`make accuracy`) it makes
+//! and maps all guests and writes `docs/accuracy.md`; names of guests after `--` choose some.
+
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
+
+mod arbiter;
+#[path = "../common/mod.rs"]
+mod common;
+mod compressed;
+mod guests;
+mod population;
+mod table;
+
+use std::process::ExitCode;
+
+/// How many findings of a row are printed.
+const SHOWN: usize = 12;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|arg| arg == "--list") {
+        println!("accuracy: test");
+        return ExitCode::SUCCESS;
+    }
+    let is_all = args.iter().any(|arg| arg == "--all");
+    let named: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let mut lines = Vec::new();
+    for guest in guests::all() {
+        let is_chosen = if named.is_empty() {
+            is_all || guest.name == "ext"
+        } else {
+            named.contains(&&guest.name.to_owned())
+        };
+        if !is_chosen || !common::tools::installed(&guest.tools) {
+            continue;
+        }
+        let measured = table::measure(&guest);
+        for line in &measured {
+            for (path, how) in line.wrong.iter().take(SHOWN) {
+                println!("{}: {path}: {how}", line.name);
+            }
+            if line.wrong.len() > SHOWN {
+                println!("{}: and {} more", line.name, line.wrong.len() - SHOWN);
+            }
+        }
+        lines.extend(measured);
+    }
+    let table = table::markdown(&lines);
+    println!("\n{table}");
+    if is_all {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/accuracy.md");
+        std::fs::write(page, format!("{}{table}", include_str!("page.md"))).unwrap();
+    }
+    let wrong: usize = lines.iter().map(|line| line.wrong.len()).sum();
+    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

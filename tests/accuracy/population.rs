@@ -1,0 +1,322 @@
+//! The files that every filesystem of the table is filled with, and the script that writes them.
+//!
+//! Every 512 bytes of every file are a pattern of their own (see `common/special.rs`), so that a scan of
+//! the disks finds each sector without any parser. The files differ in what maps get wrong: their size
+//! against the block, holes, fragments, hard links, blocks that were never written.
+
+use crate::common::special::{MAGIC, SECTOR, sector};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+
+const K: u64 = 1024;
+/// What the script writes at a time, and where a file's source begins in the blob.
+const UNIT: u64 = 4 * K;
+
+/// What a filesystem can do, which decides the files it gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// Files may have holes.
+    pub holes: bool,
+    /// `fallocate` works, and blocks that were not written are known as such.
+    pub unwritten: bool,
+    /// A file may have several names.
+    pub links: bool,
+    /// Files may share blocks.
+    pub reflinks: bool,
+    /// Contents that compress well, for a filesystem that compresses.
+    pub compressible: bool,
+}
+
+impl Abilities {
+    /// What ext4 can do.
+    pub const UNIX: Self =
+        Self { holes: true, unwritten: true, links: true, reflinks: false, compressible: false };
+    /// What FAT can do.
+    pub const FAT: Self =
+        Self { holes: false, unwritten: false, links: false, reflinks: false, compressible: false };
+
+    /// Without blocks that are allocated and not written.
+    pub const fn no_unwritten(self) -> Self {
+        Self { unwritten: false, ..self }
+    }
+
+    /// With shared blocks.
+    pub const fn with_reflinks(self) -> Self {
+        Self { reflinks: true, ..self }
+    }
+
+    /// With contents that compress well.
+    pub const fn compressible(self) -> Self {
+        Self { compressible: true, ..self }
+    }
+}
+
+/// A part of a file that holds data: `length` bytes at `at`, which are those of file `id` at `from`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where in the file.
+    pub at: u64,
+    /// How many bytes.
+    pub length: u64,
+    /// Whose pattern.
+    pub id: u32,
+    /// Where in that file's pattern.
+    pub from: u64,
+}
+
+/// A sector of a file, as the pattern has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SectorName {
+    /// Number of the file that the pattern was made for.
+    pub id: u32,
+    /// Number of the sector in that file.
+    pub number: u32,
+}
+
+/// One file of a population.
+#[derive(Clone, Debug)]
+pub struct TestFile {
+    /// Its names, absolute in its filesystem.
+    pub names: Vec<String>,
+    /// Size in bytes.
+    pub size: u64,
+    /// Where it holds data.
+    pub parts: Vec<Part>,
+    /// Number of the pattern.
+    id: u32,
+    how: How,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Plain,
+    /// Blocks allocated for so many bytes before data are written, beyond the end of the file.
+    Preallocated(u64),
+    /// Written in turns with the others of this kind.
+    Interleaved,
+    /// Shares the blocks of the file before it, and gets its own parts with another `id`.
+    Clone,
+}
+
+impl TestFile {
+    /// Every sector that holds data, with the number of bytes that belong to the file.
+    pub fn sectors(&self) -> Vec<(SectorName, usize)> {
+        let mut list = Vec::new();
+        for part in &self.parts {
+            let mut done = 0;
+            while done < part.length {
+                let number = u32::try_from((part.from + done) / SECTOR as u64).unwrap();
+                let length = (part.length - done).min(SECTOR as u64);
+                list.push((SectorName { id: part.id, number }, length as usize));
+                done += length;
+            }
+        }
+        list
+    }
+}
+
+/// The files of one filesystem, all below the directory `/slug`, numbered from `first`.
+pub fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
+    let mut list: Vec<TestFile> = Vec::new();
+    let mut add = |names: &[&str], size: u64, data: &[(u64, u64)], how| {
+        let id = first + list.len() as u32;
+        list.push(TestFile {
+            names: names.iter().map(|name| format!("/{slug}/{name}")).collect(),
+            size,
+            parts: data.iter().map(|&(at, end)| Part { at, length: end - at, id, from: at }).collect(),
+            id,
+            how,
+        });
+    };
+    // A last sector of less than 16 bytes could not be told from others; two files are nothing else.
+    for size in [0, 1, 15, 16, 100, 511, 512, 528, 700, 1023, 1024, 1041, 2047, 2048, 3000, 4095, 4096, 4113]
+    {
+        add(&[&format!("sizes/{size}")], size, &[(0, size)], How::Plain);
+    }
+    for blocks in 2..=20 {
+        let size = blocks * UNIT - blocks * 190;
+        add(&[&format!("blocks/{blocks}")], size, &[(0, size)], How::Plain);
+    }
+    for number in 0..24 {
+        let size = 40 + number * 131;
+        add(&[&format!("small/a rather long name of a small file {number}")], size, &[(0, size)], How::Plain);
+    }
+    for (name, size) in [("large/100k", 100 * K + 100), ("large/300k", 300 * K), ("large/2m", 2048 * K + 333)]
+    {
+        add(&[name], size, &[(0, size)], How::Plain);
+    }
+    for name in ["turns/a", "turns/b", "turns/c"] {
+        add(&[name], 64 * K, &[(0, 64 * K)], How::Interleaved);
+    }
+    if can.links {
+        let size = 20 * K + 17;
+        add(&["links/one", "links/deep/er/two", "zz-three"], size, &[(0, size)], How::Plain);
+    }
+    if can.holes {
+        add(&["holes/first"], 512 * K, &[(256 * K, 512 * K)], How::Plain);
+        add(&["holes/middle"], 576 * K, &[(0, 64 * K), (512 * K, 576 * K)], How::Plain);
+        add(&["holes/last"], 1024 * K, &[(0, 64 * K)], How::Plain);
+        let every_other: Vec<_> = (0..8).map(|i| (i * 128 * K + 64 * K, (i + 1) * 128 * K)).collect();
+        add(&["holes/every-other"], 1024 * K, &every_other, How::Plain);
+        add(&["holes/only"], 1024 * K, &[], How::Plain);
+    }
+    if can.unwritten {
+        add(&["unwritten/around"], 512 * K, &[(128 * K, 160 * K)], How::Preallocated(512 * K));
+        add(&["unwritten/only"], 256 * K, &[], How::Preallocated(256 * K));
+        add(&["unwritten/beyond"], 10 * K, &[(0, 10 * K)], How::Preallocated(128 * K));
+    }
+    if can.reflinks {
+        add(&["clones/original"], 200 * K, &[(0, 200 * K)], How::Plain);
+        let original = list.last().unwrap().id;
+        for (name, change) in [("same", None), ("changed", Some((64 * K, 80 * K)))] {
+            let id = first + list.len() as u32;
+            let part = |at, end, id| Part { at, length: end - at, id, from: at };
+            let parts = match change {
+                None => vec![part(0, 200 * K, original)],
+                Some((at, end)) => {
+                    vec![part(0, at, original), part(at, end, id), part(end, 200 * K, original)]
+                }
+            };
+            let names = vec![format!("/{slug}/clones/{name}")];
+            list.push(TestFile { names, size: 200 * K, parts, id, how: How::Clone });
+        }
+    }
+    assert!(list.len() < 1000, "the numbers of the next filesystem begin after a thousand");
+    list
+}
+
+/// The bytes of one sector of a file.
+pub fn bytes_of(name: SectorName, compressible: bool) -> [u8; SECTOR] {
+    let mut bytes = sector(name.id, name.number);
+    if compressible {
+        for (i, byte) in bytes.iter_mut().enumerate().skip(16) {
+            *byte = b"what compresses well "[i % 21];
+        }
+    }
+    bytes
+}
+
+/// The sources of many files, one after the other, for the script to copy from.
+#[derive(Clone, Debug, Default)]
+pub struct Blob {
+    files: Vec<(u32, u64, bool)>,
+    /// Units of all of them.
+    units: u64,
+}
+
+impl Blob {
+    /// Appends the full pattern of a file and returns the unit where it begins.
+    fn append(&mut self, file: &TestFile, compressible: bool) -> u64 {
+        let first = self.units;
+        let units = file.size.div_ceil(UNIT);
+        self.files.push((file.id, units, compressible));
+        self.units += units;
+        first
+    }
+
+    /// Writes it out, as a disk image.
+    pub fn write(&self, path: &Path) {
+        let mut out = BufWriter::new(File::create(path).unwrap());
+        for &(id, units, compressible) in &self.files {
+            for number in 0..units * (UNIT / SECTOR as u64) {
+                out.write_all(&bytes_of(SectorName { id, number: number as u32 }, compressible)).unwrap();
+            }
+        }
+        // A disk must have a size.
+        out.write_all(&[0; UNIT as usize]).unwrap();
+        out.flush().unwrap();
+    }
+}
+
+/// The bash function that the scripts of [`script`] call: source unit, place in the file, bytes, file.
+pub const PRELUDE: &str = r#"set -eu
+SRC=/dev/disk/guestfs/src
+w() {
+    dd status=none bs=4096 iflag=fullblock,count_bytes if=$SRC skip=$1 seek=$2 count=$3 of="$4" conv=notrunc${5-}
+}
+"#;
+
+/// The commands that make `files` in the current directory, which is the filesystem's root. Their
+/// sources are added to `blob`.
+pub fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> String {
+    let mut s = String::from("mkdir -p");
+    let mut directories: Vec<&str> =
+        files.iter().flat_map(|f| &f.names).map(|name| &name[1..name.rfind('/').unwrap()]).collect();
+    directories.sort_unstable();
+    directories.dedup();
+    for directory in directories {
+        write!(s, " '{directory}'").unwrap();
+    }
+    s.push('\n');
+    let mut turns = Vec::new();
+    let mut before = "";
+    for file in files {
+        let source = blob.append(file, can.compressible);
+        let name = &file.names[0][1..];
+        match file.how {
+            How::Interleaved => {
+                turns.push((source, name, file.size));
+                continue;
+            }
+            How::Preallocated(bytes) => {
+                writeln!(s, ": > '{name}'; fallocate -n -l {bytes} '{name}'").unwrap();
+            }
+            How::Clone => writeln!(s, "cp --reflink=always '{before}' '{name}'").unwrap(),
+            How::Plain => before = name,
+        }
+        for part in file.parts.iter().filter(|part| part.id == file.id && part.length > 0) {
+            let unit = part.at / UNIT;
+            writeln!(s, "w {} {unit} {} '{name}'", source + unit, part.length).unwrap();
+        }
+        if file.parts.last().is_none_or(|part| part.at + part.length < file.size || part.length == 0) {
+            writeln!(s, "truncate -s {} '{name}'", file.size).unwrap();
+        }
+        for link in &file.names[1..] {
+            writeln!(s, "ln '{name}' '{}'", &link[1..]).unwrap();
+        }
+    }
+    // Odd units after even ones, by turns, each on the disk before the next is asked for.
+    let units = turns.first().map_or(0, |(_, _, size)| size / UNIT);
+    for unit in (0..units).step_by(2).chain((1..units).step_by(2)) {
+        for (source, name, _) in &turns {
+            writeln!(s, "w {} {unit} {UNIT} '{name}' ,fsync", source + unit).unwrap();
+        }
+    }
+    s.push_str("sync\n");
+    s
+}
+
+/// Writes the files below `root` on this machine, for filesystems that are made from a directory.
+pub fn write_tree(root: &Path, files: &[TestFile], can: Abilities) {
+    use std::os::unix::fs::FileExt as _;
+    for file in files {
+        let path = |name: &str| root.join(&name[1..]);
+        let first = path(&file.names[0]);
+        std::fs::create_dir_all(first.parent().unwrap()).unwrap();
+        let out = File::create(&first).unwrap();
+        for part in &file.parts {
+            let mut at = part.at;
+            while at < part.at + part.length {
+                let number = ((part.from + at - part.at) / SECTOR as u64) as u32;
+                let bytes = bytes_of(SectorName { id: part.id, number }, can.compressible);
+                let length = (part.at + part.length - at).min(SECTOR as u64);
+                out.write_all_at(&bytes[..length as usize], at).unwrap();
+                at += length;
+            }
+        }
+        out.set_len(file.size).unwrap();
+        for link in &file.names[1..] {
+            std::fs::create_dir_all(path(link).parent().unwrap()).unwrap();
+            std::fs::hard_link(&first, path(link)).unwrap();
+        }
+    }
+}
+
+/// Whether these bytes begin like a sector of a pattern, and of which.
+pub fn name_in(bytes: &[u8]) -> Option<SectorName> {
+    let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    bytes.starts_with(&MAGIC).then_some(())?;
+    Some(SectorName { id: number(8)?, number: number(12)? })
+}

@@ -1,0 +1,136 @@
+//! Maps the guests, judges every file, and puts it all into a table.
+
+use crate::arbiter::{Ranges, Scan, Verdict, judge};
+use crate::common::{ranges, sandbox, tools};
+use crate::guests::{Guest, Row};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// One line of the table.
+pub struct Line {
+    /// Filesystem or layer.
+    pub name: String,
+    /// How many files were compared; a file on a snapshot and on its origin counts twice.
+    pub files: usize,
+    /// How many are exact.
+    pub exact: usize,
+    /// Said to be without blocks, or not exact, and how many of which kind.
+    pub marked: BTreeMap<&'static str, usize>,
+    /// What is wrong: path and how.
+    pub wrong: Vec<(String, String)>,
+    /// Why there are no numbers.
+    pub blocked: Option<String>,
+}
+
+/// The map's lines of type `f`: by path, and under it by device.
+type Files = BTreeMap<String, BTreeMap<String, Ranges>>;
+
+/// Maps a guest and judges its rows.
+pub fn measure(guest: &Guest) -> Vec<Line> {
+    let raw = guest.images();
+    let staging = tempfile::tempdir().unwrap();
+    let images: Vec<PathBuf> = (raw.iter().zip(guest.formats()).enumerate())
+        .map(|(number, (raw, format))| {
+            if format == "raw" {
+                return raw.clone();
+            }
+            let image = staging.path().join(format!("disk{number}.{format}"));
+            let args = ["convert", "-f", "raw", "-O", format].map(std::ffi::OsStr::new);
+            tools::run("qemu-img", args.into_iter().chain([raw.as_os_str(), image.as_os_str()]));
+            image
+        })
+        .collect();
+    let args = images.iter().map(|image| image.as_os_str());
+    let rest = ["-o", "out.bmap"].iter().chain(&guest.options).map(std::ffi::OsStr::new);
+    let run = sandbox::run(args.chain(rest));
+    assert!(matches!(run.code(), 0 | 3), "{}: {}", guest.name, run.stderr);
+    let map = run.read("out.bmap");
+    if let Some(dir) = std::env::var_os("ACCURACY_KEEP") {
+        let at = |suffix| PathBuf::from(&dir).join(format!("{}.{suffix}", guest.name));
+        std::fs::write(at("bmap"), &map).unwrap();
+        std::fs::write(at("stderr"), &run.stderr).unwrap();
+    }
+    let files = files_of(&map);
+    let mut scan = Scan::of(&raw, &guest.plain);
+    if guest.rows.iter().any(|row| row.rules.compressible) {
+        scan.decompress();
+    }
+    guest.rows.iter().map(|row| line(row, &scan, &files)).collect()
+}
+
+fn line(row: &Row, scan: &Scan, mapped: &Files) -> Line {
+    let mut line = Line {
+        name: row.name.to_owned(),
+        files: 0,
+        exact: 0,
+        marked: BTreeMap::new(),
+        wrong: Vec::new(),
+        blocked: None,
+    };
+    let slug = row.files[0].names[0].split('/').nth(1).unwrap();
+    let prefix = format!("/{slug}/");
+    if !mapped.keys().any(|path| path.starts_with(&prefix)) {
+        line.blocked = Some(String::from("not in the map"));
+        return line;
+    }
+    let nothing = BTreeMap::from([(String::from("no device"), Ranges::new())]);
+    for file in &row.files {
+        for name in &file.names {
+            let devices = mapped.get(name).unwrap_or(&nothing);
+            for (device, ranges) in devices {
+                line.files += 1;
+                match judge(scan, file, ranges, row.rules) {
+                    Verdict::Exact => line.exact += 1,
+                    Verdict::Without(why) | Verdict::Unseen(why) => *line.marked.entry(why).or_default() += 1,
+                    Verdict::OneCopy => {
+                        line.wrong.push((name.clone(), format!("{device}: a copy is missing")));
+                    }
+                    Verdict::Wrong(how) => line.wrong.push((name.clone(), format!("{device}: {how}"))),
+                }
+            }
+            if mapped.contains_key(name) && devices.len() != row.instances {
+                let seen: Vec<_> = devices.keys().collect();
+                line.wrong.push((
+                    name.clone(),
+                    format!("on {} devices, not {}: {seen:?}", seen.len(), row.instances),
+                ));
+            }
+        }
+    }
+    line
+}
+
+/// Reads the lines of type `f`; lines of types that are not known here are none of our business.
+fn files_of(map: &[u8]) -> Files {
+    let mut files = Files::new();
+    for line in String::from_utf8_lossy(map).lines().filter(|line| !line.starts_with('#')) {
+        let fields: Vec<&str> = line.splitn(6, ' ').collect();
+        let [disk, start, end, "f", device, path] = fields[..] else { continue };
+        let hex = |digits| u64::from_str_radix(digits, 16).unwrap();
+        let ranges = files.entry(path.to_owned()).or_default().entry(device.to_owned()).or_default();
+        ranges.entry(disk.parse().unwrap()).or_default().push(hex(start)..hex(end));
+    }
+    for ranges in files.values_mut().flat_map(BTreeMap::values_mut).flat_map(BTreeMap::values_mut) {
+        *ranges = ranges::normalise(std::mem::take(ranges));
+    }
+    files
+}
+
+/// The table as Markdown.
+pub fn markdown(lines: &[Line]) -> String {
+    let mut text = String::from(
+        "| filesystem or layer | files | exact | marked | wrong | oracle |\n|---|--:|--:|---|--:|---|\n",
+    );
+    for line in lines {
+        if let Some(why) = &line.blocked {
+            writeln!(text, "| {} | | | {why} | | |", line.name).unwrap();
+            continue;
+        }
+        let marked: Vec<_> = line.marked.iter().map(|(why, count)| format!("{count} {why}")).collect();
+        let (marked, wrong) = (marked.join(", "), line.wrong.len());
+        writeln!(text, "| {} | {} | {} | {marked} | {wrong} | patterns |", line.name, line.files, line.exact)
+            .unwrap();
+    }
+    text
+}
