@@ -125,7 +125,8 @@ mod tests {
             (b"/link", 8, 2, 16),
             (b"/subvolume/empty", 9, 1, 0),
         ] {
-            let attributes = Attributes { inode: Some(inode), size: Some(9), links: Some(links) };
+            let attributes =
+                Attributes { inode: Some(inode), size: Some(9), links: Some(links), ..Attributes::default() };
             let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", path), attributes).unwrap();
             builder.piece(file, 1, DiskRange::new(0, bytes), Some(FileOffset(0))).unwrap();
         }

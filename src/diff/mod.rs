@@ -436,7 +436,12 @@ mod tests {
         let map = |files: &[(&str, u64, u64)]| {
             let mut builder = MapBuilder::new(Header::default());
             for &(path, inode, bytes) in files {
-                let known = Attributes { inode: Some(inode), size: Some(bytes), links: Some(1) };
+                let known = Attributes {
+                    inode: Some(inode),
+                    size: Some(bytes),
+                    links: Some(1),
+                    ..Attributes::default()
+                };
                 let name = ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes());
                 let file = builder.object(name, known).unwrap();
                 builder.piece(file, 1, DiskRange::new(0x100 * inode, 0x100 * inode + bytes), None).unwrap();
@@ -451,7 +456,7 @@ mod tests {
         );
         // Blocks and name of another inode.
         let mut builder = MapBuilder::new(Header::default());
-        let known = Attributes { inode: Some(9), size: Some(16), links: Some(1) };
+        let known = Attributes { inode: Some(9), size: Some(16), links: Some(1), ..Attributes::default() };
         let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", b"/b"), known).unwrap();
         builder.piece(file, 1, DiskRange::new(0x100, 0x110), None).unwrap();
         let reused = builder.build();

@@ -108,7 +108,7 @@ mod tests {
             (Kind::Metadata, b"journal", None, &[(384, 448, None)]),
         ];
         for (inode, (kind, path, size, pieces)) in (11..).zip(objects) {
-            let attributes = Attributes { inode: Some(inode), size, links: Some(1) };
+            let attributes = Attributes { inode: Some(inode), size, links: Some(1), ..Attributes::default() };
             let object = builder.object(ObjectName::path(kind, b"/dev/sda1", path), attributes).unwrap();
             for &(start, end, offset) in pieces {
                 builder.piece(object, 1, DiskRange::new(start, end), offset.map(FileOffset)).unwrap();
