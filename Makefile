@@ -34,6 +34,7 @@ check: setup-tests
 
 # Seconds: library, agent, protocol, formats.
 check-quick:
+	$(CARGO) build --workspace --examples
 	$(CARGO) test --workspace --lib --bins --examples
 	$(CARGO) test --workspace --doc
 	$(if $(OTHER_TESTS),$(CARGO) test $(addprefix --test ,$(OTHER_TESTS)))

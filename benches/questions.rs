@@ -111,7 +111,7 @@ fn measure(c: &mut Criterion) {
     let (old, new) = (map(0), map(1));
     let list_of_ranges = rangelist::read(plain.as_bytes(), &Options::default()).unwrap();
     group.bench_function("tally", |b| {
-        b.iter(|| black_box(tally(&old, 1, &list_of_ranges.spans).shares.len()))
+        b.iter(|| black_box(tally(&old, 1, &list_of_ranges.spans).shares.len()));
     });
     group
         .bench_function("damage", |b| b.iter(|| black_box(damage(&old, 1, &list_of_ranges.spans).hit.len())));
