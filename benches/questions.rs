@@ -110,11 +110,9 @@ fn measure(c: &mut Criterion) {
     group.throughput(Throughput::Elements(RANGES));
     let (old, new) = (map(0), map(1));
     let list_of_ranges = rangelist::read(plain.as_bytes(), &Options::default()).unwrap();
-    group.bench_function("tally", |b| {
-        b.iter(|| black_box(tally(&old, 1, &list_of_ranges.spans).shares.len()));
-    });
-    group
-        .bench_function("damage", |b| b.iter(|| black_box(damage(&old, 1, &list_of_ranges.spans).hit.len())));
+    let spans = &list_of_ranges.spans;
+    group.bench_function("tally", |b| b.iter(|| black_box(tally(&old, 1, spans).shares.len())));
+    group.bench_function("damage", |b| b.iter(|| black_box(damage(&old, 1, spans).hit.len())));
     group.bench_function("diff", |b| b.iter(|| black_box(diff(&old, &new).len())));
     let select = Select { kinds: vec![Kind::File], device: None, globs: Vec::new() };
     group.bench_function("list", |b| b.iter(|| black_box(list(&old, &select).len())));

@@ -1,0 +1,333 @@
+//! The commands that question a map, run as a user runs them, on the small maps in `tests/questions`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::tools::needs;
+use serde_json::Value;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_virt-bmap-rs");
+const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/questions");
+
+/// A copy of the samples to work in.
+fn samples() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(SAMPLES).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+/// A command line as a shell runs it, which finds the program by its name.
+fn shell(dir: &Path, line: &str) -> Output {
+    let path =
+        format!("{}:{}", Path::new(PROGRAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    Command::new("sh").args(["-c", line]).current_dir(dir).env("PATH", path).output().unwrap()
+}
+
+/// Runs the program in the samples; its exit status, standard output and standard error.
+fn ask(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    ask_with(dir, args, b"")
+}
+
+fn ask_with(dir: &Path, args: &[&str], input: &[u8]) -> (i32, String, String) {
+    let mut child = Command::new(PROGRAM)
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The program may refuse before it has read.
+    child.stdin.take().unwrap().write_all(input).ok();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).expect("the answer is UTF-8");
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn json(dir: &Path, args: &[&str]) -> Value {
+    let (_, out, err) = ask(dir, &[args, &["--json"]].concat());
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}\n{out}\n{err}"))
+}
+
+#[test]
+fn the_examples_in_the_help_work() {
+    let dir = samples();
+    let mut run = 0;
+    for command in ["lookup", "list", "damaged", "diff"] {
+        let (code, help, _) = ask(dir.path(), &[command, "--help"]);
+        assert_eq!(code, 0);
+        for line in help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs ")) {
+            let output = shell(dir.path(), &format!("virt-bmap-rs {line}"));
+            assert!(output.stderr.is_empty(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            assert!(!output.stdout.is_empty(), "{line}");
+            let expected = if command == "damaged" { 4 } else { 0 };
+            assert_eq!(output.status.code(), Some(expected), "{line}");
+            run += 1;
+        }
+    }
+    assert!(run >= 14, "{run}");
+}
+
+#[test]
+fn the_manual_shows_what_the_program_prints() {
+    let manual = include_str!("../docs/questions.md");
+    let dir = samples();
+    let mut run = 0;
+    for block in manual.split("```console\n").skip(1) {
+        let block = block.split("```").next().unwrap();
+        for part in block.split("$ ").filter(|part| !part.trim().is_empty()) {
+            let (line, expected) = part.split_once('\n').unwrap();
+            let output = shell(dir.path(), line);
+            assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), expected.trim_end(), "{line}");
+            run += 1;
+        }
+    }
+    assert!(run >= 6, "{run}");
+}
+
+#[test]
+fn bad_input_is_told_plainly() {
+    let dir = samples();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let map = fs::read_to_string(dir.path().join("guest.bmap")).unwrap();
+    write("truncated.bmap", &map[..map.len() - 5]);
+    write("mixed.bmap", &format!("{map}{map}"));
+    write("empty", "");
+    write("empty.json", "[]\n");
+    write("picture", "\u{89}PNG\r\n\u{1a}\n");
+    write("past.txt", "0x7fff00 512\n");
+    write("backwards.map", "0 ? 1\n0 4M +\n");
+    write("descending.map", "0 ? 1\n0x100000 0x100000 +\n0x0 0x100000 -\n");
+    write("other.map", "0 ? 1\n0 0x400000 -\n");
+    write("cut.json", r#"[{"start":0,"length":512,"depth":0,"data":true},{"sta"#);
+    let cases: [(&[&str], i32, &[&str]); 27] = [
+        (&["lookup", "guest.bmap"], 2, &["required"]),
+        (&["lookup", "guest.bmap", "12x"], 2, &["`12x` is no number"]),
+        (&["lookup", "guest.bmap", "0:1"], 2, &["number of a disk"]),
+        (&["lookup", "guest.bmap", "--sector", "1:x"], 2, &["`x` is no number"]),
+        (&["lookup", "guest.bmap", "0", "--ranges", "past.txt"], 2, &["cannot be used with"]),
+        (&["lookup", "guest.bmap", "8M"], 1, &["past the end of disk 1", "8388608 bytes"]),
+        (&["lookup", "guest.bmap", "2:0"], 1, &["no disk 2"]),
+        (&["lookup", "missing.bmap", "0"], 1, &["missing.bmap"]),
+        (&["lookup", "truncated.bmap", "0"], 1, &["truncated"]),
+        (&["lookup", "mixed.bmap", "0"], 1, &["line"]),
+        (&["lookup", "empty", "0"], 1, &["empty"]),
+        (&["lookup", "guest.bmap", "--ranges", "missing"], 1, &["missing"]),
+        (&["lookup", "guest.bmap", "--ranges", "empty"], 1, &["list is empty"]),
+        (&["lookup", "guest.bmap", "--ranges", "empty.json"], 1, &["list is empty"]),
+        (&["lookup", "guest.bmap", "--ranges", "picture"], 1, &["none of", "ddrescue"]),
+        (&["lookup", "guest.bmap", "--ranges", "guest.bmap"], 1, &["none of"]),
+        (&["lookup", "guest.bmap", "--ranges", "past.txt"], 1, &["8388864", "8388608", "--force"]),
+        (&["lookup", "guest.bmap", "--ranges", "past.txt", "--disk", "2"], 1, &["no disk 2"]),
+        (&["lookup", "guest.bmap", "--ranges", "cut.json"], 1, &["qemu-img map", "EOF"]),
+        (
+            &["lookup", "guest.bmap", "--ranges", "past.txt", "--status", "-"],
+            1,
+            &["--status is not for this list"],
+        ),
+        (&["lookup", "guest.bmap", "--ranges", "changed.json", "-b", "512"], 1, &["--block-size is not for"]),
+        (&["damaged", "guest.bmap", "--mapfile", "backwards.map"], 1, &["line 2", "`4M`"]),
+        (
+            &["damaged", "guest.bmap", "--mapfile", "descending.map"],
+            1,
+            &["line 3", "damaged, or two were mixed"],
+        ),
+        (&["damaged", "guest.bmap", "--mapfile", "other.map"], 1, &["4194304 bytes", "8388608", "--force"]),
+        (&["damaged", "guest.bmap", "--mapfile", "rescue.map", "--status", "x"], 2, &["statuses"]),
+        (&["list", "guest.bmap", "/[a"], 1, &["no pattern"]),
+        (&["diff", "-", "-"], 1, &["standard input"]),
+    ];
+    for (args, code, words) in cases {
+        let (found, out, err) = ask(dir.path(), args);
+        assert_eq!(found, code, "{args:?}: {err}");
+        assert!(out.is_empty(), "{args:?}: {out}");
+        for word in words {
+            assert!(err.contains(word), "{args:?} does not say {word:?}: {err}");
+        }
+        assert!(code == 2 || err.lines().count() == 1, "{args:?}: {err}");
+    }
+
+    let (code, out, err) =
+        ask(dir.path(), &["lookup", "guest.bmap", "--ranges", "past.txt", "--force", "--bytes"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("warning"), "{err}");
+    assert!(out.contains("256  50.00 %  in nothing that the map knows"), "{out}");
+    let (code, _, err) = ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "other.map", "--force"]);
+    assert_eq!(code, 4, "{err}");
+    // An empty list that is meant is an answer.
+    let (code, out, err) =
+        ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "empty", "--from", "badblocks"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("0 files, 0 directories") && out.contains("6 files are whole"), "{out}");
+}
+
+#[test]
+fn every_offset_is_answered() {
+    let dir = samples();
+    let answer = json(dir.path(), &["lookup", "guest.bmap", "0", "0x100a10", "--sector", "2054"]);
+    let rows: Vec<String> = answer["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            format!("{} {} {} {}", row["offset"], row["type"], row["device"], row["path"]).replace('"', "")
+        })
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "0 v /dev/sda null",
+            "1051152 f /dev/sda1 /etc/fstab",
+            "1051152 p /dev/sda1 null",
+            "1051152 v /dev/sda null",
+            "1051648 f /dev/sda1 /etc/passwd",
+            "1051648 p /dev/sda1 null",
+            "1051648 v /dev/sda null",
+        ]
+    );
+    // A map without its disks and partitions has gaps.
+    let map = fs::read_to_string(dir.path().join("guest.bmap")).unwrap();
+    let files: String =
+        map.lines().filter(|line| line.contains(" f ")).map(|line| format!("{line}\n")).collect();
+    let (code, out, _) = ask_with(dir.path(), &["lookup", "-", "0", "--csv"], files.as_bytes());
+    assert_eq!((code, out.as_str()), (0, "disk,offset,type,device,path,file_offset\n1,0,unmapped,,,\n"));
+    let (code, out, _) = ask_with(dir.path(), &["lookup", "-", "0"], files.as_bytes());
+    assert_eq!((code, out.as_str()), (0, "1:0x0\n  nothing that the map knows\n"));
+}
+
+#[test]
+fn names_from_inside_the_guest_are_harmless() {
+    let dir = samples();
+    let names: [&[u8]; 6] =
+        [b"=1+1", b"/\x1b[31mred", b"/a\nb", b"/\xc2\x9b31m", b"/\xff\xfe", b"/\xe2\x80\xaegpj.exe"];
+    let mut map = b"# virt-bmap-rs 0.1.0 map 1\n# disk 1 size=65536 format=raw name=x\n".to_vec();
+    for (place, name) in names.iter().enumerate() {
+        map.extend(format!("1 {:x} {:x} f /dev/sda1 ", place * 4096, (place + 1) * 4096).bytes());
+        map.extend_from_slice(&virt_bmap::bmap::escape::escape(name));
+        map.push(b'\n');
+    }
+    fs::write(dir.path().join("hostile.bmap"), &map).unwrap();
+    fs::write(dir.path().join("all.txt"), "0 64K\n").unwrap();
+    fs::write(dir.path().join("none.bmap"), "1 f000 10000 f /dev/sda1 /x\n").unwrap();
+    let questions: [&[&str]; 5] = [
+        &["list", "hostile.bmap"],
+        &["lookup", "hostile.bmap", "0", "4K", "8K", "12K", "16K", "20K"],
+        &["lookup", "hostile.bmap", "--ranges", "all.txt"],
+        &["damaged", "hostile.bmap", "--mapfile", "all.txt", "--whole"],
+        &["diff", "none.bmap", "hostile.bmap"],
+    ];
+    for question in questions {
+        for form in [None, Some("--csv"), Some("--json")] {
+            let args: Vec<&str> = question.iter().copied().chain(form).collect();
+            // It is UTF-8, or this fails.
+            let (_, out, err) = ask(dir.path(), &args);
+            assert!(out.lines().count() >= names.len(), "{args:?}: {out}{err}");
+            let steers = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+            assert!(!out.chars().any(steers), "{args:?}: {out:?}");
+        }
+        let (_, csv, _) = ask(dir.path(), &[question, &["--csv"]].concat());
+        assert!(csv.contains(",'=1+1,") && csv.contains(r",/\377\376,"), "{csv}");
+        let paths: Vec<(String, Option<String>)> = json(dir.path(), question)["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|row| {
+                Some((row["path"].as_str()?.to_owned(), row["path_hex"].as_str().map(str::to_owned)))
+            })
+            .collect();
+        for name in names {
+            let text = String::from_utf8_lossy(name).into_owned();
+            let hex = std::str::from_utf8(name).is_err().then(|| "2ffffe".to_owned());
+            assert!(paths.contains(&(text, hex)), "{question:?}: {paths:?}");
+        }
+    }
+}
+
+#[test]
+fn nobody_has_to_read_an_answer_to_its_end() {
+    let dir = samples();
+    let mut map = String::from("# virt-bmap-rs 0.1.0 map 1\n");
+    for file in 0..50_000 {
+        map += &format!(
+            "1 {:x} {:x} f /dev/sda1 /some/rather/long/path/of/a/file/{file}\n",
+            file * 512,
+            (file + 1) * 512
+        );
+    }
+    fs::write(dir.path().join("large.bmap"), map).unwrap();
+    let output = shell(dir.path(), "{ virt-bmap-rs list large.bmap; echo status $? >&2; } | head -n 1");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "status 0\n");
+    let output = shell(dir.path(), "virt-bmap-rs list large.bmap > /dev/full");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("No space left"));
+}
+
+#[test]
+fn damage_shows_in_the_exit_status() {
+    let dir = samples();
+    let status = |list: &str| {
+        fs::write(dir.path().join("list"), list).unwrap();
+        ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "list"]).0
+    };
+    assert_eq!(status("0x600000 512\n"), 0);
+    assert_eq!(status("0x100a00 1\n"), 4);
+    assert_eq!(status("0x100800 1\n"), 5);
+    let answer = json(dir.path(), &["damaged", "guest.bmap", "--mapfile", "rescue.map", "--whole"]);
+    let states: Vec<&str> =
+        answer["rows"].as_array().unwrap().iter().map(|row| row["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["damaged", "damaged", "whole", "whole", "whole", "whole"]);
+    assert_eq!(answer["summary"]["files_hit"], 2);
+    assert_eq!(ask(dir.path(), &["diff", "guest.bmap", "guest.bmap", "--exit-code"]).0, 0);
+    assert_eq!(ask(dir.path(), &["diff", "guest.bmap", "later.bmap", "--exit-code"]).0, 4);
+}
+
+/// The same ranges, as each program writes them, give the same answer.
+#[test]
+fn lists_by_the_programs_themselves_are_read() {
+    needs!("qemu-img", "qemu-io", "nbdinfo", "nbdkit", "qemu-nbd");
+    let dir = samples();
+    let run = |line: &str| {
+        let output = shell(dir.path(), line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let writes = "-c 'write 1M 64k' -c 'write 3M 128k' -c 'write -z 5M 64k'";
+    run("qemu-img create -q -f raw base.raw 8M && qemu-img create -q -f qcow2 -b base.raw -F raw over.qcow2");
+    run("qemu-img create -q -f qcow2 whole.qcow2 8M && qemu-img bitmap --add --enable -g 64k whole.qcow2 b");
+    run(&format!("qemu-io -f qcow2 {writes} over.qcow2 && qemu-io -f qcow2 {writes} whole.qcow2"));
+    run("qemu-img map --output=json over.qcow2 > map.json");
+    run("nbdinfo --map=qemu:allocation-depth --json -- [ qemu-nbd -A -r -f qcow2 over.qcow2 ] > depth.json");
+    run(
+        "nbdinfo --map=qemu:dirty-bitmap:b --json -- [ qemu-nbd -B b -r -f qcow2 whole.qcow2 ] > bitmap.json",
+    );
+    run(&format!(
+        "nbdkit -U - --filter=log memory 8M logfile=log --run 'qemu-io -f raw {} \"$uri\"'",
+        writes.replace('\'', "\"")
+    ));
+    fs::write(dir.path().join("plain.txt"), "1M 64K\n3M 128K\n5M 64K\n").unwrap();
+    let blocks: Vec<String> = (16..17).chain(48..50).chain(80..81).map(|block| block.to_string()).collect();
+    fs::write(dir.path().join("blocks"), blocks.join("\n") + "\n").unwrap();
+    let expected = json(dir.path(), &["lookup", "guest.bmap", "--ranges", "plain.txt"]);
+    assert_eq!(expected["summary"]["bytes"], 256 << 10);
+    assert_eq!(expected["rows"].as_array().unwrap().len(), 8);
+    let lists: [(&str, &str, &[&str]); 5] = [
+        ("map.json", "qemu-img-map", &[]),
+        ("depth.json", "nbdinfo", &[]),
+        ("bitmap.json", "nbdinfo", &[]),
+        ("log", "nbdkit-log", &["--op", "write,zero"]),
+        ("blocks", "badblocks", &["-b", "64K"]),
+    ];
+    for (list, kind, options) in lists {
+        let args = [&["lookup", "guest.bmap", "--ranges", list], options].concat();
+        let answer = json(dir.path(), &args);
+        assert_eq!(answer["summary"]["kind"], kind, "{list}");
+        assert_eq!(answer["rows"], expected["rows"], "{list}");
+    }
+}
