@@ -11,8 +11,9 @@ BIN := target/release/virt-bmap-rs
 DEMO := target/demo
 
 # The tests that start an appliance, and those that do not. The latter run first.
-APPLIANCE_TESTS := $(sort $(basename $(notdir $(wildcard tests/map_*.rs))))
-OTHER_TESTS := $(filter-out $(APPLIANCE_TESTS),$(sort $(basename $(notdir $(wildcard tests/*.rs)))))
+ALL_TESTS := $(sort $(basename $(notdir $(wildcard tests/*.rs))) $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
+APPLIANCE_TESTS := $(filter map_% accuracy,$(ALL_TESTS))
+OTHER_TESTS := $(filter-out $(APPLIANCE_TESTS),$(ALL_TESTS))
 
 # On a CI machine a test that cannot run is a failure.
 ifeq ($(CI),true)

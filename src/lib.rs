@@ -22,12 +22,19 @@
 pub mod appliance;
 pub mod bmap;
 mod child;
+pub mod diff;
 pub mod image;
+pub mod links;
+pub mod list;
+pub mod lookup;
 pub mod mapper;
 pub mod nbd;
 pub mod probe;
 pub mod range;
+pub mod rangelist;
 pub mod recorder;
+pub mod spans;
+pub mod units;
 
 /// An error and its causes in one line, the outermost first.
 pub fn chain(error: &dyn std::error::Error) -> String {

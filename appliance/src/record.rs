@@ -140,6 +140,11 @@ impl Extent {
     /// Allocated, but not written: it reads as zeroes without a look at the disk.
     pub const UNWRITTEN: u32 = 0x800;
 
+    /// Whether it is allocated at `physical`, but holds nothing yet.
+    pub fn is_unwritten(&self) -> bool {
+        self.flags & Self::UNWRITTEN != 0 && Self { flags: self.flags & !Self::UNWRITTEN, ..*self }.is_plain()
+    }
+
     /// Whether the kernel promises that the file's bytes lie at `physical`, one for one.
     pub fn is_plain(&self) -> bool {
         let odd = Self::UNKNOWN

@@ -88,6 +88,11 @@ impl MapBuilder {
         Ok(NewObject(object))
     }
 
+    /// Adds to what is known of an object.
+    pub fn know(&mut self, object: NewObject, attributes: Attributes) {
+        self.objects.set_attributes(object.0, attributes);
+    }
+
     /// Says that a range of a disk holds data of an object, and where in the object it begins if that
     /// is known. An empty range says nothing.
     ///

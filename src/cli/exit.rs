@@ -13,6 +13,10 @@ pub(crate) enum Exit {
     Usage,
     /// A map was written, but something could not be examined.
     Incomplete,
+    /// `damaged`: files are hit. `diff --exit-code`: the maps differ.
+    Found,
+    /// `damaged`: no file is hit, but directories or metadata are.
+    FoundBesideFiles,
     /// Ended by this signal.
     Signal(i32),
 }
@@ -24,6 +28,8 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Incomplete => 3,
+            Exit::Found => 4,
+            Exit::FoundBesideFiles => 5,
             // As shells say it: 130 for SIGINT.
             Exit::Signal(signal) => 128 + (signal & 0x7f) as u8,
         })

@@ -1,11 +1,17 @@
 //! The command line: one definition that the parser, the help, the man pages and the shell completions
 //! come from, and one file for each subcommand.
 
+mod answer;
 mod convert;
+mod damaged;
+mod diff;
 mod exit;
 mod generate;
+mod list;
+mod lookup;
 mod map;
 mod progress;
+mod ranges;
 mod signals;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -43,10 +49,16 @@ Exit status:
 Examples:
   virt-bmap-rs guest.vmdk                     writes guest.bmap
   virt-bmap-rs system.qcow2 data.raw -o -     one guest with two disks
+  virt-bmap-rs lookup guest.bmap 0x541000     what is there
+  virt-bmap-rs damaged guest.bmap --mapfile rescue.map
   virt-bmap-rs convert old.bmap new.bmap";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Lookup(lookup::LookupArgs),
+    List(list::ListArgs),
+    Damaged(damaged::DamagedArgs),
+    Diff(diff::DiffArgs),
     Convert(convert::ConvertArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
@@ -63,6 +75,10 @@ pub(crate) fn run() -> Exit {
         Err(error) => return usage(&error),
     };
     let result = match cli.command {
+        Some(Command::Lookup(args)) => lookup::run(&args),
+        Some(Command::List(args)) => list::run(&args),
+        Some(Command::Damaged(args)) => damaged::run(&args),
+        Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
         None => map::run(&cli.map, &matches),

@@ -225,30 +225,29 @@ pub fn map_guest(
         }
     }
     let counts = found.counts();
-    *found.header_mut() = header(&opened, &troubles);
+    describe(found.header_mut(), &opened, &troubles);
     let map = found.into_map()?;
     let (unexamined, warnings) = (troubles.unexamined(), troubles.warnings());
     Ok(Mapped { map, counts, unexamined, warnings, elapsed: began.elapsed() })
 }
 
-/// What the map says of itself: nothing that would differ between two runs.
-fn header(images: &[Image], troubles: &Troubles) -> Header {
+/// Completes what the map says of itself; nothing in it differs between two runs.
+fn describe(header: &mut Header, images: &[Image], troubles: &Troubles) {
     let file = |name: &Path, format: Option<image::Format>| ImageFile {
         name: name.as_os_str().as_bytes().to_vec(),
         format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
     };
-    let images = (1..).zip(images).map(|(disk, image)| ImageInfo {
-        disk,
-        size: image.source.size(),
-        image: file(&image.name, Some(image.format)),
-        chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
-    });
+    header.images = (1..)
+        .zip(images)
+        .map(|(disk, image)| ImageInfo {
+            disk,
+            size: image.source.size(),
+            image: file(&image.name, Some(image.format)),
+            chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
+        })
+        .collect();
     let warnings = troubles.unexamined().into_iter().chain(troubles.warnings());
-    Header {
-        images: images.collect(),
-        warnings: warnings.map(|trouble| trouble.to_string()).collect(),
-        ..Header::default()
-    }
+    header.warnings = warnings.map(|trouble| trouble.to_string()).collect();
 }
 
 /// Our NBD server on its private socket.

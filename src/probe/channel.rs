@@ -7,7 +7,7 @@ use super::expected::{BTRFS, Expectation, places};
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::Layout;
 use super::trouble::{Trouble, Troubles};
-use crate::bmap::{Attributes, Kind};
+use crate::bmap::{Attributes, Filesystem, Kind, Marks};
 use crate::recorder::{Recorder, Recording, Tag};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,6 +70,8 @@ pub struct Snapshot {
 pub struct WalkContext {
     /// The device or whatever else the file system is named by.
     pub device: String,
+    /// Its type, in the words of `blkid`.
+    pub kind: String,
     /// Where the device lies on the disks, if that is known.
     pub layout: Option<Arc<Layout>>,
 }
@@ -118,9 +120,32 @@ impl Walk {
 
 struct Expected {
     size: u64,
+    allocated: u64,
     extents: Option<Vec<Extent>>,
+    /// Whether what was read of it has been taken in.
+    is_placed: bool,
     /// What was read of it, if that was not what was expected.
     unexpected: Option<Recording>,
+}
+
+impl Expected {
+    /// What its extents and sizes say of a file.
+    fn marks(&self) -> Marks {
+        let extents = self.extents.as_deref();
+        let any = |flag: u32| extents.is_some_and(|extents| extents.iter().any(|e| e.flags & flag != 0));
+        let has_no_blocks = match extents {
+            Some(extents) => extents.iter().all(|e| e.flags & Extent::INLINE != 0),
+            None => self.allocated == 0,
+        };
+        let mapped: u64 = extents.unwrap_or_default().iter().map(|e| e.length).fold(0, u64::saturating_add);
+        let mut marks = Marks::empty();
+        marks.set(Marks::NO_BLOCKS, self.size == 0 || has_no_blocks);
+        marks.set(Marks::INLINE, any(Extent::INLINE));
+        marks.set(Marks::ENCODED, any(Extent::ENCODED));
+        marks.set(Marks::PREALLOCATED, any(Extent::UNWRITTEN));
+        marks.set(Marks::SPARSE, extents.is_some() && mapped < self.size && !any(Extent::INLINE));
+        marks
+    }
 }
 
 impl Channel {
@@ -180,6 +205,7 @@ impl Channel {
         let mut state = self.state();
         drop(rest);
         state.stream.clear();
+        state.note_filesystem();
         state.end_batch()?;
         state.walk = Walk::default();
         if let Some(error) = state.error.take() {
@@ -288,13 +314,23 @@ impl State {
             inode: Some(object.inode),
             size: Some(object.size),
             links: Some(object.links),
-            ..Attributes::default()
+            allocated: Some(object.allocated),
+            mode: u16::try_from(object.mode).ok(),
+            modified: Some(object.modified),
+            changed: Some(object.changed),
+            marks: Marks::empty(),
         };
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;
         if object.kind == ObjectKind::File {
-            let expected = Expected { size: object.size, extents: None, unexpected: None };
+            let expected = Expected {
+                size: object.size,
+                allocated: object.allocated,
+                extents: None,
+                is_placed: false,
+                unexpected: None,
+            };
             self.walk.files.insert(object.id, expected);
             if self.walk.files.len() > MOST_FILES {
                 return Err(ChannelError::Nonsense("a batch without end"));
@@ -302,6 +338,27 @@ impl State {
         }
         self.snapshot.objects += 1;
         Ok(())
+    }
+
+    /// Puts what is known of the file system that was walked into the map's header.
+    fn note_filesystem(&mut self) {
+        if self.walk.first == 0 {
+            return;
+        }
+        let statfs = self.walk.filesystem;
+        let bytes = |blocks: fn(&record::Filesystem) -> u64| {
+            statfs.as_ref().map(|fs| blocks(fs).saturating_mul(fs.block_size))
+        };
+        let counts = self.found.filesystem_counts();
+        self.found.header_mut().filesystems.push(Filesystem {
+            device: self.walk.context.device.clone().into_bytes(),
+            kind: self.walk.context.kind.clone(),
+            block_size: statfs.map(|fs| fs.block_size),
+            size: bytes(|fs| fs.blocks),
+            free: bytes(|fs| fs.blocks_free),
+            directories: counts.directories,
+            files: counts.files,
+        });
     }
 
     /// A path that is too long for a map is a trouble, not the end.
@@ -405,10 +462,14 @@ impl State {
         if is_met || again {
             if !is_met {
                 self.troubles.inexact(&self.walk.context.device);
+                self.found.mark(id, Marks::INEXACT);
+            } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
+                self.found.mark(id, Marks::UNVERIFIED);
             }
             let extents = file.extents.as_deref().unwrap_or_default();
             attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
             file.unexpected = None;
+            file.is_placed = true;
         } else {
             file.unexpected = Some(recording);
         }
@@ -417,18 +478,18 @@ impl State {
 
     /// What was not read as expected, and not once more either, stays as it was read.
     fn end_batch(&mut self) -> Result<(), ChannelError> {
+        let has_places = self.walk.has_places();
         for (id, file) in std::mem::take(&mut self.walk.files) {
-            if let Some(recording) = file.unexpected {
+            self.found.mark(id, file.marks());
+            if file.unexpected.is_some() {
                 self.troubles.inexact(&self.walk.context.device);
+                self.found.mark(id, Marks::INEXACT);
+            }
+            if !file.is_placed {
+                // Of a file that was not read, what is allocated and was never written is known all the same.
+                let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(
-                    &mut self.found,
-                    id,
-                    &recording,
-                    extents,
-                    self.walk.has_places(),
-                    &self.walk.context,
-                )?;
+                attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
             }
         }
         self.walk.again.clear();
@@ -474,8 +535,8 @@ fn attribute(
     context: &WalkContext,
 ) -> Result<(), FoundError> {
     let layout = context.layout.as_deref().filter(|_| has_places);
-    for (disk, range, offset) in places(recording, extents, layout) {
-        found.range(id, disk, range, offset)?;
+    for place in places(recording, extents, layout) {
+        found.range(id, place.disk, place.range, place.file_offset, place.role)?;
     }
     Ok(())
 }

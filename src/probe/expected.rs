@@ -1,6 +1,7 @@
 //! What the kernel promises of a file, to be compared with what was read of it.
 
 use super::layout::Layout;
+use crate::bmap::{PieceFlags, Role};
 use crate::range::{DeviceOffset, DiskRange, FileOffset, Range, RangeSet};
 use crate::recorder::{DiskNumber, Recording};
 use virt_bmap_agent::record::Extent;
@@ -71,27 +72,37 @@ impl Expectation {
     }
 }
 
+/// A piece of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) disk: DiskNumber,
+    pub(super) range: DiskRange,
+    pub(super) file_offset: Option<FileOffset>,
+    pub(super) role: Role,
+}
+
 /// Where an object's bytes lie, and which of its bytes they are: what was read, and the copies of that on
-/// other disks, cut where the extents begin and end. What no extent covers has no place in the file.
-pub(super) fn places(
-    recording: &Recording,
-    extents: &[Extent],
-    layout: Option<&Layout>,
-) -> Vec<(DiskNumber, DiskRange, Option<FileOffset>)> {
+/// other disks, cut where the extents begin and end; then what is allocated but was never written. What no
+/// extent covers has no place in the file.
+pub(super) fn places(recording: &Recording, extents: &[Extent], layout: Option<&Layout>) -> Vec<Place> {
     let on_device = layout.and_then(|layout| Some((layout, layout.to_device(recording)?)));
     let Some((layout, device)) = on_device else {
-        return recording.iter().map(|(disk, range)| (disk, range, None)).collect();
+        let place = |(disk, range)| Place { disk, range, file_offset: None, role: Role::default() };
+        return recording.iter().map(place).collect();
     };
+    let unwritten = extents.iter().filter(|extent| extent.is_unwritten());
     let mut extents: Vec<&Extent> = extents.iter().filter(|extent| extent.is_plain()).collect();
     extents.sort_unstable_by_key(|extent| extent.physical);
     let mut places = Vec::new();
-    let mut put = |range: Range<DeviceOffset>, offset: Option<u64>| {
+    let mut put = |range: Range<DeviceOffset>, offset: Option<u64>, flags: PieceFlags| {
         for part in layout.part(range).unwrap_or_default() {
             let into = part.device.start.0 - range.start.0;
-            let offset = offset.and_then(|offset| Some(FileOffset(offset.checked_add(into)?)));
-            places.push((part.disk, part.disk_range(), offset));
+            let file_offset = offset.and_then(|offset| Some(FileOffset(offset.checked_add(into)?)));
+            let role = Role { copy: part.copy, flags };
+            places.push(Place { disk: part.disk, range: part.disk_range(), file_offset, role });
         }
     };
+    let written = PieceFlags::empty();
     for range in device.iter() {
         let mut at = range.start.0;
         let first =
@@ -102,11 +113,16 @@ pub(super) fn places(
             let Some(part) = blocks.intersection(Range::new(at, range.end.0)) else {
                 if extent.physical >= range.end.0 { break } else { continue }
             };
-            put(Range::new(at, part.start.0), None);
-            put(part, extent.logical.checked_add(part.start.0 - extent.physical));
+            put(Range::new(at, part.start.0), None, written);
+            put(part, extent.logical.checked_add(part.start.0 - extent.physical), written);
             at = part.end.0;
         }
-        put(Range::new(at, range.end.0), None);
+        put(Range::new(at, range.end.0), None, written);
+    }
+    for extent in unwritten {
+        if let Some(range) = Range::at(DeviceOffset(extent.physical), extent.length) {
+            put(range, Some(extent.logical), PieceFlags::UNWRITTEN);
+        }
     }
     places
 }
@@ -169,19 +185,30 @@ mod tests {
 
     #[test]
     fn recorded_ranges_get_their_place_in_the_file() {
-        let extents = [extent(0, 8192, 4096, 0), extent(4096, 4096, 4096, 0)];
-        let parts = places(&read(&[(4096, 16384)]), &extents, Some(&disk()));
+        let extents = [
+            extent(0, 8192, 4096, 0),
+            extent(4096, 4096, 4096, 0),
+            extent(8192, 65536, 4096, Extent::UNWRITTEN),
+            extent(12288, 70000, 100, Extent::INLINE),
+        ];
+        let disk = disk();
+        let places = |ranges: &[(u64, u64)], layout: Option<&Layout>| {
+            let places = places(&read(ranges), &extents, layout);
+            let brief =
+                |p: &Place| (p.range.start.0, p.range.end.0, p.file_offset.map(|o| o.0), p.role.flags);
+            places.iter().map(brief).collect::<Vec<_>>()
+        };
+        let (written, unwritten) = (PieceFlags::empty(), PieceFlags::UNWRITTEN);
         assert_eq!(
-            parts,
+            places(&[(4096, 16384)], Some(&disk)),
             [
-                (1, DiskRange::new(4096, 8192), Some(FileOffset(4096))),
-                (1, DiskRange::new(8192, 12288), Some(FileOffset(0))),
-                (1, DiskRange::new(12288, 16384), None),
+                (4096, 8192, Some(4096), written),
+                (8192, 12288, Some(0), written),
+                (12288, 16384, None, written),
+                (65536, 69632, Some(8192), unwritten),
             ]
         );
-        let parts = places(&read(&[(9000, 9100)]), &extents, Some(&disk()));
-        assert_eq!(parts, [(1, DiskRange::new(9000, 9100), Some(FileOffset(808)))]);
-        let parts = places(&read(&[(0, 512)]), &extents, None);
-        assert_eq!(parts, [(1, DiskRange::new(0, 512), None)]);
+        assert_eq!(places(&[(9000, 9100)], Some(&disk))[0], (9000, 9100, Some(808), written));
+        assert_eq!(places(&[(0, 512)], None), [(0, 512, None, written)]);
     }
 }

@@ -1,6 +1,6 @@
 //! The objects that a probe finds, by number, on their way into the map.
 
-use crate::bmap::{Attributes, BuildError, Header, Kind, MapBuilder, NewObject, ObjectName};
+use crate::bmap::{Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewObject, ObjectName, Role};
 use crate::range::{DiskRange, FileOffset};
 use crate::recorder::DiskNumber;
 use std::collections::HashMap;
@@ -67,12 +67,14 @@ pub struct Found {
     links: Vec<(ObjectNumber, NewObject)>,
     device: String,
     counts: Counts,
+    /// What had been counted when the current file system was begun.
+    before: Counts,
 }
 
 /// What the names of one file have in common.
 struct Shared {
     attributes: Attributes,
-    pieces: Vec<(DiskNumber, DiskRange, Option<FileOffset>)>,
+    pieces: Vec<(DiskNumber, DiskRange, Option<FileOffset>, Role)>,
 }
 
 impl Default for Found {
@@ -85,6 +87,7 @@ impl Default for Found {
             links: Vec::new(),
             device: String::new(),
             counts: Counts::default(),
+            before: Counts::default(),
         }
     }
 }
@@ -100,6 +103,15 @@ impl Found {
         self.counts
     }
 
+    /// What was counted of the current file system.
+    pub fn filesystem_counts(&self) -> Counts {
+        Counts {
+            directories: self.counts.directories - self.before.directories,
+            files: self.counts.files - self.before.files,
+            ..Counts::default()
+        }
+    }
+
     /// The header of the map to be.
     pub fn header_mut(&mut self) -> &mut Header {
         self.builder.header_mut()
@@ -111,10 +123,10 @@ impl Found {
     /// [`FoundError::Build`] where there are more pieces than a map can hold.
     pub fn into_map(mut self) -> Result<crate::bmap::Map, FoundError> {
         for (number, object) in &self.links {
-            for &(disk, range, file_offset) in
-                self.shared.get(number).iter().flat_map(|shared| &shared.pieces)
-            {
-                self.builder.piece(*object, disk, range, file_offset)?;
+            let Some(shared) = self.shared.get(number) else { continue };
+            self.builder.know(*object, shared.attributes);
+            for &(disk, range, file_offset, role) in &shared.pieces {
+                self.builder.piece_as(*object, disk, range, file_offset, role)?;
             }
         }
         Ok(self.builder.build())
@@ -141,6 +153,7 @@ impl Found {
         self.directories.clear();
         device.clone_into(&mut self.device);
         self.counts.filesystems += 1;
+        self.before = self.counts;
     }
 
     /// Adds a directory or file named `name` in `parent`; the root has no parent.
@@ -198,6 +211,17 @@ impl Found {
         Ok(())
     }
 
+    /// Marks an object.
+    pub fn mark(&mut self, number: ObjectNumber, marks: Marks) {
+        let attributes = Attributes { marks, ..Attributes::default() };
+        if let Ok(Entry::Object(object)) = self.entry(number) {
+            self.builder.know(object, attributes);
+        }
+        if let Some(shared) = self.shared.get_mut(&number) {
+            shared.attributes.marks |= marks;
+        }
+    }
+
     /// Says that a range belongs to an object.
     ///
     /// # Errors
@@ -208,13 +232,14 @@ impl Found {
         disk: DiskNumber,
         range: DiskRange,
         file_offset: Option<FileOffset>,
+        role: Role,
     ) -> Result<(), FoundError> {
         match self.entry(number)? {
-            Entry::Object(object) => self.builder.piece(object, disk, range, file_offset)?,
+            Entry::Object(object) => self.builder.piece_as(object, disk, range, file_offset, role)?,
             Entry::Unnamed => {}
         }
         if let Some(shared) = self.shared.get_mut(&number) {
-            shared.pieces.push((disk, range, file_offset));
+            shared.pieces.push((disk, range, file_offset, role));
         }
         Ok(())
     }
@@ -273,7 +298,10 @@ mod tests {
         }
         assert_eq!(found.path(file, b"b"), Err(FoundError::Parent(file)));
         assert_eq!(found.path(99, b"b"), Err(FoundError::Unknown(99)));
-        assert_eq!(found.range(99, 1, DiskRange::new(0, 1), None), Err(FoundError::Unknown(99)));
+        assert_eq!(
+            found.range(99, 1, DiskRange::new(0, 1), None, Role::default()),
+            Err(FoundError::Unknown(99))
+        );
         assert_eq!(found.counts().directories, 2);
     }
 
@@ -293,6 +321,6 @@ mod tests {
         }
         assert_eq!(failed, 1);
         assert_eq!(found.counts().directories, 2001);
-        assert!(found.range(parent, 1, DiskRange::new(0, 1), None).is_ok());
+        assert!(found.range(parent, 1, DiskRange::new(0, 1), None, Role::default()).is_ok());
     }
 }

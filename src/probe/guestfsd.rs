@@ -9,7 +9,7 @@ use super::survey::Context;
 use super::trouble::Trouble;
 use super::{Phase, ProbeError};
 use crate::appliance::{BlockDevice, CallError, Content, DeviceKind, Inventory};
-use crate::bmap::{Attributes, Kind};
+use crate::bmap::{Attributes, Kind, Role};
 use crate::recorder::{Recorder, Tag};
 use rustix::fs::FileType;
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,7 +98,13 @@ impl Probe<'_> {
         for (disk, (device, source)) in (1..).zip(inventory.disks.iter().zip(self.context.disks)) {
             channel.with(|found, _| {
                 let number = found.device(Kind::Disk, &device.path)?;
-                found.range(number, disk, crate::range::DiskRange::new(0, source.size()), None)
+                found.range(
+                    number,
+                    disk,
+                    crate::range::DiskRange::new(0, source.size()),
+                    None,
+                    Role::default(),
+                )
             })?;
         }
         let others = inventory.partitions.iter().map(|device| (Kind::Partition, device));
@@ -115,7 +121,11 @@ impl Probe<'_> {
     fn walk(&self, filesystem: &Content) -> Result<(), ProbeError> {
         let channel = self.context.channel;
         let device = &filesystem.device;
-        channel.begin_walk(super::channel::WalkContext { device: device.clone(), layout: None });
+        channel.begin_walk(super::channel::WalkContext {
+            device: device.clone(),
+            kind: filesystem.kind.clone().unwrap_or_default(),
+            layout: None,
+        });
         let root =
             channel.with(|found, _| found.object(Kind::Directory, None, b"", Attributes::default()))?;
         if let Err(error) = self.read("bmap_file", "/", root)? {
@@ -213,7 +223,7 @@ impl Probe<'_> {
         let recording = self.recorder.switch(None);
         self.context.channel.with(|found, _| -> Result<(), ProbeError> {
             for (disk, range) in recording.iter() {
-                found.range(number, disk, range, None)?;
+                found.range(number, disk, range, None, Role::default())?;
             }
             Ok(())
         })?;

@@ -7,11 +7,11 @@ use super::trouble::Trouble;
 use super::unlock::{Key, is_encrypted, unlock};
 use super::{Phase, ProbeError};
 use crate::appliance::{Appliance, BlockDevice, Content, Inventory, ReadPlan};
-use crate::bmap::Kind;
+use crate::bmap::{Kind, Role};
 use crate::image::Source;
 use crate::range::{DiskOffset, Range};
 use crate::recorder::DiskNumber;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Of how many segments at either end of a copy the content is looked at.
@@ -66,7 +66,19 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
 
 fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
-    let (sequence, first) = context.channel.begin_walk(WalkContext { device: device.clone(), layout });
+    if filesystem.kind.as_deref() == Some("btrfs") && context.btrfs_keeps_copies() {
+        let what = "it keeps several copies of its data; the one that was read is mapped";
+        context.channel.with(|_, troubles| troubles.warn(Trouble::new(&device, what)));
+    }
+    if filesystem.kind.as_deref() == Some("squashfs") {
+        let what = "small files share compressed blocks, which are named for the first of them that was read";
+        context.channel.with(|_, troubles| troubles.warn(Trouble::new(&device, what)));
+    }
+    let (sequence, first) = context.channel.begin_walk(WalkContext {
+        device: device.clone(),
+        kind: filesystem.kind.clone().unwrap_or_default(),
+        layout,
+    });
     let walked = context.appliance.walk(sequence, first);
     let ended = context.channel.end();
     match (walked, ended) {
@@ -135,7 +147,8 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<Strin
                 troubles.warn(Trouble::new(&device.path, what));
             }
             for segment in layout.segments() {
-                found.range(*number, segment.disk, segment.disk_range(), None)?;
+                let role = Role::copy(segment.copy);
+                found.range(*number, segment.disk, segment.disk_range(), None, role)?;
             }
             Ok(())
         })?;
@@ -159,11 +172,14 @@ impl Context<'_> {
     /// The file systems that are to be mounted. What else the devices hold is noted where it hides files.
     pub(super) fn to_walk(&self, inventory: &Inventory) -> Vec<Content> {
         let mut filesystems = Vec::new();
+        let mut btrfs = BTreeSet::new();
         for content in &inventory.contents {
             let device = &content.device;
             match content.kind.as_deref() {
                 None => self.explain_unknown(inventory, device),
                 Some("swap") => {}
+                // Each member of a btrfs of several devices is listed; one mount shows all.
+                Some("btrfs") if content.uuid.is_some() && !btrfs.insert(content.uuid.clone()) => {}
                 // Has been unlocked, or been noted.
                 _ if is_encrypted(content) => {}
                 Some(_) => filesystems.push(content.clone()),
@@ -227,6 +243,14 @@ impl Context<'_> {
             let what = "it holds no file system that the appliance knows";
             self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
         }
+    }
+
+    /// Whether the btrfs that is mounted has data in a profile with copies.
+    fn btrfs_keeps_copies(&self) -> bool {
+        let said = self.appliance.shell("btrfs filesystem df /sysroot").unwrap_or_default();
+        said.lines()
+            .filter(|line| line.starts_with("Data"))
+            .any(|line| ["DUP", "RAID1", "RAID5", "RAID6"].iter().any(|profile| line.contains(profile)))
     }
 
     /// Whether a copy of a mirrored device holds what the first copy holds, as far as a look at both ends of

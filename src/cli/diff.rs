@@ -1,0 +1,209 @@
+//! `virt-bmap-rs diff`: what differs between two maps.
+
+use super::Exit;
+use super::answer::{Cell, Form, Value, name_and_more};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use std::cmp::Reverse;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use virt_bmap::bmap::escape::Printable;
+use virt_bmap::bmap::{self, Kind};
+use virt_bmap::diff::{Change, Changed, diff};
+
+/// Tell what differs between two maps of one guest.
+///
+/// Files are compared by their places on the disks: added, removed, renamed (the same inode where both maps
+/// know it, and the same bytes of the disk), linked and unlinked (a name more, or less, of a file that is
+/// there in both), moved, grown and shrunk. What was rewritten in place looks unchanged.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(super) struct DiffArgs {
+    /// The earlier map
+    old: PathBuf,
+
+    /// The later map
+    new: PathBuf,
+
+    /// What to sort by
+    #[arg(long, value_enum, default_value_t = Sort::Bytes)]
+    sort: Sort,
+
+    /// Print only the first so many
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
+
+    /// Exit with status 4 if the maps differ
+    #[arg(long)]
+    exit_code: bool,
+
+    #[command(flatten)]
+    form: Form,
+}
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  the question was answered
+  1  failed
+  2  the command line makes no sense
+  4  with --exit-code: the maps differ
+
+Examples:
+  virt-bmap-rs diff guest.bmap later.bmap
+  virt-bmap-rs diff guest.bmap later.bmap --sort name --csv";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sort {
+    /// Bytes that are gained or lost, from the most down
+    Bytes,
+    /// The order of the map: kind, device, path
+    Name,
+}
+
+pub(super) fn run(args: &DiffArgs) -> Result<Exit> {
+    if args.old == Path::new("-") && args.new == Path::new("-") {
+        bail!("only one of the maps can come from standard input");
+    }
+    let (old, new) = (bmap::load(&args.old)?, bmap::load(&args.new)?);
+    let mut changes = diff(&old, &new);
+    if let Sort::Bytes = args.sort {
+        changes.sort_by_key(|changed| Reverse(changed.gained.saturating_add(changed.lost)));
+    }
+    let form = args.form;
+    let shown = &changes[..args.top.unwrap_or(usize::MAX).min(changes.len())];
+    let sums = Sums::of(&changes);
+    form.print(|out| {
+        if form.is_for_people() {
+            return for_people(form, out, shown, &sums, changes.len());
+        }
+        let summary: Vec<Cell<'_>> = sums
+            .0
+            .iter()
+            .flat_map(|sum| {
+                let [count, gained, lost] = NAMES[sum.change as usize];
+                [(count, sum.count.into()), (gained, sum.gained.into()), (lost, sum.lost.into())]
+            })
+            .collect();
+        form.rows(out, shown.iter().map(row), &summary, COLUMNS)
+    })?;
+    Ok(if args.exit_code && !changes.is_empty() { Exit::Found } else { Exit::Success })
+}
+
+/// How the sums are called, in the order of [`Change::ALL`].
+const NAMES: [[&str; 3]; 8] = [
+    ["added", "added_gained", "added_lost"],
+    ["removed", "removed_gained", "removed_lost"],
+    ["renamed", "renamed_gained", "renamed_lost"],
+    ["linked", "linked_gained", "linked_lost"],
+    ["unlinked", "unlinked_gained", "unlinked_lost"],
+    ["moved", "moved_gained", "moved_lost"],
+    ["grown", "grown_gained", "grown_lost"],
+    ["shrunk", "shrunk_gained", "shrunk_lost"],
+];
+
+struct Sum {
+    change: Change,
+    count: u64,
+    gained: u64,
+    lost: u64,
+}
+
+/// One sum for each kind of change, of what has bytes of its own: disks, partitions and volumes only
+/// hold those of others.
+struct Sums([Sum; 8]);
+
+impl Sums {
+    fn of(changes: &[Changed<'_>]) -> Self {
+        let mut sums = Change::ALL.map(|change| Sum { change, count: 0, gained: 0, lost: 0 });
+        let has_bytes = |changed: &&Changed<'_>| {
+            let kind = changed.subject().map(bmap::Object::kind);
+            kind.is_some_and(|kind| kind.specificity() <= Kind::Metadata.specificity())
+        };
+        for changed in changes.iter().filter(has_bytes) {
+            let sum = &mut sums[changed.change as usize];
+            sum.count += 1;
+            sum.gained = sum.gained.saturating_add(changed.gained);
+            sum.lost = sum.lost.saturating_add(changed.lost);
+        }
+        Self(sums)
+    }
+}
+
+fn for_people(
+    form: Form,
+    out: &mut dyn Write,
+    shown: &[Changed<'_>],
+    sums: &Sums,
+    found: usize,
+) -> io::Result<()> {
+    if found == 0 {
+        return writeln!(out, "no difference");
+    }
+    writeln!(out, "{:>12} {:>12}  change", "gained", "lost")?;
+    for changed in shown {
+        let Some(subject) = changed.subject() else { continue };
+        let name = name_and_more(&subject.name().to_string(), changed.names);
+        let (gained, lost) = (form.size(changed.gained), form.size(changed.lost));
+        write!(out, "{gained:>12} {lost:>12}  {:<8} {name}", changed.change.word())?;
+        let other = |word: &str, object: Option<bmap::Object<'_>>| {
+            object.map_or(String::new(), |object| format!(", {word} {}", Printable(object.name().path)))
+        };
+        let more = match changed.change {
+            Change::Renamed => other("formerly", changed.old),
+            Change::Linked => other("another name of", changed.old),
+            Change::Unlinked => other("still there as", changed.new),
+            Change::Moved | Change::Grown | Change::Shrunk => {
+                format!(", {} before, {} now", form.size(changed.old_bytes), form.size(changed.new_bytes))
+            }
+            Change::Added | Change::Removed => String::new(),
+        };
+        writeln!(out, "{more}")?;
+    }
+    if found > shown.len() {
+        writeln!(out, "and {} more", found - shown.len())?;
+    }
+    for Sum { change, count, gained, lost } in sums.0.iter().filter(|sum| sum.count > 0) {
+        writeln!(out, "{count} {}: {} gained, {} lost", change.word(), form.size(*gained), form.size(*lost))?;
+    }
+    Ok(())
+}
+
+const COLUMNS: [&str; 13] = [
+    "change",
+    "type",
+    "device",
+    "path",
+    "old_path",
+    "names",
+    "old_inode",
+    "new_inode",
+    "old_bytes",
+    "new_bytes",
+    "gained",
+    "lost",
+    "new_size",
+];
+
+fn row<'a>(changed: &Changed<'a>) -> [Cell<'a>; 13] {
+    let name = changed.subject().map(bmap::Object::name);
+    let path = |object: Option<bmap::Object<'a>>| {
+        let path = object.map(|object| object.name().path).filter(|path| !path.is_empty());
+        path.map_or(Value::Nothing, Value::Name)
+    };
+    let known = |object: Option<bmap::Object<'a>>| object.map(bmap::Object::attributes).unwrap_or_default();
+    [
+        ("change", Value::Word(changed.change.word())),
+        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
+        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("path", path(changed.new)),
+        ("old_path", path(changed.old)),
+        ("names", u64::from(changed.names).into()),
+        ("old_inode", known(changed.old).inode.into()),
+        ("new_inode", known(changed.new).inode.into()),
+        ("old_bytes", changed.old_bytes.into()),
+        ("new_bytes", changed.new_bytes.into()),
+        ("gained", changed.gained.into()),
+        ("lost", changed.lost.into()),
+        ("new_size", known(changed.new).size.into()),
+    ]
+}

@@ -1,0 +1,170 @@
+//! `virt-bmap-rs list`: the files of a map.
+
+use super::Exit;
+use super::answer::{Cell, Form, Value, done, file_name};
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use std::cmp::Reverse;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use virt_bmap::bmap::{self, Kind};
+use virt_bmap::list::{Listed, Select, glob, list};
+
+/// List the files of a map: how much of the disk each takes, in how many pieces, and what it shares.
+///
+/// A file with several names (hard links) is listed once, by the first of those that were asked for. Bytes
+/// that a file shares are on the disk once, and belong to another file, too.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(super) struct ListArgs {
+    /// The map
+    map: PathBuf,
+
+    /// List only what has such a path: `*` and `?` stand for anything but `/`, `**` for that, too
+    #[arg(value_name = "PATH-GLOB")]
+    globs: Vec<String>,
+
+    /// Kinds of objects, by their letters
+    #[arg(long = "type", value_name = "LETTERS", default_value = "f", value_parser = kinds)]
+    kinds: Kinds,
+
+    /// List only what is on this device
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+
+    /// What to sort by; numbers from the largest down, all else up
+    #[arg(long, value_enum, default_value_t = Sort::Name)]
+    sort: Sort,
+
+    /// Sort the other way round
+    #[arg(short, long)]
+    reverse: bool,
+
+    /// Print only the first so many
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
+
+    #[command(flatten)]
+    form: Form,
+}
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  the question was answered
+  1  failed
+  2  the command line makes no sense
+
+Examples:
+  virt-bmap-rs list guest.bmap
+  virt-bmap-rs list guest.bmap --sort pieces --top 10
+  virt-bmap-rs list guest.bmap '/etc/**' --csv
+  virt-bmap-rs list guest.bmap --type fd --sort on-disk --json";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sort {
+    /// The order of the map: kind, device, path
+    Name,
+    /// Bytes on the disk
+    OnDisk,
+    /// Size of the file
+    Size,
+    /// Number of pieces
+    Pieces,
+    /// Bytes that another file has, too
+    Shared,
+    /// Place on the disk
+    Offset,
+}
+
+#[derive(Clone, Debug)]
+struct Kinds(Vec<Kind>);
+
+fn kinds(letters: &str) -> Result<Kinds, String> {
+    let kind = |letter: u8| {
+        let known: String = Kind::ALL.iter().map(|kind| char::from(kind.letter())).collect();
+        Kind::from_letter(letter).ok_or_else(|| format!("only these letters stand for a kind: {known}"))
+    };
+    letters.bytes().map(kind).collect::<Result<_, _>>().map(Kinds)
+}
+
+pub(super) fn run(args: &ListArgs) -> Result<Exit> {
+    let pattern = |pattern: &String| glob(pattern).with_context(|| format!("`{pattern}` is no pattern"));
+    let select = Select {
+        kinds: args.kinds.0.clone(),
+        device: args.device.as_ref().map(|device| device.clone().into_bytes()),
+        globs: args.globs.iter().map(pattern).collect::<Result<_>>()?,
+    };
+    let map = bmap::load(&args.map)?;
+    let mut listed = list(&map, &select);
+    sort(&mut listed, args.sort);
+    if args.reverse {
+        listed.reverse();
+    }
+    let found = listed.len();
+    let on_disk: u64 = listed.iter().map(|file| file.on_disk).sum();
+    let fragmented = listed.iter().filter(|file| file.pieces > 1).count();
+    listed.truncate(args.top.unwrap_or(usize::MAX));
+    let form = args.form;
+    done(form.print(|out| {
+        if form.is_for_people() {
+            for_people(form, out, &listed)?;
+            let size = form.size(on_disk);
+            return writeln!(out, "{found} found, {size} on disk, {fragmented} in more than one piece");
+        }
+        let summary = [
+            ("found", (found as u64).into()),
+            ("on_disk", on_disk.into()),
+            ("fragmented", (fragmented as u64).into()),
+        ];
+        form.rows(out, listed.iter().map(row), &summary, COLUMNS)
+    }))
+}
+
+/// All sorts keep the order of the map among equals.
+fn sort(listed: &mut [Listed<'_>], by: Sort) {
+    match by {
+        Sort::Name => {}
+        Sort::OnDisk => listed.sort_by_key(|file| Reverse(file.on_disk)),
+        Sort::Size => listed.sort_by_key(|file| Reverse(file.file.object.attributes().size)),
+        Sort::Pieces => listed.sort_by_key(|file| Reverse(file.pieces)),
+        Sort::Shared => listed.sort_by_key(|file| Reverse(file.shared)),
+        Sort::Offset => {
+            listed.sort_by_key(|file| {
+                (file.first.is_none(), file.first.map(|(disk, range)| (disk, range.start)))
+            });
+        }
+    }
+}
+
+fn for_people(form: Form, out: &mut dyn Write, listed: &[Listed<'_>]) -> io::Result<()> {
+    writeln!(out, "{:>12} {:>12} {:>6} {:>12}  name", "on disk", "shared", "pieces", "at")?;
+    for file in listed {
+        let at = file
+            .first
+            .map_or("-".to_owned(), |(disk, range)| format!("{disk}:{}", form.offset(range.start.0)));
+        let (on_disk, shared) = (form.size(file.on_disk), form.size(file.shared));
+        writeln!(out, "{on_disk:>12} {shared:>12} {:>6} {at:>12}  {}", file.pieces, file_name(&file.file))?;
+    }
+    Ok(())
+}
+
+const COLUMNS: [&str; 11] =
+    ["type", "device", "path", "names", "inode", "size", "on_disk", "shared", "pieces", "disk", "start"];
+
+fn row<'a>(listed: &Listed<'a>) -> [Cell<'a>; 11] {
+    let object = listed.file.object;
+    let (name, known) = (object.name(), object.attributes());
+    [
+        ("type", Value::Letter(name.kind.letter())),
+        ("device", Value::Name(name.device)),
+        ("path", if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }),
+        ("names", u64::from(listed.file.names).into()),
+        ("inode", known.inode.into()),
+        ("size", known.size.into()),
+        ("on_disk", listed.on_disk.into()),
+        ("shared", listed.shared.into()),
+        ("pieces", listed.pieces.into()),
+        ("disk", listed.first.map(|(disk, _)| u64::from(disk)).into()),
+        ("start", listed.first.map(|(_, range)| range.start.0).into()),
+    ]
+}

@@ -1,0 +1,250 @@
+//! `virt-bmap-rs lookup`: what is at these offsets, or in these ranges.
+
+use super::Exit;
+use super::answer::{Cell, Form, Value, done, file_name};
+use super::ranges::{ListOptions, describe};
+use anyhow::{Result, bail};
+use clap::ArgGroup;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use virt_bmap::bmap::{self, Hit, Map, ObjectName};
+use virt_bmap::lookup::{DiskSize, Place, Share, Tally, disk_size, tally};
+use virt_bmap::range::DiskOffset;
+use virt_bmap::rangelist::RangeList;
+use virt_bmap::units::parse_bytes;
+
+/// Tell what is at given offsets of a guest's disks, or in a list of ranges.
+///
+/// At each OFFSET the objects that it belongs to are named, the most specific first, with the offset
+/// inside of them where the map knows it.
+///
+/// With --ranges the files that have bytes in a list of ranges are named, with how many, the largest
+/// first; and so is what is on a partition or volume but in no file, and what is in nothing that the map
+/// knows. Whose list it is, is recognised: `qemu-img map --output=json`, `nbdinfo --map --json` (also of
+/// dirty bitmaps), a mapfile of GNU ddrescue, a list of badblocks, nbdkit's log, blkparse's text, or lines
+/// of OFFSET LENGTH.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = AFTER_HELP,
+    group = ArgGroup::new("place").required(true).multiple(true).args(["offsets", "sector", "ranges"])
+)]
+pub(super) struct LookupArgs {
+    /// The map
+    map: PathBuf,
+
+    /// Offsets in bytes: decimal or 0x hexadecimal, with K, M, G or T for powers of 1024, and before it
+    /// the number of the disk and a colon if that is not 1
+    #[arg(value_name = "[DISK:]OFFSET", value_parser = place)]
+    offsets: Vec<At>,
+
+    /// A sector; of 512 bytes unless its size is said
+    #[arg(long, value_name = "N[:SIZE]", value_parser = sector)]
+    sector: Vec<u64>,
+
+    /// A list of ranges; `-` is standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["offsets", "sector"])]
+    ranges: Option<PathBuf>,
+
+    /// The disk of the list, of sectors, and of offsets without one
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    disk: u16,
+
+    /// With --ranges, print only the first so many
+    #[arg(long, value_name = "N", requires = "ranges")]
+    top: Option<usize>,
+
+    #[command(flatten)]
+    form: Form,
+
+    #[command(flatten)]
+    list: ListOptions,
+}
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  the question was answered
+  1  failed
+  2  the command line makes no sense
+
+Examples:
+  virt-bmap-rs lookup guest.bmap 0x100a00 1M 1:1048576
+  virt-bmap-rs lookup guest.bmap --sector 2050 --sector 256:4096
+  virt-bmap-rs lookup guest.bmap --ranges changed.json --bytes
+  virt-bmap-rs lookup guest.bmap --ranges bad-blocks.txt --block-size 512 --csv
+  virt-bmap-rs lookup guest.bmap --ranges rescue.map --status - --json";
+
+/// An offset, and the disk if one is said.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    disk: Option<u16>,
+    offset: u64,
+}
+
+fn place(text: &str) -> Result<At, String> {
+    let (disk, offset) = match text.split_once(':') {
+        Some((disk, offset)) => {
+            let number = disk.parse().ok().filter(|&number| number > 0);
+            (Some(number.ok_or("before the colon stands the number of a disk, from 1 to 65535")?), offset)
+        }
+        None => (None, text),
+    };
+    let offset = parse_bytes(offset.as_bytes()).map_err(|error| error.to_string())?;
+    Ok(At { disk, offset })
+}
+
+fn sector(text: &str) -> Result<u64, String> {
+    let (number, size) = text.split_once(':').unwrap_or((text, "512"));
+    let read = |text: &str| parse_bytes(text.as_bytes()).map_err(|error| error.to_string());
+    read(number)?
+        .checked_mul(read(size)?)
+        .ok_or_else(|| "the sector is past what 64 bits can count".to_owned())
+}
+
+pub(super) fn run(args: &LookupArgs) -> Result<Exit> {
+    let map = bmap::load(&args.map)?;
+    match &args.ranges {
+        None => done(offsets(args, &map)),
+        Some(path) => {
+            let list = args.list.read(path, &map, args.disk)?;
+            done(ranges(args, &tally(&map, args.disk, &list.spans), &list))
+        }
+    }
+}
+
+fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
+    let given = args.offsets.iter().map(|at| (at.disk.unwrap_or(args.disk), at.offset));
+    let sectors = args.sector.iter().map(|&offset| (args.disk, offset));
+    let places: Vec<_> = given.chain(sectors).collect();
+    for &(disk, offset) in &places {
+        match disk_size(map, disk) {
+            DiskSize::NoDisk => bail!("the map has no disk {disk}"),
+            DiskSize::Bytes(size) if offset >= size => {
+                bail!("offset {offset} ({offset:#x}) is past the end of disk {disk}, which has {size} bytes")
+            }
+            _ => {}
+        }
+    }
+    let form = args.form;
+    form.print(|out| {
+        if form.is_for_people() {
+            return places.iter().try_for_each(|&(disk, offset)| {
+                writeln!(out, "{disk}:{}", form.offset(offset))?;
+                let hits = map.at(disk, DiskOffset(offset));
+                if hits.is_empty() {
+                    writeln!(out, "  nothing that the map knows")?;
+                }
+                hits.iter().try_for_each(|hit| match hit.file_offset {
+                    Some(inside) => writeln!(out, "  {} + {}", hit.object.name(), form.offset(inside.0)),
+                    None => writeln!(out, "  {}", hit.object.name()),
+                })
+            });
+        }
+        let rows = places.iter().flat_map(|&(disk, offset)| {
+            let hits = map.at(disk, DiskOffset(offset));
+            let none = hits.is_empty().then(|| hit_row(disk, offset, None));
+            hits.into_iter().map(move |hit| hit_row(disk, offset, Some(hit))).chain(none)
+        });
+        let columns = ["disk", "offset", "type", "device", "path", "file_offset"];
+        form.rows(out, rows, &[("offsets", Value::Number(places.len() as u64))], columns)
+    })
+}
+
+fn hit_row<'a>(disk: u16, offset: u64, hit: Option<Hit<'a>>) -> [Cell<'a>; 6] {
+    let name = hit.map(|hit| hit.object.name());
+    [
+        ("disk", Value::Number(disk.into())),
+        ("offset", Value::Number(offset)),
+        ("type", name.map_or(Value::Word("unmapped"), |name| Value::Letter(name.kind.letter()))),
+        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("path", name.map_or(Value::Nothing, path)),
+        ("file_offset", hit.and_then(|hit| hit.file_offset).map(|inside| inside.0).into()),
+    ]
+}
+
+/// The path of an object, if it has one.
+fn path(name: ObjectName<'_>) -> Value<'_> {
+    if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }
+}
+
+/// A share in hundredths of a per cent, rounded.
+fn share(bytes: u64, of: u64) -> String {
+    let hundredths = (u128::from(bytes) * 10_000 + u128::from(of) / 2) / u128::from(of.max(1));
+    format!("{}.{:02}", hundredths / 100, hundredths % 100)
+}
+
+fn ranges(args: &LookupArgs, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
+    let form = args.form;
+    let shown = &tally.shares[..args.top.unwrap_or(usize::MAX).min(tally.shares.len())];
+    form.print(|out| {
+        if form.is_for_people() {
+            return ranges_for_people(form, out, tally, shown, list);
+        }
+        let shares: Vec<String> = shown.iter().map(|part| share(part.bytes, tally.bytes)).collect();
+        let rows = shown.iter().zip(&shares).map(|(part, share)| share_row(part, share));
+        let summary = [
+            ("kind", Value::Word(list.kind.word())),
+            ("entries", list.entries.into()),
+            ("counted", list.counted.into()),
+            ("rule", Value::Word(&list.rule)),
+            ("ranges", (list.spans.count() as u64).into()),
+            ("bytes", tally.bytes.into()),
+            ("in_objects", tally.in_objects.into()),
+            ("free", tally.free.into()),
+            ("unmapped", tally.unmapped.into()),
+        ];
+        form.rows(
+            out,
+            rows,
+            &summary,
+            ["bytes", "percent", "what", "type", "device", "path", "names", "inode"],
+        )
+    })
+}
+
+fn ranges_for_people(
+    form: Form,
+    out: &mut dyn Write,
+    tally: &Tally<'_>,
+    shown: &[Share<'_>],
+    list: &RangeList,
+) -> io::Result<()> {
+    writeln!(out, "{}", describe(list, &form.size(tally.bytes)))?;
+    for part in shown {
+        let what = match part.place {
+            Place::Object(file) => file_name(&file),
+            Place::Free(holder) => format!("in no file on {}", holder.name()),
+            Place::Unmapped => "in nothing that the map knows".to_owned(),
+        };
+        writeln!(out, "{:>12} {:>6} %  {what}", form.size(part.bytes), share(part.bytes, tally.bytes))?;
+    }
+    let hidden = tally.shares.len() - shown.len();
+    if hidden > 0 {
+        writeln!(out, "and {hidden} more")?;
+    }
+    writeln!(
+        out,
+        "in files, directories and metadata {}, on volumes but in none of these {}, elsewhere {}",
+        form.size(tally.in_objects),
+        form.size(tally.free),
+        form.size(tally.unmapped)
+    )
+}
+
+fn share_row<'a>(part: &Share<'a>, share: &'a str) -> [Cell<'a>; 8] {
+    let (what, object, names) = match part.place {
+        Place::Object(file) => ("object", Some(file.object), Some(u64::from(file.names))),
+        Place::Free(holder) => ("free", Some(holder), None),
+        Place::Unmapped => ("unmapped", None, None),
+    };
+    let name = object.map(bmap::Object::name);
+    [
+        ("bytes", part.bytes.into()),
+        ("percent", Value::Word(share)),
+        ("what", Value::Word(what)),
+        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
+        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("path", name.map_or(Value::Nothing, path)),
+        ("names", names.into()),
+        ("inode", object.and_then(|object| object.attributes().inode).into()),
+    ]
+}

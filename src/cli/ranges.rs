@@ -1,0 +1,204 @@
+//! The options that say how a list of ranges is read, and the check that it is one of this disk.
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use virt_bmap::bmap::Map;
+use virt_bmap::lookup::{DiskSize, disk_size};
+use virt_bmap::rangelist::{self, Depth, Kind, Operation, Options, RangeList};
+use virt_bmap::units::parse_bytes;
+
+/// Which entries of a list count.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Options for lists")]
+pub(super) struct ListOptions {
+    /// Whose list it is, instead of recognising it
+    #[arg(long, value_name = "KIND", value_enum)]
+    from: Option<From>,
+
+    /// ddrescue: the statuses that count, of `?*/-+` [default: *-/?]
+    #[arg(long, value_name = "CHARS", allow_hyphen_values = true, value_parser = statuses)]
+    status: Option<Statuses>,
+
+    /// badblocks: size of a block in bytes [default: 1024]
+    #[arg(short, long, value_name = "SIZE", value_parser = block_size)]
+    block_size: Option<u64>,
+
+    /// qemu-img map: depth of the images whose data count, 0 being the top, or `all` [default: 0]
+    #[arg(long, value_name = "N", value_parser = depth)]
+    depth: Option<Depth>,
+
+    /// nbdinfo: types that count, by description or number [default: data, dirty, local]
+    #[arg(long = "type", value_name = "TYPE")]
+    types: Vec<String>,
+
+    /// nbdkit log, blkparse: operations that count [default: all]
+    #[arg(long = "op", value_name = "OP", value_enum, value_delimiter = ',')]
+    operations: Vec<OperationArg>,
+
+    /// Take a list that is not of a disk of this size
+    ///
+    /// What lies past the end of the disk is then in nothing that the map knows.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum From {
+    /// `qemu-img map --output=json`
+    QemuImgMap,
+    /// `nbdinfo --map --json`
+    Nbdinfo,
+    /// GNU ddrescue's mapfile
+    Ddrescue,
+    /// `badblocks -o`
+    Badblocks,
+    /// nbdkit's log filter
+    NbdkitLog,
+    /// `blkparse`
+    Blkparse,
+    /// Lines of OFFSET LENGTH
+    Plain,
+}
+
+impl std::convert::From<From> for Kind {
+    fn from(from: From) -> Self {
+        match from {
+            From::QemuImgMap => Self::QemuImgMap,
+            From::Nbdinfo => Self::Nbdinfo,
+            From::Ddrescue => Self::Ddrescue,
+            From::Badblocks => Self::Badblocks,
+            From::NbdkitLog => Self::NbdkitLog,
+            From::Blkparse => Self::Blkparse,
+            From::Plain => Self::Plain,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OperationArg {
+    /// Data are read
+    Read,
+    /// Data are written
+    Write,
+    /// Zeroes are written
+    Zero,
+    /// The range is discarded
+    Trim,
+}
+
+impl std::convert::From<OperationArg> for Operation {
+    fn from(operation: OperationArg) -> Self {
+        match operation {
+            OperationArg::Read => Self::Read,
+            OperationArg::Write => Self::Write,
+            OperationArg::Zero => Self::Zero,
+            OperationArg::Trim => Self::Trim,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Statuses(Vec<u8>);
+
+fn statuses(text: &str) -> Result<Statuses, String> {
+    let known = "?*/-+";
+    if text.is_empty() || !text.chars().all(|status| known.contains(status)) {
+        return Err(format!("only these are statuses: {known}"));
+    }
+    Ok(Statuses(text.as_bytes().to_vec()))
+}
+
+fn block_size(text: &str) -> Result<u64, String> {
+    match parse_bytes(text.as_bytes()) {
+        Ok(0) => Err("a block has at least one byte".to_owned()),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn depth(text: &str) -> Result<Depth, String> {
+    if text == "all" {
+        return Ok(Depth::Any);
+    }
+    text.parse().map(Depth::Of).map_err(|_| "a number, or `all`".to_owned())
+}
+
+impl ListOptions {
+    fn options(&self) -> Options {
+        Options {
+            kind: self.from.map(Kind::from),
+            statuses: self.status.as_ref().map(|statuses| statuses.0.clone()),
+            block_size: self.block_size,
+            depth: self.depth,
+            types: (!self.types.is_empty()).then(|| self.types.clone()),
+            operations: (!self.operations.is_empty())
+                .then(|| self.operations.iter().map(|&operation| operation.into()).collect()),
+        }
+    }
+
+    /// Reads the list in `path`, or on standard input if that is `-`, which is to be of disk `disk`.
+    pub(super) fn read(&self, path: &Path, map: &Map, disk: u16) -> Result<RangeList> {
+        let options = self.options();
+        let list = if path == Path::new("-") {
+            rangelist::read(io::stdin().lock(), &options)
+        } else {
+            let file = File::open(path).with_context(|| format!("{} could not be opened", path.display()))?;
+            rangelist::read(file, &options)
+        };
+        let list =
+            list.with_context(|| format!("{} could not be read as a list of ranges", path.display()))?;
+        self.check_size(&list, map, disk)?;
+        Ok(list)
+    }
+
+    /// A list of another disk gives wrong answers that look right.
+    fn check_size(&self, list: &RangeList, map: &Map, disk: u16) -> Result<()> {
+        let kind = list.kind;
+        match disk_size(map, disk) {
+            DiskSize::NoDisk => bail!("the map has no disk {disk}"),
+            DiskSize::Bytes(size) if kind.covers_disk() && list.end != size => {
+                let advice = format!(
+                    "the {kind} is of a disk of {} bytes, and disk {disk} of the map has {size}",
+                    list.end
+                );
+                self.refuse(&advice)
+            }
+            DiskSize::Bytes(size) if list.spans.end() > size => {
+                let end = list.spans.end();
+                self.refuse(&format!(
+                    "the {kind} goes up to byte {end}, and disk {disk} of the map has {size}"
+                ))
+            }
+            DiskSize::AtLeast(_) => {
+                eprintln!(
+                    "virt-bmap-rs: warning: the map does not say how large disk {disk} is, so the {kind} may be of another"
+                );
+                Ok(())
+            }
+            DiskSize::Bytes(_) => Ok(()),
+        }
+    }
+
+    fn refuse(&self, problem: &str) -> Result<()> {
+        if !self.force {
+            bail!("{problem}; --force takes it all the same");
+        }
+        eprintln!("virt-bmap-rs: warning: {problem}");
+        Ok(())
+    }
+}
+
+/// What was read, in a sentence.
+pub(super) fn describe(list: &RangeList, size: &str) -> String {
+    format!(
+        "{}: {} of {} entries count ({}): {size} in {} ranges",
+        list.kind,
+        list.counted,
+        list.entries,
+        list.rule,
+        list.spans.count()
+    )
+}

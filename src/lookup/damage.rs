@@ -1,0 +1,147 @@
+//! Which files the bad parts of a disk hit.
+
+use crate::bmap::{Kind, Map, Piece};
+use crate::links::{self, File};
+use crate::range::{DiskRange, FileOffset, Range};
+use crate::spans::Spans;
+
+/// A bad part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DamagedRange {
+    /// Where it is on the disk.
+    pub disk: DiskRange,
+    /// Where it is in the file, if the map knows.
+    pub file: Option<Range<FileOffset>>,
+}
+
+/// A file, directory or piece of metadata that is hit.
+#[derive(Clone, Debug)]
+pub struct DamagedFile<'a> {
+    /// It.
+    pub file: File<'a>,
+    /// Number of its bytes on the disk that are bad, each counted once.
+    pub bytes: u64,
+    /// The bad parts: by their place in the file where that is known, then by that on the disk.
+    pub ranges: Vec<DamagedRange>,
+}
+
+/// What is hit, and what is whole.
+#[derive(Clone, Debug)]
+pub struct Damage<'a> {
+    /// What is hit, in the order of the map: directories, files, metadata.
+    pub hit: Vec<DamagedFile<'a>>,
+    /// The files that are whole: none of their bytes is bad.
+    pub whole: Vec<File<'a>>,
+    /// The files of which the map has no place on a disk, though they are not empty: they are kept
+    /// inside of metadata, or are one hole. Of them nothing is known.
+    pub unplaced: Vec<File<'a>>,
+}
+
+impl Damage<'_> {
+    /// Number of things of this kind that are hit.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.hit.iter().filter(|hit| hit.file.object.kind() == kind).count()
+    }
+}
+
+/// Finds what `bad`, bytes of disk number `disk`, hits.
+///
+/// The end of a file's last block, behind the end of the file, is no part of it, if the map knows the
+/// file's size and where in the file each range lies.
+pub fn damage<'a>(map: &'a Map, disk: u16, bad: &Spans) -> Damage<'a> {
+    let mut found = Damage { hit: Vec::new(), whole: Vec::new(), unplaced: Vec::new() };
+    let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Metadata);
+    for file in links::files(map.objects().filter(|object| known(object.kind()))) {
+        let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
+        let mut ranges: Vec<DamagedRange> = Vec::new();
+        let mut has_pieces = false;
+        for piece in file.object.pieces() {
+            has_pieces = true;
+            if piece.disk == disk {
+                let bad = bad.overlap(piece.range);
+                ranges.extend(bad.filter_map(|part| inside(&piece, part, size)));
+            }
+        }
+        if !ranges.is_empty() {
+            let bytes = ranges.iter().map(|range| range.disk).collect::<Spans>().bytes();
+            ranges.sort_unstable_by_key(|range| (range.file.map(|file| file.start), range.disk.start));
+            found.hit.push(DamagedFile { file, bytes, ranges });
+        } else if file.object.kind() != Kind::File {
+            // Directories and metadata are of interest only where they are hit.
+        } else if has_pieces || size == Some(0) {
+            found.whole.push(file);
+        } else {
+            found.unplaced.push(file);
+        }
+    }
+    found
+}
+
+/// The bad part of a piece, without what lies behind the end of the file; `None` if nothing is left.
+fn inside(piece: &Piece, part: DiskRange, size: Option<u64>) -> Option<DamagedRange> {
+    let Some(offset) = piece.file_offset else { return Some(DamagedRange { disk: part, file: None }) };
+    let start = offset.0 + (part.start.0 - piece.range.start.0);
+    let length = size.map_or(part.len(), |size| size.saturating_sub(start).min(part.len()));
+    (length > 0).then(|| DamagedRange {
+        disk: DiskRange::new(part.start.0, part.start.0 + length),
+        file: Some(Range::new(start, start + length)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bmap::{Attributes, Header, MapBuilder, ObjectName};
+
+    #[test]
+    fn files_are_hit_where_their_bytes_are_bad() {
+        let mut builder = MapBuilder::new(Header::default());
+        type Pieces<'a> = &'a [(u64, u64, Option<u64>)];
+        let objects: [(Kind, &[u8], Option<u64>, Pieces<'_>); 8] = [
+            (Kind::Directory, b"/", None, &[(0, 64, None)]),
+            (Kind::File, b"/cut", Some(150), &[(64, 128, Some(100)), (128, 192, Some(0))]),
+            (Kind::File, b"/empty", Some(0), &[]),
+            (Kind::File, b"/inline", Some(5), &[]),
+            (Kind::File, b"/slack", Some(10), &[(192, 256, Some(0))]),
+            (Kind::File, b"/text", None, &[(256, 320, None)]),
+            (Kind::File, b"/whole", Some(64), &[(320, 384, Some(0))]),
+            (Kind::Metadata, b"journal", None, &[(384, 448, None)]),
+        ];
+        for (inode, (kind, path, size, pieces)) in (11..).zip(objects) {
+            let attributes = Attributes { inode: Some(inode), size, links: Some(1), ..Attributes::default() };
+            let object = builder.object(ObjectName::path(kind, b"/dev/sda1", path), attributes).unwrap();
+            for &(start, end, offset) in pieces {
+                builder.piece(object, 1, DiskRange::new(start, end), offset.map(FileOffset)).unwrap();
+            }
+        }
+        let map = builder.build();
+        let bad = Spans::from_iter([
+            DiskRange::new(100, 140),
+            DiskRange::new(202, 210),
+            DiskRange::new(300, 301),
+            DiskRange::new(400, 500),
+        ]);
+        let damage = damage(&map, 1, &bad);
+        let path = |file: &File<'_>| String::from_utf8_lossy(file.object.name().path).into_owned();
+        let hit: Vec<_> = damage.hit.iter().map(|hit| (path(&hit.file), hit.bytes)).collect();
+        assert_eq!(
+            hit,
+            [("/cut", 26), ("/text", 1), ("journal", 48)].map(|(name, bytes)| (name.to_owned(), bytes))
+        );
+        assert_eq!(
+            damage.hit[0].ranges,
+            [
+                DamagedRange { disk: DiskRange::new(128, 140), file: Some(Range::new(0, 12)) },
+                // The file ends at 150.
+                DamagedRange { disk: DiskRange::new(100, 114), file: Some(Range::new(136, 150)) },
+            ]
+        );
+        assert_eq!(damage.hit[1].ranges, [DamagedRange { disk: DiskRange::new(300, 301), file: None }]);
+        assert_eq!(damage.whole.iter().map(path).collect::<Vec<_>>(), ["/empty", "/slack", "/whole"]);
+        assert_eq!(damage.unplaced.iter().map(path).collect::<Vec<_>>(), ["/inline"]);
+        assert_eq!(damage.count(Kind::Metadata), 1);
+
+        let other_disk = super::damage(&map, 2, &bad);
+        assert!(other_disk.hit.is_empty());
+    }
+}
