@@ -321,7 +321,7 @@ pub fn foreign() -> Guest {
 /// Filesystems that are made whole: on partitions, and directly on the disk.
 pub fn optical() -> Guest {
     let mut g = Guest::new("optical");
-    g.tools.extend(["genisoimage", "mksquashfs", "xorriso"]);
+    g.tools.extend(["mksquashfs", "xorriso"]);
     let can = Abilities { unwritten: false, ..UNIX };
     // A hole becomes blocks of zeroes.
     let iso_can = Abilities { holes: false, ..can };
@@ -348,11 +348,8 @@ pub fn optical() -> Guest {
 }
 
 fn iso(root: &Path, image: &Path) {
-    // The directory with the unique name stays below the root.
-    tools::run(
-        "genisoimage",
-        ["-quiet".as_ref(), "-R".as_ref(), "-o".as_ref(), image.as_os_str(), root.as_os_str()],
-    );
+    let options = ["-as", "mkisofs", "-quiet", "-R", "-o"].map(std::ffi::OsStr::new);
+    tools::run("xorriso", options.into_iter().chain([image.as_os_str(), root.as_os_str()]));
 }
 
 /// A hybrid image holds an HFS+ filesystem, which is cut out of it.
@@ -413,9 +410,9 @@ pub fn tables() -> Guest {
 /// Logical volumes.
 pub fn lvm() -> Guest {
     let mut g = Guest::new("lvm");
-    g.gpt(&[200, 60]);
-    g.gpt(&[260]);
-    g.disk(260);
+    g.gpt(&[400, 60]);
+    g.gpt(&[400]);
+    g.disk(400);
     g.run("pvcreate -q /dev/sda1 /dev/sda2 /dev/sdb1 /dev/sdc >/dev/null\nvgcreate -q -s 1M vg /dev/sda1 /dev/sda2 /dev/sdb1 /dev/sdc");
     g.run("lv() { lvcreate -q -q -y --config 'global/thin_check_executable=\"\" global/cache_check_executable=\"\"' \"$@\" > /dev/null; }");
     g.run("synced() { for i in $(seq 300); do [ \"$(lvs --noheadings -o sync_percent $1 | tr -d ' ')\" = 100.00 ] && return; sleep 0.2; done; false; }");

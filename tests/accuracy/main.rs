@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     let is_all = args.iter().any(|arg| arg == "--all");
     let named: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let mut lines = Vec::new();
+    let mut failed = false;
     for guest in guests::all() {
         let is_chosen = if named.is_empty() {
             is_all || guest.name == "ext"
@@ -36,7 +37,11 @@ fn main() -> ExitCode {
         if !is_chosen || !common::tools::installed(&guest.tools) {
             continue;
         }
-        let measured = table::measure(&guest);
+        println!("{}…", guest.name);
+        // A guest that cannot be made or mapped must not cost the others' rows.
+        let measured = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| table::measure(&guest)));
+        failed |= measured.is_err();
+        let measured = measured.unwrap_or_else(|_| table::unmeasured(&guest));
         for line in &measured {
             for (path, how) in line.wrong.iter().take(SHOWN) {
                 println!("{}: {path}: {how}", line.name);
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
                 println!("{}: and {} more", line.name, line.wrong.len() - SHOWN);
             }
         }
+        failed |= measured.iter().any(|line| line.blocked.is_some() || !line.wrong.is_empty());
         lines.extend(measured);
     }
     let table = table::markdown(&lines);
@@ -53,6 +59,5 @@ fn main() -> ExitCode {
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/accuracy.md");
         std::fs::write(page, format!("{}{table}", include_str!("page.md"))).unwrap();
     }
-    let wrong: usize = lines.iter().map(|line| line.wrong.len()).sum();
-    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

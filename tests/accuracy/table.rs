@@ -59,15 +59,26 @@ pub fn measure(guest: &Guest) -> Vec<Line> {
     guest.rows.iter().map(|row| line(row, &scan, &files)).collect()
 }
 
+/// The rows of a guest that could not be made or mapped.
+pub fn unmeasured(guest: &Guest) -> Vec<Line> {
+    guest.rows.iter().map(|row| Line { blocked: Some("not measured".into()), ..Line::new(row) }).collect()
+}
+
+impl Line {
+    fn new(row: &Row) -> Self {
+        Self {
+            name: row.name.to_owned(),
+            files: 0,
+            exact: 0,
+            marked: BTreeMap::new(),
+            wrong: Vec::new(),
+            blocked: None,
+        }
+    }
+}
+
 fn line(row: &Row, scan: &Scan, mapped: &Files) -> Line {
-    let mut line = Line {
-        name: row.name.to_owned(),
-        files: 0,
-        exact: 0,
-        marked: BTreeMap::new(),
-        wrong: Vec::new(),
-        blocked: None,
-    };
+    let mut line = Line::new(row);
     let slug = row.files[0].names[0].split('/').nth(1).unwrap();
     let prefix = format!("/{slug}/");
     if !mapped.keys().any(|path| path.starts_with(&prefix)) {
