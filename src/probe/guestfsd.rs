@@ -32,20 +32,7 @@ pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeErr
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
     probe.note_encrypted(&inventory);
-    let filesystems = context.to_walk(&inventory);
-    for (number, filesystem) in (1..).zip(&filesystems) {
-        (context.phase)(Phase::Filesystem {
-            name: filesystem.device.clone(),
-            kind: filesystem.kind.clone().unwrap_or_default(),
-            number,
-            of: filesystems.len(),
-        });
-        if context.mount(filesystem)? {
-            probe.walk(filesystem)?;
-            context.unmount(filesystem)?;
-        }
-    }
-    Ok(())
+    context.each_filesystem(&inventory, |filesystem| probe.walk(filesystem))
 }
 
 struct Probe<'a> {

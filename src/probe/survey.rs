@@ -48,20 +48,9 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
         }
     });
     let layouts = devices(context, &inventory)?;
-    let filesystems = context.to_walk(&inventory);
-    for (number, filesystem) in (1..).zip(&filesystems) {
-        (context.phase)(Phase::Filesystem {
-            name: filesystem.device.clone(),
-            kind: filesystem.kind.clone().unwrap_or_default(),
-            number,
-            of: filesystems.len(),
-        });
-        if context.mount(filesystem)? {
-            walk(context, filesystem, layouts.get(&filesystem.device).cloned())?;
-            context.unmount(filesystem)?;
-        }
-    }
-    Ok(())
+    context.each_filesystem(&inventory, |filesystem| {
+        walk(context, filesystem, layouts.get(&filesystem.device).cloned())
+    })
 }
 
 fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>) -> Result<(), ProbeError> {
@@ -170,7 +159,7 @@ fn read(context: &Context<'_>, plan: &ReadPlan) -> Result<(), ProbeError> {
 
 impl Context<'_> {
     /// The file systems that are to be mounted. What else the devices hold is noted where it hides files.
-    pub(super) fn to_walk(&self, inventory: &Inventory) -> Vec<Content> {
+    fn to_walk(&self, inventory: &Inventory) -> Vec<Content> {
         let mut filesystems = Vec::new();
         let mut btrfs = BTreeSet::new();
         for content in &inventory.contents {
@@ -188,8 +177,30 @@ impl Context<'_> {
         filesystems
     }
 
+    /// Mounts each file system in turn, and has `walk` read it.
+    pub(super) fn each_filesystem(
+        &self,
+        inventory: &Inventory,
+        mut walk: impl FnMut(&Content) -> Result<(), ProbeError>,
+    ) -> Result<(), ProbeError> {
+        let filesystems = self.to_walk(inventory);
+        for (number, filesystem) in (1..).zip(&filesystems) {
+            (self.phase)(Phase::Filesystem {
+                name: filesystem.device.clone(),
+                kind: filesystem.kind.clone().unwrap_or_default(),
+                number,
+                of: filesystems.len(),
+            });
+            if self.mount(filesystem)? {
+                walk(filesystem)?;
+                self.unmount(filesystem)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Mounts a file system; `false`: it cannot be mounted, which has been noted.
-    pub(super) fn mount(&self, filesystem: &Content) -> Result<bool, ProbeError> {
+    fn mount(&self, filesystem: &Content) -> Result<bool, ProbeError> {
         let device = &filesystem.device;
         let kind = filesystem.kind.as_deref().unwrap_or_default();
         let options = match kind {
@@ -211,7 +222,7 @@ impl Context<'_> {
         }
     }
 
-    pub(super) fn unmount(&self, filesystem: &Content) -> Result<(), ProbeError> {
+    fn unmount(&self, filesystem: &Content) -> Result<(), ProbeError> {
         self.appliance
             .call(guestfs::Handle::umount_all)
             .map_err(|_| self.died(&format!("{} was being unmounted", filesystem.device)))
