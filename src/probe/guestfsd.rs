@@ -49,9 +49,23 @@ impl Probe<'_> {
             "for f in /sys/block/*/queue/read_ahead_kb; do echo 0 > $f; done; \
              for f in /sys/block/*/queue/scheduler; do echo none > $f 2>/dev/null; done; true",
         )?;
+        // The `debug` calls take the kernel's names, which follow the order in which disks answered;
+        // libguestfs's follow their SCSI addresses.
+        let found = appliance.shell(
+            "cd /sys/block; for d in sd*; do a=$(readlink -f $d/device); echo ${a##*/} $d; done | sort -t: -k3n",
+        )?;
+        let found: Vec<&str> = found.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+        let disks = appliance.guest_disks()?;
+        let node_of = |path: &str| {
+            let mut of_disk = disks.iter().zip(&found).filter_map(|(disk, node)| {
+                let rest = path.strip_prefix(disk.as_str())?;
+                rest.bytes().all(|b| b.is_ascii_digit()).then(|| format!("/dev/{node}{rest}"))
+            });
+            of_disk.next().unwrap_or_else(|| path.to_owned())
+        };
         let device = |path: &String, kind| BlockDevice {
             path: path.clone(),
-            node: path.clone(),
+            node: node_of(path),
             number: (0, 0),
             size: 0,
             kind,
@@ -59,7 +73,7 @@ impl Probe<'_> {
         let partition = DeviceKind::Partition { of: (0, 0), start: 0 };
         let volumes: BTreeSet<String> = appliance.call(guestfs::Handle::lvs)?.into_iter().collect();
         Ok(Inventory {
-            disks: appliance.guest_disks()?.iter().map(|path| device(path, DeviceKind::Disk)).collect(),
+            disks: disks.iter().map(|path| device(path, DeviceKind::Disk)).collect(),
             partitions: appliance
                 .call(guestfs::Handle::list_partitions)?
                 .iter()
@@ -104,7 +118,7 @@ impl Probe<'_> {
         let others = others.chain(inventory.volumes.iter().map(|device| (Kind::LogicalVolume, device)));
         for (kind, device) in others {
             let number = channel.with(|found, _| found.device(kind, &device.path))?;
-            if let Err(error) = self.read("bmap_device", &device.path, number)? {
+            if let Err(error) = self.read("bmap_device", &device.node, number)? {
                 channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, error)));
             }
         }
