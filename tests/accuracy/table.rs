@@ -1,8 +1,10 @@
 //! Maps the guests, judges every file, and puts it all into a table.
 
-use crate::arbiter::{Ranges, Scan, Verdict, judge};
+use crate::arbiter::{Ranges, Rules, Scan, Verdict, judge};
+use crate::common::ranges::Range;
 use crate::common::{ranges, sandbox, tools};
 use crate::guests::{Guest, Row};
+use crate::population::TestFile;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -124,6 +126,7 @@ fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
         line.blocked = Some("not in the map".into());
         return line;
     }
+    let mut is_awake = false;
     let nothing = BTreeMap::from([(String::from("no device"), Ranges::new())]);
     for file in &row.files {
         for name in &file.names {
@@ -131,7 +134,13 @@ fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
             for (device, ranges) in devices {
                 line.files += 1;
                 match judge(scan, file, ranges, row.rules) {
-                    Verdict::Exact => line.exact += 1,
+                    Verdict::Exact => {
+                        if !is_awake && file.size >= 4096 {
+                            assert_awake(scan, file, ranges, row.rules);
+                            is_awake = true;
+                        }
+                        line.exact += 1;
+                    }
                     Verdict::Without(why) | Verdict::Unseen(why) => *line.marked.entry(why).or_default() += 1,
                     Verdict::OneCopy if map.says_one_copy(device) => {
                         *line.marked.entry("one copy of several, as the header says").or_default() += 1;
@@ -152,6 +161,23 @@ fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
         }
     }
     line
+}
+
+/// Fails unless the judge sees what is wrong with maps that were exact: with nothing in them, with something in
+/// another place, with more than a block too much.
+fn assert_awake(scan: &Scan, file: &TestFile, exact: &Ranges, rules: Rules) {
+    let changed = |change: &dyn Fn(&Range) -> Range| -> Ranges {
+        exact.iter().map(|(disk, list)| (*disk, list.iter().map(change).collect())).collect()
+    };
+    let wrong = [
+        Ranges::new(),
+        changed(&|range| range.start + (1 << 20)..range.end + (1 << 20)),
+        changed(&|range| range.start..range.end + 2 * rules.block),
+    ];
+    for map in wrong {
+        let verdict = judge(scan, file, &map, rules);
+        assert!(matches!(verdict, Verdict::Wrong(_)), "{}: {map:x?} is taken for {verdict:?}", file.names[0]);
+    }
 }
 
 fn files_of(map: &str) -> Files {
