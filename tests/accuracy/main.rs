@@ -34,7 +34,11 @@ fn main() -> ExitCode {
         } else {
             named.contains(&&guest.name.to_owned())
         };
-        if !is_chosen || !common::tools::installed(&guest.tools) {
+        if !is_chosen {
+            continue;
+        }
+        if !common::tools::installed(&guest.tools) {
+            lines.extend(table::unmeasured(&guest));
             continue;
         }
         println!("{}…", guest.name);

@@ -1,8 +1,10 @@
 //! Maps the guests, judges every file, and puts it all into a table.
 
-use crate::arbiter::{Ranges, Scan, Verdict, judge};
+use crate::arbiter::{Ranges, Rules, Scan, Verdict, judge};
+use crate::common::ranges::Range;
 use crate::common::{ranges, sandbox, tools};
 use crate::guests::{Guest, Row};
+use crate::population::TestFile;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -23,8 +25,47 @@ pub struct Line {
     pub blocked: Option<String>,
 }
 
-/// The map's lines of type `f`: by path, and under it by device.
+/// Lines of type `f`: by path, and under it by device, or by whatever else tells apart the places where the
+/// path is found.
 type Files = BTreeMap<String, BTreeMap<String, Ranges>>;
+
+/// A map, as far as it is judged.
+struct Map {
+    warnings: Vec<String>,
+    files: Files,
+}
+
+impl Map {
+    /// Lines of types that are not known here are none of our business.
+    fn parse(text: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(text);
+        let warnings = text.lines().filter_map(|line| line.strip_prefix("# warning ")).map(str::to_owned);
+        Self { warnings: warnings.collect(), files: files_of(&text) }
+    }
+
+    /// The files below a directory of this name, wherever it is: on a device, or in a subvolume that is shown as
+    /// a directory.
+    fn instances(&self, directory: &str) -> Files {
+        let mut found = Files::new();
+        for (path, devices) in &self.files {
+            let Some(at) = path.find(directory) else { continue };
+            for (device, ranges) in devices {
+                let place = format!("{device} {}", &path[..at]).trim_end().to_owned();
+                found.entry(path[at..].to_owned()).or_default().insert(place, ranges.clone());
+            }
+        }
+        found
+    }
+
+    /// Whether the header says of a place's device that one copy of several is mapped.
+    fn says_one_copy(&self, place: &str) -> bool {
+        let device = place.split(' ').next().unwrap();
+        let about = format!("{device}: ");
+        self.warnings.iter().any(|warning| {
+            warning.strip_prefix(&about).is_some_and(|what| what.contains("several copies of its data"))
+        })
+    }
+}
 
 /// Maps a guest and judges its rows.
 pub fn measure(guest: &Guest) -> Vec<Line> {
@@ -51,12 +92,12 @@ pub fn measure(guest: &Guest) -> Vec<Line> {
         std::fs::write(at("bmap"), &map).unwrap();
         std::fs::write(at("stderr"), &run.stderr).unwrap();
     }
-    let files = files_of(&map);
+    let map = Map::parse(&map);
     let mut scan = Scan::of(&raw, &guest.plain);
     if guest.rows.iter().any(|row| row.rules.compressible) {
         scan.decompress();
     }
-    guest.rows.iter().map(|row| line(row, &scan, &files)).collect()
+    guest.rows.iter().map(|row| line(row, &scan, &map)).collect()
 }
 
 /// The rows of a guest that could not be made or mapped.
@@ -77,14 +118,15 @@ impl Line {
     }
 }
 
-fn line(row: &Row, scan: &Scan, mapped: &Files) -> Line {
+fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
     let mut line = Line::new(row);
     let slug = row.files[0].names[0].split('/').nth(1).unwrap();
-    let prefix = format!("/{slug}/");
-    if !mapped.keys().any(|path| path.starts_with(&prefix)) {
-        line.blocked = Some(String::from("not in the map"));
+    let mapped = map.instances(&format!("/{slug}/"));
+    if mapped.is_empty() {
+        line.blocked = Some("not in the map".into());
         return line;
     }
+    let mut is_awake = false;
     let nothing = BTreeMap::from([(String::from("no device"), Ranges::new())]);
     for file in &row.files {
         for name in &file.names {
@@ -92,8 +134,17 @@ fn line(row: &Row, scan: &Scan, mapped: &Files) -> Line {
             for (device, ranges) in devices {
                 line.files += 1;
                 match judge(scan, file, ranges, row.rules) {
-                    Verdict::Exact => line.exact += 1,
+                    Verdict::Exact => {
+                        if !is_awake && file.size >= 4096 {
+                            assert_awake(scan, file, ranges, row.rules);
+                            is_awake = true;
+                        }
+                        line.exact += 1;
+                    }
                     Verdict::Without(why) | Verdict::Unseen(why) => *line.marked.entry(why).or_default() += 1,
+                    Verdict::OneCopy if map.says_one_copy(device) => {
+                        *line.marked.entry("one copy of several, as the header says").or_default() += 1;
+                    }
                     Verdict::OneCopy => {
                         line.wrong.push((name.clone(), format!("{device}: a copy is missing")));
                     }
@@ -112,10 +163,26 @@ fn line(row: &Row, scan: &Scan, mapped: &Files) -> Line {
     line
 }
 
-/// Reads the lines of type `f`; lines of types that are not known here are none of our business.
-fn files_of(map: &[u8]) -> Files {
+/// Fails unless the judge sees what is wrong with maps that were exact: with nothing in them, with something in
+/// another place, with more than a block too much.
+fn assert_awake(scan: &Scan, file: &TestFile, exact: &Ranges, rules: Rules) {
+    let changed = |change: &dyn Fn(&Range) -> Range| -> Ranges {
+        exact.iter().map(|(disk, list)| (*disk, list.iter().map(change).collect())).collect()
+    };
+    let wrong = [
+        Ranges::new(),
+        changed(&|range| range.start + (1 << 20)..range.end + (1 << 20)),
+        changed(&|range| range.start..range.end + 2 * rules.block),
+    ];
+    for map in wrong {
+        let verdict = judge(scan, file, &map, rules);
+        assert!(matches!(verdict, Verdict::Wrong(_)), "{}: {map:x?} is taken for {verdict:?}", file.names[0]);
+    }
+}
+
+fn files_of(map: &str) -> Files {
     let mut files = Files::new();
-    for line in String::from_utf8_lossy(map).lines().filter(|line| !line.starts_with('#')) {
+    for line in map.lines().filter(|line| !line.starts_with('#')) {
         let fields: Vec<&str> = line.splitn(6, ' ').collect();
         let [disk, start, end, "f", device, path] = fields[..] else { continue };
         let hex = |digits| u64::from_str_radix(digits, 16).unwrap();
