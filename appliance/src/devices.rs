@@ -2,10 +2,10 @@
 //! kernel has.
 //!
 //! ```text
-//! /dev/vg/root 253:0 size=209715200 dm=vg-root uuid=LVM-… type=ext4
-//! /dev/sda 8:0 size=1073741824
-//! /dev/sda1 8:1 size=1048576 part=8:0+1048576 id=6A5E-33C1 type=vfat
-//! /dev/md0 9:0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 …
+//! /dev/vg/root 253:0 node=/dev/vg/root size=209715200 dm=vg-root uuid=LVM-… type=ext4
+//! /dev/sda 8:16 node=/dev/sdb size=1073741824
+//! /dev/sda1 8:17 node=/dev/sdb1 size=1048576 part=8:16+1048576 id=6A5E-33C1 type=vfat
+//! /dev/md0 9:0 node=/dev/md0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 …
 //! ```
 //!
 //! All numbers are bytes; a member of an array is given by its slot, number, offset of its data, and size. The
@@ -22,23 +22,31 @@ use std::process::Command;
 
 const SECTOR: u64 = 512;
 
+/// A block device by two names.
+struct Device {
+    /// libguestfs's name: disks are called in the order in which they were given.
+    name: String,
+    /// The kernel's name: disks are called in the order in which they happened to be found.
+    node: String,
+}
+
 /// `control` is the disk that is the agent's way out.
 pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
-    let all = kernel_devices(control)?;
-    let devices: Vec<&str> = named.iter().copied().chain(all.iter().map(String::as_str)).collect();
+    let same = |name: &&str| Device { name: (*name).to_owned(), node: (*name).to_owned() };
+    let devices: Vec<Device> = named.iter().map(same).chain(kernel_devices(control)?).collect();
     let contents = contents(&devices);
-    for device in devices {
-        match describe(device) {
-            Ok(line) => println!("{line}{}", contents.get(device).map_or("", String::as_str)),
+    for Device { name, node } in devices {
+        match describe(&name, &node) {
+            Ok(line) => println!("{line}{}", contents.get(&node).map_or("", String::as_str)),
             // One device less is a warning of the host's, not the end.
-            Err(error) => println!("{device} error={error}"),
+            Err(error) => println!("{name} error={error}"),
         }
     }
     Ok(())
 }
 
 /// The guest's disks in their order, each followed by its partitions, then what is stacked on them.
-fn kernel_devices(control: &str) -> Result<Vec<String>, Fatal> {
+fn kernel_devices(control: &str) -> Result<Vec<Device>, Fatal> {
     let control = fs::canonicalize(control)?;
     let appliance = stat("/")?.st_dev;
     let (mut disks, mut stacked) = (Vec::new(), Vec::new());
@@ -51,15 +59,14 @@ fn kernel_devices(control: &str) -> Result<Vec<String>, Fatal> {
         } else if name.starts_with("md") {
             stacked.push(path);
         } else if name.starts_with("sd") && Path::new(&path) != control && stat(&path)?.st_rdev != appliance {
-            disks.push(name);
+            disks.push((scsi_address(&name)?, name));
         }
     }
-    // sdz comes before sdaa.
+    disks.sort();
     let in_order = |name: &String| (name.len(), name.clone());
-    disks.sort_by_key(in_order);
     stacked.sort_by_key(in_order);
     let mut devices = Vec::new();
-    for disk in disks {
+    for (index, (_, disk)) in disks.into_iter().enumerate() {
         let mut partitions = Vec::new();
         for entry in fs::read_dir(format!("/sys/block/{disk}"))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
@@ -68,17 +75,43 @@ fn kernel_devices(control: &str) -> Result<Vec<String>, Fatal> {
             }
         }
         partitions.sort_by_key(in_order);
-        devices.push(format!("/dev/{disk}"));
-        devices.extend(partitions.iter().map(|name| format!("/dev/{name}")));
+        let called = disk_name(index);
+        for node in std::iter::once(disk.clone()).chain(partitions) {
+            let name = format!("/dev/{called}{}", &node[disk.len()..]);
+            devices.push(Device { name, node: format!("/dev/{node}") });
+        }
     }
-    devices.extend(stacked);
+    devices.extend(stacked.into_iter().map(|path| Device { name: path.clone(), node: path }));
     Ok(devices)
 }
 
+/// Host, channel, target and LUN of a SCSI disk. libguestfs counts its drives by target; the kernel looks at
+/// them all at once, and names them as they answer.
+fn scsi_address(disk: &str) -> Result<Vec<u64>, Fatal> {
+    let device = fs::canonicalize(format!("/sys/block/{disk}/device"))?;
+    let address = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(address.split(':').map(str::parse).collect::<Result<_, _>>()?)
+}
+
+/// `sda`, …, `sdz`, `sdaa`, …
+fn disk_name(mut index: usize) -> String {
+    let mut letters = Vec::new();
+    loop {
+        letters.push(b'a' + (index % 26) as u8);
+        if index < 26 {
+            break;
+        }
+        index = index / 26 - 1;
+    }
+    letters.reverse();
+    format!("sd{}", String::from_utf8_lossy(&letters))
+}
+
 /// What `blkid` takes each device's content for, as words of the device's line.
-fn contents(devices: &[&str]) -> HashMap<String, String> {
+fn contents(devices: &[Device]) -> HashMap<String, String> {
+    let nodes = devices.iter().map(|device| &device.node);
     // It fails when a device has no type that it knows.
-    let output = Command::new("blkid").args(["-c", "/dev/null", "-o", "export"]).args(devices).output();
+    let output = Command::new("blkid").args(["-c", "/dev/null", "-o", "export"]).args(nodes).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let mut contents = HashMap::<String, String>::new();
     let mut device = String::new();
@@ -101,15 +134,15 @@ fn contents(devices: &[&str]) -> HashMap<String, String> {
     contents
 }
 
-fn describe(device: &str) -> Result<String, Fatal> {
-    let fd = open(device, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+fn describe(name: &str, node: &str) -> Result<String, Fatal> {
+    let fd = open(node, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let number = rustix::fs::fstat(&fd)?.st_rdev;
     let number = format!("{}:{}", major(number), minor(number));
     let directory = Path::new("/sys/dev/block").join(&number);
     let read = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned());
     let sectors = |name: &str| -> Result<u64, Fatal> { Ok(read(name)?.parse::<u64>()? * SECTOR) };
 
-    let mut line = format!("{device} {number} size={}", sectors("size")?);
+    let mut line = format!("{name} {number} node={node} size={}", sectors("size")?);
     if directory.join("partition").exists() {
         line += &format!(" part={}+{}", read("../dev")?, sectors("start")?);
     } else if let Ok(name) = read("dm/name") {
@@ -154,4 +187,15 @@ fn array(directory: &Path) -> Result<String, Fatal> {
     members.sort();
     line.extend(members.into_iter().map(|(_, member)| member));
     Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_named_as_the_kernel_names_them() {
+        let names: Vec<String> = [0, 25, 26, 27, 51, 52, 701, 702].map(disk_name).into();
+        assert_eq!(names, ["sda", "sdz", "sdaa", "sdab", "sdaz", "sdba", "sdzz", "sdaaa"]);
+    }
 }

@@ -12,6 +12,8 @@ pub type DeviceNumber = (u32, u32);
 pub struct BlockDevice {
     /// Its name, `/dev/sda1` or `/dev/vg/root`.
     pub path: String,
+    /// The kernel's name for it in the appliance, which may differ: the kernel names disks as it finds them.
+    pub node: String,
     /// Major and minor number.
     pub number: DeviceNumber,
     /// Size in bytes.
@@ -87,6 +89,8 @@ pub struct DmTarget {
 pub struct Content {
     /// The device.
     pub device: String,
+    /// The kernel's name for that device in the appliance.
+    pub node: String,
     /// `ext4`, `xfs`, `swap`, `crypto_LUKS`, … as blkid(8) says; `None` where it does not know.
     pub kind: Option<String>,
     /// The UUID of the file system or encrypted device.
@@ -161,6 +165,7 @@ impl Appliance {
             .into_iter()
             .filter(|(device, _)| *device != control)
             .map(|(device, kind)| Content {
+                node: device.clone(),
                 device,
                 kind: Some(kind).filter(|kind| kind != "unknown"),
                 uuid: None,
@@ -208,7 +213,12 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         let is_hidden = facts.is_volume && !volumes.contains(&device.path);
         // The kernel shows an extended partition as a device of two sectors.
         if !is_hidden && device.size > 2 * SECTOR {
-            let content = Content { device: device.path.clone(), kind: facts.content, uuid: facts.uuid };
+            let content = Content {
+                device: device.path.clone(),
+                node: device.node.clone(),
+                kind: facts.content,
+                uuid: facts.uuid,
+            };
             kinds.push((device.number, content));
         }
         let list = match device.kind {
@@ -273,9 +283,11 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (S
         let mut words = rest.split(' ');
         let number = device_number(words.next()?)?;
         let (mut size, mut kind, mut facts) = (None, DeviceKind::Disk, Facts::default());
+        let mut node = path;
         for word in words {
             let (name, value) = word.split_once('=')?;
             match (name, &mut kind) {
+                ("node", _) => node = value,
                 ("size", _) => size = Some(value.parse().ok()?),
                 ("id", _) => facts.uuid = Some(value.to_owned()),
                 ("type", _) => facts.content = Some(value.to_owned()),
@@ -297,7 +309,7 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (S
                 _ => return None,
             }
         }
-        Some((BlockDevice { path: path.to_owned(), number, size: size?, kind }, facts))
+        Some((BlockDevice { path: path.to_owned(), node: node.to_owned(), number, size: size?, kind }, facts))
     };
     parse().ok_or_else(|| (path.to_owned(), "the probe agent's description of it is malformed".to_owned()))
 }
@@ -331,7 +343,7 @@ mod tests {
         let parse = |line| parse_device(line, &tables).map(|(device, _)| device);
         assert_eq!(parse("/dev/sda 8:0 size=1024").unwrap().kind, DeviceKind::Disk);
         assert_eq!(
-            parse("/dev/sda1 8:1 size=512 part=8:0+512 type=ext4").unwrap().kind,
+            parse("/dev/sda1 8:1 node=/dev/sdb1 size=512 part=8:0+512 type=ext4").unwrap().kind,
             DeviceKind::Partition { of: (8, 0), start: 512 }
         );
         let DeviceKind::Dm { targets } =

@@ -49,7 +49,13 @@ impl Probe<'_> {
             "for f in /sys/block/*/queue/read_ahead_kb; do echo 0 > $f; done; \
              for f in /sys/block/*/queue/scheduler; do echo none > $f 2>/dev/null; done; true",
         )?;
-        let device = |path: &String, kind| BlockDevice { path: path.clone(), number: (0, 0), size: 0, kind };
+        let device = |path: &String, kind| BlockDevice {
+            path: path.clone(),
+            node: path.clone(),
+            number: (0, 0),
+            size: 0,
+            kind,
+        };
         let partition = DeviceKind::Partition { of: (0, 0), start: 0 };
         let volumes: BTreeSet<String> = appliance.call(guestfs::Handle::lvs)?.into_iter().collect();
         Ok(Inventory {

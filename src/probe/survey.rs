@@ -106,7 +106,7 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<Strin
     let mut tag = FIRST_PROOF;
     for (device, _) in &numbers {
         for proof in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
-            plan.push(tag, &device.path, proof.at.0, PROOF);
+            plan.push(tag, &device.node, proof.at.0, PROOF);
             expected.insert(tag, (&device.path, proof));
             tag += 1;
         }
@@ -125,7 +125,7 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<Strin
     let mut plan = ReadPlan::default();
     for (device, number) in &numbers {
         let Some(mut layout) = computed.remove(&device.path) else {
-            plan.push(*number, &device.path, 0, device.size);
+            plan.push(*number, &device.node, 0, device.size);
             continue;
         };
         let copies = layout.copy_count();

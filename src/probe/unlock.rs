@@ -128,7 +128,7 @@ fn open(context: &Context<'_>, content: &Content) -> Result<bool, ProbeError> {
     };
     for key in &keys {
         let bitlocker = content.kind.as_deref() == Some("BitLocker");
-        if context.appliance.unlock(device, &name, &key.secret, bitlocker)? {
+        if context.appliance.unlock(&content.node, &name, &key.secret, bitlocker)? {
             return Ok(true);
         }
         context.still_alive(&format!("{device} was being unlocked"))?;

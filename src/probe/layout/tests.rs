@@ -4,7 +4,7 @@ use super::*;
 use crate::appliance::{DmTarget, MdArray, MdMember};
 
 fn device(path: &str, number: DeviceNumber, size: u64, kind: DeviceKind) -> BlockDevice {
-    BlockDevice { path: path.into(), number, size, kind }
+    BlockDevice { path: path.into(), node: path.into(), number, size, kind }
 }
 
 fn target(start: u64, length: u64, line: &str) -> DmTarget {
