@@ -669,10 +669,6 @@ mod oracles {
         None
     }
 
-    /// It is not in the Python package index.
-    const DFXML: &str =
-        "git+https://github.com/dfxml-working-group/dfxml_python@7897c419bdf376220955aea03a43f2b084d7d901";
-
     fn in_python(mut python: Command, script: &str, path: &Path) -> serde_json::Value {
         let output = tools::output(python.args(["-c", script]).arg(path));
         serde_json::from_slice(&output.stdout).unwrap()
