@@ -3,15 +3,17 @@
 //! `cargo bench --bench bmap` measures times. `cargo bench --bench bmap -- --memory WHAT` does one
 //! thing and prints the most memory that the whole process had: `objects` builds a map of 1,000,000
 //! files, `pieces` builds one of 5,000,000 pieces and looks things up in it, `text` reads one of
-//! 5,000,000 lines.
+//! 5,000,000 lines, `jsonl` reads JSON Lines of 1,000,000 files and ranges.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
 use criterion::{BatchSize, Criterion, Throughput};
 use std::hint::black_box;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::time::Instant;
-use virt_bmap::bmap::{Attributes, Header, Kind, Map, MapBuilder, Marks, ObjectName, text};
+use virt_bmap::bmap::{
+    Attributes, Compression, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read, text,
+};
 use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
 
 /// A small generator of numbers (SplitMix64), the same in each run.
@@ -43,7 +45,7 @@ fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
             let name = ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes());
             let attributes = Attributes {
                 inode: Some(file + 12),
-                size: Some(file),
+                size: Some(1 << 50),
                 links: Some(1),
                 allocated: Some(4096),
                 mode: Some(0o100_644),
@@ -164,6 +166,40 @@ fn on_five_million_pieces(c: &mut Criterion) {
     group.finish();
 }
 
+/// A million ranges of 200,000 files, in each format.
+fn formats(c: &mut Criterion) {
+    let (map, _) = synthetic(200_000, 5);
+    let mut group = c.benchmark_group("1,000,000 ranges");
+    group.sample_size(10);
+    for (name, format) in [
+        ("text", Format::Text),
+        ("jsonl", Format::JsonLines),
+        ("csv", Format::Csv),
+        ("dfxml", Format::Dfxml),
+        ("parquet", Format::Parquet),
+    ] {
+        let write = |compression| {
+            let mut out = Vec::new();
+            FileType { format, compression }.write(&map, &mut out).unwrap();
+            out
+        };
+        let zstd = Some(Compression::Zstd);
+        let (plain, compressed) = (write(None), write(zstd));
+        eprintln!("{name}: {} bytes, {} with zstd", plain.len(), compressed.len());
+        group.throughput(Throughput::Bytes(plain.len() as u64));
+        group.bench_function(format!("save {name}"), |b| b.iter(|| format.write(&map, io::sink()).unwrap()));
+        if matches!(format, Format::Text | Format::JsonLines | Format::Csv) {
+            group.bench_function(format!("load {name}"), |b| b.iter(|| read(&plain[..], format).unwrap()));
+        }
+        if format == Format::JsonLines {
+            let file = FileType { format, compression: zstd };
+            group.bench_function("save jsonl.zst", |b| b.iter(|| file.write(&map, io::sink()).unwrap()));
+            group.bench_function("load jsonl.zst", |b| b.iter(|| read(&compressed[..], format).unwrap()));
+        }
+    }
+    group.finish();
+}
+
 /// Text of a map of five million lines, made while it is read.
 struct Lines {
     random: Random,
@@ -214,7 +250,20 @@ fn memory(what: &str) {
                 Lines { random: Random(4), lines: 5_000_000, file: 0, end: 0, ready: io::Cursor::default() };
             text::read(lines).unwrap()
         }
-        _ => panic!("--memory objects|pieces|text"),
+        "jsonl" => {
+            let mut file = tempfile::tempfile().unwrap();
+            if std::env::var_os("BENCH_JSONL").is_none() {
+                // In a process of its own: what it takes to make the file is not to be counted.
+                let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+                let child = child.args(["--memory", "jsonl"]).env("BENCH_JSONL", "1");
+                assert!(child.stdout(file.try_clone().unwrap()).status().unwrap().success());
+                file.rewind().unwrap();
+                read(file, Format::JsonLines).unwrap()
+            } else {
+                return Format::JsonLines.write(&synthetic(1_000_000, 1).0, io::stdout()).unwrap();
+            }
+        }
+        _ => panic!("--memory objects|pieces|text|jsonl"),
     };
     println!("made in {:?}: {} objects, {} pieces", start.elapsed(), map.objects().len(), map.pieces().len());
     let peak = || {
@@ -243,5 +292,6 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     on_the_fedora_map(&mut criterion);
     on_five_million_pieces(&mut criterion);
+    formats(&mut criterion);
     criterion.final_summary();
 }

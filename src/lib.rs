@@ -15,7 +15,10 @@
 //! * [`appliance`] is the small Linux, run by libguestfs, that does the reading;
 //! * [`probe`] decides what it reads and in which order, and learns what the objects are called;
 //! * [`bmap`] is the block map that comes of it: model, index and the text format;
-//! * [`mapper`] puts all of these together.
+//! * [`mapper`] puts all of these together;
+//! * [`lookup`], [`mod@list`] and [`mod@diff`] question a map: what is there, which files are hit, what differs.
+//!   [`rangelist`] reads the ranges that other programs write, [`links`] takes a file's names together,
+//!   and [`spans`] and [`units`] help them.
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
 

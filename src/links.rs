@@ -2,7 +2,8 @@
 //!
 //! A map has one object for each name. Who asks what changed, or what is damaged, means the file.
 
-use std::hash::{BuildHasher, Hasher as _, RandomState};
+use hashbrown::DefaultHashBuilder;
+use std::hash::{BuildHasher, Hasher as _};
 
 use crate::bmap::{Kind, Object};
 use crate::range::DiskRange;
@@ -51,7 +52,7 @@ pub fn is_same_file(a: Object<'_>, b: Object<'_>) -> bool {
 }
 
 /// Bytes of the disk, device and, if it is to be, inode in 64 bits. What is the same has equal numbers.
-pub(crate) fn fingerprint(state: &RandomState, object: Object<'_>, with_inode: bool) -> u64 {
+pub(crate) fn fingerprint(state: &DefaultHashBuilder, object: Object<'_>, with_inode: bool) -> u64 {
     let mut hasher = state.build_hasher();
     let inode = object.attributes().inode.filter(|_| with_inode);
     hasher.write_u64(inode.unwrap_or(0));
@@ -67,7 +68,7 @@ pub(crate) fn fingerprint(state: &RandomState, object: Object<'_>, with_inode: b
 /// Takes the names of each file together. `objects` are in the order of the map, and so are the files.
 /// Objects that have no directory entry are each by itself.
 pub fn files<'a>(objects: impl Iterator<Item = Object<'a>>) -> Vec<File<'a>> {
-    let state = RandomState::new();
+    let state = DefaultHashBuilder::default();
     let mut files: Vec<File<'a>> = objects.map(|object| File { object, names: 1 }).collect();
     let has_names = |file: &File<'_>| matches!(file.object.kind(), Kind::File | Kind::Directory);
     let mut order: Vec<(u64, u32)> = (0u32..)

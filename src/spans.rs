@@ -65,7 +65,21 @@ impl Spans {
 
     /// Number of bytes in `range`.
     pub fn bytes_in(&self, range: DiskRange) -> u64 {
-        let first = self.first_ending_after(range.start.0);
+        self.bytes_from(self.first_ending_after(range.start.0), range)
+    }
+
+    /// Answers [`bytes_in`](Self::bytes_in) for ranges that ascend by their starts, several times as
+    /// fast.
+    pub fn ascending(&self) -> impl FnMut(DiskRange) -> u64 + '_ {
+        let mut first = 0;
+        move |range| {
+            first += count_near(&self.ranges[first..], |span| span.end <= range.start);
+            self.bytes_from(first, range)
+        }
+    }
+
+    /// Number of bytes in `range`; `first` is the first of the ranges that ends after its start.
+    fn bytes_from(&self, first: usize, range: DiskRange) -> u64 {
         let after = first + count_near(&self.ranges[first..], |span| span.start < range.end);
         if first == after {
             return 0;
@@ -163,6 +177,8 @@ mod tests {
             prop_assert_eq!(model(&spans.overlap(window).collect::<Vec<_>>()), inside);
 
             others.sort_unstable_by_key(|range| range.start);
+            let mut ascending = spans.ascending();
+            prop_assert!(others.iter().all(|&other| ascending(other) == spans.bytes_in(other)));
             let rest: BTreeSet<u64> = bytes.difference(&model(&others)).copied().collect();
             prop_assert_eq!(model(&spans.without(others).ranges), rest);
         }

@@ -1,11 +1,12 @@
 //! Names from inside a guest, made safe for a line of text and for a terminal.
 //!
-//! A name in a guest is a row of bytes: anything but NUL, in no encoding that one could rely on. Two
-//! escapes are kept here. Both write a byte as a backslash and three octal digits, so
-//! [`unescape`] undoes either:
+//! A name in a guest is a row of bytes: anything but NUL, in no encoding that one could rely on. Three
+//! escapes are kept here. All write a byte as a backslash and three octal digits, so
+//! [`unescape`] undoes any of them:
 //!
 //! * [`escape`] is that of the text map: only what would break a line or a reader is escaped, and
 //!   the rest stays as it is, valid UTF-8 or not;
+//! * [`escape_to_utf8`] is for formats that hold text only, and escapes what is not UTF-8 as well;
 //! * [`Printable`] is for messages: whatever could steer a terminal, or make a name look like
 //!   another, is escaped as well.
 
@@ -57,6 +58,42 @@ pub fn escape(name: &[u8]) -> Cow<'_, [u8]> {
     }
     let mut out = Vec::with_capacity(name.len() + 12);
     push_escaped(&mut out, name, needs_escape);
+    Cow::Owned(out)
+}
+
+/// Makes a string of a name for a format that holds text only: writes as `\ooo`, byte by byte, what is
+/// not UTF-8, control characters, the backslash, and the two characters that no XML may have (U+FFFE
+/// and U+FFFF).
+///
+/// ```
+/// use virt_bmap::bmap::escape::escape_to_utf8;
+///
+/// assert_eq!(escape_to_utf8(b"/caf\xc3\xa9\n\xff"), r"/café\012\377");
+/// ```
+pub fn escape_to_utf8(name: &[u8]) -> Cow<'_, str> {
+    let special = |c: char| c.is_control() || matches!(c, '\\' | '\u{fffe}' | '\u{ffff}');
+    if let Ok(name) = std::str::from_utf8(name)
+        && !name.contains(special)
+    {
+        return Cow::Borrowed(name);
+    }
+    let mut out = String::with_capacity(name.len() + 12);
+    let octal = |out: &mut String, bytes: &[u8]| {
+        for byte in bytes {
+            out.push('\\');
+            out.extend([byte >> 6, byte >> 3 & 7, byte & 7].map(|digit| char::from(b'0' + digit)));
+        }
+    };
+    for chunk in name.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if special(character) {
+                octal(&mut out, character.encode_utf8(&mut [0; 4]).as_bytes());
+            } else {
+                out.push(character);
+            }
+        }
+        octal(&mut out, chunk.invalid());
+    }
     Cow::Owned(out)
 }
 

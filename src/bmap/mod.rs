@@ -2,7 +2,7 @@
 //!
 //! A [`Map`] has objects (disks, partitions, volumes, directories, files) and, of each, the pieces of
 //! the guest's disks that belong to it. The mapper makes one with a [`MapBuilder`]; [`load`], [`save`]
-//! and [`mod@convert`] keep maps in files; [`Map::at`] and [`Map::over`] answer what is where. Nothing in
+//! and [`fn@convert`] keep maps in files, in any [`Format`]; [`Map::at`] and [`Map::over`] answer what is where. Nothing in
 //! here knows how a map comes to be.
 //!
 //! ```
@@ -34,18 +34,24 @@
 
 mod builder;
 mod convert;
+pub mod csv;
+pub mod dfxml;
 pub mod escape;
+mod format;
 mod header;
 mod index;
+pub mod jsonl;
 mod model;
 mod object;
 pub mod output;
+pub mod parquet;
 mod role;
 mod sweep;
 pub mod text;
 
 pub use builder::{BuildError, MapBuilder, NewObject};
-pub use convert::{ConvertError, Format, convert, load, save};
+pub use convert::{ConvertError, convert, load, save, write};
+pub use format::{Compression, FileType, Format, ReadError, WriteError, read};
 pub use header::{Filesystem, Header, ImageFile, ImageInfo};
 pub use index::{Hit, Over};
 pub use model::{Dialect, Map, Object, ObjectId, Piece};

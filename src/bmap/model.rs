@@ -109,7 +109,7 @@ impl<'a> Object<'a> {
     /// Its pieces, ascending by disk and offset. An empty file has none.
     ///
     /// The first call on any object of a map takes time in proportion to the map.
-    pub fn pieces(self) -> impl Iterator<Item = Piece> + 'a {
+    pub fn pieces(self) -> impl ExactSizeIterator<Item = Piece> + 'a {
         let by_object = self.map.by_object.get_or_init(|| ByObject::new(self.map));
         let map = self.map;
         by_object.pieces(self.id.0).iter().map(move |&piece| map.pieces[piece as usize].unpack())

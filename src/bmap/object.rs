@@ -249,6 +249,30 @@ bitflags::bitflags! {
     }
 }
 
+impl Marks {
+    /// What each mark is called in the formats.
+    pub const NAMES: [(Self, &'static str); 8] = [
+        (Self::NO_BLOCKS, "no-blocks"),
+        (Self::INLINE, "inline"),
+        (Self::SPARSE, "sparse"),
+        (Self::ENCODED, "encoded"),
+        (Self::ENCRYPTED, "encrypted"),
+        (Self::PREALLOCATED, "preallocated"),
+        (Self::INEXACT, "inexact"),
+        (Self::UNVERIFIED, "unverified"),
+    ];
+
+    /// The names of those that are set.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(mark, _)| self.contains(*mark)).map(|(_, name)| name)
+    }
+
+    /// The mark of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|(_, known)| *known == name).map(|(mark, _)| mark)
+    }
+}
+
 /// [`Attributes`] with a value each for what is unknown, at a half of the size.
 #[derive(Clone, Copy)]
 struct PackedAttributes {
@@ -422,10 +446,10 @@ impl ObjectTable {
         drop(by_name); // before the sort needs memory of its own
         let mut order: Vec<u32> = (0..objects.len() as u32).collect();
         order.sort_unstable_by(|&a, &b| objects.name(a).cmp(&objects.name(b)));
-        objects.records = order.iter().map(|&object| objects.records[object as usize]).collect();
+        permute(&mut objects.records, &order);
         if !objects.attributes.is_empty() {
             objects.attributes.resize(order.len(), PackedAttributes::UNKNOWN);
-            objects.attributes = order.iter().map(|&object| objects.attributes[object as usize]).collect();
+            permute(&mut objects.attributes, &order);
         }
         let mut end = 0;
         for of_kind in objects.records.chunk_by(|a, b| a.kind == b.kind) {
@@ -437,6 +461,28 @@ impl ObjectTable {
             renumbered[old as usize] = new as u32;
         }
         (objects, renumbered)
+    }
+}
+
+/// Puts at each place what was at the place that `order`, a permutation, names. In place: a second
+/// copy of all objects would be the most memory that making a map takes.
+fn permute<T: Copy>(items: &mut [T], order: &[u32]) {
+    let mut done = vec![false; order.len()];
+    for first in 0..order.len() {
+        if done[first] {
+            continue;
+        }
+        let (saved, mut place) = (items[first], first);
+        loop {
+            done[place] = true;
+            let from = order[place] as usize;
+            if from == first {
+                items[place] = saved;
+                break;
+            }
+            items[place] = items[from];
+            place = from;
+        }
     }
 }
 

@@ -75,6 +75,11 @@ impl Output {
         Ok(Self { path: path.to_owned(), target })
     }
 
+    /// The file, as it was named.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the file whole: it is on the disk and has its name when this returns.
     ///
     /// # Errors

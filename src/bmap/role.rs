@@ -17,6 +17,26 @@ bitflags::bitflags! {
     }
 }
 
+impl PieceFlags {
+    /// What each flag is called in the formats.
+    pub const NAMES: [(Self, &'static str); 4] = [
+        (Self::UNWRITTEN, "unwritten"),
+        (Self::PARITY, "parity"),
+        (Self::ENCODED, "encoded"),
+        (Self::INLINE, "inline"),
+    ];
+
+    /// The names of those that are set.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(flag, _)| self.contains(*flag)).map(|(_, name)| name)
+    }
+
+    /// The flag of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|(_, known)| *known == name).map(|(flag, _)| flag)
+    }
+}
+
 /// What the bytes of a piece are to their object. By default they are its data, in the first or only
 /// copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,14 +6,13 @@ use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory as _, ValueEnum};
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
+use virt_bmap::bmap;
 use virt_bmap::bmap::output::Output;
-use virt_bmap::bmap::text;
 use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
 use virt_bmap::probe::unlock::Key;
@@ -29,11 +28,14 @@ pub(super) struct MapArgs {
     #[arg(short, long, value_name = "IMAGE")]
     add: Vec<PathBuf>,
 
-    /// Where to write the map; `-` is standard output
+    /// Where to write the map; `-` is standard output. May be given several times
+    ///
+    /// The suffix tells the format: .jsonl for JSON Lines, in which nothing is lost, .csv, .xml for DFXML,
+    /// .parquet; .gz or .zst may follow. Anything else is the text map.
     ///
     /// [default: the first image's file name with its suffix replaced by .bmap, in the current directory]
     #[arg(short, long, value_name = "OUT")]
-    output: Option<PathBuf>,
+    output: Vec<PathBuf>,
 
     /// Format of the images: raw, qcow2, vmdk, vdi, vpc, vhdx, …
     ///
@@ -119,15 +121,12 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     if args.verbose {
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     }
-    let out = match &args.output {
-        Some(out) => out.clone(),
-        None => default_output(&disks)?,
-    };
-    refuse_to_overwrite(&disks, &out)?;
+    let outs = if args.output.is_empty() { vec![default_output(&disks)?] } else { args.output.clone() };
+    refuse_to_overwrite(&disks, &outs)?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
     // Made before the work, so that a directory that cannot be written to is found out before it.
-    let output = Output::create(&out)?;
+    let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
     let mut progress = Progress::new(args.quiet);
     let mapped = map_guest(&disks, &options(args), &cancel, &mut |event| {
@@ -157,11 +156,12 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     // On a thread of its own, because a pipe that nobody reads takes for ever.
     let mapped = Arc::new(mapped);
     let writer = std::thread::spawn({
-        let (mapped, cancel) = (mapped.clone(), cancel.clone());
-        move || write(&mapped, output, cancel)
+        let mapped = mapped.clone();
+        move || write(&mapped, outputs)
     });
+    let grace = if outs.iter().all(|out| is_file(out)) { Duration::MAX } else { PIPE_GRACE };
     let mut cancelled_for = Duration::ZERO;
-    while !writer.is_finished() && cancelled_for < WRITER_GRACE {
+    while !writer.is_finished() && cancelled_for < grace {
         std::thread::sleep(TICK);
         cancelled_for += if cancel.is_cancelled() { TICK } else { Duration::ZERO };
     }
@@ -169,47 +169,33 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         eprintln!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Exit::Signal(interruption.signal()));
     }
-    let output = writer
-        .join()
-        .map_err(|_| anyhow!("internal error: the writer panicked"))?
-        .with_context(|| format!("cannot write {}", out.display()))?;
-    output.commit()?;
-    Ok(summarise(&mapped, &out, args.quiet))
+    let outputs = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
+    // All that can fail for want of space has been done for each of them.
+    outputs.into_iter().try_for_each(Output::commit)?;
+    Ok(summarise(&mapped, &outs, args.quiet))
 }
 
 /// How often it is looked whether the map has been written.
 const TICK: Duration = Duration::from_millis(5);
 
-/// How long a writer may take to notice that the run has been cancelled.
-const WRITER_GRACE: Duration = Duration::from_millis(500);
+/// How long a run that has been cancelled waits for a pipe that nobody may be reading. Files are waited for,
+/// so that none is left half-written beside its place.
+const PIPE_GRACE: Duration = Duration::from_millis(500);
 
-fn write(mapped: &Mapped, output: Output, cancel: Cancel) -> Result<Output> {
-    let mut writer = BufWriter::with_capacity(1 << 20, Cancellable { output, cancel });
-    text::write(&mapped.map, &mut writer)?;
-    Ok(writer.into_inner().map_err(std::io::IntoInnerError::into_error)?.output)
+/// Whether what is written to this name ends up in a file.
+fn is_file(out: &Path) -> bool {
+    out != Path::new("-") && out.metadata().map_or(true, |metadata| metadata.is_file())
 }
 
-/// An output that takes no more once the run has been cancelled.
-struct Cancellable {
-    output: Output,
-    cancel: Cancel,
-}
-
-impl Write for Cancellable {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.cancel.is_cancelled() {
-            return Err(std::io::Error::other("interrupted"));
-        }
-        self.output.write(bytes)
+fn write(mapped: &Mapped, mut outputs: Vec<Output>) -> Result<Vec<Output>> {
+    for output in &mut outputs {
+        bmap::write(&mapped.map, output)?;
     }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.output.flush()
-    }
+    Ok(outputs)
 }
 
 /// Says how it went, and with which status to exit.
-fn summarise(mapped: &Mapped, out: &Path, quiet: bool) -> Exit {
+fn summarise(mapped: &Mapped, outs: &[PathBuf], quiet: bool) -> Exit {
     for trouble in &mapped.unexamined {
         eprintln!("virt-bmap-rs: {trouble}");
     }
@@ -224,12 +210,16 @@ fn summarise(mapped: &Mapped, out: &Path, quiet: bool) -> Exit {
         );
         eprintln!(
             "wrote {} in {:.1} s, {} warnings",
-            if out == Path::new("-") { "the map".into() } else { out.display().to_string() },
+            outs.iter().map(|out| shown(out)).collect::<Vec<_>>().join(", "),
             mapped.elapsed.as_secs_f64(),
             mapped.unexamined.len() + mapped.warnings.len()
         );
     }
     if mapped.unexamined.is_empty() { Exit::Success } else { Exit::Incomplete }
+}
+
+fn shown(out: &Path) -> String {
+    if out == Path::new("-") { "the map".to_owned() } else { out.display().to_string() }
 }
 
 /// When the appliance failed, its last words come before the error.
@@ -299,12 +289,23 @@ fn default_output(disks: &[Disk]) -> Result<PathBuf> {
     Ok(Path::new(name).with_extension("bmap"))
 }
 
-/// The map must not take the place of an image.
-fn refuse_to_overwrite(disks: &[Disk], out: &Path) -> Result<()> {
-    let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
-    let Some(target) = identity(out) else { return Ok(()) };
-    if disks.iter().any(|disk| identity(&disk.path) == Some(target)) {
-        bail!("{} is an image of the guest; name another file with -o", out.display());
+/// A map must not take the place of an image, nor of another.
+fn refuse_to_overwrite(disks: &[Disk], outs: &[PathBuf]) -> Result<()> {
+    let identity = |path: &Path| {
+        let metadata = path
+            .metadata()
+            .ok()
+            .filter(|metadata| metadata.is_file() || metadata.file_type().is_block_device());
+        metadata.map(|metadata| (metadata.dev(), metadata.ino()))
+    };
+    for (number, out) in outs.iter().enumerate() {
+        let target = identity(out);
+        if target.is_some() && disks.iter().any(|disk| identity(&disk.path) == target) {
+            bail!("{} is an image of the guest; name another file with -o", out.display());
+        }
+        if outs[..number].iter().any(|other| other == out || target.is_some() && identity(other) == target) {
+            bail!("{} is named twice with -o", out.display());
+        }
     }
     Ok(())
 }

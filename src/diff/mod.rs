@@ -3,9 +3,8 @@
 //! A map knows where things lie, not what is in them: a file that was rewritten in place looks
 //! unchanged here.
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 use std::cmp::Ordering;
-use std::hash::RandomState;
 
 use crate::bmap::{Map, Object, ObjectId};
 use crate::links::{File, bytes_on_disk, files, fingerprint, spans};
@@ -253,7 +252,7 @@ fn renamed<'a>(
 
 /// Finds objects of two maps that are one under two names.
 struct Same {
-    state: RandomState,
+    state: DefaultHashBuilder,
     /// Both maps know inodes. If one does not, places alone decide.
     by_inode: bool,
 }
@@ -261,7 +260,7 @@ struct Same {
 impl Same {
     fn of(old: &Map, new: &Map) -> Self {
         let knows = |map: &Map| map.objects().any(|object| object.attributes().inode.is_some());
-        Self { state: RandomState::new(), by_inode: knows(old) && knows(new) }
+        Self { state: DefaultHashBuilder::default(), by_inode: knows(old) && knows(new) }
     }
 
     /// For each of `wanted` the first of `others` that is the same thing.

@@ -1,8 +1,8 @@
 //! Shares the bytes of a list out among the objects of a map.
 
-use crate::bmap::{Kind, Map, Object};
+use crate::bmap::{Kind, Map, Object, ObjectId, Piece};
 use crate::links::{self, File};
-use crate::range::DiskRange;
+use crate::range::{DiskOffset, DiskRange};
 use crate::spans::Spans;
 
 /// What a part of the bytes is.
@@ -52,31 +52,21 @@ fn is_owner(kind: Kind) -> bool {
 ///
 /// Takes time for each piece of the map and each range, not for each pair of them.
 pub fn tally<'a>(map: &'a Map, disk: u16, asked: &Spans) -> Tally<'a> {
-    let bytes_of = |object: Object<'a>| -> u64 {
-        let spans = links::spans(object).filter(|(number, _)| *number == disk);
-        spans.map(|(_, span)| asked.bytes_in(span)).sum()
+    let owned = owned(map, disk, asked);
+    let bytes_of = |object: Object<'a>| {
+        owned.binary_search_by_key(&object.id(), |(id, _)| *id).map_or(0, |place| owned[place].1)
     };
-    let mut owners = Vec::new();
-    let mut holders = Vec::new();
-    for object in map.objects() {
-        if !is_owner(object.kind()) {
-            holders.push(object);
-        } else if bytes_of(object) > 0 {
-            owners.push(object);
-        }
-    }
-    let mut shares: Vec<_> = links::files(owners.into_iter())
+    let mut shares: Vec<_> = links::files(owned.iter().map(|(id, _)| map.object(*id)))
         .into_iter()
         .map(|file| Share { place: Place::Object(file), bytes: bytes_of(file.object) })
         .collect();
 
-    let owned = map.pieces().filter(|piece| piece.disk == disk);
-    let owned = owned.filter(|piece| is_owner(map.object(piece.object).kind()));
-    let mut rest = asked.without(owned.map(|piece| piece.range));
+    let mut rest = asked.without(owners(map, disk).map(|piece| piece.range));
     let in_objects = asked.bytes() - rest.bytes();
     let mut free = 0;
     // From the inside out: what is on a logical volume is not, as far as free space goes, on the
     // partition that the volume lies in.
+    let mut holders: Vec<_> = map.objects().filter(|object| !is_owner(object.kind())).collect();
     holders.sort_by_key(|holder| holder.kind().specificity());
     for holders in holders.chunk_by(|a, b| a.kind() == b.kind()) {
         let mut held: Vec<DiskRange> = Vec::new();
@@ -102,10 +92,40 @@ pub fn tally<'a>(map: &'a Map, disk: u16, asked: &Spans) -> Tally<'a> {
     Tally { shares, bytes: asked.bytes(), in_objects, free, unmapped }
 }
 
+/// The pieces on a disk of what says whose a byte is, as they lie there.
+fn owners(map: &Map, disk: u16) -> impl Iterator<Item = Piece> {
+    map.pieces().filter(move |piece| piece.disk == disk && is_owner(map.object(piece.object).kind()))
+}
+
+/// The objects that have some of the bytes, in the order of the map, each with how many.
+fn owned(map: &Map, disk: u16, asked: &Spans) -> Vec<(ObjectId, u64)> {
+    // In the order of the disk, where neighbours are near in both lists; then by object.
+    let mut bytes_in = asked.ascending();
+    let mut parts: Vec<(ObjectId, DiskRange, u64)> = owners(map, disk)
+        .map(|piece| (piece.object, piece.range, bytes_in(piece.range)))
+        .filter(|(_, _, bytes)| *bytes > 0)
+        .collect();
+    parts.sort_unstable_by_key(|(object, range, _)| (*object, *range));
+    let sum = |parts: &[(ObjectId, DiskRange, u64)]| {
+        let mut end = DiskOffset(0);
+        let mut sum = 0;
+        for &(_, range, bytes) in parts {
+            // A file may use a byte twice. It counts once.
+            let is_twice = range.start < end;
+            let rest = DiskRange::new(range.start.max(end).0, range.end.0);
+            sum += if is_twice { asked.bytes_in(rest) } else { bytes };
+            end = end.max(range.end);
+        }
+        (parts[0].0, sum)
+    };
+    parts.chunk_by(|a, b| a.0 == b.0).map(sum).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bmap::{Attributes, Header, MapBuilder, ObjectName, text};
+    use crate::range::FileOffset;
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -175,12 +195,14 @@ mod tests {
             let kinds = [Kind::File, Kind::File, Kind::Directory, Kind::Metadata, Kind::LogicalVolume,
                 Kind::MappedDevice, Kind::Partition, Kind::Partition, Kind::Disk];
             let mut builder = MapBuilder::new(Header::default());
-            for (which, start, length) in pieces {
+            for (number, (which, start, length)) in (0..).zip(pieces) {
                 let device = format!("/dev/{which}");
                 let path = if kinds[which].has_path().unwrap_or(false) { &b"/x"[..] } else { b"" };
                 let name = ObjectName { kind: kinds[which], device: device.as_bytes(), path };
                 let object = builder.object(name, Attributes::default()).unwrap();
-                builder.piece(object, 1, DiskRange::new(start, start + length), None).unwrap();
+                // Elsewhere in the file, so that pieces of one file may overlap.
+                let inside = Some(FileOffset(1000 * number));
+                builder.piece(object, 1, DiskRange::new(start, start + length), inside).unwrap();
             }
             let map = builder.build();
             let asked: Vec<_> = asked.into_iter().map(|(at, len)| DiskRange::new(at, at + len)).collect();

@@ -25,14 +25,15 @@ pub fn files(filesystem: &Filesystem) -> BTreeMap<String, Vec<Range>> {
         ],
     );
     let text = std::fs::read(&xml).unwrap();
-    parse(&String::from_utf8_lossy(&text))
+    parse(&String::from_utf8_lossy(&text), "fs_offset")
         .into_iter()
         .map(|(name, ranges)| (name, filesystem.volume.to_disk(&ranges)))
         .collect()
 }
 
-/// The regular files of a DFXML document, with ranges of the filesystem.
-fn parse(text: &str) -> BTreeMap<String, Vec<Range>> {
+/// The regular files of a DFXML document, with the ranges that this attribute of their runs gives:
+/// `fs_offset` or `img_offset`.
+pub fn parse(text: &str, offset: &str) -> BTreeMap<String, Vec<Range>> {
     let document = roxmltree::Document::parse(text).unwrap();
     let mut files = BTreeMap::new();
     for object in document.descendants().filter(|n| n.has_tag_name("fileobject")) {
@@ -45,7 +46,7 @@ fn parse(text: &str) -> BTreeMap<String, Vec<Range>> {
         let runs = object.descendants().filter(|n| named(n, "byte_run")).filter_map(|run| {
             let number = |name| run.attribute(name).and_then(|v| v.parse::<u64>().ok());
             // A hole has no place; an inode's own run has no length.
-            let start = number("fs_offset")?;
+            let start = number(offset)?;
             (run.attribute("fill").is_none()).then_some(start..start + number("len")?)
         });
         files.insert(format!("/{name}"), normalise(runs));
@@ -67,7 +68,7 @@ mod tests {
             <fileobject><filename>d</filename><name_type>d</name_type></fileobject>
             <fileobject><filename>x</filename><name_type>r</name_type><unalloc>1</unalloc></fileobject>
             </volume></dfxml>";
-        let files = parse(text);
+        let files = parse(text, "fs_offset");
         assert_eq!(files.len(), 1);
         assert_eq!(files["/a"], [4096..4106]);
     }
