@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use thiserror::Error;
 
-use self::columns::{Columns, MAX_EXACT, known, zigzag};
+use self::columns::{Columns, MAX_EXACT, zigzag};
 use self::objects::Measured;
 use self::segments::{Disk, Segments};
 use self::trace::{Op, Trace};
@@ -269,7 +269,7 @@ fn add_trace(trace: &Trace, segments: &Segments, columns: &mut Columns) -> Resul
     columns.numbers("trace.time", steps);
     columns.numbers("trace.write", requests.iter().map(|request| u64::from(request.op == Op::Write)));
     columns.numbers("trace.disk", requests.iter().map(|request| u64::from(request.disk)));
-    columns.numbers("trace.offset", requests.iter().map(|request| known(Some(request.offset))));
-    columns.numbers("trace.length", requests.iter().map(|request| known(Some(request.length))));
+    columns.numbers("trace.offset", requests.iter().map(|request| request.offset.min(MAX_EXACT)));
+    columns.numbers("trace.length", requests.iter().map(|request| request.length.min(MAX_EXACT)));
     Ok(AboutTrace { is_timed: trace.is_timed, is_cut: trace.is_cut })
 }

@@ -181,13 +181,15 @@ function ownerPixels(model, classed, theme, lit) {
   const faded = (colour) => (lit ? mix(colour, page, 0.78) : colour);
   const table = colours.map((colour) => shades.map((by) => pixel(faded(shade(colour, by)))));
   const plain = pixel(faded(colours[0]));
+  // Partitions that follow one another are told apart by a shade, too.
+  const free = [0, -0.07].map((by) => pixel(faded(shade(colours[1], by))));
   const litPixel = pixel(rgb(THEMES[theme].lit));
   const pixels = new Uint32Array(model.ownerCount);
   const { classes } = classed;
   for (let owner = 0; owner < pixels.length; owner++) {
     const known = classes[owner] + 3;
     if (lit && lit[owner]) pixels[owner] = litPixel;
-    else if (known === 1) pixels[owner] = table[1][owner & 1 ? 0 : 1];
+    else if (known === 1) pixels[owner] = free[owner & 1];
     else pixels[owner] = known === 0 ? plain : table[known][Math.imul(owner, 0x9e3779b1) >>> 30];
   }
   return pixels;

@@ -51,7 +51,8 @@ function placeText(model, disk, offset) {
     const more = model.moreNames[object] ? ` (+${plural(model.moreNames[object], "name")})` : "";
     lines.push(`${model.label(object)}${more}${Number.isNaN(inside) ? "" : ` + ${offsetText(inside)}`}`);
     const pieces = model.pieces[object] > 1 ? ` in ${countText(model.pieces[object])} pieces` : "";
-    lines.push(`${KIND_NAMES[letter]}, ${sizeText(model.onDisk[object])} on disk${pieces}`);
+    const size = model.size[object] ? ` of ${sizeText(model.size[object] - 1)}` : "";
+    lines.push(`${KIND_NAMES[letter]}${size}, ${sizeText(model.onDisk[object])} on disk${pieces}`);
   }
   if (members.length > 4) lines.push(`and ${plural(members.length - 4, "more file")}`);
   const role = roleText(model, disk, segment);

@@ -269,10 +269,14 @@ class App {
     const isSmall = ({ start, end }) => this.canvas.view.side * Math.sqrt((end - start) / this.disk.size) < 12 * this.canvas.view.ratio;
     this.canvas.drawRings(context, this.disk, here.filter(isSmall).map(({ start, end }) => (start + end) / 2), THEMES[this.theme].lit);
     if (this.hover && this.hover.disk === this.disk) {
-      context.fillStyle = this.theme === "dark" ? "rgba(255,255,255,0.45)" : "rgba(0,0,0,0.4)";
+      const owner = this.disk.owners[segmentAt(this.disk, this.hover.start)];
+      const isFree = !this.model.members(owner).some((object) => this.model.owns(object));
+      context.globalAlpha = isFree ? 0.08 : 0.42;
+      context.fillStyle = THEMES[this.theme].read;
       context.beginPath();
       this.canvas.tracePart(context, this.disk, this.hover.start, this.hover.end);
       context.fill();
+      context.globalAlpha = 1;
     }
     if (document.activeElement === this.canvas.overlay && this.isByKeyboard) this.drawCross(context);
   }

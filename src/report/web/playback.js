@@ -19,8 +19,8 @@ class Playback {
     for (let i = 0; i < count; i++) this.times[i] /= 1e6;
     this.isWrite = column("write", Uint8Array);
     this.disks = column("disk", Uint16Array);
-    this.offsets = column("offset").map((offset) => offset - 1);
-    this.lengths = column("length").map((length) => length - 1);
+    this.offsets = column("offset");
+    this.lengths = column("length");
     this.length = Math.max(this.times[count - 1], is_timed ? 1e-3 : 1);
     this.time = 0;
     this.isPlaying = false;
