@@ -31,6 +31,10 @@ pub(super) struct ReportArgs {
     /// original's logger; `-` is standard input
     #[arg(long, value_name = "LOG")]
     trace: Option<PathBuf>,
+
+    /// Show sizes as numbers of bytes, and offsets in decimal
+    #[arg(long)]
+    bytes: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -65,7 +69,8 @@ pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
         .map_or("a map".into(), |name| name.to_string_lossy());
     let mut output = Output::create(&args.output)?;
     let mut counted = Counted { out: BufWriter::with_capacity(1 << 16, &mut output), bytes: 0 };
-    report::write(&map, &title, trace.as_ref(), &mut counted)?;
+    let options = report::Options { title: &title, trace: trace.as_ref(), bytes: args.bytes };
+    report::write(&map, &options, &mut counted)?;
     counted.flush().context("the page could not be written")?;
     let bytes = counted.bytes;
     drop(counted);

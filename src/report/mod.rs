@@ -10,7 +10,7 @@
 //!
 //! let map = text::read(&b"1 0 100 v /dev/sda\n1 100 300 f /dev/sda1 /vmlinuz\n1 100 300 v /dev/sda\n"[..])?;
 //! let mut page = Vec::new();
-//! report::write(&map, "guest.bmap", None, &mut page)?;
+//! report::write(&map, &report::Options { title: "guest.bmap", ..Default::default() }, &mut page)?;
 //! assert!(page.starts_with(b"<!DOCTYPE html>"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -84,10 +84,22 @@ pub enum ReportError {
     Write(#[from] io::Error),
 }
 
+/// What is to be in the page besides the map.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// What the map is called.
+    pub title: &'a str,
+    /// Requests that are played over it.
+    pub trace: Option<&'a Trace>,
+    /// Whether sizes are numbers of bytes and offsets decimal, instead of in the way that people read them.
+    pub bytes: bool,
+}
+
 /// What the page's script is told as JSON; all else is in columns.
 #[derive(Serialize)]
 struct About<'a> {
     title: String,
+    bytes: bool,
     generator: String,
     kinds: Vec<char>,
     marks: Vec<&'static str>,
@@ -122,13 +134,13 @@ struct AboutTrace {
     is_cut: bool,
 }
 
-/// Writes the page of a map, which is called `title`. A `trace` is played over it.
+/// Writes the page of a map.
 ///
 /// The same map gives the same page, byte for byte.
 ///
 /// # Errors
 /// [`ReportError`].
-pub fn write(map: &Map, title: &str, trace: Option<&Trace>, out: &mut impl Write) -> Result<(), ReportError> {
+pub fn write(map: &Map, options: &Options<'_>, out: &mut impl Write) -> Result<(), ReportError> {
     let measured = Measured::new(map);
     let mut first_names = measured.first_names(map);
     let size = |disk| match disk_size(map, disk) {
@@ -149,12 +161,13 @@ pub fn write(map: &Map, title: &str, trace: Option<&Trace>, out: &mut impl Write
         measured.top(TOP, |listed| if listed.pieces > 1 { listed.pieces } else { 0 }),
     );
     columns.numbers("table.shared", measured.top(TOP, |listed| listed.shared));
-    let trace = trace.map(|trace| add_trace(trace, &segments, &mut columns)).transpose()?;
+    let trace = options.trace.map(|trace| add_trace(trace, &segments, &mut columns)).transpose()?;
 
     let header = map.header();
     let shown = |text: &str| Printable(text.as_bytes()).to_string();
     let about = About {
-        title: shown(title),
+        title: shown(options.title),
+        bytes: options.bytes,
         generator: shown(&header.generator),
         kinds: Kind::ALL.iter().map(|kind| char::from(kind.letter())).collect(),
         marks: Marks::NAMES.iter().map(|(_, name)| *name).collect(),

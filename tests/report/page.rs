@@ -281,10 +281,10 @@ fn requests_play_over_time() {
     browser.assert_quiet();
 
     drop(browser);
-    let mut browser = open(dir.path(), &["guest.bmap", "--trace", "boot.log"]);
+    let mut browser = open(dir.path(), &["guest.bmap", "--trace", "boot.log", "--bytes"]);
     browser.eval("app.playback.seek(1)");
     assert_eq!(browser.text("byId('clock').textContent"), "2 of 2 requests");
-    assert_eq!(browser.text("byId('requests').firstChild.textContent"), "read 1 KiB at 1:0x100000 /");
+    assert_eq!(browser.text("byId('requests').firstChild.textContent"), "read 1024 B at 1:1048576 /");
     browser.assert_quiet();
 }
 

@@ -7,6 +7,7 @@ const RINGS = 60;
 
 class App {
   constructor(page) {
+    showsBytes = page.about.bytes;
     this.model = new Model(page);
     this.search = new Search(this.model);
     this.canvas = new Canvas(byId("picture"), byId("overlay"));

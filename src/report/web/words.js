@@ -2,8 +2,12 @@
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
+// Whether sizes are numbers of bytes and offsets decimal.
+let showsBytes = false;
+
 // A number of bytes: three digits and a unit of 1024.
 function sizeText(bytes) {
+  if (showsBytes) return `${bytes} B`;
   let unit = 0;
   while (bytes >= 1024 && unit < UNITS.length - 1) {
     bytes /= 1024;
@@ -15,7 +19,7 @@ function sizeText(bytes) {
 
 // The same, with the exact number after it.
 function exactSize(bytes) {
-  return bytes < 1024 ? sizeText(bytes) : `${sizeText(bytes)} (${countText(bytes)} B)`;
+  return showsBytes || bytes < 1024 ? sizeText(bytes) : `${sizeText(bytes)} (${countText(bytes)} B)`;
 }
 
 function countText(count) {
@@ -27,7 +31,7 @@ function plural(count, word) {
 }
 
 function offsetText(offset) {
-  return `0x${offset.toString(16)}`;
+  return showsBytes ? String(offset) : `0x${offset.toString(16)}`;
 }
 
 function shareText(part, whole) {
