@@ -68,7 +68,7 @@ impl Columns {
     /// # Errors
     /// Those of `out`.
     pub(super) fn write(&self, out: impl Write) -> io::Result<()> {
-        let mut encoder = ZlibEncoder::new(EncoderWriter::new(out, &STANDARD), Compression::new(6));
+        let mut encoder = ZlibEncoder::new(EncoderWriter::new(out, &STANDARD), Compression::new(3));
         encoder.write_all(&self.data)?;
         encoder.finish()?.finish()?;
         Ok(())

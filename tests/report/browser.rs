@@ -32,7 +32,8 @@ pub(crate) struct Browser {
 impl Browser {
     /// A browser with an empty page of so many pixels.
     pub(crate) fn start(width: u32, height: u32) -> Self {
-        let profile = tempfile::tempdir().unwrap();
+        // In memory where that can be: a new profile is many small files.
+        let profile = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let mut child = tools::command("sh")
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null"])
             .arg(tools::find("chromium").unwrap())
