@@ -9,6 +9,8 @@
 //! Paths are never put together: every step is relative to an open directory, so there is no limit on
 //! their length, and no symbolic link is followed.
 
+mod metadata;
+
 use crate::Fatal;
 use crate::buffer::{ALIGNMENT, AlignedBuffer};
 use crate::control::Control;
@@ -56,7 +58,7 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Result<(), Fatal> {
+pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, metadata: bool) -> Result<(), Fatal> {
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
@@ -73,6 +75,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
         magic: statfs.f_type as u64,
         has_direct: true,
         has_fiemap: true,
+        metadata,
         links: HashMap::new(),
         directories: HashSet::new(),
     };
@@ -88,7 +91,11 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
+    let again = metadata.then(|| root.try_clone()).transpose()?;
     walker.descend(root, id)?;
+    if let Some(root) = again {
+        walker.put_spaces(&root, id);
+    }
     walker.control.put(&Record::Done);
     walker.control.flush()
 }
@@ -104,6 +111,8 @@ struct Walker {
     /// Until the file system says no.
     has_direct: bool,
     has_fiemap: bool,
+    /// Whether what belongs to no file's data is wanted, too.
+    metadata: bool,
     /// Device and inode to number, of files with more than one name.
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
@@ -125,6 +134,8 @@ struct OpenFile {
     name: CString,
     /// What to read of it.
     pieces: Vec<Piece>,
+    /// Whether it has blocks that are not its data's.
+    has_more_blocks: bool,
 }
 
 struct Entry {
@@ -181,6 +192,7 @@ impl Walker {
         let open = || openat(place, c".", DIRECTORY, Mode::empty());
         let mut below = Vec::new();
         let mut stream = None;
+        let mut is_first = true;
         if self.magic != XFS {
             match open() {
                 Ok(fd) => {
@@ -207,6 +219,10 @@ impl Walker {
                 },
             };
             self.control.settle()?;
+            if let Some(stream) = stream.as_ref().filter(|_| is_first && self.metadata) {
+                self.attributes_of_directory(stream, id)?;
+            }
+            is_first = false;
             self.control.tag(0, false)?;
             if let Some(stream) = &stream {
                 for batch in listed.entries.chunks(BATCH) {
@@ -233,6 +249,7 @@ impl Walker {
         below: &mut Vec<(CString, u32)>,
     ) -> Result<(), Fatal> {
         let mut files = Vec::new();
+        let mut links = Vec::new();
         for Entry { name, kind } in entries {
             let kind = match kind {
                 FileType::Unknown => match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -251,15 +268,25 @@ impl Walker {
                     }
                 }
                 FileType::RegularFile => files.extend(self.find_file(directory, parent, name)?),
+                FileType::Symlink if self.metadata => links.push(name),
                 _ => {}
             }
         }
+        let is_tagged = files.iter().any(|file| file.has_more_blocks);
+        self.attributes_of_files(&files, parent)?;
         files.retain(|file| !file.pieces.is_empty());
-        if files.is_empty() {
-            return Ok(());
+        if !files.is_empty() {
+            self.files(&files, parent)?;
+        } else if is_tagged {
+            self.control.tag(0, false)?;
         }
+        links.into_iter().try_for_each(|name| self.symlink(directory, parent, name))
+    }
+
+    /// Reads the files of a batch, those that were not read as expected once more.
+    fn files(&mut self, files: &[OpenFile], parent: u32) -> Result<(), Fatal> {
         self.control.settle()?;
-        for file in &files {
+        for file in files {
             self.control.tag(file.id, false)?;
             self.read(file, parent)?;
         }
@@ -332,7 +359,7 @@ impl Walker {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
         let extents = match self.extents(&fd) {
-            Ok(None) => fiemap::blocks(&fd, stat.st_size as u64),
+            Ok(None) => fiemap::blocks(&fd, stat.st_size as u64, self.most_blocks(&stat)),
             Ok(extents) => extents,
             Err(errno) => {
                 self.trouble(Operation::Fiemap, errno, parent, name, 0);
@@ -344,7 +371,8 @@ impl Walker {
             self.put_extents(id, extents);
         }
         let pieces = pieces(&fd, &stat, extents.as_deref());
-        Ok(Some(OpenFile { fd, id, name: name.to_owned(), pieces }))
+        let has_more_blocks = self.metadata && self.has_more_blocks(&stat, extents.as_deref());
+        Ok(Some(OpenFile { fd, id, name: name.to_owned(), pieces, has_more_blocks }))
     }
 
     /// Opens a file to be read past the page cache, where the file system can do that.

@@ -72,12 +72,13 @@ impl Appliance {
     }
 
     /// Reads every directory and file of what is mounted as `/`. `first` is the number of the first
-    /// object.
+    /// object; with `metadata` symbolic links and extended attributes are read, too.
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn walk(&self, sequence: u32, first: u32) -> Result<(), AgentError> {
-        self.run(&format!("walk {} {sequence} {first} {SYSROOT}", self.control)).map(drop)
+    pub fn walk(&self, sequence: u32, first: u32, metadata: bool) -> Result<(), AgentError> {
+        let more = if metadata { " metadata" } else { "" };
+        self.run(&format!("walk {} {sequence} {first} {SYSROOT}{more}", self.control)).map(drop)
     }
 
     /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.

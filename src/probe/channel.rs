@@ -6,13 +6,15 @@
 use super::expected::{BTRFS, Expectation, places};
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::Layout;
+use super::metadata::{Inline, Remains};
 use super::trouble::{Trouble, Troubles};
 use crate::bmap::{Attributes, Filesystem, Kind, Marks};
+use crate::range::{DeviceOffset, Range};
 use crate::recorder::{Recorder, Recording, Tag};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt_bmap_agent::frame::{self, FrameError};
-use virt_bmap_agent::record::{self, Extent, ObjectKind, Record, RecordError};
+use virt_bmap_agent::record::{self, ATTRIBUTES, Extent, ObjectKind, Record, RecordError};
 use virt_bmap_agent::{VERSION, Verdict};
 
 /// Tags from here on are no objects: what is read under them proves something.
@@ -74,6 +76,8 @@ pub struct WalkContext {
     pub kind: String,
     /// Where the device lies on the disks, if that is known.
     pub layout: Option<Arc<Layout>>,
+    /// Whether what belongs to no file's data is wanted, too.
+    pub metadata: bool,
 }
 
 /// The host's end of the control disk.
@@ -109,9 +113,33 @@ struct Walk {
     directory: (ObjectNumber, Vec<Extent>),
     extents_held: usize,
     again: Vec<u32>,
+    /// Directories of a file system's own files (`$Extend` of NTFS).
+    system: HashSet<ObjectNumber>,
+    /// What the metadata objects are made of.
+    remains: Remains,
 }
 
 impl Walk {
+    /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them on demand.
+    fn is_system(&self, object: &record::Object) -> bool {
+        /// Records of `$MFT` below this number are reserved.
+        const RESERVED: u64 = 24;
+        let is_reserved = object.parent == self.first && object.inode < RESERVED;
+        self.context.metadata
+            && self.context.kind == "ntfs"
+            && object.id != self.first
+            && (is_reserved && object.name.starts_with(b"$") || self.system.contains(&object.parent))
+    }
+
+    /// Whether files of this size lie in a record of NTFS's `$MFT` when they have no blocks.
+    fn is_resident(&self, file: &Expected) -> bool {
+        let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
+        self.context.kind == "ntfs"
+            && file.is_placed_nowhere
+            && file.size > 0
+            && (1..block).contains(&file.allocated)
+    }
+
     /// Whether the extents of this file system are places on its device.
     fn has_places(&self) -> bool {
         self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS)
@@ -119,11 +147,18 @@ impl Walk {
 }
 
 struct Expected {
+    inode: u64,
     size: u64,
     allocated: u64,
     extents: Option<Vec<Extent>>,
     /// Whether what was read of it has been taken in.
     is_placed: bool,
+    /// Whether nothing of it was read.
+    is_placed_nowhere: bool,
+    /// It is the file system's own. Much of it is in memory before it can be read.
+    is_system: bool,
+    /// It is a symbolic link, which cannot be asked for its extents.
+    is_link: bool,
     /// What was read of it, if that was not what was expected.
     unexpected: Option<Recording>,
 }
@@ -177,13 +212,21 @@ impl Channel {
         Verdict { again: self.state().walk.again.clone() }.encode()
     }
 
+    /// Forgets what was read so far: what is read from now on is the mounting of the file system that will be
+    /// walked.
+    pub fn begin_mount(&self) {
+        self.recorder.switch(None);
+    }
+
     /// Prepares for a walk, and returns the numbers of the first frame and of the first object.
     pub fn begin_walk(&self, context: WalkContext) -> (u32, ObjectNumber) {
         let mut state = self.state();
         state.done = false;
         state.found.begin_filesystem(&context.device);
         let first = state.found.next();
+        let before = self.recorder.switch(None);
         state.walk = Walk { context, first, ..Walk::default() };
+        state.untagged(&before);
         state.snapshot = Snapshot { frames: state.snapshot.frames, ..Snapshot::default() };
         (state.sequence, first)
     }
@@ -196,25 +239,29 @@ impl Channel {
         state.sequence
     }
 
-    /// Ends a walk or reads. Whatever was read from here on belongs to nobody.
+    /// Ends a walk or reads, and returns what the metadata objects are made of. Whatever was read from here on
+    /// belongs to nobody.
     ///
     /// # Errors
     /// What the agent said wrong, or that it ended without saying so.
-    pub fn end(&self) -> Result<(), ChannelError> {
+    pub fn end(&self) -> Result<Remains, ChannelError> {
+        let tag = self.recorder.tag();
         let rest = self.recorder.switch(None);
         let mut state = self.state();
-        drop(rest);
+        if tag.is_none() {
+            state.untagged(&rest);
+        }
         state.stream.clear();
         state.note_filesystem();
         state.end_batch()?;
-        state.walk = Walk::default();
+        let remains = std::mem::take(&mut state.walk).remains;
         if let Some(error) = state.error.take() {
             return Err(error);
         }
         if !state.done {
             return Err(ChannelError::Unfinished);
         }
-        Ok(())
+        Ok(remains)
     }
 
     /// What was read under the tags from [`FIRST_PROOF`] on.
@@ -288,6 +335,14 @@ impl State {
             Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
             Record::BatchEnd => {}
             Record::Trouble(trouble) => self.trouble(&trouble),
+            Record::Space { owner, pieces } => {
+                if !self.walk.context.metadata {
+                    return Err(ChannelError::Nonsense("the use of space, which was not asked for"));
+                }
+                if !self.walk.remains.space(owner, &pieces) {
+                    return Err(ChannelError::Nonsense("an impossible use of space"));
+                }
+            }
             Record::Done => self.done = true,
         }
         Ok(())
@@ -306,10 +361,16 @@ impl State {
         } else if object.kind != ObjectKind::Directory {
             return Err(ChannelError::Nonsense("a root that is no directory"));
         }
+        let is_system = self.walk.is_system(object);
         let kind = match object.kind {
+            _ if is_system => Kind::Metadata,
             ObjectKind::Directory => Kind::Directory,
             ObjectKind::File => Kind::File,
+            ObjectKind::Symlink => Kind::Symlink,
         };
+        if object.kind == ObjectKind::Directory && is_system {
+            self.walk.system.insert(object.id);
+        }
         let attributes = Attributes {
             inode: Some(object.inode),
             size: Some(object.size),
@@ -323,12 +384,16 @@ impl State {
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;
-        if object.kind == ObjectKind::File {
+        if object.kind != ObjectKind::Directory {
             let expected = Expected {
+                inode: object.inode,
                 size: object.size,
                 allocated: object.allocated,
                 extents: None,
                 is_placed: false,
+                is_placed_nowhere: true,
+                is_system,
+                is_link: object.kind == ObjectKind::Symlink,
                 unexpected: None,
             };
             self.walk.files.insert(object.id, expected);
@@ -356,6 +421,7 @@ impl State {
             block_size: statfs.map(|fs| fs.block_size),
             size: bytes(|fs| fs.blocks),
             free: bytes(|fs| fs.blocks_free),
+            free_mapped: None,
             directories: counts.directories,
             files: counts.files,
         });
@@ -379,6 +445,12 @@ impl State {
     }
 
     fn extents(&mut self, id: ObjectNumber, extents: Vec<Extent>) -> Result<(), ChannelError> {
+        if id & ATTRIBUTES != 0 {
+            self.in_walk(id & !ATTRIBUTES)?;
+            let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
+            attributes.extents.extend(extents.iter().filter(|extent| extent.is_plain()));
+            return Ok(());
+        }
         self.in_walk(id)?;
         self.walk.extents_held += extents.len();
         if self.walk.extents_held > MOST_EXTENTS {
@@ -400,13 +472,14 @@ impl State {
         if id >= FIRST_PROOF && self.walk.first != 0 {
             return Err(ChannelError::Nonsense("a proof during a walk"));
         }
-        if id != 0 && id < FIRST_PROOF && id >= self.found.next() {
+        if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
             return Err(ChannelError::Nonsense("a tag that is no object"));
         }
         let before = recorder.tag();
         let recording = recorder.switch((id != 0).then_some(Tag(id)));
-        if let Some(Tag(before)) = before {
-            self.recorded(before, recording)?;
+        match before {
+            Some(Tag(before)) => self.recorded(before, recording)?,
+            None => self.untagged(&recording),
         }
         if afresh && let Some(file) = self.walk.files.get_mut(&id) {
             file.unexpected = None;
@@ -431,6 +504,13 @@ impl State {
         Ok(())
     }
 
+    /// Takes in what was read on no object's behalf.
+    fn untagged(&mut self, recording: &Recording) {
+        if self.walk.context.metadata {
+            self.walk.remains.untagged.extend(recording.iter());
+        }
+    }
+
     /// Takes in what was read under a tag.
     fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
         self.snapshot.bytes += recording.bytes();
@@ -439,35 +519,45 @@ impl State {
             self.proofs.insert(id, recording);
             return Ok(());
         }
-        let Some(file) = self.walk.files.get_mut(&id) else {
-            let (directory, extents) = &self.walk.directory;
-            let extents: &[Extent] = if *directory == id { extents } else { &[] };
-            return Ok(attribute(
-                &mut self.found,
-                id,
-                &recording,
-                extents,
-                self.walk.has_places(),
-                &self.walk.context,
-            )?);
+        if id & ATTRIBUTES != 0 {
+            let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
+            attributes.recording.extend(recording.iter());
+            return Ok(());
+        }
+        let Walk { files, directory, context, remains, filesystem, again, .. } = &mut self.walk;
+        let Some(file) = files.get_mut(&id) else {
+            let extents: &[Extent] = if directory.0 == id { &directory.1 } else { &[] };
+            return Ok(attribute(&mut self.found, id, &recording, extents, has_places, context, remains)?);
         };
-        let block = self.walk.filesystem.map_or(1, |filesystem| filesystem.block_size);
-        let magic = self.walk.filesystem.map_or(0, |filesystem| filesystem.magic);
-        let layout = self.walk.context.layout.as_deref();
+        file.is_placed_nowhere &= recording.is_empty();
+        if file.is_system {
+            let extents = file.extents.as_deref().unwrap_or_default();
+            if file.inode == 0 {
+                remains.mft = extents.to_vec();
+            }
+            let whole = places_of(extents, context.layout.as_deref()).unwrap_or(recording);
+            file.is_placed = true;
+            return Ok(attribute(&mut self.found, id, &whole, extents, has_places, context, remains)?);
+        }
+        let block = filesystem.map_or(1, |filesystem| filesystem.block_size);
+        let magic = filesystem.map_or(0, |filesystem| filesystem.magic);
+        let layout = context.layout.as_deref();
         let expectation = file.extents.as_deref().map_or(Expectation::None, |extents| {
             Expectation::of(extents, file.size, block, magic, layout.is_some())
         });
-        let again = self.walk.again.contains(&id);
+        let again = again.contains(&id);
         let is_met = expectation.is_met_by(&recording, layout, again);
         if is_met || again {
             if !is_met {
-                self.troubles.inexact(&self.walk.context.device);
+                self.troubles.inexact(&context.device);
                 self.found.mark(id, Marks::INEXACT);
+            } else if file.is_link && recording.bytes() == file.allocated {
+                // It has no other blocks than those that were read.
             } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
                 self.found.mark(id, Marks::UNVERIFIED);
             }
             let extents = file.extents.as_deref().unwrap_or_default();
-            attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
+            attribute(&mut self.found, id, &recording, extents, has_places, context, remains)?;
             file.unexpected = None;
             file.is_placed = true;
         } else {
@@ -481,15 +571,27 @@ impl State {
         let has_places = self.walk.has_places();
         for (id, file) in std::mem::take(&mut self.walk.files) {
             self.found.mark(id, file.marks());
+            let is_resident = self.walk.is_resident(&file);
+            if is_resident || file.is_link && file.is_placed_nowhere {
+                self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
+            }
+            let Walk { context, remains, .. } = &mut self.walk;
+            if context.metadata {
+                let extents = file.extents.iter().flatten();
+                let inline = extents.filter(|extent| has_places && extent.flags & Extent::INLINE != 0);
+                let places = inline.map(|extent| Inline::Block { object: id, at: extent.physical });
+                let record = is_resident.then_some(Inline::Record { object: id, inode: file.inode });
+                remains.inline.extend(places.chain(record));
+            }
             if file.unexpected.is_some() {
-                self.troubles.inexact(&self.walk.context.device);
+                self.troubles.inexact(&context.device);
                 self.found.mark(id, Marks::INEXACT);
             }
             if !file.is_placed {
                 // Of a file that was not read, what is allocated and was never written is known all the same.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
+                attribute(&mut self.found, id, &recording, extents, has_places, context, remains)?;
             }
         }
         self.walk.again.clear();
@@ -498,6 +600,10 @@ impl State {
     }
 
     fn trouble(&mut self, trouble: &record::Trouble) {
+        // NTFS's own files in `$Extend` have no data that could be opened, only named streams.
+        if self.walk.system.contains(&trouble.parent) {
+            return;
+        }
         let device = if self.walk.first == 0 {
             String::from_utf8_lossy(&trouble.name).into_owned()
         } else {
@@ -524,6 +630,17 @@ impl State {
     }
 }
 
+/// Where plain extents lie, as if they had been read; `None` where that is not known.
+fn places_of(extents: &[Extent], layout: Option<&Layout>) -> Option<Recording> {
+    let mut places = Recording::default();
+    for extent in extents {
+        let range = Range::at(DeviceOffset(extent.physical), extent.length).filter(|_| extent.is_plain())?;
+        let parts = layout?.part(range)?;
+        places.extend(parts.iter().filter(|part| part.copy == 0).map(|part| (part.disk, part.disk_range())));
+    }
+    (!extents.is_empty()).then_some(places)
+}
+
 /// Gives an object what was read of it, with its place in the file where the extents tell it: where
 /// `has_places`, they are places on the device.
 fn attribute(
@@ -533,9 +650,13 @@ fn attribute(
     extents: &[Extent],
     has_places: bool,
     context: &WalkContext,
+    remains: &mut Remains,
 ) -> Result<(), FoundError> {
     let layout = context.layout.as_deref().filter(|_| has_places);
     for place in places(recording, extents, layout) {
+        if context.metadata {
+            remains.owned.insert(place.disk, place.range);
+        }
         found.range(id, place.disk, place.range, place.file_offset, place.role)?;
     }
     Ok(())

@@ -18,8 +18,12 @@ impl Agent {
         let recorder = Arc::new(Recorder::new());
         let channel = Channel::new(recorder.clone());
         let layout = Some(Arc::new(Layout::of_disk(1, 1 << 20)));
-        let (sequence, first) =
-            channel.begin_walk(WalkContext { device: "/dev/sda".into(), kind: "ext4".into(), layout });
+        let (sequence, first) = channel.begin_walk(WalkContext {
+            device: "/dev/sda".into(),
+            kind: "ext4".into(),
+            layout,
+            metadata: false,
+        });
         assert_eq!((sequence, first), (0, 1));
         let mut agent = Self { channel, recorder, sequence };
         let filesystem = Filesystem { magic: 0xef53, block_size: 4096, ..Filesystem::default() };
