@@ -88,7 +88,7 @@ struct Guest {
 
 impl Guest {
     fn get() -> Self {
-        let dir = cache::directory("metadata", &cache::key(include_str!("map_metadata.rs")), make);
+        let dir = cache::directory("metadata", &cache::key(SCRIPT), make);
         let disks = ["a.raw", "b.raw"].map(|name| dir.join(name));
         let volumes = layout::partitions(&disks[0], "/dev/sda");
         Self { disks, volumes }
@@ -153,7 +153,7 @@ fn free_of_xfs(flat: &Path) -> Vec<Range> {
     };
     let (block, group) = (number("blocksize"), number("agblocks"));
     let text = run("xfs_db", &["-r", "-c", "freesp -d"], flat);
-    let rows = text.lines().map_while(|line| {
+    let rows = text.lines().filter_map(|line| {
         let words: Vec<_> = line.split_whitespace().map(str::parse::<u64>).collect::<Result<_, _>>().ok()?;
         let [number, start, length] = words[..] else { return None };
         let start = (number * group + start) * block;
@@ -280,13 +280,8 @@ impl View<'_> {
     }
 }
 
-fn make(dir: &Path) {
-    let staging = tempfile::tempdir().unwrap();
-    let files = walk(Path::new("/usr/share/doc"), 300);
-    guestfish::tar(&staging.path().join("files.tar"), Path::new("/"), &files);
-    let tar = staging.path().join("files.tar");
-    let script = format!(
-        r#"disk-create a.raw raw 640M
+/// Makes the disks. Parts of it are made by hand in [`make`].
+const SCRIPT: &str = r#"disk-create a.raw raw 640M
 disk-create b.raw raw 32M
 add a.raw format:raw
 add b.raw format:raw
@@ -332,10 +327,14 @@ debug sh 'cd /sysroot; for d in . inline xfs; do ln -s $(printf %0100d 0 | tr 0 
 umount-all
 debug sh 'mdadm --stop /dev/md/a'
 shutdown
-"#,
-        tar = tar.display()
-    );
-    guestfish::run(dir, &script);
+"#;
+
+fn make(dir: &Path) {
+    let staging = tempfile::tempdir().unwrap();
+    let files = walk(Path::new("/usr/share/doc"), 300);
+    guestfish::tar(&staging.path().join("files.tar"), Path::new("/"), &files);
+    let tar = staging.path().join("files.tar");
+    guestfish::run(dir, &SCRIPT.replace("{tar}", &tar.display().to_string()));
     let image = dir.join("a.raw");
     // Boot code: in the MBR, and in the gap behind it.
     let file = File::options().write(true).open(&image).unwrap();

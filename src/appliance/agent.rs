@@ -3,6 +3,7 @@
 use super::{Appliance, CallError};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use virt_bmap_agent::ReadOrder;
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
@@ -76,9 +77,15 @@ impl Appliance {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn walk(&self, sequence: u32, first: u32, metadata: bool) -> Result<(), AgentError> {
-        let more = if metadata { " metadata" } else { "" };
-        self.run(&format!("walk {} {sequence} {first} {SYSROOT}{more}", self.control)).map(drop)
+    pub fn walk(
+        &self,
+        sequence: u32,
+        first: u32,
+        order: ReadOrder,
+        metadata: bool,
+    ) -> Result<(), AgentError> {
+        let (order, more) = (order.as_str(), if metadata { " metadata" } else { "" });
+        self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control)).map(drop)
     }
 
     /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.

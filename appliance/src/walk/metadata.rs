@@ -1,7 +1,8 @@
 //! What a walk reads beside directories and the data of files, when metadata are wanted: symbolic links,
 //! extended attributes, and what the file system says of its blocks.
 
-use super::{BTRFS, OpenFile, Walker, object};
+use super::{BTRFS, Walker, object};
+use crate::reader::OpenFile;
 use crate::{Fatal, fiemap, getfsmap};
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
@@ -36,14 +37,12 @@ impl Walker {
         if self.metadata && self.magic == FUSE && stat.st_ino == 0 { 1 << 22 } else { fiemap::MOST_BLOCKS }
     }
 
-    /// Reads the extended attributes of files that may have blocks for them. Leaves a tag set.
-    pub(super) fn attributes_of_files(&mut self, files: &[OpenFile], parent: u32) -> Result<(), Fatal> {
-        for file in files.iter().filter(|file| file.has_more_blocks) {
-            if let Err(errno) = self.attributes_of(&file.fd, file.id)? {
-                self.trouble(Operation::Attributes, errno, parent, &file.name, 0);
-            }
+    /// Reads the extended attributes of a file.
+    pub(super) fn attributes_of_file(&mut self, file: &OpenFile) -> Result<(), Fatal> {
+        if let Err(errno) = self.attributes_of(&file.fd, file.id)? {
+            self.control.trouble(Operation::Attributes, errno, file.parent, file.name.to_bytes(), 0);
         }
-        Ok(())
+        self.control.tag(0, false)
     }
 
     /// Reads the extended attributes of a directory, if it may have blocks for them. Leaves their tag set.
@@ -53,7 +52,7 @@ impl Walker {
         if self.has_more_blocks(&fstat(fd)?, extents.as_deref())
             && let Err(errno) = self.attributes_of(fd, id)?
         {
-            self.trouble(Operation::Attributes, errno, id, c"", 0);
+            self.control.trouble(Operation::Attributes, errno, id, b"", 0);
         }
         Ok(())
     }
@@ -81,7 +80,7 @@ impl Walker {
         let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(errno) => {
-                self.trouble(Operation::Stat, errno, parent, name, 0);
+                self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
                 return Ok(());
             }
         };
@@ -105,7 +104,7 @@ impl Walker {
         self.control.settle()?;
         self.control.tag(id, false)?;
         if let Err(errno) = readlinkat(directory, name, Vec::new()) {
-            self.trouble(Operation::Read, errno, parent, name, 0);
+            self.control.trouble(Operation::Read, errno, parent, name.to_bytes(), 0);
         }
         self.control.settle()?;
         self.control.tag(id | ATTRIBUTES, false)?;
@@ -115,7 +114,7 @@ impl Walker {
         if let Err(errno) =
             read_all(|list| llistxattr(&path, list), |name, value| lgetxattr(&path, name, value))
         {
-            self.trouble(Operation::Attributes, errno, parent, name, 0);
+            self.control.trouble(Operation::Attributes, errno, parent, name.to_bytes(), 0);
         }
         self.control.settle()?;
         self.control.tag(0, false)
@@ -132,7 +131,7 @@ impl Walker {
                     }
                 }
             }
-            Err(errno) => self.trouble(Operation::Fsmap, errno, id, c"", 0),
+            Err(errno) => self.control.trouble(Operation::Fsmap, errno, id, b"", 0),
         }
     }
 }
