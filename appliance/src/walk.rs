@@ -348,8 +348,8 @@ impl Walker {
             self.put_extents(id, extents);
         }
         let pieces = pieces(&fd, &stat, extents.as_deref());
-        let is_promised =
-            extents.as_ref().is_some_and(|extents| extents.iter().all(|e| e.is_plain() || e.is_unwritten()));
+        let is_plain = |extents: &Vec<Extent>| extents.iter().all(|e| e.is_plain() || e.is_unwritten());
+        let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
         let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, is_promised };
         if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
             self.attributes_of_file(&file)?;

@@ -6,10 +6,9 @@
 use super::expected::{BTRFS, Expectation, places};
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::Layout;
-use super::metadata::{Inline, Remains};
+use super::metadata::Remains;
 use super::trouble::{Trouble, Troubles};
 use crate::bmap::{Attributes, Filesystem, Kind, Marks};
-use crate::range::{DeviceOffset, Range};
 use crate::recorder::{Recorder, Recording, Tag};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,26 +128,6 @@ struct Walk {
 }
 
 impl Walk {
-    /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them on demand.
-    fn is_system(&self, object: &record::Object) -> bool {
-        /// Records of `$MFT` below this number are reserved.
-        const RESERVED: u64 = 24;
-        let is_reserved = object.parent == self.first && object.inode < RESERVED;
-        self.context.metadata
-            && self.context.kind == "ntfs"
-            && object.id != self.first
-            && (is_reserved && object.name.starts_with(b"$") || self.system.contains(&object.parent))
-    }
-
-    /// Whether files of this size lie in a record of NTFS's `$MFT` when they have no blocks.
-    fn is_resident(&self, file: &Expected) -> bool {
-        let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
-        self.context.kind == "ntfs"
-            && file.is_placed_nowhere
-            && file.size > 0
-            && (1..block).contains(&file.allocated)
-    }
-
     /// Whether the extents of this file system are places on its device.
     fn has_places(&self) -> bool {
         self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS)
@@ -244,7 +223,7 @@ impl Channel {
         let first = state.found.next();
         let before = self.recorder.switch(None);
         state.walk = Walk { context, first, ..Walk::default() };
-        state.untagged(&before);
+        state.walk.untagged(&before);
         state.snapshot = Snapshot { frames: state.snapshot.frames, ..Snapshot::default() };
         (state.sequence, first)
     }
@@ -268,7 +247,7 @@ impl Channel {
         let rest = self.recorder.switch(None);
         let mut state = self.state();
         if tag.is_none() {
-            state.untagged(&rest);
+            state.walk.untagged(&rest);
         }
         state.stream.clear();
         state.note_filesystem();
@@ -355,14 +334,7 @@ impl State {
             Record::Series { ids } => self.begin_series(ids, recorder)?,
             Record::BatchEnd => self.batch_end()?,
             Record::Trouble(trouble) => self.trouble(&trouble),
-            Record::Space { owner, pieces } => {
-                if !self.walk.context.metadata {
-                    return Err(ChannelError::Nonsense("the use of space, which was not asked for"));
-                }
-                if !self.walk.remains.space(owner, &pieces) {
-                    return Err(ChannelError::Nonsense("an impossible use of space"));
-                }
-            }
+            Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
             Record::Done => self.done = true,
         }
         Ok(())
@@ -495,12 +467,15 @@ impl State {
         if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
             return Err(ChannelError::Nonsense("a tag that is no object"));
         }
+        if id < FIRST_PROOF && id & ATTRIBUTES != 0 && !self.walk.context.metadata {
+            return Err(ChannelError::Nonsense("attributes, which were not asked for"));
+        }
         self.end_series(recorder)?;
         let before = recorder.tag();
         let recording = recorder.switch((id != 0).then_some(Tag(id)));
         match before {
             Some(Tag(before)) => self.recorded(before, recording)?,
-            None => self.untagged(&recording),
+            None => self.walk.untagged(&recording),
         }
         if afresh && let Some(file) = self.walk.files.get_mut(&id) {
             file.unexpected = None;
@@ -548,13 +523,6 @@ impl State {
         Ok(())
     }
 
-    /// Takes in what was read on no object's behalf.
-    fn untagged(&mut self, recording: &Recording) {
-        if self.walk.context.metadata {
-            self.walk.remains.untagged.extend(recording.iter());
-        }
-    }
-
     /// Takes in what was read under a tag.
     fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
         self.snapshot.bytes += recording.bytes();
@@ -590,7 +558,7 @@ impl State {
             if file.inode == 0 {
                 remains.mft = extents.to_vec();
             }
-            let whole = places_of(extents, context.layout.as_deref()).unwrap_or(recording);
+            let whole = beside::places_of(extents, context.layout.as_deref()).unwrap_or(recording);
             attribute(&mut self.found, id, &whole, extents, has_places, context, remains)?;
             file.is_placed = true;
             return Ok(file);
@@ -623,18 +591,11 @@ impl State {
         let has_places = self.walk.has_places();
         for (id, file) in std::mem::take(&mut self.walk.files) {
             self.found.mark(id, file.marks());
-            let is_resident = self.walk.is_resident(&file);
-            if is_resident || file.is_link && file.is_placed_nowhere {
+            if self.walk.is_resident(&file) || file.is_link && file.is_placed_nowhere {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }
+            self.walk.note_inline(id, &file, has_places);
             let Walk { context, remains, .. } = &mut self.walk;
-            if context.metadata {
-                let extents = file.extents.iter().flatten();
-                let inline = extents.filter(|extent| has_places && extent.flags & Extent::INLINE != 0);
-                let places = inline.map(|extent| Inline::Block { object: id, at: extent.physical });
-                let record = is_resident.then_some(Inline::Record { object: id, inode: file.inode });
-                remains.inline.extend(places.chain(record));
-            }
             if file.unexpected.is_some() {
                 self.troubles.inexact(&context.device);
                 self.found.mark(id, Marks::INEXACT);
@@ -682,17 +643,6 @@ impl State {
     }
 }
 
-/// Where plain extents lie, as if they had been read; `None` where that is not known.
-fn places_of(extents: &[Extent], layout: Option<&Layout>) -> Option<Recording> {
-    let mut places = Recording::default();
-    for extent in extents {
-        let range = Range::at(DeviceOffset(extent.physical), extent.length).filter(|_| extent.is_plain())?;
-        let parts = layout?.part(range)?;
-        places.extend(parts.iter().filter(|part| part.copy == 0).map(|part| (part.disk, part.disk_range())));
-    }
-    (!extents.is_empty()).then_some(places)
-}
-
 /// Gives an object what was read of it, with its place in the file where the extents tell it: where
 /// `has_places`, they are places on the device.
 fn attribute(
@@ -714,6 +664,7 @@ fn attribute(
     Ok(())
 }
 
+mod beside;
 mod series;
 #[cfg(test)]
 mod tests;

@@ -32,9 +32,17 @@ impl Walker {
         (stat.st_blocks as u64).saturating_mul(512) > named
     }
 
+    /// Whether it may be one of the files in which NTFS keeps its metadata. Some of them have been read by
+    /// ntfs-3g before, so that reading them touches less than they have.
+    pub(super) fn is_system(&self, stat: &Stat) -> bool {
+        /// Records of `$MFT` below this number are reserved.
+        const RESERVED: u64 = 24;
+        self.metadata && self.magic == FUSE && stat.st_ino < RESERVED
+    }
+
     /// How many blocks of a file are asked for one by one: all of NTFS's `$MFT`, in which others are found.
     pub(super) fn most_blocks(&self, stat: &Stat) -> u64 {
-        if self.metadata && self.magic == FUSE && stat.st_ino == 0 { 1 << 22 } else { fiemap::MOST_BLOCKS }
+        if self.is_system(stat) && stat.st_ino == 0 { 1 << 22 } else { fiemap::MOST_BLOCKS }
     }
 
     /// Reads the extended attributes of a file.

@@ -38,6 +38,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> 
     {
         facts.name("[boot sector copy]", [Range::new(end, end + bytes)], true);
     }
+    // `$Boot` begins with block 0, which FIBMAP cannot name.
+    facts.name("[boot sector]", [Range::new(0, 16 * bytes)], true);
     let clusters = end / cluster;
     let length = clusters.div_ceil(8);
     if length > LARGEST || end > device.size {
