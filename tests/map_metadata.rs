@@ -40,7 +40,7 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
         ("/dev/sda1", 0.99),
         ("/dev/sda2", 0.99),
         ("/dev/sda3", 0.99),
-        ("/dev/sda5", 0.97),
+        ("/dev/sda5", 0.99),
         ("/dev/sda6", 0.99),
     ] {
         let oracle = guest.free(device);
@@ -64,10 +64,12 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
         let share = bytes(&named) as f64 / bytes(&used) as f64;
         eprintln!("{device}: {:.3} % of {} used bytes have a name", 100.0 * share, bytes(&used));
         assert!(share >= least, "{device}: {share}, not {:?}", difference(&used, &named));
-        // And nothing at all is left unsaid.
+        // And nothing at all is left unsaid, up to where the filesystem ends.
         let rest = view.ranges(Kind::Metadata, device, ALLOCATED);
-        let unsaid = difference(&difference(&used, &named), &rest);
-        assert!(bytes(&unsaid) < 4096 * 2, "{device}: {unsaid:?}");
+        let end = guest.volume(device).on_disk().last().unwrap().end;
+        let mut unsaid = difference(&difference(&used, &named), &rest);
+        unsaid.retain(|range| range.end + 4096 < end || range.end - range.start > 32 << 10);
+        assert_eq!(unsaid, [], "{device}");
     }
     view.ext4_names_are_those_of_dumpe2fs("/dev/sda1");
     view.attributes_and_links_are_where_debugfs_says("/dev/sda1");

@@ -44,7 +44,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
         .iter()
         .map(|(inode, _)| format!("echo inode; debugfs -R 'stat <{inode}>' {} 2>/dev/null; ", device.node))
         .collect();
-    let said = device.ask(&command)?;
+    let said = device.ask(&(command + "true"))?;
     for (said, (_, name)) in said.split("inode\n").skip(1).zip(asked) {
         let blocks: Vec<_> = blocks(said)
             .filter_map(|(first, last)| {

@@ -1,9 +1,10 @@
 //! NTFS keeps its metadata in files, which ntfs-3g shows on demand: `$MFT`, `$LogFile`, `$Bitmap`, … They are
-//! walked like others, and are metadata objects with paths. What remains is to read `$Bitmap`.
+//! walked like others, and are metadata objects with paths. What they have beside their data, such as named
+//! streams, ntfsinfo(8) lists. `$Bitmap` tells what is free.
 
 use super::Facts;
 use super::device::{Device, Fields};
-use crate::range::Range;
+use crate::range::{DeviceOffset, Range};
 use virt_bmap_agent::record::Extent;
 
 /// Largest bitmap that is looked at: a terabyte needs 32 MiB.
@@ -40,6 +41,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> 
     }
     // `$Boot` begins with block 0, which FIBMAP cannot name.
     facts.name("[boot sector]", [Range::new(0, 16 * bytes)], true);
+    name_streams(facts, device, cluster);
     let clusters = end / cluster;
     let length = clusters.div_ceil(8);
     if length > LARGEST || end > device.size {
@@ -51,6 +53,49 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> 
     facts.free = Some(free.map(|n| Range::new(n * cluster, (n + 1) * cluster)).collect());
     facts.whole.insert(Range::new(0, clusters * cluster));
     Some(())
+}
+
+/// Names what the files of the file system have allocated, all streams and attributes of them.
+fn name_streams(facts: &mut Facts, device: &Device<'_>, cluster: u64) {
+    const FILES: [(u32, &str); 15] = [
+        (0, "/$MFT"),
+        (1, "/$MFTMirr"),
+        (2, "/$LogFile"),
+        (3, "/$Volume"),
+        (4, "/$AttrDef"),
+        (5, "[root directory]"),
+        (6, "/$Bitmap"),
+        (7, "/$Boot"),
+        (8, "/$BadClus"),
+        (9, "/$Secure"),
+        (10, "/$UpCase"),
+        (11, "/$Extend"),
+        (24, "/$Extend"),
+        (25, "/$Extend"),
+        (26, "/$Extend"),
+    ];
+    let ask = |(inode, _)| format!("echo inode; ntfsinfo -f -v -i {inode} {} 2>/dev/null; ", device.node);
+    let command: String = FILES.map(ask).concat();
+    let said = device.ask(&(command + "true")).unwrap_or_default();
+    for (said, (_, name)) in said.split("inode\n").skip(1).zip(FILES) {
+        let runs = said.lines().filter_map(run).filter_map(|(first, count)| {
+            Range::at(DeviceOffset(first.checked_mul(cluster)?), count.checked_mul(cluster)?)
+        });
+        facts.name(name, runs, true);
+    }
+}
+
+/// The first cluster and the number of clusters in a line of a run list: `0x0  0x508  0x41`. What is sparse has
+/// a word for the first cluster.
+fn run(line: &str) -> Option<(u64, u64)> {
+    let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+    match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [offset, first, count] => {
+            number(offset)?;
+            Some((number(first)?, number(count)?))
+        }
+        _ => None,
+    }
 }
 
 /// Where on the device the record of an inode begins, by the extents of `$MFT`.
@@ -69,6 +114,14 @@ pub(super) fn place_of(inode: u64, record: u64, mft: &[Extent]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_found_in_what_ntfsinfo_says() {
+        assert_eq!(run("\t\t\t0x0\t\t0x508\t\t0x41"), Some((0x508, 0x41)));
+        assert_eq!(run("\t\t\t0x0\t\t<HOLE>\t\t0x41"), None);
+        assert_eq!(run("\tRunlist:\tVCN\t\tLCN\t\tLength"), None);
+        assert_eq!(run("\tAllocated size:\t\t 4096 (0x1000)"), None);
+    }
 
     #[test]
     fn records_are_found_in_the_mft() {
