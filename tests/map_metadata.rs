@@ -186,7 +186,7 @@ struct View<'a> {
 impl View<'_> {
     fn ranges(&self, kind: Kind, device: &str, path: &[u8]) -> Vec<Range> {
         let object = self.map.find(ObjectName::path(kind, device.as_bytes(), path));
-        normalise(object.iter().flat_map(|object| object.pieces()).map(|p| p.range.start.0..p.range.end.0))
+        normalise(object.into_iter().flat_map(bmap::Object::pieces).map(|p| p.range.start.0..p.range.end.0))
     }
 
     fn free(&self, device: &str) -> Vec<Range> {
@@ -200,7 +200,7 @@ impl View<'_> {
             let name = object.name();
             is_named(name.kind) && name.device == device.as_bytes() && name.path != ALLOCATED
         });
-        normalise(objects.flat_map(|o| o.pieces()).map(|p| p.range.start.0..p.range.end.0))
+        normalise(objects.flat_map(bmap::Object::pieces).map(|p| p.range.start.0..p.range.end.0))
     }
 
     fn ext4_names_are_those_of_dumpe2fs(&self, device: &str) {

@@ -54,12 +54,11 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     if context.metadata {
         metadata::devices(context, &inventory, &layouts)?;
     }
-    context.each_filesystem(&inventory, |filesystem| {
-        walk(context, filesystem, layouts.get(&filesystem.device).cloned())
-    })
+    context
+        .each_filesystem(&inventory, |filesystem| walk(context, filesystem, layouts.get(&filesystem.device)))
 }
 
-fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>) -> Result<(), ProbeError> {
+fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<&Arc<Layout>>) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
     if filesystem.kind.as_deref() == Some("btrfs") && context.btrfs_keeps_copies() {
         let what = "it keeps several copies of its data; the one that was read is mapped";
@@ -72,7 +71,7 @@ fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>
     let walk = WalkContext {
         device: device.clone(),
         kind: filesystem.kind.clone().unwrap_or_default(),
-        layout: layout.clone(),
+        layout: layout.cloned(),
         metadata: context.metadata,
     };
     let order = walk.read_order();
@@ -81,7 +80,7 @@ fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>
     let ended = context.channel.end();
     match (walked, ended) {
         (Ok(()), Ok(remains)) if context.metadata => {
-            metadata::filesystem(context, filesystem, layout.as_deref(), remains)
+            metadata::filesystem(context, filesystem, layout.map(|layout| &**layout), &remains)
         }
         (Ok(()), ended) => Ok(ended.map(drop)?),
         // What it said wrong is why it was cut off.

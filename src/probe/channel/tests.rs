@@ -27,7 +27,7 @@ impl Agent {
             device: "/dev/sda".into(),
             kind: "ext4".into(),
             layout,
-            metadata: false,
+            metadata,
         });
         assert_eq!((sequence, first), (0, 1));
         let mut agent = Self { channel, recorder, sequence };

@@ -165,13 +165,13 @@ pub(super) fn filesystem(
     context: &Context<'_>,
     content: &Content,
     layout: Option<&Layout>,
-    remains: Remains,
+    remains: &Remains,
 ) -> Result<(), ProbeError> {
     let kind = content.kind.as_deref().unwrap_or_default();
     let put = Put { context, device: &content.device };
     // The addresses of btrfs are none of its device.
     let Some(layout) = layout.filter(|_| kind != "btrfs") else {
-        return Ok(put.without_layout(&remains)?);
+        return Ok(put.without_layout(remains)?);
     };
     let read = layout.to_device_partly(&remains.untagged);
     let owned = layout.to_device_partly(&remains.owned);
@@ -184,7 +184,7 @@ pub(super) fn filesystem(
         "ntfs" => ntfs::tell(&mut facts, &mut device),
         _ => {}
     }
-    put.inline(&facts, &remains, layout)?;
+    put.inline(&facts, remains, layout)?;
 
     let mut known = owned.clone();
     let free = facts.free.as_ref().map(|free| free.difference(&owned));
@@ -196,7 +196,7 @@ pub(super) fn filesystem(
         put.blocks(Kind::Metadata, name.as_bytes(), &blocks, *marks, layout)?;
         add(&mut known, &blocks);
     }
-    put.attributes(&remains, &read, &mut known, layout)?;
+    put.attributes(remains, &read, &mut known, layout)?;
     let mut rest = read.difference(&known);
     if let Some(free) = &free {
         put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
