@@ -112,6 +112,8 @@ pub struct Inventory {
     pub hidden: Vec<BlockDevice>,
     /// What the devices hold, in order of their names.
     pub contents: Vec<Content>,
+    /// Devices that are parts of others: physical volumes, members of arrays, in order of their names.
+    pub members: Vec<Content>,
     /// Devices that could not be looked at, and why.
     pub troubles: Vec<(String, String)>,
 }
@@ -230,12 +232,11 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         };
         list.push(device);
     }
-    kinds.retain(|(number, content)| {
-        let is_member = content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
-        !is_member && !partitioned.contains(number)
-    });
-    inventory.contents = kinds.into_iter().map(|(_, content)| content).collect();
-    inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
+    kinds.retain(|(number, _)| !partitioned.contains(number));
+    let mut contents: Vec<Content> = kinds.into_iter().map(|(_, content)| content).collect();
+    contents.sort_by(|a, b| a.device.cmp(&b.device));
+    let is_member = |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
+    (inventory.members, inventory.contents) = contents.into_iter().partition(is_member);
     inventory
 }
 

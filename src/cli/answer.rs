@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde_json::ser::Formatter;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use virt_bmap::bmap::escape::Printable;
+use virt_bmap::bmap::{Kind, ObjectName};
 use virt_bmap::links::File;
 use virt_bmap::units::Human;
 
@@ -192,6 +193,14 @@ fn steers(character: char) -> bool {
     !character.is_ascii_graphic()
         && character != ' '
         && Printable(character.encode_utf8(&mut [0; 4]).as_bytes()).to_string().starts_with('\\')
+}
+
+/// An object for people.
+pub(super) fn object_name(name: ObjectName<'_>) -> String {
+    match name.kind {
+        Kind::Free => format!("free space of {}", Printable(name.device)),
+        _ => name.to_string(),
+    }
 }
 
 /// A file for people: its first name and how many more it has.

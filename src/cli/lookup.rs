@@ -1,13 +1,13 @@
 //! `virt-bmap-rs lookup`: what is at these offsets, or in these ranges.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, done, file_name};
+use super::answer::{Cell, Form, Value, done, file_name, object_name};
 use super::ranges::{ListOptions, describe};
 use anyhow::{Result, bail};
 use clap::ArgGroup;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap::bmap::{self, Hit, Map, ObjectName};
+use virt_bmap::bmap::{self, Hit, Kind, Map, ObjectName};
 use virt_bmap::lookup::{DiskSize, Place, Share, Tally, disk_size, tally};
 use virt_bmap::range::DiskOffset;
 use virt_bmap::rangelist::RangeList;
@@ -134,8 +134,10 @@ fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
                     writeln!(out, "  nothing that the map knows")?;
                 }
                 hits.iter().try_for_each(|hit| match hit.file_offset {
-                    Some(inside) => writeln!(out, "  {} + {}", hit.object.name(), form.offset(inside.0)),
-                    None => writeln!(out, "  {}", hit.object.name()),
+                    Some(inside) => {
+                        writeln!(out, "  {} + {}", object_name(hit.object.name()), form.offset(inside.0))
+                    }
+                    None => writeln!(out, "  {}", object_name(hit.object.name())),
                 })
             });
         }
@@ -212,6 +214,7 @@ fn ranges_for_people(
     for part in shown {
         let what = match part.place {
             Place::Object(file) => file_name(&file),
+            Place::Free(holder) if holder.kind() == Kind::Free => object_name(holder.name()),
             Place::Free(holder) => format!("in no file on {}", holder.name()),
             Place::Unmapped => "in nothing that the map knows".to_owned(),
         };

@@ -60,6 +60,14 @@ pub(super) struct MapArgs {
     #[arg(long, value_enum, default_value_t = ProbeArg::Agent)]
     probe: ProbeArg,
 
+    /// Map metadata, symbolic links and free space, too
+    ///
+    /// What is read of a filesystem beside files and directories (superblocks, inode tables, journals, …),
+    /// partition tables, boot code, what LVM, md and LUKS keep for themselves, and swap become objects of
+    /// type `m`, symbolic links `s`, and what is known to be free `u`. Needs the agent.
+    #[arg(long)]
+    metadata: bool,
+
     /// Key of an encrypted device, as in the guestfs tools
     ///
     /// SELECTOR:key:PASSPHRASE or SELECTOR:file:NAME, where SELECTOR is a device (`/dev/sda2`), the UUID of
@@ -111,6 +119,10 @@ enum ProbeArg {
 }
 
 pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
+    if args.metadata && matches!(args.probe, ProbeArg::Guestfsd) {
+        let text = "--metadata needs the agent; --probe guestfsd reads files and directories alone";
+        return Ok(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)));
+    }
     let disks = match disks(args, matches) {
         Ok(disks) => disks,
         Err(error) => {
@@ -253,6 +265,7 @@ fn options(args: &MapArgs) -> Options {
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
         keys: args.key.clone(),
+        metadata: args.metadata,
         timeout: Duration::from_secs(args.timeout),
         ..Options::default()
     }

@@ -50,7 +50,7 @@ impl Damage<'_> {
 /// file's size and where in the file each range lies.
 pub fn damage<'a>(map: &'a Map, disk: u16, bad: &Spans) -> Damage<'a> {
     let mut found = Damage { hit: Vec::new(), whole: Vec::new(), unplaced: Vec::new() };
-    let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Metadata);
+    let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Metadata);
     for file in links::files(map.objects().filter(|object| known(object.kind()))) {
         let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
         let mut ranges: Vec<DamagedRange> = Vec::new();

@@ -42,6 +42,8 @@ pub struct Options {
     pub probe: Probe,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
+    /// Map what belongs to no file, too: metadata, symbolic links, free space. Only [`Probe::Agent`] can.
+    pub metadata: bool,
     /// Give up when nothing has happened for so long.
     pub timeout: Duration,
     /// Most bytes that the guest's file systems may write to the private layer, for each disk.
@@ -55,6 +57,7 @@ impl Default for Options {
             launch: LaunchOptions::default(),
             probe: Probe::default(),
             keys: Vec::new(),
+            metadata: false,
             timeout: Duration::from_secs(300),
             overlay_limit: 1 << 30,
         }
@@ -398,6 +401,7 @@ impl Session {
             channel: &self.channel,
             disks: &self.disks,
             keys: &self.options.keys,
+            metadata: self.options.metadata && self.options.probe == Probe::Agent,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {

@@ -132,6 +132,7 @@ impl Probe<'_> {
             device: device.clone(),
             kind: filesystem.kind.clone().unwrap_or_default(),
             layout: None,
+            metadata: false,
         });
         let root =
             channel.with(|found, _| found.object(Kind::Directory, None, b"", Attributes::default()))?;

@@ -3,6 +3,7 @@
 use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
 use super::found::ObjectNumber;
 use super::layout::{Layout, PROOF, Proof, Segment, layouts};
+use super::metadata;
 use super::trouble::Trouble;
 use super::unlock::{Key, is_encrypted, unlock};
 use super::{Phase, ProbeError};
@@ -27,6 +28,8 @@ pub struct Context<'a> {
     pub disks: &'a [Arc<dyn Source>],
     /// Keys of encrypted devices.
     pub keys: &'a [Key],
+    /// Whether what belongs to no file is mapped, too.
+    pub metadata: bool,
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -48,12 +51,14 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
         }
     });
     let layouts = devices(context, &inventory)?;
-    context.each_filesystem(&inventory, |filesystem| {
-        walk(context, filesystem, layouts.get(&filesystem.device).cloned())
-    })
+    if context.metadata {
+        metadata::devices(context, &inventory, &layouts)?;
+    }
+    context
+        .each_filesystem(&inventory, |filesystem| walk(context, filesystem, layouts.get(&filesystem.device)))
 }
 
-fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>) -> Result<(), ProbeError> {
+fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<&Arc<Layout>>) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
     if filesystem.kind.as_deref() == Some("btrfs") && context.btrfs_keeps_copies() {
         let what = "it keeps several copies of its data; the one that was read is mapped";
@@ -63,14 +68,21 @@ fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>
         let what = "small files share compressed blocks, which are named for the first of them that was read";
         context.channel.with(|_, troubles| troubles.warn(Trouble::new(&device, what)));
     }
-    let walk =
-        WalkContext { device: device.clone(), kind: filesystem.kind.clone().unwrap_or_default(), layout };
+    let walk = WalkContext {
+        device: device.clone(),
+        kind: filesystem.kind.clone().unwrap_or_default(),
+        layout: layout.cloned(),
+        metadata: context.metadata,
+    };
     let order = walk.read_order();
     let (sequence, first) = context.channel.begin_walk(walk);
-    let walked = context.appliance.walk(sequence, first, order);
+    let walked = context.appliance.walk(sequence, first, order, context.metadata);
     let ended = context.channel.end();
     match (walked, ended) {
-        (Ok(()), ended) => Ok(ended?),
+        (Ok(()), Ok(remains)) if context.metadata => {
+            metadata::filesystem(context, filesystem, layout.map(|layout| &**layout), &remains)
+        }
+        (Ok(()), ended) => Ok(ended.map(drop)?),
         // What it said wrong is why it was cut off.
         (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
         (Err(error), _) => {
@@ -208,9 +220,17 @@ impl Context<'_> {
             "btrfs" => "ro,nodev,nosuid,noexec,subvolid=5",
             // Two clones of one disk have the same UUID, and XFS would refuse the second one.
             "xfs" => "ro,nodev,nosuid,noexec,nouuid",
+            "ntfs" if self.metadata => "ro,nodev,nosuid,noexec,show_sys_files",
             _ => "ro,nodev,nosuid,noexec",
         };
-        match self.appliance.call(|g| g.mount_options(options, device, "/")) {
+        self.channel.begin_mount();
+        let mounted = if self.metadata && !device.starts_with("btrfsvol:") {
+            // Told the type, mount does not look for it all over the device.
+            self.appliance.call(|g| g.mount_vfs(options, kind, device, "/"))
+        } else {
+            self.appliance.call(|g| g.mount_options(options, device, "/"))
+        };
+        match mounted {
             Ok(()) => Ok(true),
             Err(error) => {
                 self.still_alive(&format!("{device} was being mounted"))?;
