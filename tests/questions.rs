@@ -64,7 +64,9 @@ fn the_examples_in_the_help_work() {
     for command in ["lookup", "list", "damaged", "diff"] {
         let (code, help, _) = ask(dir.path(), &[command, "--help"]);
         assert_eq!(code, 0);
-        for line in help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs ")) {
+        // Those that take an image have an appliance started: tests/map_changed.rs runs them.
+        let lines = help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs "));
+        for line in lines.filter(|line| !line.contains("guest.raw")) {
             let output = shell(dir.path(), &format!("virt-bmap-rs {line}"));
             assert!(output.stderr.is_empty(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
             assert!(!output.stdout.is_empty(), "{line}");
@@ -76,10 +78,34 @@ fn the_examples_in_the_help_work() {
     assert!(run >= 14, "{run}");
 }
 
+/// Images that fit the samples' maps: of an empty disk, and an overlay in which some of what differs
+/// between the maps was written.
+fn images(dir: &Path) {
+    let writes = [
+        // In a directory, in place in /etc/fstab, and all of /etc/passwd.
+        ("0x100810", "64"),
+        ("0x100a10", "7"),
+        ("0x100e00", "512"),
+        // The end of a file, two new ones, and free space.
+        ("0x320000", "32k"),
+        ("0x508000", "16k"),
+        ("0x600000", "4k"),
+        ("0x700000", "2k"),
+    ];
+    let writes: String = writes.iter().map(|(at, length)| format!(" -c 'write -q {at} {length}'")).collect();
+    let line = format!(
+        "truncate -s 8M guest.raw && qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2 && qemu-io -f qcow2{writes} top.qcow2"
+    );
+    let output = shell(dir, &line);
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn the_manual_shows_what_the_program_prints() {
+    needs!("qemu-img", "qemu-io", "qemu-nbd");
     let manual = include_str!("../docs/questions.md");
     let dir = samples();
+    images(dir.path());
     let mut run = 0;
     for block in manual.split("```console\n").skip(1) {
         let block = block.split("```").next().unwrap();
@@ -90,7 +116,7 @@ fn the_manual_shows_what_the_program_prints() {
             run += 1;
         }
     }
-    assert!(run >= 6, "{run}");
+    assert!(run >= 7, "{run}");
 }
 
 #[test]
@@ -329,5 +355,31 @@ fn lists_by_the_programs_themselves_are_read() {
         let answer = json(dir.path(), &args);
         assert_eq!(answer["summary"]["kind"], kind, "{list}");
         assert_eq!(answer["rows"], expected["rows"], "{list}");
+    }
+
+    // The bitmap by its name: the program asks for it itself.
+    let of_image = |image: &'static str, bitmap: &'static str| {
+        ["lookup", "guest.bmap", "--ranges", image, "--bitmap", bitmap]
+    };
+    let answer = json(dir.path(), &of_image("whole.qcow2", "b"));
+    assert_eq!(answer["rows"], expected["rows"]);
+    run("qemu-img bitmap --add -g 1M whole.qcow2 'other, one' && qemu-img create -q -f qcow2 small.qcow2 4M");
+    run("qemu-img bitmap --add --disable small.qcow2 b && cp guest.bmap no-image.qcow2");
+    run("qemu-io -f qcow2 -c 'write 4M 512' whole.qcow2");
+    let answer = json(dir.path(), &of_image("whole.qcow2", "other, one"));
+    assert_eq!(answer["summary"]["bytes"], 1 << 20);
+    let (_, _, err) = ask(dir.path(), &["lookup", "guest.bmap", "--ranges", "whole.qcow2"]);
+    assert!(err.contains("qcow2 image and no list"), "{err}");
+    for (args, word) in [
+        (of_image("whole.qcow2", "missing"), "Bitmap 'missing' is not found"),
+        (of_image("over.qcow2", "b"), "Bitmap 'b' is not found"),
+        (of_image("small.qcow2", "b"), "4194304 bytes"),
+        (of_image("base.raw", "b"), "no qcow2 image"),
+        (of_image("no-image.qcow2", "b"), "not by its content"),
+        (of_image("missing.qcow2", "b"), "no such file"),
+    ] {
+        let (code, out, err) = ask(dir.path(), &args);
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}: {err}");
+        assert!(err.contains(word) && err.lines().count() == 1, "{args:?}: {err}");
     }
 }
