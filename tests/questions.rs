@@ -133,8 +133,14 @@ fn bad_input_is_told_plainly() {
     write("backwards.map", "0 ? 1\n0 4M +\n");
     write("descending.map", "0 ? 1\n0x100000 0x100000 +\n0x0 0x100000 -\n");
     write("other.map", "0 ? 1\n0 0x400000 -\n");
+    write("overlap.map", "0 ? 1\n0 0x200 +\n0x100 0x7fff00 -\n");
+    write(
+        "overlap.json",
+        r#"[{"offset":0,"length":8388608,"type":0,"description":"data"},{"offset":512,"length":512,"type":0,"description":"data"}]"#,
+    );
+    write("far.txt", "0 18446744073709551615\n1 18446744073709551615\n");
     write("cut.json", r#"[{"start":0,"length":512,"depth":0,"data":true},{"sta"#);
-    let cases: [(&[&str], i32, &[&str]); 27] = [
+    let cases: [(&[&str], i32, &[&str]); 33] = [
         (&["lookup", "guest.bmap"], 2, &["required"]),
         (&["lookup", "guest.bmap", "12x"], 2, &["`12x` is no number"]),
         (&["lookup", "guest.bmap", "0:1"], 2, &["number of a disk"]),
@@ -168,6 +174,20 @@ fn bad_input_is_told_plainly() {
         ),
         (&["damaged", "guest.bmap", "--mapfile", "other.map"], 1, &["4194304 bytes", "8388608", "--force"]),
         (&["damaged", "guest.bmap", "--mapfile", "rescue.map", "--status", "x"], 2, &["statuses"]),
+        (
+            &["damaged", "guest.bmap", "--mapfile", "overlap.map"],
+            1,
+            &["line 3", "before the end of the one above"],
+        ),
+        (&["damaged", "guest.bmap", "--mapfile", "rescue.map", "-o", "x.bmap"], 1, &["is a map", "convert"]),
+        (
+            &["lookup", "guest.bmap", "--ranges", "overlap.json"],
+            1,
+            &["entry 2", "damaged, or two were mixed"],
+        ),
+        (&["lookup", "guest.bmap", "--ranges", "far.txt"], 1, &["line 2", "64 bits"]),
+        (&["lookup", "-", "--ranges", "-"], 1, &["standard input"]),
+        (&["changed", "missing", "--map", "-", "--new", "-"], 1, &["standard input"]),
         (&["list", "guest.bmap", "/[a"], 1, &["no pattern"]),
         (&["diff", "-", "-"], 1, &["standard input"]),
     ];
@@ -193,6 +213,59 @@ fn bad_input_is_told_plainly() {
         ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "empty", "--from", "badblocks"]);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("0 files, 0 directories") && out.contains("6 files are whole"), "{out}");
+}
+
+/// Each question refuses each map that is none, in one line that says why.
+#[test]
+fn a_bad_map_is_refused_by_every_question() {
+    let dir = samples();
+    let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    for out in ["guest.jsonl", "guest.csv", "guest.bmap.gz"] {
+        assert_eq!(ask(dir.path(), &["convert", "guest.bmap", out]).0, 0);
+    }
+    let (text, lines, csv) = (read("guest.bmap"), read("guest.jsonl"), read("guest.csv"));
+    let packed = fs::read(dir.path().join("guest.bmap.gz")).unwrap();
+    let cut = |text: &str| text[..text.len() - 20].as_bytes().to_vec();
+    let reversed = text.replace("1 100c00 100e00 f", "1 100e00 100c00 f");
+    let overlapping = text.replace("1 100a00 100c00 f", "1 100a00 100d00 f");
+    let bmap_tools =
+        "<?xml version=\"1.0\" ?>\n<bmap version=\"2.0\">\n    <ImageSize> 8388608 </ImageSize>\n</bmap>\n";
+    let maps: [(&str, Vec<u8>, &str); 13] = [
+        ("empty", Vec::new(), "empty"),
+        ("cut.bmap", cut(&text), "truncated"),
+        ("cut.jsonl", cut(&lines), "truncated"),
+        (
+            "short.jsonl",
+            lines.lines().take(5).map(|line| format!("{line}\n")).collect::<String>().into(),
+            "truncated",
+        ),
+        ("cut.csv", cut(&csv), "columns"),
+        ("cut.bmap.gz", packed[..packed.len() / 2].to_vec(), "incomplete"),
+        ("mixed.bmap", format!("{text}{text}").into(), "line 46"),
+        ("mixed.jsonl", format!("{lines}{text}").into(), "line 14"),
+        ("later.version", text.replace("map 1\n", "map 9\n").into(), "version 9"),
+        ("later.jsonl", lines.replace("\"version\":1", "\"version\":9").into(), "version 9"),
+        ("reversed.bmap", reversed.into(), "not after its start"),
+        ("overlapping.bmap", overlapping.into(), "must ascend"),
+        ("tools.bmap", bmap_tools.into(), "bmap-tools"),
+    ];
+    for (name, bytes, words) in maps {
+        fs::write(dir.path().join(name), bytes).unwrap();
+        let questions: [&[&str]; 6] = [
+            &["list", name],
+            &["lookup", name, "0x100a00"],
+            &["lookup", name, "--ranges", "changed.json"],
+            &["damaged", name, "--mapfile", "rescue.map"],
+            &["diff", name, "guest.bmap"],
+            &["diff", "guest.bmap", name],
+        ];
+        for question in questions {
+            let (code, out, err) = ask(dir.path(), question);
+            assert_eq!((code, out.as_str()), (1, ""), "{question:?}: {err}");
+            assert!(err.contains(name) && err.contains(words), "{question:?}: {err}");
+            assert_eq!(err.lines().count(), 1, "{question:?}: {err}");
+        }
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use virt_bmap::changed::{
 use virt_bmap::diff::{self, Change};
 use virt_bmap::image::{self, Format, Image, OpenOptions, Source};
 use virt_bmap::lookup::{DiskSize, HitRange, disk_size};
-use virt_bmap::mapper::{Cancel, Disk};
+use virt_bmap::mapper::Disk;
 use virt_bmap::range::DiskRange;
 use virt_bmap::spans::Spans;
 
@@ -97,12 +97,12 @@ Examples:
   virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl";
 
 pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
+    if args.map.is_some() && args.map == args.new && args.map.as_deref() == Some(Path::new("-")) {
+        bail!("only one of the maps can come from standard input");
+    }
     let mut maker = Maker::new(&args.make)?;
     let pair = Pair::open(args)?;
-    let (written, trouble) = pair.written(args, &maker.cancel)?;
-    if maker.cancel.is_cancelled() {
-        return Ok(maker.interrupted());
-    }
+    let (written, trouble) = pair.written(args)?;
     if let Some(error) = trouble {
         maker.is_whole = false;
         let size = args.form.size(written.unknown.bytes());
@@ -185,7 +185,7 @@ impl Pair {
     }
 
     /// What was written, and why some of it could not be compared.
-    fn written(&self, args: &ChangedArgs, cancel: &Cancel) -> Result<(Written, Option<io::Error>)> {
+    fn written(&self, args: &ChangedArgs) -> Result<(Written, Option<io::Error>)> {
         let whole = DiskRange::new(0, self.new.source.size());
         let (held, zeroes) = if args.base.is_some() {
             (self.not_in_holes(whole)?, Spans::default())
@@ -198,11 +198,8 @@ impl Pair {
             return Ok((Written { held, zeroes, differs: Spans::default(), unknown: asked }, None));
         }
         let counter = Counter::new(args.make.how.quiet, "comparing", asked.bytes());
-        let go_on = |bytes| {
-            counter.add(bytes);
-            !cancel.is_cancelled()
-        };
-        let found = compare(&*self.old.source, &*self.new.source, &asked, &go_on);
+        let progress = |bytes| counter.add(bytes);
+        let found = compare(&*self.old.source, &*self.new.source, &asked, &progress);
         counter.finish();
         let Compared { differs, unknown, trouble } = found;
         // Of two whole disks none holds more than what differs.
@@ -377,7 +374,7 @@ impl People<'_> {
     }
 }
 
-fn summary(shares: &Shares<'_>) -> [Cell<'static>; 19] {
+fn summary(shares: &Shares<'_>) -> [Cell<'static>; 18] {
     let mut free = Amount::default();
     shares.free.iter().for_each(|(_, amount)| free += *amount);
     [
@@ -399,7 +396,6 @@ fn summary(shares: &Shares<'_>) -> [Cell<'static>; 19] {
         ("same", shares.same.into()),
         ("zeroed", shares.zeroed.exact.into()),
         ("zeroed_at_most", shares.zeroed.most().into()),
-        ("version", Value::Number(1)),
     ]
 }
 

@@ -75,6 +75,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
         let Some(map) = maker.make(&disk, true)? else { return Ok(maker.interrupted()) };
         map
     } else {
+        args.make.refuse_output(&args.subject)?;
         bmap::load(&args.subject)?
     };
     args.list.check(&list, &map)?;

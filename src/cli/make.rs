@@ -3,8 +3,8 @@
 use super::Exit;
 use super::map::{MapOptions, make, print_troubles, refuse_to_overwrite};
 use super::signals::Interruption;
-use anyhow::Result;
-use std::path::PathBuf;
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
 use virt_bmap::bmap::output::Output;
 use virt_bmap::bmap::{self, Map};
 use virt_bmap::mapper::{Cancel, Disk};
@@ -23,21 +23,32 @@ pub(super) struct MakeOptions {
     pub(super) how: MapOptions,
 }
 
+impl MakeOptions {
+    /// What is there already need not be kept.
+    pub(super) fn refuse_output(&self, map: &Path) -> Result<()> {
+        if !self.output.is_empty() {
+            bail!("{map:?} is a map, and -o is for one that is made; use convert for another format");
+        }
+        Ok(())
+    }
+}
+
 /// A command that may have to make maps.
 pub(super) struct Maker<'a> {
     options: &'a MakeOptions,
-    pub(super) cancel: Cancel,
+    cancel: Cancel,
     interruption: Interruption,
     /// Whether all of each guest was examined.
     pub(super) is_whole: bool,
 }
 
 impl<'a> Maker<'a> {
-    /// From now on a signal ends the command in good order.
+    /// From now on a signal that comes while a map is made ends the command in good order.
     pub(super) fn new(options: &'a MakeOptions) -> Result<Self> {
         options.how.start_log();
         let cancel = Cancel::default();
         let interruption = Interruption::watch(cancel.clone())?;
+        interruption.set_at_rest(true);
         Ok(Self { options, cancel, interruption, is_whole: true })
     }
 
@@ -51,7 +62,10 @@ impl<'a> Maker<'a> {
         if !self.options.how.quiet {
             eprintln!("mapping {:?}", disk.path);
         }
-        let Some(mapped) = make(disks, &self.options.how, &self.cancel)? else { return Ok(None) };
+        self.interruption.set_at_rest(false);
+        let mapped = make(disks, &self.options.how, &self.cancel)?;
+        self.interruption.set_at_rest(true);
+        let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
         print_troubles(&mapped);
         self.is_whole &= mapped.unexamined.is_empty();
         for output in &mut outputs {
