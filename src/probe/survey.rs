@@ -63,12 +63,11 @@ fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<Arc<Layout>>
         let what = "small files share compressed blocks, which are named for the first of them that was read";
         context.channel.with(|_, troubles| troubles.warn(Trouble::new(&device, what)));
     }
-    let (sequence, first) = context.channel.begin_walk(WalkContext {
-        device: device.clone(),
-        kind: filesystem.kind.clone().unwrap_or_default(),
-        layout,
-    });
-    let walked = context.appliance.walk(sequence, first);
+    let walk =
+        WalkContext { device: device.clone(), kind: filesystem.kind.clone().unwrap_or_default(), layout };
+    let order = walk.read_order();
+    let (sequence, first) = context.channel.begin_walk(walk);
+    let walked = context.appliance.walk(sequence, first, order);
     let ended = context.channel.end();
     match (walked, ended) {
         (Ok(()), ended) => Ok(ended?),
