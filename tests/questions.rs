@@ -388,6 +388,53 @@ fn damage_shows_in_the_exit_status() {
     assert_eq!(ask(dir.path(), &["diff", "guest.bmap", "later.bmap", "--exit-code"]).0, 4);
 }
 
+/// A VMDK snapshot; and clusters of a qcow2 overlay that only say that they are zeroes.
+#[test]
+fn what_an_overlay_holds_is_explained() {
+    needs!("qemu-img", "qemu-io", "qemu-nbd");
+    let dir = samples();
+    let run = |line: &str| {
+        let output = shell(dir.path(), line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("truncate -s 8M guest.raw && qemu-io -f raw -c 'write -q -P 5 3M 1M' guest.raw");
+    run(
+        "qemu-img convert -O vmdk guest.raw guest.vmdk && qemu-img create -q -f vmdk -b guest.vmdk -F vmdk top.vmdk",
+    );
+    run("qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2");
+    // Of the two files there 16 KiB and all but 1 KiB.
+    let writes = "-c 'write -q -P 6 0x304000 16k' -c 'write -q -P 6 0x320000 31k'";
+    run(&format!("qemu-io -f vmdk {writes} top.vmdk && qemu-io -f qcow2 {writes} top.qcow2"));
+    run("qemu-io -f qcow2 -c 'write -q -z 0x3a0000 128k' -c 'write -q -z 5M 64k' top.qcow2");
+    for (top, zeroed) in [("top.vmdk", 0), ("top.qcow2", 128 << 10)] {
+        let answer = json(dir.path(), &["changed", top, "--map", "guest.bmap", "--new", "later.bmap"]);
+        let summary = &answer["summary"];
+        assert_eq!((&summary["held"], &summary["zeroed"]), (&(128 << 10).into(), &zeroed.into()), "{top}");
+        assert_eq!((&summary["files"], &summary["same"]), (&(47 << 10).into(), &(81 << 10).into()), "{top}");
+        let row =
+            |path: &str| answer["rows"].as_array().unwrap().iter().find(|row| row["path"] == path).unwrap();
+        assert_eq!(row("/var/lib/dpkg/status")["was_free"], 31 << 10, "{top}");
+        assert_eq!(row("/var/log/syslog.1")["was_itself"], 16 << 10, "{top}");
+    }
+    let refused = [
+        (vec!["changed", "guest.raw", "--map", "guest.bmap"], "no overlay"),
+        (vec!["changed", "top.qcow2", "--map", "guest.bmap", "--new", "small.bmap"], "another disk"),
+        (vec!["changed", "top.qcow2", "--map", "guest.bmap", "-o", "top.qcow2"], "is an image of the guest"),
+    ];
+    let small =
+        fs::read_to_string(dir.path().join("guest.bmap")).unwrap().replace("size=8388608", "size=8389120");
+    fs::write(dir.path().join("small.bmap"), small).unwrap();
+    for (args, words) in refused {
+        let (code, out, err) = ask(dir.path(), &args);
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}: {err}");
+        assert!(err.contains(words), "{args:?}: {err}");
+    }
+    fs::remove_file(dir.path().join("guest.raw")).unwrap();
+    let (code, _, err) =
+        ask(dir.path(), &["changed", "top.qcow2", "--map", "guest.bmap", "--new", "later.bmap"]);
+    assert!(code == 1 && err.contains("backing file") && err.contains("missing"), "{err}");
+}
+
 /// The same ranges, as each program writes them, give the same answer.
 #[test]
 fn lists_by_the_programs_themselves_are_read() {

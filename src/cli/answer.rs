@@ -216,6 +216,16 @@ pub(super) fn path(name: ObjectName<'_>) -> Value<'_> {
     if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }
 }
 
+/// The letter of an object's kind.
+pub(super) fn letter(name: Option<ObjectName<'_>>) -> Value<'_> {
+    name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))
+}
+
+/// The device that an object is, or is on.
+pub(super) fn device(name: Option<ObjectName<'_>>) -> Value<'_> {
+    name.map_or(Value::Nothing, |name| Value::Name(name.device))
+}
+
 /// A file for people: its first name and how many more it has.
 pub(super) fn file_name(file: &File<'_>) -> String {
     name_and_more(&file.object.name().to_string(), file.names)

@@ -1,7 +1,7 @@
 //! `virt-bmap-rs changed`: what was written between two states of a disk, file by file.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, name_and_more, path};
+use super::answer::{Cell, Form, Value, device, letter, name_and_more, path};
 use super::make::{MakeOptions, Maker};
 use super::progress::Counter;
 use anyhow::{Context as _, Result, bail};
@@ -432,8 +432,8 @@ fn row<'a>(file: &ChangedFile<'a>) -> [Cell<'a>; 22] {
     let first = |origin: &Origin<'a>| path_of(origin.others.first().map(|(object, _)| *object));
     [
         ("change", Value::Word(file.fate.word())),
-        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("type", letter(name)),
+        ("device", device(name)),
         ("path", path_of(file.new)),
         ("old_path", path_of(file.old)),
         ("names", u64::from(file.names).into()),
@@ -463,8 +463,8 @@ fn place_row<'a>(disk: u16, file: &ChangedFile<'a>, range: HitRange) -> [Cell<'a
     let name = file.subject().map(Object::name);
     [
         ("change", Value::Word(file.fate.word())),
-        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("type", letter(name)),
+        ("device", device(name)),
         ("path", name.map_or(Value::Nothing, path)),
         ("file_start", range.file.map(|inside| inside.start.0).into()),
         ("file_end", range.file.map(|inside| inside.end.0).into()),

@@ -1,7 +1,7 @@
 //! `virt-bmap-rs diff`: what differs between two maps.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, name_and_more};
+use super::answer::{Cell, Form, Value, device, letter, name_and_more};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::cmp::Reverse;
@@ -187,8 +187,8 @@ fn row<'a>(changed: &Changed<'a>) -> [Cell<'a>; 13] {
     let known = |object: Option<bmap::Object<'a>>| object.map(bmap::Object::attributes).unwrap_or_default();
     [
         ("change", Value::Word(changed.change.word())),
-        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("type", letter(name)),
+        ("device", device(name)),
         ("path", path(changed.new)),
         ("old_path", path(changed.old)),
         ("names", u64::from(changed.names).into()),

@@ -1,7 +1,7 @@
 //! `virt-bmap-rs lookup`: what is at these offsets, or in these ranges.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, done, file_name, path};
+use super::answer::{Cell, Form, Value, device, done, file_name, letter, path};
 use super::ranges::{ListOptions, describe};
 use anyhow::{Result, bail};
 use clap::ArgGroup;
@@ -150,7 +150,7 @@ fn hit_row<'a>(disk: u16, offset: u64, hit: Option<Hit<'a>>) -> [Cell<'a>; 6] {
         ("disk", Value::Number(disk.into())),
         ("offset", Value::Number(offset)),
         ("type", name.map_or(Value::Word("unmapped"), |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("device", device(name)),
         ("path", name.map_or(Value::Nothing, path)),
         ("file_offset", hit.and_then(|hit| hit.file_offset).map(|inside| inside.0).into()),
     ]
@@ -227,8 +227,8 @@ fn share_row<'a>(part: &Share<'a>, share: &'a str) -> [Cell<'a>; 8] {
         ("bytes", part.bytes.into()),
         ("percent", Value::Word(share)),
         ("what", Value::Word(what)),
-        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("type", letter(name)),
+        ("device", device(name)),
         ("path", name.map_or(Value::Nothing, path)),
         ("names", names.into()),
         ("inode", object.and_then(|object| object.attributes().inode).into()),
