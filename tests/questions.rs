@@ -225,7 +225,7 @@ fn a_bad_map_is_refused_by_every_question() {
     }
     let (text, lines, csv) = (read("guest.bmap"), read("guest.jsonl"), read("guest.csv"));
     let packed = fs::read(dir.path().join("guest.bmap.gz")).unwrap();
-    let cut = |text: &str| text[..text.len() - 20].as_bytes().to_vec();
+    let cut = |text: &str| text.as_bytes()[..text.len() - 20].to_vec();
     let reversed = text.replace("1 100c00 100e00 f", "1 100e00 100c00 f");
     let overlapping = text.replace("1 100a00 100c00 f", "1 100a00 100d00 f");
     let bmap_tools =

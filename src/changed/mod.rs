@@ -1,6 +1,6 @@
 //! What was written between two states of a guest's disk, file by file.
 //!
-//! Two maps tell where everything lay before and where it lies now; [`diff`] makes
+//! Two maps tell where everything lay before and where it lies now; [`mod@diff`] makes
 //! the names of changes of them. [`Written`] are the bytes of the disk that the newer state's image holds
 //! itself, compared with those of the older one by [`compare()`]. [`changes`] puts them together: what became
 //! of each file, how many of its bytes were written, whose these were before, and whose those are now that
