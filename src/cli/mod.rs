@@ -14,6 +14,7 @@ mod make;
 mod map;
 mod progress;
 mod ranges;
+mod report;
 mod signals;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -63,6 +64,7 @@ enum Command {
     List(list::ListArgs),
     Damaged(damaged::DamagedArgs),
     Diff(diff::DiffArgs),
+    Report(report::ReportArgs),
     Convert(convert::ConvertArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
@@ -84,6 +86,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::List(args)) => list::run(&args),
         Some(Command::Damaged(args)) => damaged::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
+        Some(Command::Report(args)) => report::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
         None => map::run(&cli.map, &matches),
