@@ -59,9 +59,11 @@ fn json(dir: &Path, args: &[&str]) -> Value {
 
 #[test]
 fn the_examples_in_the_help_work() {
+    needs!("qemu-img", "qemu-io", "qemu-nbd", "nbdinfo");
     let dir = samples();
+    images(dir.path());
     let mut run = 0;
-    for command in ["lookup", "list", "damaged", "diff"] {
+    for command in ["lookup", "list", "damaged", "diff", "convert"] {
         let (code, help, _) = ask(dir.path(), &[command, "--help"]);
         assert_eq!(code, 0);
         // Those that take an image have an appliance started: tests/map_changed.rs runs them.
@@ -69,13 +71,28 @@ fn the_examples_in_the_help_work() {
         for line in lines.filter(|line| !line.contains("guest.raw")) {
             let output = shell(dir.path(), &format!("virt-bmap-rs {line}"));
             assert!(output.stderr.is_empty(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-            assert!(!output.stdout.is_empty(), "{line}");
+            let out = line.strip_prefix("convert guest.bmap ").filter(|out| *out != "-");
+            assert_eq!(output.stdout.is_empty(), out.is_some(), "{line}");
+            assert!(out.is_none_or(|out| dir.path().join(out).exists()), "{line}");
             let expected = if command == "damaged" { 4 } else { 0 };
             assert_eq!(output.status.code(), Some(expected), "{line}");
             run += 1;
         }
     }
-    assert!(run >= 14, "{run}");
+    assert!(run >= 18, "{run}");
+}
+
+#[test]
+fn each_command_has_a_man_page_with_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, err) = ask(dir.path(), &["generate", "man", "."]);
+    assert_eq!(code, 0, "{err}");
+    let pages: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap()).collect();
+    for page in &pages {
+        let text = fs::read_to_string(page.path()).unwrap();
+        assert!(text.contains("Examples:") && text.contains("Exit status:"), "{page:?}");
+    }
+    assert!(pages.len() >= 7, "{pages:?}");
 }
 
 /// Images that fit the samples' maps: of an empty disk, and an overlay in which some of what differs
@@ -94,7 +111,8 @@ fn images(dir: &Path) {
     ];
     let writes: String = writes.iter().map(|(at, length)| format!(" -c 'write -q {at} {length}'")).collect();
     let line = format!(
-        "truncate -s 8M guest.raw && qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2 && qemu-io -f qcow2{writes} top.qcow2"
+        "qemu-img create -q -f qcow2 guest.qcow2 8M && qemu-img bitmap --add guest.qcow2 monday && \
+         truncate -s 8M guest.raw && qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2 && qemu-io -f qcow2{writes} top.qcow2"
     );
     let output = shell(dir, &line);
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));

@@ -62,6 +62,7 @@ Examples:
   virt-bmap-rs lookup guest.bmap 0x100a00 1M 1:1048576
   virt-bmap-rs lookup guest.bmap --sector 2050 --sector 256:4096
   virt-bmap-rs lookup guest.bmap --ranges changed.json --bytes
+  virt-bmap-rs lookup guest.bmap --ranges guest.qcow2 --bitmap monday
   virt-bmap-rs lookup guest.bmap --ranges bad-blocks.txt --block-size 512 --csv
   virt-bmap-rs lookup guest.bmap --ranges rescue.map --status - --json";
 
