@@ -23,7 +23,7 @@ use crate::links::{File, bytes_on_disk, fingerprint};
 use crate::lookup::{self, HitRange, damage};
 use crate::range::DiskRange;
 use crate::spans::Spans;
-use owners::{origin, place_of};
+use owners::{is_owner, origin, place_of};
 
 /// What the newer state of a disk has written over the older one.
 #[derive(Clone, Debug, Default)]
@@ -101,7 +101,7 @@ impl Fate {
     }
 }
 
-/// A file, directory, piece of metadata or device that changed.
+/// A file, directory or piece of metadata that changed.
 #[derive(Clone, Debug)]
 pub struct ChangedFile<'a> {
     /// What became of it.
@@ -154,7 +154,10 @@ pub fn changes<'a>(old: &'a Map, new: &'a Map, disk: u16, written: &Written) -> 
     let mut files = Vec::new();
     let mut told = HashSet::new();
     let state = DefaultHashBuilder::default();
-    for changed in diff(old, new) {
+    let is_owned =
+        |changed: &diff::Changed<'_>| changed.subject().is_some_and(|object| is_owner(object.kind()));
+    // Devices only hold what these are.
+    for changed in diff(old, new).into_iter().filter(is_owned) {
         // A name more or less is no change of the file.
         if !matches!(changed.change, Change::Linked | Change::Unlinked) {
             told.extend(changed.new.map(|object| fingerprint(&state, object, true)));

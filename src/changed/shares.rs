@@ -47,13 +47,13 @@ impl<'a> Shares<'a> {
         shares.files = rests.take(|rest| rest.without(in_files.iter()));
         let pieces = || map.pieces().filter(|piece| piece.disk == disk);
         let kind_of = |piece: &Piece| map.object(piece.object).kind();
-        let mut take = |kind: Kind| {
-            let data = || pieces().filter(|piece| piece.role.holds_data() && kind_of(piece) == kind);
+        let mut take = |is_one: fn(Kind) -> bool| {
+            let data = || pieces().filter(|piece| piece.role.holds_data() && is_one(kind_of(piece)));
             rests.take(|rest| rest.without(data().map(|piece| piece.range)))
         };
-        shares.tails = take(Kind::File);
-        shares.directories = take(Kind::Directory);
-        shares.metadata = take(Kind::Metadata);
+        shares.tails = take(|kind| kind == Kind::File);
+        shares.directories = take(|kind| is_owner(kind) && kind != Kind::Metadata);
+        shares.metadata = take(|kind| kind == Kind::Metadata);
         let owned = || pieces().filter(|piece| is_owner(kind_of(piece)));
         shares.unused = rests.take(|rest| rest.without(owned().map(|piece| piece.range)));
         let [exact, unknown] = rests.0.map(|rest| tally(map, disk, &rest).shares);
