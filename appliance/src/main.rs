@@ -12,12 +12,15 @@
 //!
 //! SEQUENCE is the number of the first frame to send, FIRST the number of the first object.
 
+mod btrfs;
 mod buffer;
+mod calm;
 mod control;
 mod devices;
 mod fiemap;
 mod pieces;
 mod quiet;
+mod squashfs;
 mod tagged_read;
 mod walk;
 

@@ -13,7 +13,8 @@ use crate::Fatal;
 use crate::buffer::{ALIGNMENT, AlignedBuffer};
 use crate::control::Control;
 use crate::pieces::{Piece, pieces};
-use crate::{fiemap, quiet};
+use crate::squashfs::{self, Tails};
+use crate::{btrfs, fiemap, quiet};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
     Advice, AtFlags, FileType, Mode, OFlags, RawDir, Stat, fadvise, fcntl_getfl, fcntl_setfl, fstat, fstatfs,
@@ -43,9 +44,6 @@ const ERRORS_PER_FILE: usize = 16;
 /// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
 const XFS: u64 = 0x5846_5342;
 
-/// `statfs` magic of btrfs.
-const BTRFS: u64 = 0x9123_683e;
-
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
@@ -62,9 +60,9 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
     quiet::drop_caches()?;
 
-    let root = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
-    let stat = fstat(&root)?;
-    let statfs = fstatfs(&root)?;
+    let place = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
+    let stat = fstat(&place)?;
+    let statfs = fstatfs(&place)?;
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
         buffer: AlignedBuffer::new(CHUNK),
@@ -75,6 +73,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
         has_fiemap: true,
         links: HashMap::new(),
         directories: HashSet::new(),
+        tails: (statfs.f_type as u64 == squashfs::MAGIC).then(|| Tails::new(statfs.f_bsize as u64)),
     };
     walker.control.put(&Record::Hello { version: virt_bmap_agent::VERSION });
     walker.control.put(&Record::Filesystem(Filesystem {
@@ -85,10 +84,16 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
         files: statfs.f_files,
         files_free: statfs.f_ffree,
     }));
+    if walker.magic == btrfs::MAGIC {
+        walker.address_space(root)?;
+    }
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
-    walker.descend(root, id)?;
+    walker.descend(place, id)?;
+    if let Some(tails) = walker.tails.take() {
+        tails.read(&mut walker.control, &mut walker.buffer, root)?;
+    }
     walker.control.put(&Record::Done);
     walker.control.flush()
 }
@@ -108,6 +113,8 @@ struct Walker {
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
     directories: HashSet<(u64, u64)>,
+    /// Of squashfs: what is read only at the end.
+    tails: Option<Tails>,
 }
 
 /// A directory on the way from the root to where the walk is.
@@ -133,6 +140,16 @@ struct Entry {
 }
 
 impl Walker {
+    /// Says where a btrfs lies. Without that, what was read counts.
+    fn address_space(&mut self, root: &str) -> Result<(), Fatal> {
+        let root = open(root, DIRECTORY, Mode::empty())?;
+        if let (Ok(members), Ok(chunks)) = (btrfs::members(&root), btrfs::chunks(&root)) {
+            members.into_iter().for_each(|member| self.control.put(&Record::Member(member)));
+            chunks.into_iter().for_each(|chunk| self.control.put(&Record::Chunk(chunk)));
+        }
+        Ok(())
+    }
+
     fn number(&mut self) -> Result<u32, Fatal> {
         let id = self.next;
         self.next = id.checked_add(1).ok_or("more objects than there are numbers")?;
@@ -142,7 +159,7 @@ impl Walker {
     /// Whether something lies in another file system. The subvolumes of btrfs have device numbers of their
     /// own, but nothing else can be mounted in there.
     fn is_elsewhere(&self, stat: &Stat) -> bool {
-        stat.st_dev != self.device && self.magic != BTRFS
+        stat.st_dev != self.device && self.magic != btrfs::MAGIC
     }
 
     fn trouble(&mut self, operation: Operation, errno: Errno, parent: u32, name: &CStr, offset: u64) {
@@ -301,6 +318,9 @@ impl Walker {
         }
         let id = self.number()?;
         self.control.put(&object(id, parent, ObjectKind::Directory, &stat, name.to_bytes()));
+        if let Some(tails) = &mut self.tails {
+            tails.directory(id, parent, name.to_owned());
+        }
         Ok(Some(id))
     }
 
@@ -343,7 +363,10 @@ impl Walker {
         if let Some(extents) = &extents {
             self.put_extents(id, extents);
         }
-        let pieces = pieces(&fd, &stat, extents.as_deref());
+        let mut pieces = pieces(&fd, &stat, extents.as_deref());
+        if let Some(tails) = &mut self.tails {
+            tails.put_off(id, parent, name.to_owned(), stat.st_size as u64, &mut pieces);
+        }
         Ok(Some(OpenFile { fd, id, name: name.to_owned(), pieces }))
     }
 

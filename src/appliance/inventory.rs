@@ -84,6 +84,16 @@ pub struct DmTarget {
     pub arguments: Vec<String>,
 }
 
+impl DmTarget {
+    /// How many members a `raid` target lacks: `-` stands for their devices.
+    pub fn missing_members(&self) -> u64 {
+        let parameters = self.arguments.get(1).and_then(|count| count.parse::<usize>().ok());
+        let devices = parameters.and_then(|count| self.arguments.get(count.checked_add(3)?..));
+        let pairs = devices.filter(|_| self.kind == "raid").unwrap_or_default().chunks_exact(2);
+        pairs.filter(|pair| pair[1] == "-").count() as u64
+    }
+}
+
 /// What a device holds that is not itself split into devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {

@@ -16,7 +16,7 @@ use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::trouble::{Trouble, Troubles};
 use crate::probe::unlock::Key;
-use crate::probe::{Phase, Probe, ProbeError, guestfsd, survey};
+use crate::probe::{Legs, Phase, Probe, ProbeError, guestfsd, survey};
 use crate::recorder::{DiskNumber, Recorder};
 use exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
 use std::io;
@@ -42,6 +42,8 @@ pub struct Options {
     pub probe: Probe,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
+    /// Which copies of what is kept several times are in the map.
+    pub legs: Legs,
     /// Give up when nothing has happened for so long.
     pub timeout: Duration,
     /// Most bytes that the guest's file systems may write to the private layer, for each disk.
@@ -55,6 +57,7 @@ impl Default for Options {
             launch: LaunchOptions::default(),
             probe: Probe::default(),
             keys: Vec::new(),
+            legs: Legs::default(),
             timeout: Duration::from_secs(300),
             overlay_limit: 1 << 30,
         }
@@ -398,6 +401,7 @@ impl Session {
             channel: &self.channel,
             disks: &self.disks,
             keys: &self.options.keys,
+            legs: self.options.legs,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {

@@ -3,13 +3,15 @@
 //! The agent has mounted the file systems of a guest that may be hostile, so its word is checked: each
 //! number, name, kind and count. What does not fit ends the conversation.
 
+use super::Legs;
 use super::expected::{BTRFS, Expectation, places};
 use super::found::{Found, FoundError, ObjectNumber};
-use super::layout::Layout;
+use super::layout::{Layout, address_space};
 use super::trouble::{Trouble, Troubles};
-use crate::bmap::{Attributes, Filesystem, Kind, Marks};
+use crate::appliance::DeviceNumber;
+use crate::bmap::{Attributes, Filesystem, Kind, Marks, PieceFlags};
 use crate::recorder::{Recorder, Recording, Tag};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt_bmap_agent::frame::{self, FrameError};
 use virt_bmap_agent::record::{self, Extent, ObjectKind, Record, RecordError};
@@ -74,6 +76,10 @@ pub struct WalkContext {
     pub kind: String,
     /// Where the device lies on the disks, if that is known.
     pub layout: Option<Arc<Layout>>,
+    /// The same of all devices: a btrfs may span several.
+    pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
+    /// Which copies are in the map.
+    pub legs: Legs,
 }
 
 /// The host's end of the control disk.
@@ -90,6 +96,7 @@ struct State {
     found: Found,
     troubles: Troubles,
     walk: Walk,
+    btrfs_members: HashSet<DeviceNumber>,
     proofs: HashMap<u32, Recording>,
     snapshot: Snapshot,
     done: bool,
@@ -109,14 +116,29 @@ struct Walk {
     directory: (ObjectNumber, Vec<Extent>),
     extents_held: usize,
     again: Vec<u32>,
+    /// Of a btrfs, its devices and the chunks of its address space, until the layout of that is made of them.
+    members: Vec<record::Member>,
+    chunks: Vec<record::Chunk>,
+    /// Where the extents lie: on the file system's device, or in the address space of a btrfs.
+    layout: Option<Arc<Layout>>,
+    /// Whether what is read are blocks that files share, and the last of it.
+    packed: Option<Recording>,
 }
 
 impl Walk {
-    /// Whether the extents of this file system are places on its device.
-    fn has_places(&self) -> bool {
-        self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS)
+    /// Finds out where the extents lie, when all is known that is needed for it.
+    fn lay_out(&mut self) {
+        if self.filesystem.is_none_or(|filesystem| filesystem.magic != BTRFS) {
+            self.layout = self.context.layout.clone();
+            return;
+        }
+        let (members, chunks) = (std::mem::take(&mut self.members), std::mem::take(&mut self.chunks));
+        self.layout = address_space(&members, &chunks, &self.context.devices).map(Arc::new);
     }
 }
+
+/// Most chunks and devices of a btrfs.
+const MOST_CHUNKS: usize = 1 << 20;
 
 struct Expected {
     size: u64,
@@ -217,6 +239,11 @@ impl Channel {
         Ok(())
     }
 
+    /// The devices of all btrfs file systems that were walked.
+    pub fn btrfs_members(&self) -> HashSet<DeviceNumber> {
+        self.state().btrfs_members.clone()
+    }
+
     /// What was read under the tags from [`FIRST_PROOF`] on.
     pub fn take_proofs(&self) -> HashMap<u32, Recording> {
         std::mem::take(&mut self.state().proofs)
@@ -289,8 +316,34 @@ impl State {
             Record::BatchEnd => {}
             Record::Trouble(trouble) => self.trouble(&trouble),
             Record::Done => self.done = true,
+            Record::Packed => self.walk.packed = Some(Recording::default()),
+            Record::Shared { id } => self.shared(id)?,
+            Record::Chunk(chunk) => {
+                self.before_the_root(self.walk.chunks.len())?;
+                self.walk.chunks.push(chunk);
+            }
+            Record::Member(member) => {
+                self.before_the_root(self.walk.members.len())?;
+                self.btrfs_members.insert((member.major, member.minor));
+                self.walk.members.push(member);
+            }
         }
         Ok(())
+    }
+
+    /// Whether one more of what describes the whole file system may come, `held` of which are there.
+    fn before_the_root(&self, held: usize) -> Result<(), ChannelError> {
+        let is_in_turn = self.walk.first != 0 && self.found.next() == self.walk.first && held < MOST_CHUNKS;
+        if is_in_turn { Ok(()) } else { Err(ChannelError::Nonsense("a chunk out of turn")) }
+    }
+
+    /// Gives an object what was read last, for another.
+    fn shared(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
+        self.in_walk(id)?;
+        let Some(last) = self.walk.packed.clone() else {
+            return Err(ChannelError::Nonsense("a shared block where none was read"));
+        };
+        Ok(self.attribute_packed(id, &last)?)
     }
 
     fn object(&mut self, object: &record::Object) -> Result<(), ChannelError> {
@@ -305,6 +358,13 @@ impl State {
             self.in_walk(object.parent)?;
         } else if object.kind != ObjectKind::Directory {
             return Err(ChannelError::Nonsense("a root that is no directory"));
+        }
+        if is_root {
+            self.walk.lay_out();
+            if self.walk.layout.is_none() && self.walk.filesystem.is_some_and(|fs| fs.magic == BTRFS) {
+                let what = "where its chunks lie is not known: of what it keeps several times, the copy that was read is mapped";
+                self.troubles.warn(Trouble::new(&self.walk.context.device, what));
+            }
         }
         let kind = match object.kind {
             ObjectKind::Directory => Kind::Directory,
@@ -434,51 +494,66 @@ impl State {
     /// Takes in what was read under a tag.
     fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
         self.snapshot.bytes += recording.bytes();
-        let has_places = self.walk.has_places();
         if id >= FIRST_PROOF {
             self.proofs.insert(id, recording);
+            return Ok(());
+        }
+        if self.walk.packed.is_some() {
+            self.attribute_packed(id, &recording)?;
+            if !recording.is_empty() {
+                self.walk.packed = Some(recording);
+            }
             return Ok(());
         }
         let Some(file) = self.walk.files.get_mut(&id) else {
             let (directory, extents) = &self.walk.directory;
             let extents: &[Extent] = if *directory == id { extents } else { &[] };
-            return Ok(attribute(
-                &mut self.found,
-                id,
-                &recording,
-                extents,
-                self.walk.has_places(),
-                &self.walk.context,
-            )?);
+            return Ok(attribute(&mut self.found, id, &recording, extents, &self.walk)?);
         };
         let block = self.walk.filesystem.map_or(1, |filesystem| filesystem.block_size);
         let magic = self.walk.filesystem.map_or(0, |filesystem| filesystem.magic);
-        let layout = self.walk.context.layout.as_deref();
+        let layout = self.walk.layout.as_deref();
         let expectation = file.extents.as_deref().map_or(Expectation::None, |extents| {
             Expectation::of(extents, file.size, block, magic, layout.is_some())
         });
         let again = self.walk.again.contains(&id);
         let is_met = expectation.is_met_by(&recording, layout, again);
-        if is_met || again {
-            if !is_met {
-                self.troubles.inexact(&self.walk.context.device);
-                self.found.mark(id, Marks::INEXACT);
-            } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
-                self.found.mark(id, Marks::UNVERIFIED);
-            }
-            let extents = file.extents.as_deref().unwrap_or_default();
-            attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
-            file.unexpected = None;
-            file.is_placed = true;
-        } else {
+        if !is_met && !again {
             file.unexpected = Some(recording);
+            return Ok(());
+        }
+        if !is_met {
+            self.troubles.inexact(&self.walk.context.device);
+            self.found.mark(id, Marks::INEXACT);
+        } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
+            self.found.mark(id, Marks::UNVERIFIED);
+        }
+        if recording.is_changed() {
+            self.troubles.changed(&self.walk.context.device);
+            self.found.mark(id, Marks::INEXACT);
+        }
+        file.unexpected = None;
+        file.is_placed = true;
+        let extents = file.extents.take();
+        attribute(&mut self.found, id, &recording, extents.as_deref().unwrap_or_default(), &self.walk)?;
+        if let Some(file) = self.walk.files.get_mut(&id) {
+            file.extents = extents;
+        }
+        Ok(())
+    }
+
+    /// Gives an object a part of what was read: blocks in which files are packed together.
+    fn attribute_packed(&mut self, id: ObjectNumber, recording: &Recording) -> Result<(), FoundError> {
+        for place in places(recording, &[], self.walk.layout.as_deref(), self.walk.context.legs) {
+            let mut role = place.role;
+            role.flags |= PieceFlags::ENCODED;
+            self.found.range(id, place.disk, place.range, None, role)?;
         }
         Ok(())
     }
 
     /// What was not read as expected, and not once more either, stays as it was read.
     fn end_batch(&mut self) -> Result<(), ChannelError> {
-        let has_places = self.walk.has_places();
         for (id, file) in std::mem::take(&mut self.walk.files) {
             self.found.mark(id, file.marks());
             if file.unexpected.is_some() {
@@ -489,7 +564,7 @@ impl State {
                 // Of a file that was not read, what is allocated and was never written is known all the same.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(&mut self.found, id, &recording, extents, has_places, &self.walk.context)?;
+                attribute(&mut self.found, id, &recording, extents, &self.walk)?;
             }
         }
         self.walk.again.clear();
@@ -524,18 +599,15 @@ impl State {
     }
 }
 
-/// Gives an object what was read of it, with its place in the file where the extents tell it: where
-/// `has_places`, they are places on the device.
+/// Gives an object what was read of it, with its place in the file where the extents tell it.
 fn attribute(
     found: &mut Found,
     id: ObjectNumber,
     recording: &Recording,
     extents: &[Extent],
-    has_places: bool,
-    context: &WalkContext,
+    walk: &Walk,
 ) -> Result<(), FoundError> {
-    let layout = context.layout.as_deref().filter(|_| has_places);
-    for place in places(recording, extents, layout) {
+    for place in places(recording, extents, walk.layout.as_deref(), walk.context.legs) {
         found.range(id, place.disk, place.range, place.file_offset, place.role)?;
     }
     Ok(())

@@ -19,6 +19,7 @@ pub struct Tag(pub u32);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recording {
     disks: Vec<RangeSet<DiskOffset>>,
+    is_changed: bool,
 }
 
 impl Recording {
@@ -34,6 +35,17 @@ impl Recording {
     /// The ranges, by disk and ascending.
     pub fn iter(&self) -> impl Iterator<Item = (DiskNumber, DiskRange)> + '_ {
         (1..).zip(&self.disks).flat_map(|(disk, set)| set.iter().map(move |range| (disk, range)))
+    }
+
+    /// Whether some of it had been written since the image was opened, and is not what the image holds there.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// What was read of `range` on `disk`, ascending.
+    pub fn overlap(&self, disk: DiskNumber, range: DiskRange) -> impl Iterator<Item = DiskRange> + '_ {
+        let set = usize::from(disk).checked_sub(1).and_then(|index| self.disks.get(index));
+        set.into_iter().flat_map(move |set| set.overlap(range))
     }
 
     /// Whether nothing was read.
@@ -56,7 +68,8 @@ impl Recording {
     pub fn difference(&self, other: &Self) -> Self {
         let nothing = RangeSet::new();
         let others = other.disks.iter().chain(std::iter::repeat(&nothing));
-        Self { disks: self.disks.iter().zip(others).map(|(mine, theirs)| mine.difference(theirs)).collect() }
+        let disks = self.disks.iter().zip(others).map(|(mine, theirs)| mine.difference(theirs)).collect();
+        Self { disks, is_changed: self.is_changed }
     }
 }
 
@@ -114,6 +127,11 @@ impl Recorder {
         state.current.insert(disk, range);
         state.requests += 1;
         state.bytes += range.len();
+    }
+
+    /// Notes that what was just read is not what the image holds in that place: something has written there.
+    pub fn changed(&self) {
+        self.state().current.is_changed = true;
     }
 
     /// Sets another tag, or none, and returns what was read since the last change.

@@ -20,6 +20,11 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
         "crypt" => drop(builder.map(target.start, target.length, below(3)?, sectors(4)?, 0)?),
         // <device>
         "snapshot-origin" => drop(builder.map(target.start, target.length, below(0)?, target.start, 0)?),
+        // <metadata device> <cache device> <origin> <block size> <number of features> <features>...
+        // The agent has put it into this mode, where it can.
+        "cache" if target.arguments.iter().any(|word| word == "passthrough") => {
+            builder.map(target.start, target.length, below(2)?, 0, 0)?;
+        }
         // <number of stripes> <chunk size> (<device> <offset>)...
         "striped" => {
             let stripes = number(0).filter(|n| *n > 0)?;

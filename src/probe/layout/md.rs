@@ -71,7 +71,7 @@ fn spread_rows(
     (start, length): (u64, u64),
     place: &Place<'_>,
 ) -> Option<()> {
-    if chunk == 0 || disks == 0 || disks > 1 << 10 {
+    if chunk == 0 || disks <= level.parity_count() || disks > 1 << 10 {
         return None;
     }
     let mut done = 0;
@@ -85,8 +85,16 @@ fn spread_rows(
                 copy += builder.map(start + done, piece, below, from, copy)?;
             }
         }
+        for (number, (slot, row)) in level.parities(done / chunk, disks).into_iter().enumerate() {
+            if let Some((below, offset)) = place(slot) {
+                let from = row.checked_mul(chunk)?.checked_add(offset)?;
+                builder.protect(start + done, piece, below, from, number)?;
+            }
+        }
         if copy == 0 {
-            return None;
+            // Only parity can tell what was there.
+            builder.is_partial = true;
+            (level.parity_count() > 0).then_some(())?;
         }
         done += piece;
     }
