@@ -5,7 +5,7 @@
 //! /dev/vg/root 253:0 node=/dev/vg/root size=209715200 dm=vg-root uuid=LVM-… type=ext4
 //! /dev/sda 8:16 node=/dev/sdb size=1073741824
 //! /dev/sda1 8:17 node=/dev/sdb1 size=1048576 part=8:16+1048576 id=6A5E-33C1 type=vfat
-//! /dev/md0 9:0 node=/dev/md0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 …
+//! /dev/md0 9:0 node=/dev/md0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 … spare=8:33
 //! ```
 //!
 //! All numbers are bytes; a member of an array is given by its slot, number, offset of its data, and size. The
@@ -178,11 +178,14 @@ fn array(directory: &Path) -> Result<String, Fatal> {
         }
         let member =
             |name: &str| fs::read_to_string(entry.path().join(name)).map(|text| text.trim().to_owned());
-        // A spare has no slot, a failed member no data worth reading.
-        let Ok(slot) = member("slot")?.parse::<u32>() else { continue };
+        // A failed member has no data worth reading, a spare has no slot.
         if member("state")?.split(',').any(|state| state == "faulty") {
             continue;
         }
+        let Ok(slot) = member("slot")?.parse::<u32>() else {
+            line += &format!(" spare={}", member("block/dev")?);
+            continue;
+        };
         let offset = member("offset")?.parse::<u64>()? * SECTOR;
         let size = member("size")?.parse::<u64>()? * 1024;
         members.push((slot, format!(" member={slot},{},{offset},{size}", member("block/dev")?)));

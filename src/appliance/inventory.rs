@@ -56,6 +56,8 @@ pub struct MdArray {
     pub layout: u64,
     /// Those that are there, by slot.
     pub members: Vec<MdMember>,
+    /// Devices that wait to take the place of a member.
+    pub spares: Vec<DeviceNumber>,
 }
 
 /// A member of an array.
@@ -122,6 +124,8 @@ pub struct Inventory {
     pub hidden: Vec<BlockDevice>,
     /// What the devices hold, in order of their names.
     pub contents: Vec<Content>,
+    /// Members of arrays, physical volumes and their like, by name.
+    pub members: Vec<Content>,
     /// Devices that could not be looked at, and why.
     pub troubles: Vec<(String, String)>,
 }
@@ -240,11 +244,11 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         };
         list.push(device);
     }
-    kinds.retain(|(number, content)| {
-        let is_member = content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
-        !is_member && !partitioned.contains(number)
-    });
-    inventory.contents = kinds.into_iter().map(|(_, content)| content).collect();
+    kinds.retain(|(number, _)| !partitioned.contains(number));
+    let contents = kinds.into_iter().map(|(_, content)| content);
+    let is_member = |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
+    (inventory.members, inventory.contents) = contents.partition(is_member);
+    inventory.members.sort_by(|a, b| a.device.cmp(&b.device));
     inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
     inventory
 }
@@ -316,6 +320,7 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (S
                 ("chunk", DeviceKind::Md(array)) => array.chunk = value.parse().ok()?,
                 ("layout", DeviceKind::Md(array)) => array.layout = value.parse().ok()?,
                 ("member", DeviceKind::Md(array)) => array.members.push(md_member(value)?),
+                ("spare", DeviceKind::Md(array)) => array.spares.push(device_number(value)?),
                 _ => return None,
             }
         }
@@ -364,9 +369,16 @@ mod tests {
         assert_eq!(targets.len(), 2);
         assert_eq!((targets[1].start, targets[1].length), (409_600 * 512, 8192 * 512));
         assert_eq!(targets[1].arguments, ["8:17", "2048"]);
-        let line = "/dev/md0 9:0 size=512 md=raid1 disks=2 chunk=0 layout=0 member=1,8:17,1048576,512";
+        let line =
+            "/dev/md0 9:0 size=512 md=raid1 disks=2 chunk=0 layout=0 member=1,8:17,1048576,512 spare=8:33";
         let member = MdMember { slot: 1, device: (8, 17), offset: 1 << 20, size: 512 };
-        let array = MdArray { level: "raid1".into(), disks: 2, members: vec![member], ..MdArray::default() };
+        let array = MdArray {
+            level: "raid1".into(),
+            disks: 2,
+            members: vec![member],
+            spares: vec![(8, 33)],
+            ..MdArray::default()
+        };
         assert_eq!(parse(line).unwrap().kind, DeviceKind::Md(array));
         assert_eq!(parse("/dev/sdb error=No medium").unwrap_err(), ("/dev/sdb".into(), "No medium".into()));
         for line in [

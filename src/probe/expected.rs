@@ -158,6 +158,9 @@ fn plain(extents: &[Extent]) -> RangeSet<DeviceOffset> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::layout::address_space;
+    use std::sync::Arc;
+    use virt_bmap_agent::record::{Chunk, Member};
 
     const EXT4: u64 = 0xef53;
 
@@ -211,6 +214,29 @@ mod tests {
         let compressed = of(&[extent(0, 1 << 40, 131_072, Extent::ENCODED)], true);
         assert!(!compressed.is_met_by(&read(&[]), None, false));
         assert!(compressed.is_met_by(&read(&[]), None, true));
+    }
+
+    #[test]
+    fn of_one_leg_there_is_what_was_read() {
+        let members = [1, 2].map(|id| Member { id, major: 8, minor: 16 * id as u32 });
+        let below = [1, 2].map(|disk| ((8, 16 * u32::from(disk)), Arc::new(Layout::of_disk(disk, 1 << 20))));
+        let chunk = Chunk {
+            start: 0,
+            length: 1 << 20,
+            stripe_length: 65536,
+            profile: 1 << 4,
+            sub_stripes: 1,
+            stripes: vec![(1, 0), (2, 0)],
+        };
+        let mirror = address_space(&members, &[chunk], &below.into_iter().collect()).unwrap();
+        let recording: Recording =
+            [(1, DiskRange::new(0, 4096)), (2, DiskRange::new(4096, 8192))].into_iter().collect();
+        let of = |legs| {
+            let places = places(&recording, &[extent(0, 0, 8192, 0)], Some(&mirror), legs);
+            places.iter().map(|p| (p.disk, p.range.start.0, p.range.end.0, p.role.copy)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Legs::All), [(1, 0, 8192, 0), (2, 0, 8192, 1)]);
+        assert_eq!(of(Legs::One), [(1, 0, 4096, 0), (2, 4096, 8192, 1)]);
     }
 
     #[test]

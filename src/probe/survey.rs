@@ -60,7 +60,26 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
 
 /// Says which arrays and volumes lack a member. Where nothing is lost for it, that is a warning.
 fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts) {
-    for device in inventory.devices() {
+    let assembled = inventory.devices().filter_map(|device| match &device.kind {
+        DeviceKind::Md(array) if device.size > 0 => Some(array),
+        _ => None,
+    });
+    let used: BTreeSet<DeviceNumber> = assembled
+        .flat_map(|array| {
+            array.members.iter().map(|member| member.device).chain(array.spares.iter().copied())
+        })
+        .collect();
+    for content in
+        inventory.members.iter().filter(|content| content.kind.as_deref() == Some("linux_raid_member"))
+    {
+        let device = inventory.devices().find(|device| device.path == content.device);
+        if device.is_some_and(|device| !used.contains(&device.number)) {
+            let what =
+                "it is a member of an array, but not in use: others are missing, or it is a clone of one";
+            context.channel.with(|_, troubles| troubles.push(Trouble::new(&content.device, what)));
+        }
+    }
+    for device in inventory.devices().filter(|device| device.size > 0) {
         let missing = match &device.kind {
             DeviceKind::Md(array) => array.disks.saturating_sub(array.members.len() as u64),
             DeviceKind::Dm { targets } => targets.iter().map(DmTarget::missing_members).max().unwrap_or(0),

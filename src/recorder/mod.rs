@@ -178,6 +178,19 @@ mod tests {
     }
 
     #[test]
+    fn a_change_belongs_to_the_tag_under_which_it_was_seen() {
+        let recorder = Recorder::new();
+        recorder.read(1, DiskRange::new(0, 4));
+        recorder.changed();
+        assert!(recorder.switch(Some(Tag(1))).is_changed());
+        recorder.read(1, DiskRange::new(2, 8));
+        let recording = recorder.switch(None);
+        assert!(!recording.is_changed());
+        assert!(recording.overlap(1, DiskRange::new(0, 4)).eq([DiskRange::new(2, 4)]));
+        assert_eq!(recording.overlap(2, DiskRange::new(0, 4)).count(), 0);
+    }
+
+    #[test]
     fn the_difference_is_taken_disk_by_disk() {
         let a: Recording = [(1, DiskRange::new(0, 8)), (3, DiskRange::new(0, 8))].into_iter().collect();
         let b: Recording = [(1, DiskRange::new(2, 4)), (2, DiskRange::new(0, 8))].into_iter().collect();

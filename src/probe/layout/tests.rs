@@ -80,6 +80,17 @@ fn a_cache_that_passes_all_through_is_its_origin() {
 }
 
 #[test]
+fn a_member_that_is_not_known_is_not_missing() {
+    let of = |line| layouts(&inventory(vec![target(0, 4096, line)])).remove("/dev/vg/lv");
+    assert!(of("raid raid5_ls 1 8 3 - 8:0 - 8:16 - 253:77").is_none());
+    assert!(of("raid raid1 1 0 2 - 8:0 - 253:77").is_none());
+    assert!(of("raid raid5_ls 1 8 3 - - - 8:0 - 8:16").unwrap().is_partial());
+    assert!(!of("raid raid1 1 0 2 - 8:0 - -").unwrap().is_partial());
+    let line = target(0, 4096, "raid raid5_ls 1 8 3 - 8:0 - 8:16 - -");
+    assert_eq!(line.missing_members(), 1);
+}
+
+#[test]
 fn stripes_alternate() {
     let all = layouts(&inventory(vec![target(0, 20480, "striped 2 16 8:0 0 8:16 8")]));
     assert_eq!(places(&all["/dev/vg/lv"]), [(1, 0, 8192), (2, 4096, 8192), (1, 8192, 4096)]);
@@ -130,7 +141,8 @@ fn array(
         .iter()
         .map(|&n| MdMember { slot: n.into(), device: (8, 16 * n), offset: 4096, size: 64 << 10 })
         .collect();
-    let array = MdArray { level: level.into(), disks: disks_in_all, chunk, layout, members };
+    let array =
+        MdArray { level: level.into(), disks: disks_in_all, chunk, layout, members, spares: Vec::new() };
     let inventory = Inventory {
         disks: disks(4),
         others: vec![device("/dev/md0", (9, 0), size, DeviceKind::Md(array))],
