@@ -32,6 +32,7 @@ struct Device {
 
 /// `control` is the disk that is the agent's way out.
 pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
+    start_arrays();
     let same = |name: &&str| Device { name: (*name).to_owned(), node: (*name).to_owned() };
     let devices: Vec<Device> = named.iter().map(same).chain(kernel_devices(control)?).collect();
     if devices.iter().any(|device| device.node.starts_with("/dev/mapper/")) {
@@ -154,6 +155,18 @@ fn describe(name: &str, node: &str) -> Result<String, Fatal> {
         line += &array(&directory.join("md"))?;
     }
     Ok(line)
+}
+
+/// Starts the arrays that lack so many members that nothing else has started them. They write nothing before a
+/// file system does (`Documentation/admin-guide/md.rst`, `array_state`).
+fn start_arrays() {
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let state = entry.path().join("md/array_state");
+        if fs::read_to_string(&state).is_ok_and(|state| state.trim() == "inactive") {
+            // One that cannot be started stays as it is, which the host sees by its size.
+            fs::write(state, "read-auto").ok();
+        }
+    }
 }
 
 /// What the kernel says of an array. A resync or recovery would read and write behind our back, so it is

@@ -1,6 +1,8 @@
 //! What the appliance's kernel found on the guest's disks.
 
+use super::agent::quote;
 use super::{Appliance, CONTROL_LABEL, CallError};
+use crate::bmap::escape::Printable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
@@ -151,15 +153,41 @@ impl Appliance {
         };
         let mut text = describe(&[])?;
         let mut volumes = Vec::new();
+        let mut why_inactive = BTreeMap::new();
         let mut tables = DmTable::default();
         // Asking for these takes a second under emulation.
         if text.contains(" dm=") || text.contains(" type=LVM2_member") {
             volumes = self.call(guestfs::Handle::lvs)?;
             volumes.sort();
             text = describe(&volumes)?;
+            let inactive: Vec<&String> =
+                volumes.iter().filter(|volume| text.contains(&format!("{volume} error="))).collect();
+            if !inactive.is_empty() {
+                why_inactive = self.activate(&inactive);
+                text = describe(&volumes)?;
+            }
             tables = DmTable::parse_all(&self.shell("dmsetup table")?);
         }
-        Ok(sort(&text, &volumes, &tables))
+        let mut inventory = sort(&text, &volumes, &tables);
+        for (device, what) in &mut inventory.troubles {
+            if let Some(why) = why_inactive.remove(device) {
+                *what = why;
+            }
+        }
+        Ok(inventory)
+    }
+
+    /// Activates volumes of a group that is not whole, where none of what they need is missing. Returns why not.
+    fn activate(&self, volumes: &[&String]) -> BTreeMap<String, String> {
+        let mut why = BTreeMap::new();
+        for &volume in volumes {
+            // udev has been ended, and would be waited for.
+            let command = format!("DM_DISABLE_UDEV=1 lvm lvchange -ay {} 2>&1 || true", quote(volume));
+            let said = self.shell(&command).unwrap_or_else(|error| error.to_string());
+            let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+            why.insert(volume.clone(), format!("it cannot be activated: {}", Printable(last.as_bytes())));
+        }
+        why
     }
 
     /// The guest's disks, in the order in which they were given.
