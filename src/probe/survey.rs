@@ -12,7 +12,7 @@ use crate::appliance::{
 use crate::bmap::{Kind, PieceFlags, Role};
 use crate::image::Source;
 use crate::range::{DiskOffset, Range};
-use crate::recorder::DiskNumber;
+use crate::recorder::{DiskNumber, Recording};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -182,7 +182,10 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<Layouts, Prob
     let proofs = context.channel.take_proofs();
     for (tag, (device, proof)) in &expected {
         let read = proofs.get(tag);
-        if !read.is_some_and(|read| proof.is_given_by(read)) {
+        // Without one of its members, an array keeps in memory what has been read of the others.
+        let may_be_cached = computed.get(*device).is_some_and(Layout::is_partial);
+        let is_cached = may_be_cached && read.is_none_or(Recording::is_empty);
+        if !is_cached && !read.is_some_and(|read| proof.is_given_by(read)) {
             tracing::debug!("{device} is not where it should be: {proof:?}, not {read:?}");
             computed.remove(*device);
         }
