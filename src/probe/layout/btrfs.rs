@@ -180,7 +180,7 @@ mod tests {
             stripes: vec![(1, 0)],
         };
         let known = |chunks: &[Chunk]| address_space(&members, chunks, &below).is_some();
-        assert!(known(&[good.clone()]));
+        assert!(known(std::slice::from_ref(&good)));
         for bad in [
             Chunk { length: 0, ..good.clone() },
             Chunk { start: u64::MAX, ..good.clone() },
@@ -192,7 +192,7 @@ mod tests {
             Chunk { profile: RAID10, sub_stripes: 0, ..good.clone() },
             Chunk { profile: RAID5, ..good.clone() },
         ] {
-            assert!(!known(&[bad.clone()]), "{bad:?}");
+            assert!(!known(std::slice::from_ref(&bad)), "{bad:?}");
         }
         assert!(!known(&[good.clone(), good]));
         assert!(!known(&[]));
