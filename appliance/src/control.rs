@@ -4,8 +4,8 @@ use crate::Fatal;
 use crate::buffer::AlignedBuffer;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io::{pread, pwrite};
-use virt_bmap_agent::record::Record;
+use rustix::io::{Errno, pread, pwrite};
+use virt_bmap_agent::record::{Operation, Record, Trouble};
 use virt_bmap_agent::{VERDICT_OFFSET, VERDICT_SIZE, Verdict, frame};
 
 /// Sends records, gathered into frames.
@@ -47,6 +47,19 @@ impl Control {
     pub(crate) fn tag(&mut self, id: u32, afresh: bool) -> Result<(), Fatal> {
         self.put(&Record::Tag { id, afresh });
         self.flush()
+    }
+
+    /// Says that something could not be examined; see [`Trouble`] for `parent` and `name`.
+    pub(crate) fn trouble(
+        &mut self,
+        operation: Operation,
+        errno: Errno,
+        parent: u32,
+        name: &[u8],
+        offset: u64,
+    ) {
+        let (errno, name) = (errno.raw_os_error(), name.to_vec());
+        self.put(&Record::Trouble(Trouble { operation, errno, parent, name, offset }));
     }
 
     /// Waits until no disk has a request under way.

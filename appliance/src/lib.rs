@@ -18,7 +18,7 @@ pub mod record;
 
 /// Version of frames and records. The agent travels inside the host program, so both ends are of one
 /// build; the number is there to turn a mistake into a message.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 1 << 20;
@@ -28,6 +28,38 @@ pub const VERDICT_OFFSET: u64 = 512 << 10;
 
 /// Bytes of a verdict: one read that no layer splits.
 pub const VERDICT_SIZE: usize = 4096;
+
+/// How the host tells one file's reads from another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOrder {
+    /// Each file is read under a tag of its own.
+    Tags,
+    /// Files whose place the kernel promises are read in series: the host knows how far each goes, so one
+    /// message does for all. A message takes as long as a read. For file systems whose device has a known
+    /// place on the disks.
+    Series,
+}
+
+impl ReadOrder {
+    /// The word for it in the agent's command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tags => "tags",
+            Self::Series => "series",
+        }
+    }
+}
+
+impl std::str::FromStr for ReadOrder {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        [Self::Tags, Self::Series]
+            .into_iter()
+            .find(|order| order.as_str() == word)
+            .ok_or("the order is neither tags nor series")
+    }
+}
 
 /// The host's answer to a batch: which objects to read once more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,10 +7,12 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST ROOT   read each directory and file below ROOT
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series ROOT
+//!                                                    read each directory and file below ROOT
 //! ```
 //!
-//! SEQUENCE is the number of the first frame to send, FIRST the number of the first object.
+//! SEQUENCE is the number of the first frame to send, FIRST the number of the first object; see
+//! [`virt_bmap_agent::ReadOrder`] for the word after it.
 
 mod btrfs;
 mod buffer;
@@ -20,6 +22,7 @@ mod devices;
 mod fiemap;
 mod pieces;
 mod quiet;
+mod reader;
 mod squashfs;
 mod tagged_read;
 mod walk;
@@ -46,8 +49,8 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
         ["quiet"] => quiet::run(),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["read", control, sequence, plan] => tagged_read::run(control, sequence.parse()?, plan),
-        ["walk", control, sequence, first, root] => {
-            walk::run(control, sequence.parse()?, first.parse()?, root)
+        ["walk", control, sequence, first, order, root] => {
+            walk::run(control, sequence.parse()?, first.parse()?, order.parse()?, root)
         }
         _ => Err("unknown command".into()),
     }

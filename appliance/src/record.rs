@@ -47,7 +47,14 @@ pub enum Record {
         /// Forget what was recorded for the object before.
         afresh: bool,
     },
-    /// A batch has been read; the host may be asked for its [`crate::Verdict`].
+    /// These files are read from now on, one after the other: each read is over before the next begins, so
+    /// their order tells whose they are. Ends with the next tag.
+    Series {
+        /// Numbers of the files, at most [`crate::Verdict::CAPACITY`].
+        ids: Vec<u32>,
+    },
+    /// A batch has been read; the host may be asked for its [`crate::Verdict`]. After what that asks for has
+    /// been read, the batch ends once more.
     BatchEnd,
     /// Something could not be examined.
     Trouble(Trouble),
@@ -268,6 +275,7 @@ impl Record {
             Self::BatchEnd => 7,
             Self::Trouble(_) => 8,
             Self::Done => 9,
+            Self::Series { .. } => 10,
             Self::Packed => 20,
             Self::Shared { .. } => 21,
             Self::Chunk(_) => 22,
@@ -317,6 +325,11 @@ impl Record {
             Self::Tag { id, afresh } => {
                 out.extend(id.to_le_bytes());
                 out.push(u8::from(*afresh));
+            }
+            Self::Series { ids } => {
+                for id in ids {
+                    out.extend(id.to_le_bytes());
+                }
             }
             Self::BatchEnd | Self::Done | Self::Packed => {}
             Self::Shared { id } => out.extend(id.to_le_bytes()),
@@ -421,6 +434,13 @@ impl Record {
                     name: body.rest(),
                 }),
                 9 => Self::Done,
+                10 => {
+                    let mut ids = Vec::with_capacity(body.0.len() / 4);
+                    while !body.0.is_empty() {
+                        ids.push(body.u32()?);
+                    }
+                    Self::Series { ids }
+                }
                 20 => Self::Packed,
                 21 => Self::Shared { id: body.u32()? },
                 22 => Self::Chunk(Chunk {
@@ -442,7 +462,7 @@ impl Record {
             };
             body.0.is_empty().then_some(record)
         };
-        if !matches!(kind, 1..=9 | 20..=23) {
+        if !matches!(kind, 1..=10 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -526,6 +546,7 @@ mod tests {
             },
             Record::Link { id: 5, parent: 4, name: b"b".to_vec() },
             Record::Tag { id: 5, afresh: true },
+            Record::Series { ids: vec![5, 7] },
             Record::BatchEnd,
             Record::Trouble(Trouble {
                 operation: Operation::Read,

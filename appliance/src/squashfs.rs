@@ -22,6 +22,9 @@ use virt_bmap_agent::record::{Operation, Record, Trouble};
 /// `statfs` magic of squashfs.
 pub(crate) const MAGIC: u64 = 0x7371_7368;
 
+/// Bytes in the largest block that squashfs has.
+const LARGEST: usize = 1 << 20;
+
 const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -81,12 +84,13 @@ impl Tails {
     }
 
     /// Reads all the ends. Nothing of the file system, which is mounted at `root`, may be open.
-    pub(crate) fn read(self, control: &mut Control, buffer: &mut [u8], root: &str) -> Result<(), Fatal> {
+    pub(crate) fn read(self, control: &mut Control, root: &str) -> Result<(), Fatal> {
         if self.files.is_empty() {
             return Ok(());
         }
         let mut mounted = Mounted::find(root)?;
         control.put(&Record::Packed);
+        let mut buffer = vec![0; usize::try_from(self.block)?.min(LARGEST)];
         let mut cached = Cached::Several;
         let mut directory: Option<(u32, OwnedFd)> = None;
         for tail in &self.files {
@@ -108,7 +112,7 @@ impl Tails {
                     control.settle()?;
                     control.tag(tail.id, false)?;
                     let before = mounted.sectors_read()?;
-                    let length = read(&file, tail, buffer)?;
+                    let length = read(&file, tail, &mut buffer)?;
                     control.settle()?;
                     let was_read = mounted.sectors_read()? > before;
                     control.tag(0, false)?;

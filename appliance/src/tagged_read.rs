@@ -7,7 +7,7 @@ use crate::buffer::AlignedBuffer;
 use crate::control::Control;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, pread};
-use virt_bmap_agent::record::{Operation, Record, Trouble};
+use virt_bmap_agent::record::{Operation, Record};
 
 const CHUNK: usize = 1 << 20;
 const SECTOR: usize = 512;
@@ -24,13 +24,7 @@ pub(crate) fn run(control: &str, sequence: u32, plan: &str) -> Result<(), Fatal>
             (word()?.parse()?, word()?, word()?.parse::<u64>()?, word()?.parse::<u64>()?);
         control.tag(tag, false)?;
         if let Err((errno, at)) = read_device(device, offset, length, &mut buffer) {
-            control.put(&Record::Trouble(Trouble {
-                operation: Operation::Read,
-                errno: errno.raw_os_error(),
-                parent: 0,
-                name: device.as_bytes().to_vec(),
-                offset: at,
-            }));
+            control.trouble(Operation::Read, errno, 0, device.as_bytes(), at);
         }
     }
     control.tag(0, false)?;

@@ -3,43 +3,41 @@
 //! The order of things is what makes the map exact. A file is opened, `fstat` and FIEMAP are called, all
 //! under no tag: that brings its inode and its extent tree into memory, so that the tagged read that
 //! follows fetches data and nothing else. To keep the number of round trips down, files are opened in
-//! batches; the open descriptors keep what was fetched in memory. A directory is listed under its tag
-//! before anything in it is looked up, while its blocks are not in memory yet.
+//! batches, of several directories if these are small; the open descriptors keep what was fetched in
+//! memory. A directory is listed under its tag before anything in it is looked up, while its blocks are
+//! not in memory yet.
 //!
 //! Paths are never put together: every step is relative to an open directory, so there is no limit on
 //! their length, and no symbolic link is followed.
 
 use crate::Fatal;
-use crate::buffer::{ALIGNMENT, AlignedBuffer};
 use crate::control::Control;
-use crate::pieces::{Piece, pieces};
+use crate::pieces::pieces;
+use crate::reader::{OpenFile, Reader};
 use crate::squashfs::{self, Tails};
 use crate::{btrfs, fiemap, quiet};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    Advice, AtFlags, FileType, Mode, OFlags, RawDir, Stat, fadvise, fcntl_getfl, fcntl_setfl, fstat, fstatfs,
-    open, openat, statat,
+    Advice, AtFlags, FileType, Mode, OFlags, RawDir, Stat, fadvise, fstat, fstatfs, open, openat, statat,
 };
-use rustix::io::{Errno, pread};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
+use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::record::{
-    EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record, Trouble,
+    EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record,
 };
 
 /// Files opened at a time. At most [`virt_bmap_agent::Verdict::CAPACITY`].
 const BATCH: usize = 256;
 
-/// Bytes read at a time.
-const CHUNK: usize = 1 << 20;
+/// Files found after which a batch ends although few of them have to be read.
+const FOUND: usize = 4096;
 
 /// Bytes of directory entries taken in at a time; more of a directory is listed in a further turn.
 const LISTING: usize = 1 << 20;
-
-/// Read errors in one file after which the rest of it is left alone.
-const ERRORS_PER_FILE: usize = 16;
 
 /// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
 const XFS: u64 = 0x5846_5342;
@@ -54,7 +52,13 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Result<(), Fatal> {
+pub(crate) fn run(
+    control: &str,
+    sequence: u32,
+    first: u32,
+    order: ReadOrder,
+    root: &str,
+) -> Result<(), Fatal> {
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
@@ -65,7 +69,9 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
     let statfs = fstatfs(&place)?;
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
-        buffer: AlignedBuffer::new(CHUNK),
+        reader: Reader::new(order),
+        batch: Vec::with_capacity(BATCH),
+        found: 0,
         next: first,
         device: stat.st_dev,
         magic: statfs.f_type as u64,
@@ -91,8 +97,9 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
     walker.descend(place, id)?;
+    walker.read()?;
     if let Some(tails) = walker.tails.take() {
-        tails.read(&mut walker.control, &mut walker.buffer, root)?;
+        tails.read(&mut walker.control, root)?;
     }
     walker.control.put(&Record::Done);
     walker.control.flush()
@@ -100,7 +107,11 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str) -> Resul
 
 struct Walker {
     control: Control,
-    buffer: AlignedBuffer,
+    reader: Reader,
+    /// Files that have been opened and are to be read.
+    batch: Vec<OpenFile>,
+    /// Files found since the last batch was read.
+    found: usize,
     /// Number of the next object.
     next: u32,
     /// `st_dev` of the file system: others that are mounted below it are not entered.
@@ -123,15 +134,6 @@ struct Level {
     id: u32,
     /// Directories in it that have not been entered.
     below: std::vec::IntoIter<(CString, u32)>,
-}
-
-/// A file of the current batch.
-struct OpenFile {
-    fd: OwnedFd,
-    id: u32,
-    name: CString,
-    /// What to read of it.
-    pieces: Vec<Piece>,
 }
 
 struct Entry {
@@ -162,16 +164,6 @@ impl Walker {
         stat.st_dev != self.device && self.magic != btrfs::MAGIC
     }
 
-    fn trouble(&mut self, operation: Operation, errno: Errno, parent: u32, name: &CStr, offset: u64) {
-        self.control.put(&Record::Trouble(Trouble {
-            operation,
-            errno: errno.raw_os_error(),
-            parent,
-            name: name.to_bytes().to_vec(),
-            offset,
-        }));
-    }
-
     /// Visits a directory and all below it, without recursion: a tree may be deeper than any stack.
     fn descend(&mut self, root: OwnedFd, id: u32) -> Result<(), Fatal> {
         let below = self.directory(&root, id)?.into_iter();
@@ -187,7 +179,7 @@ impl Walker {
                     let below = self.directory(&place, id)?.into_iter();
                     levels.push(Level { place, id, below });
                 }
-                Err(errno) => self.trouble(Operation::Open, errno, parent, &name, 0),
+                Err(errno) => self.control.trouble(Operation::Open, errno, parent, name.to_bytes(), 0),
             }
         }
         Ok(())
@@ -207,7 +199,7 @@ impl Walker {
                     stream = Some(fd);
                 }
                 Err(errno) => {
-                    self.trouble(Operation::Open, errno, id, c"", 0);
+                    self.control.trouble(Operation::Open, errno, id, b"", 0);
                     return Ok(below);
                 }
             }
@@ -226,36 +218,41 @@ impl Walker {
             self.control.settle()?;
             self.control.tag(0, false)?;
             if let Some(stream) = &stream {
-                for batch in listed.entries.chunks(BATCH) {
-                    self.batch(stream.as_fd(), id, batch, &mut below)?;
-                }
+                self.look_up(stream.as_fd(), id, &listed.entries, &mut below)?;
             }
             match listed.end {
                 Ok(true) => return Ok(below),
                 Ok(false) => {}
                 Err(errno) => {
-                    self.trouble(Operation::List, errno, id, c"", 0);
+                    self.control.trouble(Operation::List, errno, id, b"", 0);
                     return Ok(below);
                 }
             }
         }
     }
 
-    /// Looks some entries of a directory up and reads the files among them.
-    fn batch(
+    /// Reads the files of the batch.
+    fn read(&mut self) -> Result<(), Fatal> {
+        self.found = 0;
+        self.reader.read(&mut self.control, &self.batch)?;
+        self.batch.clear();
+        Ok(())
+    }
+
+    /// Looks the entries of a directory up; the files among them join the batch.
+    fn look_up(
         &mut self,
         directory: BorrowedFd<'_>,
         parent: u32,
         entries: &[Entry],
         below: &mut Vec<(CString, u32)>,
     ) -> Result<(), Fatal> {
-        let mut files = Vec::new();
         for Entry { name, kind } in entries {
             let kind = match kind {
                 FileType::Unknown => match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                     Err(errno) => {
-                        self.trouble(Operation::Stat, errno, parent, name, 0);
+                        self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
                         continue;
                     }
                 },
@@ -267,31 +264,16 @@ impl Walker {
                         below.push((name.clone(), id));
                     }
                 }
-                FileType::RegularFile => files.extend(self.find_file(directory, parent, name)?),
+                FileType::RegularFile => {
+                    let found = self.find_file(directory, parent, name)?;
+                    self.batch.extend(found.filter(|file| !file.pieces.is_empty()));
+                    self.found += 1;
+                    if self.batch.len() == BATCH || self.found == FOUND {
+                        self.read()?;
+                    }
+                }
                 _ => {}
             }
-        }
-        files.retain(|file| !file.pieces.is_empty());
-        if files.is_empty() {
-            return Ok(());
-        }
-        self.control.settle()?;
-        for file in &files {
-            self.control.tag(file.id, false)?;
-            self.read(file, parent)?;
-        }
-        self.control.settle()?;
-        self.control.put(&Record::Tag { id: 0, afresh: false });
-        let again = self.control.verdict()?.again;
-        if !again.is_empty() {
-            for file in files.iter().filter(|file| again.contains(&file.id)) {
-                // What is in the page cache would not be read; what of the metadata is cached stays.
-                fadvise(&file.fd, 0, None, Advice::DontNeed).ok();
-                self.control.tag(file.id, true)?;
-                self.read(file, parent)?;
-                self.control.settle()?;
-            }
-            self.control.tag(0, false)?;
         }
         Ok(())
     }
@@ -305,7 +287,7 @@ impl Walker {
         let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(errno) => {
-                self.trouble(Operation::Stat, errno, parent, name, 0);
+                self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
                 return Ok(None);
             }
         };
@@ -313,7 +295,7 @@ impl Walker {
             return Ok(None);
         }
         if !self.directories.insert((stat.st_dev, stat.st_ino)) {
-            self.trouble(Operation::Loop, Errno::LOOP, parent, name, 0);
+            self.control.trouble(Operation::Loop, Errno::LOOP, parent, name.to_bytes(), 0);
             return Ok(None);
         }
         let id = self.number()?;
@@ -333,7 +315,7 @@ impl Walker {
         let fd = match self.open_file(directory, name) {
             Ok(fd) => fd,
             Err(errno) => {
-                self.trouble(Operation::Open, errno, parent, name, 0);
+                self.control.trouble(Operation::Open, errno, parent, name.to_bytes(), 0);
                 return Ok(None);
             }
         };
@@ -355,7 +337,7 @@ impl Walker {
             Ok(None) => fiemap::blocks(&fd, stat.st_size as u64),
             Ok(extents) => extents,
             Err(errno) => {
-                self.trouble(Operation::Fiemap, errno, parent, name, 0);
+                self.control.trouble(Operation::Fiemap, errno, parent, name.to_bytes(), 0);
                 None
             }
         };
@@ -367,7 +349,9 @@ impl Walker {
         if let Some(tails) = &mut self.tails {
             tails.put_off(id, parent, name.to_owned(), stat.st_size as u64, &mut pieces);
         }
-        Ok(Some(OpenFile { fd, id, name: name.to_owned(), pieces }))
+        let is_promised =
+            extents.is_some_and(|extents| extents.iter().all(|e| e.is_plain() || e.is_unwritten()));
+        Ok(Some(OpenFile { fd, id, parent, name: name.to_owned(), pieces, is_promised }))
     }
 
     /// Opens a file to be read past the page cache, where the file system can do that.
@@ -394,35 +378,6 @@ impl Walker {
         for extents in extents.chunks(EXTENTS_PER_RECORD) {
             self.control.put(&Record::Extents { id, extents: extents.to_vec() });
         }
-    }
-
-    fn read(&mut self, file: &OpenFile, parent: u32) -> Result<(), Fatal> {
-        let mut errors = 0;
-        for piece in &file.pieces {
-            let mut at = piece.start;
-            while at < piece.end {
-                let left = usize::try_from(piece.end - at).unwrap_or(usize::MAX);
-                let want = left.min(CHUNK).next_multiple_of(ALIGNMENT);
-                match pread(&file.fd, &mut self.buffer[..want], at) {
-                    Ok(0) => break,
-                    Ok(got) => at += got as u64,
-                    Err(Errno::INTR) => {}
-                    // The file system has O_DIRECT, but not for this file.
-                    Err(Errno::INVAL) if fcntl_getfl(&file.fd)?.contains(OFlags::DIRECT) => {
-                        fcntl_setfl(&file.fd, fcntl_getfl(&file.fd)? - OFlags::DIRECT)?;
-                    }
-                    Err(errno) => {
-                        self.trouble(Operation::Read, errno, parent, &file.name, at);
-                        errors += 1;
-                        if errors == ERRORS_PER_FILE {
-                            return Ok(());
-                        }
-                        at += want as u64;
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Appliance, CallError};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use virt_bmap_agent::ReadOrder;
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
@@ -76,8 +77,9 @@ impl Appliance {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn walk(&self, sequence: u32, first: u32) -> Result<(), AgentError> {
-        self.run(&format!("walk {} {sequence} {first} {SYSROOT}", self.control)).map(drop)
+    pub fn walk(&self, sequence: u32, first: u32, order: ReadOrder) -> Result<(), AgentError> {
+        let order = order.as_str();
+        self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}", self.control)).map(drop)
     }
 
     /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.

@@ -12,6 +12,7 @@ mod lookup;
 mod map;
 mod progress;
 mod ranges;
+mod report;
 mod signals;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -59,6 +60,7 @@ enum Command {
     List(list::ListArgs),
     Damaged(damaged::DamagedArgs),
     Diff(diff::DiffArgs),
+    Report(report::ReportArgs),
     Convert(convert::ConvertArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
@@ -79,6 +81,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::List(args)) => list::run(&args),
         Some(Command::Damaged(args)) => damaged::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
+        Some(Command::Report(args)) => report::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
         None => map::run(&cli.map, &matches),

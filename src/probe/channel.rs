@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt_bmap_agent::frame::{self, FrameError};
 use virt_bmap_agent::record::{self, Extent, ObjectKind, Record, RecordError};
-use virt_bmap_agent::{VERSION, Verdict};
+use virt_bmap_agent::{ReadOrder, VERSION, Verdict};
 
 /// Tags from here on are no objects: what is read under them proves something.
 pub const FIRST_PROOF: u32 = 1 << 31;
@@ -82,6 +82,15 @@ pub struct WalkContext {
     pub legs: Legs,
 }
 
+impl WalkContext {
+    /// Whether a file's reads can be told from the next one's by where they are.
+    pub fn read_order(&self) -> ReadOrder {
+        // Where a member is missing, others are read in place of what it held.
+        let is_told = self.layout.as_ref().is_some_and(|layout| !layout.is_partial());
+        if is_told && self.kind != "btrfs" { ReadOrder::Series } else { ReadOrder::Tags }
+    }
+}
+
 /// The host's end of the control disk.
 pub struct Channel {
     recorder: Arc<Recorder>,
@@ -115,6 +124,8 @@ struct Walk {
     /// The directory that is being listed.
     directory: (ObjectNumber, Vec<Extent>),
     extents_held: usize,
+    /// Files that are being read in a series.
+    series: Vec<ObjectNumber>,
     again: Vec<u32>,
     /// Of a btrfs, its devices and the chunks of its address space, until the layout of that is made of them.
     members: Vec<record::Member>,
@@ -134,6 +145,15 @@ impl Walk {
         }
         let (members, chunks) = (std::mem::take(&mut self.members), std::mem::take(&mut self.chunks));
         self.layout = address_space(&members, &chunks, &self.context.devices).map(Arc::new);
+    }
+
+    /// What reading a file must touch.
+    fn expectation(&self, file: &Expected) -> Expectation {
+        let filesystem = self.filesystem.unwrap_or_default();
+        let has_layout = self.layout.is_some();
+        file.extents.as_deref().map_or(Expectation::None, |extents| {
+            Expectation::of(extents, file.size, filesystem.block_size, filesystem.magic, has_layout)
+        })
     }
 }
 
@@ -223,9 +243,9 @@ impl Channel {
     /// # Errors
     /// What the agent said wrong, or that it ended without saying so.
     pub fn end(&self) -> Result<(), ChannelError> {
-        let rest = self.recorder.switch(None);
+        self.recorder.end_series();
+        self.recorder.switch(None);
         let mut state = self.state();
-        drop(rest);
         state.stream.clear();
         state.note_filesystem();
         state.end_batch()?;
@@ -313,7 +333,8 @@ impl State {
                 self.snapshot.objects += 1;
             }
             Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
-            Record::BatchEnd => {}
+            Record::Series { ids } => self.begin_series(ids, recorder)?,
+            Record::BatchEnd => self.batch_end()?,
             Record::Trouble(trouble) => self.trouble(&trouble),
             Record::Done => self.done = true,
             Record::Packed => self.walk.packed = Some(Recording::default()),
@@ -463,6 +484,7 @@ impl State {
         if id != 0 && id < FIRST_PROOF && id >= self.found.next() {
             return Err(ChannelError::Nonsense("a tag that is no object"));
         }
+        self.end_series(recorder)?;
         let before = recorder.tag();
         let recording = recorder.switch((id != 0).then_some(Tag(id)));
         if let Some(Tag(before)) = before {
@@ -471,15 +493,38 @@ impl State {
         if afresh && let Some(file) = self.walk.files.get_mut(&id) {
             file.unexpected = None;
         }
-        if id == 0 {
-            self.between_batches()?;
+        Ok(())
+    }
+
+    fn begin_series(&mut self, ids: Vec<ObjectNumber>, recorder: &Recorder) -> Result<(), ChannelError> {
+        if ids.len() > Verdict::CAPACITY || !ids.iter().all(|id| self.walk.files.contains_key(id)) {
+            return Err(ChannelError::Nonsense("a series of what is no file of the batch"));
+        }
+        self.tag(0, false, recorder)?;
+        recorder.begin_series();
+        self.walk.series = ids;
+        Ok(())
+    }
+
+    /// Gives each file of the series its reads.
+    fn end_series(&mut self, recorder: &Recorder) -> Result<(), ChannelError> {
+        let Some(series) = recorder.end_series() else { return Ok(()) };
+        let ids = std::mem::take(&mut self.walk.series);
+        let reads = series.into_reads().unwrap_or_default();
+        let Some(layout) = self.walk.layout.clone() else {
+            return Err(ChannelError::Nonsense("a series on a device of unknown place"));
+        };
+        let files = ids.iter().filter_map(|id| self.walk.files.get(id));
+        let expectations: Vec<Expectation> = files.map(|file| self.walk.expectation(file)).collect();
+        for (id, recording) in ids.into_iter().zip(series::assign(&reads, &expectations, &layout)) {
+            self.recorded(id, recording)?;
         }
         Ok(())
     }
 
-    /// Tag 0 comes at the end of a batch, and again when what the host asked for has been read once more;
-    /// also after a directory was listed, when nothing is outstanding.
-    fn between_batches(&mut self) -> Result<(), ChannelError> {
+    /// A batch ends; if it was not read as expected, the agent is to read some of it again, and then it ends
+    /// once more.
+    fn batch_end(&mut self) -> Result<(), ChannelError> {
         let unexpected = self.walk.files.iter().filter(|(_, file)| file.unexpected.is_some());
         let mut again: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
         if !self.walk.again.is_empty() || again.is_empty() {
@@ -496,48 +541,18 @@ impl State {
         self.snapshot.bytes += recording.bytes();
         if id >= FIRST_PROOF {
             self.proofs.insert(id, recording);
-            return Ok(());
-        }
-        if self.walk.packed.is_some() {
+        } else if self.walk.packed.is_some() {
             self.attribute_packed(id, &recording)?;
             if !recording.is_empty() {
                 self.walk.packed = Some(recording);
             }
-            return Ok(());
-        }
-        let Some(file) = self.walk.files.get_mut(&id) else {
+        } else if let Some(file) = self.walk.files.remove(&id) {
+            let file = self.file_recorded(id, file, recording)?;
+            self.walk.files.insert(id, file);
+        } else {
             let (directory, extents) = &self.walk.directory;
             let extents: &[Extent] = if *directory == id { extents } else { &[] };
-            return Ok(attribute(&mut self.found, id, &recording, extents, &self.walk)?);
-        };
-        let block = self.walk.filesystem.map_or(1, |filesystem| filesystem.block_size);
-        let magic = self.walk.filesystem.map_or(0, |filesystem| filesystem.magic);
-        let layout = self.walk.layout.as_deref();
-        let expectation = file.extents.as_deref().map_or(Expectation::None, |extents| {
-            Expectation::of(extents, file.size, block, magic, layout.is_some())
-        });
-        let again = self.walk.again.contains(&id);
-        let is_met = expectation.is_met_by(&recording, layout, again);
-        if !is_met && !again {
-            file.unexpected = Some(recording);
-            return Ok(());
-        }
-        if !is_met {
-            self.troubles.inexact(&self.walk.context.device);
-            self.found.mark(id, Marks::INEXACT);
-        } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
-            self.found.mark(id, Marks::UNVERIFIED);
-        }
-        if recording.is_changed() {
-            self.troubles.changed(&self.walk.context.device);
-            self.found.mark(id, Marks::INEXACT);
-        }
-        file.unexpected = None;
-        file.is_placed = true;
-        let extents = file.extents.take();
-        attribute(&mut self.found, id, &recording, extents.as_deref().unwrap_or_default(), &self.walk)?;
-        if let Some(file) = self.walk.files.get_mut(&id) {
-            file.extents = extents;
+            attribute(&mut self.found, id, &recording, extents, &self.walk)?;
         }
         Ok(())
     }
@@ -550,6 +565,37 @@ impl State {
             self.found.range(id, place.disk, place.range, None, role)?;
         }
         Ok(())
+    }
+
+    /// Compares what was read of a file with what was expected.
+    fn file_recorded(
+        &mut self,
+        id: ObjectNumber,
+        mut file: Expected,
+        recording: Recording,
+    ) -> Result<Expected, ChannelError> {
+        let expectation = self.walk.expectation(&file);
+        let again = self.walk.again.contains(&id);
+        let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), again);
+        if !is_met && !again {
+            file.unexpected = Some(recording);
+            return Ok(file);
+        }
+        if !is_met {
+            self.troubles.inexact(&self.walk.context.device);
+            self.found.mark(id, Marks::INEXACT);
+        } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
+            self.found.mark(id, Marks::UNVERIFIED);
+        }
+        if recording.is_changed() {
+            self.troubles.changed(&self.walk.context.device);
+            self.found.mark(id, Marks::INEXACT);
+        }
+        let extents = file.extents.as_deref().unwrap_or_default();
+        attribute(&mut self.found, id, &recording, extents, &self.walk)?;
+        file.unexpected = None;
+        file.is_placed = true;
+        Ok(file)
     }
 
     /// What was not read as expected, and not once more either, stays as it was read.
@@ -613,5 +659,6 @@ fn attribute(
     Ok(())
 }
 
+mod series;
 #[cfg(test)]
 mod tests;

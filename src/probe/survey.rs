@@ -121,14 +121,16 @@ fn note_clones(context: &Context<'_>, inventory: &Inventory) {
 
 fn walk(context: &Context<'_>, filesystem: &Content, layouts: &Layouts) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
-    let (sequence, first) = context.channel.begin_walk(WalkContext {
+    let walk = WalkContext {
         device: device.clone(),
         kind: filesystem.kind.clone().unwrap_or_default(),
         layout: layouts.by_path.get(&device).cloned(),
         devices: layouts.by_number.clone(),
         legs: context.legs,
-    });
-    let walked = context.appliance.walk(sequence, first);
+    };
+    let order = walk.read_order();
+    let (sequence, first) = context.channel.begin_walk(walk);
+    let walked = context.appliance.walk(sequence, first, order);
     let ended = context.channel.end();
     match (walked, ended) {
         (Ok(()), ended) => Ok(ended?),

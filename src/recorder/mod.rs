@@ -4,6 +4,9 @@
 //! whoever drives the probe says, before and after, whose reads they are: the *tag*. What was read under
 //! a tag is handed out when the tag is taken off, so memory grows with the number of ranges under one
 //! tag, not with the number of requests, nor with the number of tags.
+//!
+//! Where one reads several things in an order that is known, and waits for each, the order of the reads
+//! tells as much as tags would: a *series* keeps them one by one.
 
 use crate::range::{DiskOffset, DiskRange, RangeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -89,6 +92,33 @@ impl FromIterator<(DiskNumber, DiskRange)> for Recording {
     }
 }
 
+/// Reads in the order in which they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Series {
+    reads: Vec<(DiskNumber, DiskRange)>,
+    /// Reads that came when there was no more room, or that were of what is not in the image.
+    missed: u64,
+}
+
+impl Series {
+    /// Most reads of one series.
+    pub const CAPACITY: usize = 1 << 18;
+
+    fn push(&mut self, disk: DiskNumber, range: DiskRange) {
+        if self.reads.len() < Self::CAPACITY {
+            self.reads.push((disk, range));
+        } else {
+            self.missed += 1;
+        }
+    }
+
+    /// The reads; `None` where there were more than [`Series::CAPACITY`], or something had
+    /// [changed](Recorder::changed).
+    pub fn into_reads(self) -> Option<Vec<(DiskNumber, DiskRange)>> {
+        (self.missed == 0).then_some(self.reads)
+    }
+}
+
 /// The current tag, and what has been read under it.
 ///
 /// ```
@@ -111,6 +141,7 @@ pub struct Recorder {
 struct State {
     tag: Option<Tag>,
     current: Recording,
+    series: Option<Series>,
     requests: u64,
     bytes: u64,
 }
@@ -124,14 +155,23 @@ impl Recorder {
     /// Notes that `range` of `disk` has been asked for.
     pub fn read(&self, disk: DiskNumber, range: DiskRange) {
         let mut state = self.state();
-        state.current.insert(disk, range);
+        match &mut state.series {
+            Some(series) => series.push(disk, range),
+            None => state.current.insert(disk, range),
+        }
         state.requests += 1;
         state.bytes += range.len();
     }
 
     /// Notes that what was just read is not what the image holds in that place: something has written there.
+    ///
+    /// A series does not tell whose read that was, and is given up.
     pub fn changed(&self) {
-        self.state().current.is_changed = true;
+        let mut state = self.state();
+        match &mut state.series {
+            Some(series) => series.missed += 1,
+            None => state.current.is_changed = true,
+        }
     }
 
     /// Sets another tag, or none, and returns what was read since the last change.
@@ -139,6 +179,19 @@ impl Recorder {
         let mut state = self.state();
         state.tag = tag;
         std::mem::take(&mut state.current)
+    }
+
+    /// Begins a series, under no tag, and returns what was read since the last change.
+    pub fn begin_series(&self) -> Recording {
+        let mut state = self.state();
+        state.tag = None;
+        state.series = Some(Series::default());
+        std::mem::take(&mut state.current)
+    }
+
+    /// Ends the series, if there is one.
+    pub fn end_series(&self) -> Option<Series> {
+        self.state().series.take()
     }
 
     /// The current tag.
@@ -188,6 +241,30 @@ mod tests {
         assert!(!recording.is_changed());
         assert!(recording.overlap(1, DiskRange::new(0, 4)).eq([DiskRange::new(2, 4)]));
         assert_eq!(recording.overlap(2, DiskRange::new(0, 4)).count(), 0);
+    }
+
+    #[test]
+    fn a_series_keeps_the_order_of_reads() {
+        let recorder = Recorder::new();
+        recorder.switch(Some(Tag(1)));
+        recorder.read(1, DiskRange::new(0, 4));
+        assert_eq!(recorder.begin_series().bytes(), 4);
+        assert_eq!(recorder.tag(), None);
+        let reads = [(1, DiskRange::new(8, 12)), (2, DiskRange::new(0, 4)), (1, DiskRange::new(4, 8))];
+        for (disk, range) in reads {
+            recorder.read(disk, range);
+        }
+        assert_eq!(recorder.end_series().and_then(Series::into_reads), Some(reads.to_vec()));
+        assert_eq!(recorder.end_series(), None);
+        assert!(recorder.switch(None).is_empty());
+    }
+
+    #[test]
+    fn a_series_that_is_too_long_says_so() {
+        let mut series = Series { reads: vec![(1, DiskRange::new(0, 1)); Series::CAPACITY], missed: 0 };
+        assert!(series.clone().into_reads().is_some());
+        series.push(1, DiskRange::new(0, 1));
+        assert_eq!(series.into_reads(), None);
     }
 
     #[test]

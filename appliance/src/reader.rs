@@ -1,0 +1,111 @@
+//! Reads files that have been opened, so that the host knows which read is whose.
+
+use crate::Fatal;
+use crate::buffer::{ALIGNMENT, AlignedBuffer};
+use crate::control::Control;
+use crate::pieces::Piece;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
+use rustix::io::{Errno, pread};
+use std::ffi::CString;
+use virt_bmap_agent::ReadOrder;
+use virt_bmap_agent::record::{Operation, Record};
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Read errors in one file after which the rest of it is left alone.
+const ERRORS_PER_FILE: usize = 16;
+
+/// A file that has been opened and is to be read.
+pub(crate) struct OpenFile {
+    pub(crate) fd: OwnedFd,
+    pub(crate) id: u32,
+    /// The directory that it was found in.
+    pub(crate) parent: u32,
+    pub(crate) name: CString,
+    /// What to read of it.
+    pub(crate) pieces: Vec<Piece>,
+    /// Whether the kernel has promised where all of its data lie.
+    pub(crate) is_promised: bool,
+}
+
+pub(crate) struct Reader {
+    order: ReadOrder,
+    buffer: AlignedBuffer,
+}
+
+impl Reader {
+    pub(crate) fn new(order: ReadOrder) -> Self {
+        Self { order, buffer: AlignedBuffer::new(CHUNK) }
+    }
+
+    /// Reads a batch of files, and once more those that the host asks for. At most
+    /// [`virt_bmap_agent::Verdict::CAPACITY`] files.
+    pub(crate) fn read(&mut self, control: &mut Control, batch: &[OpenFile]) -> Result<(), Fatal> {
+        if batch.is_empty() {
+            control.put(&Record::BatchEnd);
+            return Ok(());
+        }
+        control.settle()?;
+        let (series, tagged): (Vec<_>, Vec<_>) =
+            batch.iter().partition(|file| self.order == ReadOrder::Series && file.is_promised);
+        if !series.is_empty() {
+            control.put(&Record::Series { ids: series.iter().map(|file| file.id).collect() });
+            control.flush()?;
+            for file in series {
+                self.file(control, file)?;
+            }
+            control.settle()?;
+        }
+        for file in tagged {
+            control.tag(file.id, false)?;
+            self.file(control, file)?;
+        }
+        control.settle()?;
+        control.put(&Record::Tag { id: 0, afresh: false });
+        let again = control.verdict()?.again;
+        if again.is_empty() {
+            return Ok(());
+        }
+        for file in batch.iter().filter(|file| again.contains(&file.id)) {
+            // What is in the page cache would not be read; what of the metadata is cached stays.
+            fadvise(&file.fd, 0, None, Advice::DontNeed).ok();
+            control.tag(file.id, true)?;
+            self.file(control, file)?;
+            control.settle()?;
+        }
+        control.put(&Record::Tag { id: 0, afresh: false });
+        control.put(&Record::BatchEnd);
+        control.flush()
+    }
+
+    fn file(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
+        let mut errors = 0;
+        for piece in &file.pieces {
+            let mut at = piece.start;
+            while at < piece.end {
+                let left = usize::try_from(piece.end - at).unwrap_or(usize::MAX);
+                let want = left.min(CHUNK).next_multiple_of(ALIGNMENT);
+                match pread(&file.fd, &mut self.buffer[..want], at) {
+                    Ok(0) => break,
+                    Ok(got) => at += got as u64,
+                    Err(Errno::INTR) => {}
+                    // The file system has O_DIRECT, but not for this file.
+                    Err(Errno::INVAL) if fcntl_getfl(&file.fd)?.contains(OFlags::DIRECT) => {
+                        fcntl_setfl(&file.fd, fcntl_getfl(&file.fd)? - OFlags::DIRECT)?;
+                    }
+                    Err(errno) => {
+                        control.trouble(Operation::Read, errno, file.parent, file.name.to_bytes(), at);
+                        errors += 1;
+                        if errors == ERRORS_PER_FILE {
+                            return Ok(());
+                        }
+                        at += want as u64;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

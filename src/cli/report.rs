@@ -1,0 +1,118 @@
+//! `virt-bmap-rs report`: a map as a page to look at.
+
+use super::Exit;
+use anyhow::{Context as _, Result, bail};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use virt_bmap::bmap::escape::Printable;
+use virt_bmap::bmap::{self, output::Output};
+use virt_bmap::report::{self, trace};
+use virt_bmap::units::Human;
+
+/// Draw a map: one HTML page that shows each disk, which file lies where, and with a log of requests how they
+/// are read.
+///
+/// The page holds all that it needs, and opens in any browser of today without network. It can be zoomed with
+/// mouse, fingers and keyboard; colours stand for directory, type, age, fragmentation or device; a file can be
+/// searched for, and its blocks light up. What a map of text does not know (times, sizes, offsets in
+/// files), the page does not show.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(super) struct ReportArgs {
+    /// The map; `-` is standard input
+    map: PathBuf,
+
+    /// The page to write; `-` is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
+    output: PathBuf,
+
+    /// Play these requests over the map: JSON lines with time, op, disk, offset and length, or a log of the
+    /// original's logger; `-` is standard input
+    #[arg(long, value_name = "LOG")]
+    trace: Option<PathBuf>,
+
+    /// Show sizes as numbers of bytes, and offsets in decimal
+    #[arg(long)]
+    bytes: bool,
+}
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  the page was written
+  1  failed, and no page was written
+  2  the command line makes no sense
+
+Examples:
+  virt-bmap-rs report guest.bmap
+  virt-bmap-rs report guest.bmap -o guest.html --trace boot.jsonl";
+
+pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
+    let stdin = Path::new("-");
+    if args.map == stdin && args.trace.as_deref() == Some(stdin) {
+        bail!("map and log cannot both come from standard input");
+    }
+    for input in [Some(&args.map), args.trace.as_ref()].into_iter().flatten() {
+        if is_same(input, &args.output) {
+            bail!("{} would be replaced by the page; name another with --output", show(input));
+        }
+    }
+    let map = bmap::load(&args.map)?;
+    let trace = args.trace.as_deref().map(read_trace).transpose()?;
+    if trace.as_ref().is_some_and(|trace| trace.is_cut) {
+        eprintln!("warning: the log has more than {} requests; the page plays these", trace::MAX_REQUESTS);
+    }
+    let title = args
+        .map
+        .file_name()
+        .filter(|_| args.map != stdin)
+        .map_or("a map".into(), |name| name.to_string_lossy());
+    let mut output = Output::create(&args.output)?;
+    let mut counted = Counted { out: BufWriter::with_capacity(1 << 16, &mut output), bytes: 0 };
+    let options = report::Options { title: &title, trace: trace.as_ref(), bytes: args.bytes };
+    report::write(&map, &options, &mut counted)?;
+    counted.flush().context("the page could not be written")?;
+    let bytes = counted.bytes;
+    drop(counted);
+    output.commit()?;
+    eprintln!("wrote {}, {}", show(&args.output), Human(bytes));
+    Ok(Exit::Success)
+}
+
+fn read_trace(path: &Path) -> Result<trace::Trace> {
+    let log: Box<dyn BufRead> = if path == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(
+            File::open(path).with_context(|| format!("{}: could not be opened", show(path)))?,
+        ))
+    };
+    trace::read(log).with_context(|| format!("{}: could not be read", show(path)))
+}
+
+/// Whether both names are of one file that is there.
+fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+fn show(path: &Path) -> String {
+    Printable(path.as_os_str().as_encoded_bytes()).to_string()
+}
+
+/// Counts what is written.
+struct Counted<W> {
+    out: W,
+    bytes: u64,
+}
+
+impl<W: io::Write> io::Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
