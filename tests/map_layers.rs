@@ -100,7 +100,7 @@ fn script() -> String {
         } else {
             String::new()
         };
-        write!(s, "{unclean}umount /mnt/{id}\n").unwrap();
+        writeln!(s, "{unclean}umount /mnt/{id}").unwrap();
     }
     s.push_str("vgchange -q -an vgm vgc >/dev/null\nmdadm --stop --quiet /dev/md/1 /dev/md/5 /dev/md/9\n");
     // The kernel names disks as it finds them; their labels keep to the order.
