@@ -5,7 +5,7 @@
 //! /dev/vg/root 253:0 node=/dev/vg/root size=209715200 dm=vg-root uuid=LVM-… type=ext4
 //! /dev/sda 8:16 node=/dev/sdb size=1073741824
 //! /dev/sda1 8:17 node=/dev/sdb1 size=1048576 part=8:16+1048576 id=6A5E-33C1 type=vfat
-//! /dev/md0 9:0 node=/dev/md0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 …
+//! /dev/md0 9:0 node=/dev/md0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 … spare=8:33
 //! ```
 //!
 //! All numbers are bytes; a member of an array is given by its slot, number, offset of its data, and size. The
@@ -32,8 +32,12 @@ struct Device {
 
 /// `control` is the disk that is the agent's way out.
 pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
+    start_arrays();
     let same = |name: &&str| Device { name: (*name).to_owned(), node: (*name).to_owned() };
     let devices: Vec<Device> = named.iter().map(same).chain(kernel_devices(control)?).collect();
+    if devices.iter().any(|device| device.node.starts_with("/dev/mapper/")) {
+        crate::calm::run();
+    }
     let contents = contents(&devices);
     for Device { name, node } in devices {
         match describe(&name, &node) {
@@ -153,6 +157,18 @@ fn describe(name: &str, node: &str) -> Result<String, Fatal> {
     Ok(line)
 }
 
+/// Starts the arrays that lack so many members that nothing else has started them. They write nothing before a
+/// file system does (`Documentation/admin-guide/md.rst`, `array_state`).
+fn start_arrays() {
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let state = entry.path().join("md/array_state");
+        if fs::read_to_string(&state).is_ok_and(|state| state.trim() == "inactive") {
+            // One that cannot be started stays as it is, which the host sees by its size.
+            fs::write(state, "read-auto").ok();
+        }
+    }
+}
+
 /// What the kernel says of an array. A resync or recovery would read and write behind our back, so it is
 /// stopped.
 fn array(directory: &Path) -> Result<String, Fatal> {
@@ -175,11 +191,14 @@ fn array(directory: &Path) -> Result<String, Fatal> {
         }
         let member =
             |name: &str| fs::read_to_string(entry.path().join(name)).map(|text| text.trim().to_owned());
-        // A spare has no slot, a failed member no data worth reading.
-        let Ok(slot) = member("slot")?.parse::<u32>() else { continue };
+        // A failed member has no data worth reading, a spare has no slot.
         if member("state")?.split(',').any(|state| state == "faulty") {
             continue;
         }
+        let Ok(slot) = member("slot")?.parse::<u32>() else {
+            line += &format!(" spare={}", member("block/dev")?);
+            continue;
+        };
         let offset = member("offset")?.parse::<u64>()? * SECTOR;
         let size = member("size")?.parse::<u64>()? * 1024;
         members.push((slot, format!(" member={slot},{},{offset},{size}", member("block/dev")?)));

@@ -15,7 +15,9 @@
 //! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
 //! are read, too, and the file system is asked what its blocks are for.
 
+mod btrfs;
 mod buffer;
+mod calm;
 mod control;
 mod devices;
 mod fiemap;
@@ -23,6 +25,7 @@ mod getfsmap;
 mod pieces;
 mod quiet;
 mod reader;
+mod squashfs;
 mod tagged_read;
 mod walk;
 

@@ -71,6 +71,46 @@ pub enum Record {
     },
     /// The agent has come to its end.
     Done,
+    /// What is read from now on are blocks that files share, each under the tag of one of them.
+    Packed,
+    /// Such a part of this object lies in what was read last, for another.
+    Shared {
+        /// Number of the object.
+        id: u32,
+    },
+    /// A chunk of the address space of a btrfs that is about to be walked.
+    Chunk(Chunk),
+    /// One of the devices of that btrfs. They come before the chunks.
+    Member(Member),
+}
+
+/// A chunk of a btrfs: where a part of its address space lies on its devices (`struct btrfs_chunk` of
+/// `linux/btrfs_tree.h`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Where it begins, in bytes.
+    pub start: u64,
+    /// How many bytes it has.
+    pub length: u64,
+    /// Bytes that lie on one device before it is the next one's turn.
+    pub stripe_length: u64,
+    /// `BTRFS_BLOCK_GROUP_*`: what it holds, and in which profile.
+    pub profile: u64,
+    /// Copies of each stripe in RAID 10.
+    pub sub_stripes: u16,
+    /// Number of the device, and where on it, in bytes.
+    pub stripes: Vec<(u64, u64)>,
+}
+
+/// A device of a btrfs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its number in the file system.
+    pub id: u64,
+    /// Major number; with the minor number 0 if the device is missing.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
 }
 
 /// What `statfs(2)` says of a file system.
@@ -321,6 +361,10 @@ impl Record {
             Self::Done => 9,
             Self::Series { .. } => 10,
             Self::Space { .. } => 11,
+            Self::Packed => 20,
+            Self::Shared { .. } => 21,
+            Self::Chunk(_) => 22,
+            Self::Member(_) => 23,
         }
     }
 
@@ -372,13 +416,29 @@ impl Record {
                     out.extend(id.to_le_bytes());
                 }
             }
-            Self::BatchEnd | Self::Done => {}
+            Self::BatchEnd | Self::Done | Self::Packed => {}
             Self::Space { owner, pieces } => {
                 out.push(*owner as u8);
                 for (start, length) in pieces {
                     out.extend(start.to_le_bytes());
                     out.extend(length.to_le_bytes());
                 }
+            }
+            Self::Shared { id } => out.extend(id.to_le_bytes()),
+            Self::Chunk(chunk) => {
+                for word in [chunk.start, chunk.length, chunk.stripe_length, chunk.profile] {
+                    out.extend(word.to_le_bytes());
+                }
+                out.extend(chunk.sub_stripes.to_le_bytes());
+                for (device, offset) in &chunk.stripes {
+                    out.extend(device.to_le_bytes());
+                    out.extend(offset.to_le_bytes());
+                }
+            }
+            Self::Member(member) => {
+                out.extend(member.id.to_le_bytes());
+                out.extend(member.major.to_le_bytes());
+                out.extend(member.minor.to_le_bytes());
             }
             Self::Trouble(t) => {
                 out.push(t.operation as u8);
@@ -482,11 +542,28 @@ impl Record {
                     }
                     Self::Space { owner, pieces }
                 }
+                20 => Self::Packed,
+                21 => Self::Shared { id: body.u32()? },
+                22 => Self::Chunk(Chunk {
+                    start: body.u64()?,
+                    length: body.u64()?,
+                    stripe_length: body.u64()?,
+                    profile: body.u64()?,
+                    sub_stripes: u16::from_le_bytes(body.take()?),
+                    stripes: {
+                        let mut stripes = Vec::with_capacity(body.0.len() / 16);
+                        while !body.0.is_empty() {
+                            stripes.push((body.u64()?, body.u64()?));
+                        }
+                        stripes
+                    },
+                }),
+                23 => Self::Member(Member { id: body.u64()?, major: body.u32()?, minor: body.u32()? }),
                 _ => return None,
             };
             body.0.is_empty().then_some(record)
         };
-        if !(1..=11).contains(&kind) {
+        if !matches!(kind, 1..=11 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -592,6 +669,17 @@ mod tests {
             }),
             Record::Space { owner: Owner::Inodes, pieces: vec![(0, 4096), (1 << 40, 512)] },
             Record::Done,
+            Record::Packed,
+            Record::Shared { id: 5 },
+            Record::Chunk(Chunk {
+                start: 1 << 40,
+                length: 1 << 30,
+                stripe_length: 65536,
+                profile: 0x11,
+                sub_stripes: 1,
+                stripes: vec![(1, 1 << 20), (2, u64::MAX)],
+            }),
+            Record::Member(Member { id: 2, major: 8, minor: 17 }),
         ]
     }
 

@@ -16,7 +16,8 @@ use crate::Fatal;
 use crate::control::Control;
 use crate::pieces::pieces;
 use crate::reader::{OpenFile, Reader};
-use crate::{fiemap, quiet};
+use crate::squashfs::{self, Tails};
+use crate::{btrfs, fiemap, quiet};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
     Advice, AtFlags, FileType, Mode, OFlags, RawDir, Stat, fadvise, fstat, fstatfs, open, openat, statat,
@@ -43,9 +44,6 @@ const LISTING: usize = 1 << 20;
 /// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
 const XFS: u64 = 0x5846_5342;
 
-/// `statfs` magic of btrfs.
-const BTRFS: u64 = 0x9123_683e;
-
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
@@ -69,9 +67,9 @@ pub(crate) fn run(
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
     quiet::drop_caches()?;
 
-    let root = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
-    let stat = fstat(&root)?;
-    let statfs = fstatfs(&root)?;
+    let place = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
+    let stat = fstat(&place)?;
+    let statfs = fstatfs(&place)?;
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
         reader: Reader::new(order),
@@ -85,6 +83,7 @@ pub(crate) fn run(
         metadata,
         links: HashMap::new(),
         directories: HashSet::new(),
+        tails: (statfs.f_type as u64 == squashfs::MAGIC).then(|| Tails::new(statfs.f_bsize as u64)),
     };
     walker.control.put(&Record::Hello { version: virt_bmap_agent::VERSION });
     walker.control.put(&Record::Filesystem(Filesystem {
@@ -95,12 +94,19 @@ pub(crate) fn run(
         files: statfs.f_files,
         files_free: statfs.f_ffree,
     }));
+    if walker.magic == btrfs::MAGIC {
+        walker.address_space(root)?;
+    }
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
-    let again = metadata.then(|| root.try_clone()).transpose()?;
-    walker.descend(root, id)?;
+    // An open directory would keep squashfs, which tells nothing of its space, from being mounted afresh.
+    let again = (metadata && walker.tails.is_none()).then(|| place.try_clone()).transpose()?;
+    walker.descend(place, id)?;
     walker.read()?;
+    if let Some(tails) = walker.tails.take() {
+        tails.read(&mut walker.control, root)?;
+    }
     if let Some(root) = again {
         walker.put_spaces(&root, id);
     }
@@ -129,6 +135,8 @@ struct Walker {
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
     directories: HashSet<(u64, u64)>,
+    /// Of squashfs: what is read only at the end.
+    tails: Option<Tails>,
 }
 
 /// A directory on the way from the root to where the walk is.
@@ -145,6 +153,16 @@ struct Entry {
 }
 
 impl Walker {
+    /// Says where a btrfs lies. Without that, what was read counts.
+    fn address_space(&mut self, root: &str) -> Result<(), Fatal> {
+        let root = open(root, DIRECTORY, Mode::empty())?;
+        if let (Ok(members), Ok(chunks)) = (btrfs::members(&root), btrfs::chunks(&root)) {
+            members.into_iter().for_each(|member| self.control.put(&Record::Member(member)));
+            chunks.into_iter().for_each(|chunk| self.control.put(&Record::Chunk(chunk)));
+        }
+        Ok(())
+    }
+
     fn number(&mut self) -> Result<u32, Fatal> {
         let id = self.next;
         self.next = id.checked_add(1).ok_or("more objects than there are numbers")?;
@@ -154,7 +172,7 @@ impl Walker {
     /// Whether something lies in another file system. The subvolumes of btrfs have device numbers of their
     /// own, but nothing else can be mounted in there.
     fn is_elsewhere(&self, stat: &Stat) -> bool {
-        stat.st_dev != self.device && self.magic != BTRFS
+        stat.st_dev != self.device && self.magic != btrfs::MAGIC
     }
 
     /// Visits a directory and all below it, without recursion: a tree may be deeper than any stack.
@@ -305,6 +323,9 @@ impl Walker {
         }
         let id = self.number()?;
         self.control.put(&object(id, parent, ObjectKind::Directory, &stat, name.to_bytes()));
+        if let Some(tails) = &mut self.tails {
+            tails.directory(id, parent, name.to_owned());
+        }
         Ok(Some(id))
     }
 
@@ -347,7 +368,10 @@ impl Walker {
         if let Some(extents) = &extents {
             self.put_extents(id, extents);
         }
-        let pieces = pieces(&fd, &stat, extents.as_deref());
+        let mut pieces = pieces(&fd, &stat, extents.as_deref());
+        if let Some(tails) = &mut self.tails {
+            tails.put_off(id, parent, name.to_owned(), stat.st_size as u64, &mut pieces);
+        }
         let is_plain = |extents: &Vec<Extent>| extents.iter().all(|e| e.is_plain() || e.is_unwritten());
         let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
         let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, is_promised };

@@ -126,6 +126,6 @@ impl Appliance {
 }
 
 /// A word for the shell, whatever is in it.
-fn quote(word: &str) -> String {
+pub(super) fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -1,6 +1,8 @@
 //! What the appliance's kernel found on the guest's disks.
 
+use super::agent::quote;
 use super::{Appliance, CONTROL_LABEL, CallError};
+use crate::bmap::escape::Printable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
@@ -56,6 +58,8 @@ pub struct MdArray {
     pub layout: u64,
     /// Those that are there, by slot.
     pub members: Vec<MdMember>,
+    /// Devices that wait to take the place of a member.
+    pub spares: Vec<DeviceNumber>,
 }
 
 /// A member of an array.
@@ -82,6 +86,16 @@ pub struct DmTarget {
     pub kind: String,
     /// The rest of the line.
     pub arguments: Vec<String>,
+}
+
+impl DmTarget {
+    /// How many members a `raid` target lacks: `-` stands for their devices.
+    pub fn missing_members(&self) -> u64 {
+        let parameters = self.arguments.get(1).and_then(|count| count.parse::<usize>().ok());
+        let devices = parameters.and_then(|count| self.arguments.get(count.checked_add(3)?..));
+        let pairs = devices.filter(|_| self.kind == "raid").unwrap_or_default().chunks_exact(2);
+        pairs.filter(|pair| pair[1] == "-").count() as u64
+    }
 }
 
 /// What a device holds that is not itself split into devices.
@@ -112,7 +126,7 @@ pub struct Inventory {
     pub hidden: Vec<BlockDevice>,
     /// What the devices hold, in order of their names.
     pub contents: Vec<Content>,
-    /// Devices that are parts of others: physical volumes, members of arrays, in order of their names.
+    /// Members of arrays, physical volumes and their like, by name.
     pub members: Vec<Content>,
     /// Devices that could not be looked at, and why.
     pub troubles: Vec<(String, String)>,
@@ -139,15 +153,41 @@ impl Appliance {
         };
         let mut text = describe(&[])?;
         let mut volumes = Vec::new();
+        let mut why_inactive = BTreeMap::new();
         let mut tables = DmTable::default();
         // Asking for these takes a second under emulation.
         if text.contains(" dm=") || text.contains(" type=LVM2_member") {
             volumes = self.call(guestfs::Handle::lvs)?;
             volumes.sort();
             text = describe(&volumes)?;
+            let inactive: Vec<&String> =
+                volumes.iter().filter(|volume| text.contains(&format!("{volume} error="))).collect();
+            if !inactive.is_empty() {
+                why_inactive = self.activate(&inactive);
+                text = describe(&volumes)?;
+            }
             tables = DmTable::parse_all(&self.shell("dmsetup table")?);
         }
-        Ok(sort(&text, &volumes, &tables))
+        let mut inventory = sort(&text, &volumes, &tables);
+        for (device, what) in &mut inventory.troubles {
+            if let Some(why) = why_inactive.remove(device) {
+                *what = why;
+            }
+        }
+        Ok(inventory)
+    }
+
+    /// Activates volumes of a group that is not whole, where none of what they need is missing. Returns why not.
+    fn activate(&self, volumes: &[&String]) -> BTreeMap<String, String> {
+        let mut why = BTreeMap::new();
+        for &volume in volumes {
+            // udev has been ended, and would be waited for.
+            let command = format!("DM_DISABLE_UDEV=1 lvm lvchange -ay {} 2>&1 || true", quote(volume));
+            let said = self.shell(&command).unwrap_or_else(|error| error.to_string());
+            let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+            why.insert(volume.clone(), format!("it cannot be activated: {}", Printable(last.as_bytes())));
+        }
+        why
     }
 
     /// The guest's disks, in the order in which they were given.
@@ -233,10 +273,11 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         list.push(device);
     }
     kinds.retain(|(number, _)| !partitioned.contains(number));
-    let mut contents: Vec<Content> = kinds.into_iter().map(|(_, content)| content).collect();
-    contents.sort_by(|a, b| a.device.cmp(&b.device));
+    let contents = kinds.into_iter().map(|(_, content)| content);
     let is_member = |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
-    (inventory.members, inventory.contents) = contents.into_iter().partition(is_member);
+    (inventory.members, inventory.contents) = contents.partition(is_member);
+    inventory.members.sort_by(|a, b| a.device.cmp(&b.device));
+    inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
     inventory
 }
 
@@ -307,6 +348,7 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (S
                 ("chunk", DeviceKind::Md(array)) => array.chunk = value.parse().ok()?,
                 ("layout", DeviceKind::Md(array)) => array.layout = value.parse().ok()?,
                 ("member", DeviceKind::Md(array)) => array.members.push(md_member(value)?),
+                ("spare", DeviceKind::Md(array)) => array.spares.push(device_number(value)?),
                 _ => return None,
             }
         }
@@ -355,9 +397,16 @@ mod tests {
         assert_eq!(targets.len(), 2);
         assert_eq!((targets[1].start, targets[1].length), (409_600 * 512, 8192 * 512));
         assert_eq!(targets[1].arguments, ["8:17", "2048"]);
-        let line = "/dev/md0 9:0 size=512 md=raid1 disks=2 chunk=0 layout=0 member=1,8:17,1048576,512";
+        let line =
+            "/dev/md0 9:0 size=512 md=raid1 disks=2 chunk=0 layout=0 member=1,8:17,1048576,512 spare=8:33";
         let member = MdMember { slot: 1, device: (8, 17), offset: 1 << 20, size: 512 };
-        let array = MdArray { level: "raid1".into(), disks: 2, members: vec![member], ..MdArray::default() };
+        let array = MdArray {
+            level: "raid1".into(),
+            disks: 2,
+            members: vec![member],
+            spares: vec![(8, 33)],
+            ..MdArray::default()
+        };
         assert_eq!(parse(line).unwrap().kind, DeviceKind::Md(array));
         assert_eq!(parse("/dev/sdb error=No medium").unwrap_err(), ("/dev/sdb".into(), "No medium".into()));
         for line in [

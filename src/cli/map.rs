@@ -16,7 +16,7 @@ use virt_bmap::bmap::output::Output;
 use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
 use virt_bmap::probe::unlock::Key;
-use virt_bmap::probe::{Probe, ProbeError};
+use virt_bmap::probe::{Legs, Probe, ProbeError};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
@@ -82,6 +82,10 @@ pub(super) struct MapOptions {
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     key: Vec<Key>,
 
+    /// Which copies of mirrored data are in the map
+    #[arg(long, value_enum, default_value_t = LegsArg::All)]
+    legs: LegsArg,
+
     /// Memory of the appliance in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
     memsize: Option<u32>,
@@ -135,6 +139,14 @@ enum ProbeArg {
     Agent,
     /// By libguestfs's own daemon: slow, nothing is uploaded
     Guestfsd,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LegsArg {
+    /// All copies, and in formats that can tell it from data the parity that protects them
+    All,
+    /// The copy that was read
+    One,
 }
 
 pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
@@ -293,6 +305,10 @@ fn options(args: &MapOptions) -> Options {
         },
         keys: args.key.clone(),
         metadata: args.metadata,
+        legs: match args.legs {
+            LegsArg::All => Legs::All,
+            LegsArg::One => Legs::One,
+        },
         timeout: Duration::from_secs(args.timeout),
         ..Options::default()
     }

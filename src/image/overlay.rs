@@ -191,6 +191,31 @@ impl Overlay {
         Ok(())
     }
 
+    /// Whether any byte of `range` was written, zeroed or trimmed.
+    pub fn is_rewritten(&self, range: DiskRange) -> bool {
+        self.touched.load(Ordering::Acquire) && !self.map().is_untouched(range)
+    }
+
+    /// Whether `buf`, which was read at `offset`, is not what the base holds there.
+    ///
+    /// # Errors
+    /// The base's.
+    pub fn differs_from_base(&self, buf: &[u8], offset: DiskOffset) -> io::Result<bool> {
+        let mut rest = buf;
+        for (range, origin) in self.pieces_of_read(buf.len(), offset).unwrap_or_default() {
+            let (part, after) = rest.split_at(range.len() as usize);
+            rest = after;
+            if origin != Origin::Base {
+                let mut base = vec![0; part.len()];
+                self.base.read_at(&mut base, range.start)?;
+                if part != base {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// The bytes that were written, zeroed or trimmed: all that may differ from the base.
     pub fn written(&self) -> RangeSet<DiskOffset> {
         let map = self.map();

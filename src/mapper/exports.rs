@@ -27,7 +27,7 @@ pub(super) struct DiskExport {
 
 impl DiskExport {
     /// Remembers the error if the image as a whole is lost, not only a place in it.
-    fn note(&self, result: io::Result<()>) -> io::Result<()> {
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result
             && let Some(ReadError::Gone { .. }) = error.get_ref().and_then(|inner| inner.downcast_ref())
         {
@@ -62,11 +62,19 @@ impl Export for DiskExport {
     }
 
     fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
-        self.overlay.try_read_at(buf, DiskOffset(offset))
+        // The comparison may have to wait for the image.
+        let is_rewritten = self.overlay.is_rewritten(range(offset, buf.len() as u32));
+        if is_rewritten { Ok(false) } else { self.overlay.try_read_at(buf, DiskOffset(offset)) }
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.note(self.overlay.read_at(buf, DiskOffset(offset)))
+        self.note(self.overlay.read_at(buf, DiskOffset(offset)))?;
+        if self.overlay.is_rewritten(range(offset, buf.len() as u32))
+            && self.note(self.overlay.differs_from_base(buf, DiskOffset(offset)))?
+        {
+            self.recorder.changed();
+        }
+        Ok(())
     }
 
     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {

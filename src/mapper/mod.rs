@@ -16,7 +16,7 @@ use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::trouble::{Trouble, Troubles};
 use crate::probe::unlock::Key;
-use crate::probe::{Phase, Probe, ProbeError, guestfsd, survey};
+use crate::probe::{Legs, Phase, Probe, ProbeError, guestfsd, survey};
 use crate::recorder::{DiskNumber, Recorder};
 use exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
 use std::io;
@@ -44,6 +44,8 @@ pub struct Options {
     pub keys: Vec<Key>,
     /// Map what belongs to no file, too: metadata, symbolic links, free space. Only [`Probe::Agent`] can.
     pub metadata: bool,
+    /// Which copies of what is kept several times are in the map.
+    pub legs: Legs,
     /// Give up when nothing has happened for so long.
     pub timeout: Duration,
     /// Most bytes that the guest's file systems may write to the private layer, for each disk.
@@ -58,6 +60,7 @@ impl Default for Options {
             probe: Probe::default(),
             keys: Vec::new(),
             metadata: false,
+            legs: Legs::default(),
             timeout: Duration::from_secs(300),
             overlay_limit: 1 << 30,
         }
@@ -402,6 +405,7 @@ impl Session {
             disks: &self.disks,
             keys: &self.options.keys,
             metadata: self.options.metadata && self.options.probe == Probe::Agent,
+            legs: self.options.legs,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {

@@ -3,12 +3,14 @@
 //! The agent has mounted the file systems of a guest that may be hostile, so its word is checked: each
 //! number, name, kind and count. What does not fit ends the conversation.
 
+use super::Legs;
 use super::expected::{BTRFS, Expectation, places};
 use super::found::{Found, FoundError, ObjectNumber};
-use super::layout::Layout;
+use super::layout::{Layout, address_space};
 use super::metadata::Remains;
 use super::trouble::{Trouble, Troubles};
-use crate::bmap::{Attributes, Filesystem, Kind, Marks};
+use crate::appliance::DeviceNumber;
+use crate::bmap::{Attributes, Filesystem, Kind, Marks, PieceFlags};
 use crate::recorder::{Recorder, Recording, Tag};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,12 +79,18 @@ pub struct WalkContext {
     pub layout: Option<Arc<Layout>>,
     /// Whether what belongs to no file's data is wanted, too.
     pub metadata: bool,
+    /// The same of all devices: a btrfs may span several.
+    pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
+    /// Which copies are in the map.
+    pub legs: Legs,
 }
 
 impl WalkContext {
     /// Whether a file's reads can be told from the next one's by where they are.
     pub fn read_order(&self) -> ReadOrder {
-        if self.layout.is_some() && self.kind != "btrfs" { ReadOrder::Series } else { ReadOrder::Tags }
+        // Where a member is missing, others are read in place of what it held.
+        let is_told = self.layout.as_ref().is_some_and(|layout| !layout.is_partial());
+        if is_told && self.kind != "btrfs" { ReadOrder::Series } else { ReadOrder::Tags }
     }
 }
 
@@ -100,6 +108,7 @@ struct State {
     found: Found,
     troubles: Troubles,
     walk: Walk,
+    btrfs_members: HashSet<DeviceNumber>,
     proofs: HashMap<u32, Recording>,
     snapshot: Snapshot,
     done: bool,
@@ -125,23 +134,38 @@ struct Walk {
     system: HashSet<ObjectNumber>,
     /// What the metadata objects are made of.
     remains: Remains,
+    /// Of a btrfs, its devices and the chunks of its address space, until the layout of that is made of them.
+    members: Vec<record::Member>,
+    chunks: Vec<record::Chunk>,
+    /// Where the extents lie: on the file system's device, or in the address space of a btrfs.
+    layout: Option<Arc<Layout>>,
+    /// Whether what is read are blocks that files share, and the last of it.
+    packed: Option<Recording>,
 }
 
 impl Walk {
-    /// Whether the extents of this file system are places on its device.
-    fn has_places(&self) -> bool {
-        self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS)
+    /// Finds out where the extents lie, when all is known that is needed for it.
+    fn lay_out(&mut self) {
+        if self.filesystem.is_none_or(|filesystem| filesystem.magic != BTRFS) {
+            self.layout = self.context.layout.clone();
+            return;
+        }
+        let (members, chunks) = (std::mem::take(&mut self.members), std::mem::take(&mut self.chunks));
+        self.layout = address_space(&members, &chunks, &self.context.devices).map(Arc::new);
     }
 
     /// What reading a file must touch.
     fn expectation(&self, file: &Expected) -> Expectation {
         let filesystem = self.filesystem.unwrap_or_default();
-        let has_layout = self.context.layout.is_some();
+        let has_layout = self.layout.is_some();
         file.extents.as_deref().map_or(Expectation::None, |extents| {
             Expectation::of(extents, file.size, filesystem.block_size, filesystem.magic, has_layout)
         })
     }
 }
+
+/// Most chunks and devices of a btrfs.
+const MOST_CHUNKS: usize = 1 << 20;
 
 struct Expected {
     inode: u64,
@@ -262,6 +286,11 @@ impl Channel {
         Ok(remains)
     }
 
+    /// The devices of all btrfs file systems that were walked.
+    pub fn btrfs_members(&self) -> HashSet<DeviceNumber> {
+        self.state().btrfs_members.clone()
+    }
+
     /// What was read under the tags from [`FIRST_PROOF`] on.
     pub fn take_proofs(&self) -> HashMap<u32, Recording> {
         std::mem::take(&mut self.state().proofs)
@@ -336,8 +365,34 @@ impl State {
             Record::Trouble(trouble) => self.trouble(&trouble),
             Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
             Record::Done => self.done = true,
+            Record::Packed => self.walk.packed = Some(Recording::default()),
+            Record::Shared { id } => self.shared(id)?,
+            Record::Chunk(chunk) => {
+                self.before_the_root(self.walk.chunks.len())?;
+                self.walk.chunks.push(chunk);
+            }
+            Record::Member(member) => {
+                self.before_the_root(self.walk.members.len())?;
+                self.btrfs_members.insert((member.major, member.minor));
+                self.walk.members.push(member);
+            }
         }
         Ok(())
+    }
+
+    /// Whether one more of what describes the whole file system may come, `held` of which are there.
+    fn before_the_root(&self, held: usize) -> Result<(), ChannelError> {
+        let is_in_turn = self.walk.first != 0 && self.found.next() == self.walk.first && held < MOST_CHUNKS;
+        if is_in_turn { Ok(()) } else { Err(ChannelError::Nonsense("a chunk out of turn")) }
+    }
+
+    /// Gives an object what was read last, for another.
+    fn shared(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
+        self.in_walk(id)?;
+        let Some(last) = self.walk.packed.clone() else {
+            return Err(ChannelError::Nonsense("a shared block where none was read"));
+        };
+        Ok(self.attribute_packed(id, &last)?)
     }
 
     fn object(&mut self, object: &record::Object) -> Result<(), ChannelError> {
@@ -354,6 +409,13 @@ impl State {
             return Err(ChannelError::Nonsense("a root that is no directory"));
         }
         let is_system = self.walk.is_system(object);
+        if is_root {
+            self.walk.lay_out();
+            if self.walk.layout.is_none() && self.walk.filesystem.is_some_and(|fs| fs.magic == BTRFS) {
+                let what = "where its chunks lie is not known: of what it keeps several times, the copy that was read is mapped";
+                self.troubles.warn(Trouble::new(&self.walk.context.device, what));
+            }
+        }
         let kind = match object.kind {
             _ if is_system => Kind::Metadata,
             ObjectKind::Directory => Kind::Directory,
@@ -498,7 +560,7 @@ impl State {
         let Some(series) = recorder.end_series() else { return Ok(()) };
         let ids = std::mem::take(&mut self.walk.series);
         let reads = series.into_reads().unwrap_or_default();
-        let Some(layout) = self.walk.context.layout.clone() else {
+        let Some(layout) = self.walk.layout.clone() else {
             return Err(ChannelError::Nonsense("a series on a device of unknown place"));
         };
         let files = ids.iter().filter_map(|id| self.walk.files.get(id));
@@ -531,14 +593,32 @@ impl State {
         } else if id & ATTRIBUTES != 0 {
             let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
             attributes.recording.extend(recording.iter());
+        } else if self.walk.packed.is_some() {
+            self.attribute_packed(id, &recording)?;
+            if !recording.is_empty() {
+                self.walk.packed = Some(recording);
+            }
         } else if let Some(file) = self.walk.files.remove(&id) {
             let file = self.file_recorded(id, file, recording)?;
             self.walk.files.insert(id, file);
         } else {
-            let has_places = self.walk.has_places();
-            let Walk { directory, context, remains, .. } = &mut self.walk;
+            let Walk { directory, context, layout, remains, .. } = &mut self.walk;
             let extents: &[Extent] = if directory.0 == id { &directory.1 } else { &[] };
-            attribute(&mut self.found, id, &recording, extents, has_places, context, remains)?;
+            attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an object a part of what was read: blocks in which files are packed together.
+    fn attribute_packed(&mut self, id: ObjectNumber, recording: &Recording) -> Result<(), FoundError> {
+        let Walk { context, layout, remains, .. } = &mut self.walk;
+        for place in places(recording, &[], layout.as_deref(), context.legs) {
+            if context.metadata {
+                remains.owned.insert(place.disk, place.range);
+            }
+            let mut role = place.role;
+            role.flags |= PieceFlags::ENCODED;
+            self.found.range(id, place.disk, place.range, None, role)?;
         }
         Ok(())
     }
@@ -550,22 +630,21 @@ impl State {
         mut file: Expected,
         recording: Recording,
     ) -> Result<Expected, ChannelError> {
-        let has_places = self.walk.has_places();
         file.is_placed_nowhere &= recording.is_empty();
         if file.is_system {
-            let Walk { context, remains, .. } = &mut self.walk;
+            let Walk { context, layout, remains, .. } = &mut self.walk;
             let extents = file.extents.as_deref().unwrap_or_default();
             if file.inode == 0 {
                 remains.mft = extents.to_vec();
             }
-            let whole = beside::places_of(extents, context.layout.as_deref()).unwrap_or(recording);
-            attribute(&mut self.found, id, &whole, extents, has_places, context, remains)?;
+            let whole = beside::places_of(extents, layout.as_deref()).unwrap_or(recording);
+            attribute(&mut self.found, id, &whole, extents, layout.as_deref(), context, remains)?;
             file.is_placed = true;
             return Ok(file);
         }
         let expectation = self.walk.expectation(&file);
         let again = self.walk.again.contains(&id);
-        let is_met = expectation.is_met_by(&recording, self.walk.context.layout.as_deref(), again);
+        let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), again);
         if !is_met && !again {
             file.unexpected = Some(recording);
             return Ok(file);
@@ -578,9 +657,13 @@ impl State {
         } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
             self.found.mark(id, Marks::UNVERIFIED);
         }
+        if recording.is_changed() {
+            self.troubles.changed(&self.walk.context.device);
+            self.found.mark(id, Marks::INEXACT);
+        }
         let extents = file.extents.as_deref().unwrap_or_default();
-        let Walk { context, remains, .. } = &mut self.walk;
-        attribute(&mut self.found, id, &recording, extents, has_places, context, remains)?;
+        let Walk { context, layout, remains, .. } = &mut self.walk;
+        attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
         file.unexpected = None;
         file.is_placed = true;
         Ok(file)
@@ -588,14 +671,13 @@ impl State {
 
     /// What was not read as expected, and not once more either, stays as it was read.
     fn end_batch(&mut self) -> Result<(), ChannelError> {
-        let has_places = self.walk.has_places();
         for (id, file) in std::mem::take(&mut self.walk.files) {
             self.found.mark(id, file.marks());
             if self.walk.is_resident(&file) || file.is_link && file.is_placed_nowhere {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }
-            self.walk.note_inline(id, &file, has_places);
-            let Walk { context, remains, .. } = &mut self.walk;
+            self.walk.note_inline(id, &file);
+            let Walk { context, layout, remains, .. } = &mut self.walk;
             if file.unexpected.is_some() {
                 self.troubles.inexact(&context.device);
                 self.found.mark(id, Marks::INEXACT);
@@ -604,7 +686,7 @@ impl State {
                 // Of a file that was not read, what is allocated and was never written is known all the same.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(&mut self.found, id, &recording, extents, has_places, context, remains)?;
+                attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
             }
         }
         self.walk.again.clear();
@@ -643,19 +725,17 @@ impl State {
     }
 }
 
-/// Gives an object what was read of it, with its place in the file where the extents tell it: where
-/// `has_places`, they are places on the device.
+/// Gives an object what was read of it, with its place in the file where the extents tell it.
 fn attribute(
     found: &mut Found,
     id: ObjectNumber,
     recording: &Recording,
     extents: &[Extent],
-    has_places: bool,
+    layout: Option<&Layout>,
     context: &WalkContext,
     remains: &mut Remains,
 ) -> Result<(), FoundError> {
-    let layout = context.layout.as_deref().filter(|_| has_places);
-    for place in places(recording, extents, layout) {
+    for place in places(recording, extents, layout, context.legs) {
         if context.metadata {
             remains.owned.insert(place.disk, place.range);
         }

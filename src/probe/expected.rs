@@ -1,13 +1,15 @@
 //! What the kernel promises of a file, to be compared with what was read of it.
 
-use super::layout::Layout;
+use super::Legs;
+use super::layout::{Layout, Segment};
 use crate::bmap::{PieceFlags, Role};
 use crate::range::{DeviceOffset, DiskRange, FileOffset, Range, RangeSet};
 use crate::recorder::{DiskNumber, Recording};
 use virt_bmap_agent::record::Extent;
 
-/// `statfs(2)` magic of btrfs. Its FIEMAP gives places in an address space of its own, and it reads
-/// checksums, which lie elsewhere, along with data that it reads for the first time.
+/// `statfs(2)` magic of btrfs. Its FIEMAP gives places in an address space of its own, whose layout takes the
+/// place of the device's; and it reads checksums, which lie elsewhere, along with data that it reads for the
+/// first time.
 pub(super) const BTRFS: u64 = 0x9123_683e;
 
 /// What a file's extents promise of a read of all of it.
@@ -25,15 +27,18 @@ pub(super) enum Expectation {
 
 impl Expectation {
     /// What reading a file of `size` bytes must touch. `block` is the file system's block size, `magic` its
-    /// number in `statfs(2)`; `has_layout`: it is known where the file system's device lies.
+    /// number in `statfs(2)`; `has_layout`: it is known where what the extents speak of lies.
     pub(super) fn of(extents: &[Extent], size: u64, block: u64, magic: u64, has_layout: bool) -> Self {
         let end = size.checked_next_multiple_of(block.max(1)).unwrap_or(u64::MAX);
-        if magic == BTRFS {
-            return Self::of_btrfs(extents, end);
-        }
         let mut blocks = RangeSet::new();
         let mut bytes: u64 = 0;
         for extent in extents.iter().filter(|extent| extent.flags & Extent::UNWRITTEN == 0) {
+            if magic == BTRFS && extent.flags & Extent::INLINE != 0 {
+                continue;
+            }
+            if magic == BTRFS && !extent.is_plain() {
+                return Self::SecondRead;
+            }
             let length = extent.length.min(end.saturating_sub(extent.logical));
             let range = Range::at(DeviceOffset(extent.physical), length);
             let (Some(range), true) = (range, extent.is_plain()) else {
@@ -45,26 +50,15 @@ impl Expectation {
         if has_layout { Self::Blocks(blocks) } else { Self::Bytes(bytes) }
     }
 
-    fn of_btrfs(extents: &[Extent], end: u64) -> Self {
-        let mut bytes: u64 = 0;
-        for extent in extents {
-            if extent.flags & (Extent::UNWRITTEN | Extent::INLINE) != 0 {
-                continue;
-            }
-            if !extent.is_plain() {
-                return Self::SecondRead;
-            }
-            bytes = bytes.saturating_add(extent.length.min(end.saturating_sub(extent.logical)));
-        }
-        Self::Bytes(bytes)
-    }
-
     /// Whether what was read is what was promised; `again`: the file has been read a second time.
     pub(super) fn is_met_by(&self, recording: &Recording, layout: Option<&Layout>, again: bool) -> bool {
         match self {
             Self::None => true,
             Self::SecondRead => again,
             Self::Bytes(bytes) => recording.bytes() == *bytes,
+            Self::Blocks(blocks) if layout.is_some_and(Layout::is_partial) => {
+                layout.is_some_and(|layout| blocks.iter().all(|range| layout.covers(range)))
+            }
             Self::Blocks(blocks) => {
                 layout.and_then(|layout| layout.to_device(recording)).is_some_and(|read| read == *blocks)
             }
@@ -82,20 +76,48 @@ pub(super) struct Place {
 }
 
 /// Where an object's bytes lie, and which of its bytes they are: what was read, and the copies of that on
-/// other disks, cut where the extents begin and end; then what is allocated but was never written. What no
-/// extent covers has no place in the file.
-pub(super) fn places(recording: &Recording, extents: &[Extent], layout: Option<&Layout>) -> Vec<Place> {
-    let on_device = layout.and_then(|layout| Some((layout, layout.to_device(recording)?)));
+/// other disks and its parity, cut where the extents begin and end; then what is allocated but was never written.
+/// What no extent covers has no place in the file. Of one leg there is nothing but what was read.
+///
+/// Where a member of an array is missing, other blocks are read in place of what it held; there the extents
+/// count.
+pub(super) fn places(
+    recording: &Recording,
+    extents: &[Extent],
+    layout: Option<&Layout>,
+    legs: Legs,
+) -> Vec<Place> {
+    let on_device = layout.and_then(|layout| {
+        let device = if layout.is_partial() { plain(extents) } else { layout.to_device(recording)? };
+        Some((layout, device))
+    });
     let Some((layout, device)) = on_device else {
         let place = |(disk, range)| Place { disk, range, file_offset: None, role: Role::default() };
         return recording.iter().map(place).collect();
+    };
+    let was_read = |part: Segment| -> Vec<Segment> {
+        let read = recording.overlap(part.disk, part.disk_range());
+        read.filter_map(|range| part.on_disk(range)).collect()
     };
     let unwritten = extents.iter().filter(|extent| extent.is_unwritten());
     let mut extents: Vec<&Extent> = extents.iter().filter(|extent| extent.is_plain()).collect();
     extents.sort_unstable_by_key(|extent| extent.physical);
     let mut places = Vec::new();
     let mut put = |range: Range<DeviceOffset>, offset: Option<u64>, flags: PieceFlags| {
+        let mut parts: Vec<(Segment, PieceFlags)> = Vec::new();
         for part in layout.part(range).unwrap_or_default() {
+            match legs {
+                Legs::All => parts.push((part, flags)),
+                Legs::One if flags.contains(PieceFlags::UNWRITTEN) || layout.is_partial() => {
+                    parts.extend((part.copy == 0).then_some((part, flags)));
+                }
+                Legs::One => parts.extend(was_read(part).into_iter().map(|part| (part, flags))),
+            }
+        }
+        if legs == Legs::All {
+            parts.extend(layout.parity(range).map(|part| (part, flags | PieceFlags::PARITY)));
+        }
+        for (part, flags) in parts {
             let into = part.device.start.0 - range.start.0;
             let file_offset = offset.and_then(|offset| Some(FileOffset(offset.checked_add(into)?)));
             let role = Role { copy: part.copy, flags };
@@ -127,9 +149,18 @@ pub(super) fn places(recording: &Recording, extents: &[Extent], layout: Option<&
     places
 }
 
+/// The blocks of extents that hold data.
+fn plain(extents: &[Extent]) -> RangeSet<DeviceOffset> {
+    let plain = extents.iter().filter(|extent| extent.is_plain());
+    plain.filter_map(|extent| Range::at(DeviceOffset(extent.physical), extent.length)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::layout::address_space;
+    use std::sync::Arc;
+    use virt_bmap_agent::record::{Chunk, Member};
 
     const EXT4: u64 = 0xef53;
 
@@ -171,16 +202,41 @@ mod tests {
     }
 
     #[test]
-    fn of_btrfs_the_amount_is_known_but_not_the_place() {
-        let of = |extents: &[Extent]| Expectation::of(extents, 5000, 4096, BTRFS, true);
-        let plain = of(&[extent(0, 1 << 40, 4096, 0), extent(4096, 1 << 41, 8192, 0)]);
+    fn of_btrfs_what_lies_in_metadata_and_what_is_compressed_is_not_expected() {
+        let of = |extents: &[Extent], has_layout| Expectation::of(extents, 5000, 4096, BTRFS, has_layout);
+        let extents = [extent(0, 1 << 40, 4096, 0), extent(4096, 1 << 41, 8192, 0)];
+        let plain = of(&extents, false);
         assert_eq!(plain, Expectation::Bytes(8192));
         assert!(plain.is_met_by(&read(&[(0, 8192)]), None, false));
         assert!(!plain.is_met_by(&read(&[(0, 8192), (16384, 32768)]), None, false));
-        assert_eq!(of(&[extent(0, 0, 4096, Extent::INLINE)]), Expectation::Bytes(0));
-        let compressed = of(&[extent(0, 1 << 40, 131_072, Extent::ENCODED)]);
+        assert!(matches!(of(&extents, true), Expectation::Blocks(_)));
+        assert_eq!(of(&[extent(0, 0, 4096, Extent::INLINE)], false), Expectation::Bytes(0));
+        let compressed = of(&[extent(0, 1 << 40, 131_072, Extent::ENCODED)], true);
         assert!(!compressed.is_met_by(&read(&[]), None, false));
         assert!(compressed.is_met_by(&read(&[]), None, true));
+    }
+
+    #[test]
+    fn of_one_leg_there_is_what_was_read() {
+        let members = [1, 2].map(|id| Member { id, major: 8, minor: 16 * id as u32 });
+        let below = [1, 2].map(|disk| ((8, 16 * u32::from(disk)), Arc::new(Layout::of_disk(disk, 1 << 20))));
+        let chunk = Chunk {
+            start: 0,
+            length: 1 << 20,
+            stripe_length: 65536,
+            profile: 1 << 4,
+            sub_stripes: 1,
+            stripes: vec![(1, 0), (2, 0)],
+        };
+        let mirror = address_space(&members, &[chunk], &below.into_iter().collect()).unwrap();
+        let recording: Recording =
+            [(1, DiskRange::new(0, 4096)), (2, DiskRange::new(4096, 8192))].into_iter().collect();
+        let of = |legs| {
+            let places = places(&recording, &[extent(0, 0, 8192, 0)], Some(&mirror), legs);
+            places.iter().map(|p| (p.disk, p.range.start.0, p.range.end.0, p.role.copy)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Legs::All), [(1, 0, 8192, 0), (2, 0, 8192, 1)]);
+        assert_eq!(of(Legs::One), [(1, 0, 4096, 0), (2, 4096, 8192, 1)]);
     }
 
     #[test]
@@ -193,7 +249,7 @@ mod tests {
         ];
         let disk = disk();
         let places = |ranges: &[(u64, u64)], layout: Option<&Layout>| {
-            let places = places(&read(ranges), &extents, layout);
+            let places = places(&read(ranges), &extents, layout, Legs::All);
             let brief =
                 |p: &Place| (p.range.start.0, p.range.end.0, p.file_offset.map(|o| o.0), p.role.flags);
             places.iter().map(brief).collect::<Vec<_>>()

@@ -131,8 +131,7 @@ impl Probe<'_> {
         channel.begin_walk(super::channel::WalkContext {
             device: device.clone(),
             kind: filesystem.kind.clone().unwrap_or_default(),
-            layout: None,
-            metadata: false,
+            ..Default::default()
         });
         let root =
             channel.with(|found, _| found.object(Kind::Directory, None, b"", Attributes::default()))?;

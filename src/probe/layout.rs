@@ -6,11 +6,14 @@
 //!
 //! A byte of a mirrored device lies on several disks, or several times on one. The kernel reads one of these
 //! *copies*, whichever it likes; what was read is therefore translated back to the device, and from there to
-//! all copies.
+//! all copies. The parity that protects a byte is known in the same way, and kept apart.
 
+mod btrfs;
 mod dm;
 mod md;
 mod raid;
+
+pub use btrfs::address_space;
 
 use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
 use crate::range::{DeviceOffset, DiskOffset, DiskRange, Offset as _, Range, RangeSet};
@@ -26,7 +29,7 @@ pub struct Segment {
     pub disk: DiskNumber,
     /// Where on that disk it begins.
     pub start: DiskOffset,
-    /// Which copy of these bytes this is, from 0.
+    /// Which copy of these bytes this is, or which parity of them, from 0.
     pub copy: u8,
 }
 
@@ -42,6 +45,19 @@ impl Segment {
         let skipped = device.start.0 - self.device.start.0;
         Some(Self { device, start: DiskOffset(self.start.0 + skipped), ..*self })
     }
+
+    /// The part of it that lies in a range of its disk.
+    pub fn on_disk(&self, range: DiskRange) -> Option<Self> {
+        let part = self.disk_range().intersection(range)?;
+        let start = self.device.start.0 + (part.start.0 - self.start.0);
+        Some(Self { device: Range::new(start, start + part.len()), start: part.start, ..*self })
+    }
+}
+
+/// The parts of segments that lie in `range`. They are ascending and disjoint.
+fn overlap(segments: &[Segment], range: Range<DeviceOffset>) -> impl Iterator<Item = Segment> + '_ {
+    let first = segments.partition_point(|segment| segment.device.end <= range.start);
+    segments[first..].iter().map_while(move |segment| segment.part(range))
 }
 
 /// A device's segments. What none of them covers is on no disk, or not known.
@@ -49,8 +65,12 @@ impl Segment {
 pub struct Layout {
     /// Of each copy the segments, ascending by device offset, joined where they can be.
     copies: Vec<Vec<Segment>>,
-    /// All segments, ascending by disk and offset on it.
+    /// The same of what protects these bytes, without being them.
+    parities: Vec<Vec<Segment>>,
+    /// All segments of the copies, ascending by disk and offset on it.
     by_disk: Vec<Segment>,
+    /// Some of the device's bytes are on no disk, because one is missing.
+    is_partial: bool,
 }
 
 /// A device in more pieces than this is read instead.
@@ -65,6 +85,9 @@ const PROVED: usize = 32;
 /// Bytes read to prove one end of a segment.
 pub const PROOF: u64 = 512;
 
+/// What the kernel's RAID reads at a time where it cannot read past its cache.
+const PAGE: u64 = 4096;
+
 /// A read that proves a part of a layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
@@ -75,9 +98,12 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Whether a recording is what one of the places gives.
+    /// Whether a recording is what one of the places gives. An array that lacks a member reads whole pages.
     pub fn is_given_by(&self, recording: &Recording) -> bool {
-        self.places.iter().any(|place| recording.iter().eq([*place]))
+        self.places.iter().any(|&(disk, place)| {
+            let page = DiskRange::new(place.start.0 / PAGE * PAGE, place.end.0.next_multiple_of(PAGE));
+            recording.iter().eq([(disk, place)]) || recording.iter().eq([(disk, page)])
+        })
     }
 }
 
@@ -94,25 +120,39 @@ impl Layout {
         self.copies.iter().flatten()
     }
 
-    /// The segments of a part of the device, all copies; `None` where the first does not cover all of it.
+    /// All segments of parity.
+    pub fn parity_segments(&self) -> impl Iterator<Item = &Segment> {
+        self.parities.iter().flatten()
+    }
+
+    /// The segments of a part of the device, all copies; `None` where the first does not cover all of it, unless
+    /// the device [is partial](Self::is_partial).
     pub fn part(&self, range: Range<DeviceOffset>) -> Option<Vec<Segment>> {
-        let mut parts = Vec::new();
-        for (number, copy) in self.copies.iter().enumerate() {
-            let first = copy.partition_point(|segment| segment.device.end <= range.start);
-            let within = copy[first..].iter().map_while(|segment| segment.part(range));
-            let mut covered = range.start;
-            for part in within {
-                if number == 0 && part.device.start != covered {
-                    return None;
-                }
-                covered = part.device.end;
-                parts.push(part);
+        let is_known = self.is_partial || self.covers(range);
+        is_known.then(|| self.copies.iter().flat_map(|copy| overlap(copy, range)).collect())
+    }
+
+    /// The parity of a part of the device. Where one block protects several, it is there for each.
+    pub fn parity(&self, range: Range<DeviceOffset>) -> impl Iterator<Item = Segment> + '_ {
+        self.parities.iter().flat_map(move |parity| overlap(parity, range))
+    }
+
+    /// Whether every byte of a part of the device is on a disk.
+    pub fn covers(&self, range: Range<DeviceOffset>) -> bool {
+        let mut covered = range.start;
+        for part in self.copies.first().into_iter().flat_map(|first| overlap(first, range)) {
+            if part.device.start != covered {
+                return false;
             }
-            if number == 0 && covered < range.end {
-                return None;
-            }
+            covered = part.device.end;
         }
-        (!self.copies.is_empty() || range.is_empty()).then_some(parts)
+        range.is_empty() || covered == range.end
+    }
+
+    /// Whether some of the device's bytes are on no disk, because one is missing. The kernel makes them of
+    /// parity: what is read then is not where they lie.
+    pub fn is_partial(&self) -> bool {
+        self.is_partial
     }
 
     /// Translates what was read on the disks back to the device; `None` where some of it is not the
@@ -215,29 +255,15 @@ impl Layout {
 #[derive(Default)]
 struct Builder {
     copies: Vec<Vec<Segment>>,
+    parities: Vec<Vec<Segment>>,
     count: usize,
+    is_partial: bool,
 }
 
 impl Builder {
     /// Appends a segment that begins where the last one of its copy ends, or later.
     fn push(&mut self, segment: Segment) {
-        if segment.device.is_empty() {
-            return;
-        }
-        let copy = usize::from(segment.copy);
-        if copy >= self.copies.len() {
-            self.copies.resize_with(copy + 1, Vec::new);
-        }
-        if let Some(last) = self.copies[copy].last_mut()
-            && last.device.end == segment.device.start
-            && last.disk == segment.disk
-            && last.disk_range().end == segment.start
-        {
-            last.device.end = segment.device.end;
-            return;
-        }
-        self.copies[copy].push(segment);
-        self.count += 1;
+        self.count += append(&mut self.copies, segment);
     }
 
     /// Puts `length` bytes of `below`, from `from`, at `at` of this device, as copy `copy` and those after
@@ -247,19 +273,64 @@ impl Builder {
         if copy + copies > MOST_COPIES || self.count > MOST_SEGMENTS {
             return None;
         }
-        for part in below.part(Range::at(DeviceOffset(from), length)?)? {
-            let start = at.checked_add(part.device.start.bytes() - from)?;
-            let device = Range::at(DeviceOffset(start), part.device.len())?;
-            self.push(Segment { device, copy: part.copy + copy as u8, ..part });
+        let range = Range::at(DeviceOffset(from), length)?;
+        for part in below.part(range)? {
+            self.push(moved(part, from, at, copy)?);
         }
+        let parity = copy * below.parities.len();
+        for part in below.parity(range) {
+            self.count += append(&mut self.parities, moved(part, from, at, parity)?);
+        }
+        self.is_partial |= below.is_partial;
         Some(copies)
     }
 
-    fn finish(self) -> Layout {
-        let mut by_disk: Vec<Segment> = self.copies.iter().flatten().copied().collect();
-        by_disk.sort_unstable_by_key(|segment| (segment.disk, segment.start));
-        Layout { copies: self.copies, by_disk }
+    /// Says that `length` bytes of `below`, from `from`, are parity number `number` of those at `at` of this
+    /// device.
+    fn protect(&mut self, at: u64, length: u64, below: &Layout, from: u64, number: usize) -> Option<()> {
+        for part in below.part(Range::at(DeviceOffset(from), length)?)? {
+            let number = number * below.copies.len();
+            self.count += append(&mut self.parities, moved(part, from, at, number)?);
+        }
+        Some(())
     }
+
+    fn finish(self) -> Layout {
+        let Self { copies, parities, is_partial, .. } = self;
+        let mut by_disk: Vec<Segment> = copies.iter().flatten().copied().collect();
+        by_disk.sort_unstable_by_key(|segment| (segment.disk, segment.start));
+        Layout { copies, parities, by_disk, is_partial }
+    }
+}
+
+/// A segment of the device below, put where it is on this one.
+fn moved(part: Segment, from: u64, at: u64, copy: usize) -> Option<Segment> {
+    let start = at.checked_add(part.device.start.bytes().checked_sub(from)?)?;
+    let device = Range::at(DeviceOffset(start), part.device.len())?;
+    let copy =
+        u8::try_from(copy + usize::from(part.copy)).ok().filter(|copy| usize::from(*copy) < MOST_COPIES)?;
+    Some(Segment { device, copy, ..part })
+}
+
+/// Appends a segment to the list of its copy, or lengthens the last one there. Returns how many were added.
+fn append(lists: &mut Vec<Vec<Segment>>, segment: Segment) -> usize {
+    if segment.device.is_empty() {
+        return 0;
+    }
+    let copy = usize::from(segment.copy);
+    if copy >= lists.len() {
+        lists.resize_with(copy + 1, Vec::new);
+    }
+    if let Some(last) = lists[copy].last_mut()
+        && last.device.end == segment.device.start
+        && last.disk == segment.disk
+        && last.disk_range().end == segment.start
+    {
+        last.device.end = segment.device.end;
+        return 0;
+    }
+    lists[copy].push(segment);
+    1
 }
 
 /// Layouts of the devices below, by number.

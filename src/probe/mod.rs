@@ -33,6 +33,16 @@ pub enum Probe {
     Guestfsd,
 }
 
+/// Which copies of what is kept several times are in the map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Legs {
+    /// All of them, and the parity that protects them.
+    #[default]
+    All,
+    /// The one that was read.
+    One,
+}
+
 /// Why a probe did not come to its end. What concerns one device or file system alone is a
 /// [trouble](trouble::Trouble) instead.
 #[derive(Debug, thiserror::Error)]

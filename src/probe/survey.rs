@@ -6,12 +6,14 @@ use super::layout::{Layout, PROOF, Proof, Segment, layouts};
 use super::metadata;
 use super::trouble::Trouble;
 use super::unlock::{Key, is_encrypted, unlock};
-use super::{Phase, ProbeError};
-use crate::appliance::{Appliance, BlockDevice, Content, Inventory, ReadPlan};
-use crate::bmap::{Kind, Role};
+use super::{Legs, Phase, ProbeError};
+use crate::appliance::{
+    Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, ReadPlan,
+};
+use crate::bmap::{Kind, PieceFlags, Role};
 use crate::image::Source;
 use crate::range::{DiskOffset, Range};
-use crate::recorder::DiskNumber;
+use crate::recorder::{DiskNumber, Recording};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -30,6 +32,8 @@ pub struct Context<'a> {
     pub keys: &'a [Key],
     /// Whether what belongs to no file is mapped, too.
     pub metadata: bool,
+    /// Which copies are in the map.
+    pub legs: Legs,
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -52,26 +56,83 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     });
     let layouts = devices(context, &inventory)?;
     if context.metadata {
-        metadata::devices(context, &inventory, &layouts)?;
+        metadata::devices(context, &inventory, &layouts.by_path)?;
     }
-    context
-        .each_filesystem(&inventory, |filesystem| walk(context, filesystem, layouts.get(&filesystem.device)))
+    note_missing(context, &inventory, &layouts);
+    context.each_filesystem(&inventory, |filesystem| walk(context, filesystem, &layouts))?;
+    note_clones(context, &inventory);
+    Ok(())
 }
 
-fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<&Arc<Layout>>) -> Result<(), ProbeError> {
+/// Says which arrays and volumes lack a member. Where nothing is lost for it, that is a warning.
+fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts) {
+    let assembled = inventory.devices().filter_map(|device| match &device.kind {
+        DeviceKind::Md(array) if device.size > 0 => Some(array),
+        _ => None,
+    });
+    let used: BTreeSet<DeviceNumber> = assembled
+        .flat_map(|array| {
+            array.members.iter().map(|member| member.device).chain(array.spares.iter().copied())
+        })
+        .collect();
+    for content in
+        inventory.members.iter().filter(|content| content.kind.as_deref() == Some("linux_raid_member"))
+    {
+        let device = inventory.devices().find(|device| device.path == content.device);
+        if device.is_some_and(|device| !used.contains(&device.number)) {
+            let what =
+                "it is a member of an array, but not in use: others are missing, or it is a clone of one";
+            context.channel.with(|_, troubles| troubles.push(Trouble::new(&content.device, what)));
+        }
+    }
+    for device in inventory.devices().filter(|device| device.size > 0) {
+        let missing = match &device.kind {
+            DeviceKind::Md(array) => array.disks.saturating_sub(array.members.len() as u64),
+            DeviceKind::Dm { targets } => targets.iter().map(DmTarget::missing_members).max().unwrap_or(0),
+            _ => 0,
+        };
+        if missing == 0 {
+            continue;
+        }
+        let members = if missing == 1 { "1 member is".to_owned() } else { format!("{missing} members are") };
+        let is_partial = layouts.by_path.get(&device.path).is_none_or(|layout| layout.is_partial());
+        context.channel.with(|_, troubles| {
+            if is_partial {
+                let what = format!("{members} missing or failed, and what only they hold is not mapped");
+                troubles.push(Trouble::new(&device.path, what));
+            } else {
+                let what = format!("{members} missing or failed; the others hold all of it");
+                troubles.warn(Trouble::new(&device.path, what));
+            }
+        });
+    }
+}
+
+/// Says which devices hold a btrfs that was mounted from others: the kernel takes those with the same UUID for one.
+fn note_clones(context: &Context<'_>, inventory: &Inventory) {
+    let mounted = context.channel.btrfs_members();
+    for content in inventory.contents.iter().filter(|content| content.kind.as_deref() == Some("btrfs")) {
+        let device = inventory.devices().find(|device| device.path == content.device);
+        let Some(device) = device.filter(|device| !mounted.contains(&device.number)) else { continue };
+        let same = |other: &&Content| other.uuid == content.uuid && other.device != content.device;
+        if let Some(other) = inventory.contents.iter().find(same) {
+            let what = format!(
+                "it has the UUID of the btrfs on {}, as a clone has; only one of them is mapped (map them apart)",
+                other.device
+            );
+            context.channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, what)));
+        }
+    }
+}
+
+fn walk(context: &Context<'_>, filesystem: &Content, layouts: &Layouts) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
-    if filesystem.kind.as_deref() == Some("btrfs") && context.btrfs_keeps_copies() {
-        let what = "it keeps several copies of its data; the one that was read is mapped";
-        context.channel.with(|_, troubles| troubles.warn(Trouble::new(&device, what)));
-    }
-    if filesystem.kind.as_deref() == Some("squashfs") {
-        let what = "small files share compressed blocks, which are named for the first of them that was read";
-        context.channel.with(|_, troubles| troubles.warn(Trouble::new(&device, what)));
-    }
     let walk = WalkContext {
         device: device.clone(),
         kind: filesystem.kind.clone().unwrap_or_default(),
-        layout: layout.cloned(),
+        layout: layouts.by_path.get(&device).cloned(),
+        devices: layouts.by_number.clone(),
+        legs: context.legs,
         metadata: context.metadata,
     };
     let order = walk.read_order();
@@ -80,7 +141,8 @@ fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<&Arc<Layout>
     let ended = context.channel.end();
     match (walked, ended) {
         (Ok(()), Ok(remains)) if context.metadata => {
-            metadata::filesystem(context, filesystem, layout.map(|layout| &**layout), &remains)
+            let layout = layouts.by_path.get(&device).map(|layout| &**layout);
+            metadata::filesystem(context, filesystem, layout, &remains)
         }
         (Ok(()), ended) => Ok(ended.map(drop)?),
         // What it said wrong is why it was cut off.
@@ -94,9 +156,16 @@ fn walk(context: &Context<'_>, filesystem: &Content, layout: Option<&Arc<Layout>
     }
 }
 
+/// The layouts that have been proved.
+#[derive(Default)]
+struct Layouts {
+    by_path: HashMap<String, Arc<Layout>>,
+    by_number: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
+}
+
 /// Adds the objects of disks, partitions and volumes, and says where they lie: as the kernel's tables say
 /// where tagged reads prove them, else by reading all of the device. Returns the proven layouts.
-fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<String, Arc<Layout>>, ProbeError> {
+fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<Layouts, ProbeError> {
     let mut numbers: Vec<(&BlockDevice, ObjectNumber)> = Vec::new();
     let kinds = [
         (Kind::Disk, &inventory.disks),
@@ -126,13 +195,16 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<Strin
     let proofs = context.channel.take_proofs();
     for (tag, (device, proof)) in &expected {
         let read = proofs.get(tag);
-        if !read.is_some_and(|read| proof.is_given_by(read)) {
+        // Without one of its members, an array keeps in memory what has been read of the others.
+        let may_be_cached = computed.get(*device).is_some_and(Layout::is_partial);
+        let is_cached = may_be_cached && read.is_none_or(Recording::is_empty);
+        if !is_cached && !read.is_some_and(|read| proof.is_given_by(read)) {
             tracing::debug!("{device} is not where it should be: {proof:?}, not {read:?}");
             computed.remove(*device);
         }
     }
 
-    let mut proven = HashMap::new();
+    let (mut by_path, mut by_number) = (HashMap::new(), HashMap::new());
     let mut plan = ReadPlan::default();
     for (device, number) in &numbers {
         let Some(mut layout) = computed.remove(&device.path) else {
@@ -146,16 +218,23 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<HashMap<Strin
                 let what = "its copies differ, so only the one that was read is mapped";
                 troubles.warn(Trouble::new(&device.path, what));
             }
-            for segment in layout.segments() {
+            let all = context.legs == Legs::All;
+            for segment in layout.segments().filter(|segment| all || segment.copy == 0) {
                 let role = Role::copy(segment.copy);
+                found.range(*number, segment.disk, segment.disk_range(), None, role)?;
+            }
+            for segment in layout.parity_segments().filter(|_| all) {
+                let role = Role { copy: segment.copy, flags: PieceFlags::PARITY };
                 found.range(*number, segment.disk, segment.disk_range(), None, role)?;
             }
             Ok(())
         })?;
-        proven.insert(device.path.clone(), Arc::new(layout));
+        let layout = Arc::new(layout);
+        by_path.insert(device.path.clone(), layout.clone());
+        by_number.insert(device.number, layout);
     }
     read(context, &plan)?;
-    Ok(proven)
+    Ok(Layouts { by_path, by_number: Arc::new(by_number) })
 }
 
 fn read(context: &Context<'_>, plan: &ReadPlan) -> Result<(), ProbeError> {
@@ -203,6 +282,7 @@ impl Context<'_> {
                 of: filesystems.len(),
             });
             if self.mount(filesystem)? {
+                self.note_replay(filesystem);
                 walk(filesystem)?;
                 self.unmount(filesystem)?;
             }
@@ -232,12 +312,42 @@ impl Context<'_> {
         };
         match mounted {
             Ok(()) => Ok(true),
+            Err(_) if kind == "btrfs" && self.mount_degraded(options, device) => Ok(true),
             Err(error) => {
                 self.still_alive(&format!("{device} was being mounted"))?;
                 let what = format!("cannot be mounted as {kind}: {error}");
                 self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
                 Ok(false)
             }
+        }
+    }
+
+    /// Mounts a btrfs that lacks a device.
+    fn mount_degraded(&self, options: &str, device: &str) -> bool {
+        let options = format!("{options},degraded");
+        let is_mounted = self.appliance.call(|g| g.mount_options(&options, device, "/")).is_ok();
+        if is_mounted {
+            let what = "one of its devices is missing: what lies only there is not mapped";
+            self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
+        }
+        is_mounted
+    }
+
+    /// Says so if mounting a file system has just changed it.
+    fn note_replay(&self, filesystem: &Content) {
+        /// File systems whose drivers in the kernel replay a journal.
+        const JOURNALS: [&str; 7] = ["ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2"];
+        /// What they say then.
+        const SAID: &str = "recovery complete|Ending recovery|log replay|recover fsync data";
+        let kind = filesystem.kind.as_deref().unwrap_or_default();
+        let said = JOURNALS.contains(&kind).then(|| {
+            // Cleared, so that the next file system's words are its own.
+            self.appliance.shell(&format!("dmesg -c | grep -Eci '{SAID}' || true"))
+        });
+        if said.is_some_and(|said| said.is_ok_and(|count| count.trim() != "0")) {
+            let what =
+                "it was not unmounted cleanly: its journal has been replayed, and it is mapped as after that";
+            self.channel.with(|_, troubles| troubles.warn(Trouble::new(&filesystem.device, what)));
         }
     }
 
@@ -273,14 +383,6 @@ impl Context<'_> {
             let what = "it holds no file system that the appliance knows";
             self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
         }
-    }
-
-    /// Whether the btrfs that is mounted has data in a profile with copies.
-    fn btrfs_keeps_copies(&self) -> bool {
-        let said = self.appliance.shell("btrfs filesystem df /sysroot").unwrap_or_default();
-        said.lines()
-            .filter(|line| line.starts_with("Data"))
-            .any(|line| ["DUP", "RAID1", "RAID5", "RAID6"].iter().any(|profile| line.contains(profile)))
     }
 
     /// Whether a copy of a mirrored device holds what the first copy holds, as far as a look at both ends of

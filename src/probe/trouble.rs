@@ -70,6 +70,8 @@ pub struct Troubles {
     dropped: u64,
     /// Objects that were not read where the kernel says that they lie, by file system.
     inexact: BTreeMap<String, u64>,
+    /// Objects that were read where something had been written since the image was opened, by file system.
+    changed: BTreeMap<String, u64>,
     /// Worth saying, but nothing is missing from the map.
     warnings: Vec<Trouble>,
 }
@@ -87,6 +89,10 @@ impl Troubles {
 
     pub(super) fn inexact(&mut self, device: &str) {
         *self.inexact.entry(device.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn changed(&mut self, device: &str) {
+        *self.changed.entry(device.to_owned()).or_default() += 1;
     }
 
     /// Whether all was examined.
@@ -112,6 +118,12 @@ impl Troubles {
                 format!("{count} objects were not read exactly where the kernel says they lie"),
             )
         });
-        self.warnings.iter().cloned().chain(inexact).collect()
+        let changed = self.changed.iter().map(|(device, count)| {
+            Trouble::new(
+                device,
+                format!("{count} files were read where the image holds something else: blocks were moved or replayed meanwhile"),
+            )
+        });
+        self.warnings.iter().cloned().chain(inexact).chain(changed).collect()
     }
 }

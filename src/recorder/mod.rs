@@ -22,6 +22,7 @@ pub struct Tag(pub u32);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recording {
     disks: Vec<RangeSet<DiskOffset>>,
+    is_changed: bool,
 }
 
 impl Recording {
@@ -37,6 +38,17 @@ impl Recording {
     /// The ranges, by disk and ascending.
     pub fn iter(&self) -> impl Iterator<Item = (DiskNumber, DiskRange)> + '_ {
         (1..).zip(&self.disks).flat_map(|(disk, set)| set.iter().map(move |range| (disk, range)))
+    }
+
+    /// Whether some of it had been written since the image was opened, and is not what the image holds there.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// What was read of `range` on `disk`, ascending.
+    pub fn overlap(&self, disk: DiskNumber, range: DiskRange) -> impl Iterator<Item = DiskRange> + '_ {
+        let set = usize::from(disk).checked_sub(1).and_then(|index| self.disks.get(index));
+        set.into_iter().flat_map(move |set| set.overlap(range))
     }
 
     /// Whether nothing was read.
@@ -59,7 +71,8 @@ impl Recording {
     pub fn difference(&self, other: &Self) -> Self {
         let nothing = RangeSet::new();
         let others = other.disks.iter().chain(std::iter::repeat(&nothing));
-        Self { disks: self.disks.iter().zip(others).map(|(mine, theirs)| mine.difference(theirs)).collect() }
+        let disks = self.disks.iter().zip(others).map(|(mine, theirs)| mine.difference(theirs)).collect();
+        Self { disks, is_changed: self.is_changed }
     }
 }
 
@@ -83,7 +96,7 @@ impl FromIterator<(DiskNumber, DiskRange)> for Recording {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Series {
     reads: Vec<(DiskNumber, DiskRange)>,
-    /// Reads that came when there was no more room.
+    /// Reads that came when there was no more room, or that were of what is not in the image.
     missed: u64,
 }
 
@@ -99,7 +112,8 @@ impl Series {
         }
     }
 
-    /// The reads; `None` where there were more than [`Series::CAPACITY`].
+    /// The reads; `None` where there were more than [`Series::CAPACITY`], or something had
+    /// [changed](Recorder::changed).
     pub fn into_reads(self) -> Option<Vec<(DiskNumber, DiskRange)>> {
         (self.missed == 0).then_some(self.reads)
     }
@@ -147,6 +161,17 @@ impl Recorder {
         }
         state.requests += 1;
         state.bytes += range.len();
+    }
+
+    /// Notes that what was just read is not what the image holds in that place: something has written there.
+    ///
+    /// A series does not tell whose read that was, and is given up.
+    pub fn changed(&self) {
+        let mut state = self.state();
+        match &mut state.series {
+            Some(series) => series.missed += 1,
+            None => state.current.is_changed = true,
+        }
     }
 
     /// Sets another tag, or none, and returns what was read since the last change.
@@ -203,6 +228,19 @@ mod tests {
         assert!(first.iter().eq([(1, DiskRange::new(8, 9)), (2, DiskRange::new(0, 8))]));
         assert!(recorder.switch(None).is_empty());
         assert_eq!(recorder.totals(), (4, 13));
+    }
+
+    #[test]
+    fn a_change_belongs_to_the_tag_under_which_it_was_seen() {
+        let recorder = Recorder::new();
+        recorder.read(1, DiskRange::new(0, 4));
+        recorder.changed();
+        assert!(recorder.switch(Some(Tag(1))).is_changed());
+        recorder.read(1, DiskRange::new(2, 8));
+        let recording = recorder.switch(None);
+        assert!(!recording.is_changed());
+        assert!(recording.overlap(1, DiskRange::new(0, 4)).eq([DiskRange::new(2, 4)]));
+        assert_eq!(recording.overlap(2, DiskRange::new(0, 4)).count(), 0);
     }
 
     #[test]

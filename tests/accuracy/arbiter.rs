@@ -271,7 +271,22 @@ fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rul
     if places.is_empty() && !rules.packed {
         return Verdict::Without("inside metadata");
     }
-    // Inside a block that files share they cannot be told from other bytes.
+    // Inside a block that files share they cannot be told from other bytes: others must lie in it, too.
+    if rules.packed {
+        let holds_others = |disk: u32, range: &Range| {
+            let within = |(d, at): &Place| *d == disk && range.contains(at);
+            scan.found.values().flatten().any(within)
+                || scan.frames.values().flatten().any(|(place, _)| within(place))
+        };
+        return match places[..] {
+            [(disk, ref range)]
+                if range.end - range.start <= 2 * rules.block && holds_others(disk, range) =>
+            {
+                Verdict::Exact
+            }
+            _ => Verdict::Wrong(format!("{length} bytes; map {}", show(mapped))),
+        };
+    }
     let right = !places.is_empty()
         && places.iter().all(|(disk, range)| {
             let bytes = scan.read((*disk, range.start), SECTOR);

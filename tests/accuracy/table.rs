@@ -31,7 +31,6 @@ type Files = BTreeMap<String, BTreeMap<String, Ranges>>;
 
 /// A map, as far as it is judged.
 struct Map {
-    warnings: Vec<String>,
     files: Files,
 }
 
@@ -39,8 +38,7 @@ impl Map {
     /// Lines of types that are not known here are none of our business.
     fn parse(text: &[u8]) -> Self {
         let text = String::from_utf8_lossy(text);
-        let warnings = text.lines().filter_map(|line| line.strip_prefix("# warning ")).map(str::to_owned);
-        Self { warnings: warnings.collect(), files: files_of(&text) }
+        Self { files: files_of(&text) }
     }
 
     /// The files below a directory of this name, wherever it is: on a device, or in a subvolume that is shown as
@@ -55,15 +53,6 @@ impl Map {
             }
         }
         found
-    }
-
-    /// Whether the header says of a place's device that one copy of several is mapped.
-    fn says_one_copy(&self, place: &str) -> bool {
-        let device = place.split(' ').next().unwrap();
-        let about = format!("{device}: ");
-        self.warnings.iter().any(|warning| {
-            warning.strip_prefix(&about).is_some_and(|what| what.contains("several copies of its data"))
-        })
     }
 }
 
@@ -142,9 +131,6 @@ fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
                         line.exact += 1;
                     }
                     Verdict::Without(why) | Verdict::Unseen(why) => *line.marked.entry(why).or_default() += 1,
-                    Verdict::OneCopy if map.says_one_copy(device) => {
-                        *line.marked.entry("one copy of several, as the header says").or_default() += 1;
-                    }
                     Verdict::OneCopy => {
                         line.wrong.push((name.clone(), format!("{device}: a copy is missing")));
                     }

@@ -1,7 +1,8 @@
 //! What a walk reads beside directories and the data of files, when metadata are wanted: symbolic links,
 //! extended attributes, and what the file system says of its blocks.
 
-use super::{BTRFS, Walker, object};
+use super::{Walker, object};
+use crate::btrfs;
 use crate::reader::OpenFile;
 use crate::{Fatal, fiemap, getfsmap};
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -24,7 +25,7 @@ impl Walker {
     /// tree of its extents.
     pub(super) fn has_more_blocks(&self, stat: &Stat, extents: Option<&[Extent]>) -> bool {
         // btrfs keeps attributes in its one tree; of FUSE the number of blocks is an estimate.
-        if matches!(self.magic, BTRFS | FUSE) {
+        if matches!(self.magic, btrfs::MAGIC | FUSE) {
             return false;
         }
         let named = extents.unwrap_or_default().iter().filter(|e| e.flags & Extent::INLINE == 0);

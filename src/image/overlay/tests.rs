@@ -260,3 +260,26 @@ fn readers_and_writers_at_once_see_old_or_new_and_nothing_else() {
     assert!(buf.iter().all(|byte| *byte == ROUNDS));
     assert_eq!(overlay.written().iter().collect::<Vec<_>>(), [DiskRange::new(0, (CELL * CELLS) as u64)]);
 }
+
+#[test]
+fn what_was_written_is_compared_with_the_base() {
+    let (base, overlay) = overlay(SIZE, SIZE, true);
+    let differs = |at: u64, length: usize| {
+        let mut buf = vec![0; length];
+        overlay.read_at(&mut buf, DiskOffset(at)).unwrap();
+        overlay.differs_from_base(&buf, DiskOffset(at)).unwrap()
+    };
+    assert!(!differs(0, SIZE as usize) && !overlay.is_rewritten(DiskRange::new(0, SIZE)));
+    // The same once more is no change.
+    let mut same = vec![0; 100];
+    base.read_at(&mut same, DiskOffset(200)).unwrap();
+    overlay.write_at(&same, DiskOffset(200)).unwrap();
+    assert!(
+        overlay.is_rewritten(DiskRange::new(299, 301)) && !overlay.is_rewritten(DiskRange::new(300, 301))
+    );
+    assert!(!differs(150, 200));
+    overlay.write_at(&[0xff], DiskOffset(250)).unwrap();
+    assert!(differs(150, 200) && !differs(251, 100));
+    overlay.write_zeroes(DiskRange::new(600, 610)).unwrap();
+    assert!(differs(609, 10) && !differs(610, 10));
+}

@@ -1,5 +1,6 @@
 //! What a walk gathers for the metadata objects, when they are wanted.
 
+use super::super::expected::BTRFS;
 use super::super::layout::Layout;
 use super::super::metadata::Inline;
 use super::{ChannelError, Expected, ObjectNumber, Walk};
@@ -45,10 +46,12 @@ impl Walk {
     }
 
     /// Notes where the data of a file lies that has no blocks.
-    pub(super) fn note_inline(&mut self, object: ObjectNumber, file: &Expected, has_places: bool) {
+    pub(super) fn note_inline(&mut self, object: ObjectNumber, file: &Expected) {
         if !self.context.metadata {
             return;
         }
+        // btrfs gives no place for what lies in its tree.
+        let has_places = self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS);
         let is_inline = |extent: &&Extent| has_places && extent.flags & Extent::INLINE != 0;
         let inline = file.extents.iter().flatten().filter(is_inline);
         let places = inline.map(|extent| Inline::Block { object, at: extent.physical });

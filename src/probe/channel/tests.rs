@@ -23,12 +23,14 @@ impl Agent {
         let recorder = Arc::new(Recorder::new());
         let channel = Channel::new(recorder.clone());
         let layout = Some(Arc::new(Layout::of_disk(1, 1 << 20)));
-        let (sequence, first) = channel.begin_walk(WalkContext {
+        let context = WalkContext {
             device: "/dev/sda".into(),
             kind: "ext4".into(),
             layout,
             metadata,
-        });
+            ..WalkContext::default()
+        };
+        let (sequence, first) = channel.begin_walk(context);
         assert_eq!((sequence, first), (0, 1));
         let mut agent = Self { channel, recorder, sequence };
         let filesystem = Filesystem { magic: 0xef53, block_size: 4096, ..Filesystem::default() };
@@ -146,7 +148,7 @@ fn an_agent_that_dies_leaves_what_it_had_read() {
 
 #[test]
 fn what_makes_no_sense_ends_the_conversation() {
-    let nonsense: [&[Record]; 14] = [
+    let nonsense: [&[Record]; 16] = [
         &[Record::Hello { version: VERSION + 1 }],
         &[object(3, 1, ObjectKind::File, b"a", 0)],
         &[object(1, 1, ObjectKind::File, b"a", 0)],
@@ -161,6 +163,8 @@ fn what_makes_no_sense_ends_the_conversation() {
         &[Record::Tag { id: 2, afresh: false }],
         &[Record::Tag { id: FIRST_PROOF, afresh: false }],
         &[Record::Done, Record::BatchEnd],
+        &[Record::Shared { id: 1 }],
+        &[Record::Member(record::Member { id: 1, major: 8, minor: 0 })],
     ];
     for records in nonsense {
         let mut agent = Agent::walking();

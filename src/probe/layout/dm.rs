@@ -1,7 +1,8 @@
 //! Targets of the device mapper (`Documentation/admin-guide/device-mapper/`).
 
+use super::md::{self, Member};
 use super::raid::Level;
-use super::{Builder, Lower, md};
+use super::{Builder, Lower};
 use crate::appliance::{DmTarget, device_number};
 
 /// Sectors of device-mapper tables.
@@ -20,6 +21,11 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
         "crypt" => drop(builder.map(target.start, target.length, below(3)?, sectors(4)?, 0)?),
         // <device>
         "snapshot-origin" => drop(builder.map(target.start, target.length, below(0)?, target.start, 0)?),
+        // <metadata device> <cache device> <origin> <block size> <number of features> <features>...
+        // The agent has put it into this mode, where it can.
+        "cache" if target.arguments.iter().any(|word| word == "passthrough") => {
+            builder.map(target.start, target.length, below(2)?, 0, 0)?;
+        }
         // <number of stripes> <chunk size> (<device> <offset>)...
         "striped" => {
             let stripes = number(0).filter(|n| *n > 0)?;
@@ -59,7 +65,11 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
             let level = Level::from_dm(argument(0)?, devices)?;
             let member = |slot: u64| {
                 let index = 3 + parameters + 2 * usize::try_from(slot).ok()? + 1;
-                Some((below(index)?, 0))
+                if argument(index)? == "-" {
+                    Some(Member::Missing)
+                } else {
+                    Some(Member::At(below(index)?, 0))
+                }
             };
             md::spread(builder, level, chunk, devices, (target.start, target.length), &member)?;
         }

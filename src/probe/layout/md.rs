@@ -27,8 +27,10 @@ pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Low
         return None;
     }
     let place = |slot: u64| {
-        let member = array.members.iter().find(|member| member.slot == slot)?;
-        Some((lower.get(&member.device)?, member.offset))
+        let Some(member) = array.members.iter().find(|member| member.slot == slot) else {
+            return Some(Member::Missing);
+        };
+        Some(Member::At(lower.get(&member.device)?, member.offset))
     };
     if level.is_mirror() {
         return spread(builder, level, 0, array.disks, (0, size), &place);
@@ -37,9 +39,16 @@ pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Low
     spread_rows(builder, level, array.chunk, array.disks, rows, (0, size), &place)
 }
 
-/// Where a member's data is: the device below, and where the data begins on it. `None`: the member is
-/// missing.
-type Place<'a> = dyn Fn(u64) -> Option<(&'a Layout, u64)> + 'a;
+/// Where a member's data is.
+pub(super) enum Member<'a> {
+    /// On the device below, and where the data begins on it.
+    At(&'a Layout, u64),
+    /// On a disk that is not there.
+    Missing,
+}
+
+/// Finds a member; `None`: it is there, but where it lies is not known, or not yet.
+type Place<'a> = dyn Fn(u64) -> Option<Member<'a>> + 'a;
 
 /// Spreads a run of bytes (`start`, `length`) over members whose number of rows follows from it.
 pub(super) fn spread(
@@ -53,7 +62,7 @@ pub(super) fn spread(
     if level.is_mirror() {
         let mut copy = 0;
         for slot in 0..disks {
-            if let Some((below, offset)) = place(slot) {
+            if let Member::At(below, offset) = place(slot)? {
                 copy += builder.map(run.0, run.1, below, offset, copy)?;
             }
         }
@@ -71,7 +80,7 @@ fn spread_rows(
     (start, length): (u64, u64),
     place: &Place<'_>,
 ) -> Option<()> {
-    if chunk == 0 || disks == 0 || disks > 1 << 10 {
+    if chunk == 0 || disks <= level.parity_count() || disks > 1 << 10 {
         return None;
     }
     let mut done = 0;
@@ -80,13 +89,21 @@ fn spread_rows(
         let mut copy = 0;
         for (slot, row) in level.places(done / chunk, disks, rows) {
             // What is on a missing member only is on no disk.
-            if let Some((below, offset)) = place(slot) {
+            if let Member::At(below, offset) = place(slot)? {
                 let from = row.checked_mul(chunk)?.checked_add(offset)?;
                 copy += builder.map(start + done, piece, below, from, copy)?;
             }
         }
+        for (number, (slot, row)) in level.parities(done / chunk, disks).into_iter().enumerate() {
+            if let Member::At(below, offset) = place(slot)? {
+                let from = row.checked_mul(chunk)?.checked_add(offset)?;
+                builder.protect(start + done, piece, below, from, number)?;
+            }
+        }
         if copy == 0 {
-            return None;
+            // Only parity can tell what was there.
+            builder.is_partial = true;
+            (level.parity_count() > 0).then_some(())?;
         }
         done += piece;
     }

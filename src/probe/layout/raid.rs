@@ -56,6 +56,17 @@ impl Rotation {
         .get(usize::try_from(layout).ok()?)
         .copied()
     }
+
+    /// The member that has the first chunk of parity of a row; a second one is behind it, going round.
+    fn parity(self, row: u64, disks: u64, parities: u64) -> u64 {
+        let turn = row % disks;
+        match self {
+            Self::LeftAsymmetric | Self::LeftSymmetric => disks - 1 - turn,
+            Self::RightAsymmetric | Self::RightSymmetric => turn,
+            Self::First => 0,
+            Self::Last => disks - parities,
+        }
+    }
 }
 
 impl Level {
@@ -114,20 +125,31 @@ impl Level {
             Self::Raid10 { near, far, offset } => raid10(near, far, offset, number, disks, rows),
         }
     }
+
+    /// How many chunks of parity each row has.
+    pub(super) fn parity_count(self) -> u64 {
+        match self {
+            Self::Raid0 | Self::Raid1 | Self::Raid10 { .. } => 0,
+            Self::Raid5(_) => 1,
+            Self::Raid6(_) => 2,
+        }
+    }
+
+    /// The members and their chunks that hold the parity of the array's chunk `number`.
+    pub(super) fn parities(self, number: u64, disks: u64) -> Vec<(u64, u64)> {
+        let (Self::Raid5(rotation) | Self::Raid6(rotation)) = self else { return Vec::new() };
+        let count = self.parity_count();
+        let row = number / (disks - count);
+        let first = rotation.parity(row, disks, count);
+        (0..count).map(|parity| ((first + parity) % disks, row)).collect()
+    }
 }
 
 /// The one place of a data chunk where each row has `parities` chunks of parity.
 fn striped(rotation: Rotation, number: u64, disks: u64, parities: u64) -> (u64, u64) {
     let data = disks - parities;
     let (row, index) = (number / data, number % data);
-    let turn = row % disks;
-    // The first chunk of parity; a second one is behind it, going round.
-    let parity = match rotation {
-        Rotation::LeftAsymmetric | Rotation::LeftSymmetric => disks - 1 - turn,
-        Rotation::RightAsymmetric | Rotation::RightSymmetric => turn,
-        Rotation::First => 0,
-        Rotation::Last => data,
-    };
+    let parity = rotation.parity(row, disks, parities);
     let member = match rotation {
         Rotation::LeftSymmetric | Rotation::RightSymmetric => (parity + parities + index) % disks,
         Rotation::First => parities + index,
@@ -223,6 +245,20 @@ mod tests {
                 for place in level.places(number, disks, 900) {
                     assert!(place.0 < disks && seen.insert(place), "{level:?}: {number} at {place:?}");
                 }
+            }
+            // Nor does parity lie where data do; data and parity fill each row.
+            let whole_rows = 60 / (disks - level.parity_count());
+            for number in 0..60 {
+                for place in level.parities(number, disks) {
+                    assert!(place.0 < disks && !seen.contains(&place), "{level:?}: {number} at {place:?}");
+                }
+            }
+            if level.parity_count() > 0 {
+                for number in 0..60 {
+                    seen.extend(level.parities(number, disks));
+                }
+                let full = seen.iter().filter(|(_, row)| *row < whole_rows).count();
+                assert_eq!(full as u64, whole_rows * disks, "{level:?}");
             }
         }
     }

@@ -73,6 +73,24 @@ fn what_was_read_is_translated_back() {
 }
 
 #[test]
+fn a_cache_that_passes_all_through_is_its_origin() {
+    let line = "cache 8:0 8:1 8:16 128 2 metadata2 passthrough smq 0";
+    let all = layouts(&inventory(vec![target(0, 4096, line)]));
+    assert_eq!(places(&all["/dev/vg/lv"]), [(2, 0, 4096)]);
+}
+
+#[test]
+fn a_member_that_is_not_known_is_not_missing() {
+    let of = |line| layouts(&inventory(vec![target(0, 4096, line)])).remove("/dev/vg/lv");
+    assert!(of("raid raid5_ls 1 8 3 - 8:0 - 8:16 - 253:77").is_none());
+    assert!(of("raid raid1 1 0 2 - 8:0 - 253:77").is_none());
+    assert!(of("raid raid5_ls 1 8 3 - - - 8:0 - 8:16").unwrap().is_partial());
+    assert!(!of("raid raid1 1 0 2 - 8:0 - -").unwrap().is_partial());
+    let line = target(0, 4096, "raid raid5_ls 1 8 3 - 8:0 - 8:16 - -");
+    assert_eq!(line.missing_members(), 1);
+}
+
+#[test]
 fn stripes_alternate() {
     let all = layouts(&inventory(vec![target(0, 20480, "striped 2 16 8:0 0 8:16 8")]));
     assert_eq!(places(&all["/dev/vg/lv"]), [(1, 0, 8192), (2, 4096, 8192), (1, 8192, 4096)]);
@@ -101,6 +119,7 @@ fn what_the_tables_do_not_tell_is_absent() {
         "thin 253:5 1",
         "raid raid1 3 0 region_size 4096 2 253:1 253:2 253:3 253:4",
         "linear 8:1",
+        "cache 8:0 8:1 8:16 128 1 writethrough smq 0",
         "linear 8:99 0",
     ] {
         assert!(!layouts(&inventory(vec![target(0, 4096, line)])).contains_key("/dev/vg/lv"), "{line}");
@@ -122,7 +141,8 @@ fn array(
         .iter()
         .map(|&n| MdMember { slot: n.into(), device: (8, 16 * n), offset: 4096, size: 64 << 10 })
         .collect();
-    let array = MdArray { level: level.into(), disks: disks_in_all, chunk, layout, members };
+    let array =
+        MdArray { level: level.into(), disks: disks_in_all, chunk, layout, members, spares: Vec::new() };
     let inventory = Inventory {
         disks: disks(4),
         others: vec![device("/dev/md0", (9, 0), size, DeviceKind::Md(array))],
@@ -141,9 +161,20 @@ fn arrays() {
     assert_eq!(places(&linear), [(1, 4096, 64 << 10), (2, 4096, 512)]);
     let raid5 = array("raid5", 4096, 2, &[0, 1, 2], 3, 16384).unwrap();
     assert_eq!(places(&raid5), [(1, 4096, 4096), (2, 4096, 4096), (3, 8192, 4096), (1, 8192, 4096)]);
-    // A mirror does without one of its members, a parity array's chunks are then in no one place.
-    assert_eq!(places(&array("raid1", 0, 0, &[1], 2, 8192).unwrap()), [(2, 4096, 8192)]);
-    assert_eq!(array("raid5", 4096, 2, &[0, 2], 3, 16384), None);
+    // Parity is known by what it protects.
+    let parity: Vec<_> =
+        raid5.parity(Range::new(0, 16384)).map(|s| (s.disk, s.start.0, s.device.len())).collect();
+    assert_eq!(parity, [(3, 4096, 4096), (3, 4096, 4096), (2, 8192, 4096), (2, 8192, 4096)]);
+    assert_eq!(raid1.parity(Range::new(0, 8192)).count(), 0);
+    // A mirror does without one of its members; what a parity array had on one is on no disk.
+    let mirror = array("raid1", 0, 0, &[1], 2, 8192).unwrap();
+    assert!(places(&mirror) == [(2, 4096, 8192)] && !mirror.is_partial());
+    let degraded = array("raid5", 4096, 2, &[0, 2], 3, 16384).unwrap();
+    assert_eq!(places(&degraded), [(1, 4096, 4096), (3, 8192, 4096), (1, 8192, 4096)]);
+    assert!(degraded.is_partial() && !degraded.covers(Range::new(4000, 4097)));
+    assert_eq!(degraded.part(Range::new(4000, 4097)).map(|parts| parts.len()), Some(1));
+    assert_eq!(array("raid0", 4096, 0, &[0], 2, 8192), None);
+    assert_eq!(array("raid6", 4096, 2, &[0, 1], 2, 8192), None);
     assert_eq!(array("multipath", 0, 0, &[0], 1, 512), None);
     let raid10 = array("raid10", 4096, 0x102, &[0, 1, 2, 3], 4, 8192).unwrap();
     assert_eq!(places(&raid10), [(1, 4096, 4096), (3, 4096, 4096), (2, 4096, 4096), (4, 4096, 4096)]);

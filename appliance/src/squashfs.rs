@@ -1,0 +1,217 @@
+//! The ends of files in squashfs, which packs them, and small files whole, into shared blocks (*fragments*).
+//!
+//! The driver keeps the last few fragments in memory, apart from the page cache: of all files in one only the
+//! first has it read from the disk. So the ends are left out while the files are read, and come last. On a file
+//! system that has just been mounted nothing is in memory. A file whose end is then read without a look at the
+//! disk, after no more than one other has been, lies in the block that was read for that one. When a second
+//! block has been read it is no longer certain which of them a file lies in, and the file system is mounted
+//! afresh: about once for every block.
+
+use crate::Fatal;
+use crate::control::Control;
+use crate::pieces::Piece;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Dev, Mode, OFlags, major, minor, open, openat, stat};
+use rustix::io::{Errno, pread};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs;
+use virt_bmap_agent::record::{Operation, Record, Trouble};
+
+/// `statfs` magic of squashfs.
+pub(crate) const MAGIC: u64 = 0x7371_7368;
+
+/// Bytes in the largest block that squashfs has.
+const LARGEST: usize = 1 << 20;
+
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// The ends that are still to be read.
+pub(crate) struct Tails {
+    /// Bytes in a block; only what does not fill one is packed together.
+    block: u64,
+    /// Of each directory its parent and its name there; the root is its own parent.
+    directories: HashMap<u32, (u32, CString)>,
+    files: Vec<Tail>,
+}
+
+struct Tail {
+    id: u32,
+    parent: u32,
+    name: CString,
+    start: u64,
+    end: u64,
+}
+
+/// What the driver may have in memory.
+enum Cached {
+    Nothing,
+    /// At most the block that was read last.
+    One,
+    Several,
+}
+
+impl Tails {
+    pub(crate) fn new(block: u64) -> Self {
+        Self { block: block.max(1), directories: HashMap::new(), files: Vec::new() }
+    }
+
+    /// Notes where a directory is.
+    pub(crate) fn directory(&mut self, id: u32, parent: u32, name: CString) {
+        self.directories.insert(id, (parent, name));
+    }
+
+    /// Keeps the end of a file of `size` bytes for later, and cuts it off what is to be read now.
+    pub(crate) fn put_off(
+        &mut self,
+        id: u32,
+        parent: u32,
+        name: CString,
+        size: u64,
+        pieces: &mut Vec<Piece>,
+    ) {
+        let start = size - size % self.block;
+        if start == size || !pieces.iter().any(|piece| piece.end > start) {
+            return;
+        }
+        pieces.retain(|piece| piece.start < start);
+        for piece in pieces {
+            piece.end = piece.end.min(start);
+        }
+        self.files.push(Tail { id, parent, name, start, end: size });
+    }
+
+    /// Reads all the ends. Nothing of the file system, which is mounted at `root`, may be open.
+    pub(crate) fn read(self, control: &mut Control, root: &str) -> Result<(), Fatal> {
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        let mut mounted = Mounted::find(root)?;
+        control.put(&Record::Packed);
+        let mut buffer = vec![0; usize::try_from(self.block)?.min(LARGEST)];
+        let mut cached = Cached::Several;
+        let mut directory: Option<(u32, OwnedFd)> = None;
+        for tail in &self.files {
+            for is_second_try in [false, true] {
+                if is_second_try || matches!(cached, Cached::Several) {
+                    directory = None;
+                    mounted.afresh(control)?;
+                    cached = Cached::Nothing;
+                }
+                let opened = match &directory {
+                    Some((id, place)) if *id == tail.parent => openat(place, &tail.name, FILE, Mode::empty()),
+                    _ => self.open(root, tail.parent).and_then(|place| {
+                        let file = openat(&place, &tail.name, FILE, Mode::empty());
+                        directory = Some((tail.parent, place));
+                        file
+                    }),
+                };
+                let read = opened.map_err(Fatal::from).and_then(|file| {
+                    control.settle()?;
+                    control.tag(tail.id, false)?;
+                    let before = mounted.sectors_read()?;
+                    let length = read(&file, tail, &mut buffer)?;
+                    control.settle()?;
+                    let was_read = mounted.sectors_read()? > before;
+                    control.tag(0, false)?;
+                    Ok((was_read, buffer[..length].iter().all(|byte| *byte == 0)))
+                });
+                match read {
+                    Ok((true, _)) => {
+                        cached =
+                            if matches!(cached, Cached::Nothing) { Cached::One } else { Cached::Several };
+                    }
+                    // A hole, or zeroes in the block that is in memory: another look will tell.
+                    Ok((false, true)) if !is_second_try && matches!(cached, Cached::One) => continue,
+                    Ok((false, _)) if matches!(cached, Cached::One) => {
+                        control.put(&Record::Shared { id: tail.id });
+                    }
+                    Ok((false, _)) => {}
+                    Err(error) => {
+                        control.tag(0, false)?;
+                        let Some(errno) = error.downcast_ref::<Errno>() else { return Err(error) };
+                        control.put(&Record::Trouble(Trouble {
+                            operation: Operation::Read,
+                            errno: errno.raw_os_error(),
+                            parent: tail.parent,
+                            name: tail.name.to_bytes().to_vec(),
+                            offset: tail.start,
+                        }));
+                        cached = Cached::Several;
+                    }
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a directory, step by step.
+    fn open(&self, root: &str, id: u32) -> Result<OwnedFd, Errno> {
+        let mut names = Vec::new();
+        let mut at = id;
+        while let Some((parent, name)) = self.directories.get(&at) {
+            names.push(name);
+            at = *parent;
+        }
+        let mut place = open(root, PLACE, Mode::empty())?;
+        for name in names.into_iter().rev() {
+            place = openat(&place, name, PLACE, Mode::empty())?;
+        }
+        Ok(place)
+    }
+}
+
+/// Reads an end, which fits in `buffer` because a block does; returns how many bytes it has.
+fn read(file: &OwnedFd, tail: &Tail, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let want = usize::try_from(tail.end - tail.start).unwrap_or(usize::MAX).min(buffer.len());
+    let mut done = 0;
+    while done < want {
+        match pread(file, &mut buffer[done..want], tail.start + done as u64) {
+            Ok(0) => break,
+            Ok(got) => done += got,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+/// A mounted file system.
+struct Mounted<'a> {
+    root: &'a str,
+    source: String,
+    device: Dev,
+}
+
+impl<'a> Mounted<'a> {
+    /// What is mounted at `root`, by `proc(5)`'s `mountinfo`.
+    fn find(root: &'a str) -> Result<Self, Fatal> {
+        let text = fs::read_to_string("/proc/self/mountinfo")?;
+        let source = text.lines().rev().find_map(|line| {
+            let (mount, filesystem) = line.split_once(" - ")?;
+            (mount.split(' ').nth(4) == Some(root)).then(|| filesystem.split(' ').nth(1))?
+        });
+        let source = source.ok_or("the file system is not mounted")?.to_owned();
+        Ok(Self { root, source, device: stat(root)?.st_dev })
+    }
+
+    /// Mounts it anew, so that nothing of it is in memory.
+    fn afresh(&mut self, control: &Control) -> Result<(), Fatal> {
+        control.settle()?;
+        unmount(self.root, UnmountFlags::empty()).map_err(|error| format!("cannot unmount: {error}"))?;
+        let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+        mount(&self.source, self.root, "squashfs", flags, None)
+            .map_err(|error| format!("cannot mount again: {error}"))?;
+        control.settle()
+    }
+
+    /// How many sectors have been read of its device (`Documentation/block/stat.rst`).
+    fn sectors_read(&self) -> Result<u64, Fatal> {
+        let path = format!("/sys/dev/block/{}:{}/stat", major(self.device), minor(self.device));
+        let text = fs::read_to_string(path)?;
+        Ok(text.split_whitespace().nth(2).ok_or("no count of sectors")?.parse()?)
+    }
+}
