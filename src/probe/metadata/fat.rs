@@ -2,7 +2,7 @@
 //! ("Microsoft FAT Specification", also ECMA-107).
 
 use super::device::{Device, Fields};
-use super::{Blocks, Facts};
+use super::{Blocks, Facts, units};
 use crate::range::{DeviceOffset, Range};
 
 /// Largest table that is looked at: of the 2²⁸ clusters that there can be, one in eight.
@@ -37,10 +37,8 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let root = Range::new(layout.reserved + layout.tables * layout.table, layout.data);
     facts.name("[root directory]", [root], is_read(root));
     let of_entry = |wanted: fn(u32, u32) -> bool| {
-        let clusters = (0..layout.clusters)
-            .filter(|n| layout.entry(&table, n + 2).is_some_and(|entry| wanted(entry, layout.bad())));
-        let place = |n| layout.data + n * layout.cluster;
-        clusters.map(place).map(|start| Range::new(start, start + layout.cluster)).collect::<Blocks>()
+        let is_wanted = |n: &u64| layout.entry(&table, n + 2).is_some_and(|e| wanted(e, layout.bad()));
+        units((0..layout.clusters).filter(is_wanted), layout.data, layout.cluster)
     };
     facts.free = Some(of_entry(|entry, _| entry == 0));
     facts.name("[bad clusters]", of_entry(|entry, bad| entry == bad).iter(), true);

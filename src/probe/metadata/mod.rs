@@ -216,6 +216,23 @@ pub(super) fn filesystem(
     Ok(())
 }
 
+/// Units of `size` bytes, counted from `start`, by their ascending numbers.
+fn units(numbers: impl Iterator<Item = u64>, start: u64, size: u64) -> Blocks {
+    let mut blocks = Blocks::new();
+    // There may be millions of them, mostly side by side.
+    let mut run: Range<DeviceOffset> = Range::new(0, 0);
+    for number in numbers {
+        let unit = Range::new(start + number * size, start + (number + 1) * size);
+        if run.end == unit.start {
+            run.end = unit.end;
+        } else {
+            blocks.insert(std::mem::replace(&mut run, unit));
+        }
+    }
+    blocks.insert(run);
+    blocks
+}
+
 fn add(blocks: &mut Blocks, more: &Blocks) {
     more.iter().for_each(|range| blocks.insert(range));
 }
@@ -360,5 +377,33 @@ impl Put<'_> {
                 result => result.map(Some),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_side_by_side_are_one_range() {
+        let ranges = |numbers: &[u64], start| -> Vec<(u64, u64)> {
+            let blocks = units(numbers.iter().copied(), start, 8);
+            blocks.iter().map(|range| (range.start.0, range.end.0)).collect()
+        };
+        assert_eq!(ranges(&[0, 1, 3, 4, 9], 100), [(100, 116), (124, 140), (172, 180)]);
+        assert_eq!(ranges(&[0, 1], 0), [(0, 16)]);
+        assert_eq!(ranges(&[], 0), []);
+    }
+
+    #[test]
+    fn space_that_makes_no_sense_is_refused() {
+        let mut remains = Remains::default();
+        assert!(remains.space(Owner::Free, &[(0, 4096), (8192, 4096)]));
+        assert!(remains.space(Owner::Unknown, &[(4096, 4096)]));
+        assert!(!remains.space(Owner::Free, &[(u64::MAX, 2)]));
+        let facts = Facts::of_spaces(&remains.spaces);
+        assert_eq!(facts.free.map(|free| free.bytes()), Some(8192));
+        assert_eq!(facts.whole.bytes(), 12288);
+        assert!(Facts::of_spaces(&BTreeMap::new()).free.is_none());
     }
 }

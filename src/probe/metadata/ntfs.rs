@@ -2,8 +2,8 @@
 //! walked like others, and are metadata objects with paths. What they have beside their data, such as named
 //! streams, ntfsinfo(8) lists. `$Bitmap` tells what is free.
 
-use super::Facts;
 use super::device::{Device, Fields};
+use super::{Facts, units};
 use crate::range::{DeviceOffset, Range};
 use virt_bmap_agent::record::Extent;
 
@@ -49,8 +49,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> 
     }
     let bitmap = device.read_file("/$Bitmap", length)?;
     let is_free = |n: u64| bitmap.get((n / 8) as usize).is_some_and(|byte| byte >> (n % 8) & 1 == 0);
-    let free = (0..clusters).filter(|n| is_free(*n));
-    facts.free = Some(free.map(|n| Range::new(n * cluster, (n + 1) * cluster)).collect());
+    facts.free = Some(units((0..clusters).filter(|n| is_free(*n)), 0, cluster));
     facts.whole.insert(Range::new(0, clusters * cluster));
     Some(())
 }

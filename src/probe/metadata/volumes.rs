@@ -91,7 +91,7 @@ fn partition_tables(device: &Device<'_>, first: u64) -> Option<Vec<Found>> {
     let mut found = Vec::new();
     let mut end = SECTOR;
     if let Some((pieces, other)) = gpt(device, 1) {
-        end = pieces.iter().map(|(start, length)| start + length).max().unwrap_or(end);
+        end = pieces.iter().map(|(start, length)| start.saturating_add(*length)).max().unwrap_or(end);
         table.extend(pieces);
         if let Some((pieces, _)) = gpt(device, other) {
             found.push(("[partition table copy]", pieces, true));
