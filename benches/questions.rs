@@ -11,6 +11,7 @@ use std::path::Path;
 use virt_bmap::bmap::{
     Attributes, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, ObjectName, save, text,
 };
+use virt_bmap::changed::{Written, changes};
 use virt_bmap::diff::diff;
 use virt_bmap::list::{Select, list};
 use virt_bmap::lookup::{damage, tally};
@@ -114,6 +115,10 @@ fn measure(c: &mut Criterion) {
     group.bench_function("tally", |b| b.iter(|| black_box(tally(&old, 1, spans).shares.len())));
     group.bench_function("damage", |b| b.iter(|| black_box(damage(&old, 1, spans).hit.len())));
     group.bench_function("diff", |b| b.iter(|| black_box(diff(&old, &new).len())));
+    let written = Written { held: spans.clone(), differs: spans.clone(), ..Written::default() };
+    group.bench_function("changed", |b| {
+        b.iter(|| black_box(changes(&old, &new, 1, &written).files.len()));
+    });
     let select = Select { kinds: vec![Kind::File], device: None, globs: Vec::new() };
     group.bench_function("list", |b| b.iter(|| black_box(list(&old, &select).len())));
     let mut written = Vec::new();

@@ -93,6 +93,27 @@ pub(crate) fn run(mut command: Command, time: Duration) -> io::Result<Output> {
     }
 }
 
+/// Runs `command` to its end while `read` takes what it prints, however much that is. Returns what it
+/// left, without standard output, and what `read` made of that.
+///
+/// # Errors
+/// What the system says of starting it.
+pub(crate) fn read<T>(
+    mut command: Command,
+    read: impl FnOnce(&mut dyn Read) -> T,
+) -> io::Result<(Output, T)> {
+    let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
+    let stderr = drain(child.0.stderr.take());
+    // A reader that has seen enough closes the stream, which ends the child.
+    let taken = match child.0.stdout.take() {
+        Some(mut stdout) => read(&mut stdout),
+        None => read(&mut io::empty()),
+    };
+    let status = child.0.wait()?;
+    let stderr = stderr.recv().unwrap_or_default();
+    Ok((Output { status, stdout: Vec::new(), stderr }, taken))
+}
+
 /// Reads a stream to its end, or to the limit, on a thread of its own. The thread ends with the
 /// child, who gets a SIGPIPE past the limit.
 fn drain(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
@@ -166,6 +187,18 @@ mod tests {
         assert_eq!(output.status.code(), Some(3));
         assert_eq!(output.stdout, b"out\n");
         assert_eq!(output.stderr, b"err\n");
+    }
+
+    #[test]
+    fn a_child_may_print_more_than_is_kept() {
+        let long = 3 * MAX_OUTPUT;
+        let count = |stdout: &mut dyn Read| io::copy(stdout, &mut io::sink()).unwrap();
+        let (output, count) =
+            super::read(shell(&format!("head -c {long} /dev/zero; echo no >&2; exit 3")), count).unwrap();
+        assert_eq!((count, output.status.code()), (long, Some(3)));
+        assert_eq!(output.stderr, b"no\n");
+        let (output, ()) = super::read(shell("exec yes"), |_| ()).unwrap();
+        assert!(!output.status.success());
     }
 
     #[test]

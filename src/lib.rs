@@ -16,7 +16,8 @@
 //! * [`probe`] decides what it reads and in which order, and learns what the objects are called;
 //! * [`bmap`] is the block map that comes of it: model, index and the text format;
 //! * [`mapper`] puts all of these together;
-//! * [`lookup`], [`mod@list`] and [`mod@diff`] question a map: what is there, which files are hit, what differs.
+//! * [`lookup`], [`mod@list`], [`mod@diff`] and [`mod@changed`] question a map: what is there, which files are hit,
+//!   what differs, and what was written between two states of a disk.
 //!   [`rangelist`] reads the ranges that other programs write, [`links`] takes a file's names together,
 //!   and [`spans`] and [`units`] help them;
 //! * [`report`] draws a map as an HTML page.
@@ -25,6 +26,7 @@
 
 pub mod appliance;
 pub mod bmap;
+pub mod changed;
 mod child;
 pub mod diff;
 pub mod image;

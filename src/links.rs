@@ -70,7 +70,8 @@ pub(crate) fn fingerprint(state: &DefaultHashBuilder, object: Object<'_>, with_i
 pub fn files<'a>(objects: impl Iterator<Item = Object<'a>>) -> Vec<File<'a>> {
     let state = DefaultHashBuilder::default();
     let mut files: Vec<File<'a>> = objects.map(|object| File { object, names: 1 }).collect();
-    let has_names = |file: &File<'_>| matches!(file.object.kind(), Kind::File | Kind::Directory);
+    let has_names =
+        |file: &File<'_>| matches!(file.object.kind(), Kind::File | Kind::Directory | Kind::Symlink);
     let mut order: Vec<(u64, u32)> = (0u32..)
         .zip(&files)
         .filter(|(_, file)| has_names(file))

@@ -65,6 +65,7 @@ fn sample() -> Map {
                 block_size: Some(1024),
                 size: Some(0xf_0000),
                 free: Some(4096),
+                free_mapped: None,
                 directories: 1,
                 files: 5,
             },
@@ -216,7 +217,7 @@ mod round_trips {
     fn header() -> impl Strategy<Value = Header> {
         let files = prop::collection::vec((bytes(), any::<String>()), 1..4);
         let images = prop::collection::vec((1u16..9, any::<u64>(), files), 0..3);
-        let numbers = any::<([Option<u64>; 3], [u64; 2])>();
+        let numbers = any::<([Option<u64>; 4], [u64; 2])>();
         let filesystems = prop::collection::vec((bytes(), any::<String>(), numbers), 0..3);
         let rest = (prop::collection::vec(any::<String>(), 0..3), prop::collection::vec(bytes(), 0..3));
         (images, filesystems, rest).prop_map(|(images, filesystems, (warnings, comments))| {
@@ -225,8 +226,8 @@ mod round_trips {
                 ImageInfo { disk, size, image: files.next().unwrap(), chain: files.collect() }
             });
             let filesystems = filesystems.into_iter().map(|(device, kind, (numbers, counts))| {
-                let ([block_size, size, free], [directories, files]) = (numbers, counts);
-                Filesystem { device, kind, block_size, size, free, directories, files }
+                let ([block_size, size, free, free_mapped], [directories, files]) = (numbers, counts);
+                Filesystem { device, kind, block_size, size, free, free_mapped, directories, files }
             });
             Header {
                 images: images.collect(),

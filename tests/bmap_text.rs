@@ -320,7 +320,7 @@ mod properties {
         #[test]
         fn a_header_is_read_back(
             images in prop::collection::vec((1u16..9, any::<u64>(), prop::collection::vec((prop::collection::vec(any::<u8>(), 0..9), "[ -~]{0,6}|\\PC{0,4}"), 1..4)), 0..4),
-            filesystems in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..6), any::<String>(), any::<[Option<u64>; 3]>(), any::<[u64; 2]>()), 0..3),
+            filesystems in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..6), any::<String>(), any::<[Option<u64>; 4]>(), any::<[u64; 2]>()), 0..3),
             warnings in prop::collection::vec(any::<String>(), 0..3),
             comments in prop::collection::vec(" ?[^\n]{0,9}", 0..3),
         ) {
@@ -328,8 +328,8 @@ mod properties {
             let images = images.iter().map(|(disk, size, files)| ImageInfo {
                 disk: *disk, size: *size, image: file(&files[0]), chain: files[1..].iter().map(file).collect(),
             }).collect();
-            let filesystems = filesystems.into_iter().map(|(device, kind, [block_size, size, free], [directories, files])| {
-                Filesystem { device, kind, block_size, size, free, directories, files }
+            let filesystems = filesystems.into_iter().map(|(device, kind, [block_size, size, free, free_mapped], [directories, files])| {
+                Filesystem { device, kind, block_size, size, free, free_mapped, directories, files }
             }).collect();
             let comments = comments.into_iter().map(String::into_bytes).collect();
             let header = Header { images, filesystems, warnings, comments, ..Header::default() };
@@ -393,6 +393,7 @@ fn the_format_is_frozen() {
                 block_size: Some(4096),
                 size: Some(16384),
                 free: Some(0),
+                free_mapped: None,
                 directories: 1,
                 files: 2,
             },

@@ -59,27 +59,71 @@ fn json(dir: &Path, args: &[&str]) -> Value {
 
 #[test]
 fn the_examples_in_the_help_work() {
+    needs!("qemu-img", "qemu-io", "qemu-nbd", "nbdinfo");
     let dir = samples();
+    images(dir.path());
     let mut run = 0;
-    for command in ["lookup", "list", "damaged", "diff"] {
+    for command in ["lookup", "list", "damaged", "diff", "convert"] {
         let (code, help, _) = ask(dir.path(), &[command, "--help"]);
         assert_eq!(code, 0);
-        for line in help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs ")) {
+        // Those that take an image have an appliance started: tests/map_changed.rs runs them.
+        let lines = help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs "));
+        for line in lines.filter(|line| !line.contains("guest.raw")) {
             let output = shell(dir.path(), &format!("virt-bmap-rs {line}"));
             assert!(output.stderr.is_empty(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-            assert!(!output.stdout.is_empty(), "{line}");
+            let out = line.strip_prefix("convert guest.bmap ").filter(|out| *out != "-");
+            assert_eq!(output.stdout.is_empty(), out.is_some(), "{line}");
+            assert!(out.is_none_or(|out| dir.path().join(out).exists()), "{line}");
             let expected = if command == "damaged" { 4 } else { 0 };
             assert_eq!(output.status.code(), Some(expected), "{line}");
             run += 1;
         }
     }
-    assert!(run >= 14, "{run}");
+    assert!(run >= 18, "{run}");
+}
+
+#[test]
+fn each_command_has_a_man_page_with_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, err) = ask(dir.path(), &["generate", "man", "."]);
+    assert_eq!(code, 0, "{err}");
+    let pages: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap()).collect();
+    for page in &pages {
+        let text = fs::read_to_string(page.path()).unwrap();
+        assert!(text.contains("Examples:") && text.contains("Exit status:"), "{page:?}");
+    }
+    assert!(pages.len() >= 7, "{pages:?}");
+}
+
+/// Images that fit the samples' maps: of an empty disk, and an overlay in which some of what differs
+/// between the maps was written.
+fn images(dir: &Path) {
+    let writes = [
+        // In a directory, in place in /etc/fstab, and all of /etc/passwd.
+        ("0x100810", "64"),
+        ("0x100a10", "7"),
+        ("0x100e00", "512"),
+        // The end of a file, two new ones, and free space.
+        ("0x320000", "32k"),
+        ("0x508000", "16k"),
+        ("0x600000", "4k"),
+        ("0x700000", "2k"),
+    ];
+    let writes: String = writes.iter().map(|(at, length)| format!(" -c 'write -q {at} {length}'")).collect();
+    let line = format!(
+        "qemu-img create -q -f qcow2 guest.qcow2 8M && qemu-img bitmap --add guest.qcow2 monday && \
+         truncate -s 8M guest.raw && qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2 && qemu-io -f qcow2{writes} top.qcow2"
+    );
+    let output = shell(dir, &line);
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn the_manual_shows_what_the_program_prints() {
+    needs!("qemu-img", "qemu-io", "qemu-nbd");
     let manual = include_str!("../docs/questions.md");
     let dir = samples();
+    images(dir.path());
     let mut run = 0;
     for block in manual.split("```console\n").skip(1) {
         let block = block.split("```").next().unwrap();
@@ -90,7 +134,7 @@ fn the_manual_shows_what_the_program_prints() {
             run += 1;
         }
     }
-    assert!(run >= 6, "{run}");
+    assert!(run >= 7, "{run}");
 }
 
 #[test]
@@ -107,8 +151,14 @@ fn bad_input_is_told_plainly() {
     write("backwards.map", "0 ? 1\n0 4M +\n");
     write("descending.map", "0 ? 1\n0x100000 0x100000 +\n0x0 0x100000 -\n");
     write("other.map", "0 ? 1\n0 0x400000 -\n");
+    write("overlap.map", "0 ? 1\n0 0x200 +\n0x100 0x7fff00 -\n");
+    write(
+        "overlap.json",
+        r#"[{"offset":0,"length":8388608,"type":0,"description":"data"},{"offset":512,"length":512,"type":0,"description":"data"}]"#,
+    );
+    write("far.txt", "0 18446744073709551615\n1 18446744073709551615\n");
     write("cut.json", r#"[{"start":0,"length":512,"depth":0,"data":true},{"sta"#);
-    let cases: [(&[&str], i32, &[&str]); 27] = [
+    let cases: [(&[&str], i32, &[&str]); 33] = [
         (&["lookup", "guest.bmap"], 2, &["required"]),
         (&["lookup", "guest.bmap", "12x"], 2, &["`12x` is no number"]),
         (&["lookup", "guest.bmap", "0:1"], 2, &["number of a disk"]),
@@ -142,6 +192,20 @@ fn bad_input_is_told_plainly() {
         ),
         (&["damaged", "guest.bmap", "--mapfile", "other.map"], 1, &["4194304 bytes", "8388608", "--force"]),
         (&["damaged", "guest.bmap", "--mapfile", "rescue.map", "--status", "x"], 2, &["statuses"]),
+        (
+            &["damaged", "guest.bmap", "--mapfile", "overlap.map"],
+            1,
+            &["line 3", "before the end of the one above"],
+        ),
+        (&["damaged", "guest.bmap", "--mapfile", "rescue.map", "-o", "x.bmap"], 1, &["is a map", "convert"]),
+        (
+            &["lookup", "guest.bmap", "--ranges", "overlap.json"],
+            1,
+            &["entry 2", "damaged, or two were mixed"],
+        ),
+        (&["lookup", "guest.bmap", "--ranges", "far.txt"], 1, &["line 2", "64 bits"]),
+        (&["lookup", "-", "--ranges", "-"], 1, &["standard input"]),
+        (&["changed", "missing", "--map", "-", "--new", "-"], 1, &["standard input"]),
         (&["list", "guest.bmap", "/[a"], 1, &["no pattern"]),
         (&["diff", "-", "-"], 1, &["standard input"]),
     ];
@@ -167,6 +231,59 @@ fn bad_input_is_told_plainly() {
         ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "empty", "--from", "badblocks"]);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("0 files, 0 directories") && out.contains("6 files are whole"), "{out}");
+}
+
+/// Each question refuses each map that is none, in one line that says why.
+#[test]
+fn a_bad_map_is_refused_by_every_question() {
+    let dir = samples();
+    let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    for out in ["guest.jsonl", "guest.csv", "guest.bmap.gz"] {
+        assert_eq!(ask(dir.path(), &["convert", "guest.bmap", out]).0, 0);
+    }
+    let (text, lines, csv) = (read("guest.bmap"), read("guest.jsonl"), read("guest.csv"));
+    let packed = fs::read(dir.path().join("guest.bmap.gz")).unwrap();
+    let cut = |text: &str| text.as_bytes()[..text.len() - 20].to_vec();
+    let reversed = text.replace("1 100c00 100e00 f", "1 100e00 100c00 f");
+    let overlapping = text.replace("1 100a00 100c00 f", "1 100a00 100d00 f");
+    let bmap_tools =
+        "<?xml version=\"1.0\" ?>\n<bmap version=\"2.0\">\n    <ImageSize> 8388608 </ImageSize>\n</bmap>\n";
+    let maps: [(&str, Vec<u8>, &str); 13] = [
+        ("empty", Vec::new(), "empty"),
+        ("cut.bmap", cut(&text), "truncated"),
+        ("cut.jsonl", cut(&lines), "truncated"),
+        (
+            "short.jsonl",
+            lines.lines().take(5).map(|line| format!("{line}\n")).collect::<String>().into(),
+            "truncated",
+        ),
+        ("cut.csv", cut(&csv), "columns"),
+        ("cut.bmap.gz", packed[..packed.len() / 2].to_vec(), "incomplete"),
+        ("mixed.bmap", format!("{text}{text}").into(), "line 46"),
+        ("mixed.jsonl", format!("{lines}{text}").into(), "line 14"),
+        ("later.version", text.replace("map 1\n", "map 9\n").into(), "version 9"),
+        ("later.jsonl", lines.replace("\"version\":1", "\"version\":9").into(), "version 9"),
+        ("reversed.bmap", reversed.into(), "not after its start"),
+        ("overlapping.bmap", overlapping.into(), "must ascend"),
+        ("tools.bmap", bmap_tools.into(), "bmap-tools"),
+    ];
+    for (name, bytes, words) in maps {
+        fs::write(dir.path().join(name), bytes).unwrap();
+        let questions: [&[&str]; 6] = [
+            &["list", name],
+            &["lookup", name, "0x100a00"],
+            &["lookup", name, "--ranges", "changed.json"],
+            &["damaged", name, "--mapfile", "rescue.map"],
+            &["diff", name, "guest.bmap"],
+            &["diff", "guest.bmap", name],
+        ];
+        for question in questions {
+            let (code, out, err) = ask(dir.path(), question);
+            assert_eq!((code, out.as_str()), (1, ""), "{question:?}: {err}");
+            assert!(err.contains(name) && err.contains(words), "{question:?}: {err}");
+            assert_eq!(err.lines().count(), 1, "{question:?}: {err}");
+        }
+    }
 }
 
 #[test]
@@ -289,6 +406,53 @@ fn damage_shows_in_the_exit_status() {
     assert_eq!(ask(dir.path(), &["diff", "guest.bmap", "later.bmap", "--exit-code"]).0, 4);
 }
 
+/// A VMDK snapshot; and clusters of a qcow2 overlay that only say that they are zeroes.
+#[test]
+fn what_an_overlay_holds_is_explained() {
+    needs!("qemu-img", "qemu-io", "qemu-nbd");
+    let dir = samples();
+    let run = |line: &str| {
+        let output = shell(dir.path(), line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("truncate -s 8M guest.raw && qemu-io -f raw -c 'write -q -P 5 3M 1M' guest.raw");
+    run(
+        "qemu-img convert -O vmdk guest.raw guest.vmdk && qemu-img create -q -f vmdk -b guest.vmdk -F vmdk top.vmdk",
+    );
+    run("qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2");
+    // Of the two files there 16 KiB and all but 1 KiB.
+    let writes = "-c 'write -q -P 6 0x304000 16k' -c 'write -q -P 6 0x320000 31k'";
+    run(&format!("qemu-io -f vmdk {writes} top.vmdk && qemu-io -f qcow2 {writes} top.qcow2"));
+    run("qemu-io -f qcow2 -c 'write -q -z 0x3a0000 128k' -c 'write -q -z 5M 64k' top.qcow2");
+    for (top, zeroed) in [("top.vmdk", 0), ("top.qcow2", 128 << 10)] {
+        let answer = json(dir.path(), &["changed", top, "--map", "guest.bmap", "--new", "later.bmap"]);
+        let summary = &answer["summary"];
+        assert_eq!((&summary["held"], &summary["zeroed"]), (&(128 << 10).into(), &zeroed.into()), "{top}");
+        assert_eq!((&summary["files"], &summary["same"]), (&(47 << 10).into(), &(81 << 10).into()), "{top}");
+        let row =
+            |path: &str| answer["rows"].as_array().unwrap().iter().find(|row| row["path"] == path).unwrap();
+        assert_eq!(row("/var/lib/dpkg/status")["was_free"], 31 << 10, "{top}");
+        assert_eq!(row("/var/log/syslog.1")["was_itself"], 16 << 10, "{top}");
+    }
+    let refused = [
+        (vec!["changed", "guest.raw", "--map", "guest.bmap"], "no overlay"),
+        (vec!["changed", "top.qcow2", "--map", "guest.bmap", "--new", "small.bmap"], "another disk"),
+        (vec!["changed", "top.qcow2", "--map", "guest.bmap", "-o", "top.qcow2"], "is an image of the guest"),
+    ];
+    let small =
+        fs::read_to_string(dir.path().join("guest.bmap")).unwrap().replace("size=8388608", "size=8389120");
+    fs::write(dir.path().join("small.bmap"), small).unwrap();
+    for (args, words) in refused {
+        let (code, out, err) = ask(dir.path(), &args);
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}: {err}");
+        assert!(err.contains(words), "{args:?}: {err}");
+    }
+    fs::remove_file(dir.path().join("guest.raw")).unwrap();
+    let (code, _, err) =
+        ask(dir.path(), &["changed", "top.qcow2", "--map", "guest.bmap", "--new", "later.bmap"]);
+    assert!(code == 1 && err.contains("backing file") && err.contains("missing"), "{err}");
+}
+
 /// The same ranges, as each program writes them, give the same answer.
 #[test]
 fn lists_by_the_programs_themselves_are_read() {
@@ -329,5 +493,31 @@ fn lists_by_the_programs_themselves_are_read() {
         let answer = json(dir.path(), &args);
         assert_eq!(answer["summary"]["kind"], kind, "{list}");
         assert_eq!(answer["rows"], expected["rows"], "{list}");
+    }
+
+    // The bitmap by its name: the program asks for it itself.
+    let of_image = |image: &'static str, bitmap: &'static str| {
+        ["lookup", "guest.bmap", "--ranges", image, "--bitmap", bitmap]
+    };
+    let answer = json(dir.path(), &of_image("whole.qcow2", "b"));
+    assert_eq!(answer["rows"], expected["rows"]);
+    run("qemu-img bitmap --add -g 1M whole.qcow2 'other, one' && qemu-img create -q -f qcow2 small.qcow2 4M");
+    run("qemu-img bitmap --add --disable small.qcow2 b && cp guest.bmap no-image.qcow2");
+    run("qemu-io -f qcow2 -c 'write 4M 512' whole.qcow2");
+    let answer = json(dir.path(), &of_image("whole.qcow2", "other, one"));
+    assert_eq!(answer["summary"]["bytes"], 1 << 20);
+    let (_, _, err) = ask(dir.path(), &["lookup", "guest.bmap", "--ranges", "whole.qcow2"]);
+    assert!(err.contains("qcow2 image and no list"), "{err}");
+    for (args, word) in [
+        (of_image("whole.qcow2", "missing"), "Bitmap 'missing' is not found"),
+        (of_image("over.qcow2", "b"), "Bitmap 'b' is not found"),
+        (of_image("small.qcow2", "b"), "4194304 bytes"),
+        (of_image("base.raw", "b"), "no qcow2 image"),
+        (of_image("no-image.qcow2", "b"), "not by its content"),
+        (of_image("missing.qcow2", "b"), "no such file"),
+    ] {
+        let (code, out, err) = ask(dir.path(), &args);
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}: {err}");
+        assert!(err.contains(word) && err.lines().count() == 1, "{args:?}: {err}");
     }
 }

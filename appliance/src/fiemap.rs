@@ -47,13 +47,31 @@ struct Request {
 /// # Errors
 /// What the ioctl says, but for "not supported".
 pub(crate) fn extents(file: impl AsFd) -> Result<Option<Vec<Extent>>, Errno> {
+    fiemap(file, 0)
+}
+
+/// Where the extended attributes of an open file or directory lie. ext4 names their block only where none of
+/// them is in the inode.
+pub(crate) fn attributes(file: impl AsFd) -> Vec<Extent> {
+    /// `FIEMAP_FLAG_XATTR`
+    const XATTR: u32 = 0x2;
+    // Having none is an error.
+    fiemap(file, XATTR).ok().flatten().unwrap_or_default()
+}
+
+fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
     /// `FS_IOC_FIEMAP`; the number counts the header alone.
     const OPCODE: rustix::ioctl::Opcode = opcode::read_write::<Header>(b'f', 11);
     let mut extents: Vec<Extent> = Vec::new();
     let mut start = 0;
     loop {
-        let header =
-            Header { start, length: u64::MAX - start, extent_count: COUNT as u32, ..Header::default() };
+        let header = Header {
+            start,
+            length: u64::MAX - start,
+            flags,
+            extent_count: COUNT as u32,
+            ..Header::default()
+        };
         let mut request = Request { header, extents: [RawExtent::default(); COUNT] };
         #[allow(unsafe_code)]
         // SAFETY: `Request` is laid out as `struct fiemap` followed by `extent_count` elements of
@@ -89,12 +107,12 @@ pub(crate) fn extents(file: impl AsFd) -> Result<Option<Vec<Extent>>, Errno> {
 }
 
 /// Files with more blocks than this are not asked for block by block.
-const MOST_BLOCKS: u64 = 4096;
+pub(crate) const MOST_BLOCKS: u64 = 4096;
 
 /// All blocks of a file of `size` bytes, joined where they lie one after the other. `None` where the file
-/// system has no FIBMAP, the file has too many blocks, or not every byte of it has one: a hole, a block out of
+/// system has no FIBMAP, the file has more blocks than `most`, or not every byte of it has one: a hole, a block out of
 /// the call's reach and data that lies in metadata all look the same.
-pub(crate) fn blocks(file: impl AsFd, size: u64) -> Option<Vec<Extent>> {
+pub(crate) fn blocks(file: impl AsFd, size: u64, most: u64) -> Option<Vec<Extent>> {
     /// `FIBMAP` and `FIGETBSZ` are numbered without a type.
     const FIBMAP: rustix::ioctl::Opcode = opcode::none(0, 1);
     const FIGETBSZ: rustix::ioctl::Opcode = opcode::none(0, 2);
@@ -103,7 +121,7 @@ pub(crate) fn blocks(file: impl AsFd, size: u64) -> Option<Vec<Extent>> {
     let block = unsafe { ioctl(file.as_fd(), Getter::<FIGETBSZ, i32>::new()) }.ok()?;
     let block = u64::try_from(block).ok().filter(|block| *block > 0)?;
     let count = size.div_ceil(block);
-    if count > MOST_BLOCKS {
+    if count > most {
         return None;
     }
     let mut extents: Vec<Extent> = Vec::new();

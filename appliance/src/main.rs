@@ -7,12 +7,13 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series ROOT
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series ROOT [metadata]
 //!                                                    read each directory and file below ROOT
 //! ```
 //!
 //! SEQUENCE is the number of the first frame to send, FIRST the number of the first object; see
-//! [`virt_bmap_agent::ReadOrder`] for the word after it.
+//! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
+//! are read, too, and the file system is asked what its blocks are for.
 
 mod btrfs;
 mod buffer;
@@ -20,6 +21,7 @@ mod calm;
 mod control;
 mod devices;
 mod fiemap;
+mod getfsmap;
 mod pieces;
 mod quiet;
 mod reader;
@@ -49,8 +51,8 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
         ["quiet"] => quiet::run(),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["read", control, sequence, plan] => tagged_read::run(control, sequence.parse()?, plan),
-        ["walk", control, sequence, first, order, root] => {
-            walk::run(control, sequence.parse()?, first.parse()?, order.parse()?, root)
+        ["walk", control, sequence, first, order, root, rest @ ..] if matches!(rest, [] | ["metadata"]) => {
+            walk::run(control, sequence.parse()?, first.parse()?, order.parse()?, root, !rest.is_empty())
         }
         _ => Err("unknown command".into()),
     }

@@ -11,6 +11,9 @@ pub const MAX_BODY: usize = 1 << 20;
 /// How many extents the agent puts into one record.
 pub const EXTENTS_PER_RECORD: usize = 1024;
 
+/// Added to an object's number, the number of its extended attributes.
+pub const ATTRIBUTES: u32 = 1 << 30;
+
 /// One thing that the agent says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -42,7 +45,7 @@ pub enum Record {
     },
     /// What is read from now on belongs to this object; 0: to none.
     Tag {
-        /// Number of the object, or 0.
+        /// Number of the object, or 0; with [`ATTRIBUTES`] added, its extended attributes.
         id: u32,
         /// Forget what was recorded for the object before.
         afresh: bool,
@@ -58,6 +61,14 @@ pub enum Record {
     BatchEnd,
     /// Something could not be examined.
     Trouble(Trouble),
+    /// What some pieces of the file system's device are for, as the file system says; several such records
+    /// where there are many.
+    Space {
+        /// What for.
+        owner: Owner,
+        /// Start and length of each, in bytes.
+        pieces: Vec<(u64, u64)>,
+    },
     /// The agent has come to its end.
     Done,
     /// What is read from now on are blocks that files share, each under the tag of one of them.
@@ -127,6 +138,75 @@ pub enum ObjectKind {
     Directory = 1,
     /// A regular file.
     File = 2,
+    /// A symbolic link.
+    Symlink = 3,
+}
+
+/// What a part of a file system's device is for (`FMR_OWN_*` of `linux/fsmap.h`, and what ext4 and XFS add).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Owner {
+    /// Nothing: it is free.
+    Free = 1,
+    /// Something that the file system does not tell, such as the data of a file.
+    Unknown = 2,
+    /// Metadata of no particular kind.
+    Metadata = 3,
+    /// Superblocks, and what else has its fixed place.
+    Superblocks = 4,
+    /// The journal.
+    Log = 5,
+    /// Block group descriptors.
+    GroupDescriptors = 6,
+    /// Room for more block group descriptors.
+    ReservedDescriptors = 7,
+    /// Bitmaps of blocks.
+    BlockBitmaps = 8,
+    /// Bitmaps of inodes.
+    InodeBitmaps = 9,
+    /// Inodes.
+    Inodes = 10,
+    /// Trees that tell the free space and the owners of the rest.
+    FreeSpaceTrees = 11,
+    /// Trees of inodes.
+    InodeTrees = 12,
+    /// Trees that count references.
+    ReferenceCounts = 13,
+    /// Room that is kept for copies on write.
+    Staging = 14,
+    /// Bad blocks.
+    Defective = 15,
+    /// Extended attributes.
+    Attributes = 16,
+    /// Trees of a file's extents.
+    ExtentMaps = 17,
+}
+
+impl Owner {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::Free,
+        Self::Unknown,
+        Self::Metadata,
+        Self::Superblocks,
+        Self::Log,
+        Self::GroupDescriptors,
+        Self::ReservedDescriptors,
+        Self::BlockBitmaps,
+        Self::InodeBitmaps,
+        Self::Inodes,
+        Self::FreeSpaceTrees,
+        Self::InodeTrees,
+        Self::ReferenceCounts,
+        Self::Staging,
+        Self::Defective,
+        Self::Attributes,
+        Self::ExtentMaps,
+    ];
+
+    fn from_u8(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|owner| *owner as u8 == byte)
+    }
 }
 
 /// A directory or file of the guest.
@@ -221,6 +301,10 @@ pub enum Operation {
     Fiemap = 5,
     /// Going down into a directory that was visited before: the file system is damaged.
     Loop = 6,
+    /// `listxattr(2)`, `getxattr(2)`
+    Attributes = 7,
+    /// The GETFSMAP ioctl.
+    Fsmap = 8,
 }
 
 /// Something that could not be examined.
@@ -276,6 +360,7 @@ impl Record {
             Self::Trouble(_) => 8,
             Self::Done => 9,
             Self::Series { .. } => 10,
+            Self::Space { .. } => 11,
             Self::Packed => 20,
             Self::Shared { .. } => 21,
             Self::Chunk(_) => 22,
@@ -329,6 +414,13 @@ impl Record {
             Self::Series { ids } => {
                 for id in ids {
                     out.extend(id.to_le_bytes());
+                }
+            }
+            Self::Space { owner, pieces } => {
+                out.push(*owner as u8);
+                for (start, length) in pieces {
+                    out.extend(start.to_le_bytes());
+                    out.extend(length.to_le_bytes());
                 }
             }
             Self::BatchEnd | Self::Done | Self::Packed => {}
@@ -399,6 +491,7 @@ impl Record {
                     kind: match body.u8()? {
                         1 => ObjectKind::Directory,
                         2 => ObjectKind::File,
+                        3 => ObjectKind::Symlink,
                         _ => return None,
                     },
                     inode: body.u64()?,
@@ -441,6 +534,14 @@ impl Record {
                     }
                     Self::Series { ids }
                 }
+                11 => {
+                    let owner = Owner::from_u8(body.u8()?)?;
+                    let mut pieces = Vec::with_capacity(body.0.len() / 16);
+                    while !body.0.is_empty() {
+                        pieces.push((body.u64()?, body.u64()?));
+                    }
+                    Self::Space { owner, pieces }
+                }
                 20 => Self::Packed,
                 21 => Self::Shared { id: body.u32()? },
                 22 => Self::Chunk(Chunk {
@@ -462,7 +563,7 @@ impl Record {
             };
             body.0.is_empty().then_some(record)
         };
-        if !matches!(kind, 1..=10 | 20..=23) {
+        if !matches!(kind, 1..=11 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -471,9 +572,18 @@ impl Record {
 
 impl Operation {
     fn from_u8(byte: u8) -> Option<Self> {
-        [Self::Open, Self::Stat, Self::List, Self::Read, Self::Fiemap, Self::Loop]
-            .into_iter()
-            .find(|operation| *operation as u8 == byte)
+        [
+            Self::Open,
+            Self::Stat,
+            Self::List,
+            Self::Read,
+            Self::Fiemap,
+            Self::Loop,
+            Self::Attributes,
+            Self::Fsmap,
+        ]
+        .into_iter()
+        .find(|operation| *operation as u8 == byte)
     }
 
     /// What was being done, to follow "cannot".
@@ -485,6 +595,8 @@ impl Operation {
             Self::Read => "read",
             Self::Fiemap => "get the extents of",
             Self::Loop => "enter (visited before: the directories form a loop)",
+            Self::Attributes => "read the extended attributes of",
+            Self::Fsmap => "ask what the blocks are for in",
         }
     }
 }
@@ -555,6 +667,7 @@ mod tests {
                 name: b"c".to_vec(),
                 offset: 512,
             }),
+            Record::Space { owner: Owner::Inodes, pieces: vec![(0, 4096), (1 << 40, 512)] },
             Record::Done,
             Record::Packed,
             Record::Shared { id: 5 },

@@ -10,6 +10,8 @@
 //! Paths are never put together: every step is relative to an open directory, so there is no limit on
 //! their length, and no symbolic link is followed.
 
+mod metadata;
+
 use crate::Fatal;
 use crate::control::Control;
 use crate::pieces::pieces;
@@ -58,6 +60,7 @@ pub(crate) fn run(
     first: u32,
     order: ReadOrder,
     root: &str,
+    metadata: bool,
 ) -> Result<(), Fatal> {
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
@@ -77,6 +80,7 @@ pub(crate) fn run(
         magic: statfs.f_type as u64,
         has_direct: true,
         has_fiemap: true,
+        metadata,
         links: HashMap::new(),
         directories: HashSet::new(),
         tails: (statfs.f_type as u64 == squashfs::MAGIC).then(|| Tails::new(statfs.f_bsize as u64)),
@@ -96,8 +100,12 @@ pub(crate) fn run(
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
+    let again = metadata.then(|| place.try_clone()).transpose()?;
     walker.descend(place, id)?;
     walker.read()?;
+    if let Some(root) = again {
+        walker.put_spaces(&root, id);
+    }
     if let Some(tails) = walker.tails.take() {
         tails.read(&mut walker.control, root)?;
     }
@@ -120,6 +128,8 @@ struct Walker {
     /// Until the file system says no.
     has_direct: bool,
     has_fiemap: bool,
+    /// Whether what belongs to no file's data is wanted, too.
+    metadata: bool,
     /// Device and inode to number, of files with more than one name.
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
@@ -190,6 +200,7 @@ impl Walker {
         let open = || openat(place, c".", DIRECTORY, Mode::empty());
         let mut below = Vec::new();
         let mut stream = None;
+        let mut is_first = true;
         if self.magic != XFS {
             match open() {
                 Ok(fd) => {
@@ -216,6 +227,10 @@ impl Walker {
                 },
             };
             self.control.settle()?;
+            if let Some(stream) = stream.as_ref().filter(|_| is_first && self.metadata) {
+                self.attributes_of_directory(stream, id)?;
+            }
+            is_first = false;
             self.control.tag(0, false)?;
             if let Some(stream) = &stream {
                 self.look_up(stream.as_fd(), id, &listed.entries, &mut below)?;
@@ -237,6 +252,12 @@ impl Walker {
         self.reader.read(&mut self.control, &self.batch)?;
         self.batch.clear();
         Ok(())
+    }
+
+    /// Counts what was found, and reads the batch when it is full.
+    fn found(&mut self) -> Result<(), Fatal> {
+        self.found += 1;
+        if self.batch.len() == BATCH || self.found == FOUND { self.read() } else { Ok(()) }
     }
 
     /// Looks the entries of a directory up; the files among them join the batch.
@@ -267,10 +288,11 @@ impl Walker {
                 FileType::RegularFile => {
                     let found = self.find_file(directory, parent, name)?;
                     self.batch.extend(found.filter(|file| !file.pieces.is_empty()));
-                    self.found += 1;
-                    if self.batch.len() == BATCH || self.found == FOUND {
-                        self.read()?;
-                    }
+                    self.found()?;
+                }
+                FileType::Symlink if self.metadata => {
+                    self.symlink(directory, parent, name)?;
+                    self.found()?;
                 }
                 _ => {}
             }
@@ -334,7 +356,7 @@ impl Walker {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
         let extents = match self.extents(&fd) {
-            Ok(None) => fiemap::blocks(&fd, stat.st_size as u64),
+            Ok(None) => fiemap::blocks(&fd, stat.st_size as u64, self.most_blocks(&stat)),
             Ok(extents) => extents,
             Err(errno) => {
                 self.control.trouble(Operation::Fiemap, errno, parent, name.to_bytes(), 0);
@@ -349,9 +371,13 @@ impl Walker {
         if let Some(tails) = &mut self.tails {
             tails.put_off(id, parent, name.to_owned(), stat.st_size as u64, &mut pieces);
         }
-        let is_promised =
-            extents.is_some_and(|extents| extents.iter().all(|e| e.is_plain() || e.is_unwritten()));
-        Ok(Some(OpenFile { fd, id, parent, name: name.to_owned(), pieces, is_promised }))
+        let is_plain = |extents: &Vec<Extent>| extents.iter().all(|e| e.is_plain() || e.is_unwritten());
+        let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
+        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, is_promised };
+        if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
+            self.attributes_of_file(&file)?;
+        }
+        Ok(Some(file))
     }
 
     /// Opens a file to be read past the page cache, where the file system can do that.

@@ -73,13 +73,19 @@ impl Appliance {
     }
 
     /// Reads every directory and file of what is mounted as `/`. `first` is the number of the first
-    /// object.
+    /// object; with `metadata` symbolic links and extended attributes are read, too.
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn walk(&self, sequence: u32, first: u32, order: ReadOrder) -> Result<(), AgentError> {
-        let order = order.as_str();
-        self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}", self.control)).map(drop)
+    pub fn walk(
+        &self,
+        sequence: u32,
+        first: u32,
+        order: ReadOrder,
+        metadata: bool,
+    ) -> Result<(), AgentError> {
+        let (order, more) = (order.as_str(), if metadata { " metadata" } else { "" });
+        self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control)).map(drop)
     }
 
     /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.

@@ -126,7 +126,7 @@ pub struct Inventory {
     pub hidden: Vec<BlockDevice>,
     /// What the devices hold, in order of their names.
     pub contents: Vec<Content>,
-    /// Members of arrays, physical volumes and their like, by name.
+    /// Devices that are parts of others: physical volumes, members of arrays, in order of their names.
     pub members: Vec<Content>,
     /// Devices that could not be looked at, and why.
     pub troubles: Vec<(String, String)>,
@@ -273,11 +273,10 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         list.push(device);
     }
     kinds.retain(|(number, _)| !partitioned.contains(number));
-    let contents = kinds.into_iter().map(|(_, content)| content);
+    let mut contents: Vec<Content> = kinds.into_iter().map(|(_, content)| content).collect();
+    contents.sort_by(|a, b| a.device.cmp(&b.device));
     let is_member = |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
-    (inventory.members, inventory.contents) = contents.partition(is_member);
-    inventory.members.sort_by(|a, b| a.device.cmp(&b.device));
-    inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
+    (inventory.members, inventory.contents) = contents.into_iter().partition(is_member);
     inventory
 }
 

@@ -88,6 +88,11 @@ impl MapBuilder {
         Ok(NewObject(object))
     }
 
+    /// The name of an object.
+    pub fn name(&self, object: NewObject) -> ObjectName<'_> {
+        self.objects.name(object.0)
+    }
+
     /// Adds to what is known of an object.
     pub fn know(&mut self, object: NewObject, attributes: Attributes) {
         self.objects.set_attributes(object.0, attributes);

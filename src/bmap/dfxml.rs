@@ -176,6 +176,7 @@ impl<'a> Volume<'a> {
         let (name_type, meta_type) = match name.kind {
             Kind::Directory => ("d", Some(2)),
             Kind::File => ("r", Some(1)),
+            Kind::Symlink => ("l", Some(6)),
             // "Virtual", as $FAT1 is to the Sleuth Kit.
             _ => ("v", None),
         };

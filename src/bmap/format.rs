@@ -131,6 +131,12 @@ impl FileType {
         Self { format: known.map_or(Format::Text, |(_, format)| *format), compression }
     }
 
+    /// Whether a file that begins so is one that may hold a map and is no text: compressed, or Parquet.
+    pub fn is_binary(beginning: &[u8]) -> bool {
+        Compression::of_beginning(beginning).is_some()
+            || Format::of_beginning(beginning) == Some(Format::Parquet)
+    }
+
     /// Writes a map. Needs no buffered output.
     ///
     /// # Errors

@@ -57,6 +57,8 @@ pub struct Filesystem {
     pub size: Option<u64>,
     /// Bytes of it that are free.
     pub free: Option<u64>,
+    /// Bytes of it that the map lists as [free](super::Kind::Free). `None`: it does not know which are.
+    pub free_mapped: Option<u64>,
     /// How many directories were found in it.
     pub directories: u64,
     /// How many names of regular files were found in it.

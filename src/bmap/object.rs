@@ -28,8 +28,12 @@ pub enum Kind {
     File,
     /// `d`: a directory.
     Directory,
+    /// `s`: a symbolic link.
+    Symlink,
     /// `m`: metadata of a filesystem, a volume group, a partition table.
     Metadata,
+    /// `u`: what is known to be unused, such as the free space of a filesystem.
+    Free,
     /// `l`: a logical volume.
     LogicalVolume,
     /// `b`: another block device that the guest's kernel puts together, such as a RAID array or an
@@ -43,10 +47,12 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, the most specific first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::File,
         Self::Directory,
+        Self::Symlink,
         Self::Metadata,
+        Self::Free,
         Self::LogicalVolume,
         Self::MappedDevice,
         Self::Partition,
@@ -58,7 +64,9 @@ impl Kind {
         match self {
             Self::File => b'f',
             Self::Directory => b'd',
+            Self::Symlink => b's',
             Self::Metadata => b'm',
+            Self::Free => b'u',
             Self::LogicalVolume => b'l',
             Self::MappedDevice => b'b',
             Self::Partition => b'p',
@@ -80,9 +88,11 @@ impl Kind {
     /// Whether objects of this kind have a path besides their device; `None` where they may.
     pub fn has_path(self) -> Option<bool> {
         match self {
-            Self::File | Self::Directory => Some(true),
+            Self::File | Self::Directory | Self::Symlink => Some(true),
             Self::Metadata => None,
-            Self::LogicalVolume | Self::MappedDevice | Self::Partition | Self::Disk => Some(false),
+            Self::Free | Self::LogicalVolume | Self::MappedDevice | Self::Partition | Self::Disk => {
+                Some(false)
+            }
         }
     }
 }
@@ -395,6 +405,10 @@ pub(super) struct ObjectTable {
 }
 
 impl ObjectTable {
+    pub(super) fn name(&self, object: u32) -> ObjectName<'_> {
+        self.objects.name(object)
+    }
+
     /// The object of this name, which is added if it is new.
     pub(super) fn intern(&mut self, name: ObjectName<'_>) -> Result<u32, NameError> {
         let Self { objects, by_name, devices, hasher } = self;

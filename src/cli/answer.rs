@@ -8,12 +8,13 @@ use anyhow::Result;
 use serde_json::ser::Formatter;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use virt_bmap::bmap::escape::Printable;
+use virt_bmap::bmap::{Kind, ObjectName};
 use virt_bmap::links::File;
 use virt_bmap::units::Human;
 
 use super::Exit;
 
-/// The form of the answer.
+/// The form of the answer: options of all questions alike.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Form {
     /// Answer in CSV, one line for each row and the names of the columns first
@@ -25,6 +26,9 @@ pub(super) struct Form {
     /// Print sizes as numbers of bytes, and offsets in decimal
     #[arg(long)]
     bytes: bool,
+    /// Print only the first so many
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
 }
 
 /// One value of a row.
@@ -71,6 +75,19 @@ impl Form {
     /// An offset for people.
     pub(super) fn offset(self, offset: u64) -> String {
         if self.bytes { offset.to_string() } else { format!("{offset:#x}") }
+    }
+
+    /// Those that are to be printed.
+    pub(super) fn first<T>(self, all: &[T]) -> &[T] {
+        &all[..self.top.unwrap_or(usize::MAX).min(all.len())]
+    }
+
+    /// How many are not printed, for people; nothing if all are.
+    pub(super) fn say_more(self, out: &mut dyn Write, found: usize) -> io::Result<()> {
+        match self.top {
+            Some(top) if found > top => writeln!(out, "and {} more", found - top),
+            _ => Ok(()),
+        }
     }
 
     /// Lets `write` write the answer. That nobody reads it to its end (`… | head`) is no error.
@@ -192,6 +209,29 @@ fn steers(character: char) -> bool {
     !character.is_ascii_graphic()
         && character != ' '
         && Printable(character.encode_utf8(&mut [0; 4]).as_bytes()).to_string().starts_with('\\')
+}
+
+/// An object for people.
+pub(super) fn object_name(name: ObjectName<'_>) -> String {
+    match name.kind {
+        Kind::Free => format!("free space of {}", Printable(name.device)),
+        _ => name.to_string(),
+    }
+}
+
+/// The path of an object, if it has one.
+pub(super) fn path(name: ObjectName<'_>) -> Value<'_> {
+    if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }
+}
+
+/// The letter of an object's kind.
+pub(super) fn letter(name: Option<ObjectName<'_>>) -> Value<'_> {
+    name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))
+}
+
+/// The device that an object is, or is on.
+pub(super) fn device(name: Option<ObjectName<'_>>) -> Value<'_> {
+    name.map_or(Value::Nothing, |name| Value::Name(name.device))
 }
 
 /// A file for people: its first name and how many more it has.

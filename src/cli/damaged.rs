@@ -1,14 +1,18 @@
 //! `virt-bmap-rs damaged`: which files the bad parts of a disk hit.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, file_name};
+use super::answer::{Cell, Form, Value, file_name, path};
+use super::make::{MakeOptions, Maker};
 use super::ranges::{ListOptions, describe};
-use anyhow::Result;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use anyhow::{Context as _, Result};
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::{Path, PathBuf};
 use virt_bmap::bmap::{self, Kind};
-use virt_bmap::links::File;
-use virt_bmap::lookup::{Damage, DamagedRange, damage, tally};
+use virt_bmap::image::Format;
+use virt_bmap::links;
+use virt_bmap::lookup::{Damage, HitRange, damage, tally};
+use virt_bmap::mapper::Disk;
 
 /// Tell which files the bad parts of a disk hit, and where inside of them.
 ///
@@ -20,16 +24,13 @@ use virt_bmap::lookup::{Damage, DamagedRange, damage, tally};
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct DamagedArgs {
-    /// The map
-    map: PathBuf,
+    /// The map; or the image, as far as it was rescued, of which a map is then made
+    #[arg(value_name = "MAP|IMAGE")]
+    subject: PathBuf,
 
     /// What is bad; `-` is standard input
     #[arg(long, value_name = "FILE")]
     mapfile: PathBuf,
-
-    /// The disk that the mapfile is of
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    disk: u16,
 
     /// List the whole files, too
     #[arg(long)]
@@ -40,6 +41,13 @@ pub(super) struct DamagedArgs {
 
     #[command(flatten)]
     list: ListOptions,
+
+    /// Format of the image, if it is not to be found out
+    #[arg(long, value_name = "FORMAT", help_heading = "Options for making a map")]
+    format: Option<Format>,
+
+    #[command(flatten)]
+    make: MakeOptions,
 }
 
 const AFTER_HELP: &str = "\
@@ -47,19 +55,33 @@ Exit status:
   0  no file is hit, nor a directory or metadata: all files in the map are whole
   1  failed
   2  the command line makes no sense
+  3  as 0, but a part of the image could not be examined; standard error
+     says what
   4  files are hit
   5  no file is hit, but directories or metadata are
 
 Examples:
+  virt-bmap-rs damaged guest.raw --mapfile rescue.map -o guest.jsonl
   virt-bmap-rs damaged guest.bmap --mapfile rescue.map
   virt-bmap-rs damaged guest.bmap --mapfile rescue.map --status - --whole
   virt-bmap-rs damaged guest.bmap --mapfile bad-blocks.txt -b 512 --csv";
 
 pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
-    let map = bmap::load(&args.map)?;
-    let list = args.list.read(&args.mapfile, &map, args.disk)?;
-    let found = damage(&map, args.disk, &list.spans);
-    let shared_out = tally(&map, args.disk, &list.spans);
+    let mut maker = Maker::new(&args.make)?;
+    // First, so that one that makes no sense is found out before the work.
+    let list = args.list.read(&args.mapfile, &args.subject)?;
+    let map = if is_image(&args.subject, args.format)? {
+        let disk = Disk { path: args.subject.clone(), format: args.format };
+        let Some(map) = maker.make(&disk, true)? else { return Ok(maker.interrupted()) };
+        map
+    } else {
+        args.make.refuse_output(&args.subject)?;
+        bmap::load(&args.subject)?
+    };
+    args.list.check(&list, &map)?;
+    let disk = args.list.disk;
+    let found = damage(&map, disk, &list.spans);
+    let shared_out = tally(&map, disk, &list.spans);
     let nowhere = shared_out.free + shared_out.unmapped;
     let form = args.form;
     form.print(|out| {
@@ -87,30 +109,50 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     for warning in &map.header().warnings {
         eprintln!("virt-bmap-rs: warning: the map does not know all files: {warning}");
     }
-    Ok(match (found.count(Kind::File), found.hit.len()) {
-        (0, 0) => Exit::Success,
-        (0, _) => Exit::FoundBesideFiles,
+    Ok(match (found.count(Kind::File), found.hit.len(), maker.is_whole) {
+        (0, 0, true) => Exit::Success,
+        (0, 0, false) => Exit::Incomplete,
+        (0, ..) => Exit::FoundBesideFiles,
         _ => Exit::Found,
     })
 }
 
+/// How much of a file's beginning is looked at.
+const BEGINNING: u64 = 16 * 1024;
+
+/// Whether a file is an image of a disk, and no map: it has a byte of zero in its beginning, as all
+/// image formats and partition tables do, and neither text nor a compressed map is.
+fn is_image(path: &Path, format: Option<Format>) -> Result<bool> {
+    if format.is_some() || path == Path::new("-") {
+        return Ok(format.is_some());
+    }
+    let mut beginning = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(BEGINNING).read_to_end(&mut beginning))
+        .with_context(|| format!("{} could not be opened", path.display()))?;
+    let is_descriptor = beginning.starts_with(b"# Disk DescriptorFile");
+    Ok(is_descriptor || beginning.contains(&0) && !bmap::FileType::is_binary(&beginning))
+}
+
 fn for_people(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io::Result<()> {
     let form = args.form;
-    for hit in &found.hit {
+    let number = args.list.disk;
+    for hit in form.first(&found.hit) {
         let of = hit.file.object.attributes().size;
         let of = of.map_or(String::new(), |size| format!(" of {}", form.size(size)));
         writeln!(out, "damaged {}: {}{of}", file_name(&hit.file), form.size(hit.bytes))?;
-        for DamagedRange { disk, file } in &hit.ranges {
+        for HitRange { disk, file } in &hit.ranges {
             let (start, end) = (form.offset(disk.start.0), form.offset(disk.end.0));
             match file {
                 Some(file) => {
                     let (from, to) = (form.offset(file.start.0), form.offset(file.end.0));
-                    writeln!(out, "    {from} to {to} of it, {start} to {end} of disk {}", args.disk)?;
+                    writeln!(out, "    {from} to {to} of it, {start} to {end} of disk {number}")?;
                 }
-                None => writeln!(out, "    {start} to {end} of disk {}", args.disk)?,
+                None => writeln!(out, "    {start} to {end} of disk {number}")?,
             }
         }
     }
+    form.say_more(out, found.hit.len())?;
     if args.whole {
         found.whole.iter().try_for_each(|file| writeln!(out, "whole {}", file_name(file)))?;
         found.unplaced.iter().try_for_each(|file| writeln!(out, "unknown {}", file_name(file)))?;
@@ -149,8 +191,8 @@ const COLUMNS: [&str; 12] = [
 ];
 
 fn rows<'a>(args: &DamagedArgs, found: &'a Damage<'a>) -> impl Iterator<Item = [Cell<'a>; 12]> {
-    let (disk, whole) = (args.disk, args.whole);
-    let hit = found.hit.iter().flat_map(move |hit| {
+    let (disk, whole) = (args.list.disk, args.whole);
+    let hit = args.form.first(&found.hit).iter().flat_map(move |hit| {
         hit.ranges.iter().map(move |range| row("damaged", &hit.file, Some((disk, *range))))
     });
     let others = found.whole.iter().map(|file| row("whole", file, None));
@@ -158,14 +200,14 @@ fn rows<'a>(args: &DamagedArgs, found: &'a Damage<'a>) -> impl Iterator<Item = [
     hit.chain(others.chain(unplaced).filter(move |_| whole))
 }
 
-fn row<'a>(state: &'static str, file: &File<'a>, range: Option<(u16, DamagedRange)>) -> [Cell<'a>; 12] {
+fn row<'a>(state: &'static str, file: &links::File<'a>, range: Option<(u16, HitRange)>) -> [Cell<'a>; 12] {
     let (name, known) = (file.object.name(), file.object.attributes());
     let inside = range.and_then(|(_, range)| range.file);
     [
         ("state", Value::Word(state)),
         ("type", Value::Letter(name.kind.letter())),
         ("device", Value::Name(name.device)),
-        ("path", if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }),
+        ("path", path(name)),
         ("names", u64::from(file.names).into()),
         ("inode", known.inode.into()),
         ("size", known.size.into()),

@@ -1,7 +1,7 @@
 //! `virt-bmap-rs diff`: what differs between two maps.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, name_and_more};
+use super::answer::{Cell, Form, Value, device, letter, name_and_more};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::cmp::Reverse;
@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use virt_bmap::bmap::escape::Printable;
 use virt_bmap::bmap::{self, Kind};
-use virt_bmap::diff::{Change, Changed, diff};
+use virt_bmap::diff::{self, Change, Changed};
 
 /// Tell what differs between two maps of one guest.
 ///
@@ -28,10 +28,6 @@ pub(super) struct DiffArgs {
     /// What to sort by
     #[arg(long, value_enum, default_value_t = Sort::Bytes)]
     sort: Sort,
-
-    /// Print only the first so many
-    #[arg(long, value_name = "N")]
-    top: Option<usize>,
 
     /// Exit with status 4 if the maps differ
     #[arg(long)]
@@ -64,13 +60,13 @@ pub(super) fn run(args: &DiffArgs) -> Result<Exit> {
     if args.old == Path::new("-") && args.new == Path::new("-") {
         bail!("only one of the maps can come from standard input");
     }
-    let (old, new) = (bmap::load(&args.old)?, bmap::load(&args.new)?);
-    let mut changes = diff(&old, &new);
+    let (old, new) = diff::level(bmap::load(&args.old)?, bmap::load(&args.new)?)?;
+    let mut changes = diff::diff(&old, &new);
     if let Sort::Bytes = args.sort {
         changes.sort_by_key(|changed| Reverse(changed.gained.saturating_add(changed.lost)));
     }
     let form = args.form;
-    let shown = &changes[..args.top.unwrap_or(usize::MAX).min(changes.len())];
+    let shown = form.first(&changes);
     let sums = Sums::of(&changes);
     form.print(|out| {
         if form.is_for_people() {
@@ -159,9 +155,7 @@ fn for_people(
         };
         writeln!(out, "{more}")?;
     }
-    if found > shown.len() {
-        writeln!(out, "and {} more", found - shown.len())?;
-    }
+    form.say_more(out, found)?;
     for Sum { change, count, gained, lost } in sums.0.iter().filter(|sum| sum.count > 0) {
         writeln!(out, "{count} {}: {} gained, {} lost", change.word(), form.size(*gained), form.size(*lost))?;
     }
@@ -193,8 +187,8 @@ fn row<'a>(changed: &Changed<'a>) -> [Cell<'a>; 13] {
     let known = |object: Option<bmap::Object<'a>>| object.map(bmap::Object::attributes).unwrap_or_default();
     [
         ("change", Value::Word(changed.change.word())),
-        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("type", letter(name)),
+        ("device", device(name)),
         ("path", path(changed.new)),
         ("old_path", path(changed.old)),
         ("names", u64::from(changed.names).into()),

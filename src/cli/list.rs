@@ -1,7 +1,7 @@
 //! `virt-bmap-rs list`: the files of a map.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, done, file_name};
+use super::answer::{Cell, Form, Value, done, file_name, path};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use std::cmp::Reverse;
@@ -39,10 +39,6 @@ pub(super) struct ListArgs {
     /// Sort the other way round
     #[arg(short, long)]
     reverse: bool,
-
-    /// Print only the first so many
-    #[arg(long, value_name = "N")]
-    top: Option<usize>,
 
     #[command(flatten)]
     form: Form,
@@ -103,11 +99,11 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
     let found = listed.len();
     let on_disk: u64 = listed.iter().map(|file| file.on_disk).sum();
     let fragmented = listed.iter().filter(|file| file.pieces > 1).count();
-    listed.truncate(args.top.unwrap_or(usize::MAX));
     let form = args.form;
+    let shown = form.first(&listed);
     done(form.print(|out| {
         if form.is_for_people() {
-            for_people(form, out, &listed)?;
+            for_people(form, out, shown)?;
             let size = form.size(on_disk);
             return writeln!(out, "{found} found, {size} on disk, {fragmented} in more than one piece");
         }
@@ -116,7 +112,7 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
             ("on_disk", on_disk.into()),
             ("fragmented", (fragmented as u64).into()),
         ];
-        form.rows(out, listed.iter().map(row), &summary, COLUMNS)
+        form.rows(out, shown.iter().map(row), &summary, COLUMNS)
     }))
 }
 
@@ -157,7 +153,7 @@ fn row<'a>(listed: &Listed<'a>) -> [Cell<'a>; 11] {
     [
         ("type", Value::Letter(name.kind.letter())),
         ("device", Value::Name(name.device)),
-        ("path", if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }),
+        ("path", path(name)),
         ("names", u64::from(listed.file.names).into()),
         ("inode", known.inode.into()),
         ("size", known.size.into()),

@@ -1,13 +1,13 @@
 //! `virt-bmap-rs lookup`: what is at these offsets, or in these ranges.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, done, file_name};
+use super::answer::{Cell, Form, Value, device, done, file_name, letter, object_name, path};
 use super::ranges::{ListOptions, describe};
 use anyhow::{Result, bail};
 use clap::ArgGroup;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap::bmap::{self, Hit, Map, ObjectName};
+use virt_bmap::bmap::{self, Hit, Kind, Map};
 use virt_bmap::lookup::{DiskSize, Place, Share, Tally, disk_size, tally};
 use virt_bmap::range::DiskOffset;
 use virt_bmap::rangelist::RangeList;
@@ -45,14 +45,6 @@ pub(super) struct LookupArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["offsets", "sector"])]
     ranges: Option<PathBuf>,
 
-    /// The disk of the list, of sectors, and of offsets without one
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    disk: u16,
-
-    /// With --ranges, print only the first so many
-    #[arg(long, value_name = "N", requires = "ranges")]
-    top: Option<usize>,
-
     #[command(flatten)]
     form: Form,
 
@@ -70,6 +62,7 @@ Examples:
   virt-bmap-rs lookup guest.bmap 0x100a00 1M 1:1048576
   virt-bmap-rs lookup guest.bmap --sector 2050 --sector 256:4096
   virt-bmap-rs lookup guest.bmap --ranges changed.json --bytes
+  virt-bmap-rs lookup guest.bmap --ranges guest.qcow2 --bitmap monday
   virt-bmap-rs lookup guest.bmap --ranges bad-blocks.txt --block-size 512 --csv
   virt-bmap-rs lookup guest.bmap --ranges rescue.map --status - --json";
 
@@ -101,19 +94,21 @@ fn sector(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn run(args: &LookupArgs) -> Result<Exit> {
-    let map = bmap::load(&args.map)?;
     match &args.ranges {
-        None => done(offsets(args, &map)),
+        None => done(offsets(args, &bmap::load(&args.map)?)),
         Some(path) => {
-            let list = args.list.read(path, &map, args.disk)?;
-            done(ranges(args, &tally(&map, args.disk, &list.spans), &list))
+            let list = args.list.read(path, &args.map)?;
+            let map = bmap::load(&args.map)?;
+            args.list.check(&list, &map)?;
+            done(ranges(args.form, &tally(&map, args.list.disk, &list.spans), &list))
         }
     }
 }
 
 fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
-    let given = args.offsets.iter().map(|at| (at.disk.unwrap_or(args.disk), at.offset));
-    let sectors = args.sector.iter().map(|&offset| (args.disk, offset));
+    let disk = args.list.disk;
+    let given = args.offsets.iter().map(|at| (at.disk.unwrap_or(disk), at.offset));
+    let sectors = args.sector.iter().map(|&offset| (disk, offset));
     let places: Vec<_> = given.chain(sectors).collect();
     for &(disk, offset) in &places {
         match disk_size(map, disk) {
@@ -125,21 +120,24 @@ fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
         }
     }
     let form = args.form;
+    let shown = form.first(&places);
     form.print(|out| {
         if form.is_for_people() {
-            return places.iter().try_for_each(|&(disk, offset)| {
+            return shown.iter().try_for_each(|&(disk, offset)| {
                 writeln!(out, "{disk}:{}", form.offset(offset))?;
                 let hits = map.at(disk, DiskOffset(offset));
                 if hits.is_empty() {
                     writeln!(out, "  nothing that the map knows")?;
                 }
                 hits.iter().try_for_each(|hit| match hit.file_offset {
-                    Some(inside) => writeln!(out, "  {} + {}", hit.object.name(), form.offset(inside.0)),
-                    None => writeln!(out, "  {}", hit.object.name()),
+                    Some(inside) => {
+                        writeln!(out, "  {} + {}", object_name(hit.object.name()), form.offset(inside.0))
+                    }
+                    None => writeln!(out, "  {}", object_name(hit.object.name())),
                 })
             });
         }
-        let rows = places.iter().flat_map(|&(disk, offset)| {
+        let rows = shown.iter().flat_map(|&(disk, offset)| {
             let hits = map.at(disk, DiskOffset(offset));
             let none = hits.is_empty().then(|| hit_row(disk, offset, None));
             hits.into_iter().map(move |hit| hit_row(disk, offset, Some(hit))).chain(none)
@@ -155,15 +153,10 @@ fn hit_row<'a>(disk: u16, offset: u64, hit: Option<Hit<'a>>) -> [Cell<'a>; 6] {
         ("disk", Value::Number(disk.into())),
         ("offset", Value::Number(offset)),
         ("type", name.map_or(Value::Word("unmapped"), |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("device", device(name)),
         ("path", name.map_or(Value::Nothing, path)),
         ("file_offset", hit.and_then(|hit| hit.file_offset).map(|inside| inside.0).into()),
     ]
-}
-
-/// The path of an object, if it has one.
-fn path(name: ObjectName<'_>) -> Value<'_> {
-    if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }
 }
 
 /// A share in hundredths of a per cent, rounded.
@@ -172,9 +165,8 @@ fn share(bytes: u64, of: u64) -> String {
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
 }
 
-fn ranges(args: &LookupArgs, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
-    let form = args.form;
-    let shown = &tally.shares[..args.top.unwrap_or(usize::MAX).min(tally.shares.len())];
+fn ranges(form: Form, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
+    let shown = form.first(&tally.shares);
     form.print(|out| {
         if form.is_for_people() {
             return ranges_for_people(form, out, tally, shown, list);
@@ -212,15 +204,13 @@ fn ranges_for_people(
     for part in shown {
         let what = match part.place {
             Place::Object(file) => file_name(&file),
+            Place::Free(holder) if holder.kind() == Kind::Free => object_name(holder.name()),
             Place::Free(holder) => format!("in no file on {}", holder.name()),
             Place::Unmapped => "in nothing that the map knows".to_owned(),
         };
         writeln!(out, "{:>12} {:>6} %  {what}", form.size(part.bytes), share(part.bytes, tally.bytes))?;
     }
-    let hidden = tally.shares.len() - shown.len();
-    if hidden > 0 {
-        writeln!(out, "and {hidden} more")?;
-    }
+    form.say_more(out, tally.shares.len())?;
     writeln!(
         out,
         "in files, directories and metadata {}, on volumes but in none of these {}, elsewhere {}",
@@ -241,8 +231,8 @@ fn share_row<'a>(part: &Share<'a>, share: &'a str) -> [Cell<'a>; 8] {
         ("bytes", part.bytes.into()),
         ("percent", Value::Word(share)),
         ("what", Value::Word(what)),
-        ("type", name.map_or(Value::Nothing, |name| Value::Letter(name.kind.letter()))),
-        ("device", name.map_or(Value::Nothing, |name| Value::Name(name.device))),
+        ("type", letter(name)),
+        ("device", device(name)),
         ("path", name.map_or(Value::Nothing, path)),
         ("names", names.into()),
         ("inode", object.and_then(|object| object.attributes().inode).into()),

@@ -46,11 +46,18 @@ pub(super) struct MapArgs {
     #[arg(long, value_name = "FORMAT")]
     format: Vec<String>,
 
+    #[command(flatten)]
+    how: MapOptions,
+}
+
+/// How a guest is mapped: options of all commands that make a map.
+#[derive(Debug, clap::Args)]
+pub(super) struct MapOptions {
     /// Read an image although another program has locked it
     ///
     /// If that program writes meanwhile, the map is torn: parts of it show the disk at different times.
     #[arg(long)]
-    force_share: bool,
+    pub(super) force_share: bool,
 
     /// How to run the appliance
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
@@ -59,6 +66,14 @@ pub(super) struct MapArgs {
     /// How to read the guest's files
     #[arg(long, value_enum, default_value_t = ProbeArg::Agent)]
     probe: ProbeArg,
+
+    /// Map metadata, symbolic links and free space, too
+    ///
+    /// What is read of a filesystem beside files and directories (superblocks, inode tables, journals, …),
+    /// partition tables, boot code, what LVM, md and LUKS keep for themselves, and swap become objects of
+    /// type `m`, symbolic links `s`, and what is known to be free `u`. Needs the agent.
+    #[arg(long)]
+    metadata: bool,
 
     /// Key of an encrypted device, as in the guestfs tools
     ///
@@ -85,7 +100,7 @@ pub(super) struct MapArgs {
 
     /// Say nothing but what went wrong
     #[arg(short, long)]
-    quiet: bool,
+    pub(super) quiet: bool,
 
     /// Say everything that goes on, here and in the appliance
     #[arg(short, long)]
@@ -94,6 +109,18 @@ pub(super) struct MapArgs {
     /// Trace the calls into libguestfs
     #[arg(short = 'x')]
     trace: bool,
+}
+
+impl MapOptions {
+    /// Says everything that goes on from now on, if that is wanted.
+    pub(super) fn start_log(&self) {
+        if self.verbose {
+            tracing_subscriber::fmt()
+                .with_writer(std::io::stderr)
+                .with_max_level(tracing::Level::DEBUG)
+                .init();
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -123,6 +150,10 @@ enum LegsArg {
 }
 
 pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
+    if args.how.metadata && matches!(args.how.probe, ProbeArg::Guestfsd) {
+        let text = "--metadata needs the agent; --probe guestfsd reads files and directories alone";
+        return Ok(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)));
+    }
     let disks = match disks(args, matches) {
         Ok(disks) => disks,
         Err(error) => {
@@ -130,9 +161,7 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
             return Ok(super::usage(&error));
         }
     };
-    if args.verbose {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
-    }
+    args.how.start_log();
     let outs = if args.output.is_empty() { vec![default_output(&disks)?] } else { args.output.clone() };
     refuse_to_overwrite(&disks, &outs)?;
     let cancel = Cancel::default();
@@ -140,30 +169,9 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     // Made before the work, so that a directory that cannot be written to is found out before it.
     let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
-    let mut progress = Progress::new(args.quiet);
-    let mapped = map_guest(&disks, &options(args), &cancel, &mut |event| {
-        if let Event::Opened(images) = &event
-            && !args.quiet
-        {
-            for image in *images {
-                for warning in &image.warnings {
-                    eprintln!("virt-bmap-rs: warning: {warning}");
-                }
-            }
-        }
-        progress.show(&event);
-    });
-    progress.finish();
-    let mapped = match mapped {
-        Ok(mapped) => mapped,
-        Err(MapError::Cancelled) => {
-            eprintln!("virt-bmap-rs: interrupted; no map was written");
-            return Ok(Exit::Signal(interruption.signal()));
-        }
-        Err(error) => {
-            print_console(&error);
-            return Err(error.into());
-        }
+    let Some(mapped) = make(&disks, &args.how, &cancel)? else {
+        eprintln!("virt-bmap-rs: interrupted; no map was written");
+        return Ok(Exit::Signal(interruption.signal()));
     };
     // On a thread of its own, because a pipe that nobody reads takes for ever.
     let mapped = Arc::new(mapped);
@@ -184,7 +192,43 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     let outputs = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
     // All that can fail for want of space has been done for each of them.
     outputs.into_iter().try_for_each(Output::commit)?;
-    Ok(summarise(&mapped, &outs, args.quiet))
+    Ok(summarise(&mapped, &outs, args.how.quiet))
+}
+
+/// Maps a guest, and shows how that goes. `None` if it was cancelled.
+pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
+    let mut progress = Progress::new(how.quiet);
+    let mapped = map_guest(disks, &options(how), cancel, &mut |event| {
+        if let Event::Opened(images) = &event
+            && !how.quiet
+        {
+            for image in *images {
+                for warning in &image.warnings {
+                    eprintln!("virt-bmap-rs: warning: {warning}");
+                }
+            }
+        }
+        progress.show(&event);
+    });
+    progress.finish();
+    match mapped {
+        Ok(mapped) => Ok(Some(mapped)),
+        Err(MapError::Cancelled) => Ok(None),
+        Err(error) => {
+            print_console(&error);
+            Err(error.into())
+        }
+    }
+}
+
+/// Says what could not be examined, and what is worth a warning.
+pub(super) fn print_troubles(mapped: &Mapped) {
+    for trouble in &mapped.unexamined {
+        eprintln!("virt-bmap-rs: {trouble}");
+    }
+    for warning in &mapped.warnings {
+        eprintln!("virt-bmap-rs: warning: {warning}");
+    }
 }
 
 /// How often it is looked whether the map has been written.
@@ -208,12 +252,7 @@ fn write(mapped: &Mapped, mut outputs: Vec<Output>) -> Result<Vec<Output>> {
 
 /// Says how it went, and with which status to exit.
 fn summarise(mapped: &Mapped, outs: &[PathBuf], quiet: bool) -> Exit {
-    for trouble in &mapped.unexamined {
-        eprintln!("virt-bmap-rs: {trouble}");
-    }
-    for warning in &mapped.warnings {
-        eprintln!("virt-bmap-rs: warning: {warning}");
-    }
+    print_troubles(mapped);
     if !quiet {
         let c = mapped.counts;
         eprintln!(
@@ -246,7 +285,7 @@ fn print_console(error: &MapError) {
     }
 }
 
-fn options(args: &MapArgs) -> Options {
+fn options(args: &MapOptions) -> Options {
     Options {
         force_share: args.force_share,
         launch: LaunchOptions {
@@ -269,6 +308,7 @@ fn options(args: &MapArgs) -> Options {
             LegsArg::All => Legs::All,
             LegsArg::One => Legs::One,
         },
+        metadata: args.metadata,
         timeout: Duration::from_secs(args.timeout),
         ..Options::default()
     }
@@ -306,7 +346,7 @@ fn default_output(disks: &[Disk]) -> Result<PathBuf> {
 }
 
 /// A map must not take the place of an image, nor of another.
-fn refuse_to_overwrite(disks: &[Disk], outs: &[PathBuf]) -> Result<()> {
+pub(super) fn refuse_to_overwrite(disks: &[Disk], outs: &[PathBuf]) -> Result<()> {
     let identity = |path: &Path| {
         let metadata = path
             .metadata()

@@ -2,6 +2,7 @@
 //! come from, and one file for each subcommand.
 
 mod answer;
+mod changed;
 mod convert;
 mod damaged;
 mod diff;
@@ -9,6 +10,7 @@ mod exit;
 mod generate;
 mod list;
 mod lookup;
+mod make;
 mod map;
 mod progress;
 mod ranges;
@@ -51,12 +53,14 @@ Examples:
   virt-bmap-rs guest.vmdk                     writes guest.bmap
   virt-bmap-rs system.qcow2 data.raw -o -     one guest with two disks
   virt-bmap-rs lookup guest.bmap 0x541000     what is there
+  virt-bmap-rs changed top.qcow2              what the overlay changed
   virt-bmap-rs damaged guest.bmap --mapfile rescue.map
   virt-bmap-rs convert old.bmap new.bmap";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Lookup(lookup::LookupArgs),
+    Changed(changed::ChangedArgs),
     List(list::ListArgs),
     Damaged(damaged::DamagedArgs),
     Diff(diff::DiffArgs),
@@ -78,6 +82,7 @@ pub(crate) fn run() -> Exit {
     };
     let result = match cli.command {
         Some(Command::Lookup(args)) => lookup::run(&args),
+        Some(Command::Changed(args)) => changed::run(&args),
         Some(Command::List(args)) => list::run(&args),
         Some(Command::Damaged(args)) => damaged::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),

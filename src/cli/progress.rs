@@ -2,6 +2,8 @@
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virt_bmap::bmap::escape::Printable;
 use virt_bmap::mapper::Event;
@@ -157,6 +159,65 @@ impl Plain {
                 self.phase = Some((*phase).clone());
                 self.printed = Some(Instant::now());
             }
+        }
+    }
+}
+
+/// Shows how much of a known amount of bytes has been worked through. May be told from several threads.
+pub(super) enum Counter {
+    /// Says nothing.
+    Quiet,
+    /// A bar.
+    Bar(ProgressBar),
+    /// Lines.
+    Plain(PlainCounter),
+}
+
+/// A line every few seconds.
+pub(super) struct PlainCounter {
+    what: &'static str,
+    done: AtomicU64,
+    of: u64,
+    printed: Mutex<Instant>,
+}
+
+impl Counter {
+    pub(super) fn new(quiet: bool, what: &'static str, of: u64) -> Self {
+        if quiet {
+            return Self::Quiet;
+        }
+        if !std::io::stderr().is_terminal() {
+            let printed = Mutex::new(Instant::now());
+            return Self::Plain(PlainCounter { what, done: AtomicU64::new(0), of, printed });
+        }
+        let bar = ProgressBar::new(of).with_prefix(what);
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix} {bar:24} {percent}% of {total_bytes}, {eta} left")
+        {
+            bar.set_style(style);
+        }
+        Self::Bar(bar)
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        match self {
+            Self::Quiet => {}
+            Self::Bar(bar) => bar.inc(bytes),
+            Self::Plain(PlainCounter { what, done, of, printed }) => {
+                let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
+                if printed.elapsed() >= PLAIN_EVERY {
+                    *printed = Instant::now();
+                    eprintln!("{what}: {} of {}", HumanBytes(done), HumanBytes(*of));
+                }
+            }
+        }
+    }
+
+    /// Takes the bar off the screen.
+    pub(super) fn finish(&self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
         }
     }
 }

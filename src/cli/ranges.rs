@@ -1,22 +1,32 @@
 //! The options that say how a list of ranges is read, and the check that it is one of this disk.
 
 use anyhow::{Context as _, Result, bail};
-use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use virt_bmap::bmap::Map;
+use virt_bmap::image::{self, OpenOptions};
 use virt_bmap::lookup::{DiskSize, disk_size};
 use virt_bmap::rangelist::{self, Depth, Kind, Operation, Options, RangeList};
 use virt_bmap::units::parse_bytes;
 
 /// Which entries of a list count.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Options for lists")]
 pub(super) struct ListOptions {
+    /// The disk of the list, and of what is given without one
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) disk: u16,
+
     /// Whose list it is, instead of recognising it
-    #[arg(long, value_name = "KIND", value_enum)]
-    from: Option<From>,
+    #[arg(long, value_name = "KIND", value_parser = words(&Kind::ALL, Kind::word))]
+    from: Option<Kind>,
+
+    /// The file is a qcow2 image, and the list is its dirty bitmap of this name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "status", "block_size", "depth", "types", "operations"])]
+    bitmap: Option<String>,
 
     /// ddrescue: the statuses that count, of `?*/-+` [default: *-/?]
     #[arg(long, value_name = "CHARS", allow_hyphen_values = true, value_parser = statuses)]
@@ -35,8 +45,8 @@ pub(super) struct ListOptions {
     types: Vec<String>,
 
     /// nbdkit log, blkparse: operations that count [default: all]
-    #[arg(long = "op", value_name = "OP", value_enum, value_delimiter = ',')]
-    operations: Vec<OperationArg>,
+    #[arg(long = "op", value_name = "OP", value_delimiter = ',', value_parser = words(&Operation::ALL, Operation::word))]
+    operations: Vec<Operation>,
 
     /// Take a list that is not of a disk of this size
     ///
@@ -45,59 +55,14 @@ pub(super) struct ListOptions {
     force: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum From {
-    /// `qemu-img map --output=json`
-    QemuImgMap,
-    /// `nbdinfo --map --json`
-    Nbdinfo,
-    /// GNU ddrescue's mapfile
-    Ddrescue,
-    /// `badblocks -o`
-    Badblocks,
-    /// nbdkit's log filter
-    NbdkitLog,
-    /// `blkparse`
-    Blkparse,
-    /// Lines of OFFSET LENGTH
-    Plain,
-}
-
-impl std::convert::From<From> for Kind {
-    fn from(from: From) -> Self {
-        match from {
-            From::QemuImgMap => Self::QemuImgMap,
-            From::Nbdinfo => Self::Nbdinfo,
-            From::Ddrescue => Self::Ddrescue,
-            From::Badblocks => Self::Badblocks,
-            From::NbdkitLog => Self::NbdkitLog,
-            From::Blkparse => Self::Blkparse,
-            From::Plain => Self::Plain,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum OperationArg {
-    /// Data are read
-    Read,
-    /// Data are written
-    Write,
-    /// Zeroes are written
-    Zero,
-    /// The range is discarded
-    Trim,
-}
-
-impl std::convert::From<OperationArg> for Operation {
-    fn from(operation: OperationArg) -> Self {
-        match operation {
-            OperationArg::Read => Self::Read,
-            OperationArg::Write => Self::Write,
-            OperationArg::Zero => Self::Zero,
-            OperationArg::Trim => Self::Trim,
-        }
-    }
+/// The values of an option: all of a kind, each with its word and what that stands for.
+fn words<T: Copy + fmt::Display + Send + Sync + 'static>(
+    all: &'static [T],
+    word: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let values = all.iter().map(|&value| PossibleValue::new(word(value)).help(value.to_string()));
+    PossibleValuesParser::new(values)
+        .try_map(move |given| all.iter().copied().find(|&value| word(value) == given).ok_or("no such word"))
 }
 
 #[derive(Clone, Debug)]
@@ -129,18 +94,23 @@ fn depth(text: &str) -> Result<Depth, String> {
 impl ListOptions {
     fn options(&self) -> Options {
         Options {
-            kind: self.from.map(Kind::from),
+            kind: self.from,
             statuses: self.status.as_ref().map(|statuses| statuses.0.clone()),
             block_size: self.block_size,
             depth: self.depth,
             types: (!self.types.is_empty()).then(|| self.types.clone()),
-            operations: (!self.operations.is_empty())
-                .then(|| self.operations.iter().map(|&operation| operation.into()).collect()),
+            operations: (!self.operations.is_empty()).then(|| self.operations.clone()),
         }
     }
 
-    /// Reads the list in `path`, or on standard input if that is `-`, which is to be of disk `disk`.
-    pub(super) fn read(&self, path: &Path, map: &Map, disk: u16) -> Result<RangeList> {
+    /// Reads the list in `path`, or on standard input if that is `-`. `map` is where the map comes from.
+    pub(super) fn read(&self, path: &Path, map: &Path) -> Result<RangeList> {
+        if let Some(bitmap) = &self.bitmap {
+            return Ok(image::open(path, &OpenOptions::default())?.dirty_bitmap(bitmap)?);
+        }
+        if path == Path::new("-") && map == path {
+            bail!("only one of the map and the list can come from standard input");
+        }
         let options = self.options();
         let list = if path == Path::new("-") {
             rangelist::read(io::stdin().lock(), &options)
@@ -148,15 +118,12 @@ impl ListOptions {
             let file = File::open(path).with_context(|| format!("{} could not be opened", path.display()))?;
             rangelist::read(file, &options)
         };
-        let list =
-            list.with_context(|| format!("{} could not be read as a list of ranges", path.display()))?;
-        self.check_size(&list, map, disk)?;
-        Ok(list)
+        list.with_context(|| format!("{} could not be read as a list of ranges", path.display()))
     }
 
-    /// A list of another disk gives wrong answers that look right.
-    fn check_size(&self, list: &RangeList, map: &Map, disk: u16) -> Result<()> {
-        let kind = list.kind;
+    /// Checks that the list is of the map's disk: one of another gives wrong answers that look right.
+    pub(super) fn check(&self, list: &RangeList, map: &Map) -> Result<()> {
+        let (kind, disk) = (list.kind, self.disk);
         match disk_size(map, disk) {
             DiskSize::NoDisk => bail!("the map has no disk {disk}"),
             DiskSize::Bytes(size) if kind.covers_disk() && list.end != size => {

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 use virt_bmap::mapper::Cancel;
 
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Default)]
 pub(super) struct Interruption {
     signal: Arc<AtomicI32>,
+    /// Nothing is under way that has to be ended in good order.
+    at_rest: Arc<AtomicBool>,
 }
 
 impl Interruption {
@@ -23,11 +25,12 @@ impl Interruption {
     pub(super) fn watch(cancel: Cancel) -> Result<Self> {
         let interruption = Self::default();
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch signals")?;
-        let first = interruption.signal.clone();
+        let Self { signal: first, at_rest } = interruption.clone();
         std::thread::spawn(move || {
             let mut began = None;
             for signal in signals.forever() {
-                if began.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                let is_late = began.get_or_insert_with(Instant::now).elapsed() > PATIENCE;
+                if is_late || at_rest.load(Ordering::SeqCst) {
                     // Children follow: qemu-nbd by its parent-death signal, qemu by libguestfs's recovery
                     // process.
                     std::process::exit(128 + signal);
@@ -38,6 +41,11 @@ impl Interruption {
             }
         });
         Ok(interruption)
+    }
+
+    /// Says whether nothing is under way, so that a signal may end the program at once.
+    pub(super) fn set_at_rest(&self, at_rest: bool) {
+        self.at_rest.store(at_rest, Ordering::SeqCst);
     }
 
     /// The signal; SIGINT if none came.

@@ -6,7 +6,7 @@
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 use std::cmp::Ordering;
 
-use crate::bmap::{Map, Object, ObjectId};
+use crate::bmap::{self, Format, Kind, Map, Object, ObjectId, ReadError, WriteError};
 use crate::links::{File, bytes_on_disk, files, fingerprint, spans};
 use crate::range::{DiskRange, Range};
 
@@ -81,6 +81,53 @@ pub struct Changed<'a> {
     pub lost: u64,
 }
 
+/// Makes two maps equally rich. Where one was read from text or CSV, the other must not know more files
+/// than those formats list, nor pieces that they leave out: it would seem that they had been added.
+///
+/// # Errors
+/// When the richer map cannot be written in the other's format.
+pub fn level(old: Map, new: Map) -> Result<(Map, Map), LevelError> {
+    let has_file = |map: &Map, test: fn(Object<'_>) -> bool| {
+        map.objects().any(|object| object.kind() == Kind::File && test(object))
+    };
+    // Text has no inodes, and CSV, which has no header, lists nothing that has no bytes.
+    let rank = |map: &Map| match (
+        has_file(map, |_| true),
+        has_file(map, |file| file.attributes().inode.is_some()),
+        map.header().images.is_empty(),
+    ) {
+        (true, false, _) => 0,
+        (true, true, true) => 1,
+        _ => 2,
+    };
+    let least = rank(&old).min(rank(&new));
+    let lower = |map: Map| -> Result<Map, LevelError> {
+        if rank(&map) <= least {
+            return Ok(map);
+        }
+        let header = map.header().clone();
+        let format = if least == 0 { Format::Text } else { Format::Csv };
+        let mut written = Vec::new();
+        format.write(&map, &mut written)?;
+        drop(map);
+        let mut map = bmap::read(&written[..], format)?;
+        *map.header_mut() = header;
+        Ok(map)
+    };
+    Ok((lower(old)?, lower(new)?))
+}
+
+/// Why two maps cannot be made equally rich.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// The richer one cannot be written in the other's format.
+    #[error("the maps are of different formats, and one cannot be written in that of the other")]
+    Write(#[from] WriteError),
+    /// What was written cannot be read; a defect of this library.
+    #[error("the maps are of different formats, and one cannot be read in that of the other")]
+    Read(#[from] ReadError),
+}
+
 /// Finds what differs. The changes are in the order of the new map, removed ones among them by name.
 /// Names of one file are taken together where all of them changed alike.
 pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
@@ -115,7 +162,8 @@ pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
     let olds: Vec<_> = differing.iter().filter_map(|new| both.get(&new.id())?.old).collect();
     let elsewhere = same.partners(&olds, added.iter().chain(&differing).copied());
     for ((&old, partner), new) in olds.iter().zip(elsewhere).zip(std::mem::take(&mut differing)) {
-        if partner.is_none() {
+        // What differs in its size alone is found again under its own name.
+        if partner.is_none() || same.is_same(old, new) {
             differing.push(new);
         } else {
             removed.push(old);
@@ -338,7 +386,10 @@ impl<'a> Changed<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::{Attributes, Header, Kind, MapBuilder, ObjectName, text};
+    use crate::bmap::{
+        Attributes, Header, ImageFile, ImageInfo, MapBuilder, ObjectName, PieceFlags, Role, text,
+    };
+    use crate::range::FileOffset;
     use proptest::prelude::*;
 
     fn changes(old: &Map, new: &Map) -> Vec<String> {
@@ -463,6 +514,48 @@ mod tests {
             changes(&map(&[("/a", 1, 16)]), &reused),
             ["removed /a - x1 10 0 +0 -10", "added - /b x1 0 10 +10 -0"]
         );
+    }
+
+    #[test]
+    fn a_size_alone_can_tell() {
+        let map = |size| {
+            let mut builder = MapBuilder::new(Header::default());
+            for path in [&b"/log"[..], b"/log link"] {
+                let known =
+                    Attributes { inode: Some(9), size: Some(size), links: Some(2), ..Attributes::default() };
+                let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", path), known).unwrap();
+                builder.piece(file, 1, DiskRange::new(0x100, 0x200), None).unwrap();
+            }
+            builder.build()
+        };
+        assert_eq!(changes(&map(100), &map(114)), ["grown /log /log x2 100 100 +0 -0"]);
+        assert_eq!(changes(&map(114), &map(100)), ["shrunk /log /log x2 100 100 +0 -0"]);
+    }
+
+    #[test]
+    fn maps_of_two_formats_are_compared() {
+        let mut builder = MapBuilder::new(Header::default());
+        let image = ImageFile { name: b"guest.raw".to_vec(), format: "raw".into() };
+        builder.header_mut().images = vec![ImageInfo { disk: 1, size: 4096, image, chain: Vec::new() }];
+        for (path, inode, bytes) in [(&b"/a"[..], 9, 0x100), (b"/empty", 10, 0)] {
+            let known = Attributes { inode: Some(inode), size: Some(bytes), ..Attributes::default() };
+            let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", path), known).unwrap();
+            builder.piece(file, 1, DiskRange::new(0x100, 0x100 + bytes), Some(FileOffset(0))).unwrap();
+            let unwritten = Role::from(PieceFlags::UNWRITTEN);
+            let range = DiskRange::new(0x800, 0x800 + bytes);
+            builder.piece_as(file, 1, range, Some(FileOffset(0x1000)), unwritten).unwrap();
+        }
+        let rich = builder.build();
+        for format in [Format::Text, Format::Csv, Format::JsonLines] {
+            let mut written = Vec::new();
+            format.write(&rich, &mut written).unwrap();
+            let poor = bmap::read(&written[..], format).unwrap();
+            let (old, new) = level(poor.clone(), rich.clone()).unwrap();
+            assert!(changes(&old, &new).is_empty(), "{format}: {:?}", changes(&old, &new));
+            let (old, new) = level(rich.clone(), poor).unwrap();
+            assert!(changes(&old, &new).is_empty(), "{format}: {:?}", changes(&old, &new));
+            assert_eq!(old.header().images, rich.header().images);
+        }
     }
 
     proptest! {

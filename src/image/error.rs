@@ -169,7 +169,8 @@ pub enum OpenError {
     },
     /// One of qemu's programs is not installed.
     #[error(
-        "{program} cannot be run, which is needed to read {path:?}; install it (on Debian: apt install qemu-utils)"
+        "{program} cannot be run, which is needed to read {path:?}; install it (on Debian: apt install {})",
+        if *program == "nbdinfo" { "libnbd-bin" } else { "qemu-utils" }
     )]
     NoProgram {
         /// The program.

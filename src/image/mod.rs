@@ -12,6 +12,7 @@ mod chain;
 mod error;
 mod file;
 mod format;
+mod layer;
 mod lock;
 mod overlay;
 mod qemu_img;
@@ -22,6 +23,7 @@ mod vmdk;
 
 pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
+pub use layer::Layer;
 pub use overlay::Overlay;
 pub use qemu_nbd::{ReadError, private_directory};
 
@@ -59,6 +61,17 @@ pub struct Image {
     pub chain: Vec<ImageFile>,
     /// What the user should know of it.
     pub warnings: Vec<Warning>,
+    /// How to ask qemu's programs about it.
+    asked: Asked,
+}
+
+/// How qemu's programs are asked about an image that has been opened.
+struct Asked {
+    /// The image and what is below it.
+    description: Description,
+    /// The image itself.
+    top: Link,
+    force_share: bool,
 }
 
 impl fmt::Debug for Image {
@@ -142,6 +155,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     if force_share {
         warnings.push(Warning::MayBeTorn { path: path.to_owned() });
     }
+    let told = Told { chain: &links, all: stated.is_none(), force_share };
+    let asked = Asked { description: told.description(0), top: links[0].clone(), force_share };
     let source: Arc<dyn Source> = if format == Format::Raw {
         if !force_share {
             lock::hold(&top.file);
@@ -153,15 +168,14 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         }
         Arc::new(raw)
     } else {
-        let told = Told { chain: &links, all: stated.is_none(), force_share };
         if !force_share {
             told.check(&dirty)?;
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
-        Arc::new(QemuNbd::start(&told.description(0), &links[0])?)
+        Arc::new(QemuNbd::start(&asked.description, &asked.top)?)
     };
     let chain = links.into_iter().map(ImageFile::from).collect();
-    Ok(Image { source, name: path.to_owned(), format, chain, warnings })
+    Ok(Image { source, name: path.to_owned(), format, chain, warnings, asked })
 }
 
 /// What qemu is told of a chain: all of it; or, of an image that the user trusts, its format alone, and

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The program.
-const QEMU_IMG: &str = "qemu-img";
+pub(super) const QEMU_IMG: &str = "qemu-img";
 
 /// Time for `qemu-img info`, which only reads a few headers.
 const INFO_TIME: Duration = Duration::from_secs(20);
@@ -29,6 +29,8 @@ pub(super) struct Info {
     pub(super) dirty_flag: bool,
     #[serde(default)]
     encrypted: bool,
+    /// Bytes in which the image's file is allocated, where its format has such a unit.
+    pub(super) cluster_size: Option<u64>,
 }
 
 /// Asks about one file: which format it has, if `link` does not say, and else whether it really is

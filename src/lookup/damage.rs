@@ -5,9 +5,9 @@ use crate::links::{self, File};
 use crate::range::{DiskRange, FileOffset, Range};
 use crate::spans::Spans;
 
-/// A bad part of a file.
+/// A part of a file that is hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DamagedRange {
+pub struct HitRange {
     /// Where it is on the disk.
     pub disk: DiskRange,
     /// Where it is in the file, if the map knows.
@@ -16,20 +16,20 @@ pub struct DamagedRange {
 
 /// A file, directory or piece of metadata that is hit.
 #[derive(Clone, Debug)]
-pub struct DamagedFile<'a> {
+pub struct FileHit<'a> {
     /// It.
     pub file: File<'a>,
-    /// Number of its bytes on the disk that are bad, each counted once.
+    /// Number of its bytes on the disk that are hit, each counted once.
     pub bytes: u64,
-    /// The bad parts: by their place in the file where that is known, then by that on the disk.
-    pub ranges: Vec<DamagedRange>,
+    /// The parts that are hit: by their place in the file where that is known, then by that on the disk.
+    pub ranges: Vec<HitRange>,
 }
 
 /// What is hit, and what is whole.
 #[derive(Clone, Debug)]
 pub struct Damage<'a> {
     /// What is hit, in the order of the map: directories, files, metadata.
-    pub hit: Vec<DamagedFile<'a>>,
+    pub hit: Vec<FileHit<'a>>,
     /// The files that are whole: none of their bytes is bad.
     pub whole: Vec<File<'a>>,
     /// The files of which the map has no place on a disk, though they are not empty: they are kept
@@ -50,25 +50,13 @@ impl Damage<'_> {
 /// file's size and where in the file each range lies.
 pub fn damage<'a>(map: &'a Map, disk: u16, bad: &Spans) -> Damage<'a> {
     let mut found = Damage { hit: Vec::new(), whole: Vec::new(), unplaced: Vec::new() };
-    let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Metadata);
+    let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Metadata);
     for file in links::files(map.objects().filter(|object| known(object.kind()))) {
-        let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
-        let mut ranges: Vec<DamagedRange> = Vec::new();
-        let mut has_pieces = false;
-        for piece in file.object.pieces() {
-            has_pieces = true;
-            if piece.disk == disk {
-                let bad = bad.overlap(piece.range);
-                ranges.extend(bad.filter_map(|part| inside(&piece, part, size)));
-            }
-        }
-        if !ranges.is_empty() {
-            let bytes = ranges.iter().map(|range| range.disk).collect::<Spans>().bytes();
-            ranges.sort_unstable_by_key(|range| (range.file.map(|file| file.start), range.disk.start));
-            found.hit.push(DamagedFile { file, bytes, ranges });
+        if let Some(hit) = hit(file, disk, bad) {
+            found.hit.push(hit);
         } else if file.object.kind() != Kind::File {
             // Directories and metadata are of interest only where they are hit.
-        } else if has_pieces || size == Some(0) {
+        } else if file.object.pieces().next().is_some() || file.object.attributes().size == Some(0) {
             found.whole.push(file);
         } else {
             found.unplaced.push(file);
@@ -77,12 +65,29 @@ pub fn damage<'a>(map: &'a Map, disk: u16, bad: &Spans) -> Damage<'a> {
     found
 }
 
-/// The bad part of a piece, without what lies behind the end of the file; `None` if nothing is left.
-fn inside(piece: &Piece, part: DiskRange, size: Option<u64>) -> Option<DamagedRange> {
-    let Some(offset) = piece.file_offset else { return Some(DamagedRange { disk: part, file: None }) };
+/// The parts of `file` that are among `asked`, bytes of disk number `disk`; `None` if there are none.
+///
+/// Parity and what was never written are no parts of a file, and neither is what lies behind its end.
+pub(crate) fn hit<'a>(file: File<'a>, disk: u16, asked: &Spans) -> Option<FileHit<'a>> {
+    let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
+    let mut ranges: Vec<HitRange> = Vec::new();
+    for piece in file.object.pieces().filter(|piece| piece.disk == disk && piece.role.holds_data()) {
+        ranges.extend(asked.overlap(piece.range).filter_map(|part| inside(&piece, part, size)));
+    }
+    if ranges.is_empty() {
+        return None;
+    }
+    let bytes = ranges.iter().map(|range| range.disk).collect::<Spans>().bytes();
+    ranges.sort_unstable_by_key(|range| (range.file.map(|file| file.start), range.disk.start));
+    Some(FileHit { file, bytes, ranges })
+}
+
+/// The part of a piece, without what lies behind the end of the file; `None` if nothing is left.
+fn inside(piece: &Piece, part: DiskRange, size: Option<u64>) -> Option<HitRange> {
+    let Some(offset) = piece.file_offset else { return Some(HitRange { disk: part, file: None }) };
     let start = offset.0 + (part.start.0 - piece.range.start.0);
     let length = size.map_or(part.len(), |size| size.saturating_sub(start).min(part.len()));
-    (length > 0).then(|| DamagedRange {
+    (length > 0).then(|| HitRange {
         disk: DiskRange::new(part.start.0, part.start.0 + length),
         file: Some(Range::new(start, start + length)),
     })
@@ -131,12 +136,12 @@ mod tests {
         assert_eq!(
             damage.hit[0].ranges,
             [
-                DamagedRange { disk: DiskRange::new(128, 140), file: Some(Range::new(0, 12)) },
+                HitRange { disk: DiskRange::new(128, 140), file: Some(Range::new(0, 12)) },
                 // The file ends at 150.
-                DamagedRange { disk: DiskRange::new(100, 114), file: Some(Range::new(136, 150)) },
+                HitRange { disk: DiskRange::new(100, 114), file: Some(Range::new(136, 150)) },
             ]
         );
-        assert_eq!(damage.hit[1].ranges, [DamagedRange { disk: DiskRange::new(300, 301), file: None }]);
+        assert_eq!(damage.hit[1].ranges, [HitRange { disk: DiskRange::new(300, 301), file: None }]);
         assert_eq!(damage.whole.iter().map(path).collect::<Vec<_>>(), ["/empty", "/slack", "/whole"]);
         assert_eq!(damage.unplaced.iter().map(path).collect::<Vec<_>>(), ["/inline"]);
         assert_eq!(damage.count(Kind::Metadata), 1);

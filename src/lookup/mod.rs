@@ -7,6 +7,7 @@ mod damage;
 mod size;
 mod tally;
 
-pub use damage::{Damage, DamagedFile, DamagedRange, damage};
+pub(crate) use damage::hit;
+pub use damage::{Damage, FileHit, HitRange, damage};
 pub use size::{DiskSize, disk_size};
 pub use tally::{Place, Share, Tally, tally};

@@ -44,6 +44,8 @@ pub struct Options {
     pub keys: Vec<Key>,
     /// Which copies of what is kept several times are in the map.
     pub legs: Legs,
+    /// Map what belongs to no file, too: metadata, symbolic links, free space. Only [`Probe::Agent`] can.
+    pub metadata: bool,
     /// Give up when nothing has happened for so long.
     pub timeout: Duration,
     /// Most bytes that the guest's file systems may write to the private layer, for each disk.
@@ -58,6 +60,7 @@ impl Default for Options {
             probe: Probe::default(),
             keys: Vec::new(),
             legs: Legs::default(),
+            metadata: false,
             timeout: Duration::from_secs(300),
             overlay_limit: 1 << 30,
         }
@@ -402,6 +405,7 @@ impl Session {
             disks: &self.disks,
             keys: &self.options.keys,
             legs: self.options.legs,
+            metadata: self.options.metadata && self.options.probe == Probe::Agent,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {

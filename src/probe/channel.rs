@@ -7,6 +7,7 @@ use super::Legs;
 use super::expected::{BTRFS, Expectation, places};
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::{Layout, address_space};
+use super::metadata::Remains;
 use super::trouble::{Trouble, Troubles};
 use crate::appliance::DeviceNumber;
 use crate::bmap::{Attributes, Filesystem, Kind, Marks, PieceFlags};
@@ -14,7 +15,7 @@ use crate::recorder::{Recorder, Recording, Tag};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt_bmap_agent::frame::{self, FrameError};
-use virt_bmap_agent::record::{self, Extent, ObjectKind, Record, RecordError};
+use virt_bmap_agent::record::{self, ATTRIBUTES, Extent, ObjectKind, Record, RecordError};
 use virt_bmap_agent::{ReadOrder, VERSION, Verdict};
 
 /// Tags from here on are no objects: what is read under them proves something.
@@ -80,6 +81,8 @@ pub struct WalkContext {
     pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
     /// Which copies are in the map.
     pub legs: Legs,
+    /// Whether what belongs to no file's data is wanted, too.
+    pub metadata: bool,
 }
 
 impl WalkContext {
@@ -134,9 +137,18 @@ struct Walk {
     layout: Option<Arc<Layout>>,
     /// Whether what is read are blocks that files share, and the last of it.
     packed: Option<Recording>,
+    /// Directories of a file system's own files (`$Extend` of NTFS).
+    system: HashSet<ObjectNumber>,
+    /// What the metadata objects are made of.
+    remains: Remains,
 }
 
 impl Walk {
+    /// Whether the extents of this file system are places on its device.
+    fn has_places(&self) -> bool {
+        self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS)
+    }
+
     /// Finds out where the extents lie, when all is known that is needed for it.
     fn lay_out(&mut self) {
         if self.filesystem.is_none_or(|filesystem| filesystem.magic != BTRFS) {
@@ -161,11 +173,18 @@ impl Walk {
 const MOST_CHUNKS: usize = 1 << 20;
 
 struct Expected {
+    inode: u64,
     size: u64,
     allocated: u64,
     extents: Option<Vec<Extent>>,
     /// Whether what was read of it has been taken in.
     is_placed: bool,
+    /// Whether nothing of it was read.
+    is_placed_nowhere: bool,
+    /// It is the file system's own. Much of it is in memory before it can be read.
+    is_system: bool,
+    /// It is a symbolic link, which cannot be asked for its extents.
+    is_link: bool,
     /// What was read of it, if that was not what was expected.
     unexpected: Option<Recording>,
 }
@@ -219,13 +238,21 @@ impl Channel {
         Verdict { again: self.state().walk.again.clone() }.encode()
     }
 
+    /// Forgets what was read so far: what is read from now on is the mounting of the file system that will be
+    /// walked.
+    pub fn begin_mount(&self) {
+        self.recorder.switch(None);
+    }
+
     /// Prepares for a walk, and returns the numbers of the first frame and of the first object.
     pub fn begin_walk(&self, context: WalkContext) -> (u32, ObjectNumber) {
         let mut state = self.state();
         state.done = false;
         state.found.begin_filesystem(&context.device);
         let first = state.found.next();
+        let before = self.recorder.switch(None);
         state.walk = Walk { context, first, ..Walk::default() };
+        state.walk.untagged(&before);
         state.snapshot = Snapshot { frames: state.snapshot.frames, ..Snapshot::default() };
         (state.sequence, first)
     }
@@ -238,25 +265,30 @@ impl Channel {
         state.sequence
     }
 
-    /// Ends a walk or reads. Whatever was read from here on belongs to nobody.
+    /// Ends a walk or reads, and returns what the metadata objects are made of. Whatever was read from here on
+    /// belongs to nobody.
     ///
     /// # Errors
     /// What the agent said wrong, or that it ended without saying so.
-    pub fn end(&self) -> Result<(), ChannelError> {
+    pub fn end(&self) -> Result<Remains, ChannelError> {
         self.recorder.end_series();
-        self.recorder.switch(None);
+        let tag = self.recorder.tag();
+        let rest = self.recorder.switch(None);
         let mut state = self.state();
+        if tag.is_none() {
+            state.walk.untagged(&rest);
+        }
         state.stream.clear();
         state.note_filesystem();
         state.end_batch()?;
-        state.walk = Walk::default();
+        let remains = std::mem::take(&mut state.walk).remains;
         if let Some(error) = state.error.take() {
             return Err(error);
         }
         if !state.done {
             return Err(ChannelError::Unfinished);
         }
-        Ok(())
+        Ok(remains)
     }
 
     /// The devices of all btrfs file systems that were walked.
@@ -336,6 +368,7 @@ impl State {
             Record::Series { ids } => self.begin_series(ids, recorder)?,
             Record::BatchEnd => self.batch_end()?,
             Record::Trouble(trouble) => self.trouble(&trouble),
+            Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
             Record::Done => self.done = true,
             Record::Packed => self.walk.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,
@@ -387,10 +420,16 @@ impl State {
                 self.troubles.warn(Trouble::new(&self.walk.context.device, what));
             }
         }
+        let is_system = self.walk.is_system(object);
         let kind = match object.kind {
+            _ if is_system => Kind::Metadata,
             ObjectKind::Directory => Kind::Directory,
             ObjectKind::File => Kind::File,
+            ObjectKind::Symlink => Kind::Symlink,
         };
+        if object.kind == ObjectKind::Directory && is_system {
+            self.walk.system.insert(object.id);
+        }
         let attributes = Attributes {
             inode: Some(object.inode),
             size: Some(object.size),
@@ -404,12 +443,16 @@ impl State {
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;
-        if object.kind == ObjectKind::File {
+        if object.kind != ObjectKind::Directory {
             let expected = Expected {
+                inode: object.inode,
                 size: object.size,
                 allocated: object.allocated,
                 extents: None,
                 is_placed: false,
+                is_placed_nowhere: true,
+                is_system,
+                is_link: object.kind == ObjectKind::Symlink,
                 unexpected: None,
             };
             self.walk.files.insert(object.id, expected);
@@ -437,6 +480,7 @@ impl State {
             block_size: statfs.map(|fs| fs.block_size),
             size: bytes(|fs| fs.blocks),
             free: bytes(|fs| fs.blocks_free),
+            free_mapped: None,
             directories: counts.directories,
             files: counts.files,
         });
@@ -460,6 +504,12 @@ impl State {
     }
 
     fn extents(&mut self, id: ObjectNumber, extents: Vec<Extent>) -> Result<(), ChannelError> {
+        if id & ATTRIBUTES != 0 {
+            self.in_walk(id & !ATTRIBUTES)?;
+            let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
+            attributes.extents.extend(extents.iter().filter(|extent| extent.is_plain()));
+            return Ok(());
+        }
         self.in_walk(id)?;
         self.walk.extents_held += extents.len();
         if self.walk.extents_held > MOST_EXTENTS {
@@ -481,14 +531,18 @@ impl State {
         if id >= FIRST_PROOF && self.walk.first != 0 {
             return Err(ChannelError::Nonsense("a proof during a walk"));
         }
-        if id != 0 && id < FIRST_PROOF && id >= self.found.next() {
+        if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
             return Err(ChannelError::Nonsense("a tag that is no object"));
+        }
+        if id < FIRST_PROOF && id & ATTRIBUTES != 0 && !self.walk.context.metadata {
+            return Err(ChannelError::Nonsense("attributes, which were not asked for"));
         }
         self.end_series(recorder)?;
         let before = recorder.tag();
         let recording = recorder.switch((id != 0).then_some(Tag(id)));
-        if let Some(Tag(before)) = before {
-            self.recorded(before, recording)?;
+        match before {
+            Some(Tag(before)) => self.recorded(before, recording)?,
+            None => self.walk.untagged(&recording),
         }
         if afresh && let Some(file) = self.walk.files.get_mut(&id) {
             file.unexpected = None;
@@ -546,13 +600,17 @@ impl State {
             if !recording.is_empty() {
                 self.walk.packed = Some(recording);
             }
+        } else if id & ATTRIBUTES != 0 {
+            let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
+            attributes.recording.extend(recording.iter());
         } else if let Some(file) = self.walk.files.remove(&id) {
             let file = self.file_recorded(id, file, recording)?;
             self.walk.files.insert(id, file);
         } else {
-            let (directory, extents) = &self.walk.directory;
-            let extents: &[Extent] = if *directory == id { extents } else { &[] };
-            attribute(&mut self.found, id, &recording, extents, &self.walk)?;
+            let layout = self.walk.layout.clone();
+            let Walk { directory, context, remains, .. } = &mut self.walk;
+            let extents: &[Extent] = if directory.0 == id { &directory.1 } else { &[] };
+            attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
         }
         Ok(())
     }
@@ -562,6 +620,9 @@ impl State {
         for place in places(recording, &[], self.walk.layout.as_deref(), self.walk.context.legs) {
             let mut role = place.role;
             role.flags |= PieceFlags::ENCODED;
+            if self.walk.context.metadata {
+                self.walk.remains.owned.insert(place.disk, place.range);
+            }
             self.found.range(id, place.disk, place.range, None, role)?;
         }
         Ok(())
@@ -574,6 +635,19 @@ impl State {
         mut file: Expected,
         recording: Recording,
     ) -> Result<Expected, ChannelError> {
+        let layout = self.walk.layout.clone();
+        file.is_placed_nowhere &= recording.is_empty();
+        if file.is_system {
+            let Walk { context, remains, .. } = &mut self.walk;
+            let extents = file.extents.as_deref().unwrap_or_default();
+            if file.inode == 0 {
+                remains.mft = extents.to_vec();
+            }
+            let whole = beside::places_of(extents, context.layout.as_deref()).unwrap_or(recording);
+            attribute(&mut self.found, id, &whole, extents, layout.as_deref(), context, remains)?;
+            file.is_placed = true;
+            return Ok(file);
+        }
         let expectation = self.walk.expectation(&file);
         let again = self.walk.again.contains(&id);
         let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), again);
@@ -584,6 +658,8 @@ impl State {
         if !is_met {
             self.troubles.inexact(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
+        } else if file.is_link && recording.bytes() == file.allocated {
+            // It has no other blocks than those that were read.
         } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
             self.found.mark(id, Marks::UNVERIFIED);
         }
@@ -592,7 +668,8 @@ impl State {
             self.found.mark(id, Marks::INEXACT);
         }
         let extents = file.extents.as_deref().unwrap_or_default();
-        attribute(&mut self.found, id, &recording, extents, &self.walk)?;
+        let Walk { context, remains, .. } = &mut self.walk;
+        attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
         file.unexpected = None;
         file.is_placed = true;
         Ok(file)
@@ -600,17 +677,23 @@ impl State {
 
     /// What was not read as expected, and not once more either, stays as it was read.
     fn end_batch(&mut self) -> Result<(), ChannelError> {
+        let (layout, has_places) = (self.walk.layout.clone(), self.walk.has_places());
         for (id, file) in std::mem::take(&mut self.walk.files) {
             self.found.mark(id, file.marks());
+            if self.walk.is_resident(&file) || file.is_link && file.is_placed_nowhere {
+                self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
+            }
+            self.walk.note_inline(id, &file, has_places);
+            let Walk { context, remains, .. } = &mut self.walk;
             if file.unexpected.is_some() {
-                self.troubles.inexact(&self.walk.context.device);
+                self.troubles.inexact(&context.device);
                 self.found.mark(id, Marks::INEXACT);
             }
             if !file.is_placed {
                 // Of a file that was not read, what is allocated and was never written is known all the same.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(&mut self.found, id, &recording, extents, &self.walk)?;
+                attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
             }
         }
         self.walk.again.clear();
@@ -619,6 +702,10 @@ impl State {
     }
 
     fn trouble(&mut self, trouble: &record::Trouble) {
+        // NTFS's own files in `$Extend` have no data that could be opened, only named streams.
+        if self.walk.system.contains(&trouble.parent) {
+            return;
+        }
         let device = if self.walk.first == 0 {
             String::from_utf8_lossy(&trouble.name).into_owned()
         } else {
@@ -651,14 +738,20 @@ fn attribute(
     id: ObjectNumber,
     recording: &Recording,
     extents: &[Extent],
-    walk: &Walk,
+    layout: Option<&Layout>,
+    context: &WalkContext,
+    remains: &mut Remains,
 ) -> Result<(), FoundError> {
-    for place in places(recording, extents, walk.layout.as_deref(), walk.context.legs) {
+    for place in places(recording, extents, layout, context.legs) {
+        if context.metadata {
+            remains.owned.insert(place.disk, place.range);
+        }
         found.range(id, place.disk, place.range, place.file_offset, place.role)?;
     }
     Ok(())
 }
 
+mod beside;
 mod series;
 #[cfg(test)]
 mod tests;

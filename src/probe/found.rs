@@ -3,14 +3,16 @@
 use crate::bmap::{Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewObject, ObjectName, Role};
 use crate::range::{DiskRange, FileOffset};
 use crate::recorder::DiskNumber;
+use rustix::fs::FileType;
 use std::collections::HashMap;
 use std::sync::Arc;
+use virt_bmap_agent::record::ATTRIBUTES;
 
 /// Number of an object; the first is 1, because tag 0 means "nobody's".
 pub type ObjectNumber = u32;
 
 /// Most objects of one guest. Numbers above are left for tags that are no objects.
-pub const MOST_OBJECTS: u32 = 1 << 30;
+pub const MOST_OBJECTS: u32 = ATTRIBUTES - 1;
 
 /// Counts of what was found, as the summary gives them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +75,7 @@ pub struct Found {
 
 /// What the names of one file have in common.
 struct Shared {
+    kind: Kind,
     attributes: Attributes,
     pieces: Vec<(DiskNumber, DiskRange, Option<FileOffset>, Role)>,
 }
@@ -148,6 +151,33 @@ impl Found {
         Ok(number)
     }
 
+    /// Adds metadata of a device, named `name` there, or its free space, which has no name. Both are found
+    /// again by their names: what is added twice is one object.
+    ///
+    /// # Errors
+    /// [`FoundError`]
+    pub fn beside(
+        &mut self,
+        kind: Kind,
+        device: &str,
+        name: &[u8],
+        marks: Marks,
+    ) -> Result<ObjectNumber, FoundError> {
+        let number = self.number()?;
+        let attributes = Attributes { marks, ..Attributes::default() };
+        let object = self.builder.object(ObjectName::path(kind, device.as_bytes(), name), attributes)?;
+        self.entries.push(Entry::Object(object));
+        Ok(number)
+    }
+
+    /// The path of an object that has one in the map.
+    pub fn path_of(&self, number: ObjectNumber) -> Option<&[u8]> {
+        match self.entry(number) {
+            Ok(Entry::Object(object)) => Some(self.builder.name(object).path),
+            _ => None,
+        }
+    }
+
     /// The objects that follow lie in the file system on `device`.
     pub fn begin_filesystem(&mut self, device: &str) {
         self.directories.clear();
@@ -175,17 +205,19 @@ impl Found {
         };
         match kind {
             Kind::Directory => self.counts.directories += 1,
-            _ => self.counts.files += 1,
+            Kind::File => self.counts.files += 1,
+            _ => {}
         }
         // Below a directory that has no name for the map, nothing has.
         self.entries.push(Entry::Unnamed);
-        if kind == Kind::File && attributes.links.is_some_and(|links| links > 1) {
-            self.shared.insert(number, Shared { attributes, pieces: Vec::new() });
+        let is_directory = kind == Kind::Directory || attributes.mode.is_some_and(is_directory);
+        if !is_directory && attributes.links.is_some_and(|links| links > 1) {
+            self.shared.insert(number, Shared { kind, attributes, pieces: Vec::new() });
         }
         let Some(path) = path else { return Ok(number) };
         let object = self.named(kind, &path, attributes)?;
         self.entries[number as usize - 1] = Entry::Object(object);
-        if kind == Kind::Directory {
+        if is_directory {
             self.directories.insert(number, path.into());
         }
         Ok(number)
@@ -202,10 +234,10 @@ impl Found {
         name: &[u8],
     ) -> Result<(), FoundError> {
         let shared = self.shared.get(&number).ok_or(FoundError::Unknown(number))?;
-        let attributes = shared.attributes;
-        self.counts.files += 1;
+        let Shared { kind, attributes, .. } = *shared;
+        self.counts.files += u64::from(kind == Kind::File);
         if let Some(path) = self.path(parent, name)? {
-            let object = self.named(Kind::File, &path, attributes)?;
+            let object = self.named(kind, &path, attributes)?;
             self.links.push((number, object));
         }
         Ok(())
@@ -277,6 +309,11 @@ impl Found {
         let index = (number as usize).checked_sub(1);
         index.and_then(|index| self.entries.get(index)).copied().ok_or(FoundError::Unknown(number))
     }
+}
+
+/// Whether `st_mode` is a directory's.
+fn is_directory(mode: u16) -> bool {
+    FileType::from_raw_mode(mode.into()).is_dir()
 }
 
 #[cfg(test)]

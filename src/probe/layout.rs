@@ -183,6 +183,29 @@ impl Layout {
         Some(device)
     }
 
+    /// Translates what was read on the disks back to the device, without what is not the device's.
+    pub fn to_device_partly(&self, recording: &Recording) -> RangeSet<DeviceOffset> {
+        let mut device = RangeSet::new();
+        for (disk, range) in recording.iter() {
+            let first = self
+                .by_disk
+                .partition_point(|segment| (segment.disk, segment.disk_range().end) <= (disk, range.start));
+            let of_disk = self.by_disk[first..].iter().take_while(|segment| segment.disk == disk);
+            for segment in of_disk.take_while(|segment| segment.start < range.end) {
+                if let Some(part) = segment.disk_range().intersection(range) {
+                    let start = segment.device.start.0 + (part.start.0 - segment.start.0);
+                    device.insert(Range::new(start, start + part.len()));
+                }
+            }
+        }
+        device
+    }
+
+    /// Bytes of the device, as far as its layout is known.
+    pub fn size(&self) -> u64 {
+        self.copies.iter().filter_map(|copy| copy.last()).map(|last| last.device.end.0).max().unwrap_or(0)
+    }
+
     /// The places where reads prove the layout: both ends of each segment (of the first and the last few,
     /// where there are many).
     pub fn proofs(&self) -> Vec<Proof> {

@@ -4,6 +4,7 @@
 //!   appliance;
 //! * [`guestfsd`] does the same with the calls that every libguestfs has, a hundred times more slowly;
 //! * [`channel`] is the host's end of the agent's control disk;
+//! * [`metadata`] is about what belongs to no file;
 //! * [`layout`] says where a device's bytes lie on the disks, as far as the kernel's tables tell;
 //! * [`found`] is the objects on their way into the map, [`trouble`] what could not be examined;
 //! * [`unlock`] is about encrypted devices.
@@ -13,6 +14,7 @@ mod expected;
 pub mod found;
 pub mod guestfsd;
 pub mod layout;
+pub mod metadata;
 pub mod survey;
 pub mod trouble;
 pub mod unlock;

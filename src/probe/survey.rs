@@ -3,6 +3,7 @@
 use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
 use super::found::ObjectNumber;
 use super::layout::{Layout, PROOF, Proof, Segment, layouts};
+use super::metadata;
 use super::trouble::Trouble;
 use super::unlock::{Key, is_encrypted, unlock};
 use super::{Legs, Phase, ProbeError};
@@ -31,6 +32,8 @@ pub struct Context<'a> {
     pub keys: &'a [Key],
     /// Which copies are in the map.
     pub legs: Legs,
+    /// Whether what belongs to no file is mapped, too.
+    pub metadata: bool,
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -53,6 +56,9 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     });
     let layouts = devices(context, &inventory)?;
     note_missing(context, &inventory, &layouts);
+    if context.metadata {
+        metadata::devices(context, &inventory, &layouts.by_path)?;
+    }
     context.each_filesystem(&inventory, |filesystem| walk(context, filesystem, &layouts))?;
     note_clones(context, &inventory);
     Ok(())
@@ -127,13 +133,20 @@ fn walk(context: &Context<'_>, filesystem: &Content, layouts: &Layouts) -> Resul
         layout: layouts.by_path.get(&device).cloned(),
         devices: layouts.by_number.clone(),
         legs: context.legs,
+        metadata: context.metadata,
     };
     let order = walk.read_order();
     let (sequence, first) = context.channel.begin_walk(walk);
-    let walked = context.appliance.walk(sequence, first, order);
+    let walked = context.appliance.walk(sequence, first, order, context.metadata);
     let ended = context.channel.end();
     match (walked, ended) {
-        (Ok(()), ended) => Ok(ended?),
+        (Ok(()), Ok(remains)) if context.metadata => metadata::filesystem(
+            context,
+            filesystem,
+            layouts.by_path.get(&device).map(|layout| &**layout),
+            &remains,
+        ),
+        (Ok(()), ended) => Ok(ended.map(drop)?),
         // What it said wrong is why it was cut off.
         (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
         (Err(error), _) => {
@@ -289,9 +302,17 @@ impl Context<'_> {
             "btrfs" => "ro,nodev,nosuid,noexec,subvolid=5",
             // Two clones of one disk have the same UUID, and XFS would refuse the second one.
             "xfs" => "ro,nodev,nosuid,noexec,nouuid",
+            "ntfs" if self.metadata => "ro,nodev,nosuid,noexec,show_sys_files",
             _ => "ro,nodev,nosuid,noexec",
         };
-        match self.appliance.call(|g| g.mount_options(options, device, "/")) {
+        self.channel.begin_mount();
+        let mounted = if self.metadata && !device.starts_with("btrfsvol:") {
+            // Told the type, mount does not look for it all over the device.
+            self.appliance.call(|g| g.mount_vfs(options, kind, device, "/"))
+        } else {
+            self.appliance.call(|g| g.mount_options(options, device, "/"))
+        };
+        match mounted {
             Ok(()) => Ok(true),
             Err(_) if kind == "btrfs" && self.mount_degraded(options, device) => Ok(true),
             Err(error) => {

@@ -31,7 +31,9 @@ use thiserror::Error;
 
 use crate::range::{DiskOffset, DiskRange};
 use crate::spans::Spans;
+pub(crate) use json::for_each as for_each_entry;
 pub use lines::LineProblem;
+pub(crate) use qemu_img_map::MapEntry;
 
 /// Bytes that are read at a time.
 const BUFFER: usize = 256 * 1024;
@@ -136,13 +138,29 @@ pub struct Options {
 }
 
 impl Operation {
-    fn word(self) -> &'static str {
+    /// All operations.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Zero, Self::Trim];
+
+    /// The word for the operation on a command line.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
             Self::Zero => "zero",
             Self::Trim => "trim",
         }
+    }
+}
+
+/// What the operation is, in a sentence about it.
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Read => "data are read",
+            Self::Write => "data are written",
+            Self::Zero => "zeroes are written",
+            Self::Trim => "the range is discarded",
+        })
     }
 }
 
@@ -204,6 +222,11 @@ pub enum ListError {
         /// Its beginning, printable.
         found: String,
     },
+    /// It is a qcow2 image.
+    #[error(
+        "this is a qcow2 image and no list; name a dirty bitmap of it with --bitmap, or give what qemu-img map --output=json prints of it"
+    )]
+    Image,
     /// An option for lists of another kind.
     #[error("{option} is not for this list, which is a {kind}")]
     Option {

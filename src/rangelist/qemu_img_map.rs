@@ -11,20 +11,22 @@ use super::{Depth, Entries, Kind, ListError, Options, json};
 
 /// An entry, as far as it is needed. Newer versions add fields.
 #[derive(Deserialize)]
-struct Entry {
-    start: u64,
-    length: u64,
-    depth: u64,
-    /// Absent before QEMU 6.1.
+pub(crate) struct MapEntry {
+    pub(crate) start: u64,
+    pub(crate) length: u64,
+    /// Which image of the chain: 0 is the top.
+    pub(crate) depth: u64,
+    /// Whether that image has something for the range. Absent before QEMU 6.1.
     #[serde(default)]
-    present: bool,
+    pub(crate) present: bool,
     #[serde(default)]
-    zero: bool,
-    data: bool,
-    offset: Option<u64>,
+    pub(crate) zero: bool,
+    pub(crate) data: bool,
+    /// Where in the image's file; absent where it takes no room there, and where it is compressed.
+    pub(crate) offset: Option<u64>,
 }
 
-impl Entry {
+impl MapEntry {
     fn is_written(&self) -> bool {
         self.data || (self.present && self.zero && self.offset.is_none())
     }
@@ -36,7 +38,7 @@ pub(super) fn read(
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     let depth = options.depth.unwrap_or(Depth::Of(0));
-    json::for_each(input, Kind::QemuImgMap, |entry: Entry| {
+    json::for_each(input, Kind::QemuImgMap, |entry: MapEntry| {
         let has_depth = match depth {
             Depth::Any => true,
             Depth::Of(depth) => entry.depth == depth,

@@ -13,6 +13,9 @@ pub(super) fn kind(head: &[u8]) -> Result<Kind, ListError> {
     if text.starts_with(b"[") {
         return json(text);
     }
+    if head.starts_with(b"QFI\xfb") {
+        return Err(ListError::Image);
+    }
     for line in head.split(|&byte| byte == b'\n') {
         let line = without_comment(line);
         if line.is_empty() {

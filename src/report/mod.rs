@@ -1,6 +1,6 @@
 //! A map to look at: one HTML page that shows each disk, its files and, with a log of requests, how they are read.
 //!
-//! The page needs nothing but itself and a browser, and no network. Each disk is cut into [segments](self) of one
+//! The page needs nothing but itself and a browser, and no network. Each disk is cut into segments of one
 //! owner here; the page draws them along a Hilbert curve, on which neighbours on the disk are neighbours on the
 //! screen. What is measured of files is what [`list`](crate::list) says.
 //!

@@ -74,6 +74,8 @@ struct FilesystemRecord {
     size: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     free: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    free_mapped: Option<u64>,
     directories: u64,
     files: u64,
 }
@@ -181,7 +183,9 @@ mod letter {
         let letter = Cow::<str>::deserialize(deserializer)?;
         let kind = if let [letter] = letter.as_bytes() { Kind::from_letter(*letter) } else { None };
         kind.ok_or_else(|| {
-            D::Error::custom(format_args!("`{letter}` is no type of object (one of f, d, m, l, b, p, v)"))
+            D::Error::custom(format_args!(
+                "`{letter}` is no type of object (one of f, d, s, m, u, l, b, p, v)"
+            ))
         })
     }
 }
@@ -271,13 +275,15 @@ impl FileRecord {
 
 impl FilesystemRecord {
     fn new(filesystem: &Filesystem) -> Self {
-        let Filesystem { device, kind, block_size, size, free, directories, files } = filesystem.clone();
-        Self { device: Text(device), kind, block_size, size, free, directories, files }
+        let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files } =
+            filesystem.clone();
+        Self { device: Text(device), kind, block_size, size, free, free_mapped, directories, files }
     }
 
     fn unpack(self) -> Filesystem {
-        let Self { device: Text(device), kind, block_size, size, free, directories, files } = self;
-        Filesystem { device, kind, block_size, size, free, directories, files }
+        let Self { device: Text(device), kind, block_size, size, free, free_mapped, directories, files } =
+            self;
+        Filesystem { device, kind, block_size, size, free, free_mapped, directories, files }
     }
 }
 

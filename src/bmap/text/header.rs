@@ -120,6 +120,7 @@ fn filesystem(fields: &[u8]) -> Result<Filesystem, LineError> {
         block_size: number(b"block-size=", "block-size=BYTES")?,
         size: number(b"size=", "size=BYTES")?,
         free: number(b"free=", "free=BYTES")?,
+        free_mapped: number(b"free-mapped=", "free-mapped=BYTES")?,
         directories: number(b"directories=", "directories=N")?.ok_or(expected("directories=N"))?,
         files: number(b"files=", "files=N")?.ok_or(expected("files=N"))?,
     };
@@ -168,7 +169,7 @@ pub(super) fn push_original(out: &mut Vec<u8>, header: &Header) -> Result<(), Wr
 }
 
 fn push_filesystem(out: &mut Vec<u8>, filesystem: &Filesystem) {
-    let Filesystem { device, kind, block_size, size, free, directories, files } = filesystem;
+    let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files } = filesystem;
     let special = |byte| byte == b' ' || needs_escape(byte);
     out.extend_from_slice(b"# ");
     out.extend_from_slice(FILESYSTEM);
@@ -179,6 +180,7 @@ fn push_filesystem(out: &mut Vec<u8>, filesystem: &Filesystem) {
         ("block-size", *block_size),
         ("size", *size),
         ("free", *free),
+        ("free-mapped", *free_mapped),
         ("directories", Some(*directories)),
         ("files", Some(*files)),
     ] {

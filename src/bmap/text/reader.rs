@@ -93,7 +93,7 @@ pub enum LineError {
         above: DiskRange,
     },
     /// No kind of object has this name.
-    #[error("`{found}` is no type of object (one of f, d, m, l, b, p, v)")]
+    #[error("`{found}` is no type of object (one of f, d, s, m, u, l, b, p, v)")]
     UnknownType {
         /// What stands there, printable.
         found: String,

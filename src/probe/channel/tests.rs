@@ -1,9 +1,10 @@
 //! The channel against agents of all kinds.
 
+use super::super::metadata::Inline;
 use super::*;
 use crate::bmap::text;
 use crate::range::DiskRange;
-use virt_bmap_agent::record::{Filesystem, Object, Operation};
+use virt_bmap_agent::record::{Filesystem, Object, Operation, Owner};
 
 /// Plays the agent.
 struct Agent {
@@ -15,12 +16,20 @@ struct Agent {
 impl Agent {
     /// An agent that walks a file system on a disk of 1 MiB.
     fn walking() -> Self {
+        Self::walking_for(false)
+    }
+
+    fn walking_for(metadata: bool) -> Self {
         let recorder = Arc::new(Recorder::new());
         let channel = Channel::new(recorder.clone());
         let layout = Some(Arc::new(Layout::of_disk(1, 1 << 20)));
-        let context =
-            WalkContext { device: "/dev/sda".into(), kind: "ext4".into(), layout, ..WalkContext::default() };
-        let (sequence, first) = channel.begin_walk(context);
+        let (sequence, first) = channel.begin_walk(WalkContext {
+            device: "/dev/sda".into(),
+            kind: "ext4".into(),
+            layout,
+            metadata,
+            ..WalkContext::default()
+        });
         assert_eq!((sequence, first), (0, 1));
         let mut agent = Self { channel, recorder, sequence };
         let filesystem = Filesystem { magic: 0xef53, block_size: 4096, ..Filesystem::default() };
@@ -198,4 +207,45 @@ fn troubles_name_their_place() {
             format!(r"/dev/sda /etc/a\033[2J: cannot read it at byte 4096: {error}"),
         ]
     );
+}
+
+#[test]
+fn what_belongs_to_no_data_is_kept_apart() {
+    let mut agent = Agent::walking_for(true);
+    agent.read(1 << 19, (1 << 19) + 512);
+    agent.tag(1, false);
+    agent.read(0, 4096);
+    agent.tag(1 | ATTRIBUTES, false);
+    agent.read(1 << 16, (1 << 16) + 512);
+    agent.tag(0, false);
+    agent.say(&[object(2, 1, ObjectKind::Symlink, b"long", 512)]).unwrap();
+    agent.say(&[object(3, 1, ObjectKind::Symlink, b"short", 0)]).unwrap();
+    agent.say(&[object(4, 1, ObjectKind::File, b"inline", 5)]).unwrap();
+    let inline = Extent { logical: 0, physical: 4242, length: 5, flags: Extent::INLINE | Extent::LAST };
+    agent.say(&[Record::Extents { id: 4, extents: vec![inline] }]).unwrap();
+    agent.tag(2, false);
+    agent.read(1 << 17, (1 << 17) + 512);
+    agent.tag(0, false);
+    agent.read(1 << 18, (1 << 18) + 512);
+    agent.say(&[Record::Space { owner: Owner::Free, pieces: vec![(1 << 20, 4096)] }]).unwrap();
+    agent.say(&[Record::BatchEnd, Record::Done]).unwrap();
+    let remains = agent.channel.end().unwrap();
+    let untagged: Vec<_> = remains.untagged.iter().map(|(_, range)| range.start.0).collect();
+    assert_eq!(untagged, [1 << 18, 1 << 19]);
+    let owned: Vec<_> = remains.owned.iter().map(|(_, range)| range.start.0).collect();
+    assert_eq!(owned, [0, 1 << 17]);
+    assert_eq!(remains.attributes[&1].recording.bytes(), 512);
+    assert_eq!(remains.inline, [Inline::Block { object: 4, at: 4242 }]);
+    assert_eq!(agent.lines(), "1 0 1000 d /dev/sda /\n1 20000 20200 s /dev/sda /long\n");
+}
+
+#[test]
+fn metadata_that_were_not_asked_for_make_no_sense() {
+    let space = |pieces| Record::Space { owner: Owner::Free, pieces };
+    assert!(Agent::walking().say(&[space(vec![(0, 1)])]).is_err());
+    assert!(Agent::walking_for(true).say(&[space(vec![(u64::MAX, 2)])]).is_err());
+    for id in [ATTRIBUTES, ATTRIBUTES | 2] {
+        assert!(Agent::walking_for(true).say(&[Record::Tag { id, afresh: false }]).is_err());
+    }
+    assert!(Agent::walking().say(&[Record::Tag { id: ATTRIBUTES | 1, afresh: false }]).is_err());
 }

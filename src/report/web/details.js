@@ -3,7 +3,7 @@
 // How many pieces are listed.
 const PIECE_ROWS = 500;
 
-const KIND_NAMES = { f: "file", d: "directory", m: "metadata", l: "logical volume", b: "mapped device", p: "partition", v: "disk" };
+const KIND_NAMES = { f: "file", d: "directory", s: "symbolic link", m: "metadata", u: "unused", l: "logical volume", b: "mapped device", p: "partition", v: "disk" };
 
 // The pieces of an object: segments that follow one another on the disk and in the object are one. Volumes have those of
 // the map.

@@ -176,10 +176,19 @@ class Canvas {
   }
 
   // Adds the bytes from `start` to `end` to the context's path. Of what is smaller than a pixel, a pixel.
-  tracePart(context, disk, start, end, smallest = 1) {
+  tracePart(context, disk, start, end) {
     const { width, height } = this.overlay;
-    coverPart(this.view.square, start / disk.size, end / disk.size, smallest, width, height, (x, y, side) => {
+    coverPart(this.view.square, start / disk.size, end / disk.size, 1, width, height, (x, y, side) => {
       context.rect(x, y, Math.max(1, side), Math.max(1, side));
+    });
+  }
+
+  // Fills the bytes from `start` to `end` with whole pixels, at least one.
+  fillPart(context, disk, start, end) {
+    const { width, height } = this.overlay;
+    coverPart(this.view.square, start / disk.size, end / disk.size, 1.5, width, height, (x, y, side) => {
+      const [left, top] = [Math.round(x), Math.round(y)];
+      context.fillRect(left, top, Math.max(1, Math.round(x + side) - left), Math.max(1, Math.round(y + side) - top));
     });
   }
 

@@ -5,6 +5,9 @@ const SHINE = 0.6;
 // How many of the latest requests are told by name.
 const TOLD = 4;
 
+// For how many milliseconds marks are added before a picture is shown.
+const BUDGET = 25;
+
 class Playback {
   // `changed` is called when the time is another.
   constructor(model, columns, changed) {
@@ -103,8 +106,14 @@ class Playback {
       [trail.key, trail.done] = [key, 0];
     }
     const { read, written, lit, page } = THEMES[theme];
-    this.cover(canvas, ink, disk, trail.done, done, [read, written]);
-    trail.done = done;
+    // Of a long log only a part is added at a time: the rest comes with the next pictures.
+    const deadline = performance.now() + BUDGET;
+    while (trail.done < done && performance.now() < deadline) {
+      const next = Math.min(done, trail.done + 1000);
+      this.cover(canvas, ink, disk, trail.done, next, [read, written]);
+      trail.done = next;
+    }
+    if (trail.done < done) this.changed();
 
     // The map steps back, so that what was read stands out.
     context.fillStyle = page;
@@ -127,12 +136,10 @@ class Playback {
   cover(canvas, context, disk, from, to, colours) {
     for (const write of [0, 1]) {
       context.fillStyle = colours[write];
-      context.beginPath();
       for (let i = from; i < to; i++) {
         if (this.disks[i] !== disk.number || this.isWrite[i] !== write) continue;
-        canvas.tracePart(context, disk, this.offsets[i], this.offsets[i] + this.lengths[i], 1.5);
+        canvas.fillPart(context, disk, this.offsets[i], this.offsets[i] + this.lengths[i]);
       }
-      context.fill();
     }
   }
 }

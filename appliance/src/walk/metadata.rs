@@ -1,0 +1,169 @@
+//! What a walk reads beside directories and the data of files, when metadata are wanted: symbolic links,
+//! extended attributes, and what the file system says of its blocks.
+
+use super::{Walker, object};
+use crate::btrfs;
+use crate::reader::OpenFile;
+use crate::{Fatal, fiemap, getfsmap};
+use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    AtFlags, FileType, Mode, Stat, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, openat, readlinkat,
+    statat,
+};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
+use virt_bmap_agent::record::{ATTRIBUTES, EXTENTS_PER_RECORD, Extent, ObjectKind, Operation, Record};
+
+/// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX` of `linux/limits.h`.
+const LARGEST: usize = 64 << 10;
+
+/// `statfs` magic of FUSE, which NTFS is read through.
+const FUSE: u64 = 0x6573_5546;
+
+impl Walker {
+    /// Whether an inode has blocks that none of its extents names: those of extended attributes, or of the
+    /// tree of its extents.
+    pub(super) fn has_more_blocks(&self, stat: &Stat, extents: Option<&[Extent]>) -> bool {
+        // btrfs keeps attributes in its one tree; of FUSE the number of blocks is an estimate.
+        if matches!(self.magic, btrfs::MAGIC | FUSE) {
+            return false;
+        }
+        let named = extents.unwrap_or_default().iter().filter(|e| e.flags & Extent::INLINE == 0);
+        let named = named.fold(0u64, |sum, extent| sum.saturating_add(extent.length));
+        (stat.st_blocks as u64).saturating_mul(512) > named
+    }
+
+    /// Whether it may be one of the files in which NTFS keeps its metadata. Some of them have been read by
+    /// ntfs-3g before, so that reading them touches less than they have.
+    pub(super) fn is_system(&self, stat: &Stat) -> bool {
+        /// Records of `$MFT` below this number are reserved.
+        const RESERVED: u64 = 24;
+        self.metadata && self.magic == FUSE && stat.st_ino < RESERVED
+    }
+
+    /// How many blocks of a file are asked for one by one: all of NTFS's `$MFT`, in which others are found.
+    pub(super) fn most_blocks(&self, stat: &Stat) -> u64 {
+        if self.is_system(stat) && stat.st_ino == 0 { 1 << 22 } else { fiemap::MOST_BLOCKS }
+    }
+
+    /// Reads the extended attributes of a file.
+    pub(super) fn attributes_of_file(&mut self, file: &OpenFile) -> Result<(), Fatal> {
+        if let Err(errno) = self.attributes_of(&file.fd, file.id)? {
+            self.control.trouble(Operation::Attributes, errno, file.parent, file.name.to_bytes(), 0);
+        }
+        self.control.tag(0, false)
+    }
+
+    /// Reads the extended attributes of a directory, if it may have blocks for them. Leaves their tag set.
+    pub(super) fn attributes_of_directory(&mut self, fd: &OwnedFd, id: u32) -> Result<(), Fatal> {
+        self.control.tag(0, false)?;
+        let extents = self.extents(fd).ok().flatten();
+        if self.has_more_blocks(&fstat(fd)?, extents.as_deref())
+            && let Err(errno) = self.attributes_of(fd, id)?
+        {
+            self.control.trouble(Operation::Attributes, errno, id, b"", 0);
+        }
+        Ok(())
+    }
+
+    /// The inner error concerns this object alone.
+    fn attributes_of(&mut self, fd: &OwnedFd, id: u32) -> Result<Result<(), Errno>, Fatal> {
+        let places = fiemap::attributes(fd);
+        for extents in places.chunks(EXTENTS_PER_RECORD) {
+            self.control.put(&Record::Extents { id: id | ATTRIBUTES, extents: extents.to_vec() });
+        }
+        self.control.settle()?;
+        self.control.tag(id | ATTRIBUTES, false)?;
+        let result = read_all(|list| flistxattr(fd, list), |name, value| fgetxattr(fd, name, value));
+        self.control.settle()?;
+        Ok(result)
+    }
+
+    /// Reads a symbolic link, and its extended attributes.
+    pub(super) fn symlink(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        parent: u32,
+        name: &CStr,
+    ) -> Result<(), Fatal> {
+        let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(errno) => {
+                self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
+                return Ok(());
+            }
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink || self.is_elsewhere(&stat) {
+            return Ok(());
+        }
+        if stat.st_nlink > 1
+            && let Some(&id) = self.links.get(&(stat.st_dev, stat.st_ino))
+        {
+            self.control.put(&Record::Link { id, parent, name: name.to_bytes().to_vec() });
+            return Ok(());
+        }
+        let id = self.number()?;
+        if stat.st_nlink > 1 {
+            self.links.insert((stat.st_dev, stat.st_ino), id);
+        }
+        self.control.put(&object(id, parent, ObjectKind::Symlink, &stat, name.to_bytes()));
+        if !self.has_more_blocks(&stat, None) {
+            return Ok(());
+        }
+        self.control.settle()?;
+        self.control.tag(id, false)?;
+        if let Err(errno) = readlinkat(directory, name, Vec::new()) {
+            self.control.trouble(Operation::Read, errno, parent, name.to_bytes(), 0);
+        }
+        self.control.settle()?;
+        self.control.tag(id | ATTRIBUTES, false)?;
+        // A symbolic link cannot be opened.
+        let path = [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name.to_bytes()].concat();
+        let path = CString::new(path)?;
+        if let Err(errno) =
+            read_all(|list| llistxattr(&path, list), |name, value| lgetxattr(&path, name, value))
+        {
+            self.control.trouble(Operation::Attributes, errno, parent, name.to_bytes(), 0);
+        }
+        self.control.settle()?;
+        self.control.tag(0, false)
+    }
+
+    /// Tells what the file system's blocks are for, where it says so.
+    pub(super) fn put_spaces(&mut self, root: &OwnedFd, id: u32) {
+        let opened = openat(root, c".", super::DIRECTORY, Mode::empty());
+        match opened.and_then(|root| getfsmap::spaces(root.as_fd(), self.device)) {
+            Ok(spaces) => {
+                for (owner, pieces) in spaces.unwrap_or_default() {
+                    for pieces in pieces.chunks(EXTENTS_PER_RECORD) {
+                        self.control.put(&Record::Space { owner, pieces: pieces.to_vec() });
+                    }
+                }
+            }
+            Err(errno) => self.control.trouble(Operation::Fsmap, errno, id, b"", 0),
+        }
+    }
+}
+
+/// Lists extended attributes and reads each. A file system that has none is no error.
+fn read_all(
+    list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+    get: impl Fn(&CStr, &mut [u8]) -> Result<usize, Errno>,
+) -> Result<(), Errno> {
+    let mut names = vec![0; LARGEST];
+    let length = match list(&mut names) {
+        Ok(length) => length,
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    let mut value = vec![0; LARGEST];
+    for name in names[..length].split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        match get(name, &mut value) {
+            // What is listed need not be there for the asking.
+            Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! Compares two states of a disk, byte for byte.
+
+use crate::image::Source;
+use crate::range::{DiskOffset, DiskRange};
+use crate::spans::Spans;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes that are compared at a time. Ranges that differ are not joined across its multiples.
+const CHUNK: u64 = 1 << 20;
+
+/// A guest writes whole sectors, so what lies between two bytes of one that differ was written, too.
+const SECTOR: usize = 512;
+
+/// Fewer equal bytes than that between what differs in two sectors are there by chance.
+const CHANCE: u64 = 16;
+
+/// Reads that are under way at once, of each state.
+const WORKERS: usize = 4;
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// The bytes that differ: of each sector of 512 bytes from the first to the last, as what lies
+    /// between them was written with them.
+    pub differs: Spans,
+    /// The bytes that could not be read in one of the states.
+    pub unknown: Spans,
+    /// Why not, the first time.
+    pub trouble: Option<io::Error>,
+}
+
+/// Compares the bytes `within` two states of a disk. Where `old` has ended it reads as zeroes, as the
+/// disk of an image does that is longer than the one below it. What is behind the end of `new` is not
+/// looked at.
+///
+/// `progress` is told, from several threads, how many more bytes have been compared.
+pub fn compare(
+    old: &dyn Source,
+    new: &dyn Source,
+    within: &Spans,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Compared {
+    let disk = DiskRange::new(0, new.size());
+    let chunks: Vec<DiskRange> =
+        within.iter().filter_map(|span| span.intersection(disk)).flat_map(chunks).collect();
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new((Vec::new(), Vec::new(), None));
+    let work = || {
+        let (mut differs, mut unknown, mut trouble) = (Vec::new(), Vec::new(), None);
+        let mut buffers = [Vec::new(), Vec::new()];
+        while let Some(&chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match read_both(old, new, chunk, &mut buffers) {
+                Ok(()) => differences(&buffers[0], &buffers[1], chunk.start.0, &mut differs),
+                Err(error) => {
+                    unknown.push(chunk);
+                    trouble.get_or_insert(error);
+                }
+            }
+            progress(chunk.len());
+        }
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.0.append(&mut differs);
+        all.1.append(&mut unknown);
+        all.2 = all.2.take().or(trouble);
+    };
+    std::thread::scope(|scope| (0..WORKERS).for_each(|_| drop(scope.spawn(work))));
+    let (differs, unknown, trouble) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Compared { differs: Spans::from_unsorted(differs), unknown: Spans::from_unsorted(unknown), trouble }
+}
+
+/// Cuts a range at the multiples of [`CHUNK`].
+fn chunks(span: DiskRange) -> impl Iterator<Item = DiskRange> {
+    let mut start = span.start.0;
+    std::iter::from_fn(move || {
+        let end = (start / CHUNK + 1).saturating_mul(CHUNK).min(span.end.0);
+        let chunk = (start < end).then(|| DiskRange::new(start, end));
+        start = end;
+        chunk
+    })
+}
+
+/// Reads a chunk of both states.
+fn read_both(
+    old: &dyn Source,
+    new: &dyn Source,
+    chunk: DiskRange,
+    [old_bytes, new_bytes]: &mut [Vec<u8>; 2],
+) -> io::Result<()> {
+    let length = chunk.len() as usize;
+    old_bytes.clear();
+    old_bytes.resize(length, 0);
+    let below = old.size().saturating_sub(chunk.start.0).min(chunk.len()) as usize;
+    read(old, &mut old_bytes[..below], chunk.start)?;
+    new_bytes.resize(length, 0);
+    read(new, new_bytes, chunk.start)
+}
+
+fn read(source: &dyn Source, buf: &mut [u8], offset: DiskOffset) -> io::Result<()> {
+    if buf.is_empty() { Ok(()) } else { source.read_at(buf, offset) }
+}
+
+/// Adds the ranges in which `old` and `new`, bytes of the disk from `start`, differ.
+fn differences(old: &[u8], new: &[u8], start: u64, found: &mut Vec<DiskRange>) {
+    if old == new {
+        return;
+    }
+    let first_here = found.len();
+    let mut at = 0;
+    while at < old.len() {
+        let sector = at;
+        at = (sector + SECTOR - (start as usize + sector) % SECTOR).min(old.len());
+        let (old, new) = (&old[sector..at], &new[sector..at]);
+        let differs = |(a, b): (&u8, &u8)| a != b;
+        let (Some(first), Some(last)) =
+            (old.iter().zip(new).position(differs), old.iter().zip(new).rposition(differs))
+        else {
+            continue;
+        };
+        let sector = start + sector as u64;
+        let range = DiskRange::new(sector + first as u64, sector + last as u64 + 1);
+        match found[first_here..].last_mut() {
+            Some(before) if range.start.0 - before.end.0 < CHANCE => before.end = range.end,
+            _ => found.push(range),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A disk in memory, of which some bytes cannot be read.
+    struct Memory(Vec<u8>, DiskRange);
+
+    impl Source for Memory {
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()> {
+            let range = DiskRange::at(offset, buf.len() as u64).unwrap();
+            if range.intersection(self.1).is_some() {
+                return Err(io::Error::other("bad"));
+            }
+            let start = offset.0 as usize;
+            buf.copy_from_slice(self.0.get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
+    }
+
+    fn disk(bytes: Vec<u8>) -> Memory {
+        Memory(bytes, DiskRange::new(0, 0))
+    }
+
+    proptest! {
+        // Each is one of megabytes.
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn each_byte_that_differs_is_found_and_few_others(
+            // In some places many.
+            places in prop::collection::vec(0usize..(3 << 20) - 2000, 0..8),
+            changes in prop::collection::btree_map((0usize..8, 0usize..2000), 1u8.., 0..60),
+            from in 0u64..2 << 20,
+            length in 0u64..2 << 20,
+        ) {
+            let old = disk(vec![7; 3 << 20]);
+            let mut bytes = old.0.clone();
+            let at = |(&(place, inside), &add): (&(usize, usize), &u8)| Some((places.get(place)? + inside, add));
+            let changes: std::collections::BTreeMap<usize, u8> = changes.iter().filter_map(at).collect();
+            for (&at, add) in &changes {
+                bytes[at] = bytes[at].wrapping_add(*add);
+            }
+            let within = Spans::from_iter([DiskRange::new(from, from + length)]);
+            let found = compare(&old, &disk(bytes.clone()), &within, &|_| ());
+            let inside = changes.keys().filter(|&&at| (from..from + length).contains(&(at as u64)));
+            prop_assert!(inside.clone().all(|&at| found.differs.bytes_in(DiskRange::new(at as u64, at as u64 + 1)) == 1));
+            for range in found.differs.iter() {
+                // It begins and ends with one that differs, and equal ones between are few.
+                let differing: Vec<_> = inside.clone().filter(|&&at| (range.start.0..range.end.0).contains(&(at as u64))).collect();
+                prop_assert_eq!(*differing[0] as u64, range.start.0);
+                prop_assert_eq!(**differing.last().unwrap() as u64 + 1, range.end.0);
+                let is_near = |pair: &[&usize]| {
+                    pair[0] / SECTOR == pair[1] / SECTOR || pair[1] - pair[0] <= CHANCE as usize
+                };
+                prop_assert!(differing.windows(2).all(is_near));
+            }
+            prop_assert!(found.unknown.is_empty() && found.trouble.is_none());
+        }
+    }
+
+    #[test]
+    fn an_older_disk_that_is_shorter_goes_on_with_zeroes() {
+        let mut bytes = vec![0; 4096];
+        bytes[3000] = 1;
+        let all = Spans::from_iter([DiskRange::new(0, 1 << 30)]);
+        let found = compare(&disk(vec![0; 1024]), &disk(bytes), &all, &|_| ());
+        assert_eq!(found.differs.iter().collect::<Vec<_>>(), [DiskRange::new(3000, 3001)]);
+        let found = compare(&disk(vec![1; 4096]), &disk(vec![0; 1024]), &all, &|_| ());
+        assert_eq!(found.differs.bytes(), 1024);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_known() {
+        let old = Memory(vec![0; 3 << 20], DiskRange::new(5 << 18, (5 << 18) + 1));
+        let new = disk(vec![1; 3 << 20]);
+        let all = Spans::from_iter([DiskRange::new(0, 3 << 20)]);
+        let found = compare(&old, &new, &all, &|_| ());
+        assert_eq!(found.unknown.iter().collect::<Vec<_>>(), [DiskRange::new(1 << 20, 2 << 20)]);
+        assert_eq!(found.differs.bytes(), 2 << 20);
+        assert_eq!(found.trouble.unwrap().to_string(), "bad");
+    }
+}

@@ -1,0 +1,94 @@
+//! What the size of the newer image is made of.
+
+use super::owners::is_owner;
+use super::{Amount, Written};
+use crate::bmap::{Kind, Map, Object, Piece};
+use crate::lookup::{Place, tally};
+use crate::spans::Spans;
+
+/// The bytes that take room in the newer image, by what they are now. Each is in one of these.
+#[derive(Clone, Debug, Default)]
+pub struct Shares<'a> {
+    /// In files.
+    pub files: Amount,
+    /// In the last blocks of files, behind their ends.
+    pub tails: Amount,
+    /// In directories, and in no file.
+    pub directories: Amount,
+    /// In metadata, and in no file or directory.
+    pub metadata: Amount,
+    /// Parity of files, and what they have allocated and never written.
+    pub unused: Amount,
+    /// On a volume, partition or disk, but in none of these: free space, and metadata that the map does
+    /// not know. The one with the most first.
+    pub free: Vec<(Object<'a>, Amount)>,
+    /// In nothing that the map knows.
+    pub unmapped: Amount,
+    /// What they were before: written again with the same content, or there because clusters are
+    /// larger than what was written.
+    pub same: u64,
+    /// All of them.
+    pub held: u64,
+    /// Besides: bytes that are zeroes now, which take no room, and were others.
+    pub zeroed: Amount,
+}
+
+impl<'a> Shares<'a> {
+    /// Shares out; `in_files` are the bytes of files that differ or may.
+    pub(super) fn of(map: &'a Map, disk: u16, written: &Written, in_files: &Spans) -> Self {
+        let held = |spans: &Spans| spans.without(written.zeroes.iter());
+        let rests = [held(&written.differs), held(&written.unknown)];
+        let sizes = [0, 1].map(|which| rests[which].bytes());
+        let zeroed =
+            Amount { exact: written.differs.bytes() - sizes[0], unknown: written.unknown.bytes() - sizes[1] };
+        let mut shares = Self { held: written.held.bytes(), zeroed, ..Self::default() };
+        shares.same = shares.held.saturating_sub(sizes[0] + sizes[1]);
+        let mut rests = Rests(rests);
+        shares.files = rests.take(|rest| rest.without(in_files.iter()));
+        let pieces = || map.pieces().filter(|piece| piece.disk == disk);
+        let kind_of = |piece: &Piece| map.object(piece.object).kind();
+        let mut take = |is_one: fn(Kind) -> bool| {
+            let data = || pieces().filter(|piece| piece.role.holds_data() && is_one(kind_of(piece)));
+            rests.take(|rest| rest.without(data().map(|piece| piece.range)))
+        };
+        shares.tails = take(|kind| kind == Kind::File);
+        shares.directories = take(|kind| is_owner(kind) && kind != Kind::Metadata);
+        shares.metadata = take(|kind| kind == Kind::Metadata);
+        let owned = || pieces().filter(|piece| is_owner(kind_of(piece)));
+        shares.unused = rests.take(|rest| rest.without(owned().map(|piece| piece.range)));
+        let [exact, unknown] = rests.0.map(|rest| tally(map, disk, &rest).shares);
+        let mut free: Vec<(Object<'a>, Amount)> = Vec::new();
+        let exact = exact.iter().map(|share| (share.place, Amount { exact: share.bytes, unknown: 0 }));
+        let unknown = unknown.iter().map(|share| (share.place, Amount { exact: 0, unknown: share.bytes }));
+        for (place, amount) in exact.chain(unknown) {
+            match place {
+                // What is an object's has been taken.
+                Place::Object(_) => {}
+                Place::Free(holder) => match free.iter_mut().find(|(known, _)| *known == holder) {
+                    Some((_, sum)) => *sum += amount,
+                    None => free.push((holder, amount)),
+                },
+                Place::Unmapped => shares.unmapped += amount,
+            }
+        }
+        free.sort_by_key(|(_, amount)| std::cmp::Reverse(amount.most()));
+        shares.free = free;
+        shares
+    }
+}
+
+/// The bytes that are not shared out yet: those that differ, and those that could not be compared.
+struct Rests([Spans; 2]);
+
+impl Rests {
+    /// Keeps what `without` leaves, and says how much it took.
+    fn take(&mut self, without: impl Fn(&Spans) -> Spans) -> Amount {
+        let [exact, unknown] = [0, 1].map(|which| {
+            let left = without(&self.0[which]);
+            let taken = self.0[which].bytes() - left.bytes();
+            self.0[which] = left;
+            taken
+        });
+        Amount { exact, unknown }
+    }
+}

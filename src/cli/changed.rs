@@ -1,0 +1,475 @@
+//! `virt-bmap-rs changed`: what was written between two states of a disk, file by file.
+
+use super::Exit;
+use super::answer::{Cell, Form, Value, device, letter, name_and_more, path};
+use super::make::{MakeOptions, Maker};
+use super::progress::Counter;
+use anyhow::{Context as _, Result, bail};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use virt_bmap::bmap::escape::Printable;
+use virt_bmap::bmap::{self, Kind, Map, Object};
+use virt_bmap::changed::{
+    self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare,
+};
+use virt_bmap::diff::{self, Change};
+use virt_bmap::image::{self, Format, Image, OpenOptions, Source};
+use virt_bmap::lookup::{DiskSize, HitRange, disk_size};
+use virt_bmap::mapper::Disk;
+use virt_bmap::range::DiskRange;
+use virt_bmap::spans::Spans;
+
+/// Tell which files an overlay or a snapshot changed, and what its size is made of.
+///
+/// TOP is an image over another one: a qcow2 overlay, a VMDK snapshot. What it holds itself is compared
+/// with the image below it, byte for byte, and two maps tell whose the bytes are that differ: which files
+/// were added, grown, rewritten, moved, shrunk, removed or renamed, how much of each was written, whose
+/// place that was before, and whose it is now. With --base two whole disks are compared, of any format.
+///
+/// The maps are made, one after the other, unless they are given.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(super) struct ChangedArgs {
+    /// The newer image
+    #[arg(value_name = "TOP")]
+    image: PathBuf,
+
+    /// A map of the guest before: of the image below TOP
+    #[arg(long, value_name = "BASE.bmap")]
+    map: Option<PathBuf>,
+
+    /// A map of the guest now: of TOP
+    #[arg(long, value_name = "NEW.bmap", conflicts_with = "output")]
+    new: Option<PathBuf>,
+
+    /// The older image, if it is not the one below TOP
+    ///
+    /// Both are then compared from end to end.
+    #[arg(long, value_name = "OLD")]
+    base: Option<PathBuf>,
+
+    /// Format of TOP, if it is not to be found out; its images below are then trusted
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+
+    /// Format of OLD, if it is not to be found out
+    #[arg(long, value_name = "FORMAT", requires = "base")]
+    base_format: Option<Format>,
+
+    /// The disk of the maps that TOP is
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    disk: u16,
+
+    /// Do not compare: all that TOP holds may differ
+    #[arg(long, conflicts_with = "base")]
+    no_compare: bool,
+
+    /// Tell where each file was written
+    #[arg(long = "where")]
+    places: bool,
+
+    /// Exit with status 4 if files changed
+    #[arg(long)]
+    exit_code: bool,
+
+    #[command(flatten)]
+    form: Form,
+
+    #[command(flatten)]
+    make: MakeOptions,
+}
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0    the question was answered
+  1    failed
+  2    the command line makes no sense
+  3    answered, but a part of the guest could not be examined, or not be
+       compared; standard error says what
+  4    with --exit-code: files changed
+  130  interrupted (143: terminated)
+
+Examples:
+  virt-bmap-rs changed top.qcow2 --map guest.jsonl -o later.jsonl
+  virt-bmap-rs changed top.qcow2 --map guest.jsonl --new later.jsonl --where --csv
+  virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl";
+
+pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
+    if args.map.is_some() && args.map == args.new && args.map.as_deref() == Some(Path::new("-")) {
+        bail!("only one of the maps can come from standard input");
+    }
+    let mut maker = Maker::new(&args.make)?;
+    let pair = Pair::open(args)?;
+    let (written, trouble) = pair.written(args)?;
+    if let Some(error) = trouble {
+        maker.is_whole = false;
+        let size = args.form.size(written.unknown.bytes());
+        eprintln!("virt-bmap-rs: warning: {size} could not be compared: {}", virt_bmap::chain(&error));
+    }
+    let size = |source: &Arc<dyn Source>| source.size();
+    let mut map = |given: &Option<PathBuf>, disk, source, is_newest| match given {
+        Some(path) => load(path, args.disk, size(source)).map(Some),
+        None => maker.make(disk, is_newest),
+    };
+    let old = map(&args.map, &pair.old_disk, &pair.old.source, false)?;
+    let new = if old.is_some() { map(&args.new, &pair.new_disk, &pair.new.source, true)? } else { None };
+    let (Some(old), Some(new)) = (old, new) else { return Ok(maker.interrupted()) };
+    let (old, new) = diff::level(old, new)?;
+    let changes = changed::changes(&old, &new, args.disk, &written);
+    let form = args.form;
+    form.print(|out| {
+        if form.is_for_people() {
+            People { args, pair: &pair, written: &written }.print(out, &changes)
+        } else if args.places {
+            let places = form
+                .first(&changes.files)
+                .iter()
+                .flat_map(|file| file.ranges.iter().map(|&range| place_row(args.disk, file, range)));
+            form.rows(out, places, &summary(&changes.shares), PLACES)
+        } else {
+            form.rows(out, form.first(&changes.files).iter().map(row), &summary(&changes.shares), COLUMNS)
+        }
+    })?;
+    let has_changed = changes.files.iter().any(|file| kind(file) == Some(Kind::File));
+    Ok(match (maker.is_whole, args.exit_code && has_changed) {
+        (false, _) => Exit::Incomplete,
+        (true, true) => Exit::Found,
+        (true, false) => Exit::Success,
+    })
+}
+
+/// A map that was given, if it can be one of such a disk.
+fn load(path: &Path, disk: u16, size: u64) -> Result<Map> {
+    let map = bmap::load(path)?;
+    match disk_size(&map, disk) {
+        DiskSize::NoDisk => bail!("{} has no disk {disk}", path.display()),
+        DiskSize::Bytes(has) if has != size => bail!(
+            "{} is a map of another disk: disk {disk} has {has} bytes in it, and the image {size}",
+            path.display()
+        ),
+        _ => Ok(map),
+    }
+}
+
+/// The two states of the disk.
+struct Pair {
+    old: Image,
+    new: Image,
+    old_disk: Disk,
+    new_disk: Disk,
+}
+
+impl Pair {
+    fn open(args: &ChangedArgs) -> Result<Self> {
+        let force_share = args.make.how.force_share;
+        let open = |disk: &Disk| image::open(&disk.path, &OpenOptions { format: disk.format, force_share });
+        let new_disk = Disk { path: args.image.clone(), format: args.format };
+        let new = open(&new_disk)?;
+        let old_disk = match (&args.base, new.chain.get(1)) {
+            (Some(base), _) => Disk { path: base.clone(), format: args.base_format },
+            (None, None) => bail!(
+                "{} is no overlay of another image; name the older state of the disk with --base",
+                args.image.display()
+            ),
+            (None, Some(below)) => {
+                // Raw is safe to say. Anything else would have the image be trusted in what it refers to:
+                // that is for the user to say, of the top.
+                let is_stated = args.format.is_some() || below.format == Some(Format::Raw);
+                Disk { path: below.filename.clone(), format: below.format.filter(|_| is_stated) }
+            }
+        };
+        let old = open(&old_disk)?;
+        Ok(Self { old, new, old_disk, new_disk })
+    }
+
+    /// What was written, and why some of it could not be compared.
+    fn written(&self, args: &ChangedArgs) -> Result<(Written, Option<io::Error>)> {
+        let whole = DiskRange::new(0, self.new.source.size());
+        let (held, zeroes) = if args.base.is_some() {
+            (self.not_in_holes(whole)?, Spans::default())
+        } else {
+            let layer = self.new.layer()?;
+            (layer.data, layer.zeroes)
+        };
+        let asked: Spans = held.iter().chain(zeroes.iter()).collect();
+        if args.no_compare {
+            return Ok((Written { held, zeroes, differs: Spans::default(), unknown: asked }, None));
+        }
+        let counter = Counter::new(args.make.how.quiet, "comparing", asked.bytes());
+        let progress = |bytes| counter.add(bytes);
+        let found = compare(&*self.old.source, &*self.new.source, &asked, &progress);
+        counter.finish();
+        let Compared { differs, unknown, trouble } = found;
+        // Of two whole disks none holds more than what differs.
+        let held = if args.base.is_some() { differs.iter().chain(unknown.iter()).collect() } else { held };
+        Ok((Written { held, zeroes, differs, unknown }, trouble))
+    }
+
+    /// What is not a hole in both disks.
+    fn not_in_holes(&self, whole: DiskRange) -> Result<Spans> {
+        let data = |source: &Arc<dyn Source>| -> io::Result<Vec<DiskRange>> {
+            let range = DiskRange::new(0, whole.end.0.min(source.size()));
+            let parts = source.allocation(range)?;
+            Ok(parts.into_iter().filter(|part| !part.is_hole).map(|part| part.range).collect())
+        };
+        let both = data(&self.old.source).and_then(|mut all| {
+            all.extend(data(&self.new.source)?);
+            Ok(all)
+        });
+        Ok(both.context("the holes of the images cannot be told")?.into_iter().collect())
+    }
+}
+
+/// The kind of what changed.
+fn kind(file: &ChangedFile<'_>) -> Option<Kind> {
+    file.subject().map(Object::kind)
+}
+
+/// Writes the answer for people.
+struct People<'a> {
+    args: &'a ChangedArgs,
+    pair: &'a Pair,
+    written: &'a Written,
+}
+
+impl People<'_> {
+    fn print(&self, out: &mut dyn Write, changes: &Changes<'_>) -> io::Result<()> {
+        self.shares(out, &changes.shares)?;
+        let (files, others): (Vec<_>, Vec<_>) =
+            changes.files.iter().partition(|file| kind(file) == Some(Kind::File));
+        if files.is_empty() {
+            writeln!(out, "no file changed")?;
+        }
+        let groups = [("written", files), ("written", others)];
+        for (title, group) in groups.iter().filter(|(_, group)| !group.is_empty()) {
+            writeln!(out, "{title:>14}  change")?;
+            for file in self.args.form.first(group) {
+                self.file(out, file)?;
+            }
+            self.args.form.say_more(out, group.len())?;
+        }
+        Ok(())
+    }
+
+    /// What the image's size is made of.
+    fn shares(&self, out: &mut dyn Write, shares: &Shares<'_>) -> io::Result<()> {
+        let form = self.args.form;
+        let old = match (&self.args.base, self.pair.old_disk.path.file_name()) {
+            (None, Some(name)) => Path::new(name),
+            _ => &self.pair.old_disk.path,
+        };
+        let names = [&self.args.image, old].map(|path| Printable(path.as_os_str().as_bytes()).to_string());
+        let differ = Amount { exact: self.written.differs.bytes(), unknown: self.written.unknown.bytes() };
+        let differ = self.amount(differ);
+        if self.args.base.is_some() {
+            writeln!(out, "{} and {}: {differ} differ", names[1], names[0])?;
+        } else {
+            writeln!(
+                out,
+                "{} holds {} over {}: {differ} differ",
+                names[0],
+                form.size(shares.held),
+                names[1]
+            )?;
+        }
+        let mut line = |amount: Amount, what: &str| {
+            if amount.most() == 0 {
+                return Ok(());
+            }
+            let hundredths = u128::from(amount.most()) * 10_000 / u128::from(shares.held.max(1));
+            let share = format!("{}.{:02}", hundredths / 100, hundredths % 100);
+            writeln!(out, "{:>14} {share:>6} %  {what}", self.amount(amount))
+        };
+        line(shares.files, "in files")?;
+        line(shares.tails, "behind the ends of files, in their last blocks")?;
+        line(shares.directories, "in directories")?;
+        line(shares.metadata, "in metadata")?;
+        line(shares.unused, "in parity, or allocated for files and never written")?;
+        for (holder, amount) in &shares.free {
+            line(*amount, &format!("in no file on {}", holder.name()))?;
+        }
+        line(shares.unmapped, "in nothing that the map knows")?;
+        line(Amount { exact: shares.same, unknown: 0 }, "as before, beside what differs or written again")?;
+        if shares.zeroed.most() > 0 {
+            writeln!(out, "besides, {} are zeroes now, which takes no room", self.amount(shares.zeroed))?;
+        }
+        Ok(())
+    }
+
+    fn file(&self, out: &mut dyn Write, file: &ChangedFile<'_>) -> io::Result<()> {
+        let Some(subject) = file.subject() else { return Ok(()) };
+        let form = self.args.form;
+        let name = name_and_more(&subject.name().to_string(), file.names);
+        write!(out, "{:>14}  {:<9} {name}", self.amount(file.written), file.fate.word())?;
+        let other = |word: &str, object: Option<Object<'_>>| {
+            object.map_or(String::new(), |object| format!(", {word} {}", Printable(object.name().path)))
+        };
+        // The sizes, if both are known, since they are exact to the byte.
+        let sizes = [file.old, file.new].map(|object| object.and_then(|object| object.attributes().size));
+        let [before, now] = match sizes {
+            [Some(before), Some(now)] => [before, now],
+            _ => [file.old, file.new].map(changed::bytes),
+        };
+        let (difference, now) = (form.size(now.abs_diff(before)), form.size(now));
+        let more = match file.fate {
+            Fate::Mapped(Change::Renamed) => other("formerly", file.old),
+            Fate::Mapped(Change::Linked) => other("another name of", file.old),
+            Fate::Mapped(Change::Unlinked) => other("still there as", file.new),
+            Fate::Mapped(Change::Grown) => format!(", by {difference} to {now}"),
+            Fate::Mapped(Change::Shrunk) => format!(", by {difference} to {now}"),
+            Fate::Mapped(Change::Removed) => format!(", {}", form.size(before)),
+            _ => format!(", {now}"),
+        };
+        writeln!(out, "{more}")?;
+        if file.before.others.is_empty() && file.before.nobody.most() == 0 {
+            // It was written over itself alone, which need not be said.
+        } else {
+            writeln!(out, "{:>14}  was {}", "", self.origin(&file.before))?;
+        }
+        if file.overwritten.most() > 0 {
+            let amount = self.amount(file.overwritten);
+            writeln!(out, "{:>14}  {amount} of what it had is now {}", "", self.origin(&file.after))?;
+        }
+        if self.args.places {
+            for HitRange { disk, file } in &file.ranges {
+                let (start, end) = (form.offset(disk.start.0), form.offset(disk.end.0));
+                let number = self.args.disk;
+                write!(out, "{:>14}  ", "")?;
+                if let Some(file) = file {
+                    write!(out, "{} to {} of it, ", form.offset(file.start.0), form.offset(file.end.0))?;
+                }
+                writeln!(out, "{start} to {end} of disk {number}")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose bytes are or were, the three with the most.
+    fn origin(&self, origin: &Origin<'_>) -> String {
+        const MOST: usize = 3;
+        let parts: Vec<_> = origin.parts().collect();
+        let mut words: Vec<String> = parts
+            .iter()
+            .take(MOST)
+            .map(|(owner, amount)| {
+                let amount = self.amount(*amount);
+                match owner {
+                    Owner::Itself => format!("its own ({amount})"),
+                    Owner::Other(object) => format!("{} ({amount})", object.name()),
+                    Owner::Nobody => format!("in no file ({amount})"),
+                }
+            })
+            .collect();
+        if parts.len() > MOST {
+            words.push(format!("and {} more", parts.len() - MOST));
+        }
+        words.join(", ")
+    }
+
+    fn amount(&self, amount: Amount) -> String {
+        let size = self.args.form.size(amount.most());
+        if amount.unknown > 0 { format!("up to {size}") } else { size }
+    }
+}
+
+fn summary(shares: &Shares<'_>) -> [Cell<'static>; 18] {
+    let mut free = Amount::default();
+    shares.free.iter().for_each(|(_, amount)| free += *amount);
+    [
+        ("held", shares.held.into()),
+        ("files", shares.files.exact.into()),
+        ("files_at_most", shares.files.most().into()),
+        ("tails", shares.tails.exact.into()),
+        ("tails_at_most", shares.tails.most().into()),
+        ("directories", shares.directories.exact.into()),
+        ("directories_at_most", shares.directories.most().into()),
+        ("metadata", shares.metadata.exact.into()),
+        ("metadata_at_most", shares.metadata.most().into()),
+        ("unused", shares.unused.exact.into()),
+        ("unused_at_most", shares.unused.most().into()),
+        ("free", free.exact.into()),
+        ("free_at_most", free.most().into()),
+        ("unmapped", shares.unmapped.exact.into()),
+        ("unmapped_at_most", shares.unmapped.most().into()),
+        ("same", shares.same.into()),
+        ("zeroed", shares.zeroed.exact.into()),
+        ("zeroed_at_most", shares.zeroed.most().into()),
+    ]
+}
+
+const COLUMNS: [&str; 22] = [
+    "change",
+    "type",
+    "device",
+    "path",
+    "old_path",
+    "names",
+    "written",
+    "written_at_most",
+    "was_itself",
+    "was_other",
+    "was_free",
+    "was_path",
+    "overwritten",
+    "overwritten_at_most",
+    "now_itself",
+    "now_other",
+    "now_free",
+    "now_path",
+    "old_bytes",
+    "new_bytes",
+    "old_size",
+    "new_size",
+];
+
+fn row<'a>(file: &ChangedFile<'a>) -> [Cell<'a>; 22] {
+    let name = file.subject().map(Object::name);
+    let path_of = |object: Option<Object<'a>>| object.map_or(Value::Nothing, |object| path(object.name()));
+    let size = |object: Option<Object<'a>>| object.and_then(|object| object.attributes().size);
+    let others = |origin: &Origin<'a>| -> u64 { origin.others.iter().map(|(_, amount)| amount.most()).sum() };
+    let first = |origin: &Origin<'a>| path_of(origin.others.first().map(|(object, _)| *object));
+    [
+        ("change", Value::Word(file.fate.word())),
+        ("type", letter(name)),
+        ("device", device(name)),
+        ("path", path_of(file.new)),
+        ("old_path", path_of(file.old)),
+        ("names", u64::from(file.names).into()),
+        ("written", file.written.exact.into()),
+        ("written_at_most", file.written.most().into()),
+        ("was_itself", file.before.itself.most().into()),
+        ("was_other", others(&file.before).into()),
+        ("was_free", file.before.nobody.most().into()),
+        ("was_path", first(&file.before)),
+        ("overwritten", file.overwritten.exact.into()),
+        ("overwritten_at_most", file.overwritten.most().into()),
+        ("now_itself", file.after.itself.most().into()),
+        ("now_other", others(&file.after).into()),
+        ("now_free", file.after.nobody.most().into()),
+        ("now_path", first(&file.after)),
+        ("old_bytes", changed::bytes(file.old).into()),
+        ("new_bytes", changed::bytes(file.new).into()),
+        ("old_size", size(file.old).into()),
+        ("new_size", size(file.new).into()),
+    ]
+}
+
+const PLACES: [&str; 9] =
+    ["change", "type", "device", "path", "file_start", "file_end", "disk", "start", "end"];
+
+fn place_row<'a>(disk: u16, file: &ChangedFile<'a>, range: HitRange) -> [Cell<'a>; 9] {
+    let name = file.subject().map(Object::name);
+    [
+        ("change", Value::Word(file.fate.word())),
+        ("type", letter(name)),
+        ("device", device(name)),
+        ("path", name.map_or(Value::Nothing, path)),
+        ("file_start", range.file.map(|inside| inside.start.0).into()),
+        ("file_end", range.file.map(|inside| inside.end.0).into()),
+        ("disk", u64::from(disk).into()),
+        ("start", range.disk.start.0.into()),
+        ("end", range.disk.end.0.into()),
+    ]
+}

@@ -1,0 +1,83 @@
+//! Makes the map that a question needs, where none is given.
+
+use super::Exit;
+use super::map::{MapOptions, make, print_troubles, refuse_to_overwrite};
+use super::signals::Interruption;
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use virt_bmap::bmap::output::Output;
+use virt_bmap::bmap::{self, Map};
+use virt_bmap::mapper::{Cancel, Disk};
+
+/// How a map is made that is not given, and whether it is kept.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options for making a map")]
+pub(super) struct MakeOptions {
+    /// Keep the map that is made, of the newest image if there are two. May be given several times
+    ///
+    /// The suffix tells the format, as when an image is mapped.
+    #[arg(short, long, value_name = "OUT")]
+    output: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) how: MapOptions,
+}
+
+impl MakeOptions {
+    /// What is there already need not be kept.
+    pub(super) fn refuse_output(&self, map: &Path) -> Result<()> {
+        if !self.output.is_empty() {
+            bail!("{map:?} is a map, and -o is for one that is made; use convert for another format");
+        }
+        Ok(())
+    }
+}
+
+/// A command that may have to make maps.
+pub(super) struct Maker<'a> {
+    options: &'a MakeOptions,
+    cancel: Cancel,
+    interruption: Interruption,
+    /// Whether all of each guest was examined.
+    pub(super) is_whole: bool,
+}
+
+impl<'a> Maker<'a> {
+    /// From now on a signal that comes while a map is made ends the command in good order.
+    pub(super) fn new(options: &'a MakeOptions) -> Result<Self> {
+        options.how.start_log();
+        let cancel = Cancel::default();
+        let interruption = Interruption::watch(cancel.clone())?;
+        interruption.set_at_rest(true);
+        Ok(Self { options, cancel, interruption, is_whole: true })
+    }
+
+    /// The map of one disk, kept if that is wanted and it `is_newest`. `None` if a signal came.
+    pub(super) fn make(&mut self, disk: &Disk, is_newest: bool) -> Result<Option<Map>> {
+        let disks = std::slice::from_ref(disk);
+        let outs = if is_newest { &self.options.output[..] } else { &[] };
+        refuse_to_overwrite(disks, outs)?;
+        // Made before the work, so that a directory that cannot be written to is found out before it.
+        let mut outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
+        if !self.options.how.quiet {
+            eprintln!("mapping {:?}", disk.path);
+        }
+        self.interruption.set_at_rest(false);
+        let mapped = make(disks, &self.options.how, &self.cancel)?;
+        self.interruption.set_at_rest(true);
+        let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
+        print_troubles(&mapped);
+        self.is_whole &= mapped.unexamined.is_empty();
+        for output in &mut outputs {
+            bmap::write(&mapped.map, output)?;
+        }
+        outputs.into_iter().try_for_each(Output::commit)?;
+        Ok(Some(mapped.map))
+    }
+
+    /// The end of a command that a signal has ended.
+    pub(super) fn interrupted(&self) -> Exit {
+        eprintln!("virt-bmap-rs: interrupted");
+        Exit::Signal(self.interruption.signal())
+    }
+}

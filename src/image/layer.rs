@@ -1,0 +1,126 @@
+//! What an image itself holds of its disk, and what a bitmap in it says was written.
+
+use super::qemu_img::{self, QEMU_IMG};
+use super::{Asked, Format, Image, OpenError};
+use crate::child;
+use crate::range::DiskRange;
+use crate::rangelist::{self, Kind, ListError, MapEntry, RangeList};
+use crate::spans::Spans;
+use std::process::Command;
+use std::time::Duration;
+
+/// Asks for the extents of a metadata context of an NBD server.
+const NBDINFO: &str = "nbdinfo";
+
+/// Serves an image to nbdinfo.
+const QEMU_NBD: &str = "qemu-nbd";
+
+/// Most time on a processor for one of these programs: they read all of an image's tables.
+const MAX_CPU: Duration = Duration::from_secs(1800);
+
+/// What an image itself holds of the disk, and not the images below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The bytes of the disk that take room in the image's file.
+    pub data: Spans,
+    /// The bytes that the image only says to be zeroes, whatever is below it.
+    pub zeroes: Spans,
+    /// Bytes in which the image's file is allocated, if qemu knows: a write of one byte makes the
+    /// image hold so many.
+    pub cluster: Option<u64>,
+}
+
+impl Image {
+    /// Asks `qemu-img map` what this image itself holds. One without images below it holds all.
+    ///
+    /// # Errors
+    /// When qemu-img cannot be run, or fails.
+    pub fn layer(&self) -> Result<Layer, OpenError> {
+        let Asked { description, top, force_share } = &self.asked;
+        let size = self.source.size();
+        if self.chain.len() < 2 {
+            let all = Spans::from_iter([DiskRange::new(0, size)]);
+            return Ok(Layer { data: all, zeroes: Spans::default(), cluster: None });
+        }
+        let cluster = qemu_img::info(top, *force_share)?.cluster_size;
+        let mut command = child::command(QEMU_IMG.as_ref());
+        command.args(["map", "--output=json"]);
+        if *force_share {
+            command.arg("--force-share");
+        }
+        command.arg("--image-opts").arg(description.to_argument());
+        let (mut data, mut zeroes) = (Vec::new(), Vec::new());
+        let read = self.ask(QEMU_IMG, command, |stdout| {
+            rangelist::for_each_entry(stdout, Kind::QemuImgMap, |entry: MapEntry| {
+                let end = entry.start.saturating_add(entry.length).min(size);
+                let range = DiskRange::new(entry.start.min(end), end);
+                match entry {
+                    MapEntry { depth: 1.., .. } => {}
+                    MapEntry { data: true, .. } | MapEntry { present: true, offset: Some(_), .. } => {
+                        join(&mut data, range);
+                    }
+                    MapEntry { present: true, zero: true, .. } => join(&mut zeroes, range),
+                    _ => {}
+                }
+                Ok(())
+            })
+        })?;
+        read.map_err(|error| OpenError::Refused {
+            program: QEMU_IMG,
+            path: top.path.clone(),
+            reason: format!("its answer is not understood: {}", crate::chain(&error)),
+        })?;
+        Ok(Layer { data: Spans::from_unsorted(data), zeroes: Spans::from_unsorted(zeroes), cluster })
+    }
+
+    /// Reads the dirty bitmap `name` of a qcow2 image, or of one below it, by way of qemu-nbd's metadata
+    /// context `qemu:dirty-bitmap:NAME` and nbdinfo. The list's ranges are those that are dirty, by the
+    /// granularity of the bitmap.
+    ///
+    /// # Errors
+    /// When the programs cannot be run, the image has no such bitmap, or none that can be relied upon.
+    pub fn dirty_bitmap(&self, name: &str) -> Result<RangeList, OpenError> {
+        let Asked { description, top, .. } = &self.asked;
+        if self.format != Format::Qcow2 {
+            let path = top.path.clone();
+            return Err(OpenError::Unsupported { path, kind: "no qcow2 image, and so it has no bitmaps" });
+        }
+        let mut command = child::command(NBDINFO.as_ref());
+        command.arg(format!("--map=qemu:dirty-bitmap:{name}")).args(["--json", "--", "["]);
+        command.args([QEMU_NBD, "--read-only", "--bitmap", name, "--image-opts"]);
+        command.arg(description.to_argument()).arg("]");
+        let options = rangelist::Options { kind: Some(Kind::Nbdinfo), ..Default::default() };
+        let list = self.ask(NBDINFO, command, |stdout| rangelist::read(stdout, &options))?;
+        list.map_err(|error| OpenError::Refused {
+            program: NBDINFO,
+            path: top.path.clone(),
+            reason: format!("its answer is not understood: {}", crate::chain(&error)),
+        })
+    }
+
+    /// Runs a program that is asked about the image. What it complains of comes before what was read.
+    fn ask<T>(
+        &self,
+        program: &'static str,
+        mut command: Command,
+        read: impl FnOnce(&mut dyn std::io::Read) -> Result<T, ListError>,
+    ) -> Result<Result<T, ListError>, OpenError> {
+        let top = &self.asked.top;
+        child::limit(&mut command, MAX_CPU);
+        let (output, taken) =
+            child::read(command, read).map_err(|source| qemu_img::cannot_run(program, &top.path, source))?;
+        if !output.status.success() {
+            let reason = child::message(&output.stderr);
+            return Err(OpenError::Refused { program, path: top.path.clone(), reason });
+        }
+        Ok(taken)
+    }
+}
+
+/// Neighbours, of which most answers are long rows, cost no memory.
+fn join(ranges: &mut Vec<DiskRange>, range: DiskRange) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}

@@ -1,0 +1,86 @@
+//! A look at the few bytes of a device that say where things have their place.
+
+use crate::appliance::Appliance;
+
+/// Bytes asked for at a time; libguestfs's messages hold 4 MiB.
+const CHUNK: u64 = 1 << 20;
+
+/// A device of the guest, read through the appliance: what is encrypted on the disk is not encrypted here.
+pub(super) struct Device<'a> {
+    appliance: &'a Appliance,
+    path: &'a str,
+    pub(super) node: &'a str,
+    pub(super) size: u64,
+}
+
+impl<'a> Device<'a> {
+    pub(super) fn new(appliance: &'a Appliance, path: &'a str, node: &'a str, size: u64) -> Self {
+        Self { appliance, path, node, size }
+    }
+
+    /// `length` bytes from `at`; `None` where that cannot be read, or lies beyond the end.
+    pub(super) fn read(&self, at: u64, length: u64) -> Option<Vec<u8>> {
+        if at.checked_add(length)? > self.size {
+            return None;
+        }
+        self.chunks(at, length, |count, at| {
+            self.appliance.call(|g| g.pread_device(self.path, count, at)).ok()
+        })
+    }
+
+    /// All `length` bytes of a file of the file system that is mounted.
+    pub(super) fn read_file(&self, path: &str, length: u64) -> Option<Vec<u8>> {
+        self.chunks(0, length, |count, at| self.appliance.call(|g| g.pread(path, count, at)).ok())
+    }
+
+    /// What a command says in the appliance.
+    pub(super) fn ask(&self, command: &str) -> Option<String> {
+        self.appliance.shell(command).ok()
+    }
+
+    fn chunks(&self, at: u64, length: u64, read: impl Fn(i32, i64) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < length {
+            let left = (length - bytes.len() as u64).min(CHUNK);
+            let chunk = read(i32::try_from(left).ok()?, i64::try_from(at + bytes.len() as u64).ok()?)?;
+            if chunk.is_empty() {
+                return None;
+            }
+            bytes.extend(chunk);
+        }
+        Some(bytes)
+    }
+}
+
+/// The unsigned integers of structures on disks; `None` past the end.
+pub(super) trait Fields {
+    fn bytes_at<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+
+    fn u8_at(&self, at: usize) -> Option<u8> {
+        self.bytes_at::<1>(at).map(|[byte]| byte)
+    }
+    fn le16(&self, at: usize) -> Option<u16> {
+        self.bytes_at(at).map(u16::from_le_bytes)
+    }
+    fn le32(&self, at: usize) -> Option<u32> {
+        self.bytes_at(at).map(u32::from_le_bytes)
+    }
+    fn le64(&self, at: usize) -> Option<u64> {
+        self.bytes_at(at).map(u64::from_le_bytes)
+    }
+    fn be16(&self, at: usize) -> Option<u16> {
+        self.bytes_at(at).map(u16::from_be_bytes)
+    }
+    fn be32(&self, at: usize) -> Option<u32> {
+        self.bytes_at(at).map(u32::from_be_bytes)
+    }
+    fn be64(&self, at: usize) -> Option<u64> {
+        self.bytes_at(at).map(u64::from_be_bytes)
+    }
+}
+
+impl Fields for [u8] {
+    fn bytes_at<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.get(at..)?.first_chunk::<N>().copied()
+    }
+}

@@ -1,0 +1,88 @@
+//! ext2, ext3 and ext4: what GETFSMAP does not tell.
+//!
+//! The journal and other files without a name are inodes that no path leads to, and that the kernel does not
+//! open. debugfs(8) says where they lie.
+
+use super::device::{Device, Fields};
+use super::{Blocks, Facts};
+use crate::range::{DeviceOffset, Range};
+
+/// Where the superblock is, and its first fields ("Super Block" in `Documentation/filesystems/ext4`).
+const SUPERBLOCK: u64 = 1024;
+const MAGIC: u16 = 0xef53;
+
+pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+    let Some(superblock) = device.read(SUPERBLOCK, 1024) else { return };
+    let _ = tell_by(facts, device, &superblock, read);
+}
+
+fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
+    if superblock.le16(0x38)? != MAGIC {
+        return None;
+    }
+    let block = 1024u64.checked_shl(superblock.le32(0x18)?).filter(|block| *block <= 64 << 10)?;
+    // The first revision had inodes of 128 bytes.
+    let inode = if superblock.le32(0x4c)? == 0 { 128 } else { u64::from(superblock.le16(0x58)?) };
+    facts.unit = Some(inode).filter(|inode| inode.is_power_of_two() && (128..=block).contains(inode));
+    // Blocks of 1 KiB begin after the boot sector, larger ones with it.
+    if superblock.le32(0x14)? > 0 {
+        let boot = Range::new(0, SUPERBLOCK);
+        facts.whole.insert(boot);
+        facts.name("[boot sector]", [boot], true);
+    }
+    let inodes = [
+        (1, "[bad blocks]"),
+        (7, "[reserved group descriptors]"),
+        (superblock.le32(0xe0)?, "[journal]"),
+        (superblock.le32(0x240)?, "[quota]"),
+        (superblock.le32(0x244)?, "[quota]"),
+        (superblock.le32(0x26c)?, "[quota]"),
+        (superblock.le32(0x280)?, "[orphan file]"),
+    ];
+    let asked: Vec<_> = inodes.into_iter().filter(|(inode, _)| *inode > 0).collect();
+    let command: String = asked
+        .iter()
+        .map(|(inode, _)| format!("echo inode; debugfs -R 'stat <{inode}>' {} 2>/dev/null; ", device.node))
+        .collect();
+    let said = device.ask(&(command + "true"))?;
+    for (said, (_, name)) in said.split("inode\n").skip(1).zip(asked) {
+        let blocks: Vec<_> = blocks(said)
+            .filter_map(|(first, last)| {
+                let length = last.checked_sub(first)?.checked_add(1)?.checked_mul(block)?;
+                Range::at(DeviceOffset(first.checked_mul(block)?), length)
+            })
+            .collect();
+        // The kernel reads the beginning of the journal when it mounts. Of the others it need not read any.
+        let proved =
+            name != "[journal]" || blocks.first().is_some_and(|first| read.overlap(*first).next().is_some());
+        if !blocks.is_empty() {
+            facts.name(name, blocks, proved);
+        }
+    }
+    Some(())
+}
+
+/// The blocks that debugfs's `stat` lists: `(0-11):8234-8245, (IND):8246, (ETB0):33, (0-3[u]):9-12`.
+fn blocks(said: &str) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let list = said.split_once("\nEXTENTS:\n").or_else(|| said.split_once("\nBLOCKS:\n"));
+    let list = list.map_or("", |(_, list)| list);
+    list.split('(').skip(1).filter_map(|part| {
+        let (_, place) = part.split_once("):")?;
+        let end = place.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(place.len());
+        let (first, last) = place[..end].split_once('-').unwrap_or((&place[..end], &place[..end]));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn blocks_are_found_in_what_debugfs_says() {
+        let of = |said: &str| super::blocks(said).collect::<Vec<_>>();
+        let extents = "Inode: 8   Type: regular    Mode:  0600   Flags: 0x80000\nEXTENTS:\n(ETB0):33, (0-4095):229376-233471, (4096[u]):7\n";
+        assert_eq!(of(extents), [(33, 33), (229_376, 233_471), (7, 7)]);
+        let blocks = "Size: 4(5):6\nBLOCKS:\n(0-11):8234-8245, (IND):8246, (12-3):\nTOTAL: 13\n";
+        assert_eq!(of(blocks), [(8234, 8245), (8246, 8246)]);
+        assert_eq!(of("Fast link dest: \"(a):1\"\n"), []);
+    }
+}

@@ -1,0 +1,364 @@
+//! The objects that are no files: what a file system keeps for itself, what lies between partitions, and what
+//! is free.
+//!
+//! What the kernel reads while it mounts a file system and looks its files up, before any of their data, is
+//! that file system's metadata: it is recorded, too, and what is left of it when files, directories and all
+//! that has a name of its own are taken away, is called [`METADATA`]. Names come from the file system itself
+//! where it tells what its blocks are for (GETFSMAP), else from the few numbers of its superblock that say
+//! where things have their place. What is free is known where the file system says so, and then the rest is
+//! known, too: [`ALLOCATED`], in use for something that nothing told.
+
+mod device;
+mod ext;
+mod fat;
+mod ntfs;
+mod volumes;
+mod xfs;
+
+pub(super) use volumes::devices;
+
+use super::ProbeError;
+use super::found::{FoundError, ObjectNumber};
+use super::layout::Layout;
+use super::survey::Context;
+use crate::appliance::Content;
+use crate::bmap::{Kind, Marks, PieceFlags, Role};
+use crate::range::{DeviceOffset, Range, RangeSet};
+use crate::recorder::Recording;
+use device::Device;
+use std::collections::BTreeMap;
+use virt_bmap_agent::record::{Extent, Owner};
+
+/// What was read for a file system itself, and has no name of its own.
+const METADATA: &str = "[metadata]";
+/// What is in use, but was not read and has no name.
+const ALLOCATED: &str = "[allocated]";
+/// Added to the path of an object, the blocks of its extended attributes.
+const ATTRIBUTES: &str = " [extended attributes]";
+
+/// More pieces of a device than this make no sense.
+const MOST_PIECES: usize = 1 << 24;
+
+/// Blocks of a device.
+type Blocks = RangeSet<DeviceOffset>;
+
+/// What a walk leaves over for the metadata objects. Empty unless they are wanted.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// What was read on no object's behalf.
+    pub(super) untagged: Recording,
+    /// What files and directories own.
+    pub(super) owned: Recording,
+    /// What the file system says of its blocks.
+    spaces: BTreeMap<Owner, Blocks>,
+    pieces: usize,
+    /// Extended attributes, by the number of the object that has them.
+    pub(super) attributes: BTreeMap<ObjectNumber, Attributes>,
+    /// Objects whose data lies in metadata.
+    pub(super) inline: Vec<Inline>,
+    /// The extents of NTFS's `$MFT`.
+    pub(super) mft: Vec<Extent>,
+}
+
+/// Extended attributes of an object.
+#[derive(Debug, Default)]
+pub(super) struct Attributes {
+    /// What was read of them.
+    pub(super) recording: Recording,
+    /// Where the kernel says that they lie.
+    pub(super) extents: Vec<Extent>,
+}
+
+/// Where an object's data lies that has no blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inline {
+    /// At this byte of the device.
+    Block { object: ObjectNumber, at: u64 },
+    /// In the record of this inode in `$MFT`.
+    Record { object: ObjectNumber, inode: u64 },
+}
+
+impl Remains {
+    /// Takes in what pieces of the device are for; `false`: they make no sense.
+    pub(super) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> bool {
+        self.pieces += pieces.len();
+        let blocks = self.spaces.entry(owner).or_default();
+        self.pieces <= MOST_PIECES
+            && pieces.iter().all(|&(start, length)| {
+                let range = Range::at(DeviceOffset(start), length);
+                range.inspect(|range| blocks.insert(*range)).is_some()
+            })
+    }
+}
+
+/// What is known of a file system's blocks.
+#[derive(Default)]
+struct Facts {
+    named: Vec<Named>,
+    /// What is free, if that is known.
+    free: Option<Blocks>,
+    /// What is either free or in use.
+    whole: Blocks,
+    /// Size of the units in which data lies inside of metadata, if it is not the block's.
+    unit: Option<u64>,
+    /// Where the records of `$MFT` begin that objects lie in, and their size.
+    records: Option<u64>,
+}
+
+/// Blocks that have a name.
+struct Named {
+    name: &'static str,
+    blocks: Blocks,
+    marks: Marks,
+}
+
+impl Facts {
+    fn of_spaces(spaces: &BTreeMap<Owner, Blocks>) -> Self {
+        let mut facts = Self::default();
+        for (&owner, blocks) in spaces {
+            let name = match owner {
+                Owner::Free | Owner::Unknown => None,
+                Owner::Metadata => Some(METADATA),
+                Owner::Superblocks => Some("[superblocks]"),
+                Owner::Log => Some("[journal]"),
+                Owner::GroupDescriptors => Some("[group descriptors]"),
+                Owner::ReservedDescriptors => Some("[reserved group descriptors]"),
+                Owner::BlockBitmaps => Some("[block bitmaps]"),
+                Owner::InodeBitmaps => Some("[inode bitmaps]"),
+                Owner::Inodes => Some("[inodes]"),
+                Owner::FreeSpaceTrees => Some("[free space trees]"),
+                Owner::InodeTrees => Some("[inode trees]"),
+                Owner::ReferenceCounts => Some("[reference counts]"),
+                Owner::Staging => Some("[copy-on-write staging]"),
+                Owner::Defective => Some("[bad blocks]"),
+                Owner::Attributes => Some("[extended attributes]"),
+                Owner::ExtentMaps => Some("[extent maps]"),
+            };
+            facts.named.extend(name.map(|name| Named {
+                name,
+                blocks: blocks.clone(),
+                marks: Marks::empty(),
+            }));
+            blocks.iter().for_each(|range| facts.whole.insert(range));
+        }
+        if !spaces.is_empty() {
+            facts.free = Some(spaces.get(&Owner::Free).cloned().unwrap_or_default());
+        }
+        facts
+    }
+
+    /// Names blocks. `proved`: something shows that they are what they are said to be.
+    fn name(
+        &mut self,
+        name: &'static str,
+        ranges: impl IntoIterator<Item = Range<DeviceOffset>>,
+        proved: bool,
+    ) {
+        let blocks = ranges.into_iter().collect();
+        let marks = if proved { Marks::empty() } else { Marks::UNVERIFIED };
+        self.named.push(Named { name, blocks, marks });
+    }
+}
+
+/// Adds the metadata objects of a file system that was walked and is still mounted.
+pub(super) fn filesystem(
+    context: &Context<'_>,
+    content: &Content,
+    layout: Option<&Layout>,
+    remains: &Remains,
+) -> Result<(), ProbeError> {
+    let kind = content.kind.as_deref().unwrap_or_default();
+    let put = Put { context, device: &content.device };
+    // The addresses of btrfs are none of its device.
+    let Some(layout) = layout.filter(|_| kind != "btrfs") else {
+        return Ok(put.without_layout(remains)?);
+    };
+    let read = layout.to_device_partly(&remains.untagged);
+    let owned = layout.to_device_partly(&remains.owned);
+    let mut facts = Facts::of_spaces(&remains.spaces);
+    let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
+    match kind {
+        "ext2" | "ext3" | "ext4" => ext::tell(&mut facts, &mut device, &read),
+        "xfs" => xfs::tell(&mut facts, &mut device, &read),
+        "vfat" => fat::tell(&mut facts, &mut device, &read),
+        "ntfs" => ntfs::tell(&mut facts, &mut device),
+        _ => {}
+    }
+    put.inline(&facts, remains, layout)?;
+
+    let mut known = owned.clone();
+    let free = facts.free.as_ref().map(|free| free.difference(&owned));
+    for Named { name, blocks, marks } in &facts.named {
+        let mut blocks = blocks.difference(&owned);
+        if let Some(free) = &free {
+            blocks = blocks.difference(free);
+        }
+        put.blocks(Kind::Metadata, name.as_bytes(), &blocks, *marks, layout)?;
+        add(&mut known, &blocks);
+    }
+    put.attributes(remains, &read, &mut known, layout)?;
+    let mut rest = read.difference(&known);
+    if let Some(free) = &free {
+        put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
+        context.channel.with(|found, _| {
+            let filesystem = found.header_mut().filesystems.last_mut();
+            if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
+                filesystem.free_mapped = Some(free.bytes());
+            }
+        });
+        rest = rest.difference(free);
+    }
+    put.blocks(Kind::Metadata, METADATA.as_bytes(), &rest, Marks::empty(), layout)?;
+    if let Some(free) = &free {
+        let used = facts.whole.difference(free).difference(&known).difference(&rest);
+        put.blocks(Kind::Metadata, ALLOCATED.as_bytes(), &used, Marks::UNVERIFIED, layout)?;
+    }
+    Ok(())
+}
+
+fn add(blocks: &mut Blocks, more: &Blocks) {
+    more.iter().for_each(|range| blocks.insert(range));
+}
+
+/// Puts objects of one device into the map.
+struct Put<'a> {
+    context: &'a Context<'a>,
+    device: &'a str,
+}
+
+impl Put<'_> {
+    /// Of a device that lies nobody knows where, what was read is known all the same.
+    fn without_layout(&self, remains: &Remains) -> Result<(), FoundError> {
+        let mut owned = remains.owned.clone();
+        for (&object, attributes) in &remains.attributes {
+            let number = self.attributes_object(object, Marks::empty(), attributes.recording.is_empty())?;
+            self.recording(number, &attributes.recording)?;
+            owned.extend(attributes.recording.iter());
+        }
+        let rest = remains.untagged.difference(&owned);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let number = self.context.channel.with(|found, _| {
+            found.beside(Kind::Metadata, self.device, METADATA.as_bytes(), Marks::empty())
+        })?;
+        self.recording(Some(number), &rest)
+    }
+
+    fn recording(&self, number: Option<ObjectNumber>, recording: &Recording) -> Result<(), FoundError> {
+        let Some(number) = number else { return Ok(()) };
+        self.context.channel.with(|found, _| {
+            recording
+                .iter()
+                .try_for_each(|(disk, range)| found.range(number, disk, range, None, Role::default()))
+        })
+    }
+
+    /// An object of these blocks. Of metadata there must be some; that nothing is free is worth saying.
+    fn blocks(
+        &self,
+        kind: Kind,
+        name: &[u8],
+        blocks: &Blocks,
+        marks: Marks,
+        layout: &Layout,
+    ) -> Result<(), FoundError> {
+        if kind == Kind::Metadata && blocks.is_empty() {
+            return Ok(());
+        }
+        let number = self.context.channel.with(|found, _| found.beside(kind, self.device, name, marks))?;
+        blocks.iter().try_for_each(|range| self.range(number, range, PieceFlags::empty(), layout))
+    }
+
+    fn range(
+        &self,
+        number: ObjectNumber,
+        range: Range<DeviceOffset>,
+        flags: PieceFlags,
+        layout: &Layout,
+    ) -> Result<(), FoundError> {
+        self.context.channel.with(|found, _| {
+            // A file system may be larger than its device, if it is damaged.
+            for part in layout.part(range).unwrap_or_default() {
+                let role = Role { copy: part.copy, flags };
+                found.range(number, part.disk, part.disk_range(), None, role)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What holds the data of objects that have no blocks.
+    fn inline(&self, facts: &Facts, remains: &Remains, layout: &Layout) -> Result<(), FoundError> {
+        for inline in &remains.inline {
+            let (object, at, length) = match *inline {
+                // Nobody's data is in the boot sector: the file system does not say where it is.
+                Inline::Block { at: 0, .. } => continue,
+                Inline::Block { object, at } => {
+                    let unit = facts.unit.unwrap_or(4096);
+                    (object, at / unit * unit, unit)
+                }
+                Inline::Record { object, inode } => {
+                    let Some(record) = facts.records else { continue };
+                    let Some(at) = ntfs::place_of(inode, record, &remains.mft) else { continue };
+                    (object, at, record)
+                }
+            };
+            if let Some(range) = Range::at(DeviceOffset(at), length) {
+                self.range(object, range, PieceFlags::INLINE, layout)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The blocks of extended attributes: those that were read for them, and those that the kernel names and
+    /// that were read for them or before.
+    fn attributes(
+        &self,
+        remains: &Remains,
+        read: &Blocks,
+        known: &mut Blocks,
+        layout: &Layout,
+    ) -> Result<(), FoundError> {
+        // Files share blocks of attributes, and only the first of them has them read.
+        let mut seen = read.clone();
+        for attributes in remains.attributes.values() {
+            add(&mut seen, &layout.to_device_partly(&attributes.recording));
+        }
+        for (&object, attributes) in &remains.attributes {
+            let mut blocks = layout.to_device_partly(&attributes.recording).difference(known);
+            let mut marks = Marks::empty();
+            for extent in &attributes.extents {
+                let Some(range) = Range::at(DeviceOffset(extent.physical), extent.length) else { continue };
+                marks |= if seen.contains(range) { Marks::empty() } else { Marks::UNVERIFIED };
+                blocks.insert(range);
+            }
+            if let Some(number) = self.attributes_object(object, marks, blocks.is_empty())? {
+                blocks.iter().try_for_each(|range| self.range(number, range, PieceFlags::empty(), layout))?;
+            }
+            // Known only at the end: the next file may share them.
+        }
+        seen = seen.difference(read);
+        add(known, &seen);
+        for extent in remains.attributes.values().flat_map(|attributes| &attributes.extents) {
+            Range::at(DeviceOffset(extent.physical), extent.length).iter().for_each(|r| known.insert(*r));
+        }
+        Ok(())
+    }
+
+    fn attributes_object(
+        &self,
+        object: ObjectNumber,
+        marks: Marks,
+        is_empty: bool,
+    ) -> Result<Option<ObjectNumber>, FoundError> {
+        self.context.channel.with(|found, _| {
+            let Some(path) = found.path_of(object).filter(|_| !is_empty) else { return Ok(None) };
+            let path = [path, ATTRIBUTES.as_bytes()].concat();
+            match found.beside(Kind::Metadata, self.device, &path, marks) {
+                // The path was just short enough.
+                Err(FoundError::Build(_)) => Ok(None),
+                result => result.map(Some),
+            }
+        })
+    }
+}
