@@ -6,6 +6,9 @@
 //! 5,000,000 lines, `jsonl` reads JSON Lines of 1,000,000 files and ranges.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
+mod common;
+
+use common::Random;
 use criterion::{BatchSize, Criterion, Throughput};
 use std::hint::black_box;
 use std::io::{self, Read, Seek};
@@ -15,23 +18,6 @@ use virt_bmap::bmap::{
     Attributes, Compression, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read, text,
 };
 use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
-
-/// A small generator of numbers (SplitMix64), the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 /// A disk with one partition and as many files, each in so many pieces of 4 to 64 KiB, most of them
 /// apart from one another.

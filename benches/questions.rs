@@ -4,6 +4,9 @@
 //! writes the maps and lists into a directory, for the program itself to be timed with.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
+mod common;
+
+use common::Random;
 use criterion::{Criterion, Throughput};
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -19,19 +22,6 @@ use virt_bmap::range::{DiskRange, FileOffset};
 use virt_bmap::rangelist::{self, Options};
 
 const RANGES: u64 = 1_000_000;
-
-/// A small generator of numbers (SplitMix64), the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// A disk with one partition and a million pieces of 4 to 64 KiB in 250,000 files. In the second
 /// `generation` every tenth piece lies elsewhere, and every tenth file has another name.

@@ -5,6 +5,9 @@
 //! a browser to open.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
+mod common;
+
+use common::Random;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use virt_bmap::bmap::{Attributes, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read};
@@ -14,19 +17,6 @@ use virt_bmap::report;
 const RANGES: u64 = 1_000_000;
 const MOST_TIME: Duration = Duration::from_secs(5);
 const MOST_BYTES: usize = 30_000_000;
-
-/// A small generator of numbers (SplitMix64), the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// A disk with one partition and a million pieces of 4 to 64 KiB, which go to so many files by chance.
 fn map(files: u64) -> Map {

@@ -59,6 +59,18 @@ pub(crate) fn attributes(file: impl AsFd) -> Vec<Extent> {
     fiemap(file, XATTR).ok().flatten().unwrap_or_default()
 }
 
+/// Whether the file system has the call that gave this.
+///
+/// # Errors
+/// Whatever else it gave.
+pub(crate) fn is_supported(result: Result<(), Errno>) -> Result<bool, Errno> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
     /// `FS_IOC_FIEMAP`; the number counts the header alone.
     const OPCODE: rustix::ioctl::Opcode = opcode::read_write::<Header>(b'f', 11);
@@ -77,10 +89,8 @@ fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
         // SAFETY: `Request` is laid out as `struct fiemap` followed by `extent_count` elements of
         // `struct fiemap_extent`, which is what the kernel fills in, and it outlives the call.
         let result = unsafe { ioctl(file.as_fd(), Updater::<OPCODE, Request>::new(&mut request)) };
-        match result {
-            Ok(()) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS) => return Ok(None),
-            Err(error) => return Err(error),
+        if !is_supported(result)? {
+            return Ok(None);
         }
         let mapped = (request.header.mapped_extents as usize).min(COUNT);
         for raw in &request.extents[..mapped] {

@@ -1,6 +1,7 @@
 //! What each part of a filesystem's device is for, as the filesystem itself says: the GETFSMAP ioctl
 //! (`ioctl_getfsmap(2)`, `linux/fsmap.h`). ext4 and XFS have it.
 
+use crate::fiemap::is_supported;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
@@ -82,10 +83,8 @@ pub(crate) fn spaces(file: impl AsFd, device: u64) -> Result<Option<Spaces>, Err
         // SAFETY: `Request` is laid out as `struct fsmap_head` followed by `count` elements of
         // `struct fsmap`, which is what the kernel fills in, and it outlives the call.
         let result = unsafe { ioctl(file.as_fd(), Updater::<OPCODE, Request>::new(&mut request)) };
-        match result {
-            Ok(()) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS) => return Ok(None),
-            Err(error) => return Err(error),
+        if !is_supported(result)? {
+            return Ok(None);
         }
         let entries = (request.head.entries as usize).min(COUNT);
         let has_numbers = request.head.oflags & DEVICE_NUMBERS != 0;

@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
-use virt_bmap_agent::record::{Operation, Record, Trouble};
+use virt_bmap_agent::record::{Operation, Record};
 
 /// `statfs` magic of squashfs.
 pub(crate) const MAGIC: u64 = 0x7371_7368;
@@ -132,13 +132,13 @@ impl Tails {
                     Err(error) => {
                         control.tag(0, false)?;
                         let Some(errno) = error.downcast_ref::<Errno>() else { return Err(error) };
-                        control.put(&Record::Trouble(Trouble {
-                            operation: Operation::Read,
-                            errno: errno.raw_os_error(),
-                            parent: tail.parent,
-                            name: tail.name.to_bytes().to_vec(),
-                            offset: tail.start,
-                        }));
+                        control.trouble(
+                            Operation::Read,
+                            *errno,
+                            tail.parent,
+                            tail.name.to_bytes(),
+                            tail.start,
+                        );
                         cached = Cached::Several;
                     }
                 }

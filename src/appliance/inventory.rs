@@ -137,6 +137,11 @@ impl Inventory {
     pub fn devices(&self) -> impl Iterator<Item = &BlockDevice> {
         self.disks.iter().chain(&self.partitions).chain(&self.volumes).chain(&self.others)
     }
+
+    /// The device of this name.
+    pub fn device(&self, path: &str) -> Option<&BlockDevice> {
+        self.devices().find(|device| device.path == path)
+    }
 }
 
 /// Sectors of `dmsetup` and sysfs.

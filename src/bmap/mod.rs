@@ -41,6 +41,7 @@ mod format;
 mod header;
 mod index;
 pub mod jsonl;
+mod lines;
 mod model;
 mod object;
 pub mod output;

@@ -220,8 +220,8 @@ pub(super) fn object_name(name: ObjectName<'_>) -> String {
 }
 
 /// The path of an object, if it has one.
-pub(super) fn path(name: ObjectName<'_>) -> Value<'_> {
-    if name.path.is_empty() { Value::Nothing } else { Value::Name(name.path) }
+pub(super) fn path(name: Option<ObjectName<'_>>) -> Value<'_> {
+    name.filter(|name| !name.path.is_empty()).map_or(Value::Nothing, |name| Value::Name(name.path))
 }
 
 /// The letter of an object's kind.

@@ -426,7 +426,7 @@ const COLUMNS: [&str; 22] = [
 
 fn row<'a>(file: &ChangedFile<'a>) -> [Cell<'a>; 22] {
     let name = file.subject().map(Object::name);
-    let path_of = |object: Option<Object<'a>>| object.map_or(Value::Nothing, |object| path(object.name()));
+    let path_of = |object: Option<Object<'a>>| path(object.map(Object::name));
     let size = |object: Option<Object<'a>>| object.and_then(|object| object.attributes().size);
     let others = |origin: &Origin<'a>| -> u64 { origin.others.iter().map(|(_, amount)| amount.most()).sum() };
     let first = |origin: &Origin<'a>| path_of(origin.others.first().map(|(object, _)| *object));
@@ -465,7 +465,7 @@ fn place_row<'a>(disk: u16, file: &ChangedFile<'a>, range: HitRange) -> [Cell<'a
         ("change", Value::Word(file.fate.word())),
         ("type", letter(name)),
         ("device", device(name)),
-        ("path", name.map_or(Value::Nothing, path)),
+        ("path", path(name)),
         ("file_start", range.file.map(|inside| inside.start.0).into()),
         ("file_end", range.file.map(|inside| inside.end.0).into()),
         ("disk", u64::from(disk).into()),

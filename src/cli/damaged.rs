@@ -207,7 +207,7 @@ fn row<'a>(state: &'static str, file: &links::File<'a>, range: Option<(u16, HitR
         ("state", Value::Word(state)),
         ("type", Value::Letter(name.kind.letter())),
         ("device", Value::Name(name.device)),
-        ("path", path(name)),
+        ("path", path(Some(name))),
         ("names", u64::from(file.names).into()),
         ("inode", known.inode.into()),
         ("size", known.size.into()),

@@ -1,7 +1,7 @@
 //! `virt-bmap-rs diff`: what differs between two maps.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, device, letter, name_and_more};
+use super::answer::{Cell, Form, Value, device, letter, name_and_more, path};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::cmp::Reverse;
@@ -180,17 +180,13 @@ const COLUMNS: [&str; 13] = [
 
 fn row<'a>(changed: &Changed<'a>) -> [Cell<'a>; 13] {
     let name = changed.subject().map(bmap::Object::name);
-    let path = |object: Option<bmap::Object<'a>>| {
-        let path = object.map(|object| object.name().path).filter(|path| !path.is_empty());
-        path.map_or(Value::Nothing, Value::Name)
-    };
     let known = |object: Option<bmap::Object<'a>>| object.map(bmap::Object::attributes).unwrap_or_default();
     [
         ("change", Value::Word(changed.change.word())),
         ("type", letter(name)),
         ("device", device(name)),
-        ("path", path(changed.new)),
-        ("old_path", path(changed.old)),
+        ("path", path(changed.new.map(bmap::Object::name))),
+        ("old_path", path(changed.old.map(bmap::Object::name))),
         ("names", u64::from(changed.names).into()),
         ("old_inode", known(changed.old).inode.into()),
         ("new_inode", known(changed.new).inode.into()),

@@ -153,7 +153,7 @@ fn row<'a>(listed: &Listed<'a>) -> [Cell<'a>; 11] {
     [
         ("type", Value::Letter(name.kind.letter())),
         ("device", Value::Name(name.device)),
-        ("path", path(name)),
+        ("path", path(Some(name))),
         ("names", u64::from(listed.file.names).into()),
         ("inode", known.inode.into()),
         ("size", known.size.into()),

@@ -154,7 +154,7 @@ fn hit_row<'a>(disk: u16, offset: u64, hit: Option<Hit<'a>>) -> [Cell<'a>; 6] {
         ("offset", Value::Number(offset)),
         ("type", name.map_or(Value::Word("unmapped"), |name| Value::Letter(name.kind.letter()))),
         ("device", device(name)),
-        ("path", name.map_or(Value::Nothing, path)),
+        ("path", path(name)),
         ("file_offset", hit.and_then(|hit| hit.file_offset).map(|inside| inside.0).into()),
     ]
 }
@@ -233,7 +233,7 @@ fn share_row<'a>(part: &Share<'a>, share: &'a str) -> [Cell<'a>; 8] {
         ("what", Value::Word(what)),
         ("type", letter(name)),
         ("device", device(name)),
-        ("path", name.map_or(Value::Nothing, path)),
+        ("path", path(name)),
         ("names", names.into()),
         ("inode", object.and_then(|object| object.attributes().inode).into()),
     ]

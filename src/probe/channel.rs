@@ -4,13 +4,13 @@
 //! number, name, kind and count. What does not fit ends the conversation.
 
 use super::Legs;
-use super::expected::{BTRFS, Expectation, places};
+use super::expected::{BTRFS, Expectation, Place, places};
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::{Layout, address_space};
 use super::metadata::Remains;
 use super::trouble::{Trouble, Troubles};
 use crate::appliance::DeviceNumber;
-use crate::bmap::{Attributes, Filesystem, Kind, Marks, PieceFlags};
+use crate::bmap::{Attributes, Filesystem, Kind, Marks, PieceFlags, Role};
 use crate::recorder::{Recorder, Recording, Tag};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -613,12 +613,8 @@ impl State {
     fn attribute_packed(&mut self, id: ObjectNumber, recording: &Recording) -> Result<(), FoundError> {
         let Walk { context, layout, remains, .. } = &mut self.walk;
         for place in places(recording, &[], layout.as_deref(), context.legs) {
-            if context.metadata {
-                remains.owned.insert(place.disk, place.range);
-            }
-            let mut role = place.role;
-            role.flags |= PieceFlags::ENCODED;
-            self.found.range(id, place.disk, place.range, None, role)?;
+            let role = Role { flags: place.role.flags | PieceFlags::ENCODED, ..place.role };
+            give(&mut self.found, id, &Place { role, ..place }, context, remains)?;
         }
         Ok(())
     }
@@ -736,12 +732,23 @@ fn attribute(
     remains: &mut Remains,
 ) -> Result<(), FoundError> {
     for place in places(recording, extents, layout, context.legs) {
-        if context.metadata {
-            remains.owned.insert(place.disk, place.range);
-        }
-        found.range(id, place.disk, place.range, place.file_offset, place.role)?;
+        give(found, id, &place, context, remains)?;
     }
     Ok(())
+}
+
+/// Gives an object a piece.
+fn give(
+    found: &mut Found,
+    id: ObjectNumber,
+    place: &Place,
+    context: &WalkContext,
+    remains: &mut Remains,
+) -> Result<(), FoundError> {
+    if context.metadata {
+        remains.owned.insert(place.disk, place.range);
+    }
+    found.range(id, place.disk, place.range, place.file_offset, place.role)
 }
 
 mod beside;

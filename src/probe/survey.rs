@@ -14,6 +14,7 @@ use crate::bmap::{Kind, PieceFlags, Role};
 use crate::image::Source;
 use crate::range::{DiskOffset, Range};
 use crate::recorder::{DiskNumber, Recording};
+use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -78,7 +79,7 @@ fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts)
     for content in
         inventory.members.iter().filter(|content| content.kind.as_deref() == Some("linux_raid_member"))
     {
-        let device = inventory.devices().find(|device| device.path == content.device);
+        let device = inventory.device(&content.device);
         if device.is_some_and(|device| !used.contains(&device.number)) {
             let what =
                 "it is a member of an array, but not in use: others are missing, or it is a clone of one";
@@ -112,7 +113,7 @@ fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts)
 fn note_clones(context: &Context<'_>, inventory: &Inventory) {
     let mounted = context.channel.btrfs_members();
     for content in inventory.contents.iter().filter(|content| content.kind.as_deref() == Some("btrfs")) {
-        let device = inventory.devices().find(|device| device.path == content.device);
+        let device = inventory.device(&content.device);
         let Some(device) = device.filter(|device| !mounted.contains(&device.number)) else { continue };
         let same = |other: &&Content| other.uuid == content.uuid && other.device != content.device;
         if let Some(other) = inventory.contents.iter().find(same) {
@@ -252,10 +253,11 @@ impl Context<'_> {
     fn to_walk(&self, inventory: &Inventory) -> Vec<Content> {
         let mut filesystems = Vec::new();
         let mut btrfs = BTreeSet::new();
+        let layouts = LazyCell::new(|| layouts(inventory));
         for content in &inventory.contents {
             let device = &content.device;
             match content.kind.as_deref() {
-                None => self.explain_unknown(inventory, device),
+                None => self.explain_unknown(inventory, &layouts, device),
                 Some("swap") => {}
                 // Each member of a btrfs of several devices is listed; one mount shows all.
                 Some("btrfs") if content.uuid.is_some() && !btrfs.insert(content.uuid.clone()) => {}
@@ -370,9 +372,9 @@ impl Context<'_> {
     }
 
     /// Notes that it is not known what a device holds.
-    fn explain_unknown(&self, inventory: &Inventory, device: &str) {
+    fn explain_unknown(&self, inventory: &Inventory, layouts: &HashMap<String, Layout>, device: &str) {
         let is_disk = inventory.disks.iter().any(|disk| disk.path == *device);
-        if self.is_blank(inventory, device) {
+        if self.is_blank(layouts.get(device)) {
             let what = if is_disk {
                 "the disk is blank: it has neither partitions nor a file system"
             } else {
@@ -413,12 +415,9 @@ impl Context<'_> {
     }
 
     /// Whether the first megabyte of a device reads as zeroes.
-    fn is_blank(&self, inventory: &Inventory, name: &str) -> bool {
+    fn is_blank(&self, layout: Option<&Layout>) -> bool {
         const LOOK: u64 = 1 << 20;
-        let layouts = layouts(inventory);
-        let Some(first) = layouts.get(name).and_then(|layout| layout.segments().next()) else {
-            return false;
-        };
+        let Some(first) = layout.and_then(|layout| layout.segments().next()) else { return false };
         let Some(disk) = self.disks.get(usize::from(first.disk) - 1) else { return false };
         let mut bytes = vec![0; first.device.len().min(LOOK) as usize];
         disk.read_at(&mut bytes, DiskOffset(first.start.0)).is_ok() && bytes.iter().all(|byte| *byte == 0)

@@ -7,11 +7,12 @@
 mod record;
 
 use serde::{Deserialize, Serialize};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use thiserror::Error;
 
 use super::builder::{BuildError, MapBuilder};
 use super::escape::Printable;
+use super::lines::{End, Lines};
 use super::model::Map;
 use record::{HeaderRecord, ObjectRecord, RangeRecord};
 
@@ -164,8 +165,8 @@ fn write_line(output: &mut impl Write, record: &impl Serialize) -> io::Result<()
 /// # Errors
 /// See [`ReadError`].
 pub fn read(input: impl Read) -> Result<Map, ReadError> {
-    let mut lines = Lines { input: BufReader::with_capacity(256 * 1024, input), line: Vec::new(), number: 0 };
-    if !lines.next()? {
+    let mut lines = Lines::new(input, MAX_LINE);
+    if !next(&mut lines)? {
         return Err(ReadError::Empty);
     }
     let version = serde_json::from_slice::<Version>(&lines.line).map_err(|_| ReadError::NotAMap)?;
@@ -175,13 +176,14 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
     if version.version != FORMAT_VERSION {
         return Err(ReadError::Version { version: version.version });
     }
-    let first: HeaderRecord = serde_json::from_slice(&lines.line).map_err(|error| lines.wrong(error))?;
+    let first: HeaderRecord = serde_json::from_slice(&lines.line).map_err(|error| wrong(&lines, error))?;
     let said = first.records;
     let (header, dialect) = first.unpack();
     let mut builder = MapBuilder::new(header);
-    while lines.next()? {
-        let record: ObjectRecord = serde_json::from_slice(&lines.line).map_err(|error| lines.wrong(error))?;
-        record.add_to(&mut builder).map_err(|error| lines.wrong(error))?;
+    while next(&mut lines)? {
+        let record: ObjectRecord =
+            serde_json::from_slice(&lines.line).map_err(|error| wrong(&lines, error))?;
+        record.add_to(&mut builder).map_err(|error| wrong(&lines, error))?;
     }
     let found = lines.number - 1;
     if let Some(said) = said
@@ -194,35 +196,17 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
     Ok(map)
 }
 
-/// The lines of the input.
-struct Lines<R> {
-    input: BufReader<R>,
-    /// The present line, without its line feed.
-    line: Vec<u8>,
-    /// Its number, from 1.
-    number: u64,
+/// Goes on to the next line, if there is one.
+fn next(lines: &mut Lines<impl Read>) -> Result<bool, ReadError> {
+    match lines.next()? {
+        None => Ok(false),
+        Some(End::LineFeed) => Ok(true),
+        Some(_) if lines.number == 1 && !lines.line.starts_with(b"{") => Err(ReadError::NotAMap),
+        Some(End::Limit) => Err(wrong(lines, LineError::TooLong)),
+        Some(End::File) => Err(wrong(lines, LineError::Truncated)),
+    }
 }
 
-impl<R: Read> Lines<R> {
-    /// Goes on to the next line, if there is one.
-    fn next(&mut self) -> Result<bool, ReadError> {
-        self.line.clear();
-        (&mut self.input).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut self.line)?;
-        if self.line.is_empty() {
-            return Ok(false);
-        }
-        self.number += 1;
-        if self.line.pop_if(|byte| *byte == b'\n').is_none() {
-            if self.number == 1 && !self.line.starts_with(b"{") {
-                return Err(ReadError::NotAMap);
-            }
-            let too_long = self.line.len() > MAX_LINE;
-            return Err(self.wrong(if too_long { LineError::TooLong } else { LineError::Truncated }));
-        }
-        Ok(true)
-    }
-
-    fn wrong(&self, problem: impl Into<LineError>) -> ReadError {
-        ReadError::Line { line: self.number, problem: problem.into() }
-    }
+fn wrong<R>(lines: &Lines<R>, problem: impl Into<LineError>) -> ReadError {
+    ReadError::Line { line: lines.number, problem: problem.into() }
 }

@@ -1,11 +1,12 @@
 //! Reads a text map, line by line.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use thiserror::Error;
 
 use super::{FORMAT_VERSION, MAX_LINE, header};
 use crate::bmap::escape::{BadEscape, Printable, unescape};
 use crate::bmap::header::Header;
+use crate::bmap::lines::{End, Lines};
 use crate::bmap::model::{Dialect, Map, PieceRecord};
 use crate::bmap::object::{Kind, NameError, ObjectName, ObjectTable};
 use crate::bmap::role::Role;
@@ -151,11 +152,11 @@ pub enum LineError {
 /// # Errors
 /// See [`ReadError`].
 pub fn read(input: impl Read) -> Result<Map, ReadError> {
-    let mut lines = Lines { input: BufReader::with_capacity(256 * 1024, input), line: Vec::new(), number: 0 };
+    let mut lines = Lines::new(input, MAX_LINE);
     let mut reader = Reader::default();
     let at = |line, problem: LineError| ReadError::Line { line, problem };
 
-    let mut more = lines.next()?;
+    let mut more = next(&mut lines)?;
     if !more {
         return Err(ReadError::Empty);
     }
@@ -164,7 +165,7 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
     if let Some(generator) = header::parse_first(&lines.line).map_err(|problem| at(1, problem))? {
         dialect = Dialect::Escaped;
         header.generator = generator;
-        more = lines.next()?;
+        more = next(&mut lines)?;
     }
     while more && lines.line.starts_with(b"#") {
         match dialect {
@@ -173,72 +174,56 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
             }
             Dialect::Original => header.comments.push(lines.line[1..].to_vec()),
         }
-        more = lines.next()?;
+        more = next(&mut lines)?;
     }
     if dialect == Dialect::Original {
         if !more {
             return Err(ReadError::Empty);
         }
         if !begins_like_a_range(&lines.line) {
-            return Err(lines.not_a_map());
+            return Err(not_a_map(&mut lines));
         }
     }
     while more {
         reader.line(&lines.line, dialect).map_err(|problem| at(lines.number, problem))?;
-        more = lines.next()?;
+        more = next(&mut lines)?;
     }
     Ok(reader.finish(header, dialect))
 }
 
-/// The lines of the input.
-struct Lines<R> {
-    input: BufReader<R>,
-    /// The present line, without its line feed.
-    line: Vec<u8>,
-    /// Its number, from 1.
-    number: u64,
+/// Goes on to the next line, if there is one.
+fn next(lines: &mut Lines<impl Read>) -> Result<bool, ReadError> {
+    let problem = match lines.next()? {
+        None => return Ok(false),
+        Some(End::LineFeed) => return Ok(true),
+        Some(_)
+            if lines.number == 1 && !lines.line.starts_with(b"#") && !begins_like_a_range(&lines.line) =>
+        {
+            return Err(not_a_map(lines));
+        }
+        Some(End::Limit) => LineError::TooLong,
+        Some(End::File) => LineError::Truncated,
+    };
+    Err(ReadError::Line { line: lines.number, problem })
 }
 
-impl<R: Read> Lines<R> {
-    /// Goes on to the next line, if there is one.
-    fn next(&mut self) -> Result<bool, ReadError> {
-        self.line.clear();
-        (&mut self.input).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut self.line)?;
-        if self.line.is_empty() {
-            return Ok(false);
+/// Says what the file is instead, as far as its beginning tells.
+fn not_a_map(lines: &mut Lines<impl Read>) -> ReadError {
+    // bmap-tools' files open with an XML declaration and a long comment.
+    let mut start = std::mem::take(&mut lines.line);
+    if start.trim_ascii_start().starts_with(b"<") || start.starts_with(b"\xef\xbb\xbf<") {
+        let limit = 64 * 1024;
+        if let Err(error) = (&mut lines.input).take(limit).read_to_end(&mut start) {
+            return error.into();
         }
-        self.number += 1;
-        if self.line.pop_if(|byte| *byte == b'\n').is_none() {
-            if self.number == 1 && !self.line.starts_with(b"#") && !begins_like_a_range(&self.line) {
-                return Err(self.not_a_map());
-            }
-            let problem = if self.line.len() > MAX_LINE { LineError::TooLong } else { LineError::Truncated };
-            return Err(ReadError::Line { line: self.number, problem });
+        if memchr::memmem::find(&start, b"<bmap ").is_some() {
+            return ReadError::BmapTools;
         }
-        Ok(true)
     }
-
-    /// Says what the file is instead, as far as its beginning tells.
-    fn not_a_map(&mut self) -> ReadError {
-        // bmap-tools' files open with an XML declaration and a long comment.
-        let mut start = std::mem::take(&mut self.line);
-        if start.trim_ascii_start().starts_with(b"<") || start.starts_with(b"\xef\xbb\xbf<") {
-            let limit = 64 * 1024;
-            if let Err(error) = (&mut self.input).take(limit).read_to_end(&mut start) {
-                return error.into();
-            }
-            if memchr::memmem::find(&start, b"<bmap ").is_some() {
-                return ReadError::BmapTools;
-            }
-        }
-        let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
-        let found = if line.len() > 40 {
-            format!("{}…", Printable(&line[..40]))
-        } else {
-            Printable(line).to_string()
-        };
-        ReadError::NotAMap { found }
-    }
+    let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let found =
+        if line.len() > 40 { format!("{}…", Printable(&line[..40])) } else { Printable(line).to_string() };
+    ReadError::NotAMap { found }
 }
 
 /// Whether a line begins with a decimal number and a space, as every line of a map without header
