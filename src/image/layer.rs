@@ -1,12 +1,10 @@
 //! What an image itself holds of its disk, and what a bitmap in it says was written.
 
-use super::qemu_img::{self, QEMU_IMG};
-use super::{Asked, Format, Image, OpenError};
+use super::{Asked, Format, Image, OpenError, qemu_img};
 use crate::child;
 use crate::range::DiskRange;
-use crate::rangelist::{self, Kind, ListError, MapEntry, RangeList};
+use crate::rangelist::{self, Kind, MapEntry, RangeList};
 use crate::spans::Spans;
-use std::process::Command;
 use std::time::Duration;
 
 /// Asks for the extents of a metadata context of an NBD server.
@@ -43,32 +41,17 @@ impl Image {
             return Ok(Layer { data: all, zeroes: Spans::default(), cluster: None });
         }
         let cluster = qemu_img::info(top, *force_share)?.cluster_size;
-        let mut command = child::command(QEMU_IMG.as_ref());
-        command.args(["map", "--output=json"]);
-        if *force_share {
-            command.arg("--force-share");
-        }
-        command.arg("--image-opts").arg(description.to_argument());
         let (mut data, mut zeroes) = (Vec::new(), Vec::new());
-        let read = self.ask(QEMU_IMG, command, |stdout| {
-            rangelist::for_each_entry(stdout, Kind::QemuImgMap, |entry: MapEntry| {
-                let end = entry.start.saturating_add(entry.length).min(size);
-                let range = DiskRange::new(entry.start.min(end), end);
-                match entry {
-                    MapEntry { depth: 1.., .. } => {}
-                    MapEntry { data: true, .. } | MapEntry { present: true, offset: Some(_), .. } => {
-                        join(&mut data, range);
-                    }
-                    MapEntry { present: true, zero: true, .. } => join(&mut zeroes, range),
-                    _ => {}
+        qemu_img::map(description, &top.path, MAX_CPU, *force_share, |entry| {
+            let range = entry.within(size);
+            match entry {
+                MapEntry { depth: 1.., .. } => {}
+                MapEntry { data: true, .. } | MapEntry { present: true, offset: Some(_), .. } => {
+                    join(&mut data, range);
                 }
-                Ok(())
-            })
-        })?;
-        read.map_err(|error| OpenError::Refused {
-            program: QEMU_IMG,
-            path: top.path.clone(),
-            reason: format!("its answer is not understood: {}", crate::chain(&error)),
+                MapEntry { present: true, zero: true, .. } => join(&mut zeroes, range),
+                _ => {}
+            }
         })?;
         Ok(Layer { data: Spans::from_unsorted(data), zeroes: Spans::from_unsorted(zeroes), cluster })
     }
@@ -90,30 +73,7 @@ impl Image {
         command.args([QEMU_NBD, "--read-only", "--bitmap", name, "--image-opts"]);
         command.arg(description.to_argument()).arg("]");
         let options = rangelist::Options { kind: Some(Kind::Nbdinfo), ..Default::default() };
-        let list = self.ask(NBDINFO, command, |stdout| rangelist::read(stdout, &options))?;
-        list.map_err(|error| OpenError::Refused {
-            program: NBDINFO,
-            path: top.path.clone(),
-            reason: format!("its answer is not understood: {}", crate::chain(&error)),
-        })
-    }
-
-    /// Runs a program that is asked about the image. What it complains of comes before what was read.
-    fn ask<T>(
-        &self,
-        program: &'static str,
-        mut command: Command,
-        read: impl FnOnce(&mut dyn std::io::Read) -> Result<T, ListError>,
-    ) -> Result<Result<T, ListError>, OpenError> {
-        let top = &self.asked.top;
-        child::limit(&mut command, MAX_CPU);
-        let (output, taken) =
-            child::read(command, read).map_err(|source| qemu_img::cannot_run(program, &top.path, source))?;
-        if !output.status.success() {
-            let reason = child::message(&output.stderr);
-            return Err(OpenError::Refused { program, path: top.path.clone(), reason });
-        }
-        Ok(taken)
+        qemu_img::ask(NBDINFO, command, &top.path, MAX_CPU, |stdout| rangelist::read(stdout, &options))
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod block_device;
 mod chain;
+mod direct;
 mod error;
 mod file;
 mod format;
@@ -30,6 +31,7 @@ pub use qemu_nbd::{ReadError, private_directory};
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;
 use chain::{Chain, Link};
+use direct::Direct;
 use qemu_nbd::QemuNbd;
 use raw::RawFile;
 use std::fmt;
@@ -172,7 +174,13 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
             told.check(&dirty)?;
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
-        Arc::new(QemuNbd::start(&asked.description, &asked.top)?)
+        let captive = QemuNbd::start(&asked.description, &asked.top)?;
+        // What another program writes to may move.
+        if force_share {
+            Arc::new(captive)
+        } else {
+            Arc::new(Direct::new(captive, &asked.description, &links))
+        }
     };
     let chain = links.into_iter().map(ImageFile::from).collect();
     Ok(Image { source, name: path.to_owned(), format, chain, warnings, asked })

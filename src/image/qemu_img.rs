@@ -4,9 +4,11 @@ use super::block_device::Description;
 use super::chain::{Link, format_by_name};
 use super::{Format, OpenError};
 use crate::child;
+use crate::rangelist::{self, Kind, ListError, MapEntry};
 use serde::Deserialize;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 /// The program.
@@ -87,6 +89,48 @@ pub(super) fn check(description: &Description, path: &Path, format: Format) -> R
     Err(OpenError::Corrupt { path: path.to_owned(), format, reason })
 }
 
+/// Has `each` told where every range of the disk of the image at `path` is, in ascending order. The program may use
+/// so much time of a processor: it reads all of the chain's tables.
+///
+/// # Errors
+/// When it cannot be run, or fails.
+pub(super) fn map(
+    description: &Description,
+    path: &Path,
+    cpu: Duration,
+    force_share: bool,
+    mut each: impl FnMut(MapEntry),
+) -> Result<(), OpenError> {
+    let command = command("map", description, force_share);
+    ask(QEMU_IMG, command, path, cpu, |stdout| {
+        rangelist::for_each_entry(stdout, Kind::QemuImgMap, |entry| {
+            each(entry);
+            Ok(())
+        })
+    })
+}
+
+/// Runs a program that is asked about an image, for so much time of a processor. What it complains of comes before
+/// what was read.
+///
+/// # Errors
+/// When it cannot be run, fails, or gives an answer that is not understood.
+pub(super) fn ask<T>(
+    program: &'static str,
+    mut command: Command,
+    path: &Path,
+    cpu: Duration,
+    read: impl FnOnce(&mut dyn io::Read) -> Result<T, ListError>,
+) -> Result<T, OpenError> {
+    child::limit(&mut command, cpu);
+    let (output, taken) = child::read(command, read).map_err(|source| cannot_run(program, path, source))?;
+    let refused = |reason| OpenError::Refused { program, path: path.to_owned(), reason };
+    if !output.status.success() {
+        return Err(refused(child::message(&output.stderr)));
+    }
+    taken.map_err(|error| refused(format!("its answer is not understood: {}", crate::chain(&error))))
+}
+
 fn first_lines(text: &[u8], count: usize) -> Vec<u8> {
     text.split_inclusive(|byte| *byte == b'\n').take(count).flatten().copied().collect()
 }
@@ -98,17 +142,22 @@ fn run(
     limit: Duration,
     force_share: bool,
 ) -> Result<child::Output, OpenError> {
+    let mut command = command(subcommand, description, force_share);
+    child::limit(&mut command, limit);
+    child::run(command, limit).map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut => OpenError::TimedOut { program: QEMU_IMG, path: path.to_owned(), limit },
+        _ => cannot_run(QEMU_IMG, path, source),
+    })
+}
+
+fn command(subcommand: &str, description: &Description, force_share: bool) -> Command {
     let mut command = child::command(QEMU_IMG.as_ref());
     command.args([subcommand, "--output=json"]);
     if force_share {
         command.arg("--force-share");
     }
     command.arg("--image-opts").arg(description.to_argument());
-    child::limit(&mut command, limit);
-    child::run(command, limit).map_err(|source| match source.kind() {
-        io::ErrorKind::TimedOut => OpenError::TimedOut { program: QEMU_IMG, path: path.to_owned(), limit },
-        _ => cannot_run(QEMU_IMG, path, source),
-    })
+    command
 }
 
 /// Sorts the failure to start one of qemu's programs.

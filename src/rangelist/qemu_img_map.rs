@@ -8,6 +8,7 @@ use serde::Deserialize;
 use std::io::BufRead;
 
 use super::{Depth, Entries, Kind, ListError, Options, json};
+use crate::range::DiskRange;
 
 /// An entry, as far as it is needed. Newer versions add fields.
 #[derive(Deserialize)]
@@ -27,6 +28,12 @@ pub(crate) struct MapEntry {
 }
 
 impl MapEntry {
+    /// Its range, cut at the end of a disk of `size` bytes.
+    pub(crate) fn within(&self, size: u64) -> DiskRange {
+        let end = self.start.saturating_add(self.length).min(size);
+        DiskRange::new(self.start.min(end), end)
+    }
+
     fn is_written(&self) -> bool {
         self.data || (self.present && self.zero && self.offset.is_none())
     }

@@ -49,13 +49,22 @@ fn an_image_outlives_the_thread_that_opened_it() {
     assert!(read_whole(&*image.source) == fs::read(images.path("base.raw")).unwrap());
 }
 
+/// Content that can be compressed; all else is stored as it is.
+fn compressible() -> Vec<u8> {
+    let mut content: Vec<u8> = (0..1_000_000_u64).flat_map(|n| (n * n).to_be_bytes()).collect();
+    content.resize(8 << 20, 0);
+    content
+}
+
 #[test]
 fn a_child_that_is_killed_is_an_error_for_every_reader_and_no_hang() {
     if !have(&["qemu-img"]) {
         return;
     }
     let images = Images::new();
-    let image = open(&images.convert("disk.qcow2", "qcow2", &[]), None).unwrap();
+    // What is compressed, and so read by the child.
+    images.write("base.raw", &compressible());
+    let image = open(&images.convert("disk.qcow2", "qcow2", &["-c"]), None).unwrap();
     kill(running(&images.path(""))[0], Signal::KILL);
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -89,9 +98,7 @@ fn what_the_child_cannot_read_is_an_error_and_the_rest_is_read() {
         return;
     }
     let images = Images::new();
-    // Content that can be compressed, or it is stored as it is.
-    let mut wanted: Vec<u8> = (0..1_000_000_u64).flat_map(|n| (n * n).to_be_bytes()).collect();
-    wanted.resize(8 << 20, 0);
+    let wanted = compressible();
     images.write("base.raw", &wanted);
     let path = images.convert("disk.qcow2", "qcow2", &["-c"]);
     let image = open(&path, None).unwrap();
