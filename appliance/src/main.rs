@@ -7,7 +7,7 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series ROOT [metadata]
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata]
 //!                                                    read each directory and file below ROOT
 //! ```
 //!

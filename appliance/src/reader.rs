@@ -26,18 +26,25 @@ pub(crate) struct OpenFile {
     pub(crate) name: CString,
     /// What to read of it.
     pub(crate) pieces: Vec<Piece>,
+    /// What to read of it where that is enough, see [`ReadOrder::Ends`].
+    pub(crate) ends: Vec<Piece>,
     /// Whether the kernel has promised where all of its data lie.
     pub(crate) is_promised: bool,
 }
 
 pub(crate) struct Reader {
     order: ReadOrder,
+    /// Block size of the file system.
+    block: usize,
+    /// Whether data that are read for the first time bring metadata with them, such as checksums.
+    warms_up: bool,
     buffer: AlignedBuffer,
 }
 
 impl Reader {
-    pub(crate) fn new(order: ReadOrder) -> Self {
-        Self { order, buffer: AlignedBuffer::new(CHUNK) }
+    pub(crate) fn new(order: ReadOrder, block: u64, warms_up: bool) -> Self {
+        let block = usize::try_from(block).unwrap_or(CHUNK).clamp(1, CHUNK);
+        Self { order, block, warms_up, buffer: AlignedBuffer::new(CHUNK) }
     }
 
     /// Reads a batch of files, and once more those that the host asks for. At most
@@ -47,14 +54,25 @@ impl Reader {
             control.put(&Record::BatchEnd);
             return Ok(());
         }
+        let (mut promised, tagged): (Vec<_>, Vec<_>) =
+            batch.iter().partition(|file| self.order != ReadOrder::Tags && file.is_promised);
+        if matches!(self.order, ReadOrder::Ends(_)) {
+            promised.retain(|file| !file.ends.is_empty());
+            if self.warms_up {
+                for file in &promised {
+                    self.ends(control, file)?;
+                }
+            }
+        }
         control.settle()?;
-        let (series, tagged): (Vec<_>, Vec<_>) =
-            batch.iter().partition(|file| self.order == ReadOrder::Series && file.is_promised);
-        if !series.is_empty() {
-            control.put(&Record::Series { ids: series.iter().map(|file| file.id).collect() });
+        if !promised.is_empty() {
+            control.put(&Record::Series { ids: promised.iter().map(|file| file.id).collect() });
             control.flush()?;
-            for file in series {
-                self.file(control, file)?;
+            for file in promised {
+                match self.order {
+                    ReadOrder::Ends(_) => self.ends(control, file)?,
+                    _ => self.file(control, file)?,
+                }
             }
             control.settle()?;
         }
@@ -80,13 +98,30 @@ impl Reader {
         control.flush()
     }
 
+    /// Reads all of a file.
     fn file(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
+        self.pieces(control, file, &file.pieces, ALIGNMENT)
+    }
+
+    /// Reads the ends of a file's extents, and not a block more.
+    fn ends(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
+        self.pieces(control, file, &file.ends, self.block)
+    }
+
+    /// Reads pieces of a file, up to a multiple of `unit`.
+    fn pieces(
+        &mut self,
+        control: &mut Control,
+        file: &OpenFile,
+        pieces: &[Piece],
+        unit: usize,
+    ) -> Result<(), Fatal> {
         let mut errors = 0;
-        for piece in &file.pieces {
+        for piece in pieces {
             let mut at = piece.start;
             while at < piece.end {
                 let left = usize::try_from(piece.end - at).unwrap_or(usize::MAX);
-                let want = left.min(CHUNK).next_multiple_of(ALIGNMENT);
+                let want = left.min(CHUNK).next_multiple_of(unit).min(CHUNK);
                 match pread(&file.fd, &mut self.buffer[..want], at) {
                     Ok(0) => break,
                     Ok(got) => at += got as u64,

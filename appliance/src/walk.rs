@@ -14,7 +14,7 @@ mod metadata;
 
 use crate::Fatal;
 use crate::control::Control;
-use crate::pieces::pieces;
+use crate::pieces::{Piece, pieces};
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::{self, Tails};
 use crate::{btrfs, fiemap, quiet};
@@ -27,13 +27,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::record::{
     EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record,
 };
+use virt_bmap_agent::sample::Sample;
+use virt_bmap_agent::{ReadOrder, Verdict};
 
 /// Files opened at a time. At most [`virt_bmap_agent::Verdict::CAPACITY`].
 const BATCH: usize = 256;
+
+/// The same where little is read of them.
+const BATCH_OF_ENDS: usize = Verdict::CAPACITY;
 
 /// Files found after which a batch ends although few of them have to be read.
 const FOUND: usize = 4096;
@@ -72,8 +76,13 @@ pub(crate) fn run(
     let statfs = fstatfs(&place)?;
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
-        reader: Reader::new(order),
-        batch: Vec::with_capacity(BATCH),
+        reader: Reader::new(order, statfs.f_bsize as u64, statfs.f_type as u64 == btrfs::MAGIC),
+        sample: match order {
+            ReadOrder::Ends(sample) => Some(sample),
+            ReadOrder::Tags | ReadOrder::Series => None,
+        },
+        block: statfs.f_bsize as u64,
+        batch: Vec::new(),
         found: 0,
         next: first,
         device: stat.st_dev,
@@ -117,6 +126,10 @@ pub(crate) fn run(
 struct Walker {
     control: Control,
     reader: Reader,
+    /// Which extents are read at their ends, where that is enough.
+    sample: Option<Sample>,
+    /// Block size of the file system, in bytes.
+    block: u64,
     /// Files that have been opened and are to be read.
     batch: Vec<OpenFile>,
     /// Files found since the last batch was read.
@@ -258,7 +271,8 @@ impl Walker {
     /// Counts what was found, and reads the batch when it is full.
     fn found(&mut self) -> Result<(), Fatal> {
         self.found += 1;
-        if self.batch.len() == BATCH || self.found == FOUND { self.read() } else { Ok(()) }
+        let most = if self.sample.is_some() { BATCH_OF_ENDS } else { BATCH };
+        if self.batch.len() >= most || self.found == FOUND { self.read() } else { Ok(()) }
     }
 
     /// Looks the entries of a directory up; the files among them join the batch.
@@ -374,7 +388,15 @@ impl Walker {
         }
         let is_plain = |extents: &Vec<Extent>| extents.iter().all(|e| e.is_plain() || e.is_unwritten());
         let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
-        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, is_promised };
+        let size = stat.st_size as u64;
+        let ends = match (self.sample.filter(|_| is_promised), &extents) {
+            (Some(sample), Some(extents)) => sample
+                .ends(id, extents, size, self.block)
+                .map(|end| Piece { start: end.logical, end: size.min(end.logical + end.length) })
+                .collect(),
+            _ => Vec::new(),
+        };
+        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, ends, is_promised };
         if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
             self.attributes_of_file(&file)?;
         }

@@ -84,7 +84,7 @@ impl Appliance {
         order: ReadOrder,
         metadata: bool,
     ) -> Result<(), AgentError> {
-        let (order, more) = (order.as_str(), if metadata { " metadata" } else { "" });
+        let more = if metadata { " metadata" } else { "" };
         self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control)).map(drop)
     }
 
