@@ -15,6 +15,7 @@
 //! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
 //! are read, too, and the file system is asked what its blocks are for.
 
+mod aio;
 mod btrfs;
 mod buffer;
 mod calm;
@@ -22,6 +23,7 @@ mod control;
 mod devices;
 mod fiemap;
 mod getfsmap;
+mod phases;
 mod pieces;
 mod quiet;
 mod reader;

@@ -1,10 +1,11 @@
 //! Reads files that have been opened, so that the host knows which read is whose.
 
 use crate::Fatal;
+use crate::aio::{self, Aio, Read};
 use crate::buffer::{ALIGNMENT, AlignedBuffer};
 use crate::control::Control;
 use crate::pieces::Piece;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, pread};
 use std::ffi::CString;
@@ -39,12 +40,15 @@ pub(crate) struct Reader {
     /// Whether data that are read for the first time bring metadata with them, such as checksums.
     warms_up: bool,
     buffer: AlignedBuffer,
+    /// Where ends are read, and the kernel can do many reads at once.
+    aio: Option<Aio>,
 }
 
 impl Reader {
     pub(crate) fn new(order: ReadOrder, block: u64, warms_up: bool) -> Self {
         let block = usize::try_from(block).unwrap_or(CHUNK).clamp(1, CHUNK);
-        Self { order, block, warms_up, buffer: AlignedBuffer::new(CHUNK) }
+        let aio = matches!(order, ReadOrder::Ends(_)).then(|| Aio::new().ok()).flatten();
+        Self { order, block, warms_up, buffer: AlignedBuffer::new(CHUNK), aio }
     }
 
     /// Reads a batch of files, and once more those that the host asks for. At most
@@ -59,19 +63,18 @@ impl Reader {
         if matches!(self.order, ReadOrder::Ends(_)) {
             promised.retain(|file| !file.ends.is_empty());
             if self.warms_up {
-                for file in &promised {
-                    self.ends(control, file)?;
-                }
+                self.ends(control, &promised)?;
             }
         }
         control.settle()?;
         if !promised.is_empty() {
             control.put(&Record::Series { ids: promised.iter().map(|file| file.id).collect() });
             control.flush()?;
-            for file in promised {
-                match self.order {
-                    ReadOrder::Ends(_) => self.ends(control, file)?,
-                    _ => self.file(control, file)?,
+            if matches!(self.order, ReadOrder::Ends(_)) {
+                self.ends(control, &promised)?;
+            } else {
+                for file in promised {
+                    self.file(control, file)?;
                 }
             }
             control.settle()?;
@@ -103,9 +106,27 @@ impl Reader {
         self.pieces(control, file, &file.pieces, ALIGNMENT)
     }
 
-    /// Reads the ends of a file's extents, and not a block more.
-    fn ends(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
-        self.pieces(control, file, &file.ends, self.block)
+    /// Reads the ends of files' extents, and not a block more, in any order.
+    fn ends(&mut self, control: &mut Control, files: &[&OpenFile]) -> Result<(), Fatal> {
+        let ends = || files.iter().flat_map(|file| file.ends.iter().map(move |end| (*file, end)));
+        let results = self.aio.as_mut().map(|aio| {
+            let reads: Vec<Read<'_>> = ends()
+                .map(|(file, end)| {
+                    let length = usize::try_from(end.end - end.start).unwrap_or(aio::LARGEST);
+                    let length = length.next_multiple_of(self.block).min(aio::LARGEST);
+                    Read { fd: file.fd.as_fd(), at: end.start, length }
+                })
+                .collect();
+            aio.read(&reads)
+        });
+        for (number, (file, end)) in ends().enumerate() {
+            // What goes wrong is tried in the plain way, which knows what to do about it.
+            let is_read = results.as_ref().is_some_and(|results| results[number].is_ok());
+            if !is_read {
+                self.pieces(control, file, std::slice::from_ref(end), self.block)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads pieces of a file, up to a multiple of `unit`.

@@ -14,6 +14,7 @@ mod metadata;
 
 use crate::Fatal;
 use crate::control::Control;
+use crate::phases::{Phase, Phases};
 use crate::pieces::{Piece, pieces};
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::{self, Tails};
@@ -76,6 +77,7 @@ pub(crate) fn run(
     let statfs = fstatfs(&place)?;
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
+        phases: Phases::new(),
         reader: Reader::new(order, statfs.f_bsize as u64, statfs.f_type as u64 == btrfs::MAGIC),
         sample: match order {
             ReadOrder::Ends(sample) => Some(sample),
@@ -120,11 +122,15 @@ pub(crate) fn run(
         walker.put_spaces(&root, id);
     }
     walker.control.put(&Record::Done);
-    walker.control.flush()
+    walker.control.flush()?;
+    walker.phases.enter(Phase::Rest);
+    println!("{} directories, {}", walker.directories.len(), walker.phases);
+    Ok(())
 }
 
 struct Walker {
     control: Control,
+    phases: Phases,
     reader: Reader,
     /// Which extents are read at their ends, where that is enough.
     sample: Option<Sample>,
@@ -211,6 +217,7 @@ impl Walker {
 
     /// Lists one directory under its tag and reads the files in it; returns the directories in it.
     fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
+        self.phases.enter(Phase::Open);
         let open = || openat(place, c".", DIRECTORY, Mode::empty());
         let mut below = Vec::new();
         let mut stream = None;
@@ -231,6 +238,7 @@ impl Walker {
         }
         let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
         loop {
+            self.phases.enter(Phase::List);
             self.control.settle()?;
             self.control.tag(id, false)?;
             let listed = match &stream {
@@ -246,6 +254,7 @@ impl Walker {
             }
             is_first = false;
             self.control.tag(0, false)?;
+            self.phases.enter(Phase::LookUp);
             if let Some(stream) = &stream {
                 self.look_up(stream.as_fd(), id, &listed.entries, &mut below)?;
             }
@@ -263,8 +272,10 @@ impl Walker {
     /// Reads the files of the batch.
     fn read(&mut self) -> Result<(), Fatal> {
         self.found = 0;
+        let before = self.phases.enter(Phase::Read);
         self.reader.read(&mut self.control, &self.batch)?;
         self.batch.clear();
+        self.phases.enter(before);
         Ok(())
     }
 

@@ -85,7 +85,9 @@ impl Appliance {
         metadata: bool,
     ) -> Result<(), AgentError> {
         let more = if metadata { " metadata" } else { "" };
-        self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control)).map(drop)
+        let spent = self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control))?;
+        tracing::debug!("the agent's time: {}", spent.trim_end());
+        Ok(())
     }
 
     /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.

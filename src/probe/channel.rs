@@ -601,20 +601,18 @@ impl State {
     fn end_series(&mut self, recorder: &Recorder) -> Result<(), ChannelError> {
         let Some(series) = recorder.end_series() else { return Ok(()) };
         let ids = std::mem::take(&mut self.walk.series);
-        let reads = series.into_reads().unwrap_or_default();
-        let layout = match (&self.walk.layout, self.walk.sample) {
-            (Some(layout), _) => layout.clone(),
-            // Of a btrfs, that comes out only after the order has been given.
-            (None, Some(_)) => Arc::default(),
-            (None, None) => return Err(ChannelError::Nonsense("a series on a device of unknown place")),
+        let reads = series.into_reads();
+        if let Some(sample) = self.walk.sample {
+            return self.ends_recorded(sample, &ids, reads);
+        }
+        let reads = reads.unwrap_or_default();
+        let Some(layout) = self.walk.layout.clone() else {
+            return Err(ChannelError::Nonsense("a series on a device of unknown place"));
         };
-        let file = |id: &ObjectNumber| Some((*id, self.walk.files.get(id)?));
-        let files = ids.iter().filter_map(file);
-        let expectations: Vec<Expectation> =
-            files.map(|(id, file)| self.walk.expectation_in_series(id, file)).collect();
-        let recordings = series::assign(&reads, &expectations, &layout);
-        for ((id, recording), expectation) in ids.into_iter().zip(recordings).zip(&expectations) {
-            self.recorded_in_series(id, recording, expectation)?;
+        let files = ids.iter().filter_map(|id| self.walk.files.get(id));
+        let expectations: Vec<Expectation> = files.map(|file| self.walk.expectation(file)).collect();
+        for (id, recording) in ids.into_iter().zip(series::assign(&reads, &expectations, &layout)) {
+            self.recorded(id, recording)?;
         }
         Ok(())
     }

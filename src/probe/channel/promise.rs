@@ -8,8 +8,8 @@
 
 use super::super::expected::Expectation;
 use super::{ChannelError, Expected, ObjectNumber, State, Walk, attribute};
-use crate::range::{DeviceOffset, Range};
-use crate::recorder::Recording;
+use crate::range::{DeviceOffset, DiskRange, Range, RangeSet};
+use crate::recorder::{DiskNumber, Recording};
 use virt_bmap_agent::sample::{End, Sample};
 
 /// When the files that turn out to lie elsewhere than the kernel said stand for more than so many, it is not
@@ -28,12 +28,14 @@ impl Walk {
         sample.ends(id, file.extents.as_deref().unwrap_or_default(), file.size, block)
     }
 
-    /// What reading a file of a series must touch.
-    pub(super) fn expectation_in_series(&self, id: ObjectNumber, file: &Expected) -> Expectation {
-        let Some(sample) = self.sample else { return self.expectation(file) };
-        let ends = self.ends(sample, id, file);
-        let ranges = ends.map(|end| Range::at(DeviceOffset(end.physical), end.length)).collect::<Option<_>>();
-        ranges.map_or(Expectation::None, Expectation::Blocks)
+    /// Where the ends of a file lie that are read; `None` where that is on no device.
+    fn places_of_ends(
+        &self,
+        sample: Sample,
+        id: ObjectNumber,
+        file: &Expected,
+    ) -> Option<RangeSet<DeviceOffset>> {
+        self.ends(sample, id, file).map(|end| Range::at(DeviceOffset(end.physical), end.length)).collect()
     }
 
     /// Where a file lies if the kernel's word is taken for it; `None` where it does not tell exactly, or where
@@ -52,23 +54,27 @@ impl Walk {
 }
 
 impl State {
-    /// Takes in what was read of a file in a series, of which `expectation` was due.
-    pub(super) fn recorded_in_series(
+    /// Takes in what was read of the ends of files.
+    pub(super) fn ends_recorded(
         &mut self,
-        id: ObjectNumber,
-        recording: Recording,
-        expectation: &Expectation,
+        sample: Sample,
+        ids: &[ObjectNumber],
+        reads: Option<Vec<(DiskNumber, DiskRange)>>,
     ) -> Result<(), ChannelError> {
-        if self.walk.sample.is_none() {
-            return self.recorded(id, recording);
+        let walk = &self.walk;
+        let file = |id: &ObjectNumber| walk.places_of_ends(sample, *id, walk.files.get(id)?);
+        let ends: Vec<Option<RangeSet<DeviceOffset>>> = ids.iter().map(file).collect();
+        let read = Recording::from_iter(reads.unwrap_or_default());
+        self.snapshot.bytes += read.bytes();
+        let on_device = walk.layout.as_deref().and_then(|layout| layout.to_device(&read));
+        for (id, is_proved) in ids.iter().zip(proved(&ends, on_device)) {
+            if is_proved {
+                self.believe(*id)?;
+            } else if let Some(file) = self.walk.files.get_mut(id) {
+                file.unexpected = Some(Recording::default());
+            }
         }
-        let layout = self.walk.layout.as_deref();
-        if layout.is_some() && expectation.is_met_by(&recording, layout, false) {
-            self.believe(id)
-        } else {
-            self.doubt(id, recording);
-            Ok(())
-        }
+        Ok(())
     }
 
     /// Gives a file what the kernel promises of it, or has it read.
@@ -86,13 +92,6 @@ impl State {
         }
         self.walk.files.insert(id, file);
         Ok(())
-    }
-
-    /// Has a file read in full.
-    fn doubt(&mut self, id: ObjectNumber, recording: Recording) {
-        if let Some(file) = self.walk.files.get_mut(&id) {
-            file.unexpected = Some(recording);
-        }
     }
 
     /// Gives the files of the batch that are in no sample, and so were not read, what the kernel promises.
@@ -122,4 +121,18 @@ impl State {
         self.walk.lies += u64::from(sample.every.get());
         if self.walk.lies > MOST_LIES { Err(ChannelError::Lies) } else { Ok(()) }
     }
+}
+
+/// Which files' ends have been read where they were expected, given where something was read.
+///
+/// The reads are under way at the same time, so nothing tells which file each was for, and the set of all is
+/// compared with the set of what was due. Were a file elsewhere, its own place would be missing. What is read
+/// beside may be anybody's.
+fn proved(ends: &[Option<RangeSet<DeviceOffset>>], read: Option<RangeSet<DeviceOffset>>) -> Vec<bool> {
+    let due: RangeSet<DeviceOffset> = ends.iter().flatten().flat_map(RangeSet::iter).collect();
+    let read = read.filter(|read| read.iter().all(|range| due.contains(range)));
+    let is_read = |ends: &RangeSet<DeviceOffset>| {
+        read.as_ref().is_some_and(|read| ends.iter().all(|range| read.contains(range)))
+    };
+    ends.iter().map(|ends| ends.as_ref().is_some_and(is_read)).collect()
 }
