@@ -15,10 +15,14 @@
 
 pub mod frame;
 pub mod record;
+pub mod sample;
+
+use sample::Sample;
+use std::fmt;
 
 /// Version of frames and records. The agent travels inside the host program, so both ends are of one
 /// build; the number is there to turn a mistake into a message.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 1 << 20;
@@ -38,14 +42,18 @@ pub enum ReadOrder {
     /// message does for all. A message takes as long as a read. For file systems whose device has a known
     /// place on the disks.
     Series,
+    /// As in a series, but of each file only both ends of its extents, or of a sample of them: the rest is
+    /// taken on the kernel's word when these lie where it said.
+    Ends(Sample),
 }
 
-impl ReadOrder {
-    /// The word for it in the agent's command line.
-    pub fn as_str(self) -> &'static str {
+/// The word for it in the agent's command line.
+impl fmt::Display for ReadOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tags => "tags",
-            Self::Series => "series",
+            Self::Tags => f.write_str("tags"),
+            Self::Series => f.write_str("series"),
+            Self::Ends(sample) => write!(f, "ends:{}", sample.every),
         }
     }
 }
@@ -54,10 +62,15 @@ impl std::str::FromStr for ReadOrder {
     type Err = &'static str;
 
     fn from_str(word: &str) -> Result<Self, Self::Err> {
-        [Self::Tags, Self::Series]
-            .into_iter()
-            .find(|order| order.as_str() == word)
-            .ok_or("the order is neither tags nor series")
+        match (word, word.strip_prefix("ends:")) {
+            ("tags", _) => Ok(Self::Tags),
+            ("series", _) => Ok(Self::Series),
+            (_, Some(every)) => {
+                let every = every.parse().map_err(|_| "a sample that is no number")?;
+                Ok(Self::Ends(Sample { every }))
+            }
+            _ => Err("the order is none of tags, series and ends"),
+        }
     }
 }
 
@@ -96,6 +109,15 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_survives_the_journey() {
+        let every = std::num::NonZeroU32::MAX;
+        for order in [ReadOrder::Tags, ReadOrder::Series, ReadOrder::Ends(Sample { every })] {
+            assert_eq!(order.to_string().parse(), Ok(order));
+        }
+        assert!("ends:0".parse::<ReadOrder>().is_err() && "end".parse::<ReadOrder>().is_err());
+    }
 
     #[test]
     fn a_verdict_survives_the_journey() {

@@ -7,7 +7,7 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series ROOT [metadata]
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata]
 //!                                                    read each directory and file below ROOT
 //! ```
 //!
@@ -15,6 +15,7 @@
 //! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
 //! are read, too, and the file system is asked what its blocks are for.
 
+mod aio;
 mod btrfs;
 mod buffer;
 mod calm;
@@ -22,6 +23,7 @@ mod control;
 mod devices;
 mod fiemap;
 mod getfsmap;
+mod phases;
 mod pieces;
 mod quiet;
 mod reader;

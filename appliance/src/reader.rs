@@ -1,10 +1,11 @@
 //! Reads files that have been opened, so that the host knows which read is whose.
 
 use crate::Fatal;
+use crate::aio::{self, Aio, Read};
 use crate::buffer::{ALIGNMENT, AlignedBuffer};
 use crate::control::Control;
 use crate::pieces::Piece;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, pread};
 use std::ffi::CString;
@@ -26,18 +27,28 @@ pub(crate) struct OpenFile {
     pub(crate) name: CString,
     /// What to read of it.
     pub(crate) pieces: Vec<Piece>,
+    /// What to read of it where that is enough, see [`ReadOrder::Ends`].
+    pub(crate) ends: Vec<Piece>,
     /// Whether the kernel has promised where all of its data lie.
     pub(crate) is_promised: bool,
 }
 
 pub(crate) struct Reader {
     order: ReadOrder,
+    /// Block size of the file system.
+    block: usize,
+    /// Whether data that are read for the first time bring metadata with them, such as checksums.
+    warms_up: bool,
     buffer: AlignedBuffer,
+    /// Where ends are read, and the kernel can do many reads at once.
+    aio: Option<Aio>,
 }
 
 impl Reader {
-    pub(crate) fn new(order: ReadOrder) -> Self {
-        Self { order, buffer: AlignedBuffer::new(CHUNK) }
+    pub(crate) fn new(order: ReadOrder, block: u64, warms_up: bool) -> Self {
+        let block = usize::try_from(block).unwrap_or(CHUNK).clamp(1, CHUNK);
+        let aio = matches!(order, ReadOrder::Ends(_)).then(|| Aio::new().ok()).flatten();
+        Self { order, block, warms_up, buffer: AlignedBuffer::new(CHUNK), aio }
     }
 
     /// Reads a batch of files, and once more those that the host asks for. At most
@@ -47,14 +58,24 @@ impl Reader {
             control.put(&Record::BatchEnd);
             return Ok(());
         }
+        let (mut promised, tagged): (Vec<_>, Vec<_>) =
+            batch.iter().partition(|file| self.order != ReadOrder::Tags && file.is_promised);
+        if matches!(self.order, ReadOrder::Ends(_)) {
+            promised.retain(|file| !file.ends.is_empty());
+            if self.warms_up {
+                self.ends(control, &promised)?;
+            }
+        }
         control.settle()?;
-        let (series, tagged): (Vec<_>, Vec<_>) =
-            batch.iter().partition(|file| self.order == ReadOrder::Series && file.is_promised);
-        if !series.is_empty() {
-            control.put(&Record::Series { ids: series.iter().map(|file| file.id).collect() });
+        if !promised.is_empty() {
+            control.put(&Record::Series { ids: promised.iter().map(|file| file.id).collect() });
             control.flush()?;
-            for file in series {
-                self.file(control, file)?;
+            if matches!(self.order, ReadOrder::Ends(_)) {
+                self.ends(control, &promised)?;
+            } else {
+                for file in promised {
+                    self.file(control, file)?;
+                }
             }
             control.settle()?;
         }
@@ -80,13 +101,48 @@ impl Reader {
         control.flush()
     }
 
+    /// Reads all of a file.
     fn file(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
+        self.pieces(control, file, &file.pieces, ALIGNMENT)
+    }
+
+    /// Reads the ends of files' extents, and not a block more, in any order.
+    fn ends(&mut self, control: &mut Control, files: &[&OpenFile]) -> Result<(), Fatal> {
+        let ends = || files.iter().flat_map(|file| file.ends.iter().map(move |end| (*file, end)));
+        let results = self.aio.as_mut().map(|aio| {
+            let reads: Vec<Read<'_>> = ends()
+                .map(|(file, end)| {
+                    let length = usize::try_from(end.end - end.start).unwrap_or(aio::LARGEST);
+                    let length = length.next_multiple_of(self.block).min(aio::LARGEST);
+                    Read { fd: file.fd.as_fd(), at: end.start, length }
+                })
+                .collect();
+            aio.read(&reads)
+        });
+        for (number, (file, end)) in ends().enumerate() {
+            // What goes wrong is tried in the plain way, which knows what to do about it.
+            let is_read = results.as_ref().is_some_and(|results| results[number].is_ok());
+            if !is_read {
+                self.pieces(control, file, std::slice::from_ref(end), self.block)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads pieces of a file, up to a multiple of `unit`.
+    fn pieces(
+        &mut self,
+        control: &mut Control,
+        file: &OpenFile,
+        pieces: &[Piece],
+        unit: usize,
+    ) -> Result<(), Fatal> {
         let mut errors = 0;
-        for piece in &file.pieces {
+        for piece in pieces {
             let mut at = piece.start;
             while at < piece.end {
                 let left = usize::try_from(piece.end - at).unwrap_or(usize::MAX);
-                let want = left.min(CHUNK).next_multiple_of(ALIGNMENT);
+                let want = left.min(CHUNK).next_multiple_of(unit).min(CHUNK);
                 match pread(&file.fd, &mut self.buffer[..want], at) {
                     Ok(0) => break,
                     Ok(got) => at += got as u64,

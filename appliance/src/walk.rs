@@ -14,7 +14,8 @@ mod metadata;
 
 use crate::Fatal;
 use crate::control::Control;
-use crate::pieces::pieces;
+use crate::phases::{Phase, Phases};
+use crate::pieces::{Piece, pieces};
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::{self, Tails};
 use crate::{btrfs, fiemap, quiet};
@@ -27,13 +28,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::record::{
     EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record,
 };
+use virt_bmap_agent::sample::Sample;
+use virt_bmap_agent::{ReadOrder, Verdict};
 
 /// Files opened at a time. At most [`virt_bmap_agent::Verdict::CAPACITY`].
 const BATCH: usize = 256;
+
+/// The same where little is read of them.
+const BATCH_OF_ENDS: usize = Verdict::CAPACITY;
 
 /// Files found after which a batch ends although few of them have to be read.
 const FOUND: usize = 4096;
@@ -72,8 +77,14 @@ pub(crate) fn run(
     let statfs = fstatfs(&place)?;
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
-        reader: Reader::new(order),
-        batch: Vec::with_capacity(BATCH),
+        phases: Phases::new(),
+        reader: Reader::new(order, statfs.f_bsize as u64, statfs.f_type as u64 == btrfs::MAGIC),
+        sample: match order {
+            ReadOrder::Ends(sample) => Some(sample),
+            ReadOrder::Tags | ReadOrder::Series => None,
+        },
+        block: statfs.f_bsize as u64,
+        batch: Vec::new(),
         found: 0,
         next: first,
         device: stat.st_dev,
@@ -111,12 +122,20 @@ pub(crate) fn run(
         walker.put_spaces(&root, id);
     }
     walker.control.put(&Record::Done);
-    walker.control.flush()
+    walker.control.flush()?;
+    walker.phases.enter(Phase::Rest);
+    println!("{} directories, {}", walker.directories.len(), walker.phases);
+    Ok(())
 }
 
 struct Walker {
     control: Control,
+    phases: Phases,
     reader: Reader,
+    /// Which extents are read at their ends, where that is enough.
+    sample: Option<Sample>,
+    /// Block size of the file system, in bytes.
+    block: u64,
     /// Files that have been opened and are to be read.
     batch: Vec<OpenFile>,
     /// Files found since the last batch was read.
@@ -198,6 +217,7 @@ impl Walker {
 
     /// Lists one directory under its tag and reads the files in it; returns the directories in it.
     fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
+        self.phases.enter(Phase::Open);
         let open = || openat(place, c".", DIRECTORY, Mode::empty());
         let mut below = Vec::new();
         let mut stream = None;
@@ -218,6 +238,7 @@ impl Walker {
         }
         let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
         loop {
+            self.phases.enter(Phase::List);
             self.control.settle()?;
             self.control.tag(id, false)?;
             let listed = match &stream {
@@ -233,6 +254,7 @@ impl Walker {
             }
             is_first = false;
             self.control.tag(0, false)?;
+            self.phases.enter(Phase::LookUp);
             if let Some(stream) = &stream {
                 self.look_up(stream.as_fd(), id, &listed.entries, &mut below)?;
             }
@@ -250,15 +272,18 @@ impl Walker {
     /// Reads the files of the batch.
     fn read(&mut self) -> Result<(), Fatal> {
         self.found = 0;
+        let before = self.phases.enter(Phase::Read);
         self.reader.read(&mut self.control, &self.batch)?;
         self.batch.clear();
+        self.phases.enter(before);
         Ok(())
     }
 
     /// Counts what was found, and reads the batch when it is full.
     fn found(&mut self) -> Result<(), Fatal> {
         self.found += 1;
-        if self.batch.len() == BATCH || self.found == FOUND { self.read() } else { Ok(()) }
+        let most = if self.sample.is_some() { BATCH_OF_ENDS } else { BATCH };
+        if self.batch.len() >= most || self.found == FOUND { self.read() } else { Ok(()) }
     }
 
     /// Looks the entries of a directory up; the files among them join the batch.
@@ -374,7 +399,15 @@ impl Walker {
         }
         let is_plain = |extents: &Vec<Extent>| extents.iter().all(|e| e.is_plain() || e.is_unwritten());
         let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
-        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, is_promised };
+        let size = stat.st_size as u64;
+        let ends = match (self.sample.filter(|_| is_promised), &extents) {
+            (Some(sample), Some(extents)) => sample
+                .ends(id, extents, size, self.block)
+                .map(|end| Piece { start: end.logical, end: size.min(end.logical + end.length) })
+                .collect(),
+            _ => Vec::new(),
+        };
+        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, ends, is_promised };
         if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
             self.attributes_of_file(&file)?;
         }

@@ -84,8 +84,10 @@ impl Appliance {
         order: ReadOrder,
         metadata: bool,
     ) -> Result<(), AgentError> {
-        let (order, more) = (order.as_str(), if metadata { " metadata" } else { "" });
-        self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control)).map(drop)
+        let more = if metadata { " metadata" } else { "" };
+        let spent = self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control))?;
+        tracing::debug!("the agent's time: {}", spent.trim_end());
+        Ok(())
     }
 
     /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.

@@ -171,6 +171,16 @@ impl MapBuilder {
         Ok(())
     }
 
+    /// How many pieces there are so far.
+    pub fn piece_count(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Forgets all pieces after the first `count`. The objects stay.
+    pub fn forget_pieces(&mut self, count: usize) {
+        self.pieces.truncate(count);
+    }
+
     /// Makes the map.
     ///
     /// Pieces of one object and role that touch or overlap become one if they agree where in the

@@ -6,6 +6,7 @@ use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory as _, ValueEnum};
+use std::num::NonZeroU32;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +67,13 @@ pub(super) struct MapOptions {
     /// How to read the guest's files
     #[arg(long, value_enum, default_value_t = ProbeArg::Agent)]
     probe: ProbeArg,
+
+    /// With `--probe extents`: read the ends of every N-th extent alone, and believe what is said of the others
+    ///
+    /// The choice is the same in each run. When one of those that are read is not where it should be, all
+    /// files of that filesystem are read in full.
+    #[arg(long, value_name = "N")]
+    spot_check: Option<NonZeroU32>,
 
     /// Map metadata, symbolic links and free space, too
     ///
@@ -135,8 +143,11 @@ enum Accel {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ProbeArg {
-    /// By a program that is uploaded into the appliance
+    /// By a program that is uploaded into the appliance: every byte
     Agent,
+    /// By the same program: the ends of each file's extents, to prove where the kernel says that they lie, and all of
+    /// those files of which it does not say
+    Extents,
     /// By libguestfs's own daemon: slow, nothing is uploaded
     Guestfsd,
 }
@@ -152,6 +163,10 @@ enum LegsArg {
 pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     if args.how.metadata && matches!(args.how.probe, ProbeArg::Guestfsd) {
         let text = "--metadata needs the agent; --probe guestfsd reads files and directories alone";
+        return Ok(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)));
+    }
+    if args.how.spot_check.is_some() && !matches!(args.how.probe, ProbeArg::Extents) {
+        let text = "--spot-check needs --probe extents; the others read all of each file";
         return Ok(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)));
     }
     let disks = match disks(args, matches) {
@@ -301,6 +316,7 @@ fn options(args: &MapOptions) -> Options {
         },
         probe: match args.probe {
             ProbeArg::Agent => Probe::Agent,
+            ProbeArg::Extents => Probe::Extents { every: args.spot_check.unwrap_or(NonZeroU32::MIN) },
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
         keys: args.key.clone(),

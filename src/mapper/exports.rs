@@ -20,7 +20,7 @@ pub(super) const CONTROL_EXPORT: &str = "control";
 /// A guest's disk: reads are recorded, writes stay in the overlay.
 pub(super) struct DiskExport {
     pub(super) disk: DiskNumber,
-    pub(super) overlay: Overlay,
+    pub(super) overlay: Arc<Overlay>,
     pub(super) recorder: Arc<Recorder>,
     pub(super) lost: Arc<OnceLock<io::Error>>,
 }

@@ -42,7 +42,7 @@ pub struct Options {
     pub probe: Probe,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
-    /// Map what belongs to no file, too: metadata, symbolic links, free space. Only [`Probe::Agent`] can.
+    /// Map what belongs to no file, too: metadata, symbolic links, free space. [`Probe::Guestfsd`] cannot.
     pub metadata: bool,
     /// Which copies of what is kept several times are in the map.
     pub legs: Legs,
@@ -210,6 +210,7 @@ pub fn map_guest(
         recorder,
         channel: channel.clone(),
         disks: opened.iter().map(|image| image.source.clone()).collect(),
+        overlays: service.overlays.clone(),
         kill: KillSwitch::default(),
         phase: Arc::default(),
         decision: Arc::default(),
@@ -262,6 +263,8 @@ struct Service {
     server: JoinHandle<()>,
     stop: oneshot::Sender<()>,
     socket: PathBuf,
+    /// What is written to the disks, in order.
+    overlays: Vec<Arc<Overlay>>,
     /// Holds the socket; removed when dropped.
     _directory: tempfile::TempDir,
 }
@@ -277,9 +280,12 @@ impl Service {
         let set_up = |what| move |source| MapError::SetUp { what, source };
         let mut exports =
             Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
+        let mut overlays = Vec::new();
         for (disk, image) in (1..).zip(images) {
             let overlay = Overlay::new(image.source.clone(), options.overlay_limit, &std::env::temp_dir())
                 .map_err(set_up("a temporary file for what the guest's file systems write"))?;
+            let overlay = Arc::new(overlay);
+            overlays.push(overlay.clone());
             let export = DiskExport { disk, overlay, recorder: recorder.clone(), lost: lost.clone() };
             exports = exports.with(&disk_export(disk), Arc::new(export))?;
         }
@@ -300,7 +306,7 @@ impl Service {
         let server = runtime.spawn(Server::new(exports, limits).run(listener, async {
             stopped.await.ok();
         }));
-        Ok(Self { runtime, server, stop, socket, _directory: directory })
+        Ok(Self { runtime, server, stop, socket, overlays, _directory: directory })
     }
 
     fn stop(self) {
@@ -319,6 +325,7 @@ struct Session {
     recorder: Arc<Recorder>,
     channel: Arc<Channel>,
     disks: Vec<Arc<dyn image::Source>>,
+    overlays: Vec<Arc<Overlay>>,
     kill: KillSwitch,
     phase: Arc<Mutex<Phase>>,
     /// How the appliance runs, once for each try to launch it.
@@ -404,12 +411,14 @@ impl Session {
             channel: &self.channel,
             disks: &self.disks,
             keys: &self.options.keys,
-            metadata: self.options.metadata && self.options.probe == Probe::Agent,
+            metadata: self.options.metadata && self.options.probe != Probe::Guestfsd,
             legs: self.options.legs,
+            sample: self.options.probe.sample(),
+            overlays: &self.overlays,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {
-            Probe::Agent => survey::survey(&context)?,
+            Probe::Agent | Probe::Extents { .. } => survey::survey(&context)?,
             Probe::Guestfsd => guestfsd::survey(&context, &self.recorder)?,
         }
         self.set_phase(Phase::Closing);

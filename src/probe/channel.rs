@@ -11,11 +11,13 @@ use super::metadata::Remains;
 use super::trouble::{Trouble, Troubles};
 use crate::appliance::DeviceNumber;
 use crate::bmap::{Attributes, Filesystem, Kind, Marks, PieceFlags, Role};
+use crate::image::Overlay;
 use crate::recorder::{Recorder, Recording, Tag};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt_bmap_agent::frame::{self, FrameError};
 use virt_bmap_agent::record::{self, ATTRIBUTES, Extent, ObjectKind, Record, RecordError};
+use virt_bmap_agent::sample::Sample;
 use virt_bmap_agent::{ReadOrder, VERSION, Verdict};
 
 /// Tags from here on are no objects: what is read under them proves something.
@@ -51,6 +53,9 @@ pub enum ChannelError {
     /// An object that makes no sense.
     #[error("the probe agent described an impossible object")]
     Object(#[from] FoundError),
+    /// Files do not lie where the kernel says, so those that were not read in full may be anywhere.
+    #[error("files do not lie where the appliance's kernel says")]
+    Lies,
 }
 
 /// Where the conversation is, for progress bars and against hangs.
@@ -69,7 +74,7 @@ pub struct Snapshot {
 }
 
 /// What the agent is about to walk.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct WalkContext {
     /// The device or whatever else the file system is named by.
     pub device: String,
@@ -83,6 +88,10 @@ pub struct WalkContext {
     pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
     /// Which copies are in the map.
     pub legs: Legs,
+    /// Which extents are read at their ends, if the kernel's word is taken for the rest.
+    pub sample: Option<Sample>,
+    /// What the appliance has written to the disks, in order.
+    pub overlays: Vec<Arc<Overlay>>,
 }
 
 impl WalkContext {
@@ -90,7 +99,22 @@ impl WalkContext {
     pub fn read_order(&self) -> ReadOrder {
         // Where a member is missing, others are read in place of what it held.
         let is_told = self.layout.as_ref().is_some_and(|layout| !layout.is_partial());
-        if is_told && self.kind != "btrfs" { ReadOrder::Series } else { ReadOrder::Tags }
+        let is_btrfs = self.kind == "btrfs";
+        // Of one leg, only a read of all tells which copy each byte is of.
+        let is_one = !is_btrfs && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
+        match self.sample {
+            Some(sample) if is_told && (is_one || self.legs == Legs::All) => ReadOrder::Ends(sample),
+            _ if is_told && !is_btrfs => ReadOrder::Series,
+            _ => ReadOrder::Tags,
+        }
+    }
+
+    /// Whether something has been written in one of these places since the image was opened.
+    fn is_rewritten(&self, places: &Recording) -> bool {
+        places.iter().any(|(disk, range)| {
+            let overlay = usize::from(disk).checked_sub(1).and_then(|index| self.overlays.get(index));
+            overlay.is_some_and(|overlay| overlay.is_rewritten(range))
+        })
     }
 }
 
@@ -107,6 +131,8 @@ struct State {
     stream: Vec<u8>,
     found: Found,
     troubles: Troubles,
+    /// What they were before the current walk.
+    troubles_before: Troubles,
     walk: Walk,
     btrfs_members: HashSet<DeviceNumber>,
     proofs: HashMap<u32, Recording>,
@@ -129,6 +155,10 @@ struct Walk {
     extents_held: usize,
     /// Files that are being read in a series.
     series: Vec<ObjectNumber>,
+    /// Which extents are read at their ends, if that is how files are read.
+    sample: Option<Sample>,
+    /// For how many files those stand that are not where the kernel says.
+    lies: u64,
     again: Vec<u32>,
     /// Directories of a file system's own files (`$Extend` of NTFS).
     system: HashSet<ObjectNumber>,
@@ -244,9 +274,14 @@ impl Channel {
         let mut state = self.state();
         state.done = false;
         state.found.begin_filesystem(&context.device);
+        state.troubles_before = state.troubles.clone();
         let first = state.found.next();
         let before = self.recorder.switch(None);
-        state.walk = Walk { context, first, ..Walk::default() };
+        let sample = match context.read_order() {
+            ReadOrder::Ends(sample) => Some(sample),
+            ReadOrder::Tags | ReadOrder::Series => None,
+        };
+        state.walk = Walk { context, first, sample, ..Walk::default() };
         state.walk.untagged(&before);
         state.snapshot = Snapshot { frames: state.snapshot.frames, ..Snapshot::default() };
         (state.sequence, first)
@@ -284,6 +319,13 @@ impl Channel {
             return Err(ChannelError::Unfinished);
         }
         Ok(remains)
+    }
+
+    /// Forgets what was found since [`begin_walk`](Self::begin_walk).
+    pub fn forget_walk(&self) {
+        let state = &mut *self.state();
+        state.found.forget_filesystem();
+        state.troubles = state.troubles_before.clone();
     }
 
     /// The devices of all btrfs file systems that were walked.
@@ -559,7 +601,11 @@ impl State {
     fn end_series(&mut self, recorder: &Recorder) -> Result<(), ChannelError> {
         let Some(series) = recorder.end_series() else { return Ok(()) };
         let ids = std::mem::take(&mut self.walk.series);
-        let reads = series.into_reads().unwrap_or_default();
+        let reads = series.into_reads();
+        if let Some(sample) = self.walk.sample {
+            return self.ends_recorded(sample, &ids, reads);
+        }
+        let reads = reads.unwrap_or_default();
         let Some(layout) = self.walk.layout.clone() else {
             return Err(ChannelError::Nonsense("a series on a device of unknown place"));
         };
@@ -574,6 +620,9 @@ impl State {
     /// A batch ends; if it was not read as expected, the agent is to read some of it again, and then it ends
     /// once more.
     fn batch_end(&mut self) -> Result<(), ChannelError> {
+        if self.walk.again.is_empty() {
+            self.believe_the_rest()?;
+        }
         let unexpected = self.walk.files.iter().filter(|(_, file)| file.unexpected.is_some());
         let mut again: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
         if !self.walk.again.is_empty() || again.is_empty() {
@@ -646,6 +695,7 @@ impl State {
             return Ok(file);
         }
         if !is_met {
+            self.note_lie()?;
             self.troubles.inexact(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
         } else if file.is_link && recording.bytes() == file.allocated {
@@ -752,6 +802,7 @@ fn give(
 }
 
 mod beside;
+mod promise;
 mod series;
 #[cfg(test)]
 mod tests;

@@ -69,8 +69,19 @@ pub struct Found {
     links: Vec<(ObjectNumber, NewObject)>,
     device: String,
     counts: Counts,
-    /// What had been counted when the current file system was begun.
-    before: Counts,
+    /// What there was when the current file system was begun.
+    before: Before,
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Default)]
+struct Before {
+    counts: Counts,
+    links: usize,
+    pieces: usize,
+    filesystems: usize,
+    /// Number of the next object.
+    next: ObjectNumber,
 }
 
 /// What the names of one file have in common.
@@ -90,7 +101,7 @@ impl Default for Found {
             links: Vec::new(),
             device: String::new(),
             counts: Counts::default(),
-            before: Counts::default(),
+            before: Before::default(),
         }
     }
 }
@@ -109,8 +120,8 @@ impl Found {
     /// What was counted of the current file system.
     pub fn filesystem_counts(&self) -> Counts {
         Counts {
-            directories: self.counts.directories - self.before.directories,
-            files: self.counts.files - self.before.files,
+            directories: self.counts.directories - self.before.counts.directories,
+            files: self.counts.files - self.before.counts.files,
             ..Counts::default()
         }
     }
@@ -182,8 +193,25 @@ impl Found {
     pub fn begin_filesystem(&mut self, device: &str) {
         self.directories.clear();
         device.clone_into(&mut self.device);
+        self.before = Before {
+            counts: self.counts,
+            links: self.links.len(),
+            pieces: self.builder.piece_count(),
+            filesystems: self.builder.header_mut().filesystems.len(),
+            next: self.next(),
+        };
         self.counts.filesystems += 1;
-        self.before = self.counts;
+    }
+
+    /// Forgets where the objects of the current file system lie, because they are to be found again: by their
+    /// names, they will be the same objects.
+    pub fn forget_filesystem(&mut self) {
+        let Before { counts, links, pieces, filesystems, next } = self.before;
+        self.counts = counts;
+        self.links.truncate(links);
+        self.builder.forget_pieces(pieces);
+        self.builder.header_mut().filesystems.truncate(filesystems);
+        self.shared.retain(|number, _| *number < next);
     }
 
     /// Adds a directory or file named `name` in `parent`; the root has no parent.

@@ -22,15 +22,33 @@ pub mod unlock;
 use crate::appliance::{AgentError, CallError};
 use channel::ChannelError;
 use found::FoundError;
+use std::num::NonZeroU32;
+use virt_bmap_agent::sample::Sample;
 
 /// Which way the guest's files are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Probe {
-    /// By a program that is uploaded into the appliance.
+    /// By a program that is uploaded into the appliance, all of each file.
     #[default]
     Agent,
+    /// By the same program, which reads the ends of each file's extents where the kernel says where they lie, and
+    /// all of the others.
+    Extents {
+        /// Every so-many-th extent is read; 1: each of them.
+        every: NonZeroU32,
+    },
     /// By libguestfs's own daemon.
     Guestfsd,
+}
+
+impl Probe {
+    /// Which extents are read at their ends, if that is how files are read.
+    pub fn sample(self) -> Option<Sample> {
+        match self {
+            Self::Extents { every } => Some(Sample { every }),
+            Self::Agent | Self::Guestfsd => None,
+        }
+    }
 }
 
 /// Which copies of what is kept several times are in the map.

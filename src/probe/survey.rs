@@ -11,12 +11,13 @@ use crate::appliance::{
     Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, ReadPlan,
 };
 use crate::bmap::{Kind, PieceFlags, Role};
-use crate::image::Source;
+use crate::image::{Overlay, Source};
 use crate::range::{DiskOffset, Range};
 use crate::recorder::{DiskNumber, Recording};
 use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use virt_bmap_agent::sample::Sample;
 
 /// Of how many segments at either end of a copy the content is looked at.
 const LOOKS: usize = 16;
@@ -35,6 +36,10 @@ pub struct Context<'a> {
     pub metadata: bool,
     /// Which copies are in the map.
     pub legs: Legs,
+    /// Which extents are read at their ends, if the kernel's word is taken for the rest.
+    pub sample: Option<Sample>,
+    /// What the appliance has written to the disks, in order.
+    pub overlays: &'a [Arc<Overlay>],
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -127,6 +132,23 @@ fn note_clones(context: &Context<'_>, inventory: &Inventory) {
 }
 
 fn walk(context: &Context<'_>, filesystem: &Content, layouts: &Layouts) -> Result<(), ProbeError> {
+    match walk_as(context, filesystem, layouts, context.sample) {
+        Err(ProbeError::Channel(ChannelError::Lies)) => {
+            tracing::debug!("{}: all of each file is read, as the kernel is not believed", filesystem.device);
+            context.channel.forget_walk();
+            context.unmount(filesystem)?;
+            if context.mount(filesystem)? { walk_as(context, filesystem, layouts, None) } else { Ok(()) }
+        }
+        result => result,
+    }
+}
+
+fn walk_as(
+    context: &Context<'_>,
+    filesystem: &Content,
+    layouts: &Layouts,
+    sample: Option<Sample>,
+) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
     let walk = WalkContext {
         device: device.clone(),
@@ -135,6 +157,8 @@ fn walk(context: &Context<'_>, filesystem: &Content, layouts: &Layouts) -> Resul
         devices: layouts.by_number.clone(),
         legs: context.legs,
         metadata: context.metadata,
+        sample,
+        overlays: context.overlays.to_vec(),
     };
     let order = walk.read_order();
     let (sequence, first) = context.channel.begin_walk(walk);
