@@ -1,8 +1,10 @@
 //! What a mapper tells while it works: one JSON object on a line of its standard error, by
 //! `--progress json`. Lines that are no such object are messages for people.
 
+use super::Guest;
 use crate::bmap::jsonl::Text;
 use crate::image::{Image, Stamp};
+use crate::mapper::Disk;
 use crate::probe::found;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -42,10 +44,12 @@ pub enum Event {
 /// A disk and the files that it is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenedDisk {
-    /// Bytes of the disk that the guest sees.
-    pub size: u64,
+    /// Bytes of the disk that the guest sees; absent if the mapper did not get so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// The image's format, stated or found out.
-    pub format: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
     /// The image first, then what is below it.
     pub files: Vec<StampedFile>,
 }
@@ -82,6 +86,16 @@ impl StampedFile {
 }
 
 impl OpenedDisk {
+    /// What can be said of a guest's disks before anybody has opened them: the images alone.
+    pub(super) fn not_opened(guest: &Guest) -> Vec<Self> {
+        let disk = |disk: &Disk| Self {
+            size: None,
+            format: None,
+            files: StampedFile::now(&disk.path).into_iter().collect(),
+        };
+        guest.disks.iter().map(disk).collect()
+    }
+
     /// What there is to say of an image that has been opened.
     ///
     /// Of an image of a stated format not everything below it need be known: what qemu alone can open
@@ -89,8 +103,8 @@ impl OpenedDisk {
     pub fn of(image: &Image) -> Self {
         let files = image.chain.iter().flat_map(|link| [&link.filename].into_iter().chain(&link.data_files));
         Self {
-            size: image.source.size(),
-            format: image.format.to_string(),
+            size: Some(image.source.size()),
+            format: Some(image.format.to_string()),
             files: files.filter_map(|path| StampedFile::now(path)).collect(),
         }
     }

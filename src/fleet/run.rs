@@ -4,7 +4,7 @@ use super::capacity::Space;
 use super::error::FleetError;
 use super::record::MappedDisk;
 use super::worker::{self, Outcome, Patience};
-use super::{Guest, GuestId, MAP_SUFFIXES, MapFile, Mapper, Record, Shard, Stale, Status, Store};
+use super::{Guest, GuestId, MAP_SUFFIXES, MapFile, Mapper, OpenedDisk, Record, Shard, Stale, Status, Store};
 use crate::mapper::Cancel;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::fs;
@@ -136,8 +136,9 @@ pub fn run(
             && let Some((guest, why)) = next()
         {
             let job = Job { store, guest, mapper, options, cancel, observe };
-            let result =
-                space(&lock(&sizes)).and_then(|space| space.check(store, 1)).and_then(|()| job.run(why));
+            // A statement of its own: the lock is not held while the guest is mapped.
+            let space = space(&lock(&sizes));
+            let result = space.and_then(|space| space.check(store, 1)).and_then(|()| job.run(why));
             match result {
                 Ok(Some(record)) => {
                     if record.status.has_map() {
@@ -194,9 +195,13 @@ impl Job<'_> {
             (self.observe)(Notice::Started { id, why, attempt });
             let started = DateTime::<Utc>::from(SystemTime::now());
             let began = Instant::now();
+            let before = OpenedDisk::not_opened(self.guest);
             let mut progress = |doing, share| (self.observe)(Notice::Progress { id, doing, share });
-            let outcome =
+            let mut outcome =
                 worker::map(self.mapper, self.guest, &workplace, patience, self.cancel, &mut progress);
+            if outcome.opened.len() != self.guest.disks.len() {
+                outcome.opened = before;
+            }
             let Some(status) = outcome.status else {
                 remove(&workplace)?;
                 return Ok(None);
