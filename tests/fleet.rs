@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::python::python;
 use common::sandbox::{Finished, Running, Sandbox};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -15,7 +16,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use virt_bmap::fleet::{Mapper, Store, plan, run};
+use virt_bmap::fleet::{Mapper, Store, manifest, plan, run};
 use virt_bmap::mapper::Cancel;
 
 /// A mapper that notes that it began, does what the image's name says, and ends well unless that says
@@ -467,6 +468,77 @@ fn a_manifest_says_disks_and_formats() {
     // Without a manifest it goes on with the one that it has kept.
     run(&[]).assert_code(3);
     assert!(Path::new(&fleet.maps(".fleet/manifest.jsonl")).exists());
+}
+
+/// Two guests of which one shares half of its `/bin/sh` with another file.
+const TEXT_MAPS: [(&str, &str); 2] = [
+    ("a", "1 1000 3000 f /dev/sda1 /bin/sh\n1 2000 4000 f /dev/sda1 /copy\n1 0 10000 v /dev/sda\n"),
+    ("b", "1 5000 6000 f /dev/sda /bin/sh\n1 0 10000 v /dev/sda\n"),
+];
+
+#[test]
+fn one_table_answers_for_all_guests() {
+    let Some(mut python) = python("duckdb", "duckdb") else { return };
+    let fleet = Fleet::new(&["a.raw", "b.raw", "fails.raw"]);
+    for (id, map) in TEXT_MAPS {
+        fs::write(fleet.at("images").join(format!("{id}.raw.bmap")), map).unwrap();
+    }
+    let convert = r#""$PROGRAM" convert "$image.bmap" "$map""#;
+    fs::write(fleet.at("mapper"), MAPPER.replace(r#"echo "map of $image" > "$map""#, convert)).unwrap();
+    let run = fleet.sandbox().env("PROGRAM", common::sandbox::PROGRAM);
+    run.run(fleet.args(&["--retries=0"])).assert_code(3);
+    let merge =
+        ["fleet".into(), "merge".into(), "--parquet".into(), "--out-dir".into(), fleet.at("maps").into()];
+    fleet.sandbox().run::<OsString>(merge).assert_code(3);
+
+    // The query of the documentation.
+    let document = include_str!("../docs/fleet.md");
+    let query = document.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    let query = query.replace("/usr/bin/bash", "/bin/sh");
+    let script = "import duckdb, json, sys\nprint(json.dumps(duckdb.sql(sys.argv[1]).fetchall()))";
+    let output = common::tools::output(python.args(["-c", script, &query]).current_dir(fleet.dir.path()));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = serde_json::json!([
+        ["a", "/dev/sda1", [[1, 0x1000, 0x3000]], 0x2000, 0x1000],
+        ["b", "/dev/sda", [[1, 0x5000, 0x6000]], 0x1000, 0],
+    ]);
+    assert_eq!(rows, expected);
+}
+
+#[test]
+fn the_schema_says_what_a_manifest_is() {
+    let Some(mut python) = python("jsonschema", "jsonschema") else { return };
+    let fleet = Fleet::new(&["a.raw"]);
+    let odd = OsString::from_vec(b"\xff.raw".to_vec());
+    fs::write(fleet.at("images").join(&odd), b"image").unwrap();
+    let planned = fleet.sandbox().run::<OsString>(["fleet".into(), "plan".into(), fleet.at("images").into()]);
+    planned.assert_code(0);
+    let ours = String::from_utf8(planned.stdout).unwrap();
+    let lines = [
+        ours.trim(),
+        r#"{"id":"b","disks":[{"path":"x","format":"qcow2"},{"path":"y"}]}"#,
+        r#"{"id":"../a","disks":[{"path":"x"}]}"#,
+        r#"{"id":"a","disks":[]}"#,
+        r#"{"id":"a"}"#,
+        r#"{"id":"a","disks":[{"path":""}]}"#,
+        r#"{"id":"a","disks":[{"path":"x","format":"nbd"}]}"#,
+        r#"{"id":"a","disks":[{"path":"x","formt":"raw"}]}"#,
+    ]
+    .join("\n");
+    let script = "import json, sys, jsonschema\n\
+                  schema = json.load(open(sys.argv[1]))\n\
+                  jsonschema.Draft202012Validator.check_schema(schema)\n\
+                  validator = jsonschema.Draft202012Validator(schema)\n\
+                  print(json.dumps([validator.is_valid(json.loads(line)) for line in sys.argv[2].splitlines()]))";
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/fleet-manifest.schema.json");
+    let output = common::tools::output(python.args(["-c", script, schema, &lines]));
+    let valid: Vec<bool> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(valid, [[true; 3].as_slice(), [false; 6].as_slice()].concat());
+    // And the program thinks the same of them.
+    for (line, is_good) in lines.lines().zip(valid) {
+        let read = manifest::read(line.as_bytes(), Path::new("m"), Path::new("/"));
+        assert_eq!(read.is_ok(), is_good, "{line}");
+    }
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl Space {
         let (sum, count) =
             known.fold((0u64, 0u64), |(sum, count), bytes| (sum.saturating_add(bytes), count + 1));
         // Half as much again, as no two guests are alike.
-        let each = if count == 0 { MAPS_OF_ONE } else { sum / count + sum / count / 2 };
+        let each = sum.checked_div(count).map_or(MAPS_OF_ONE, |mean| mean.saturating_add(mean / 2));
         Ok(Self { free: stat.f_bavail.saturating_mul(stat.f_frsize), each })
     }
 

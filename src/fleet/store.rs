@@ -3,6 +3,7 @@
 //! ```text
 //! maps/web1.bmap, maps/web1.jsonl.zst     the maps of the guest web1
 //! maps/fleet.jsonl                        all records, put together by `merge`
+//! maps/fleet.parquet                      all maps as one table, made on demand
 //! maps/.fleet/guests/web1.json            its record: written last, so what has one is finished
 //! maps/.fleet/work/web1/                  where its mapper writes; whatever is there is in the making
 //! maps/.fleet/lock.2-8                    held by whoever works on share 2 of 8
@@ -13,8 +14,10 @@
 
 use super::error::{FleetError, shown};
 use super::{Guest, GuestId, MappedDisk, Record, Shard};
+use crate::bmap;
 use crate::bmap::jsonl::Text;
 use crate::bmap::output::Output;
+use crate::bmap::parquet::FleetTable;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, File};
@@ -243,12 +246,33 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Writes the table `fleet.parquet`: the rows of all maps that these records name, with a column `guest`.
+    /// One map is held in memory at a time.
+    ///
+    /// # Errors
+    /// If a map cannot be read, or the table not be written.
+    pub fn write_table(&self, records: &[Record]) -> Result<(), FleetError> {
+        let mut output = Output::create(&self.directory.join("fleet.parquet"))?;
+        let failed = |guest: &str, source| FleetError::Table { guest: guest.to_owned(), source };
+        let mut table = FleetTable::new(&mut output).map_err(|error| failed("no guest", error.into()))?;
+        for record in records.iter().filter(|record| record.status.has_map()) {
+            let id = record.id.as_str();
+            let map =
+                bmap::load(&self.map(&record.id, "jsonl.zst")).map_err(|error| failed(id, error.into()))?;
+            table.add(id, &map).map_err(|error| failed(id, error.into()))?;
+        }
+        table.finish().map_err(|error| failed("the last guest", error.into()))?;
+        Ok(output.commit()?)
+    }
+}
+
 /// Writes a file that is whole or not there.
 fn write(path: &Path, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<(), FleetError> {
     let mut out = BufWriter::new(Output::create(path)?);
     let written = fill(&mut out).and_then(|()| out.flush());
     written.map_err(FleetError::io(path, "could not be written"))?;
-    let out = out.into_inner().map_err(|error| error.into_error());
+    let out = out.into_inner().map_err(io::IntoInnerError::into_error);
     Ok(out.map_err(FleetError::io(path, "could not be written"))?.commit()?)
 }
 

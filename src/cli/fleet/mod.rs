@@ -143,6 +143,10 @@ struct StatusArgs {
 /// Put the records of all shares together: fleet.jsonl
 #[derive(Debug, clap::Args)]
 struct MergeArgs {
+    /// Write fleet.parquet as well: the rows of all maps, with a column that tells the guest
+    #[arg(long)]
+    parquet: bool,
+
     #[command(flatten)]
     place: Place,
 
@@ -249,7 +253,10 @@ fn status(args: &StatusArgs) -> Result<Exit> {
 fn merge(args: &MergeArgs) -> Result<Exit> {
     let store = Store::open(&args.place.out_dir)?;
     let guests = store.manifest()?;
-    store.merge(&guests)?;
+    let records = store.merge(&guests)?;
+    if args.parquet {
+        store.write_table(&records)?;
+    }
     let rows = guests.iter().map(|guest| Row::of_record(&store, guest)).collect::<Result<Vec<_>>>()?;
     table::print(args.form, &rows)
 }
