@@ -470,23 +470,28 @@ fn a_manifest_says_disks_and_formats() {
     assert!(Path::new(&fleet.maps(".fleet/manifest.jsonl")).exists());
 }
 
-/// Two guests of which one shares half of its `/bin/sh` with another file.
-const TEXT_MAPS: [(&str, &str); 2] = [
-    ("a", "1 1000 3000 f /dev/sda1 /bin/sh\n1 2000 4000 f /dev/sda1 /copy\n1 0 10000 v /dev/sda\n"),
-    ("b", "1 5000 6000 f /dev/sda /bin/sh\n1 0 10000 v /dev/sda\n"),
+/// Two guests of which one shares half of its `/bin/sh` with another file, as CSV.
+const MAPS: [(&str, &str); 2] = [
+    (
+        "a",
+        "1,4096,12288,8192,f,/dev/sda1,/bin/sh,0,0,,,,,,,,,\n1,8192,16384,8192,f,/dev/sda1,/copy,0,0,,,,,,,,,\n",
+    ),
+    ("b", "1,20480,24576,4096,f,/dev/sda,/bin/sh,0,0,,,,,,,,,\n"),
 ];
 
 #[test]
 fn one_table_answers_for_all_guests() {
     let Some(mut python) = python("duckdb", "duckdb") else { return };
     let fleet = Fleet::new(&["a.raw", "b.raw", "fails.raw"]);
-    for (id, map) in TEXT_MAPS {
-        fs::write(fleet.at("images").join(format!("{id}.raw.bmap")), map).unwrap();
+    for (id, rows) in MAPS {
+        let map = format!("{}\n{rows}", virt_bmap::bmap::csv::COLUMNS.join(","));
+        fs::write(fleet.at("images").join(format!("{id}.raw.csv")), map).unwrap();
     }
-    let convert = r#""$PROGRAM" convert "$image.bmap" "$map""#;
+    let convert = r#""$PROGRAM" convert "$image.csv" "$map""#;
     fs::write(fleet.at("mapper"), MAPPER.replace(r#"echo "map of $image" > "$map""#, convert)).unwrap();
     let run = fleet.sandbox().env("PROGRAM", common::sandbox::PROGRAM);
     run.run(fleet.args(&["--retries=0"])).assert_code(3);
+    assert_eq!(fleet.records()["a"]["status"], "complete");
     let merge =
         ["fleet".into(), "merge".into(), "--parquet".into(), "--out-dir".into(), fleet.at("maps").into()];
     fleet.sandbox().run::<OsString>(merge).assert_code(3);

@@ -113,7 +113,11 @@ pub fn run(
         summary.guests += 1;
         match store.stale(guest, &noted, options.doubt)? {
             Some(stale) => pending.push((guest, stale)),
-            None => summary.current += 1,
+            None => {
+                summary.current += 1;
+                // A run that was killed may have kept the record and no more.
+                remove(&store.workplace(&guest.id))?;
+            }
         }
         let maps = store.record(&guest.id)?.map(|record| record.maps).unwrap_or_default();
         sizes.extend((!maps.is_empty()).then(|| maps.iter().map(|map| map.bytes).sum::<u64>()));
