@@ -1,5 +1,6 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
 # make check   installs what is missing and runs all tests
+# make fleet-check    maps a fleet of twenty guests
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, fmt, lint, doc, clean-fixtures
 
 PREFIX ?= /usr/local
@@ -20,7 +21,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-quick check-appliance accuracy build install man bench fmt lint doc setup setup-tests clean-fixtures
+.PHONY: demo check check-quick check-appliance accuracy fleet-check build install man bench fmt lint doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -62,6 +63,9 @@ man: build
 # Makes and maps guests with every filesystem and layer; writes docs/accuracy.md. Takes half an hour under emulation.
 accuracy: setup-tests
 	$(CARGO) test --test accuracy -- --all
+
+fleet-check: setup-tests
+	VIRT_BMAP_FLEET=20 $(CARGO) test --test map_fleet
 
 bench: setup-tests
 	$(CARGO) bench

@@ -22,6 +22,11 @@ const MAX_MESSAGE: usize = 600;
 /// `PR_SET_PDEATHSIG` goes by *thread*, see prctl(2): whoever spawns the command must do so on a
 /// thread that lives as long as the child shall.
 pub(crate) fn command(program: &OsStr) -> Command {
+    command_ended_by(program, Signal::KILL)
+}
+
+/// The same, but with another signal for its death: for a child that has something to put in order.
+pub(crate) fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
     let parent = rustix::process::getpid();
@@ -29,14 +34,14 @@ pub(crate) fn command(program: &OsStr) -> Command {
     // called: it makes two plain system calls and allocates nothing.
     #[allow(unsafe_code)]
     unsafe {
-        command.pre_exec(move || die_with(parent));
+        command.pre_exec(move || die_with(parent, signal));
     }
     command
 }
 
-/// Asks for a SIGKILL when the thread that forked us ends.
-fn die_with(parent: Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+/// Asks for a signal when the thread that forked us ends.
+fn die_with(parent: Pid, signal: Signal) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(signal))?;
     // It may have ended before the line above, and then no signal comes.
     if rustix::process::getppid() != Some(parent) {
         return Err(rustix::io::Errno::SRCH.into());

@@ -20,7 +20,8 @@
 //!   what differs, and what was written between two states of a disk.
 //!   [`rangelist`] reads the ranges that other programs write, [`links`] takes a file's names together,
 //!   and [`spans`] and [`units`] help them;
-//! * [`report`] draws a map as an HTML page.
+//! * [`report`] draws a map as an HTML page;
+//! * [`fleet`] maps many guests, each in a process of its own, and goes on where it was ended.
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
 
@@ -29,6 +30,7 @@ pub mod bmap;
 pub mod changed;
 mod child;
 pub mod diff;
+pub mod fleet;
 pub mod image;
 pub mod links;
 pub mod list;

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use virt_bmap::bmap::escape::unescape;
 use virt_bmap::bmap::{
     self, Attributes, Compression, Dialect, FileType, Filesystem, Format, Header, ImageFile, ImageInfo, Kind,
@@ -636,39 +636,7 @@ mod refused {
 
 mod oracles {
     use super::*;
-
-    /// A Python that can import `module`: the system's, or one of a virtual environment into which the
-    /// `package` is installed.
-    fn python(module: &str, package: &str) -> Option<Command> {
-        static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-        let _guard = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !tools::installed(&["python3"]) {
-            return None;
-        }
-        let imports = |python: &Path| {
-            let status =
-                Command::new(python).args(["-c", &format!("import {module}")]).stderr(Stdio::null()).status();
-            status.is_ok_and(|status| status.success())
-        };
-        let system = tools::find("python3")?;
-        if imports(&system) {
-            return Some(Command::new(system));
-        }
-        let environment = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("python");
-        let python = environment.join("bin/python");
-        if !python.exists() {
-            let _ = Command::new(&system).arg("-m").arg("venv").arg(&environment).output();
-        }
-        if !imports(&python) {
-            let _ = Command::new(&python).args(["-m", "pip", "install", "--quiet", package]).output();
-        }
-        if imports(&python) {
-            return Some(Command::new(python));
-        }
-        // PYTHONPATH may say where a copy is.
-        tools::skip(&format!("the Python package {package} is not installed, and pip cannot install it"));
-        None
-    }
+    use common::python::python;
 
     fn in_python(mut python: Command, script: &str, path: &Path) -> serde_json::Value {
         let output = tools::output(python.args(["-c", script]).arg(path));

@@ -1,7 +1,8 @@
 //! The map as a table in a Parquet file, for data engines. Written only.
 //!
 //! Rows and columns are those of [CSV](super::csv), with types: numbers of 64 bits without sign,
-//! times, and nulls for what is not known. `docs/formats.md` describes them.
+//! times, and nulls for what is not known. `docs/formats.md` describes them. A [`FleetTable`] has the maps
+//! of several guests, and a first column that tells whose a row is.
 
 use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
@@ -54,21 +55,71 @@ const SCHEMA: &str = "message ranges {
 pub fn write(map: &Map, output: impl Write + Send) -> Result<()> {
     let header =
         String::from_utf8(jsonl::header(map)).map_err(|error| ParquetError::External(error.into()))?;
+    let header = KeyValue::new(HEADER_KEY.to_owned(), header);
+    let mut writer = begin(SCHEMA, Some(vec![header]), output)?;
+    write_rows(&mut writer, None, map)?;
+    writer.close()?;
+    Ok(())
+}
+
+/// The maps of several guests as one table.
+pub struct FleetTable<W: Write + Send> {
+    writer: SerializedFileWriter<W>,
+}
+
+impl<W: Write + Send> FleetTable<W> {
+    /// Begins a table. Needs no buffered output.
+    ///
+    /// # Errors
+    /// If the output fails.
+    pub fn new(output: W) -> Result<Self> {
+        let schema = SCHEMA.replacen('{', "{ required binary guest (STRING);", 1);
+        Ok(Self { writer: begin(&schema, None, output)? })
+    }
+
+    /// Adds the rows of a guest's map.
+    ///
+    /// # Errors
+    /// If the output fails.
+    pub fn add(&mut self, guest: &str, map: &Map) -> Result<()> {
+        write_rows(&mut self.writer, Some(guest), map)
+    }
+
+    /// Completes the table.
+    ///
+    /// # Errors
+    /// If the output fails.
+    pub fn finish(self) -> Result<()> {
+        self.writer.close()?;
+        Ok(())
+    }
+}
+
+fn begin<W: Write + Send>(
+    schema: &str,
+    metadata: Option<Vec<KeyValue>>,
+    output: W,
+) -> Result<SerializedFileWriter<W>> {
     let properties = WriterProperties::builder()
         .set_created_by(concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
-        .set_key_value_metadata(Some(vec![KeyValue::new(HEADER_KEY.to_owned(), header)]))
+        .set_key_value_metadata(metadata)
         .build();
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
-    let mut writer = SerializedFileWriter::new(output, schema, Arc::new(properties))?;
+    SerializedFileWriter::new(output, Arc::new(parse_message_type(schema)?), Arc::new(properties))
+}
+
+fn write_rows<W: Write + Send>(
+    writer: &mut SerializedFileWriter<W>,
+    guest: Option<&str>,
+    map: &Map,
+) -> Result<()> {
     let mut pieces = map.pieces();
     while pieces.len() > 0 {
         let rows: Vec<_> = pieces.by_ref().take(GROUP).map(|piece| Row::new(map, piece)).collect();
         let mut group = writer.next_row_group()?;
-        write_group(&mut group, &rows)?;
+        write_group(&mut group, guest, &rows)?;
         group.close()?;
     }
-    writer.close()?;
     Ok(())
 }
 
@@ -86,8 +137,15 @@ impl<'a> Row<'a> {
 }
 
 /// Writes the columns one after the other, as the file has them.
-fn write_group<W: Write + Send>(group: &mut SerializedRowGroupWriter<'_, W>, rows: &[Row<'_>]) -> Result<()> {
+fn write_group<W: Write + Send>(
+    group: &mut SerializedRowGroupWriter<'_, W>,
+    guest: Option<&str>,
+    rows: &[Row<'_>],
+) -> Result<()> {
     let mut columns = Columns { group, rows };
+    if let Some(guest) = guest.map(ByteArray::from) {
+        columns.needed::<ByteArrayType>(|_| guest.clone())?;
+    }
     columns.needed::<Int32Type>(|row| row.piece.disk.into())?;
     columns.needed::<Int64Type>(|row| row.piece.range.start.0 as i64)?;
     columns.needed::<Int64Type>(|row| row.piece.range.end.0 as i64)?;

@@ -1,7 +1,8 @@
 //! Makes the map that a question needs, where none is given.
 
 use super::Exit;
-use super::map::{MapOptions, make, print_troubles, refuse_to_overwrite};
+use super::map::{MapOptions, make, refuse_to_overwrite};
+use super::progress::print_troubles;
 use super::signals::Interruption;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -66,7 +67,7 @@ impl<'a> Maker<'a> {
         let mapped = make(disks, &self.options.how, &self.cancel)?;
         self.interruption.set_at_rest(true);
         let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
-        print_troubles(&mapped);
+        print_troubles(self.options.how.progress, &mapped);
         self.is_whole &= mapped.unexamined.is_empty();
         for output in &mut outputs {
             bmap::write(&mapped.map, output)?;

@@ -1,11 +1,13 @@
 //! Without a subcommand: maps a guest.
 
-use super::progress::Progress;
+use super::progress::{Manner, Progress, print_troubles, say_done};
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::error::ErrorKind;
-use clap::{ArgMatches, CommandFactory as _, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args as _, CommandFactory as _, ValueEnum};
+use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -96,7 +98,7 @@ pub(super) struct MapOptions {
 
     /// Memory of the appliance in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
-    memsize: Option<u32>,
+    pub(super) memsize: Option<u32>,
 
     /// Number of the appliance's processors
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
@@ -104,11 +106,15 @@ pub(super) struct MapOptions {
 
     /// Give up when nothing has happened for so long
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: u64,
+    pub(super) timeout: u64,
 
     /// Say nothing but what went wrong
     #[arg(short, long)]
     pub(super) quiet: bool,
+
+    /// How to say on standard error what is being done
+    #[arg(long, value_enum, default_value_t = Manner::Auto)]
+    pub(super) progress: Manner,
 
     /// Say everything that goes on, here and in the appliance
     #[arg(short, long)]
@@ -119,7 +125,36 @@ pub(super) struct MapOptions {
     trace: bool,
 }
 
+/// Options that a fleet does not pass on to the mapper of each guest: it has its own manner of speaking.
+const OWN: [&str; 4] = ["quiet", "progress", "verbose", "trace"];
+
+/// Options on which it depends what a map has in it.
+const TELLING: [&str; 4] = ["probe", "metadata", "key", "legs"];
+
 impl MapOptions {
+    /// The options that were given, as another run of this program takes them; and those of them on which it
+    /// depends what a map has in it, without passphrases.
+    pub(super) fn passed_on(matches: &ArgMatches) -> (Vec<OsString>, Vec<OsString>) {
+        let (mut all, mut telling) = (Vec::new(), Vec::new());
+        for arg in Self::augment_args(clap::Command::new("")).get_arguments() {
+            let (id, Some(long)) = (arg.get_id().as_str(), arg.get_long()) else { continue };
+            if OWN.contains(&id) || matches.value_source(id) != Some(ValueSource::CommandLine) {
+                continue;
+            }
+            let given: Vec<OsString> = if arg.get_action().takes_values() {
+                let option = |value: &OsStr| [OsStr::new(&format!("--{long}=")), value].into_iter().collect();
+                matches.get_raw(id).into_iter().flatten().map(option).collect()
+            } else {
+                vec![format!("--{long}").into()]
+            };
+            if TELLING.contains(&id) {
+                telling.extend(given.iter().map(|option| without_passphrase(option)));
+            }
+            all.extend(given);
+        }
+        (all, telling)
+    }
+
     /// Says everything that goes on from now on, if that is wanted.
     pub(super) fn start_log(&self) {
         if self.verbose {
@@ -128,6 +163,15 @@ impl MapOptions {
                 .with_max_level(tracing::Level::DEBUG)
                 .init();
         }
+    }
+}
+
+/// `--key=SELECTOR:key:PASSPHRASE` without the passphrase; anything else as it is.
+fn without_passphrase(option: &OsStr) -> OsString {
+    let is_key = |option: &str| option.starts_with("--key=");
+    match option.to_str().filter(|option| is_key(option)).and_then(|option| option.split_once(":key:")) {
+        Some((selector, _)) => format!("{selector}:key").into(),
+        None => option.to_owned(),
     }
 }
 
@@ -207,15 +251,16 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     let outputs = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
     // All that can fail for want of space has been done for each of them.
     outputs.into_iter().try_for_each(Output::commit)?;
-    Ok(summarise(&mapped, &outs, args.how.quiet))
+    Ok(summarise(&mapped, &outs, &args.how))
 }
 
 /// Maps a guest, and shows how that goes. `None` if it was cancelled.
 pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
-    let mut progress = Progress::new(how.quiet);
+    let mut progress = Progress::new(how.quiet, how.progress);
     let mapped = map_guest(disks, &options(how), cancel, &mut |event| {
         if let Event::Opened(images) = &event
             && !how.quiet
+            && how.progress == Manner::Auto
         {
             for image in *images {
                 for warning in &image.warnings {
@@ -233,16 +278,6 @@ pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<
             print_console(&error);
             Err(error.into())
         }
-    }
-}
-
-/// Says what could not be examined, and what is worth a warning.
-pub(super) fn print_troubles(mapped: &Mapped) {
-    for trouble in &mapped.unexamined {
-        eprintln!("virt-bmap-rs: {trouble}");
-    }
-    for warning in &mapped.warnings {
-        eprintln!("virt-bmap-rs: warning: {warning}");
     }
 }
 
@@ -266,9 +301,11 @@ fn write(mapped: &Mapped, mut outputs: Vec<Output>) -> Result<Vec<Output>> {
 }
 
 /// Says how it went, and with which status to exit.
-fn summarise(mapped: &Mapped, outs: &[PathBuf], quiet: bool) -> Exit {
-    print_troubles(mapped);
-    if !quiet {
+fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> Exit {
+    print_troubles(how.progress, mapped);
+    if how.progress == Manner::Json {
+        say_done(mapped);
+    } else if !how.quiet {
         let c = mapped.counts;
         eprintln!(
             "successfully examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",

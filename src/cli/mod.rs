@@ -7,6 +7,7 @@ mod convert;
 mod damaged;
 mod diff;
 mod exit;
+mod fleet;
 mod generate;
 mod list;
 mod lookup;
@@ -55,7 +56,8 @@ Examples:
   virt-bmap-rs lookup guest.bmap 0x541000     what is there
   virt-bmap-rs changed top.qcow2              what the overlay changed
   virt-bmap-rs damaged guest.bmap --mapfile rescue.map
-  virt-bmap-rs convert old.bmap new.bmap";
+  virt-bmap-rs convert old.bmap new.bmap
+  virt-bmap-rs fleet images/                  one map for each image in there";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -66,6 +68,7 @@ enum Command {
     Diff(diff::DiffArgs),
     Report(report::ReportArgs),
     Convert(convert::ConvertArgs),
+    Fleet(fleet::FleetArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
 }
@@ -88,6 +91,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Fleet(args)) => fleet::run(&args, &matches),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
         None => map::run(&cli.map, &matches),
     };

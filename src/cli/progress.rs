@@ -1,4 +1,5 @@
-//! Says on standard error what is being done: bars on a terminal, plain lines elsewhere.
+//! Says on standard error what is being done: bars on a terminal, plain lines elsewhere, or events for
+//! programs.
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
@@ -6,12 +7,53 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virt_bmap::bmap::escape::Printable;
-use virt_bmap::mapper::Event;
+use virt_bmap::fleet::{self, OpenedDisk};
+use virt_bmap::mapper::{Event, Mapped};
 use virt_bmap::probe::Phase;
 use virt_bmap::probe::channel::Snapshot;
 
 /// How often a plain line is printed.
-const PLAIN_EVERY: Duration = Duration::from_secs(5);
+pub(super) const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// How a run says what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Manner {
+    /// Bars on a terminal, lines elsewhere
+    Auto,
+    /// One JSON object on a line for each event
+    Json,
+}
+
+/// Writes an event for a program. Nothing is to be done about a closed standard error.
+fn say(event: &fleet::Event) {
+    if let Ok(line) = serde_json::to_string(event) {
+        eprintln!("{line}");
+    }
+}
+
+/// Says what could not be examined, and what is worth a warning.
+pub(super) fn print_troubles(manner: Manner, mapped: &Mapped) {
+    if manner == Manner::Json {
+        for trouble in &mapped.unexamined {
+            say(&fleet::Event::Unexamined { text: trouble.to_string() });
+        }
+        for warning in &mapped.warnings {
+            say(&fleet::Event::Warning { text: warning.to_string() });
+        }
+        return;
+    }
+    for trouble in &mapped.unexamined {
+        eprintln!("virt-bmap-rs: {trouble}");
+    }
+    for warning in &mapped.warnings {
+        eprintln!("virt-bmap-rs: warning: {warning}");
+    }
+}
+
+/// Says that the maps have been written.
+pub(super) fn say_done(mapped: &Mapped) {
+    say(&fleet::Event::Done(mapped.counts.into()));
+}
 
 /// Shows a run's progress.
 pub(super) enum Progress {
@@ -21,11 +63,15 @@ pub(super) enum Progress {
     Bars(Bars),
     /// Lines.
     Plain(Plain),
+    /// Events.
+    Json(Json),
 }
 
 impl Progress {
-    pub(super) fn new(quiet: bool) -> Self {
-        if quiet {
+    pub(super) fn new(quiet: bool, manner: Manner) -> Self {
+        if manner == Manner::Json {
+            Self::Json(Json::default())
+        } else if quiet {
             Self::Quiet
         } else if std::io::stderr().is_terminal() {
             Self::Bars(Bars::default())
@@ -39,6 +85,7 @@ impl Progress {
             Self::Quiet => {}
             Self::Bars(bars) => bars.show(event),
             Self::Plain(plain) => plain.show(event),
+            Self::Json(json) => json.show(event),
         }
     }
 
@@ -158,6 +205,33 @@ impl Plain {
                 }
                 self.phase = Some((*phase).clone());
                 self.printed = Some(Instant::now());
+            }
+        }
+    }
+}
+
+/// An event when a phase begins, and one every second while it lasts, which is a sign of life as well.
+#[derive(Default)]
+pub(super) struct Json {
+    phase: Option<Phase>,
+    said: Option<Instant>,
+}
+
+impl Json {
+    fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Opened(images) => {
+                say(&fleet::Event::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
+            }
+            Event::Launching(_) => {}
+            Event::Progress(phase, snapshot) => {
+                let is_new = self.phase.as_ref() != Some(phase);
+                if is_new || self.said.is_none_or(|said| said.elapsed() >= Duration::from_secs(1)) {
+                    let share = matches!(phase, Phase::Filesystem { .. }).then(|| share(*snapshot));
+                    say(&fleet::Event::Progress { doing: title(phase), share });
+                    self.phase = Some((*phase).clone());
+                    self.said = Some(Instant::now());
+                }
             }
         }
     }

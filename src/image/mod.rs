@@ -20,6 +20,7 @@ mod qemu_img;
 mod qemu_nbd;
 mod raw;
 mod references;
+mod stamp;
 mod vmdk;
 
 pub use error::{OpenError, Role};
@@ -27,6 +28,7 @@ pub use format::{Format, UnknownFormat};
 pub use layer::Layer;
 pub use overlay::Overlay;
 pub use qemu_nbd::{ReadError, private_directory};
+pub use stamp::Stamp;
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

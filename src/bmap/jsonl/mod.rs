@@ -14,6 +14,7 @@ use super::builder::{BuildError, MapBuilder};
 use super::escape::Printable;
 use super::lines::{End, Lines};
 use super::model::Map;
+pub use record::Text;
 use record::{HeaderRecord, ObjectRecord, RangeRecord};
 
 /// Version of the format that is written, and the only one that is read.

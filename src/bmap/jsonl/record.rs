@@ -6,7 +6,10 @@ use serde::de::{self, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use super::{FORMAT, FORMAT_VERSION, LineError, MAX_RANGES};
 use crate::bmap::builder::MapBuilder;
@@ -129,7 +132,21 @@ fn is_zero(copy: &u8) -> bool {
 }
 
 /// Bytes: a JSON string if they are UTF-8, else `{"base64": "…"}`.
-struct Text(Vec<u8>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(pub Vec<u8>);
+
+impl From<&OsStr> for Text {
+    fn from(text: &OsStr) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+}
+
+impl Text {
+    /// The bytes as the system takes them for a path.
+    pub fn to_path(&self) -> PathBuf {
+        OsStr::from_bytes(&self.0).into()
+    }
+}
 
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -163,7 +180,8 @@ impl<'de> Visitor<'de> for TextVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Text, A::Error> {
         let wrong = || A::Error::custom("a name must be a string or {\"base64\": …} and nothing else");
-        let Some(("base64", encoded)) = map.next_entry::<&str, String>()? else { return Err(wrong()) };
+        let entry = map.next_entry::<String, String>()?.filter(|(key, _)| key == "base64");
+        let Some((_, encoded)) = entry else { return Err(wrong()) };
         let bytes = BASE64.decode(encoded).map_err(A::Error::custom)?;
         if map.next_key::<IgnoredAny>()?.is_some() { Err(wrong()) } else { Ok(Text(bytes)) }
     }

@@ -1,0 +1,158 @@
+//! The guests and what became of them, for people and for programs.
+
+use crate::cli::Exit;
+use crate::cli::answer::{Cell, Form, Value};
+use anyhow::Result;
+use std::io::{self, Write};
+use virt_bmap::bmap::escape::Printable;
+use virt_bmap::fleet::{Guest, GuestId, Record, Status, Store};
+
+/// One guest.
+pub(super) struct Row<'a> {
+    id: &'a GuestId,
+    record: Option<Record>,
+    /// Why its map is not good any more.
+    stale: Option<String>,
+}
+
+impl<'a> Row<'a> {
+    /// What the record says.
+    pub(super) fn of_record(store: &Store, guest: &'a Guest) -> Result<Self> {
+        Ok(Self { id: &guest.id, record: store.record(&guest.id)?, stale: None })
+    }
+
+    /// What the record says, and whether the images are still as they were.
+    pub(super) fn of_now(store: &Store, guest: &'a Guest) -> Result<Self> {
+        let record = store.record(&guest.id)?;
+        let options = record.as_ref().map(|record| record.options.clone()).unwrap_or_default();
+        let stale = record
+            .as_ref()
+            .is_some_and(|record| record.status.has_map())
+            .then(|| store.stale(guest, &options, false))
+            .transpose()?
+            .flatten();
+        Ok(Self { id: &guest.id, record, stale: stale.map(|stale| stale.to_string()) })
+    }
+
+    fn status(&self) -> Option<Status> {
+        self.record.as_ref().map(|record| record.status)
+    }
+
+    fn word(&self) -> &'static str {
+        match (self.status(), &self.stale) {
+            (None, _) => "pending",
+            (Some(_), Some(_)) => "stale",
+            (Some(status), None) => status.word(),
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        self.status() == Some(Status::Complete) && self.stale.is_none()
+    }
+
+    /// Why it is not complete, in a few words.
+    fn why(&self) -> Option<String> {
+        let record = self.record.as_ref()?;
+        let unexamined = || {
+            let first = record.unexamined.first()?;
+            let more = record.unexamined.len() - 1;
+            Some(if more == 0 { first.clone() } else { format!("{first} (and {more} more)") })
+        };
+        self.stale.clone().or_else(|| record.error.clone()).or_else(unexamined)
+    }
+
+    fn map_bytes(&self) -> Option<u64> {
+        let record = self.record.as_ref().filter(|record| record.status.has_map())?;
+        Some(record.maps.iter().map(|map| map.bytes).sum())
+    }
+}
+
+const COLUMNS: [&str; 13] = [
+    "id",
+    "status",
+    "exit_code",
+    "tries",
+    "started",
+    "seconds",
+    "filesystems",
+    "directories",
+    "files",
+    "unexamined",
+    "warnings",
+    "map_bytes",
+    "why",
+];
+
+/// Prints the guests and how many are in which state. The exit status says whether all are complete.
+pub(super) fn print(form: Form, rows: &[Row<'_>]) -> Result<Exit> {
+    let words = ["complete", "incomplete", "failed", "hung", "crashed", "stale", "pending"];
+    let sums = words.map(|word| (word, rows.iter().filter(|row| row.word() == word).count() as u64));
+    let shown = form.first(rows);
+    form.print(|out| {
+        if form.is_for_people() {
+            return for_people(form, out, shown, &sums, rows.len());
+        }
+        // Cells borrow their text: seconds and reasons are made first.
+        let texts: Vec<_> = shown
+            .iter()
+            .map(|row| (row.record.as_ref().map(|record| format!("{:.1}", record.seconds)), row.why()))
+            .collect();
+        let cells = shown.iter().zip(&texts).map(|(row, (seconds, why))| {
+            let record = row.record.as_ref();
+            let counts = record.and_then(|record| record.counts);
+            let code = record.and_then(|record| record.exit_code).and_then(|code| u64::try_from(code).ok());
+            [
+                ("id", Value::Name(row.id.as_str().as_bytes())),
+                ("status", Value::Word(row.word())),
+                ("exit_code", code.into()),
+                ("tries", record.map(|record| u64::from(record.tries)).into()),
+                ("started", record.map_or(Value::Nothing, |record| Value::Word(&record.started))),
+                ("seconds", seconds.as_ref().map_or(Value::Nothing, |text| Value::Word(text))),
+                ("filesystems", counts.map(|counts| counts.filesystems).into()),
+                ("directories", counts.map(|counts| counts.directories).into()),
+                ("files", counts.map(|counts| counts.files).into()),
+                ("unexamined", record.map(|record| record.unexamined.len() as u64).into()),
+                ("warnings", record.map(|record| record.warnings.len() as u64).into()),
+                ("map_bytes", row.map_bytes().into()),
+                ("why", why.as_ref().map_or(Value::Nothing, |text| Value::Name(text.as_bytes()))),
+            ]
+        });
+        let summary: Vec<Cell<'_>> = sums.iter().map(|(word, count)| (*word, (*count).into())).collect();
+        form.rows(out, cells, &summary, COLUMNS)
+    })?;
+    Ok(if rows.iter().all(Row::is_good) { Exit::Success } else { Exit::Incomplete })
+}
+
+fn for_people(
+    form: Form,
+    out: &mut dyn Write,
+    rows: &[Row<'_>],
+    sums: &[(&str, u64)],
+    all: usize,
+) -> io::Result<()> {
+    let width = rows.iter().map(|row| row.id.as_str().len()).max().unwrap_or(0).clamp(5, 40);
+    writeln!(
+        out,
+        "{:width$}  {:10}  {:>9}  {:>9}  {:>10}  why",
+        "guest", "status", "seconds", "files", "maps"
+    )?;
+    for row in rows {
+        let record = row.record.as_ref();
+        let seconds = record.map(|record| format!("{:.1}", record.seconds)).unwrap_or_default();
+        let files = record.and_then(|record| record.counts).map(|counts| counts.files.to_string());
+        let maps = row.map_bytes().map(|bytes| form.size(bytes)).unwrap_or_default();
+        let why = row.why().unwrap_or_default();
+        let line = format!(
+            "{:width$}  {:10}  {seconds:>9}  {:>9}  {maps:>10}  {}",
+            row.id,
+            row.word(),
+            files.unwrap_or_default(),
+            Printable(why.as_bytes())
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    form.say_more(out, all)?;
+    let sums = sums.iter().filter(|(_, count)| *count > 0);
+    let sums: Vec<String> = sums.map(|(word, count)| format!("{count} {word}")).collect();
+    writeln!(out, "{all} guests: {}", sums.join(", "))
+}

@@ -1,0 +1,158 @@
+//! What a mapper tells while it works: one JSON object on a line of its standard error, by
+//! `--progress json`. Lines that are no such object are messages for people.
+
+use super::Guest;
+use crate::bmap::jsonl::Text;
+use crate::image::{Image, Stamp};
+use crate::mapper::Disk;
+use crate::probe::found;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// One event. A reader skips those that it does not know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Event {
+    /// The images have been opened; nothing has been read of them yet.
+    Opened {
+        /// The guest's disks, in order.
+        disks: Vec<OpenedDisk>,
+    },
+    /// How far it is; about once in a second.
+    Progress {
+        /// What is being done, for people.
+        doing: String,
+        /// How much of that has been done, from 0 to 1, where it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        share: Option<f64>,
+    },
+    /// Something could not be examined.
+    Unexamined {
+        /// What, and why.
+        text: String,
+    },
+    /// Something is worth a warning.
+    Warning {
+        /// What.
+        text: String,
+    },
+    /// The maps have been written.
+    Done(Counts),
+}
+
+/// A disk and the files that it is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenedDisk {
+    /// Bytes of the disk that the guest sees; absent if the mapper did not get so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The image's format, stated or found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The image first, then what is below it.
+    pub files: Vec<StampedFile>,
+}
+
+/// A file, and how it was when it was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StampedFile {
+    path: Text,
+    #[serde(flatten)]
+    stamp: Stamp,
+}
+
+impl StampedFile {
+    /// The file at `path` as it is now. `None` if it cannot be looked at.
+    pub fn now(path: &Path) -> Option<Self> {
+        let stamp = Stamp::of(path).ok()?;
+        Some(Self { path: path.as_os_str().into(), stamp })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.path.to_path()
+    }
+
+    /// Whether it is still as it was, as far as that can be seen.
+    pub fn is_same(&self) -> bool {
+        Stamp::of(&self.path()).is_ok_and(|stamp| stamp == self.stamp)
+    }
+
+    /// Whether a write to it would be seen: not so of a block device.
+    pub fn is_telling(&self) -> bool {
+        self.stamp.is_telling()
+    }
+}
+
+impl OpenedDisk {
+    /// What can be said of a guest's disks before anybody has opened them: the images alone.
+    pub(super) fn not_opened(guest: &Guest) -> Vec<Self> {
+        let disk = |disk: &Disk| Self {
+            size: None,
+            format: None,
+            files: StampedFile::now(&disk.path).into_iter().collect(),
+        };
+        guest.disks.iter().map(disk).collect()
+    }
+
+    /// What there is to say of an image that has been opened.
+    ///
+    /// Of an image of a stated format not everything below it need be known: what qemu alone can open
+    /// is left out.
+    pub fn of(image: &Image) -> Self {
+        let files = image.chain.iter().flat_map(|link| [&link.filename].into_iter().chain(&link.data_files));
+        Self {
+            size: Some(image.source.size()),
+            format: Some(image.format.to_string()),
+            files: files.filter_map(|path| StampedFile::now(path)).collect(),
+        }
+    }
+}
+
+/// How much was found in a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Partitions.
+    pub partitions: u64,
+    /// Logical volumes.
+    pub volumes: u64,
+    /// File systems that were walked.
+    pub filesystems: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Names of regular files.
+    pub files: u64,
+}
+
+impl From<found::Counts> for Counts {
+    fn from(counts: found::Counts) -> Self {
+        let found::Counts { partitions, volumes, filesystems, directories, files, .. } = counts;
+        Self { partitions, volumes, filesystems, directories, files }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_frozen() {
+        for (event, line) in [
+            (
+                Event::Progress { doing: "starting".into(), share: Some(0.5) },
+                r#"{"event":"progress","doing":"starting","share":0.5}"#,
+            ),
+            (Event::Warning { text: "w".into() }, r#"{"event":"warning","text":"w"}"#),
+            (
+                Event::Done(Counts { files: 3, ..Counts::default() }),
+                r#"{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0,"files":3}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&event).unwrap(), line);
+            assert_eq!(serde_json::from_str::<Event>(line).unwrap(), event);
+        }
+        let line = r#"{"event":"opened","disks":[{"size":512,"format":"raw","files":[{"path":"/a","size":5,"modified":-7,"inode":3}]}]}"#;
+        assert_eq!(serde_json::to_string(&serde_json::from_str::<Event>(line).unwrap()).unwrap(), line);
+    }
+}

@@ -1,0 +1,170 @@
+//! The list of a fleet's guests as a file: JSON Lines, one guest each. `docs/fleet.md` describes it, and
+//! `docs/fleet-manifest.schema.json` says it to programs.
+
+use super::error::{FleetError, GuestError};
+use super::{Guest, GuestId};
+use crate::bmap::escape::Printable;
+use crate::bmap::jsonl::Text;
+use crate::mapper::{Disk, MOST_DISKS};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io::{self, BufRead, Read as _, Write};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+/// Longest line in bytes that is read.
+const MAX_LINE: u64 = 4 << 20;
+
+/// One line.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    id: String,
+    disks: Vec<DiskLine>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskLine {
+    path: Text,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    format: Option<String>,
+}
+
+/// Writes the guests.
+///
+/// # Errors
+/// If the output fails.
+pub fn write(guests: &[Guest], mut output: impl Write) -> io::Result<()> {
+    for guest in guests {
+        let disk = |disk: &Disk| DiskLine {
+            path: disk.path.as_os_str().into(),
+            format: disk.format.map(|format| format.to_string()),
+        };
+        let line = Line { id: guest.id.to_string(), disks: guest.disks.iter().map(disk).collect() };
+        serde_json::to_writer(&mut output, &line)?;
+        output.write_all(b"\n")?;
+    }
+    output.flush()
+}
+
+/// Reads a manifest that is called `name`. Relative paths in it start from the directory `base`.
+///
+/// # Errors
+/// Which line is wrong, and why; ids that are there twice are, too.
+pub fn read(mut input: impl BufRead, name: &Path, base: &Path) -> Result<Vec<Guest>, FleetError> {
+    let mut guests = Vec::new();
+    let mut seen = HashSet::new();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        (&mut input)
+            .take(MAX_LINE + 1)
+            .read_until(b'\n', &mut line)
+            .map_err(FleetError::io(name, "could not be read"))?;
+        if line.is_empty() {
+            break;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let guest = guest(&line, base).and_then(|guest| {
+            let is_new = seen.insert(guest.id.clone());
+            if is_new { Ok(guest) } else { Err(GuestError::Twice(guest.id.to_string())) }
+        });
+        let wrong = |error: GuestError| FleetError::Manifest {
+            path: name.to_owned(),
+            line: number,
+            what: error.to_string(),
+        };
+        guests.push(guest.map_err(wrong)?);
+    }
+    if guests.is_empty() {
+        return Err(FleetError::NoGuest { places: vec![name.to_owned()] });
+    }
+    Ok(guests)
+}
+
+fn guest(line: &[u8], base: &Path) -> Result<Guest, GuestError> {
+    if line.len() as u64 > MAX_LINE {
+        return Err(GuestError::Json(format!("the line is longer than {MAX_LINE} bytes")));
+    }
+    let line: Line = serde_json::from_slice(line)
+        .map_err(|error| GuestError::Json(Printable(error.to_string().as_bytes()).to_string()))?;
+    let id: GuestId = line.id.try_into()?;
+    if line.disks.is_empty() || line.disks.len() > MOST_DISKS {
+        return Err(GuestError::Disks(id.to_string()));
+    }
+    let disk = |disk: DiskLine| {
+        let Text(path) = disk.path;
+        if path.is_empty() || path.contains(&0) {
+            return Err(GuestError::Path(id.to_string()));
+        }
+        let path = base.join(PathBuf::from(OsString::from_vec(path)));
+        let format = disk.format.map(|format| format.parse()).transpose()?;
+        Ok(Disk { path, format })
+    };
+    let disks = line.disks.into_iter().map(disk).collect::<Result<_, GuestError>>()?;
+    Ok(Guest { id, disks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    fn parse(text: &[u8]) -> Result<Vec<Guest>, FleetError> {
+        read(text, Path::new("m"), Path::new("/base"))
+    }
+
+    #[test]
+    fn guests_are_read() {
+        let guests = parse(
+            b"{\"id\":\"a\",\"disks\":[{\"path\":\"x.raw\",\"format\":\"raw\"},{\"path\":\"/y\"}]}\n\n\
+              {\"id\":\"b\",\"disks\":[{\"path\":{\"base64\":\"/w==\"}}]}",
+        )
+        .unwrap();
+        assert_eq!(guests.len(), 2);
+        assert_eq!(guests[0].disks[0].path, Path::new("/base/x.raw"));
+        assert_eq!(guests[0].disks[0].format, Some(crate::image::Format::Raw));
+        assert_eq!(guests[0].disks[1].path, Path::new("/y"));
+        assert_eq!(guests[1].disks[0].path.as_os_str().as_bytes(), b"/base/\xff");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        let good = r#"{"id":"a","disks":[{"path":"x"}]}"#;
+        for (line, why) in [
+            (good, "second time"),
+            ("nonsense", "no guest"),
+            (r#"{"id":"../a","disks":[{"path":"x"}]}"#, "cannot be a guest's id"),
+            (r#"{"id":"b","disks":[]}"#, "no disks"),
+            (r#"{"id":"b","disks":[{"path":""}]}"#, "empty path"),
+            (r#"{"id":"b","disks":[{"path":"x\u0000y"}]}"#, "NUL"),
+            (r#"{"id":"b","disks":[{"path":"x","format":"nbd"}]}"#, "unknown image format"),
+            (r#"{"id":"b","disks":[{"path":"x","formt":"raw"}]}"#, "formt"),
+        ] {
+            let error = parse(format!("{good}\n{line}\n").as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with("m, line 2: ") && error.contains(why), "{error}");
+        }
+        assert!(parse(b"\n\n").unwrap_err().to_string().contains("no guest was found in m"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(names in prop::collection::btree_set(prop::collection::vec(1u8.., 1..20), 1..9)) {
+            let guests: Vec<Guest> = names
+                .into_iter()
+                .map(|name| Guest {
+                    id: GuestId::of_name(&name),
+                    disks: vec![Disk { path: Path::new("/").join(OsString::from_vec(name)), format: None }],
+                })
+                .collect();
+            let mut out = Vec::new();
+            write(&guests, &mut out).unwrap();
+            prop_assert_eq!(parse(&out).unwrap(), guests);
+        }
+    }
+}
