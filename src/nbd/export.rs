@@ -1,9 +1,11 @@
 //! What can be served: the trait [`Export`] and the set of named [`Exports`].
 
 use super::protocol::{NBD_MAX_STRING, Request, StateFlags};
+use crate::image::Allocation;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A row of bytes that clients can read, and perhaps write.
 ///
@@ -45,6 +47,12 @@ pub trait Export: Send + Sync + 'static {
     /// of one connection arrived. Called in the connection's task: must not wait.
     fn observe(&self, request: &Request) {
         let _ = request;
+    }
+
+    /// Told of each request that was carried out, or has failed while it was, as soon as it is known how
+    /// it ended. Called in the connection's task or on the thread that did the work: must be quick.
+    fn answered(&self, answered: &Answered<'_>) {
+        let _ = answered;
     }
 
     /// Fills `buf` from `offset` if that needs no waiting, and returns whether it did. What is in
@@ -120,6 +128,19 @@ pub trait Export: Send + Sync + 'static {
     }
 }
 
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered<'a> {
+    /// The request, as the client sent it.
+    pub request: &'a Request,
+    /// Number of the connection, from 1 in the order in which the server has met its clients.
+    pub connection: u64,
+    /// When its header had come.
+    pub received: Instant,
+    /// Why it has failed, if it has.
+    pub error: Option<&'a io::Error>,
+}
+
 /// How [`Export::write_zeroes`] is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Zeroing {
@@ -138,6 +159,16 @@ pub struct Extent {
     pub length: u64,
     /// Their state.
     pub flags: StateFlags,
+}
+
+impl From<Allocation> for Extent {
+    fn from(allocation: Allocation) -> Self {
+        let flags = match allocation.is_hole {
+            true => StateFlags::HOLE | StateFlags::ZERO,
+            false => StateFlags::empty(),
+        };
+        Self { length: allocation.range.len(), flags }
+    }
 }
 
 /// The exports of one server, by name.
