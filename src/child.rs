@@ -24,6 +24,12 @@ const MAX_MESSAGE: usize = 600;
 pub(crate) fn command(program: &OsStr) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+    die_with_us(&mut command);
+    command
+}
+
+/// Has the command's process killed when the thread that spawned it dies.
+pub(crate) fn die_with_us(command: &mut Command) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe functions may be
     // called: it makes two plain system calls and allocates nothing.
@@ -31,7 +37,6 @@ pub(crate) fn command(program: &OsStr) -> Command {
     unsafe {
         command.pre_exec(move || die_with(parent));
     }
-    command
 }
 
 /// Asks for a SIGKILL when the thread that forked us ends.

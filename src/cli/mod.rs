@@ -16,6 +16,7 @@ mod progress;
 mod ranges;
 mod report;
 mod signals;
+mod trace;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub(crate) use exit::Exit;
@@ -65,6 +66,7 @@ enum Command {
     Damaged(damaged::DamagedArgs),
     Diff(diff::DiffArgs),
     Report(report::ReportArgs),
+    Trace(trace::TraceArgs),
     Convert(convert::ConvertArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
@@ -87,6 +89,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Damaged(args)) => damaged::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Report(args)) => report::run(&args),
+        Some(Command::Trace(args)) => trace::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
         None => map::run(&cli.map, &matches),

@@ -20,12 +20,14 @@ mod qemu_nbd;
 mod raw;
 mod references;
 mod vmdk;
+mod writable;
 
 pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
 pub use layer::Layer;
 pub use overlay::Overlay;
 pub use qemu_nbd::{ReadError, private_directory};
+pub use writable::{Writable, WritableRaw};
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

@@ -86,17 +86,7 @@ pub trait Export: Send + Sync + 'static {
     /// The bytes cannot be written, or [`Zeroing::fast`] was asked for and this would be no faster
     /// than writing ([`io::ErrorKind::Unsupported`], at once and with nothing changed).
     fn write_zeroes(&self, length: u32, offset: u64, how: Zeroing) -> io::Result<()> {
-        const ZEROES: &[u8] = &[0; 1 << 16];
-        if how.fast {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        let mut done = 0;
-        while done < length {
-            let part = (length - done).min(ZEROES.len() as u32);
-            self.write(&ZEROES[..part as usize], offset + u64::from(done), how.fua)?;
-            done += part;
-        }
-        Ok(())
+        write_zeroes_slowly(self, length, offset, how)
     }
 
     /// Told that `length` bytes at `offset` are no longer needed: a hint that may be ignored.
@@ -126,6 +116,29 @@ pub trait Export: Send + Sync + 'static {
         let _ = (offset, one);
         Ok(vec![Extent { length: length.into(), flags: StateFlags::empty() }])
     }
+}
+
+/// Writes zeroes where there is no better way.
+///
+/// # Errors
+/// The export's, and [`io::ErrorKind::Unsupported`] if it was asked for something faster.
+pub(crate) fn write_zeroes_slowly(
+    export: &(impl Export + ?Sized),
+    length: u32,
+    offset: u64,
+    how: Zeroing,
+) -> io::Result<()> {
+    const ZEROES: &[u8] = &[0; 1 << 16];
+    if how.fast {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let mut done = 0;
+    while done < length {
+        let part = (length - done).min(ZEROES.len() as u32);
+        export.write(&ZEROES[..part as usize], offset + u64::from(done), how.fua)?;
+        done += part;
+    }
+    Ok(())
 }
 
 /// How a request ended.

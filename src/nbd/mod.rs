@@ -58,6 +58,7 @@ mod server;
 mod service;
 mod transmission;
 
+pub(crate) use export::write_zeroes_slowly;
 pub use export::{Answered, Export, Exports, ExportsError, Extent, Zeroing};
 pub use limits::Limits;
 pub use protocol::{Command, CommandFlags, Request, StateFlags};

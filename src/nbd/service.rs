@@ -6,6 +6,7 @@ use super::server::{Listener, Server};
 use crate::image::private_directory;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
@@ -30,6 +31,37 @@ pub enum Address {
     Unix(PathBuf),
     /// A TCP address, with the port that was taken.
     Tcp(SocketAddr),
+}
+
+impl Address {
+    /// The URI of an export there, as the NBD project's `doc/uri.md` has it; an empty name is the default
+    /// export's.
+    pub fn uri(&self, export: &str) -> String {
+        let export = percent_encoded(export.as_bytes());
+        match self {
+            Self::Unix(socket) => {
+                format!("nbd+unix:///{export}?socket={}", percent_encoded(socket.as_os_str().as_bytes()))
+            }
+            Self::Tcp(address) if address.ip().is_unspecified() => {
+                format!("nbd://localhost:{}/{export}", address.port())
+            }
+            Self::Tcp(address) => format!("nbd://{address}/{export}"),
+        }
+    }
+}
+
+/// Writes as `%XX` what has a meaning in a URI.
+fn percent_encoded(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for &byte in bytes {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                text.push(char::from(byte));
+            }
+            _ => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
 }
 
 /// Why a service could not be started.
