@@ -303,10 +303,12 @@ fn captive(
     loop {
         alarm.look(session);
         if let Some(status) = captive.try_wait().context("the command cannot be waited for")? {
-            return Ok(match signalled {
-                Some(_) => Exit::Signal(interruption.signal()),
-                None => exit_of(status),
-            });
+            if signalled.is_none() {
+                return Ok(exit_of(status));
+            }
+            // What it has left running in the background does not listen, or would have gone.
+            captive.signal(Signal::KILL);
+            return Ok(Exit::Signal(interruption.signal()));
         }
         match signalled {
             None if cancel.is_cancelled() => {

@@ -1,7 +1,7 @@
 //! Disks that take writes.
 
-use super::{Allocation, Format, Image, OpenError, SECTOR, Source, lock};
 use super::raw::RawFile;
+use super::{Allocation, Format, Image, OpenError, SECTOR, Source, lock};
 use crate::range::{DiskOffset, DiskRange};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -64,7 +64,8 @@ impl WritableRaw {
         drop(image);
         let fail = |error| OpenError::from_io(&path, error);
         let file = File::options().read(true).write(true).open(&path).map_err(fail)?;
-        let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| fail(error.into()))?;
+        let end =
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| fail(error.into()))?;
         if !end.is_multiple_of(SECTOR) {
             return Err(refuse("its size is no multiple of 512"));
         }

@@ -46,11 +46,7 @@ impl Disk {
     }
 
     /// Does `write`, and makes it durable if that is asked for.
-    fn write_with(
-        &self,
-        fua: bool,
-        write: impl FnOnce(&dyn Writable) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn write_with(&self, fua: bool, write: impl FnOnce(&dyn Writable) -> io::Result<()>) -> io::Result<()> {
         let disk = self.storage.writable()?;
         write(disk)?;
         if fua { disk.flush() } else { Ok(()) }

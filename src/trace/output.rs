@@ -59,7 +59,11 @@ impl Form {
     ///
     /// # Errors
     /// The beginning of the log cannot be written.
-    pub fn output(self, to: impl Write + Send + 'static, images: &[ImageInfo]) -> io::Result<Box<dyn Output>> {
+    pub fn output(
+        self,
+        to: impl Write + Send + 'static,
+        images: &[ImageInfo],
+    ) -> io::Result<Box<dyn Output>> {
         let to = BufWriter::with_capacity(1 << 16, to);
         Ok(match self {
             Self::Text => Box::new(text::Text::new(to)),

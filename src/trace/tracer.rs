@@ -88,9 +88,8 @@ impl Tracer {
         let Self { queue, trouble, thread } = self;
         queue.close();
         let panicked = || io::Error::other("internal error: the log's thread panicked");
-        let (Counts { requests, failed }, panic) = thread
-            .join()
-            .map_or_else(|_| (Counts::default(), Some(panicked())), |counts| (counts, None));
+        let (Counts { requests, failed }, panic) =
+            thread.join().map_or_else(|_| (Counts::default(), Some(panicked())), |counts| (counts, None));
         let dropped = queue.dropped();
         let trouble = Arc::into_inner(trouble).and_then(OnceLock::into_inner).or(panic);
         Outcome { requests: requests + dropped, failed, dropped, trouble }

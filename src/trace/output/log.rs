@@ -38,10 +38,8 @@ impl<W: Write + Send> Output for Log<W> {
     fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
         let out = &mut self.out;
         let since_1970 = (self.began + event.time).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let time = DateTime::<Utc>::from_timestamp(
-            since_1970.as_secs().cast_signed(),
-            since_1970.subsec_nanos(),
-        );
+        let time =
+            DateTime::<Utc>::from_timestamp(since_1970.as_secs().cast_signed(), since_1970.subsec_nanos());
         let time = time.unwrap_or_default().format("%Y-%m-%d %H:%M:%S%.6f");
         write!(out, "{time} connection={} {} id={number}", event.connection, action(event.op))?;
         if event.op != Op::Flush {
