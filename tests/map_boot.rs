@@ -1,5 +1,6 @@
 //! A guest boots from its disk, and the log tells what it read: boot code, loader, kernel, initrd, and just the
 //! files that the guest itself says on its console that it has read.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

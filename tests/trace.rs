@@ -1,5 +1,6 @@
 //! `virt-bmap-rs trace` with made-up maps and images: what clients of other people read and write is in the
 //! log by name, and nothing that they or the log do ends the service. Needs no appliance.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -468,4 +469,36 @@ fn the_report_shows_the_log() {
         run.assert_code(0);
         sandbox = run.sandbox;
     }
+}
+
+#[test]
+fn what_was_read_is_written_down_for_those_who_prefetch() {
+    needs!("nbdsh");
+    let sandbox = sandbox();
+    let reads = "h.pread(4096, 0x400000)\nh.pread(8192, 0x101000)\nh.pread(8192, 0x101000)\n\
+                 h.pread(4096, 0x108000)\nh.pwrite(b'x' * 512, 0x700000)\n";
+    let client = nbdsh(&sandbox, reads);
+    let files = ["--working-set", "set.json", "--prefetch", "ranges", "--prefetch-files", "files"];
+    let (run, _) = trace_json(sandbox, &client, &files);
+    run.assert_code(0).assert_says(&[
+        "4 reads of 24 KiB, 1 writes of 512 B",
+        "read: 16 KiB distinct, 8.0 KiB again; 0 of 4 reads sequential",
+        "2 files, 16 KiB of the 1.0 MiB that they have; 0 directories",
+    ]);
+    assert_eq!(run.read("files"), b"/a \"second\"\n/first\n");
+    assert_eq!(
+        String::from_utf8(run.read("ranges")).unwrap(),
+        format!("# disk 1\n{} 4096\n{} {}\n", 0x40_0000, 0x10_1000, 0x8000)
+    );
+    let set: Value = serde_json::from_slice(&run.read("set.json")).unwrap();
+    let column =
+        |name: &str| -> Vec<&Value> { set["files"].as_array().unwrap().iter().map(|f| &f[name]).collect() };
+    assert_eq!(column("path"), ["/a \"second\"", "/first"]);
+    assert_eq!(column("bytes"), [4096, 12288]);
+    assert_eq!(set["ranges"].as_array().unwrap().len(), 3);
+
+    // Another command of ours reads the list of ranges.
+    let run = run.sandbox.run(["lookup", "disk.bmap", "--ranges", "ranges", "--csv"]);
+    let answer = String::from_utf8_lossy(&run.assert_code(0).stdout).into_owned();
+    assert!(answer.contains("4096") && answer.contains("/first"), "{answer}");
 }

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufWriter};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -17,12 +17,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use virt_bmap::bmap::{self, ImageFile, ImageInfo, Map};
+use virt_bmap::bmap::output::Output;
+use virt_bmap::bmap::{self, ImageFile, ImageInfo, Kind, Map};
 use virt_bmap::image::{self, Format, Image, OpenOptions};
 use virt_bmap::mapper::{Cancel, Disk};
 use virt_bmap::nbd::Place;
 use virt_bmap::trace::output::Form;
-use virt_bmap::trace::{Captive, Options, Outcome, Overflow, Session, Writes, stale};
+use virt_bmap::trace::{
+    Amount, Captive, Op, Options, Outcome, Overflow, Session, Summary, Writes, stale, working_set,
+};
+use virt_bmap::units::Human;
 
 /// Watch a guest: serve its disks over NBD, and log which files it reads and writes.
 ///
@@ -46,6 +50,18 @@ pub(super) struct TraceArgs {
     /// Form of the log
     #[arg(long, value_enum, default_value_t = FormArg::Text)]
     format: FormArg,
+
+    /// Write down what was read: files in the order of their first reads, and ranges, as JSON
+    #[arg(long, value_name = "FILE")]
+    working_set: Option<PathBuf>,
+
+    /// Write down what to prefetch: lines of `OFFSET LENGTH` in bytes, in the order of the first reads
+    #[arg(long, value_name = "FILE")]
+    prefetch: Option<PathBuf>,
+
+    /// Write down which files to prefetch: a path a line, in the order of the first reads
+    #[arg(long, value_name = "FILE")]
+    prefetch_files: Option<PathBuf>,
 
     /// Run a shell command with the disks, and end when it ends
     ///
@@ -138,13 +154,19 @@ fn listen(text: &str) -> Result<Listen, String> {
 pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     args.how.start_log();
     let disks = disks(args)?;
-    refuse_to_overwrite(&disks, std::slice::from_ref(&args.output))?;
-    if let Some(map) = &args.map
-        && args.output != Path::new("-")
-        && matches!((map.canonicalize(), args.output.canonicalize()), (Ok(map), Ok(log)) if map == log)
-    {
-        bail!("{} is the map; name another file with -o", map.display());
+    let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
+    let outputs: Vec<PathBuf> = after.into_iter().flatten().chain([&args.output]).cloned().collect();
+    refuse_to_overwrite(&disks, &outputs)?;
+    for output in outputs.iter().filter(|output| *output != Path::new("-")) {
+        if let Some(map) = &args.map
+            && matches!((map.canonicalize(), output.canonicalize()), (Ok(map), Ok(output)) if map == output)
+        {
+            bail!("{} is the map; name another file", map.display());
+        }
     }
+    // Begun before the work, so that a directory that cannot be written to is found out before it.
+    let begin = |path: &Option<PathBuf>| path.as_deref().map(Output::create).transpose();
+    let [working_set, prefetch, prefetch_files] = [begin(after[0])?, begin(after[1])?, begin(after[2])?];
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
     let (images, map) = match &args.map {
@@ -177,13 +199,21 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         overflow: if args.no_drop { Overflow::Wait } else { Overflow::Drop },
         place: args.listen.as_ref().map_or(Place::Private, |listen| Place::Tcp(listen.0.clone())),
     };
-    let session = Session::start(images, Arc::new(map), output, &options)?;
+    let map = Arc::new(map);
+    let session = Session::start(images, map.clone(), output, &options)?;
     let served = match &args.run {
         Some(script) => captive(script, args, &session, &cancel, &interruption),
         None => serve(args, &session, &cancel),
     };
     let outcome = session.finish();
     let exit = served?;
+    let summary = &outcome.summary;
+    write(working_set, |out| working_set::write(summary, &map, out))?;
+    write(prefetch, |out| working_set::write_prefetch(summary, out))?;
+    write(prefetch_files, |out| working_set::write_file_list(summary, &map, out))?;
+    if !args.how.quiet {
+        eprint!("{}", in_words(summary, &map));
+    }
     Ok(if say(&outcome, args) || exit != Exit::Success { exit } else { Exit::Incomplete })
 }
 
@@ -330,6 +360,53 @@ fn exit_of(status: ExitStatus) -> Exit {
     }
 }
 
+/// Writes one of the files that are made at the end.
+fn write(output: Option<Output>, write: impl FnOnce(&mut BufWriter<Output>) -> io::Result<()>) -> Result<()> {
+    let Some(output) = output else { return Ok(()) };
+    let path = output.path().display().to_string();
+    let mut out = BufWriter::new(output);
+    write(&mut out).with_context(|| format!("{path}: could not be written"))?;
+    Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?.commit()?)
+}
+
+/// The trace for people.
+fn in_words(summary: &Summary, map: &Map) -> String {
+    let read = summary.amount(Op::Read);
+    let distinct = summary.distinct();
+    let of = |op: Op, words: &str| match summary.amount(op) {
+        Amount { requests: 0, .. } => String::new(),
+        Amount { requests, bytes: 0 } => format!(", {requests} {words}"),
+        Amount { requests, bytes } => format!(", {requests} {words} of {}", Human(bytes)),
+    };
+    let objects = summary.objects(map);
+    let of_kind = |kind: Kind| {
+        let some = objects.iter().filter(|read| read.file.object.kind() == kind);
+        some.fold((0u64, 0u64, 0u64), |(count, bytes, on_disk), read| {
+            (count + 1, bytes + read.bytes, on_disk + read.on_disk)
+        })
+    };
+    let (files, file_bytes, on_disk) = of_kind(Kind::File);
+    let (directories, ..) = of_kind(Kind::Directory);
+    format!(
+        "{} reads of {}{}{}{}{} in {:.1} s\n\
+         read: {} distinct, {} again; {} of {} reads sequential\n\
+         {files} files, {} of the {} that they have; {directories} directories\n",
+        read.requests,
+        Human(read.bytes),
+        of(Op::Write, "writes"),
+        of(Op::Zero, "writes of zeroes"),
+        of(Op::Trim, "trims"),
+        of(Op::Flush, "flushes"),
+        summary.duration().as_secs_f64(),
+        Human(distinct),
+        Human(read.bytes - distinct),
+        summary.sequential(),
+        read.requests,
+        Human(file_bytes),
+        Human(on_disk),
+    )
+}
+
 /// Says what is missing from the log, and returns whether nothing is.
 fn say(outcome: &Outcome, args: &TraceArgs) -> bool {
     if let Some(error) = &outcome.trouble {
@@ -341,8 +418,8 @@ fn say(outcome: &Outcome, args: &TraceArgs) -> bool {
             outcome.dropped, outcome.requests
         );
     }
-    if outcome.failed > 0 {
-        eprintln!("virt-bmap-rs: warning: {} requests failed", outcome.failed);
+    if outcome.summary.failed() > 0 {
+        eprintln!("virt-bmap-rs: warning: {} requests failed", outcome.summary.failed());
     }
     outcome.is_whole()
 }

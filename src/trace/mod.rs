@@ -13,6 +13,7 @@
 //! * [`Queue`] takes events without waiting for the log, and counts what it has no room for;
 //! * [`Tracer`] is the thread that takes them out, finds their objects and writes them;
 //! * [`output`] has one file for each form of the log;
+//! * [`Summary`] is what remains of it, and [`working_set`] writes down what the guest has read;
 //! * [`stale`] tells a map of another disk, or of another time;
 //! * [`Session`] puts these together for a guest's disks;
 //! * [`Captive`] is a command that uses them.
@@ -24,11 +25,14 @@ pub mod output;
 mod queue;
 mod session;
 pub mod stale;
+mod summary;
 mod tracer;
+pub mod working_set;
 
 pub use captive::Captive;
 pub use disk::{Disk, Storage};
 pub use event::{Event, Op};
 pub use queue::{Overflow, Queue};
 pub use session::{Options, Session, SessionError, Writes};
+pub use summary::{Amount, ReadObject, Summary};
 pub use tracer::{Outcome, Tracer};

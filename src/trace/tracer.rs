@@ -2,6 +2,7 @@
 
 use super::output::Output;
 use super::queue::Queue;
+use super::summary::Summary;
 use crate::bmap::Map;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -11,14 +12,7 @@ use std::thread::JoinHandle;
 pub struct Tracer {
     queue: Arc<Queue>,
     trouble: Arc<OnceLock<io::Error>>,
-    thread: JoinHandle<Counts>,
-}
-
-/// What the thread has seen.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    requests: u64,
-    failed: u64,
+    thread: JoinHandle<(u64, Summary)>,
 }
 
 /// How a trace has ended.
@@ -26,8 +20,8 @@ struct Counts {
 pub struct Outcome {
     /// How many requests were seen.
     pub requests: u64,
-    /// How many of those in the log have failed.
-    pub failed: u64,
+    /// Those that were not dropped, as a whole.
+    pub summary: Summary,
     /// How many of them are not in the log, as they came faster than it could be written.
     pub dropped: u64,
     /// Why the log ends before its time, if it does.
@@ -51,16 +45,17 @@ impl Tracer {
         let thread = std::thread::Builder::new().name("trace".into()).spawn({
             let (queue, trouble) = (queue.clone(), trouble.clone());
             move || {
-                let mut counts = Counts::default();
+                let mut requests = 0;
+                let mut summary = Summary::default();
                 let mut events = Vec::new();
                 while queue.take(&mut events) {
                     for event in &events {
-                        counts.requests += 1;
-                        counts.failed += u64::from(event.failed);
+                        requests += 1;
                         let hits = map.over(event.disk, event.range).most_specific_first();
+                        summary.add(event, &hits);
                         // A log that cannot be written does not keep the guest from running.
                         if trouble.get().is_none()
-                            && let Err(error) = output.request(counts.requests, event, &hits)
+                            && let Err(error) = output.request(requests, event, &hits)
                         {
                             let _ = trouble.set(error);
                         }
@@ -72,7 +67,7 @@ impl Tracer {
                         let _ = trouble.set(error);
                     }
                 }
-                counts
+                (requests, summary)
             }
         })?;
         Ok(Self { queue, trouble, thread })
@@ -88,10 +83,10 @@ impl Tracer {
         let Self { queue, trouble, thread } = self;
         queue.close();
         let panicked = || io::Error::other("internal error: the log's thread panicked");
-        let (Counts { requests, failed }, panic) =
-            thread.join().map_or_else(|_| (Counts::default(), Some(panicked())), |counts| (counts, None));
+        let ((requests, summary), panic) =
+            thread.join().map_or_else(|_| (Default::default(), Some(panicked())), |seen| (seen, None));
         let dropped = queue.dropped();
         let trouble = Arc::into_inner(trouble).and_then(OnceLock::into_inner).or(panic);
-        Outcome { requests: requests + dropped, failed, dropped, trouble }
+        Outcome { requests: requests + dropped, summary, dropped, trouble }
     }
 }
