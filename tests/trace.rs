@@ -481,9 +481,9 @@ fn what_was_read_is_written_down_for_those_who_prefetch() {
     let files = ["--working-set", "set.json", "--prefetch", "ranges", "--prefetch-files", "files"];
     let (run, _) = trace_json(sandbox, &client, &files);
     run.assert_code(0).assert_says(&[
-        "4 reads of 24 KiB, 1 writes of 512 B",
-        "read: 16 KiB distinct, 8.0 KiB again; 0 of 4 reads sequential",
-        "2 files, 16 KiB of the 1.0 MiB that they have; 0 directories",
+        "4 reads of 24 KiB, 1 write of 512 B",
+        "read: 16 KiB distinct, 8 KiB again; 0 of 4 reads sequential",
+        "2 files, 16 KiB of the 1 MiB that they have; 0 directories",
     ]);
     assert_eq!(run.read("files"), b"/a \"second\"\n/first\n");
     assert_eq!(

@@ -211,7 +211,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     write(working_set, |out| working_set::write(summary, &map, out))?;
     write(prefetch, |out| working_set::write_prefetch(summary, out))?;
     write(prefetch_files, |out| working_set::write_file_list(summary, &map, out))?;
-    if !args.how.quiet {
+    if !args.how.quiet && outcome.requests > 0 {
         eprint!("{}", in_words(summary, &map));
     }
     Ok(if say(&outcome, args) || exit != Exit::Success { exit } else { Exit::Incomplete })
@@ -369,14 +369,23 @@ fn write(output: Option<Output>, write: impl FnOnce(&mut BufWriter<Output>) -> i
     Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?.commit()?)
 }
 
+/// A number of things.
+fn counted(number: u64, word: &str) -> String {
+    match (number, word) {
+        (1, word) => format!("1 {word}"),
+        (_, word) if word.ends_with("sh") => format!("{number} {word}es"),
+        (_, word) => format!("{number} {word}s"),
+    }
+}
+
 /// The trace for people.
 fn in_words(summary: &Summary, map: &Map) -> String {
     let read = summary.amount(Op::Read);
     let distinct = summary.distinct();
-    let of = |op: Op, words: &str| match summary.amount(op) {
+    let of = |op: Op, word: &str| match summary.amount(op) {
         Amount { requests: 0, .. } => String::new(),
-        Amount { requests, bytes: 0 } => format!(", {requests} {words}"),
-        Amount { requests, bytes } => format!(", {requests} {words} of {}", Human(bytes)),
+        Amount { requests, bytes: 0 } => format!(", {}", counted(requests, word)),
+        Amount { requests, bytes } => format!(", {} of {}", counted(requests, word), Human(bytes)),
     };
     let objects = summary.objects(map);
     let of_kind = |kind: Kind| {
@@ -388,15 +397,15 @@ fn in_words(summary: &Summary, map: &Map) -> String {
     let (files, file_bytes, on_disk) = of_kind(Kind::File);
     let (directories, ..) = of_kind(Kind::Directory);
     format!(
-        "{} reads of {}{}{}{}{} in {:.1} s\n\
+        "{} of {}{}{}{}{} in {:.1} s\n\
          read: {} distinct, {} again; {} of {} reads sequential\n\
          {files} files, {} of the {} that they have; {directories} directories\n",
-        read.requests,
+        counted(read.requests, "read"),
         Human(read.bytes),
-        of(Op::Write, "writes"),
-        of(Op::Zero, "writes of zeroes"),
-        of(Op::Trim, "trims"),
-        of(Op::Flush, "flushes"),
+        of(Op::Write, "write"),
+        of(Op::Zero, "zeroing"),
+        of(Op::Trim, "trim"),
+        of(Op::Flush, "flush"),
         summary.duration().as_secs_f64(),
         Human(distinct),
         Human(read.bytes - distinct),

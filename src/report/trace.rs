@@ -299,7 +299,7 @@ mod tests {
             ("", "no request"),
             ("{\"version\":1}\n", "no request"),
             ("{\"op\":\"read\"}\n", "line 1"),
-            ("{\"op\":\"trim\",\"time\":0,\"disk\":1,\"offset\":0,\"length\":1}", "trim"),
+            ("{\"op\":\"copy\",\"time\":0,\"disk\":1,\"offset\":0,\"length\":1}", "copy"),
             ("{\"op\":\"read\",\"time\":1e300,\"disk\":1,\"offset\":0,\"length\":1}", "time"),
             (
                 "{\"op\":\"read\",\"time\":0,\"disk\":1,\"offset\":18446744073709551615,\"length\":1}",
