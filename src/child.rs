@@ -29,6 +29,12 @@ pub(crate) fn command(program: &OsStr) -> Command {
 pub(crate) fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+    die_with_us(&mut command, signal);
+    command
+}
+
+/// Has the command's process sent `signal` when the thread that spawned it dies.
+pub(crate) fn die_with_us(command: &mut Command, signal: Signal) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe functions may be
     // called: it makes two plain system calls and allocates nothing.
@@ -36,7 +42,6 @@ pub(crate) fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
     unsafe {
         command.pre_exec(move || die_with(parent, signal));
     }
-    command
 }
 
 /// Asks for a signal when the thread that forked us ends.

@@ -19,14 +19,16 @@
 //! * [`lookup`], [`mod@list`], [`mod@diff`] and [`mod@changed`] question a map: what is there, which files are hit,
 //!   what differs, and what was written between two states of a disk.
 //!   [`rangelist`] reads the ranges that other programs write, [`links`] takes a file's names together,
-//!   and [`spans`] and [`units`] help them;
+//!   and [`spans`], [`units`] and [`cells`] help them;
 //! * [`report`] draws a map as an HTML page;
-//! * [`fleet`] maps many guests, each in a process of its own, and goes on where it was ended.
+//! * [`fleet`] maps many guests, each in a process of its own, and goes on where it was ended;
+//! * [`trace`] tells which files a running guest reads and writes.
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
 
 pub mod appliance;
 pub mod bmap;
+pub mod cells;
 pub mod changed;
 mod child;
 pub mod diff;
@@ -43,6 +45,7 @@ pub mod rangelist;
 pub mod recorder;
 pub mod report;
 pub mod spans;
+pub mod trace;
 pub mod units;
 
 /// An error and its causes in one line, the outermost first.

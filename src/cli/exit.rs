@@ -11,12 +11,14 @@ pub(crate) enum Exit {
     Failed,
     /// The command line makes no sense.
     Usage,
-    /// A map was written, but something could not be examined.
+    /// A map was written, but something could not be examined. `trace`: requests are missing from the log.
     Incomplete,
     /// `damaged`: files are hit. `diff --exit-code`: the maps differ.
     Found,
     /// `damaged`: no file is hit, but directories or metadata are.
     FoundBesideFiles,
+    /// `trace`: the status of the command that was run.
+    Command(u8),
     /// Ended by this signal.
     Signal(i32),
 }
@@ -30,6 +32,7 @@ impl From<Exit> for ExitCode {
             Exit::Incomplete => 3,
             Exit::Found => 4,
             Exit::FoundBesideFiles => 5,
+            Exit::Command(status) => status,
             // As shells say it: 130 for SIGINT.
             Exit::Signal(signal) => 128 + (signal & 0x7f) as u8,
         })

@@ -10,6 +10,22 @@ use virt_bmap::bmap::output::Output;
 use virt_bmap::bmap::{self, Map};
 use virt_bmap::mapper::{Cancel, Disk};
 
+/// Makes a map that is not kept. The inner error is the end of a command that a signal has ended.
+pub(super) fn make_or_interrupted(
+    disks: &[Disk],
+    how: &MapOptions,
+    cancel: &Cancel,
+    interruption: &Interruption,
+) -> Result<Result<Map, Exit>> {
+    let mapped = make(disks, how, cancel)?;
+    let Some(mapped) = mapped.filter(|_| !cancel.is_cancelled()) else {
+        eprintln!("virt-bmap-rs: interrupted");
+        return Ok(Err(Exit::Signal(interruption.signal())));
+    };
+    print_troubles(how.progress, &mapped);
+    Ok(Ok(mapped.map))
+}
+
 /// How a map is made that is not given, and whether it is kept.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Options for making a map")]

@@ -17,6 +17,7 @@ mod progress;
 mod ranges;
 mod report;
 mod signals;
+mod trace;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub(crate) use exit::Exit;
@@ -67,6 +68,7 @@ enum Command {
     Damaged(damaged::DamagedArgs),
     Diff(diff::DiffArgs),
     Report(report::ReportArgs),
+    Trace(trace::TraceArgs),
     Convert(convert::ConvertArgs),
     Fleet(fleet::FleetArgs),
     #[command(hide = true)]
@@ -90,6 +92,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Damaged(args)) => damaged::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Report(args)) => report::run(&args),
+        Some(Command::Trace(args)) => trace::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Fleet(args)) => fleet::run(&args, &matches),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),

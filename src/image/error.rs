@@ -73,6 +73,14 @@ pub enum OpenError {
         /// The image, or a file that it refers to.
         path: PathBuf,
     },
+    /// It is to be written to, and cannot be.
+    #[error("{path:?} cannot be written to: {reason}; let the writes stay in the private layer")]
+    NotWritable {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The image is damaged.
     #[error("{path:?} is no whole {format} image: {reason}; map a complete copy of it")]
     Corrupt {

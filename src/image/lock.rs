@@ -38,6 +38,22 @@ pub(super) fn hold(file: &File) {
     }
 }
 
+/// Says by qemu's locks that we read and write the file and that nobody else may write to it, for as long
+/// as `file` is open. False if another program does so, or counts on it that nobody writes.
+pub(super) fn hold_for_writing(file: &File) -> bool {
+    let is_denied = || {
+        let mut lock = one_byte(libc::F_WRLCK, DENIES_WRITE);
+        fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != libc::F_UNLCK as libc::c_short
+    };
+    // First ours, then the look at those of others: of two that come at once, at least one sees the other.
+    if let Err(error) = fcntl(file, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, USES_WRITE)) {
+        tracing::debug!(%error, "cannot lock the image");
+    }
+    let is_free = !is_denied();
+    hold(file);
+    is_free
+}
+
 fn one_byte(kind: libc::c_int, byte: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,

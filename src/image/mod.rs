@@ -22,6 +22,7 @@ mod raw;
 mod references;
 mod stamp;
 mod vmdk;
+mod writable;
 
 pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
@@ -29,6 +30,7 @@ pub use layer::Layer;
 pub use overlay::Overlay;
 pub use qemu_nbd::{ReadError, private_directory};
 pub use stamp::Stamp;
+pub use writable::{Writable, WritableRaw};
 
 use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;

@@ -13,7 +13,7 @@
 //! is what NBD promises. A write publishes its range only when its data is in the file: no reader ever
 //! sees a half-written file through the map.
 
-use super::{Allocation, Source};
+use super::{Allocation, Source, Writable};
 use crate::range::{DiskOffset, DiskRange, RangeSet};
 use rustix::fs::FallocateFlags;
 use std::fs::File;
@@ -290,6 +290,24 @@ fn check_range_count(map: &Map) -> io::Result<()> {
         return Err(rustix::io::Errno::NOSPC.into());
     }
     Ok(())
+}
+
+impl Writable for Overlay {
+    fn write_at(&self, buf: &[u8], offset: DiskOffset) -> io::Result<()> {
+        Overlay::write_at(self, buf, offset)
+    }
+
+    fn try_write_zeroes(&self, range: DiskRange, _allocate: bool) -> io::Result<bool> {
+        self.write_zeroes(range).map(|()| true)
+    }
+
+    fn trim(&self, range: DiskRange) -> io::Result<()> {
+        Overlay::trim(self, range)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Overlay::flush(self)
+    }
 }
 
 impl Source for Overlay {

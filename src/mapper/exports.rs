@@ -1,7 +1,7 @@
 //! What our NBD server offers to the appliance: the guest's disks and the control disk.
 
 use crate::image::{Overlay, ReadError, Source as _};
-use crate::nbd::{Command, Export, Extent, Request, StateFlags, Zeroing};
+use crate::nbd::{Command, Export, Extent, Request, Zeroing};
 use crate::probe::channel::Channel;
 use crate::range::{DiskOffset, DiskRange};
 use crate::recorder::{DiskNumber, Recorder};
@@ -92,14 +92,7 @@ impl Export for DiskExport {
 
     fn block_status(&self, length: u32, offset: u64, _one: bool) -> io::Result<Vec<Extent>> {
         let allocation = self.overlay.allocation(range(offset, length))?;
-        Ok(allocation
-            .into_iter()
-            .map(|part| {
-                let flags =
-                    if part.is_hole { StateFlags::HOLE | StateFlags::ZERO } else { StateFlags::empty() };
-                Extent { length: part.range.len(), flags }
-            })
-            .collect())
+        Ok(allocation.into_iter().map(Extent::from).collect())
     }
 }
 

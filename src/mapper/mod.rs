@@ -10,7 +10,7 @@ mod exports;
 use crate::appliance::{Appliance, Decision, KillSwitch, LaunchError, LaunchOptions};
 use crate::bmap::{Header, ImageFile, ImageInfo, Map};
 use crate::image::{self, Image, OpenError, OpenOptions, Overlay};
-use crate::nbd::{Exports, ExportsError, Limits, Server};
+use crate::nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
 use crate::probe::channel::{Channel, Snapshot};
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
@@ -26,10 +26,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio::net::UnixListener;
-use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 /// How to map.
 #[derive(Clone, Debug)]
@@ -113,6 +109,9 @@ pub enum MapError {
         #[source]
         source: io::Error,
     },
+    /// The server could not be started.
+    #[error(transparent)]
+    Serve(#[from] ServiceError),
     /// The exports could not be named; a defect of this library.
     #[error(transparent)]
     Exports(#[from] ExportsError),
@@ -203,14 +202,19 @@ pub fn map_guest(
     let recorder = Arc::new(Recorder::new());
     let channel = Arc::new(Channel::new(recorder.clone()));
     let lost = Arc::new(OnceLock::new());
-    let service = Service::start(&opened, &recorder, &channel, &lost, options)?;
+    let (exports, overlays) = exports(&opened, &recorder, &channel, &lost, options)?;
+    let limits = Limits { connections: 2 * opened.len() + 8, ..Limits::default() };
+    let service = Service::start(exports, limits, &Place::Private)?;
+    let Address::Unix(socket) = service.address().clone() else {
+        unreachable!("a private place is a Unix socket")
+    };
     let session = Session {
         options: options.clone(),
-        socket: service.socket.clone(),
+        socket,
         recorder,
         channel: channel.clone(),
         disks: opened.iter().map(|image| image.source.clone()).collect(),
-        overlays: service.overlays.clone(),
+        overlays,
         kill: KillSwitch::default(),
         phase: Arc::default(),
         decision: Arc::default(),
@@ -257,64 +261,27 @@ fn describe(header: &mut Header, images: &[Image], troubles: &Troubles) {
     header.warnings = warnings.map(|trouble| trouble.to_string()).collect();
 }
 
-/// Our NBD server on its private socket.
-struct Service {
-    runtime: Runtime,
-    server: JoinHandle<()>,
-    stop: oneshot::Sender<()>,
-    socket: PathBuf,
-    /// What is written to the disks, in order.
-    overlays: Vec<Arc<Overlay>>,
-    /// Holds the socket; removed when dropped.
-    _directory: tempfile::TempDir,
-}
-
-impl Service {
-    fn start(
-        images: &[Image],
-        recorder: &Arc<Recorder>,
-        channel: &Arc<Channel>,
-        lost: &Arc<OnceLock<io::Error>>,
-        options: &Options,
-    ) -> Result<Self, MapError> {
-        let set_up = |what| move |source| MapError::SetUp { what, source };
-        let mut exports =
-            Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
-        let mut overlays = Vec::new();
-        for (disk, image) in (1..).zip(images) {
-            let overlay = Overlay::new(image.source.clone(), options.overlay_limit, &std::env::temp_dir())
-                .map_err(set_up("a temporary file for what the guest's file systems write"))?;
-            let overlay = Arc::new(overlay);
-            overlays.push(overlay.clone());
-            let export = DiskExport { disk, overlay, recorder: recorder.clone(), lost: lost.clone() };
-            exports = exports.with(&disk_export(disk), Arc::new(export))?;
-        }
-        let directory = image::private_directory().map_err(set_up("a private directory"))?;
-        let socket = directory.path().join("nbd.sock");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("nbd")
-            .enable_all()
-            .build()
-            .map_err(set_up("the threads of the NBD server"))?;
-        let listener = {
-            let _inside = runtime.enter();
-            UnixListener::bind(&socket).map_err(set_up("the NBD server's socket"))?
-        };
-        let limits = Limits { connections: 2 * images.len() + 8, ..Limits::default() };
-        let (stop, stopped) = oneshot::channel();
-        let server = runtime.spawn(Server::new(exports, limits).run(listener, async {
-            stopped.await.ok();
-        }));
-        Ok(Self { runtime, server, stop, socket, overlays, _directory: directory })
+/// The guest's disks and the control disk, and what is written to the disks, in order.
+fn exports(
+    images: &[Image],
+    recorder: &Arc<Recorder>,
+    channel: &Arc<Channel>,
+    lost: &Arc<OnceLock<io::Error>>,
+    options: &Options,
+) -> Result<(Exports, Vec<Arc<Overlay>>), MapError> {
+    let what = "a temporary file for what the guest's file systems write";
+    let mut exports =
+        Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
+    let mut overlays = Vec::new();
+    for (disk, image) in (1..).zip(images) {
+        let overlay = Overlay::new(image.source.clone(), options.overlay_limit, &std::env::temp_dir())
+            .map_err(|source| MapError::SetUp { what, source })?;
+        let overlay = Arc::new(overlay);
+        overlays.push(overlay.clone());
+        let export = DiskExport { disk, overlay, recorder: recorder.clone(), lost: lost.clone() };
+        exports = exports.with(&disk_export(disk), Arc::new(export))?;
     }
-
-    fn stop(self) {
-        drop(self.stop);
-        // A panic in the server has been reported by it; there is nothing left to serve.
-        let _ = self.runtime.block_on(self.server);
-        self.runtime.shutdown_timeout(Duration::from_secs(1));
-    }
+    Ok((exports, overlays))
 }
 
 /// The work that is done on a thread of its own, because libguestfs is synchronous.

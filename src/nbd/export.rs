@@ -1,9 +1,11 @@
 //! What can be served: the trait [`Export`] and the set of named [`Exports`].
 
 use super::protocol::{NBD_MAX_STRING, Request, StateFlags};
+use crate::image::Allocation;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A row of bytes that clients can read, and perhaps write.
 ///
@@ -47,6 +49,12 @@ pub trait Export: Send + Sync + 'static {
         let _ = request;
     }
 
+    /// Told of each request that was carried out, or has failed while it was, as soon as it is known how
+    /// it ended. Called in the connection's task or on the thread that did the work: must be quick.
+    fn answered(&self, answered: &Answered<'_>) {
+        let _ = answered;
+    }
+
     /// Fills `buf` from `offset` if that needs no waiting, and returns whether it did. What is in
     /// `buf` after `false` or an error means nothing.
     ///
@@ -78,17 +86,7 @@ pub trait Export: Send + Sync + 'static {
     /// The bytes cannot be written, or [`Zeroing::fast`] was asked for and this would be no faster
     /// than writing ([`io::ErrorKind::Unsupported`], at once and with nothing changed).
     fn write_zeroes(&self, length: u32, offset: u64, how: Zeroing) -> io::Result<()> {
-        const ZEROES: &[u8] = &[0; 1 << 16];
-        if how.fast {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        let mut done = 0;
-        while done < length {
-            let part = (length - done).min(ZEROES.len() as u32);
-            self.write(&ZEROES[..part as usize], offset + u64::from(done), how.fua)?;
-            done += part;
-        }
-        Ok(())
+        write_zeroes_slowly(self, length, offset, how)
     }
 
     /// Told that `length` bytes at `offset` are no longer needed: a hint that may be ignored.
@@ -120,6 +118,42 @@ pub trait Export: Send + Sync + 'static {
     }
 }
 
+/// Writes zeroes where there is no better way.
+///
+/// # Errors
+/// The export's, and [`io::ErrorKind::Unsupported`] if it was asked for something faster.
+pub(crate) fn write_zeroes_slowly(
+    export: &(impl Export + ?Sized),
+    length: u32,
+    offset: u64,
+    how: Zeroing,
+) -> io::Result<()> {
+    const ZEROES: &[u8] = &[0; 1 << 16];
+    if how.fast {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let mut done = 0;
+    while done < length {
+        let part = (length - done).min(ZEROES.len() as u32);
+        export.write(&ZEROES[..part as usize], offset + u64::from(done), how.fua)?;
+        done += part;
+    }
+    Ok(())
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered<'a> {
+    /// The request, as the client sent it.
+    pub request: &'a Request,
+    /// Number of the connection, from 1 in the order in which the server has met its clients.
+    pub connection: u64,
+    /// When its header had come.
+    pub received: Instant,
+    /// Why it has failed, if it has.
+    pub error: Option<&'a io::Error>,
+}
+
 /// How [`Export::write_zeroes`] is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Zeroing {
@@ -138,6 +172,16 @@ pub struct Extent {
     pub length: u64,
     /// Their state.
     pub flags: StateFlags,
+}
+
+impl From<Allocation> for Extent {
+    fn from(allocation: Allocation) -> Self {
+        let flags = match allocation.is_hole {
+            true => StateFlags::HOLE | StateFlags::ZERO,
+            false => StateFlags::empty(),
+        };
+        Self { length: allocation.range.len(), flags }
+    }
 }
 
 /// The exports of one server, by name.

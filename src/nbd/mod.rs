@@ -1,6 +1,6 @@
 //! The async NBD server.
 //!
-//! A [`Server`] offers named [`Export`]s to any number of clients, over a Unix socket
+//! A [`Server`] offers named [`Export`]s to any number of clients, over a Unix or TCP socket
 //! ([`Server::run`]) or over any other byte stream ([`Server::serve`]). One file a phase of the
 //! protocol:
 //!
@@ -9,6 +9,7 @@
 //! * `request`: whether a request may be carried out, and how that is done;
 //! * `reply`: how replies are encoded, batched and sent;
 //! * [`protocol`]: the numbers and wire structs of both;
+//! * `service`: a server in threads of its own, for a program that is not async;
 //! * `limits`: what one peer, and all of them together, may take.
 //!
 //! The specification is the NetworkBlockDevice project's
@@ -54,9 +55,12 @@ pub mod protocol;
 mod reply;
 mod request;
 mod server;
+mod service;
 mod transmission;
 
-pub use export::{Export, Exports, ExportsError, Extent, Zeroing};
+pub(crate) use export::write_zeroes_slowly;
+pub use export::{Answered, Export, Exports, ExportsError, Extent, Zeroing};
 pub use limits::Limits;
 pub use protocol::{Command, CommandFlags, Request, StateFlags};
-pub use server::{ConnectionError, Server};
+pub use server::{ConnectionError, Listener, Server};
+pub use service::{Address, Place, Service, ServiceError};

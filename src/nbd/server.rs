@@ -8,9 +8,10 @@ use super::transmission::Transmission;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -22,6 +23,36 @@ pub struct Server {
     limits: Limits,
     connections: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// How many clients have come.
+    met: AtomicU64,
+}
+
+/// A place where clients connect.
+pub trait Listener {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next client. Nothing is lost if it is dropped meanwhile.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        let stream = self.accept().await?.0;
+        // Replies are sent together as it is; Nagle's algorithm would only hold them back.
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
 }
 
 /// Why a connection ended otherwise than the protocol has it.
@@ -106,7 +137,7 @@ impl Server {
     pub fn new(exports: Exports, limits: Limits) -> Self {
         let connections = Arc::new(Semaphore::new(limits.connections));
         let bytes = Arc::new(Semaphore::new(limits.bytes as usize));
-        Self { exports, limits, connections, bytes }
+        Self { exports, limits, connections, bytes, met: AtomicU64::new(0) }
     }
 
     /// Serves the clients that connect to `listener` until `stop` is ready.
@@ -115,29 +146,28 @@ impl Server {
     /// answers to their requests in flight, for which there is [`Limits::grace`]. When this
     /// returns, every connection has been closed; an export's method that takes longer than that
     /// may still run.
-    pub async fn run(self, listener: UnixListener, stop: impl Future<Output = ()>) {
+    pub async fn run(self, listener: impl Listener, stop: impl Future<Output = ()>) {
         let server = Arc::new(self);
         // All connections stop when the sender is dropped.
         let (stop_all, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
         let mut stop = pin!(stop);
-        let mut count = 0u64;
         loop {
             tokio::select! {
                 () = &mut stop => break,
                 Some(ended) = connections.join_next() => report_panic(ended),
                 (stream, slot) = server.accept(&listener) => {
-                    count += 1;
+                    let number = server.meet();
                     let (server, mut stopped) = (Arc::clone(&server), stopped.clone());
                     let connection = async move {
                         let stop = async { while stopped.changed().await.is_ok() {} };
-                        match server.serve(stream, stop).await {
+                        match server.serve_as(number, stream, stop).await {
                             Ok(()) => debug!("connection closed"),
                             Err(error) => warn!(error = &error as &dyn std::error::Error, "connection dropped"),
                         }
                         drop(slot);
                     };
-                    connections.spawn(connection.instrument(debug_span!("nbd", connection = count)));
+                    connections.spawn(connection.instrument(debug_span!("nbd", connection = number)));
                 }
             }
         }
@@ -154,6 +184,23 @@ impl Server {
     /// The connection ended otherwise than the protocol has it. That is the client's doing, or the
     /// stream's; the server can go on.
     pub async fn serve<S>(&self, stream: S, stop: impl Future<Output = ()>) -> Result<(), ConnectionError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.serve_as(self.meet(), stream, stop).await
+    }
+
+    /// The number of the next connection, from 1.
+    fn meet(&self) -> u64 {
+        self.met.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    async fn serve_as<S>(
+        &self,
+        connection: u64,
+        stream: S,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), ConnectionError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -177,7 +224,7 @@ impl Server {
             "transmission begins"
         );
         let budget = Budget::new(&self.limits, Arc::clone(&self.bytes));
-        let mut transmission = Transmission::new(peer, agreement, budget, stall);
+        let mut transmission = Transmission::new(peer, agreement, budget, stall, connection);
         let until_disconnect = async {
             let ended = transmission.run().await;
             transmission.abandon().await;
@@ -195,7 +242,7 @@ impl Server {
     }
 
     /// The next client, as soon as there is room for it.
-    async fn accept(&self, listener: &UnixListener) -> (UnixStream, Option<OwnedSemaphorePermit>) {
+    async fn accept<L: Listener>(&self, listener: &L) -> (L::Stream, Option<OwnedSemaphorePermit>) {
         /// Until the next attempt, when the system cannot give us a connection (it has no more file
         /// descriptors, say). Clients wait in the listener's queue.
         const RETRY: Duration = Duration::from_millis(100);
@@ -203,8 +250,8 @@ impl Server {
         // Never closed, so there always is a slot.
         let slot = Arc::clone(&self.connections).acquire_owned().await.ok();
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => return (stream, slot),
+            match listener.next().await {
+                Ok(stream) => return (stream, slot),
                 Err(error) => {
                     warn!(error = &error as &dyn std::error::Error, "no connection can be accepted");
                     sleep(RETRY).await;

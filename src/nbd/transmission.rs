@@ -6,7 +6,7 @@
 //! in memory costs one system call to receive it, the export's own, and one to send the reply. All
 //! else goes to threads that may block, and comes back in the order in which it is done.
 
-use super::export::Export;
+use super::export::{Answered, Export};
 use super::limits::{Budget, Permit};
 use super::negotiation::{Agreement, BASE_ALLOCATION_ID, Peer};
 use super::protocol::*;
@@ -43,6 +43,8 @@ pub(super) struct Transmission<S> {
     running: JoinSet<Finished>,
     budget: Budget,
     export: Arc<dyn Export>,
+    /// Number of this connection.
+    connection: u64,
     /// Whether the export is [fast](Export::is_fast).
     fast: bool,
     terms: Terms,
@@ -56,15 +58,50 @@ enum Input {
     /// A request's header.
     Header,
     /// This request waits for room.
-    Admission { request: Request, permit: Pin<Box<dyn Future<Output = Option<Permit>> + Send>> },
+    Admission { job: Job, permit: Pin<Box<dyn Future<Output = Option<Permit>> + Send>> },
     /// The payload of a write.
-    Payload { request: Request, data: Vec<u8>, permit: Permit },
-    /// A read that is answered in pieces: what is left of it.
-    Read { rest: Request },
+    Payload { job: Job, data: Vec<u8>, permit: Permit },
+    /// A read that is answered in pieces, and is not yet at its end.
+    Read { job: Job },
     /// The payload of a write that is refused.
     Skip { cookie: u64, rest: usize, refusal: Refusal },
     /// Nothing more is expected.
     Closed,
+}
+
+/// A request under way.
+#[derive(Clone, Copy)]
+struct Job {
+    /// As the client sent it.
+    request: Request,
+    /// What of it is left to be done: less than all in a read that is answered in pieces.
+    rest: Request,
+    received: std::time::Instant,
+}
+
+impl Job {
+    fn new(request: Request) -> Self {
+        Self { request, rest: request, received: std::time::Instant::now() }
+    }
+
+    /// Tells the export that this is done.
+    fn tell(&self, export: &dyn Export, connection: u64, error: Option<&io::Error>) {
+        let Self { request, received, .. } = self;
+        export.answered(&Answered { request, connection, received: *received, error });
+    }
+
+    /// Does what is left to be done, and tells the export. May block.
+    fn perform(
+        &self,
+        export: &dyn Export,
+        connection: u64,
+        data: &[u8],
+        structured: bool,
+    ) -> io::Result<Outcome> {
+        let result = perform(export, &self.rest, data, structured);
+        self.tell(export, connection, result.as_ref().err());
+        result
+    }
 }
 
 /// What can happen to a connection.
@@ -74,7 +111,7 @@ enum Event {
     /// The peer has taken some bytes.
     Sent,
     /// The request that waited for room has it.
-    Admitted(Request, Permit),
+    Admitted(Job, Permit),
     /// The peer has sent so many bytes; none when it sends no more.
     Received(usize),
 }
@@ -87,7 +124,13 @@ struct Finished {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
-    pub(super) fn new(peer: Peer<S>, agreement: Agreement, budget: Budget, stall: Duration) -> Self {
+    pub(super) fn new(
+        peer: Peer<S>,
+        agreement: Agreement,
+        budget: Budget,
+        stall: Duration,
+        connection: u64,
+    ) -> Self {
         let Agreement { export, structured, base_allocation, .. } = agreement;
         let terms =
             Terms { size: export.size(), read_only: export.is_read_only(), structured, base_allocation };
@@ -100,6 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             budget,
             fast: export.is_fast(),
             export,
+            connection,
             terms,
             has_failed: false,
             stall: Stall::new(stall),
@@ -119,9 +163,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                     self.reply(&request, result, Some(permit));
                 }
                 Event::Sent => {}
-                Event::Admitted(request, permit) => {
+                Event::Admitted(job, permit) => {
                     self.input = Input::Header;
-                    self.admitted(request, permit);
+                    self.admitted(job, permit);
                 }
                 Event::Received(0) => self.end_of_stream()?,
                 Event::Received(_) => {}
@@ -132,16 +176,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     /// Takes no more requests, and ends when those in flight have been answered.
     pub(super) async fn finish(&mut self) -> Result<(), ConnectionError> {
         let input = std::mem::replace(&mut self.input, Input::Closed);
-        if let Input::Read { rest } = input
-            && let Some(permit) = self.budget.try_admit(rest.length)
+        if let Input::Read { job } = input
+            && let Some(permit) = self.budget.try_admit(job.rest.length)
         {
-            self.carry_out(rest, Vec::new(), permit);
+            self.carry_out(job, Vec::new(), permit);
         }
         self.run().await
     }
 
     /// Drops the requests that no thread has begun, and waits for the others.
     pub(super) async fn abandon(&mut self) {
+        if let Input::Read { job } = &self.input {
+            let error = io::ErrorKind::ConnectionAborted.into();
+            job.tell(&*self.export, self.connection, Some(&error));
+        }
         self.running.shutdown().await;
     }
 
@@ -163,10 +211,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             self.stall.progress();
             return Poll::Ready(sent.map(|()| Event::Sent).map_err(ConnectionError::from));
         }
-        if let Input::Admission { request, permit } = &mut self.input
+        if let Input::Admission { job, permit } = &mut self.input
             && let Poll::Ready(Some(permit)) = permit.as_mut().poll(cx)
         {
-            return Poll::Ready(Ok(Event::Admitted(*request, permit)));
+            return Poll::Ready(Ok(Event::Admitted(*job, permit)));
         }
         if self.wants_input()
             && let Poll::Ready(received) = self.poll_receive(cx)
@@ -190,8 +238,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match &mut self.input {
             // A large payload goes where it will stay.
-            Input::Payload { request, data, .. } => {
-                let rest = request.length as usize - data.len();
+            Input::Payload { job, data, .. } => {
+                let rest = job.request.length as usize - data.len();
                 pin!(self.stream.read_buf(&mut data.limit(rest))).poll(cx)
             }
             _ => {
@@ -216,19 +264,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 self.received.advance(REQUEST_HEADER);
                 self.begin(&header)?;
             }
-            Input::Payload { request, data, .. } => {
-                let rest = request.length as usize - data.len();
+            Input::Payload { job, data, .. } => {
+                let rest = job.request.length as usize - data.len();
                 let part = rest.min(self.received.len());
                 data.extend_from_slice(&self.received[..part]);
                 self.received.advance(part);
                 if part < rest {
                     return Ok(false);
                 }
-                if let Input::Payload { request, data, permit } =
+                if let Input::Payload { job, data, permit } =
                     std::mem::replace(&mut self.input, Input::Header)
                 {
-                    self.export.observe(&request);
-                    self.carry_out(request, data, permit);
+                    self.export.observe(&job.request);
+                    self.carry_out(job, data, permit);
                 }
             }
             Input::Skip { cookie, rest, refusal } => {
@@ -241,10 +289,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 self.replies.refuse(*cookie, *refusal);
                 self.input = Input::Header;
             }
-            Input::Read { rest } => {
-                let rest = *rest;
+            Input::Read { job } => {
+                let job = *job;
                 self.input = Input::Header;
-                self.read(rest);
+                self.read(job);
             }
             Input::Admission { .. } | Input::Closed => return Ok(false),
         }
@@ -283,33 +331,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 return Ok(());
             }
         };
+        let job = Job::new(request);
         match request.command {
             Command::Read => {
                 self.export.observe(&request);
                 let in_pieces = self.terms.structured && !request.flags.contains(CommandFlags::DF);
                 if length <= MAX_INLINE || in_pieces {
-                    self.read(request);
+                    self.read(job);
                 } else {
-                    self.admit(request);
+                    self.admit(job);
                 }
             }
             // Nothing is sure about a write before its payload is there.
             Command::Write => match self.received.get(..length as usize) {
                 Some(data) if self.fast => {
                     self.export.observe(&request);
-                    let result = perform(&*self.export, &request, data, self.terms.structured);
+                    let result = job.perform(&*self.export, self.connection, data, self.terms.structured);
                     self.received.advance(length as usize);
                     self.reply(&request, result, None);
                 }
-                _ => self.admit(request),
+                _ => self.admit(job),
             },
             _ => {
                 self.export.observe(&request);
                 if self.fast {
-                    let result = perform(&*self.export, &request, &[], self.terms.structured);
+                    let result = job.perform(&*self.export, self.connection, &[], self.terms.structured);
                     self.reply(&request, result, None);
                 } else {
-                    self.admit(request);
+                    self.admit(job);
                 }
             }
         }
@@ -317,8 +366,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 
     /// Answers a read, or what is left of it, inline if that needs no waiting.
-    fn read(&mut self, rest: Request) {
-        let Self { export, replies, fast, .. } = self;
+    fn read(&mut self, job: Job) {
+        let Self { export, replies, fast, connection, .. } = self;
+        let rest = job.rest;
         let piece = Request { length: rest.length.min(MAX_INLINE), ..rest };
         let last = piece.length == rest.length;
         let answered = replies.data_inline(&piece, last, |buf| match fast {
@@ -326,49 +376,53 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             false => export.try_read(buf, piece.offset),
         });
         match answered {
-            Ok(true) if last => {}
+            Ok(true) if last => job.tell(&**export, *connection, None),
             Ok(true) => {
                 let (offset, length) = (rest.offset + u64::from(piece.length), rest.length - piece.length);
-                self.input = Input::Read { rest: Request { offset, length, ..rest } };
+                self.input = Input::Read { job: Job { rest: Request { offset, length, ..rest }, ..job } };
             }
-            Ok(false) => self.admit(rest),
-            Err(error) => self.failed(&piece, &error),
+            Ok(false) => self.admit(job),
+            Err(error) => {
+                job.tell(&**export, *connection, Some(&error));
+                self.failed(&piece, &error);
+            }
         }
     }
 
     /// Carries out a request as soon as there is room for it.
-    fn admit(&mut self, request: Request) {
-        let bytes = match request.command {
-            Command::Read | Command::Write => request.length,
+    fn admit(&mut self, job: Job) {
+        let bytes = match job.rest.command {
+            Command::Read | Command::Write => job.rest.length,
             Command::BlockStatus => MAX_BLOCK_STATUS,
             _ => 0,
         };
         if let Some(permit) = self.budget.try_admit(bytes) {
-            self.admitted(request, permit);
+            self.admitted(job, permit);
         } else {
             let permit = Box::pin(self.budget.clone().admit(bytes));
-            self.input = Input::Admission { request, permit };
+            self.input = Input::Admission { job, permit };
         }
     }
 
     /// Goes on with a request for which there is room.
-    fn admitted(&mut self, request: Request, permit: Permit) {
-        if request.command == Command::Write {
-            let data = Vec::with_capacity(request.length as usize);
-            self.input = Input::Payload { request, data, permit };
+    fn admitted(&mut self, job: Job, permit: Permit) {
+        if job.request.command == Command::Write {
+            let data = Vec::with_capacity(job.request.length as usize);
+            self.input = Input::Payload { job, data, permit };
         } else {
-            self.carry_out(request, Vec::new(), permit);
+            self.carry_out(job, Vec::new(), permit);
         }
     }
 
-    fn carry_out(&mut self, request: Request, data: Vec<u8>, permit: Permit) {
-        let (export, structured) = (Arc::clone(&self.export), self.terms.structured);
+    fn carry_out(&mut self, job: Job, data: Vec<u8>, permit: Permit) {
+        let (export, connection) = (Arc::clone(&self.export), self.connection);
+        let (request, structured) = (job.rest, self.terms.structured);
         if self.fast && request.command != Command::Read {
-            let result = perform(&*export, &request, &data, structured);
+            let result = job.perform(&*export, connection, &data, structured);
             return self.reply(&request, result, Some(permit));
         }
         self.running.spawn_blocking(move || {
-            let result = perform(&*export, &request, &data, structured);
+            let result = job.perform(&*export, connection, &data, structured);
             Finished { request, result, permit }
         });
     }

@@ -1,10 +1,12 @@
 //! Logs of a guest's requests, to be played over the map.
 //!
 //! Two kinds are read, and told apart by their first character. *JSON lines*: an object for each request with
-//! `time` (seconds, with a fraction), `op` (`read` or `write`), `disk`, `offset` and `length` (bytes); other fields
-//! and lines without `op` are passed over. The *classical log* of the original virt-bmap: an empty line, one
-//! with `read` or `write` and the object, and then ` START-END` in hexadecimal for each request, all of disk 1; it
-//! knows the order and no times, so that each request is a second after the one before.
+//! `time` (seconds, with a fraction), `op` (`read`, `write` or `zero`), `disk`, `offset` and `length` (bytes); other
+//! fields and lines with another `op` (`trim`, `flush`) or none are passed over. The *classical log* of the original
+//! virt-bmap: an empty line, one with the same words and the object, and then ` START-END` in hexadecimal for each
+//! request, all of disk 1; it knows the order and no times, so that each request is a second after the one before.
+//!
+//! Both are what [`crate::trace`] writes.
 
 use serde::Deserialize;
 use std::io::{self, BufRead};
@@ -26,6 +28,7 @@ pub enum Op {
     /// It reads.
     Read,
     /// It writes.
+    #[serde(alias = "zero")]
     Write,
 }
 
@@ -111,7 +114,7 @@ pub fn read(mut log: impl BufRead) -> Result<Trace, TraceError> {
 /// A line of JSON that may be a request.
 #[derive(Deserialize)]
 struct Kind {
-    op: Option<serde::de::IgnoredAny>,
+    op: Option<String>,
 }
 
 /// Returns whether there are more than can be taken.
@@ -123,8 +126,11 @@ fn json_lines(mut log: impl BufRead, requests: &mut Vec<Request>) -> Result<bool
             break;
         }
         let record = |source| TraceError::Record { line, source };
-        if text.trim_ascii().is_empty() || serde_json::from_slice::<Kind>(&text).map_err(record)?.op.is_none()
-        {
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        let op = serde_json::from_slice::<Kind>(&text).map_err(record)?.op;
+        if matches!(op.as_deref(), None | Some("trim" | "flush")) {
             continue;
         }
         if requests.len() == MAX_REQUESTS {
@@ -158,7 +164,8 @@ fn next_line(log: &mut impl BufRead, text: &mut Vec<u8>, line: u64) -> Result<bo
 
 /// Returns whether there are more than can be taken.
 fn classical(mut log: impl BufRead, requests: &mut Vec<Request>) -> Result<bool, TraceError> {
-    let mut op = None;
+    // Of what the ranges are; of nothing that is played after a `trim`.
+    let mut op: Option<Option<Op>> = None;
     let mut text = Vec::new();
     for line in 1.. {
         text.clear();
@@ -174,8 +181,9 @@ fn classical(mut log: impl BufRead, requests: &mut Vec<Request>) -> Result<bool,
         }
         op = match &text[..] {
             b"" => op,
-            text if text.starts_with(b"read ") => Some(Op::Read),
-            text if text.starts_with(b"write ") => Some(Op::Write),
+            text if text.starts_with(b"read ") => Some(Some(Op::Read)),
+            text if text.starts_with(b"write ") || text.starts_with(b"zero ") => Some(Some(Op::Write)),
+            text if text.starts_with(b"trim ") || text == b"flush" => Some(None),
             _ => return Err(not_classical(line, &text)),
         };
     }
@@ -186,7 +194,7 @@ fn classical(mut log: impl BufRead, requests: &mut Vec<Request>) -> Result<bool,
 fn ranges(
     log: &mut impl BufRead,
     requests: &mut Vec<Request>,
-    op: Op,
+    op: Option<Op>,
     line: u64,
 ) -> Result<bool, TraceError> {
     /// Two numbers of 16 digits, the hyphen, and what parts it from the next.
@@ -200,7 +208,9 @@ fn ranges(
                 return Ok(true);
             }
             let (offset, length) = range(&word).ok_or_else(|| not_classical(line, &word))?;
-            requests.push(Request { time: requests.len() as f64, op, disk: 1, offset, length });
+            if let Some(op) = op {
+                requests.push(Request { time: requests.len() as f64, op, disk: 1, offset, length });
+            }
         }
         if is_last {
             return Ok(false);
@@ -289,7 +299,7 @@ mod tests {
             ("", "no request"),
             ("{\"version\":1}\n", "no request"),
             ("{\"op\":\"read\"}\n", "line 1"),
-            ("{\"op\":\"trim\",\"time\":0,\"disk\":1,\"offset\":0,\"length\":1}", "trim"),
+            ("{\"op\":\"copy\",\"time\":0,\"disk\":1,\"offset\":0,\"length\":1}", "copy"),
             ("{\"op\":\"read\",\"time\":1e300,\"disk\":1,\"offset\":0,\"length\":1}", "time"),
             (
                 "{\"op\":\"read\",\"time\":0,\"disk\":1,\"offset\":18446744073709551615,\"length\":1}",

@@ -63,7 +63,7 @@ fn a_child_that_is_killed_is_an_error_for_every_reader_and_no_hang() {
     }
     let images = Images::new();
     // What is compressed, and so read by the child.
-    images.write("base.raw", &compressible());
+    images.write("base.raw", compressible());
     let image = open(&images.convert("disk.qcow2", "qcow2", &["-c"]), None).unwrap();
     kill(running(&images.path(""))[0], Signal::KILL);
     std::thread::scope(|scope| {

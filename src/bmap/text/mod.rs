@@ -19,6 +19,7 @@ mod reader;
 mod writer;
 
 pub use reader::{LineError, ReadError, read};
+pub(crate) use writer::push_name;
 pub use writer::{WriteError, write};
 
 /// Longest line of a text map in bytes, without its line feed. [`read`] refuses longer ones; no

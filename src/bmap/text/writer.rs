@@ -80,17 +80,11 @@ impl<W: Write> Writer<'_, W> {
         let Self { map, output, block, prefix } = self;
         let name = map.objects.name(object.0);
         block.extend_from_slice(prefix);
-        block.extend([name.kind.letter(), b' ']);
         match map.dialect() {
-            Dialect::Escaped => {
-                push_escaped(block, name.device, |byte| byte == b' ' || needs_escape(byte));
-                if !name.path.is_empty() {
-                    block.push(b' ');
-                    push_escaped(block, name.path, needs_escape);
-                }
-            }
+            Dialect::Escaped => push_name(block, name),
             Dialect::Original => {
                 check_original(name)?;
+                block.extend([name.kind.letter(), b' ']);
                 block.extend_from_slice(name.device);
                 if !name.path.is_empty() {
                     block.push(b' ');
@@ -104,6 +98,16 @@ impl<W: Write> Writer<'_, W> {
             block.clear();
         }
         Ok(())
+    }
+}
+
+/// Appends `TYPE DEVICE PATH`, escaped, as it stands in a line of the map.
+pub(crate) fn push_name(block: &mut Vec<u8>, name: ObjectName<'_>) {
+    block.extend([name.kind.letter(), b' ']);
+    push_escaped(block, name.device, |byte| byte == b' ' || needs_escape(byte));
+    if !name.path.is_empty() {
+        block.push(b' ');
+        push_escaped(block, name.path, needs_escape);
     }
 }
 

@@ -1,0 +1,434 @@
+//! `virt-bmap-rs trace`: which files a guest reads and writes.
+
+use super::Exit;
+use super::make::make_or_interrupted;
+use super::map::{MapOptions, refuse_to_overwrite};
+use super::signals::Interruption;
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use rustix::process::Signal;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use virt_bmap::bmap::output::Output;
+use virt_bmap::bmap::{self, ImageFile, ImageInfo, Kind, Map};
+use virt_bmap::image::{self, Format, Image, OpenOptions};
+use virt_bmap::mapper::{Cancel, Disk};
+use virt_bmap::nbd::Place;
+use virt_bmap::trace::output::Form;
+use virt_bmap::trace::{
+    Amount, Captive, Op, Options, Outcome, Overflow, Session, Summary, Writes, stale, working_set,
+};
+use virt_bmap::units::Human;
+
+/// Watch a guest: serve its disks over NBD, and log which files it reads and writes.
+///
+/// Each request is looked up in the guest's map, which is made first if none is given. What the guest writes
+/// stays in a private layer and is gone at the end, unless --write says otherwise.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(super) struct TraceArgs {
+    /// The guest's disks, in the order of the map
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
+
+    /// The guest's map; made if it is not given
+    #[arg(long, value_name = "MAP")]
+    map: Option<PathBuf>,
+
+    /// Where to write the log; `-` is standard output
+    #[arg(short, long, value_name = "LOG", default_value = "-")]
+    output: PathBuf,
+
+    /// Form of the log
+    #[arg(long, value_enum, default_value_t = FormArg::Text)]
+    format: FormArg,
+
+    /// Write down what was read: files in the order of their first reads, and ranges, as JSON
+    #[arg(long, value_name = "FILE")]
+    working_set: Option<PathBuf>,
+
+    /// Write down what to prefetch: lines of `OFFSET LENGTH` in bytes, in the order of the first reads
+    #[arg(long, value_name = "FILE")]
+    prefetch: Option<PathBuf>,
+
+    /// Write down which files to prefetch: a path a line, in the order of the first reads
+    #[arg(long, value_name = "FILE")]
+    prefetch_files: Option<PathBuf>,
+
+    /// Run a shell command with the disks, and end when it ends
+    ///
+    /// $nbd and $uri are the URI of the first disk, $nbd2 and $uri2 that of the second, and so on;
+    /// $unixsocket is the path of the server's socket, or $port its TCP port.
+    #[arg(long, value_name = "CMD", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    run: Option<String>,
+
+    /// Listen on a TCP port, not on a private Unix socket
+    ///
+    /// Port 0 is any that is free. Nobody has to prove who he is: who reaches the port has the disks.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen)]
+    listen: Option<Listen>,
+
+    /// Where what the guest writes goes
+    #[arg(long, value_enum, default_value_t = WriteArg::Private)]
+    write: WriteArg,
+
+    /// Refuse all writes
+    #[arg(long, conflicts_with = "write")]
+    read_only: bool,
+
+    /// Have the guest wait where the log cannot keep up, rather than leave requests out of it
+    #[arg(long)]
+    no_drop: bool,
+
+    /// Take a map that seems to be of another disk or of an earlier time
+    #[arg(long)]
+    force: bool,
+
+    /// Format of the images: raw, qcow2, vmdk, …
+    ///
+    /// By default it is found out, as when a guest is mapped. Given once, it holds for all images; given
+    /// several times, for one after the other.
+    #[arg(long, value_name = "FORMAT")]
+    image_format: Vec<Format>,
+
+    #[command(flatten, next_help_heading = "Options for making a map")]
+    how: MapOptions,
+}
+
+const AFTER_HELP: &str = "\
+Exit status:
+  that of the command; 128 and the signal's number if a signal ended it
+  0    without a command: served until SIGINT or SIGTERM came
+  1    failed
+  2    the command line makes no sense
+  3    the command ended with 0, or there was none, but requests are missing
+       from the log; standard error says why
+  130  interrupted (143: terminated) before the command had ended
+
+Examples:
+  virt-bmap-rs trace guest.raw --map guest.bmap -o boot.log \\
+      --run 'qemu-system-x86_64 -m 2048 -drive file=$nbd,format=raw,if=virtio'
+  virt-bmap-rs trace guest.qcow2 --map guest.jsonl -o boot.jsonl --format jsonl \\
+      --run 'qemu-img bench -f raw \"$uri\"'
+  virt-bmap-rs report guest.jsonl --trace boot.jsonl";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FormArg {
+    /// That of the original bmaplogger
+    Text,
+    /// A JSON object a line, one for each request
+    Jsonl,
+    /// A table, one row for each object of each request
+    Csv,
+    /// A line for each request, in the manner of nbdkit's log filter
+    Log,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WriteArg {
+    /// Into a private layer, which is gone at the end
+    Private,
+    /// Into the image, which must be raw
+    Through,
+}
+
+/// Addresses to listen on.
+#[derive(Clone, Debug)]
+struct Listen(Vec<SocketAddr>);
+
+fn listen(text: &str) -> Result<Listen, String> {
+    match text.to_socket_addrs() {
+        Ok(addresses) => Ok(Listen(addresses.collect())),
+        Err(error) => Err(format!("an address and a port, such as localhost:10809: {error}")),
+    }
+}
+
+pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
+    args.how.start_log();
+    let disks = disks(args)?;
+    let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
+    let outputs: Vec<PathBuf> = after.into_iter().flatten().chain([&args.output]).cloned().collect();
+    refuse_to_overwrite(&disks, &outputs)?;
+    for output in outputs.iter().filter(|output| *output != Path::new("-")) {
+        if let Some(map) = &args.map
+            && matches!((map.canonicalize(), output.canonicalize()), (Ok(map), Ok(output)) if map == output)
+        {
+            bail!("{} is the map; name another file", map.display());
+        }
+    }
+    // Begun before the work, so that a directory that cannot be written to is found out before it.
+    let begin = |path: &Option<PathBuf>| path.as_deref().map(Output::create).transpose();
+    let [working_set, prefetch, prefetch_files] = [begin(after[0])?, begin(after[1])?, begin(after[2])?];
+    let cancel = Cancel::default();
+    let interruption = Interruption::watch(cancel.clone())?;
+    let (images, map) = match &args.map {
+        Some(path) => {
+            let images = open(&disks, args)?;
+            let map = load(path, &images, args)?;
+            (images, map)
+        }
+        None => match make_or_interrupted(&disks, &args.how, &cancel, &interruption)? {
+            Ok(map) => (open(&disks, args)?, map),
+            Err(exit) => return Ok(exit),
+        },
+    };
+    // The index is made before the guest begins.
+    map.at(1, virt_bmap::range::DiskOffset(0));
+    let form = match args.format {
+        FormArg::Text => Form::Text,
+        FormArg::Jsonl => Form::Jsonl,
+        FormArg::Csv => Form::Csv,
+        FormArg::Log => Form::Log,
+    };
+    let log = create(&args.output)?;
+    let output = form.output(log, &described(&images)).with_context(|| unwritable(&args.output))?;
+    let options = Options {
+        writes: match (args.read_only, args.write) {
+            (true, _) => Writes::Refused,
+            (false, WriteArg::Private) => Writes::Private,
+            (false, WriteArg::Through) => Writes::Through,
+        },
+        overflow: if args.no_drop { Overflow::Wait } else { Overflow::Drop },
+        place: args.listen.as_ref().map_or(Place::Private, |listen| Place::Tcp(listen.0.clone())),
+    };
+    let map = Arc::new(map);
+    let session = Session::start(images, map.clone(), output, &options)?;
+    let served = match &args.run {
+        Some(script) => captive(script, args, &session, &cancel, &interruption),
+        None => serve(args, &session, &cancel),
+    };
+    let outcome = session.finish();
+    let exit = served?;
+    let summary = &outcome.summary;
+    write(working_set, |out| working_set::write(summary, &map, out))?;
+    write(prefetch, |out| working_set::write_prefetch(summary, out))?;
+    write(prefetch_files, |out| working_set::write_file_list(summary, &map, out))?;
+    if !args.how.quiet && outcome.requests > 0 {
+        eprint!("{}", in_words(summary, &map));
+    }
+    Ok(if say(&outcome, args) || exit != Exit::Success { exit } else { Exit::Incomplete })
+}
+
+fn disks(args: &TraceArgs) -> Result<Vec<Disk>> {
+    let (formats, images) = (&args.image_format, &args.images);
+    if formats.len() > 1 && formats.len() != images.len() {
+        bail!("{} formats for {} images; give --image-format once, or for each", formats.len(), images.len());
+    }
+    let format = |index: usize| formats.get(index).or(formats.first()).copied();
+    let named = images.iter().enumerate();
+    Ok(named.map(|(index, path)| Disk { path: path.clone(), format: format(index) }).collect())
+}
+
+fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {
+    let mut images = Vec::new();
+    for disk in disks {
+        let options = OpenOptions { format: disk.format, force_share: args.how.force_share };
+        let image = image::open(&disk.path, &options)?;
+        if !args.how.quiet && args.map.is_some() {
+            for warning in &image.warnings {
+                eprintln!("virt-bmap-rs: warning: {warning}");
+            }
+        }
+        images.push(image);
+    }
+    Ok(images)
+}
+
+/// Reads the map, and refuses one that is not of these images.
+fn load(path: &Path, images: &[Image], args: &TraceArgs) -> Result<Map> {
+    let map = bmap::load(path)?;
+    if let Err(stale) = stale::check(&map, path, images) {
+        if !args.force {
+            bail!("{stale}; make it anew, or take it all the same with --force");
+        }
+        eprintln!("virt-bmap-rs: warning: {stale}");
+    }
+    Ok(map)
+}
+
+/// The images as a log names them.
+fn described(images: &[Image]) -> Vec<ImageInfo> {
+    let file = |image: &Image| ImageFile {
+        name: image.name.as_os_str().as_encoded_bytes().to_vec(),
+        format: image.format.to_string(),
+    };
+    let info = |(disk, image): (u16, &Image)| ImageInfo {
+        disk,
+        size: image.source.size(),
+        image: file(image),
+        chain: Vec::new(),
+    };
+    (1..).zip(images).map(info).collect()
+}
+
+/// Begins the log. It is written where it is, so that it can be watched and outlives whatever happens.
+fn create(path: &Path) -> Result<File> {
+    if path == Path::new("-") {
+        let stdout = io::stdout().as_fd().try_clone_to_owned();
+        return Ok(stdout.context("standard output cannot be used for the log")?.into());
+    }
+    File::create(path).with_context(|| unwritable(path))
+}
+
+fn unwritable(path: &Path) -> String {
+    format!("{}: the log could not be written", path.display())
+}
+
+/// How often it is looked whether something has happened.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Says that the log has ended, once.
+struct Alarm<'a> {
+    args: &'a TraceArgs,
+    has_rung: bool,
+}
+
+impl Alarm<'_> {
+    fn look(&mut self, session: &Session) {
+        if let Some(error) = session.trouble()
+            && !std::mem::replace(&mut self.has_rung, true)
+        {
+            let log = unwritable(&self.args.output);
+            eprintln!("virt-bmap-rs: {log} any further: {error}; the disks are served all the same");
+        }
+    }
+}
+
+/// Serves until a signal comes.
+fn serve(args: &TraceArgs, session: &Session, cancel: &Cancel) -> Result<Exit> {
+    for uri in session.uris() {
+        eprintln!("{uri}");
+    }
+    let mut alarm = Alarm { args, has_rung: false };
+    while !cancel.is_cancelled() {
+        alarm.look(session);
+        std::thread::sleep(TICK);
+    }
+    Ok(Exit::Success)
+}
+
+/// How long a command may take to end after a signal, before it is killed.
+const GRACE: Duration = Duration::from_secs(4);
+
+/// Serves until the command has ended.
+fn captive(
+    script: &str,
+    args: &TraceArgs,
+    session: &Session,
+    cancel: &Cancel,
+    interruption: &Interruption,
+) -> Result<Exit> {
+    let mut captive =
+        Captive::start(&OsString::from(script), session).context("the command could not be started")?;
+    let mut alarm = Alarm { args, has_rung: false };
+    let mut signalled: Option<Instant> = None;
+    loop {
+        alarm.look(session);
+        if let Some(status) = captive.try_wait().context("the command cannot be waited for")? {
+            if signalled.is_none() {
+                return Ok(exit_of(status));
+            }
+            // What it has left running in the background does not listen, or would have gone.
+            captive.signal(Signal::KILL);
+            return Ok(Exit::Signal(interruption.signal()));
+        }
+        match signalled {
+            None if cancel.is_cancelled() => {
+                captive.signal(Signal::from_named_raw(interruption.signal()).unwrap_or(Signal::TERM));
+                signalled = Some(Instant::now());
+            }
+            Some(since) if since.elapsed() > GRACE => captive.signal(Signal::KILL),
+            _ => {}
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Exit::Success,
+        (Some(code), _) => Exit::Command(code as u8),
+        (None, signal) => Exit::Signal(signal.unwrap_or(0)),
+    }
+}
+
+/// Writes one of the files that are made at the end.
+fn write(output: Option<Output>, write: impl FnOnce(&mut BufWriter<Output>) -> io::Result<()>) -> Result<()> {
+    let Some(output) = output else { return Ok(()) };
+    let path = output.path().display().to_string();
+    let mut out = BufWriter::new(output);
+    write(&mut out).with_context(|| format!("{path}: could not be written"))?;
+    Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?.commit()?)
+}
+
+/// A number of things.
+fn counted(number: u64, word: &str) -> String {
+    match (number, word) {
+        (1, word) => format!("1 {word}"),
+        (_, word) if word.ends_with("sh") => format!("{number} {word}es"),
+        (_, word) => format!("{number} {word}s"),
+    }
+}
+
+/// The trace for people.
+fn in_words(summary: &Summary, map: &Map) -> String {
+    let read = summary.amount(Op::Read);
+    let distinct = summary.distinct();
+    let of = |op: Op, word: &str| match summary.amount(op) {
+        Amount { requests: 0, .. } => String::new(),
+        Amount { requests, bytes: 0 } => format!(", {}", counted(requests, word)),
+        Amount { requests, bytes } => format!(", {} of {}", counted(requests, word), Human(bytes)),
+    };
+    let objects = summary.objects(map);
+    let of_kind = |kind: Kind| {
+        let some = objects.iter().filter(|read| read.file.object.kind() == kind);
+        some.fold((0u64, 0u64, 0u64), |(count, bytes, on_disk), read| {
+            (count + 1, bytes + read.bytes, on_disk + read.on_disk)
+        })
+    };
+    let (files, file_bytes, on_disk) = of_kind(Kind::File);
+    let (directories, ..) = of_kind(Kind::Directory);
+    format!(
+        "{} of {}{}{}{}{} in {:.1} s\n\
+         read: {} distinct, {} again; {} of {} reads sequential\n\
+         {files} files, {} of the {} that they have; {directories} directories\n",
+        counted(read.requests, "read"),
+        Human(read.bytes),
+        of(Op::Write, "write"),
+        of(Op::Zero, "zeroing"),
+        of(Op::Trim, "trim"),
+        of(Op::Flush, "flush"),
+        summary.duration().as_secs_f64(),
+        Human(distinct),
+        Human(read.bytes - distinct),
+        summary.sequential(),
+        read.requests,
+        Human(file_bytes),
+        Human(on_disk),
+    )
+}
+
+/// Says what is missing from the log, and returns whether nothing is.
+fn say(outcome: &Outcome, args: &TraceArgs) -> bool {
+    if let Some(error) = &outcome.trouble {
+        eprintln!("virt-bmap-rs: {} to its end: {error}", unwritable(&args.output));
+    }
+    if outcome.dropped > 0 {
+        eprintln!(
+            "virt-bmap-rs: {} of {} requests are not in the log, which was too slow; --no-drop has the guest wait",
+            outcome.dropped, outcome.requests
+        );
+    }
+    if outcome.summary.failed() > 0 {
+        eprintln!("virt-bmap-rs: warning: {} requests failed", outcome.summary.failed());
+    }
+    outcome.is_whole()
+}

@@ -1,0 +1,173 @@
+//! Disks that take writes.
+
+use super::raw::RawFile;
+use super::{Allocation, Format, Image, OpenError, SECTOR, Source, lock};
+use crate::range::{DiskOffset, DiskRange};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// A [`Source`] that can be written to. Ranges are checked by the caller.
+pub trait Writable: Source {
+    /// Writes `buf` at `offset`.
+    ///
+    /// # Errors
+    /// What the operating system says of the write.
+    fn write_at(&self, buf: &[u8], offset: DiskOffset) -> io::Result<()>;
+
+    /// Makes `range` read as zeroes, and returns whether there is a faster way to do so than writing them;
+    /// if not, nothing has changed. With `allocate` it must not become a hole.
+    ///
+    /// # Errors
+    /// As for [`write_at`](Self::write_at).
+    fn try_write_zeroes(&self, range: DiskRange, allocate: bool) -> io::Result<bool>;
+
+    /// Told that `range` is not needed any more.
+    ///
+    /// # Errors
+    /// As for [`write_at`](Self::write_at).
+    fn trim(&self, range: DiskRange) -> io::Result<()>;
+
+    /// Makes durable all that was written before, if what is written is to last at all.
+    ///
+    /// # Errors
+    /// It may not be durable.
+    fn flush(&self) -> io::Result<()>;
+}
+
+/// A raw image that is written to.
+///
+/// qemu's locks say so for as long as it is open: no virtual machine can be started on it by accident.
+#[derive(Debug)]
+pub struct WritableRaw {
+    reader: RawFile,
+    file: File,
+}
+
+impl WritableRaw {
+    /// Opens the raw image or block device that `image` is for writing, too.
+    ///
+    /// # Errors
+    /// [`OpenError::NotWritable`] for another format, and for a size that is no multiple of 512;
+    /// [`OpenError::Locked`] if a program reads the image and counts on it that nobody writes; and what the
+    /// system says.
+    pub fn open(image: Image) -> Result<Self, OpenError> {
+        let path = image.name.clone();
+        let refuse = |reason| OpenError::NotWritable { path: path.clone(), reason };
+        if image.format != Format::Raw {
+            return Err(refuse("it is no raw image"));
+        }
+        let size = image.source.size();
+        // Our own lock for reading would be in the way.
+        drop(image);
+        let fail = |error| OpenError::from_io(&path, error);
+        let file = File::options().read(true).write(true).open(&path).map_err(fail)?;
+        let end =
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| fail(error.into()))?;
+        if !end.is_multiple_of(SECTOR) {
+            return Err(refuse("its size is no multiple of 512"));
+        }
+        if end != size || !lock::hold_for_writing(&file) {
+            return Err(OpenError::Locked { path });
+        }
+        let reader = RawFile::new(file.try_clone().map_err(fail)?, size);
+        Ok(Self { reader, file })
+    }
+
+    fn fallocate(&self, range: DiskRange, flags: FallocateFlags) -> io::Result<bool> {
+        match rustix::fs::fallocate(&self.file, flags, range.start.0, range.len()) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
+impl Source for WritableRaw {
+    fn size(&self) -> u64 {
+        self.reader.size()
+    }
+
+    fn try_read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<bool> {
+        self.reader.try_read_at(buf, offset)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()> {
+        self.reader.read_at(buf, offset)
+    }
+
+    fn allocation(&self, range: DiskRange) -> io::Result<Vec<Allocation>> {
+        self.reader.allocation(range)
+    }
+}
+
+impl Writable for WritableRaw {
+    fn write_at(&self, buf: &[u8], offset: DiskOffset) -> io::Result<()> {
+        self.file.write_all_at(buf, offset.0)
+    }
+
+    fn try_write_zeroes(&self, range: DiskRange, allocate: bool) -> io::Result<bool> {
+        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        Ok(!allocate && self.fallocate(range, PUNCH)? || self.fallocate(range, zero)?)
+    }
+
+    fn trim(&self, range: DiskRange) -> io::Result<()> {
+        // Only a hint: a filesystem that cannot do it keeps the bytes.
+        self.fallocate(range, PUNCH).map(|_| ())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{OpenOptions, open};
+
+    #[test]
+    fn what_is_written_is_in_the_file() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let opened = open(image.path(), &OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() });
+        let disk = WritableRaw::open(opened.unwrap()).unwrap();
+        disk.write_at(&[7; 8192], DiskOffset(4096)).unwrap();
+        for (range, allocate) in [(DiskRange::new(4096, 5000), false), (DiskRange::new(5000, 6000), true)] {
+            if !disk.try_write_zeroes(range, allocate).unwrap() {
+                disk.write_at(&[0; 1000][..range.len() as usize], range.start).unwrap();
+            }
+        }
+        disk.trim(DiskRange::new(8192, 12288)).unwrap();
+        disk.flush().unwrap();
+        let mut bytes = vec![1; 12288];
+        image.as_file().read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..6000].iter().all(|&byte| byte == 0));
+        assert!(bytes[6000..8192].iter().all(|&byte| byte == 7));
+        let mut read = vec![1; 12288];
+        disk.read_at(&mut read, DiskOffset(0)).unwrap();
+        assert_eq!(read, bytes);
+        assert_eq!(image.as_file().metadata().unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn an_image_in_use_is_not_written_to() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let raw = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+        let open = || open(image.path(), &raw);
+        let reader = open().unwrap();
+        let refused = WritableRaw::open(open().unwrap()).unwrap_err();
+        assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");
+        drop(reader);
+        let writer = WritableRaw::open(open().unwrap()).unwrap();
+        assert!(matches!(open(), Err(OpenError::Locked { .. })), "others see that it is written to");
+        drop(writer);
+        image.as_file().set_len(1000).unwrap();
+        assert!(matches!(WritableRaw::open(open().unwrap()), Err(OpenError::NotWritable { .. })));
+    }
+}

@@ -1,0 +1,146 @@
+//! A server that runs beside the program: on threads of its own, until it is stopped.
+
+use super::export::Exports;
+use super::limits::Limits;
+use super::server::{Listener, Server};
+use crate::image::private_directory;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Where a service is to listen.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// On a Unix socket in a new directory that only this user may enter.
+    Private,
+    /// On these TCP addresses; the first that can be had is taken. There is no authentication: who
+    /// reaches the port reads the exports.
+    Tcp(Vec<SocketAddr>),
+}
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+    /// A TCP address, with the port that was taken.
+    Tcp(SocketAddr),
+}
+
+impl Address {
+    /// The URI of an export there, as the NBD project's `doc/uri.md` has it; an empty name is the default
+    /// export's.
+    pub fn uri(&self, export: &str) -> String {
+        let export = percent_encoded(export.as_bytes());
+        match self {
+            Self::Unix(socket) => {
+                format!("nbd+unix:///{export}?socket={}", percent_encoded(socket.as_os_str().as_bytes()))
+            }
+            Self::Tcp(address) if address.ip().is_unspecified() => {
+                format!("nbd://localhost:{}/{export}", address.port())
+            }
+            Self::Tcp(address) => format!("nbd://{address}/{export}"),
+        }
+    }
+}
+
+/// Writes as `%XX` what has a meaning in a URI.
+fn percent_encoded(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for &byte in bytes {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                text.push(char::from(byte));
+            }
+            _ => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
+}
+
+/// Why a service could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up {what}")]
+pub struct ServiceError {
+    /// What could not be set up.
+    pub what: &'static str,
+    /// What the system says.
+    pub source: io::Error,
+}
+
+/// A server that runs. [`stop`](Self::stop) ends it in good order.
+pub struct Service {
+    runtime: Runtime,
+    server: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    address: Address,
+    /// Holds the socket; removed when dropped.
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Service {
+    /// Starts a server of these exports.
+    ///
+    /// # Errors
+    /// There are no threads, or nothing can listen there.
+    pub fn start(exports: Exports, limits: Limits, place: &Place) -> Result<Self, ServiceError> {
+        let set_up = |what| move |source| ServiceError { what, source };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("nbd")
+            .enable_all()
+            .build()
+            .map_err(set_up("the threads of the NBD server"))?;
+        let server = Server::new(exports, limits);
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async {
+            stopped.await.ok();
+        };
+        let inside = runtime.enter();
+        let (server, address, directory) = match place {
+            Place::Private => {
+                let directory = private_directory().map_err(set_up("a private directory"))?;
+                let socket = directory.path().join("nbd.sock");
+                let listener = UnixListener::bind(&socket).map_err(set_up("the NBD server's socket"))?;
+                (spawn(&runtime, server, listener, stopped), Address::Unix(socket), Some(directory))
+            }
+            Place::Tcp(addresses) => {
+                let failed = set_up("the NBD server's TCP port");
+                let bound = runtime.block_on(TcpListener::bind(&addresses[..]));
+                let listener = bound.map_err(&failed)?;
+                let address = listener.local_addr().map_err(&failed)?;
+                (spawn(&runtime, server, listener, stopped), Address::Tcp(address), None)
+            }
+        };
+        drop(inside);
+        Ok(Self { runtime, server, stop, address, _directory: directory })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Ends it: clients get the answers to their requests in flight, see [`Server::run`].
+    pub fn stop(self) {
+        drop(self.stop);
+        // A panic in the server has been reported by it; there is nothing left to serve.
+        let _ = self.runtime.block_on(self.server);
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+fn spawn<L: Listener + Send + Sync + 'static>(
+    runtime: &Runtime,
+    server: Server,
+    listener: L,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
+    runtime.spawn(server.run(listener, stop))
+}

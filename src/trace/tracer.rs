@@ -1,0 +1,92 @@
+//! The thread that writes the log.
+
+use super::output::Output;
+use super::queue::Queue;
+use super::summary::Summary;
+use crate::bmap::Map;
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+/// A trace that is being written.
+pub struct Tracer {
+    queue: Arc<Queue>,
+    trouble: Arc<OnceLock<io::Error>>,
+    thread: JoinHandle<(u64, Summary)>,
+}
+
+/// How a trace has ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How many requests were seen.
+    pub requests: u64,
+    /// Those that were not dropped, as a whole.
+    pub summary: Summary,
+    /// How many of them are not in the log, as they came faster than it could be written.
+    pub dropped: u64,
+    /// Why the log ends before its time, if it does.
+    pub trouble: Option<io::Error>,
+}
+
+impl Outcome {
+    /// Whether every request is in the log.
+    pub fn is_whole(&self) -> bool {
+        self.dropped == 0 && self.trouble.is_none()
+    }
+}
+
+impl Tracer {
+    /// Begins to write the events of `queue`, with the objects of `map`.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub fn start(queue: Arc<Queue>, map: Arc<Map>, mut output: Box<dyn Output>) -> io::Result<Self> {
+        let trouble = Arc::new(OnceLock::new());
+        let thread = std::thread::Builder::new().name("trace".into()).spawn({
+            let (queue, trouble) = (queue.clone(), trouble.clone());
+            move || {
+                let mut requests = 0;
+                let mut summary = Summary::default();
+                let mut events = Vec::new();
+                while queue.take(&mut events) {
+                    for event in &events {
+                        requests += 1;
+                        let hits = map.over(event.disk, event.range).most_specific_first();
+                        summary.add(event, &hits);
+                        // A log that cannot be written does not keep the guest from running.
+                        if trouble.get().is_none()
+                            && let Err(error) = output.request(requests, event, &hits)
+                        {
+                            let _ = trouble.set(error);
+                        }
+                    }
+                    if trouble.get().is_none()
+                        && !events.is_empty()
+                        && let Err(error) = output.flush()
+                    {
+                        let _ = trouble.set(error);
+                    }
+                }
+                (requests, summary)
+            }
+        })?;
+        Ok(Self { queue, trouble, thread })
+    }
+
+    /// Why the log has ended already, if it has.
+    pub fn trouble(&self) -> Option<&io::Error> {
+        self.trouble.get()
+    }
+
+    /// Writes what is still on its way. To be called when the server has stopped.
+    pub fn finish(self) -> Outcome {
+        let Self { queue, trouble, thread } = self;
+        queue.close();
+        let panicked = || io::Error::other("internal error: the log's thread panicked");
+        let ((requests, summary), panic) =
+            thread.join().map_or_else(|_| (Default::default(), Some(panicked())), |seen| (seen, None));
+        let dropped = queue.dropped();
+        let trouble = Arc::into_inner(trouble).and_then(OnceLock::into_inner).or(panic);
+        Outcome { requests: requests + dropped, summary, dropped, trouble }
+    }
+}
