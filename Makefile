@@ -1,6 +1,6 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
 # make check   installs what is missing and runs all tests
-# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, fmt, lint, doc, clean-fixtures
+# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, torture, bench, fmt, lint, doc, clean-fixtures
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
@@ -20,7 +20,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-quick check-appliance accuracy build install man bench fmt lint doc setup setup-tests clean-fixtures
+.PHONY: demo check check-quick check-appliance accuracy torture build install man bench fmt lint doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -62,6 +62,10 @@ man: build
 # Makes and maps guests with every filesystem and layer; writes docs/accuracy.md. Takes half an hour under emulation.
 accuracy: setup-tests
 	$(CARGO) test --test accuracy -- --all
+
+# Maps a guest fifty times, each time with every filesystem in it corrupted in another way. Half an hour under emulation.
+torture: setup-tests
+	$(CARGO) test --test map_torture -- --all
 
 bench: setup-tests
 	$(CARGO) bench

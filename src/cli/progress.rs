@@ -65,6 +65,11 @@ fn title(phase: &Phase) -> String {
     }
 }
 
+/// That a file system is left out from now on.
+fn begun_anew(device: &str, why: &str) -> String {
+    format!("{}: {why}; beginning anew", Printable(device.as_bytes()))
+}
+
 /// How much of a file system has been read: by bytes, or by objects where there are more of them.
 fn share(snapshot: Snapshot) -> f64 {
     let part = |done: u64, of: u64| if of == 0 { 0.0 } else { done as f64 / of as f64 };
@@ -94,6 +99,9 @@ impl Bars {
             Event::Opened(_) => {}
             Event::Launching(decision) => {
                 let _ = self.screen.println(format!("starting the appliance under {decision}"));
+            }
+            Event::LeftOut { device, why } => {
+                let _ = self.screen.println(begun_anew(device, why));
             }
             Event::Progress(phase, snapshot) => self.update(phase, *snapshot),
         }
@@ -143,6 +151,7 @@ impl Plain {
                 self.phase = Some(Phase::Launching);
                 self.printed = Some(Instant::now());
             }
+            Event::LeftOut { device, why } => eprintln!("{}", begun_anew(device, why)),
             Event::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
                 let is_time = self.printed.is_none_or(|printed| printed.elapsed() >= PLAIN_EVERY);

@@ -15,7 +15,7 @@ use crate::image::Source;
 use crate::range::{DiskOffset, Range};
 use crate::recorder::{DiskNumber, Recording};
 use std::cell::LazyCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Of how many segments at either end of a copy the content is looked at.
@@ -35,6 +35,8 @@ pub struct Context<'a> {
     pub metadata: bool,
     /// Which copies are in the map.
     pub legs: Legs,
+    /// File systems that are left out, and why.
+    pub left_out: &'a BTreeMap<String, String>,
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -277,6 +279,10 @@ impl Context<'_> {
     ) -> Result<(), ProbeError> {
         let filesystems = self.to_walk(inventory);
         for (number, filesystem) in (1..).zip(&filesystems) {
+            if let Some(why) = self.left_out.get(&filesystem.device) {
+                self.channel.with(|_, troubles| troubles.push(Trouble::new(&filesystem.device, why)));
+                continue;
+            }
             (self.phase)(Phase::Filesystem {
                 name: filesystem.device.clone(),
                 kind: filesystem.kind.clone().unwrap_or_default(),
@@ -300,6 +306,8 @@ impl Context<'_> {
             "btrfs" if device.starts_with("btrfsvol:") => "ro,nodev,nosuid,noexec",
             // The top level, with all subvolumes below it, whatever the default subvolume is.
             "btrfs" => "ro,nodev,nosuid,noexec,subvolid=5",
+            // What a guest's own kernel does about an error is not for this one: it may be to panic.
+            "ext2" | "ext3" | "ext4" => "ro,nodev,nosuid,noexec,errors=continue",
             // Two clones of one disk have the same UUID, and XFS would refuse the second one.
             "xfs" => "ro,nodev,nosuid,noexec,nouuid",
             "ntfs" if self.metadata => "ro,nodev,nosuid,noexec,show_sys_files",
@@ -368,7 +376,11 @@ impl Context<'_> {
     }
 
     fn died(&self, during: &str) -> ProbeError {
-        ProbeError::Died { during: during.to_owned(), console: self.appliance.console().tail() }
+        let (during, console) = (during.to_owned(), self.appliance.console());
+        match console.panic() {
+            Some(panic) => ProbeError::Crashed { during, panic },
+            None => ProbeError::Died { during, console: console.tail() },
+        }
     }
 
     /// Notes that it is not known what a device holds.

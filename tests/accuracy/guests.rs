@@ -3,7 +3,7 @@
 //! Each is made once, by one appliance, from a script of its own, and kept under `target/fixtures`.
 
 use crate::arbiter::{Copies, Plain, Rules};
-use crate::common::{cache, guestfish, tools};
+use crate::common::{cache, guestfish, mastering, tools};
 use crate::population::{self, Abilities, Blob, TestFile};
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -308,8 +308,7 @@ pub fn foreign() -> Guest {
     g.tools.push("mkudffs");
     let image: Image = Box::new(|staging| {
         let image = staging.join("udf.image");
-        File::create(&image).unwrap().set_len(64 * MIB).unwrap();
-        tools::run("mkudffs", ["--media-type=hd".as_ref(), "--blocksize=512".as_ref(), image.as_os_str()]);
+        mastering::udf(&image, 64 * MIB);
         image
     });
     g.disks[0].images.push((image, (1 + 64 + 24 + 64 + 64 + 64 + 192 + 48 + 192) * MIB));
@@ -326,52 +325,24 @@ pub fn optical() -> Guest {
     // A hole becomes blocks of zeroes.
     let iso_can = Abilities { holes: false, ..can };
     g.gpt(&[24, 24, 24]);
-    g.made_here("iso9660 on a partition", "iso-part", 1, iso_can, 2048, iso);
+    g.made_here("iso9660 on a partition", "iso-part", 1, iso_can, 2048, mastering::iso);
     g.made_here("squashfs, uncompressed", "squashfs", 25, can, 131_072, |root, image| {
-        tools::run(
-            "mksquashfs",
-            [root, image, "-noI".as_ref(), "-noD".as_ref(), "-noF".as_ref(), "-quiet".as_ref()],
-        );
+        mastering::squashfs(root, image, &["-noI", "-noD", "-noF"]);
     });
     g.made_here("squashfs, gzip", "squashfs-gzip", 49, can.compressible(), 131_072, |root, image| {
-        tools::run("mksquashfs", [root, image, "-quiet".as_ref()]);
+        mastering::squashfs(root, image, &[]);
     });
     // Small files and the ends of large ones share blocks.
     for row in &mut g.rows[1..] {
         row.rules.packed = true;
     }
     g.disk(24);
-    g.made_here("iso9660 on a whole disk", "iso-disk", 0, iso_can, 2048, iso);
+    g.made_here("iso9660 on a whole disk", "iso-disk", 0, iso_can, 2048, mastering::iso);
     g.gpt(&[32]);
-    g.made_here("hfsplus", "hfsplus", 1, Abilities { holes: false, ..can }, 4096, hfsplus);
+    g.made_here("hfsplus", "hfsplus", 1, Abilities { holes: false, ..can }, 4096, |root, image| {
+        mastering::hfsplus(root, image, 32 * MIB);
+    });
     g
-}
-
-fn iso(root: &Path, image: &Path) {
-    let options = ["-as", "mkisofs", "-quiet", "-R", "-o"].map(std::ffi::OsStr::new);
-    tools::run("xorriso", options.into_iter().chain([image.as_os_str(), root.as_os_str()]));
-}
-
-/// A hybrid image holds an HFS+ filesystem, which is cut out of it.
-fn hfsplus(root: &Path, image: &Path) {
-    let hybrid = image.with_extension("hybrid");
-    let options = ["-as", "mkisofs", "-quiet", "-hfsplus", "-o"].map(std::ffi::OsStr::new);
-    tools::run("xorriso", options.into_iter().chain([hybrid.as_os_str(), root.as_os_str()]));
-    let bytes = fs::read(&hybrid).unwrap();
-    // The volume header, 1 KiB from the start of the filesystem: its signature and version.
-    let at = (0..bytes.len() - 1024)
-        .step_by(512)
-        .find(|at| bytes[at + 1024..].starts_with(b"H+\x00\x04"))
-        .expect("no HFS+ filesystem in the hybrid image");
-    let field = |from: usize| u32::from_be_bytes(bytes[at + 1024 + from..][..4].try_into().unwrap());
-    let length = field(40) as usize * field(44) as usize;
-    let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
-    let header = filesystem[1024..1536].to_vec();
-    // The second header is looked for at the end of the partition.
-    filesystem.resize(32 << 20, 0);
-    let end = filesystem.len() - 1024;
-    filesystem[end..end + 512].copy_from_slice(&header);
-    fs::write(image, &filesystem).unwrap();
 }
 
 /// Partition tables, disks without any, and formats.
