@@ -348,7 +348,7 @@ impl Context<'_> {
         /// File systems whose drivers in the kernel replay a journal.
         const JOURNALS: [&str; 7] = ["ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2"];
         /// What they say then.
-        const SAID: &str = "recovery complete|Ending recovery|log replay|recover fsync data";
+        const SAID: &str = "recovery complete|Ending recovery|log replay|recover_(inode|dentry|data): ino";
         let kind = filesystem.kind.as_deref().unwrap_or_default();
         let said = JOURNALS.contains(&kind).then(|| {
             // Cleared, so that the next file system's words are its own.

@@ -101,6 +101,21 @@ const LARGE: u32 = 1;
 /// Number of the pattern of `/sound`, in the partition that is left alone.
 pub const SOUND_FILE: u32 = 9;
 
+impl Part {
+    /// Whether a device is made of this partition.
+    pub fn is_below(&self, device: &str) -> bool {
+        match self.how {
+            Appliance(..) | Here(_) => false,
+            // The second leg of the array.
+            Member => device.starts_with("/dev/md"),
+            Layer(_, inner) if self.name.starts_with("md") => {
+                !inner.is_empty() && device.starts_with("/dev/md")
+            }
+            Layer(_, inner) => device == inner,
+        }
+    }
+}
+
 const fn part(name: &'static str, size: u64, how: How) -> Part {
     Part { name, size, how }
 }
