@@ -193,7 +193,8 @@ impl Appliance {
         let mut inventory = sort(&text, &volumes, &tables);
         for device in inventory.idle_physical_volumes(&tables) {
             let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
-            if self.shell(&command)?.trim() == "[unknown]" {
+            // LVM may say more than it was asked.
+            if self.shell(&command)?.lines().any(|line| line.trim() == "[unknown]") {
                 let what =
                     "it is a physical volume of LVM, but what its volume group has on it cannot be read";
                 inventory.troubles.push((device, what.to_owned()));
