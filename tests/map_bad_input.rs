@@ -436,6 +436,36 @@ fn no_progress_for_too_long() {
 }
 
 #[test]
+fn a_filesystem_that_hangs_the_appliance_is_left_out() {
+    needs!("guestfish", "sfdisk");
+    let damaged = fixture::damaged();
+    let image = damaged.image.as_os_str();
+    let mut running = with_old_map().start([
+        image,
+        "-o".as_ref(),
+        "out.bmap".as_ref(),
+        "--timeout".as_ref(),
+        "25".as_ref(),
+    ]);
+    let helper = running.helper("-device virtio-scsi");
+    running.wait_until_said("reading /dev/sda1");
+    kill(helper, Signal::STOP);
+    let run = running.finish();
+    run.assert_code(3);
+    // It may have come to the next by then.
+    let said = |device: &str| {
+        run.stderr.contains(&format!("\nvirt-bmap-rs: /dev/{device}: left out; nothing happened"))
+    };
+    let left_out: Vec<_> = ["sda1", "sda2", "sda4"].into_iter().filter(|device| said(device)).collect();
+    let [left_out] = left_out[..] else { panic!("left out: {left_out:?}\n{}", run.stderr) };
+    let map = TextMap::parse(&run.read("out.bmap"));
+    for device in ["sda1", "sda4"] {
+        let files = map.paths(1, 'f', &format!("/dev/{device}"));
+        assert_eq!(files.is_empty(), device == left_out, "{device}");
+    }
+}
+
+#[test]
 fn a_map_that_is_none_is_not_converted() {
     for bad in ["1 0 200 v", "1 200 100 v /dev/sda\n", "x\n", "1 0 fffffffffffffffff v /dev/sda\n"] {
         let sandbox = with_old_map();

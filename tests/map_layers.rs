@@ -166,8 +166,8 @@ struct Mapped {
 }
 
 impl Mapped {
-    fn of(images: &[PathBuf]) -> Self {
-        let outs = ["-o", "out.jsonl", "-o", "out.bmap"].map(OsString::from);
+    fn of(images: &[PathBuf], options: &[&str]) -> Self {
+        let outs = ["-o", "out.jsonl", "-o", "out.bmap"].iter().chain(options).map(OsString::from);
         let run = sandbox::run(images.iter().map(|image| image.clone().into_os_string()).chain(outs));
         let lines = String::from_utf8(run.read("out.jsonl")).unwrap();
         let objects = lines.lines().skip(1).map(|line| {
@@ -240,7 +240,7 @@ struct Piece {
 
 fn whole() -> &'static Mapped {
     static WHOLE: OnceLock<Mapped> = OnceLock::new();
-    WHOLE.get_or_init(|| Mapped::of(&disks()))
+    WHOLE.get_or_init(|| Mapped::of(&disks(), &[]))
 }
 
 /// The files of the whole guest, and what is in them.
@@ -301,6 +301,89 @@ fn parity_is_named_and_is_no_data() {
     assert_eq!(lines.map(bytes).sum::<u64>(), (SIZE as u64).next_multiple_of(4096));
 }
 
+#[test]
+fn with_one_leg_there_is_each_byte_once_and_no_parity() {
+    needs!("guestfish", "sfdisk");
+    let (all, one) = (whole(), Mapped::of(&disks(), &["--legs", "one"]));
+    assert_eq!(one.code, 0, "{}", one.stderr);
+    assert!(all.objects.keys().eq(one.objects.keys()), "{}", one.stderr);
+    for object in all.objects.keys() {
+        let (every, mut rest) = (all.pieces(object), one.pieces(object));
+        assert!(rest.iter().all(|piece| !piece.is_parity), "{object}");
+        // Each piece is one of all, or a part of one.
+        for piece in &rest {
+            let holds = |of: &&Piece| {
+                (of.disk, of.copy, of.is_parity) == (piece.disk, piece.copy, false)
+                    && of.start <= piece.start
+                    && piece.end <= of.end
+                    && of.offset.map(|at| at + piece.start - of.start) == piece.offset
+            };
+            assert!(every.iter().any(|of| holds(&of)), "{object}: {piece:?} is none of {every:?}");
+        }
+        if object.ends_with(" /file") {
+            // From the beginning to the end of the last block.
+            rest.sort_by_key(|piece| piece.offset);
+            let end = rest.iter().fold(0, |at, piece| {
+                assert_eq!(piece.offset, Some(at), "{object}: {rest:?}");
+                at + (piece.end - piece.start)
+            });
+            assert!(
+                (SIZE as u64..=(SIZE as u64).next_multiple_of(4096)).contains(&end),
+                "{object}: {rest:?}"
+            );
+        }
+    }
+}
+
+/// What `/file` holds on a btrfs of two devices, by this machine's kernel. `None`: it cannot be read.
+fn on_btrfs(devices: &[PathBuf; 2]) -> Option<Vec<u8>> {
+    let attach = |image: &PathBuf| {
+        let said = tools::run("losetup", ["--find".as_ref(), "--show".as_ref(), image.as_os_str()]);
+        String::from_utf8(said).unwrap().trim().to_owned()
+    };
+    let loops = devices.each_ref().map(attach);
+    let dir = tempfile::tempdir().unwrap();
+    let options = format!("ro,device={},device={}", loops[0], loops[1]);
+    let mut mount = tools::command("mount");
+    mount.args(["-t", "btrfs", "-o", &options, &loops[0]]).arg(dir.path());
+    let is_mounted = mount.status().unwrap().success();
+    let content = fs::read(dir.path().join("file"));
+    if is_mounted {
+        tools::command("umount").arg("--lazy").arg(dir.path()).status().unwrap();
+    }
+    tools::run("losetup", ["--detach", &loops[0], &loops[1]]);
+    assert!(is_mounted, "{mount:?}");
+    content.ok()
+}
+
+#[test]
+fn a_file_on_btrfs_is_lost_with_the_last_of_its_copies() {
+    needs!("guestfish", "sfdisk", "losetup", "mount");
+    if !tools::is_root("mount a filesystem") {
+        return;
+    }
+    if !fs::read_to_string("/proc/filesystems").unwrap().contains("btrfs") {
+        tools::skip("this machine's kernel has no btrfs");
+        return;
+    }
+    let map = whole();
+    let dir = tempfile::tempdir().unwrap();
+    let legs = [6, 7].map(|disk| dir.path().join(format!("{disk}.raw")));
+    for (disk, leg) in [6, 7].into_iter().zip(&legs) {
+        common::formats::copy(&map.images[disk - 1], leg);
+    }
+    assert!(on_btrfs(&legs).unwrap() == content(7));
+    for lost in 0..2 {
+        for piece in map.pieces("f /dev/sdf /file").iter().filter(|piece| piece.copy == lost) {
+            let leg = File::options().write(true).open(&legs[piece.disk - 6]).unwrap();
+            leg.write_all_at(&vec![0x5a; (piece.end - piece.start) as usize], piece.start).unwrap();
+        }
+        // Its checksums tell the kernel which copy is right.
+        let served = on_btrfs(&legs);
+        assert_eq!(served.is_some_and(|served| served == content(7)), lost == 0, "after copy {lost}");
+    }
+}
+
 /// What `/file` holds on one leg of `/dev/md1` alone.
 fn on_leg(disk: &Path) -> Vec<u8> {
     // The partition begins after a MiB, and in it the data of the array after another.
@@ -344,7 +427,7 @@ fn bad() -> &'static (Mapped, Vec<usize>) {
         let order: Vec<usize> = (1..=20).rev().filter(|disk| *disk != 2 && *disk != 7).collect();
         let mut images: Vec<PathBuf> = order.iter().map(|disk| disks[disk - 1].clone()).collect();
         images.push(clone);
-        (Mapped::of(&images), order)
+        (Mapped::of(&images, &[]), order)
     })
 }
 

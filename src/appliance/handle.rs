@@ -48,6 +48,14 @@ impl Console {
         }
     }
 
+    /// What the kernel said when it panicked, if it did, fit for a terminal.
+    pub fn panic(&self) -> Option<String> {
+        const SAID: &str = "Kernel panic - not syncing: ";
+        let tail = self.tail();
+        let said = tail.iter().rev().find_map(|line| line.split_once(SAID))?.1;
+        Some(said.trim_end_matches(" ]---").to_owned())
+    }
+
     /// The last lines, oldest first, fit for a terminal.
     pub fn tail(&self) -> Vec<String> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,6 +247,19 @@ mod tests {
         assert_eq!(tail.len(), CONSOLE_LINES);
         assert_eq!(tail.last().unwrap(), "pa\\u{7}rt\\u{1b}c");
         assert_eq!(tail[0], "line 21");
+    }
+
+    #[test]
+    fn a_panic_is_found_on_the_console() {
+        let console = Console::default();
+        console.append(b"[    1.0] Kernel: panic is what it said\n");
+        assert_eq!(console.panic(), None);
+        console.append(
+            b"[    2.0] Kernel panic - not syncing: Fatal exception\r\n[    2.1] Kernel Offset: 0x1\r\n",
+        );
+        assert_eq!(console.panic().unwrap(), "Fatal exception");
+        console.append(b"[    2.2] ---[ end Kernel panic - not syncing: Fatal exception ]---\n");
+        assert_eq!(console.panic().unwrap(), "Fatal exception");
     }
 
     #[test]

@@ -89,6 +89,11 @@ pub struct DmTarget {
 }
 
 impl DmTarget {
+    /// What stands in the line after its kind.
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.arguments.iter().map(String::as_str)
+    }
+
     /// How many members a `raid` target lacks: `-` stands for their devices.
     pub fn missing_members(&self) -> u64 {
         let parameters = self.arguments.get(1).and_then(|count| count.parse::<usize>().ok());
@@ -138,6 +143,19 @@ impl Inventory {
         self.disks.iter().chain(&self.partitions).chain(&self.volumes).chain(&self.others)
     }
 
+    /// The physical volumes that no mapped device has a part on.
+    fn idle_physical_volumes(&self, tables: &DmTable) -> Vec<String> {
+        let used: BTreeSet<&str> = tables.0.values().flatten().flat_map(DmTarget::words).collect();
+        let members = self.members.iter().filter(|member| member.kind.as_deref() == Some("LVM2_member"));
+        let idle = members.filter(|member| {
+            self.device(&member.device).is_some_and(|device| {
+                let (major, minor) = device.number;
+                !used.contains(format!("{major}:{minor}").as_str())
+            })
+        });
+        idle.map(|member| member.device.clone()).collect()
+    }
+
     /// The device of this name.
     pub fn device(&self, path: &str) -> Option<&BlockDevice> {
         self.devices().find(|device| device.path == path)
@@ -162,8 +180,7 @@ impl Appliance {
         let mut tables = DmTable::default();
         // Asking for these takes a second under emulation.
         if text.contains(" dm=") || text.contains(" type=LVM2_member") {
-            volumes = self.call(guestfs::Handle::lvs)?;
-            volumes.sort();
+            volumes = self.guest_volumes()?;
             text = describe(&volumes)?;
             let inactive: Vec<&String> =
                 volumes.iter().filter(|volume| text.contains(&format!("{volume} error="))).collect();
@@ -174,6 +191,15 @@ impl Appliance {
             tables = DmTable::parse_all(&self.shell("dmsetup table")?);
         }
         let mut inventory = sort(&text, &volumes, &tables);
+        for device in inventory.idle_physical_volumes(&tables) {
+            let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
+            // LVM may say more than it was asked.
+            if self.shell(&command)?.lines().any(|line| line.trim() == "[unknown]") {
+                let what =
+                    "it is a physical volume of LVM, but what its volume group has on it cannot be read";
+                inventory.troubles.push((device, what.to_owned()));
+            }
+        }
         for (device, what) in &mut inventory.troubles {
             if let Some(why) = why_inactive.remove(device) {
                 *what = why;
@@ -201,6 +227,15 @@ impl Appliance {
         let mut disks = self.call(guestfs::Handle::list_devices)?;
         disks.retain(|disk| *disk != control);
         Ok(disks)
+    }
+
+    /// The guest's logical volumes, by name.
+    pub(crate) fn guest_volumes(&self) -> Result<Vec<String>, CallError> {
+        let mut volumes = self.call(guestfs::Handle::lvs)?;
+        // Of damaged volume groups LVM says more, and libguestfs takes each line for a volume.
+        volumes.retain(|volume| is_volume(volume));
+        volumes.sort();
+        Ok(volumes)
     }
 
     /// What libguestfs takes for file systems, by device.
@@ -234,6 +269,13 @@ impl Appliance {
     pub fn stop_udev(&self) -> Result<(), CallError> {
         self.shell("udevadm settle; udevadm control --exit").map(drop)
     }
+}
+
+/// Whether this is the name of a logical volume, `/dev/GROUP/VOLUME`.
+fn is_volume(path: &str) -> bool {
+    let name = path.strip_prefix("/dev/").unwrap_or_default();
+    let parts: Vec<&str> = name.split('/').collect();
+    parts.len() == 2 && parts.iter().all(|part| !part.is_empty()) && !name.contains(char::is_whitespace)
 }
 
 /// Sorts the agent's lines.

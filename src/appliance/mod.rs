@@ -129,11 +129,12 @@ impl Appliance {
             // The default may be libvirt, which would keep our socket from qemu by SELinux or AppArmor.
             set("set_backend", &|g| g.set_backend("direct"))?;
         }
+        let mut append = vec![ALL_APPEND];
         if let Decision::Tcg { .. } = decision {
             set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
-            let append = tcg_append(options.smp.unwrap_or(1));
-            set("set_append", &|g| g.set_append(Some(append)))?;
+            append.push(tcg_append(options.smp.unwrap_or(1)));
         }
+        set("set_append", &|g| g.set_append(Some(&append.join(" "))))?;
         if let Some(memsize) = options.memsize {
             let memsize = i32::try_from(memsize).unwrap_or(i32::MAX);
             set("set_memsize", &|g| g.set_memsize(memsize))?;
@@ -196,6 +197,10 @@ impl Appliance {
         self.call(|g| g.debug("sh", &[command]))
     }
 }
+
+/// What the appliance's kernel is told: what goes on after a driver has crashed in it is not to be relied on, and
+/// may hang.
+const ALL_APPEND: &str = "oops=panic";
 
 /// What an emulated appliance's kernel is told besides.
 ///

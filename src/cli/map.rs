@@ -104,7 +104,7 @@ pub(super) struct MapOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     smp: Option<u32>,
 
-    /// Give up when nothing has happened for so long
+    /// Give up when nothing has happened for so long; if it was a file system that hung, without it
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) timeout: u64,
 

@@ -112,6 +112,11 @@ fn title(phase: &Phase) -> String {
     }
 }
 
+/// That a file system is left out from now on.
+fn begun_anew(device: &str, why: &str) -> String {
+    format!("{}: {why}; beginning anew", Printable(device.as_bytes()))
+}
+
 /// How much of a file system has been read: by bytes, or by objects where there are more of them.
 fn share(snapshot: Snapshot) -> f64 {
     let part = |done: u64, of: u64| if of == 0 { 0.0 } else { done as f64 / of as f64 };
@@ -141,6 +146,9 @@ impl Bars {
             Event::Opened(_) => {}
             Event::Launching(decision) => {
                 let _ = self.screen.println(format!("starting the appliance under {decision}"));
+            }
+            Event::LeftOut { device, why } => {
+                let _ = self.screen.println(begun_anew(device, why));
             }
             Event::Progress(phase, snapshot) => self.update(phase, *snapshot),
         }
@@ -190,6 +198,7 @@ impl Plain {
                 self.phase = Some(Phase::Launching);
                 self.printed = Some(Instant::now());
             }
+            Event::LeftOut { device, why } => eprintln!("{}", begun_anew(device, why)),
             Event::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
                 let is_time = self.printed.is_none_or(|printed| printed.elapsed() >= PLAIN_EVERY);
@@ -223,7 +232,8 @@ impl Json {
             Event::Opened(images) => {
                 say(&fleet::Event::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
             }
-            Event::Launching(_) => {}
+            // What was left out is among the warnings at the end.
+            Event::Launching(_) | Event::LeftOut { .. } => {}
             Event::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
                 if is_new || self.said.is_none_or(|said| said.elapsed() >= Duration::from_secs(1)) {

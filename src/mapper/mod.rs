@@ -19,6 +19,7 @@ use crate::probe::unlock::Key;
 use crate::probe::{Legs, Phase, Probe, ProbeError, guestfsd, survey};
 use crate::recorder::{DiskNumber, Recorder};
 use exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -168,6 +169,13 @@ pub enum Event<'a> {
     Opened(&'a [Image]),
     /// How the appliance is about to run.
     Launching(Decision),
+    /// A file system took the appliance down. All is begun anew without it.
+    LeftOut {
+        /// Its device.
+        device: &'a str,
+        /// How it did so.
+        why: &'a str,
+    },
     /// Where things are; several times a second.
     Progress(&'a Phase, Snapshot),
 }
@@ -199,35 +207,21 @@ pub fn map_guest(
     }
     observe(Event::Opened(&opened));
 
-    let recorder = Arc::new(Recorder::new());
-    let channel = Arc::new(Channel::new(recorder.clone()));
-    let lost = Arc::new(OnceLock::new());
-    let (exports, overlays) = exports(&opened, &recorder, &channel, &lost, options)?;
-    let limits = Limits { connections: 2 * opened.len() + 8, ..Limits::default() };
-    let service = Service::start(exports, limits, &Place::Private)?;
-    let Address::Unix(socket) = service.address().clone() else {
-        unreachable!("a private place is a Unix socket")
+    let mut left_out = LeftOut::default();
+    let channel = loop {
+        let (result, phase) = attempt(&opened, options, &left_out, cancel, observe)?;
+        match result {
+            Ok(channel) => break channel,
+            // A corrupt file system may be more than its driver can bear. The others are mapped all the same.
+            Err(error) => match fatal(&error, &phase) {
+                Some((device, why)) if left_out.len() < MOST_LEFT_OUT && !left_out.contains_key(&device) => {
+                    observe(Event::LeftOut { device: &device, why: &why });
+                    left_out.insert(device, why);
+                }
+                _ => return Err(error),
+            },
+        }
     };
-    let session = Session {
-        options: options.clone(),
-        socket,
-        recorder,
-        channel: channel.clone(),
-        disks: opened.iter().map(|image| image.source.clone()).collect(),
-        overlays,
-        kill: KillSwitch::default(),
-        phase: Arc::default(),
-        decision: Arc::default(),
-    };
-    let result = session.watch(cancel, &lost, observe);
-    service.stop();
-    // Whatever else went wrong comes of that.
-    if !cancel.is_cancelled()
-        && let Some(error) = Arc::into_inner(lost).and_then(OnceLock::into_inner)
-    {
-        return Err(MapError::Lost(error));
-    }
-    result?;
 
     let (mut found, mut troubles) = channel.take();
     for image in &opened {
@@ -240,6 +234,71 @@ pub fn map_guest(
     let map = found.into_map()?;
     let (unexamined, warnings) = (troubles.unexamined(), troubles.warnings());
     Ok(Mapped { map, counts, unexamined, warnings, elapsed: began.elapsed() })
+}
+
+/// File systems that are not read, and why.
+type LeftOut = BTreeMap<String, String>;
+
+/// How many file systems may take the appliance down with them, each of which costs a boot and perhaps the
+/// watchdog's patience.
+const MOST_LEFT_OUT: usize = 20;
+
+/// The file system that an appliance did not survive, and how it ended.
+fn fatal(error: &MapError, phase: &Phase) -> Option<(String, String)> {
+    let Phase::Filesystem { name, kind, .. } = phase else { return None };
+    let how = match error {
+        MapError::Hung { limit, .. } => {
+            format!("nothing happened for {} seconds (--timeout) while it was being read", limit.as_secs())
+        }
+        MapError::Probe(ProbeError::Crashed { panic, .. }) => {
+            format!("the appliance's kernel crashed while it was being read: {panic}")
+        }
+        _ => return None,
+    };
+    Some((name.clone(), format!("left out; {how} (as {kind}: is it damaged?)")))
+}
+
+/// Maps the guest with an appliance of its own, but for some file systems, and says how it ended, and where.
+///
+/// # Errors
+/// [`MapError`], where another attempt is no use.
+fn attempt(
+    images: &[Image],
+    options: &Options,
+    left_out: &LeftOut,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Result<(Result<Arc<Channel>, MapError>, Phase), MapError> {
+    let recorder = Arc::new(Recorder::new());
+    let channel = Arc::new(Channel::new(recorder.clone()));
+    let lost = Arc::new(OnceLock::new());
+    let (exports, overlays) = exports(images, &recorder, &channel, &lost, options)?;
+    let limits = Limits { connections: 2 * images.len() + 8, ..Limits::default() };
+    let service = Service::start(exports, limits, &Place::Private)?;
+    let Address::Unix(socket) = service.address().clone() else {
+        unreachable!("a private place is a Unix socket")
+    };
+    let session = Session {
+        options: options.clone(),
+        socket,
+        recorder,
+        channel: channel.clone(),
+        disks: images.iter().map(|image| image.source.clone()).collect(),
+        overlays,
+        left_out: left_out.clone(),
+        kill: KillSwitch::default(),
+        phase: Arc::default(),
+        decision: Arc::default(),
+    };
+    let result = session.watch(cancel, &lost, observe);
+    service.stop();
+    // Whatever else went wrong comes of that.
+    if !cancel.is_cancelled()
+        && let Some(error) = Arc::into_inner(lost).and_then(OnceLock::into_inner)
+    {
+        return Err(MapError::Lost(error));
+    }
+    Ok((result.map(|()| channel), session.phase()))
 }
 
 /// Completes what the map says of itself; nothing in it differs between two runs.
@@ -293,6 +352,7 @@ struct Session {
     channel: Arc<Channel>,
     disks: Vec<Arc<dyn image::Source>>,
     overlays: Vec<Arc<Overlay>>,
+    left_out: LeftOut,
     kill: KillSwitch,
     phase: Arc<Mutex<Phase>>,
     /// How the appliance runs, once for each try to launch it.
@@ -303,7 +363,7 @@ impl Session {
     /// Runs the session and watches over it: the end is certain, be it by itself, by the watchdog or by
     /// the user.
     fn watch(
-        self,
+        &self,
         cancel: &Cancel,
         lost: &OnceLock<io::Error>,
         observe: &mut dyn FnMut(Event<'_>),
@@ -347,9 +407,15 @@ impl Session {
         }
     }
 
-    /// Something that changes as long as anything happens.
+    /// Something that changes as long as anything happens. To read the same over and over is nothing, in a file
+    /// system; when devices are looked at it is usual.
     fn signs_of_life(&self) -> (u64, u64, Phase) {
-        (self.recorder.totals().0, self.channel.snapshot().frames, self.phase())
+        let phase = self.phase();
+        let reads = match phase {
+            Phase::Filesystem { .. } => self.recorder.news(),
+            _ => self.recorder.totals().0,
+        };
+        (reads, self.channel.snapshot().frames, phase)
     }
 
     fn phase(&self) -> Phase {
@@ -382,6 +448,7 @@ impl Session {
             legs: self.options.legs,
             sample: self.options.probe.sample(),
             overlays: &self.overlays,
+            left_out: &self.left_out,
             phase: &|phase| self.set_phase(phase),
         };
         match self.options.probe {

@@ -12,6 +12,13 @@ use virt_bmap_agent::record::Extent;
 /// first time.
 pub(super) const BTRFS: u64 = 0x9123_683e;
 
+/// `statfs(2)` magic of exFAT. FIBMAP tells the sectors of a file; its driver reads whole pages, as far as the
+/// cluster goes.
+const EXFAT: u64 = 0x2011_bab0;
+
+/// Bytes in a page of the appliance's kernel.
+const PAGE: u64 = 4096;
+
 /// What a file's extents promise of a read of all of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Expectation {
@@ -39,7 +46,11 @@ impl Expectation {
             if magic == BTRFS && !extent.is_plain() {
                 return Self::SecondRead;
             }
-            let length = extent.length.min(end.saturating_sub(extent.logical));
+            let mut length = extent.length.min(end.saturating_sub(extent.logical));
+            if magic == EXFAT && extent.logical.saturating_add(length) >= size {
+                let page = size.checked_next_multiple_of(block.clamp(1, PAGE)).unwrap_or(u64::MAX);
+                length = length.max(page.saturating_sub(extent.logical));
+            }
             let range = Range::at(DeviceOffset(extent.physical), length);
             let (Some(range), true) = (range, extent.is_plain()) else {
                 return Self::None;
@@ -192,6 +203,15 @@ mod tests {
         assert!(!met(&[(8192, 12288), (65536, 65536 + 8192)]));
         assert!(!met(&[(8192, 12288), (65536, 65536 + 4096), (1 << 20, (1 << 20) + 512)]));
         assert_eq!(Expectation::of(&extents, 5000, 4096, EXT4, false), Expectation::Bytes(8192));
+    }
+
+    #[test]
+    fn of_exfat_the_last_page_is_expected_as_far_as_the_cluster_goes() {
+        let of = |cluster: u64| Expectation::of(&[extent(0, 8192, 5120, 0)], 5000, cluster, EXFAT, true);
+        let blocks = |end: u64| Expectation::Blocks([Range::new(8192, end)].into_iter().collect());
+        assert_eq!(of(512), blocks(8192 + 5120));
+        assert_eq!(of(2048), blocks(8192 + 6144));
+        assert_eq!(of(32768), blocks(8192 + 8192));
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Probe<'_> {
             kind,
         };
         let partition = DeviceKind::Partition { of: (0, 0), start: 0 };
-        let volumes: BTreeSet<String> = appliance.call(guestfs::Handle::lvs)?.into_iter().collect();
+        let volumes: BTreeSet<String> = appliance.guest_volumes()?.into_iter().collect();
         Ok(Inventory {
             disks: disks.iter().map(|path| device(path, DeviceKind::Disk)).collect(),
             partitions: appliance

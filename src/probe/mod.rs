@@ -85,6 +85,14 @@ pub enum ProbeError {
         /// The last lines of its console.
         console: Vec<String>,
     },
+    /// The appliance's kernel crashed.
+    #[error("the appliance's kernel crashed while {during}: {panic}")]
+    Crashed {
+        /// What was being done.
+        during: String,
+        /// What the kernel said.
+        panic: String,
+    },
 }
 
 /// What is being done, for progress bars.

@@ -15,7 +15,7 @@ use crate::image::{Overlay, Source};
 use crate::range::{DiskOffset, Range};
 use crate::recorder::{DiskNumber, Recording};
 use std::cell::LazyCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use virt_bmap_agent::sample::Sample;
 
@@ -40,6 +40,8 @@ pub struct Context<'a> {
     pub sample: Option<Sample>,
     /// What the appliance has written to the disks, in order.
     pub overlays: &'a [Arc<Overlay>],
+    /// File systems that are left out, and why.
+    pub left_out: &'a BTreeMap<String, String>,
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -301,6 +303,10 @@ impl Context<'_> {
     ) -> Result<(), ProbeError> {
         let filesystems = self.to_walk(inventory);
         for (number, filesystem) in (1..).zip(&filesystems) {
+            if let Some(why) = self.left_out.get(&filesystem.device) {
+                self.channel.with(|_, troubles| troubles.push(Trouble::new(&filesystem.device, why)));
+                continue;
+            }
             (self.phase)(Phase::Filesystem {
                 name: filesystem.device.clone(),
                 kind: filesystem.kind.clone().unwrap_or_default(),
@@ -324,6 +330,8 @@ impl Context<'_> {
             "btrfs" if device.starts_with("btrfsvol:") => "ro,nodev,nosuid,noexec",
             // The top level, with all subvolumes below it, whatever the default subvolume is.
             "btrfs" => "ro,nodev,nosuid,noexec,subvolid=5",
+            // What a guest's own kernel does about an error is not for this one: it may be to panic.
+            "ext2" | "ext3" | "ext4" => "ro,nodev,nosuid,noexec,errors=continue",
             // Two clones of one disk have the same UUID, and XFS would refuse the second one.
             "xfs" => "ro,nodev,nosuid,noexec,nouuid",
             "ntfs" if self.metadata => "ro,nodev,nosuid,noexec,show_sys_files",
@@ -364,7 +372,7 @@ impl Context<'_> {
         /// File systems whose drivers in the kernel replay a journal.
         const JOURNALS: [&str; 7] = ["ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2"];
         /// What they say then.
-        const SAID: &str = "recovery complete|Ending recovery|log replay|recover fsync data";
+        const SAID: &str = "recovery complete|Ending recovery|log replay|recover_(inode|dentry|data): ino";
         let kind = filesystem.kind.as_deref().unwrap_or_default();
         let said = JOURNALS.contains(&kind).then(|| {
             // Cleared, so that the next file system's words are its own.
@@ -392,7 +400,11 @@ impl Context<'_> {
     }
 
     fn died(&self, during: &str) -> ProbeError {
-        ProbeError::Died { during: during.to_owned(), console: self.appliance.console().tail() }
+        let (during, console) = (during.to_owned(), self.appliance.console());
+        match console.panic() {
+            Some(panic) => ProbeError::Crashed { during, panic },
+            None => ProbeError::Died { during, console: console.tail() },
+        }
     }
 
     /// Notes that it is not known what a device holds.

@@ -104,12 +104,15 @@ impl Series {
     /// Most reads of one series.
     pub const CAPACITY: usize = 1 << 18;
 
-    fn push(&mut self, disk: DiskNumber, range: DiskRange) {
-        if self.reads.len() < Self::CAPACITY {
+    /// Adds a read; `false`: there was no room.
+    fn push(&mut self, disk: DiskNumber, range: DiskRange) -> bool {
+        let has_room = self.reads.len() < Self::CAPACITY;
+        if has_room {
             self.reads.push((disk, range));
         } else {
             self.missed += 1;
         }
+        has_room
     }
 
     /// The reads; `None` where there were more than [`Series::CAPACITY`], or something had
@@ -144,6 +147,7 @@ struct State {
     series: Option<Series>,
     requests: u64,
     bytes: u64,
+    news: u64,
 }
 
 impl Recorder {
@@ -154,11 +158,17 @@ impl Recorder {
 
     /// Notes that `range` of `disk` has been asked for.
     pub fn read(&self, disk: DiskNumber, range: DiskRange) {
-        let mut state = self.state();
-        match &mut state.series {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let is_new = match &mut state.series {
             Some(series) => series.push(disk, range),
-            None => state.current.insert(disk, range),
-        }
+            None if state.current.contains(disk, range) => false,
+            None => {
+                state.current.insert(disk, range);
+                true
+            }
+        };
+        state.news += u64::from(is_new);
         state.requests += 1;
         state.bytes += range.len();
     }
@@ -194,6 +204,12 @@ impl Recorder {
         self.state().series.take()
     }
 
+    /// A number that grows as long as what is read had not been read before under the same tag. Where a damaged
+    /// file system leads its driver in a circle it stands still.
+    pub fn news(&self) -> u64 {
+        self.state().news
+    }
+
     /// The current tag.
     pub fn tag(&self) -> Option<Tag> {
         self.state().tag
@@ -214,6 +230,21 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_again_is_no_news() {
+        let recorder = Recorder::new();
+        let read = |start| recorder.read(1, DiskRange::new(start, start + 512));
+        (0..9).for_each(|_| read(0));
+        assert_eq!(recorder.news(), 1);
+        read(512);
+        recorder.switch(Some(Tag(1)));
+        read(0);
+        assert_eq!((recorder.news(), recorder.totals().0), (3, 11));
+        recorder.begin_series();
+        (0..=Series::CAPACITY).for_each(|_| read(0));
+        assert_eq!(recorder.news(), 3 + Series::CAPACITY as u64);
+    }
 
     #[test]
     fn reads_belong_to_the_tag_that_was_set_when_they_came() {

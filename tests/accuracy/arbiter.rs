@@ -151,6 +151,8 @@ pub struct Rules {
     pub compressible: bool,
     /// Whether files share blocks that hold nothing but files' data.
     pub packed: bool,
+    /// Whether the probe reads a file's metadata along with it.
+    pub metadata: bool,
 }
 
 /// Which copies of a block the map must name, where there are several.
@@ -239,6 +241,9 @@ pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Ver
     let extra = subtract(&rest, &with_slack(&ranges_of(&seen.held), NODE));
     let missing = subtract(&all, mapped);
     let (extra_bytes, missing_bytes) = (total(&extra), total(&missing));
+    if rules.metadata && extra_bytes > 0 && seen.unnamed == 0 && scan.pattern_in(&extra).is_none() {
+        return Verdict::Without("and metadata read along");
+    }
     if extra_bytes > 0 || seen.unnamed > 0 {
         return Verdict::Wrong(format!(
             "oracle {}; map {}; {missing_bytes} bytes missing, {extra_bytes} too many ({})",
@@ -270,6 +275,9 @@ fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rul
         mapped.iter().flat_map(|(disk, ranges)| ranges.iter().map(|r| (*disk, r.clone()))).collect();
     if places.is_empty() && !rules.packed {
         return Verdict::Without("inside metadata");
+    }
+    if rules.metadata && scan.pattern_in(mapped).is_none() {
+        return Verdict::Without("and metadata read along");
     }
     // Inside a block that files share they cannot be told from other bytes: others must lie in it, too.
     if rules.packed {

@@ -3,7 +3,7 @@
 //! Each is made once, by one appliance, from a script of its own, and kept under `target/fixtures`.
 
 use crate::arbiter::{Copies, Plain, Rules};
-use crate::common::{cache, guestfish, tools};
+use crate::common::{cache, guestfish, mastering, tools};
 use crate::population::{self, Abilities, Blob, TestFile};
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -20,6 +20,21 @@ pub struct Row {
     pub rules: Rules,
     /// On how many devices each path is to be found: 2 where there is a snapshot.
     pub instances: usize,
+    /// Where the filesystem lies, if that is in one piece and not changed by any layer.
+    pub place: Option<Place>,
+}
+
+/// Where a filesystem lies in one piece.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Number of the disk, from 1.
+    pub disk: u32,
+    /// First byte on the disk.
+    pub start: u64,
+    /// Number of bytes.
+    pub length: u64,
+    /// The driver that mounts it.
+    pub kind: &'static str,
 }
 
 /// A guest to be.
@@ -39,11 +54,15 @@ pub struct Guest {
     pub options: Vec<&'static str>,
     /// What is encrypted on its disks.
     pub plain: Vec<Plain>,
+    /// Whether it is small enough for a probe that needs a third of a second for each object.
+    pub is_small: bool,
 }
 
 struct Disk {
     /// In MiB.
     size: u64,
+    /// Sizes of its partitions in MiB, where they lie one after the other.
+    parts: Vec<u64>,
     /// For `sfdisk`; empty for none.
     table: String,
     /// Images that are made here: what makes them in a directory, and where on the disk they go, in bytes.
@@ -68,12 +87,14 @@ impl Guest {
             rows: Vec::new(),
             options: Vec::new(),
             plain: Vec::new(),
+            is_small: false,
         }
     }
 
     /// Adds a disk of `size` MiB without partitions.
     fn disk(&mut self, size: u64) {
-        self.disks.push(Disk { size, table: String::new(), images: Vec::new(), format: "raw" });
+        let parts = Vec::new();
+        self.disks.push(Disk { size, parts, table: String::new(), images: Vec::new(), format: "raw" });
     }
 
     /// Adds a disk with a GPT and partitions of these sizes in MiB, the first of which begins at 1 MiB.
@@ -84,7 +105,18 @@ impl Guest {
             writeln!(table, "start={}, size={}", at * 2048, size * 2048).unwrap();
             at += size;
         }
-        self.disks.push(Disk { size: at + 1, table, images: Vec::new(), format: "raw" });
+        let parts = parts.to_vec();
+        self.disks.push(Disk { size: at + 1, parts, table, images: Vec::new(), format: "raw" });
+    }
+
+    /// Where a partition lies that [`Guest::gpt`] made, or a whole disk for partition 0.
+    fn place(&self, disk: u32, part: usize, kind: &'static str) -> Option<Place> {
+        let on = &self.disks[disk as usize - 1];
+        let (start, length) = match part.checked_sub(1) {
+            None => (0, on.size),
+            Some(before) => (1 + on.parts[..before].iter().sum::<u64>(), on.parts[before]),
+        };
+        Some(Place { disk, start: start * MIB, length: length * MIB, kind })
     }
 
     /// Adds commands.
@@ -94,7 +126,10 @@ impl Guest {
 
     /// Adds a row of files, and the commands that make them in the mounted filesystem `device`.
     fn fill(&mut self, name: &'static str, slug: &str, mount: &str, can: Abilities, block: u64) -> &mut Row {
-        let files = population::files(slug, self.next_id(), can);
+        let mut files = population::files(slug, self.next_id(), can);
+        if self.is_small {
+            files.retain(population::is_one_of_few);
+        }
         let commands = population::script(&files, can, &mut self.blob);
         self.run(&format!("mkdir -p /mnt/{slug}\nmount {mount} /mnt/{slug}\ncd /mnt/{slug}"));
         self.run(&commands);
@@ -103,8 +138,14 @@ impl Guest {
     }
 
     fn row(&mut self, name: &'static str, files: Vec<TestFile>, can: Abilities, block: u64) -> &mut Row {
-        let rules = Rules { block, copies: Copies::All, compressible: can.compressible, packed: false };
-        self.rows.push(Row { name, files, rules, instances: 1 });
+        let rules = Rules {
+            block,
+            copies: Copies::All,
+            compressible: can.compressible,
+            packed: false,
+            metadata: false,
+        };
+        self.rows.push(Row { name, files, rules, instances: 1, place: None });
         self.rows.last_mut().unwrap()
     }
 
@@ -164,11 +205,13 @@ impl Guest {
                 copy(&mut image, &mut out).unwrap();
                 assert!(out.metadata().unwrap().len() == disk.size * MIB, "an image is larger than its disk");
             }
-            writeln!(script, "add-drive disk{number}.raw format:raw cachemode:unsafe").unwrap();
+            let label = format!("sd{}", char::from(b'a' + number as u8 - 1));
+            writeln!(script, "add-drive disk{number}.raw format:raw cachemode:unsafe label:{label}").unwrap();
         }
         let (blob, commands) = (staging.path().join("blob"), staging.path().join("make.sh"));
         self.blob.write(&blob);
-        fs::write(&commands, &self.script).unwrap();
+        // The kernel names disks as it finds them; their labels keep to the order.
+        fs::write(&commands, self.script.replace("/dev/sd", "/dev/disk/guestfs/sd")).unwrap();
         write!(
             script,
             "add-drive {} readonly:true format:raw label:src\nrun\ndebug-upload {} /tmp/make.sh 0700\n\
@@ -203,7 +246,7 @@ impl Guest {
 
 /// All guests, in the order of the table.
 pub fn all() -> Vec<Guest> {
-    vec![ext(), xfs(), btrfs(), foreign(), optical(), tables(), lvm(), md(), luks()]
+    vec![ext(), xfs(), btrfs(), foreign(), optical(), tables(), lvm(), md(), luks(), small()]
 }
 
 const UNIX: Abilities = Abilities::UNIX;
@@ -224,7 +267,9 @@ pub fn ext() -> Guest {
         g.run(&format!("{mkfs} -q /dev/sda{part}"));
         let can = if part < 3 { UNIX.no_unwritten() } else { UNIX };
         let options = if part == 7 { "-o data=journal " } else { "" };
+        let place = g.place(1, part, "ext4");
         let row = g.fill(name, slug, &format!("{options}/dev/sda{part}"), can, block);
+        row.place = place;
         if part == 7 {
             // What went through the journal is still in it.
             row.rules.copies = Copies::Any;
@@ -236,15 +281,17 @@ pub fn ext() -> Guest {
 /// XFS.
 pub fn xfs() -> Guest {
     let mut g = Guest::new("xfs");
-    g.gpt(&[320, 320, 320]);
+    g.gpt(&[320, 320, 320, 320]);
     for (part, name, slug, options, block) in [
         (1, "xfs, without reflinks", "xfs-plain", "-m reflink=0", 4096),
         (2, "xfs, reflinks", "xfs-reflink", "-m reflink=1", 4096),
         (3, "xfs, 1 KiB blocks", "xfs-1k", "-b size=1024 -m reflink=0", 1024),
+        (4, "xfs, reflinks and reverse mapping", "xfs-rmap", "-m rmapbt=1,reflink=1", 4096),
     ] {
         g.run(&format!("mkfs.xfs -q -f {options} /dev/sda{part}"));
-        let can = if part == 2 { UNIX.with_reflinks() } else { UNIX };
-        g.fill(name, slug, &format!("/dev/sda{part}"), can, block);
+        let can = if part % 2 == 0 { UNIX.with_reflinks() } else { UNIX };
+        let place = g.place(1, part, "xfs");
+        g.fill(name, slug, &format!("/dev/sda{part}"), can, block).place = place;
     }
     g
 }
@@ -253,10 +300,11 @@ pub fn xfs() -> Guest {
 pub fn btrfs() -> Guest {
     let mut g = Guest::new("btrfs");
     let can = UNIX.with_reflinks();
-    g.gpt(&[260; 8]);
-    g.gpt(&[260; 8]);
+    g.gpt(&[260; 16]);
+    g.gpt(&[260; 16]);
     g.run("mkfs.btrfs -q -f -d single -m dup /dev/sda1");
-    g.fill("btrfs, single", "btrfs-single", "/dev/sda1", can, 4096);
+    let place = g.place(1, 1, "btrfs");
+    g.fill("btrfs, single", "btrfs-single", "/dev/sda1", can, 4096).place = place;
 
     g.run("mkfs.btrfs -q -f -d single -m single /dev/sda2\nmkdir /mnt/sv\nmount /dev/sda2 /mnt/sv");
     g.run("btrfs -q subvolume create /mnt/sv/home");
@@ -277,7 +325,38 @@ pub fn btrfs() -> Guest {
         g.fill(name, slug, &format!("/dev/sda{part}"), can, 4096);
     }
     g.run("mkfs.btrfs -q -f -d dup -m dup /dev/sda7");
-    g.fill("btrfs, dup", "btrfs-dup", "/dev/sda7", can, 4096);
+    let place = g.place(1, 7, "btrfs");
+    g.fill("btrfs, dup", "btrfs-dup", "/dev/sda7", can, 4096).place = place;
+    for (part, name, slug, profile, devices) in [
+        (9, "btrfs, three devices, raid1c3", "btrfs-raid1c3", "raid1c3", "/dev/sda9 /dev/sdb9 /dev/sda10"),
+        (
+            11,
+            "btrfs, four devices, raid1c4",
+            "btrfs-raid1c4",
+            "raid1c4",
+            "/dev/sda11 /dev/sdb11 /dev/sda12 /dev/sdb12",
+        ),
+        (13, "btrfs, three devices, raid5", "btrfs-raid5", "raid5", "/dev/sda13 /dev/sdb13 /dev/sda14"),
+        (
+            15,
+            "btrfs, four devices, raid6",
+            "btrfs-raid6",
+            "raid6",
+            "/dev/sda15 /dev/sdb15 /dev/sda16 /dev/sdb16",
+        ),
+    ] {
+        if part >= 13 {
+            for device in devices.split(' ') {
+                g.run(&noise(device));
+            }
+        }
+        // Trimmed, the noise would be zeroes again.
+        g.run(&format!("mkfs.btrfs -q -f -K -d {profile} -m raid1 {devices}"));
+        let row = g.fill(name, slug, &format!("/dev/sda{part}"), can, 4096);
+        if part >= 13 {
+            row.rules.copies = Copies::Any;
+        }
+    }
     g.run("mkfs.btrfs -q -f -d raid10 -m raid10 /dev/sda8 /dev/sdb7 /dev/sdb8 /dev/sdb1");
     g.fill("btrfs, four devices, raid10", "btrfs-raid10", "/dev/sda8", can, 4096);
     g
@@ -299,7 +378,10 @@ pub fn foreign() -> Guest {
         (8, "nilfs2", "nilfs2", "mkfs.nilfs2 -q -f -B 64", "-i -t nilfs2", plain, 4096),
     ] {
         g.run(&format!("{mkfs} /dev/sda{part} > /dev/null"));
+        let kind = mount.rsplit(' ').next().unwrap().trim_end_matches("-3g");
+        let place = g.place(1, part, kind);
         let row = g.fill(name, slug, &format!("{mount} /dev/sda{part}"), can, block);
+        row.place = place;
         if part == 8 {
             // A log keeps what it wrote before.
             row.rules.copies = Copies::Any;
@@ -308,8 +390,7 @@ pub fn foreign() -> Guest {
     g.tools.push("mkudffs");
     let image: Image = Box::new(|staging| {
         let image = staging.join("udf.image");
-        File::create(&image).unwrap().set_len(64 * MIB).unwrap();
-        tools::run("mkudffs", ["--media-type=hd".as_ref(), "--blocksize=512".as_ref(), image.as_os_str()]);
+        mastering::udf(&image, 64 * MIB);
         image
     });
     g.disks[0].images.push((image, (1 + 64 + 24 + 64 + 64 + 64 + 192 + 48 + 192) * MIB));
@@ -326,52 +407,28 @@ pub fn optical() -> Guest {
     // A hole becomes blocks of zeroes.
     let iso_can = Abilities { holes: false, ..can };
     g.gpt(&[24, 24, 24]);
-    g.made_here("iso9660 on a partition", "iso-part", 1, iso_can, 2048, iso);
+    let place = g.place(1, 1, "iso9660");
+    g.made_here("iso9660 on a partition", "iso-part", 1, iso_can, 2048, mastering::iso).place = place;
     g.made_here("squashfs, uncompressed", "squashfs", 25, can, 131_072, |root, image| {
-        tools::run(
-            "mksquashfs",
-            [root, image, "-noI".as_ref(), "-noD".as_ref(), "-noF".as_ref(), "-quiet".as_ref()],
-        );
+        mastering::squashfs(root, image, &["-noI", "-noD", "-noF"]);
     });
     g.made_here("squashfs, gzip", "squashfs-gzip", 49, can.compressible(), 131_072, |root, image| {
-        tools::run("mksquashfs", [root, image, "-quiet".as_ref()]);
+        mastering::squashfs(root, image, &[]);
     });
     // Small files and the ends of large ones share blocks.
     for row in &mut g.rows[1..] {
         row.rules.packed = true;
     }
     g.disk(24);
-    g.made_here("iso9660 on a whole disk", "iso-disk", 0, iso_can, 2048, iso);
+    let place = g.place(2, 0, "iso9660");
+    g.made_here("iso9660 on a whole disk", "iso-disk", 0, iso_can, 2048, mastering::iso).place = place;
     g.gpt(&[32]);
-    g.made_here("hfsplus", "hfsplus", 1, Abilities { holes: false, ..can }, 4096, hfsplus);
+    let place = g.place(3, 1, "hfsplus");
+    g.made_here("hfsplus", "hfsplus", 1, Abilities { holes: false, ..can }, 4096, |root, image| {
+        mastering::hfsplus(root, image, 32 * MIB);
+    })
+    .place = place;
     g
-}
-
-fn iso(root: &Path, image: &Path) {
-    let options = ["-as", "mkisofs", "-quiet", "-R", "-o"].map(std::ffi::OsStr::new);
-    tools::run("xorriso", options.into_iter().chain([image.as_os_str(), root.as_os_str()]));
-}
-
-/// A hybrid image holds an HFS+ filesystem, which is cut out of it.
-fn hfsplus(root: &Path, image: &Path) {
-    let hybrid = image.with_extension("hybrid");
-    let options = ["-as", "mkisofs", "-quiet", "-hfsplus", "-o"].map(std::ffi::OsStr::new);
-    tools::run("xorriso", options.into_iter().chain([hybrid.as_os_str(), root.as_os_str()]));
-    let bytes = fs::read(&hybrid).unwrap();
-    // The volume header, 1 KiB from the start of the filesystem: its signature and version.
-    let at = (0..bytes.len() - 1024)
-        .step_by(512)
-        .find(|at| bytes[at + 1024..].starts_with(b"H+\x00\x04"))
-        .expect("no HFS+ filesystem in the hybrid image");
-    let field = |from: usize| u32::from_be_bytes(bytes[at + 1024 + from..][..4].try_into().unwrap());
-    let length = field(40) as usize * field(44) as usize;
-    let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
-    let header = filesystem[1024..1536].to_vec();
-    // The second header is looked for at the end of the partition.
-    filesystem.resize(32 << 20, 0);
-    let end = filesystem.len() - 1024;
-    filesystem[end..end + 512].copy_from_slice(&header);
-    fs::write(image, &filesystem).unwrap();
 }
 
 /// Partition tables, disks without any, and formats.
@@ -389,7 +446,7 @@ pub fn tables() -> Guest {
         start(51),
         start(24)
     );
-    g.disks.push(Disk { size: 90, table, images: Vec::new(), format: "raw" });
+    g.disks.push(Disk { size: 90, parts: Vec::new(), table, images: Vec::new(), format: "raw" });
     g.gpt(&[24]);
     g.disk(24);
     for (device, name, slug) in [
@@ -480,7 +537,7 @@ fn noise(device: &str) -> String {
 pub fn md() -> Guest {
     let mut g = Guest::new("md");
     for _ in 0..4 {
-        g.gpt(&[28; 8]);
+        g.gpt(&[28; 10]);
     }
     for _ in 0..4 {
         g.disk(32);
@@ -490,7 +547,24 @@ pub fn md() -> Guest {
         ("md linear", "md-linear", 1, "--level=linear --raid-devices=2 /dev/sd[ab]1"),
         ("md raid0", "md-raid0", 2, "--level=0 --chunk=16 --raid-devices=2 /dev/sd[ab]2"),
         ("md raid1", "md-raid1", 3, "--bitmap=none --level=1 --raid-devices=2 /dev/sd[ab]3"),
-        ("md raid10", "md-raid10", 4, "--bitmap=none --level=10 --chunk=64 --raid-devices=4 /dev/sd[abcd]4"),
+        (
+            "md raid10, near",
+            "md-raid10",
+            4,
+            "--bitmap=none --level=10 --chunk=64 --raid-devices=4 /dev/sd[abcd]4",
+        ),
+        (
+            "md raid10, far",
+            "md-far",
+            11,
+            "--bitmap=none --level=10 --layout=f2 --chunk=64 --raid-devices=3 /dev/sd[abc]9",
+        ),
+        (
+            "md raid10, offset",
+            "md-offset",
+            12,
+            "--bitmap=none --level=10 --layout=o2 --chunk=64 --raid-devices=3 /dev/sd[bcd]10",
+        ),
         ("md raid4", "md-raid4", 5, "--bitmap=none --level=4 --chunk=64 --raid-devices=3 /dev/sd[abc]5"),
         ("md raid5", "md-raid5", 6, "--bitmap=none --level=5 --chunk=64 --raid-devices=3 /dev/sd[abc]6"),
         ("md raid6", "md-raid6", 7, "--bitmap=none --level=6 --chunk=64 --raid-devices=4 /dev/sd[abcd]7"),
@@ -511,6 +585,46 @@ pub fn md() -> Guest {
     g.run("md 8 --bitmap=none --level=1 --raid-devices=2 /dev/sd[ab]8\npvcreate -q /dev/md/8\nvgcreate -q -s 1M mdvg /dev/md/8\nlvcreate -q -y -L 20M -n lv mdvg\nmkfs.ext4 -q -b 4096 /dev/mdvg/lv");
     g.fill("LVM over md raid1", "md-lvm", "/dev/mdvg/lv", UNIX, 4096);
     g.run("vgchange -q -an mdvg\nmdadm --stop --quiet /dev/md/8");
+    g
+}
+
+/// A few files on each of some filesystems, for the probe that is slow.
+pub fn small() -> Guest {
+    let mut g = Guest::new("small");
+    g.is_small = true;
+    g.gpt(&[16, 320, 260, 16, 16, 16, 64]);
+    for (part, name, slug, mkfs, mount, can, block) in [
+        (1, "ext4, few files", "few-ext4", "mkfs.ext4 -q -b 4096", "-t ext4", UNIX, 4096),
+        (2, "xfs, few files", "few-xfs", "mkfs.xfs -q -f", "-t xfs", UNIX.with_reflinks(), 4096),
+        (
+            3,
+            "btrfs, few files",
+            "few-btrfs",
+            "mkfs.btrfs -q -f -m single",
+            "-t btrfs",
+            UNIX.with_reflinks(),
+            4096,
+        ),
+        (
+            4,
+            "ntfs, few files",
+            "few-ntfs",
+            "mkfs.ntfs -q -Q -F -s 512 -p 0 -H 0 -S 0",
+            "-t ntfs-3g",
+            UNIX.no_unwritten(),
+            4096,
+        ),
+        (5, "vfat, few files", "few-vfat", "mkfs.vfat -F 16 -s 4", "-t vfat", Abilities::FAT, 2048),
+        (6, "exfat, few files", "few-exfat", "mkfs.exfat -c 4096", "-t exfat", Abilities::FAT, 4096),
+    ] {
+        g.run(&format!("{mkfs} /dev/sda{part} > /dev/null"));
+        let place = g.place(1, part, mount["-t ".len()..].trim_end_matches("-3g"));
+        g.fill(name, slug, &format!("{mount} /dev/sda{part}"), can, block).place = place;
+    }
+    g.run("pvcreate -q /dev/sda7 >/dev/null\nvgcreate -q -s 1M fewvg /dev/sda7");
+    g.run("lvcreate -q -y -i 1 -L 24M -n lv fewvg >/dev/null\nmkfs.ext4 -q -b 4096 /dev/fewvg/lv");
+    g.fill("LVM linear, few files", "few-lvm", "/dev/fewvg/lv", UNIX, 4096);
+    g.run("vgchange -q -an fewvg");
     g
 }
 

@@ -11,6 +11,7 @@ mod common;
 mod compressed;
 mod guests;
 mod population;
+mod second;
 mod table;
 
 use std::process::ExitCode;
@@ -49,6 +50,9 @@ fn main() -> ExitCode {
         for line in &measured {
             for (path, how) in line.wrong.iter().take(SHOWN) {
                 println!("{}: {path}: {how}", line.name);
+            }
+            for (path, what) in line.differing.iter().take(SHOWN) {
+                println!("{}: {path}: {what}", line.name);
             }
             if line.wrong.len() > SHOWN {
                 println!("{}: and {} more", line.name, line.wrong.len() - SHOWN);

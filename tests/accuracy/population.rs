@@ -187,6 +187,26 @@ pub fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
     list
 }
 
+/// Whether a file is one of the few that stand for all.
+pub fn is_one_of_few(file: &TestFile) -> bool {
+    const FEW: [&str; 12] = [
+        "sizes/0",
+        "sizes/100",
+        "sizes/4096",
+        "sizes/4113",
+        "blocks/7",
+        "large/300k",
+        "turns/a",
+        "turns/b",
+        "links/one",
+        "holes/middle",
+        "holes/only",
+        "unwritten/around",
+    ];
+    let name = file.names[0][1..].split_once('/').map_or("", |(_, rest)| rest);
+    FEW.contains(&name)
+}
+
 /// The bytes of one sector of a file.
 pub fn bytes_of(name: SectorName, compressible: bool) -> [u8; SECTOR] {
     let mut bytes = sector(name.id, name.number);

@@ -1,18 +1,45 @@
 //! Maps the guests, judges every file, and puts it all into a table.
 
-use crate::arbiter::{Ranges, Rules, Scan, Verdict, judge};
+use crate::arbiter::{Copies, Ranges, Rules, Scan, Verdict, judge};
 use crate::common::ranges::Range;
 use crate::common::{ranges, sandbox, tools};
 use crate::guests::{Guest, Row};
 use crate::population::TestFile;
+use crate::second::Second;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// A run may take so long: the slow probe needs a third of a second for each object, on an idle machine.
+const DEADLINE: Duration = Duration::from_secs(900);
+
+/// A way to map, as `--probe` has it.
+pub struct Probe {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is told besides.
+    options: &'static [&'static str],
+    /// Whether it needs so long for each object that it gets the small guest alone.
+    is_slow: bool,
+    /// Whether it reads with cold caches, so that metadata counts as the file's.
+    reads_metadata: bool,
+    /// Whether it tells of the copy that it read alone.
+    is_one_leg: bool,
+}
+
+/// All ways to map, in the order of the table.
+pub const PROBES: [Probe; 2] = [
+    Probe { name: "agent", options: &[], is_slow: false, reads_metadata: false, is_one_leg: false },
+    Probe { name: "guestfsd", options: &[], is_slow: true, reads_metadata: true, is_one_leg: true },
+];
 
 /// One line of the table.
 pub struct Line {
     /// Filesystem or layer.
     pub name: String,
+    /// Which way it was mapped.
+    pub probe: &'static str,
     /// How many files were compared; a file on a snapshot and on its origin counts twice.
     pub files: usize,
     /// How many are exact.
@@ -21,6 +48,10 @@ pub struct Line {
     pub marked: BTreeMap<&'static str, usize>,
     /// What is wrong: path and how.
     pub wrong: Vec<(String, String)>,
+    /// What other oracles say.
+    pub second: String,
+    /// Where other oracles say something else: path and what.
+    pub differing: Vec<(String, String)>,
     /// Why there are no numbers.
     pub blocked: Option<String>,
 }
@@ -56,7 +87,13 @@ impl Map {
     }
 }
 
-/// Maps a guest and judges its rows.
+/// The probes that map a guest.
+fn probes(guest: &Guest) -> impl Iterator<Item = &'static Probe> {
+    let is_small = guest.is_small;
+    PROBES.iter().filter(move |probe| is_small || !probe.is_slow)
+}
+
+/// Maps a guest with each probe and judges its rows.
 pub fn measure(guest: &Guest) -> Vec<Line> {
     let raw = guest.images();
     let staging = tempfile::tempdir().unwrap();
@@ -71,44 +108,68 @@ pub fn measure(guest: &Guest) -> Vec<Line> {
             image
         })
         .collect();
-    let args = images.iter().map(|image| image.as_os_str());
-    let rest = ["-o", "out.bmap"].iter().chain(&guest.options).map(std::ffi::OsStr::new);
-    let run = sandbox::run(args.chain(rest));
-    assert!(matches!(run.code(), 0 | 3), "{}: {}", guest.name, run.stderr);
-    let map = run.read("out.bmap");
-    if let Some(dir) = std::env::var_os("ACCURACY_KEEP") {
-        let at = |suffix| PathBuf::from(&dir).join(format!("{}.{suffix}", guest.name));
-        std::fs::write(at("bmap"), &map).unwrap();
-        std::fs::write(at("stderr"), &run.stderr).unwrap();
-    }
-    let map = Map::parse(&map);
     let mut scan = Scan::of(&raw, &guest.plain);
     if guest.rows.iter().any(|row| row.rules.compressible) {
         scan.decompress();
     }
-    guest.rows.iter().map(|row| line(row, &scan, &map)).collect()
+    let maps: Vec<(&Probe, Map)> = probes(guest).map(|probe| (probe, map(guest, probe, &images))).collect();
+    let mut lines = Vec::new();
+    for row in &guest.rows {
+        let mut second = Second::of(row, &raw);
+        for (probe, map) in &maps {
+            lines.push(line(row, probe, &scan, map, second.as_mut()));
+        }
+    }
+    lines
+}
+
+/// Maps a guest.
+fn map(guest: &Guest, probe: &Probe, images: &[PathBuf]) -> Map {
+    let args = images.iter().map(|image| image.as_os_str());
+    let rest = ["-o", "out.bmap", "--probe", probe.name];
+    let rest = rest.iter().chain(&guest.options).chain(probe.options).map(std::ffi::OsStr::new);
+    let run = sandbox::Sandbox::new().deadline(DEADLINE).run(args.chain(rest));
+    assert!(matches!(run.code(), 0 | 3), "{}: {}", guest.name, run.stderr);
+    let map = run.read("out.bmap");
+    if let Some(dir) = std::env::var_os("ACCURACY_KEEP") {
+        let at = |suffix| PathBuf::from(&dir).join(format!("{}.{}.{suffix}", guest.name, probe.name));
+        std::fs::write(at("bmap"), &map).unwrap();
+        std::fs::write(at("stderr"), &run.stderr).unwrap();
+    }
+    Map::parse(&map)
 }
 
 /// The rows of a guest that could not be made or mapped.
 pub fn unmeasured(guest: &Guest) -> Vec<Line> {
-    guest.rows.iter().map(|row| Line { blocked: Some("not measured".into()), ..Line::new(row) }).collect()
+    let rows = guest.rows.iter().flat_map(|row| probes(guest).map(move |probe| (row, probe)));
+    rows.map(|(row, probe)| Line { blocked: Some("not measured".into()), ..Line::new(row, probe) }).collect()
 }
 
 impl Line {
-    fn new(row: &Row) -> Self {
+    fn new(row: &Row, probe: &Probe) -> Self {
         Self {
             name: row.name.to_owned(),
+            probe: probe.name,
             files: 0,
             exact: 0,
             marked: BTreeMap::new(),
             wrong: Vec::new(),
+            second: String::new(),
+            differing: Vec::new(),
             blocked: None,
         }
     }
 }
 
-fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
-    let mut line = Line::new(row);
+fn line(row: &Row, probe: &Probe, scan: &Scan, map: &Map, mut second: Option<&mut Second>) -> Line {
+    let mut line = Line::new(row, probe);
+    let mut rules = Rules { metadata: probe.reads_metadata, ..row.rules };
+    if probe.is_one_leg {
+        rules.copies = Copies::Any;
+    }
+    if let Some(second) = &mut second {
+        second.begin();
+    }
     let slug = row.files[0].names[0].split('/').nth(1).unwrap();
     let mapped = map.instances(&format!("/{slug}/"));
     if mapped.is_empty() {
@@ -122,13 +183,15 @@ fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
             let devices = mapped.get(name).unwrap_or(&nothing);
             for (device, ranges) in devices {
                 line.files += 1;
-                match judge(scan, file, ranges, row.rules) {
+                match judge(scan, file, ranges, rules) {
                     Verdict::Exact => {
-                        if !is_awake && file.size >= 4096 {
-                            assert_awake(scan, file, ranges, row.rules);
+                        if !is_awake && file.size >= 4096 && !rules.metadata {
+                            assert_awake(scan, file, ranges, rules);
                             is_awake = true;
                         }
                         line.exact += 1;
+                        let others = second.as_mut().map(|second| second.compare(name, ranges));
+                        line.differing.extend(others.into_iter().flatten().map(|what| (name.clone(), what)));
                     }
                     Verdict::Without(why) | Verdict::Unseen(why) => *line.marked.entry(why).or_default() += 1,
                     Verdict::OneCopy => {
@@ -146,6 +209,7 @@ fn line(row: &Row, scan: &Scan, map: &Map) -> Line {
             }
         }
     }
+    line.second = second.map(|second| second.summary()).unwrap_or_default();
     line
 }
 
@@ -184,17 +248,21 @@ fn files_of(map: &str) -> Files {
 /// The table as Markdown.
 pub fn markdown(lines: &[Line]) -> String {
     let mut text = String::from(
-        "| filesystem or layer | files | exact | marked | wrong | oracle |\n|---|--:|--:|---|--:|---|\n",
+        "| filesystem or layer | probe | files | exact | marked | wrong | oracle |\n|---|---|--:|--:|---|--:|---|\n",
     );
     for line in lines {
         if let Some(why) = &line.blocked {
-            writeln!(text, "| {} | | | {why} | | |", line.name).unwrap();
+            writeln!(text, "| {} | {} | | | {why} | | |", line.name, line.probe).unwrap();
             continue;
         }
         let marked: Vec<_> = line.marked.iter().map(|(why, count)| format!("{count} {why}")).collect();
         let (marked, wrong) = (marked.join(", "), line.wrong.len());
-        writeln!(text, "| {} | {} | {} | {marked} | {wrong} | patterns |", line.name, line.files, line.exact)
-            .unwrap();
+        writeln!(
+            text,
+            "| {} | {} | {} | {} | {marked} | {wrong} | patterns{} |",
+            line.name, line.probe, line.files, line.exact, line.second
+        )
+        .unwrap();
     }
     text
 }

@@ -10,6 +10,7 @@ pub mod formats;
 pub mod guestfish;
 pub mod layout;
 pub mod mapping;
+pub mod mastering;
 pub mod oracle_ext4;
 pub mod oracle_fiemap;
 pub mod oracle_fiwalk;

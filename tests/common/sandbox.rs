@@ -37,6 +37,7 @@ pub struct Sandbox {
     envs: Vec<(OsString, OsString)>,
     stdout: Option<Stdio>,
     is_nobody: bool,
+    deadline: Duration,
 }
 
 /// A run that goes on.
@@ -82,6 +83,7 @@ impl Sandbox {
             envs: Vec::new(),
             stdout: None,
             is_nobody: false,
+            deadline: DEADLINE,
         }
     }
 
@@ -93,6 +95,12 @@ impl Sandbox {
     /// Sets an environment variable of the run.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.envs.push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Lets the run take longer, or less long, before it is said to hang.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
         self
     }
 
@@ -281,7 +289,7 @@ impl Running {
     /// leaves neither processes nor temporary files.
     pub fn finish(mut self) -> Finished {
         while !self.has_ended() {
-            if self.started.elapsed() > DEADLINE {
+            if self.started.elapsed() > self.sandbox.deadline {
                 self.signal(Signal::KILL);
                 self.child.wait().ok();
                 for (pid, _) in self.sandbox.processes() {

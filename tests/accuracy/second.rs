@@ -1,0 +1,213 @@
+//! Second oracles: other people's programs that read a filesystem by themselves. They are asked about each
+//! filesystem that lies on one partition, and their answers counted; the patterns decide.
+
+use crate::common::fixture::Filesystem;
+use crate::common::layout::{Segment, Volume};
+use crate::common::ranges::{Range, difference, normalise, round_out};
+use crate::common::{oracle_fiemap, oracle_fiwalk, tools};
+use crate::guests::{Place, Row};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+/// What one oracle says: bytes of the guest's disk, by path.
+type Files = BTreeMap<String, Vec<Range>>;
+
+/// What the oracles for a row say.
+pub struct Second {
+    disk: u32,
+    block: u64,
+    answers: Vec<(&'static str, Files)>,
+    /// How many files each was right about, and how many it was asked about.
+    agreed: Vec<(usize, usize)>,
+}
+
+impl Second {
+    /// Asks all oracles that know this kind of filesystem and can run here.
+    pub fn of(row: &Row, disks: &[PathBuf]) -> Option<Self> {
+        let place = row.place.as_ref()?;
+        let dir = tempfile::tempdir().unwrap();
+        let filesystem = Filesystem {
+            volume: Volume::contiguous("/dev/sda1", place.start, place.length),
+            kind: place.kind,
+            block: row.rules.block,
+            flat: dir.path().join("flat"),
+            specials: None,
+        };
+        filesystem.volume.extract(&disks[place.disk as usize - 1], &filesystem.flat);
+        let names: Vec<&str> = row.files.iter().flat_map(|file| &file.names).map(String::as_str).collect();
+        let asked: [(&'static str, Option<Files>); 4] = [
+            ("fiwalk", fiwalk(&filesystem)),
+            ("FIEMAP", fiemap(&filesystem, place)),
+            ("debugfs", debugfs(&filesystem, &names)),
+            ("ntfscluster", ntfscluster(&filesystem, &names)),
+        ];
+        let answers: Vec<_> = asked.into_iter().filter_map(|(name, files)| Some((name, files?))).collect();
+        let agreed = vec![(0, 0); answers.len()];
+        Some(Self { disk: place.disk, block: row.rules.block, answers, agreed })
+    }
+
+    /// Counts from the beginning, for another map.
+    pub fn begin(&mut self) {
+        self.agreed.fill((0, 0));
+    }
+
+    /// Compares what a map says of a file. Returns the oracles that say something else.
+    pub fn compare(&mut self, name: &str, mapped: &crate::arbiter::Ranges) -> Vec<String> {
+        let mut others = Vec::new();
+        let mapped = mapped.get(&self.disk).map_or(&[][..], Vec::as_slice);
+        for ((oracle, files), (right, asked)) in self.answers.iter().zip(&mut self.agreed) {
+            let Some(said) = files.get(name) else { continue };
+            *asked += 1;
+            // The file's last block may be named whole.
+            let slack = normalise(said.iter().map(|range| range.start..range.end + self.block - 1));
+            if difference(&round_out(said, 512), mapped).is_empty() && difference(mapped, &slack).is_empty() {
+                *right += 1;
+            } else {
+                others.push(format!("{oracle} says {said:x?}, the map {mapped:x?}"));
+            }
+        }
+        others
+    }
+
+    /// For the table: each oracle, and of how many files it says the same.
+    pub fn summary(&self) -> String {
+        let each = self.answers.iter().zip(&self.agreed);
+        each.filter(|(_, (_, asked))| *asked > 0)
+            .map(|((name, _), (right, asked))| format!(", {name} {right}/{asked}"))
+            .collect()
+    }
+}
+
+/// The Sleuth Kit. Blocks that were never written it takes for a file's own.
+fn fiwalk(filesystem: &Filesystem) -> Option<Files> {
+    const KNOWN: [&str; 6] = ["ext4", "ntfs", "vfat", "exfat", "iso9660", "hfsplus"];
+    let can = KNOWN.contains(&filesystem.kind) && tools::find("fiwalk").is_some();
+    can.then(|| written(oracle_fiwalk::files(filesystem)))
+}
+
+/// The kernel of this machine, through a loop device.
+fn fiemap(filesystem: &Filesystem, place: &Place) -> Option<Files> {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let can = ["ext4", "xfs", "btrfs"].contains(&filesystem.kind)
+        && known.split_whitespace().any(|kind| kind == filesystem.kind)
+        && rustix::process::geteuid().is_root();
+    if !can {
+        return None;
+    }
+    let mut filesystem = filesystem.clone();
+    if filesystem.kind == "btrfs" {
+        filesystem.volume.segments = chunks(&filesystem.flat, place.start)?;
+    }
+    let files = oracle_fiemap::tree(&filesystem).files.into_iter();
+    Some(files.filter_map(|(name, file)| Some((String::from_utf8(name).ok()?, file.on_disk))).collect())
+}
+
+/// Where the address space of a btrfs of one device lies on the disk, as `btrfs inspect-internal` prints it.
+fn chunks(flat: &Path, start: u64) -> Option<Vec<Segment>> {
+    tools::find("btrfs")?;
+    let args = ["inspect-internal", "dump-tree", "-t", "chunk"].map(OsStr::new);
+    let text = tools::run("btrfs", args.into_iter().chain([flat.as_os_str()]));
+    let text = String::from_utf8(text).unwrap();
+    let (mut segments, mut volume, mut length) = (Vec::new(), 0, 0);
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            // item 1 key (FIRST_CHUNK_TREE CHUNK_ITEM 22020096) itemoff ...
+            ["item", _, "key", "(FIRST_CHUNK_TREE", "CHUNK_ITEM", at, ..] => {
+                volume = at.trim_end_matches(')').parse().ok()?;
+            }
+            ["length", bytes, "owner", ..] => length = bytes.parse().ok()?,
+            ["stripe", _, "devid", _, "offset", at] => {
+                segments.push(Segment { volume, disk: start + at.parse::<u64>().ok()?, length });
+            }
+            _ => {}
+        }
+    }
+    Some(segments)
+}
+
+/// ext2, ext3, ext4: the numbers of each file's blocks.
+fn debugfs(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
+    if filesystem.kind != "ext4" || tools::find("debugfs").is_none() {
+        return None;
+    }
+    let block = block_size(&filesystem.flat);
+    let script = tempfile::NamedTempFile::new().unwrap();
+    let lines: String = names.iter().map(|name| format!("stat \"{name}\"\n")).collect();
+    std::fs::write(script.path(), lines).unwrap();
+    let args = [OsStr::new("-f"), script.path().as_os_str(), filesystem.flat.as_os_str()];
+    let text = String::from_utf8_lossy(&tools::run("debugfs", args)).into_owned();
+    // Each request is printed, then what it gives.
+    let mut files = Files::new();
+    for said in text.split("debugfs: ").skip(1) {
+        let Some((asked, said)) = said.split_once('\n') else { continue };
+        let name = asked.trim_start_matches("stat ").trim().trim_matches('"');
+        let blocks = data_blocks(said).into_iter().map(|b| b.start * block..b.end * block);
+        files.insert(name.to_owned(), filesystem.volume.to_disk(&normalise(blocks)));
+    }
+    Some(files)
+}
+
+/// The blocks of data in what `debugfs` says of an inode: `(ETB0):10326, (0-3):9348-9351, (4-7[u]):9352-9355`.
+fn data_blocks(said: &str) -> Vec<Range> {
+    let words = said.split([' ', ',', '\n']).filter_map(|word| word.strip_prefix('('));
+    let pairs = words.filter_map(|word| word.split_once("):"));
+    // Tables of blocks and extents have letters there, blocks that were never written a mark.
+    let data = pairs.filter(|(logical, _)| logical.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'));
+    let ranges = data.filter_map(|(_, physical)| {
+        let (first, last) = physical.split_once('-').unwrap_or((physical, physical));
+        Some(first.parse::<u64>().ok()?..last.parse::<u64>().ok()? + 1)
+    });
+    ranges.collect()
+}
+
+/// Bytes in a block of an ext filesystem: a power of two, in its superblock.
+fn block_size(flat: &Path) -> u64 {
+    use std::os::unix::fs::FileExt as _;
+    let mut bytes = [0; 4];
+    std::fs::File::open(flat).unwrap().read_exact_at(&mut bytes, 1024 + 24).unwrap();
+    1024 << u32::from_le_bytes(bytes)
+}
+
+/// ntfsprogs: the clusters of each file that has any.
+fn ntfscluster(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
+    if filesystem.kind != "ntfs" || tools::find("ntfscluster").is_none() {
+        return None;
+    }
+    let mut files = Files::new();
+    for name in names {
+        let args = ["-f", "-F", name].map(OsStr::new);
+        let text = tools::run("ntfscluster", args.into_iter().chain([filesystem.flat.as_os_str()]));
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let clusters = data_runs(&text, filesystem.block);
+        if !clusters.is_empty() {
+            files.insert((*name).to_owned(), filesystem.volume.to_disk(&clusters));
+        }
+    }
+    Some(files)
+}
+
+/// The runs of `$DATA`, which is 0x80, in `ntfscluster`'s dump of an inode: VCN, LCN and length in clusters.
+fn data_runs(text: &str, cluster: u64) -> Vec<Range> {
+    let (mut is_data, mut runs) = (false, Vec::new());
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [kind, "-", _] => is_data = kind == "0x80",
+            [_, place, length] if is_data => {
+                // The line above the numbers has words.
+                let (Ok(place), Ok(length)) = (place.parse::<u64>(), length.parse::<u64>()) else { continue };
+                runs.push(place * cluster..(place + length) * cluster);
+            }
+            _ => {}
+        }
+    }
+    normalise(runs)
+}
+
+/// Without the files that have blocks that were never written.
+fn written(mut files: Files) -> Files {
+    files.retain(|name, _| !name.contains("/unwritten/"));
+    files
+}

@@ -1,0 +1,50 @@
+//! Filesystems that this machine makes whole from a directory, as optical media are mastered.
+
+use super::tools;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::Path;
+
+/// Makes an ISO 9660 filesystem with Rock Ridge names.
+pub fn iso(root: &Path, image: &Path) {
+    xorriso(&["-R"], root, image);
+}
+
+/// Makes an HFS+ filesystem of `size` bytes: a hybrid image holds one, which is cut out of it.
+pub fn hfsplus(root: &Path, image: &Path, size: u64) {
+    let hybrid = image.with_extension("hybrid");
+    xorriso(&["-hfsplus"], root, &hybrid);
+    let bytes = fs::read(&hybrid).unwrap();
+    // The volume header, 1 KiB from the start of the filesystem: its signature and version.
+    let at = (0..bytes.len() - 1024)
+        .step_by(512)
+        .find(|at| bytes[at + 1024..].starts_with(b"H+\x00\x04"))
+        .expect("no HFS+ filesystem in the hybrid image");
+    let field = |from: usize| u32::from_be_bytes(bytes[at + 1024 + from..][..4].try_into().unwrap());
+    let length = field(40) as usize * field(44) as usize;
+    let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
+    let header = filesystem[1024..1536].to_vec();
+    assert!(filesystem.len() as u64 + 1024 <= size, "the files do not fit");
+    // The second header is looked for at the end of the partition.
+    filesystem.resize(size as usize, 0);
+    let end = filesystem.len() - 1024;
+    filesystem[end..end + 512].copy_from_slice(&header);
+    fs::write(image, &filesystem).unwrap();
+}
+
+/// Makes a squashfs with these options of `mksquashfs`.
+pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
+    let options = options.iter().copied().chain(["-quiet"]).map(OsStr::new);
+    tools::run("mksquashfs", [root.as_os_str(), image.as_os_str()].into_iter().chain(options));
+}
+
+/// Makes an empty UDF filesystem of `size` bytes.
+pub fn udf(image: &Path, size: u64) {
+    File::create(image).unwrap().set_len(size).unwrap();
+    tools::run("mkudffs", ["--media-type=hd".as_ref(), "--blocksize=512".as_ref(), image.as_os_str()]);
+}
+
+fn xorriso(options: &[&str], root: &Path, image: &Path) {
+    let words = ["-as", "mkisofs", "-quiet"].iter().chain(options).chain(&["-o"]).map(OsStr::new);
+    tools::run("xorriso", words.chain([image.as_os_str(), root.as_os_str()]));
+}
