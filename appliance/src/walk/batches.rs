@@ -24,6 +24,9 @@ const EXT: u64 = 0xef53;
 /// Directories listed at a time.
 const BATCH: usize = 256;
 
+/// What the kernel fetches at a time, at least.
+const PAGE: u64 = 4096;
+
 /// Larger directories are listed on their own, in turns.
 const LARGEST: i64 = 64 << 10;
 
@@ -107,9 +110,10 @@ impl Walker {
         let ids = directories.iter().map(|directory| directory.id).collect();
         self.control.put(&Record::Listing { ids });
         self.control.flush()?;
-        // All at once: the kernel would wait for each block of each directory.
+        // All at once: the kernel would wait for each block of each directory. It fetches whole pages, so blocks must
+        // not be smaller: others in the page would be in memory when it is their directory's turn.
         for extent in directories.iter().flat_map(|directory| &directory.extents) {
-            if let Some(device) = &self.block_device {
+            if let Some(device) = self.block_device.as_ref().filter(|_| self.block >= PAGE) {
                 fadvise(device, extent.physical, NonZeroU64::new(extent.length), Advice::WillNeed).ok();
             }
         }

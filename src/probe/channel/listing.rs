@@ -17,7 +17,8 @@ impl State {
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
         let is_told = |id: &ObjectNumber| self.walk.directories.contains_key(id);
-        if ids.len() > Verdict::CAPACITY || !ids.iter().all(is_told) || self.walk.layout.is_none() {
+        let makes_sense = self.walk.layout.is_some() && !self.walk.context.metadata;
+        if !makes_sense || ids.len() > Verdict::CAPACITY || !ids.iter().all(is_told) {
             return Err(ChannelError::Nonsense("a listing of what is no directory of known place"));
         }
         self.tag(0, false, recorder)?;
@@ -26,7 +27,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives each directory its reads. What is nobody's is the file system's.
+    /// Gives each directory its reads. What is nobody's is metadata, which is not wanted.
     pub(super) fn end_listing(&mut self, reads: &[(DiskNumber, DiskRange)]) -> Result<(), ChannelError> {
         let ids = std::mem::take(&mut self.walk.listing);
         let mut blocks: Vec<(Range<DeviceOffset>, ObjectNumber)> = Vec::new();
@@ -38,23 +39,26 @@ impl State {
             }
         }
         blocks.sort_unstable();
-        let owner = |walk: &Walk, read: (DiskNumber, DiskRange)| {
-            let on_device = walk.layout.as_ref()?.to_device(&Recording::from_iter([read]))?;
-            let range = on_device.iter().next()?;
-            let next = blocks.partition_point(|(block, _)| block.start <= range.start);
-            let (block, id) = blocks.get(next.checked_sub(1)?)?;
-            on_device.iter().all(|range| block.contains(range)).then_some(*id)
-        };
         let mut recordings: HashMap<ObjectNumber, Recording> = HashMap::new();
-        let mut rest = Recording::default();
-        for read in reads {
-            let recording = match owner(&self.walk, *read) {
-                Some(id) => recordings.entry(id).or_default(),
-                None => &mut rest,
+        for &(disk, range) in reads {
+            let read = Recording::from_iter([(disk, range)]);
+            let Some((layout, on_device)) =
+                self.walk.layout.as_deref().and_then(|layout| Some((layout, layout.to_device(&read)?)))
+            else {
+                continue;
             };
-            recording.insert(read.0, read.1);
+            // Reads of neighbouring blocks may have become one.
+            for on_device in on_device.iter() {
+                let first = blocks.partition_point(|(block, _)| block.end <= on_device.start);
+                for (block, id) in &blocks[first..] {
+                    let Some(part) = block.intersection(on_device) else { break };
+                    let places = layout.part(part).unwrap_or_default();
+                    let there = places.iter().filter(|place| place.disk == disk);
+                    let there = there.filter_map(|place| place.disk_range().intersection(range));
+                    recordings.entry(*id).or_default().extend(there.map(|range| (disk, range)));
+                }
+            }
         }
-        self.walk.untagged(&rest);
         for id in ids {
             let recording = recordings.remove(&id).unwrap_or_default();
             self.snapshot.bytes += recording.bytes();
