@@ -56,6 +56,12 @@ pub enum Record {
         /// Numbers of the files, at most [`crate::Verdict::CAPACITY`].
         ids: Vec<u32>,
     },
+    /// These directories are listed from now on; of each the extents have been told, and are plain. Ends with the
+    /// next tag.
+    Listing {
+        /// Numbers of the directories, at most [`crate::Verdict::CAPACITY`].
+        ids: Vec<u32>,
+    },
     /// A batch has been read; the host may be asked for its [`crate::Verdict`]. After what that asks for has
     /// been read, the batch ends once more.
     BatchEnd,
@@ -361,6 +367,7 @@ impl Record {
             Self::Done => 9,
             Self::Series { .. } => 10,
             Self::Space { .. } => 11,
+            Self::Listing { .. } => 12,
             Self::Packed => 20,
             Self::Shared { .. } => 21,
             Self::Chunk(_) => 22,
@@ -411,7 +418,7 @@ impl Record {
                 out.extend(id.to_le_bytes());
                 out.push(u8::from(*afresh));
             }
-            Self::Series { ids } => {
+            Self::Series { ids } | Self::Listing { ids } => {
                 for id in ids {
                     out.extend(id.to_le_bytes());
                 }
@@ -527,12 +534,12 @@ impl Record {
                     name: body.rest(),
                 }),
                 9 => Self::Done,
-                10 => {
+                10 | 12 => {
                     let mut ids = Vec::with_capacity(body.0.len() / 4);
                     while !body.0.is_empty() {
                         ids.push(body.u32()?);
                     }
-                    Self::Series { ids }
+                    if kind == 10 { Self::Series { ids } } else { Self::Listing { ids } }
                 }
                 11 => {
                     let owner = Owner::from_u8(body.u8()?)?;
@@ -563,7 +570,7 @@ impl Record {
             };
             body.0.is_empty().then_some(record)
         };
-        if !matches!(kind, 1..=11 | 20..=23) {
+        if !matches!(kind, 1..=12 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -659,6 +666,7 @@ mod tests {
             Record::Link { id: 5, parent: 4, name: b"b".to_vec() },
             Record::Tag { id: 5, afresh: true },
             Record::Series { ids: vec![5, 7] },
+            Record::Listing { ids: vec![2, 3] },
             Record::BatchEnd,
             Record::Trouble(Trouble {
                 operation: Operation::Read,

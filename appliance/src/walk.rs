@@ -10,6 +10,7 @@
 //! Paths are never put together: every step is relative to an open directory, so there is no limit on
 //! their length, and no symbolic link is followed.
 
+mod batches;
 mod metadata;
 
 use crate::Fatal;
@@ -88,6 +89,7 @@ pub(crate) fn run(
         found: 0,
         next: first,
         device: stat.st_dev,
+        block_device: None,
         magic: statfs.f_type as u64,
         has_direct: true,
         has_fiemap: true,
@@ -113,7 +115,12 @@ pub(crate) fn run(
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
     // An open directory would keep squashfs, which tells nothing of its space, from being mounted afresh.
     let again = (metadata && walker.tails.is_none()).then(|| place.try_clone()).transpose()?;
-    walker.descend(place, id)?;
+    if walker.lists_in_batches() {
+        walker.block_device = batches::block_device(walker.device);
+        walker.descend_in_batches(place, id)?;
+    } else {
+        walker.descend(place, id)?;
+    }
     walker.read()?;
     if let Some(tails) = walker.tails.take() {
         tails.read(&mut walker.control, root)?;
@@ -144,6 +151,8 @@ struct Walker {
     next: u32,
     /// `st_dev` of the file system: others that are mounted below it are not entered.
     device: u64,
+    /// That device, where directories are listed in batches.
+    block_device: Option<OwnedFd>,
     magic: u64,
     /// Until the file system says no.
     has_direct: bool,

@@ -150,11 +150,15 @@ struct Walk {
     filesystem: Option<record::Filesystem>,
     /// Files of the current batch whose extents are known.
     files: HashMap<ObjectNumber, Expected>,
-    /// The directory that is being listed.
-    directory: (ObjectNumber, Vec<Extent>),
+    /// Extents of directories that have not been listed.
+    directories: HashMap<ObjectNumber, Vec<Extent>>,
+    /// The directory that has been listed last: there may be more of it.
+    listed: ObjectNumber,
     extents_held: usize,
     /// Files that are being read in a series.
     series: Vec<ObjectNumber>,
+    /// Directories that are being listed in a batch.
+    listing: Vec<ObjectNumber>,
     /// Which extents are read at their ends, if that is how files are read.
     sample: Option<Sample>,
     /// For how many files those stand that are not where the kernel says.
@@ -182,6 +186,12 @@ impl Walk {
         }
         let (members, chunks) = (std::mem::take(&mut self.members), std::mem::take(&mut self.chunks));
         self.layout = address_space(&members, &chunks, &self.context.devices).map(Arc::new);
+    }
+
+    /// Forgets where a directory lies that will not be listed any more.
+    fn forget_directory(&mut self, id: ObjectNumber) {
+        let extents = self.directories.remove(&id).unwrap_or_default();
+        self.extents_held = self.extents_held.saturating_sub(extents.len());
     }
 
     /// What reading a file must touch.
@@ -403,6 +413,7 @@ impl State {
             }
             Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
             Record::Series { ids } => self.begin_series(ids, recorder)?,
+            Record::Listing { ids } => self.begin_listing(ids, recorder)?,
             Record::BatchEnd => self.batch_end()?,
             Record::Trouble(trouble) => self.trouble(&trouble),
             Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
@@ -555,11 +566,7 @@ impl State {
         if let Some(file) = self.walk.files.get_mut(&id) {
             file.extents.get_or_insert_default().extend(extents);
         } else {
-            if self.walk.directory.0 != id {
-                self.walk.extents_held -= self.walk.directory.1.len();
-                self.walk.directory = (id, Vec::new());
-            }
-            self.walk.directory.1.extend(extents);
+            self.walk.directories.entry(id).or_default().extend(extents);
         }
         Ok(())
     }
@@ -600,6 +607,9 @@ impl State {
     /// Gives each file of the series its reads.
     fn end_series(&mut self, recorder: &Recorder) -> Result<(), ChannelError> {
         let Some(series) = recorder.end_series() else { return Ok(()) };
+        if !self.walk.listing.is_empty() {
+            return self.end_listing(&series.into_first_reads());
+        }
         let ids = std::mem::take(&mut self.walk.series);
         let reads = series.into_reads();
         if let Some(sample) = self.walk.sample {
@@ -651,8 +661,12 @@ impl State {
             let file = self.file_recorded(id, file, recording)?;
             self.walk.files.insert(id, file);
         } else {
-            let Walk { directory, context, layout, remains, .. } = &mut self.walk;
-            let extents: &[Extent] = if directory.0 == id { &directory.1 } else { &[] };
+            if self.walk.listed != id {
+                let before = std::mem::replace(&mut self.walk.listed, id);
+                self.walk.forget_directory(before);
+            }
+            let Walk { directories, context, layout, remains, .. } = &mut self.walk;
+            let extents: &[Extent] = directories.get(&id).map_or(&[], Vec::as_slice);
             attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
         }
         Ok(())
@@ -736,7 +750,7 @@ impl State {
             }
         }
         self.walk.again.clear();
-        self.walk.extents_held = self.walk.directory.1.len();
+        self.walk.extents_held = self.walk.directories.values().map(Vec::len).sum();
         Ok(())
     }
 
@@ -802,6 +816,7 @@ fn give(
 }
 
 mod beside;
+mod listing;
 mod promise;
 mod series;
 #[cfg(test)]

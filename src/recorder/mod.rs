@@ -120,6 +120,11 @@ impl Series {
     pub fn into_reads(self) -> Option<Vec<(DiskNumber, DiskRange)>> {
         (self.missed == 0).then_some(self.reads)
     }
+
+    /// The first [`Series::CAPACITY`] reads, whatever else there was.
+    pub fn into_first_reads(self) -> Vec<(DiskNumber, DiskRange)> {
+        self.reads
+    }
 }
 
 /// The current tag, and what has been read under it.

@@ -385,3 +385,23 @@ fn what_was_written_since_is_read() {
         [(2, &[(65536, 69632), (126_976, 131_072)]), (3, &[(262_144, 266_240), (323_584, 327_680)])];
     assert_eq!(agent.read_series(&ends), [2]);
 }
+
+#[test]
+fn directories_that_are_listed_together_get_what_was_read_of_their_blocks() {
+    let mut agent = Agent::sampling(1);
+    for (id, start) in [(2, 8192), (3, 16384), (4, 24576), (5, 28672)] {
+        let name = format!("dir{id}");
+        agent.say(&[object(id, 1, ObjectKind::Directory, name.as_bytes(), 4096)]).unwrap();
+        agent.say(&[extents(id, start, 4096)]).unwrap();
+    }
+    agent.say(&[Record::Listing { ids: vec![2, 3, 4, 5] }]).unwrap();
+    agent.read(24576, 32768); // of two at once
+    agent.read(8192, 12288);
+    agent.read(65536, 69632);
+    agent.tag(0, false);
+    // Once it has been listed, a directory cannot be listed in a batch again.
+    assert_eq!(agent.channel.state().walk.extents_held, 0);
+    let lines = "1 2000 3000 d /dev/sda /dir2\n1 6000 7000 d /dev/sda /dir4\n1 7000 8000 d /dev/sda /dir5\n";
+    assert!(agent.say(&[Record::Listing { ids: vec![2] }]).is_err());
+    assert_eq!(agent.lines(), lines);
+}

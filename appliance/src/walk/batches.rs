@@ -1,0 +1,142 @@
+//! Lists many directories at a time.
+//!
+//! Where a directory's blocks lie is asked before it is listed. So the host can tell which directory each read was
+//! for by where it was, and one message does for a batch of them; a message takes longer than listing most
+//! directories. And their blocks are fetched together: they lie in the block device's cache, whose readahead can be
+//! asked for by hand. That goes for ext2, ext3 and ext4, whose directories have FIEMAP and blocks of their own, and
+//! nothing else is read when they are listed.
+
+use super::{DIRECTORY, Entry, Walker, list};
+use crate::Fatal;
+use crate::phases::Phase;
+use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::fs::{Advice, Mode, OFlags, fadvise, fstat, major, minor, open, openat};
+use rustix::io::Errno;
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
+use std::rc::Rc;
+use virt_bmap_agent::record::{Extent, Operation, Record};
+
+/// `statfs` magic of ext2, ext3 and ext4.
+const EXT: u64 = 0xef53;
+
+/// Directories listed at a time.
+const BATCH: usize = 256;
+
+/// What the kernel fetches at a time, at least.
+const PAGE: u64 = 4096;
+
+/// Larger directories are listed on their own, in turns.
+const LARGEST: i64 = 64 << 10;
+
+/// A directory that has been found, and not been entered.
+struct Waiting {
+    /// The directory that it lies in, with its number.
+    above: Rc<OwnedFd>,
+    parent: u32,
+    name: CString,
+    id: u32,
+}
+
+/// A directory that has been opened.
+struct Opened {
+    fd: Rc<OwnedFd>,
+    id: u32,
+    extents: Vec<Extent>,
+    entries: Vec<Entry>,
+    error: Option<Errno>,
+}
+
+impl Walker {
+    /// Whether directories are listed in batches. For their extended attributes each needs tags of its own.
+    pub(super) fn lists_in_batches(&self) -> bool {
+        self.sample.is_some() && !self.metadata && self.magic == EXT
+    }
+
+    /// Visits a directory and all below it. What is found last is visited first, so that few descriptors are
+    /// held.
+    pub(super) fn descend_in_batches(&mut self, root: OwnedFd, id: u32) -> Result<(), Fatal> {
+        let mut waiting = vec![Waiting { above: Rc::new(root), parent: id, name: c".".to_owned(), id }];
+        while !waiting.is_empty() {
+            let batch = waiting.split_off(waiting.len().saturating_sub(BATCH));
+            let mut promised = Vec::new();
+            for Waiting { above, parent, name, id } in batch {
+                self.phases.enter(Phase::Open);
+                let fd = match openat(&*above, &name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
+                    Ok(fd) => Rc::new(fd),
+                    Err(errno) => {
+                        self.control.trouble(Operation::Open, errno, parent, name.to_bytes(), 0);
+                        continue;
+                    }
+                };
+                match self.extents(&fd) {
+                    Ok(Some(extents))
+                        if fstat(&*fd)?.st_size <= LARGEST && extents.iter().all(Extent::is_plain) =>
+                    {
+                        self.put_extents(id, &extents);
+                        promised.push(Opened { fd, id, extents, entries: Vec::new(), error: None });
+                    }
+                    _ => {
+                        let below = self.directory(&fd, id)?;
+                        let found =
+                            |(name, child)| Waiting { above: fd.clone(), parent: id, name, id: child };
+                        waiting.extend(below.into_iter().map(found));
+                    }
+                }
+            }
+            self.list_all(&mut promised)?;
+            for Opened { fd, id, entries, error, .. } in promised {
+                self.phases.enter(Phase::LookUp);
+                let mut below = Vec::new();
+                self.look_up(fd.as_fd(), id, &entries, &mut below)?;
+                let found = |(name, child)| Waiting { above: fd.clone(), parent: id, name, id: child };
+                waiting.extend(below.into_iter().map(found));
+                if let Some(errno) = error {
+                    self.control.trouble(Operation::List, errno, id, b"", 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists directories whose extents the host has been told.
+    fn list_all(&mut self, directories: &mut [Opened]) -> Result<(), Fatal> {
+        if directories.is_empty() {
+            return Ok(());
+        }
+        self.phases.enter(Phase::List);
+        self.control.settle()?;
+        let ids = directories.iter().map(|directory| directory.id).collect();
+        self.control.put(&Record::Listing { ids });
+        self.control.flush()?;
+        // All at once: the kernel would wait for each block of each directory. It fetches whole pages, so blocks must
+        // not be smaller: others in the page would be in memory when it is their directory's turn.
+        for extent in directories.iter().flat_map(|directory| &directory.extents) {
+            if let Some(device) = self.block_device.as_ref().filter(|_| self.block >= PAGE) {
+                fadvise(device, extent.physical, NonZeroU64::new(extent.length), Advice::WillNeed).ok();
+            }
+        }
+        let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
+        for directory in directories {
+            loop {
+                let listed = list(&directory.fd, &mut memory);
+                directory.entries.extend(listed.entries);
+                directory.error = listed.end.err();
+                if listed.end != Ok(false) {
+                    break;
+                }
+            }
+        }
+        self.control.settle()?;
+        self.control.tag(0, false)
+    }
+}
+
+/// Opens the block device with this number.
+pub(super) fn block_device(number: u64) -> Option<OwnedFd> {
+    let about = format!("/sys/dev/block/{}:{}/uevent", major(number), minor(number));
+    let about = std::fs::read_to_string(about).ok()?;
+    let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    open(format!("/dev/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+}

@@ -1,0 +1,72 @@
+//! Directories that are listed in batches: which of the reads are whose.
+//!
+//! A directory's blocks are its own alone, and where they lie has been told before, so a read is the directory's
+//! in whose blocks it lies.
+
+use super::{ChannelError, ObjectNumber, State, Walk, attribute};
+use crate::range::{DeviceOffset, DiskRange, Range};
+use crate::recorder::{DiskNumber, Recorder, Recording};
+use std::collections::HashMap;
+use virt_bmap_agent::Verdict;
+use virt_bmap_agent::record::Extent;
+
+impl State {
+    pub(super) fn begin_listing(
+        &mut self,
+        ids: Vec<ObjectNumber>,
+        recorder: &Recorder,
+    ) -> Result<(), ChannelError> {
+        let is_told = |id: &ObjectNumber| self.walk.directories.contains_key(id);
+        let makes_sense = self.walk.layout.is_some() && !self.walk.context.metadata;
+        if !makes_sense || ids.len() > Verdict::CAPACITY || !ids.iter().all(is_told) {
+            return Err(ChannelError::Nonsense("a listing of what is no directory of known place"));
+        }
+        self.tag(0, false, recorder)?;
+        recorder.begin_series();
+        self.walk.listing = ids;
+        Ok(())
+    }
+
+    /// Gives each directory its reads. What is nobody's is metadata, which is not wanted.
+    pub(super) fn end_listing(&mut self, reads: &[(DiskNumber, DiskRange)]) -> Result<(), ChannelError> {
+        let ids = std::mem::take(&mut self.walk.listing);
+        let mut blocks: Vec<(Range<DeviceOffset>, ObjectNumber)> = Vec::new();
+        for id in &ids {
+            for extent in self.walk.directories.get(id).into_iter().flatten() {
+                blocks.extend(
+                    Range::at(DeviceOffset(extent.physical), extent.length).map(|range| (range, *id)),
+                );
+            }
+        }
+        blocks.sort_unstable();
+        let mut recordings: HashMap<ObjectNumber, Recording> = HashMap::new();
+        for &(disk, range) in reads {
+            let read = Recording::from_iter([(disk, range)]);
+            let Some((layout, on_device)) =
+                self.walk.layout.as_deref().and_then(|layout| Some((layout, layout.to_device(&read)?)))
+            else {
+                continue;
+            };
+            // Reads of neighbouring blocks may have become one.
+            for on_device in on_device.iter() {
+                let first = blocks.partition_point(|(block, _)| block.end <= on_device.start);
+                for (block, id) in &blocks[first..] {
+                    let Some(part) = block.intersection(on_device) else { break };
+                    let places = layout.part(part).unwrap_or_default();
+                    let there = places.iter().filter(|place| place.disk == disk);
+                    let there = there.filter_map(|place| place.disk_range().intersection(range));
+                    recordings.entry(*id).or_default().extend(there.map(|range| (disk, range)));
+                }
+            }
+        }
+        for id in ids {
+            let recording = recordings.remove(&id).unwrap_or_default();
+            self.snapshot.bytes += recording.bytes();
+            let Walk { directories, context, layout, remains, .. } = &mut self.walk;
+            let extents: &[Extent] = directories.get(&id).map_or(&[], Vec::as_slice);
+            attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+            self.walk.forget_directory(id);
+        }
+        Ok(())
+    }
+}
