@@ -6,6 +6,7 @@ mod common;
 
 use common::python::python;
 use common::sandbox::{Finished, Running, Sandbox};
+use common::tools::needs;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -544,6 +545,83 @@ fn the_schema_says_what_a_manifest_is() {
         let read = manifest::read(line.as_bytes(), Path::new("m"), Path::new("/"));
         assert_eq!(read.is_ok(), is_good, "{line}");
     }
+}
+
+/// A libvirt host of its test driver: `virsh` alone, without a daemon.
+fn libvirt_host(fleet: &Fleet) -> String {
+    let images = fleet.at("images").display().to_string();
+    // The ids, which must stay from one call to the next, are the names' lengths.
+    let domain = |name: &str, state: u32, disks: &str| {
+        format!(
+            "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\
+             <name>{name}</name><uuid>00000000-0000-4000-8000-{:012x}</uuid><memory>65536</memory><os><type>hvm</type></os>\
+             <test:runstate>{state}</test:runstate><devices>{disks}</devices></domain>",
+            name.len()
+        )
+    };
+    let disk = |image: &str, format: &str, target: &str| {
+        format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{images}/{image}'/>\
+             <target dev='{target}' bus='virtio'/></disk>"
+        )
+    };
+    let (running, shut_off) = (1, 5);
+    let cdrom = "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/><readonly/></disk>";
+    let network = "<disk type='network' device='disk'><driver name='qemu' type='raw'/>\
+                   <source protocol='nbd' name='x'><host name='example.org' port='10809'/></source>\
+                   <target dev='vda' bus='virtio'/></disk>";
+    let both = [disk("db-system", "qcow2", "vda"), cdrom.into(), disk("db-data", "raw", "vdb")].concat();
+    let node = [
+        domain("web &amp; co", shut_off, &disk("web", "raw", "vda")),
+        domain("db", shut_off, &both),
+        domain("busy", running, &disk("busy", "raw", "vda")),
+        domain("remote", shut_off, network),
+        domain("diskless", shut_off, ""),
+    ];
+    fs::write(fleet.at("host.xml"), format!("<node>{}</node>", node.concat())).unwrap();
+    format!("test://{}", fleet.at("host.xml").display())
+}
+
+#[test]
+fn the_domains_of_a_libvirt_host_are_guests() {
+    needs!("virsh");
+    let fleet = Fleet::new(&["web", "db-system", "db-data", "busy"]);
+    let uri = libvirt_host(&fleet);
+    let plan = |more: &[&str]| {
+        fleet.sandbox().run(["fleet", "plan", "-c", &uri].iter().chain(more).map(OsString::from))
+    };
+    let images = fleet.at("images").display().to_string();
+    let db = format!(
+        "{{\"id\":\"db\",\"disks\":[{{\"path\":\"{images}/db-system\",\"format\":\"qcow2\"}},\
+         {{\"path\":\"{images}/db-data\",\"format\":\"raw\"}}]}}\n"
+    );
+    let one = |id: &str, image: &str| {
+        format!("{{\"id\":\"{id}\",\"disks\":[{{\"path\":\"{images}/{image}\",\"format\":\"raw\"}}]}}\n")
+    };
+    let planned = plan(&[]);
+    planned.assert_code(3).assert_says(&[
+        "left out: busy is running",
+        "the disk vda of remote cannot be mapped: it is of type \"network\"",
+        "diskless has no disks",
+    ]);
+    let web = one("web%20%26%20co", "web");
+    assert_eq!(String::from_utf8(planned.stdout).unwrap(), format!("{db}{web}"));
+    let shared = plan(&["--force-share"]);
+    assert_eq!(String::from_utf8(shared.stdout).unwrap(), format!("{}{db}{web}", one("busy", "busy")));
+
+    let mut args = fleet.args(&["-c", &uri, "--json"]);
+    args.remove(1);
+    let run = fleet.sandbox().run(args);
+    run.assert_code(3);
+    assert_eq!(statuses(&run).into_values().collect::<Vec<_>>(), ["complete", "complete"]);
+
+    let domain = |name: &str| fleet.sandbox().run(["-d", name, "-c", &uri]);
+    domain("busy").assert_fails(&["busy is running", "--force-share"]);
+    domain("missing").assert_fails(&["virsh dumpxml --domain=missing", "missing"]);
+    // It gets as far as its first disk, which is no qcow2.
+    domain("db").assert_fails(&["db-system", "qcow2"]);
+    let nowhere = fleet.sandbox().run(["fleet", "-c", "test:///no/such/host.xml"]);
+    nowhere.assert_fails(&["virsh list"]);
 }
 
 #[test]

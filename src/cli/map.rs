@@ -16,6 +16,7 @@ use std::time::Duration;
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::bmap;
 use virt_bmap::bmap::output::Output;
+use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
 use virt_bmap::probe::unlock::Key;
@@ -24,8 +25,16 @@ use virt_bmap::probe::{Legs, Probe, ProbeError};
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
     /// The guest's disks, in order: image files or block devices
-    #[arg(value_name = "IMAGE", required_unless_present = "add")]
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain"])]
     images: Vec<PathBuf>,
+
+    /// Map the disks of this libvirt domain: name, UUID or number. A running one only with --force-share
+    #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format"])]
+    domain: Option<String>,
+
+    /// The libvirt host of the domain, as `virsh -c` has it
+    #[arg(short, long, value_name = "URI", requires = "domain")]
+    connect: Option<String>,
 
     /// A further disk of the guest, as in the guestfs tools
     #[arg(short, long, value_name = "IMAGE")]
@@ -36,7 +45,8 @@ pub(super) struct MapArgs {
     /// The suffix tells the format: .jsonl for JSON Lines, in which nothing is lost, .csv, .xml for DFXML,
     /// .parquet; .gz or .zst may follow. Anything else is the text map.
     ///
-    /// [default: the first image's file name with its suffix replaced by .bmap, in the current directory]
+    /// [default: the first image's file name with its suffix replaced by .bmap, in the current directory; of a domain its
+    /// name]
     #[arg(short, long, value_name = "OUT")]
     output: Vec<PathBuf>,
 
@@ -213,7 +223,12 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         let text = "--spot-check needs --probe extents; the others read all of each file";
         return Ok(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)));
     }
-    let disks = match disks(args, matches) {
+    let domain = args
+        .domain
+        .as_ref()
+        .map(|domain| Host { uri: args.connect.clone(), force_share: args.how.force_share }.guest(domain));
+    let domain = domain.transpose()?;
+    let disks = match domain.as_ref().map_or_else(|| disks(args, matches), |guest| Ok(guest.disks.clone())) {
         Ok(disks) => disks,
         Err(error) => {
             let error = Cli::command().error(ErrorKind::ValueValidation, format!("{error:#}"));
@@ -221,7 +236,11 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         }
     };
     args.how.start_log();
-    let outs = if args.output.is_empty() { vec![default_output(&disks)?] } else { args.output.clone() };
+    let outs = match domain {
+        _ if !args.output.is_empty() => args.output.clone(),
+        Some(guest) => vec![format!("{}.bmap", guest.id).into()],
+        None => vec![default_output(&disks)?],
+    };
     refuse_to_overwrite(&disks, &outs)?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;

@@ -6,8 +6,8 @@
 //!                                  └── what is missing, failed or changed ┘
 //! ```
 //!
-//! * a [`Guest`] is an id and its disks; [`plan`] finds guests below directories, [`manifest`] keeps
-//!   them in a file;
+//! * a [`Guest`] is an id and its disks; [`plan`] finds guests below directories, [`libvirt`]
+//!   asks a host for its domains, [`manifest`] keeps them in a file;
 //! * a [`Store`] is the directory with the maps and one [`Record`] for each guest, which takes its name
 //!   when all of it is on the disk: so whatever is killed when, nothing finished is lost, and nothing
 //!   is there twice;
@@ -20,6 +20,7 @@ pub mod capacity;
 mod error;
 mod event;
 mod guest;
+pub mod libvirt;
 pub mod manifest;
 pub mod plan;
 mod record;

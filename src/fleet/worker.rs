@@ -80,6 +80,9 @@ pub(super) struct Outcome {
 /// How often it is looked whether the mapper is to be ended.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long after its mapper we may hear that all is to end.
+const HEARSAY: Duration = Duration::from_secs(1);
+
 /// Longest line in bytes that is read of a mapper.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -149,8 +152,24 @@ pub(super) fn map(
     while let Ok(line) = lines.recv_timeout(TICK) {
         outcome.take(&line, &mut said, progress);
     }
-    outcome.end(status, given_up.map(|(why, _)| why), &said, patience);
+    let mut given_up = given_up.map(|(why, _)| why);
+    // Who ends all processes of a job, as batch systems do, ends us as well: it may be that we have not heard yet.
+    if given_up.is_none() && status.as_ref().is_ok_and(|status| was_told_to_end(*status)) {
+        let begun = Instant::now();
+        while !cancel.is_cancelled() && begun.elapsed() < HEARSAY {
+            std::thread::sleep(TICK);
+        }
+        given_up = cancel.is_cancelled().then_some(GivenUp::Cancelled);
+    }
+    outcome.end(status, given_up, &said, patience);
     outcome
+}
+
+/// Whether a mapper ended because somebody told it to.
+fn was_told_to_end(status: ExitStatus) -> bool {
+    let signal = status.signal().or_else(|| status.code().map(|code| code - 128));
+    let polite = [Signal::HUP, Signal::INT, Signal::TERM].map(Signal::as_raw);
+    signal.is_some_and(|signal| polite.contains(&signal))
 }
 
 /// Why a mapper was ended.

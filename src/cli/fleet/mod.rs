@@ -7,7 +7,7 @@ use super::Exit;
 use super::answer::Form;
 use super::map::MapOptions;
 use super::signals::Interruption;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::ArgMatches;
 use screen::Screen;
 use std::ffi::OsString;
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::Row;
 use virt_bmap::bmap::output::Output;
+use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::fleet::{self, Guest, Mapper, Shard, Store, capacity, manifest};
 use virt_bmap::mapper::Cancel;
 
@@ -37,8 +38,12 @@ pub(super) struct FleetArgs {
     command: Option<Command>,
 
     /// Images, and directories with images
-    #[arg(value_name = "PLACE", required_unless_present = "manifest", conflicts_with = "manifest")]
+    #[arg(value_name = "PLACE", required_unless_present_any = ["manifest", "connect"], conflicts_with = "manifest")]
     places: Vec<PathBuf>,
+
+    /// Map every domain of this libvirt host, as `virsh -c` has it; a running one only with --force-share
+    #[arg(short, long, value_name = "URI", conflicts_with_all = ["places", "manifest"])]
+    connect: Option<String>,
 
     #[command(flatten)]
     run: RunArgs,
@@ -70,8 +75,16 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct PlanArgs {
     /// Images, and directories with images
-    #[arg(value_name = "PLACE", required = true)]
+    #[arg(value_name = "PLACE", required_unless_present = "connect")]
     places: Vec<PathBuf>,
+
+    /// Take every domain of this libvirt host, as `virsh -c` has it
+    #[arg(short, long, value_name = "URI", conflicts_with = "places")]
+    connect: Option<String>,
+
+    /// Take running domains, too
+    #[arg(long, requires = "connect")]
+    force_share: bool,
 
     /// Where to write the manifest; `-` is standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]
@@ -176,21 +189,39 @@ pub(super) fn run(args: &FleetArgs, matches: &ArgMatches) -> Result<Exit> {
         Some(Command::Status(args)) => status(args),
         Some(Command::Merge(args)) => merge(args),
         None => {
-            let guests = match &args.run.manifest {
-                Some(manifest) => read_manifest(manifest)?,
-                None => fleet::plan::plan(&args.places)?,
+            let (guests, is_all) = match &args.run.manifest {
+                Some(manifest) => (read_manifest(manifest)?, true),
+                None => find(&args.places, args.connect.as_ref(), args.run.how.force_share)?,
             };
-            map(&args.run, &guests, matches)
+            Ok(unless_all(map(&args.run, &guests, matches)?, is_all))
         }
     }
 }
 
+/// The guests in these places, or of a libvirt host; and whether none was left out.
+fn find(places: &[PathBuf], uri: Option<&String>, force_share: bool) -> Result<(Vec<Guest>, bool)> {
+    let Some(uri) = uri else { return Ok((fleet::plan::plan(places)?, true)) };
+    let (guests, left_out) = Host { uri: Some(uri.clone()), force_share }.guests()?;
+    for why in &left_out {
+        eprintln!("virt-bmap-rs: warning: left out: {why}");
+    }
+    if guests.is_empty() {
+        bail!("{uri} has no domain that could be mapped");
+    }
+    Ok((guests, left_out.is_empty()))
+}
+
+/// A fleet in which guests were left out is not complete.
+fn unless_all(exit: Exit, is_all: bool) -> Exit {
+    if exit == Exit::Success && !is_all { Exit::Incomplete } else { exit }
+}
+
 fn plan(args: &PlanArgs) -> Result<Exit> {
-    let guests = fleet::plan::plan(&args.places)?;
+    let (guests, is_all) = find(&args.places, args.connect.as_ref(), args.force_share)?;
     let mut output = Output::create(&args.output)?;
     manifest::write(&guests, BufWriter::new(&mut output)).context("the manifest could not be written")?;
     output.commit()?;
-    Ok(Exit::Success)
+    Ok(unless_all(Exit::Success, is_all))
 }
 
 fn read_manifest(path: &Path) -> Result<Vec<Guest>> {
