@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use virt_bmap::bmap::escape::unescape;
 use virt_bmap::bmap::{
     self, Attributes, Compression, Dialect, FileType, Filesystem, Format, Header, ImageFile, ImageInfo, Kind,
