@@ -625,6 +625,23 @@ fn the_domains_of_a_libvirt_host_are_guests() {
 }
 
 #[test]
+fn the_kubernetes_job_is_one() {
+    let Some(mut python) = python("kubernetes_validate", "kubernetes-validate") else { return };
+    let script = "import sys, yaml, kubernetes_validate as k\n\
+                  job = yaml.safe_load(open(sys.argv[1]))\n\
+                  k.validate(job, k.latest_version(), strict=True)\n\
+                  job['spec']['completionMod'] = 'Indexed'\n\
+                  try: k.validate(job, k.latest_version(), strict=True)\n\
+                  except k.ValidationError: print(job['spec']['completions'])";
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes/fleet.yaml");
+    let output = common::tools::output(python.args(["-c", script, file]));
+    let shares = String::from_utf8(output.stdout).unwrap();
+    // What is run does as many shares as there are indices.
+    let command = format!("--shard \"$((JOB_COMPLETION_INDEX + 1))/{}\"", shares.trim());
+    assert!(fs::read_to_string(file).unwrap().contains(&command), "{command}");
+}
+
+#[test]
 fn what_makes_no_sense_is_said() {
     let fleet = Fleet::new(&[]);
     fleet.run(&[]).assert_fails(&["no guest was found in"]);

@@ -94,7 +94,7 @@ impl Host {
         if !self.force_share && self.virsh(&["domstate", &domain])?.trim() != "shut off" {
             return Err(LibvirtError::Running { name });
         }
-        let disks = described.disks.into_iter().filter(DiskXml::holds_data);
+        let disks = described.disks.iter().filter(|disk| disk.holds_data());
         let disks = disks.map(|disk| self.disk(&name, disk)).collect::<Result<Vec<_>, _>>()?;
         if disks.is_empty() {
             return Err(LibvirtError::NoDisk { name });
@@ -102,7 +102,7 @@ impl Host {
         Ok(Guest { id: GuestId::of_name(name.as_bytes()), disks })
     }
 
-    fn disk(&self, name: &str, disk: DiskXml) -> Result<Disk, LibvirtError> {
+    fn disk(&self, name: &str, disk: &DiskXml) -> Result<Disk, LibvirtError> {
         let target = disk.target.clone();
         let cannot = |why| LibvirtError::Disk { name: name.to_owned(), target: target.clone(), why };
         let path = match (disk.kind.as_str(), disk.source("file"), disk.source("dev")) {
