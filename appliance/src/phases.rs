@@ -1,4 +1,7 @@
 //! Where the time goes: how long the agent spent with what. Said at the end, for whoever asks with `--verbose`.
+//!
+//! The clock is the appliance's. Where it is emulated on a busy machine that clock has been seen to run several
+//! times too fast, so the shares count, not the seconds.
 
 use std::fmt;
 use std::time::{Duration, Instant};
