@@ -19,3 +19,4 @@ pub mod sandbox;
 pub mod special;
 pub mod textmap;
 pub mod tools;
+pub mod traced;
