@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! nbdkit -r ./nbdkit-bmaplogger-plugin.so file=win7.img bmap=win7.bmap logfile=win7.log \
-//!     --run 'qemu-system-x86_64 -m 2048 -hda $nbd'
+//!     --run 'qemu-system-x86_64 -m 2048 -snapshot -hda $nbd'
 //! ```
 //!
 //! It has the name, the parameters and the log of the original virt-bmap's plugin. This is nbdkit's side of
