@@ -1,14 +1,18 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
 # make check   installs what is missing and runs all tests
 # make fleet-check    maps a fleet of twenty guests; make torture  maps corrupted guests
+# make plugin  builds the plugin for nbdkit
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, fmt, lint, doc, clean-fixtures
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
+# Where nbdkit looks for plugins if it has the same prefix.
+NBDKIT_PLUGINS = $(PREFIX)/lib/nbdkit/plugins
 # Where the installer of the Rust toolchain puts it, for shells that were started before.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 BIN := target/release/virt-bmap-rs
+PLUGIN := target/release/nbdkit-bmaplogger-plugin.so
 DEMO := target/demo
 
 # The tests that start an appliance, and those that do not. The latter run first.
@@ -21,7 +25,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-quick check-appliance accuracy torture fleet-check build install man bench fmt lint doc setup setup-tests clean-fixtures
+.PHONY: demo check check-quick check-appliance accuracy torture fleet-check build plugin install man bench fmt lint doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -33,10 +37,11 @@ check: setup-tests
 	$(MAKE) check-quick
 	$(MAKE) check-appliance
 
-# Seconds: library, agent, protocol, formats.
+# Seconds: library, agent, protocol, formats. The plugin is tested in nbdkit: a program of its own tests would lack
+# nbdkit's functions.
 check-quick:
-	$(CARGO) build --workspace --examples
-	$(CARGO) test --workspace --lib --bins --examples
+	$(CARGO) build --workspace --lib --examples
+	$(CARGO) test --workspace --exclude virt-bmap-nbdkit --lib --bins --examples
 	$(CARGO) test --workspace --doc
 	$(if $(OTHER_TESTS),$(CARGO) test $(addprefix --test ,$(OTHER_TESTS)))
 
@@ -47,8 +52,15 @@ check-appliance:
 build:
 	$(CARGO) build --release --locked
 
+# Cargo has its own names for shared libraries; nbdkit wants this one.
+plugin:
+	$(CARGO) build --release --locked -p virt-bmap-nbdkit
+	cp target/release/libnbdkit_bmaplogger_plugin.so $(PLUGIN)
+
+# The plugin only where it was built.
 install: man
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-bmap-rs
+	if test -e $(PLUGIN); then install -D -m 755 -t $(DESTDIR)$(NBDKIT_PLUGINS) $(PLUGIN); fi
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 target/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	$(BIN) generate completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-bmap-rs

@@ -6,50 +6,12 @@ mod common;
 
 use common::sandbox::{Finished, Running, Sandbox};
 use common::tools::{self, needs};
+use common::traced::{MAP, NBDSH, SIZE, nbdsh, sandbox};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-
-/// Size of the image.
-const SIZE: u64 = 8 << 20;
-
-/// A disk whose first MiB is in no partition; then a partition with a directory and two files, of which the
-/// second is in two pieces.
-const MAP: &str = "\
-1 0 100000 v /dev/sda
-1 100000 101000 d /dev/sda1 /
-1 100000 101000 p /dev/sda1
-1 100000 101000 v /dev/sda
-1 101000 201000 f /dev/sda1 /first
-1 101000 201000 p /dev/sda1
-1 101000 201000 v /dev/sda
-1 201000 203000 f /dev/sda1 /a \"second\"
-1 201000 203000 p /dev/sda1
-1 201000 203000 v /dev/sda
-1 203000 400000 p /dev/sda1
-1 203000 400000 v /dev/sda
-1 400000 402000 f /dev/sda1 /a \"second\"
-1 400000 402000 p /dev/sda1
-1 400000 402000 v /dev/sda
-1 402000 800000 p /dev/sda1
-1 402000 800000 v /dev/sda
-";
-
-/// A sandbox with `disk.raw`, every 4 KiB of which begin with their number, and its map `disk.bmap`.
-fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    let image = fs::File::create(sandbox.cwd().join("disk.raw")).unwrap();
-    for block in 0..SIZE / 4096 {
-        let mut bytes = [0x5a; 4096];
-        bytes[..8].copy_from_slice(&block.to_le_bytes());
-        image.write_all_at(&bytes, block * 4096).unwrap();
-    }
-    fs::write(sandbox.cwd().join("disk.bmap"), MAP).unwrap();
-    sandbox
-}
 
 const TRACE: [&str; 4] = ["trace", "disk.raw", "--map", "disk.bmap"];
 
@@ -85,15 +47,6 @@ fn ranges(log: &[Value]) -> Vec<(&str, u64, u64)> {
 /// The paths of a request's objects.
 fn paths(request: &Value) -> Vec<&str> {
     request["objects"].as_array().unwrap().iter().filter_map(|object| object["path"].as_str()).collect()
-}
-
-/// `nbdsh` with the Python that Debian's libnbd is for; the first in `PATH` may be another.
-const NBDSH: &str = "/usr/bin/python3 -m nbd";
-
-/// Writes an nbdsh script beside the image and returns the shell command that runs it.
-fn nbdsh(sandbox: &Sandbox, script: &str) -> String {
-    fs::write(sandbox.cwd().join("client.py"), script).unwrap();
-    format!("{NBDSH} --base-allocation -u \"$uri\" -c - <client.py")
 }
 
 #[test]

@@ -21,3 +21,4 @@ pub mod sandbox;
 pub mod special;
 pub mod textmap;
 pub mod tools;
+pub mod traced;

@@ -1,0 +1,108 @@
+#!/bin/bash
+# What tracing costs a guest: `virt-bmap-rs trace` and the plugin beside plain `nbdkit file`, on the same image:
+# bench-trace.sh [RUNS] [MIB]
+#
+#   file      nbdkit file
+#   lines     trace, with a map of 66,425 lines, which is how long the original's example of a Fedora guest is
+#   ranges    trace, with a map of 1,000,000 ranges of 512 bytes: eight in each 4 KiB
+#   plugin    nbdkit with our plugin and the map of 66,425 lines; it writes the log before it answers
+#
+# Runs alternate, and the fastest of RUNS (5) of each counts: what else a machine does can only slow a run down. Each
+# reads MIB (128) of an image of 512 MiB that is in memory. With one request at a time all is waiting to be woken,
+# which depends on whether client and server are on one processor or on two: so both are measured, pinned. Printed
+# are milliseconds as fio counts them, and by how many percent each takes longer than `nbdkit file`.
+#
+# Needs nbdkit, fio and taskset, two processors, and nothing else to do.
+set -eu -o pipefail
+
+cd "$(dirname "$0")/.."
+runs=${1:-5}
+mib=${2:-128}
+servers=(file lines ranges plugin)
+make --quiet build plugin
+program=$PWD/target/release/virt-bmap-rs
+plugin=$PWD/target/release/nbdkit-bmaplogger-plugin.so
+directory=$(mktemp -d)
+pids=()
+stop() {
+    [ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" || :
+    wait
+    pids=()
+}
+trap 'stop; rm -rf "$directory"' EXIT
+cd "$directory"
+
+head -c 512M /dev/urandom >image.raw
+# COUNT ranges of BYTES bytes, each a file's, from the disk's beginning; the rest, a range more, is nobody's.
+map() {
+    awk -v count="$1" -v bytes="$2" 'BEGIN {
+        for (i = 0; i < count; i++) printf "1 %x %x f /dev/sda1 /usr/share/%d/%d\n", i * bytes, (i + 1) * bytes, i / 100, i
+        printf "1 %x 20000000 v /dev/sda\n", count * bytes
+    }'
+}
+map 66424 8082 >lines.bmap
+map 999999 512 >ranges.bmap
+
+# Starts the server $1 on processor $2, and notes its URI.
+start() {
+    local uri=
+    rm -f "$1.sock"
+    : >"$1.err"
+    case $1 in
+        file) taskset -c "$2" nbdkit -f -r -U "$PWD/$1.sock" file image.raw 2>"$1.err" & ;;
+        plugin) taskset -c "$2" nbdkit -f -r -U "$PWD/$1.sock" "$plugin" file=image.raw bmap=lines.bmap logfile=plugin.log 2>"$1.err" & ;;
+        *) taskset -c "$2" "$program" trace image.raw --map "$1.bmap" -o "$1.log" 2>"$1.err" & ;;
+    esac
+    pids+=($!)
+    for _ in $(seq 600); do
+        case $1 in
+            file | plugin) [ ! -S "$1.sock" ] || uri="nbd+unix:///?socket=$PWD/$1.sock" ;;
+            *) uri=$(grep -m 1 '^nbd+unix:' "$1.err" || :) ;;
+        esac
+        [ -z "$uri" ] || { echo "$uri" >"$1.uri"; return 0; }
+        sleep 0.05
+    done
+    echo "bench-trace: $1 does not come up:" >&2
+    cat "$1.err" >&2
+    exit 1
+}
+
+# Milliseconds that the client $2… takes with the server $1.
+client() {
+    local server=$1
+    shift
+    taskset -c 0 fio --name=x --ioengine=nbd --uri="$(cat "$server.uri")" --size=512M --io_size="${mib}M" --randseed=1 \
+        --output-format=terse --terse-version=3 "$@" | awk -F ';' 'NF > 9 { print $9 }'
+}
+
+cat image.raw >/dev/null
+printf '%-44s' 'milliseconds, percent more than file'
+printf '%16s' "${servers[@]}"
+echo
+for place in "on one processor:0" "on two processors:1"; do
+    for server in "${servers[@]}"; do
+        start "$server" "${place#*:}"
+    done
+    for name in "4 KiB random, one at a time" "4 KiB random, 32 at a time" "sequential, 256 KiB, 4 at a time"; do
+        case $name in
+            *"one at a time") how=(--rw=randread --bs=4k --iodepth=1) ;;
+            *"32 at a time") how=(--rw=randread --bs=4k --iodepth=32) ;;
+            # As many bytes take a tenth of the time in large requests.
+            *) how=(--rw=read --bs=256k --iodepth=4 --io_size="$((mib * 16))M") ;;
+        esac
+        rm -f ./*.times
+        for _ in $(seq "$runs"); do
+            for server in "${servers[@]}"; do
+                client "$server" "${how[@]}" >>"$server.times"
+            done
+        done
+        printf '%-44s' "$name, ${place%:*}"
+        base=$(sort -n file.times | head -n 1)
+        for server in "${servers[@]}"; do
+            sort -n "$server.times" | head -n 1 | awk -v base="$base" '{ printf "%8d %+6.1f%%", $1, ($1 / base - 1) * 100 }'
+        done
+        echo
+    done
+    stop
+    grep -h 'not in the log' ./*.err >&2 || :
+done
