@@ -22,6 +22,7 @@
 //!   and [`spans`], [`units`] and [`cells`] help them;
 //! * [`report`] draws a map as an HTML page;
 //! * [`fleet`] maps many guests, each in a process of its own, and goes on where it was ended;
+//! * [`update`] tells whether a map has to be made again;
 //! * [`trace`] tells which files a running guest reads and writes.
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
@@ -47,6 +48,7 @@ pub mod report;
 pub mod spans;
 pub mod trace;
 pub mod units;
+pub mod update;
 
 /// An error and its causes in one line, the outermost first.
 pub fn chain(error: &dyn std::error::Error) -> String {

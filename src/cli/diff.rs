@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{self, Kind};
+use virt_bmap::bmap::{self, Kind, Map};
 use virt_bmap::diff::{self, Change, Changed};
 
 /// Tell what differs between two maps of one guest.
@@ -48,8 +48,9 @@ Examples:
   virt-bmap-rs diff guest.bmap later.bmap
   virt-bmap-rs diff guest.bmap later.bmap --sort name --csv";
 
+/// What changes are sorted by.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Sort {
+pub(super) enum Sort {
     /// Bytes that are gained or lost, from the most down
     Bytes,
     /// The order of the map: kind, device, path
@@ -60,14 +61,25 @@ pub(super) fn run(args: &DiffArgs) -> Result<Exit> {
     if args.old == Path::new("-") && args.new == Path::new("-") {
         bail!("only one of the maps can come from standard input");
     }
-    let (old, new) = diff::level(bmap::load(&args.old)?, bmap::load(&args.new)?)?;
+    let differ = print(args.form, args.sort, bmap::load(&args.old)?, bmap::load(&args.new)?)?;
+    Ok(if args.exit_code && differ { Exit::Found } else { Exit::Success })
+}
+
+/// Prints what differs between two maps, and tells whether anything does.
+pub(super) fn print(form: Form, sort: Sort, old: Map, new: Map) -> Result<bool> {
+    let (old, new) = diff::level(old, new)?;
     let mut changes = diff::diff(&old, &new);
-    if let Sort::Bytes = args.sort {
+    if let Sort::Bytes = sort {
         changes.sort_by_key(|changed| Reverse(changed.gained.saturating_add(changed.lost)));
     }
-    let form = args.form;
-    let shown = form.first(&changes);
-    let sums = Sums::of(&changes);
+    print_changes(form, &changes)?;
+    Ok(!changes.is_empty())
+}
+
+/// Prints changes in their order.
+pub(super) fn print_changes(form: Form, changes: &[Changed<'_>]) -> Result<()> {
+    let shown = form.first(changes);
+    let sums = Sums::of(changes);
     form.print(|out| {
         if form.is_for_people() {
             return for_people(form, out, shown, &sums, changes.len());
@@ -81,8 +93,7 @@ pub(super) fn run(args: &DiffArgs) -> Result<Exit> {
             })
             .collect();
         form.rows(out, shown.iter().map(row), &summary, COLUMNS)
-    })?;
-    Ok(if args.exit_code && !changes.is_empty() { Exit::Found } else { Exit::Success })
+    })
 }
 
 /// How the sums are called, in the order of [`Change::ALL`].

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use virt_bmap::bmap::output::Output;
 use virt_bmap::bmap::{self, Map};
+use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk};
 
 /// Makes a map that is not kept. The inner error is the end of a command that a signal has ended.
@@ -24,6 +25,16 @@ pub(super) fn make_or_interrupted(
     };
     print_troubles(how.progress, &mapped);
     Ok(Ok(mapped.map))
+}
+
+/// Disks of formats that are stated by `--image-format`: once for all of them, or for each.
+pub(super) fn with_formats(images: &[PathBuf], formats: &[Format]) -> Result<Vec<Disk>> {
+    if formats.len() > 1 && formats.len() != images.len() {
+        bail!("{} formats for {} images; give --image-format once, or for each", formats.len(), images.len());
+    }
+    let format = |index: usize| formats.get(index).or(formats.first()).copied();
+    let named = images.iter().enumerate();
+    Ok(named.map(|(index, path)| Disk { path: path.clone(), format: format(index) }).collect())
 }
 
 /// How a map is made that is not given, and whether it is kept.

@@ -8,11 +8,11 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args as _, CommandFactory as _, ValueEnum};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::bmap;
 use virt_bmap::bmap::output::Output;
@@ -64,7 +64,7 @@ pub(super) struct MapArgs {
 }
 
 /// How a guest is mapped: options of all commands that make a map.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct MapOptions {
     /// Read an image although another program has locked it
     ///
@@ -93,7 +93,7 @@ pub(super) struct MapOptions {
     /// partition tables, boot code, what LVM, md and LUKS keep for themselves, and swap become objects of
     /// type `m`, symbolic links `s`, and what is known to be free `u`. Needs the agent.
     #[arg(long)]
-    metadata: bool,
+    pub(super) metadata: bool,
 
     /// Key of an encrypted device, as in the guestfs tools
     ///
@@ -165,6 +165,18 @@ impl MapOptions {
         (all, telling)
     }
 
+    /// The usage error, if the options contradict each other.
+    pub(super) fn contradiction(&self) -> Option<Exit> {
+        let text = if self.metadata && matches!(self.probe, ProbeArg::Guestfsd) {
+            "--metadata needs the agent; --probe guestfsd reads files and directories alone"
+        } else if self.spot_check.is_some() && !matches!(self.probe, ProbeArg::Extents) {
+            "--spot-check needs --probe extents; the others read all of each file"
+        } else {
+            return None;
+        };
+        Some(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)))
+    }
+
     /// Says everything that goes on from now on, if that is wanted.
     pub(super) fn start_log(&self) {
         if self.verbose {
@@ -215,13 +227,8 @@ enum LegsArg {
 }
 
 pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
-    if args.how.metadata && matches!(args.how.probe, ProbeArg::Guestfsd) {
-        let text = "--metadata needs the agent; --probe guestfsd reads files and directories alone";
-        return Ok(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)));
-    }
-    if args.how.spot_check.is_some() && !matches!(args.how.probe, ProbeArg::Extents) {
-        let text = "--spot-check needs --probe extents; the others read all of each file";
-        return Ok(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)));
+    if let Some(exit) = args.how.contradiction() {
+        return Ok(exit);
     }
     let domain = args
         .domain
@@ -241,22 +248,26 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         Some(guest) => vec![format!("{}.bmap", guest.id).into()],
         None => vec![default_output(&disks)?],
     };
-    refuse_to_overwrite(&disks, &outs)?;
+    let mapped = map_to(&disks, &outs, &args.how)?;
+    Ok(mapped.map_or_else(|exit| exit, |mapped| summarise(&mapped, &outs, &args.how)))
+}
+
+/// Maps a guest and writes the map to all of these files. The inner error is the end of a run that a signal
+/// has ended.
+pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], how: &MapOptions) -> Result<Result<Mapped, Exit>> {
+    refuse_to_overwrite(disks, outs)?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
     // Made before the work, so that a directory that cannot be written to is found out before it.
     let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
-    let Some(mapped) = make(&disks, &args.how, &cancel)? else {
+    let began = SystemTime::now();
+    let Some(mapped) = make(disks, how, &cancel)? else {
         eprintln!("virt-bmap-rs: interrupted; no map was written");
-        return Ok(Exit::Signal(interruption.signal()));
+        return Ok(Err(Exit::Signal(interruption.signal())));
     };
     // On a thread of its own, because a pipe that nobody reads takes for ever.
-    let mapped = Arc::new(mapped);
-    let writer = std::thread::spawn({
-        let mapped = mapped.clone();
-        move || write(&mapped, outputs)
-    });
+    let writer = std::thread::spawn(move || write(mapped, outputs));
     let grace = if outs.iter().all(|out| is_file(out)) { Duration::MAX } else { PIPE_GRACE };
     let mut cancelled_for = Duration::ZERO;
     while !writer.is_finished() && cancelled_for < grace {
@@ -265,12 +276,17 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     }
     if cancel.is_cancelled() {
         eprintln!("virt-bmap-rs: interrupted; no map was written");
-        return Ok(Exit::Signal(interruption.signal()));
+        return Ok(Err(Exit::Signal(interruption.signal())));
     }
-    let outputs = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
+    let (mapped, outputs) = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
     // All that can fail for want of space has been done for each of them.
     outputs.into_iter().try_for_each(Output::commit)?;
-    Ok(summarise(&mapped, &outs, &args.how))
+    for out in outs.iter().filter(|out| is_file(out)) {
+        // What is written to an image from its opening on is newer than the map. A file system that keeps no such
+        // time is no reason to fail.
+        let _ = File::open(out).and_then(|file| file.set_modified(began));
+    }
+    Ok(Ok(mapped))
 }
 
 /// Maps a guest, and shows how that goes. `None` if it was cancelled.
@@ -312,15 +328,15 @@ fn is_file(out: &Path) -> bool {
     out != Path::new("-") && out.metadata().map_or(true, |metadata| metadata.is_file())
 }
 
-fn write(mapped: &Mapped, mut outputs: Vec<Output>) -> Result<Vec<Output>> {
+fn write(mapped: Mapped, mut outputs: Vec<Output>) -> Result<(Mapped, Vec<Output>)> {
     for output in &mut outputs {
         bmap::write(&mapped.map, output)?;
     }
-    Ok(outputs)
+    Ok((mapped, outputs))
 }
 
 /// Says how it went, and with which status to exit.
-fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> Exit {
+pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> Exit {
     print_troubles(how.progress, mapped);
     if how.progress == Manner::Json {
         say_done(mapped);

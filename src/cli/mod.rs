@@ -18,6 +18,7 @@ mod ranges;
 mod report;
 mod signals;
 mod trace;
+mod update;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub(crate) use exit::Exit;
@@ -58,6 +59,7 @@ Examples:
   virt-bmap-rs changed top.qcow2              what the overlay changed
   virt-bmap-rs damaged guest.bmap --mapfile rescue.map
   virt-bmap-rs convert old.bmap new.bmap
+  virt-bmap-rs update guest.bmap              maps again what has changed since
   virt-bmap-rs fleet images/                  one map for each image in there";
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +72,7 @@ enum Command {
     Report(report::ReportArgs),
     Trace(trace::TraceArgs),
     Convert(convert::ConvertArgs),
+    Update(update::UpdateArgs),
     Fleet(fleet::FleetArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
@@ -94,6 +97,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Update(args)) => update::run(&args),
         Some(Command::Fleet(args)) => fleet::run(&args, &matches),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
         None => map::run(&cli.map, &matches),

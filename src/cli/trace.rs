@@ -1,7 +1,7 @@
 //! `virt-bmap-rs trace`: which files a guest reads and writes.
 
 use super::Exit;
-use super::make::make_or_interrupted;
+use super::make::{make_or_interrupted, with_formats};
 use super::map::{MapOptions, refuse_to_overwrite};
 use super::signals::Interruption;
 use anyhow::{Context as _, Result, bail};
@@ -153,7 +153,7 @@ fn listen(text: &str) -> Result<Listen, String> {
 
 pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     args.how.start_log();
-    let disks = disks(args)?;
+    let disks = with_formats(&args.images, &args.image_format)?;
     let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
     let outputs: Vec<PathBuf> = after.into_iter().flatten().chain([&args.output]).cloned().collect();
     refuse_to_overwrite(&disks, &outputs)?;
@@ -215,16 +215,6 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         eprint!("{}", in_words(summary, &map));
     }
     Ok(if say(&outcome, args) || exit != Exit::Success { exit } else { Exit::Incomplete })
-}
-
-fn disks(args: &TraceArgs) -> Result<Vec<Disk>> {
-    let (formats, images) = (&args.image_format, &args.images);
-    if formats.len() > 1 && formats.len() != images.len() {
-        bail!("{} formats for {} images; give --image-format once, or for each", formats.len(), images.len());
-    }
-    let format = |index: usize| formats.get(index).or(formats.first()).copied();
-    let named = images.iter().enumerate();
-    Ok(named.map(|(index, path)| Disk { path: path.clone(), format: format(index) }).collect())
 }
 
 fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {

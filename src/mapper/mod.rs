@@ -303,21 +303,24 @@ fn attempt(
 
 /// Completes what the map says of itself; nothing in it differs between two runs.
 fn describe(header: &mut Header, images: &[Image], troubles: &Troubles) {
+    header.images = described(images);
+    let warnings = troubles.unexamined().into_iter().chain(troubles.warnings());
+    header.warnings = warnings.map(|trouble| trouble.to_string()).collect();
+}
+
+/// What a map says of these images.
+pub(crate) fn described(images: &[Image]) -> Vec<ImageInfo> {
     let file = |name: &Path, format: Option<image::Format>| ImageFile {
         name: name.as_os_str().as_bytes().to_vec(),
         format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
     };
-    header.images = (1..)
-        .zip(images)
-        .map(|(disk, image)| ImageInfo {
-            disk,
-            size: image.source.size(),
-            image: file(&image.name, Some(image.format)),
-            chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
-        })
-        .collect();
-    let warnings = troubles.unexamined().into_iter().chain(troubles.warnings());
-    header.warnings = warnings.map(|trouble| trouble.to_string()).collect();
+    let info = |(disk, image): (u16, &Image)| ImageInfo {
+        disk,
+        size: image.source.size(),
+        image: file(&image.name, Some(image.format)),
+        chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
+    };
+    (1..).zip(images).map(info).collect()
 }
 
 /// The guest's disks and the control disk, and what is written to the disks, in order.

@@ -1,0 +1,52 @@
+//! Whether a map has to be made again.
+//!
+//! A map has no times in it, so that two runs on one image give the same bytes. What is left are the time at
+//! which its file was written, and what it says of the images: their sizes, formats and backing files. Nothing
+//! of the disks is read for that. It is not seen when an image's time is set back, or when the map's file got
+//! a later one by being copied.
+
+use crate::bmap::Map;
+use crate::bmap::escape::Printable;
+use crate::image::{Image, Stamp};
+use crate::mapper::described;
+use crate::trace::stale::{self, Stale};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// Why a map has to be made again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// It is of another disk, or of an earlier time.
+    #[error(transparent)]
+    Stale(#[from] Stale),
+    /// The image is of another format, or has other backing files.
+    #[error("{} is made of other files or formats than when it was mapped", Printable(.image.as_os_str().as_bytes()))]
+    Chain {
+        /// The image.
+        image: PathBuf,
+    },
+    /// It cannot be told.
+    #[error("{} may have changed: it has no time that tells whether it was written to", Printable(.file.as_os_str().as_bytes()))]
+    Untold {
+        /// A block device.
+        file: PathBuf,
+    },
+}
+
+/// Why `map`, which was read from the file `path`, has to be made again of these images; `None` if a new one
+/// would be the same, as far as can be seen. Under which name the images are given is no matter.
+pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
+    if let Err(stale) = stale::check(map, path, images) {
+        return Some(stale.into());
+    }
+    let infos = described(images);
+    for ((image, old), new) in images.iter().zip(&map.header().images).zip(&infos) {
+        if (&old.image.format, &old.chain) != (&new.image.format, &new.chain) {
+            return Some(Reason::Chain { image: image.name.clone() });
+        }
+    }
+    let files = images.iter().flat_map(|image| &image.chain);
+    let mut files = files.flat_map(|file| file.data_files.iter().chain([&file.filename]));
+    let is_telling = |file: &&PathBuf| Stamp::of(file).is_ok_and(|stamp| stamp.is_telling());
+    files.find(|file| !is_telling(file)).map(|file| Reason::Untold { file: file.clone() })
+}
