@@ -480,6 +480,7 @@ fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
     let mut entries = Vec::new();
     let mut bytes = 0;
     let mut raw = RawDir::new(stream, memory);
+    let mut last_of_buffer = None;
     let end = loop {
         // A turn ends only where the kernel's buffer does, so that no entry is lost.
         if bytes >= LISTING && raw.is_buffer_empty() {
@@ -491,12 +492,18 @@ fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
             Some(Err(errno)) => break Err(errno),
             Some(Ok(entry)) => {
                 let name = entry.file_name();
+                let (name, kind) = (name.to_owned(), entry.file_type());
+                let identity = (entry.next_entry_cookie(), name.clone());
+                // The driver of UDF gives the entry before a damaged one again and again.
+                if raw.is_buffer_empty() && last_of_buffer.replace(identity.clone()) == Some(identity) {
+                    break Err(Errno::UCLEAN);
+                }
                 bytes += name.to_bytes().len() + 32;
                 // A damaged file system may hold names that lead elsewhere.
                 let escapes =
                     matches!(name.to_bytes(), b"" | b"." | b"..") || name.to_bytes().contains(&b'/');
                 if !escapes {
-                    entries.push(Entry { name: name.to_owned(), kind: entry.file_type() });
+                    entries.push(Entry { name, kind });
                 }
             }
         }

@@ -179,8 +179,11 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         let captive = QemuNbd::start(&asked.description, &asked.top)?;
-        // What another program writes to may move.
-        if force_share {
+        // What another program writes to may move; what is no local file may not serve two at once.
+        let is_local = |path: &PathBuf| path.is_absolute();
+        let is_plain =
+            links.iter().flat_map(|link| [&link.path].into_iter().chain(&link.data_file)).all(is_local);
+        if force_share || !is_plain {
             Arc::new(captive)
         } else {
             Arc::new(Direct::new(captive, &asked.description, &links))

@@ -29,8 +29,9 @@ pub struct Probe {
 }
 
 /// All ways to map, in the order of the table.
-pub const PROBES: [Probe; 2] = [
+pub const PROBES: [Probe; 3] = [
     Probe { name: "agent", options: &[], is_slow: false, reads_metadata: false, is_one_leg: false },
+    Probe { name: "extents", options: &[], is_slow: false, reads_metadata: false, is_one_leg: false },
     Probe { name: "guestfsd", options: &[], is_slow: true, reads_metadata: true, is_one_leg: true },
 ];
 
