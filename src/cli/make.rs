@@ -1,11 +1,12 @@
 //! Makes the map that a question needs, where none is given.
 
 use super::Exit;
-use super::map::{MapOptions, make, refuse_to_overwrite};
+use super::map::{MapOptions, commit, make, refuse_to_overwrite};
 use super::progress::print_troubles;
 use super::signals::Interruption;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use virt_bmap::bmap::output::Output;
 use virt_bmap::bmap::{self, Map};
 use virt_bmap::image::Format;
@@ -91,6 +92,7 @@ impl<'a> Maker<'a> {
             eprintln!("mapping {:?}", disk.path);
         }
         self.interruption.set_at_rest(false);
+        let began = SystemTime::now();
         let mapped = make(disks, &self.options.how, &self.cancel)?;
         self.interruption.set_at_rest(true);
         let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
@@ -99,7 +101,7 @@ impl<'a> Maker<'a> {
         for output in &mut outputs {
             bmap::write(&mapped.map, output)?;
         }
-        outputs.into_iter().try_for_each(Output::commit)?;
+        commit(outputs, began)?;
         Ok(Some(mapped.map))
     }
 

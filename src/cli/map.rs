@@ -280,13 +280,22 @@ pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], how: &MapOptions) -> Resu
     }
     let (mapped, outputs) = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
     // All that can fail for want of space has been done for each of them.
-    outputs.into_iter().try_for_each(Output::commit)?;
-    for out in outs.iter().filter(|out| is_file(out)) {
-        // What is written to an image from its opening on is newer than the map. A file system that keeps no such
-        // time is no reason to fail.
-        let _ = File::open(out).and_then(|file| file.set_modified(began));
-    }
+    commit(outputs, began)?;
     Ok(Ok(mapped))
+}
+
+/// Gives maps their names, and the time at which their making `began`: what is written to an image from its
+/// opening on is newer than the map.
+pub(super) fn commit(outputs: Vec<Output>, began: SystemTime) -> Result<()> {
+    for output in outputs {
+        let path = output.path().to_owned();
+        output.commit()?;
+        if is_file(&path) {
+            // A file system that keeps no such time is no reason to fail.
+            let _ = File::open(&path).and_then(|file| file.set_modified(began));
+        }
+    }
+    Ok(())
 }
 
 /// Maps a guest, and shows how that goes. `None` if it was cancelled.
