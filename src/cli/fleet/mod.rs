@@ -63,65 +63,55 @@ Examples:
   virt-bmap-rs fleet run --manifest guests.jsonl --shard 2/8 --out-dir /shared/maps
   virt-bmap-rs fleet merge --out-dir /shared/maps";
 
-// The help stands here, not at the arguments: those of `run` are also those of `fleet` itself.
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    #[command(after_long_help = PLAN_HELP)]
+    #[command(after_long_help = PLAN_AFTER_HELP)]
     Plan(PlanArgs),
-    #[command(after_long_help = RUN_HELP)]
+    #[command(after_long_help = RUN_AFTER_HELP)]
     Run(RunArgs),
-    #[command(after_long_help = STATUS_HELP)]
+    #[command(after_long_help = STATUS_AFTER_HELP)]
     Status(StatusArgs),
-    #[command(after_long_help = MERGE_HELP)]
+    #[command(after_long_help = MERGE_AFTER_HELP)]
     Merge(MergeArgs),
 }
 
-const PLAN_HELP: &str = "\
+const PLAN_AFTER_HELP: &str = "\
 Exit status:
   0  the manifest was written
-  1  failed
+  1  failed: a place cannot be read, or libvirt not be asked
   2  the command line makes no sense
-  3  the manifest was written, but domains were left out; standard error says
-     which
+  3  some domains were left out; standard error says which
 
 Examples:
-  virt-bmap-rs fleet plan images/ -o guests.jsonl
-  virt-bmap-rs fleet plan -c qemu:///system -o guests.jsonl";
+  virt-bmap-rs fleet plan /var/lib/libvirt/images -o guests.jsonl
+  virt-bmap-rs fleet plan -c qemu:///system | grep web | virt-bmap-rs fleet run --manifest -";
 
-const RUN_HELP: &str = "\
+const RUN_AFTER_HELP: &str = "\
 Exit status:
-  0    every guest's map is there and whole
-  1    failed; what was finished until then is kept
-  2    the command line makes no sense
-  3    some guests have no map, or an incomplete one; the table says which
-  130  interrupted (143: terminated); the same command goes on
+  as for `virt-bmap-rs fleet`
 
 Examples:
-  virt-bmap-rs fleet run --manifest guests.jsonl -j 4
-  virt-bmap-rs fleet run --manifest guests.jsonl --shard 2/8 --out-dir /shared/maps";
+  virt-bmap-rs fleet run --manifest guests.jsonl --shard 2/8 --out-dir /shared/maps
+  virt-bmap-rs fleet run --out-dir maps --retries 0 --json";
 
-const STATUS_HELP: &str = "\
-Exit status:
-  0  every guest's map is there and whole, and its images have not changed
-  1  failed
-  2  the command line makes no sense
-  3  some guests have no map, or an incomplete or outdated one; the table says
-     which
-
-Examples:
-  virt-bmap-rs fleet status
-  virt-bmap-rs fleet status --out-dir /shared/maps --json";
-
-const MERGE_HELP: &str = "\
+const STATUS_AFTER_HELP: &str = "\
 Exit status:
   0  every guest's map is there and whole
-  1  failed
+  1  failed: there is no fleet in the directory, or it cannot be read
   2  the command line makes no sense
-  3  some guests have no map, or an incomplete one; the table says which
+  3  some guests have no map, or an incomplete one
+
+Examples:
+  virt-bmap-rs fleet status --out-dir /shared/maps
+  virt-bmap-rs fleet status --csv >fleet.csv";
+
+const MERGE_AFTER_HELP: &str = "\
+Exit status:
+  as for `virt-bmap-rs fleet status`
 
 Examples:
   virt-bmap-rs fleet merge --out-dir /shared/maps
-  virt-bmap-rs fleet merge --parquet";
+  virt-bmap-rs fleet merge --parquet --out-dir maps";
 
 /// Write down the guests: a manifest, one JSON object on a line for each
 #[derive(Debug, clap::Args)]
