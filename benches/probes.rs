@@ -269,7 +269,8 @@ impl Guest {
         file.set_len(self.image_mib << 20).expect("an image gets its size");
         let status = Command::new("mke2fs")
             .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-N"])
-            .arg((self.files + self.directories * 2).to_string())
+            // The directories above those of the files, and what every ext4 has, need some too.
+            .arg((self.files + self.directories * 2 + 64).to_string())
             .arg("-d")
             .arg(&tree)
             .arg(&partial)
