@@ -13,16 +13,16 @@ mod page;
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
-use virt_bmap::image::{self, OpenOptions, Overlay, Source as _};
-use virt_bmap::nbd::{self, Export, Exports, Limits, Request, Server};
-use virt_bmap::range::{DiskOffset, DiskRange};
+use virt_bmap::image::{self, OpenOptions, Overlay};
+use virt_bmap::mapper::DiskExport;
+use virt_bmap::nbd::{Exports, Limits, Server};
 use virt_bmap::recorder::{Recorder, Tag};
 
 /// Size of the image.
@@ -30,50 +30,16 @@ const SIZE: usize = 512 << 20;
 /// Runs of each client with each server.
 const RUNS: usize = 5;
 
-/// A disk as the mapper serves it.
-struct Recorded {
-    overlay: Overlay,
-    recorder: Recorder,
-}
-
-impl Export for Recorded {
-    fn size(&self) -> u64 {
-        self.overlay.size()
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-
-    fn can_multi_conn(&self) -> bool {
-        true
-    }
-
-    fn observe(&self, request: &Request) {
-        if request.command == nbd::Command::Read {
-            let end = request.offset + u64::from(request.length);
-            self.recorder.read(1, DiskRange::new(request.offset, end));
-        }
-    }
-
-    fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
-        self.overlay.try_read_at(buf, DiskOffset(offset))
-    }
-
-    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.overlay.read_at(buf, DiskOffset(offset))
-    }
-}
-
 /// Serves an image until it is killed: this is what the benchmark starts itself as.
 fn serve(image: &Path, socket: &Path) {
     let image = image::open(image, &OpenOptions::default()).unwrap();
     let overlay = Overlay::new(image.source.clone(), 1 << 30, &std::env::temp_dir()).unwrap();
-    let recorder = Recorder::new();
+    let recorder = Arc::new(Recorder::new());
     recorder.switch(Some(Tag(1)));
+    let export = DiskExport { disk: 1, overlay: Arc::new(overlay), recorder, lost: Arc::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let exports = Exports::new().with("disk", Arc::new(Recorded { overlay, recorder })).unwrap();
+        let exports = Exports::new().with("disk", Arc::new(export)).unwrap();
         let exports = exports.with_default("disk").unwrap();
         let listener = UnixListener::bind(socket).unwrap();
         Server::new(exports, Limits::default()).run(listener, std::future::pending()).await;

@@ -157,10 +157,10 @@ impl<O: Offset> RangeSet<O> {
         self.ranges.iter().map(|(start, end)| end - start).sum()
     }
 
-    /// Adds a range, joining it with those that it overlaps or touches.
-    pub fn insert(&mut self, range: Range<O>) {
+    /// Adds a range, joining it with those that it overlaps or touches. Returns whether any of its bytes were new.
+    pub fn insert(&mut self, range: Range<O>) -> bool {
         if range.is_empty() {
-            return;
+            return false;
         }
         let (mut start, mut end) = (range.start.bytes(), range.end.bytes());
         // The one range that begins at or before `start` may reach it; those that begin inside, or
@@ -169,7 +169,7 @@ impl<O: Offset> RangeSet<O> {
             && left_end >= start
         {
             if left_end >= end {
-                return;
+                return false;
             }
             start = left;
         }
@@ -178,6 +178,7 @@ impl<O: Offset> RangeSet<O> {
             self.ranges.remove(&right);
         }
         self.ranges.insert(start, end);
+        true
     }
 
     /// Takes every byte of `range` out of the set.

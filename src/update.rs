@@ -10,7 +10,6 @@ use crate::bmap::escape::Printable;
 use crate::image::{Image, Stamp};
 use crate::mapper::described;
 use crate::trace::stale::{self, Stale};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// Why a map has to be made again.
@@ -20,13 +19,13 @@ pub enum Reason {
     #[error(transparent)]
     Stale(#[from] Stale),
     /// The image is of another format, or has other backing files.
-    #[error("{} is made of other files or formats than when it was mapped", Printable(.image.as_os_str().as_bytes()))]
+    #[error("{} is made of other files or formats than when it was mapped", Printable::path(.image))]
     Chain {
         /// The image.
         image: PathBuf,
     },
     /// It cannot be told.
-    #[error("{} may have changed: it has no time that tells whether it was written to", Printable(.file.as_os_str().as_bytes()))]
+    #[error("{} may have changed: it has no time that tells whether it was written to", Printable::path(.file))]
     Untold {
         /// A block device.
         file: PathBuf,
@@ -45,8 +44,10 @@ pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
             return Some(Reason::Chain { image: image.name.clone() });
         }
     }
-    let files = images.iter().flat_map(|image| &image.chain);
-    let mut files = files.flat_map(|file| file.data_files.iter().chain([&file.filename]));
     let is_telling = |file: &&PathBuf| Stamp::of(file).is_ok_and(|stamp| stamp.is_telling());
-    files.find(|file| !is_telling(file)).map(|file| Reason::Untold { file: file.clone() })
+    images
+        .iter()
+        .flat_map(Image::files)
+        .find(|file| !is_telling(file))
+        .map(|file| Reason::Untold { file: file.clone() })
 }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -15,7 +14,7 @@ use super::output::{Output, OutputError};
 #[derive(Debug, Error)]
 pub enum ConvertError {
     /// The input could not be opened.
-    #[error("{}: could not be opened", Printable(.path.as_os_str().as_bytes()))]
+    #[error("{}: could not be opened", Printable::path(.path))]
     Open {
         /// The input.
         path: PathBuf,
@@ -23,7 +22,7 @@ pub enum ConvertError {
         source: io::Error,
     },
     /// The input is no map.
-    #[error("{}: could not be read as a map", Printable(.path.as_os_str().as_bytes()))]
+    #[error("{}: could not be read as a map", Printable::path(.path))]
     Read {
         /// The input.
         path: PathBuf,
@@ -31,7 +30,7 @@ pub enum ConvertError {
         source: ReadError,
     },
     /// The map could not be written.
-    #[error("{}: could not be written", Printable(.path.as_os_str().as_bytes()))]
+    #[error("{}: could not be written", Printable::path(.path))]
     Write {
         /// The output.
         path: PathBuf,

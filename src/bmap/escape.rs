@@ -12,6 +12,8 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use thiserror::Error;
 
 /// A backslash that is not followed by three octal digits of a byte.
@@ -138,6 +140,13 @@ fn octal(digits: &[u8]) -> Option<u8> {
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Printable<'a>(pub &'a [u8]);
+
+impl<'a> Printable<'a> {
+    /// A path of the host's, which may be as hostile.
+    pub fn path(path: &'a Path) -> Self {
+        Self(path.as_os_str().as_bytes())
+    }
+}
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,6 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -16,7 +15,7 @@ use super::escape::Printable;
 
 /// What went wrong with an output file, and what it was called.
 #[derive(Debug, Error)]
-#[error("{}: {what}", Printable(.path.as_os_str().as_bytes()))]
+#[error("{}: {what}", Printable::path(.path))]
 pub struct OutputError {
     /// The file, as it was named.
     pub path: PathBuf,

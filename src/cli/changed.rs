@@ -6,7 +6,6 @@ use super::make::{MakeOptions, Maker};
 use super::progress::Counter;
 use anyhow::{Context as _, Result, bail};
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use virt_bmap::bmap::escape::Printable;
@@ -260,7 +259,7 @@ impl People<'_> {
             (None, Some(name)) => Path::new(name),
             _ => &self.pair.old_disk.path,
         };
-        let names = [&self.args.image, old].map(|path| Printable(path.as_os_str().as_bytes()).to_string());
+        let names = [&self.args.image, old].map(|path| Printable::path(path).to_string());
         let differ = Amount { exact: self.written.differs.bytes(), unknown: self.written.unknown.bytes() };
         let differ = self.amount(differ);
         if self.args.base.is_some() {

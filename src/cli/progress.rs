@@ -52,7 +52,7 @@ pub(super) fn print_troubles(manner: Manner, mapped: &Mapped) {
 
 /// Says that the maps have been written.
 pub(super) fn say_done(mapped: &Mapped) {
-    say(&fleet::Event::Done(mapped.counts.into()));
+    say(&fleet::Event::Done(mapped.counts));
 }
 
 /// Shows a run's progress.

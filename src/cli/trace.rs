@@ -18,9 +18,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virt_bmap::bmap::output::Output;
-use virt_bmap::bmap::{self, ImageFile, ImageInfo, Kind, Map};
+use virt_bmap::bmap::{self, Kind, Map};
 use virt_bmap::image::{self, Format, Image, OpenOptions};
-use virt_bmap::mapper::{Cancel, Disk};
+use virt_bmap::mapper::{self, Cancel, Disk};
 use virt_bmap::nbd::Place;
 use virt_bmap::trace::output::Form;
 use virt_bmap::trace::{
@@ -189,7 +189,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         FormArg::Log => Form::Log,
     };
     let log = create(&args.output)?;
-    let output = form.output(log, &described(&images)).with_context(|| unwritable(&args.output))?;
+    let output = form.output(log, &mapper::described(&images)).with_context(|| unwritable(&args.output))?;
     let options = Options {
         writes: match (args.read_only, args.write) {
             (true, _) => Writes::Refused,
@@ -242,21 +242,6 @@ fn load(path: &Path, images: &[Image], args: &TraceArgs) -> Result<Map> {
         eprintln!("virt-bmap-rs: warning: {stale}");
     }
     Ok(map)
-}
-
-/// The images as a log names them.
-fn described(images: &[Image]) -> Vec<ImageInfo> {
-    let file = |image: &Image| ImageFile {
-        name: image.name.as_os_str().as_encoded_bytes().to_vec(),
-        format: image.format.to_string(),
-    };
-    let info = |(disk, image): (u16, &Image)| ImageInfo {
-        disk,
-        size: image.source.size(),
-        image: file(image),
-        chain: Vec::new(),
-    };
-    (1..).zip(images).map(info).collect()
 }
 
 /// Begins the log. It is written where it is, so that it can be watched and outlives whatever happens.

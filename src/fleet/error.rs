@@ -5,7 +5,6 @@ use crate::bmap::escape::Printable;
 use crate::bmap::output::OutputError;
 use crate::image::UnknownFormat;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// Why a fleet could not be worked on.
@@ -93,7 +92,7 @@ impl FleetError {
 }
 
 pub(super) fn shown(path: &Path) -> String {
-    Printable(path.as_os_str().as_bytes()).to_string()
+    Printable::path(path).to_string()
 }
 
 /// What is wrong with a guest in a manifest.

@@ -5,7 +5,7 @@ use super::Guest;
 use crate::bmap::jsonl::Text;
 use crate::image::{Image, Stamp};
 use crate::mapper::Disk;
-use crate::probe::found;
+use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -107,28 +107,6 @@ impl OpenedDisk {
             format: Some(image.format.to_string()),
             files: files.filter_map(|path| StampedFile::now(path)).collect(),
         }
-    }
-}
-
-/// How much was found in a guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Partitions.
-    pub partitions: u64,
-    /// Logical volumes.
-    pub volumes: u64,
-    /// File systems that were walked.
-    pub filesystems: u64,
-    /// Directories.
-    pub directories: u64,
-    /// Names of regular files.
-    pub files: u64,
-}
-
-impl From<found::Counts> for Counts {
-    fn from(counts: found::Counts) -> Self {
-        let found::Counts { partitions, volumes, filesystems, directories, files, .. } = counts;
-        Self { partitions, volumes, filesystems, directories, files }
     }
 }
 

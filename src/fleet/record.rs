@@ -1,7 +1,8 @@
 //! What became of one guest.
 
-use super::{Counts, Guest, GuestId, OpenedDisk};
+use super::{Guest, GuestId, OpenedDisk};
 use crate::bmap::jsonl::Text;
+use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 
 /// How the mapping of a guest ended.

@@ -111,7 +111,8 @@ pub fn run(
     let mut sizes = Vec::new();
     for guest in guests.iter().filter(|guest| options.shard.has(&guest.id)) {
         summary.guests += 1;
-        match store.stale(guest, &noted, options.doubt)? {
+        let record = store.record(&guest.id)?;
+        match store.stale(guest, record.as_ref(), &noted, options.doubt) {
             Some(stale) => pending.push((guest, stale)),
             None => {
                 summary.current += 1;
@@ -119,7 +120,7 @@ pub fn run(
                 remove(&store.workplace(&guest.id))?;
             }
         }
-        let maps = store.record(&guest.id)?.map(|record| record.maps).unwrap_or_default();
+        let maps = record.map(|record| record.maps).unwrap_or_default();
         sizes.extend((!maps.is_empty()).then(|| maps.iter().map(|map| map.bytes).sum::<u64>()));
     }
     observe(Notice::Planned { pending: pending.len(), current: summary.current });

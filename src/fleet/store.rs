@@ -190,41 +190,44 @@ impl Store {
     }
 
     /// Why the guest has to be mapped; `None` if its maps are what a run would make now, as far as can be
-    /// seen without reading the images. A block device never tells whether it was written to: its map is
-    /// taken for good, unless `doubt` is set.
-    ///
-    /// # Errors
-    /// If there is a record that cannot be read.
-    pub fn stale(&self, guest: &Guest, options: &[Text], doubt: bool) -> Result<Option<Stale>, FleetError> {
-        let Some(record) = self.record(&guest.id)? else { return Ok(Some(Stale::Missing)) };
+    /// seen without reading the images. `record` is what became of it. A block device never tells whether it
+    /// was written to: its map is taken for good, unless `doubt` is set.
+    pub fn stale(
+        &self,
+        guest: &Guest,
+        record: Option<&Record>,
+        options: &[Text],
+        doubt: bool,
+    ) -> Option<Stale> {
+        let Some(record) = record else { return Some(Stale::Missing) };
         if !record.status.has_map() {
-            return Ok(Some(Stale::Failed(record.status)));
+            return Some(Stale::Failed(record.status));
         }
         if record.options != options {
-            return Ok(Some(Stale::OtherOptions));
+            return Some(Stale::OtherOptions);
         }
         let asked = MappedDisk::all(guest, Vec::new());
         let is_same = |(a, b): (&MappedDisk, &MappedDisk)| a.path == b.path && a.stated == b.stated;
         if asked.len() != record.disks.len() || !asked.iter().zip(&record.disks).all(is_same) {
-            return Ok(Some(Stale::OtherDisks));
+            return Some(Stale::OtherDisks);
         }
         for map in &record.maps {
             let is_there =
                 self.directory.join(&map.name).metadata().is_ok_and(|metadata| metadata.len() == map.bytes);
             if !is_there {
-                return Ok(Some(Stale::MapGone(map.name.clone())));
+                return Some(Stale::MapGone(map.name.clone()));
             }
         }
         let files = record.disks.iter().filter_map(|disk| disk.opened.as_ref()).flat_map(|disk| &disk.files);
         for file in files {
             if !file.is_same() {
-                return Ok(Some(Stale::Changed(file.path())));
+                return Some(Stale::Changed(file.path()));
             }
             if doubt && !file.is_telling() {
-                return Ok(Some(Stale::Untold(file.path())));
+                return Some(Stale::Untold(file.path()));
             }
         }
-        Ok(None)
+        None
     }
 
     /// Writes `fleet.jsonl`, the records of these guests in their order, and returns them; those that have

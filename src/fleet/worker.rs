@@ -1,10 +1,11 @@
 //! One guest: its mapper is started, watched, and ended if need be.
 
 use super::record::MAX_MESSAGES;
-use super::{Counts, Event, Guest, OpenedDisk, StampedFile, Status};
+use super::{Event, Guest, OpenedDisk, StampedFile, Status};
 use crate::bmap::jsonl::Text;
 use crate::child;
 use crate::mapper::Cancel;
+use crate::probe::found::Counts;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use std::collections::VecDeque;
 use std::ffi::OsString;

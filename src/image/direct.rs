@@ -67,6 +67,14 @@ impl Direct {
     /// Finds out where the bytes of the disk are that `below` serves. If that cannot be found out, all is
     /// left to `below`.
     pub(super) fn new(below: QemuNbd, description: &Description, chain: &[Link]) -> Self {
+        // What is no local file may not serve two at once.
+        let is_local = chain
+            .iter()
+            .flat_map(|link| [&link.path].into_iter().chain(&link.data_file))
+            .all(|path| path.is_absolute());
+        if !is_local {
+            return Self { below, files: Vec::new(), runs: Vec::new() };
+        }
         let files = chain.iter().map(|link| open(link).ok().flatten()).collect();
         let mut direct = Self { below, files, runs: Vec::new() };
         match direct.ask(description, &chain[0]) {
@@ -151,6 +159,25 @@ impl Direct {
         })
     }
 
+    /// Has `read` fill `buf`, piece by piece: told where on the disk each begins, and its place. Stops, and returns
+    /// false, where it does.
+    fn fill(
+        &self,
+        buf: &mut [u8],
+        offset: DiskOffset,
+        mut read: impl FnMut(&mut [u8], DiskOffset, Place) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let mut rest = within_file(buf, offset, self.size())?;
+        for (range, place) in self.pieces(DiskRange::new(offset.0, offset.0 + rest.len() as u64)) {
+            let (part, behind) = rest.split_at_mut(range.len() as usize);
+            rest = behind;
+            if !read(part, range.start, place)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn file(&self, image: u16) -> io::Result<&RawFile> {
         let file = self.files.get(usize::from(image)).and_then(Option::as_ref);
         file.ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -163,41 +190,32 @@ impl Source for Direct {
     }
 
     fn try_read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<bool> {
-        let mut rest = within_file(buf, offset, self.size())?;
-        for (range, place) in self.pieces(DiskRange::new(offset.0, offset.0 + rest.len() as u64)) {
-            let (part, behind) = rest.split_at_mut(range.len() as usize);
-            rest = behind;
-            match place {
-                Place::Zero => part.fill(0),
-                Place::File(image, offset) if self.file(image)?.try_read_at(part, DiskOffset(offset))? => {}
-                Place::File(..) | Place::Elsewhere => return Ok(false),
+        self.fill(buf, offset, |part, _, place| match place {
+            Place::Zero => {
+                part.fill(0);
+                Ok(true)
             }
-        }
-        Ok(true)
+            Place::File(image, offset) => self.file(image)?.try_read_at(part, DiskOffset(offset)),
+            Place::Elsewhere => Ok(false),
+        })
     }
 
     fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()> {
-        let mut rest = within_file(buf, offset, self.size())?;
-        for (range, place) in self.pieces(DiskRange::new(offset.0, offset.0 + rest.len() as u64)) {
-            let (part, behind) = rest.split_at_mut(range.len() as usize);
-            rest = behind;
+        let read = |part: &mut [u8], start, place| {
             match place {
                 Place::Zero => part.fill(0),
                 Place::File(image, offset) => self.file(image)?.read_at(part, DiskOffset(offset))?,
-                Place::Elsewhere => self.below.read_at(part, range.start)?,
+                Place::Elsewhere => self.below.read_at(part, start)?,
             }
-        }
-        Ok(())
+            Ok(true)
+        };
+        self.fill(buf, offset, read).map(|_| ())
     }
 }
 
 /// The file of an image, if all that the image holds is in it and we may read it.
 fn open(link: &Link) -> Result<Option<RawFile>, OpenError> {
-    if !link.path.is_absolute()
-        || link.format.is_none()
-        || link.data_file.is_some()
-        || !link.extents.is_empty()
-    {
+    if link.format.is_none() || link.data_file.is_some() || !link.extents.is_empty() {
         return Ok(None);
     }
     let PlainFile { file, size, .. } = PlainFile::open(&link.path)?;

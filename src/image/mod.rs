@@ -92,6 +92,13 @@ impl fmt::Debug for Image {
     }
 }
 
+impl Image {
+    /// All files that the disk is made of, those that hold an image's data before the image itself.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.chain.iter().flat_map(|image| image.data_files.iter().chain([&image.filename]))
+    }
+}
+
 /// One image of a chain of backing files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -179,11 +186,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         let captive = QemuNbd::start(&asked.description, &asked.top)?;
-        // What another program writes to may move; what is no local file may not serve two at once.
-        let is_local = |path: &PathBuf| path.is_absolute();
-        let is_plain =
-            links.iter().flat_map(|link| [&link.path].into_iter().chain(&link.data_file)).all(is_local);
-        if force_share || !is_plain {
+        // What another program writes to may move.
+        if force_share {
             Arc::new(captive)
         } else {
             Arc::new(Direct::new(captive, &asked.description, &links))

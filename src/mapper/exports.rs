@@ -1,9 +1,9 @@
 //! What our NBD server offers to the appliance: the guest's disks and the control disk.
 
 use crate::image::{Overlay, ReadError, Source as _};
-use crate::nbd::{Command, Export, Extent, Request, Zeroing};
+use crate::nbd::{Command, Export, Extent, Request, Zeroing, range};
 use crate::probe::channel::Channel;
-use crate::range::{DiskOffset, DiskRange};
+use crate::range::DiskOffset;
 use crate::recorder::{DiskNumber, Recorder};
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -18,11 +18,15 @@ pub(super) fn disk_export(disk: DiskNumber) -> String {
 pub(super) const CONTROL_EXPORT: &str = "control";
 
 /// A guest's disk: reads are recorded, writes stay in the overlay.
-pub(super) struct DiskExport {
-    pub(super) disk: DiskNumber,
-    pub(super) overlay: Arc<Overlay>,
-    pub(super) recorder: Arc<Recorder>,
-    pub(super) lost: Arc<OnceLock<io::Error>>,
+pub struct DiskExport {
+    /// Its number.
+    pub disk: DiskNumber,
+    /// The image, and what is written over it.
+    pub overlay: Arc<Overlay>,
+    /// Told of each read.
+    pub recorder: Arc<Recorder>,
+    /// Set when the image as a whole is lost.
+    pub lost: Arc<OnceLock<io::Error>>,
 }
 
 impl DiskExport {
@@ -35,10 +39,6 @@ impl DiskExport {
         }
         result
     }
-}
-
-fn range(offset: u64, length: u32) -> DiskRange {
-    DiskRange::new(offset, offset.saturating_add(length.into()))
 }
 
 impl Export for DiskExport {

@@ -18,7 +18,8 @@ use crate::probe::trouble::{Trouble, Troubles};
 use crate::probe::unlock::Key;
 use crate::probe::{Legs, Phase, Probe, ProbeError, guestfsd, survey};
 use crate::recorder::{DiskNumber, Recorder};
-use exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
+pub use exports::DiskExport;
+use exports::{CONTROL_EXPORT, ControlExport, disk_export};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -309,7 +310,7 @@ fn describe(header: &mut Header, images: &[Image], troubles: &Troubles) {
 }
 
 /// What a map says of these images.
-pub(crate) fn described(images: &[Image]) -> Vec<ImageInfo> {
+pub fn described(images: &[Image]) -> Vec<ImageInfo> {
     let file = |name: &Path, format: Option<image::Format>| ImageFile {
         name: name.as_os_str().as_bytes().to_vec(),
         format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),

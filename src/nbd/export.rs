@@ -2,6 +2,7 @@
 
 use super::protocol::{NBD_MAX_STRING, Request, StateFlags};
 use crate::image::Allocation;
+use crate::range::DiskRange;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -163,6 +164,11 @@ pub struct Zeroing {
     pub no_hole: bool,
     /// Fail rather than be as slow as a write.
     pub fast: bool,
+}
+
+/// The bytes of the disk that a request is about.
+pub fn range(offset: u64, length: u32) -> DiskRange {
+    DiskRange::new(offset, offset.saturating_add(length.into()))
 }
 
 /// A run of bytes with one state of allocation.

@@ -59,7 +59,7 @@ mod service;
 mod transmission;
 
 pub(crate) use export::write_zeroes_slowly;
-pub use export::{Answered, Export, Exports, ExportsError, Extent, Zeroing};
+pub use export::{Answered, Export, Exports, ExportsError, Extent, Zeroing, range};
 pub use limits::Limits;
 pub use protocol::{Command, CommandFlags, Request, StateFlags};
 pub use server::{ConnectionError, Listener, Server};

@@ -4,6 +4,7 @@ use crate::bmap::{Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewOb
 use crate::range::{DiskRange, FileOffset};
 use crate::recorder::DiskNumber;
 use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_agent::record::ATTRIBUTES;
@@ -15,7 +16,7 @@ pub type ObjectNumber = u32;
 pub const MOST_OBJECTS: u32 = ATTRIBUTES - 1;
 
 /// Counts of what was found, as the summary gives them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Partitions.
     pub partitions: u64,

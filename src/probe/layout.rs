@@ -132,6 +132,15 @@ impl Layout {
         is_known.then(|| self.copies.iter().flat_map(|copy| overlap(copy, range)).collect())
     }
 
+    /// The places of a part of the device on the disks, one copy; `None` as for [`part`](Self::part).
+    pub fn places(
+        &self,
+        range: Range<DeviceOffset>,
+    ) -> Option<impl Iterator<Item = (DiskNumber, DiskRange)>> {
+        let first = self.part(range)?.into_iter().filter(|part| part.copy == 0);
+        Some(first.map(|part| (part.disk, part.disk_range())))
+    }
+
     /// The parity of a part of the device. Where one block protects several, it is there for each.
     pub fn parity(&self, range: Range<DeviceOffset>) -> impl Iterator<Item = Segment> + '_ {
         self.parities.iter().flat_map(move |parity| overlap(parity, range))

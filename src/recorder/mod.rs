@@ -27,12 +27,12 @@ pub struct Recording {
 
 impl Recording {
     /// Adds a range.
-    pub fn insert(&mut self, disk: DiskNumber, range: DiskRange) {
+    pub fn insert(&mut self, disk: DiskNumber, range: DiskRange) -> bool {
         let index = usize::from(disk.saturating_sub(1));
         if index >= self.disks.len() {
             self.disks.resize_with(index + 1, RangeSet::new);
         }
-        self.disks[index].insert(range);
+        self.disks[index].insert(range)
     }
 
     /// The ranges, by disk and ascending.
@@ -113,9 +113,7 @@ impl Series {
         } else {
             self.missed += 1;
         }
-        let is_new = !self.seen.contains(disk, range);
-        self.seen.insert(disk, range);
-        is_new
+        self.seen.insert(disk, range)
     }
 
     /// The reads; `None` where there were more than [`Series::CAPACITY`], or something had
@@ -170,11 +168,7 @@ impl Recorder {
         let state = &mut *guard;
         let is_new = match &mut state.series {
             Some(series) => series.push(disk, range),
-            None if state.current.contains(disk, range) => false,
-            None => {
-                state.current.insert(disk, range);
-                true
-            }
+            None => state.current.insert(disk, range),
         };
         state.news += u64::from(is_new);
         state.requests += 1;

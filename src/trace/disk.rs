@@ -3,8 +3,8 @@
 use super::event::{Event, Op};
 use super::queue::Queue;
 use crate::image::{Source, Writable};
-use crate::nbd::{Answered, CommandFlags, Export, Extent, Zeroing, write_zeroes_slowly};
-use crate::range::{DiskOffset, DiskRange};
+use crate::nbd::{Answered, CommandFlags, Export, Extent, Zeroing, range, write_zeroes_slowly};
+use crate::range::DiskOffset;
 use std::io;
 use std::sync::Arc;
 
@@ -51,10 +51,6 @@ impl Disk {
         write(disk)?;
         if fua { disk.flush() } else { Ok(()) }
     }
-}
-
-fn range(offset: u64, length: u32) -> DiskRange {
-    DiskRange::new(offset, offset.saturating_add(length.into()))
 }
 
 impl Export for Disk {

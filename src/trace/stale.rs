@@ -9,7 +9,6 @@ use crate::bmap::{Dialect, Map};
 use crate::image::{Format, Image};
 use crate::lookup::{DiskSize, disk_size};
 use std::fmt;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -25,7 +24,7 @@ pub enum Stale {
         given: usize,
     },
     /// It is of a disk of another size.
-    #[error("disk {disk} of the map has {size}, and {} has {actual}", Shown(.image))]
+    #[error("disk {disk} of the map has {size}, and {} has {actual}", Printable::path(.image))]
     Size {
         /// Number of the disk.
         disk: u16,
@@ -39,7 +38,7 @@ pub enum Stale {
     /// It counts the bytes of the image's file, not those of the disk.
     #[error(
         "the map is one of the original virt-bmap, which counts the bytes of the file, and {} is {format}",
-        Shown(.image)
+        Printable::path(.image)
     )]
     Container {
         /// The image.
@@ -48,7 +47,7 @@ pub enum Stale {
         format: Format,
     },
     /// The image was changed later.
-    #[error("{} was changed after the map was written", Shown(.image))]
+    #[error("{} was changed after the map was written", Printable::path(.image))]
     Changed {
         /// The image, or a file below it.
         image: PathBuf,
@@ -65,14 +64,6 @@ pub struct Bytes {
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{} bytes", if self.at_least { "at least " } else { "" }, self.bytes)
-    }
-}
-
-struct Shown<'a>(&'a Path);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Printable(self.0.as_os_str().as_bytes()).fmt(f)
     }
 }
 
@@ -109,13 +100,12 @@ pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
     }
     // A map from a pipe has no time.
     let Some(written) = modified(path) else { return Ok(()) };
-    let files = |image: &Image| -> Vec<PathBuf> {
-        let below = image.chain.iter();
-        below.flat_map(|file| file.data_files.iter().chain([&file.filename])).cloned().collect()
-    };
-    let mut all = images.iter().flat_map(files);
-    match all.find(|file| modified(file).is_some_and(|changed| changed > written)) {
-        Some(image) => Err(Stale::Changed { image }),
+    match images
+        .iter()
+        .flat_map(Image::files)
+        .find(|file| modified(file).is_some_and(|changed| changed > written))
+    {
+        Some(image) => Err(Stale::Changed { image: image.clone() }),
         None => Ok(()),
     }
 }

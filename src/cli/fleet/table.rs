@@ -24,13 +24,8 @@ impl<'a> Row<'a> {
     /// What the record says, and whether the images are still as they were.
     pub(super) fn of_now(store: &Store, guest: &'a Guest) -> Result<Self> {
         let record = store.record(&guest.id)?;
-        let options = record.as_ref().map(|record| record.options.clone()).unwrap_or_default();
-        let stale = record
-            .as_ref()
-            .is_some_and(|record| record.status.has_map())
-            .then(|| store.stale(guest, &options, false))
-            .transpose()?
-            .flatten();
+        let with_map = record.as_ref().filter(|record| record.status.has_map());
+        let stale = with_map.and_then(|record| store.stale(guest, Some(record), &record.options, false));
         Ok(Self { id: &guest.id, record, stale: stale.map(|stale| stale.to_string()) })
     }
 

@@ -65,8 +65,7 @@ pub(super) fn places_of(extents: &[Extent], layout: Option<&Layout>) -> Option<R
     let mut places = Recording::default();
     for extent in extents {
         let range = Range::at(DeviceOffset(extent.physical), extent.length).filter(|_| extent.is_plain())?;
-        let parts = layout?.part(range)?;
-        places.extend(parts.iter().filter(|part| part.copy == 0).map(|part| (part.disk, part.disk_range())));
+        places.extend(layout?.places(range)?);
     }
     (!extents.is_empty()).then_some(places)
 }

@@ -45,9 +45,7 @@ impl Walk {
         let Expectation::Blocks(blocks) = self.expectation(file) else { return None };
         let mut places = Recording::default();
         for range in blocks.iter() {
-            let parts = layout.part(range)?;
-            let first = parts.iter().filter(|part| part.copy == 0);
-            places.extend(first.map(|part| (part.disk, part.disk_range())));
+            places.extend(layout.places(range)?);
         }
         (!self.context.is_rewritten(&places)).then_some(places)
     }

@@ -86,7 +86,7 @@ impl Remains {
         self.pieces <= MOST_PIECES
             && pieces.iter().all(|&(start, length)| {
                 let range = Range::at(DeviceOffset(start), length);
-                range.inspect(|range| blocks.insert(*range)).is_some()
+                range.map(|range| blocks.insert(range)).is_some()
             })
     }
 }
@@ -139,7 +139,7 @@ impl Facts {
                 blocks: blocks.clone(),
                 marks: Marks::empty(),
             }));
-            blocks.iter().for_each(|range| facts.whole.insert(range));
+            facts.whole.extend(blocks.iter());
         }
         if !spaces.is_empty() {
             facts.free = Some(spaces.get(&Owner::Free).cloned().unwrap_or_default());
@@ -234,7 +234,7 @@ fn units(numbers: impl Iterator<Item = u64>, start: u64, size: u64) -> Blocks {
 }
 
 fn add(blocks: &mut Blocks, more: &Blocks) {
-    more.iter().for_each(|range| blocks.insert(range));
+    blocks.extend(more.iter());
 }
 
 /// Puts objects of one device into the map.
@@ -357,7 +357,7 @@ impl Put<'_> {
         seen = seen.difference(read);
         add(known, &seen);
         for extent in remains.attributes.values().flat_map(|attributes| &attributes.extents) {
-            Range::at(DeviceOffset(extent.physical), extent.length).iter().for_each(|r| known.insert(*r));
+            known.extend(Range::at(DeviceOffset(extent.physical), extent.length));
         }
         Ok(())
     }
