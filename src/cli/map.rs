@@ -77,10 +77,10 @@ pub(super) struct MapOptions {
     accel: Accel,
 
     /// How to read the guest's files
-    #[arg(long, value_enum, default_value_t = ProbeArg::Agent)]
+    #[arg(long, value_enum, default_value_t = ProbeArg::Extents)]
     probe: ProbeArg,
 
-    /// With `--probe extents`: read the ends of every N-th extent alone, and believe what is said of the others
+    /// Read the ends of every N-th extent alone, and believe what is said of the others
     ///
     /// The choice is the same in each run. When one of those that are read is not where it should be, all
     /// files of that filesystem are read in full.
@@ -209,11 +209,11 @@ enum Accel {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ProbeArg {
-    /// By a program that is uploaded into the appliance: every byte
-    Agent,
-    /// By the same program: the ends of each file's extents, to prove where the kernel says that they lie, and all of
-    /// those files of which it does not say
+    /// By a program that is uploaded into the appliance: the ends of each file's extents, to prove where the kernel says
+    /// that they lie, and all of those files of which it does not say
     Extents,
+    /// By the same program: every byte. The map is the same
+    Agent,
     /// By libguestfs's own daemon: slow, nothing is uploaded
     Guestfsd,
 }

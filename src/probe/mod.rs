@@ -26,19 +26,26 @@ use std::num::NonZeroU32;
 use virt_bmap_agent::sample::Sample;
 
 /// Which way the guest's files are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// The default is [`Extents`](Self::Extents), each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// By a program that is uploaded into the appliance, all of each file.
-    #[default]
-    Agent,
-    /// By the same program, which reads the ends of each file's extents where the kernel says where they lie, and
-    /// all of the others.
+    /// By a program that is uploaded into the appliance, which reads the ends of each file's extents where the kernel
+    /// says where they lie, and all of the others.
     Extents {
         /// Every so-many-th extent is read; 1: each of them.
         every: NonZeroU32,
     },
+    /// By the same program, all of each file.
+    Agent,
     /// By libguestfs's own daemon.
     Guestfsd,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self::Extents { every: NonZeroU32::MIN }
+    }
 }
 
 impl Probe {
