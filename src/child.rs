@@ -44,6 +44,15 @@ pub(crate) fn die_with_us(command: &mut Command, signal: Signal) {
     }
 }
 
+/// Has the command's process begin a session of its own, without a terminal, and a process group in it.
+pub(crate) fn with_a_session(command: &mut Command) {
+    // SAFETY: as in `die_with_us`: one plain system call.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
+    }
+}
+
 /// Asks for a signal when the thread that forked us ends.
 fn die_with(parent: Pid, signal: Signal) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(signal))?;

@@ -18,9 +18,8 @@ pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// The disk; what is read of it is logged. Any number of threads may use it at once.
 pub(crate) struct Disk {
     source: Arc<dyn Source>,
-    map: Map,
+    map: Arc<Map>,
     log: Log,
-    began: Instant,
     connections: AtomicU64,
 }
 
@@ -48,8 +47,20 @@ impl Disk {
         // The index is made before the guest begins.
         map.at(1, DiskOffset(0));
         let log = Log::begin(parameters.logfile.as_deref(), &[file, bmap])?;
-        let began = Instant::now();
-        Ok(Self { source: image.source, map, log, began, connections: AtomicU64::new(0) })
+        Ok(Self { source: image.source, map: Arc::new(map), log, connections: AtomicU64::new(0) })
+    }
+
+    /// Has what is read logged from now on. To be called when nbdkit has gone into the background.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub(crate) fn start(&self) -> io::Result<()> {
+        self.log.start(self.map.clone())
+    }
+
+    /// Has all of it in the log. To be called when all clients have gone.
+    pub(crate) fn finish(&self) {
+        self.log.finish();
     }
 
     /// Size in bytes.
@@ -69,8 +80,8 @@ impl Disk {
     pub(crate) fn read(&self, connection: u64, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let received = Instant::now();
         let result = self.source.read_at(buf, DiskOffset(offset));
-        let event = Event {
-            time: received.saturating_duration_since(self.began),
+        self.log.queue.push(Event {
+            time: received.saturating_duration_since(self.log.queue.began()),
             latency: received.elapsed(),
             connection,
             disk: 1,
@@ -78,8 +89,7 @@ impl Disk {
             fua: false,
             failed: result.is_err(),
             range: DiskRange::new(offset, offset.saturating_add(buf.len() as u64)),
-        };
-        self.log.write(&event, &self.map.over(event.disk, event.range).most_specific_first());
+        });
         result
     }
 

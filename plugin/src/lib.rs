@@ -9,7 +9,8 @@
 //! it alone: image, map and log are the library's, as in `virt-bmap-rs trace`.
 //!
 //! nbdkit hands over the parameters one by one ([`parameters`]), has the [`disk`] opened, and then wants a
-//! [`Connection`] for each client. All of their requests may run at once.
+//! [`Connection`] for each client. All of their requests may run at once; a thread that is started when nbdkit
+//! has forked for the last time writes the [`log`] meanwhile, and its end when nbdkit unloads the plugin.
 //!
 //! A panic must not reach nbdkit, which is C: every call goes through [`guarded`], which makes an error of it.
 //!
@@ -86,6 +87,20 @@ impl Server for Connection {
         })
     }
 
+    fn after_fork() -> Result<()> {
+        guarded(|| DISK.get().map_or(Ok(()), |disk| disk.start().map_err(|failure| io_error(&failure))))
+    }
+
+    fn unload() {
+        // An error would have nobody to go to; what the log lacks has been said.
+        let _ = guarded(|| {
+            if let Some(disk) = DISK.get() {
+                disk.finish();
+            }
+            Ok(())
+        });
+    }
+
     fn open(_readonly: bool) -> Result<Box<dyn Server>> {
         guarded(|| {
             let disk =
@@ -130,11 +145,13 @@ mod entry {
     use super::Connection;
 
     nbdkit::plugin!(Connection {
+        after_fork,
         can_extents,
         can_multi_conn,
         config,
         config_complete,
         config_help,
-        extents
+        extents,
+        unload
     });
 }

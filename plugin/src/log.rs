@@ -1,7 +1,8 @@
-//! The log, written as the original does: each request is in it before it is answered.
+//! The log, written behind the requests' backs as that of `virt-bmap-rs trace`.
 //!
-//! nbdkit does not wait for its plugins when the command of `--run` has ended, so a log that is written
-//! behind the requests' backs, as that of `virt-bmap-rs trace`, would lack its end.
+//! A thread writes it, which begins when nbdkit has forked for the last time. nbdkit waits for `unload`
+//! before it ends, also when the command of `--run` has (nbdkit-plugin(3), "SHUTDOWN"): so nothing is lost
+//! but by a signal that cannot be caught.
 
 use crate::disk::Failure;
 use std::fs::File;
@@ -9,21 +10,26 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use virt_bmap::bmap::Hit;
-use virt_bmap::trace::Event;
+use std::sync::{Arc, Mutex, PoisonError};
+use virt_bmap::bmap::{Hit, Map};
 use virt_bmap::trace::output::{Form, Output};
+use virt_bmap::trace::{Event, Overflow, Queue, Tracer};
 
 /// The log.
 pub(crate) struct Log {
-    name: String,
-    /// `None` when it could not be written any further.
-    open: Mutex<Option<Open>>,
+    /// The way to it. None is left out: requests wait where the log's reader does.
+    pub(crate) queue: Arc<Queue>,
+    writer: Mutex<Writer>,
 }
 
-struct Open {
-    output: Box<dyn Output>,
-    requests: u64,
+/// Who writes the log.
+enum Writer {
+    /// Nobody yet.
+    None(Box<dyn Output>),
+    /// A thread.
+    Thread(Tracer),
+    /// Nobody any more.
+    Gone,
 }
 
 impl Log {
@@ -36,23 +42,58 @@ impl Log {
             None => (stdout()?, "standard output".to_owned()),
             Some(path) => (create(path, others)?, path.display().to_string()),
         };
-        let open = Open { output: Form::Text.output(file, &[])?, requests: 0 };
-        Ok(Self { name, open: Mutex::new(Some(open)) })
+        let output = Telling { name, output: Form::Text.output(file, &[])? };
+        let writer = Mutex::new(Writer::None(Box::new(output)));
+        Ok(Self { queue: Arc::new(Queue::new(Overflow::Wait)), writer })
     }
 
-    /// Writes a request down. A log that cannot be written does not keep the guest from running.
-    pub(crate) fn write(&self, event: &Event, hits: &[Hit<'_>]) {
-        let mut log = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = &mut *log else { return };
-        open.requests += 1;
-        if let Err(error) = open.output.request(open.requests, event, hits).and_then(|()| open.output.flush())
-        {
-            *log = None;
+    /// Begins to write down what comes, with the objects of `map`. To be called when nobody forks any more.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub(crate) fn start(&self, map: Arc<Map>) -> io::Result<()> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Writer::None(output) = std::mem::replace(&mut *writer, Writer::Gone) {
+            *writer = Writer::Thread(Tracer::start(self.queue.clone(), map, output, None)?);
+        }
+        Ok(())
+    }
+
+    /// Writes what is still on its way. To be called when no request comes any more.
+    pub(crate) fn finish(&self) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Writer::Thread(tracer) = std::mem::replace(&mut *writer, Writer::Gone) {
+            tracer.finish();
+        }
+    }
+}
+
+/// A log that says when it cannot be written any further: that does not keep the guest from running.
+struct Telling {
+    name: String,
+    output: Box<dyn Output>,
+}
+
+impl Telling {
+    fn tell(&self, result: io::Result<()>) -> io::Result<()> {
+        result.inspect_err(|error| {
             let name = &self.name;
             say(format_args!(
                 "{name}: the log could not be written any further: {error}; the disk is served all the same"
             ));
-        }
+        })
+    }
+}
+
+impl Output for Telling {
+    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
+        let result = self.output.request(number, event, hits);
+        self.tell(result)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let result = self.output.flush();
+        self.tell(result)
     }
 }
 

@@ -17,6 +17,7 @@ mod progress;
 mod ranges;
 mod report;
 mod signals;
+mod terminal;
 mod trace;
 mod update;
 

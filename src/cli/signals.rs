@@ -1,8 +1,8 @@
-//! SIGINT, SIGTERM and SIGHUP end a run in good order, which takes a second or two. Who has waited for longer
-//! and sends another one ends it at once.
+//! SIGINT, SIGTERM, SIGHUP and SIGQUIT end a run in good order, which takes a second or two. Who has waited for
+//! longer and sends another one ends it at once.
 
 use anyhow::{Context as _, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -24,13 +24,14 @@ impl Interruption {
     /// Has the signals cancel a run from now on.
     pub(super) fn watch(cancel: Cancel) -> Result<Self> {
         let interruption = Self::default();
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch signals")?;
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]).context("cannot catch signals")?;
         let Self { signal: first, at_rest } = interruption.clone();
         std::thread::spawn(move || {
             let mut began = None;
             for signal in signals.forever() {
                 let is_late = began.get_or_insert_with(Instant::now).elapsed() > PATIENCE;
                 if is_late || at_rest.load(Ordering::SeqCst) {
+                    super::terminal::give_back();
                     // Children follow: qemu-nbd by its parent-death signal, qemu by libguestfs's recovery
                     // process.
                     std::process::exit(128 + signal);

@@ -1,5 +1,7 @@
 //! `virt-bmap-rs trace`: which files a guest reads and writes.
 
+mod top;
+
 use super::Exit;
 use super::make::{make_or_interrupted, with_formats};
 use super::map::{MapOptions, refuse_to_overwrite};
@@ -17,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use top::{Beside, Top};
+use virt_bmap::bmap::escape::Printable;
 use virt_bmap::bmap::output::Output;
 use virt_bmap::bmap::{self, Kind, Map};
 use virt_bmap::image::{self, Format, Image, OpenOptions};
@@ -24,7 +28,8 @@ use virt_bmap::mapper::{self, Cancel, Disk};
 use virt_bmap::nbd::Place;
 use virt_bmap::trace::output::Form;
 use virt_bmap::trace::{
-    Amount, Captive, Op, Options, Outcome, Overflow, Session, Summary, Writes, stale, working_set,
+    Amount, Captive, Live, Op, Options, Outcome, Overflow, Session, Streams, Summary, Writes, stale,
+    working_set,
 };
 use virt_bmap::units::Human;
 
@@ -43,13 +48,22 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "MAP")]
     map: Option<PathBuf>,
 
-    /// Where to write the log; `-` is standard output
-    #[arg(short, long, value_name = "LOG", default_value = "-")]
-    output: PathBuf,
+    /// Where to write the log; `-` is standard output, the default but with --top
+    #[arg(short, long, value_name = "LOG")]
+    output: Option<PathBuf>,
 
     /// Form of the log
     #[arg(long, value_enum, default_value_t = FormArg::Text)]
     format: FormArg,
+
+    /// Show what the guest does while it does it: on a terminal as a screen, elsewhere a line every 5 s
+    ///
+    /// Standard output is for this, and a log is written only with -o. On a terminal, the keys b, w, r and t
+    /// sort the files by bytes, bytes written, requests, and the time of the last; space holds the screen;
+    /// q and Ctrl-C end as Ctrl-C does otherwise. The command of --run has no terminal then: it reads nothing,
+    /// the end of what it prints is on the screen, and its last lines on standard error afterwards.
+    #[arg(long)]
+    top: bool,
 
     /// Write down what was read: files in the order of their first reads, and ranges, as JSON
     #[arg(long, value_name = "FILE")]
@@ -151,13 +165,33 @@ fn listen(text: &str) -> Result<Listen, String> {
     }
 }
 
+impl TraceArgs {
+    /// Where the log goes, if there is to be one.
+    fn log(&self) -> Option<&Path> {
+        let default = (!self.top).then_some(Path::new(STDOUT));
+        self.output.as_deref().or(default)
+    }
+
+    /// That the log could not be written.
+    fn unwritable(&self) -> String {
+        format!("{}: the log could not be written", Printable::path(self.log().unwrap_or(Path::new(STDOUT))))
+    }
+}
+
+/// Stands for standard output.
+const STDOUT: &str = "-";
+
 pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     args.how.start_log();
+    if args.top && args.output.as_deref() == Some(Path::new(STDOUT)) {
+        bail!("--top and the log cannot both have standard output; name a file for the log with -o");
+    }
     let disks = with_formats(&args.images, &args.image_format)?;
     let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
-    let outputs: Vec<PathBuf> = after.into_iter().flatten().chain([&args.output]).cloned().collect();
+    let outputs: Vec<PathBuf> =
+        after.into_iter().flatten().map(PathBuf::as_path).chain(args.log()).map(Path::to_owned).collect();
     refuse_to_overwrite(&disks, &outputs)?;
-    for output in outputs.iter().filter(|output| *output != Path::new("-")) {
+    for output in outputs.iter().filter(|output| *output != Path::new(STDOUT)) {
         if let Some(map) = &args.map
             && matches!((map.canonicalize(), output.canonicalize()), (Ok(map), Ok(output)) if map == output)
         {
@@ -188,8 +222,13 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         FormArg::Csv => Form::Csv,
         FormArg::Log => Form::Log,
     };
-    let log = create(&args.output)?;
-    let output = form.output(log, &mapper::described(&images)).with_context(|| unwritable(&args.output))?;
+    let described = mapper::described(&images);
+    let output = match args.log() {
+        Some(path) => form.output(create(path, args)?, &described),
+        None => form.output(io::sink(), &described),
+    };
+    let output = output.with_context(|| args.unwritable())?;
+    let live = args.top.then(Arc::<Live>::default);
     let options = Options {
         writes: match (args.read_only, args.write) {
             (true, _) => Writes::Refused,
@@ -198,13 +237,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         },
         overflow: if args.no_drop { Overflow::Wait } else { Overflow::Drop },
         place: args.listen.as_ref().map_or(Place::Private, |listen| Place::Tcp(listen.0.clone())),
+        live: live.clone(),
     };
     let map = Arc::new(map);
     let session = Session::start(images, map.clone(), output, &options)?;
-    let served = match &args.run {
-        Some(script) => captive(script, args, &session, &cancel, &interruption),
-        None => serve(args, &session, &cancel),
-    };
+    let served = Watch::begin(args, &session, live, &map).and_then(|watch| match &args.run {
+        Some(script) => captive(script, watch, &cancel, &interruption),
+        None => Ok(serve(watch, &cancel)),
+    });
     let outcome = session.finish();
     let exit = served?;
     let summary = &outcome.summary;
@@ -245,68 +285,106 @@ fn load(path: &Path, images: &[Image], args: &TraceArgs) -> Result<Map> {
 }
 
 /// Begins the log. It is written where it is, so that it can be watched and outlives whatever happens.
-fn create(path: &Path) -> Result<File> {
-    if path == Path::new("-") {
+fn create(path: &Path, args: &TraceArgs) -> Result<File> {
+    if path == Path::new(STDOUT) {
         let stdout = io::stdout().as_fd().try_clone_to_owned();
         return Ok(stdout.context("standard output cannot be used for the log")?.into());
     }
-    File::create(path).with_context(|| unwritable(path))
-}
-
-fn unwritable(path: &Path) -> String {
-    format!("{}: the log could not be written", path.display())
+    File::create(path).with_context(|| args.unwritable())
 }
 
 /// How often it is looked whether something has happened.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Says that the log has ended, once.
-struct Alarm<'a> {
+/// Looks at a session that goes on: shows it, and says when the log has ended, once.
+struct Watch<'a> {
     args: &'a TraceArgs,
-    has_rung: bool,
+    session: &'a Session,
+    top: Option<Top>,
+    beside: Beside,
 }
 
-impl Alarm<'_> {
-    fn look(&mut self, session: &Session) {
-        if let Some(error) = session.trouble()
-            && !std::mem::replace(&mut self.has_rung, true)
+impl<'a> Watch<'a> {
+    fn begin(
+        args: &'a TraceArgs,
+        session: &'a Session,
+        live: Option<Arc<Live>>,
+        map: &Arc<Map>,
+    ) -> Result<Self> {
+        let mut title = Vec::new();
+        if args.run.is_none() {
+            for uri in session.uris() {
+                eprintln!("{uri}");
+                title.push(uri);
+            }
+        }
+        let images: Vec<_> = args.images.iter().map(|image| image.display().to_string()).collect();
+        title.insert(0, format!("virt-bmap-rs trace {}", images.join(" ")));
+        let top = live.map(|live| Top::begin(live, map.clone(), title)).transpose();
+        let top = top.context("the terminal cannot be used for --top")?;
+        Ok(Self { args, session, top, beside: Beside::default() })
+    }
+
+    fn look(&mut self) {
+        let has_screen = self.top.as_ref().is_some_and(Top::has_screen);
+        if let Some(error) = self.session.trouble()
+            && self.beside.trouble.is_none()
         {
-            let log = unwritable(&self.args.output);
-            eprintln!("virt-bmap-rs: {log} any further: {error}; the disks are served all the same");
+            let log = self.args.unwritable();
+            let trouble = format!("{log} any further: {error}; the disks are served all the same");
+            if !has_screen {
+                eprintln!("virt-bmap-rs: {trouble}");
+            }
+            self.beside.trouble = Some(trouble);
+        }
+        if let Some(top) = &mut self.top {
+            self.beside.dropped = self.session.dropped();
+            top.step(&self.beside);
         }
     }
 }
 
 /// Serves until a signal comes.
-fn serve(args: &TraceArgs, session: &Session, cancel: &Cancel) -> Result<Exit> {
-    for uri in session.uris() {
-        eprintln!("{uri}");
-    }
-    let mut alarm = Alarm { args, has_rung: false };
+fn serve(mut watch: Watch<'_>, cancel: &Cancel) -> Exit {
     while !cancel.is_cancelled() {
-        alarm.look(session);
+        watch.look();
         std::thread::sleep(TICK);
     }
-    Ok(Exit::Success)
+    Exit::Success
 }
 
 /// How long a command may take to end after a signal, before it is killed.
 const GRACE: Duration = Duration::from_secs(4);
 
+/// Most lines of what a command has printed that are said again when the screen is gone.
+const LAST_LINES: usize = 20;
+
 /// Serves until the command has ended.
-fn captive(
-    script: &str,
-    args: &TraceArgs,
-    session: &Session,
+fn captive(script: &str, mut watch: Watch<'_>, cancel: &Cancel, interruption: &Interruption) -> Result<Exit> {
+    let has_screen = watch.top.as_ref().is_some_and(Top::has_screen);
+    let streams = if has_screen { Streams::Kept } else { Streams::Ours };
+    let mut captive = Captive::start(&OsString::from(script), watch.session, streams)
+        .context("the command could not be started")?;
+    watch.beside.tail = captive.tail().cloned();
+    let exit = wait(&mut captive, &mut watch, cancel, interruption);
+    // The screen is gone with it.
+    drop(watch);
+    for line in captive.tail().map_or_else(Vec::new, |tail| tail.lines(LAST_LINES)) {
+        eprintln!("{}", Printable(&line));
+    }
+    exit
+}
+
+/// Waits for the end of a command, or ends it after a signal.
+fn wait(
+    captive: &mut Captive,
+    watch: &mut Watch<'_>,
     cancel: &Cancel,
     interruption: &Interruption,
 ) -> Result<Exit> {
-    let mut captive =
-        Captive::start(&OsString::from(script), session).context("the command could not be started")?;
-    let mut alarm = Alarm { args, has_rung: false };
     let mut signalled: Option<Instant> = None;
     loop {
-        alarm.look(session);
+        watch.look();
         if let Some(status) = captive.try_wait().context("the command cannot be waited for")? {
             if signalled.is_none() {
                 return Ok(exit_of(status));
@@ -394,7 +472,7 @@ fn in_words(summary: &Summary, map: &Map) -> String {
 /// Says what is missing from the log, and returns whether nothing is.
 fn say(outcome: &Outcome, args: &TraceArgs) -> bool {
     if let Some(error) = &outcome.trouble {
-        eprintln!("virt-bmap-rs: {} to its end: {error}", unwritable(&args.output));
+        eprintln!("virt-bmap-rs: {} to its end: {error}", args.unwritable());
     }
     if outcome.dropped > 0 {
         eprintln!(

@@ -1,6 +1,7 @@
 //! A guest's disks, served and watched.
 
 use super::disk::{Disk, Storage};
+use super::live::Live;
 use super::output::Output;
 use super::queue::{Overflow, Queue};
 use super::tracer::{Outcome, Tracer};
@@ -31,6 +32,8 @@ pub struct Options {
     pub overflow: Overflow,
     /// Where to listen.
     pub place: Place,
+    /// Who looks at it while it goes on.
+    pub live: Option<Arc<Live>>,
 }
 
 /// Why a guest's disks cannot be served.
@@ -89,7 +92,7 @@ impl Session {
             exports = exports.with_default(&export_name(1))?;
         }
         let service = Service::start(exports, Limits::default(), &options.place)?;
-        let tracer = Tracer::start(queue, map, output)
+        let tracer = Tracer::start(queue, map, output, options.live.clone())
             .map_err(|source| SessionError::SetUp { what: "the log's thread", source })?;
         Ok(Self { service, tracer, disks })
     }
@@ -108,6 +111,11 @@ impl Session {
     /// Why the log has ended already, if it has.
     pub fn trouble(&self) -> Option<&io::Error> {
         self.tracer.trouble()
+    }
+
+    /// How many requests are not in the log so far, as they came faster than it could be written.
+    pub fn dropped(&self) -> u64 {
+        self.tracer.dropped()
     }
 
     /// Ends both: what clients have asked for is answered, and all of it written to the log.

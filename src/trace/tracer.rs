@@ -1,5 +1,6 @@
 //! The thread that writes the log.
 
+use super::live::Live;
 use super::output::Output;
 use super::queue::Queue;
 use super::summary::Summary;
@@ -36,11 +37,17 @@ impl Outcome {
 }
 
 impl Tracer {
-    /// Begins to write the events of `queue`, with the objects of `map`.
+    /// Begins to write the events of `queue`, with the objects of `map`, and to show them to who looks at
+    /// `live`.
     ///
     /// # Errors
     /// There is no thread for it.
-    pub fn start(queue: Arc<Queue>, map: Arc<Map>, mut output: Box<dyn Output>) -> io::Result<Self> {
+    pub fn start(
+        queue: Arc<Queue>,
+        map: Arc<Map>,
+        mut output: Box<dyn Output>,
+        live: Option<Arc<Live>>,
+    ) -> io::Result<Self> {
         let trouble = Arc::new(OnceLock::new());
         let thread = std::thread::Builder::new().name("trace".into()).spawn({
             let (queue, trouble) = (queue.clone(), trouble.clone());
@@ -53,6 +60,9 @@ impl Tracer {
                         requests += 1;
                         let hits = map.over(event.disk, event.range).most_specific_first();
                         summary.add(event, &hits);
+                        if let Some(live) = &live {
+                            live.add(requests, event, &hits);
+                        }
                         // A log that cannot be written does not keep the guest from running.
                         if trouble.get().is_none()
                             && let Err(error) = output.request(requests, event, &hits)
@@ -76,6 +86,11 @@ impl Tracer {
     /// Why the log has ended already, if it has.
     pub fn trouble(&self) -> Option<&io::Error> {
         self.trouble.get()
+    }
+
+    /// How many requests were not logged so far, as they came faster than it could be written.
+    pub fn dropped(&self) -> u64 {
+        self.queue.dropped()
     }
 
     /// Writes what is still on its way. To be called when the server has stopped.

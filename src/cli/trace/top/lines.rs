@@ -1,0 +1,53 @@
+//! A line from time to time, where there is no terminal.
+
+use super::Beside;
+use super::pace::Rate;
+use crate::cli::progress::PLAIN_EVERY;
+use std::io::{self, Write};
+use std::time::Duration;
+use virt_bmap::bmap::Map;
+use virt_bmap::trace::Amount;
+use virt_bmap::trace::live::Look;
+use virt_bmap::units::Human;
+
+/// When a line was printed last, since the beginning.
+#[derive(Default)]
+pub(super) struct Lines(Duration);
+
+impl Lines {
+    pub(super) fn is_time(&self, elapsed: Duration) -> bool {
+        elapsed.saturating_sub(self.0) >= PLAIN_EVERY
+    }
+
+    pub(super) fn print(
+        &mut self,
+        out: &mut impl Write,
+        elapsed: Duration,
+        look: &Look,
+        rate: Rate,
+        map: &Map,
+        beside: &Beside,
+    ) -> io::Result<()> {
+        self.0 = elapsed;
+        let amount = |amount: Amount, rate: Amount| {
+            let Amount { requests, bytes } = amount;
+            format!("{} in {requests} ({}/s in {})", Human(bytes), Human(rate.bytes), rate.requests)
+        };
+        write!(
+            out,
+            "{} s: read {}, wrote {}, {} objects",
+            elapsed.as_secs(),
+            amount(look.totals.read, rate.read),
+            amount(look.totals.written, rate.written),
+            look.objects
+        )?;
+        if let Some((object, usage)) = look.top.first() {
+            write!(out, ", most {} of {}", Human(usage.all().bytes), map.object(*object).name())?;
+        }
+        if beside.dropped > 0 {
+            write!(out, ", {} not in the log", beside.dropped)?;
+        }
+        writeln!(out)?;
+        out.flush()
+    }
+}

@@ -1,0 +1,213 @@
+//! What stands on the terminal.
+//!
+//! Names come from the guest, and the command may print what the guest does: all of it is escaped, and cut
+//! to what fits by the columns that a terminal gives to each character.
+
+use super::Beside;
+use super::pace::Rate;
+use crate::cli::trace::counted;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::Paragraph;
+use std::time::Duration;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+use virt_bmap::bmap::escape::Printable;
+use virt_bmap::bmap::{Map, ObjectId};
+use virt_bmap::trace::live::{Look, Order, Recent, Usage};
+use virt_bmap::trace::{Amount, Op};
+use virt_bmap::units::Human;
+
+/// Lines for the most recent requests, with their heading.
+const RECENT: u16 = 7;
+
+/// Lines for what the command prints, with their heading.
+const OUTPUT: u16 = 6;
+
+/// Fewest lines for objects, with their heading; what is below gives way before that.
+const OBJECTS: u16 = 6;
+
+const KEYS: &str =
+    "sort by: b bytes  w written  r requests  t time of the last request   space: hold   q: end";
+
+/// What is to be shown.
+pub(super) struct Screen<'a> {
+    pub(super) title: &'a [String],
+    pub(super) elapsed: Duration,
+    pub(super) look: &'a Look,
+    pub(super) rate: Rate,
+    pub(super) map: &'a Map,
+    pub(super) beside: &'a Beside,
+    pub(super) order: Order,
+    pub(super) is_paused: bool,
+}
+
+impl Screen<'_> {
+    /// Draws it, as far as there is room.
+    pub(super) fn draw(&self, frame: &mut Frame<'_>) {
+        let area = frame.area();
+        let head = self.head(area.width.into());
+        let head_height = u16::try_from(head.len()).unwrap_or(u16::MAX);
+        let mut room = area.height.saturating_sub(head_height + OBJECTS + 1);
+        let mut takes = |lines: u16| {
+            let lines = lines.min(room);
+            // A heading alone says nothing.
+            let lines = if lines < 2 { 0 } else { lines };
+            room -= lines;
+            lines
+        };
+        let output_height = if self.beside.tail.is_some() { takes(OUTPUT) } else { 0 };
+        let recent_height = takes(RECENT);
+        let rows = Layout::vertical([
+            Constraint::Length(head_height),
+            Constraint::Min(0),
+            Constraint::Length(recent_height),
+            Constraint::Length(output_height),
+            Constraint::Length(1),
+        ]);
+        let [top, objects, recent, output, keys] = rows.areas(area);
+        frame.render_widget(Paragraph::new(head), top);
+        frame.render_widget(Paragraph::new(self.objects(objects)), objects);
+        frame.render_widget(Paragraph::new(self.recent(recent)), recent);
+        frame.render_widget(Paragraph::new(self.output(output)), output);
+        frame.render_widget(Paragraph::new(Line::from(KEYS).style(Modifier::DIM)), keys);
+    }
+
+    fn head(&self, width: usize) -> Vec<Line<'static>> {
+        let seconds = self.elapsed.as_secs();
+        let clock = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+        let clock = if self.is_paused { format!("{clock} (held)") } else { clock };
+        let mut lines = Vec::new();
+        for (number, title) in self.title.iter().enumerate() {
+            let title = Printable(title.as_bytes()).to_string();
+            lines.push(match number {
+                0 => {
+                    let title = fit(&title, width.saturating_sub(clock.len() + 1));
+                    let gap = width.saturating_sub(title.width() + clock.len());
+                    bold(format!("{title}{}{clock}", " ".repeat(gap)))
+                }
+                _ => Line::from(fit(&title, width)),
+            });
+        }
+        let totals = &self.look.totals;
+        let amount = |word: &str, amount: Amount, rate: Amount| {
+            let Amount { requests, bytes } = amount;
+            let bytes = Human(bytes);
+            format!("{word} {bytes} in {requests} ({}/s in {})", Human(rate.bytes), rate.requests)
+        };
+        lines.push(Line::from(format!(
+            "{}   {}   {}",
+            amount("read", totals.read, self.rate.read),
+            amount("wrote", totals.written, self.rate.written),
+            counted(totals.flushes, "flush")
+        )));
+        let mut missing = Vec::new();
+        if totals.failed > 0 {
+            missing.push(format!("{} failed", totals.failed));
+        }
+        if self.beside.dropped > 0 {
+            missing.push(format!("{} not in the log, which is too slow", self.beside.dropped));
+        }
+        if let Some(trouble) = &self.beside.trouble {
+            missing.push(Printable(trouble.as_bytes()).to_string());
+        }
+        if !missing.is_empty() {
+            lines.push(bold(missing.join("; ")));
+        }
+        lines.push(Line::default());
+        lines
+    }
+
+    fn objects(&self, area: Rect) -> Vec<Line<'static>> {
+        let heading = |text: &'static str, is_order: bool| {
+            let reversed = if is_order { Modifier::REVERSED } else { Modifier::empty() };
+            Span::styled(text, Style::from(Modifier::BOLD | reversed))
+        };
+        let head = Line::from(vec![
+            heading("     BYTES", self.order == Order::Bytes),
+            heading("   WRITTEN", self.order == Order::Written),
+            heading("  REQUESTS", self.order == Order::Requests),
+            heading("      LAST", self.order == Order::Latest),
+            heading("  OBJECT", false),
+            Span::raw(format!(" ({})", self.look.objects)),
+        ]);
+        let row = |(object, usage): &(ObjectId, Usage)| {
+            let bytes = [usage.all().bytes, usage.written.bytes].map(Human);
+            let ago = ago(self.elapsed.saturating_sub(usage.last));
+            let numbers = format!("{:>10}{:>10}{:>10}{ago:>10}  ", bytes[0], bytes[1], usage.all().requests);
+            self.with_name(numbers, Some(*object), area)
+        };
+        let rows = self.look.top.iter().map(row);
+        [head].into_iter().chain(rows).take(area.height.into()).collect()
+    }
+
+    fn recent(&self, area: Rect) -> Vec<Line<'static>> {
+        let row = |Recent { event, object }: &Recent| {
+            let at = match event.op {
+                Op::Flush => String::new(),
+                _ => format!("{:#x} {}", event.range.start.0, Human(event.range.len())),
+            };
+            let disk = if self.map.header().images.len() > 1 {
+                format!(" disk {}", event.disk)
+            } else {
+                String::new()
+            };
+            self.with_name(format!("{:>5}{disk} {at:<24}  ", event.op.word()), *object, area)
+        };
+        let rows = self.look.recent.iter().map(row);
+        [bold("MOST RECENT".into())].into_iter().chain(rows).take(area.height.into()).collect()
+    }
+
+    fn output(&self, area: Rect) -> Vec<Line<'static>> {
+        let Some(tail) = &self.beside.tail else { return Vec::new() };
+        let lines = tail.lines(area.height.saturating_sub(1).into());
+        let lines = lines.iter().map(|line| Line::from(Printable(line).to_string()));
+        [bold("THE COMMAND SAYS".into())].into_iter().chain(lines).collect()
+    }
+
+    /// A line that ends with the name of an object, of which the beginning gives way.
+    fn with_name(&self, mut line: String, object: Option<ObjectId>, area: Rect) -> Line<'static> {
+        if let Some(object) = object {
+            let name = self.map.object(object).name().to_string();
+            line += &fit(&name, usize::from(area.width).saturating_sub(line.width()));
+        }
+        Line::from(line)
+    }
+}
+
+fn bold(text: String) -> Line<'static> {
+    Line::from(text).style(Modifier::BOLD)
+}
+
+/// How long ago, in up to six characters.
+fn ago(time: Duration) -> String {
+    match time.as_secs() {
+        0 => "now".into(),
+        seconds @ ..100 => format!("{seconds} s"),
+        seconds @ ..6000 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
+}
+
+/// The end of a text, as much of it as `width` columns hold: of a path that is its most telling part.
+fn fit(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    if width == 0 {
+        return String::new();
+    }
+    let mut room = width - 1;
+    let mut start = text.len();
+    for (place, character) in text.char_indices().rev() {
+        let Some(rest) = room.checked_sub(character.width().unwrap_or(0)) else { break };
+        (room, start) = (rest, place);
+    }
+    // What combines with a character that is cut off would combine with the mark.
+    let rest = text[start..].trim_start_matches(|character: char| character.width() == Some(0));
+    format!("…{rest}")
+}
+
+#[cfg(test)]
+mod tests;
