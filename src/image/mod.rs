@@ -13,6 +13,7 @@ mod direct;
 mod error;
 mod file;
 mod format;
+mod frozen;
 mod layer;
 mod lock;
 mod overlay;
@@ -26,6 +27,7 @@ mod writable;
 
 pub use error::{OpenError, Role};
 pub use format::{Format, UnknownFormat};
+pub use frozen::{Activity, Freezable, Frozen, freeze};
 pub use layer::Layer;
 pub use overlay::Overlay;
 pub use qemu_nbd::{ReadError, private_directory};

@@ -196,6 +196,12 @@ impl Overlay {
         self.touched.load(Ordering::Acquire) && !self.map().is_untouched(range)
     }
 
+    /// The parts of `range` of which nothing was written, zeroed or trimmed, ascending.
+    pub fn untouched(&self, range: DiskRange) -> Vec<DiskRange> {
+        let pieces = self.map().pieces(range).into_iter();
+        pieces.filter(|(_, origin)| *origin == Origin::Base).map(|(part, _)| part).collect()
+    }
+
     /// Whether `buf`, which was read at `offset`, is not what the base holds there.
     ///
     /// # Errors

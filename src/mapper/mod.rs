@@ -8,15 +8,16 @@
 mod exports;
 
 use crate::appliance::{Appliance, Decision, KillSwitch, LaunchError, LaunchOptions};
-use crate::bmap::{Header, ImageFile, ImageInfo, Map};
-use crate::image::{self, Image, OpenError, OpenOptions, Overlay};
+use crate::bmap::{ImageFile, ImageInfo, Map};
+use crate::image::{self, Image, OpenError, OpenOptions, Overlay, Source};
 use crate::nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
 use crate::probe::channel::{Channel, Snapshot};
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
-use crate::probe::trouble::{Trouble, Troubles};
+use crate::probe::trouble::Trouble;
 use crate::probe::unlock::Key;
 use crate::probe::{Legs, Phase, Probe, ProbeError, guestfsd, survey};
+use crate::range::{DiskOffset, RangeSet};
 use crate::recorder::{DiskNumber, Recorder};
 pub use exports::DiskExport;
 use exports::{CONTROL_EXPORT, ControlExport, disk_export};
@@ -91,6 +92,9 @@ pub struct Mapped {
     pub warnings: Vec<Trouble>,
     /// How long it took.
     pub elapsed: Duration,
+    /// What the guest's file systems have written to the private layer of each disk as they were mounted: a journal
+    /// that was replayed, for instance.
+    pub rewritten: Vec<RangeSet<DiskOffset>>,
 }
 
 /// Why there is no map.
@@ -208,11 +212,35 @@ pub fn map_guest(
     }
     observe(Event::Opened(&opened));
 
+    let of_image = |image: &Image| -> Vec<Trouble> {
+        let name = image.name.to_string_lossy();
+        image.warnings.iter().map(|warning| Trouble::new(&name, warning)).collect()
+    };
+    let warnings = opened.iter().flat_map(of_image).collect();
+    let sources: Vec<_> = opened.iter().map(|image| image.source.clone()).collect();
+    let mapped = map_sources(&sources, described(&opened), warnings, options, cancel, observe)?;
+    Ok(Mapped { elapsed: began.elapsed(), ..mapped })
+}
+
+/// Maps the guest whose disks these are, in this order. `images` is what the map says of them, and `warnings` what it is
+/// to warn of besides.
+///
+/// # Errors
+/// As for [`map_guest`].
+pub fn map_sources(
+    sources: &[Arc<dyn Source>],
+    images: Vec<ImageInfo>,
+    warnings: Vec<Trouble>,
+    options: &Options,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Result<Mapped, MapError> {
+    let began = Instant::now();
     let mut left_out = LeftOut::default();
-    let channel = loop {
-        let (result, phase) = attempt(&opened, options, &left_out, cancel, observe)?;
+    let (channel, rewritten) = loop {
+        let (result, phase) = attempt(sources, options, &left_out, cancel, observe)?;
         match result {
-            Ok(channel) => break channel,
+            Ok(done) => break done,
             // A corrupt file system may be more than its driver can bear. The others are mapped all the same.
             Err(error) => match fatal(&error, &phase) {
                 Some((device, why)) if left_out.len() < MOST_LEFT_OUT && !left_out.contains_key(&device) => {
@@ -225,16 +253,15 @@ pub fn map_guest(
     };
 
     let (mut found, mut troubles) = channel.take();
-    for image in &opened {
-        for warning in &image.warnings {
-            troubles.warn(Trouble::new(&image.name.to_string_lossy(), warning));
-        }
-    }
+    warnings.into_iter().for_each(|warning| troubles.warn(warning));
     let counts = found.counts();
-    describe(found.header_mut(), &opened, &troubles);
-    let map = found.into_map()?;
     let (unexamined, warnings) = (troubles.unexamined(), troubles.warnings());
-    Ok(Mapped { map, counts, unexamined, warnings, elapsed: began.elapsed() })
+    // Nothing in a header differs between two runs.
+    let header = found.header_mut();
+    header.images = images;
+    header.warnings = unexamined.iter().chain(&warnings).map(Trouble::to_string).collect();
+    let map = found.into_map()?;
+    Ok(Mapped { map, counts, unexamined, warnings, elapsed: began.elapsed(), rewritten })
 }
 
 /// File systems that are not read, and why.
@@ -259,22 +286,25 @@ fn fatal(error: &MapError, phase: &Phase) -> Option<(String, String)> {
     Some((name.clone(), format!("left out; {how} (as {kind}: is it damaged?)")))
 }
 
+/// What an attempt gives: the conversation, and what was written to the disks' private layers.
+type Attempt = (Arc<Channel>, Vec<RangeSet<DiskOffset>>);
+
 /// Maps the guest with an appliance of its own, but for some file systems, and says how it ended, and where.
 ///
 /// # Errors
 /// [`MapError`], where another attempt is no use.
 fn attempt(
-    images: &[Image],
+    sources: &[Arc<dyn Source>],
     options: &Options,
     left_out: &LeftOut,
     cancel: &Cancel,
     observe: &mut dyn FnMut(Event<'_>),
-) -> Result<(Result<Arc<Channel>, MapError>, Phase), MapError> {
+) -> Result<(Result<Attempt, MapError>, Phase), MapError> {
     let recorder = Arc::new(Recorder::new());
     let channel = Arc::new(Channel::new(recorder.clone()));
     let lost = Arc::new(OnceLock::new());
-    let (exports, overlays) = exports(images, &recorder, &channel, &lost, options)?;
-    let limits = Limits { connections: 2 * images.len() + 8, ..Limits::default() };
+    let (exports, overlays) = exports(sources, &recorder, &channel, &lost, options)?;
+    let limits = Limits { connections: 2 * sources.len() + 8, ..Limits::default() };
     let service = Service::start(exports, limits, &Place::Private)?;
     let Address::Unix(socket) = service.address().clone() else {
         unreachable!("a private place is a Unix socket")
@@ -284,8 +314,8 @@ fn attempt(
         socket,
         recorder,
         channel: channel.clone(),
-        disks: images.iter().map(|image| image.source.clone()).collect(),
-        overlays,
+        disks: sources.to_vec(),
+        overlays: overlays.clone(),
         left_out: left_out.clone(),
         kill: KillSwitch::default(),
         phase: Arc::default(),
@@ -299,14 +329,8 @@ fn attempt(
     {
         return Err(MapError::Lost(error));
     }
-    Ok((result.map(|()| channel), session.phase()))
-}
-
-/// Completes what the map says of itself; nothing in it differs between two runs.
-fn describe(header: &mut Header, images: &[Image], troubles: &Troubles) {
-    header.images = described(images);
-    let warnings = troubles.unexamined().into_iter().chain(troubles.warnings());
-    header.warnings = warnings.map(|trouble| trouble.to_string()).collect();
+    let rewritten = || overlays.iter().map(|overlay| overlay.written()).collect();
+    Ok((result.map(|()| (channel, rewritten())), session.phase()))
 }
 
 /// What a map says of these images.
@@ -326,7 +350,7 @@ pub fn described(images: &[Image]) -> Vec<ImageInfo> {
 
 /// The guest's disks and the control disk, and what is written to the disks, in order.
 fn exports(
-    images: &[Image],
+    sources: &[Arc<dyn Source>],
     recorder: &Arc<Recorder>,
     channel: &Arc<Channel>,
     lost: &Arc<OnceLock<io::Error>>,
@@ -336,8 +360,8 @@ fn exports(
     let mut exports =
         Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
     let mut overlays = Vec::new();
-    for (disk, image) in (1..).zip(images) {
-        let overlay = Overlay::new(image.source.clone(), options.overlay_limit, &std::env::temp_dir())
+    for (disk, source) in (1..).zip(sources) {
+        let overlay = Overlay::new(source.clone(), options.overlay_limit, &std::env::temp_dir())
             .map_err(|source| MapError::SetUp { what, source })?;
         let overlay = Arc::new(overlay);
         overlays.push(overlay.clone());
