@@ -167,6 +167,17 @@ impl Map {
         self.dialect
     }
 
+    /// Whether there is more in it than devices, directories and files: metadata, symbolic links, free space.
+    pub fn lists_metadata(&self) -> bool {
+        self.objects().any(|object| matches!(object.kind(), Kind::Metadata | Kind::Symlink | Kind::Free))
+    }
+
+    /// Whether it knows the inodes of files, as far as it has any.
+    pub fn knows_inodes(&self) -> bool {
+        let mut files = self.objects().filter(|object| object.kind() == Kind::File);
+        files.next().is_none_or(|file| file.attributes().inode.is_some())
+    }
+
     /// Chooses how the map is written as text.
     pub fn set_dialect(&mut self, dialect: Dialect) {
         self.dialect = dialect;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::{self, FileType, Format as MapFormat, Header, Kind, Map};
+use virt_bmap::bmap::{self, FileType, Format as MapFormat, Header, Map};
 use virt_bmap::image::{self, Format, Image, OpenOptions};
 use virt_bmap::mapper::Disk;
 use virt_bmap::update::reason;
@@ -83,8 +83,7 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         refuse_lossy(&old, out)?;
     }
     let mut how = args.how.clone();
-    let is_metadata = |kind| matches!(kind, Kind::Metadata | Kind::Symlink | Kind::Free);
-    let had_metadata = old.objects().any(|object| is_metadata(object.kind()));
+    let had_metadata = old.lists_metadata();
     how.metadata |= had_metadata;
     if let Some(exit) = how.contradiction() {
         return Ok(exit);
