@@ -301,7 +301,7 @@ pub(super) fn commit(outputs: Vec<Output>, began: SystemTime) -> Result<()> {
 /// Maps a guest, and shows how that goes. `None` if it was cancelled.
 pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
     let mut progress = Progress::new(how.quiet, how.progress);
-    let mapped = map_guest(disks, &options(how), cancel, &mut |event| {
+    let mapped = map_guest(disks, &mapper_options(how), cancel, &mut |event| {
         if let Event::Opened(images) = &event
             && !how.quiet
             && how.progress == Manner::Auto
@@ -381,7 +381,8 @@ fn print_console(error: &MapError) {
     }
 }
 
-fn options(args: &MapOptions) -> Options {
+/// How the library is told to map.
+pub(super) fn mapper_options(args: &MapOptions) -> Options {
     Options {
         force_share: args.force_share,
         launch: LaunchOptions {

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use virt_bmap::mapper::Cancel;
 
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Default)]
 pub(super) struct Interruption {
     signal: Arc<AtomicI32>,
+    /// How many came.
+    count: Arc<AtomicU32>,
     /// Nothing is under way that has to be ended in good order.
     at_rest: Arc<AtomicBool>,
 }
@@ -25,7 +27,7 @@ impl Interruption {
     pub(super) fn watch(cancel: Cancel) -> Result<Self> {
         let interruption = Self::default();
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]).context("cannot catch signals")?;
-        let Self { signal: first, at_rest } = interruption.clone();
+        let Self { signal: first, count, at_rest } = interruption.clone();
         std::thread::spawn(move || {
             let mut began = None;
             for signal in signals.forever() {
@@ -38,6 +40,7 @@ impl Interruption {
                 }
                 // Only the first one counts for the exit status.
                 let _ = first.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+                count.fetch_add(1, Ordering::SeqCst);
                 cancel.cancel();
             }
         });
@@ -47,6 +50,11 @@ impl Interruption {
     /// Says whether nothing is under way, so that a signal may end the program at once.
     pub(super) fn set_at_rest(&self, at_rest: bool) {
         self.at_rest.store(at_rest, Ordering::SeqCst);
+    }
+
+    /// How many signals have come.
+    pub(super) fn count(&self) -> u32 {
+        self.count.load(Ordering::SeqCst)
     }
 
     /// The signal; SIGINT if none came.

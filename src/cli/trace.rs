@@ -1,5 +1,6 @@
 //! `virt-bmap-rs trace`: which files a guest reads and writes.
 
+mod operations;
 mod top;
 
 use super::Exit;
@@ -8,6 +9,7 @@ use super::map::{MapOptions, refuse_to_overwrite};
 use super::signals::Interruption;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use operations::OperationsArgs;
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::File;
@@ -93,6 +95,9 @@ pub(super) struct TraceArgs {
     /// Where what the guest writes goes
     #[arg(long, value_enum, default_value_t = WriteArg::Private)]
     write: WriteArg,
+
+    #[command(flatten)]
+    what_is_done: OperationsArgs,
 
     /// Refuse all writes
     #[arg(long, conflicts_with = "write")]
@@ -188,8 +193,11 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     }
     let disks = with_formats(&args.images, &args.image_format)?;
     let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
-    let outputs: Vec<PathBuf> =
-        after.into_iter().flatten().map(PathBuf::as_path).chain(args.log()).map(Path::to_owned).collect();
+    let named = after.into_iter().chain([&args.what_is_done.operations]).flatten().map(PathBuf::as_path);
+    let outputs: Vec<PathBuf> = named.chain(args.log()).map(Path::to_owned).collect();
+    if outputs.iter().filter(|output| *output == Path::new(STDOUT)).count() > 1 {
+        bail!("only one of the outputs can be standard output; name a file for the log with -o");
+    }
     refuse_to_overwrite(&disks, &outputs)?;
     for output in outputs.iter().filter(|output| *output != Path::new(STDOUT)) {
         if let Some(map) = &args.map
@@ -201,6 +209,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     // Begun before the work, so that a directory that cannot be written to is found out before it.
     let begin = |path: &Option<PathBuf>| path.as_deref().map(Output::create).transpose();
     let [working_set, prefetch, prefetch_files] = [begin(after[0])?, begin(after[1])?, begin(after[2])?];
+    let operations = args.what_is_done.begin()?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
     let (images, map) = match &args.map {
@@ -211,6 +220,15 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         }
         None => match make_or_interrupted(&disks, &args.how, &cancel, &interruption)? {
             Ok(map) => (open(&disks, args)?, map),
+            Err(exit) => return Ok(exit),
+        },
+    };
+    // Operations are told by inodes, which text maps do not have.
+    let before = match &operations {
+        None => None,
+        Some(_) if map.knows_inodes() => Some(map.clone()),
+        Some(_) => match make_or_interrupted(&disks, &args.how, &cancel, &interruption)? {
+            Ok(map) => Some(map),
             Err(exit) => return Ok(exit),
         },
     };
@@ -238,9 +256,13 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         overflow: if args.no_drop { Overflow::Wait } else { Overflow::Drop },
         place: args.listen.as_ref().map_or(Place::Private, |listen| Place::Tcp(listen.0.clone())),
         live: live.clone(),
+        freezable: operations.is_some(),
     };
     let map = Arc::new(map);
     let session = Session::start(images, map.clone(), output, &options)?;
+    let watched =
+        operations.zip(before).map(|(begun, before)| begun.watch(&session, before, described, &args.how));
+    let watched = watched.transpose()?;
     let served = Watch::begin(args, &session, live, &map).and_then(|watch| match &args.run {
         Some(script) => captive(script, watch, &cancel, &interruption),
         None => Ok(serve(watch, &cancel)),
@@ -254,7 +276,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     if !args.how.quiet && outcome.requests > 0 {
         eprint!("{}", in_words(summary, &map));
     }
-    Ok(if say(&outcome, args) || exit != Exit::Success { exit } else { Exit::Incomplete })
+    let is_whole = watched.is_none_or(|watched| watched.finish(args.how.quiet, &interruption));
+    Ok(if say(&outcome, args) & is_whole || exit != Exit::Success { exit } else { Exit::Incomplete })
 }
 
 fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {

@@ -42,7 +42,7 @@ pub struct Activity {
     pub written: RangeSet<DiskOffset>,
     /// When the last of them were.
     pub last: Option<Instant>,
-    /// Whether the guest has asked for them to be made durable since.
+    /// Whether the guest has asked for any of them to be made durable.
     pub is_flushed: bool,
 }
 
@@ -56,7 +56,6 @@ impl Activity {
         };
         self.written.insert(range);
         self.last = Some(Instant::now());
-        self.is_flushed = false;
     }
 }
 
@@ -66,7 +65,7 @@ impl Freezable {
         Self { disk, gate: RwLock::new(Weak::new()), activity: Mutex::default() }
     }
 
-    /// When something was last written, if anything was since the last freezing, and whether that was flushed.
+    /// When something was last written, if anything was since the last freezing, and whether any of it was flushed.
     pub fn last_write(&self) -> Option<(Instant, bool)> {
         let activity = self.activity();
         activity.last.map(|last| (last, activity.is_flushed))
@@ -149,7 +148,8 @@ impl Writable for Freezable {
 
     fn flush(&self) -> io::Result<()> {
         self.disk.flush()?;
-        self.activity().is_flushed = true;
+        let mut activity = self.activity();
+        activity.is_flushed = activity.last.is_some();
         Ok(())
     }
 }

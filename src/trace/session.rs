@@ -6,7 +6,7 @@ use super::output::Output;
 use super::queue::{Overflow, Queue};
 use super::tracer::{Outcome, Tracer};
 use crate::bmap::Map;
-use crate::image::{Image, OpenError, Overlay, WritableRaw};
+use crate::image::{Freezable, Image, OpenError, Overlay, WritableRaw};
 use crate::nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
 use std::io;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub struct Options {
     pub place: Place,
     /// Who looks at it while it goes on.
     pub live: Option<Arc<Live>>,
+    /// Whether the disks can be [frozen](Session::freezable).
+    pub freezable: bool,
 }
 
 /// Why a guest's disks cannot be served.
@@ -63,6 +65,7 @@ pub struct Session {
     service: Service,
     tracer: Tracer,
     disks: usize,
+    freezable: Vec<Arc<Freezable>>,
 }
 
 /// Name of the export of a guest's disk, from 1. The first is also the default.
@@ -84,8 +87,17 @@ impl Session {
         let queue = Arc::new(Queue::new(options.overflow));
         let disks = images.len();
         let mut exports = Exports::new();
+        let mut freezable = Vec::new();
         for (number, image) in (1..).zip(images) {
-            let disk = Disk::new(number, storage(image, options.writes)?, queue.clone());
+            let storage = match storage(image, options.writes)? {
+                Storage::Writable(disk) if options.freezable => {
+                    let disk = Arc::new(Freezable::new(disk));
+                    freezable.push(disk.clone());
+                    Storage::Writable(disk)
+                }
+                storage => storage,
+            };
+            let disk = Disk::new(number, storage, queue.clone());
             exports = exports.with(&export_name(number.into()), Arc::new(disk))?;
         }
         if disks > 0 {
@@ -94,7 +106,7 @@ impl Session {
         let service = Service::start(exports, Limits::default(), &options.place)?;
         let tracer = Tracer::start(queue, map, output, options.live.clone())
             .map_err(|source| SessionError::SetUp { what: "the log's thread", source })?;
-        Ok(Self { service, tracer, disks })
+        Ok(Self { service, tracer, disks, freezable })
     }
 
     /// Where clients connect.
@@ -106,6 +118,11 @@ impl Session {
     pub fn uris(&self) -> Vec<String> {
         let name = |disk| if disk == 1 { String::new() } else { export_name(disk) };
         (1..=self.disks).map(|disk| self.address().uri(&name(disk))).collect()
+    }
+
+    /// The disks, to be frozen; none if that was not asked for, or nothing can be written to them.
+    pub fn freezable(&self) -> Vec<Arc<Freezable>> {
+        self.freezable.clone()
     }
 
     /// Why the log has ended already, if it has.

@@ -56,11 +56,14 @@ GRUB
 
 # The root. What it reads it tells with the number of bytes and their MD5.
 root=$work/root
-mkdir -p "$root"/{bin,sbin,dev,proc,srv/read,srv/left,var}
+mkdir -p "$root"/{bin,sbin,dev,proc,srv/read,srv/left,srv/work/tree/branch,var}
 cp $busybox "$root/bin/busybox"
 for number in 1 2 3 4 5 6; do
     { yes "file $number" || :; } 2>/dev/null | head -c $((number * 30000)) >"$root/srv/read/$number"
     cp "$root/srv/read/$number" "$root/srv/left/$number"
+done
+for name in over grown cut old doomed mode tree/branch/leaf; do
+    { yes "$name" || :; } 2>/dev/null | head -c 50000 >"$root/srv/work/$name"
 done
 cat >"$root/sbin/init" <<'INIT'
 #!/bin/busybox sh
@@ -73,6 +76,20 @@ echo "written by the guest" >/var/written
 /bin/busybox cp /srv/read/1 /srv/left/2
 /bin/busybox sync
 /bin/busybox echo "GUEST wrote /srv/left/2" >/dev/console
+/bin/busybox sleep 3
+cd /srv/work
+/bin/busybox mkdir made
+echo "as well" >made/file
+/bin/busybox dd if=/srv/read/6 of=over bs=4096 seek=2 count=3 conv=notrunc 2>/dev/null
+/bin/busybox head -c 20000 /srv/read/6 >>grown
+/bin/busybox truncate -s 1000 cut
+/bin/busybox mv old new
+/bin/busybox mv tree made/moved
+/bin/busybox rm doomed
+/bin/busybox chmod 600 mode
+/bin/busybox ln mode hard
+/bin/busybox sync
+/bin/busybox echo "GUEST worked" >/dev/console
 /bin/busybox mount -o remount,ro /
 /bin/busybox echo "GUEST done" >/dev/console
 /bin/busybox poweroff -f

@@ -331,7 +331,8 @@ impl<'a> Change<'_, 'a> {
     }
 
     /// How many bytes were written of what it had before, and of what it has got. The block in which it ended is
-    /// written as a whole when something is appended, and counts as got.
+    /// written as a whole when something is appended, and counts as got; and that in which it ends now when it is cut,
+    /// as what is behind the end is made zeroes.
     fn written_before_and_behind(
         &self,
         old_size: u64,
@@ -339,7 +340,7 @@ impl<'a> Change<'_, 'a> {
         written: &[RangeSet<DiskOffset>],
     ) -> (u64, u64) {
         let block = self.devices.blocks.get(self.new.name().device).copied().unwrap_or(1);
-        let end = if new_size > old_size { old_size / block * block } else { u64::MAX };
+        let end = if new_size == old_size { u64::MAX } else { new_size.min(old_size) / block * block };
         touched(self.new, written).fold((0, 0), |(before, behind), (bytes, place)| match place {
             Some(place) if place >= end => (before, behind + bytes),
             Some(place) => {

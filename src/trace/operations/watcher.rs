@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A guest that has asked for its writes to be made durable, and has written nothing for so long since, has done
-/// something.
+/// A guest that has asked for its writes to be made durable, and then writes nothing for so long, has done something.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether it is time.
@@ -98,9 +97,19 @@ impl Watcher {
         Ok(Self { is_ending, thread })
     }
 
-    /// Looks a last time, when nothing is written any more, and ends.
-    pub fn finish(self) -> Ended {
+    /// Has it look a last time, when nothing is written any more, and end.
+    pub fn end(&self) {
         self.is_ending.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has done so.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Ends it, waits for that, and tells how it went.
+    pub fn finish(self) -> Ended {
+        self.end();
         let panicked =
             || Ended { troubles: vec!["internal error: a thread panicked".into()], ..Ended::default() };
         self.thread.join().unwrap_or_else(|_| panicked())

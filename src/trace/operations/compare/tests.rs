@@ -137,7 +137,8 @@ fn what_is_done_to_a_file_s_bytes() {
         ["write /f 4096", "append /f 4096"]
     );
     assert_eq!(done(file(9000, 2, FILE, &[0, 8192]), &[]), ["truncate /f 0"]);
-    assert_eq!(done(file(100, 2, FILE, &[0]), &[]), ["truncate /f 0"]);
+    assert_eq!(done(file(100, 2, FILE, &[0]), &[(0, 4096)]), ["truncate /f 0"]);
+    assert_eq!(done(file(5000, 2, FILE, &[0, 8192]), &[(0, 4096)]), ["truncate /f 0", "write /f 4096"]);
     assert_eq!(done(file(6000, 1, FILE, &[4096, 12288]), &[(4096, 8192), (12288, 16384)]), ["move /f 8192"]);
     assert_eq!(
         done(file(6000, 2, FILE, &[4096, 8192]), &[(4096, 8192)]),
