@@ -1,13 +1,14 @@
 //! A guest boots from its disk, and the log tells what it read: boot code, loader, kernel, initrd, and just the
-//! files that the guest itself says on its console that it has read.
+//! files that the guest itself says on its console that it has read; and just what it did to its files.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::cache;
 use common::sandbox::{Sandbox, sealed};
 use common::tools::{self, needs};
+use common::{cache, formats};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -31,8 +32,44 @@ fn first(request: &Value) -> String {
     format!("{} {}", word("device"), word("path"))
 }
 
+/// What the guest does to its files, as its `/sbin/init` has it.
+const DONE: [&str; 13] = [
+    "append f /srv/work/grown",
+    "chmod f /srv/work/mode",
+    "create f /srv/work/made/file",
+    "create f /var/written",
+    "delete f /srv/work/doomed",
+    "link f /srv/work/mode -> /srv/work/hard",
+    "mkdir d /srv/work/made",
+    "rename d /srv/work/tree -> /srv/work/made/moved",
+    "rename f /srv/work/old -> /srv/work/new",
+    "truncate f /srv/left/2",
+    "truncate f /srv/work/cut",
+    "write f /srv/left/2",
+    "write f /srv/work/over",
+];
+
+/// Operations as lines of JSON, as a set. What is written to a file that was created before is a part of that, if the
+/// disks were looked at between.
+fn operations(lines: &[u8]) -> BTreeSet<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut found = BTreeSet::new();
+    for line in lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        let operation: Value = serde_json::from_slice(line).unwrap();
+        assert_eq!(operation["device"], "/dev/sda2", "{operation}");
+        assert!(operation["from_ns"].as_u64() < operation["to_ns"].as_u64(), "{operation}");
+        let (what, kind, path) = (text(&operation["op"]), text(&operation["type"]), text(&operation["path"]));
+        let from = operation["from_path"].as_str().map(|from| format!("{from} -> ")).unwrap_or_default();
+        let is_part = ["append", "write"].contains(&what.as_str());
+        if !is_part || !found.contains(&format!("create {kind} {path}")) {
+            found.insert(format!("{what} {kind} {from}{path}"));
+        }
+    }
+    found
+}
+
 #[test]
-fn the_log_of_a_boot_has_all_that_the_guest_says_it_read() {
+fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
     needs!("grub-mkimage", "cpio", "busybox", "mke2fs", "sfdisk", "qemu-system-x86_64");
     let dir = bootable();
     let image = dir.join("boot.raw");
@@ -40,8 +77,8 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read() {
     let image = image.to_str().unwrap();
 
     // The map is made first, and the guest started when it is there.
-    let run =
-        Sandbox::new().run(["trace", image, "--metadata", "-o", "log", "--format", "jsonl", "--run", QEMU]);
+    let options = ["-o", "log", "--format", "jsonl", "--operations", "done.jsonl", "--run", QEMU];
+    let run = Sandbox::new().run(["trace", image, "--metadata"].into_iter().chain(options));
     run.assert_code(0);
     let log = run.read("log");
     let requests: Vec<Value> = log
@@ -113,4 +150,36 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read() {
     assert!(writes.iter().any(|name| name == "/dev/sda2 [journal]"), "{writes:?}");
     assert!(writes.iter().all(|name| name.starts_with("/dev/sda2")), "{writes:?}");
     assert!(requests.iter().any(|request| request["op"] == "flush"));
+
+    // What that did to its files.
+    assert_eq!(operations(&run.read("done.jsonl")), DONE.map(str::to_owned).into());
+}
+
+#[test]
+fn what_was_flushed_outlives_a_guest_that_is_killed() {
+    needs!("grub-mkimage", "cpio", "busybox", "mke2fs", "sfdisk", "qemu-system-x86_64", "e2fsck", "debugfs");
+    let sandbox = Sandbox::new();
+    let image = sandbox.cwd().join("boot.raw");
+    formats::copy(&bootable().join("boot.raw"), &image);
+    let script = format!(
+        "({QEMU}) & until grep -q 'GUEST worked' console 2>/dev/null; do sleep 0.1; kill -0 $! || exit 7; done; kill -9 $!; wait $!; exit 5"
+    );
+    let args = ["--write", "through", "-o", "log", "--operations", "done.jsonl", "--run", &script];
+    let run = sandbox.run(["trace", "boot.raw"].into_iter().chain(args));
+    run.assert_code(5);
+    assert_eq!(operations(&run.read("done.jsonl")), DONE.map(str::to_owned).into());
+    // By other programs: the journal is sound, and what the guest had synchronised is there.
+    let root = run.sandbox.cwd().join("root");
+    let (start, sectors) = ((2048 + 48 * 2048) * 512, 24 * 2048 * 512);
+    fs::write(&root, &fs::read(&image).unwrap()[start..start + sectors]).unwrap();
+    let check = tools::command("e2fsck").args(["-fp"]).arg(&root).output().unwrap();
+    assert!(matches!(check.status.code(), Some(0 | 1)), "{check:?}");
+    let cat = |path: &str| {
+        tools::output(tools::command("debugfs").args(["-R", &format!("cat {path}")]).arg(&root)).stdout
+    };
+    assert_eq!(cat("/srv/work/made/file"), b"as well\n");
+    assert_eq!(cat("/srv/work/new"), b"old\n".repeat(12500));
+    let over = cat("/srv/work/over");
+    assert_eq!((&over[..8192], over.len()), (&b"over\n".repeat(2000)[..8192], 50000));
+    assert_eq!(&over[8192..8192 + 12288], &b"file 6\n".repeat(2000)[..12288]);
 }
