@@ -25,6 +25,7 @@ mod event;
 pub mod live;
 pub mod output;
 mod queue;
+mod reads;
 mod session;
 pub mod stale;
 mod summary;
