@@ -163,6 +163,11 @@ impl<O: Offset> RangeSet<O> {
             return false;
         }
         let (mut start, mut end) = (range.start.bytes(), range.end.bytes());
+        // Most ranges touch none that is there.
+        if self.ranges.range(..=end).next_back().is_none_or(|(_, &last_end)| last_end < start) {
+            self.ranges.insert(start, end);
+            return true;
+        }
         // The one range that begins at or before `start` may reach it; those that begin inside, or
         // just at the end, are all swallowed.
         if let Some((&left, &left_end)) = self.ranges.range(..=start).next_back()

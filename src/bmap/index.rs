@@ -134,18 +134,24 @@ impl Index {
         for offsets in offsets.chunks(BATCH) {
             let mut found = [Found::default(); BATCH];
             disk.find(offsets, &mut found);
-            // The pieces on top of the chains are each somewhere else in memory. Ask for all before
-            // any is needed.
-            for &Found { top, .. } in &found {
-                if top != NONE {
-                    black_box((map.pieces[self.piece(top) as usize].end, self.below[top as usize]));
-                }
-            }
+            self.fetch(map, &found);
             for (&offset, found) in offsets.iter().zip(found) {
                 hits.clear();
                 self.collect(map, offset, found.top, &mut hits);
                 visit(offset, &hits);
             }
+        }
+    }
+
+    /// The pieces on top of chains are each somewhere else in memory, and so are their objects. This asks for
+    /// all before any is needed.
+    fn fetch(&self, map: &Map, found: &[Found]) {
+        let tops = || found.iter().map(|found| found.top).filter(|&top| top != NONE);
+        for top in tops() {
+            black_box((map.pieces[self.piece(top) as usize].end, self.below[top as usize]));
+        }
+        for top in tops() {
+            black_box(map.object(ObjectId(map.pieces[self.piece(top) as usize].object)).kind());
         }
     }
 
@@ -160,13 +166,51 @@ impl Index {
     }
 
     pub(super) fn over<'a>(&'a self, map: &'a Map, disk: u16, range: DiskRange) -> Over<'a> {
+        let mut found = [Found::default()];
+        let disk = self.disk(disk);
+        if let Some(disk) = disk {
+            disk.find(&[range.start], &mut found);
+        }
+        self.over_found(map, disk, found[0], range)
+    }
+
+    /// Looks many ranges up, some at a time, and calls `visit` with the place of each and its hits, the most
+    /// specific first.
+    pub(super) fn over_each<'a>(
+        &'a self,
+        map: &'a Map,
+        disk: u16,
+        ranges: &[DiskRange],
+        mut visit: impl FnMut(usize, &[Hit<'a>]),
+    ) {
+        let disk = self.disk(disk);
+        let mut hits = Vec::new();
+        for (number, ranges) in ranges.chunks(BATCH).enumerate() {
+            let (mut starts, mut found) = ([DiskOffset(0); BATCH], [Found::default(); BATCH]);
+            starts.iter_mut().zip(ranges).for_each(|(start, range)| *start = range.start);
+            if let Some(disk) = disk {
+                disk.find(&starts[..ranges.len()], &mut found[..ranges.len()]);
+                self.fetch(map, &found[..ranges.len()]);
+            }
+            for (place, (&range, found)) in ranges.iter().zip(found).enumerate() {
+                self.over_found(map, disk, found, range).most_specific_first_into(&mut hits);
+                visit(number * BATCH + place, &hits);
+            }
+        }
+    }
+
+    /// What a range touches whose start was found.
+    fn over_found<'a>(
+        &'a self,
+        map: &'a Map,
+        disk: Option<&DiskIndex>,
+        Found { top, next_piece, .. }: Found,
+        range: DiskRange,
+    ) -> Over<'a> {
         let mut over = Over { map, index: self, window: range, link: NONE, pieces: &[] };
-        if let Some(disk) = self.disk(disk)
+        if let Some(disk) = disk
             && !range.is_empty()
         {
-            let mut found = [Found::default()];
-            disk.find(&[range.start], &mut found);
-            let [Found { top, next_piece, .. }] = found;
             let pieces = &map.pieces[next_piece as usize..disk.pieces.end as usize];
             let first = count_near(pieces, |piece| piece.start <= range.start.0);
             let pieces = &pieces[first..];
@@ -233,16 +277,22 @@ pub struct Over<'a> {
 impl<'a> Over<'a> {
     /// The hits, sorted: files first, then directories, metadata, logical volumes, other mapped
     /// devices, partitions and whole disks, and within each kind as they lie on the disk.
-    pub fn most_specific_first(mut self) -> Vec<Hit<'a>> {
-        // What begins in the range comes in the right order; what begins before it, as it ends.
+    pub fn most_specific_first(self) -> Vec<Hit<'a>> {
         let mut hits = Vec::new();
+        self.most_specific_first_into(&mut hits);
+        hits
+    }
+
+    /// The same, into a vector that is emptied first.
+    fn most_specific_first_into(mut self, hits: &mut Vec<Hit<'a>>) {
+        // What begins in the range comes in the right order; what begins before it, as it ends.
+        hits.clear();
         while self.link != NONE {
             hits.extend(self.next());
         }
         hits.sort_unstable_by_key(|hit| (hit.object.id(), hit.file_offset));
         hits.extend(self);
         hits.sort_by_key(|hit| hit.object.kind().specificity());
-        hits
     }
 }
 
@@ -474,11 +524,19 @@ mod tests {
                 map.at_each(disk, &offsets, |offset, hits| answers.push((offset, hits.to_vec())));
                 prop_assert_eq!(answers, offsets.iter().map(|&offset| (offset, map.at(disk, offset))).collect::<Vec<_>>());
             }
-            for (disk, start, length) in windows {
+            for &(disk, start, length) in &windows {
                 let window = DiskRange::new(start, start + length);
                 prop_assert_eq!(map.over(disk, window).most_specific_first(), scan(&map, disk, window));
                 let starts: Vec<_> = map.over(disk, window).map(|hit| hit.range.start).collect();
                 prop_assert!(starts.is_sorted());
+            }
+            for disk in 0..4 {
+                let windows: Vec<_> =
+                    windows.iter().map(|&(_, start, length)| DiskRange::new(start, start + length)).collect();
+                let mut answers = Vec::new();
+                map.over_each(disk, &windows, |place, hits| answers.push((place, hits.to_vec())));
+                let each: Vec<_> = windows.iter().map(|&window| scan(&map, disk, window)).enumerate().collect();
+                prop_assert_eq!(answers, each);
             }
         }
 

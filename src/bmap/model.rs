@@ -24,6 +24,13 @@ pub enum Dialect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub(super) u32);
 
+impl ObjectId {
+    /// A number for it, from 0 and less than that of the map's objects.
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A range of one disk that belongs to one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -290,6 +297,13 @@ impl Map {
     /// ```
     pub fn over(&self, disk: u16, range: DiskRange) -> Over<'_> {
         self.index().over(self, disk, range)
+    }
+
+    /// Looks many ranges of a disk up, and calls `visit` with the place of each in `ranges`, in the order
+    /// given, and with what [`over`](Self::over) finds there, the most specific first. On a large map this is
+    /// faster, as the look-ups then wait for memory together.
+    pub fn over_each<'a>(&'a self, disk: u16, ranges: &[DiskRange], visit: impl FnMut(usize, &[Hit<'a>])) {
+        self.index().over_each(self, disk, ranges, visit);
     }
 
     fn index(&self) -> &Index {

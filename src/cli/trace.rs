@@ -472,9 +472,13 @@ fn in_words(summary: &Summary, map: &Map) -> String {
     };
     let (files, file_bytes, on_disk) = of_kind(Kind::File);
     let (directories, ..) = of_kind(Kind::Directory);
+    let gaps = match summary.gap() {
+        0 => String::new(),
+        gap => format!("read: too many ranges to keep, so gaps of up to {} count for read\n", Human(gap)),
+    };
     format!(
         "{} of {}{}{}{}{} in {:.1} s\n\
-         read: {} distinct, {} again; {} of {} reads sequential\n\
+         read: {} distinct, {} again; {} of {} reads sequential\n{gaps}\
          {files} files, {} of the {} that they have; {directories} directories\n",
         counted(read.requests, "read"),
         Human(read.bytes),
@@ -484,7 +488,7 @@ fn in_words(summary: &Summary, map: &Map) -> String {
         of(Op::Flush, "flush"),
         summary.duration().as_secs_f64(),
         Human(distinct),
-        Human(read.bytes - distinct),
+        Human(read.bytes.saturating_sub(distinct)),
         summary.sequential(),
         read.requests,
         Human(file_bytes),

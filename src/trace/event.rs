@@ -20,6 +20,9 @@ pub enum Op {
 }
 
 impl Op {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Zero, Self::Trim, Self::Flush];
+
     /// The word for it in logs.
     pub fn word(self) -> &'static str {
         match self {

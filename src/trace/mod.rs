@@ -27,6 +27,7 @@ pub mod live;
 pub mod operations;
 pub mod output;
 mod queue;
+mod reads;
 mod session;
 pub mod stale;
 mod summary;

@@ -2,16 +2,13 @@
 //! which files that were.
 
 use super::event::{Event, Op};
+use super::reads::DiskReads;
 use crate::bmap::{Hit, Kind, Map, ObjectId};
 use crate::links::{File, files, spans};
-use crate::range::{DiskOffset, DiskRange, RangeSet};
+use crate::range::DiskRange;
 use crate::spans::Spans;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
-
-/// How many streams a reader may have at a time: a read is sequential if it begins where one of the last
-/// so many reads of the disk has ended.
-const STREAMS: usize = 16;
 
 /// Number and bytes of the requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,27 +19,21 @@ pub struct Amount {
     pub bytes: u64,
 }
 
-/// What was read of one disk.
-#[derive(Clone, Debug, Default)]
-struct DiskReads {
-    seen: RangeSet<DiskOffset>,
-    /// Each range when it was read for the first time, in that order; neighbours are joined.
-    first: Vec<DiskRange>,
-    /// Where the last reads have ended.
-    ends: VecDeque<u64>,
-}
-
 /// A trace as a whole. What has failed is counted, and nothing else.
+///
+/// It takes up to some 50 MiB for each disk and 50 bytes for each object of the map, however long the trace.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    amounts: HashMap<Op, Amount>,
+    /// By [`Op`].
+    amounts: [Amount; Op::ALL.len()],
     failed: u64,
     sequential: u64,
     last: Duration,
     disks: BTreeMap<u16, DiskReads>,
     /// What was read, the first time that it was.
     objects: Vec<(ObjectId, Duration)>,
-    known: HashSet<ObjectId>,
+    /// Whether an object is among these, a bit for each.
+    known: Vec<u64>,
 }
 
 /// A file or directory that was read, or metadata.
@@ -52,7 +43,7 @@ pub struct ReadObject<'a> {
     pub file: File<'a>,
     /// When it was read for the first time, since the beginning of the trace.
     pub first: Duration,
-    /// How many of its bytes were read, each counted once.
+    /// How many of its bytes were read, each counted once. With those of [gaps](Summary::gap).
     pub bytes: u64,
     /// How many it has on the disks.
     pub on_disk: u64,
@@ -66,26 +57,40 @@ impl Summary {
             self.failed += 1;
             return;
         }
-        let amount = self.amounts.entry(event.op).or_default();
+        let amount = &mut self.amounts[event.op as usize];
         amount.requests += 1;
         amount.bytes += event.range.len();
         if event.op != Op::Read {
             return;
         }
-        if self.disks.entry(event.disk).or_default().read(event.range) {
-            self.sequential += 1;
-        }
-        for hit in hits {
-            let object = hit.object.id();
-            if has_content(hit.object.kind()) && self.known.insert(object) {
-                self.objects.push((object, event.time));
+        let disk = self.disks.entry(event.disk).or_default();
+        let read = disk.read(event.range);
+        self.sequential += u64::from(read.is_sequential);
+        // The objects of what was read before are known.
+        if read.is_new || disk.gap() > 0 {
+            for hit in hits.iter().take_while(|hit| has_content(hit.object.kind())) {
+                let object = hit.object.id();
+                if self.is_new(object) {
+                    self.objects.push((object, event.time));
+                }
             }
         }
     }
 
+    /// Whether an object was not known; it is now.
+    fn is_new(&mut self, object: ObjectId) -> bool {
+        let (word, bit) = (object.index() / 64, 1 << (object.index() % 64));
+        if self.known.len() <= word {
+            self.known.resize(word + 1, 0);
+        }
+        let is_new = self.known[word] & bit == 0;
+        self.known[word] |= bit;
+        is_new
+    }
+
     /// Requests of this kind that did not fail.
     pub fn amount(&self, op: Op) -> Amount {
-        self.amounts.get(&op).copied().unwrap_or_default()
+        self.amounts[op as usize]
     }
 
     /// Requests that have failed.
@@ -103,20 +108,26 @@ impl Summary {
         self.last
     }
 
-    /// Bytes that were read, each counted once.
+    /// Bytes that were read, each counted once. With those of [gaps](Self::gap).
     pub fn distinct(&self) -> u64 {
-        self.disks.values().map(|disk| disk.seen.bytes()).sum()
+        self.disks.values().map(DiskReads::distinct).sum()
     }
 
-    /// What was read of each disk, ascending.
+    /// Bytes between two ranges that were taken for read, too, since there were too many ranges; 0 if there
+    /// were not.
+    pub fn gap(&self) -> u64 {
+        self.disks.values().map(DiskReads::gap).max().unwrap_or(0)
+    }
+
+    /// What was read of each disk, ascending. With the [gaps](Self::gap).
     pub fn ranges(&self) -> impl Iterator<Item = (u16, Vec<DiskRange>)> + '_ {
-        self.disks.iter().map(|(&number, disk)| (number, disk.seen.iter().collect()))
+        self.disks.iter().map(|(&number, disk)| (number, disk.ranges().collect()))
     }
 
     /// What was read of each disk in the order in which it was read first, joined where no more than `gap`
     /// bytes lie between.
     pub fn prefetch(&self, gap: u64) -> impl Iterator<Item = (u16, Vec<DiskRange>)> + '_ {
-        self.disks.iter().map(move |(&number, disk)| (number, joined(&disk.first, gap)))
+        self.disks.iter().map(move |(&number, disk)| (number, disk.first(gap)))
     }
 
     /// Files, directories and metadata that were read, in the order in which they were read first. `map` is
@@ -152,53 +163,11 @@ fn has_content(kind: Kind) -> bool {
     kind.specificity() <= Kind::Metadata.specificity()
 }
 
-impl DiskReads {
-    /// Returns whether the read is sequential.
-    fn read(&mut self, range: DiskRange) -> bool {
-        let stream = self.ends.iter().position(|&end| end == range.start.0);
-        match stream {
-            Some(stream) => drop(self.ends.remove(stream)),
-            None if self.ends.len() == STREAMS => drop(self.ends.pop_front()),
-            None => {}
-        }
-        self.ends.push_back(range.end.0);
-        let mut at = range.start;
-        let known: Vec<DiskRange> = self.seen.overlap(range).collect();
-        for known in known.into_iter().chain([DiskRange { start: range.end, end: range.end }]) {
-            let new = DiskRange { start: at, end: known.start };
-            at = known.end;
-            match self.first.last_mut() {
-                _ if new.is_empty() => {}
-                Some(last) if last.end == new.start => last.end = new.end,
-                _ => self.first.push(new),
-            }
-        }
-        self.seen.insert(range);
-        stream.is_some()
-    }
-}
-
-/// Joins ranges that no more than `gap` bytes lie between. Each comes where the first of its parts was.
-fn joined(first: &[DiskRange], gap: u64) -> Vec<DiskRange> {
-    let mut places: Vec<(DiskRange, usize)> = first.iter().copied().zip(0..).collect();
-    places.sort_unstable();
-    places.dedup_by(|(next, place), (last, first)| {
-        let joins = next.start.0 - last.end.0 <= gap;
-        if joins {
-            last.end = next.end;
-            *first = (*first).min(*place);
-        }
-        joins
-    });
-    places.sort_unstable_by_key(|(_, place)| *place);
-    places.into_iter().map(|(range, _)| range).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bmap::text;
-    use proptest::prelude::*;
+    use crate::range::DiskRange;
 
     const MAP: &str = "1 0 1000 f /dev/sda1 /a\n1 0 1000 f /dev/sda1 /link\n1 1000 2000 d /dev/sda1 /\n\
                        1 2000 6000 f /dev/sda1 /b\n1 6000 8000 p /dev/sda1\n";
@@ -265,27 +234,5 @@ mod tests {
         let of = |gap| summary.prefetch(gap).next().unwrap().1;
         assert_eq!(of(0x200), [DiskRange::new(0x5000, 0x5600), DiskRange::new(0x400, 0x800)]);
         assert_eq!(of(0), of(0x200), "the last read has closed the gap");
-    }
-
-    proptest! {
-        /// Whatever is read, what is to be prefetched is just that if no gaps are closed, in any order.
-        #[test]
-        fn what_is_prefetched_is_what_was_read(reads in prop::collection::vec((0u64..64, 1u64..16), 1..40)) {
-            let mut disk = DiskReads::default();
-            let mut bytes = [false; 80];
-            for &(start, length) in &reads {
-                disk.read(DiskRange::new(start, start + length));
-                bytes[start as usize..(start + length) as usize].fill(true);
-            }
-            let mut again = [false; 80];
-            for range in joined(&disk.first, 0) {
-                let part = &mut again[range.start.0 as usize..range.end.0 as usize];
-                prop_assert!(part.iter().all(|&byte| !byte), "twice");
-                part.fill(true);
-            }
-            prop_assert_eq!(again, bytes);
-            let first = joined(&disk.first, 0)[0];
-            prop_assert!(first.start.0 <= reads[0].0 && first.end.0 > reads[0].0);
-        }
     }
 }

@@ -12,7 +12,11 @@ use std::io::{self, Write};
 /// # Errors
 /// The output's.
 pub fn write(summary: &Summary, map: &Map, out: &mut impl Write) -> io::Result<()> {
-    out.write_all(b"{\"version\": 1, \"files\": [")?;
+    out.write_all(b"{\"version\": 1, ")?;
+    if summary.gap() > 0 {
+        write!(out, "\"gap\": {}, ", summary.gap())?;
+    }
+    out.write_all(b"\"files\": [")?;
     for (number, read) in summary.objects(map).iter().enumerate() {
         out.write_all(if number == 0 { b"\n" } else { b",\n" })?;
         let name = Some(read.file.object.name());

@@ -9,7 +9,7 @@
 //! object nor range.
 
 use super::Output;
-use crate::bmap::{Hit, Kind, ObjectId, text};
+use crate::bmap::{Hit, ObjectId, text};
 use crate::trace::{Event, Op};
 use std::io::{self, Write};
 
@@ -26,15 +26,9 @@ impl<W: Write> Text<W> {
     }
 }
 
-/// The one object that a request counts for.
-fn most_specific<'a>(hits: &[Hit<'a>]) -> Option<Hit<'a>> {
-    let rank = |hit: &Hit<'_>| (Kind::specificity(hit.object.kind()), hit.range.start, hit.object.id());
-    hits.iter().copied().min_by_key(rank)
-}
-
 impl<W: Write + Send> Output for Text<W> {
     fn request(&mut self, _number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
-        let object = most_specific(hits).map(|hit| hit.object);
+        let object = hits.first().map(|hit| hit.object);
         if object.is_none() && event.op != Op::Flush {
             return Ok(());
         }
