@@ -129,7 +129,7 @@ Exit status:
   1    failed
   2    the command line makes no sense
   3    the command ended with 0, or there was none, but requests are missing
-       from the log; standard error says why
+       from the log, or operations; standard error says why
   130  interrupted (143: terminated) before the command had ended
 
 Examples:
@@ -137,6 +137,8 @@ Examples:
       --run 'qemu-system-x86_64 -m 2048 -drive file=$nbd,format=raw,if=virtio'
   virt-bmap-rs trace guest.qcow2 --map guest.jsonl -o boot.jsonl --format jsonl \\
       --run 'qemu-img bench -f raw \"$uri\"'
+  virt-bmap-rs trace guest.raw --map guest.jsonl -o log --operations done.txt \\
+      --run 'qemu-system-x86_64 -m 2048 -drive file=$nbd,format=raw,if=virtio'
   virt-bmap-rs report guest.jsonl --trace boot.jsonl";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -113,7 +113,11 @@ impl Watched {
             let counts: Vec<String> =
                 counts.iter().map(|(what, count)| format!("{count} {}", what.word())).collect();
             let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
-            let times = if spans == 1 { "once" } else { &format!("{spans} times") };
+            let times = match spans {
+                1 => "once",
+                2 => "twice",
+                _ => &format!("{spans} times"),
+            };
             eprintln!("operations: {counts}; the disks were looked at {times}");
         }
         troubles.is_empty()
