@@ -1,6 +1,7 @@
 #!/bin/bash
 # bootable.sh DIR: makes DIR/boot.raw, a guest that boots from its disk by BIOS and GRUB, does a few things that
-# it tells on its serial console, and switches itself off. Needs no root, no mounting and no appliance.
+# it tells on its serial console, and switches itself off; or, if it has a second disk, waits to be killed when it
+# has worked. Needs no root, no mounting and no appliance.
 #
 #   sector 0        boot code, partition table (MBR)
 #   sectors 1…      GRUB's core image
@@ -90,6 +91,7 @@ echo "as well" >made/file
 /bin/busybox ln mode hard
 /bin/busybox sync
 /bin/busybox echo "GUEST worked" >/dev/console
+[ -b /dev/vdb ] && /bin/busybox sleep 3600
 /bin/busybox mount -o remount,ro /
 /bin/busybox echo "GUEST done" >/dev/console
 /bin/busybox poweroff -f
