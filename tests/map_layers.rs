@@ -337,8 +337,11 @@ fn with_one_leg_there_is_each_byte_once_and_no_parity() {
 
 /// What `/file` holds on a btrfs of two devices, by this machine's kernel. `None`: it cannot be read.
 fn on_btrfs(devices: &[PathBuf; 2]) -> Option<Vec<u8>> {
+    // A device that can be written to is mended from the other copy, even where it is mounted read-only: by
+    // Linux 6.18, in one of two cases, as the process id decides which copy is read first.
     let attach = |image: &PathBuf| {
-        let said = tools::run("losetup", ["--find".as_ref(), "--show".as_ref(), image.as_os_str()]);
+        let options = ["--read-only", "--find", "--show"].map(AsRef::as_ref);
+        let said = tools::run("losetup", options.into_iter().chain([image.as_os_str()]));
         String::from_utf8(said).unwrap().trim().to_owned()
     };
     let loops = devices.each_ref().map(attach);
