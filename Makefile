@@ -2,7 +2,7 @@
 # make check   installs what is missing and runs all tests
 # make fleet-check    maps a fleet of twenty guests; make torture  maps corrupted guests
 # make plugin  builds the plugin for nbdkit
-# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, fmt, lint, doc, clean-fixtures
+# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, fmt, lint, doc, clean-fixtures
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
@@ -25,7 +25,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-quick check-appliance accuracy torture fleet-check build plugin install man bench fmt lint doc setup setup-tests clean-fixtures
+.PHONY: demo check check-quick check-appliance accuracy torture fleet-check build plugin install man bench bench-trace fmt lint doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -85,6 +85,10 @@ torture: setup-tests
 
 bench: setup-tests
 	$(CARGO) bench
+
+# What tracing costs: renews the tables of docs/trace.md. Three minutes on a machine that does nothing else.
+bench-trace: setup-tests
+	scripts/bench-trace.sh --write
 
 fmt:
 	$(CARGO) fmt --all --check

@@ -1,6 +1,6 @@
 #!/bin/bash
 # What tracing costs a guest: `virt-bmap-rs trace` and the plugin beside plain `nbdkit file`, on the same image:
-# bench-trace.sh [RUNS] [MIB]
+# bench-trace.sh [--write] [RUNS] [MIB]
 #
 #   file      nbdkit file
 #   lines     trace, with a map of 66,425 lines, which is how long the original's example of a Fedora guest is
@@ -10,12 +10,20 @@
 # Runs alternate, and the fastest of RUNS (5) of each counts: what else a machine does can only slow a run down. Each
 # reads MIB (128) of an image of 512 MiB that is in memory. With one request at a time all is waiting to be woken,
 # which depends on whether client and server are on one processor or on two: so both are measured, pinned. Printed
-# are milliseconds as fio counts them, and by how many percent each takes longer than `nbdkit file`.
+# are milliseconds as fio counts them, and by how many percent each takes longer than `nbdkit file`; then the server's
+# processor time for the same, that for the log included, which depends less on what else the machine does.
+#
+# The tables are in docs/trace.md, too, between two comments there: `make bench-trace` renews them.
 #
 # Needs nbdkit, fio and taskset, two processors, and nothing else to do.
 set -eu -o pipefail
 
 cd "$(dirname "$0")/.."
+write=
+if [ "${1:-}" = --write ]; then
+    write=$PWD/docs/trace.md
+    shift
+fi
 runs=${1:-5}
 mib=${2:-128}
 servers=(file lines ranges plugin)
@@ -67,42 +75,81 @@ start() {
     exit 1
 }
 
-# Milliseconds that the client $2… takes with the server $1.
+# Milliseconds of processor time that the process $1 has used, with all of its threads.
+used() {
+    awk -v hertz="$(getconf CLK_TCK)" '{ print int(($14 + $15) * 1000 / hertz) }' "/proc/$1/stat"
+}
+
+# Runs the client with the server $1, whose process is $2: adds milliseconds and processor time to its files.
 client() {
-    local server=$1
-    shift
+    local server=$1 pid=$2 before
+    shift 2
+    before=$(used "$pid")
     taskset -c 0 fio --name=x --ioengine=nbd --uri="$(cat "$server.uri")" --size=512M --io_size="${mib}M" --randseed=1 \
-        --output-format=terse --terse-version=3 "$@" | awk -F ';' 'NF > 9 { print $9 }'
+        --output-format=terse --terse-version=3 "$@" | awk -F ';' 'NF > 9 { print $9 }' >>"$server.times"
+    # The log is written a little later.
+    sleep 0.2
+    echo $(($(used "$pid") - before)) >>"$server.used"
+}
+
+# A table's row: the least of each server's figures in files *.$2, and by how much they are more than the first's.
+row() {
+    local base least server
+    base=$(sort -n "${servers[0]}.$2" | head -n 1)
+    printf '| %s |' "$1"
+    for server in "${servers[@]}"; do
+        least=$(sort -n "$server.$2" | head -n 1)
+        if [ "$server" = "${servers[0]}" ]; then
+            printf ' %d |' "$least"
+        else
+            awk -v least="$least" -v base="$base" 'BEGIN { printf " %d (%+.0f %%) |", least, (least / base - 1) * 100 }'
+        fi
+    done
+    echo
+}
+
+head_of() {
+    echo "| $1 | nbdkit file | trace, 66,425 lines | trace, 1,000,000 ranges | plugin, 66,425 lines |"
+    echo '|---|--:|--:|--:|--:|'
 }
 
 cat image.raw >/dev/null
-printf '%-44s' 'milliseconds, percent more than file'
-printf '%16s' "${servers[@]}"
-echo
+head_of 'milliseconds' >times.table
+head_of "milliseconds of the server's processor time" >used.table
 for place in "on one processor:0" "on two processors:1"; do
     for server in "${servers[@]}"; do
         start "$server" "${place#*:}"
     done
-    for name in "4 KiB random, one at a time" "4 KiB random, 32 at a time" "sequential, 256 KiB, 4 at a time"; do
+    for name in "4 KiB random, one at a time" "4 KiB random, 32 at a time" "256 KiB sequential, 4 at a time"; do
         case $name in
             *"one at a time") how=(--rw=randread --bs=4k --iodepth=1) ;;
             *"32 at a time") how=(--rw=randread --bs=4k --iodepth=32) ;;
             # As many bytes take a tenth of the time in large requests.
             *) how=(--rw=read --bs=256k --iodepth=4 --io_size="$((mib * 16))M") ;;
         esac
-        rm -f ./*.times
+        rm -f ./*.times ./*.used
         for _ in $(seq "$runs"); do
-            for server in "${servers[@]}"; do
-                client "$server" "${how[@]}" >>"$server.times"
+            for number in "${!servers[@]}"; do
+                client "${servers[number]}" "${pids[number]}" "${how[@]}"
             done
         done
-        printf '%-44s' "$name, ${place%:*}"
-        base=$(sort -n file.times | head -n 1)
-        for server in "${servers[@]}"; do
-            sort -n "$server.times" | head -n 1 | awk -v base="$base" '{ printf "%8d %+6.1f%%", $1, ($1 / base - 1) * 100 }'
-        done
-        echo
+        row "$name, ${place%:*}" times | tee -a times.table
+        row "$name, ${place%:*}" used >>used.table
     done
     stop
     grep -h 'not in the log' ./*.err >&2 || :
 done
+echo
+cat used.table
+if [ -n "$write" ]; then
+    {
+        sed '/^<!-- bench-trace -->$/q' "$write"
+        echo
+        cat times.table
+        echo
+        cat used.table
+        echo
+        sed -n '/^<!-- end of bench-trace -->$/,$p' "$write"
+    } >trace.md
+    cat trace.md >"$write"
+fi

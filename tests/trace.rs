@@ -10,8 +10,9 @@ use common::traced::{MAP, NBDSH, SIZE, nbdsh, sandbox};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 const TRACE: [&str; 4] = ["trace", "disk.raw", "--map", "disk.bmap"];
 
@@ -361,6 +362,59 @@ fn a_full_log_keeps_nobody_from_working() {
     // The command's own failure says more.
     trace(self::sandbox(), &["-o", "/dev/full", "--run", "qemu-io -f raw -c 'read 0 512' $nbd; exit 9"])
         .assert_code(9);
+}
+
+/// More requests than wait in memory, of 512 bytes each, while nobody reads the log; then somebody does. Returns
+/// how the program ended and how many requests were in the log.
+fn with_a_stalled_reader(args: &[&str]) -> (Finished, usize) {
+    let sandbox = sandbox();
+    let fifo = sandbox.cwd().join("fifo");
+    tools::run("mkfifo", [&fifo]);
+    let fio = format!(
+        "fio --name=r --ioengine=nbd --uri=\"$uri\" --rw=randread --bs=512 --size=8m --io_size={} --iodepth=64 \
+         --output-format=json >fio.json && touch done",
+        STALLED * 512
+    );
+    let done = sandbox.cwd().join("done");
+    // Who waits cannot end before the log is read; who does not ends without it.
+    let waits = args.contains(&"--no-drop");
+    let reader = std::thread::spawn(move || {
+        let log = fs::File::open(fifo).unwrap();
+        let began = Instant::now();
+        while !done.exists() && began.elapsed() < Duration::from_secs(if waits { 20 } else { 200 }) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(done.exists(), !waits, "--no-drop has the guest wait, and nothing else does");
+        BufReader::new(log).lines().filter(|line| line.as_ref().unwrap().starts_with("{\"request\"")).count()
+    });
+    let how = ["--format", "jsonl", "-o", "fifo", "--run", &fio];
+    let run = sandbox.deadline(Duration::from_secs(600)).run(TRACE.iter().chain(&how).chain(args));
+    (run, reader.join().unwrap())
+}
+
+/// As many requests as wait in memory, those of one round of the log's thread, and some.
+const STALLED: usize = 600_000;
+
+#[test]
+fn a_log_that_nobody_reads_loses_requests_and_says_how_many() {
+    needs!("fio", "mkfifo");
+    let (run, logged) = with_a_stalled_reader(&[]);
+    run.assert_code(3).assert_says(&["requests are not in the log, which was too slow", "--no-drop"]);
+    let line = run.stderr.lines().find(|line| line.contains("not in the log")).unwrap();
+    let numbers: Vec<usize> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+    let [dropped, requests] = numbers[..] else { panic!("{line}") };
+    assert!(dropped > 0 && dropped < requests && requests >= STALLED, "{line}");
+    assert_eq!(logged, requests - dropped, "{line}");
+    assert!(run.peak_kib < 300 << 10, "{} KiB", run.peak_kib);
+}
+
+#[test]
+fn with_no_drop_the_guest_waits_and_nothing_is_lost() {
+    needs!("fio", "mkfifo");
+    let (run, logged) = with_a_stalled_reader(&["--no-drop"]);
+    run.assert_code(0);
+    assert!(logged >= STALLED, "{logged}");
+    assert!(!run.stderr.contains("not in the log"), "{}", run.stderr);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::output::Output;
 use super::queue::Queue;
 use super::summary::Summary;
 use crate::bmap::Map;
+use rustix::process::{getpriority_process, setpriority_process};
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -41,8 +42,9 @@ impl Outcome {
 /// gets a fourth of one all the same, which is what it needs where a client asks for as much as it can.
 fn give_way() {
     const NICENESS: i32 = 5;
+    let thread = Some(rustix::thread::gettid());
     // It goes as well without.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+    let _ = getpriority_process(thread).and_then(|nice| setpriority_process(thread, nice + NICENESS));
 }
 
 impl Tracer {
