@@ -1,25 +1,21 @@
 //! Layers that are in a bad state, and what the map says of all copies and of parity.
 //!
 //! One guest of twenty disks is made by one appliance and mapped twice: whole, and with disks taken away, cloned
-//! and put into another order.
+//! and put into another order. `map_redundancy.rs` shows that copies and parity are what the map says.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
 
 mod common;
 
-use common::special::{SECTOR, sector};
+use common::cache;
+use common::layered::{self, device, pattern};
+use common::mapped::{Mapped, Piece};
 use common::tools::{self, needs};
-use common::{cache, guestfish, sandbox};
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
-const MIB: u64 = 1 << 20;
 /// Sizes of the guest's disks in MiB, and of their partitions.
 const DISKS: [(u64, &[u64]); 20] = [
     (72, &[20, 24, 24]),
@@ -47,13 +43,6 @@ const DISKS: [(u64, &[u64]); 20] = [
 /// Bytes of each file: more than a stripe of everything here, and no whole number of blocks.
 const SIZE: usize = 300 * 1024 + 700;
 
-/// What a file holds.
-fn content(id: u32) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..SIZE.div_ceil(SECTOR) as u32).flat_map(|n| sector(id, n)).collect();
-    bytes.truncate(SIZE);
-    bytes
-}
-
 /// The file systems that hold `/file`: device in the whole guest, how it is made, and whether its journal is left
 /// unclean.
 const FILESYSTEMS: [(&str, &str, &str); 9] = [
@@ -70,8 +59,7 @@ const FILESYSTEMS: [(&str, &str, &str); 9] = [
 
 fn script() -> String {
     let mut s = String::from(
-        "set -eu\nSRC=/dev/disk/guestfs/src\n\
-         md() { n=$1; shift; mdadm --create /dev/md/$n --run --quiet --metadata=1.2 --data-offset=1024 --homehost=any --assume-clean --bitmap=none \"$@\"; }\n\
+        "md() { n=$1; shift; mdadm --create /dev/md/$n --run --quiet --metadata=1.2 --data-offset=1024 --homehost=any --assume-clean --bitmap=none \"$@\"; }\n\
          md 1 --level=1 --raid-devices=2 /dev/sda1 /dev/sdb1\n\
          md 5 --level=5 --chunk=64 --raid-devices=3 /dev/sda2 /dev/sdb2 /dev/sdc2\n\
          pvcreate -q /dev/sda3 /dev/sdb3 /dev/sdh1 >/dev/null\n\
@@ -86,14 +74,7 @@ fn script() -> String {
         FILESYSTEMS.iter().map(|(_, device, mkfs)| ((*device).to_owned(), (*mkfs).to_owned())).collect();
     all.extend((9..=20).map(|disk| (device(disk), "mkfs.ext4 -q -b 1024".to_owned())));
     for (id, (device, mkfs)) in (1..).zip(&all) {
-        let from = (id - 1) * SIZE.div_ceil(4096);
-        write!(
-            s,
-            "{mkfs} {device}\nmkdir -p /mnt/{id}\nmount {device} /mnt/{id}\n\
-             dd status=none bs=4096 iflag=fullblock,count_bytes if=$SRC skip={from} count={SIZE} of=/mnt/{id}/file\n\
-             sync -f /mnt/{id}/file\n"
-        )
-        .unwrap();
+        s.push_str(&layered::fill(device, mkfs, id, SIZE));
         // What ends up in the journal alone: the log is written, but nothing else is.
         let unclean = if matches!(device.as_str(), "/dev/sdd" | "/dev/sde") {
             format!("touch /mnt/{id}/later; xfs_io -x -c 'shutdown -f' /mnt/{id}\n")
@@ -103,139 +84,17 @@ fn script() -> String {
         writeln!(s, "{unclean}umount /mnt/{id}").unwrap();
     }
     s.push_str("vgchange -q -an vgm vgc >/dev/null\nmdadm --stop --quiet /dev/md/1 /dev/md/5 /dev/md/9\n");
-    // The kernel names disks as it finds them; their labels keep to the order.
-    s.replace("/dev/sd", "/dev/disk/guestfs/sd")
-}
-
-/// `/dev/sda` for 1, and so on.
-fn device(disk: usize) -> String {
-    format!("/dev/sd{}", char::from(b'a' + disk as u8 - 1))
+    s
 }
 
 /// The images of the guest's disks.
 fn disks() -> Vec<PathBuf> {
-    let key = cache::key((script(), DISKS, SIZE));
+    let key = cache::key((script(), DISKS, SIZE, layered::SOURCE));
     let dir = cache::directory("layers", &key, |dir| {
-        let mut fish = String::new();
-        for (number, (size, parts)) in (1..).zip(DISKS) {
-            let path = dir.join(format!("{number}.raw"));
-            File::create(&path).unwrap().set_len(size * MIB).unwrap();
-            if !parts.is_empty() {
-                let mut table = String::from("label: gpt\n");
-                let mut at = 1;
-                for size in parts {
-                    writeln!(table, "start={}, size={}", at * 2048, size * 2048).unwrap();
-                    at += size;
-                }
-                let file = dir.join("table");
-                fs::write(&file, table).unwrap();
-                tools::output(
-                    tools::command("sfdisk").arg("-q").arg(&path).stdin(File::open(&file).unwrap()),
-                );
-            }
-            let label = device(number).replace("/dev/", "");
-            writeln!(fish, "add-drive {number}.raw format:raw cachemode:unsafe label:{label}").unwrap();
-        }
-        let blob = File::create(dir.join("blob")).unwrap();
-        let count = FILESYSTEMS.len() as u32 + 12;
-        for id in 1..=count {
-            let at = u64::from(id - 1) * (SIZE as u64).div_ceil(4096) * 4096;
-            blob.write_all_at(&content(id), at).unwrap();
-        }
-        blob.set_len(u64::from(count) * (SIZE as u64).div_ceil(4096) * 4096).unwrap();
-        fs::write(dir.join("make.sh"), script()).unwrap();
-        write!(
-            fish,
-            "add-drive blob readonly:true format:raw label:src\nrun\ndebug-upload make.sh /tmp/make.sh 0700\n\
-             debug sh 'bash /tmp/make.sh >&2 || {{ dmesg | tail -5 >&2; exit 1; }}'\nshutdown\n"
-        )
-        .unwrap();
-        guestfish::run(dir, &fish);
+        let files: Vec<Vec<u8>> = (1..=FILESYSTEMS.len() as u32 + 12).map(|id| pattern(id, SIZE)).collect();
+        layered::make(dir, &DISKS, &files, &script());
     });
     (1..=DISKS.len()).map(|number| dir.join(format!("{number}.raw"))).collect()
-}
-
-/// A map of some disks, and what the program said.
-struct Mapped {
-    images: Vec<PathBuf>,
-    /// Lines of JSON by `TYPE DEVICE PATH`.
-    objects: BTreeMap<String, Value>,
-    text: String,
-    stderr: String,
-    code: i32,
-}
-
-impl Mapped {
-    fn of(images: &[PathBuf], options: &[&str]) -> Self {
-        let outs = ["-o", "out.jsonl", "-o", "out.bmap"].iter().chain(options).map(OsString::from);
-        let run = sandbox::run(images.iter().map(|image| image.clone().into_os_string()).chain(outs));
-        let lines = String::from_utf8(run.read("out.jsonl")).unwrap();
-        let objects = lines.lines().skip(1).map(|line| {
-            let object: Value = serde_json::from_str(line).unwrap();
-            let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
-            (format!("{} {} {}", word("type"), word("device"), word("path")).trim_end().to_owned(), object)
-        });
-        Self {
-            images: images.to_vec(),
-            objects: objects.collect(),
-            text: String::from_utf8(run.read("out.bmap")).unwrap(),
-            stderr: run.stderr.clone(),
-            code: run.code(),
-        }
-    }
-
-    /// Pieces of an object: disk, start, end, offset, copy, flags.
-    fn pieces(&self, object: &str) -> Vec<Piece> {
-        let object = self
-            .objects
-            .get(object)
-            .unwrap_or_else(|| panic!("{object} is not in the map:\n{}", self.stderr));
-        let pieces = object["ranges"].as_array().into_iter().flatten();
-        pieces
-            .map(|range| Piece {
-                disk: range["disk"].as_u64().unwrap() as usize,
-                start: range["start"].as_u64().unwrap(),
-                end: range["end"].as_u64().unwrap(),
-                offset: range["offset"].as_u64(),
-                copy: range["copy"].as_u64().unwrap_or(0),
-                is_parity: range["flags"].as_array().is_some_and(|flags| flags.contains(&"parity".into())),
-            })
-            .collect()
-    }
-
-    fn read(&self, disk: usize, start: u64, length: u64) -> Vec<u8> {
-        let mut bytes = vec![0; length as usize];
-        File::open(&self.images[disk - 1]).unwrap().read_exact_at(&mut bytes, start).unwrap();
-        bytes
-    }
-
-    /// One copy of a file, put together from the images.
-    fn file(&self, object: &str, copy: u64) -> Vec<u8> {
-        let mut bytes = vec![0; SIZE.next_multiple_of(4096)];
-        for piece in self.pieces(object).iter().filter(|piece| piece.copy == copy && !piece.is_parity) {
-            let at = piece.offset.expect("a piece of a file without its offset") as usize;
-            let part = self.read(piece.disk, piece.start, piece.end - piece.start);
-            bytes[at..at + part.len()].copy_from_slice(&part);
-        }
-        bytes.truncate(SIZE);
-        bytes
-    }
-
-    #[track_caller]
-    fn says(&self, words: &[&str]) {
-        let found = self.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
-        assert!(found, "nothing says {words:?}:\n{}", self.stderr);
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
-    disk: usize,
-    start: u64,
-    end: u64,
-    offset: Option<u64>,
-    copy: u64,
-    is_parity: bool,
 }
 
 fn whole() -> &'static Mapped {
@@ -247,7 +106,7 @@ fn whole() -> &'static Mapped {
 fn files() -> Vec<(String, Vec<u8>)> {
     let tiny = (9..=20).map(device);
     let devices = FILESYSTEMS.iter().map(|(device, ..)| (*device).to_owned()).chain(tiny);
-    (1..).zip(devices).map(|(id, device)| (format!("f {device} /file"), content(id))).collect()
+    (1..).zip(devices).map(|(id, device)| (format!("f {device} /file"), pattern(id, SIZE))).collect()
 }
 
 #[test]
@@ -258,7 +117,11 @@ fn every_copy_on_twenty_disks() {
     for (object, content) in files() {
         let copies = if object.contains("/dev/md1") || object.contains("/dev/sdf") { 2 } else { 1 };
         for copy in 0..copies {
-            assert!(map.file(&object, copy) == content, "{object}, copy {copy}: {:?}", map.pieces(&object));
+            assert!(
+                map.file(&object, copy, SIZE) == content,
+                "{object}, copy {copy}: {:?}",
+                map.pieces(&object)
+            );
         }
         assert!(map.pieces(&object).iter().all(|piece| piece.copy < copies), "{object}");
         assert!(map.objects[&object].get("marks").is_none(), "{object}: {}", map.objects[&object]["marks"]);
@@ -266,39 +129,6 @@ fn every_copy_on_twenty_disks() {
     for device in ["/dev/sdd", "/dev/sde"] {
         map.says(&[device, "not unmounted cleanly"]);
     }
-}
-
-#[test]
-fn parity_is_named_and_is_no_data() {
-    needs!("guestfish", "sfdisk");
-    let map = whole();
-    let pieces = map.pieces("f /dev/md5 /file");
-    let (parity, data): (Vec<Piece>, Vec<Piece>) = pieces.into_iter().partition(|piece| piece.is_parity);
-    // The members lie at the same place on each of three disks: a byte of each, and they cancel one another.
-    for piece in &parity {
-        let mut sum = vec![0; (piece.end - piece.start) as usize];
-        for disk in 1..=3 {
-            let bytes = map.read(disk, piece.start, piece.end - piece.start);
-            sum.iter_mut().zip(bytes).for_each(|(sum, byte)| *sum ^= byte);
-        }
-        assert!(sum.iter().all(|byte| *byte == 0), "no parity: {piece:?}");
-    }
-    let covers = |list: &[Piece], at: u64, disk: Option<usize>| {
-        list.iter().any(|p| p.start <= at && at < p.end && disk.is_none_or(|disk| disk == p.disk))
-    };
-    for piece in &data {
-        for at in (piece.start..piece.end).step_by(4096) {
-            assert!(covers(&parity, at, None), "{piece:?} is not protected at {at:x}");
-            assert!(!covers(&parity, at, Some(piece.disk)), "{piece:?} is parity, too");
-        }
-    }
-    let lines = map.text.lines().filter(|line| line.ends_with(" f /dev/md5 /file"));
-    let hex = |word: &str| u64::from_str_radix(word, 16).unwrap();
-    let bytes = |line: &str| {
-        let words: Vec<&str> = line.split(' ').collect();
-        hex(words[2]) - hex(words[1])
-    };
-    assert_eq!(lines.map(bytes).sum::<u64>(), (SIZE as u64).next_multiple_of(4096));
 }
 
 #[test]
@@ -377,47 +207,14 @@ fn a_file_on_btrfs_is_lost_with_the_last_of_its_copies() {
     for (disk, leg) in [6, 7].into_iter().zip(&legs) {
         common::formats::copy(&map.images[disk - 1], leg);
     }
-    assert!(on_btrfs(&legs).unwrap() == content(7));
+    assert!(on_btrfs(&legs).unwrap() == pattern(7, SIZE));
     for lost in 0..2 {
         for piece in map.pieces("f /dev/sdf /file").iter().filter(|piece| piece.copy == lost) {
-            let leg = File::options().write(true).open(&legs[piece.disk - 6]).unwrap();
-            leg.write_all_at(&vec![0x5a; (piece.end - piece.start) as usize], piece.start).unwrap();
+            piece.corrupt(&legs[piece.disk - 6]);
         }
         // Its checksums tell the kernel which copy is right.
         let served = on_btrfs(&legs);
-        assert_eq!(served.is_some_and(|served| served == content(7)), lost == 0, "after copy {lost}");
-    }
-}
-
-/// What `/file` holds on one leg of `/dev/md1` alone.
-fn on_leg(disk: &Path) -> Vec<u8> {
-    // The partition begins after a MiB, and in it the data of the array after another.
-    let image = format!("{}?offset={}", disk.display(), 2 * MIB);
-    tools::output(tools::command("debugfs").args(["-R", "cat /file", &image])).stdout
-}
-
-#[test]
-fn a_file_is_lost_with_the_last_of_its_legs() {
-    needs!("guestfish", "sfdisk", "debugfs");
-    let map = whole();
-    let (_, content) = files().swap_remove(0);
-    let dir = tempfile::tempdir().unwrap();
-    let legs = [0, 1].map(|leg| dir.path().join(format!("leg{leg}.raw")));
-    for (leg, image) in legs.iter().zip(&map.images) {
-        common::formats::copy(image, leg);
-        assert!(on_leg(leg) == content);
-    }
-    for lost in 0..2 {
-        for piece in map.pieces("f /dev/md1 /file").iter().filter(|piece| piece.copy == lost) {
-            let leg = File::options().write(true).open(&legs[piece.disk - 1]).unwrap();
-            leg.write_all_at(&vec![0x5a; (piece.end - piece.start) as usize], piece.start).unwrap();
-        }
-        let served: Vec<bool> = legs.iter().map(|leg| on_leg(leg) == content).collect();
-        assert_eq!(served, if lost == 0 { [false, true] } else { [false, false] });
-        assert!(
-            on_leg(&legs[lost as usize]).iter().all(|byte| *byte == 0x5a),
-            "a part of leg {lost} is left"
-        );
+        assert_eq!(served.is_some_and(|served| served == pattern(7, SIZE)), lost == 0, "after copy {lost}");
     }
 }
 
@@ -460,7 +257,7 @@ fn what_is_there_is_mapped_and_what_is_missing_is_said() {
     for (object, id) in
         [("f /dev/md1 /file".to_owned(), 1), (format!("f {} /file", device(now(6).unwrap())), 7)]
     {
-        assert!(map.file(&object, 0) == content(id), "{object}: {:?}", map.pieces(&object));
+        assert!(map.file(&object, 0, SIZE) == pattern(id, SIZE), "{object}: {:?}", map.pieces(&object));
         assert!(map.pieces(&object).iter().all(|piece| piece.copy == 0 && !piece.is_parity));
     }
     map.says(&["/dev/md1: 1 member is missing"]);
@@ -498,7 +295,7 @@ fn of_two_clones_what_cannot_be_told_apart_is_said() {
         .filter(|disk| map.objects.contains_key(&format!("f {}4 /file", device(*disk))))
         .collect();
     let [mapped] = btrfs[..] else { panic!("mapped of a btrfs and its clone: {btrfs:?}") };
-    assert!(map.file(&format!("f {}4 /file", device(mapped)), 0) == content(9));
+    assert!(map.file(&format!("f {}4 /file", device(mapped)), 0, SIZE) == pattern(9, SIZE));
     assert!(map.pieces(&format!("f {}4 /file", device(mapped))).iter().all(|piece| piece.disk == mapped));
     map.says(&[&format!("{}4", device(original + clone - mapped)), "clone"]);
     // LVM activates nothing of which there are two. Of an array the second leg with one number is left out.

@@ -73,6 +73,7 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     }
     view.ext4_names_are_those_of_dumpe2fs("/dev/sda1");
     view.attributes_and_links_are_where_debugfs_says("/dev/sda1");
+    view.a_link_of_xfs_is_where_its_target_is("/dev/sda3");
     view.inline_data_is_in_what_holds_it();
     view.devices_have_their_metadata();
 
@@ -245,6 +246,22 @@ impl View<'_> {
         }
     }
 
+    /// A target that does not fit into the inode has blocks of its own, each with a header. No parser is needed to
+    /// find them.
+    fn a_link_of_xfs_is_where_its_target_is(&self, device: &str) {
+        const BLOCK: usize = 4096;
+        let flat = fs::read(self.guest.flat(device)).unwrap();
+        let holds =
+            |block: &&[u8]| block.starts_with(b"XSLM") && block.windows(900).any(|b| b == [b'8'; 900]);
+        let found = (0..).step_by(BLOCK).zip(flat.chunks(BLOCK)).filter(|(_, block)| holds(block));
+        let found: Vec<Range> = found.map(|(at, _)| at..at + BLOCK as u64).collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        let found = self.guest.volume(device).to_disk(&found);
+        assert_eq!(self.ranges(Kind::Symlink, device, b"/remotelink"), found);
+        let short = self.map.find(ObjectName::path(Kind::Symlink, device.as_bytes(), b"/longlink")).unwrap();
+        assert!(short.attributes().marks.contains(Marks::NO_BLOCKS | Marks::INLINE));
+    }
+
     fn inline_data_is_in_what_holds_it(&self) {
         for (device, length) in [("/dev/sda2", 256), ("/dev/sda6", 1024)] {
             let name = ObjectName::path(Kind::File, device.as_bytes(), b"/tiny");
@@ -333,7 +350,7 @@ mount /dev/sda5 /vfat
 mount /dev/sda6 /ntfs
 tar-in {tar} /
 tar-in {tar} /xfs
-debug sh 'cd /sysroot; for d in . inline xfs; do ln -s $(printf %0100d 0 | tr 0 7) $d/longlink; ln -s short $d/shortlink; mkdir $d/adir; setfattr -n user.big -v $(printf %0800d 2) $d/adir; for f in with-attributes with-attributes-too; do echo $f > $d/$f; setfattr -n user.big -v $(printf %0700d 1) $d/$f; done; done; for d in inline vfat ntfs; do echo "tiny file" > $d/tiny; dd if=/dev/urandom of=$d/big bs=1M count=3; rm -f $d/gone; done; dd if=/dev/urandom of=xfs/big bs=1M count=20'
+debug sh 'cd /sysroot; for d in . inline xfs; do ln -s $(printf %0100d 0 | tr 0 7) $d/longlink; ln -s short $d/shortlink; mkdir $d/adir; setfattr -n user.big -v $(printf %0800d 2) $d/adir; for f in with-attributes with-attributes-too; do echo $f > $d/$f; setfattr -n user.big -v $(printf %0700d 1) $d/$f; done; done; for d in inline vfat ntfs; do echo "tiny file" > $d/tiny; dd if=/dev/urandom of=$d/big bs=1M count=3; rm -f $d/gone; done; ln -s $(printf %0900d 0 | tr 0 8) xfs/remotelink; dd if=/dev/urandom of=xfs/big bs=1M count=20'
 umount-all
 debug sh 'mdadm --stop /dev/md/a'
 shutdown

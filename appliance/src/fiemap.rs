@@ -120,9 +120,10 @@ fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
 pub(crate) const MOST_BLOCKS: u64 = 4096;
 
 /// All blocks of a file of `size` bytes, joined where they lie one after the other. `None` where the file
-/// system has no FIBMAP, the file has more blocks than `most`, or not every byte of it has one: a hole, a block out of
-/// the call's reach and data that lies in metadata all look the same.
-pub(crate) fn blocks(file: impl AsFd, size: u64, most: u64) -> Option<Vec<Extent>> {
+/// system has no FIBMAP, the file has more blocks than `most`, or some of its bytes have none and it is not certain that
+/// they are holes: a hole, a block out of the call's reach and data that lies in metadata all look the same, unless
+/// those that were told are all of the `allocated` bytes.
+pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> Option<Vec<Extent>> {
     /// `FIBMAP` and `FIGETBSZ` are numbered without a type.
     const FIBMAP: rustix::ioctl::Opcode = opcode::none(0, 1);
     const FIGETBSZ: rustix::ioctl::Opcode = opcode::none(0, 2);
@@ -135,6 +136,7 @@ pub(crate) fn blocks(file: impl AsFd, size: u64, most: u64) -> Option<Vec<Extent
         return None;
     }
     let mut extents: Vec<Extent> = Vec::new();
+    let mut told = 0;
     for number in 0..count {
         let mut place = i32::try_from(number).ok()?;
         #[allow(unsafe_code)]
@@ -143,8 +145,9 @@ pub(crate) fn blocks(file: impl AsFd, size: u64, most: u64) -> Option<Vec<Extent
         // The kernel's answer is an `int`; a block beyond is reported as 0, like a hole.
         let place = u64::try_from(place).ok()?;
         if place == 0 {
-            return None;
+            continue;
         }
+        told += 1;
         let (logical, physical) = (number * block, place.checked_mul(block)?);
         match extents.last_mut() {
             Some(last)
@@ -155,5 +158,6 @@ pub(crate) fn blocks(file: impl AsFd, size: u64, most: u64) -> Option<Vec<Extent
             _ => extents.push(Extent { logical, physical, length: block, flags: 0 }),
         }
     }
-    Some(extents)
+    let is_all = told == count || told > 0 && told * block >= allocated;
+    is_all.then_some(extents)
 }

@@ -9,11 +9,15 @@ use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, pread};
 use std::ffi::CString;
+use std::num::NonZeroU64;
 use virt_bmap_agent::ReadOrder;
-use virt_bmap_agent::record::{Operation, Record};
+use virt_bmap_agent::record::{Extent, Operation, Record};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
+
+/// Bytes in a page of the kernel.
+const PAGE: u64 = 4096;
 
 /// Read errors in one file after which the rest of it is left alone.
 const ERRORS_PER_FILE: usize = 16;
@@ -31,6 +35,8 @@ pub(crate) struct OpenFile {
     pub(crate) ends: Vec<Piece>,
     /// Whether the kernel has promised where all of its data lie.
     pub(crate) is_promised: bool,
+    /// Where they lie on the block device, if its cache is what they are read through.
+    pub(crate) cached: Vec<Extent>,
 }
 
 pub(crate) struct Reader {
@@ -40,15 +46,17 @@ pub(crate) struct Reader {
     /// Whether data that are read for the first time bring metadata with them, such as checksums.
     warms_up: bool,
     buffer: AlignedBuffer,
+    /// The block device, if its cache is what the file system's driver reads through.
+    device: Option<OwnedFd>,
     /// Where ends are read, and the kernel can do many reads at once.
     aio: Option<Aio>,
 }
 
 impl Reader {
-    pub(crate) fn new(order: ReadOrder, block: u64, warms_up: bool) -> Self {
+    pub(crate) fn new(order: ReadOrder, block: u64, warms_up: bool, device: Option<OwnedFd>) -> Self {
         let block = usize::try_from(block).unwrap_or(CHUNK).clamp(1, CHUNK);
         let aio = matches!(order, ReadOrder::Ends(_)).then(|| Aio::new().ok()).flatten();
-        Self { order, block, warms_up, buffer: AlignedBuffer::new(CHUNK), aio }
+        Self { order, block, warms_up, buffer: AlignedBuffer::new(CHUNK), device, aio }
     }
 
     /// Reads a batch of files, and once more those that the host asks for. At most
@@ -90,8 +98,7 @@ impl Reader {
             return Ok(());
         }
         for file in batch.iter().filter(|file| again.contains(&file.id)) {
-            // What is in the page cache would not be read; what of the metadata is cached stays.
-            fadvise(&file.fd, 0, None, Advice::DontNeed).ok();
+            self.forget(file);
             control.tag(file.id, true)?;
             self.file(control, file)?;
             control.settle()?;
@@ -99,6 +106,19 @@ impl Reader {
         control.put(&Record::Tag { id: 0, afresh: false });
         control.put(&Record::BatchEnd);
         control.flush()
+    }
+
+    /// Has the kernel forget a file's data, which would not be read otherwise. What of the metadata is cached stays.
+    fn forget(&self, file: &OpenFile) {
+        fadvise(&file.fd, 0, None, Advice::DontNeed).ok();
+        for (device, extent) in
+            self.device.iter().flat_map(|device| file.cached.iter().map(move |e| (device, e)))
+        {
+            // Of a page that is named in part, nothing would be forgotten.
+            let start = extent.physical / PAGE * PAGE;
+            let end = extent.physical.saturating_add(extent.length).div_ceil(PAGE).saturating_mul(PAGE);
+            fadvise(device, start, NonZeroU64::new(end - start), Advice::DontNeed).ok();
+        }
     }
 
     /// Reads all of a file.

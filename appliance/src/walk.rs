@@ -50,6 +50,10 @@ const LISTING: usize = 1 << 20;
 /// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
 const XFS: u64 = 0x5846_5342;
 
+/// `statfs` magic of FUSE, which NTFS is read through: by a driver outside of the kernel, which reads through the
+/// block device's cache.
+const FUSE: u64 = 0x6573_5546;
+
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
@@ -79,7 +83,12 @@ pub(crate) fn run(
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
         phases: Phases::new(),
-        reader: Reader::new(order, statfs.f_bsize as u64, statfs.f_type as u64 == btrfs::MAGIC),
+        reader: Reader::new(
+            order,
+            statfs.f_bsize as u64,
+            statfs.f_type as u64 == btrfs::MAGIC,
+            (statfs.f_type as u64 == FUSE).then(|| batches::block_device(stat.st_dev)).flatten(),
+        ),
         sample: match order {
             ReadOrder::Ends(sample) => Some(sample),
             ReadOrder::Tags | ReadOrder::Series => None,
@@ -391,7 +400,12 @@ impl Walker {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
         let extents = match self.extents(&fd) {
-            Ok(None) => fiemap::blocks(&fd, stat.st_size as u64, self.most_blocks(&stat)),
+            Ok(None) => fiemap::blocks(
+                &fd,
+                stat.st_size as u64,
+                (stat.st_blocks as u64).saturating_mul(512),
+                self.most_blocks(&stat),
+            ),
             Ok(extents) => extents,
             Err(errno) => {
                 self.control.trouble(Operation::Fiemap, errno, parent, name.to_bytes(), 0);
@@ -416,7 +430,8 @@ impl Walker {
                 .collect(),
             _ => Vec::new(),
         };
-        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, ends, is_promised };
+        let cached = extents.clone().filter(|_| self.magic == FUSE).unwrap_or_default();
+        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, ends, is_promised, cached };
         if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
             self.attributes_of_file(&file)?;
         }

@@ -721,6 +721,8 @@ impl State {
             self.troubles.changed(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
         }
+        let recording =
+            if is_met { expectation.share(recording, self.walk.layout.as_deref()) } else { recording };
         let extents = file.extents.as_deref().unwrap_or_default();
         let Walk { context, layout, remains, .. } = &mut self.walk;
         attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;

@@ -16,6 +16,10 @@ pub(super) const BTRFS: u64 = 0x9123_683e;
 /// cluster goes.
 const EXFAT: u64 = 0x2011_bab0;
 
+/// `statfs(2)` magic of drivers outside of the kernel, as ntfs-3g is one. They read through the cache of the block
+/// device, which is filled in whole pages.
+const FUSE: u64 = 0x6573_5546;
+
 /// Bytes in a page of the appliance's kernel.
 const PAGE: u64 = 4096;
 
@@ -26,6 +30,8 @@ pub(super) enum Expectation {
     None,
     /// Exactly these blocks of the file system's device.
     Blocks(RangeSet<DeviceOffset>),
+    /// These, and what else is in the same pages of the device.
+    Pages(RangeSet<DeviceOffset>),
     /// So many bytes, wherever they are.
     Bytes(u64),
     /// Nothing; but only a second read, with all metadata in memory, touches data alone.
@@ -58,7 +64,11 @@ impl Expectation {
             blocks.insert(range);
             bytes = bytes.saturating_add(length);
         }
-        if has_layout { Self::Blocks(blocks) } else { Self::Bytes(bytes) }
+        match has_layout {
+            true if magic == FUSE && block < PAGE => Self::Pages(blocks),
+            true => Self::Blocks(blocks),
+            false => Self::Bytes(bytes),
+        }
     }
 
     /// Whether what was read is what was promised; `again`: the file has been read a second time.
@@ -67,13 +77,36 @@ impl Expectation {
             Self::None => true,
             Self::SecondRead => again,
             Self::Bytes(bytes) => recording.bytes() == *bytes,
-            Self::Blocks(blocks) if layout.is_some_and(Layout::is_partial) => {
+            Self::Blocks(blocks) | Self::Pages(blocks) if layout.is_some_and(Layout::is_partial) => {
                 layout.is_some_and(|layout| blocks.iter().all(|range| layout.covers(range)))
             }
             Self::Blocks(blocks) => {
                 layout.and_then(|layout| layout.to_device(recording)).is_some_and(|read| read == *blocks)
             }
+            Self::Pages(blocks) => {
+                let pages: RangeSet<DeviceOffset> = blocks
+                    .iter()
+                    .map(|r| Range::new(r.start.0 / PAGE * PAGE, r.end.0.next_multiple_of(PAGE)))
+                    .collect();
+                layout.and_then(|layout| layout.to_device(recording)).is_some_and(|read| {
+                    blocks.iter().all(|range| read.contains(range))
+                        && read.iter().all(|range| pages.contains(range))
+                })
+            }
         }
+    }
+
+    /// What of a read that is as promised was the file's.
+    pub(super) fn share(&self, recording: Recording, layout: Option<&Layout>) -> Recording {
+        let (Self::Pages(blocks), Some(layout)) = (self, layout.filter(|layout| !layout.is_partial())) else {
+            return recording;
+        };
+        let parts = blocks.iter().flat_map(|range| layout.part(range).unwrap_or_default());
+        parts
+            .flat_map(|part| {
+                recording.overlap(part.disk, part.disk_range()).map(move |range| (part.disk, range))
+            })
+            .collect()
     }
 }
 
@@ -212,6 +245,21 @@ mod tests {
         assert_eq!(of(512), blocks(8192 + 5120));
         assert_eq!(of(2048), blocks(8192 + 6144));
         assert_eq!(of(32768), blocks(8192 + 8192));
+    }
+
+    #[test]
+    fn of_a_driver_that_reads_through_the_devices_cache_whole_pages_are_expected_and_blocks_are_the_files() {
+        let extents = [extent(0, 5120, 1024, 0), extent(1024, 13312, 512, Extent::LAST)];
+        let of = |cluster: u64| Expectation::of(&extents, 1500, cluster, FUSE, true);
+        let met = |ranges: &[(u64, u64)]| of(512).is_met_by(&read(ranges), Some(&disk()), true);
+        assert!(met(&[(4096, 8192), (12288, 16384)]));
+        assert!(met(&[(5120, 6144), (12288, 16384)]));
+        assert!(!met(&[(4096, 8192)]));
+        assert!(!met(&[(4096, 8704), (12288, 16384)]));
+        assert!(!met(&[(0, 512), (4096, 8192), (12288, 16384)]));
+        let share = of(512).share(read(&[(4096, 8192), (12288, 16384)]), Some(&disk()));
+        assert!(share.iter().eq([(1, DiskRange::new(5120, 6144)), (1, DiskRange::new(13312, 13824))]));
+        assert!(matches!(of(4096), Expectation::Blocks(_)));
     }
 
     #[test]

@@ -366,7 +366,7 @@ pub fn btrfs() -> Guest {
 pub fn foreign() -> Guest {
     let mut g = Guest::new("foreign");
     let plain = UNIX.no_unwritten();
-    g.gpt(&[64, 24, 64, 64, 64, 192, 48, 192, 64, 16]);
+    g.gpt(&[64, 24, 64, 64, 64, 192, 48, 192, 64, 16, 32]);
     for (part, name, slug, mkfs, mount, can, block) in [
         (1, "ntfs", "ntfs", "mkfs.ntfs -q -Q -F -s 512 -p 0 -H 0 -S 0", "-t ntfs-3g", plain, 4096),
         (2, "vfat, 12 bits", "fat12", "mkfs.vfat -F 12 -s 16", "-t vfat", Abilities::FAT, 8192),
@@ -376,6 +376,15 @@ pub fn foreign() -> Guest {
         (6, "f2fs", "f2fs", "mkfs.f2fs -q -f", "-t f2fs", UNIX, 4096),
         (7, "jfs", "jfs", "mkfs.jfs -q", "-t jfs", plain, 4096),
         (8, "nilfs2", "nilfs2", "mkfs.nilfs2 -q -f -B 64", "-i -t nilfs2", plain, 4096),
+        (
+            11,
+            "ntfs, 1 KiB clusters",
+            "ntfs-1k",
+            "mkfs.ntfs -q -Q -F -c 1024 -s 512 -p 0 -H 0 -S 0",
+            "-t ntfs-3g",
+            plain,
+            1024,
+        ),
     ] {
         g.run(&format!("{mkfs} /dev/sda{part} > /dev/null"));
         let kind = mount.rsplit(' ').next().unwrap().trim_end_matches("-3g");

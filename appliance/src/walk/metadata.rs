@@ -1,7 +1,7 @@
 //! What a walk reads beside directories and the data of files, when metadata are wanted: symbolic links,
 //! extended attributes, and what the file system says of its blocks.
 
-use super::{Walker, object};
+use super::{FUSE, Walker, object};
 use crate::btrfs;
 use crate::reader::OpenFile;
 use crate::{Fatal, fiemap, getfsmap};
@@ -16,9 +16,6 @@ use virt_bmap_agent::record::{ATTRIBUTES, EXTENTS_PER_RECORD, Extent, ObjectKind
 
 /// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX` of `linux/limits.h`.
 const LARGEST: usize = 64 << 10;
-
-/// `statfs` magic of FUSE, which NTFS is read through.
-const FUSE: u64 = 0x6573_5546;
 
 impl Walker {
     /// Whether an inode has blocks that none of its extents names: those of extended attributes, or of the

@@ -1,0 +1,79 @@
+//! Guests of several disks, made by one appliance from a script.
+
+use super::special::{SECTOR, sector};
+use super::{guestfish, tools};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+/// What the images depend on besides a script.
+pub const SOURCE: &str = include_str!("layered.rs");
+
+const MIB: u64 = 1 << 20;
+
+/// The disk with the files' contents is read in units of so many bytes, and each content begins in a new one.
+const UNIT: u64 = 4096;
+
+/// `/dev/sda` for 1, and so on.
+pub fn device(disk: usize) -> String {
+    format!("/dev/sd{}", char::from(b'a' + disk as u8 - 1))
+}
+
+/// What a file of `size` bytes holds whose every sector is a pattern (see `special.rs`).
+pub fn pattern(id: u32, size: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..size.div_ceil(SECTOR) as u32).flat_map(|n| sector(id, n)).collect();
+    bytes.truncate(size);
+    bytes
+}
+
+/// Commands that make a filesystem on `device`, mount it on `/mnt/ID`, and write `/file` into it, whose content is
+/// number `id` (from 1) of contents of `size` bytes each.
+pub fn fill(device: &str, mkfs: &str, id: usize, size: usize) -> String {
+    let from = (id as u64 - 1) * (size as u64).div_ceil(UNIT);
+    format!(
+        "{mkfs} {device}\nmkdir -p /mnt/{id}\nmount {device} /mnt/{id}\n\
+         dd status=none bs={UNIT} iflag=fullblock,count_bytes if=$SRC skip={from} count={size} of=/mnt/{id}/file\n\
+         sync -f /mnt/{id}/file\n"
+    )
+}
+
+/// Makes `1.raw` and so on in `dir`, each of so many MiB and with a GPT and partitions of so many MiB, if any, the
+/// first of which begins at 1 MiB. An appliance runs `script`, where disks are called `/dev/sda` and so on.
+pub fn make(dir: &Path, disks: &[(u64, &[u64])], files: &[Vec<u8>], script: &str) {
+    let mut fish = String::new();
+    for (number, (size, parts)) in (1..).zip(disks) {
+        let path = dir.join(format!("{number}.raw"));
+        File::create(&path).unwrap().set_len(size * MIB).unwrap();
+        if !parts.is_empty() {
+            let mut table = String::from("label: gpt\n");
+            let mut at = 1;
+            for size in *parts {
+                writeln!(table, "start={}, size={}", at * 2048, size * 2048).unwrap();
+                at += size;
+            }
+            let file = dir.join("table");
+            fs::write(&file, table).unwrap();
+            tools::output(tools::command("sfdisk").arg("-q").arg(&path).stdin(File::open(&file).unwrap()));
+        }
+        let label = device(number).replace("/dev/", "");
+        writeln!(fish, "add-drive {number}.raw format:raw cachemode:unsafe label:{label}").unwrap();
+    }
+    let blob = File::create(dir.join("blob")).unwrap();
+    let mut at = 0;
+    for content in files {
+        blob.write_all_at(content, at).unwrap();
+        at = (at + content.len() as u64).next_multiple_of(UNIT);
+    }
+    blob.set_len(at).unwrap();
+    // The kernel names disks as it finds them; their labels keep to the order.
+    let script = script.replace("/dev/sd", "/dev/disk/guestfs/sd");
+    fs::write(dir.join("make.sh"), format!("set -eu\nSRC=/dev/disk/guestfs/src\n{script}")).unwrap();
+    write!(
+        fish,
+        "add-drive blob readonly:true format:raw label:src\nrun\ndebug-upload make.sh /tmp/make.sh 0700\n\
+         debug sh 'bash /tmp/make.sh >&2 || {{ dmesg | tail -5 >&2; exit 1; }}'\nshutdown\n"
+    )
+    .unwrap();
+    guestfish::run(dir, &fish);
+}

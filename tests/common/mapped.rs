@@ -1,0 +1,116 @@
+//! A map as a test looks at it: its objects by name, and their pieces with what the text map does not tell.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// What [`Piece::corrupt`] writes.
+pub const CORRUPT: u8 = 0x5a;
+
+/// A map of some disks, and what the program said.
+pub struct Mapped {
+    /// The images of its disks.
+    pub images: Vec<PathBuf>,
+    /// Lines of JSON by `TYPE DEVICE PATH`.
+    pub objects: BTreeMap<String, Value>,
+    /// The text map.
+    pub text: String,
+    /// What the program said.
+    pub stderr: String,
+    /// Its exit status.
+    pub code: i32,
+}
+
+impl Mapped {
+    /// Maps disks; the program is told `options` besides.
+    pub fn of(images: &[PathBuf], options: &[&str]) -> Self {
+        let outs = ["-o", "out.jsonl", "-o", "out.bmap"].iter().chain(options).map(OsString::from);
+        let run = super::sandbox::run(images.iter().map(|image| image.clone().into_os_string()).chain(outs));
+        let lines = String::from_utf8(run.read("out.jsonl")).unwrap();
+        let objects = lines.lines().skip(1).map(|line| {
+            let object: Value = serde_json::from_str(line).unwrap();
+            let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
+            (format!("{} {} {}", word("type"), word("device"), word("path")).trim_end().to_owned(), object)
+        });
+        Self {
+            images: images.to_vec(),
+            objects: objects.collect(),
+            text: String::from_utf8(run.read("out.bmap")).unwrap(),
+            stderr: run.stderr.clone(),
+            code: run.code(),
+        }
+    }
+
+    /// Pieces of an object (`TYPE DEVICE PATH`).
+    pub fn pieces(&self, object: &str) -> Vec<Piece> {
+        let object = self
+            .objects
+            .get(object)
+            .unwrap_or_else(|| panic!("{object} is not in the map:\n{}", self.stderr));
+        let pieces = object["ranges"].as_array().into_iter().flatten();
+        pieces
+            .map(|range| Piece {
+                disk: range["disk"].as_u64().unwrap() as usize,
+                start: range["start"].as_u64().unwrap(),
+                end: range["end"].as_u64().unwrap(),
+                offset: range["offset"].as_u64(),
+                copy: range["copy"].as_u64().unwrap_or(0),
+                is_parity: range["flags"].as_array().is_some_and(|flags| flags.contains(&"parity".into())),
+            })
+            .collect()
+    }
+
+    /// Bytes of a disk.
+    pub fn read(&self, disk: usize, start: u64, length: u64) -> Vec<u8> {
+        let mut bytes = vec![0; length as usize];
+        File::open(&self.images[disk - 1]).unwrap().read_exact_at(&mut bytes, start).unwrap();
+        bytes
+    }
+
+    /// One copy of a file of `size` bytes in blocks of 4 KiB, put together from the images.
+    pub fn file(&self, object: &str, copy: u64, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size.next_multiple_of(4096)];
+        for piece in self.pieces(object).iter().filter(|piece| piece.copy == copy && !piece.is_parity) {
+            let at = piece.offset.expect("a piece of a file without its offset") as usize;
+            let part = self.read(piece.disk, piece.start, piece.end - piece.start);
+            bytes[at..at + part.len()].copy_from_slice(&part);
+        }
+        bytes.truncate(size);
+        bytes
+    }
+
+    /// A line of what the program said has all of these words.
+    #[track_caller]
+    pub fn says(&self, words: &[&str]) {
+        let found = self.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(found, "nothing says {words:?}:\n{}", self.stderr);
+    }
+}
+
+/// A piece of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Number of the disk, from 1.
+    pub disk: usize,
+    /// First byte on it.
+    pub start: u64,
+    /// The byte after the last.
+    pub end: u64,
+    /// Where in the file it begins.
+    pub offset: Option<u64>,
+    /// Which copy of these bytes, or which parity, from 0.
+    pub copy: u64,
+    /// Whether it is no data.
+    pub is_parity: bool,
+}
+
+impl Piece {
+    /// Overwrites it, where its disk is `image`.
+    pub fn corrupt(&self, image: &Path) {
+        let disk = File::options().write(true).open(image).unwrap();
+        disk.write_all_at(&vec![CORRUPT; (self.end - self.start) as usize], self.start).unwrap();
+    }
+}
