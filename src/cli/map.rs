@@ -12,6 +12,7 @@ use std::fs::File;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::bmap;
@@ -19,6 +20,7 @@ use virt_bmap::bmap::output::Output;
 use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
+use virt_bmap::probe::former::Former;
 use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
 
@@ -86,6 +88,10 @@ pub(super) struct MapOptions {
     /// files of that filesystem are read in full.
     #[arg(long, value_name = "N")]
     spot_check: Option<NonZeroU32>,
+
+    /// An earlier map, of which is taken over what is as it was.
+    #[arg(skip)]
+    pub(super) former: Option<Arc<Former>>,
 
     /// Map metadata, symbolic links and free space, too
     ///
@@ -355,6 +361,9 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> 
             "successfully examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
             c.partitions, c.volumes, c.filesystems, c.directories, c.files
         );
+        if how.former.is_some() {
+            eprintln!("{} files were taken over from the earlier map, and not read", mapped.taken_over);
+        }
         eprintln!(
             "wrote {} in {:.1} s, {} warnings",
             outs.iter().map(|out| shown(out)).collect::<Vec<_>>().join(", "),
@@ -400,6 +409,7 @@ fn options(args: &MapOptions) -> Options {
             ProbeArg::Extents => Probe::Extents { every: args.spot_check.unwrap_or(NonZeroU32::MIN) },
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
+        former: args.former.clone(),
         keys: args.key.clone(),
         metadata: args.metadata,
         legs: match args.legs {

@@ -7,19 +7,23 @@ use super::make::with_formats;
 use super::map::{MapOptions, map_to, refuse_to_overwrite, summarise};
 use super::progress::Manner;
 use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use virt_bmap::bmap::{self, FileType, Format as MapFormat, Header, Kind, Map};
 use virt_bmap::image::{self, Format, Image, OpenOptions};
 use virt_bmap::mapper::Disk;
+use virt_bmap::probe::former::Former;
 use virt_bmap::update::reason;
 
 /// Make a map again if its guest has changed, and tell what differs.
 ///
 /// The map names its images. If none of them, nor of the files below them, is newer than the map's file, or of
-/// another size or format, nothing is done. Otherwise all of the guest is read again, and the new map takes the
-/// place of the old one. Options that are not told by the map (--probe guestfsd, --legs, --key) have to be
+/// another size or format, nothing is done. Otherwise the guest is gone through again; of a map as JSON Lines only
+/// those files are read that are not as they were, of a text map all. The new map takes the place of the old one, and is
+/// the one that is made from scratch. Options that are not told by the map (--probe guestfsd, --legs, --key) have to be
 /// given as when it was made; --metadata is told by it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
@@ -38,7 +42,7 @@ pub(super) struct UpdateArgs {
     #[arg(long, value_name = "FORMAT")]
     image_format: Vec<Format>,
 
-    /// Map again even if nothing seems to have changed
+    /// Map again even if nothing seems to have changed, and read everything
     #[arg(long)]
     again: bool,
 
@@ -114,13 +118,18 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     if !how.quiet && how.progress != Manner::Json {
         eprintln!("mapping again: {why}");
     }
+    let old = Arc::new(old);
+    if !args.again {
+        how.former = Former::new(old.clone(), BTreeMap::new()).map(Arc::new);
+    }
     let outs = [out.to_owned()];
     let mapped = match map_to(&disks, &outs, &how)? {
         Ok(mapped) => mapped,
         Err(exit) => return Ok(exit),
     };
     let exit = summarise(&mapped, &outs, &how);
-    diff::print(args.form, Sort::Bytes, old, mapped.map)?;
+    drop(how);
+    diff::print(args.form, Sort::Bytes, Arc::unwrap_or_clone(old), mapped.map)?;
     Ok(exit)
 }
 

@@ -12,6 +12,7 @@ use crate::bmap::{Header, ImageFile, ImageInfo, Map};
 use crate::image::{self, Image, OpenError, OpenOptions, Overlay};
 use crate::nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
 use crate::probe::channel::{Channel, Snapshot};
+use crate::probe::former::Former;
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::trouble::{Trouble, Troubles};
@@ -38,6 +39,9 @@ pub struct Options {
     pub launch: LaunchOptions,
     /// Which way to read the guest's files.
     pub probe: Probe,
+    /// An earlier map of this guest: what is as it was is taken over, and not read again. The map comes out the same.
+    /// [`Probe::Guestfsd`] takes no notice of it.
+    pub former: Option<Arc<Former>>,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
     /// Map what belongs to no file, too: metadata, symbolic links, free space. [`Probe::Guestfsd`] cannot.
@@ -56,6 +60,7 @@ impl Default for Options {
             force_share: false,
             launch: LaunchOptions::default(),
             probe: Probe::default(),
+            former: None,
             keys: Vec::new(),
             metadata: false,
             legs: Legs::default(),
@@ -85,6 +90,8 @@ pub struct Mapped {
     pub map: Map,
     /// What was found.
     pub counts: Counts,
+    /// Files that were taken over from the [earlier map](Options::former), and not read.
+    pub taken_over: u64,
     /// What could not be examined.
     pub unexamined: Vec<Trouble>,
     /// What is worth a warning; nothing is missing from the map for it.
@@ -230,11 +237,11 @@ pub fn map_guest(
             troubles.warn(Trouble::new(&image.name.to_string_lossy(), warning));
         }
     }
-    let counts = found.counts();
+    let (counts, taken_over) = (found.counts(), channel.taken_over());
     describe(found.header_mut(), &opened, &troubles);
     let map = found.into_map()?;
     let (unexamined, warnings) = (troubles.unexamined(), troubles.warnings());
-    Ok(Mapped { map, counts, unexamined, warnings, elapsed: began.elapsed() })
+    Ok(Mapped { map, counts, taken_over, unexamined, warnings, elapsed: began.elapsed() })
 }
 
 /// File systems that are not read, and why.
@@ -451,6 +458,7 @@ impl Session {
             metadata: self.options.metadata && self.options.probe != Probe::Guestfsd,
             legs: self.options.legs,
             sample: self.options.probe.sample(),
+            former: self.options.former.as_ref(),
             overlays: &self.overlays,
             left_out: &self.left_out,
             phase: &|phase| self.set_phase(phase),

@@ -12,9 +12,10 @@ mod common;
 mod corrupt;
 mod guest;
 
+use common::random::Random;
 use common::ranges::{Range, round_out};
 use common::{oracle_pattern, sandbox, tools};
-use corrupt::{Random, corrupt};
+use corrupt::corrupt;
 use guest::{PARTS, SOUND, SOUND_FILE};
 use std::collections::BTreeMap;
 use std::fs::File;
