@@ -51,7 +51,7 @@ struct Opened {
 impl Walker {
     /// Whether directories are listed in batches. For their extended attributes each needs tags of its own.
     pub(super) fn lists_in_batches(&self) -> bool {
-        self.sample.is_some() && !self.metadata && self.magic == EXT
+        (self.sample.is_some() || self.reader.asks()) && !self.metadata && self.magic == EXT
     }
 
     /// Visits a directory and all below it. What is found last is visited first, so that few descriptors are
