@@ -54,6 +54,11 @@ impl Reader {
         Self { order, asks, block, warms_up, buffer: AlignedBuffer::new(CHUNK), aio }
     }
 
+    /// How the host tells one file's reads from another's.
+    pub(crate) fn order(&self) -> ReadOrder {
+        self.order
+    }
+
     /// Whether the host is asked which files to read.
     pub(crate) fn asks(&self) -> bool {
         self.asks
