@@ -23,3 +23,13 @@ impl Random {
         self.next() % bound
     }
 }
+
+/// The seeds that a test's arguments name: numbers, or `--all`; by default the first.
+pub fn seeds(args: &[String], all: std::ops::Range<u64>) -> Vec<u64> {
+    let named: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
+    match () {
+        () if args.iter().any(|arg| arg == "--all") => all.collect(),
+        () if named.is_empty() => vec![all.start],
+        () => named,
+    }
+}

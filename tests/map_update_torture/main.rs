@@ -11,7 +11,7 @@ mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 
-use common::random::Random;
+use common::random::{self, Random};
 use common::sandbox::Sandbox;
 use common::tools;
 use std::fs::{self, File};
@@ -107,12 +107,7 @@ fn main() -> ExitCode {
     if !tools::installed(&needed) || !tools::is_root("mount a filesystem") {
         return ExitCode::SUCCESS;
     }
-    let named: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
-    let seeds = match () {
-        () if args.iter().any(|arg| arg == "--all") => SEEDS.collect(),
-        () if named.is_empty() => vec![SEEDS.start],
-        () => named,
-    };
+    let seeds = random::seeds(&args, SEEDS);
     for seed in &seeds {
         torture(*seed);
     }
