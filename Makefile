@@ -1,6 +1,7 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
 # make check   installs what is missing and runs all tests
 # make fleet-check    maps a fleet of twenty guests; make torture  maps corrupted guests
+# make update-torture    updates maps of guests that are changed at random
 # make plugin  builds the plugin for nbdkit
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, fmt, lint, doc, clean-fixtures
 
@@ -25,7 +26,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-quick check-appliance accuracy torture fleet-check build plugin install man bench bench-trace fmt lint doc setup setup-tests clean-fixtures
+.PHONY: demo check check-quick check-appliance accuracy torture update-torture fleet-check build plugin install man bench bench-trace fmt lint doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -82,6 +83,9 @@ fleet-check: setup-tests
 # Maps a guest fifty times, each time with every filesystem in it corrupted in another way. Half an hour under emulation.
 torture: setup-tests
 	$(CARGO) test --test map_torture -- --all
+
+update-torture: setup-tests
+	$(CARGO) test --test map_update_torture -- --all
 
 bench: setup-tests
 	$(CARGO) bench

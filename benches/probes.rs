@@ -13,37 +13,26 @@
 
 #![allow(clippy::expect_used)]
 
+#[path = "common/guest.rs"]
+mod guest;
 #[path = "common/page.rs"]
 mod page;
 
+use guest::{Guest, MANY};
 use std::fmt::Write as _;
 use std::fs;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
-use virt_bmap::mapper::{Cancel, Disk, Event, Options, map_guest};
-use virt_bmap::probe::channel::Snapshot;
-use virt_bmap::probe::{Phase, Probe};
-
-/// A guest to be mapped: one ext4 file system on a whole disk.
-struct Guest {
-    name: &'static str,
-    directories: usize,
-    files: usize,
-    /// Mean size of a file; where it is a block, every other file has one, and the others are empty.
-    mean: u64,
-    image_mib: u64,
-    /// How often it is mapped with each probe.
-    runs: usize,
-}
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+use virt_bmap::bmap::{Map, Object};
+use virt_bmap::mapper::Options;
+use virt_bmap::probe::Probe;
 
 const SMALL: Guest =
     Guest { name: "small", directories: 20, files: 180, mean: 44_444, image_mib: 64, runs: 1 };
 const LARGE: Guest =
     Guest { name: "large", directories: 1_000, files: 9_000, mean: 44_444, image_mib: 700, runs: 3 };
-const MANY: Guest =
-    Guest { name: "many", directories: 5_000, files: 95_000, mean: 6_000, image_mib: 1_600, runs: 3 };
 const MILLION: Guest =
     Guest { name: "million", directories: 20_000, files: 980_000, mean: 4_096, image_mib: 4_096, runs: 1 };
 
@@ -92,7 +81,7 @@ fn main() -> ExitCode {
             "small" => &[Probe::Guestfsd, Probe::Agent, EACH],
             _ => &[Probe::Agent, EACH, HUNDREDTH],
         };
-        all.extend(probes.iter().map(|probe| guest.measure(&image, *probe)));
+        all.extend(probes.iter().map(|probe| measure(guest, &image, *probe)));
     }
     let name = match arguments.as_slice() {
         [] => Some("mapping"),
@@ -167,129 +156,45 @@ fn table(all: &[Measured]) -> String {
     table
 }
 
-/// Maps an image once: objects, bytes of them, how long reading took, and how long it all took.
-fn map(image: &Path, probe: Probe) -> (u64, u64, Duration, Duration) {
-    let disks = [Disk { path: image.to_owned(), format: Some(virt_bmap::image::Format::Raw) }];
-    let options = Options { probe, ..Options::default() };
-    let (mut began, mut ended, mut last) = (None, None, Snapshot::default());
-    let mapped = map_guest(&disks, &options, &Cancel::default(), &mut |event| {
-        if let Event::Progress(phase, snapshot) = event {
-            match phase {
-                Phase::Filesystem { .. } => {
-                    began.get_or_insert_with(Instant::now);
-                    last = snapshot;
-                }
-                Phase::Closing => {
-                    ended.get_or_insert_with(Instant::now);
-                }
-                _ => {}
-            }
-        }
-    })
-    .expect("the guest is mapped");
-    assert!(mapped.unexamined.is_empty() && mapped.warnings.is_empty());
-    let ended = ended.unwrap_or_else(Instant::now);
-    let data: u64 = mapped
-        .map
-        .objects()
-        .filter(|o| !o.name().path.is_empty())
-        .flat_map(|o| o.pieces().map(|p| p.range.len()).collect::<Vec<_>>())
-        .sum();
-    let objects = mapped.counts.directories + mapped.counts.files;
-    (objects, data.max(last.bytes), ended - began.unwrap_or(ended), mapped.elapsed)
+/// Maps a guest as often as it says.
+fn measure(guest: &Guest, image: &Path, probe: Probe) -> Measured {
+    // The kernel forgets how much memory there was: proc(5).
+    fs::write("/proc/self/clear_refs", "5").expect("the kernel forgets");
+    let mut best = Measured {
+        guest: guest.name,
+        probe,
+        objects: 0,
+        bytes: 0,
+        reading: Duration::MAX,
+        total: Duration::MAX,
+        peak: 0.0,
+    };
+    for _ in 0..guest.runs {
+        let run = guest::map(image, &Options { probe, ..Options::default() });
+        let (objects, bytes) =
+            (run.mapped.counts.directories + run.mapped.counts.files, bytes(&run.mapped.map));
+        let (reading, total) = (run.reading, run.mapped.elapsed);
+        println!(
+            "{}, {}: {objects} objects, {:.1} MB in {:.2} s, {:.4} ms each; {:.1} s in all",
+            guest.name,
+            name(probe),
+            bytes as f64 / 1e6,
+            reading.as_secs_f64(),
+            reading.as_secs_f64() * 1e3 / objects as f64,
+            total.as_secs_f64(),
+        );
+        (best.objects, best.bytes) = (objects, bytes);
+        best.reading = best.reading.min(reading);
+        best.total = best.total.min(total);
+    }
+    best.peak = peak_memory() as f64 / 1e6;
+    best
 }
 
-impl Guest {
-    /// Maps the guest as often as it says.
-    fn measure(&self, image: &Path, probe: Probe) -> Measured {
-        // The kernel forgets how much memory there was: proc(5).
-        fs::write("/proc/self/clear_refs", "5").expect("the kernel forgets");
-        let mut best = Measured {
-            guest: self.name,
-            probe,
-            objects: 0,
-            bytes: 0,
-            reading: Duration::MAX,
-            total: Duration::MAX,
-            peak: 0.0,
-        };
-        for _ in 0..self.runs {
-            let (objects, bytes, reading, total) = map(image, probe);
-            println!(
-                "{}, {}: {objects} objects, {:.1} MB in {:.2} s, {:.4} ms each; {:.1} s in all",
-                self.name,
-                name(probe),
-                bytes as f64 / 1e6,
-                reading.as_secs_f64(),
-                reading.as_secs_f64() * 1e3 / objects as f64,
-                total.as_secs_f64(),
-            );
-            (best.objects, best.bytes) = (objects, bytes);
-            best.reading = best.reading.min(reading);
-            best.total = best.total.min(total);
-        }
-        best.peak = peak_memory() as f64 / 1e6;
-        best
-    }
-
-    /// Makes the image, if it is not there from a former run.
-    fn image(&self, directory: &Path) -> PathBuf {
-        let image = directory.join(format!("{}.img", self.name));
-        if image.exists() {
-            return image;
-        }
-        let tree = directory.join(self.name);
-        let mut random = Random(1);
-        let mut content = vec![0; 8 << 20];
-        for chunk in content.chunks_mut(8) {
-            chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
-        }
-        let mut folder = tree.clone();
-        for number in 0..self.files {
-            if number.is_multiple_of((self.files / self.directories).max(1)) {
-                folder = tree.join(format!("d{}", number % 17)).join(format!("directory{number}"));
-                fs::create_dir_all(&folder).expect("a directory is made");
-            }
-            // Sizes as in real guests: most files are small, a few are large, the mean is what is asked for.
-            let mean = self.mean;
-            let size = if mean == 4096 {
-                number as u64 % 2 * mean
-            } else if random.next().is_multiple_of(10) {
-                random.next() % (mean * 14)
-            } else {
-                random.next() % (mean * 2 / 3)
-            };
-            let from = (random.next() % 1024) as usize;
-            let size = (size as usize).min(content.len() - from);
-            fs::write(folder.join(format!("file{number}")), &content[from..from + size])
-                .expect("a file is written");
-        }
-        let partial = image.with_extension("partial");
-        let file = fs::File::create(&partial).expect("an image is made");
-        file.set_len(self.image_mib << 20).expect("an image gets its size");
-        let status = Command::new("mke2fs")
-            .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-N"])
-            // The directories above those of the files, and what every ext4 has, need some too.
-            .arg((self.files + self.directories * 2 + 64).to_string())
-            .arg("-d")
-            .arg(&tree)
-            .arg(&partial)
-            .status();
-        assert!(status.expect("mke2fs runs").success());
-        fs::rename(&partial, &image).expect("the image gets its name");
-        fs::remove_dir_all(&tree).expect("the tree is removed");
-        image
-    }
-}
-
-/// Numbers that are the same on every run (a linear congruential generator).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 20
-    }
+/// Bytes of all directories and files.
+fn bytes(map: &Map) -> u64 {
+    let named = map.objects().filter(|object| !object.name().path.is_empty());
+    named.flat_map(Object::pieces).map(|piece| piece.range.len()).sum()
 }
 
 /// Most memory that this process had, in bytes (`VmHWM` of proc(5)).

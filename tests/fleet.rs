@@ -24,7 +24,12 @@ use virt_bmap::mapper::Cancel;
 /// otherwise.
 const MAPPER: &str = r#"#!/bin/sh
 for word; do
-    case $word in */map.*) maps="$maps $word" ;; esac
+    case $word in
+        */map.*) maps="$maps $word" ;;
+        --earlier=*)
+            echo "${word##*/}" >> "$LOG"
+            echo '{"event":"changed","added":1,"removed":2,"changed":3}' >&2 ;;
+    esac
     image=$word
 done
 echo "$(basename "$image")" >> "$LOG"
@@ -190,6 +195,39 @@ fn each_guest_ends_in_its_own_way() {
         0,
         "something is left in the making"
     );
+}
+
+#[test]
+fn an_update_gives_the_mapper_the_map_before_where_there_is_one() {
+    let fleet = Fleet::new(&["a.raw", "b.raw", "fails.raw"]);
+    fleet.run(&["--retries=0", "--update"]).assert_code(3);
+    assert_eq!(fleet.begun(), ["a.raw", "b.raw", "fails.raw"]);
+    assert_eq!(fleet.records()["a"]["changes"], Value::Null);
+    fs::write(fleet.at("images/a.raw"), b"IMAGE").unwrap();
+    let run = fleet.run(&["--retries=0", "--update", "--json"]);
+    run.assert_code(3).assert_says(&["a complete in", "3 files, 1 added, 2 removed, 3 changed"]);
+    assert_eq!(fleet.begun(), ["a.jsonl.zst", "a.raw", "fails.raw"]);
+    let changes = serde_json::json!({"added": 1, "removed": 2, "changed": 3});
+    assert_eq!(fleet.records()["a"]["changes"], changes);
+    let answer: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let row = answer["rows"].as_array().unwrap().iter().find(|row| row["id"] == "a").unwrap();
+    assert_eq!((&row["added"], &row["removed"], &row["changed"]), (&1.into(), &2.into(), &3.into()));
+
+    // Should it be the map that the mapper cannot bear, the next try does without it.
+    fs::rename(fleet.at("images/b.raw"), fleet.at("images/second.raw")).unwrap();
+    fs::write(fleet.at("images/second.raw.tried"), b"").unwrap();
+    fs::remove_file(fleet.at("images/fails.raw")).unwrap();
+    fleet.run(&["--update"]).assert_code(0);
+    fs::remove_file(fleet.at("images/second.raw.tried")).unwrap();
+    fs::write(fleet.at("images/second.raw"), b"IMAGE").unwrap();
+    fleet.begun();
+    fleet.run(&["--update"]).assert_code(0);
+    assert_eq!(fleet.begun(), ["second.jsonl.zst", "second.raw", "second.raw"]);
+    // Without the option all is read.
+    fs::write(fleet.at("images/a.raw"), b"image, again").unwrap();
+    fleet.run(&[]).assert_code(0);
+    assert_eq!(fleet.begun(), ["a.raw"]);
+    assert_eq!(fleet.records()["a"]["changes"], Value::Null);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod common;
 
 use common::sandbox::Sandbox;
 use common::tools::{self, needs};
-use common::{fixture, formats, mapping};
+use common::{fixture, formats, mapping, textmap};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -80,4 +80,35 @@ fn an_updated_map_is_one_from_scratch() {
     run.assert_code(0);
     assert_eq!(run.stdout, b"unchanged\n");
     assert!(run.read("guest.bmap") == run.read("scratch.bmap"), "written again");
+}
+
+#[test]
+fn a_fleet_brings_maps_up_to_date() {
+    needs!("guestfish", "sfdisk", "debugfs");
+    let sandbox = Sandbox::new();
+    let cwd = sandbox.cwd();
+    let fixture = fixture::small();
+    formats::copy(&fixture.image, &cwd.join("guest.raw"));
+    let run = sandbox.run(["fleet", "guest.raw", "--update"]);
+    run.assert_code(0);
+    fs::write(cwd.join("made"), vec![b'+'; 300_000]).unwrap();
+    fs::write(cwd.join("requests"), format!("write {} added\n", cwd.join("made").display())).unwrap();
+    let start = fixture.partitions[0].segments[0].disk;
+    let partition = format!("{}?offset={start}", cwd.join("guest.raw").display());
+    tools::run("debugfs", ["-w", "-f", cwd.join("requests").to_str().unwrap(), &partition]);
+
+    let run = run.sandbox.run(["fleet", "guest.raw", "--update"]);
+    run.assert_code(0).assert_says(&["guest: starting", "guest.raw has changed", "1 added, 0 removed"]);
+    let record: Value = serde_json::from_slice(&run.read("maps/fleet.jsonl")).unwrap();
+    assert_eq!((&record["changes"]["added"], &record["changes"]["removed"]), (&1.into(), &0.into()));
+    let earlier = ["guest.raw", "--earlier", "maps/guest.jsonl.zst", "-o", "again.bmap"];
+    let run = run.sandbox.run(earlier);
+    run.assert_code(0).assert_says(&["0 added, 0 removed, 0 changed since the earlier map"]);
+    // The fleet names images by their absolute paths.
+    let [again, fleet] = ["again.bmap", "maps/guest.bmap"].map(|name| run.read(name));
+    assert!(textmap::body(&again) == textmap::body(&fleet));
+    let taken_over = |line: &str| {
+        line.strip_suffix(" files were taken over from the earlier map, and not read")?.parse::<u64>().ok()
+    };
+    assert!(run.stderr.lines().find_map(taken_over) > Some(50), "{}", run.stderr);
 }

@@ -224,3 +224,55 @@ fn metadata_is_taken_from_the_map() {
     let run = update(run.sandbox, &["disk.bmap", "--probe", "guestfsd"]);
     run.assert_code(2).assert_says(&["--metadata needs the agent"]);
 }
+
+#[test]
+fn who_knows_what_was_written_is_asked() {
+    needs!("qemu-img", "qemu-io", "nbdinfo");
+    let sandbox = sandbox();
+    let cwd = sandbox.cwd();
+    let qemu_img = |args: &[&str]| tools::output(tools::command("qemu-img").args(args).current_dir(&cwd));
+    let write = |image: &str| {
+        let mut qemu_io = tools::command("qemu-io");
+        tools::output(qemu_io.args(["-c", "write -P 7 2M 512", image]).current_dir(&cwd));
+    };
+    // The disk as it was, in another file: what counts is what differs, not when somebody wrote.
+    fs::copy(cwd.join("disk.raw"), cwd.join("old.raw")).unwrap();
+    touch(&cwd.join("disk.raw"));
+    let run = assert_unchanged(sandbox, &["disk.bmap", "--since", "image:old.raw"]);
+    write("disk.raw");
+    let words = ["512 B were written since"];
+    let run = assert_maps_again(run.sandbox, &["disk.bmap", "--since", "image:old.raw"], &words);
+
+    qemu_img(&["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"]);
+    qemu_img(&["bitmap", "--add", "disk.qcow2", "monday"]);
+    qemu_img(&["snapshot", "-c", "then", "disk.qcow2"]);
+    write_map(&cwd, &format!("# disk 1 size={SIZE} format=qcow2 name=disk.qcow2\n"));
+    touch(&cwd.join("disk.qcow2"));
+    let mut run = assert_maps_again(run.sandbox, &["disk.bmap"], &["disk.qcow2 was changed after"]);
+    for since in ["bitmap:monday", "snapshot:then"] {
+        run = assert_unchanged(run.sandbox, &["disk.bmap", "--since", since]);
+    }
+    let mut qemu_io = tools::command("qemu-io");
+    tools::output(qemu_io.args(["-c", "write -P 9 4M 512", "disk.qcow2"]).current_dir(&cwd));
+    // Even if the image seems to be older than its map.
+    write_map(&cwd, &format!("# disk 1 size={SIZE} format=qcow2 name=disk.qcow2\n"));
+    // A bitmap knows it by its granularity.
+    for (since, words) in [("bitmap:monday", "64 KiB were"), ("snapshot:then", "512 B were")] {
+        run = assert_maps_again(run.sandbox, &["disk.bmap", "--since", since], &[words]);
+    }
+
+    // An overlay holds what was written over the image below; its chain is another all the same.
+    qemu_img(&["create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "top.qcow2"]);
+    let top = ["disk.bmap", "--image", "top.qcow2", "--since", "image:disk.qcow2"];
+    run = assert_maps_again(run.sandbox, &top, &["top.qcow2 is made of other files"]);
+
+    for (since, words) in
+        [("bitmap:tuesday", "tuesday"), ("snapshot:never", "never"), ("image:none.raw", "none.raw")]
+    {
+        run = assert_refuses(run.sandbox, &["disk.bmap", "--since", since], &[words]);
+    }
+    let twice = ["disk.bmap", "--since", "bitmap:monday", "--since", "bitmap:monday"];
+    run = assert_refuses(run.sandbox, &twice, &["2 times --since for 1 disks"]);
+    let run = update(run.sandbox, &["disk.bmap", "--since", "monday"]);
+    run.assert_code(2).assert_says(&["bitmap:NAME, snapshot:NAME and image:PATH"]);
+}

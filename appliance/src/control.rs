@@ -98,9 +98,8 @@ impl Control {
         Ok(())
     }
 
-    /// Ends a batch and asks which of its objects to read once more.
+    /// Sends all that is pending, and asks what the host says to the last of it: a choice, or a batch's end.
     pub(crate) fn verdict(&mut self) -> Result<Verdict, Fatal> {
-        self.put(&Record::BatchEnd);
         self.flush()?;
         let length = pread(&self.disk, &mut self.verdict[..], VERDICT_OFFSET)
             .map_err(|error| format!("cannot read the control disk: {error}"))?;

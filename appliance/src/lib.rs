@@ -8,7 +8,7 @@
 //! [records](record).
 //!
 //! In the other direction the agent reads the control disk at [`VERDICT_OFFSET`]: there the host
-//! answers whether the objects of the last batch were recorded as expected.
+//! answers whether the objects of the last batch were recorded as expected, or which of a batch are to be read at all.
 //!
 //! All integers are little-endian. Nothing that arrives from the appliance is trusted: it has mounted
 //! the file systems of a guest that may be hostile.
@@ -22,7 +22,7 @@ use std::fmt;
 
 /// Version of frames and records. The agent travels inside the host program, so both ends are of one
 /// build; the number is there to turn a mistake into a message.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 1 << 20;
@@ -74,7 +74,7 @@ impl std::str::FromStr for ReadOrder {
     }
 }
 
-/// The host's answer to a batch: which objects to read once more.
+/// The host's answer to a batch: which objects to read, or to read once more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Numbers of the objects, at most [`Verdict::CAPACITY`].

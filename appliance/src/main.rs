@@ -7,13 +7,14 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata]
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata] [ask]
 //!                                                    read each directory and file below ROOT
 //! ```
 //!
 //! SEQUENCE is the number of the first frame to send, FIRST the number of the first object; see
 //! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
-//! are read, too, and the file system is asked what its blocks are for.
+//! are read, too, and the file system is asked what its blocks are for. With `ask` the host is asked, for each batch of
+//! files, which of them to read.
 
 mod aio;
 mod btrfs;
@@ -53,8 +54,15 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
         ["quiet"] => quiet::run(),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["read", control, sequence, plan] => tagged_read::run(control, sequence.parse()?, plan),
-        ["walk", control, sequence, first, order, root, rest @ ..] if matches!(rest, [] | ["metadata"]) => {
-            walk::run(control, sequence.parse()?, first.parse()?, order.parse()?, root, !rest.is_empty())
+        ["walk", control, sequence, first, order, root, rest @ ..]
+            if matches!(rest, [] | ["metadata"] | ["ask"] | ["metadata", "ask"]) =>
+        {
+            let wanted = walk::Wanted {
+                order: order.parse()?,
+                metadata: rest.contains(&"metadata"),
+                asks: rest.contains(&"ask"),
+            };
+            walk::run(control, sequence.parse()?, first.parse()?, root, wanted)
         }
         _ => Err("unknown command".into()),
     }

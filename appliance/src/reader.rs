@@ -8,6 +8,7 @@ use crate::pieces::Piece;
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, pread};
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::num::NonZeroU64;
 use virt_bmap_agent::ReadOrder;
@@ -41,6 +42,8 @@ pub(crate) struct OpenFile {
 
 pub(crate) struct Reader {
     order: ReadOrder,
+    /// Whether the host is asked which files to read.
+    asks: bool,
     /// Block size of the file system.
     block: usize,
     /// Whether data that are read for the first time bring metadata with them, such as checksums.
@@ -53,20 +56,46 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(order: ReadOrder, block: u64, warms_up: bool, device: Option<OwnedFd>) -> Self {
+    pub(crate) fn new(
+        order: ReadOrder,
+        asks: bool,
+        block: u64,
+        warms_up: bool,
+        device: Option<OwnedFd>,
+    ) -> Self {
         let block = usize::try_from(block).unwrap_or(CHUNK).clamp(1, CHUNK);
         let aio = matches!(order, ReadOrder::Ends(_)).then(|| Aio::new().ok()).flatten();
-        Self { order, block, warms_up, buffer: AlignedBuffer::new(CHUNK), device, aio }
+        Self { order, asks, block, warms_up, buffer: AlignedBuffer::new(CHUNK), device, aio }
     }
 
-    /// Reads a batch of files, and once more those that the host asks for. At most
-    /// [`virt_bmap_agent::Verdict::CAPACITY`] files.
+    /// How the host tells one file's reads from another's.
+    pub(crate) fn order(&self) -> ReadOrder {
+        self.order
+    }
+
+    /// Whether the host is asked which files to read.
+    pub(crate) fn asks(&self) -> bool {
+        self.asks
+    }
+
+    /// Reads a batch of files, or those of them that the host chooses, and once more those that it asks for then. At
+    /// most [`virt_bmap_agent::Verdict::CAPACITY`] files.
     pub(crate) fn read(&mut self, control: &mut Control, batch: &[OpenFile]) -> Result<(), Fatal> {
-        if batch.is_empty() {
+        let mut chosen: Vec<&OpenFile> = batch.iter().collect();
+        if self.asks && !chosen.is_empty() {
+            control.put(&Record::Choice { ids: batch.iter().map(|file| file.id).collect() });
+            let due: HashSet<u32> = control.verdict()?.again.into_iter().collect();
+            chosen.retain(|file| due.contains(&file.id));
+        }
+        if chosen.is_empty() {
             control.put(&Record::BatchEnd);
             return Ok(());
         }
-        let (mut promised, tagged): (Vec<_>, Vec<_>) =
+        self.chosen(control, &chosen)
+    }
+
+    fn chosen(&mut self, control: &mut Control, batch: &[&OpenFile]) -> Result<(), Fatal> {
+        let (mut promised, tagged): (Vec<&OpenFile>, Vec<&OpenFile>) =
             batch.iter().partition(|file| self.order != ReadOrder::Tags && file.is_promised);
         if matches!(self.order, ReadOrder::Ends(_)) {
             promised.retain(|file| !file.ends.is_empty());
@@ -93,6 +122,7 @@ impl Reader {
         }
         control.settle()?;
         control.put(&Record::Tag { id: 0, afresh: false });
+        control.put(&Record::BatchEnd);
         let again = control.verdict()?.again;
         if again.is_empty() {
             return Ok(());

@@ -62,6 +62,12 @@ pub enum Record {
         /// Numbers of the directories, at most [`crate::Verdict::CAPACITY`].
         ids: Vec<u32>,
     },
+    /// Before a batch is read: which of these files are to be read? The host's [`crate::Verdict`] names them; of the
+    /// others it knows where they lie.
+    Choice {
+        /// Numbers of the files, at most [`crate::Verdict::CAPACITY`].
+        ids: Vec<u32>,
+    },
     /// A batch has been read; the host may be asked for its [`crate::Verdict`]. After what that asks for has
     /// been read, the batch ends once more.
     BatchEnd,
@@ -368,6 +374,7 @@ impl Record {
             Self::Series { .. } => 10,
             Self::Space { .. } => 11,
             Self::Listing { .. } => 12,
+            Self::Choice { .. } => 13,
             Self::Packed => 20,
             Self::Shared { .. } => 21,
             Self::Chunk(_) => 22,
@@ -418,7 +425,7 @@ impl Record {
                 out.extend(id.to_le_bytes());
                 out.push(u8::from(*afresh));
             }
-            Self::Series { ids } | Self::Listing { ids } => {
+            Self::Series { ids } | Self::Listing { ids } | Self::Choice { ids } => {
                 for id in ids {
                     out.extend(id.to_le_bytes());
                 }
@@ -534,12 +541,16 @@ impl Record {
                     name: body.rest(),
                 }),
                 9 => Self::Done,
-                10 | 12 => {
+                10 | 12 | 13 => {
                     let mut ids = Vec::with_capacity(body.0.len() / 4);
                     while !body.0.is_empty() {
                         ids.push(body.u32()?);
                     }
-                    if kind == 10 { Self::Series { ids } } else { Self::Listing { ids } }
+                    match kind {
+                        10 => Self::Series { ids },
+                        12 => Self::Listing { ids },
+                        _ => Self::Choice { ids },
+                    }
                 }
                 11 => {
                     let owner = Owner::from_u8(body.u8()?)?;
@@ -570,7 +581,7 @@ impl Record {
             };
             body.0.is_empty().then_some(record)
         };
-        if !matches!(kind, 1..=12 | 20..=23) {
+        if !matches!(kind, 1..=13 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -667,6 +678,7 @@ mod tests {
             Record::Tag { id: 5, afresh: true },
             Record::Series { ids: vec![5, 7] },
             Record::Listing { ids: vec![2, 3] },
+            Record::Choice { ids: vec![5] },
             Record::BatchEnd,
             Record::Trouble(Trouble {
                 operation: Operation::Read,

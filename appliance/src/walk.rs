@@ -64,14 +64,19 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-pub(crate) fn run(
-    control: &str,
-    sequence: u32,
-    first: u32,
-    order: ReadOrder,
-    root: &str,
-    metadata: bool,
-) -> Result<(), Fatal> {
+/// What is to be read of a file system.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    /// How the files are.
+    pub(crate) order: ReadOrder,
+    /// Whether what belongs to no file's data is wanted, too.
+    pub(crate) metadata: bool,
+    /// Whether the host is asked which files to read.
+    pub(crate) asks: bool,
+}
+
+pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: Wanted) -> Result<(), Fatal> {
+    let Wanted { order, metadata, asks } = wanted;
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
@@ -85,6 +90,7 @@ pub(crate) fn run(
         phases: Phases::new(),
         reader: Reader::new(
             order,
+            asks,
             statfs.f_bsize as u64,
             statfs.f_type as u64 == btrfs::MAGIC,
             (statfs.f_type as u64 == FUSE).then(|| batches::block_device(stat.st_dev)).flatten(),
@@ -300,7 +306,7 @@ impl Walker {
     /// Counts what was found, and reads the batch when it is full.
     fn found(&mut self) -> Result<(), Fatal> {
         self.found += 1;
-        let most = if self.sample.is_some() { BATCH_OF_ENDS } else { BATCH };
+        let most = if self.sample.is_some() || self.reader.asks() { BATCH_OF_ENDS } else { BATCH };
         if self.batch.len() >= most || self.found == FOUND { self.read() } else { Ok(()) }
     }
 

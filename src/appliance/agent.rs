@@ -83,9 +83,12 @@ impl Appliance {
         first: u32,
         order: ReadOrder,
         metadata: bool,
+        asks: bool,
     ) -> Result<(), AgentError> {
-        let more = if metadata { " metadata" } else { "" };
-        let spent = self.run(&format!("walk {} {sequence} {first} {order} {SYSROOT}{more}", self.control))?;
+        let metadata = if metadata { " metadata" } else { "" };
+        let ask = if asks { " ask" } else { "" };
+        let walk = format!("walk {} {sequence} {first} {order} {SYSROOT}{metadata}{ask}", self.control);
+        let spent = self.run(&walk)?;
         tracing::debug!("the agent's time: {}", spent.trim_end());
         Ok(())
     }

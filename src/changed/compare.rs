@@ -70,6 +70,19 @@ pub fn compare(
     Compared { differs: Spans::from_unsorted(differs), unknown: Spans::from_unsorted(unknown), trouble }
 }
 
+/// What is not a hole in both states of a disk: nothing else can differ. What is behind the end of `new` is not among it.
+///
+/// # Errors
+/// When the holes cannot be told.
+pub fn not_in_holes(old: &dyn Source, new: &dyn Source) -> io::Result<Spans> {
+    let mut data = Vec::new();
+    for source in [old, new] {
+        let parts = source.allocation(DiskRange::new(0, new.size().min(source.size())))?;
+        data.extend(parts.into_iter().filter(|part| !part.is_hole).map(|part| part.range));
+    }
+    Ok(Spans::from_unsorted(data))
+}
+
 /// Cuts a range at the multiples of [`CHUNK`].
 fn chunks(span: DiskRange) -> impl Iterator<Item = DiskRange> {
     let mut start = span.start.0;

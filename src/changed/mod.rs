@@ -10,7 +10,7 @@ mod compare;
 mod owners;
 mod shares;
 
-pub use compare::{Compared, compare};
+pub use compare::{Compared, compare, not_in_holes};
 pub use owners::{Origin, Owner};
 pub use shares::Shares;
 

@@ -11,13 +11,12 @@ use std::sync::Arc;
 use virt_bmap::bmap::escape::Printable;
 use virt_bmap::bmap::{self, Kind, Map, Object};
 use virt_bmap::changed::{
-    self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare,
+    self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare, not_in_holes,
 };
 use virt_bmap::diff::{self, Change};
 use virt_bmap::image::{self, Format, Image, OpenOptions, Source};
 use virt_bmap::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap::mapper::Disk;
-use virt_bmap::range::DiskRange;
 use virt_bmap::spans::Spans;
 
 /// Tell which files an overlay or a snapshot changed, and what its size is made of.
@@ -185,9 +184,9 @@ impl Pair {
 
     /// What was written, and why some of it could not be compared.
     fn written(&self, args: &ChangedArgs) -> Result<(Written, Option<io::Error>)> {
-        let whole = DiskRange::new(0, self.new.source.size());
         let (held, zeroes) = if args.base.is_some() {
-            (self.not_in_holes(whole)?, Spans::default())
+            let asked = not_in_holes(&*self.old.source, &*self.new.source);
+            (asked.context("the holes of the images cannot be told")?, Spans::default())
         } else {
             let layer = self.new.layer()?;
             (layer.data, layer.zeroes)
@@ -204,20 +203,6 @@ impl Pair {
         // Of two whole disks none holds more than what differs.
         let held = if args.base.is_some() { differs.iter().chain(unknown.iter()).collect() } else { held };
         Ok((Written { held, zeroes, differs, unknown }, trouble))
-    }
-
-    /// What is not a hole in both disks.
-    fn not_in_holes(&self, whole: DiskRange) -> Result<Spans> {
-        let data = |source: &Arc<dyn Source>| -> io::Result<Vec<DiskRange>> {
-            let range = DiskRange::new(0, whole.end.0.min(source.size()));
-            let parts = source.allocation(range)?;
-            Ok(parts.into_iter().filter(|part| !part.is_hole).map(|part| part.range).collect())
-        };
-        let both = data(&self.old.source).and_then(|mut all| {
-            all.extend(data(&self.new.source)?);
-            Ok(all)
-        });
-        Ok(both.context("the holes of the images cannot be told")?.into_iter().collect())
     }
 }
 

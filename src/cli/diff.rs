@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{self, Kind, Map};
+use virt_bmap::bmap::{self, Map};
 use virt_bmap::diff::{self, Change, Changed};
 
 /// Tell what differs between two maps of one guest.
@@ -122,11 +122,7 @@ struct Sums([Sum; 8]);
 impl Sums {
     fn of(changes: &[Changed<'_>]) -> Self {
         let mut sums = Change::ALL.map(|change| Sum { change, count: 0, gained: 0, lost: 0 });
-        let has_bytes = |changed: &&Changed<'_>| {
-            let kind = changed.subject().map(bmap::Object::kind);
-            kind.is_some_and(|kind| kind.specificity() <= Kind::Metadata.specificity())
-        };
-        for changed in changes.iter().filter(has_bytes) {
+        for changed in changes.iter().filter(|changed| changed.has_bytes()) {
             let sum = &mut sums[changed.change as usize];
             sum.count += 1;
             sum.gained = sum.gained.saturating_add(changed.gained);

@@ -1,24 +1,28 @@
 //! Without a subcommand: maps a guest.
 
-use super::progress::{Manner, Progress, print_troubles, say_done};
+use super::progress::{Manner, Progress, print_troubles, say_changed, say_done};
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args as _, CommandFactory as _, ValueEnum};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
-use virt_bmap::bmap;
 use virt_bmap::bmap::output::Output;
+use virt_bmap::bmap::{self, Map};
+use virt_bmap::diff;
 use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
+use virt_bmap::probe::former::Former;
 use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
 
@@ -59,6 +63,13 @@ pub(super) struct MapArgs {
     #[arg(long, value_name = "FORMAT")]
     format: Vec<String>,
 
+    /// A map of this guest from before, as JSON Lines: what is as it was is taken over, and not read
+    ///
+    /// The new map is the same as without this. How much differs is said on standard error. `update` does this, too,
+    /// and finds out before whether anything has changed at all.
+    #[arg(long, value_name = "MAP")]
+    earlier: Option<PathBuf>,
+
     #[command(flatten)]
     how: MapOptions,
 }
@@ -86,6 +97,10 @@ pub(super) struct MapOptions {
     /// files of that filesystem are read in full.
     #[arg(long, value_name = "N")]
     spot_check: Option<NonZeroU32>,
+
+    /// An earlier map, of which is taken over what is as it was.
+    #[arg(skip)]
+    pub(super) former: Option<Arc<Former>>,
 
     /// Map metadata, symbolic links and free space, too
     ///
@@ -248,8 +263,32 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         Some(guest) => vec![format!("{}.bmap", guest.id).into()],
         None => vec![default_output(&disks)?],
     };
-    let mapped = map_to(&disks, &outs, &args.how)?;
-    Ok(mapped.map_or_else(|exit| exit, |mapped| summarise(&mapped, &outs, &args.how)))
+    let mut how = args.how.clone();
+    let earlier = args.earlier.as_deref().map(load_earlier).transpose()?.flatten().map(Arc::new);
+    how.former = earlier.clone().and_then(|map| Former::new(map, BTreeMap::new())).map(Arc::new);
+    Ok(match map_to(&disks, &outs, &how)? {
+        Ok(mapped) => {
+            if let Some(earlier) = earlier {
+                say_changed(&how, diff::Counts::of(&diff::diff(&earlier, &mapped.map)));
+            }
+            summarise(&mapped, &outs, &how)
+        }
+        Err(exit) => exit,
+    })
+}
+
+/// A map from before. One that cannot be read is no reason not to map the guest.
+fn load_earlier(path: &Path) -> Result<Option<Map>> {
+    if bmap::FileType::of(path).format != bmap::Format::JsonLines {
+        bail!("{}: only of a map as JSON Lines (.jsonl) can anything be taken over", path.display());
+    }
+    match bmap::load(path) {
+        Ok(map) => Ok(Some(map)),
+        Err(error) => {
+            eprintln!("virt-bmap-rs: warning: {}; everything is read", virt_bmap::chain(&error));
+            Ok(None)
+        }
+    }
 }
 
 /// Maps a guest and writes the map to all of these files. The inner error is the end of a run that a signal
@@ -355,6 +394,9 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> 
             "successfully examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
             c.partitions, c.volumes, c.filesystems, c.directories, c.files
         );
+        if how.former.is_some() {
+            eprintln!("{} files were taken over from the earlier map, and not read", mapped.taken_over);
+        }
         eprintln!(
             "wrote {} in {:.1} s, {} warnings",
             outs.iter().map(|out| shown(out)).collect::<Vec<_>>().join(", "),
@@ -401,6 +443,7 @@ pub(super) fn mapper_options(args: &MapOptions) -> Options {
             ProbeArg::Extents => Probe::Extents { every: args.spot_check.unwrap_or(NonZeroU32::MIN) },
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
+        former: args.former.clone(),
         keys: args.key.clone(),
         metadata: args.metadata,
         legs: match args.legs {

@@ -1,12 +1,14 @@
 //! Says on standard error what is being done: bars on a terminal, plain lines elsewhere, or events for
 //! programs.
 
+use super::map::MapOptions;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virt_bmap::bmap::escape::Printable;
+use virt_bmap::diff;
 use virt_bmap::fleet::{self, OpenedDisk};
 use virt_bmap::mapper::{Event, Mapped};
 use virt_bmap::probe::Phase;
@@ -47,6 +49,15 @@ pub(super) fn print_troubles(manner: Manner, mapped: &Mapped) {
     }
     for warning in &mapped.warnings {
         eprintln!("virt-bmap-rs: warning: {warning}");
+    }
+}
+
+/// Says how much differs from an earlier map.
+pub(super) fn say_changed(how: &MapOptions, counts: diff::Counts) {
+    if how.progress == Manner::Json {
+        say(&fleet::Event::Changed(counts));
+    } else if !how.quiet {
+        eprintln!("{counts} since the earlier map");
     }
 }
 

@@ -7,19 +7,25 @@ use super::make::with_formats;
 use super::map::{MapOptions, map_to, refuse_to_overwrite, summarise};
 use super::progress::Manner;
 use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use virt_bmap::bmap::{self, FileType, Format as MapFormat, Header, Map};
 use virt_bmap::image::{self, Format, Image, OpenOptions};
 use virt_bmap::mapper::Disk;
-use virt_bmap::update::reason;
+use virt_bmap::probe::former::Former;
+use virt_bmap::spans::Spans;
+use virt_bmap::units::Human;
+use virt_bmap::update::{Since, reason};
 
 /// Make a map again if its guest has changed, and tell what differs.
 ///
 /// The map names its images. If none of them, nor of the files below them, is newer than the map's file, or of
-/// another size or format, nothing is done. Otherwise all of the guest is read again, and the new map takes the
-/// place of the old one. Options that are not told by the map (--probe guestfsd, --legs, --key) have to be
+/// another size or format, nothing is done. Otherwise the guest is gone through again; of a map as JSON Lines only
+/// those files are read that are not as they were, of a text map all. The new map takes the place of the old one, and is
+/// the one that is made from scratch. Options that are not told by the map (--probe guestfsd, --legs, --key) have to be
 /// given as when it was made; --metadata is told by it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
@@ -38,7 +44,16 @@ pub(super) struct UpdateArgs {
     #[arg(long, value_name = "FORMAT")]
     image_format: Vec<Format>,
 
-    /// Map again even if nothing seems to have changed
+    /// Who knows what was written since the map was made: bitmap:NAME, snapshot:NAME or image:PATH
+    ///
+    /// A dirty bitmap of the qcow2 image, a snapshot inside of it, or the disk as it was, in a file; from the time on at
+    /// which the map was made, or from before. If nothing was written, nothing has changed, whatever the time of the
+    /// image says. Otherwise files that lie where something was written are read again, whatever their times say. Given
+    /// once, it holds for all images; given several times, for one after the other.
+    #[arg(long, value_name = "WHAT")]
+    since: Vec<Since>,
+
+    /// Map again even if nothing seems to have changed, and read everything
     #[arg(long)]
     again: bool,
 
@@ -92,9 +107,10 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     let disks = with_formats(&images, &args.image_format)?;
     refuse_to_overwrite(&disks, &[out.to_owned()])?;
     // Closed again before the guest is mapped, by whom they are opened and locked.
-    let why = {
+    let (why, written) = {
         let images = open(&disks, old.header(), how.force_share)?;
-        reason(&old, old_file, &images).map(|reason| reason.to_string())
+        let written = written(&images, &args.since, how.force_share)?;
+        (why(&old, old_file, &images, written.as_ref()), written.unwrap_or_default())
     };
     let why = why
         .or_else(|| args.again.then(|| "--again was given".to_owned()))
@@ -113,14 +129,47 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     if !how.quiet && how.progress != Manner::Json {
         eprintln!("mapping again: {why}");
     }
+    let old = Arc::new(old);
+    if !args.again {
+        how.former = Former::new(old.clone(), written).map(Arc::new);
+    }
     let outs = [out.to_owned()];
     let mapped = match map_to(&disks, &outs, &how)? {
         Ok(mapped) => mapped,
         Err(exit) => return Ok(exit),
     };
     let exit = summarise(&mapped, &outs, &how);
-    diff::print(args.form, Sort::Bytes, old, mapped.map)?;
+    drop(how);
+    diff::print(args.form, Sort::Bytes, Arc::unwrap_or_clone(old), mapped.map)?;
     Ok(exit)
+}
+
+/// Why the map has to be made again, as far as its images tell.
+fn why(
+    old: &Map,
+    old_file: &Path,
+    images: &[Image],
+    written: Option<&BTreeMap<u16, Spans>>,
+) -> Option<String> {
+    let reason = reason(old, old_file, images);
+    let Some(written) = written else { return reason.map(|reason| reason.to_string()) };
+    let bytes: u64 = written.values().map(Spans::bytes).sum();
+    match reason {
+        Some(reason) if !reason.is_of_time() => Some(reason.to_string()),
+        _ => (bytes > 0).then(|| format!("{} were written since", Human(bytes))),
+    }
+}
+
+/// What was written to the disks, by those who know it; `None` if nobody was named.
+fn written(images: &[Image], since: &[Since], force_share: bool) -> Result<Option<BTreeMap<u16, Spans>>> {
+    if since.len() > 1 && since.len() != images.len() {
+        bail!("{} times --since for {} disks; give it once, or for each", since.len(), images.len());
+    }
+    let Some(first) = since.first() else { return Ok(None) };
+    let each = since.iter().chain(std::iter::repeat(first));
+    let of_disk =
+        |((disk, image), since): ((u16, &Image), &Since)| Ok((disk, since.written(image, force_share)?));
+    (1..).zip(images).zip(each).map(of_disk).collect::<Result<_>>().map(Some)
 }
 
 /// The images that the map names, or those that are given in their place.

@@ -4,7 +4,9 @@
 //! unchanged here.
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
+use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::fmt;
 
 use crate::bmap::{self, Format, Kind, Map, Object, ObjectId, ReadError, WriteError};
 use crate::links::{File, bytes_on_disk, files, fingerprint, spans};
@@ -79,6 +81,38 @@ pub struct Changed<'a> {
     pub gained: u64,
     /// Bytes that it had and has no more.
     pub lost: u64,
+}
+
+/// How many things changed, among those that have bytes of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Those that were added.
+    pub added: u64,
+    /// Those that were removed.
+    pub removed: u64,
+    /// Those that were moved or renamed, got another length, or got or lost a name.
+    pub changed: u64,
+}
+
+impl Counts {
+    /// How many these are.
+    pub fn of(changes: &[Changed<'_>]) -> Self {
+        let mut counts = Self::default();
+        for changed in changes.iter().filter(|changed| changed.has_bytes()) {
+            *match changed.change {
+                Change::Added => &mut counts.added,
+                Change::Removed => &mut counts.removed,
+                _ => &mut counts.changed,
+            } += 1;
+        }
+        counts
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} added, {} removed, {} changed", self.added, self.removed, self.changed)
+    }
 }
 
 /// Makes two maps equally rich. Where one was read from text or CSV, the other must not know more files
@@ -367,6 +401,11 @@ impl Same {
 }
 
 impl<'a> Changed<'a> {
+    /// Whether it is something that has bytes of its own: disks, partitions and volumes only hold those of others.
+    pub fn has_bytes(&self) -> bool {
+        self.subject().is_some_and(|object| object.kind().specificity() <= Kind::Metadata.specificity())
+    }
+
     /// The object whose name tells what the change is about: the new one, or else the one that is gone.
     pub fn subject(&self) -> Option<Object<'a>> {
         match self.change {

@@ -3,6 +3,7 @@
 
 use super::Guest;
 use crate::bmap::jsonl::Text;
+use crate::diff;
 use crate::image::{Image, Stamp};
 use crate::mapper::Disk;
 use crate::probe::found::Counts;
@@ -37,6 +38,8 @@ pub enum Event {
         /// What.
         text: String,
     },
+    /// The maps have been written, and differ so much from the earlier map that was given.
+    Changed(diff::Counts),
     /// The maps have been written.
     Done(Counts),
 }
@@ -120,6 +123,10 @@ mod tests {
             (
                 Event::Progress { doing: "starting".into(), share: Some(0.5) },
                 r#"{"event":"progress","doing":"starting","share":0.5}"#,
+            ),
+            (
+                Event::Changed(diff::Counts { added: 2, removed: 1, changed: 0 }),
+                r#"{"event":"changed","added":2,"removed":1,"changed":0}"#,
             ),
             (Event::Warning { text: "w".into() }, r#"{"event":"warning","text":"w"}"#),
             (

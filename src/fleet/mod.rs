@@ -34,5 +34,5 @@ pub use event::{Event, OpenedDisk, StampedFile};
 pub use guest::{BadId, Guest, GuestId};
 pub use record::{MapFile, MappedDisk, Record, Status};
 pub use shard::{BadShard, Shard};
-pub use store::{MAP_SUFFIXES, Stale, Store};
+pub use store::{MAP_SUFFIXES, RICH_SUFFIX, Stale, Store};
 pub use worker::Mapper;

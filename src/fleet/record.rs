@@ -2,6 +2,7 @@
 
 use super::{Guest, GuestId, OpenedDisk};
 use crate::bmap::jsonl::Text;
+use crate::diff;
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,8 @@ pub struct Record {
     pub seconds: f64,
     /// How much was found, where there is a map.
     pub counts: Option<Counts>,
+    /// How much is other than in its map before, where that was brought up to date.
+    pub changes: Option<diff::Counts>,
     /// What could not be examined, at most 100 sentences.
     pub unexamined: Vec<String>,
     /// What is worth a warning, as many.

@@ -4,7 +4,10 @@ use super::capacity::Space;
 use super::error::FleetError;
 use super::record::MappedDisk;
 use super::worker::{self, Outcome, Patience};
-use super::{Guest, GuestId, MAP_SUFFIXES, MapFile, Mapper, OpenedDisk, Record, Shard, Stale, Status, Store};
+use super::{
+    Guest, GuestId, MAP_SUFFIXES, MapFile, Mapper, OpenedDisk, RICH_SUFFIX, Record, Shard, Stale, Status,
+    Store,
+};
 use crate::mapper::Cancel;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::fs;
@@ -29,6 +32,8 @@ pub struct Options {
     pub grace: Duration,
     /// Map again what may have changed, too: see [`Store::stale`].
     pub doubt: bool,
+    /// Bring the maps of guests that have changed up to date, instead of reading all of these.
+    pub update: bool,
 }
 
 impl Default for Options {
@@ -41,6 +46,7 @@ impl Default for Options {
             limit: None,
             grace: Duration::from_secs(10),
             doubt: false,
+            update: false,
         }
     }
 }
@@ -193,6 +199,8 @@ impl Job<'_> {
     fn run(&self, why: &Stale) -> Result<Option<Record>, FleetError> {
         let id = &self.guest.id;
         let workplace = self.store.workplace(id);
+        let earlier = self.store.map(id, RICH_SUFFIX);
+        let is_of_use = self.options.update && why.has_map();
         let patience =
             Patience { silence: self.options.silence, limit: self.options.limit, grace: self.options.grace };
         for attempt in 1.. {
@@ -201,9 +209,18 @@ impl Job<'_> {
             let started = DateTime::<Utc>::from(SystemTime::now());
             let began = Instant::now();
             let before = OpenedDisk::not_opened(self.guest);
+            // It may be the map that the mapper cannot bear.
+            let earlier = Some(earlier.as_path()).filter(|_| is_of_use && attempt == 1);
             let mut progress = |doing, share| (self.observe)(Notice::Progress { id, doing, share });
-            let mut outcome =
-                worker::map(self.mapper, self.guest, &workplace, patience, self.cancel, &mut progress);
+            let mut outcome = worker::map(
+                self.mapper,
+                self.guest,
+                earlier,
+                &workplace,
+                patience,
+                self.cancel,
+                &mut progress,
+            );
             if outcome.opened.len() != self.guest.disks.len() {
                 outcome.opened = before;
             }
@@ -225,6 +242,7 @@ impl Job<'_> {
                 started: started.to_rfc3339_opts(SecondsFormat::Secs, true),
                 seconds: (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
                 counts: None,
+                changes: None,
                 unexamined: Vec::new(),
                 warnings: Vec::new(),
                 disks: Vec::new(),
@@ -244,6 +262,7 @@ impl Job<'_> {
     fn take(&self, record: &mut Record, outcome: Outcome, workplace: &Path) -> Result<(), FleetError> {
         let is_torn = !outcome.images_are_same();
         record.counts = outcome.counts;
+        record.changes = outcome.changes;
         record.unexamined = outcome.unexamined;
         record.warnings = outcome.warnings;
         record.disks = MappedDisk::all(self.guest, outcome.opened);

@@ -25,7 +25,10 @@ use std::io::{self, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 /// What the maps of a guest are called after its id.
-pub const MAP_SUFFIXES: [&str; 2] = ["bmap", "jsonl.zst"];
+pub const MAP_SUFFIXES: [&str; 2] = ["bmap", RICH_SUFFIX];
+
+/// That of the map in which nothing is lost.
+pub const RICH_SUFFIX: &str = "jsonl.zst";
 
 /// A directory with maps and records.
 #[derive(Clone, Debug)]
@@ -262,7 +265,7 @@ impl Store {
         for record in records.iter().filter(|record| record.status.has_map()) {
             let id = record.id.as_str();
             let map =
-                bmap::load(&self.map(&record.id, "jsonl.zst")).map_err(|error| failed(id, error.into()))?;
+                bmap::load(&self.map(&record.id, RICH_SUFFIX)).map_err(|error| failed(id, error.into()))?;
             table.add(id, &map).map_err(|error| failed(id, error.into()))?;
         }
         table.finish().map_err(|error| failed("the last guest", error.into()))?;
@@ -277,6 +280,13 @@ fn write(path: &Path, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -
     written.map_err(FleetError::io(path, "could not be written"))?;
     let out = out.into_inner().map_err(io::IntoInnerError::into_error);
     Ok(out.map_err(FleetError::io(path, "could not be written"))?.commit()?)
+}
+
+impl Stale {
+    /// Whether there is a map of the same disks, made when they were others.
+    pub fn has_map(&self) -> bool {
+        matches!(self, Self::Changed(_) | Self::Untold(_) | Self::OtherOptions)
+    }
 }
 
 impl std::fmt::Display for Stale {

@@ -4,11 +4,12 @@ use super::record::MAX_MESSAGES;
 use super::{Event, Guest, OpenedDisk, StampedFile, Status};
 use crate::bmap::jsonl::Text;
 use crate::child;
+use crate::diff;
 use crate::mapper::Cancel;
 use crate::probe::found::Counts;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// The program that maps a guest. What it is called with is this program's own command line: `arguments`,
-/// `--progress=json`, an `-o` for each map, and each disk after a `--format=` of its own.
+/// `--progress=json`, an `-o` for each map, perhaps an `--earlier=` map, and each disk after a `--format=` of its own.
 #[derive(Clone, Debug)]
 pub struct Mapper {
     /// The program.
@@ -38,12 +39,15 @@ impl Mapper {
     }
 
     /// The command that maps `guest` to files `map.SUFFIX` in `workplace`.
-    fn command(&self, guest: &Guest, workplace: &Path) -> Command {
+    fn command(&self, guest: &Guest, earlier: Option<&Path>, workplace: &Path) -> Command {
         // SIGTERM: it has sockets and temporary files to put away, and an appliance to end.
         let mut command = child::command_ended_by(self.program.as_os_str(), Signal::TERM);
         command.args(&self.wrapper).args(&self.options).arg("--progress=json");
         for suffix in super::MAP_SUFFIXES {
             command.arg("-o").arg(workplace.join(format!("map.{suffix}")));
+        }
+        if let Some(earlier) = earlier {
+            command.arg([OsStr::new("--earlier="), earlier.as_os_str()].into_iter().collect::<OsString>());
         }
         for disk in &guest.disks {
             let format = disk.format.map_or("", |format| format.driver());
@@ -74,6 +78,7 @@ pub(super) struct Outcome {
     pub(super) error: Option<String>,
     pub(super) opened: Vec<OpenedDisk>,
     pub(super) counts: Option<Counts>,
+    pub(super) changes: Option<diff::Counts>,
     pub(super) unexamined: Vec<String>,
     pub(super) warnings: Vec<String>,
 }
@@ -90,17 +95,19 @@ const MAX_LINE: u64 = 1 << 20;
 /// How many lines that are no events are kept.
 const TAIL: usize = 20;
 
-/// Maps a guest once. The outcome has no status if that was cancelled.
+/// Maps a guest once, with what can be taken over from an earlier map. The outcome has no status if that was
+/// cancelled.
 pub(super) fn map(
     mapper: &Mapper,
     guest: &Guest,
+    earlier: Option<&Path>,
     workplace: &Path,
     patience: Patience,
     cancel: &Cancel,
     progress: &mut dyn FnMut(String, Option<f64>),
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut command = mapper.command(guest, workplace);
+    let mut command = mapper.command(guest, earlier, workplace);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = match child {
         Ok(child) => child,
@@ -193,6 +200,7 @@ impl Outcome {
             Ok(Event::Progress { doing, share }) => progress(doing, share),
             Ok(Event::Unexamined { text }) => keep(&mut self.unexamined, text),
             Ok(Event::Warning { text }) => keep(&mut self.warnings, text),
+            Ok(Event::Changed(counts)) => self.changes = Some(counts),
             Ok(Event::Done(counts)) => self.counts = Some(counts),
             Err(_) => {
                 if said.len() == TAIL {

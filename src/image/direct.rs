@@ -331,7 +331,7 @@ mod tests {
     fn open_chain(top: &Path) -> Direct {
         let links = follow(top, None, false).unwrap().links;
         let description = Description::of_chain(&links, false);
-        Direct::new(QemuNbd::start(&description, &links[0]).unwrap(), &description, &links)
+        Direct::new(QemuNbd::start(&description, &links[0], None).unwrap(), &description, &links)
     }
 
     #[test]

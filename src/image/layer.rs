@@ -1,10 +1,12 @@
-//! What an image itself holds of its disk, and what a bitmap in it says was written.
+//! What an image itself holds of its disk, what a bitmap in it says was written, and how it was at a snapshot.
 
-use super::{Asked, Format, Image, OpenError, qemu_img};
+use super::qemu_nbd::QemuNbd;
+use super::{Asked, Format, Image, OpenError, Source, qemu_img};
 use crate::child;
 use crate::range::DiskRange;
 use crate::rangelist::{self, Kind, MapEntry, RangeList};
 use crate::spans::Spans;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Asks for the extents of a metadata context of an NBD server.
@@ -54,6 +56,31 @@ impl Image {
             }
         })?;
         Ok(Layer { data: Spans::from_unsorted(data), zeroes: Spans::from_unsorted(zeroes), cluster })
+    }
+
+    /// The disk as it was at the internal snapshot `name` of a qcow2 image.
+    ///
+    /// # Errors
+    /// When it is no qcow2 image, or has no such snapshot.
+    pub fn snapshot(&self, name: &str) -> Result<Arc<dyn Source>, OpenError> {
+        let Asked { description, top, .. } = &self.asked;
+        if self.format != Format::Qcow2 {
+            let path = top.path.clone();
+            return Err(OpenError::Unsupported {
+                path,
+                kind: "no qcow2 image, and so it has no snapshots inside",
+            });
+        }
+        match QemuNbd::start(description, top, Some(name)) {
+            Ok(captive) => Ok(Arc::new(captive)),
+            // The image itself has been opened before.
+            Err(OpenError::Corrupt { path, reason, .. }) => Err(OpenError::Refused {
+                program: QEMU_NBD,
+                path,
+                reason: format!("snapshot {name:?}: {reason}"),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the dirty bitmap `name` of a qcow2 image, or of one below it, by way of qemu-nbd's metadata

@@ -187,7 +187,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
             told.check(&dirty)?;
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
-        let captive = QemuNbd::start(&asked.description, &asked.top)?;
+        let captive = QemuNbd::start(&asked.description, &asked.top, None)?;
         // What another program writes to may move.
         if force_share {
             Arc::new(captive)

@@ -76,11 +76,16 @@ pub enum ReadError {
 }
 
 impl QemuNbd {
-    /// Starts a child that serves `description`, whose top is `link`.
+    /// Starts a child that serves `description`, whose top is `link`; as it was at an internal snapshot, if that is
+    /// named.
     ///
     /// # Errors
     /// When it does not start, or cannot open the image.
-    pub(super) fn start(description: &Description, link: &Link) -> Result<Self, OpenError> {
+    pub(super) fn start(
+        description: &Description,
+        link: &Link,
+        snapshot: Option<&str>,
+    ) -> Result<Self, OpenError> {
         let set_up = |source| OpenError::SetUp { program: QEMU_NBD, path: link.path.clone(), source };
         let timed_out =
             || OpenError::TimedOut { program: QEMU_NBD, path: link.path.clone(), limit: START_TIME };
@@ -88,6 +93,10 @@ impl QemuNbd {
         let socket = directory.path().join("s");
         let mut command = child::command(QEMU_NBD.as_ref());
         command.arg("--read-only").arg(format!("--shared={CONNECTIONS}")).arg("--socket").arg(&socket);
+        if let Some(name) = snapshot {
+            // As in a description, a comma would end the name.
+            command.arg(format!("--load-snapshot=snapshot.name={}", name.replace(',', ",,")));
+        }
         command.arg("--image-opts").arg(description.to_argument());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut captive = Captive::spawn(command, &link.path)?;

@@ -12,6 +12,7 @@ use crate::bmap::{ImageFile, ImageInfo, Map};
 use crate::image::{self, Image, OpenError, OpenOptions, Overlay, Source};
 use crate::nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
 use crate::probe::channel::{Channel, Snapshot};
+use crate::probe::former::Former;
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::trouble::Trouble;
@@ -39,6 +40,9 @@ pub struct Options {
     pub launch: LaunchOptions,
     /// Which way to read the guest's files.
     pub probe: Probe,
+    /// An earlier map of this guest: what is as it was is taken over, and not read again. The map comes out the same.
+    /// [`Probe::Guestfsd`] takes no notice of it.
+    pub former: Option<Arc<Former>>,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
     /// Map what belongs to no file, too: metadata, symbolic links, free space. [`Probe::Guestfsd`] cannot.
@@ -57,6 +61,7 @@ impl Default for Options {
             force_share: false,
             launch: LaunchOptions::default(),
             probe: Probe::default(),
+            former: None,
             keys: Vec::new(),
             metadata: false,
             legs: Legs::default(),
@@ -86,6 +91,8 @@ pub struct Mapped {
     pub map: Map,
     /// What was found.
     pub counts: Counts,
+    /// Files that were taken over from the [earlier map](Options::former), and not read.
+    pub taken_over: u64,
     /// What could not be examined.
     pub unexamined: Vec<Trouble>,
     /// What is worth a warning; nothing is missing from the map for it.
@@ -254,14 +261,14 @@ pub fn map_sources(
 
     let (mut found, mut troubles) = channel.take();
     warnings.into_iter().for_each(|warning| troubles.warn(warning));
-    let counts = found.counts();
+    let (counts, taken_over) = (found.counts(), channel.taken_over());
     let (unexamined, warnings) = (troubles.unexamined(), troubles.warnings());
     // Nothing in a header differs between two runs.
     let header = found.header_mut();
     header.images = images;
     header.warnings = unexamined.iter().chain(&warnings).map(Trouble::to_string).collect();
     let map = found.into_map()?;
-    Ok(Mapped { map, counts, unexamined, warnings, elapsed: began.elapsed(), rewritten })
+    Ok(Mapped { map, counts, taken_over, unexamined, warnings, elapsed: began.elapsed(), rewritten })
 }
 
 /// File systems that are not read, and why.
@@ -475,6 +482,7 @@ impl Session {
             metadata: self.options.metadata && self.options.probe != Probe::Guestfsd,
             legs: self.options.legs,
             sample: self.options.probe.sample(),
+            former: self.options.former.as_ref(),
             overlays: &self.overlays,
             left_out: &self.left_out,
             phase: &|phase| self.set_phase(phase),

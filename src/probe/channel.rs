@@ -5,6 +5,7 @@
 
 use super::Legs;
 use super::expected::{BTRFS, Expectation, Place, places};
+use super::former::Former;
 use super::found::{Found, FoundError, ObjectNumber};
 use super::layout::{Layout, address_space};
 use super::metadata::Remains;
@@ -90,6 +91,8 @@ pub struct WalkContext {
     pub legs: Legs,
     /// Which extents are read at their ends, if the kernel's word is taken for the rest.
     pub sample: Option<Sample>,
+    /// An earlier map of the guest, of which is taken over what is as it was.
+    pub former: Option<Arc<Former>>,
     /// What the appliance has written to the disks, in order.
     pub overlays: Vec<Arc<Overlay>>,
 }
@@ -97,16 +100,30 @@ pub struct WalkContext {
 impl WalkContext {
     /// Whether a file's reads can be told from the next one's by where they are.
     pub fn read_order(&self) -> ReadOrder {
-        // Where a member is missing, others are read in place of what it held.
-        let is_told = self.layout.as_ref().is_some_and(|layout| !layout.is_partial());
-        let is_btrfs = self.kind == "btrfs";
-        // Of one leg, only a read of all tells which copy each byte is of.
-        let is_one = !is_btrfs && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
         match self.sample {
-            Some(sample) if is_told && (is_one || self.legs == Legs::All) => ReadOrder::Ends(sample),
-            _ if is_told && !is_btrfs => ReadOrder::Series,
+            Some(sample) if self.is_promise_enough() => ReadOrder::Ends(sample),
+            _ if self.is_told() && self.kind != "btrfs" => ReadOrder::Series,
             _ => ReadOrder::Tags,
         }
+    }
+
+    /// Whether it is known where the file system's device lies. Where a member is missing, others are read in place of
+    /// what it held.
+    fn is_told(&self) -> bool {
+        self.layout.as_ref().is_some_and(|layout| !layout.is_partial())
+    }
+
+    /// Whether the place of a file that the kernel promises can go into the map without a read of all of it: of one
+    /// leg, only that tells which copy each byte is of.
+    fn is_promise_enough(&self) -> bool {
+        let is_one =
+            self.kind != "btrfs" && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
+        self.is_told() && (is_one || self.legs == Legs::All)
+    }
+
+    /// Whether files may be taken over from an earlier map, so that the agent has to ask which to read.
+    pub fn takes_over(&self) -> bool {
+        self.former.is_some() && self.is_promise_enough()
     }
 
     /// Whether something has been written in one of these places since the image was opened.
@@ -137,6 +154,8 @@ struct State {
     btrfs_members: HashSet<DeviceNumber>,
     proofs: HashMap<u32, Recording>,
     snapshot: Snapshot,
+    /// Files of all file systems that were taken over from an earlier map.
+    taken_over: u64,
     done: bool,
     error: Option<ChannelError>,
 }
@@ -164,6 +183,8 @@ struct Walk {
     /// For how many files those stand that are not where the kernel says.
     lies: u64,
     again: Vec<u32>,
+    /// What the agent is told when it asks for a verdict.
+    answer: Vec<u32>,
     /// Directories of a file system's own files (`$Extend` of NTFS).
     system: HashSet<ObjectNumber>,
     /// What the metadata objects are made of.
@@ -211,6 +232,8 @@ struct Expected {
     inode: u64,
     size: u64,
     allocated: u64,
+    modified: i64,
+    changed: i64,
     extents: Option<Vec<Extent>>,
     /// Whether what was read of it has been taken in.
     is_placed: bool,
@@ -270,7 +293,7 @@ impl Channel {
 
     /// What the agent reads at [`virt_bmap_agent::VERDICT_OFFSET`].
     pub fn verdict(&self) -> Vec<u8> {
-        Verdict { again: self.state().walk.again.clone() }.encode()
+        Verdict { again: self.state().walk.answer.clone() }.encode()
     }
 
     /// Forgets what was read so far: what is read from now on is the mounting of the file system that will be
@@ -360,6 +383,11 @@ impl Channel {
         (std::mem::take(&mut state.found), std::mem::take(&mut state.troubles))
     }
 
+    /// How many files were taken over from an earlier map, and not read.
+    pub fn taken_over(&self) -> u64 {
+        self.state().taken_over
+    }
+
     /// Where the conversation is.
     pub fn snapshot(&self) -> Snapshot {
         self.state().snapshot
@@ -414,6 +442,7 @@ impl State {
             Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
             Record::Series { ids } => self.begin_series(ids, recorder)?,
             Record::Listing { ids } => self.begin_listing(ids, recorder)?,
+            Record::Choice { ids } => self.choose(ids)?,
             Record::BatchEnd => self.batch_end()?,
             Record::Trouble(trouble) => self.trouble(&trouble),
             Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
@@ -464,6 +493,7 @@ impl State {
         let is_system = self.walk.is_system(object);
         if is_root {
             self.walk.lay_out();
+            self.walk.compare_filesystem();
             if self.walk.layout.is_none() && self.walk.filesystem.is_some_and(|fs| fs.magic == BTRFS) {
                 let what = "where its chunks lie is not known: of what it keeps several times, the copy that was read is mapped";
                 self.troubles.warn(Trouble::new(&self.walk.context.device, what));
@@ -496,6 +526,8 @@ impl State {
                 inode: object.inode,
                 size: object.size,
                 allocated: object.allocated,
+                modified: object.modified,
+                changed: object.changed,
                 extents: None,
                 is_placed: false,
                 is_placed_nowhere: true,
@@ -640,6 +672,7 @@ impl State {
         }
         again.sort_unstable();
         again.truncate(Verdict::CAPACITY);
+        self.walk.answer.clone_from(&again);
         self.walk.again = again;
         Ok(())
     }
@@ -752,6 +785,7 @@ impl State {
             }
         }
         self.walk.again.clear();
+        self.walk.answer.clear();
         self.walk.extents_held = self.walk.directories.values().map(Vec::len).sum();
         Ok(())
     }
@@ -818,6 +852,7 @@ fn give(
 }
 
 mod beside;
+mod choice;
 mod listing;
 mod promise;
 mod series;

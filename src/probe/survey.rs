@@ -1,6 +1,7 @@
 //! Goes through a guest's devices and file systems with the agent.
 
 use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
+use super::former::Former;
 use super::found::ObjectNumber;
 use super::layout::{Layout, PROOF, Proof, Segment, layouts};
 use super::metadata;
@@ -38,6 +39,8 @@ pub struct Context<'a> {
     pub legs: Legs,
     /// Which extents are read at their ends, if the kernel's word is taken for the rest.
     pub sample: Option<Sample>,
+    /// An earlier map of the guest, of which is taken over what is as it was.
+    pub former: Option<&'a Arc<Former>>,
     /// What the appliance has written to the disks, in order.
     pub overlays: &'a [Arc<Overlay>],
     /// File systems that are left out, and why.
@@ -134,12 +137,16 @@ fn note_clones(context: &Context<'_>, inventory: &Inventory) {
 }
 
 fn walk(context: &Context<'_>, filesystem: &Content, layouts: &Layouts) -> Result<(), ProbeError> {
-    match walk_as(context, filesystem, layouts, context.sample) {
+    match walk_as(context, filesystem, layouts, context.sample, context.former) {
         Err(ProbeError::Channel(ChannelError::Lies)) => {
             tracing::debug!("{}: all of each file is read, as the kernel is not believed", filesystem.device);
             context.channel.forget_walk();
             context.unmount(filesystem)?;
-            if context.mount(filesystem)? { walk_as(context, filesystem, layouts, None) } else { Ok(()) }
+            if context.mount(filesystem)? {
+                walk_as(context, filesystem, layouts, None, None)
+            } else {
+                Ok(())
+            }
         }
         result => result,
     }
@@ -150,6 +157,7 @@ fn walk_as(
     filesystem: &Content,
     layouts: &Layouts,
     sample: Option<Sample>,
+    former: Option<&Arc<Former>>,
 ) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
     let walk = WalkContext {
@@ -160,11 +168,12 @@ fn walk_as(
         legs: context.legs,
         metadata: context.metadata,
         sample,
+        former: former.cloned(),
         overlays: context.overlays.to_vec(),
     };
-    let order = walk.read_order();
+    let (order, asks) = (walk.read_order(), walk.takes_over());
     let (sequence, first) = context.channel.begin_walk(walk);
-    let walked = context.appliance.walk(sequence, first, order, context.metadata);
+    let walked = context.appliance.walk(sequence, first, order, context.metadata, asks);
     let ended = context.channel.end();
     match (walked, ended) {
         (Ok(()), Ok(remains)) if context.metadata => {

@@ -18,6 +18,7 @@ pub mod oracle_fiemap;
 pub mod oracle_fiwalk;
 pub mod oracle_pattern;
 pub mod python;
+pub mod random;
 pub mod ranges;
 pub mod sandbox;
 pub mod special;

@@ -1,31 +1,10 @@
 //! Corrupts a partition as a seed says: always the same way for the same seed.
 
+use crate::common::random::Random;
 use crate::common::special::{MAGIC, SECTOR};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-
-/// Random numbers: SplitMix64 (Steele, Lea and Flood, 2014), which is the same everywhere.
-pub struct Random(u64);
-
-impl Random {
-    /// The numbers of a partition under a seed.
-    pub fn of(seed: u64, partition: usize) -> Self {
-        Self(seed << 32 | partition as u64)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
 
 /// Sectors of the partition that hold something, and no file's data.
 fn metadata(disk: &File, extent: &Range<u64>) -> Vec<u64> {

@@ -12,9 +12,10 @@ mod common;
 mod corrupt;
 mod guest;
 
+use common::random::{self, Random};
 use common::ranges::{Range, round_out};
 use common::{oracle_pattern, sandbox, tools};
-use corrupt::{Random, corrupt};
+use corrupt::corrupt;
 use guest::{PARTS, SOUND, SOUND_FILE};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -47,12 +48,7 @@ fn main() -> ExitCode {
     ]) {
         return ExitCode::SUCCESS;
     }
-    let named: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
-    let seeds = match () {
-        () if args.iter().any(|arg| arg == "--all") => SEEDS.collect(),
-        () if named.is_empty() => vec![SEEDS.start],
-        () => named,
-    };
+    let seeds = random::seeds(&args, SEEDS);
     let image = guest::image();
     let (mut failed, mut lost) = (Vec::new(), BTreeMap::<&str, usize>::new());
     for seed in &seeds {

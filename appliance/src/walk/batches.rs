@@ -16,6 +16,7 @@ use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
 use std::rc::Rc;
+use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::record::{Extent, Operation, Record};
 
 /// `statfs` magic of ext2, ext3 and ext4.
@@ -49,9 +50,10 @@ struct Opened {
 }
 
 impl Walker {
-    /// Whether directories are listed in batches. For their extended attributes each needs tags of its own.
+    /// Whether directories are listed in batches: where the host knows the device's place. For their extended attributes
+    /// each needs tags of its own.
     pub(super) fn lists_in_batches(&self) -> bool {
-        self.sample.is_some() && !self.metadata && self.magic == EXT
+        self.reader.order() != ReadOrder::Tags && !self.metadata && self.magic == EXT
     }
 
     /// Visits a directory and all below it. What is found last is visited first, so that few descriptors are

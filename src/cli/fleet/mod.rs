@@ -170,6 +170,13 @@ struct RunArgs {
     #[arg(long)]
     again: bool,
 
+    /// Bring the map of a guest that has changed up to date, instead of reading all of the guest
+    ///
+    /// What is as it was is taken over from the map that is there; the new map is the same as without this. The record
+    /// then says how much changed.
+    #[arg(long)]
+    update: bool,
+
     /// Run this program with our arguments after its own in place of ours, to map a guest
     ///
     /// For example `--mapper nice --mapper virt-bmap-rs`; given several times, each is one argument.
@@ -295,6 +302,7 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
         silence: Duration::from_secs(args.how.timeout.saturating_add(30)),
         limit: args.time_limit.map(Duration::from_secs),
         doubt: args.again,
+        update: args.update,
         ..Default::default()
     };
     let cancel = Cancel::default();

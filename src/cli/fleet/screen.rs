@@ -115,8 +115,10 @@ impl Inner {
 fn sentence(record: &Record) -> String {
     let why = record.error.as_deref().map(|error| format!(": {}", Printable(error.as_bytes())));
     let found = record.counts.map(|counts| format!(", {} files", counts.files));
+    let changes = record.changes.map(|changes| format!(", {changes}"));
     let (id, status, seconds) = (&record.id, record.status.word(), record.seconds);
-    format!("{id} {status} in {seconds:.1} s{}{}", found.unwrap_or_default(), why.unwrap_or_default())
+    let more = [found, changes, why].map(Option::unwrap_or_default).concat();
+    format!("{id} {status} in {seconds:.1} s{more}")
 }
 
 impl Bars {

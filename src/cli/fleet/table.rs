@@ -62,7 +62,7 @@ impl<'a> Row<'a> {
     }
 }
 
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 16] = [
     "id",
     "status",
     "exit_code",
@@ -72,6 +72,9 @@ const COLUMNS: [&str; 13] = [
     "filesystems",
     "directories",
     "files",
+    "added",
+    "removed",
+    "changed",
     "unexamined",
     "warnings",
     "map_bytes",
@@ -95,6 +98,7 @@ pub(super) fn print(form: Form, rows: &[Row<'_>]) -> Result<Exit> {
         let cells = shown.iter().zip(&texts).map(|(row, (seconds, why))| {
             let record = row.record.as_ref();
             let counts = record.and_then(|record| record.counts);
+            let changes = record.and_then(|record| record.changes);
             let code = record.and_then(|record| record.exit_code).and_then(|code| u64::try_from(code).ok());
             [
                 ("id", Value::Name(row.id.as_str().as_bytes())),
@@ -106,6 +110,9 @@ pub(super) fn print(form: Form, rows: &[Row<'_>]) -> Result<Exit> {
                 ("filesystems", counts.map(|counts| counts.filesystems).into()),
                 ("directories", counts.map(|counts| counts.directories).into()),
                 ("files", counts.map(|counts| counts.files).into()),
+                ("added", changes.map(|changes| changes.added).into()),
+                ("removed", changes.map(|changes| changes.removed).into()),
+                ("changed", changes.map(|changes| changes.changed).into()),
                 ("unexamined", record.map(|record| record.unexamined.len() as u64).into()),
                 ("warnings", record.map(|record| record.warnings.len() as u64).into()),
                 ("map_bytes", row.map_bytes().into()),

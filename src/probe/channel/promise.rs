@@ -40,7 +40,7 @@ impl Walk {
 
     /// Where a file lies if the kernel's word is taken for it; `None` where it does not tell exactly, or where
     /// a read may find what is not the image's.
-    fn promise(&self, file: &Expected) -> Option<Recording> {
+    pub(super) fn promise(&self, file: &Expected) -> Option<Recording> {
         let layout = self.layout.as_deref().filter(|layout| !layout.is_partial())?;
         let Expectation::Blocks(blocks) = self.expectation(file) else { return None };
         let mut places = Recording::default();

@@ -405,3 +405,41 @@ fn directories_that_are_listed_together_get_what_was_read_of_their_blocks() {
     assert!(agent.say(&[Record::Listing { ids: vec![2] }]).is_err());
     assert_eq!(agent.lines(), lines);
 }
+
+#[test]
+fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
+    use crate::bmap::{Header, MapBuilder, ObjectName};
+    use crate::range::FileOffset;
+    let mut builder = MapBuilder::new(Header {
+        filesystems: vec![crate::bmap::Filesystem {
+            device: b"/dev/sda".to_vec(),
+            kind: "ext4".into(),
+            block_size: Some(4096),
+            size: Some(0),
+            ..crate::bmap::Filesystem::default()
+        }],
+        ..Header::default()
+    });
+    for (inode, start, size) in [(2, 65536, 65536), (3, 262_144, 65536), (4, 524_288, 8192)] {
+        let (size, zero) = (Some(size), Some(0));
+        let attributes =
+            Attributes { inode: Some(inode), size, modified: zero, changed: zero, ..Attributes::default() };
+        let name = format!("/then{inode}");
+        let name = ObjectName::path(Kind::File, b"/dev/sda", name.as_bytes());
+        let file = builder.object(name, attributes).unwrap();
+        builder.piece(file, 1, DiskRange::new(start, start + 65536), Some(FileOffset(0))).unwrap();
+    }
+    let former = Former::new(Arc::new(builder.build()), std::collections::BTreeMap::new()).map(Arc::new);
+    let mut agent = Agent::walking_in(WalkContext { former, ..WalkContext::default() });
+    // The second has been moved, the third has grown.
+    agent.find(&[(2, 65536), (3, 393_216), (4, 524_288)]);
+    agent.say(&[Record::Choice { ids: vec![2, 3, 4] }]).unwrap();
+    assert_eq!(Verdict::decode(&agent.channel.verdict()).again, [3, 4]);
+    let again = agent.read_series(&[(3, &[(393_216, 458_752)]), (4, &[(524_288, 589_824)])]);
+    assert_eq!((again.len(), agent.channel.taken_over()), (0, 1));
+    assert!(agent.say(&[Record::Choice { ids: vec![9] }]).is_err());
+    assert_eq!(
+        agent.lines(),
+        "1 10000 20000 f /dev/sda /file2\n1 60000 70000 f /dev/sda /file3\n1 80000 90000 f /dev/sda /file4\n"
+    );
+}

@@ -5,6 +5,10 @@
 //! of the disks is read for that. It is not seen when an image's time is set back, or when the map's file got
 //! a later one by being copied.
 
+mod since;
+
+pub use since::{BadSince, Since, SinceError};
+
 use crate::bmap::Map;
 use crate::bmap::escape::Printable;
 use crate::image::{Image, Stamp};
@@ -32,10 +36,23 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// Whether it is the image's file alone that seems to have been written to: who knows block for block that nothing
+    /// was, knows better.
+    pub fn is_of_time(&self) -> bool {
+        matches!(self, Self::Stale(Stale::Changed { .. }) | Self::Untold { .. })
+    }
+}
+
 /// Why `map`, which was read from the file `path`, has to be made again of these images; `None` if a new one
-/// would be the same, as far as can be seen. Under which name the images are given is no matter.
+/// would be the same, as far as can be seen. What is [of time](Reason::is_of_time) alone comes last. Under which name the images are given is no matter.
 pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
-    if let Err(stale) = stale::check(map, path, images) {
+    let stale = stale::check(map, path, images).err();
+    let (of_time, other) = match stale {
+        Some(changed @ Stale::Changed { .. }) => (Some(changed), None),
+        other => (None, other),
+    };
+    if let Some(stale) = other {
         return Some(stale.into());
     }
     let infos = described(images);
@@ -43,6 +60,9 @@ pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
         if (&old.image.format, &old.chain) != (&new.image.format, &new.chain) {
             return Some(Reason::Chain { image: image.name.clone() });
         }
+    }
+    if let Some(changed) = of_time {
+        return Some(changed.into());
     }
     let is_telling = |file: &&PathBuf| Stamp::of(file).is_ok_and(|stamp| stamp.is_telling());
     images

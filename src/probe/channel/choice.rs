@@ -1,0 +1,67 @@
+//! Which files of a batch have to be read, where an earlier map of the guest is there.
+//!
+//! A file that is taken over gets what the kernel promises of it now, as if it had been read there: the earlier map
+//! only serves as the proof, because it has the same file in the same place. So the map comes out the same as
+//! without it.
+
+use super::super::expected::places;
+use super::super::former::{Former, Stamps};
+use super::{ChannelError, Expected, ObjectNumber, State, Walk, give};
+use virt_bmap_agent::Verdict;
+
+impl Walk {
+    /// Forgets the earlier map if it knew another file system here.
+    pub(super) fn compare_filesystem(&mut self) {
+        let Some(filesystem) = self.filesystem else { return };
+        let size = filesystem.blocks.saturating_mul(filesystem.block_size);
+        let (device, kind) = (self.context.device.as_bytes(), &self.context.kind);
+        let is_same = |former: &Former| former.has_filesystem(device, kind, filesystem.block_size, size);
+        if !self.context.former.as_deref().is_some_and(is_same) {
+            self.context.former = None;
+        }
+    }
+}
+
+impl State {
+    /// Takes over what can be of these files; the others are to be read.
+    pub(super) fn choose(&mut self, ids: Vec<ObjectNumber>) -> Result<(), ChannelError> {
+        if ids.len() > Verdict::CAPACITY || !ids.iter().all(|id| self.walk.files.contains_key(id)) {
+            return Err(ChannelError::Nonsense("a choice of what is no file of the batch"));
+        }
+        let mut due = Vec::new();
+        for id in ids {
+            let Some(mut file) = self.walk.files.remove(&id) else { continue };
+            if !self.take_over(id, &mut file)? {
+                due.push(id);
+            }
+            self.walk.files.insert(id, file);
+        }
+        self.walk.answer = due;
+        Ok(())
+    }
+
+    /// Gives a file what the kernel promises of it, if the earlier map has it in the same place and with the same stamps.
+    fn take_over(&mut self, id: ObjectNumber, file: &mut Expected) -> Result<bool, ChannelError> {
+        if file.is_system || file.is_link || file.is_placed {
+            return Ok(false);
+        }
+        let Some(promise) = self.walk.promise(file) else { return Ok(false) };
+        let Walk { context, layout, remains, .. } = &mut self.walk;
+        let Some(former) = context.former.as_deref() else { return Ok(false) };
+        let extents = file.extents.as_deref().unwrap_or_default();
+        let places = places(&promise, extents, layout.as_deref(), context.legs);
+        let Expected { inode, size, modified, changed, .. } = *file;
+        let stamps = Stamps { inode, size, modified, changed };
+        if !former.has_file(context.device.as_bytes(), stamps, &places) {
+            return Ok(false);
+        }
+        for place in &places {
+            give(&mut self.found, id, place, context, remains)?;
+        }
+        self.snapshot.bytes += promise.bytes();
+        self.taken_over += 1;
+        file.is_placed = true;
+        file.is_placed_nowhere &= promise.is_empty();
+        Ok(true)
+    }
+}

@@ -1,0 +1,237 @@
+//! What an earlier map of a guest knows of its files.
+//!
+//! A file that has the same inode, size and times as then, and of which the kernel promises the same places, need not be
+//! read again: that these are its places has been proved when the earlier map was made. The promise is made afresh for
+//! each file, so what is taken over can be no older than the image. Files with another name than then are the same
+//! files.
+
+use super::expected::Place;
+use crate::bmap::{Attributes, Kind, Map, Marks, Object, ObjectId, Role};
+use crate::range::DiskRange;
+use crate::recorder::DiskNumber;
+use crate::spans::Spans;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own numbering of inodes, so
+/// that there may be several.
+const MOST_ALIKE: usize = 64;
+
+/// What tells that a file has not been touched: its inode, and what is known of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamps {
+    /// Number of the inode.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// When its data was last modified, in nanoseconds since 1970.
+    pub modified: i64,
+    /// When its inode was last changed, in nanoseconds since 1970.
+    pub changed: i64,
+}
+
+impl Stamps {
+    fn of(attributes: &Attributes) -> Option<Self> {
+        let Attributes { inode, size, modified, changed, .. } = *attributes;
+        Some(Self { inode: inode?, size: size?, modified: modified?, changed: changed? })
+    }
+}
+
+/// An earlier map of a guest, made ready for looking its files up.
+#[derive(Debug)]
+pub struct Former {
+    map: Arc<Map>,
+    /// Files that were read where the kernel said, by device and stamps. One name of each suffices, but all are here.
+    files: Vec<ObjectId>,
+    /// Of the disks of which that is known, what has been written since.
+    written: BTreeMap<DiskNumber, Spans>,
+}
+
+impl Former {
+    /// Makes a map ready. `None` where nothing can be taken over from it: text maps know no inodes.
+    ///
+    /// `written` is what has been written since the map was made, of disks of which that is known: what lies there is
+    /// read again, whatever its stamps say.
+    pub fn new(map: Arc<Map>, written: BTreeMap<DiskNumber, Spans>) -> Option<Self> {
+        let warnings = &map.header().warnings;
+        // Of many troubles not each is named.
+        if warnings.iter().any(|warning| warning.starts_with("and more: ")) {
+            return None;
+        }
+        let failed: HashSet<&str> = warnings
+            .iter()
+            .filter(|warning| warning.contains(": cannot read it at byte "))
+            .filter_map(|warning| warning.split([' ', ':']).next())
+            .collect();
+        let is_proved = |object: &Object<'_>| {
+            let attributes = object.attributes();
+            object.kind() == Kind::File
+                && Stamps::of(&attributes).is_some()
+                && !attributes.marks.intersects(Marks::INEXACT | Marks::UNVERIFIED)
+                && !failed.contains(&*String::from_utf8_lossy(object.name().device))
+        };
+        let mut files: Vec<ObjectId> = map.objects().filter(is_proved).map(Object::id).collect();
+        files.sort_by(|a, b| {
+            let [(a, a_stamps), (b, b_stamps)] = [*a, *b].map(|id| stamped(map.object(id)));
+            a.cmp(b).then(a_stamps.cmp(&b_stamps))
+        });
+        (!files.is_empty()).then_some(Self { map, files, written })
+    }
+
+    /// Whether there was such a file system on this device.
+    pub(super) fn has_filesystem(&self, device: &[u8], kind: &str, block_size: u64, size: u64) -> bool {
+        self.map.header().filesystems.iter().any(|known| {
+            known.device == device
+                && known.kind == kind
+                && (known.block_size, known.size) == (Some(block_size), Some(size))
+        })
+    }
+
+    /// Whether a file on this device had these stamps and lay exactly there, and nothing there has been written since.
+    pub(super) fn has_file(&self, device: &[u8], stamps: Stamps, places: &[Place]) -> bool {
+        let is_written = |place: &Place| {
+            self.written.get(&place.disk).is_some_and(|written| written.bytes_in(place.range) > 0)
+        };
+        if places.iter().any(is_written) {
+            return false;
+        }
+        let order = |id: &ObjectId| -> Ordering {
+            let (its_device, its_stamps) = stamped(self.map.object(*id));
+            its_device.cmp(device).then(its_stamps.cmp(&Some(stamps)))
+        };
+        let first = self.files.partition_point(|id| order(id) == Ordering::Less);
+        let alike = self.files[first..].iter().take_while(|id| order(id) == Ordering::Equal);
+        let now = joined(
+            places.iter().map(|place| (place.disk, place.role, place.file_offset.map(|o| o.0), place.range)),
+        );
+        alike.take(MOST_ALIKE).any(|id| {
+            let then = self.map.object(*id).pieces();
+            then.len() == now.len()
+                && joined(
+                    then.map(|piece| (piece.disk, piece.role, piece.file_offset.map(|o| o.0), piece.range)),
+                ) == now
+        })
+    }
+}
+
+fn stamped(object: Object<'_>) -> (&[u8], Option<Stamps>) {
+    (object.name().device, Stamps::of(&object.attributes()))
+}
+
+/// A piece: its disk, what it is to the file, where in the file it begins, and the bytes of the disk.
+type Part = (DiskNumber, Role, Option<u64>, DiskRange);
+
+/// Pieces of a file in one order, joined where they are one: as a map has them, whatever they were made of.
+fn joined(parts: impl Iterator<Item = Part>) -> Vec<Part> {
+    let shift = |(_, _, offset, range): &Part| offset.map(|offset| range.start.0.wrapping_sub(offset));
+    let mut parts: Vec<Part> = parts.collect();
+    parts.sort_unstable_by_key(|part| (part.0, part.1, shift(part), part.3));
+    parts.dedup_by(|next, kept| {
+        let is_one =
+            (next.0, next.1, shift(next)) == (kept.0, kept.1, shift(kept)) && next.3.start <= kept.3.end;
+        if is_one {
+            kept.3.end = kept.3.end.max(next.3.end);
+        }
+        is_one
+    });
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bmap::{Filesystem, Header, MapBuilder, ObjectName};
+    use crate::range::FileOffset;
+
+    const STAMPS: Stamps = Stamps { inode: 12, size: 8192, modified: 5, changed: 6 };
+
+    fn place(start: u64, end: u64, offset: u64) -> Place {
+        Place {
+            disk: 1,
+            range: DiskRange::new(start, end),
+            file_offset: Some(FileOffset(offset)),
+            role: Role::default(),
+        }
+    }
+
+    /// A map of one file, at 4096 and at 65536.
+    fn map(warnings: &[&str], marks: Marks) -> Arc<Map> {
+        let filesystem = Filesystem {
+            device: b"/dev/sda1".to_vec(),
+            kind: "ext4".into(),
+            block_size: Some(4096),
+            size: Some(1 << 20),
+            ..Filesystem::default()
+        };
+        let warnings = warnings.iter().map(|warning| (*warning).to_owned()).collect();
+        let mut builder =
+            MapBuilder::new(Header { filesystems: vec![filesystem], warnings, ..Header::default() });
+        let attributes = Attributes {
+            inode: Some(STAMPS.inode),
+            size: Some(STAMPS.size),
+            modified: Some(STAMPS.modified),
+            changed: Some(STAMPS.changed),
+            marks,
+            ..Attributes::default()
+        };
+        for name in [&b"/a"[..], b"/b"] {
+            let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", name), attributes).unwrap();
+            for place in [place(4096, 8192, 0), place(65536, 69632, 4096)] {
+                builder.piece_as(file, place.disk, place.range, place.file_offset, place.role).unwrap();
+            }
+        }
+        Arc::new(builder.build())
+    }
+
+    fn former(warnings: &[&str]) -> Option<Former> {
+        Former::new(map(warnings, Marks::empty()), BTreeMap::new())
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_stamps_and_places_in_whatever_pieces_they_come() {
+        let former = former(&[]).unwrap();
+        let has = |device: &[u8], stamps, places: &[Place]| former.has_file(device, stamps, places);
+        let places = [place(65536, 66560, 4096), place(66560, 69632, 5120), place(4096, 8192, 0)];
+        assert!(has(b"/dev/sda1", STAMPS, &places));
+        assert!(!has(b"/dev/sda2", STAMPS, &places));
+        assert!(!has(b"/dev/sda1", STAMPS, &places[1..]));
+        assert!(!has(b"/dev/sda1", STAMPS, &[place(4096, 8192, 4096), place(65536, 69632, 0)]));
+        let others = [
+            Stamps { inode: 13, ..STAMPS },
+            Stamps { size: 1, ..STAMPS },
+            Stamps { modified: 7, ..STAMPS },
+            Stamps { changed: 7, ..STAMPS },
+        ];
+        assert!(others.iter().all(|stamps| !has(b"/dev/sda1", *stamps, &places)));
+    }
+
+    #[test]
+    fn what_was_written_since_is_not_known_any_more() {
+        let written = BTreeMap::from([(1, Spans::from_iter([DiskRange::new(69000, 69001)]))]);
+        let former = Former::new(map(&[], Marks::empty()), written).unwrap();
+        assert!(!former.has_file(b"/dev/sda1", STAMPS, &[place(4096, 8192, 0), place(65536, 69632, 4096)]));
+    }
+
+    #[test]
+    fn nothing_is_taken_over_that_was_not_read_as_promised() {
+        assert!(former(&["/dev/sda1: it was not unmounted cleanly"]).is_some());
+        assert!(former(&["/dev/sda1 /b: cannot read it at byte 512: Input/output error"]).is_none());
+        assert!(former(&["/dev/sda10 /b: cannot read it at byte 512: Input/output error"]).is_some());
+        assert!(former(&["and more: 7 like these"]).is_none());
+        for marks in [Marks::INEXACT, Marks::UNVERIFIED] {
+            assert!(Former::new(map(&[], marks), BTreeMap::new()).is_none());
+        }
+        assert!(Former::new(map(&[], Marks::SPARSE), BTreeMap::new()).is_some());
+    }
+
+    #[test]
+    fn a_file_system_of_another_kind_or_size_is_another_one() {
+        let former = former(&[]).unwrap();
+        assert!(former.has_filesystem(b"/dev/sda1", "ext4", 4096, 1 << 20));
+        assert!(!former.has_filesystem(b"/dev/sda1", "ext4", 1024, 1 << 20));
+        assert!(!former.has_filesystem(b"/dev/sda1", "xfs", 4096, 1 << 20));
+        assert!(!former.has_filesystem(b"/dev/sda1", "ext4", 4096, 2 << 20));
+        assert!(!former.has_filesystem(b"/dev/sda2", "ext4", 4096, 1 << 20));
+    }
+}

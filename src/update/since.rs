@@ -1,0 +1,91 @@
+//! What has been written to a disk since its map was made, by who knows it block for block.
+
+use crate::changed::{Compared, compare, not_in_holes};
+use crate::image::{self, Image, OpenError, OpenOptions};
+use crate::spans::Spans;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Who knows what was written to a disk, from about the time on at which its map was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// A dirty bitmap of the qcow2 image.
+    Bitmap(String),
+    /// An internal snapshot of the qcow2 image, with which it is compared.
+    Snapshot(String),
+    /// An image of the disk as it was. If it is the one below, what the image itself holds was written; else both
+    /// are compared.
+    Image(PathBuf),
+}
+
+/// A word that is none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is none of bitmap:NAME, snapshot:NAME and image:PATH")]
+pub struct BadSince;
+
+impl FromStr for Since {
+    type Err = BadSince;
+
+    fn from_str(word: &str) -> Result<Self, BadSince> {
+        match word.split_once(':') {
+            Some((_, "")) | None => Err(BadSince),
+            Some(("bitmap", name)) => Ok(Self::Bitmap(name.to_owned())),
+            Some(("snapshot", name)) => Ok(Self::Snapshot(name.to_owned())),
+            Some(("image", path)) => Ok(Self::Image(path.into())),
+            Some(_) => Err(BadSince),
+        }
+    }
+}
+
+/// Why it is not known what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum SinceError {
+    /// The image, its bitmap or its snapshot cannot be read, nor can the other image.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Which parts of the images are holes cannot be told.
+    #[error("the holes of the images cannot be told")]
+    Holes(#[source] io::Error),
+}
+
+impl Since {
+    /// The bytes of the disk that may be other than they were. What cannot be read is among them.
+    ///
+    /// # Errors
+    /// [`SinceError`]
+    pub fn written(&self, image: &Image, force_share: bool) -> Result<Spans, SinceError> {
+        let old = match self {
+            Self::Bitmap(name) => return Ok(image.dirty_bitmap(name)?.spans),
+            Self::Snapshot(name) => image.snapshot(name)?,
+            Self::Image(path) if image.chain.get(1).is_some_and(|below| is_same(&below.filename, path)) => {
+                let layer = image.layer()?;
+                return Ok(layer.data.iter().chain(layer.zeroes.iter()).collect());
+            }
+            Self::Image(path) => image::open(path, &OpenOptions { format: None, force_share })?.source,
+        };
+        let within = not_in_holes(&*old, &*image.source).map_err(SinceError::Holes)?;
+        let Compared { differs, unknown, .. } = compare(&*old, &*image.source, &within, &|_| ());
+        Ok(differs.iter().chain(unknown.iter()).collect())
+    }
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    let resolved: [io::Result<PathBuf>; 2] = [a, b].map(Path::canonicalize);
+    matches!(resolved, [Ok(a), Ok(b)] if a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_they_are_of() {
+        assert_eq!("bitmap:a:b".parse(), Ok(Since::Bitmap("a:b".into())));
+        assert_eq!("snapshot:s".parse(), Ok(Since::Snapshot("s".into())));
+        assert_eq!("image:/a/b.raw".parse(), Ok(Since::Image("/a/b.raw".into())));
+        for word in ["", "monday", "bitmap:", "image", "file:/a"] {
+            assert_eq!(word.parse::<Since>(), Err(BadSince), "{word}");
+        }
+    }
+}
