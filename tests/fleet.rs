@@ -49,6 +49,7 @@ case $image in
 esac
 sleep "${PACE:-0.01}"
 for map in $maps; do echo "map of $image" > "$map"; done
+echo '{"event":"memory","peak":12345678}' >&2
 echo '{"event":"done","partitions":1,"volumes":0,"filesystems":1,"directories":2,"files":3}' >&2
 exit ${code:-0}
 "#;
@@ -189,6 +190,10 @@ fn each_guest_ends_in_its_own_way() {
     assert_eq!((tries("good"), tries("second"), tries("fails"), tries("wrong")), (1, 2, 2, 1));
     assert_eq!(records["partly"]["unexamined"][0], "/dev/sda1: noise");
     assert_eq!(records["good"]["counts"]["files"], 3);
+    assert_eq!(
+        (&records["good"]["peak_memory"], &records["fails"]["peak_memory"]),
+        (&12_345_678.into(), &Value::Null)
+    );
     assert!(records["torn"]["warnings"][0].as_str().unwrap().contains("may be torn"));
     assert_eq!(
         fs::read_dir(fleet.maps(".fleet/work")).unwrap().count(),

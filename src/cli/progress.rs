@@ -61,8 +61,11 @@ pub(super) fn say_changed(how: &MapOptions, counts: diff::Counts) {
     }
 }
 
-/// Says that the maps have been written.
+/// Says that the maps have been written, and what that took.
 pub(super) fn say_done(mapped: &Mapped) {
+    if let Some(peak) = fleet::capacity::peak_memory() {
+        say(&fleet::Event::Memory { peak });
+    }
     say(&fleet::Event::Done(mapped.counts));
 }
 

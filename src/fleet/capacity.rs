@@ -1,4 +1,4 @@
-//! How many guests this machine maps at once, and whether their maps will fit.
+//! How many guests this machine maps at once, what one takes of its memory, and whether the maps will fit.
 
 use super::Store;
 use super::error::FleetError;
@@ -42,6 +42,13 @@ fn left_in_group() -> Option<u64> {
     let directory = Path::new("/sys/fs/cgroup").join(group);
     let number = |name| std::fs::read_to_string(directory.join(name)).ok()?.trim().parse::<u64>().ok();
     Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+}
+
+/// Most memory in bytes that this process has had, if the kernel tells.
+pub fn peak_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
 
 /// How much space the maps of a fleet need.

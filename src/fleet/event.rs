@@ -40,6 +40,11 @@ pub enum Event {
     },
     /// The maps have been written, and differ so much from the earlier map that was given.
     Changed(diff::Counts),
+    /// Most memory that the mapper's own process has had until now, without qemu's, which is a process of its own.
+    Memory {
+        /// In bytes.
+        peak: u64,
+    },
     /// The maps have been written.
     Done(Counts),
 }
@@ -129,6 +134,7 @@ mod tests {
                 r#"{"event":"changed","added":2,"removed":1,"changed":0}"#,
             ),
             (Event::Warning { text: "w".into() }, r#"{"event":"warning","text":"w"}"#),
+            (Event::Memory { peak: 1 << 20 }, r#"{"event":"memory","peak":1048576}"#),
             (
                 Event::Done(Counts { files: 3, ..Counts::default() }),
                 r#"{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0,"files":3}"#,

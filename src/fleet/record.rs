@@ -62,6 +62,9 @@ pub struct Record {
     pub started: String,
     /// Seconds that the last try took.
     pub seconds: f64,
+    /// Most memory in bytes that the mapper had, without its appliance's, where there is a map.
+    #[serde(default)]
+    pub peak_memory: Option<u64>,
     /// How much was found, where there is a map.
     pub counts: Option<Counts>,
     /// How much is other than in its map before, where that was brought up to date.

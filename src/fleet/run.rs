@@ -241,6 +241,7 @@ impl Job<'_> {
                 tries: attempt,
                 started: started.to_rfc3339_opts(SecondsFormat::Secs, true),
                 seconds: (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
+                peak_memory: None,
                 counts: None,
                 changes: None,
                 unexamined: Vec::new(),
@@ -261,6 +262,7 @@ impl Job<'_> {
     /// Takes what the mapper has left: the maps get their names, if all of them are there.
     fn take(&self, record: &mut Record, outcome: Outcome, workplace: &Path) -> Result<(), FleetError> {
         let is_torn = !outcome.images_are_same();
+        record.peak_memory = outcome.peak_memory;
         record.counts = outcome.counts;
         record.changes = outcome.changes;
         record.unexamined = outcome.unexamined;

@@ -77,6 +77,7 @@ pub(super) struct Outcome {
     pub(super) signal: Option<i32>,
     pub(super) error: Option<String>,
     pub(super) opened: Vec<OpenedDisk>,
+    pub(super) peak_memory: Option<u64>,
     pub(super) counts: Option<Counts>,
     pub(super) changes: Option<diff::Counts>,
     pub(super) unexamined: Vec<String>,
@@ -201,6 +202,7 @@ impl Outcome {
             Ok(Event::Unexamined { text }) => keep(&mut self.unexamined, text),
             Ok(Event::Warning { text }) => keep(&mut self.warnings, text),
             Ok(Event::Changed(counts)) => self.changes = Some(counts),
+            Ok(Event::Memory { peak }) => self.peak_memory = Some(peak),
             Ok(Event::Done(counts)) => self.counts = Some(counts),
             Err(_) => {
                 if said.len() == TAIL {

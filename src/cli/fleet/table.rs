@@ -62,13 +62,14 @@ impl<'a> Row<'a> {
     }
 }
 
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 17] = [
     "id",
     "status",
     "exit_code",
     "tries",
     "started",
     "seconds",
+    "peak_memory",
     "filesystems",
     "directories",
     "files",
@@ -107,6 +108,7 @@ pub(super) fn print(form: Form, rows: &[Row<'_>]) -> Result<Exit> {
                 ("tries", record.map(|record| u64::from(record.tries)).into()),
                 ("started", record.map_or(Value::Nothing, |record| Value::Word(&record.started))),
                 ("seconds", seconds.as_ref().map_or(Value::Nothing, |text| Value::Word(text))),
+                ("peak_memory", record.and_then(|record| record.peak_memory).into()),
                 ("filesystems", counts.map(|counts| counts.filesystems).into()),
                 ("directories", counts.map(|counts| counts.directories).into()),
                 ("files", counts.map(|counts| counts.files).into()),
