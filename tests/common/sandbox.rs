@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const MARK: &str = "VIRT_BMAP_TEST_RUN";
 
 /// The ids of `nobody` and `nogroup`.
-const NOBODY: &str = "65534";
+pub const NOBODY: &str = "65534";
 
 /// A run to be: directories and arguments.
 pub struct Sandbox {
