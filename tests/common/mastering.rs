@@ -1,9 +1,9 @@
-//! Filesystems that this machine makes whole from a directory, as optical media are mastered.
+//! Filesystems that this machine makes whole from a directory, as optical media are mastered, and Windows dynamic disks.
 
 use super::tools;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes an ISO 9660 filesystem with Rock Ridge names.
 pub fn iso(root: &Path, image: &Path) {
@@ -36,6 +36,19 @@ pub fn hfsplus(root: &Path, image: &Path, size: u64) {
 pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
     let options = options.iter().copied().chain(["-quiet"]).map(OsStr::new);
     tools::run("mksquashfs", [root.as_os_str(), image.as_os_str()].into_iter().chain(options));
+}
+
+/// What dynamic disks are made by.
+pub const DYNAMIC_DISKS: &str = include_str!("dynamic_disks.py");
+
+/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them.
+pub fn dynamic_disks(images: &[PathBuf], size: u64) {
+    images.iter().for_each(|image| drop(File::create(image).unwrap()));
+    let maker = images[0].with_extension("py");
+    fs::write(&maker, DYNAMIC_DISKS).unwrap();
+    let size = size.to_string();
+    let words = [maker.as_os_str(), OsStr::new(&size)];
+    tools::run("python3", words.into_iter().chain(images.iter().map(|image| image.as_os_str())));
 }
 
 /// Makes an empty UDF filesystem of `size` bytes.
