@@ -32,7 +32,7 @@ fn script() -> String {
 }
 
 fn disks() -> Vec<PathBuf> {
-    let key = cache::key((mastering::DYNAMIC_DISKS, script(), SIZE, layered::SOURCE));
+    let key = cache::key((mastering::MAKERS[0], script(), SIZE, layered::SOURCE));
     let dir = cache::directory("dynamic-disks", &key, |dir| {
         let images: Vec<PathBuf> = (1..=3).map(|number| dir.join(format!("{number}.raw"))).collect();
         mastering::dynamic_disks(&images, 116);

@@ -8,14 +8,14 @@ mod common;
 use common::layered::{self, pattern};
 use common::mapped::Mapped;
 use common::tools::needs;
-use common::{cache, layout};
+use common::{cache, layout, mastering};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// One disk: ext4 with blocks of 1 KiB and of 4 KiB, f2fs, and what looks like BitLocker.
+/// One disk: ext4 with blocks of 1 KiB and of 4 KiB, f2fs, and a volume of BitLocker.
 const PARTS: [u64; 4] = [32, 32, 64, 8];
 
 /// Each filesystem has a directory `plain` and an encrypted one, and in both the same files: of one byte, of many blocks
@@ -64,29 +64,15 @@ dd status=none if=/extents of=/dev/sdb conv=sync
 "#;
 
 fn disks() -> (PathBuf, PathBuf) {
-    let key = cache::key((SCRIPT, PARTS, layered::SOURCE, 1));
+    let key = cache::key((SCRIPT, PARTS, layered::SOURCE, mastering::MAKERS[1]));
     let dir = cache::directory("encrypted", &key, |dir| {
         layered::make(dir, &[(140, &PARTS), (1, &[])], &[pattern(1, 1 << 20)], SCRIPT);
-        bitlocker(&dir.join("1.raw"), (1 + 32 + 32 + 64) << 20);
+        let volume = dir.join("bitlocker");
+        mastering::bitlocker(&volume, PARTS[3] << 20, "secret");
+        let disk = File::options().write(true).open(dir.join("1.raw")).unwrap();
+        disk.write_all_at(&fs::read(&volume).unwrap(), (1 + 32 + 32 + 64) << 20).unwrap();
     });
     (dir.join("1.raw"), dir.join("2.raw"))
-}
-
-/// The boot sector of a volume that BitLocker encrypts, and its three metadata blocks as far as `blkid` looks at them.
-fn bitlocker(disk: &Path, start: u64) {
-    let file = File::options().write(true).open(disk).unwrap();
-    let mut sector = [0; 512];
-    sector[..11].copy_from_slice(b"\xeb\x58\x90-FVE-FS-");
-    sector[11..13].copy_from_slice(&512u16.to_le_bytes());
-    sector[13] = 8;
-    // The GUID that says so, and where the metadata are.
-    sector[160..176].copy_from_slice(b"\x3b\xd6\x67\x49\x29\x2e\xd8\x4a\x83\x99\xf6\xa3\x39\xe3\xd0\x01");
-    for (number, at) in (0..).zip([1u64 << 20, 2 << 20, 3 << 20]) {
-        sector[176 + 8 * number..][..8].copy_from_slice(&at.to_le_bytes());
-        file.write_all_at(b"-FVE-FS-\x40\x00\x02\x00", start + at).unwrap();
-    }
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    file.write_all_at(&sector, start).unwrap();
 }
 
 /// An encrypted file as the kernel knows it with the key: its size, and its extents that were written.
@@ -133,7 +119,7 @@ fn marks(object: &Value) -> Vec<&str> {
 
 #[test]
 fn encrypted_files_are_where_the_kernel_says_with_the_key() {
-    needs!("guestfish", "sfdisk", "xfs_io", "mkfs.ext4", "mkfs.f2fs");
+    needs!("guestfish", "sfdisk", "python3", "xfs_io", "mkfs.ext4", "mkfs.f2fs");
     let (disk, list) = disks();
     let known = known(&list);
     let partitions = layout::partitions(&disk, "/dev/sda");

@@ -177,7 +177,7 @@ impl Guest {
 
     /// The raw images of its disks, made if they are not there.
     pub fn images(&self) -> Vec<PathBuf> {
-        let sources = (include_str!("guests.rs"), include_str!("population.rs"), mastering::DYNAMIC_DISKS);
+        let sources = (include_str!("guests.rs"), include_str!("population.rs"), mastering::MAKERS);
         let recipe: Vec<_> = self.disks.iter().map(|d| (d.size, &d.table, d.images.len())).collect();
         // What is made here is made by code, which the script does not show.
         let here = self.disks.iter().any(|disk| !disk.images.is_empty()).then_some(sources);
@@ -246,7 +246,20 @@ impl Guest {
 
 /// All guests, in the order of the table.
 pub fn all() -> Vec<Guest> {
-    vec![ext(), xfs(), btrfs(), foreign(), optical(), tables(), lvm(), md(), luks(), dynamic(), small()]
+    vec![
+        ext(),
+        xfs(),
+        btrfs(),
+        foreign(),
+        optical(),
+        tables(),
+        lvm(),
+        md(),
+        luks(),
+        bitlocker(),
+        dynamic(),
+        small(),
+    ]
 }
 
 const UNIX: Abilities = Abilities::UNIX;
@@ -359,6 +372,27 @@ pub fn btrfs() -> Guest {
     }
     g.run("mkfs.btrfs -q -f -d raid10 -m raid10 /dev/sda8 /dev/sdb7 /dev/sdb8 /dev/sdb1");
     g.fill("btrfs, four devices, raid10", "btrfs-raid10", "/dev/sda8", can, 4096);
+    g
+}
+
+/// BitLocker. What it keeps for itself is in the last MiB of the volume.
+pub fn bitlocker() -> Guest {
+    let mut g = Guest::new("bitlocker");
+    g.tools.push("python3");
+    g.options.extend(["--key", "all:key:secret"]);
+    g.gpt(&[44]);
+    let image: Image = Box::new(|staging| {
+        let image = staging.join("bitlocker");
+        mastering::bitlocker(&image, 44 * MIB, "secret");
+        image
+    });
+    g.disks[0].images.push((image, MIB));
+    g.disk(44);
+    g.run("printf secret | cryptsetup open --type bitlk --key-file - /dev/sda1 bitlocker");
+    g.run("mkfs.ext4 -q -b 4096 -E nodiscard /dev/mapper/bitlocker 40M");
+    g.fill("BitLocker", "bitlocker", "/dev/mapper/bitlocker", UNIX, 4096);
+    g.in_clear("bitlocker", &[(1, 1)], 40);
+    g.run("cryptsetup close bitlocker");
     g
 }
 
