@@ -285,7 +285,8 @@ impl Log {
     /// What the agent was busy with while it walked.
     fn phases(&self) -> Vec<(String, f64)> {
         let log = fs::read_to_string(&self.0).expect("the log can be read");
-        let spent = log.lines().filter_map(|line| line.split_once(" directories, ")).map(|(_, spent)| spent);
+        let mut spent =
+            log.lines().filter_map(|line| line.split_once(" directories, ")).map(|(_, spent)| spent);
         let of_one = |spent: &str| -> Option<Vec<(String, f64)>> {
             let phase = |phase: &str| {
                 let (name, seconds) = phase.strip_suffix(" s")?.rsplit_once(' ')?;
@@ -293,7 +294,7 @@ impl Log {
             };
             spent.split(", ").map(phase).collect()
         };
-        spent.last().map(|spent| of_one(spent).expect("the agent's phases")).unwrap_or_default()
+        spent.next_back().map(|spent| of_one(spent).expect("the agent's phases")).unwrap_or_default()
     }
 }
 
