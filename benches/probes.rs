@@ -8,8 +8,8 @@
 //!
 //! Needs `mke2fs` (e2fsprogs) and what mapping needs. Only the small guest is read by libguestfs's own calls:
 //! another would take half an hour. The bars are printed beside, and exceeded bars end the run with status 1.
-//! All but the small and the million are mapped three times, and the fastest counts. Nothing else should run
-//! meanwhile.
+//! All but the small and the million are mapped three times, and the fastest counts. Each probe has a process of its own
+//! on each guest: memory that a process has once had it may keep. Nothing else should run meanwhile.
 
 #![allow(clippy::expect_used)]
 
@@ -19,11 +19,12 @@ mod guest;
 mod page;
 
 use guest::{Guest, MANY};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::fs;
 use std::num::NonZeroU32;
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use virt_bmap::bmap::{Map, Object};
 use virt_bmap::mapper::Options;
@@ -35,6 +36,8 @@ const LARGE: Guest =
     Guest { name: "large", directories: 1_000, files: 9_000, mean: 44_444, image_mib: 700, runs: 3 };
 const MILLION: Guest =
     Guest { name: "million", directories: 20_000, files: 980_000, mean: 4_096, image_mib: 4_096, runs: 1 };
+
+static GUESTS: [Guest; 4] = [SMALL, LARGE, MANY, MILLION];
 
 const EACH: Probe = Probe::Extents { every: NonZeroU32::MIN };
 const HUNDREDTH: Probe = Probe::Extents { every: NonZeroU32::new(100).expect("100 is not 0") };
@@ -52,44 +55,64 @@ const PEAK_MEMORY: f64 = 200.0;
 struct Measured {
     guest: &'static str,
     probe: Probe,
+    figures: Figures,
+}
+
+/// A process tells them the one that started it.
+#[derive(Serialize, Deserialize)]
+struct Figures {
     objects: u64,
     bytes: u64,
     /// The fastest of the runs.
     reading: Duration,
     total: Duration,
-    /// Most memory that this process had, in MB.
+    /// Most memory that the process had, in MB.
     peak: f64,
+    /// Processor time of the process, of all runs, in each.
+    processor: Duration,
+    /// What the agent was busy with in the fastest run, and for how long by its own clock.
+    phases: Vec<(String, f64)>,
 }
 
-impl Measured {
+impl Figures {
     fn ms_per_object(&self) -> f64 {
         self.reading.as_secs_f64() * 1e3 / self.objects as f64
     }
 }
 
+/// The word before a guest and a probe, for the process that measures them.
+const ONE: &str = "one";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probes");
+    if let [one, guest, probe] = arguments.as_slice()
+        && one == ONE
+    {
+        return measure(guest, probe, &directory);
+    }
     let is_wanted = |guest: &Guest| match arguments.as_slice() {
-        [] => guest.name != "million",
+        [] => guest.name != MILLION.name,
         named => named.iter().any(|name| name == guest.name),
     };
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probes");
     let mut all = Vec::new();
-    for guest in [SMALL, LARGE, MANY, MILLION].iter().filter(|guest| is_wanted(guest)) {
-        let image = guest.image(&directory);
+    for guest in GUESTS.iter().filter(|guest| is_wanted(guest)) {
+        guest.image(&directory);
         let probes: &[Probe] = match guest.name {
             "small" => &[Probe::Guestfsd, Probe::Agent, EACH],
             _ => &[Probe::Agent, EACH, HUNDREDTH],
         };
-        all.extend(probes.iter().map(|probe| measure(guest, &image, *probe)));
+        all.extend(probes.iter().map(|probe| measured(guest, *probe)));
     }
     let name = match arguments.as_slice() {
         [] => Some("mapping"),
-        [only] if only == "million" => Some("million"),
+        [only] if only == MILLION.name => Some("million"),
         _ => None,
     };
+    let tables = format!("{}\n{}", table(&all), table_of_phases(&all));
+    println!("{tables}");
     if let Some(name) = name {
-        page::replace(name, &table(&all));
+        page::replace(name, &tables);
     }
     judge(&all)
 }
@@ -99,19 +122,24 @@ fn judge(all: &[Measured]) -> ExitCode {
     let of = |guest: &str, probe| all.iter().find(|m| m.guest == guest && m.probe == probe);
     let mut bars: Vec<(String, f64, f64)> = Vec::new();
     if let Some(agent) = of("large", Probe::Agent) {
-        bars.push(("large, agent: ms per object".into(), agent.ms_per_object(), MS_PER_OBJECT));
-        bars.push(("large, agent: seconds in all".into(), agent.total.as_secs_f64(), SECONDS_IN_ALL));
+        bars.push(("large, agent: ms per object".into(), agent.figures.ms_per_object(), MS_PER_OBJECT));
+        bars.push(("large, agent: seconds in all".into(), agent.figures.total.as_secs_f64(), SECONDS_IN_ALL));
         if let Some(stock) = of("small", Probe::Guestfsd) {
-            let times = stock.ms_per_object() / agent.ms_per_object();
+            let times = stock.figures.ms_per_object() / agent.figures.ms_per_object();
             println!("the agent is {times:.0} times as fast as guestfsd for each object");
             bars.push(("percent of the agent's bar for that".into(), TIMES_AS_FAST / times * 100.0, 100.0));
         }
     }
     if let Some(ends) = of("many", EACH) {
-        bars.push(("many, extents: ms per object".into(), ends.ms_per_object(), MS_PER_OBJECT_BY_ENDS));
+        bars.push((
+            "many, extents: ms per object".into(),
+            ends.figures.ms_per_object(),
+            MS_PER_OBJECT_BY_ENDS,
+        ));
     }
     bars.extend(
-        all.iter().map(|m| (format!("{}, {}: MB of memory", m.guest, name(m.probe)), m.peak, PEAK_MEMORY)),
+        all.iter()
+            .map(|m| (format!("{}, {}: MB of memory", m.guest, name(m.probe)), m.figures.peak, PEAK_MEMORY)),
     );
     let mut exit = ExitCode::SUCCESS;
     for (what, value, bar) in bars {
@@ -134,43 +162,88 @@ fn name(probe: Probe) -> String {
 
 fn table(all: &[Measured]) -> String {
     let mut table = String::from(
-        "| guest | probe | objects | MB | reading | for each object | beside `guestfsd` | the rest (boot) | memory |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| guest | probe | objects | MB | reading | for each object | beside `guestfsd` | the rest (boot) | our processor | our memory |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
-    let stock = all.iter().find(|m| m.probe == Probe::Guestfsd).map(Measured::ms_per_object);
-    for m in all {
-        let times = stock.map_or("-".into(), |stock| format!("{:.0} times", stock / m.ms_per_object()));
-        let rest = m.total.saturating_sub(m.reading).as_secs_f64();
+    let stock = all.iter().find(|m| m.probe == Probe::Guestfsd).map(|m| m.figures.ms_per_object());
+    for Measured { guest, probe, figures } in all {
+        let each = figures.ms_per_object();
+        let times = stock.map_or("-".into(), |stock| format!("{:.0} times", stock / each));
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {:.0} | {:.2} s | {:.3} ms | {times} | {rest:.1} s | {:.0} MB |",
-            m.guest,
-            name(m.probe),
-            m.objects,
-            m.bytes as f64 / 1e6,
-            m.reading.as_secs_f64(),
-            m.ms_per_object(),
-            m.peak,
+            "| {guest} | {} | {} | {:.0} | {:.2} s | {each:.3} ms | {times} | {:.1} s | {:.2} s | {:.0} MB |",
+            name(*probe),
+            figures.objects,
+            figures.bytes as f64 / 1e6,
+            figures.reading.as_secs_f64(),
+            figures.total.saturating_sub(figures.reading).as_secs_f64(),
+            figures.processor.as_secs_f64(),
+            figures.peak,
         );
     }
     table
 }
 
-/// Maps a guest as often as it says.
-fn measure(guest: &Guest, image: &Path, probe: Probe) -> Measured {
-    // The kernel forgets how much memory there was: proc(5).
-    fs::write("/proc/self/clear_refs", "5").expect("the kernel forgets");
-    let mut best = Measured {
-        guest: guest.name,
-        probe,
+/// What the agent was busy with, in percent.
+fn table_of_phases(all: &[Measured]) -> String {
+    let mut table = String::new();
+    for Measured { guest, probe, figures } in all.iter().filter(|m| !m.figures.phases.is_empty()) {
+        if table.is_empty() {
+            table.push_str("| guest | probe |");
+            figures.phases.iter().for_each(|(name, _)| {
+                let _ = write!(table, " {name} |");
+            });
+            let _ = writeln!(table, "\n|---|---|{}", "--:|".repeat(figures.phases.len()));
+        }
+        let all: f64 = figures.phases.iter().map(|(_, seconds)| seconds).sum();
+        let _ = write!(table, "| {guest} | {} |", name(*probe));
+        for (_, seconds) in &figures.phases {
+            let _ = write!(table, " {:.0} % |", seconds / all * 100.0);
+        }
+        table.push('\n');
+    }
+    table
+}
+
+/// Has a guest mapped by a process of its own.
+fn measured(guest: &'static Guest, probe: Probe) -> Measured {
+    let this = std::env::current_exe().expect("this program is somewhere");
+    let output = Command::new(this).args([ONE, guest.name, &name(probe)]).stderr(Stdio::inherit()).output();
+    let output = output.expect("this program runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    let (said, figures) = said.trim_end().rsplit_once('\n').expect("lines");
+    println!("{said}");
+    Measured { guest: guest.name, probe, figures: serde_json::from_str(figures).expect("figures") }
+}
+
+/// Maps a guest as often as it says, and tells how that went, in a last line the [`Figures`].
+fn measure(guest: &str, probe: &str, directory: &Path) -> ExitCode {
+    let guest = GUESTS.iter().find(|known| known.name == guest).expect("a guest");
+    let probe = *[Probe::Guestfsd, Probe::Agent, EACH, HUNDREDTH]
+        .iter()
+        .find(|known| name(**known) == probe)
+        .expect("a probe");
+    let image = guest.image(directory);
+    let log = Log(directory.join("log"));
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.file())
+        .init();
+    let mut best = Figures {
         objects: 0,
         bytes: 0,
         reading: Duration::MAX,
         total: Duration::MAX,
         peak: 0.0,
+        processor: Duration::ZERO,
+        phases: Vec::new(),
     };
     for _ in 0..guest.runs {
-        let run = guest::map(image, &Options { probe, ..Options::default() });
+        log.clear();
+        let run = guest::map(&image, &Options { probe, ..Options::default() });
         let (objects, bytes) =
             (run.mapped.counts.directories + run.mapped.counts.files, bytes(&run.mapped.map));
         let (reading, total) = (run.reading, run.mapped.elapsed);
@@ -184,11 +257,45 @@ fn measure(guest: &Guest, image: &Path, probe: Probe) -> Measured {
             total.as_secs_f64(),
         );
         (best.objects, best.bytes) = (objects, bytes);
+        if reading < best.reading {
+            best.phases = log.phases();
+        }
         best.reading = best.reading.min(reading);
         best.total = best.total.min(total);
     }
     best.peak = peak_memory() as f64 / 1e6;
-    best
+    best.processor = processor_time() / guest.runs as u32;
+    println!("{}", serde_json::to_string(&best).expect("figures can be written"));
+    ExitCode::SUCCESS
+}
+
+/// What the library tells of its work.
+#[derive(Clone)]
+struct Log(PathBuf);
+
+impl Log {
+    fn file(&self) -> fs::File {
+        fs::File::options().append(true).create(true).open(&self.0).expect("the log can be written")
+    }
+
+    fn clear(&self) {
+        self.file().set_len(0).expect("the log can be emptied");
+    }
+
+    /// What the agent was busy with while it walked.
+    fn phases(&self) -> Vec<(String, f64)> {
+        let log = fs::read_to_string(&self.0).expect("the log can be read");
+        let mut spent =
+            log.lines().filter_map(|line| line.split_once(" directories, ")).map(|(_, spent)| spent);
+        let of_one = |spent: &str| -> Option<Vec<(String, f64)>> {
+            let phase = |phase: &str| {
+                let (name, seconds) = phase.strip_suffix(" s")?.rsplit_once(' ')?;
+                Some((name.to_owned(), seconds.parse().ok()?))
+            };
+            spent.split(", ").map(phase).collect()
+        };
+        spent.next_back().map(|spent| of_one(spent).expect("the agent's phases")).unwrap_or_default()
+    }
 }
 
 /// Bytes of all directories and files.
@@ -202,4 +309,10 @@ fn peak_memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("/proc is there");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+/// Processor time of this process and its threads, without that of the appliance.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

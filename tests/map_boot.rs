@@ -4,26 +4,13 @@
 
 mod common;
 
+use common::bootable::{self, QEMU};
+use common::formats;
 use common::sandbox::{Sandbox, sealed};
 use common::tools::{self, needs};
-use common::{cache, formats};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
-
-/// The directory with the image, see `common/bootable.sh`.
-fn bootable() -> PathBuf {
-    const RECIPE: &str = include_str!("common/bootable.sh");
-    cache::directory("bootable", &cache::key(RECIPE), |dir| {
-        let script = dir.join("bootable.sh");
-        fs::write(&script, RECIPE).unwrap();
-        tools::output(tools::command("bash").arg(script).arg(dir));
-    })
-}
-
-const QEMU: &str = "exec qemu-system-x86_64 -machine accel=tcg -m 256 -nodefaults -display none -no-reboot \
-                    -serial file:console -drive file=$nbd,format=raw,if=virtio";
 
 /// A request's most specific object, as `DEVICE PATH`; of a flush, only a space.
 fn first(request: &Value) -> String {
@@ -71,7 +58,7 @@ fn operations(lines: &[u8]) -> BTreeSet<String> {
 #[test]
 fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
     needs!("grub-mkimage", "cpio", "busybox", "mke2fs", "sfdisk", "qemu-system-x86_64");
-    let dir = bootable();
+    let dir = bootable::busybox();
     let image = dir.join("boot.raw");
     let _sealed = sealed([&image]);
     let image = image.to_str().unwrap();
@@ -160,7 +147,7 @@ fn what_was_flushed_outlives_a_guest_that_is_killed() {
     needs!("grub-mkimage", "cpio", "busybox", "mke2fs", "sfdisk", "qemu-system-x86_64", "e2fsck", "debugfs");
     let sandbox = Sandbox::new();
     let image = sandbox.cwd().join("boot.raw");
-    formats::copy(&bootable().join("boot.raw"), &image);
+    formats::copy(&bootable::busybox().join("boot.raw"), &image);
     // With a second disk the guest does not switch itself off.
     let script = format!(
         "({QEMU} -drive driver=null-co,size=1M,if=virtio) & until grep -q 'GUEST worked' console 2>/dev/null; do sleep 0.1; kill -0 $! || exit 7; done; kill -9 $!; wait $!; exit 5"
@@ -183,4 +170,49 @@ fn what_was_flushed_outlives_a_guest_that_is_killed() {
     let over = cat("/srv/work/over");
     assert_eq!((&over[..8192], over.len()), (&b"over\n".repeat(2000)[..8192], 50000));
     assert_eq!(&over[8192..8192 + 12288], &b"file 6\n".repeat(2000)[..12288]);
+}
+
+#[test]
+fn a_boot_of_systemd_is_what_the_guest_says_it_opened() {
+    needs!("grub-mkimage", "cpio", "busybox", "mke2fs", "sfdisk", "qemu-system-x86_64", "apt-get", "cc");
+    let image = bootable::systemd().join("boot.raw");
+    let _sealed = sealed([&image]);
+    let guest = format!("{QEMU} -serial file:opens");
+    let options = ["-o", "log", "--format", "jsonl", "--run", &guest];
+    let run = Sandbox::new().run(["trace", image.to_str().unwrap()].into_iter().chain(options));
+    run.assert_code(0);
+    let console = String::from_utf8_lossy(&run.read("console")).into_owned();
+    assert!(console.contains("GUEST is up"), "{console}");
+
+    // By the log.
+    let mut logged: BTreeSet<String> = BTreeSet::new();
+    for line in run.read("log").split(|&byte| byte == b'\n').skip(1).filter(|line| !line.is_empty()) {
+        let request: Value = serde_json::from_slice(line).unwrap();
+        for object in request["objects"].as_array().unwrap() {
+            if request["op"] == "read" && object["type"] == "f" && object["device"] == "/dev/sda2" {
+                logged.insert(object["path"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    // By the guest.
+    let opens = String::from_utf8_lossy(&run.read("opens")).into_owned();
+    let told = |words: &[&str]| -> BTreeSet<&str> {
+        let lines = opens.lines().filter_map(|line| line.split_once(' '));
+        lines.filter(|(word, _)| words.contains(word)).map(|(_, path)| path).collect()
+    };
+    let (used, opened) = (told(&["exec", "read"]), told(&["exec", "read", "open"]));
+    for expected in ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-journald", "/etc/guest-3"] {
+        assert!(used.contains(expected), "{expected} was not used:\n{opens}");
+    }
+    assert!(used.len() > 50, "{used:?}");
+    let missing: Vec<_> = used.iter().filter(|path| !logged.contains(**path)).collect();
+    assert!(missing.is_empty(), "used, and not in the log: {missing:?}");
+    // What was read before the guest could tell.
+    let before = ["/usr/sbin/init", "/usr/bin/busybox", "/usr/sbin/opens"];
+    let beside: Vec<_> = logged
+        .iter()
+        .filter(|path| !opened.contains(path.as_str()) && !before.contains(&path.as_str()))
+        .collect();
+    assert!(beside.is_empty(), "in the log, and not opened: {beside:?}");
+    assert!(!logged.contains("/etc/guest-2"));
 }

@@ -1,6 +1,6 @@
 //! `--metadata`: how much of a used disk has a name, and whether what is said to be free is just that.
 //!
-//! One guest of two disks has everything that has metadata of its own; it is mapped once.
+//! One guest of three disks has everything that has metadata of its own; it is mapped once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
 
@@ -25,8 +25,9 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     needs!("guestfish", "sfdisk", "tar", "dumpe2fs", "debugfs", "xfs_db", "blkls");
     let guest = Guest::get();
     let run = Sandbox::new().run(
-        [OsStr::new("--metadata"), guest.disks[0].as_os_str(), guest.disks[1].as_os_str()]
+        [OsStr::new("--metadata")]
             .into_iter()
+            .chain(guest.disks.iter().map(|disk| disk.as_os_str()))
             .chain(["-o", "guest.jsonl", "-o", "guest.bmap", "--quiet"].map(OsStr::new)),
     );
     // The encrypted partition is all that cannot be examined.
@@ -76,6 +77,7 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     view.a_link_of_xfs_is_where_its_target_is("/dev/sda3");
     view.inline_data_is_in_what_holds_it();
     view.devices_have_their_metadata();
+    view.exfat_is_told(&guest.disks[2]);
 
     // Without the option there is nothing of this.
     let text = fs::read_to_string(run.sandbox.cwd().join("guest.bmap")).unwrap();
@@ -93,14 +95,14 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
 
 /// The image and what oracles say of it.
 struct Guest {
-    disks: [PathBuf; 2],
+    disks: [PathBuf; 3],
     volumes: Vec<Volume>,
 }
 
 impl Guest {
     fn get() -> Self {
         let dir = cache::directory("metadata", &cache::key(SCRIPT), make);
-        let disks = ["a.raw", "b.raw"].map(|name| dir.join(name));
+        let disks = ["a.raw", "b.raw", "c.raw"].map(|name| dir.join(name));
         let volumes = layout::partitions(&disks[0], "/dev/sda");
         Self { disks, volumes }
     }
@@ -275,6 +277,28 @@ impl View<'_> {
         }
     }
 
+    /// exFAT, directly on a disk. Besides, what has no name at all is less than a hundredth.
+    fn exfat_is_told(&self, disk: &Path) {
+        const SECTOR: u64 = 512;
+        let oracle = normalise(free_by_sleuthkit(disk, "exfat", SECTOR));
+        let ours = self.free("/dev/sdc");
+        assert!(bytes(&ours) > 16 << 20, "{ours:?}");
+        assert_eq!(difference(&ours, &oracle), [], "not free");
+        let mut missing = difference(&oracle, &ours);
+        // The sectors behind the last cluster can never be used.
+        missing.retain(|range| range.end - range.start >= 4096);
+        assert_eq!(missing, [], "free");
+        let size = std::fs::metadata(disk).unwrap().len();
+        let used = difference(&[0..size], &oracle);
+        let named = intersection(&used, &self.named("/dev/sdc"));
+        eprintln!("/dev/sdc: {} of {} used bytes have a name", bytes(&named), bytes(&used));
+        assert!(bytes(&named) * 100 >= bytes(&used) * 99, "{:?}", difference(&used, &named));
+        let bitmap = self.ranges(Kind::Metadata, "/dev/sdc", b"[allocation bitmap]");
+        assert_eq!(bitmap.len(), 1, "{bitmap:?}");
+        // The first clusters are in use.
+        assert_eq!(self.guest.read(3, &bitmap[0])[0], 0xff);
+    }
+
     fn devices_have_their_metadata(&self) {
         let of = |device: &str, name: &str| self.ranges(Kind::Metadata, device, name.as_bytes());
         let begins = |disk: u16, ranges: &[Range], magic: &[u8]| {
@@ -310,8 +334,10 @@ impl View<'_> {
 /// Makes the disks. Parts of it are made by hand in [`make`].
 const SCRIPT: &str = r#"disk-create a.raw raw 640M
 disk-create b.raw raw 32M
+disk-create c.raw raw 32M
 add a.raw format:raw
 add b.raw format:raw
+add c.raw format:raw
 run
 part-init /dev/sda msdos
 part-add /dev/sda p 2048 131071
@@ -332,6 +358,7 @@ mkfs xfs /dev/sda3
 mkfs vfat /dev/sda5
 mkfs ntfs /dev/sda6
 mkswap /dev/sda7
+debug sh 'mkfs.exfat -c 4096 /dev/sdc >&2'
 pvcreate /dev/sda8
 vgcreate vg1 /dev/sda8
 lvcreate lv vg1 16
@@ -344,13 +371,15 @@ mkdir /inline
 mkdir /xfs
 mkdir /vfat
 mkdir /ntfs
+mkdir /exfat
 mount /dev/sda2 /inline
 mount /dev/sda3 /xfs
 mount /dev/sda5 /vfat
 mount /dev/sda6 /ntfs
+mount /dev/sdc /exfat
 tar-in {tar} /
 tar-in {tar} /xfs
-debug sh 'cd /sysroot; for d in . inline xfs; do ln -s $(printf %0100d 0 | tr 0 7) $d/longlink; ln -s short $d/shortlink; mkdir $d/adir; setfattr -n user.big -v $(printf %0800d 2) $d/adir; for f in with-attributes with-attributes-too; do echo $f > $d/$f; setfattr -n user.big -v $(printf %0700d 1) $d/$f; done; done; for d in inline vfat ntfs; do echo "tiny file" > $d/tiny; dd if=/dev/urandom of=$d/big bs=1M count=3; rm -f $d/gone; done; ln -s $(printf %0900d 0 | tr 0 8) xfs/remotelink; dd if=/dev/urandom of=xfs/big bs=1M count=20'
+debug sh 'cd /sysroot; for d in . inline xfs; do ln -s $(printf %0100d 0 | tr 0 7) $d/longlink; ln -s short $d/shortlink; mkdir $d/adir; setfattr -n user.big -v $(printf %0800d 2) $d/adir; for f in with-attributes with-attributes-too; do echo $f > $d/$f; setfattr -n user.big -v $(printf %0700d 1) $d/$f; done; done; for d in inline vfat ntfs exfat; do echo "tiny file" > $d/tiny; dd if=/dev/urandom of=$d/big bs=1M count=3; rm -f $d/gone; done; ln -s $(printf %0900d 0 | tr 0 8) xfs/remotelink; dd if=/dev/urandom of=xfs/big bs=1M count=20'
 umount-all
 debug sh 'mdadm --stop /dev/md/a'
 shutdown

@@ -22,7 +22,7 @@ use std::fmt;
 
 /// Version of frames and records. The agent travels inside the host program, so both ends are of one
 /// build; the number is there to turn a mistake into a message.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 1 << 20;

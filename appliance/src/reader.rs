@@ -2,7 +2,7 @@
 
 use crate::Fatal;
 use crate::aio::{self, Aio, Read};
-use crate::buffer::{ALIGNMENT, AlignedBuffer};
+use crate::buffer::AlignedBuffer;
 use crate::control::Control;
 use crate::pieces::Piece;
 use rustix::fd::{AsFd as _, OwnedFd};
@@ -36,6 +36,8 @@ pub(crate) struct OpenFile {
     pub(crate) ends: Vec<Piece>,
     /// Whether the kernel has promised where all of its data lie.
     pub(crate) is_promised: bool,
+    /// What is read at a time is a multiple of so many bytes.
+    pub(crate) unit: usize,
     /// Where they lie on the block device, if its cache is what they are read through.
     pub(crate) cached: Vec<Extent>,
 }
@@ -153,7 +155,7 @@ impl Reader {
 
     /// Reads all of a file.
     fn file(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
-        self.pieces(control, file, &file.pieces, ALIGNMENT)
+        self.pieces(control, file, &file.pieces, file.unit)
     }
 
     /// Reads the ends of files' extents, and not a block more, in any order.

@@ -90,6 +90,11 @@ pub enum Record {
         /// Number of the object.
         id: u32,
     },
+    /// This file, which has just been found, is encrypted by its file system, and cannot be opened without its key.
+    Sealed {
+        /// Number of the file.
+        id: u32,
+    },
     /// A chunk of the address space of a btrfs that is about to be walked.
     Chunk(Chunk),
     /// One of the devices of that btrfs. They come before the chunks.
@@ -375,6 +380,7 @@ impl Record {
             Self::Space { .. } => 11,
             Self::Listing { .. } => 12,
             Self::Choice { .. } => 13,
+            Self::Sealed { .. } => 14,
             Self::Packed => 20,
             Self::Shared { .. } => 21,
             Self::Chunk(_) => 22,
@@ -438,7 +444,7 @@ impl Record {
                     out.extend(length.to_le_bytes());
                 }
             }
-            Self::Shared { id } => out.extend(id.to_le_bytes()),
+            Self::Shared { id } | Self::Sealed { id } => out.extend(id.to_le_bytes()),
             Self::Chunk(chunk) => {
                 for word in [chunk.start, chunk.length, chunk.stripe_length, chunk.profile] {
                     out.extend(word.to_le_bytes());
@@ -560,6 +566,7 @@ impl Record {
                     }
                     Self::Space { owner, pieces }
                 }
+                14 => Self::Sealed { id: body.u32()? },
                 20 => Self::Packed,
                 21 => Self::Shared { id: body.u32()? },
                 22 => Self::Chunk(Chunk {
@@ -581,7 +588,7 @@ impl Record {
             };
             body.0.is_empty().then_some(record)
         };
-        if !matches!(kind, 1..=13 | 20..=23) {
+        if !matches!(kind, 1..=14 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -691,6 +698,7 @@ mod tests {
             Record::Done,
             Record::Packed,
             Record::Shared { id: 5 },
+            Record::Sealed { id: 5 },
             Record::Chunk(Chunk {
                 start: 1 << 40,
                 length: 1 << 30,

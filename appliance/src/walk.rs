@@ -12,8 +12,10 @@
 
 mod batches;
 mod metadata;
+mod sealed;
 
 use crate::Fatal;
+use crate::buffer::ALIGNMENT;
 use crate::control::Control;
 use crate::phases::{Phase, Phases};
 use crate::pieces::{Piece, pieces};
@@ -26,6 +28,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sealed::Sealed;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
@@ -93,7 +96,10 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
             asks,
             statfs.f_bsize as u64,
             statfs.f_type as u64 == btrfs::MAGIC,
-            (statfs.f_type as u64 == FUSE).then(|| batches::block_device(stat.st_dev)).flatten(),
+            (statfs.f_type as u64 == FUSE)
+                .then(|| batches::block_device(stat.st_dev, OFlags::empty()))
+                .flatten()
+                .map(|(_, device)| device),
         ),
         sample: match order {
             ReadOrder::Ends(sample) => Some(sample),
@@ -111,6 +117,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
         metadata,
         links: HashMap::new(),
         directories: HashSet::new(),
+        sealed: Vec::new(),
         tails: (statfs.f_type as u64 == squashfs::MAGIC).then(|| Tails::new(statfs.f_bsize as u64)),
     };
     walker.control.put(&Record::Hello { version: virt_bmap_agent::VERSION });
@@ -131,11 +138,13 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
     // An open directory would keep squashfs, which tells nothing of its space, from being mounted afresh.
     let again = (metadata && walker.tails.is_none()).then(|| place.try_clone()).transpose()?;
     if walker.lists_in_batches() {
-        walker.block_device = batches::block_device(walker.device);
+        let device = batches::block_device(walker.device, OFlags::empty());
+        walker.block_device = device.map(|(_, device)| device);
         walker.descend_in_batches(place, id)?;
     } else {
         walker.descend(place, id)?;
     }
+    walker.read_sealed()?;
     walker.read()?;
     if let Some(tails) = walker.tails.take() {
         tails.read(&mut walker.control, root)?;
@@ -178,6 +187,8 @@ struct Walker {
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
     directories: HashSet<(u64, u64)>,
+    /// Files that the kernel does not open, because their key is not there.
+    sealed: Vec<Sealed>,
     /// Of squashfs: what is read only at the end.
     tails: Option<Tails>,
 }
@@ -386,6 +397,10 @@ impl Walker {
     ) -> Result<Option<OpenFile>, Fatal> {
         let fd = match self.open_file(directory, name) {
             Ok(fd) => fd,
+            Err(Errno::NOKEY) => {
+                self.note_sealed(directory, parent, name);
+                return Ok(None);
+            }
             Err(errno) => {
                 self.control.trouble(Operation::Open, errno, parent, name.to_bytes(), 0);
                 return Ok(None);
@@ -437,7 +452,8 @@ impl Walker {
             _ => Vec::new(),
         };
         let cached = extents.clone().filter(|_| self.magic == FUSE).unwrap_or_default();
-        let file = OpenFile { fd, id, parent, name: name.to_owned(), pieces, ends, is_promised, cached };
+        let (name, unit) = (name.to_owned(), ALIGNMENT);
+        let file = OpenFile { fd, id, parent, name, pieces, ends, is_promised, unit, cached };
         if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
             self.attributes_of_file(&file)?;
         }

@@ -3,6 +3,7 @@
 use super::{Appliance, CallError};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::time::Duration;
 use virt_bmap_agent::ReadOrder;
 
 /// The agent, a static program; see `build.rs`.
@@ -93,7 +94,7 @@ impl Appliance {
         Ok(())
     }
 
-    /// Unlocks an encrypted device as `/dev/mapper/NAME`; `false`: the key does not open it.
+    /// Unlocks an encrypted device as `/dev/mapper/NAME`.
     ///
     /// # Errors
     /// [`AgentError`] where the key could not be brought into the appliance.
@@ -103,19 +104,25 @@ impl Appliance {
         name: &str,
         secret: &[u8],
         bitlocker: bool,
-    ) -> Result<bool, AgentError> {
+    ) -> Result<Unlocked, AgentError> {
         self.upload(secret, KEY_PATH, 0o600)?;
         let kind = if bitlocker { "--type bitlk " } else { "" };
         // udev has been ended; without the variable cryptsetup would wait for it for ever.
         // Writable, because a journal may have to be replayed; what is written stays with us.
         let command = format!(
-            "DM_DISABLE_UDEV=1 cryptsetup open {kind}--key-file {KEY_PATH} {} {}",
+            "DM_DISABLE_UDEV=1 timeout -k 5 {} cryptsetup open {kind}--key-file {KEY_PATH} {} {}",
+            UNLOCKING.as_secs(),
             quote(device),
             quote(name)
         );
-        let opened = self.shell(&format!("{command} 2>&1 && echo opened || true"));
+        let ended = self.shell(&format!("{command} >/dev/null 2>&1; echo $?"));
         self.shell(&format!("rm -f {KEY_PATH}")).map_err(AgentError::Run)?;
-        Ok(opened.is_ok_and(|said| said.trim_end().ends_with("opened")))
+        Ok(match ended.as_deref().map(str::trim) {
+            Ok("0") => Unlocked::Yes,
+            // timeout(1): 124, or 137 where it had to use SIGKILL.
+            Ok("124" | "137") => Unlocked::Never,
+            _ => Unlocked::No,
+        })
     }
 
     fn upload(&self, bytes: &[u8], to: &str, mode: i32) -> Result<(), AgentError> {
@@ -129,6 +136,21 @@ impl Appliance {
         self.shell(&format!("{AGENT_PATH} {arguments}")).map_err(AgentError::Run)
     }
 }
+
+/// How an attempt to unlock a device ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlocked {
+    /// It is open.
+    Yes,
+    /// The key is not one of it.
+    No,
+    /// It took longer than [`UNLOCKING`].
+    Never,
+}
+
+/// How long it may take to unlock a device: a key that takes seconds to derive takes a minute under emulation. There are
+/// BitLocker headers for which cryptsetup never ends.
+pub const UNLOCKING: Duration = Duration::from_secs(240);
 
 /// A word for the shell, whatever is in it.
 pub(super) fn quote(word: &str) -> String {

@@ -302,7 +302,7 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         if let DeviceKind::Partition { of, .. } = device.kind {
             partitioned.insert(of);
         }
-        let is_hidden = facts.is_volume && !volumes.contains(&device.path);
+        let is_hidden = facts.is_volume && !volumes.contains(&device.path) || facts.is_dynamic_part;
         // The kernel shows an extended partition as a device of two sectors.
         if !is_hidden && device.size > 2 * SECTOR {
             let content = Content {
@@ -322,6 +322,22 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         };
         list.push(device);
     }
+    let dynamic = dynamic_pieces(&inventory);
+    for partition in &inventory.partitions {
+        let DeviceKind::Partition { of, start } = partition.kind else { continue };
+        let end = start.saturating_add(partition.size);
+        let is_volume = dynamic.iter().any(|piece| piece.0 == of && piece.1 < end && start < piece.2);
+        let is_beside = dynamic.iter().any(|piece| piece.0 == of);
+        let is_it = |(number, content): &(DeviceNumber, Content)| {
+            *number == partition.number && (is_volume || is_beside && content.kind.is_some())
+        };
+        if let Some(index) = kinds.iter().position(is_it) {
+            kinds.remove(index);
+            if !is_volume {
+                inventory.troubles.push((partition.path.clone(), BESIDE_DYNAMIC.to_owned()));
+            }
+        }
+    }
     kinds.retain(|(number, _)| !partitioned.contains(number));
     let contents = kinds.into_iter().map(|(_, content)| content);
     let is_member = |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
@@ -329,6 +345,38 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
     inventory.members.sort_by(|a, b| a.device.cmp(&b.device));
     inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
     inventory
+}
+
+/// Why a partition of a disk with such volumes is left alone: the kernel lets the device mapper have the whole disk.
+const BESIDE_DYNAMIC: &str = "it is on a Windows dynamic disk, but in none of the volumes that could be put together, and cannot be mounted beside them: it is a part of one whose other disks are missing (name all disks of the guest), or an ordinary partition";
+
+/// The pieces of disks that volumes of Windows dynamic disks are made of: disk, first byte, and the byte after the
+/// last. The kernel shows some of them as partitions as well, and what seems to be in these is in a volume.
+fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
+    let disks: BTreeSet<DeviceNumber> = inventory.disks.iter().map(|disk| disk.number).collect();
+    let mut pieces = Vec::new();
+    let is_dynamic = |device: &&BlockDevice| device.path.starts_with("/dev/mapper/ldm_");
+    for device in inventory.others.iter().chain(&inventory.hidden).filter(is_dynamic) {
+        let DeviceKind::Dm { targets } = &device.kind else { continue };
+        for target in targets {
+            // `linear` names a device and a sector; `striped` its number of stripes, a size, and then such pairs.
+            let (pairs, length) = match target.kind.as_str() {
+                "linear" => (target.arguments.as_slice(), target.length),
+                "striped" => {
+                    let stripes = target.arguments.first().and_then(|count| count.parse::<u64>().ok());
+                    let pairs = target.arguments.get(2..).unwrap_or_default();
+                    (pairs, target.length / stripes.unwrap_or(1).max(1))
+                }
+                _ => continue,
+            };
+            pieces.extend(pairs.chunks_exact(2).filter_map(|pair| {
+                let disk = device_number(&pair[0]).filter(|disk| disks.contains(disk))?;
+                let start = pair[1].parse::<u64>().ok()?.checked_mul(SECTOR)?;
+                Some((disk, start, start.checked_add(length)?))
+            }));
+        }
+    }
+    pieces
 }
 
 /// The device mapper's tables, by the name of the mapped device.
@@ -361,6 +409,8 @@ impl DmTable {
 struct Facts {
     /// It is one of LVM's, though perhaps none that the guest's administrator sees.
     is_volume: bool,
+    /// It is a part of a volume of Windows dynamic disks.
+    is_dynamic_part: bool,
     content: Option<String>,
     uuid: Option<String>,
 }
@@ -388,6 +438,7 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (S
                     kind = DeviceKind::Partition { of: device_number(of)?, start: start.parse().ok()? };
                 }
                 ("dm", _) => {
+                    facts.is_dynamic_part = value.starts_with("ldm_part_");
                     kind = DeviceKind::Dm { targets: tables.0.get(value).cloned().unwrap_or_default() };
                 }
                 ("uuid", _) => facts.is_volume = value.starts_with("LVM-"),
@@ -468,6 +519,28 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn what_a_dynamic_disk_holds_is_in_its_volumes() {
+        let text = "/dev/sda 8:0 size=1048576\n\
+                    /dev/sda1 8:1 size=8192 part=8:0+1024 type=ext4\n\
+                    /dev/sda2 8:2 size=8192 part=8:0+65536 type=vfat\n\
+                    /dev/sdb 8:16 size=1048576\n\
+                    /dev/sdb1 8:17 size=4096 part=8:16+4096 type=ext4\n\
+                    /dev/mapper/ldm_part_g_V-1-1 253:0 size=2048 dm=ldm_part_g_V-1-1 uuid=LDM-V-1-1-x type=ext4\n\
+                    /dev/mapper/ldm_vol_g_S 253:1 size=8192 dm=ldm_vol_g_S uuid=LDM-S-y type=ext4\n\
+                    /dev/mapper/ldm_vol_g_T 253:2 size=8192 dm=ldm_vol_g_T uuid=LDM-T-z type=ntfs\n";
+        let tables = DmTable::parse_all(
+            "ldm_part_g_V-1-1: 0 4 linear 8:0 64\nldm_vol_g_S: 0 16 linear 8:0 2\n\
+             ldm_vol_g_T: 0 16 striped 2 4 8:0 40 8:16 8\n",
+        );
+        let inventory = sort(text, &[], &tables);
+        let contents: Vec<&str> = inventory.contents.iter().map(|c| c.device.as_str()).collect();
+        assert_eq!(contents, ["/dev/mapper/ldm_vol_g_S", "/dev/mapper/ldm_vol_g_T"]);
+        assert_eq!(inventory.troubles, [("/dev/sda2".to_owned(), BESIDE_DYNAMIC.to_owned())]);
+        assert_eq!(inventory.partitions.len(), 3);
+        assert_eq!((inventory.others.len(), inventory.hidden.len()), (2, 1));
     }
 
     #[test]

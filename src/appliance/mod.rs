@@ -10,7 +10,7 @@ mod inventory;
 mod kill;
 
 pub use accel::{Acceleration, Decision};
-pub use agent::{AgentError, ReadPlan};
+pub use agent::{AgentError, ReadPlan, UNLOCKING, Unlocked};
 pub use handle::{CallError, Console};
 pub(crate) use inventory::device_number;
 pub use inventory::{BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, MdArray, MdMember};
@@ -129,12 +129,18 @@ impl Appliance {
             // The default may be libvirt, which would keep our socket from qemu by SELinux or AppArmor.
             set("set_backend", &|g| g.set_backend("direct"))?;
         }
-        let mut append = vec![ALL_APPEND];
+        let mut append = vec![ALL_APPEND.to_owned()];
         if let Decision::Tcg { .. } = decision {
             set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
             append.push(tcg_append(options.smp.unwrap_or(1)));
         }
-        set("set_append", &|g| g.set_append(Some(&append.join(" "))))?;
+        // Of LIBGUESTFS_APPEND. What comes last counts.
+        let asked = handle
+            .call(|g| Ok(g.get_append()?.map(str::to_owned)))
+            .map_err(configure("get_append"))?
+            .unwrap_or_default();
+        append.push(asked);
+        set("set_append", &|g| g.set_append(Some(append.join(" ").trim())))?;
         if let Some(memsize) = options.memsize {
             let memsize = i32::try_from(memsize).unwrap_or(i32::MAX);
             set("set_memsize", &|g| g.set_memsize(memsize))?;
@@ -204,13 +210,16 @@ const ALL_APPEND: &str = "oops=panic";
 
 /// What an emulated appliance's kernel is told besides.
 ///
+/// It defends nobody against the tricks that processors are played: one program runs in it, and emulation has no such
+/// processor. Nor does it clear all memory that it hands out. Both cost more here than what they defend is worth.
 /// qemu emulates `rep movsb` byte by byte: a kernel that believes in fast strings copies at less than half
 /// the speed. And a processor that has nothing to do but wait for a disk is put to sleep and woken by the
 /// host's scheduler for each request, which takes longer than the request: where this machine has a
 /// processor to spare, those of the appliance wait awake.
-fn tcg_append(smp: u32) -> &'static str {
+fn tcg_append(smp: u32) -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if processors > smp as usize { "clearcpuid=erms,fsrm idle=poll" } else { "clearcpuid=erms,fsrm" }
+    let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0";
+    if processors > smp as usize { format!("{always} idle=poll") } else { always.to_owned() }
 }
 
 fn configure(what: &'static str) -> impl Fn(CallError) -> LaunchError {

@@ -182,6 +182,9 @@ struct Walk {
     sample: Option<Sample>,
     /// For how many files those stand that are not where the kernel says.
     lies: u64,
+    /// Encrypted files without their key, and for how many of these it is not known where they lie.
+    sealed: u64,
+    lost: u64,
     again: Vec<u32>,
     /// What the agent is told when it asks for a verdict.
     answer: Vec<u32>,
@@ -241,6 +244,8 @@ struct Expected {
     is_placed_nowhere: bool,
     /// It is the file system's own. Much of it is in memory before it can be read.
     is_system: bool,
+    /// It is encrypted, and was not opened.
+    is_sealed: bool,
     /// It is a symbolic link, which cannot be asked for its extents.
     is_link: bool,
     /// What was read of it, if that was not what was expected.
@@ -344,6 +349,7 @@ impl Channel {
         state.stream.clear();
         state.note_filesystem();
         state.end_batch()?;
+        state.note_sealed();
         let remains = std::mem::take(&mut state.walk).remains;
         if let Some(error) = state.error.take() {
             return Err(error);
@@ -449,6 +455,7 @@ impl State {
             Record::Done => self.done = true,
             Record::Packed => self.walk.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,
+            Record::Sealed { id } => self.sealed(id)?,
             Record::Chunk(chunk) => {
                 self.before_the_root(self.walk.chunks.len())?;
                 self.walk.chunks.push(chunk);
@@ -532,6 +539,7 @@ impl State {
                 is_placed: false,
                 is_placed_nowhere: true,
                 is_system,
+                is_sealed: false,
                 is_link: object.kind == ObjectKind::Symlink,
                 unexpected: None,
             };
@@ -772,6 +780,7 @@ impl State {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }
             self.walk.note_inline(id, &file);
+            self.walk.count_sealed(&file);
             let Walk { context, layout, remains, .. } = &mut self.walk;
             if file.unexpected.is_some() {
                 self.troubles.inexact(&context.device);
@@ -855,6 +864,7 @@ mod beside;
 mod choice;
 mod listing;
 mod promise;
+mod sealed;
 mod series;
 #[cfg(test)]
 mod tests;

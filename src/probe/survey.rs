@@ -470,11 +470,12 @@ impl Context<'_> {
 
     /// Whether a partition is of a type that never holds a file system.
     fn is_boot_code(&self, name: &str) -> bool {
-        /// BIOS boot partition, Microsoft reserved partition, PowerPC PReP boot.
-        const TYPES: [&str; 3] = [
+        /// BIOS boot partition, Microsoft reserved partition, PowerPC PReP boot, metadata of Windows dynamic disks.
+        const TYPES: [&str; 4] = [
             "21686148-6449-6E6F-744E-656564454649",
             "E3C9E316-0B5C-4DB8-817D-F92DF00215AE",
             "9E1A2D38-C612-4316-AA26-8B49521E5A8B",
+            "5808C8AA-7E8F-42E0-85D2-E1E90434CFB3",
         ];
         let kind = self.appliance.call(|g| {
             let device = g.part_to_dev(name)?;

@@ -3,7 +3,7 @@
 use super::ProbeError;
 use super::survey::Context;
 use super::trouble::Trouble;
-use crate::appliance::{Content, Inventory};
+use crate::appliance::{Content, Inventory, UNLOCKING, Unlocked};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
@@ -122,21 +122,30 @@ fn open(context: &Context<'_>, content: &Content) -> Result<bool, ProbeError> {
     let device = &content.device;
     let keys: Vec<&Key> =
         context.keys.iter().filter(|key| key.fits(device, content.uuid.as_deref())).collect();
+    let is_bitlocker = content.kind.as_deref() == Some("BitLocker");
+    let kind = if is_bitlocker { "bitlk" } else { "luks" };
     let name = match &content.uuid {
-        Some(uuid) => format!("luks-{uuid}"),
-        None => format!("luks-{}", device.trim_start_matches("/dev/").replace('/', "-")),
+        Some(uuid) => format!("{kind}-{uuid}"),
+        None => format!("{kind}-{}", device.trim_start_matches("/dev/").replace('/', "-")),
     };
+    let mut never = false;
     for key in &keys {
-        let bitlocker = content.kind.as_deref() == Some("BitLocker");
-        if context.appliance.unlock(&content.node, &name, &key.secret, bitlocker)? {
-            return Ok(true);
+        match context.appliance.unlock(&content.node, &name, &key.secret, is_bitlocker)? {
+            Unlocked::Yes => return Ok(true),
+            Unlocked::No => {}
+            Unlocked::Never => never = true,
         }
         context.still_alive(&format!("{device} was being unlocked"))?;
     }
     let what = if keys.is_empty() {
-        "it is encrypted, and no key was given (--key DEVICE:key:PASSPHRASE)"
+        "it is encrypted, and no key was given (--key DEVICE:key:PASSPHRASE)".to_owned()
+    } else if never {
+        format!(
+            "it is encrypted, and cryptsetup did not come to an end with it in {} seconds",
+            UNLOCKING.as_secs()
+        )
     } else {
-        "it is encrypted, and no key that was given opens it"
+        "it is encrypted, and no key that was given opens it".to_owned()
     };
     context.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
     Ok(false)

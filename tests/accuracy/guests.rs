@@ -177,7 +177,7 @@ impl Guest {
 
     /// The raw images of its disks, made if they are not there.
     pub fn images(&self) -> Vec<PathBuf> {
-        let sources = (include_str!("guests.rs"), include_str!("population.rs"));
+        let sources = (include_str!("guests.rs"), include_str!("population.rs"), mastering::MAKERS);
         let recipe: Vec<_> = self.disks.iter().map(|d| (d.size, &d.table, d.images.len())).collect();
         // What is made here is made by code, which the script does not show.
         let here = self.disks.iter().any(|disk| !disk.images.is_empty()).then_some(sources);
@@ -246,7 +246,20 @@ impl Guest {
 
 /// All guests, in the order of the table.
 pub fn all() -> Vec<Guest> {
-    vec![ext(), xfs(), btrfs(), foreign(), optical(), tables(), lvm(), md(), luks(), small()]
+    vec![
+        ext(),
+        xfs(),
+        btrfs(),
+        foreign(),
+        optical(),
+        tables(),
+        lvm(),
+        md(),
+        luks(),
+        bitlocker(),
+        dynamic(),
+        small(),
+    ]
 }
 
 const UNIX: Abilities = Abilities::UNIX;
@@ -359,6 +372,62 @@ pub fn btrfs() -> Guest {
     }
     g.run("mkfs.btrfs -q -f -d raid10 -m raid10 /dev/sda8 /dev/sdb7 /dev/sdb8 /dev/sdb1");
     g.fill("btrfs, four devices, raid10", "btrfs-raid10", "/dev/sda8", can, 4096);
+    g
+}
+
+/// BitLocker. What it keeps for itself is in the last MiB of the volume.
+pub fn bitlocker() -> Guest {
+    let mut g = Guest::new("bitlocker");
+    g.tools.push("python3");
+    g.options.extend(["--key", "all:key:secret"]);
+    g.gpt(&[44]);
+    let image: Image = Box::new(|staging| {
+        let image = staging.join("bitlocker");
+        mastering::bitlocker(&image, 44 * MIB, "secret");
+        image
+    });
+    g.disks[0].images.push((image, MIB));
+    g.disk(44);
+    g.run("printf secret | cryptsetup open --type bitlk --key-file - /dev/sda1 bitlocker");
+    g.run("mkfs.ext4 -q -b 4096 -E nodiscard /dev/mapper/bitlocker 40M");
+    g.fill("BitLocker", "bitlocker", "/dev/mapper/bitlocker", UNIX, 4096);
+    g.in_clear("bitlocker", &[(1, 1)], 40);
+    g.run("cryptsetup close bitlocker");
+    g
+}
+
+/// Windows dynamic disks. What the appliance puts together is there when the script begins.
+pub fn dynamic() -> Guest {
+    const DISKS: usize = 3;
+    let mut g = Guest::new("dynamic");
+    g.tools.extend(["python3", "ldmtool"]);
+    for disk in 0..DISKS {
+        g.disk(116);
+        let image: Image = Box::new(move |staging| {
+            let images: Vec<PathBuf> = (0..DISKS).map(|n| staging.join(format!("dynamic{n}"))).collect();
+            mastering::dynamic_disks(&images, 116);
+            images[disk].clone()
+        });
+        g.disks[disk].images.push((image, 0));
+    }
+    for (name, slug, volume) in [
+        ("dynamic disk, simple", "ldm-simple", "Simple"),
+        ("dynamic disks, spanned", "ldm-spanned", "Spanned"),
+        ("dynamic disks, striped", "ldm-striped", "Striped"),
+        ("dynamic disks, mirrored", "ldm-mirrored", "Mirrored"),
+        ("dynamic disks, raid5", "ldm-raid5", "Raid5"),
+    ] {
+        let device = format!("/dev/mapper/ldm_vol_group_{volume}");
+        let is_raid5 = volume == "Raid5";
+        if is_raid5 {
+            g.run(&noise(&device));
+        }
+        g.run(&format!("mkfs.ext4 -q -b 4096 -E nodiscard {device}"));
+        let row = g.fill(name, slug, &device, UNIX, 4096);
+        if is_raid5 {
+            row.rules.copies = Copies::Any;
+        }
+    }
     g
 }
 

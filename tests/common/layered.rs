@@ -41,7 +41,6 @@ pub fn fill(device: &str, mkfs: &str, id: usize, size: usize) -> String {
 /// Makes `1.raw` and so on in `dir`, each of so many MiB and with a GPT and partitions of so many MiB, if any, the
 /// first of which begins at 1 MiB. An appliance runs `script`, where disks are called `/dev/sda` and so on.
 pub fn make(dir: &Path, disks: &[(u64, &[u64])], files: &[Vec<u8>], script: &str) {
-    let mut fish = String::new();
     for (number, (size, parts)) in (1..).zip(disks) {
         let path = dir.join(format!("{number}.raw"));
         File::create(&path).unwrap().set_len(size * MIB).unwrap();
@@ -56,6 +55,14 @@ pub fn make(dir: &Path, disks: &[(u64, &[u64])], files: &[Vec<u8>], script: &str
             fs::write(&file, table).unwrap();
             tools::output(tools::command("sfdisk").arg("-q").arg(&path).stdin(File::open(&file).unwrap()));
         }
+    }
+    fill_made(dir, disks.len(), files, script);
+}
+
+/// The same for `disks` images that are there.
+pub fn fill_made(dir: &Path, disks: usize, files: &[Vec<u8>], script: &str) {
+    let mut fish = String::new();
+    for number in 1..=disks {
         let label = device(number).replace("/dev/", "");
         writeln!(fish, "add-drive {number}.raw format:raw cachemode:unsafe label:{label}").unwrap();
     }

@@ -1,9 +1,10 @@
-//! Filesystems that this machine makes whole from a directory, as optical media are mastered.
+//! Filesystems that this machine makes whole from a directory, as optical media are mastered, and what only
+//! Windows makes: dynamic disks and BitLocker.
 
-use super::tools;
+use super::{python, tools};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes an ISO 9660 filesystem with Rock Ridge names.
 pub fn iso(root: &Path, image: &Path) {
@@ -36,6 +37,30 @@ pub fn hfsplus(root: &Path, image: &Path, size: u64) {
 pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
     let options = options.iter().copied().chain(["-quiet"]).map(OsStr::new);
     tools::run("mksquashfs", [root.as_os_str(), image.as_os_str()].into_iter().chain(options));
+}
+
+/// What dynamic disks and volumes of BitLocker are made by.
+pub const MAKERS: [&str; 2] = [include_str!("dynamic_disks.py"), include_str!("bitlocker.py")];
+
+/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them.
+pub fn dynamic_disks(images: &[PathBuf], size: u64) {
+    images.iter().for_each(|image| drop(File::create(image).unwrap()));
+    let maker = images[0].with_extension("py");
+    fs::write(&maker, MAKERS[0]).unwrap();
+    let size = size.to_string();
+    let words = [maker.as_os_str(), OsStr::new(&size)];
+    tools::run("python3", words.into_iter().chain(images.iter().map(|image| image.as_os_str())));
+}
+
+/// Makes an empty volume of BitLocker of `size` bytes, of which the last 4 MiB must be left alone.
+pub fn bitlocker(image: &Path, size: u64, password: &str) {
+    File::create(image).unwrap().set_len(size).unwrap();
+    let maker = image.with_extension("py");
+    fs::write(&maker, MAKERS[1]).unwrap();
+    let python = python::python("cryptography", "cryptography");
+    let mut python = python.expect("Python's cryptography is not installed");
+    let size = size.to_string();
+    tools::output(python.arg(&maker).arg(image).args(["0", &size, password]));
 }
 
 /// Makes an empty UDF filesystem of `size` bytes.

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, unused_macros)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
 
+pub mod bootable;
 pub mod cache;
 pub mod fixture;
 pub mod formats;

@@ -154,8 +154,8 @@ async fn the_rest_of_a_large_read_comes_after_its_beginning() {
     peer.request(flagged(0, NBD_CMD_TRIM, 0, 262_144), &[]).await;
     peer.chunk().await;
     memory.cache(462_144);
-    // More than the stream holds, so that part of the reply has left and the rest waits.
-    peer.request(header(NBD_CMD_READ, 1, 262_144, 200_000), &[]).await;
+    // A little more than the stream holds, so that part of the reply has left and the rest waits.
+    peer.request(header(NBD_CMD_READ, 1, 262_144, 80_000), &[]).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     peer.request(header(NBD_CMD_READ, 5, 0, SIZE), &[]).await;
     let ready = async {

@@ -20,7 +20,7 @@ use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::record::{Extent, Operation, Record};
 
 /// `statfs` magic of ext2, ext3 and ext4.
-const EXT: u64 = 0xef53;
+pub(super) const EXT: u64 = 0xef53;
 
 /// Directories listed at a time.
 const BATCH: usize = 256;
@@ -135,10 +135,12 @@ impl Walker {
     }
 }
 
-/// Opens the block device with this number.
-pub(super) fn block_device(number: u64) -> Option<OwnedFd> {
+/// The path of the block device with this number, and the device itself, opened with `flags` besides.
+pub(super) fn block_device(number: u64, flags: OFlags) -> Option<(String, OwnedFd)> {
     let about = format!("/sys/dev/block/{}:{}/uevent", major(number), minor(number));
     let about = std::fs::read_to_string(about).ok()?;
     let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
-    open(format!("/dev/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+    let path = format!("/dev/{name}");
+    let device = open(&path, OFlags::RDONLY | OFlags::CLOEXEC | flags, Mode::empty()).ok()?;
+    Some((path, device))
 }

@@ -170,8 +170,31 @@ fn an_agent_that_dies_leaves_what_it_had_read() {
 }
 
 #[test]
+fn encrypted_files_are_told_apart_from_those_of_which_nothing_is_known() {
+    let mut agent = Agent::walking();
+    agent.say(&[object(2, 1, ObjectKind::File, b"a", 4096), Record::Sealed { id: 2 }]).unwrap();
+    agent.say(&[extents(2, 8192, 4096), object(3, 1, ObjectKind::File, b"b", 512)]).unwrap();
+    agent.say(&[Record::Sealed { id: 3 }]).unwrap();
+    agent.tag(2, false);
+    agent.read(8192, 12288);
+    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd, Record::Done]).unwrap();
+    agent.channel.end().unwrap();
+    let (found, troubles) = agent.channel.take();
+    let warnings: Vec<String> = troubles.warnings().iter().map(ToString::to_string).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("1 of its files"), "{warnings:?}");
+    let lost: Vec<String> = troubles.unexamined().iter().map(ToString::to_string).collect();
+    assert!(lost.len() == 1 && lost[0].contains("where they lie"), "{lost:?}");
+    let map = found.into_map().unwrap();
+    let files: Vec<_> = map.objects().filter(|object| object.name().kind == Kind::File).collect();
+    assert!(files.iter().all(|file| file.attributes().marks.contains(Marks::ENCRYPTED)));
+    let pieces: Vec<_> = files.iter().map(|file| file.pieces().count()).collect();
+    assert_eq!(pieces, [1, 0]);
+}
+
+#[test]
 fn what_makes_no_sense_ends_the_conversation() {
-    let nonsense: [&[Record]; 16] = [
+    let nonsense: [&[Record]; 17] = [
+        &[Record::Sealed { id: 1 }],
         &[Record::Hello { version: VERSION + 1 }],
         &[object(3, 1, ObjectKind::File, b"a", 0)],
         &[object(1, 1, ObjectKind::File, b"a", 0)],

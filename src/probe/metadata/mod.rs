@@ -9,6 +9,7 @@
 //! known, too: [`ALLOCATED`], in use for something that nothing told.
 
 mod device;
+mod exfat;
 mod ext;
 mod fat;
 mod ntfs;
@@ -181,6 +182,7 @@ pub(super) fn filesystem(
         "ext2" | "ext3" | "ext4" => ext::tell(&mut facts, &mut device, &read),
         "xfs" => xfs::tell(&mut facts, &mut device, &read),
         "vfat" => fat::tell(&mut facts, &mut device, &read),
+        "exfat" => exfat::tell(&mut facts, &mut device, &read),
         "ntfs" => ntfs::tell(&mut facts, &mut device),
         _ => {}
     }

@@ -1,0 +1,143 @@
+//! Where the time goes before anything is read: the appliance's boot.
+//!
+//! ```text
+//! cargo bench --bench boot              # writes two tables in docs/performance.md
+//! ```
+//!
+//! The program maps an empty disk, in several ways by turns, and the fastest of three counts. Then once more with
+//! `--verbose`: what the appliance says on its console tells how far it is. To say it takes time, too, so the stages make
+//! more than the whole. Needs what mapping needs. Nothing else should run meanwhile.
+
+#![allow(clippy::expect_used)]
+
+#[path = "common/page.rs"]
+mod page;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const RUNS: usize = 3;
+
+/// A way to boot.
+struct Way {
+    what: &'static str,
+    /// How many empty disks.
+    disks: usize,
+    options: &'static [&'static str],
+    /// For the appliance's kernel (`LIBGUESTFS_APPEND`).
+    append: &'static str,
+}
+
+const WAYS: [Way; 7] = [
+    Way { what: "as it is", disks: 1, options: &[], append: "" },
+    Way {
+        what: "the kernel defends itself against processors' tricks, and clears memory",
+        disks: 1,
+        options: &[],
+        append: "mitigations=auto init_on_alloc=1",
+    },
+    Way { what: "`--memsize 512`", disks: 1, options: &["--memsize", "512"], append: "" },
+    Way { what: "`--memsize 4096`", disks: 1, options: &["--memsize", "4096"], append: "" },
+    Way { what: "`--smp 2`", disks: 1, options: &["--smp", "2"], append: "" },
+    Way { what: "5 disks", disks: 5, options: &[], append: "" },
+    Way { what: "20 disks", disks: 20, options: &[], append: "" },
+];
+
+/// What is said on the console when a stage ends, and what the stage was.
+const STAGES: [(&str, &str); 10] = [
+    ("Linux version", "libguestfs looks its appliance up, qemu starts, the kernel unpacks itself"),
+    ("Run /init", "the kernel starts"),
+    ("mounted filesystem", "drivers are loaded, the appliance's disk is found"),
+    ("+ udevadm trigger", "its init: file systems, temporary files, udev"),
+    ("+ mdadm", "udev looks at all devices"),
+    ("+ uname", "md, LVM and Windows volumes are looked for"),
+    ("+ guestfsd", "only with `--verbose`: it describes itself"),
+    ("trace: launch = 0", "libguestfs's own program starts"),
+    ("trace: shutdown", "ours: devices are looked at; there is nothing to read"),
+    ("", "the appliance is shut down"),
+];
+
+fn main() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot");
+    fs::create_dir_all(&directory).expect("a directory is made");
+    let mut best = [Duration::MAX; WAYS.len()];
+    for _ in 0..RUNS {
+        for (best, way) in best.iter_mut().zip(&WAYS) {
+            let took = boot(way, &directory);
+            println!("{}: {:.2} s", way.what, took.as_secs_f64());
+            *best = (*best).min(took);
+        }
+    }
+    let mut table = String::from("| how | in all |\n|---|--:|\n");
+    for (way, best) in WAYS.iter().zip(best) {
+        let _ = writeln!(table, "| {} | {:.2} s |", way.what, best.as_secs_f64());
+    }
+    page::replace("boot", &table);
+
+    let mut best: Option<Vec<Duration>> = None;
+    for _ in 0..RUNS {
+        let run = stages(&directory);
+        let sum = |stages: &[Duration]| stages.iter().sum::<Duration>();
+        if best.as_ref().is_none_or(|best| sum(&run) < sum(best)) {
+            best = Some(run);
+        }
+    }
+    let mut table = String::from("| stage | time |\n|---|--:|\n");
+    for ((_, what), took) in STAGES.iter().zip(best.expect("a run")) {
+        println!("{what}: {:.2} s", took.as_secs_f64());
+        let _ = writeln!(table, "| {what} | {:.2} s |", took.as_secs_f64());
+    }
+    page::replace("stages", &table);
+}
+
+fn program(way: &Way, directory: &Path) -> Command {
+    let disk = |number| -> PathBuf {
+        let path = directory.join(format!("{number}.img"));
+        let file = fs::File::create(&path).expect("an image is made");
+        file.set_len(64 << 20).expect("an image gets its size");
+        path
+    };
+    let mut program = Command::new(env!("CARGO_BIN_EXE_virt-bmap-rs"));
+    program.args(["--quiet", "--format", "raw", "-o"]).arg(directory.join("out.bmap")).args(way.options);
+    program.args((0..way.disks).map(disk)).env("LIBGUESTFS_APPEND", way.append);
+    program
+}
+
+/// How long it takes to map empty disks.
+fn boot(way: &Way, directory: &Path) -> Duration {
+    let began = Instant::now();
+    let output = program(way, directory).output().expect("the program runs");
+    let took = began.elapsed();
+    assert!(output.status.code().is_some_and(|code| code < 4), "{}", String::from_utf8_lossy(&output.stderr));
+    took
+}
+
+/// How long each of the stages takes.
+fn stages(directory: &Path) -> Vec<Duration> {
+    let began = Instant::now();
+    let mut child = program(&WAYS[0], directory)
+        .args(["-v", "-x"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the program runs");
+    let mut ends = Vec::new();
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line).expect("the pipe can be read") > 0 {
+        let said = String::from_utf8_lossy(&line);
+        if ends.len() < STAGES.len() - 1 && said.contains(STAGES[ends.len()].0) {
+            ends.push(began.elapsed());
+        }
+        line.clear();
+    }
+    child.wait().expect("the program ends");
+    assert_eq!(ends.len(), STAGES.len() - 1, "a stage was not seen: {}", STAGES[ends.len()].0);
+    ends.push(began.elapsed());
+    let begins = [Duration::ZERO].into_iter().chain(ends.clone());
+    ends.iter().zip(begins).map(|(end, begin)| *end - begin).collect()
+}

@@ -1,0 +1,45 @@
+//! Files that their file system encrypts, without the key. They are objects under the names that the kernel gives
+//! them then; where they lie is found out without opening them, or it is said that it was not.
+
+use super::{ChannelError, Expected, ObjectNumber, State, Walk};
+use crate::bmap::Marks;
+use crate::probe::trouble::Trouble;
+
+impl Walk {
+    /// Counts a file whose batch ends, if it is one of these.
+    pub(super) fn count_sealed(&mut self, file: &Expected) {
+        self.sealed += u64::from(file.is_sealed);
+        self.lost += u64::from(file.is_sealed && file.extents.is_none() && file.allocated > 0);
+    }
+}
+
+impl State {
+    /// Takes in that a file is one of these.
+    pub(super) fn sealed(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
+        let Some(file) = self.walk.files.get_mut(&id) else {
+            return Err(ChannelError::Nonsense("an encrypted object that is no file of the batch"));
+        };
+        file.is_sealed = true;
+        self.found.mark(id, Marks::ENCRYPTED | Marks::ENCODED);
+        Ok(())
+    }
+
+    /// Says how many there were, at the end of a walk.
+    pub(super) fn note_sealed(&mut self) {
+        let (sealed, lost) = (self.walk.sealed, self.walk.lost);
+        let device = &self.walk.context.device;
+        if lost > 0 {
+            let what = format!(
+                "{lost} of its files are encrypted, and without their key it cannot be told where they lie"
+            );
+            self.troubles.push(Trouble::new(device, what));
+        }
+        if sealed > lost {
+            let what = format!(
+                "{} of its files are encrypted: their names are those that the kernel gives them without the key",
+                sealed - lost
+            );
+            self.troubles.warn(Trouble::new(device, what));
+        }
+    }
+}

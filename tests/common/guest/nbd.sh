@@ -1,0 +1,81 @@
+#!/bin/bash
+# nbd.sh DIR: makes DIR/kernel and DIR/initrd, a guest of two processors that attaches Linux's own NBD driver to
+# 10.0.2.2 (qemu's host), port $nbd_port, by two connections; reads, writes and trims; tells the MD5 of what it reads
+# on its serial console; and switches itself off. Needs no root, no disk and no appliance.
+set -eu -o pipefail
+export LC_ALL=C TZ=UTC
+kernel=
+for candidate in /boot/vmlinuz-*; do
+    [ -d "/lib/modules/${candidate#/boot/vmlinuz-}" ] && kernel=$candidate
+done
+version=${kernel#/boot/vmlinuz-}
+cp "$kernel" "$1/kernel"
+initrd=$1/root
+mkdir -p "$initrd"/{bin,busybox,dev,modules,proc,sys}
+
+# The client is the one that people have; busybox's dd knows no O_DSYNC.
+cp /bin/busybox "$initrd/bin/"
+for program in nbd-client dd blkdiscard; do
+    path=$(PATH=$PATH:/usr/sbin:/sbin command -v $program)
+    cp -L "$path" "$initrd/bin/"
+    ldd "$path" | grep -o '/[^ ]*' | while read -r library; do
+        install -D "$library" "$initrd$library"
+    done
+done
+
+for module in virtio_pci virtio_net nbd; do
+    /sbin/modprobe -S "$version" --show-depends $module
+done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$1/modules"
+while read -r module; do
+    cp "$module" "$initrd/modules/"
+    echo "insmod /modules/${module##*/}"
+done <"$1/modules" >"$initrd/load"
+
+cat >"$initrd/init" <<'INIT'
+#!/bin/busybox sh
+export PATH=/bin:/busybox
+/bin/busybox --install -s /busybox
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+exec >/dev/console 2>&1
+end() { echo "GUEST $*"; poweroff -f; }
+. /load
+ip link set lo up
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+
+# With a limit of its own the driver tries a request that is not answered again over the other connection.
+nbd-client 10.0.2.2 "$nbd_port" /dev/nbd0 -C 2 -t 10 || end "has no disk"
+echo "GUEST disk $(blockdev --getsize64 /dev/nbd0) $(cat /sys/block/nbd0/queue/write_cache)"
+
+# part FROM LENGTH [BLOCK]: bytes past the guest's own cache, BLOCK at a time.
+part() { /bin/dd if=/dev/nbd0 bs="${3:-4096}" skip=$(($1)) count=$(($2)) iflag=direct,skip_bytes,count_bytes 2>/dev/null; }
+tell() { echo "GUEST $1 $(md5sum | cut -d' ' -f1)"; }
+{ part 0x201000 0x2000; part 0x400000 0x2000; } | tell second
+# The driver gives each processor a connection of its own.
+taskset -p 2 $$ >/dev/null
+part 0x101000 0x80000 65536 >/half &
+taskset -p 1 $$ >/dev/null
+part 0x181000 0x80000 65536 >/rest
+wait
+cat /half /rest | tell first
+# Through the guest's cache, which reads ahead.
+dd if=/dev/nbd0 bs=1M count=8 2>/dev/null | tell disk-before
+
+yes "written by the guest" | /bin/dd of=/dev/nbd0 bs=4096 seek=258 count=4 oflag=direct iflag=fullblock conv=fsync 2>/dev/null
+yes "once for all" | /bin/dd of=/dev/nbd0 bs=4096 seek=1024 count=1 oflag=direct,dsync iflag=fullblock 2>/dev/null
+blkdiscard -o $((513 * 4096)) -l 8192 /dev/nbd0 || echo "GUEST cannot discard"
+blockdev --flushbufs /dev/nbd0
+part 0 0x800000 1048576 | tell disk-after
+# Still the same when the driver has gone and come again.
+nbd-client -d /dev/nbd0
+until [ ! -e /sys/block/nbd0/pid ]; do usleep 20000; done
+nbd-client 10.0.2.2 "$nbd_port" /dev/nbd0 || end "has no disk again"
+part 0 0x800000 1048576 | tell disk-again
+nbd-client -d /dev/nbd0
+end done
+INIT
+chmod 755 "$initrd/init"
+(cd "$initrd" && find . | sort | cpio -o -H newc --owner=0:0 --quiet) | gzip -n -1 >"$1/initrd"
+rm -r "$initrd" "$1/modules"
