@@ -2,8 +2,14 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a qemu that is about to make its temporary file is let live.
+const MAKING: Duration = Duration::from_secs(3);
 
 /// Ends whatever the session thread's libguestfs is waiting for.
 ///
@@ -19,7 +25,8 @@ pub struct KillSwitch {
 struct Shared {
     /// Kernel id of the session thread, 0 before it has said it.
     thread: AtomicI32,
-    thrown: AtomicBool,
+    /// When [`KillSwitch::throw`] was called first.
+    thrown: OnceLock<Instant>,
 }
 
 impl KillSwitch {
@@ -35,29 +42,51 @@ impl KillSwitch {
 
     /// Whether [`throw`](Self::throw) has been called.
     pub fn is_thrown(&self) -> bool {
-        self.shared.thrown.load(Ordering::SeqCst)
+        self.shared.thrown.get().is_some()
     }
 
     /// Kills what the session thread has started. To be repeated until the thread has ended: it may be
     /// about to start the next child.
     pub fn throw(&self) {
-        self.shared.thrown.store(true, Ordering::SeqCst);
+        let thrown = self.shared.thrown.get_or_init(Instant::now);
         let thread = self.shared.thread.load(Ordering::SeqCst);
         if thread == 0 {
             return;
         }
         let children = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
         for child in children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)) {
+            if thrown.elapsed() < MAKING && makes_overlay(child) {
+                continue;
+            }
             // It may have ended by itself.
             let _ = kill_process(child, Signal::KILL);
         }
     }
 }
 
+/// Whether the process is a qemu of libguestfs's that has not yet come to delete its temporary file.
+///
+/// The appliance's own disk is given to it with `snapshot=on`. For that qemu makes a file `vl.XXXXXX` in `TMPDIR`, and
+/// deletes it as soon as it has it open (`bdrv_append_temp_snapshot` in its `block.c`). Nobody else knows its name, so
+/// it would stay for ever if qemu were killed between the two.
+fn makes_overlay(process: Pid) -> bool {
+    let of_process = |name: &str| format!("/proc/{}/{name}", process.as_raw_pid());
+    let line = fs::read(of_process("cmdline")).unwrap_or_default();
+    let wants_overlay = line.split(|&byte| matches!(byte, 0 | b',')).any(|word| word == b"snapshot=on");
+    let mut open = fs::read_dir(of_process("fd")).into_iter().flatten().flatten();
+    wants_overlay
+        && !open.any(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|file| {
+                let name = file.file_name().unwrap_or_default().as_bytes();
+                name.starts_with(b"vl.") && name.ends_with(b" (deleted)")
+            })
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
     use std::sync::mpsc;
     use std::time::Duration;
 
@@ -81,5 +110,32 @@ mod tests {
         assert!(mine.try_wait().unwrap().is_none());
         mine.kill().unwrap();
         mine.wait().unwrap();
+    }
+
+    #[test]
+    fn what_is_about_to_delete_its_overlay_does_so_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (overlay, go) = (dir.path().join("vl.abcdef"), dir.path().join("go"));
+        let script = "exec 9> $1; until [ -e $2 ]; do sleep 0.01; done; rm $1; read line";
+        let mut qemu = Command::new("sh")
+            .args(["-c", script, "root,snapshot=on"])
+            .args([&overlay, &go])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let switch = KillSwitch::default();
+        switch.arm();
+        while !overlay.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        switch.throw();
+        assert!(qemu.try_wait().unwrap().is_none() && overlay.exists());
+        fs::write(go, "").unwrap();
+        let begun = Instant::now();
+        while qemu.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < MAKING);
+            switch.throw();
+        }
+        assert!(!overlay.exists());
     }
 }
