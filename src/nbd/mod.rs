@@ -48,6 +48,7 @@
 //! # }).unwrap();
 //! ```
 
+mod eager;
 mod export;
 mod limits;
 mod negotiation;

@@ -1,5 +1,6 @@
 //! The server: accepts connections, leads each through its phases, and stops them all.
 
+use super::eager::Eager;
 use super::export::Exports;
 use super::limits::{Budget, Limits};
 use super::negotiation::{Peer, negotiate};
@@ -37,21 +38,21 @@ pub trait Listener {
 }
 
 impl Listener for UnixListener {
-    type Stream = UnixStream;
+    type Stream = Eager<UnixStream>;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<Self::Stream> {
+        Ok(Eager::new(self.accept().await?.0))
     }
 }
 
 impl Listener for TcpListener {
-    type Stream = TcpStream;
+    type Stream = Eager<TcpStream>;
 
-    async fn next(&self) -> io::Result<TcpStream> {
+    async fn next(&self) -> io::Result<Self::Stream> {
         let stream = self.accept().await?.0;
         // Replies are sent together as it is; Nagle's algorithm would only hold them back.
         stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok(Eager::new(stream))
     }
 }
 

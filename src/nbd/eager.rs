@@ -1,0 +1,204 @@
+//! A socket that is looked at a little longer before its task goes to sleep.
+//!
+//! A client with one request at a time sends the next one some ten microseconds after it has the reply. Until then the
+//! server has nothing to do; but to go to sleep and to be woken on another processor takes longer than that, and is most
+//! of the time of such a client. So, as QEMU's event loop does (`poll-max-ns` of its `iothread`), the server keeps
+//! asking the socket for a moment after a reply, and does so only while the client has been that quick before.
+
+use super::protocol::REQUEST_HEADER;
+use rustix::io::{Errno, read};
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop;
+
+/// How long a socket is looked at, and how soon a client must have sent its last request for that.
+const MOMENT: Duration = Duration::from_micros(100);
+/// What is received at a time in that moment.
+const PIECE: usize = 1 << 10;
+/// Most bytes of one request. A client that sends more at a time does not wait for each reply.
+const ONE: usize = REQUEST_HEADER;
+
+/// A connected socket, in non-blocking mode.
+#[derive(Debug)]
+pub struct Eager<S> {
+    socket: S,
+    /// When something was last sent, if nothing has been received since.
+    sent: Option<Instant>,
+    /// Whether the last wait was a short one.
+    is_quick: bool,
+}
+
+impl<S: AsFd> Eager<S> {
+    pub(super) fn new(socket: S) -> Self {
+        Self { socket, sent: None, is_quick: false }
+    }
+
+    /// Notes that so many bytes have been received.
+    fn received(&mut self, length: usize) {
+        if let Some(sent) = self.sent.take() {
+            self.is_quick = length <= ONE && sent.elapsed() < MOMENT;
+        }
+    }
+
+    /// Asks the socket itself, until there is something or the moment is over.
+    fn look(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
+        let sent = self.sent.filter(|_| self.is_quick)?;
+        let mut piece = [0; PIECE];
+        let room = buf.remaining().min(PIECE);
+        loop {
+            match read(&self.socket, &mut piece[..room]) {
+                Ok(length) => {
+                    self.received(length);
+                    buf.put_slice(&piece[..length]);
+                    return Some(Ok(()));
+                }
+                Err(Errno::AGAIN | Errno::INTR) if sent.elapsed() < MOMENT => std::thread::yield_now(),
+                Err(Errno::AGAIN | Errno::INTR) => {
+                    self.is_quick = false;
+                    return None;
+                }
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Eager<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if let Poll::Ready(result) = Pin::new(&mut this.socket).poll_read(cx, buf) {
+            this.received(buf.filled().len() - before);
+            return Poll::Ready(result);
+        }
+        // The runtime is told of what is received behind its back, so that other tasks have their turn.
+        let turn = ready!(coop::poll_proceed(cx));
+        match this.look(buf) {
+            Some(result) => {
+                turn.made_progress();
+                Poll::Ready(result)
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Eager<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.socket).poll_write(cx, buf));
+        self.sent = Some(Instant::now());
+        Poll::Ready(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, bufs));
+        self.sent = Some(Instant::now());
+        Poll::Ready(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
+
+    /// Sends `rounds` bytes, one after each that comes back, and then is gone.
+    fn client(rounds: usize, pause: Duration) -> (UnixStream, thread::JoinHandle<usize>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let theirs = theirs.into_std().unwrap();
+        theirs.set_nonblocking(false).unwrap();
+        let peer = thread::spawn(move || {
+            use std::io::{Read as _, Write as _};
+            let mut theirs = theirs;
+            let mut answered = 0;
+            for round in 0..rounds {
+                thread::sleep(pause);
+                theirs.write_all(&[round as u8]).unwrap();
+                let mut back = [0; 1];
+                theirs.read_exact(&mut back).unwrap();
+                answered += usize::from(back == [round as u8]);
+            }
+            answered
+        });
+        (ours, peer)
+    }
+
+    /// Sends everything back until the peer is gone.
+    async fn echo(socket: &mut Eager<UnixStream>) {
+        let mut byte = [0; 1];
+        while socket.read(&mut byte).await.unwrap() == 1 {
+            socket.write_all(&byte).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn each_byte_arrives_once_from_quick_and_slow_peers() {
+        for (rounds, pause) in [(3000, Duration::ZERO), (20, Duration::from_millis(2))] {
+            let (socket, peer) = client(rounds, pause);
+            let mut socket = Eager::new(socket);
+            echo(&mut socket).await;
+            assert_eq!(peer.join().unwrap(), rounds);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_peer_is_slept_for() {
+        let (socket, peer) = client(20, Duration::from_millis(2));
+        let mut socket = Eager::new(socket);
+        let mut looked = 0;
+        let mut byte = [0; 1];
+        while socket.read(&mut byte).await.unwrap() == 1 {
+            socket.write_all(&byte).await.unwrap();
+            looked += usize::from(socket.is_quick);
+        }
+        assert_eq!((looked, peer.join().unwrap()), (0, 20));
+    }
+
+    #[tokio::test]
+    async fn a_quick_peer_lets_other_tasks_have_their_turn() {
+        // On the one thread of this runtime.
+        let (socket, peer) = client(5000, Duration::ZERO);
+        let mut socket = Eager::new(socket);
+        let other = async {
+            let mut turns = 0;
+            loop {
+                tokio::task::yield_now().await;
+                turns += 1;
+                if peer.is_finished() {
+                    return (turns, peer.join().unwrap());
+                }
+            }
+        };
+        let other = tokio::spawn(other);
+        echo(&mut socket).await;
+        let (turns, answered) = other.await.unwrap();
+        assert_eq!(answered, 5000);
+        assert!(turns > 10, "{turns}");
+    }
+}
