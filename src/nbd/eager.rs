@@ -7,6 +7,8 @@
 
 use super::protocol::REQUEST_HEADER;
 use rustix::io::{Errno, read};
+use rustix::ioctl::{Getter, Opcode, ioctl};
+use std::ffi::c_int;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -19,7 +21,10 @@ use tokio::task::coop;
 const MOMENT: Duration = Duration::from_micros(100);
 /// What is received at a time in that moment.
 const PIECE: usize = 1 << 10;
-/// Most bytes of one request. A client that sends more at a time does not wait for each reply.
+/// Its name for sockets is `SIOCOUTQ`.
+const HOW_MUCH_IS_LEFT: Opcode = libc::TIOCOUTQ as Opcode;
+/// Most bytes of one request. A client that sends more at a time, or sends one before it has taken all replies, has several
+/// requests under way: it keeps the server busy, and answers leave together if the server lets them gather.
 const ONE: usize = REQUEST_HEADER;
 
 /// A connected socket, in non-blocking mode.
@@ -40,8 +45,17 @@ impl<S: AsFd> Eager<S> {
     /// Notes that so many bytes have been received.
     fn received(&mut self, length: usize) {
         if let Some(sent) = self.sent.take() {
-            self.is_quick = length <= ONE && sent.elapsed() < MOMENT;
+            self.is_quick = length <= ONE && sent.elapsed() < MOMENT && self.is_all_taken();
         }
+    }
+
+    /// Whether the client has taken all that was sent, or over TCP its kernel.
+    fn is_all_taken(&self) -> bool {
+        // SAFETY: it writes an `int`: how many bytes are still to be taken, see tcp(7); of a Unix socket, with what the
+        // kernel needs to keep them.
+        #[allow(unsafe_code)]
+        let left = unsafe { ioctl(&self.socket, Getter::<HOW_MUCH_IS_LEFT, c_int>::new()) };
+        left.is_ok_and(|left| left == 0)
     }
 
     /// Asks the socket itself, until there is something or the moment is over.
