@@ -2,12 +2,14 @@
 //! (`Documentation/filesystems/fiemap.rst`, `linux/fiemap.h`), and the older FIBMAP, a call for each block,
 //! for file systems that lack it (`linux/fs.h`).
 
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Updater, ioctl, opcode};
 use virt_bmap_agent::record::Extent;
 
-/// Extents asked for at a time.
+/// Extents asked for at first: most files have no more, and room for many must be cleared for each.
+const FEW: usize = 4;
+/// Extents asked for at a time after that.
 const COUNT: usize = 128;
 
 /// A file with more extents than this is read whole, and its extents are not kept.
@@ -36,9 +38,9 @@ struct RawExtent {
 }
 
 #[repr(C)]
-struct Request {
+struct Request<const ROOM: usize> {
     header: Header,
-    extents: [RawExtent; COUNT],
+    extents: [RawExtent; ROOM],
 }
 
 /// All extents of an open file or directory, in order; `None` where the file system has no FIEMAP, or
@@ -72,48 +74,61 @@ pub(crate) fn is_supported(result: Result<(), Errno>) -> Result<bool, Errno> {
 }
 
 fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut answer = ask::<FEW>(file.as_fd(), flags, &mut extents)?;
+    while let Answer::Some = answer {
+        answer = match extents.len() {
+            ..=MOST => ask::<COUNT>(file.as_fd(), flags, &mut extents)?,
+            _ => Answer::None,
+        };
+    }
+    Ok(matches!(answer, Answer::All).then_some(extents))
+}
+
+/// What the kernel says when it is asked for extents.
+enum Answer {
+    /// It does not know, or makes no sense.
+    None,
+    /// There may be more.
+    Some,
+    All,
+}
+
+/// Asks for the extents after those that are known.
+fn ask<const ROOM: usize>(
+    file: BorrowedFd<'_>,
+    flags: u32,
+    extents: &mut Vec<Extent>,
+) -> Result<Answer, Errno> {
     /// `FS_IOC_FIEMAP`; the number counts the header alone.
     const OPCODE: rustix::ioctl::Opcode = opcode::read_write::<Header>(b'f', 11);
-    let mut extents: Vec<Extent> = Vec::new();
-    let mut start = 0;
-    loop {
-        let header = Header {
-            start,
-            length: u64::MAX - start,
-            flags,
-            extent_count: COUNT as u32,
-            ..Header::default()
-        };
-        let mut request = Request { header, extents: [RawExtent::default(); COUNT] };
-        #[allow(unsafe_code)]
-        // SAFETY: `Request` is laid out as `struct fiemap` followed by `extent_count` elements of
-        // `struct fiemap_extent`, which is what the kernel fills in, and it outlives the call.
-        let result = unsafe { ioctl(file.as_fd(), Updater::<OPCODE, Request>::new(&mut request)) };
-        if !is_supported(result)? {
-            return Ok(None);
-        }
-        let mapped = (request.header.mapped_extents as usize).min(COUNT);
-        for raw in &request.extents[..mapped] {
-            let end = raw.logical.checked_add(raw.length);
-            let (Some(end), true) = (end, raw.logical >= start && raw.length > 0) else {
-                return Ok(None);
-            };
-            start = end;
-            extents.push(Extent {
-                logical: raw.logical,
-                physical: raw.physical,
-                length: raw.length,
-                flags: raw.flags,
-            });
-        }
-        let last = extents.last().is_none_or(|e| e.flags & Extent::LAST != 0);
-        if mapped == 0 || last {
-            return Ok(Some(extents));
-        }
-        if extents.len() > MOST {
-            return Ok(None);
-        }
+    let mut start = extents.last().map_or(0, |last| last.logical + last.length);
+    let header =
+        Header { start, length: u64::MAX - start, flags, extent_count: ROOM as u32, ..Header::default() };
+    let mut request = Request { header, extents: [RawExtent::default(); ROOM] };
+    #[allow(unsafe_code)]
+    // SAFETY: `Request` is laid out as `struct fiemap` followed by `extent_count` elements of
+    // `struct fiemap_extent`, which is what the kernel fills in, and it outlives the call.
+    let result = unsafe { ioctl(file, Updater::<OPCODE, Request<ROOM>>::new(&mut request)) };
+    if !is_supported(result)? {
+        return Ok(Answer::None);
     }
+    let mapped = (request.header.mapped_extents as usize).min(ROOM);
+    for raw in &request.extents[..mapped] {
+        let end = raw.logical.checked_add(raw.length);
+        let (Some(end), true) = (end, raw.logical >= start && raw.length > 0) else {
+            return Ok(Answer::None);
+        };
+        start = end;
+        extents.push(Extent {
+            logical: raw.logical,
+            physical: raw.physical,
+            length: raw.length,
+            flags: raw.flags,
+        });
+    }
+    let last = extents.last().is_none_or(|e| e.flags & Extent::LAST != 0);
+    Ok(if mapped == 0 || last { Answer::All } else { Answer::Some })
 }
 
 /// Files with more blocks than this are not asked for block by block.
