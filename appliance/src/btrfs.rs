@@ -1,27 +1,39 @@
 //! Where a btrfs lies: its devices, and the chunks of its address space, as the kernel gives them
-//! (`linux/btrfs.h`, `linux/btrfs_tree.h`). FIEMAP speaks of that address space.
+//! (`linux/btrfs.h`, `linux/btrfs_tree.h`), and what that space is used for. FIEMAP speaks of that address space.
 
+use crate::getfsmap::Spaces;
 use rustix::fd::AsFd;
 use rustix::fs::stat;
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
-use virt_bmap_agent::record::{Chunk, Member};
+use virt_bmap_agent::record::{Chunk, Member, Owner};
 
 /// `statfs` magic of btrfs.
 pub(crate) const MAGIC: u64 = 0x9123_683e;
 
+/// `BTRFS_EXTENT_TREE_OBJECTID`
+const EXTENT_TREE: u64 = 2;
 /// `BTRFS_CHUNK_TREE_OBJECTID`
 const CHUNK_TREE: u64 = 3;
 /// `BTRFS_FIRST_CHUNK_TREE_OBJECTID`, the object of all chunk items.
 const CHUNKS: u64 = 256;
 /// `BTRFS_CHUNK_ITEM_KEY`
 const CHUNK_ITEM: u32 = 228;
+/// `BTRFS_EXTENT_ITEM_KEY`: its place is an extent's start and length.
+const EXTENT_ITEM: u32 = 168;
+/// `BTRFS_METADATA_ITEM_KEY`: its place is a node's start and level.
+const METADATA_ITEM: u32 = 169;
+/// `BTRFS_EXTENT_FLAG_TREE_BLOCK`, of the flags of a `struct btrfs_extent_item`.
+const TREE_BLOCK: u64 = 1 << 1;
 
 /// Most devices that are asked for; a file system's numbers only grow.
 const MOST_DEVICES: u64 = 1 << 12;
 
 /// Most chunks that are taken in: a petabyte has a million.
 const MOST_CHUNKS: usize = 1 << 20;
+
+/// A file system with more extents is left alone.
+const MOST_EXTENTS: usize = 1 << 23;
 
 /// Bytes of items asked for at a time.
 const ROOM: usize = 64 << 10;
@@ -73,21 +85,31 @@ struct DeviceInfo {
 #[repr(C)]
 struct FilesystemInfo {
     max_id: u64,
-    rest: [u64; 127],
+    devices: u64,
+    uuid: [u8; 16],
+    node_size: u32,
+    sector_size: u32,
+    rest: [u64; 123],
 }
 
 const TYPE: u8 = 0x94;
+
+fn information(root: impl AsFd) -> Result<FilesystemInfo, Errno> {
+    const INFO: Opcode = opcode::read::<FilesystemInfo>(TYPE, 31);
+    #[allow(unsafe_code)]
+    // SAFETY: `FilesystemInfo` has the 1024 bytes that the kernel fills in.
+    unsafe {
+        ioctl(root.as_fd(), Getter::<INFO, FilesystemInfo>::new())
+    }
+}
 
 /// The devices, also those that are missing.
 ///
 /// # Errors
 /// What the ioctl says.
 pub(crate) fn members(root: impl AsFd) -> Result<Vec<Member>, Errno> {
-    const INFO: Opcode = opcode::read::<FilesystemInfo>(TYPE, 31);
     const DEVICE: Opcode = opcode::read_write::<DeviceInfo>(TYPE, 30);
-    #[allow(unsafe_code)]
-    // SAFETY: `FilesystemInfo` has the 1024 bytes that the kernel fills in.
-    let info = unsafe { ioctl(root.as_fd(), Getter::<INFO, FilesystemInfo>::new()) }?;
+    let info = information(root.as_fd())?;
     let mut members = Vec::new();
     for id in 1..=info.max_id.min(MOST_DEVICES) {
         let mut device = DeviceInfo {
@@ -117,59 +139,192 @@ pub(crate) fn members(root: impl AsFd) -> Result<Vec<Member>, Errno> {
 /// # Errors
 /// What the ioctl says.
 pub(crate) fn chunks(root: impl AsFd) -> Result<Vec<Chunk>, Errno> {
-    /// `BTRFS_IOC_TREE_SEARCH_V2`; the number counts the arguments without the buffer.
-    const OPCODE: Opcode = opcode::read_write::<Search>(TYPE, 17);
     let mut chunks: Vec<Chunk> = Vec::new();
-    let mut from = 0;
-    loop {
-        let key = Key {
-            tree: CHUNK_TREE,
-            min_object: CHUNKS,
-            max_object: CHUNKS,
-            min_offset: from,
-            max_offset: u64::MAX,
-            max_transaction: u64::MAX,
-            min_type: CHUNK_ITEM,
-            max_type: CHUNK_ITEM,
-            items: u32::MAX,
-            ..Key::default()
-        };
-        let search = Search { key, room: ROOM as u64 };
-        let mut request = Box::new(SearchWithRoom { search, items: [0; ROOM] });
-        #[allow(unsafe_code)]
-        // SAFETY: the kernel reads the arguments and fills the buffer of `room` bytes behind them.
-        unsafe { ioctl(root.as_fd(), Updater::<OPCODE, SearchWithRoom>::new(&mut request)) }?;
-        let mut rest = &request.items[..];
-        for _ in 0..request.search.key.items {
-            let Some((chunk, after)) = item(rest) else { return Err(Errno::IO) };
-            rest = after;
-            from = chunk.start.saturating_add(1);
-            chunks.push(chunk);
+    let (first, last) = (Place { object: CHUNKS, ..Place::FIRST }, Place { object: CHUNKS, ..Place::LAST });
+    search(root, CHUNK_TREE, first, last, |item| {
+        if item.place.kind == CHUNK_ITEM {
+            chunks.push(chunk(&item)?);
         }
-        if request.search.key.items == 0 || chunks.len() > MOST_CHUNKS {
-            return Ok(chunks);
+        Some(chunks.len() <= MOST_CHUNKS)
+    })?;
+    Ok(chunks)
+}
+
+/// What the address space is used for, by the extent tree: nodes of trees, data, and what is free of chunks.
+/// Superblocks are in no tree; where one lies in a chunk, it is in what is free. `None`: there are too many extents.
+///
+/// # Errors
+/// What the ioctl says.
+pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
+    let chunks = chunks(root.as_fd())?;
+    let node = u64::from(information(root.as_fd())?.node_size);
+    let mut spaces = Spaces::new();
+    let mut extents = 0;
+    search(root, EXTENT_TREE, Place::FIRST, Place::LAST, |item| {
+        let place = item.place;
+        let used = match place.kind {
+            METADATA_ITEM => Some((Owner::Metadata, node)),
+            EXTENT_ITEM if item.word(16)? & TREE_BLOCK != 0 => Some((Owner::Metadata, place.offset)),
+            EXTENT_ITEM => Some((Owner::Unknown, place.offset)),
+            _ => None,
+        };
+        if let Some((owner, length)) = used {
+            push(&mut spaces, owner, place.object, length);
+            extents += 1;
+        }
+        Some(extents <= MOST_EXTENTS)
+    })?;
+    if extents > MOST_EXTENTS {
+        return Ok(None);
+    }
+    let mut used: Vec<(u64, u64)> = spaces.values().flatten().copied().collect();
+    used.sort_unstable();
+    let mut used = used.into_iter().peekable();
+    for chunk in chunks {
+        let (mut free, end) = (chunk.start, chunk.start.saturating_add(chunk.length));
+        while let Some((start, length)) = used.next_if(|(start, _)| *start < end) {
+            if start > free {
+                push(&mut spaces, Owner::Free, free, start - free);
+            }
+            free = free.max(start.saturating_add(length));
+        }
+        if free < end {
+            push(&mut spaces, Owner::Free, free, end - free);
+        }
+    }
+    Ok(Some(spaces))
+}
+
+/// Adds a piece, to the last one where it begins at its end.
+fn push(spaces: &mut Spaces, owner: Owner, start: u64, length: u64) {
+    let pieces = spaces.entry(owner).or_default();
+    match pieces.last_mut() {
+        Some((before, so_far)) if before.checked_add(*so_far) == Some(start) => {
+            *so_far = so_far.saturating_add(length);
+        }
+        _ => pieces.push((start, length)),
+    }
+}
+
+/// `struct btrfs_key`: what a tree is ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    object: u64,
+    kind: u32,
+    offset: u64,
+}
+
+impl Place {
+    const FIRST: Self = Self { object: 0, kind: 0, offset: 0 };
+    /// A type has a byte.
+    const LAST: Self = Self { object: u64::MAX, kind: 255, offset: u64::MAX };
+
+    /// The next place that something can have.
+    fn next(self) -> Option<Self> {
+        let Self { object, kind, offset } = self;
+        if let Some(offset) = offset.checked_add(1) {
+            Some(Self { offset, ..self })
+        } else if kind < Self::LAST.kind {
+            Some(Self { object, kind: kind + 1, offset: 0 })
+        } else {
+            Some(Self { object: object.checked_add(1)?, kind: 0, offset: 0 })
         }
     }
 }
 
-/// Takes the first item off the buffer: a `struct btrfs_ioctl_search_header` and a `struct btrfs_chunk`.
-fn item(bytes: &[u8]) -> Option<(Chunk, &[u8])> {
-    let word = |bytes: &[u8], at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-    let short = |bytes: &[u8], at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-    let length = usize::try_from(word(bytes, 24)? >> 32).ok()?;
-    let (body, rest) = bytes.get(32..)?.split_at_checked(length)?;
+/// What lies at a place of a tree.
+struct Item<'a> {
+    place: Place,
+    body: &'a [u8],
+}
+
+impl Item<'_> {
+    fn word(&self, at: usize) -> Option<u64> {
+        word(self.body, at)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// Gives all items of a tree from one place to another, ascending, until there is enough. `None` from `each`: an item makes
+/// no sense.
+fn search(
+    root: impl AsFd,
+    tree: u64,
+    first: Place,
+    last: Place,
+    mut each: impl FnMut(Item<'_>) -> Option<bool>,
+) -> Result<(), Errno> {
+    /// `BTRFS_IOC_TREE_SEARCH_V2`; the number counts the arguments without the buffer.
+    const OPCODE: Opcode = opcode::read_write::<Search>(TYPE, 17);
+    let mut from = first;
+    let mut request =
+        Box::new(SearchWithRoom { search: Search { key: Key::default(), room: 0 }, items: [0; ROOM] });
+    loop {
+        let key = Key {
+            tree,
+            min_object: from.object,
+            min_type: from.kind,
+            min_offset: from.offset,
+            max_object: last.object,
+            max_type: last.kind,
+            max_offset: last.offset,
+            max_transaction: u64::MAX,
+            items: u32::MAX,
+            ..Key::default()
+        };
+        request.search = Search { key, room: ROOM as u64 };
+        #[allow(unsafe_code)]
+        // SAFETY: the kernel reads the arguments and fills the buffer of `room` bytes behind them.
+        unsafe { ioctl(root.as_fd(), Updater::<OPCODE, SearchWithRoom>::new(&mut request)) }?;
+        let mut rest = &request.items[..];
+        let mut seen = None;
+        for _ in 0..request.search.key.items {
+            let Some((item, after)) = item(rest) else { return Err(Errno::IO) };
+            rest = after;
+            if item.place < from {
+                return Err(Errno::IO);
+            }
+            seen = Some(item.place);
+            if !each(item).ok_or(Errno::IO)? {
+                return Ok(());
+            }
+        }
+        match seen.and_then(Place::next).filter(|next| *next <= last) {
+            Some(next) => from = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Takes the first item off the buffer: a `struct btrfs_ioctl_search_header`, and as many bytes as it says.
+fn item(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
+    let kind_and_length = word(bytes, 24)?;
+    let place = Place { object: word(bytes, 8)?, kind: kind_and_length as u32, offset: word(bytes, 16)? };
+    let (body, rest) = bytes.get(32..)?.split_at_checked(usize::try_from(kind_and_length >> 32).ok()?)?;
+    Some((Item { place, body }, rest))
+}
+
+/// Takes a `struct btrfs_chunk`.
+fn chunk(item: &Item<'_>) -> Option<Chunk> {
+    let body = item.body;
     let stripes = (0..usize::from(short(body, 44)?))
         .map(|number| Some((word(body, 48 + 32 * number)?, word(body, 56 + 32 * number)?)))
         .collect::<Option<_>>()?;
-    let chunk = Chunk {
-        start: word(bytes, 16)?,
+    Some(Chunk {
+        start: item.place.offset,
         length: word(body, 0)?,
         stripe_length: word(body, 16)?,
         profile: word(body, 24)?,
         sub_stripes: short(body, 46)?,
         stripes,
-    };
-    Some((chunk, rest))
+    })
 }
 
 #[cfg(test)]
@@ -195,11 +350,22 @@ mod tests {
         bytes[32 + 44] = 1;
         bytes[32 + 48] = 7;
         bytes[32 + 57] = 1;
-        let (chunk, rest) = item(&bytes).unwrap();
+        let (found, rest) = item(&bytes).unwrap();
+        let chunk_of = |bytes: &[u8]| chunk(&item(bytes)?.0);
+        let chunk = chunk(&found).unwrap();
         assert_eq!((chunk.start, chunk.length, chunk.stripes), (4096, 8192, vec![(7, 256)]));
         assert!(rest.is_empty());
-        assert!(item(&bytes[..100]).is_none() && item(&[]).is_none());
+        assert!(chunk_of(&bytes[..100]).is_none() && chunk_of(&[]).is_none());
         bytes[32 + 44] = 2;
-        assert!(item(&bytes).is_none());
+        assert!(chunk_of(&bytes).is_none());
+    }
+
+    #[test]
+    fn places_follow_each_other() {
+        let place = |object, kind, offset| Place { object, kind, offset };
+        assert_eq!(place(1, 2, 3).next(), Some(place(1, 2, 4)));
+        assert_eq!(place(1, 2, u64::MAX).next(), Some(place(1, 3, 0)));
+        assert_eq!(place(1, 255, u64::MAX).next(), Some(place(2, 0, 0)));
+        assert_eq!(Place::LAST.next(), None);
     }
 }

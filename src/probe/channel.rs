@@ -210,6 +210,10 @@ impl Walk {
         }
         let (members, chunks) = (std::mem::take(&mut self.members), std::mem::take(&mut self.chunks));
         self.layout = address_space(&members, &chunks, &self.context.devices).map(Arc::new);
+        let devices =
+            members.iter().filter_map(|member| self.context.devices.get(&(member.major, member.minor)));
+        self.remains.members = devices.cloned().collect();
+        self.remains.address_space = self.layout.clone();
     }
 
     /// Forgets where a directory lies that will not be listed any more.

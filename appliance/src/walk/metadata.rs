@@ -5,7 +5,7 @@ use super::{FUSE, Walker, object};
 use crate::btrfs;
 use crate::reader::OpenFile;
 use crate::{Fatal, fiemap, getfsmap};
-use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, Stat, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, openat, readlinkat,
     statat,
@@ -129,7 +129,11 @@ impl Walker {
     /// Tells what the file system's blocks are for, where it says so.
     pub(super) fn put_spaces(&mut self, root: &OwnedFd, id: u32) {
         let opened = openat(root, c".", super::DIRECTORY, Mode::empty());
-        match opened.and_then(|root| getfsmap::spaces(root.as_fd(), self.device)) {
+        let spaces = opened.and_then(|root| match self.magic {
+            btrfs::MAGIC => btrfs::spaces(root),
+            _ => getfsmap::spaces(root, self.device),
+        });
+        match spaces {
             Ok(spaces) => {
                 for (owner, pieces) in spaces.unwrap_or_default() {
                     for pieces in pieces.chunks(EXTENTS_PER_RECORD) {

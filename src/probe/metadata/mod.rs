@@ -8,6 +8,7 @@
 //! where things have their place. What is free is known where the file system says so, and then the rest is
 //! known, too: [`ALLOCATED`], in use for something that nothing told.
 
+mod btrfs;
 mod device;
 mod exfat;
 mod ext;
@@ -26,8 +27,10 @@ use crate::appliance::Content;
 use crate::bmap::{Kind, Marks, PieceFlags, Role};
 use crate::range::{DeviceOffset, Range, RangeSet};
 use crate::recorder::Recording;
+use btrfs::Outside;
 use device::Device;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use virt_bmap_agent::record::{Extent, Owner};
 
 /// What was read for a file system itself, and has no name of its own.
@@ -59,6 +62,9 @@ pub struct Remains {
     pub(super) inline: Vec<Inline>,
     /// The extents of NTFS's `$MFT`.
     pub(super) mft: Vec<Extent>,
+    /// Of a btrfs, what its addresses are of, and its devices.
+    pub(super) address_space: Option<Arc<Layout>>,
+    pub(super) members: Vec<Arc<Layout>>,
 }
 
 /// Extended attributes of an object.
@@ -171,12 +177,14 @@ pub(super) fn filesystem(
     let kind = content.kind.as_deref().unwrap_or_default();
     let put = Put { context, device: &content.device };
     // The addresses of btrfs are none of its device.
-    let Some(layout) = layout.filter(|_| kind != "btrfs") else {
+    let layout = if kind == "btrfs" { remains.address_space.as_deref() } else { layout };
+    let Some(layout) = layout else {
         return Ok(put.without_layout(remains)?);
     };
     let read = layout.to_device_partly(&remains.untagged);
     let owned = layout.to_device_partly(&remains.owned);
     let mut facts = Facts::of_spaces(&remains.spaces);
+    let outside = if kind == "btrfs" { btrfs::tell(&mut facts, remains, layout) } else { Outside::default() };
     let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
     match kind {
         "ext2" | "ext3" | "ext4" => ext::tell(&mut facts, &mut device, &read),
@@ -186,6 +194,8 @@ pub(super) fn filesystem(
         "ntfs" => ntfs::tell(&mut facts, &mut device),
         _ => {}
     }
+    put.places(Kind::Metadata, b"[superblocks]", &outside.superblocks)?;
+    put.places(Kind::Metadata, METADATA.as_bytes(), &outside.read)?;
     put.inline(&facts, remains, layout)?;
 
     let mut known = owned.clone();
@@ -202,10 +212,12 @@ pub(super) fn filesystem(
     let mut rest = read.difference(&known);
     if let Some(free) = &free {
         put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
+        put.places(Kind::Free, b"", &outside.unallocated)?;
+        let bytes = free.bytes() + outside.unallocated.bytes();
         context.channel.with(|found, _| {
             let filesystem = found.header_mut().filesystems.last_mut();
             if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
-                filesystem.free_mapped = Some(free.bytes());
+                filesystem.free_mapped = Some(bytes);
             }
         });
         rest = rest.difference(free);
@@ -254,14 +266,17 @@ impl Put<'_> {
             self.recording(number, &attributes.recording)?;
             owned.extend(attributes.recording.iter());
         }
-        let rest = remains.untagged.difference(&owned);
-        if rest.is_empty() {
+        self.places(Kind::Metadata, METADATA.as_bytes(), &remains.untagged.difference(&owned))
+    }
+
+    /// An object of what lies there on the disks, if there is anything.
+    fn places(&self, kind: Kind, name: &[u8], places: &Recording) -> Result<(), FoundError> {
+        if places.is_empty() {
             return Ok(());
         }
-        let number = self.context.channel.with(|found, _| {
-            found.beside(Kind::Metadata, self.device, METADATA.as_bytes(), Marks::empty())
-        })?;
-        self.recording(Some(number), &rest)
+        let number =
+            self.context.channel.with(|found, _| found.beside(kind, self.device, name, Marks::empty()))?;
+        self.recording(Some(number), places)
     }
 
     fn recording(&self, number: Option<ObjectNumber>, recording: &Recording) -> Result<(), FoundError> {

@@ -1,0 +1,85 @@
+//! btrfs: its extent tree tells what its address space is used for, but neither superblocks nor what is in no chunk
+//! has an address there ("On-disk Format" in the documentation of btrfs; `btrfs_sb_offset` in the kernel's
+//! `fs/btrfs/disk-io.h`).
+
+use super::{Facts, Remains};
+use crate::probe::layout::{Layout, Segment};
+use crate::range::Range;
+use crate::recorder::Recording;
+
+/// Where the superblock and its copies are on each device, as far as that reaches.
+const SUPERBLOCKS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
+const SUPERBLOCK: u64 = 4 << 10;
+/// The beginning of each device is left to boot loaders (`BTRFS_DEVICE_RANGE_RESERVED`).
+const RESERVED: u64 = 1 << 20;
+
+/// What has no address, on the disks.
+#[derive(Default)]
+pub(super) struct Outside {
+    pub(super) superblocks: Recording,
+    /// What was read and is none of them.
+    pub(super) read: Recording,
+    /// What is in no chunk.
+    pub(super) unallocated: Recording,
+}
+
+pub(super) fn tell(facts: &mut Facts, remains: &Remains, space: &Layout) -> Outside {
+    let of_members = |from: u64, length: u64| -> Recording {
+        let parts = remains.members.iter().filter_map(move |member| {
+            let end = from.saturating_add(length).min(member.size());
+            member.part(Range::new(from.min(end), end))
+        });
+        on_disks(parts.flatten())
+    };
+    let mut superblocks = Recording::default();
+    for at in SUPERBLOCKS {
+        superblocks.extend(of_members(at, SUPERBLOCK).iter());
+    }
+    let chunks = on_disks(space.segments().chain(space.parity_segments()).copied());
+    let unallocated = of_members(RESERVED, u64::MAX).difference(&chunks).difference(&superblocks);
+    // A chunk may lie around a superblock. That address is never used, in none of its copies.
+    let never = space.to_device_partly(&superblocks);
+    facts.whole = facts.whole.difference(&never);
+    facts.free = facts.free.take().map(|free| free.difference(&never));
+    let read = remains.untagged.difference(&remains.owned).difference(&chunks);
+    let read = read.difference(&superblocks).difference(&unallocated);
+    Outside { superblocks, read, unallocated }
+}
+
+fn on_disks(segments: impl Iterator<Item = Segment>) -> Recording {
+    let mut places = Recording::default();
+    places.extend(segments.map(|segment| (segment.disk, segment.disk_range())));
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::metadata::Blocks;
+    use crate::range::DeviceOffset;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_is_outside_of_chunks_is_free_but_for_superblocks() {
+        const MIB: u64 = 1 << 20;
+        let member = Arc::new(Layout::of_disk(1, 100 * MIB));
+        // The only chunk is at its own address, around a copy of the superblock.
+        let space = Layout::of_disk(1, 80 * MIB);
+        let mut remains = Remains { members: vec![member], ..Remains::default() };
+        remains.untagged.insert(1, Range::new(90 * MIB, 90 * MIB + 512));
+        let mut facts =
+            Facts { free: Some([Range::new(60 * MIB, 80 * MIB)].into_iter().collect()), ..Facts::default() };
+        let outside = tell(&mut facts, &remains, &space);
+        let ranges = |places: &Recording| -> Vec<(u64, u64)> {
+            places.iter().map(|(_, range)| (range.start.0, range.end.0)).collect()
+        };
+        let blocks = |blocks: &Blocks| -> Vec<(u64, u64)> {
+            blocks.iter().map(|range: Range<DeviceOffset>| (range.start.0, range.end.0)).collect()
+        };
+        let (first, second) = ((65536, 65536 + 4096), (64 * MIB, 64 * MIB + 4096));
+        assert_eq!(ranges(&outside.superblocks), [first, second]);
+        assert_eq!(ranges(&outside.unallocated), [(80 * MIB, 100 * MIB)]);
+        assert_eq!(ranges(&outside.read), []);
+        assert_eq!(blocks(&facts.free.unwrap()), [(60 * MIB, second.0), (second.1, 80 * MIB)]);
+    }
+}
