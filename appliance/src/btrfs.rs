@@ -1,7 +1,7 @@
 //! Where a btrfs lies: its devices, and the chunks of its address space, as the kernel gives them
 //! (`linux/btrfs.h`, `linux/btrfs_tree.h`), and what that space is used for. FIEMAP speaks of that address space.
 
-use crate::getfsmap::Spaces;
+use crate::getfsmap::{Spaces, push};
 use rustix::fd::AsFd;
 use rustix::fs::stat;
 use rustix::io::Errno;
@@ -193,17 +193,6 @@ pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
         }
     }
     Ok(Some(spaces))
-}
-
-/// Adds a piece, to the last one where it begins at its end.
-fn push(spaces: &mut Spaces, owner: Owner, start: u64, length: u64) {
-    let pieces = spaces.entry(owner).or_default();
-    match pieces.last_mut() {
-        Some((before, so_far)) if before.checked_add(*so_far) == Some(start) => {
-            *so_far = so_far.saturating_add(length);
-        }
-        _ => pieces.push((start, length)),
-    }
 }
 
 /// `struct btrfs_key`: what a tree is ordered by.

@@ -57,6 +57,17 @@ struct Request {
 /// Pieces of a device, start and length in bytes, by what they are for.
 pub(crate) type Spaces = BTreeMap<Owner, Vec<(u64, u64)>>;
 
+/// Adds a piece, to the last one where it begins at its end.
+pub(crate) fn push(spaces: &mut Spaces, owner: Owner, start: u64, length: u64) {
+    let pieces = spaces.entry(owner).or_default();
+    match pieces.last_mut() {
+        Some((before, so_far)) if before.checked_add(*so_far) == Some(start) => {
+            *so_far = so_far.saturating_add(length);
+        }
+        _ => pieces.push((start, length)),
+    }
+}
+
 /// The pieces of the filesystem of an open file, as far as they lie on `device`; `None` where it does not
 /// say, or says too much.
 ///
@@ -91,13 +102,7 @@ pub(crate) fn spaces(file: impl AsFd, device: u64) -> Result<Option<Spaces>, Err
         for record in &request.records[..entries] {
             // A log or realtime device of its own is another device.
             if !has_numbers || u64::from(record.device) == device {
-                let pieces = spaces.entry(owner(record)).or_default();
-                match pieces.last_mut() {
-                    Some((start, length)) if start.checked_add(*length) == Some(record.physical) => {
-                        *length = length.saturating_add(record.length);
-                    }
-                    _ => pieces.push((record.physical, record.length)),
-                }
+                push(&mut spaces, owner(record), record.physical, record.length);
             }
         }
         total += entries;

@@ -22,6 +22,7 @@ mod buffer;
 mod calm;
 mod control;
 mod devices;
+mod f2fs;
 mod fiemap;
 mod getfsmap;
 mod phases;

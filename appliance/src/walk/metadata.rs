@@ -2,9 +2,9 @@
 //! extended attributes, and what the file system says of its blocks.
 
 use super::{FUSE, Walker, object};
-use crate::btrfs;
 use crate::reader::OpenFile;
 use crate::{Fatal, fiemap, getfsmap};
+use crate::{btrfs, f2fs};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, Stat, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, openat, readlinkat,
@@ -131,6 +131,7 @@ impl Walker {
         let opened = openat(root, c".", super::DIRECTORY, Mode::empty());
         let spaces = opened.and_then(|root| match self.magic {
             btrfs::MAGIC => btrfs::spaces(root),
+            f2fs::MAGIC => f2fs::spaces(self.device),
             _ => getfsmap::spaces(root, self.device),
         });
         match spaces {

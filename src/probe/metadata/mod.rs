@@ -12,6 +12,7 @@ mod btrfs;
 mod device;
 mod exfat;
 mod ext;
+mod f2fs;
 mod fat;
 mod ntfs;
 mod volumes;
@@ -189,6 +190,7 @@ pub(super) fn filesystem(
     match kind {
         "ext2" | "ext3" | "ext4" => ext::tell(&mut facts, &mut device, &read),
         "xfs" => xfs::tell(&mut facts, &mut device, &read),
+        "f2fs" => f2fs::tell(&mut facts, &mut device, &read),
         "vfat" => fat::tell(&mut facts, &mut device, &read),
         "exfat" => exfat::tell(&mut facts, &mut device, &read),
         "ntfs" => ntfs::tell(&mut facts, &mut device),

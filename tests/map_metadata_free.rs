@@ -1,5 +1,5 @@
-//! `--metadata` of btrfs: what is said to be free is all that no tree names, by `btrfs inspect-internal dump-tree` and a
-//! translation of chunks that is none of ours.
+//! `--metadata` of btrfs and F2FS: what is said to be free is all that is not in use: by `btrfs inspect-internal dump-tree`
+//! with a translation of chunks that is none of ours, and by `dump.f2fs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
 
@@ -12,7 +12,7 @@ use common::{cache, guestfish, tools};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use virt_bmap::bmap::{self, Kind, Map, ObjectName};
 
 /// A node of a tree, as mkfs makes it.
@@ -29,25 +29,31 @@ disk-create c.raw raw 400M
 add a.raw format:raw
 add b.raw format:raw
 add c.raw format:raw
+disk-create d.raw raw 200M
+add d.raw format:raw
 run
+debug sh 'mkfs.f2fs -q /dev/sdd >&2'
 debug sh 'mkfs.btrfs -q -f /dev/sda >&2'
 debug sh 'mkfs.btrfs -q -f -d raid0 -m raid1 /dev/sdb /dev/sdc >&2'
 mkmountpoint /one
 mkmountpoint /two
 mount /dev/sda /one
 mount /dev/sdb /two
+mkmountpoint /three
+mount /dev/sdd /three
 debug sh 'cd /sysroot; for d in one two; do for i in $(seq 1 120); do dd if=/dev/urandom of=$d/f$i bs=$((i * 977)) count=1 2>/dev/null; done; dd if=/dev/urandom of=$d/big bs=1M count=50 2>/dev/null; sync; rm $d/f1*; btrfs -q subvolume create $d/sub; dd if=/dev/urandom of=$d/sub/more bs=1M count=9 2>/dev/null; dd if=/dev/urandom of=$d/big bs=1M count=1 seek=7 conv=notrunc 2>/dev/null; setfattr -n user.big -v $(printf %0800d 2) $d/f2; done; sync'
+debug sh 'cd /sysroot/three; for i in $(seq 1 120); do dd if=/dev/urandom of=f$i bs=$((i * 977)) count=1 2>/dev/null; done; sync; rm f1*; dd if=/dev/urandom of=big bs=1M count=20 2>/dev/null; mkdir d; ln -s $(printf %0900d 7) link; sync'
 umount-all
 shutdown
 "#;
 
 #[test]
-fn what_no_tree_names_is_free() {
-    needs!("guestfish", "btrfs");
-    let dir = cache::directory("metadata-btrfs", &cache::key(SCRIPT), |dir| {
+fn what_is_not_in_use_is_free() {
+    needs!("guestfish", "btrfs", "dump.f2fs");
+    let dir = cache::directory("metadata-free", &cache::key(SCRIPT), |dir| {
         guestfish::run(dir, SCRIPT);
     });
-    let disks = ["a.raw", "b.raw", "c.raw"].map(|name| dir.join(name));
+    let disks = ["a.raw", "b.raw", "c.raw", "d.raw"].map(|name| dir.join(name));
     let run = Sandbox::new().run(
         [OsStr::new("--metadata")]
             .into_iter()
@@ -57,7 +63,7 @@ fn what_no_tree_names_is_free() {
     run.assert_code(0);
     let map = bmap::load(&run.sandbox.cwd().join("guest.jsonl")).unwrap();
 
-    for (device, first, members) in [("/dev/sda", 1, &disks[..1]), ("/dev/sdb", 2, &disks[1..])] {
+    for (device, first, members) in [("/dev/sda", 1, &disks[..1]), ("/dev/sdb", 2, &disks[1..3])] {
         let chunks = chunks(members);
         let superblocks: Vec<Range> = SUPERBLOCKS.map(|at| at..at + 4096).into();
         for (member, (used, never)) in used(&chunks, members).iter().zip(never(&chunks, members)).enumerate()
@@ -78,6 +84,16 @@ fn what_no_tree_names_is_free() {
             assert_eq!(difference(used, &normalise(known)), [], "disk {disk}");
         }
     }
+    let on = |kind, path: &[u8]| pieces(&map, 4, &ObjectName::path(kind, b"/dev/sdd", path));
+    let free = free_of_f2fs(&disks[3], on(Kind::Metadata, b"[segment summary area]")[0].end);
+    assert!(free.len() > 10, "{free:?}");
+    assert_eq!(on(Kind::Free, b""), free);
+    let objects = map.objects().filter(|object| !matches!(object.kind(), Kind::Free | Kind::Disk));
+    let known = normalise(objects.flat_map(|object| pieces(&map, 4, &object.name())));
+    // Behind the superblocks a little is left for alignment.
+    let main = on(Kind::Metadata, b"[checkpoints]")[0].start..free.last().unwrap().end;
+    assert_eq!(difference(&difference(&[main], &free), &known), []);
+
     // What the kernel reads there is what the name says.
     let mut magic = [0; 8];
     File::open(&disks[2]).unwrap().read_exact_at(&mut magic, (64 << 20) + 64).unwrap();
@@ -171,4 +187,29 @@ fn tree(name: &str, members: &[PathBuf]) -> String {
     let args = ["inspect-internal", "dump-tree", "--noscan", "-t", name].map(OsStr::new);
     let text = tools::run("btrfs", args.into_iter().chain(members.iter().map(|member| member.as_os_str())));
     String::from_utf8(text).unwrap()
+}
+
+/// By its table of segments, of which the first begins at `main`.
+fn free_of_f2fs(disk: &Path, main: u64) -> Vec<Range> {
+    const SEGMENT: u64 = 2 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    tools::output(tools::command("dump.f2fs").args(["-s", "0~-1"]).arg(disk).current_dir(dir.path()));
+    let text = std::fs::read_to_string(dir.path().join("dump_sit")).unwrap();
+    let (mut free, mut at) = (Vec::new(), main);
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("segno:") {
+            let words: Vec<&str> = rest.split_whitespace().collect();
+            at = main + words[0].parse::<u64>().unwrap() * SEGMENT;
+            // Of a segment without valid blocks no bits are printed.
+            free.extend((words[1..3] == ["vblocks:", "0"]).then_some(at..at + SEGMENT));
+            continue;
+        }
+        for byte in line.split_whitespace().map_while(|byte| u8::from_str_radix(byte, 16).ok()) {
+            for bit in (0..8).rev() {
+                free.extend((byte >> bit & 1 == 0).then_some(at..at + 4096));
+                at += 4096;
+            }
+        }
+    }
+    normalise(free)
 }

@@ -1,0 +1,105 @@
+//! Which blocks of an F2FS are in use: `/proc/fs/f2fs/DEVICE/segment_bits`, which the kernel makes of its table of
+//! segments (`segment_bits_seq_show` in its `fs/f2fs/sysfs.c`), and of the superblock where the segments begin
+//! (`struct f2fs_super_block` of `linux/f2fs_fs.h`).
+
+use crate::getfsmap::{Spaces, push};
+use rustix::fs::{Dev, major, minor};
+use rustix::io::Errno;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
+use virt_bmap_agent::record::Owner;
+
+/// `statfs` magic of F2FS.
+pub(crate) const MAGIC: u64 = 0xf2f5_2010;
+
+/// A file system with more pieces is left alone.
+const MOST: usize = 1 << 23;
+
+/// The blocks of all segments on the device, by whether they are in use; `None` where the kernel does not tell, or
+/// tells too much.
+///
+/// # Errors
+/// The device cannot be read.
+pub(crate) fn spaces(device: Dev) -> Result<Option<Spaces>, Errno> {
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let link = fs::read_link(format!("/sys/dev/block/{}:{}", major(device), minor(device))).map_err(errno)?;
+    let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let Ok(bits) = File::open(format!("/proc/fs/f2fs/{name}/segment_bits")) else { return Ok(None) };
+    let mut superblock = [0; 128];
+    let block_device = File::open(format!("/dev/{name}")).map_err(errno)?;
+    block_device.read_exact_at(&mut superblock, 1024).map_err(errno)?;
+    let Some(segments) = Segments::of(&superblock) else { return Ok(None) };
+    let mut spaces = Spaces::new();
+    for line in BufReader::new(bits).lines() {
+        segments.add(&line.map_err(errno)?, &mut spaces);
+        if spaces.values().map(Vec::len).sum::<usize>() > MOST {
+            return Ok(None);
+        }
+    }
+    Ok(Some(spaces).filter(|spaces| !spaces.is_empty()))
+}
+
+/// Where segments are.
+struct Segments {
+    /// Of the first one, in bytes.
+    start: u64,
+    block: u64,
+    /// Blocks of each.
+    blocks: u64,
+}
+
+impl Segments {
+    fn of(superblock: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_le_bytes(*superblock.get(at..)?.first_chunk()?));
+        let (block, blocks) = (1u64.checked_shl(word(16)?)?, 1u64.checked_shl(word(20)?)?);
+        let makes_sense = (512..=65536).contains(&block) && (8..=65536).contains(&blocks);
+        makes_sense.then_some(Self { start: u64::from(word(92)?) * block, block, blocks })
+    }
+
+    /// Adds a segment's line: its number, its type, how many blocks are valid, and a bit for each, the highest first. The
+    /// lines above the table have another form.
+    fn add(&self, line: &str, spaces: &mut Spaces) -> Option<()> {
+        let mut parts = line.split('|');
+        let number: u64 = parts.next()?.split_whitespace().next()?.parse().ok()?;
+        let bits = parts.nth(1)?.split_whitespace().map(|byte| u8::from_str_radix(byte, 16));
+        let mut at = number.checked_mul(self.blocks * self.block)?.checked_add(self.start)?;
+        for byte in bits.take(usize::try_from(self.blocks / 8).ok()?) {
+            let byte = byte.ok()?;
+            for bit in (0..8).rev() {
+                let owner = if byte >> bit & 1 == 0 { Owner::Free } else { Owner::Unknown };
+                push(spaces, owner, at, self.block);
+                at = at.checked_add(self.block)?;
+            }
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_of_a_segment_are_its_blocks() {
+        let mut superblock = [0; 128];
+        for (at, word) in [(16, 12u32), (20, 4), (92, 100)] {
+            superblock[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        let segments = Segments::of(&superblock).unwrap();
+        let mut spaces = Spaces::new();
+        for line in [
+            "format: segment_type|valid_blocks|bitmaps",
+            "",
+            "2         3|1  | 80 01",
+            "3         0|0  | 00 00",
+        ] {
+            segments.add(line, &mut spaces);
+        }
+        let block = |number: u64, count: u64| ((100 + number) * 4096, count * 4096);
+        assert_eq!(spaces[&Owner::Unknown], [block(32, 1), block(47, 1)]);
+        assert_eq!(spaces[&Owner::Free], [block(33, 14), block(48, 16)]);
+        superblock[16] = 200;
+        assert!(Segments::of(&superblock).is_none() && Segments::of(&superblock[..90]).is_none());
+    }
+}
