@@ -19,6 +19,10 @@ use tokio::task::coop;
 
 /// How long a socket is looked at, and how soon a client must have sent its last request for that.
 const MOMENT: Duration = Duration::from_micros(100);
+/// A look at the socket takes less, unless another thread has run meanwhile on this processor.
+const LOOK: Duration = Duration::from_micros(8);
+/// For how many requests nothing is looked at again where another thread wants this processor: perhaps it is the client.
+const PAUSE: u32 = 50;
 /// What is received at a time in that moment.
 const PIECE: usize = 1 << 10;
 /// Its name for sockets is `SIOCOUTQ`.
@@ -35,17 +39,21 @@ pub struct Eager<S> {
     sent: Option<Instant>,
     /// Whether the last wait was a short one.
     is_quick: bool,
+    /// For how many requests more it does not matter.
+    pause: u32,
 }
 
 impl<S: AsFd> Eager<S> {
     pub(super) fn new(socket: S) -> Self {
-        Self { socket, sent: None, is_quick: false }
+        Self { socket, sent: None, is_quick: false, pause: 0 }
     }
 
     /// Notes that so many bytes have been received.
     fn received(&mut self, length: usize) {
         if let Some(sent) = self.sent.take() {
-            self.is_quick = length <= ONE && sent.elapsed() < MOMENT && self.is_all_taken();
+            self.pause = self.pause.saturating_sub(1);
+            self.is_quick =
+                self.pause == 0 && length <= ONE && sent.elapsed() < MOMENT && self.is_all_taken();
         }
     }
 
@@ -63,6 +71,7 @@ impl<S: AsFd> Eager<S> {
         let sent = self.sent.filter(|_| self.is_quick)?;
         let mut piece = [0; PIECE];
         let room = buf.remaining().min(PIECE);
+        let mut now = Instant::now();
         loop {
             match read(&self.socket, &mut piece[..room]) {
                 Ok(length) => {
@@ -70,10 +79,16 @@ impl<S: AsFd> Eager<S> {
                     buf.put_slice(&piece[..length]);
                     return Some(Ok(()));
                 }
-                Err(Errno::AGAIN | Errno::INTR) if sent.elapsed() < MOMENT => std::thread::yield_now(),
                 Err(Errno::AGAIN | Errno::INTR) => {
-                    self.is_quick = false;
-                    return None;
+                    std::thread::yield_now();
+                    let before = std::mem::replace(&mut now, Instant::now());
+                    if now - before > LOOK {
+                        self.pause = PAUSE;
+                    }
+                    if self.pause > 0 || now - sent > MOMENT {
+                        self.is_quick = false;
+                        return None;
+                    }
                 }
                 Err(error) => return Some(Err(error.into())),
             }
