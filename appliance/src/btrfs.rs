@@ -150,13 +150,11 @@ pub(crate) fn chunks(root: impl AsFd) -> Result<Vec<Chunk>, Errno> {
     Ok(chunks)
 }
 
-/// What the address space is used for, by the extent tree: nodes of trees, data, and what is free of chunks.
-/// Superblocks are in no tree; where one lies in a chunk, it is in what is free. `None`: there are too many extents.
+/// What the address space is used for, by the extent tree: nodes of trees, and data. `None`: there are too many extents.
 ///
 /// # Errors
 /// What the ioctl says.
 pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
-    let chunks = chunks(root.as_fd())?;
     let node = u64::from(information(root.as_fd())?.node_size);
     let mut spaces = Spaces::new();
     let mut extents = 0;
@@ -174,25 +172,7 @@ pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
         }
         Some(extents <= MOST_EXTENTS)
     })?;
-    if extents > MOST_EXTENTS {
-        return Ok(None);
-    }
-    let mut used: Vec<(u64, u64)> = spaces.values().flatten().copied().collect();
-    used.sort_unstable();
-    let mut used = used.into_iter().peekable();
-    for chunk in chunks {
-        let (mut free, end) = (chunk.start, chunk.start.saturating_add(chunk.length));
-        while let Some((start, length)) = used.next_if(|(start, _)| *start < end) {
-            if start > free {
-                push(&mut spaces, Owner::Free, free, start - free);
-            }
-            free = free.max(start.saturating_add(length));
-        }
-        if free < end {
-            push(&mut spaces, Owner::Free, free, end - free);
-        }
-    }
-    Ok(Some(spaces))
+    Ok((extents <= MOST_EXTENTS).then_some(spaces))
 }
 
 /// `struct btrfs_key`: what a tree is ordered by.

@@ -3,9 +3,9 @@
 //! (`struct f2fs_super_block` of `linux/f2fs_fs.h`).
 
 use crate::getfsmap::{Spaces, push};
-use rustix::fs::{Dev, major, minor};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use virt_bmap_agent::record::Owner;
@@ -16,19 +16,17 @@ pub(crate) const MAGIC: u64 = 0xf2f5_2010;
 /// A file system with more pieces is left alone.
 const MOST: usize = 1 << 23;
 
-/// The blocks of all segments on the device, by whether they are in use; `None` where the kernel does not tell, or
+/// The blocks of all segments on the device at this path, by whether they are in use; `None` where the kernel does not tell, or
 /// tells too much.
 ///
 /// # Errors
 /// The device cannot be read.
-pub(crate) fn spaces(device: Dev) -> Result<Option<Spaces>, Errno> {
+pub(crate) fn spaces(path: &str, device: OwnedFd) -> Result<Option<Spaces>, Errno> {
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    let link = fs::read_link(format!("/sys/dev/block/{}:{}", major(device), minor(device))).map_err(errno)?;
-    let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = path.trim_start_matches("/dev/");
     let Ok(bits) = File::open(format!("/proc/fs/f2fs/{name}/segment_bits")) else { return Ok(None) };
     let mut superblock = [0; 128];
-    let block_device = File::open(format!("/dev/{name}")).map_err(errno)?;
-    block_device.read_exact_at(&mut superblock, 1024).map_err(errno)?;
+    File::from(device).read_exact_at(&mut superblock, 1024).map_err(errno)?;
     let Some(segments) = Segments::of(&superblock) else { return Ok(None) };
     let mut spaces = Spaces::new();
     for line in BufReader::new(bits).lines() {

@@ -76,10 +76,10 @@ pub(crate) fn is_supported(result: Result<(), Errno>) -> Result<bool, Errno> {
 fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut answer = ask::<FEW>(file.as_fd(), flags, &mut extents)?;
-    while let Answer::Some = answer {
+    while let Answer::More = answer {
         answer = match extents.len() {
             ..=MOST => ask::<COUNT>(file.as_fd(), flags, &mut extents)?,
-            _ => Answer::None,
+            _ => Answer::Unknown,
         };
     }
     Ok(matches!(answer, Answer::All).then_some(extents))
@@ -88,9 +88,9 @@ fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
 /// What the kernel says when it is asked for extents.
 enum Answer {
     /// It does not know, or makes no sense.
-    None,
+    Unknown,
     /// There may be more.
-    Some,
+    More,
     All,
 }
 
@@ -111,13 +111,13 @@ fn ask<const ROOM: usize>(
     // `struct fiemap_extent`, which is what the kernel fills in, and it outlives the call.
     let result = unsafe { ioctl(file, Updater::<OPCODE, Request<ROOM>>::new(&mut request)) };
     if !is_supported(result)? {
-        return Ok(Answer::None);
+        return Ok(Answer::Unknown);
     }
     let mapped = (request.header.mapped_extents as usize).min(ROOM);
     for raw in &request.extents[..mapped] {
         let end = raw.logical.checked_add(raw.length);
         let (Some(end), true) = (end, raw.logical >= start && raw.length > 0) else {
-            return Ok(Answer::None);
+            return Ok(Answer::Unknown);
         };
         start = end;
         extents.push(Extent {
@@ -128,7 +128,7 @@ fn ask<const ROOM: usize>(
         });
     }
     let last = extents.last().is_none_or(|e| e.flags & Extent::LAST != 0);
-    Ok(if mapped == 0 || last { Answer::All } else { Answer::Some })
+    Ok(if mapped == 0 || last { Answer::All } else { Answer::More })
 }
 
 /// Files with more blocks than this are not asked for block by block.

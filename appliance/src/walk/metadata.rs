@@ -1,14 +1,14 @@
 //! What a walk reads beside directories and the data of files, when metadata are wanted: symbolic links,
 //! extended attributes, and what the file system says of its blocks.
 
+use super::batches::block_device;
 use super::{FUSE, Walker, object};
 use crate::reader::OpenFile;
-use crate::{Fatal, fiemap, getfsmap};
-use crate::{btrfs, f2fs};
+use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FileType, Mode, Stat, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, openat, readlinkat,
-    statat,
+    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, openat,
+    readlinkat, statat,
 };
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
@@ -131,7 +131,10 @@ impl Walker {
         let opened = openat(root, c".", super::DIRECTORY, Mode::empty());
         let spaces = opened.and_then(|root| match self.magic {
             btrfs::MAGIC => btrfs::spaces(root),
-            f2fs::MAGIC => f2fs::spaces(self.device),
+            f2fs::MAGIC => {
+                let (path, device) = block_device(self.device, OFlags::empty()).ok_or(Errno::NODEV)?;
+                f2fs::spaces(&path, device)
+            }
             _ => getfsmap::spaces(root, self.device),
         });
         match spaces {

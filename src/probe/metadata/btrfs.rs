@@ -2,7 +2,7 @@
 //! has an address there ("On-disk Format" in the documentation of btrfs; `btrfs_sb_offset` in the kernel's
 //! `fs/btrfs/disk-io.h`).
 
-use super::{Facts, Remains};
+use super::{Blocks, Facts, Remains};
 use crate::probe::layout::{Layout, Segment};
 use crate::range::Range;
 use crate::recorder::Recording;
@@ -23,7 +23,7 @@ pub(super) struct Outside {
     pub(super) unallocated: Recording,
 }
 
-pub(super) fn tell(facts: &mut Facts, remains: &Remains, space: &Layout) -> Outside {
+pub(super) fn tell(facts: &mut Facts, remains: &Remains, space: &Layout) {
     let of_members = |from: u64, length: u64| -> Recording {
         let parts = remains.members.iter().filter_map(move |member| {
             let end = from.saturating_add(length).min(member.size());
@@ -39,11 +39,16 @@ pub(super) fn tell(facts: &mut Facts, remains: &Remains, space: &Layout) -> Outs
     let unallocated = of_members(RESERVED, u64::MAX).difference(&chunks).difference(&superblocks);
     // A chunk may lie around a superblock. That address is never used, in none of its copies.
     let never = space.to_device_partly(&superblocks);
-    facts.whole = facts.whole.difference(&never);
-    facts.free = facts.free.take().map(|free| free.difference(&never));
+    let used = std::mem::replace(&mut facts.whole, of_chunks(space).difference(&never));
+    facts.free = facts.free.take().map(|_| facts.whole.difference(&used));
     let read = remains.untagged.difference(&remains.owned).difference(&chunks);
     let read = read.difference(&superblocks).difference(&unallocated);
-    Outside { superblocks, read, unallocated }
+    facts.outside = Outside { superblocks, read, unallocated };
+}
+
+/// All addresses that chunks have.
+fn of_chunks(space: &Layout) -> Blocks {
+    space.segments().map(|segment| segment.device).collect()
 }
 
 fn on_disks(segments: impl Iterator<Item = Segment>) -> Recording {
@@ -55,7 +60,6 @@ fn on_disks(segments: impl Iterator<Item = Segment>) -> Recording {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::metadata::Blocks;
     use crate::range::DeviceOffset;
     use std::sync::Arc;
 
@@ -67,9 +71,10 @@ mod tests {
         let space = Layout::of_disk(1, 80 * MIB);
         let mut remains = Remains { members: vec![member], ..Remains::default() };
         remains.untagged.insert(1, Range::new(90 * MIB, 90 * MIB + 512));
-        let mut facts =
-            Facts { free: Some([Range::new(60 * MIB, 80 * MIB)].into_iter().collect()), ..Facts::default() };
-        let outside = tell(&mut facts, &remains, &space);
+        let used = [Range::new(0, 60 * MIB)].into_iter().collect();
+        let mut facts = Facts { whole: used, free: Some(Blocks::new()), ..Facts::default() };
+        tell(&mut facts, &remains, &space);
+        let outside = &facts.outside;
         let ranges = |places: &Recording| -> Vec<(u64, u64)> {
             places.iter().map(|(_, range)| (range.start.0, range.end.0)).collect()
         };

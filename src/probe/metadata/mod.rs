@@ -111,6 +111,8 @@ struct Facts {
     unit: Option<u64>,
     /// Where the records of `$MFT` begin that objects lie in, and their size.
     records: Option<u64>,
+    /// What is not among the addresses of a btrfs.
+    outside: Outside,
 }
 
 /// Blocks that have a name.
@@ -185,19 +187,19 @@ pub(super) fn filesystem(
     let read = layout.to_device_partly(&remains.untagged);
     let owned = layout.to_device_partly(&remains.owned);
     let mut facts = Facts::of_spaces(&remains.spaces);
-    let outside = if kind == "btrfs" { btrfs::tell(&mut facts, remains, layout) } else { Outside::default() };
     let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
     match kind {
         "ext2" | "ext3" | "ext4" => ext::tell(&mut facts, &mut device, &read),
         "xfs" => xfs::tell(&mut facts, &mut device, &read),
+        "btrfs" => btrfs::tell(&mut facts, remains, layout),
         "f2fs" => f2fs::tell(&mut facts, &mut device, &read),
         "vfat" => fat::tell(&mut facts, &mut device, &read),
         "exfat" => exfat::tell(&mut facts, &mut device, &read),
         "ntfs" => ntfs::tell(&mut facts, &mut device),
         _ => {}
     }
-    put.places(Kind::Metadata, b"[superblocks]", &outside.superblocks)?;
-    put.places(Kind::Metadata, METADATA.as_bytes(), &outside.read)?;
+    put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;
+    put.places(Kind::Metadata, METADATA.as_bytes(), &facts.outside.read)?;
     put.inline(&facts, remains, layout)?;
 
     let mut known = owned.clone();
@@ -214,8 +216,8 @@ pub(super) fn filesystem(
     let mut rest = read.difference(&known);
     if let Some(free) = &free {
         put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
-        put.places(Kind::Free, b"", &outside.unallocated)?;
-        let bytes = free.bytes() + outside.unallocated.bytes();
+        put.places(Kind::Free, b"", &facts.outside.unallocated)?;
+        let bytes = free.bytes() + facts.outside.unallocated.bytes();
         context.channel.with(|found, _| {
             let filesystem = found.header_mut().filesystems.last_mut();
             if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
