@@ -252,11 +252,7 @@ fn memory(what: &str) {
         _ => panic!("--memory objects|pieces|text|jsonl"),
     };
     println!("made in {:?}: {} objects, {} pieces", start.elapsed(), map.objects().len(), map.pieces().len());
-    let peak = || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().to_owned()
-    };
+    let peak = || format!("{} kB", virt_bmap::fleet::capacity::peak_memory().unwrap() >> 10);
     println!("peak {}", peak());
     if what == "objects" {
         let start = Instant::now();

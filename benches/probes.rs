@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use virt_bmap::bmap::{Map, Object};
+use virt_bmap::fleet::capacity::peak_memory;
 use virt_bmap::mapper::Options;
 use virt_bmap::probe::Probe;
 
@@ -263,7 +264,7 @@ fn measure(guest: &str, probe: &str, directory: &Path) -> ExitCode {
         best.reading = best.reading.min(reading);
         best.total = best.total.min(total);
     }
-    best.peak = peak_memory() as f64 / 1e6;
+    best.peak = peak_memory().expect("the kernel says") as f64 / 1e6;
     best.processor = processor_time() / guest.runs as u32;
     println!("{}", serde_json::to_string(&best).expect("figures can be written"));
     ExitCode::SUCCESS
@@ -302,13 +303,6 @@ impl Log {
 fn bytes(map: &Map) -> u64 {
     let named = map.objects().filter(|object| !object.name().path.is_empty());
     named.flat_map(Object::pieces).map(|piece| piece.range.len()).sum()
-}
-
-/// Most memory that this process had, in bytes (`VmHWM` of proc(5)).
-fn peak_memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("/proc is there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 
 /// Processor time of this process and its threads, without that of the appliance.
