@@ -115,13 +115,7 @@ impl Fleet {
 
     /// The records in `fleet.jsonl`, by id; none may be there twice.
     fn records(&self) -> BTreeMap<String, Value> {
-        let mut records = BTreeMap::new();
-        for line in fs::read_to_string(self.maps("fleet.jsonl")).unwrap().lines() {
-            let record: Value = serde_json::from_str(line).unwrap();
-            let id = record["id"].as_str().unwrap().to_owned();
-            assert!(records.insert(id.clone(), record).is_none(), "{id} is there twice");
-        }
-        records
+        common::fleet::records(&self.maps("fleet.jsonl"))
     }
 }
 

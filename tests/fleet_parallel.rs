@@ -4,9 +4,8 @@
 
 mod common;
 
-use common::sandbox::PROGRAM;
+use common::sandbox::{PROGRAM, kill, processes_with};
 use common::tools::{self, needs};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::net::{TcpListener, TcpStream};
@@ -184,9 +183,8 @@ fn three_hosts_map_a_share_each() {
     assert!(begun.values().flatten().all(|by| by.starts_with("127.0.0.1 ")), "not over ssh: {begun:?}");
     let connections: std::collections::BTreeSet<_> = begun.values().map(|by| &by[0]).collect();
     assert_eq!(connections.len(), 3, "each share has a host of its own: {begun:?}");
-    let records = fs::read_to_string(hosts.at("shared/maps/fleet.jsonl")).unwrap();
-    let records: Vec<Value> = records.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(records.iter().filter(|record| record["status"] == "complete").count(), GUESTS);
+    let records = common::fleet::records(&hosts.at("shared/maps/fleet.jsonl"));
+    assert_eq!(records.values().filter(|record| record["status"] == "complete").count(), GUESTS);
     let tables = (1..=3).map(|share| hosts.log(&format!("shared/share.{share}.csv")));
     assert_eq!(tables.map(|table| table.lines().count() - 1).sum::<usize>(), GUESTS);
 }
@@ -194,14 +192,10 @@ fn three_hosts_map_a_share_each() {
 /// Ends the mapper that sleeps, which is known by its environment.
 fn end_sleeper(shared: &Path) {
     let mark = format!("SHARED={}", shared.display());
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
-        let is_ours = environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes());
-        if is_ours && fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\x001000\x00") {
-            common::sandbox::kill(pid, rustix::process::Signal::KILL);
-            return;
-        }
-    }
-    panic!("no mapper sleeps");
+    let mut processes = processes_with(&mark).into_iter();
+    let sleeper = processes.find(|(_, directory)| {
+        fs::read(directory.join("cmdline")).is_ok_and(|line| line == b"sleep\x001000\x00")
+    });
+    let (pid, _) = sleeper.expect("a mapper sleeps");
+    kill(pid, rustix::process::Signal::KILL);
 }

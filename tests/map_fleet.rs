@@ -9,7 +9,7 @@ mod common;
 
 use common::fixture::Fixture;
 use common::random::Random;
-use common::sandbox::{Sandbox, sealed};
+use common::sandbox::{Sandbox, processes_with, sealed};
 use common::tools::needs;
 use common::{cache, fixture, formats, layered, mapping, textmap, tools};
 use rustix::process::Signal;
@@ -171,13 +171,7 @@ impl Fleet {
 
     /// The records in `fleet.jsonl`, by id; none may be there twice.
     fn records(&self) -> BTreeMap<String, Value> {
-        let mut records = BTreeMap::new();
-        for line in fs::read_to_string(self.at("maps/fleet.jsonl")).unwrap().lines() {
-            let record: Value = serde_json::from_str(line).unwrap();
-            let id = record["id"].as_str().unwrap().to_owned();
-            assert!(records.insert(id.clone(), record).is_none(), "{id} is there twice");
-        }
-        records
+        common::fleet::records(&self.at("maps/fleet.jsonl"))
     }
 }
 
@@ -360,8 +354,6 @@ impl Process {
 /// The processes in whose environment `mark` is.
 fn processes(mark: &str) -> Vec<Process> {
     let look = |directory: &Path| {
-        let environment = fs::read(directory.join("environ")).ok()?;
-        environment.split(|&byte| byte == 0).find(|variable| *variable == mark.as_bytes())?;
         let status = fs::read_to_string(directory.join("status")).ok()?;
         let field =
             |name: &str| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned());
@@ -373,7 +365,7 @@ fn processes(mark: &str) -> Vec<Process> {
             peak: field("VmHWM:")?.strip_suffix(" kB")?.parse::<u64>().ok()? << 10,
         })
     };
-    fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| look(&entry.path())).collect()
+    processes_with(mark).iter().filter_map(|(_, directory)| look(directory)).collect()
 }
 
 /// A disk with a filesystem of each of five kinds, in each of which one file of known content is.

@@ -7,23 +7,12 @@ mod common;
 use common::sandbox::sealed;
 use common::tools::{self, needs};
 use common::traced::sandbox;
-use common::{cache, traced};
+use common::{bootable, traced};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::time::Duration;
-
-/// The directory with the guest's kernel and initrd, see `common/guest/nbd.sh`.
-fn guest() -> PathBuf {
-    const RECIPE: &str = include_str!("common/guest/nbd.sh");
-    cache::directory("nbd", &cache::key(RECIPE), |dir| {
-        let script = dir.join("nbd.sh");
-        fs::write(&script, RECIPE).unwrap();
-        tools::output(tools::command("bash").arg(script).arg(dir));
-    })
-}
 
 fn md5(bytes: &[u8]) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -41,7 +30,7 @@ fn fill(line: &str, part: &mut [u8]) {
 #[test]
 fn linux_reads_writes_and_trims() {
     needs!("nbd-client", "busybox", "cpio", "modprobe", "qemu-system-x86_64");
-    let guest = guest();
+    let guest = bootable::nbd();
     let sandbox = sandbox().deadline(Duration::from_secs(120));
     let image = sandbox.cwd().join("disk.raw");
     let sealed = sealed([&image]);

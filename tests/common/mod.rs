@@ -7,6 +7,7 @@
 pub mod bootable;
 pub mod cache;
 pub mod fixture;
+pub mod fleet;
 pub mod formats;
 pub mod guestfish;
 pub mod layered;

@@ -171,18 +171,11 @@ impl Sandbox {
 
     /// Processes of this run, with their command lines.
     fn processes(&self) -> Vec<(i32, String)> {
-        let mark = format!("{MARK}={}", self.mark);
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            // Gone in the meantime, or somebody else's.
-            let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
-            if environment.split(|&b| b == 0).any(|variable| variable == mark.as_bytes()) {
-                let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-                found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ")));
-            }
-        }
-        found
+        let found = processes_with(&format!("{MARK}={}", self.mark)).into_iter().map(|(pid, directory)| {
+            let line = fs::read(directory.join("cmdline")).unwrap_or_default();
+            (pid, String::from_utf8_lossy(&line).replace('\0', " "))
+        });
+        found.collect()
     }
 
     /// What is in the temporary and runtime directories.
@@ -211,6 +204,20 @@ impl Sandbox {
             sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// The processes that have `NAME=VALUE` in their environment, each with its directory in `/proc`.
+pub fn processes_with(variable: &str) -> Vec<(i32, PathBuf)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        // Gone in the meantime, or somebody else's.
+        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
+        if environment.split(|&b| b == 0).any(|other| other == variable.as_bytes()) {
+            found.push((pid, entry.path()));
+        }
+    }
+    found
 }
 
 impl Running {

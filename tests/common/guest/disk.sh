@@ -1,37 +1,24 @@
-#!/bin/bash
-# What guests that boot have in common; a recipe follows, which makes a root and then calls `disk`. Run as one script:
-# SCRIPT DIR makes DIR/boot.raw, a disk that boots by BIOS and GRUB. Needs no root, no mounting and no appliance.
+# What guests that boot have in common; `kernel.sh` goes before, and a recipe follows, which makes a root and then calls
+# `disk`. Run as one script: SCRIPT DIR makes DIR/boot.raw, a disk that boots by BIOS and GRUB. Needs no root, no mounting and no appliance.
 #
 #   sector 0        boot code, partition table (MBR)
 #   sectors 1…      GRUB's core image
 #   partition 1     ext4: /vmlinuz, /initrd.img, /grub/grub.cfg
 #   partition 2     ext4: the root
-set -eu -o pipefail
 dir=$1
 out=$dir/boot.raw
 work=$(mktemp -d "${TMPDIR:-/tmp}/bootable.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-export SOURCE_DATE_EPOCH=1700000000 E2FSPROGS_FAKE_TIME=1700000000 LC_ALL=C TZ=UTC
+export SOURCE_DATE_EPOCH=1700000000 E2FSPROGS_FAKE_TIME=1700000000
 grub=/usr/lib/grub/i386-pc
 busybox=/bin/busybox
-kernel=
-for candidate in /boot/vmlinuz-*; do
-    [ -d "/lib/modules/${candidate#/boot/vmlinuz-}" ] && kernel=$candidate
-done
-version=${kernel#/boot/vmlinuz-}
 
 # The initrd: busybox, and the modules that it takes to see an ext4 filesystem on a virtio disk.
-initrd=$work/initrd
-mkdir -p "$initrd"/{bin,dev,proc,sys,root,modules} "$work/boot/grub"
-cp $busybox "$initrd/bin/busybox"
-for module in virtio_pci virtio_blk ext4; do
-    /sbin/modprobe -S "$version" --show-depends $module
-done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$work/modules"
-while read -r module; do
-    cp "$module" "$initrd/modules/"
-    echo "insmod /modules/${module##*/}"
-done <"$work/modules" >"$initrd/load"
-cat >"$initrd/init" <<'INIT'
+tree=$work/initrd
+mkdir -p "$tree"/{bin,dev,proc,sys,root} "$work/boot/grub"
+cp $busybox "$tree/bin/busybox"
+modules "$tree" virtio_pci virtio_blk ext4
+cat >"$tree/init" <<'INIT'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -45,8 +32,7 @@ mount -o move /dev /root/dev
 mount -o move /proc /root/proc
 exec switch_root /root /sbin/init
 INIT
-chmod 755 "$initrd/init"
-(cd "$initrd" && find . | sort | cpio -o -H newc --owner=0:0 --quiet) | gzip -n -1 >"$work/boot/initrd.img"
+initrd "$tree" "$work/boot/initrd.img"
 cp "$kernel" "$work/boot/vmlinuz"
 cat >"$work/boot/grub/grub.cfg" <<'GRUB'
 set root=(hd0,msdos1)

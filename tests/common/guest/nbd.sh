@@ -1,37 +1,23 @@
-#!/bin/bash
-# nbd.sh DIR: makes DIR/kernel and DIR/initrd, a guest of two processors that attaches Linux's own NBD driver to
+# SCRIPT DIR, with `kernel.sh` before: makes DIR/kernel and DIR/initrd, a guest of two processors that attaches Linux's own NBD driver to
 # 10.0.2.2 (qemu's host), port $nbd_port, by two connections; reads, writes and trims; tells the MD5 of what it reads
 # on its serial console; and switches itself off. Needs no root, no disk and no appliance.
-set -eu -o pipefail
-export LC_ALL=C TZ=UTC
-kernel=
-for candidate in /boot/vmlinuz-*; do
-    [ -d "/lib/modules/${candidate#/boot/vmlinuz-}" ] && kernel=$candidate
-done
-version=${kernel#/boot/vmlinuz-}
 cp "$kernel" "$1/kernel"
-initrd=$1/root
-mkdir -p "$initrd"/{bin,busybox,dev,modules,proc,sys}
+tree=$1/root
+mkdir -p "$tree"/{bin,busybox,dev,proc,sys}
 
 # The client is the one that people have; busybox's dd knows no O_DSYNC.
-cp /bin/busybox "$initrd/bin/"
+cp /bin/busybox "$tree/bin/"
 for program in nbd-client dd blkdiscard; do
     path=$(PATH=$PATH:/usr/sbin:/sbin command -v $program)
-    cp -L "$path" "$initrd/bin/"
+    cp -L "$path" "$tree/bin/"
     ldd "$path" | grep -o '/[^ ]*' | while read -r library; do
-        install -D "$library" "$initrd$library"
+        install -D "$library" "$tree$library"
     done
 done
 
-for module in virtio_pci virtio_net nbd; do
-    /sbin/modprobe -S "$version" --show-depends $module
-done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$1/modules"
-while read -r module; do
-    cp "$module" "$initrd/modules/"
-    echo "insmod /modules/${module##*/}"
-done <"$1/modules" >"$initrd/load"
+modules "$tree" virtio_pci virtio_net nbd
 
-cat >"$initrd/init" <<'INIT'
+cat >"$tree/init" <<'INIT'
 #!/bin/busybox sh
 export PATH=/bin:/busybox
 /bin/busybox --install -s /busybox
@@ -76,6 +62,5 @@ part 0 0x800000 1048576 | tell disk-again
 nbd-client -d /dev/nbd0
 end done
 INIT
-chmod 755 "$initrd/init"
-(cd "$initrd" && find . | sort | cpio -o -H newc --owner=0:0 --quiet) | gzip -n -1 >"$1/initrd"
-rm -r "$initrd" "$1/modules"
+initrd "$tree" "$1/initrd"
+rm -r "$tree"
