@@ -329,7 +329,7 @@ mod properties {
                 disk: *disk, size: *size, image: file(&files[0]), chain: files[1..].iter().map(file).collect(),
             }).collect();
             let filesystems = filesystems.into_iter().map(|(device, kind, [block_size, size, free, free_mapped], [directories, files])| {
-                Filesystem { device, kind, block_size, size, free, free_mapped, directories, files }
+                Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, ..Filesystem::default() }
             }).collect();
             let comments = comments.into_iter().map(String::into_bytes).collect();
             let header = Header { images, filesystems, warnings, comments, ..Header::default() };
@@ -396,6 +396,7 @@ fn the_format_is_frozen() {
                 free_mapped: None,
                 directories: 1,
                 files: 2,
+                ..Filesystem::default()
             },
             Filesystem { device: b"/dev/sda1".to_vec(), kind: "udf".to_owned(), ..Filesystem::default() },
         ],

@@ -14,6 +14,7 @@
 //! the file systems of a guest that may be hostile.
 
 pub mod frame;
+pub mod inodes;
 pub mod record;
 pub mod sample;
 
@@ -22,7 +23,7 @@ use std::fmt;
 
 /// Version of frames and records. The agent travels inside the host program, so both ends are of one
 /// build; the number is there to turn a mistake into a message.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 1 << 20;

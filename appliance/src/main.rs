@@ -7,14 +7,15 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata] [ask]
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata] [ask] [known FILE]
 //!                                                    read each directory and file below ROOT
 //! ```
 //!
 //! SEQUENCE is the number of the first frame to send, FIRST the number of the first object; see
 //! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
 //! are read, too, and the file system is asked what its blocks are for. With `ask` the host is asked, for each batch of
-//! files, which of them to read.
+//! files, which of them to read. Of files whose inodes are in FILE only the names are told
+//! ([`virt_bmap_agent::inodes::InodeSet`]).
 
 mod aio;
 mod btrfs;
@@ -34,6 +35,7 @@ mod tagged_read;
 mod walk;
 
 use std::process::ExitCode;
+use virt_bmap_agent::inodes::InodeSet;
 
 /// What stops the agent.
 pub(crate) type Fatal = Box<dyn std::error::Error>;
@@ -55,14 +57,21 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
         ["quiet"] => quiet::run(),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["read", control, sequence, plan] => tagged_read::run(control, sequence.parse()?, plan),
-        ["walk", control, sequence, first, order, root, rest @ ..]
-            if matches!(rest, [] | ["metadata"] | ["ask"] | ["metadata", "ask"]) =>
-        {
-            let wanted = walk::Wanted {
-                order: order.parse()?,
-                metadata: rest.contains(&"metadata"),
-                asks: rest.contains(&"ask"),
-            };
+        ["walk", control, sequence, first, order, root, rest @ ..] => {
+            let mut wanted = walk::Wanted::new(order.parse()?);
+            let mut words = rest.iter();
+            while let Some(word) = words.next() {
+                match (*word, words.as_slice()) {
+                    ("metadata", _) => wanted.metadata = true,
+                    ("ask", _) => wanted.asks = true,
+                    ("known", [file, ..]) => {
+                        let bytes = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
+                        wanted.known = InodeSet::decode(&bytes);
+                        words.next();
+                    }
+                    _ => return Err("unknown word for a walk".into()),
+                }
+            }
             walk::run(control, sequence.parse()?, first.parse()?, root, wanted)
         }
         _ => Err("unknown command".into()),

@@ -43,6 +43,18 @@ pub enum Record {
         /// The name.
         name: Vec<u8>,
     },
+    /// A file has been found under an inode of the [set](crate::inodes::InodeSet) that the host has given: nothing of it
+    /// but its name and place is looked at.
+    Known {
+        /// Number of the file.
+        id: u32,
+        /// Directory of this name.
+        parent: u32,
+        /// Inode number.
+        inode: u64,
+        /// The name.
+        name: Vec<u8>,
+    },
     /// What is read from now on belongs to this object; 0: to none.
     Tag {
         /// Number of the object, or 0; with [`ATTRIBUTES`] added, its extended attributes.
@@ -381,6 +393,7 @@ impl Record {
             Self::Listing { .. } => 12,
             Self::Choice { .. } => 13,
             Self::Sealed { .. } => 14,
+            Self::Known { .. } => 15,
             Self::Packed => 20,
             Self::Shared { .. } => 21,
             Self::Chunk(_) => 22,
@@ -425,6 +438,12 @@ impl Record {
             Self::Link { id, parent, name } => {
                 out.extend(id.to_le_bytes());
                 out.extend(parent.to_le_bytes());
+                out.extend(name);
+            }
+            Self::Known { id, parent, inode, name } => {
+                out.extend(id.to_le_bytes());
+                out.extend(parent.to_le_bytes());
+                out.extend(inode.to_le_bytes());
                 out.extend(name);
             }
             Self::Tag { id, afresh } => {
@@ -567,6 +586,12 @@ impl Record {
                     Self::Space { owner, pieces }
                 }
                 14 => Self::Sealed { id: body.u32()? },
+                15 => Self::Known {
+                    id: body.u32()?,
+                    parent: body.u32()?,
+                    inode: body.u64()?,
+                    name: body.rest(),
+                },
                 20 => Self::Packed,
                 21 => Self::Shared { id: body.u32()? },
                 22 => Self::Chunk(Chunk {
@@ -588,7 +613,7 @@ impl Record {
             };
             body.0.is_empty().then_some(record)
         };
-        if !matches!(kind, 1..=14 | 20..=23) {
+        if !matches!(kind, 1..=15 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -682,6 +707,7 @@ mod tests {
                 extents: vec![Extent { logical: 0, physical: 1 << 40, length: 4096, flags: Extent::LAST }],
             },
             Record::Link { id: 5, parent: 4, name: b"b".to_vec() },
+            Record::Known { id: 6, parent: 4, inode: 1 << 40, name: b"d".to_vec() },
             Record::Tag { id: 5, afresh: true },
             Record::Series { ids: vec![5, 7] },
             Record::Listing { ids: vec![2, 3] },
@@ -735,8 +761,10 @@ mod tests {
         for record in one_of_each() {
             let mut bytes = Vec::new();
             record.encode(&mut bytes);
-            let takes_any_tail =
-                matches!(record, Record::Object(_) | Record::Link { .. } | Record::Trouble(_));
+            let takes_any_tail = matches!(
+                record,
+                Record::Object(_) | Record::Link { .. } | Record::Known { .. } | Record::Trouble(_)
+            );
             bytes.push(0);
             let longer = (bytes.len() - PREFIX) as u32;
             bytes[1..5].copy_from_slice(&longer.to_le_bytes());

@@ -32,6 +32,7 @@ use sealed::Sealed;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
+use virt_bmap_agent::inodes::InodeSet;
 use virt_bmap_agent::record::{
     EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record,
 };
@@ -68,7 +69,6 @@ const DIRECTORY: OFlags =
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// What is to be read of a file system.
-#[derive(Clone, Copy)]
 pub(crate) struct Wanted {
     /// How the files are.
     pub(crate) order: ReadOrder,
@@ -76,10 +76,19 @@ pub(crate) struct Wanted {
     pub(crate) metadata: bool,
     /// Whether the host is asked which files to read.
     pub(crate) asks: bool,
+    /// Files that need not be looked at.
+    pub(crate) known: InodeSet,
+}
+
+impl Wanted {
+    /// All files in this order, and nothing else.
+    pub(crate) fn new(order: ReadOrder) -> Self {
+        Self { order, metadata: false, asks: false, known: InodeSet::default() }
+    }
 }
 
 pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: Wanted) -> Result<(), Fatal> {
-    let Wanted { order, metadata, asks } = wanted;
+    let Wanted { order, metadata, asks, known } = wanted;
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
@@ -115,6 +124,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
         has_direct: true,
         has_fiemap: true,
         metadata,
+        known,
         links: HashMap::new(),
         directories: HashSet::new(),
         sealed: Vec::new(),
@@ -183,6 +193,8 @@ struct Walker {
     has_fiemap: bool,
     /// Whether what belongs to no file's data is wanted, too.
     metadata: bool,
+    /// Files that need not be looked at.
+    known: InodeSet,
     /// Device and inode to number, of files with more than one name.
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
@@ -204,6 +216,7 @@ struct Level {
 struct Entry {
     name: CString,
     kind: FileType,
+    inode: u64,
 }
 
 impl Walker {
@@ -329,8 +342,15 @@ impl Walker {
         entries: &[Entry],
         below: &mut Vec<(CString, u32)>,
     ) -> Result<(), Fatal> {
-        for Entry { name, kind } in entries {
+        for Entry { name, kind, inode } in entries {
             let kind = match kind {
+                FileType::RegularFile | FileType::Unknown if self.known.contains(*inode) => {
+                    let id = self.number()?;
+                    let name = name.to_bytes().to_vec();
+                    self.control.put(&Record::Known { id, parent, inode: *inode, name });
+                    self.found()?;
+                    continue;
+                }
                 FileType::Unknown => match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                     Err(errno) => {
@@ -529,7 +549,7 @@ fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
             Some(Err(errno)) => break Err(errno),
             Some(Ok(entry)) => {
                 let name = entry.file_name();
-                let (name, kind) = (name.to_owned(), entry.file_type());
+                let (name, kind, inode) = (name.to_owned(), entry.file_type(), entry.ino());
                 let identity = (entry.next_entry_cookie(), name.clone());
                 // The driver of UDF gives the entry before a damaged one again and again.
                 if raw.is_buffer_empty() && last_of_buffer.replace(identity.clone()) == Some(identity) {
@@ -540,7 +560,7 @@ fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
                 let escapes =
                     matches!(name.to_bytes(), b"" | b"." | b"..") || name.to_bytes().contains(&b'/');
                 if !escapes {
-                    entries.push(Entry { name, kind });
+                    entries.push(Entry { name, kind, inode });
                 }
             }
         }

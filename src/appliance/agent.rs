@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::Duration;
 use virt_bmap_agent::ReadOrder;
+use virt_bmap_agent::inodes::InodeSet;
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
@@ -12,6 +13,7 @@ const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
 const KEY_PATH: &str = "/tmp/virt-bmap-key";
 const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
+const KNOWN_PATH: &str = "/tmp/virt-bmap-known";
 /// Where libguestfs mounts the guest's `/`.
 const SYSROOT: &str = "/sysroot";
 
@@ -27,6 +29,23 @@ pub enum AgentError {
     /// It ended in failure.
     #[error("the probe agent failed")]
     Run(#[source] CallError),
+}
+
+/// How a file system is to be gone through.
+#[derive(Clone, Debug)]
+pub struct WalkPlan {
+    /// Number of the next frame.
+    pub sequence: u32,
+    /// Number of the first object.
+    pub first: u32,
+    /// How files are read.
+    pub order: ReadOrder,
+    /// Whether symbolic links and extended attributes are read, too.
+    pub metadata: bool,
+    /// Whether the agent asks which files to read.
+    pub asks: bool,
+    /// Of files with these inodes only the names are wanted.
+    pub known: InodeSet,
 }
 
 /// Pieces of devices to be read, each under a tag.
@@ -73,22 +92,24 @@ impl Appliance {
         self.run(&format!("read {} {sequence} {PLAN_PATH}", self.control)).map(drop)
     }
 
-    /// Reads every directory and file of what is mounted as `/`. `first` is the number of the first
-    /// object; with `metadata` symbolic links and extended attributes are read, too.
+    /// Reads every directory and file of what is mounted as `/`.
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn walk(
-        &self,
-        sequence: u32,
-        first: u32,
-        order: ReadOrder,
-        metadata: bool,
-        asks: bool,
-    ) -> Result<(), AgentError> {
-        let metadata = if metadata { " metadata" } else { "" };
-        let ask = if asks { " ask" } else { "" };
-        let walk = format!("walk {} {sequence} {first} {order} {SYSROOT}{metadata}{ask}", self.control);
+    pub fn walk(&self, plan: &WalkPlan) -> Result<(), AgentError> {
+        let WalkPlan { sequence, first, order, metadata, asks, known } = plan;
+        let mut walk = format!("walk {} {sequence} {first} {order} {SYSROOT}", self.control);
+        if *metadata {
+            walk.push_str(" metadata");
+        }
+        if *asks {
+            walk.push_str(" ask");
+        }
+        if !known.is_empty() {
+            self.upload(&known.encode(), KNOWN_PATH, 0o644)?;
+            walk.push_str(" known ");
+            walk.push_str(KNOWN_PATH);
+        }
         let spent = self.run(&walk)?;
         tracing::debug!("the agent's time: {}", spent.trim_end());
         Ok(())

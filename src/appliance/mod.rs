@@ -10,7 +10,7 @@ mod inventory;
 mod kill;
 
 pub use accel::{Acceleration, Decision};
-pub use agent::{AgentError, ReadPlan, UNLOCKING, Unlocked};
+pub use agent::{AgentError, ReadPlan, UNLOCKING, Unlocked, WalkPlan};
 pub use handle::{CallError, Console};
 pub(crate) use inventory::device_number;
 pub use inventory::{BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, MdArray, MdMember};

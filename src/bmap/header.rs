@@ -1,5 +1,7 @@
 //! What a map says of itself: the tool that made it, the images, and what it could not examine.
 
+use std::collections::BTreeMap;
+
 /// The words at the top of a map.
 ///
 /// There is no date among them: two runs on one image give the same map.
@@ -63,7 +65,23 @@ pub struct Filesystem {
     pub directories: u64,
     /// How many names of regular files were found in it.
     pub files: u64,
+    /// What tells whether its inodes have changed; empty where that is not known. JSON Lines alone have it.
+    pub inodes: InodeDigests,
 }
+
+/// Digests of a filesystem's inodes, by the number of the first of the [`INODES_PER_DIGEST`] that have it together. Only those
+/// that contain a regular file's are there.
+pub type InodeDigests = BTreeMap<u64, Digest>;
+
+/// The first half of a SHA-256 of inodes and of all else that decides where on the disks their files lie. Two maps can be
+/// compared by it; it tells nothing else.
+pub type Digest = [u8; 16];
+
+/// So many inodes have one digest, or fewer at the end of a table of inodes.
+pub const INODES_PER_DIGEST: u64 = 16;
+
+/// Most digests in a map. With more it has none.
+pub const MOST_DIGESTS: usize = 1 << 19;
 
 /// One file of an image's chain.
 #[derive(Clone, Debug, PartialEq, Eq)]

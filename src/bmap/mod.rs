@@ -53,7 +53,9 @@ pub mod text;
 pub use builder::{BuildError, MapBuilder, NewObject};
 pub use convert::{ConvertError, convert, load, save, write};
 pub use format::{Compression, FileType, Format, ReadError, WriteError, read};
-pub use header::{Filesystem, Header, ImageFile, ImageInfo};
+pub use header::{
+    Digest, Filesystem, Header, INODES_PER_DIGEST, ImageFile, ImageInfo, InodeDigests, MOST_DIGESTS,
+};
 pub use index::{Hit, Over};
 pub use model::{Dialect, Map, Object, ObjectId, Piece};
 pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, Marks, NameError, ObjectName};

@@ -11,7 +11,7 @@ use super::layout::{Layout, address_space};
 use super::metadata::Remains;
 use super::trouble::{Trouble, Troubles};
 use crate::appliance::DeviceNumber;
-use crate::bmap::{Attributes, Filesystem, Kind, Marks, PieceFlags, Role};
+use crate::bmap::{Attributes, Filesystem, InodeDigests, Kind, Marks, PieceFlags, Role};
 use crate::image::Overlay;
 use crate::recorder::{Recorder, Recording, Tag};
 use std::collections::{HashMap, HashSet};
@@ -20,6 +20,8 @@ use virt_bmap_agent::frame::{self, FrameError};
 use virt_bmap_agent::record::{self, ATTRIBUTES, Extent, ObjectKind, Record, RecordError};
 use virt_bmap_agent::sample::Sample;
 use virt_bmap_agent::{ReadOrder, VERSION, Verdict};
+
+pub use known::Known;
 
 /// Tags from here on are no objects: what is read under them proves something.
 pub const FIRST_PROOF: u32 = 1 << 31;
@@ -93,6 +95,8 @@ pub struct WalkContext {
     pub sample: Option<Sample>,
     /// An earlier map of the guest, of which is taken over what is as it was.
     pub former: Option<Arc<Former>>,
+    /// Files of it that need not be looked at.
+    pub known: Option<Arc<Known>>,
     /// What the appliance has written to the disks, in order.
     pub overlays: Vec<Arc<Overlay>>,
 }
@@ -153,6 +157,8 @@ struct State {
     walk: Walk,
     btrfs_members: HashSet<DeviceNumber>,
     proofs: HashMap<u32, Recording>,
+    /// Inodes of the files of the file system that is being walked, or was last.
+    inodes: Vec<u64>,
     snapshot: Snapshot,
     /// Files of all file systems that were taken over from an earlier map.
     taken_over: u64,
@@ -315,6 +321,7 @@ impl Channel {
     pub fn begin_walk(&self, context: WalkContext) -> (u32, ObjectNumber) {
         let mut state = self.state();
         state.done = false;
+        state.inodes.clear();
         state.found.begin_filesystem(&context.device);
         state.troubles_before = state.troubles.clone();
         let first = state.found.next();
@@ -362,6 +369,11 @@ impl Channel {
             return Err(ChannelError::Unfinished);
         }
         Ok(remains)
+    }
+
+    /// The inodes of the files of the last walk.
+    pub fn take_inodes(&self) -> Vec<u64> {
+        std::mem::take(&mut self.state().inodes)
     }
 
     /// Forgets what was found since [`begin_walk`](Self::begin_walk).
@@ -449,6 +461,7 @@ impl State {
                 self.unless_too_long(result, parent, &name)?;
                 self.snapshot.objects += 1;
             }
+            Record::Known { id, parent, inode, name } => self.known(id, parent, inode, &name)?,
             Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
             Record::Series { ids } => self.begin_series(ids, recorder)?,
             Record::Listing { ids } => self.begin_listing(ids, recorder)?,
@@ -532,6 +545,9 @@ impl State {
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;
+        if kind == Kind::File {
+            self.inodes.push(object.inode);
+        }
         if object.kind != ObjectKind::Directory {
             let expected = Expected {
                 inode: object.inode,
@@ -575,6 +591,7 @@ impl State {
             free_mapped: None,
             directories: counts.directories,
             files: counts.files,
+            inodes: InodeDigests::new(),
         });
     }
 
@@ -866,6 +883,7 @@ fn give(
 
 mod beside;
 mod choice;
+mod known;
 mod listing;
 mod promise;
 mod sealed;

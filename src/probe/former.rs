@@ -6,17 +6,20 @@
 //! files.
 
 use super::expected::Place;
-use crate::bmap::{Attributes, Kind, Map, Marks, Object, ObjectId, Role};
+use crate::bmap::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, PieceFlags, Role};
 use crate::range::DiskRange;
 use crate::recorder::DiskNumber;
 use crate::spans::Spans;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own numbering of inodes, so
 /// that there may be several.
 const MOST_ALIKE: usize = 64;
+
+/// What a warning says of a file that was not examined wholly, and is in the map all the same.
+const FAILED: [&str; 2] = [": cannot read it at byte ", ": cannot get the extents of it"];
 
 /// What tells that a file has not been touched: its inode, and what is known of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +64,7 @@ impl Former {
         }
         let failed: HashSet<&str> = warnings
             .iter()
-            .filter(|warning| warning.contains(": cannot read it at byte "))
+            .filter(|warning| FAILED.iter().any(|failed| warning.contains(failed)))
             .filter_map(|warning| warning.split([' ', ':']).next())
             .collect();
         let is_proved = |object: &Object<'_>| {
@@ -86,6 +89,47 @@ impl Former {
                 && known.kind == kind
                 && (known.block_size, known.size) == (Some(block_size), Some(size))
         })
+    }
+
+    /// What is known of the inodes of such a file system on this device.
+    pub(super) fn inodes(&self, device: &[u8], kind: &str) -> Option<&InodeDigests> {
+        let filesystems = &self.map.header().filesystems;
+        let known = filesystems.iter().find(|known| known.device == device && known.kind == kind);
+        known.map(|known| &known.inodes).filter(|inodes| !inodes.is_empty())
+    }
+
+    /// The files on this device whose place is in their inodes alone, by these: those with one name, to which nothing
+    /// is allocated that they do not hold. `is_same` tells whether an inode has not changed, `is_touched` whether
+    /// something has been written to a place.
+    pub(super) fn unchanged(
+        &self,
+        device: &[u8],
+        is_same: impl Fn(u64) -> bool,
+        is_touched: impl Fn(DiskNumber, DiskRange) -> bool,
+    ) -> HashMap<u64, ObjectId> {
+        let first = self.files.partition_point(|id| stamped(self.map.object(*id)).0 < device);
+        let files = self.files[first..].iter().map(|id| self.map.object(*id));
+        let files = files.take_while(|file| file.name().device == device);
+        let is_untouched = |piece: &Piece| {
+            let written = self.written.get(&piece.disk);
+            written.is_none_or(|written| written.bytes_in(piece.range) == 0)
+                && !is_touched(piece.disk, piece.range)
+        };
+        let unchanged = files.filter_map(|file| {
+            let Attributes { inode, links, allocated, marks, .. } = file.attributes();
+            let is_data =
+                |piece: &Piece| piece.role.copy == 0 && !piece.role.flags.contains(PieceFlags::PARITY);
+            let held: u64 = file.pieces().filter(is_data).map(|piece| piece.range.len()).sum();
+            let is_plain = links == Some(1) && allocated == Some(held) && !marks.contains(Marks::ENCRYPTED);
+            let is_unchanged = is_plain && is_same(inode?) && file.pieces().all(|piece| is_untouched(&piece));
+            is_unchanged.then_some((inode?, file.id()))
+        });
+        unchanged.collect()
+    }
+
+    /// What the map has of a file.
+    pub(super) fn file(&self, id: ObjectId) -> Object<'_> {
+        self.map.object(id)
     }
 
     /// Whether a file on this device had these stamps and lay exactly there, and nothing there has been written since.

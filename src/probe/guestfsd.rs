@@ -32,7 +32,7 @@ pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeErr
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
     probe.note_encrypted(&inventory);
-    context.each_filesystem(&inventory, |filesystem| probe.walk(filesystem))
+    context.each_filesystem(&inventory, |filesystem, _| probe.walk(filesystem))
 }
 
 struct Probe<'a> {

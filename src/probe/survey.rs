@@ -3,13 +3,14 @@
 use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
 use super::former::Former;
 use super::found::ObjectNumber;
+use super::inodes::Inodes;
 use super::layout::{Layout, PROOF, Proof, Segment, layouts};
 use super::metadata;
 use super::trouble::Trouble;
 use super::unlock::{Key, is_encrypted, unlock};
 use super::{Legs, Phase, ProbeError};
 use crate::appliance::{
-    Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, ReadPlan,
+    Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, ReadPlan, WalkPlan,
 };
 use crate::bmap::{Kind, PieceFlags, Role};
 use crate::image::{Overlay, Source};
@@ -70,7 +71,9 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
         metadata::devices(context, &inventory, &layouts.by_path)?;
     }
     note_missing(context, &inventory, &layouts);
-    context.each_filesystem(&inventory, |filesystem| walk(context, filesystem, &layouts))?;
+    context.each_filesystem(&inventory, |filesystem, is_settled| {
+        walk(context, filesystem, &layouts, is_settled)
+    })?;
     note_clones(context, &inventory);
     Ok(())
 }
@@ -136,14 +139,23 @@ fn note_clones(context: &Context<'_>, inventory: &Inventory) {
     }
 }
 
-fn walk(context: &Context<'_>, filesystem: &Content, layouts: &Layouts) -> Result<(), ProbeError> {
-    match walk_as(context, filesystem, layouts, context.sample, context.former) {
+/// `is_settled`: its inodes lie on the disks as they are, and not still in memory.
+fn walk(
+    context: &Context<'_>,
+    filesystem: &Content,
+    layouts: &Layouts,
+    is_settled: bool,
+) -> Result<(), ProbeError> {
+    let layout = layouts.by_path.get(&filesystem.device);
+    let inodes = (is_settled && !context.metadata).then(|| Inodes::of(context, filesystem, layout)).flatten();
+    let inodes = inodes.as_ref();
+    match walk_as(context, filesystem, layouts, context.sample, context.former, inodes) {
         Err(ProbeError::Channel(ChannelError::Lies)) => {
             tracing::debug!("{}: all of each file is read, as the kernel is not believed", filesystem.device);
             context.channel.forget_walk();
             context.unmount(filesystem)?;
             if context.mount(filesystem)? {
-                walk_as(context, filesystem, layouts, None, None)
+                walk_as(context, filesystem, layouts, None, None, inodes)
             } else {
                 Ok(())
             }
@@ -158,9 +170,10 @@ fn walk_as(
     layouts: &Layouts,
     sample: Option<Sample>,
     former: Option<&Arc<Former>>,
+    inodes: Option<&Inodes<'_>>,
 ) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
-    let walk = WalkContext {
+    let mut walk = WalkContext {
         device: device.clone(),
         kind: filesystem.kind.clone().unwrap_or_default(),
         layout: layouts.by_path.get(&device).cloned(),
@@ -169,18 +182,30 @@ fn walk_as(
         metadata: context.metadata,
         sample,
         former: former.cloned(),
+        known: None,
         overlays: context.overlays.to_vec(),
     };
     let (order, asks) = (walk.read_order(), walk.takes_over());
+    if let (true, Some(former), Some(inodes)) = (asks, former, inodes) {
+        walk.known = inodes.known(filesystem, former).map(Arc::new);
+    }
+    let known = walk.known.iter().flat_map(|known| known.files.keys().copied()).collect();
     let (sequence, first) = context.channel.begin_walk(walk);
-    let walked = context.appliance.walk(sequence, first, order, context.metadata, asks);
+    let plan = WalkPlan { sequence, first, order, metadata: context.metadata, asks, known };
+    let walked = context.appliance.walk(&plan);
     let ended = context.channel.end();
     match (walked, ended) {
         (Ok(()), Ok(remains)) if context.metadata => {
             let layout = layouts.by_path.get(&device).map(|layout| &**layout);
             metadata::filesystem(context, filesystem, layout, &remains)
         }
-        (Ok(()), ended) => Ok(ended.map(drop)?),
+        (Ok(()), ended) => {
+            ended?;
+            if let Some(inodes) = inodes {
+                inodes.note(&device);
+            }
+            Ok(())
+        }
         // What it said wrong is why it was cut off.
         (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
         (Err(error), _) => {
@@ -304,11 +329,12 @@ impl Context<'_> {
         filesystems
     }
 
-    /// Mounts each file system in turn, and has `walk` read it.
+    /// Mounts each file system in turn, and has `walk` read it. It is told, too, whether all that mounting has changed is
+    /// on the disks.
     pub(super) fn each_filesystem(
         &self,
         inventory: &Inventory,
-        mut walk: impl FnMut(&Content) -> Result<(), ProbeError>,
+        mut walk: impl FnMut(&Content, bool) -> Result<(), ProbeError>,
     ) -> Result<(), ProbeError> {
         let filesystems = self.to_walk(inventory);
         for (number, filesystem) in (1..).zip(&filesystems) {
@@ -323,8 +349,8 @@ impl Context<'_> {
                 of: filesystems.len(),
             });
             if self.mount(filesystem)? {
-                self.note_replay(filesystem);
-                walk(filesystem)?;
+                let is_settled = self.note_replay(filesystem);
+                walk(filesystem, is_settled)?;
                 self.unmount(filesystem)?;
             }
         }
@@ -376,22 +402,28 @@ impl Context<'_> {
         is_mounted
     }
 
-    /// Says so if mounting a file system has just changed it.
-    fn note_replay(&self, filesystem: &Content) {
+    /// Says so if mounting a file system has just changed it. Whether all of that is on the disks: after a replay ext4 waits
+    /// for it, but not after it has cleaned up files that were deleted while they were open.
+    fn note_replay(&self, filesystem: &Content) -> bool {
         /// File systems whose drivers in the kernel replay a journal.
-        const JOURNALS: [&str; 7] = ["ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2"];
+        const JOURNALS: [&str; 8] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2"];
         /// What they say then.
         const SAID: &str = "recovery complete|Ending recovery|log replay|recover_(inode|dentry|data): ino";
         let kind = filesystem.kind.as_deref().unwrap_or_default();
-        let said = JOURNALS.contains(&kind).then(|| {
-            // Cleared, so that the next file system's words are its own.
-            self.appliance.shell(&format!("dmesg -c | grep -Eci '{SAID}' || true"))
-        });
-        if said.is_some_and(|said| said.is_ok_and(|count| count.trim() != "0")) {
+        if !JOURNALS.contains(&kind) {
+            return false;
+        }
+        // Cleared, so that the next file system's words are its own.
+        let said = self.appliance.shell(&format!("dmesg -c | grep -Eio '{SAID}|orphan' || true"));
+        let Ok(said) = said else { return false };
+        let was_cleaned = said.lines().any(|line| line.eq_ignore_ascii_case("orphan"));
+        let was_replayed = said.lines().any(|line| !line.eq_ignore_ascii_case("orphan"));
+        if was_replayed {
             let what =
                 "it was not unmounted cleanly: its journal has been replayed, and it is mapped as after that";
             self.channel.with(|_, troubles| troubles.warn(Trouble::new(&filesystem.device, what)));
         }
+        !(was_cleaned || was_replayed && kind == "xfs")
     }
 
     fn unmount(&self, filesystem: &Content) -> Result<(), ProbeError> {

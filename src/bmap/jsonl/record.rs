@@ -13,7 +13,9 @@ use std::path::PathBuf;
 
 use super::{FORMAT, FORMAT_VERSION, LineError, MAX_RANGES};
 use crate::bmap::builder::MapBuilder;
-use crate::bmap::header::{Filesystem, Header, ImageFile, ImageInfo};
+use crate::bmap::header::{
+    Digest, Filesystem, Header, INODES_PER_DIGEST, ImageFile, ImageInfo, InodeDigests,
+};
 use crate::bmap::model::{Dialect, Map, Object, Piece};
 use crate::bmap::object::{Attributes, Kind, Marks, ObjectName};
 use crate::bmap::role::{PieceFlags, Role};
@@ -81,6 +83,17 @@ struct FilesystemRecord {
     free_mapped: Option<u64>,
     directories: u64,
     files: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    inodes: Vec<DigestsRecord>,
+}
+
+/// Digests of inodes that follow one another.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DigestsRecord {
+    first: u64,
+    #[serde(with = "base64_bytes")]
+    digests: Vec<u8>,
 }
 
 /// A line of an object.
@@ -187,6 +200,21 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 }
 
+/// Bytes as Base64.
+mod base64_bytes {
+    use super::{BASE64, Cow, Deserialize, Deserializer, Serializer};
+    use base64::Engine as _;
+    use serde::de::Error as _;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        BASE64.decode(&*Cow::<str>::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
 /// A kind of object as its letter.
 mod letter {
     use super::{Cow, Deserialize, Deserializer, Kind, Serializer};
@@ -232,6 +260,13 @@ names!(marks, super::Marks, "mark of an object");
 names!(flags, super::PieceFlags, "flag of a range");
 
 impl HeaderRecord {
+    /// Without what only an update needs.
+    pub(super) fn for_people(map: &Map) -> Self {
+        let mut record = Self::new(map);
+        record.filesystems.iter_mut().for_each(|filesystem| filesystem.inodes.clear());
+        record
+    }
+
     pub(super) fn new(map: &Map) -> Self {
         let Header { generator, images, filesystems, warnings, comments } = map.header();
         let records = |pieces: usize| pieces.div_ceil(MAX_RANGES).max(1) as u64;
@@ -293,15 +328,38 @@ impl FileRecord {
 
 impl FilesystemRecord {
     fn new(filesystem: &Filesystem) -> Self {
-        let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files } =
+        let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes } =
             filesystem.clone();
-        Self { device: Text(device), kind, block_size, size, free, free_mapped, directories, files }
+        let (device, inodes) = (Text(device), DigestsRecord::all(&inodes));
+        Self { device, kind, block_size, size, free, free_mapped, directories, files, inodes }
     }
 
     fn unpack(self) -> Filesystem {
-        let Self { device: Text(device), kind, block_size, size, free, free_mapped, directories, files } =
-            self;
-        Filesystem { device, kind, block_size, size, free, free_mapped, directories, files }
+        let Self { device, kind, block_size, size, free, free_mapped, directories, files, inodes } = self;
+        let (Text(device), inodes) = (device, inodes.iter().flat_map(DigestsRecord::unpack).collect());
+        Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes }
+    }
+}
+
+impl DigestsRecord {
+    fn all(digests: &InodeDigests) -> Vec<Self> {
+        let mut records: Vec<Self> = Vec::new();
+        let mut next = None;
+        for (&first, digest) in digests {
+            match records.last_mut().filter(|_| next == Some(first)) {
+                Some(record) => record.digests.extend(digest),
+                None => records.push(Self { first, digests: digest.to_vec() }),
+            }
+            next = first.checked_add(INODES_PER_DIGEST);
+        }
+        records
+    }
+
+    fn unpack(&self) -> impl Iterator<Item = (u64, Digest)> + '_ {
+        let numbers = (0..).map_while(|number: u64| {
+            number.checked_mul(INODES_PER_DIGEST).and_then(|inodes| self.first.checked_add(inodes))
+        });
+        numbers.zip(self.digests.as_chunks().0.iter().copied())
     }
 }
 

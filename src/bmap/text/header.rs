@@ -13,7 +13,7 @@ use super::FORMAT_VERSION;
 use super::reader::LineError;
 use super::writer::WriteError;
 use crate::bmap::escape::{needs_escape, push_escaped, unescape};
-use crate::bmap::header::{Filesystem, Header, ImageFile, ImageInfo};
+use crate::bmap::header::{Filesystem, Header, ImageFile, ImageInfo, InodeDigests};
 
 /// First word of the first line of every map in our dialect. Not the crate's name as Cargo has it:
 /// it is part of the format.
@@ -123,6 +123,7 @@ fn filesystem(fields: &[u8]) -> Result<Filesystem, LineError> {
         free_mapped: number(b"free-mapped=", "free-mapped=BYTES")?,
         directories: number(b"directories=", "directories=N")?.ok_or(expected("directories=N"))?,
         files: number(b"files=", "files=N")?.ok_or(expected("files=N"))?,
+        inodes: InodeDigests::new(),
     };
     if fields.next().is_some() { Err(expected("nothing more")) } else { Ok(filesystem) }
 }
@@ -169,7 +170,8 @@ pub(super) fn push_original(out: &mut Vec<u8>, header: &Header) -> Result<(), Wr
 }
 
 fn push_filesystem(out: &mut Vec<u8>, filesystem: &Filesystem) {
-    let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files } = filesystem;
+    let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes: _ } =
+        filesystem;
     let special = |byte| byte == b' ' || needs_escape(byte);
     out.extend_from_slice(b"# ");
     out.extend_from_slice(FILESYSTEM);

@@ -1,8 +1,8 @@
 //! exFAT: the kernel tells nothing of it, but its boot sector says where things are, its root directory where the bitmap of
 //! clusters is, and that what is free ("exFAT file system specification", Microsoft).
 
-use super::device::{Device, Fields};
 use super::{Blocks, Facts, units};
+use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 
 /// Largest bitmap that is looked at: of 2³⁰ clusters.

@@ -3,8 +3,8 @@
 //! The journal and other files without a name are inodes that no path leads to, and that the kernel does not
 //! open. debugfs(8) says where they lie.
 
-use super::device::{Device, Fields};
 use super::{Blocks, Facts};
+use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 
 /// Where the superblock is, and its first fields ("Super Block" in `Documentation/filesystems/ext4`).

@@ -1,8 +1,8 @@
 //! F2FS: the superblock says where its areas are (`struct f2fs_super_block` of the kernel's `linux/f2fs_fs.h`); of the last
 //! one, in which nodes and data are, the kernel says which blocks are in use.
 
-use super::device::{Device, Fields};
 use super::{Blocks, Facts};
+use crate::probe::device::{Device, Fields};
 use crate::range::Range;
 
 pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {

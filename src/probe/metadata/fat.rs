@@ -1,8 +1,8 @@
 //! FAT: the kernel tells nothing of it, but its boot sector says where the tables are, and these what is free
 //! ("Microsoft FAT Specification", also ECMA-107).
 
-use super::device::{Device, Fields};
 use super::{Blocks, Facts, units};
+use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 
 /// Largest table that is looked at: of the 2²⁸ clusters that there can be, one in eight.

@@ -9,7 +9,6 @@
 //! known, too: [`ALLOCATED`], in use for something that nothing told.
 
 mod btrfs;
-mod device;
 mod exfat;
 mod ext;
 mod f2fs;
@@ -21,6 +20,7 @@ mod xfs;
 pub(super) use volumes::devices;
 
 use super::ProbeError;
+use super::device::Device;
 use super::found::{FoundError, ObjectNumber};
 use super::layout::Layout;
 use super::survey::Context;
@@ -29,7 +29,6 @@ use crate::bmap::{Kind, Marks, PieceFlags, Role};
 use crate::range::{DeviceOffset, Range, RangeSet};
 use crate::recorder::Recording;
 use btrfs::Outside;
-use device::Device;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use virt_bmap_agent::record::{Extent, Owner};

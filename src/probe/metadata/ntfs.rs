@@ -2,8 +2,8 @@
 //! walked like others, and are metadata objects with paths. What they have beside their data, such as named
 //! streams, ntfsinfo(8) lists. `$Bitmap` tells what is free.
 
-use super::device::{Device, Fields};
 use super::{Facts, units};
+use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 use virt_bmap_agent::record::Extent;
 

@@ -4,11 +4,11 @@
 //! The kernel and LVM have used all of these by now, and the devices that they describe exist. What is read
 //! here is where they begin and end; each is looked for by its magic number.
 
-use super::device::{Device, Fields};
 use super::{Blocks, Put};
 use crate::appliance::{BlockDevice, DeviceKind, Inventory};
 use crate::bmap::{Kind, Marks};
 use crate::probe::ProbeError;
+use crate::probe::device::{Device, Fields};
 use crate::probe::layout::Layout;
 use crate::probe::survey::Context;
 use crate::range::{DeviceOffset, Range};

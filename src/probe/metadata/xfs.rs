@@ -1,8 +1,8 @@
 //! XFS without a reverse mapping tree, whose GETFSMAP tells what is free and no more. Numbers are
 //! big-endian ("XFS Algorithms & Data Structures", chapter "Allocation Groups").
 
-use super::device::{Device, Fields};
 use super::{Blocks, Facts};
+use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 
 /// More allocation groups than this are left to what was read.

@@ -1,0 +1,144 @@
+//! ext2, ext3 and ext4: each block group has a table of inodes ("Block Group Descriptors" and "Index Nodes" in
+//! `Documentation/filesystems/ext4` of the kernel).
+
+use super::{GROUP, Group};
+use crate::probe::device::{Device, Fields};
+use crate::range::{DeviceOffset, Range};
+
+/// More block groups than this are not looked at: 16 TiB of 128 MiB each.
+const MOST_GROUPS: u64 = 1 << 17;
+
+/// Bytes read at first: the descriptors of half a terabyte.
+const BEGINNING: u64 = 256 << 10;
+
+/// `INCOMPAT_META_BG`: the descriptors are not in one place.
+const META_BG: u32 = 0x10;
+/// `INCOMPAT_64BIT`
+const SIXTY_FOUR: u32 = 0x80;
+
+pub(super) struct Table {
+    inodes_per_group: u64,
+    inode_size: u64,
+    block: u64,
+    /// The first block of each block group's table.
+    tables: Vec<u64>,
+}
+
+impl Table {
+    /// The table, and the size of a block.
+    pub(super) fn read(device: &Device<'_>) -> Option<(Self, u64)> {
+        // In most file systems the descriptors, too: each call takes longer than this much more of reading.
+        let beginning = device.read(0, device.size.min(BEGINNING))?;
+        let geometry = Geometry::of(beginning.get(1024..)?)?;
+        let length = geometry.groups.checked_mul(geometry.descriptor)?;
+        let start = usize::try_from(geometry.descriptors_at).ok()?;
+        let descriptors = match beginning.get(start..start.checked_add(usize::try_from(length).ok()?)?) {
+            Some(descriptors) => descriptors.to_vec(),
+            None => device.read(geometry.descriptors_at, length)?,
+        };
+        let table = |descriptor: &[u8]| {
+            let high = if geometry.descriptor < 64 { 0 } else { descriptor.le32(0x28)? };
+            Some(u64::from(descriptor.le32(8)?) | u64::from(high) << 32)
+        };
+        let tables = descriptors.chunks_exact(usize::try_from(geometry.descriptor).ok()?).map(table);
+        let table = Self {
+            inodes_per_group: geometry.inodes_per_group,
+            inode_size: geometry.inode_size,
+            block: geometry.block,
+            tables: tables.collect::<Option<_>>()?,
+        };
+        Some((table, geometry.block))
+    }
+
+    pub(super) fn group(&self, inode: u64) -> Option<Group> {
+        let index = inode.checked_sub(1)?;
+        let (group, within) = (index / self.inodes_per_group, index % self.inodes_per_group);
+        let table = *self.tables.get(usize::try_from(group).ok()?)?;
+        let before = within / GROUP * GROUP;
+        let count = GROUP.min(self.inodes_per_group - before);
+        let start = table.checked_mul(self.block)?.checked_add(before.checked_mul(self.inode_size)?)?;
+        let range = Range::at(DeviceOffset(start), count * self.inode_size)?;
+        Some((index - within + before + 1, range))
+    }
+}
+
+/// What the superblock says.
+struct Geometry {
+    block: u64,
+    inode_size: u64,
+    inodes_per_group: u64,
+    groups: u64,
+    /// Size of a descriptor, and where they are.
+    descriptor: u64,
+    descriptors_at: u64,
+}
+
+impl Geometry {
+    fn of(superblock: &[u8]) -> Option<Self> {
+        if superblock.le16(0x38)? != 0xef53 {
+            return None;
+        }
+        let block = 1024u64.checked_shl(superblock.le32(0x18)?).filter(|block| *block <= 64 << 10)?;
+        let incompat = superblock.le32(0x60)?;
+        let is_64 = incompat & SIXTY_FOUR != 0;
+        let high = if is_64 { superblock.le32(0x150)? } else { 0 };
+        let blocks = u64::from(superblock.le32(4)?) | u64::from(high) << 32;
+        let (first, per_group) = (u64::from(superblock.le32(0x14)?), u64::from(superblock.le32(0x20)?));
+        // The first revision had inodes of 128 bytes.
+        let inode_size = if superblock.le32(0x4c)? == 0 { 128 } else { u64::from(superblock.le16(0x58)?) };
+        let geometry = Self {
+            block,
+            inode_size,
+            inodes_per_group: u64::from(superblock.le32(0x28)?),
+            groups: blocks.checked_sub(first)?.checked_add(per_group.checked_sub(1)?)? / per_group,
+            descriptor: if is_64 { u64::from(superblock.le16(0xfe)?) } else { 32 },
+            descriptors_at: (first + 1) * block,
+        };
+        let makes_sense = incompat & META_BG == 0
+            && (1..=MOST_GROUPS).contains(&geometry.groups)
+            && geometry.inodes_per_group > 0
+            && (128..=block).contains(&inode_size)
+            && (32..=1024).contains(&geometry.descriptor);
+        makes_sense.then_some(geometry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inode_lies_in_the_table_of_its_block_group() {
+        let table = Table { inodes_per_group: 40, inode_size: 256, block: 1024, tables: vec![5, 100] };
+        let group = |inode| table.group(inode).map(|(first, range)| (first, range.start.0, range.len()));
+        assert_eq!(group(0), None);
+        assert_eq!(group(1), Some((1, 5120, 4096)));
+        assert_eq!(group(17), Some((17, 5120 + 4096, 4096)));
+        assert_eq!(group(40), Some((33, 5120 + 8192, 2048)));
+        assert_eq!(group(41), Some((41, 102_400, 4096)));
+        assert_eq!((group(81), group(u64::MAX)), (None, None));
+    }
+
+    #[test]
+    fn a_superblock_that_makes_no_sense_tells_nothing() {
+        let mut superblock = vec![0; 1024];
+        let mut put = |at: usize, bytes: &[u8]| superblock[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x38, &[0x53, 0xef]);
+        put(4, &8193u32.to_le_bytes());
+        put(0x14, &1u32.to_le_bytes());
+        put(0x20, &8192u32.to_le_bytes());
+        put(0x28, &2048u32.to_le_bytes());
+        let geometry = Geometry::of(&superblock).unwrap();
+        let Geometry { block, inode_size, groups, descriptor, descriptors_at, .. } = geometry;
+        assert_eq!((block, inode_size, groups, descriptor, descriptors_at), (1024, 128, 1, 32, 2048));
+        for (at, byte) in [(0x38, 0), (0x18, 9), (0x60, 0x10), (0x20, 0), (0x29, 0), (7, 255)] {
+            let mut wrong = superblock.clone();
+            wrong[at] = byte;
+            if at == 0x20 {
+                wrong[0x21] = 0;
+            }
+            assert!(Geometry::of(&wrong).is_none(), "{at}");
+        }
+        assert!(Geometry::of(&superblock[..90]).is_none());
+    }
+}

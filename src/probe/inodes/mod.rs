@@ -1,0 +1,173 @@
+//! Which inodes are as they were when an earlier map was made.
+//!
+//! Where a file lies is in its inode, unless that points to further blocks. So a file whose inode has not changed lies
+//! where it did, and need not even be opened. Inodes are compared by digests, sixteen of them at a time, of their
+//! bytes on the disks; the map keeps these, and the next update compares. That is done here, on the host, because it takes
+//! no time there.
+//!
+//! It goes for ext2, ext3, ext4 and XFS, of which an inode's place follows from its number and a few numbers in
+//! the superblock. Elsewhere each file is asked for its extents.
+
+mod ext;
+mod xfs;
+
+use super::Legs;
+use super::channel::Known;
+use super::device::Device;
+use super::former::Former;
+use super::layout::Layout;
+use super::survey::Context;
+use crate::appliance::Content;
+use crate::bmap::{Digest, InodeDigests, MOST_DIGESTS};
+use crate::range::{DeviceOffset, DiskOffset, DiskRange, Range};
+use crate::recorder::DiskNumber;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Inodes that have one digest.
+const GROUP: u64 = crate::bmap::INODES_PER_DIGEST;
+
+/// Bytes read at a time, at least.
+const WINDOW: u64 = 64 << 10;
+
+/// Inodes that have one digest: the first of them, and where they lie.
+type Group = (u64, Range<DeviceOffset>);
+
+/// Where a file system has its inodes.
+enum Table {
+    Ext(ext::Table),
+    Xfs(xfs::Table),
+}
+
+impl Table {
+    /// The group of an inode; `None` if there can be no such inode.
+    fn group(&self, inode: u64) -> Option<Group> {
+        match self {
+            Self::Ext(table) => table.group(inode),
+            Self::Xfs(table) => table.group(inode),
+        }
+    }
+}
+
+/// The inodes of a file system that is mounted.
+pub(super) struct Inodes<'a> {
+    context: &'a Context<'a>,
+    layout: Arc<Layout>,
+    table: Table,
+    /// Digest of what else decides where on the disks a file lies: goes into each digest.
+    rest: Sha256,
+}
+
+impl<'a> Inodes<'a> {
+    /// Finds out where they lie; `None` if that is not known.
+    pub(super) fn of(
+        context: &'a Context<'a>,
+        filesystem: &Content,
+        layout: Option<&Arc<Layout>>,
+    ) -> Option<Self> {
+        let layout = layout.filter(|layout| !layout.is_partial())?.clone();
+        let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, layout.size());
+        let kind = filesystem.kind.as_deref()?;
+        let (table, block) = match kind {
+            "ext2" | "ext3" | "ext4" => ext::Table::read(&device).map(|(t, block)| (Table::Ext(t), block))?,
+            "xfs" => xfs::Table::read(&device).map(|(t, block)| (Table::Xfs(t), block))?,
+            _ => return None,
+        };
+        let mut rest = Sha256::new();
+        rest.update(kind);
+        rest.update([0, u8::from(context.legs == Legs::All)]);
+        rest.update(block.to_le_bytes());
+        let copies = layout.segments().map(|segment| (0, segment));
+        for (kind, segment) in copies.chain(layout.parity_segments().map(|segment| (1, segment))) {
+            let words = [segment.device.start.0, segment.device.end.0, segment.disk.into(), segment.start.0];
+            words.iter().for_each(|word| rest.update(word.to_le_bytes()));
+            rest.update([kind, segment.copy]);
+        }
+        Some(Self { context, layout, table, rest })
+    }
+
+    /// The files of an earlier map whose inodes have not changed.
+    pub(super) fn known(&self, filesystem: &Content, former: &Arc<Former>) -> Option<Known> {
+        let device = filesystem.device.as_bytes();
+        let then = former.inodes(device, filesystem.kind.as_deref()?)?;
+        let now = self.digests(then.keys().copied());
+        let is_same = |inode| {
+            let first = self.table.group(inode).map(|(first, _)| first);
+            first.is_some_and(|first| now.contains_key(&first) && now.get(&first) == then.get(&first))
+        };
+        let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
+        Some(Known { files: former.unchanged(device, is_same, is_touched), former: former.clone() })
+    }
+
+    /// Puts the digests of what has been found into the map's header.
+    pub(super) fn note(&self, device: &str) {
+        let digests = self.digests(self.context.channel.take_inodes());
+        self.context.channel.with(|found, _| {
+            let filesystems = &mut found.header_mut().filesystems;
+            let held: usize = filesystems.iter().map(|filesystem| filesystem.inodes.len()).sum();
+            let last = filesystems.last_mut().filter(|last| last.device == device.as_bytes());
+            if let Some(last) = last.filter(|_| held + digests.len() <= MOST_DIGESTS) {
+                last.inodes = digests;
+            }
+        });
+    }
+
+    /// Digests of these inodes. What cannot be read, or has been written since the image was opened, has none.
+    fn digests(&self, inodes: impl IntoIterator<Item = u64>) -> InodeDigests {
+        let groups: BTreeMap<u64, Range<DeviceOffset>> =
+            inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
+        let mut windows = Vec::new();
+        groups
+            .into_iter()
+            .filter_map(|(first, range)| Some((first, self.digest(range, &mut windows)?)))
+            .collect()
+    }
+
+    /// Whether something has been written there since the image was opened; `None` where there is no such disk.
+    fn is_rewritten(&self, disk: DiskNumber, range: DiskRange) -> Option<bool> {
+        let overlay = self.context.overlays.get(usize::from(disk).checked_sub(1)?)?;
+        Some(overlay.is_rewritten(range))
+    }
+
+    fn digest(&self, range: Range<DeviceOffset>, windows: &mut Vec<Window>) -> Option<Digest> {
+        let mut digest = self.rest.clone();
+        for part in self.layout.part(range)? {
+            let place = part.disk_range();
+            if self.is_rewritten(part.disk, place)? {
+                return None;
+            }
+            let copy = usize::from(part.copy);
+            if windows.len() <= copy {
+                windows.resize_with(copy + 1, Window::default);
+            }
+            digest.update(windows[copy].read(self.context, part.disk, place)?);
+        }
+        digest.finalize().first_chunk().copied()
+    }
+}
+
+/// The part of a disk that was read last.
+#[derive(Default)]
+struct Window {
+    disk: DiskNumber,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    fn read(&mut self, context: &Context<'_>, disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
+        let end = self.start + self.bytes.len() as u64;
+        if disk != self.disk || place.start.0 < self.start || place.end.0 > end {
+            let source = context.disks.get(usize::from(disk).checked_sub(1)?)?;
+            let left = source.size().checked_sub(place.start.0)?;
+            self.bytes = vec![0; usize::try_from(left.min(WINDOW.max(place.len()))).ok()?];
+            (self.disk, self.start) = (disk, place.start.0);
+            if source.read_at(&mut self.bytes, DiskOffset(self.start)).is_err() {
+                self.bytes.clear();
+            }
+        }
+        let from = usize::try_from(place.start.0 - self.start).ok()?;
+        self.bytes.get(from..from.checked_add(usize::try_from(place.len()).ok()?)?)
+    }
+}
