@@ -129,6 +129,8 @@ impl Appliance {
             // The default may be libvirt, which would keep our socket from qemu by SELinux or AppArmor.
             set("set_backend", &|g| g.set_backend("direct"))?;
         }
+        // Nothing of what is written is kept.
+        set("set_autosync", &|g| g.set_autosync(false))?;
         let mut append = vec![ALL_APPEND.to_owned()];
         if let Decision::Tcg { .. } = decision {
             set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
