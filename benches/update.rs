@@ -6,7 +6,7 @@
 //!
 //! Needs `mke2fs` and `debugfs` (e2fsprogs), and what mapping needs. The guest is mapped from scratch and updated by
 //! turns, with each probe, three times; the fastest of each counts. Both maps have to be the same. Ends with status 1
-//! where an update takes more than a fifth of the time of a full read, beside the boot. Nothing else should run
+//! where an update takes more than a fifth of the time of a full read (by the agent), beside the boot. Nothing else should run
 //! meanwhile.
 
 #![allow(clippy::expect_used)]

@@ -337,6 +337,14 @@ impl Finished {
         self
     }
 
+    /// How many files it says that it took over from an earlier map.
+    pub fn taken_over(&self) -> Option<u64> {
+        let number = |line: &str| {
+            line.strip_suffix(" files were taken over from the earlier map, and not read")?.parse().ok()
+        };
+        self.stderr.lines().find_map(number)
+    }
+
     /// Fails unless standard error has all of `words`, in any case of letters.
     #[track_caller]
     pub fn assert_says(&self, words: &[&str]) -> &Self {

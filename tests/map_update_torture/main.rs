@@ -141,15 +141,10 @@ fn torture(seed: u64) {
         let probe = ["--probe", ["agent", "extents"][(seed as usize / 2 + round) % 2]];
         let run = sandbox.run([&["update", "guest.jsonl"], &probe[..]].concat());
         run.assert_code(0);
-        let (seconds, said) = (run.elapsed.as_secs_f64(), run.stderr.clone());
+        let (seconds, taken_over, said) = (run.elapsed.as_secs_f64(), run.taken_over(), run.stderr.clone());
         let run = run.sandbox.run([&images[..], &["-o", "scratch.jsonl"], &probe, metadata].concat());
         run.assert_code(0);
         let context = format!("seed {seed}, round {round}, {probe:?} {metadata:?}");
-        let taken_over = said.lines().find_map(|line| {
-            line.strip_suffix(" files were taken over from the earlier map, and not read")?
-                .parse::<u64>()
-                .ok()
-        });
         let taken_over = taken_over.unwrap_or_else(|| panic!("{context}: {said}"));
         println!(
             "{context}: {taken_over} files taken over, {seconds:.0} s, from scratch {:.0} s",
