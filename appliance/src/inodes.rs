@@ -1,5 +1,7 @@
 //! Inodes of which the host knows all: a file under such a number needs but its name.
 
+use crate::pairs;
+
 /// Numbers of inodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InodeSet {
@@ -24,15 +26,12 @@ impl InodeSet {
 
     /// The bytes that the agent reads.
     pub fn encode(&self) -> Vec<u8> {
-        let bytes = |&(first, end): &(u64, u64)| [first.to_le_bytes(), end.to_le_bytes()].concat();
-        self.runs.iter().flat_map(bytes).collect()
+        pairs::encode(&self.runs)
     }
 
     /// Reads a set back; what is cut short counts as the end.
     pub fn decode(bytes: &[u8]) -> Self {
-        let word = |half: &[u8]| half.iter().rfold(0, |word, byte| word << 8 | u64::from(*byte));
-        let run = |run: &[u8; 16]| (word(&run[..8]), word(&run[8..]));
-        Self { runs: bytes.as_chunks::<16>().0.iter().map(run).collect() }
+        Self { runs: pairs::decode(bytes) }
     }
 }
 

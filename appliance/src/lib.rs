@@ -15,6 +15,7 @@
 
 pub mod frame;
 pub mod inodes;
+pub mod pairs;
 pub mod record;
 pub mod sample;
 

@@ -7,15 +7,16 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata] [ask] [known FILE]
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata] [ask] [known FILE] [ahead FILE]
 //!                                                    read each directory and file below ROOT
 //! ```
 //!
 //! SEQUENCE is the number of the first frame to send, FIRST the number of the first object; see
 //! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
 //! are read, too, and the file system is asked what its blocks are for. With `ask` the host is asked, for each batch of
-//! files, which of them to read. Of files whose inodes are in FILE only the names are told
-//! ([`virt_bmap_agent::inodes::InodeSet`]).
+//! files, which of them to read. `known` names a file with inodes of files of which only the names are told
+//! ([`virt_bmap_agent::inodes::InodeSet`]), `ahead` one with the parts of the device that are best read first
+//! (start and length, as [`virt_bmap_agent::pairs`]).
 
 mod aio;
 mod btrfs;
@@ -36,6 +37,7 @@ mod walk;
 
 use std::process::ExitCode;
 use virt_bmap_agent::inodes::InodeSet;
+use virt_bmap_agent::pairs;
 
 /// What stops the agent.
 pub(crate) type Fatal = Box<dyn std::error::Error>;
@@ -64,9 +66,12 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
                 match (*word, words.as_slice()) {
                     ("metadata", _) => wanted.metadata = true,
                     ("ask", _) => wanted.asks = true,
-                    ("known", [file, ..]) => {
+                    (word @ ("known" | "ahead"), [file, ..]) => {
                         let bytes = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
-                        wanted.known = InodeSet::decode(&bytes);
+                        match word {
+                            "known" => wanted.known = InodeSet::decode(&bytes),
+                            _ => wanted.ahead = pairs::decode(&bytes),
+                        }
                         words.next();
                     }
                     _ => return Err("unknown word for a walk".into()),

@@ -78,17 +78,19 @@ pub(crate) struct Wanted {
     pub(crate) asks: bool,
     /// Files that need not be looked at.
     pub(crate) known: InodeSet,
+    /// Parts of the device, by start and length, that are best read at once: those with inodes.
+    pub(crate) ahead: Vec<(u64, u64)>,
 }
 
 impl Wanted {
     /// All files in this order, and nothing else.
     pub(crate) fn new(order: ReadOrder) -> Self {
-        Self { order, metadata: false, asks: false, known: InodeSet::default() }
+        Self { order, metadata: false, asks: false, known: InodeSet::default(), ahead: Vec::new() }
     }
 }
 
 pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: Wanted) -> Result<(), Fatal> {
-    let Wanted { order, metadata, asks, known } = wanted;
+    let Wanted { order, metadata, asks, known, ahead } = wanted;
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
@@ -150,6 +152,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
     if walker.lists_in_batches() {
         let device = batches::block_device(walker.device, OFlags::empty());
         walker.block_device = device.map(|(_, device)| device);
+        walker.fetch(ahead);
         walker.descend_in_batches(place, id)?;
     } else {
         walker.descend(place, id)?;
@@ -304,7 +307,7 @@ impl Walker {
             self.control.tag(0, false)?;
             self.phases.enter(Phase::LookUp);
             if let Some(stream) = &stream {
-                self.look_up(stream.as_fd(), id, &listed.entries, &mut below)?;
+                self.look_up(stream.as_fd(), id, listed.entries, &mut below)?;
             }
             match listed.end {
                 Ok(true) => return Ok(below),
@@ -339,40 +342,39 @@ impl Walker {
         &mut self,
         directory: BorrowedFd<'_>,
         parent: u32,
-        entries: &[Entry],
+        entries: Vec<Entry>,
         below: &mut Vec<(CString, u32)>,
     ) -> Result<(), Fatal> {
         for Entry { name, kind, inode } in entries {
             let kind = match kind {
-                FileType::RegularFile | FileType::Unknown if self.known.contains(*inode) => {
+                FileType::RegularFile | FileType::Unknown if self.known.contains(inode) => {
                     let id = self.number()?;
-                    let name = name.to_bytes().to_vec();
-                    self.control.put(&Record::Known { id, parent, inode: *inode, name });
+                    self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
                     self.found()?;
                     continue;
                 }
-                FileType::Unknown => match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                FileType::Unknown => match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                     Err(errno) => {
                         self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
                         continue;
                     }
                 },
-                kind => *kind,
+                kind => kind,
             };
             match kind {
                 FileType::Directory => {
-                    if let Some(id) = self.find_directory(directory, parent, name)? {
-                        below.push((name.clone(), id));
+                    if let Some(id) = self.find_directory(directory, parent, &name)? {
+                        below.push((name, id));
                     }
                 }
                 FileType::RegularFile => {
-                    let found = self.find_file(directory, parent, name)?;
+                    let found = self.find_file(directory, parent, &name)?;
                     self.batch.extend(found.filter(|file| !file.pieces.is_empty()));
                     self.found()?;
                 }
                 FileType::Symlink if self.metadata => {
-                    self.symlink(directory, parent, name)?;
+                    self.symlink(directory, parent, &name)?;
                     self.found()?;
                 }
                 _ => {}
@@ -550,10 +552,14 @@ fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
             Some(Ok(entry)) => {
                 let name = entry.file_name();
                 let (name, kind, inode) = (name.to_owned(), entry.file_type(), entry.ino());
-                let identity = (entry.next_entry_cookie(), name.clone());
+                let cookie = entry.next_entry_cookie();
                 // The driver of UDF gives the entry before a damaged one again and again.
-                if raw.is_buffer_empty() && last_of_buffer.replace(identity.clone()) == Some(identity) {
-                    break Err(Errno::UCLEAN);
+                if raw.is_buffer_empty() {
+                    let identity = Some((cookie, name.clone()));
+                    if last_of_buffer == identity {
+                        break Err(Errno::UCLEAN);
+                    }
+                    last_of_buffer = identity;
                 }
                 bytes += name.to_bytes().len() + 32;
                 // A damaged file system may hold names that lead elsewhere.

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::inodes::InodeSet;
+use virt_bmap_agent::pairs;
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
@@ -14,6 +15,7 @@ const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
 const KEY_PATH: &str = "/tmp/virt-bmap-key";
 const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
 const KNOWN_PATH: &str = "/tmp/virt-bmap-known";
+const AHEAD_PATH: &str = "/tmp/virt-bmap-ahead";
 /// Where libguestfs mounts the guest's `/`.
 const SYSROOT: &str = "/sysroot";
 
@@ -46,6 +48,8 @@ pub struct WalkPlan {
     pub asks: bool,
     /// Of files with these inodes only the names are wanted.
     pub known: InodeSet,
+    /// Parts of the device, by start and length, that are best read at once, before all else.
+    pub ahead: Vec<(u64, u64)>,
 }
 
 /// Pieces of devices to be read, each under a tag.
@@ -97,7 +101,7 @@ impl Appliance {
     /// # Errors
     /// [`AgentError`]
     pub fn walk(&self, plan: &WalkPlan) -> Result<(), AgentError> {
-        let WalkPlan { sequence, first, order, metadata, asks, known } = plan;
+        let WalkPlan { sequence, first, order, metadata, asks, known, ahead } = plan;
         let mut walk = format!("walk {} {sequence} {first} {order} {SYSROOT}", self.control);
         if *metadata {
             walk.push_str(" metadata");
@@ -105,10 +109,13 @@ impl Appliance {
         if *asks {
             walk.push_str(" ask");
         }
-        if !known.is_empty() {
-            self.upload(&known.encode(), KNOWN_PATH, 0o644)?;
-            walk.push_str(" known ");
-            walk.push_str(KNOWN_PATH);
+        for (word, path, bytes) in
+            [("known", KNOWN_PATH, known.encode()), ("ahead", AHEAD_PATH, pairs::encode(ahead))]
+        {
+            if !bytes.is_empty() {
+                self.upload(&bytes, path, 0o644)?;
+                let _ = write!(walk, " {word} {path}");
+            }
         }
         let spent = self.run(&walk)?;
         tracing::debug!("the agent's time: {}", spent.trim_end());

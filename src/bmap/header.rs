@@ -78,10 +78,11 @@ pub type InodeDigests = BTreeMap<u64, Digest>;
 pub type Digest = [u8; 16];
 
 /// So many inodes have one digest, or fewer at the end of a table of inodes.
-pub const INODES_PER_DIGEST: u64 = 16;
+pub const INODES_PER_DIGEST: u64 = 8;
 
-/// Most digests in a map. With more it has none.
-pub const MOST_DIGESTS: usize = 1 << 19;
+/// Most digests in a map; of a filesystem with which there would be more it has none. The first line of JSON Lines, which has
+/// them, stays shorter than the longest line that is read.
+pub const MOST_DIGESTS: usize = 900_000;
 
 /// One file of an image's chain.
 #[derive(Clone, Debug, PartialEq, Eq)]

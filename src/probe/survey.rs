@@ -147,7 +147,8 @@ fn walk(
     is_settled: bool,
 ) -> Result<(), ProbeError> {
     let layout = layouts.by_path.get(&filesystem.device);
-    let inodes = (is_settled && !context.metadata).then(|| Inodes::of(context, filesystem, layout)).flatten();
+    let wanted = || Inodes::of(context, filesystem, layout, is_settled);
+    let inodes = (!context.metadata).then(wanted).flatten();
     let inodes = inodes.as_ref();
     match walk_as(context, filesystem, layouts, context.sample, context.former, inodes) {
         Err(ProbeError::Channel(ChannelError::Lies)) => {
@@ -191,7 +192,8 @@ fn walk_as(
     }
     let known = walk.known.iter().flat_map(|known| known.files.keys().copied()).collect();
     let (sequence, first) = context.channel.begin_walk(walk);
-    let plan = WalkPlan { sequence, first, order, metadata: context.metadata, asks, known };
+    let ahead = inodes.map(Inodes::parts).unwrap_or_default();
+    let plan = WalkPlan { sequence, first, order, metadata: context.metadata, asks, known, ahead };
     let walked = context.appliance.walk(&plan);
     let ended = context.channel.end();
     match (walked, ended) {
@@ -351,7 +353,10 @@ impl Context<'_> {
             if self.mount(filesystem)? {
                 let is_settled = self.note_replay(filesystem);
                 walk(filesystem, is_settled)?;
-                self.unmount(filesystem)?;
+                // The last one stays until the appliance is gone, which takes no time then.
+                if number < filesystems.len() {
+                    self.unmount(filesystem)?;
+                }
             }
         }
         Ok(())

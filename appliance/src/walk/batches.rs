@@ -91,7 +91,7 @@ impl Walker {
             for Opened { fd, id, entries, error, .. } in promised {
                 self.phases.enter(Phase::LookUp);
                 let mut below = Vec::new();
-                self.look_up(fd.as_fd(), id, &entries, &mut below)?;
+                self.look_up(fd.as_fd(), id, entries, &mut below)?;
                 let found = |(name, child)| Waiting { above: fd.clone(), parent: id, name, id: child };
                 waiting.extend(below.into_iter().map(found));
                 if let Some(errno) = error {
@@ -100,6 +100,14 @@ impl Walker {
             }
         }
         Ok(())
+    }
+
+    /// Has the kernel fetch these parts of the device, each by its start and length, all at a time.
+    pub(super) fn fetch(&self, parts: impl IntoIterator<Item = (u64, u64)>) {
+        let Some(device) = &self.block_device else { return };
+        for (start, length) in parts {
+            fadvise(device, start, NonZeroU64::new(length), Advice::WillNeed).ok();
+        }
     }
 
     /// Lists directories whose extents the host has been told.
@@ -114,10 +122,9 @@ impl Walker {
         self.control.flush()?;
         // All at once: the kernel would wait for each block of each directory. It fetches whole pages, so blocks must
         // not be smaller: others in the page would be in memory when it is their directory's turn.
-        for extent in directories.iter().flat_map(|directory| &directory.extents) {
-            if let Some(device) = self.block_device.as_ref().filter(|_| self.block >= PAGE) {
-                fadvise(device, extent.physical, NonZeroU64::new(extent.length), Advice::WillNeed).ok();
-            }
+        if self.block >= PAGE {
+            let extents = directories.iter().flat_map(|directory| &directory.extents);
+            self.fetch(extents.map(|extent| (extent.physical, extent.length)));
         }
         let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
         for directory in directories {

@@ -13,6 +13,10 @@ const BEGINNING: u64 = 256 << 10;
 
 /// `INCOMPAT_META_BG`: the descriptors are not in one place.
 const META_BG: u32 = 0x10;
+/// `RO_COMPAT_GDT_CSUM` and `RO_COMPAT_METADATA_CSUM`: descriptors have flags, and tell what was never used.
+const CHECKSUMS: u32 = 0x410;
+/// `INODE_UNINIT` of a block group.
+const INODE_UNINIT: u16 = 1;
 /// `INCOMPAT_64BIT`
 const SIXTY_FOUR: u32 = 0x80;
 
@@ -20,8 +24,8 @@ pub(super) struct Table {
     inodes_per_group: u64,
     inode_size: u64,
     block: u64,
-    /// The first block of each block group's table.
-    tables: Vec<u64>,
+    /// Of each block group the first block of its table, and how many of its inodes may be in use.
+    tables: Vec<(u64, u64)>,
 }
 
 impl Table {
@@ -36,9 +40,18 @@ impl Table {
             Some(descriptors) => descriptors.to_vec(),
             None => device.read(geometry.descriptors_at, length)?,
         };
+        let is_wide = geometry.descriptor >= 64;
         let table = |descriptor: &[u8]| {
-            let high = if geometry.descriptor < 64 { 0 } else { descriptor.le32(0x28)? };
-            Some(u64::from(descriptor.le32(8)?) | u64::from(high) << 32)
+            let (high, unused_high) =
+                if is_wide { (descriptor.le32(0x28)?, descriptor.le16(0x32)?) } else { (0, 0) };
+            let unused = u64::from(descriptor.le16(0x1c)?) | u64::from(unused_high) << 16;
+            let unused = match descriptor.le16(0x12)? {
+                _ if !geometry.tells_unused => 0,
+                flags if flags & INODE_UNINIT != 0 => geometry.inodes_per_group,
+                _ => unused,
+            };
+            let start = u64::from(descriptor.le32(8)?) | u64::from(high) << 32;
+            Some((start, geometry.inodes_per_group.saturating_sub(unused)))
         };
         let tables = descriptors.chunks_exact(usize::try_from(geometry.descriptor).ok()?).map(table);
         let table = Self {
@@ -50,10 +63,20 @@ impl Table {
         Some((table, geometry.block))
     }
 
+    /// The parts of the tables that may be in use, by start and length in bytes.
+    pub(super) fn parts(&self) -> Vec<(u64, u64)> {
+        let tables = self.tables.iter().filter(|(_, used)| *used > 0);
+        tables
+            .filter_map(|(start, used)| {
+                Some((start.checked_mul(self.block)?, used.checked_mul(self.inode_size)?))
+            })
+            .collect()
+    }
+
     pub(super) fn group(&self, inode: u64) -> Option<Group> {
         let index = inode.checked_sub(1)?;
         let (group, within) = (index / self.inodes_per_group, index % self.inodes_per_group);
-        let table = *self.tables.get(usize::try_from(group).ok()?)?;
+        let (table, _) = *self.tables.get(usize::try_from(group).ok()?)?;
         let before = within / GROUP * GROUP;
         let count = GROUP.min(self.inodes_per_group - before);
         let start = table.checked_mul(self.block)?.checked_add(before.checked_mul(self.inode_size)?)?;
@@ -68,6 +91,8 @@ struct Geometry {
     inode_size: u64,
     inodes_per_group: u64,
     groups: u64,
+    /// Whether descriptors tell how many inodes at a table's end were never used.
+    tells_unused: bool,
     /// Size of a descriptor, and where they are.
     descriptor: u64,
     descriptors_at: u64,
@@ -90,6 +115,7 @@ impl Geometry {
             block,
             inode_size,
             inodes_per_group: u64::from(superblock.le32(0x28)?),
+            tells_unused: superblock.le32(0x64)? & CHECKSUMS != 0,
             groups: blocks.checked_sub(first)?.checked_add(per_group.checked_sub(1)?)? / per_group,
             descriptor: if is_64 { u64::from(superblock.le16(0xfe)?) } else { 32 },
             descriptors_at: (first + 1) * block,
@@ -109,14 +135,16 @@ mod tests {
 
     #[test]
     fn an_inode_lies_in_the_table_of_its_block_group() {
-        let table = Table { inodes_per_group: 40, inode_size: 256, block: 1024, tables: vec![5, 100] };
+        let tables = vec![(5, 20), (100, 3), (7, 0)];
+        let table = Table { inodes_per_group: 20, inode_size: 256, block: 1024, tables };
+        assert_eq!(table.parts(), [(5120, 5120), (102_400, 768)]);
         let group = |inode| table.group(inode).map(|(first, range)| (first, range.start.0, range.len()));
         assert_eq!(group(0), None);
-        assert_eq!(group(1), Some((1, 5120, 4096)));
-        assert_eq!(group(17), Some((17, 5120 + 4096, 4096)));
-        assert_eq!(group(40), Some((33, 5120 + 8192, 2048)));
-        assert_eq!(group(41), Some((41, 102_400, 4096)));
-        assert_eq!((group(81), group(u64::MAX)), (None, None));
+        assert_eq!(group(1), Some((1, 5120, 2048)));
+        assert_eq!(group(9), Some((9, 5120 + 2048, 2048)));
+        assert_eq!(group(20), Some((17, 5120 + 4096, 1024)));
+        assert_eq!(group(21), Some((21, 102_400, 2048)));
+        assert_eq!((group(61), group(u64::MAX)), (None, None));
     }
 
     #[test]

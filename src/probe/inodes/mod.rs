@@ -1,7 +1,7 @@
 //! Which inodes are as they were when an earlier map was made.
 //!
 //! Where a file lies is in its inode, unless that points to further blocks. So a file whose inode has not changed lies
-//! where it did, and need not even be opened. Inodes are compared by digests, sixteen of them at a time, of their
+//! where it did, and need not even be opened. Inodes are compared by digests, eight of them at a time, of their
 //! bytes on the disks; the map keeps these, and the next update compares. That is done here, on the host, because it takes
 //! no time there.
 //!
@@ -31,6 +31,9 @@ const GROUP: u64 = crate::bmap::INODES_PER_DIGEST;
 /// Bytes read at a time, at least.
 const WINDOW: u64 = 64 << 10;
 
+/// Most bytes that are read at once. The appliance has memory for some times as much.
+const MOST_AHEAD: u64 = 128 << 20;
+
 /// Inodes that have one digest: the first of them, and where they lie.
 type Group = (u64, Range<DeviceOffset>);
 
@@ -57,14 +60,17 @@ pub(super) struct Inodes<'a> {
     table: Table,
     /// Digest of what else decides where on the disks a file lies: goes into each digest.
     rest: Sha256,
+    /// Whether they lie on the disks as they are, and not still in memory.
+    is_settled: bool,
 }
 
 impl<'a> Inodes<'a> {
-    /// Finds out where they lie; `None` if that is not known.
+    /// Finds out where they lie; `None` if that is not known. `is_settled`: nothing of them is still in memory.
     pub(super) fn of(
         context: &'a Context<'a>,
         filesystem: &Content,
         layout: Option<&Arc<Layout>>,
+        is_settled: bool,
     ) -> Option<Self> {
         let layout = layout.filter(|layout| !layout.is_partial())?.clone();
         let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, layout.size());
@@ -84,12 +90,24 @@ impl<'a> Inodes<'a> {
             words.iter().for_each(|word| rest.update(word.to_le_bytes()));
             rest.update([kind, segment.copy]);
         }
-        Some(Self { context, layout, table, rest })
+        Some(Self { context, layout, table, rest, is_settled })
+    }
+
+    /// Parts of the device where inodes are, by start and length, if they are worth being read at once: one after the
+    /// other, the kernel reads block by block.
+    pub(super) fn parts(&self) -> Vec<(u64, u64)> {
+        let Table::Ext(table) = &self.table else { return Vec::new() };
+        let parts = table.parts();
+        let bytes = parts.iter().map(|(_, length)| *length).fold(0, u64::saturating_add);
+        if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
 
     /// The files of an earlier map whose inodes have not changed.
     pub(super) fn known(&self, filesystem: &Content, former: &Arc<Former>) -> Option<Known> {
         let device = filesystem.device.as_bytes();
+        if !self.is_settled {
+            return None;
+        }
         let then = former.inodes(device, filesystem.kind.as_deref()?)?;
         let now = self.digests(then.keys().copied());
         let is_same = |inode| {
@@ -102,7 +120,11 @@ impl<'a> Inodes<'a> {
 
     /// Puts the digests of what has been found into the map's header.
     pub(super) fn note(&self, device: &str) {
-        let digests = self.digests(self.context.channel.take_inodes());
+        let inodes = self.context.channel.take_inodes();
+        if !self.is_settled {
+            return;
+        }
+        let digests = self.digests(inodes);
         self.context.channel.with(|found, _| {
             let filesystems = &mut found.header_mut().filesystems;
             let held: usize = filesystems.iter().map(|filesystem| filesystem.inodes.len()).sum();

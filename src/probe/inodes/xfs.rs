@@ -73,8 +73,8 @@ mod tests {
         superblock[123..125].copy_from_slice(&[3, 10]);
         let table = Table::of(&superblock).unwrap();
         let group = |inode| table.group(inode).map(|(first, range)| (first, range.start.0, range.len()));
-        assert_eq!(group(131), Some((128, 16 * 4096, 8192)));
-        assert_eq!(group(2 << 13 | 131), Some((2 << 13 | 128, 2 * 4_096_000 + 16 * 4096, 8192)));
+        assert_eq!(group(131), Some((128, 16 * 4096, 4096)));
+        assert_eq!(group(2 << 13 | 131), Some((2 << 13 | 128, 2 * 4_096_000 + 16 * 4096, 4096)));
         // Past the end of an allocation group, and of the last one.
         assert_eq!((group(8000), group(4 << 13), group(u64::MAX)), (None, None, None));
         superblock[123] = 4;
