@@ -18,7 +18,7 @@ mod guest;
 #[path = "common/page.rs"]
 mod page;
 
-use guest::{Guest, MANY};
+use guest::{Guest, MANY, MEDIUM};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::fs;
@@ -31,8 +31,6 @@ use virt_bmap::fleet::capacity::peak_memory;
 use virt_bmap::mapper::Options;
 use virt_bmap::probe::Probe;
 
-const MEDIUM: Guest =
-    Guest { name: "medium", directories: 100, files: 900, mean: 44_444, image_mib: 128, runs: 1 };
 const LARGE: Guest =
     Guest { name: "large", directories: 1_000, files: 9_000, mean: 44_444, image_mib: 700, runs: 3 };
 const MILLION: Guest =

@@ -3,25 +3,22 @@
 //! The agent has mounted the file systems of a guest that may be hostile, so its word is checked: each
 //! number, name, kind and count. What does not fit ends the conversation.
 
-use super::Legs;
-use super::expected::{BTRFS, Expectation, Place, places};
-use super::former::Former;
+use super::expected::BTRFS;
 use super::found::{Found, FoundError, ObjectNumber};
-use super::layout::{Layout, address_space};
 use super::metadata::Remains;
 use super::trouble::{Trouble, Troubles};
 use crate::appliance::DeviceNumber;
-use crate::bmap::{Attributes, Filesystem, InodeDigests, Kind, Marks, PieceFlags, Role};
-use crate::image::Overlay;
-use crate::recorder::{Recorder, Recording, Tag};
+use crate::bmap::{Attributes, Filesystem, InodeDigests, Kind, Marks};
+use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt_bmap_agent::frame::{self, FrameError};
 use virt_bmap_agent::record::{self, ATTRIBUTES, Extent, ObjectKind, Record, RecordError};
-use virt_bmap_agent::sample::Sample;
 use virt_bmap_agent::{ReadOrder, VERSION, Verdict};
 
+pub use context::WalkContext;
 pub use known::Known;
+use walk::{Expected, MOST_CHUNKS, Walk};
 
 /// Tags from here on are no objects: what is read under them proves something.
 pub const FIRST_PROOF: u32 = 1 << 31;
@@ -76,69 +73,6 @@ pub struct Snapshot {
     pub bytes_expected: u64,
 }
 
-/// What the agent is about to walk.
-#[derive(Clone, Default)]
-pub struct WalkContext {
-    /// The device or whatever else the file system is named by.
-    pub device: String,
-    /// Its type, in the words of `blkid`.
-    pub kind: String,
-    /// Where the device lies on the disks, if that is known.
-    pub layout: Option<Arc<Layout>>,
-    /// Whether what belongs to no file's data is wanted, too.
-    pub metadata: bool,
-    /// The same of all devices: a btrfs may span several.
-    pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
-    /// Which copies are in the map.
-    pub legs: Legs,
-    /// Which extents are read at their ends, if the kernel's word is taken for the rest.
-    pub sample: Option<Sample>,
-    /// An earlier map of the guest, of which is taken over what is as it was.
-    pub former: Option<Arc<Former>>,
-    /// Files of it that need not be looked at.
-    pub known: Option<Arc<Known>>,
-    /// What the appliance has written to the disks, in order.
-    pub overlays: Vec<Arc<Overlay>>,
-}
-
-impl WalkContext {
-    /// Whether a file's reads can be told from the next one's by where they are.
-    pub fn read_order(&self) -> ReadOrder {
-        match self.sample {
-            Some(sample) if self.is_promise_enough() => ReadOrder::Ends(sample),
-            _ if self.is_told() && self.kind != "btrfs" => ReadOrder::Series,
-            _ => ReadOrder::Tags,
-        }
-    }
-
-    /// Whether it is known where the file system's device lies. Where a member is missing, others are read in place of
-    /// what it held.
-    fn is_told(&self) -> bool {
-        self.layout.as_ref().is_some_and(|layout| !layout.is_partial())
-    }
-
-    /// Whether the place of a file that the kernel promises can go into the map without a read of all of it: of one
-    /// leg, only that tells which copy each byte is of.
-    fn is_promise_enough(&self) -> bool {
-        let is_one =
-            self.kind != "btrfs" && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
-        self.is_told() && (is_one || self.legs == Legs::All)
-    }
-
-    /// Whether files may be taken over from an earlier map, so that the agent has to ask which to read.
-    pub fn takes_over(&self) -> bool {
-        self.former.is_some() && self.is_promise_enough()
-    }
-
-    /// Whether something has been written in one of these places since the image was opened.
-    fn is_rewritten(&self, places: &Recording) -> bool {
-        places.iter().any(|(disk, range)| {
-            let overlay = usize::from(disk).checked_sub(1).and_then(|index| self.overlays.get(index));
-            overlay.is_some_and(|overlay| overlay.is_rewritten(range))
-        })
-    }
-}
-
 /// The host's end of the control disk.
 pub struct Channel {
     recorder: Arc<Recorder>,
@@ -164,122 +98,6 @@ struct State {
     taken_over: u64,
     done: bool,
     error: Option<ChannelError>,
-}
-
-/// The file system being walked.
-#[derive(Default)]
-struct Walk {
-    context: WalkContext,
-    /// Number of its root; 0 between walks.
-    first: ObjectNumber,
-    filesystem: Option<record::Filesystem>,
-    /// Files of the current batch whose extents are known.
-    files: HashMap<ObjectNumber, Expected>,
-    /// Extents of directories that have not been listed.
-    directories: HashMap<ObjectNumber, Vec<Extent>>,
-    /// The directory that has been listed last: there may be more of it.
-    listed: ObjectNumber,
-    extents_held: usize,
-    /// Files that are being read in a series.
-    series: Vec<ObjectNumber>,
-    /// Directories that are being listed in a batch.
-    listing: Vec<ObjectNumber>,
-    /// Which extents are read at their ends, if that is how files are read.
-    sample: Option<Sample>,
-    /// For how many files those stand that are not where the kernel says.
-    lies: u64,
-    /// Encrypted files without their key, and for how many of these it is not known where they lie.
-    sealed: u64,
-    lost: u64,
-    again: Vec<u32>,
-    /// What the agent is told when it asks for a verdict.
-    answer: Vec<u32>,
-    /// Directories of a file system's own files (`$Extend` of NTFS).
-    system: HashSet<ObjectNumber>,
-    /// What the metadata objects are made of.
-    remains: Remains,
-    /// Of a btrfs, its devices and the chunks of its address space, until the layout of that is made of them.
-    members: Vec<record::Member>,
-    chunks: Vec<record::Chunk>,
-    /// Where the extents lie: on the file system's device, or in the address space of a btrfs.
-    layout: Option<Arc<Layout>>,
-    /// Whether what is read are blocks that files share, and the last of it.
-    packed: Option<Recording>,
-}
-
-impl Walk {
-    /// Finds out where the extents lie, when all is known that is needed for it.
-    fn lay_out(&mut self) {
-        if self.filesystem.is_none_or(|filesystem| filesystem.magic != BTRFS) {
-            self.layout = self.context.layout.clone();
-            return;
-        }
-        let (members, chunks) = (std::mem::take(&mut self.members), std::mem::take(&mut self.chunks));
-        self.layout = address_space(&members, &chunks, &self.context.devices).map(Arc::new);
-        let devices =
-            members.iter().filter_map(|member| self.context.devices.get(&(member.major, member.minor)));
-        self.remains.members = devices.cloned().collect();
-        self.remains.address_space = self.layout.clone();
-    }
-
-    /// Forgets where a directory lies that will not be listed any more.
-    fn forget_directory(&mut self, id: ObjectNumber) {
-        let extents = self.directories.remove(&id).unwrap_or_default();
-        self.extents_held = self.extents_held.saturating_sub(extents.len());
-    }
-
-    /// What reading a file must touch.
-    fn expectation(&self, file: &Expected) -> Expectation {
-        let filesystem = self.filesystem.unwrap_or_default();
-        let has_layout = self.layout.is_some();
-        file.extents.as_deref().map_or(Expectation::None, |extents| {
-            Expectation::of(extents, file.size, filesystem.block_size, filesystem.magic, has_layout)
-        })
-    }
-}
-
-/// Most chunks and devices of a btrfs.
-const MOST_CHUNKS: usize = 1 << 20;
-
-struct Expected {
-    inode: u64,
-    size: u64,
-    allocated: u64,
-    modified: i64,
-    changed: i64,
-    extents: Option<Vec<Extent>>,
-    /// Whether what was read of it has been taken in.
-    is_placed: bool,
-    /// Whether nothing of it was read.
-    is_placed_nowhere: bool,
-    /// It is the file system's own. Much of it is in memory before it can be read.
-    is_system: bool,
-    /// It is encrypted, and was not opened.
-    is_sealed: bool,
-    /// It is a symbolic link, which cannot be asked for its extents.
-    is_link: bool,
-    /// What was read of it, if that was not what was expected.
-    unexpected: Option<Recording>,
-}
-
-impl Expected {
-    /// What its extents and sizes say of a file.
-    fn marks(&self) -> Marks {
-        let extents = self.extents.as_deref();
-        let any = |flag: u32| extents.is_some_and(|extents| extents.iter().any(|e| e.flags & flag != 0));
-        let has_no_blocks = match extents {
-            Some(extents) => extents.iter().all(|e| e.flags & Extent::INLINE != 0),
-            None => self.allocated == 0,
-        };
-        let mapped: u64 = extents.unwrap_or_default().iter().map(|e| e.length).fold(0, u64::saturating_add);
-        let mut marks = Marks::empty();
-        marks.set(Marks::NO_BLOCKS, self.size == 0 || has_no_blocks);
-        marks.set(Marks::INLINE, any(Extent::INLINE));
-        marks.set(Marks::ENCODED, any(Extent::ENCODED));
-        marks.set(Marks::PREALLOCATED, any(Extent::UNWRITTEN));
-        marks.set(Marks::SPARSE, extents.is_some() && mapped < self.size && !any(Extent::INLINE));
-        marks
-    }
 }
 
 impl Channel {
@@ -632,194 +450,6 @@ impl State {
         Ok(())
     }
 
-    fn tag(&mut self, id: u32, afresh: bool, recorder: &Recorder) -> Result<(), ChannelError> {
-        if id >= FIRST_PROOF && self.walk.first != 0 {
-            return Err(ChannelError::Nonsense("a proof during a walk"));
-        }
-        if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
-            return Err(ChannelError::Nonsense("a tag that is no object"));
-        }
-        if id < FIRST_PROOF && id & ATTRIBUTES != 0 && !self.walk.context.metadata {
-            return Err(ChannelError::Nonsense("attributes, which were not asked for"));
-        }
-        self.end_series(recorder)?;
-        let before = recorder.tag();
-        let recording = recorder.switch((id != 0).then_some(Tag(id)));
-        match before {
-            Some(Tag(before)) => self.recorded(before, recording)?,
-            None => self.walk.untagged(&recording),
-        }
-        if afresh && let Some(file) = self.walk.files.get_mut(&id) {
-            file.unexpected = None;
-        }
-        Ok(())
-    }
-
-    fn begin_series(&mut self, ids: Vec<ObjectNumber>, recorder: &Recorder) -> Result<(), ChannelError> {
-        if ids.len() > Verdict::CAPACITY || !ids.iter().all(|id| self.walk.files.contains_key(id)) {
-            return Err(ChannelError::Nonsense("a series of what is no file of the batch"));
-        }
-        self.tag(0, false, recorder)?;
-        recorder.begin_series();
-        self.walk.series = ids;
-        Ok(())
-    }
-
-    /// Gives each file of the series its reads.
-    fn end_series(&mut self, recorder: &Recorder) -> Result<(), ChannelError> {
-        let Some(series) = recorder.end_series() else { return Ok(()) };
-        if !self.walk.listing.is_empty() {
-            return self.end_listing(&series.into_first_reads());
-        }
-        let ids = std::mem::take(&mut self.walk.series);
-        let reads = series.into_reads();
-        if let Some(sample) = self.walk.sample {
-            return self.ends_recorded(sample, &ids, reads);
-        }
-        let reads = reads.unwrap_or_default();
-        let Some(layout) = self.walk.layout.clone() else {
-            return Err(ChannelError::Nonsense("a series on a device of unknown place"));
-        };
-        let files = ids.iter().filter_map(|id| self.walk.files.get(id));
-        let expectations: Vec<Expectation> = files.map(|file| self.walk.expectation(file)).collect();
-        for (id, recording) in ids.into_iter().zip(series::assign(&reads, &expectations, &layout)) {
-            self.recorded(id, recording)?;
-        }
-        Ok(())
-    }
-
-    /// A batch ends; if it was not read as expected, the agent is to read some of it again, and then it ends
-    /// once more.
-    fn batch_end(&mut self) -> Result<(), ChannelError> {
-        if self.walk.again.is_empty() {
-            self.believe_the_rest()?;
-        }
-        let unexpected = self.walk.files.iter().filter(|(_, file)| file.unexpected.is_some());
-        let mut again: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
-        if !self.walk.again.is_empty() || again.is_empty() {
-            return self.end_batch();
-        }
-        again.sort_unstable();
-        again.truncate(Verdict::CAPACITY);
-        self.walk.answer.clone_from(&again);
-        self.walk.again = again;
-        Ok(())
-    }
-
-    /// Takes in what was read under a tag.
-    fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
-        self.snapshot.bytes += recording.bytes();
-        if id >= FIRST_PROOF {
-            self.proofs.insert(id, recording);
-        } else if id & ATTRIBUTES != 0 {
-            let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
-            attributes.recording.extend(recording.iter());
-        } else if self.walk.packed.is_some() {
-            self.attribute_packed(id, &recording)?;
-            if !recording.is_empty() {
-                self.walk.packed = Some(recording);
-            }
-        } else if let Some(file) = self.walk.files.remove(&id) {
-            let file = self.file_recorded(id, file, recording)?;
-            self.walk.files.insert(id, file);
-        } else {
-            if self.walk.listed != id {
-                let before = std::mem::replace(&mut self.walk.listed, id);
-                self.walk.forget_directory(before);
-            }
-            let Walk { directories, context, layout, remains, .. } = &mut self.walk;
-            let extents: &[Extent] = directories.get(&id).map_or(&[], Vec::as_slice);
-            attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
-        }
-        Ok(())
-    }
-
-    /// Gives an object a part of what was read: blocks in which files are packed together.
-    fn attribute_packed(&mut self, id: ObjectNumber, recording: &Recording) -> Result<(), FoundError> {
-        let Walk { context, layout, remains, .. } = &mut self.walk;
-        for place in places(recording, &[], layout.as_deref(), context.legs) {
-            let role = Role { flags: place.role.flags | PieceFlags::ENCODED, ..place.role };
-            give(&mut self.found, id, &Place { role, ..place }, context, remains)?;
-        }
-        Ok(())
-    }
-
-    /// Compares what was read of a file with what was expected.
-    fn file_recorded(
-        &mut self,
-        id: ObjectNumber,
-        mut file: Expected,
-        recording: Recording,
-    ) -> Result<Expected, ChannelError> {
-        file.is_placed_nowhere &= recording.is_empty();
-        if file.is_system {
-            let Walk { context, layout, remains, .. } = &mut self.walk;
-            let extents = file.extents.as_deref().unwrap_or_default();
-            if file.inode == 0 {
-                remains.mft = extents.to_vec();
-            }
-            let whole = beside::places_of(extents, layout.as_deref()).unwrap_or(recording);
-            attribute(&mut self.found, id, &whole, extents, layout.as_deref(), context, remains)?;
-            file.is_placed = true;
-            return Ok(file);
-        }
-        let expectation = self.walk.expectation(&file);
-        let again = self.walk.again.contains(&id);
-        let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), again);
-        if !is_met && !again {
-            file.unexpected = Some(recording);
-            return Ok(file);
-        }
-        if !is_met {
-            self.note_lie()?;
-            self.troubles.inexact(&self.walk.context.device);
-            self.found.mark(id, Marks::INEXACT);
-        } else if file.is_link && recording.bytes() == file.allocated {
-            // It has no other blocks than those that were read.
-        } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
-            self.found.mark(id, Marks::UNVERIFIED);
-        }
-        if recording.is_changed() {
-            self.troubles.changed(&self.walk.context.device);
-            self.found.mark(id, Marks::INEXACT);
-        }
-        let recording =
-            if is_met { expectation.share(recording, self.walk.layout.as_deref()) } else { recording };
-        let extents = file.extents.as_deref().unwrap_or_default();
-        let Walk { context, layout, remains, .. } = &mut self.walk;
-        attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
-        file.unexpected = None;
-        file.is_placed = true;
-        Ok(file)
-    }
-
-    /// What was not read as expected, and not once more either, stays as it was read.
-    fn end_batch(&mut self) -> Result<(), ChannelError> {
-        for (id, file) in std::mem::take(&mut self.walk.files) {
-            self.found.mark(id, file.marks());
-            if self.walk.is_resident(&file) || file.is_link && file.is_placed_nowhere {
-                self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
-            }
-            self.walk.note_inline(id, &file);
-            self.walk.count_sealed(&file);
-            let Walk { context, layout, remains, .. } = &mut self.walk;
-            if file.unexpected.is_some() {
-                self.troubles.inexact(&context.device);
-                self.found.mark(id, Marks::INEXACT);
-            }
-            if !file.is_placed {
-                // Of a file that was not read, what is allocated and was never written is known all the same.
-                let recording = file.unexpected.unwrap_or_default();
-                let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
-            }
-        }
-        self.walk.again.clear();
-        self.walk.answer.clear();
-        self.walk.extents_held = self.walk.directories.values().map(Vec::len).sum();
-        Ok(())
-    }
-
     fn trouble(&mut self, trouble: &record::Trouble) {
         // NTFS's own files in `$Extend` have no data that could be opened, only named streams.
         if self.walk.system.contains(&trouble.parent) {
@@ -851,42 +481,15 @@ impl State {
     }
 }
 
-/// Gives an object what was read of it, with its place in the file where the extents tell it.
-fn attribute(
-    found: &mut Found,
-    id: ObjectNumber,
-    recording: &Recording,
-    extents: &[Extent],
-    layout: Option<&Layout>,
-    context: &WalkContext,
-    remains: &mut Remains,
-) -> Result<(), FoundError> {
-    for place in places(recording, extents, layout, context.legs) {
-        give(found, id, &place, context, remains)?;
-    }
-    Ok(())
-}
-
-/// Gives an object a piece.
-fn give(
-    found: &mut Found,
-    id: ObjectNumber,
-    place: &Place,
-    context: &WalkContext,
-    remains: &mut Remains,
-) -> Result<(), FoundError> {
-    if context.metadata {
-        remains.owned.insert(place.disk, place.range);
-    }
-    found.range(id, place.disk, place.range, place.file_offset, place.role)
-}
-
 mod beside;
 mod choice;
+mod context;
 mod known;
 mod listing;
 mod promise;
+mod reads;
 mod sealed;
 mod series;
 #[cfg(test)]
 mod tests;
+mod walk;

@@ -3,7 +3,8 @@
 use super::super::expected::BTRFS;
 use super::super::layout::Layout;
 use super::super::metadata::Inline;
-use super::{ChannelError, Expected, ObjectNumber, Walk};
+use super::walk::{Expected, Walk};
+use super::{ChannelError, ObjectNumber};
 use crate::range::{DeviceOffset, Range};
 use crate::recorder::Recording;
 use virt_bmap_agent::record::{self, Extent, Owner};

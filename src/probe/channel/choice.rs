@@ -6,7 +6,8 @@
 
 use super::super::expected::places;
 use super::super::former::{Former, Stamps};
-use super::{ChannelError, Expected, ObjectNumber, State, Walk, give};
+use super::walk::{Expected, Walk, give};
+use super::{ChannelError, ObjectNumber, State};
 use virt_bmap_agent::Verdict;
 
 impl Walk {

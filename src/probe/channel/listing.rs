@@ -3,7 +3,8 @@
 //! A directory's blocks are its own alone, and where they lie has been told before, so a read is the directory's
 //! in whose blocks it lies.
 
-use super::{ChannelError, ObjectNumber, State, Walk, attribute};
+use super::walk::{Walk, attribute};
+use super::{ChannelError, ObjectNumber, State};
 use crate::range::{DeviceOffset, DiskRange, Range};
 use crate::recorder::{DiskNumber, Recorder, Recording};
 use std::collections::HashMap;

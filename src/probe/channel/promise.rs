@@ -7,7 +7,8 @@
 //! what the image holds.
 
 use super::super::expected::Expectation;
-use super::{ChannelError, Expected, ObjectNumber, State, Walk, attribute};
+use super::walk::{Expected, Walk, attribute};
+use super::{ChannelError, ObjectNumber, State};
 use crate::range::{DeviceOffset, DiskRange, Range, RangeSet};
 use crate::recorder::{DiskNumber, Recording};
 use virt_bmap_agent::sample::{End, Sample};

@@ -1,7 +1,8 @@
 //! Files that their file system encrypts, without the key. They are objects under the names that the kernel gives
 //! them then; where they lie is found out without opening them, or it is said that it was not.
 
-use super::{ChannelError, Expected, ObjectNumber, State, Walk};
+use super::walk::{Expected, Walk};
+use super::{ChannelError, ObjectNumber, State};
 use crate::bmap::Marks;
 use crate::probe::trouble::Trouble;
 

@@ -1,10 +1,14 @@
 //! The channel against agents of all kinds.
 
-use super::super::metadata::Inline;
 use super::*;
 use crate::bmap::text;
+use crate::image::Overlay;
+use crate::probe::former::Former;
+use crate::probe::layout::Layout;
+use crate::probe::metadata::Inline;
 use crate::range::DiskRange;
 use virt_bmap_agent::record::{Filesystem, Object, Operation, Owner};
+use virt_bmap_agent::sample::Sample;
 
 /// Plays the agent.
 struct Agent {
@@ -465,4 +469,34 @@ fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
         agent.lines(),
         "1 10000 20000 f /dev/sda /file2\n1 60000 70000 f /dev/sda /file3\n1 80000 90000 f /dev/sda /file4\n"
     );
+}
+
+#[test]
+fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
+    use crate::bmap::{Header, MapBuilder, ObjectName};
+    let attributes = Attributes { inode: Some(12), size: Some(9), changed: Some(7), ..Attributes::default() };
+    let attributes = Attributes { modified: Some(7), links: Some(1), ..attributes };
+    let mut builder = MapBuilder::new(Header::default());
+    let then = builder.object(ObjectName::path(Kind::File, b"/dev/sda", b"/then"), attributes).unwrap();
+    builder.piece(then, 1, DiskRange::new(65536, 69632), None).unwrap();
+    let map = builder.build();
+    let file = map.objects().next().unwrap().id();
+    let former = Former::new(Arc::new(map), std::collections::BTreeMap::new()).map(Arc::new).unwrap();
+    let known = Some(Arc::new(Known { former, files: [(12, file)].into() }));
+    let walking = || Agent::walking_in(WalkContext { known: known.clone(), ..WalkContext::default() });
+    let found = |id, parent, inode, name: &[u8]| Record::Known { id, parent, inode, name: name.to_vec() };
+
+    let mut agent = walking();
+    agent.say(&[found(2, 1, 12, b"now")]).unwrap();
+    assert_eq!((agent.channel.taken_over(), agent.channel.take_inodes()), (1, vec![12]));
+    let (found_objects, _) = agent.channel.take();
+    let map = found_objects.into_map().unwrap();
+    let object = map.find(ObjectName::path(Kind::File, b"/dev/sda", b"/now")).unwrap();
+    assert_eq!((object.attributes(), object.pieces().len()), (attributes, 1));
+
+    for wrong in [found(2, 1, 13, b"a"), found(3, 1, 12, b"a"), found(2, 2, 12, b"a"), found(2, 1, 12, b"..")]
+    {
+        assert!(walking().say(std::slice::from_ref(&wrong)).is_err(), "{wrong:?}");
+    }
+    assert!(Agent::walking().say(&[found(2, 1, 12, b"now")]).is_err());
 }

@@ -1,0 +1,210 @@
+//! Whose what was read is: tags, series and batches, and what was expected of each file.
+
+use super::beside::places_of;
+use super::series::assign;
+use super::walk::{Expected, Walk, attribute, give};
+use super::{ChannelError, FIRST_PROOF, State};
+use crate::bmap::{Marks, PieceFlags, Role};
+use crate::probe::expected::{Expectation, Place, places};
+use crate::probe::found::{FoundError, ObjectNumber};
+use crate::recorder::{Recorder, Recording, Tag};
+use virt_bmap_agent::Verdict;
+use virt_bmap_agent::record::{ATTRIBUTES, Extent};
+
+impl State {
+    pub(super) fn tag(&mut self, id: u32, afresh: bool, recorder: &Recorder) -> Result<(), ChannelError> {
+        if id >= FIRST_PROOF && self.walk.first != 0 {
+            return Err(ChannelError::Nonsense("a proof during a walk"));
+        }
+        if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
+            return Err(ChannelError::Nonsense("a tag that is no object"));
+        }
+        if id < FIRST_PROOF && id & ATTRIBUTES != 0 && !self.walk.context.metadata {
+            return Err(ChannelError::Nonsense("attributes, which were not asked for"));
+        }
+        self.end_series(recorder)?;
+        let before = recorder.tag();
+        let recording = recorder.switch((id != 0).then_some(Tag(id)));
+        match before {
+            Some(Tag(before)) => self.recorded(before, recording)?,
+            None => self.walk.untagged(&recording),
+        }
+        if afresh && let Some(file) = self.walk.files.get_mut(&id) {
+            file.unexpected = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_series(
+        &mut self,
+        ids: Vec<ObjectNumber>,
+        recorder: &Recorder,
+    ) -> Result<(), ChannelError> {
+        if ids.len() > Verdict::CAPACITY || !ids.iter().all(|id| self.walk.files.contains_key(id)) {
+            return Err(ChannelError::Nonsense("a series of what is no file of the batch"));
+        }
+        self.tag(0, false, recorder)?;
+        recorder.begin_series();
+        self.walk.series = ids;
+        Ok(())
+    }
+
+    /// Gives each file of the series its reads.
+    pub(super) fn end_series(&mut self, recorder: &Recorder) -> Result<(), ChannelError> {
+        let Some(series) = recorder.end_series() else { return Ok(()) };
+        if !self.walk.listing.is_empty() {
+            return self.end_listing(&series.into_first_reads());
+        }
+        let ids = std::mem::take(&mut self.walk.series);
+        let reads = series.into_reads();
+        if let Some(sample) = self.walk.sample {
+            return self.ends_recorded(sample, &ids, reads);
+        }
+        let reads = reads.unwrap_or_default();
+        let Some(layout) = self.walk.layout.clone() else {
+            return Err(ChannelError::Nonsense("a series on a device of unknown place"));
+        };
+        let files = ids.iter().filter_map(|id| self.walk.files.get(id));
+        let expectations: Vec<Expectation> = files.map(|file| self.walk.expectation(file)).collect();
+        for (id, recording) in ids.into_iter().zip(assign(&reads, &expectations, &layout)) {
+            self.recorded(id, recording)?;
+        }
+        Ok(())
+    }
+
+    /// A batch ends; if it was not read as expected, the agent is to read some of it again, and then it ends
+    /// once more.
+    pub(super) fn batch_end(&mut self) -> Result<(), ChannelError> {
+        if self.walk.again.is_empty() {
+            self.believe_the_rest()?;
+        }
+        let unexpected = self.walk.files.iter().filter(|(_, file)| file.unexpected.is_some());
+        let mut again: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
+        if !self.walk.again.is_empty() || again.is_empty() {
+            return self.end_batch();
+        }
+        again.sort_unstable();
+        again.truncate(Verdict::CAPACITY);
+        self.walk.answer.clone_from(&again);
+        self.walk.again = again;
+        Ok(())
+    }
+
+    /// Takes in what was read under a tag.
+    pub(super) fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
+        self.snapshot.bytes += recording.bytes();
+        if id >= FIRST_PROOF {
+            self.proofs.insert(id, recording);
+        } else if id & ATTRIBUTES != 0 {
+            let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
+            attributes.recording.extend(recording.iter());
+        } else if self.walk.packed.is_some() {
+            self.attribute_packed(id, &recording)?;
+            if !recording.is_empty() {
+                self.walk.packed = Some(recording);
+            }
+        } else if let Some(file) = self.walk.files.remove(&id) {
+            let file = self.file_recorded(id, file, recording)?;
+            self.walk.files.insert(id, file);
+        } else {
+            if self.walk.listed != id {
+                let before = std::mem::replace(&mut self.walk.listed, id);
+                self.walk.forget_directory(before);
+            }
+            let Walk { directories, context, layout, remains, .. } = &mut self.walk;
+            let extents: &[Extent] = directories.get(&id).map_or(&[], Vec::as_slice);
+            attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an object a part of what was read: blocks in which files are packed together.
+    pub(super) fn attribute_packed(
+        &mut self,
+        id: ObjectNumber,
+        recording: &Recording,
+    ) -> Result<(), FoundError> {
+        let Walk { context, layout, remains, .. } = &mut self.walk;
+        for place in places(recording, &[], layout.as_deref(), context.legs) {
+            let role = Role { flags: place.role.flags | PieceFlags::ENCODED, ..place.role };
+            give(&mut self.found, id, &Place { role, ..place }, context, remains)?;
+        }
+        Ok(())
+    }
+
+    /// Compares what was read of a file with what was expected.
+    pub(super) fn file_recorded(
+        &mut self,
+        id: ObjectNumber,
+        mut file: Expected,
+        recording: Recording,
+    ) -> Result<Expected, ChannelError> {
+        file.is_placed_nowhere &= recording.is_empty();
+        if file.is_system {
+            let Walk { context, layout, remains, .. } = &mut self.walk;
+            let extents = file.extents.as_deref().unwrap_or_default();
+            if file.inode == 0 {
+                remains.mft = extents.to_vec();
+            }
+            let whole = places_of(extents, layout.as_deref()).unwrap_or(recording);
+            attribute(&mut self.found, id, &whole, extents, layout.as_deref(), context, remains)?;
+            file.is_placed = true;
+            return Ok(file);
+        }
+        let expectation = self.walk.expectation(&file);
+        let again = self.walk.again.contains(&id);
+        let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), again);
+        if !is_met && !again {
+            file.unexpected = Some(recording);
+            return Ok(file);
+        }
+        if !is_met {
+            self.note_lie()?;
+            self.troubles.inexact(&self.walk.context.device);
+            self.found.mark(id, Marks::INEXACT);
+        } else if file.is_link && recording.bytes() == file.allocated {
+            // It has no other blocks than those that were read.
+        } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
+            self.found.mark(id, Marks::UNVERIFIED);
+        }
+        if recording.is_changed() {
+            self.troubles.changed(&self.walk.context.device);
+            self.found.mark(id, Marks::INEXACT);
+        }
+        let recording =
+            if is_met { expectation.share(recording, self.walk.layout.as_deref()) } else { recording };
+        let extents = file.extents.as_deref().unwrap_or_default();
+        let Walk { context, layout, remains, .. } = &mut self.walk;
+        attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+        file.unexpected = None;
+        file.is_placed = true;
+        Ok(file)
+    }
+
+    /// What was not read as expected, and not once more either, stays as it was read.
+    pub(super) fn end_batch(&mut self) -> Result<(), ChannelError> {
+        for (id, file) in std::mem::take(&mut self.walk.files) {
+            self.found.mark(id, file.marks());
+            if self.walk.is_resident(&file) || file.is_link && file.is_placed_nowhere {
+                self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
+            }
+            self.walk.note_inline(id, &file);
+            self.walk.count_sealed(&file);
+            let Walk { context, layout, remains, .. } = &mut self.walk;
+            if file.unexpected.is_some() {
+                self.troubles.inexact(&context.device);
+                self.found.mark(id, Marks::INEXACT);
+            }
+            if !file.is_placed {
+                // Of a file that was not read, what is allocated and was never written is known all the same.
+                let recording = file.unexpected.unwrap_or_default();
+                let extents = file.extents.as_deref().unwrap_or_default();
+                attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+            }
+        }
+        self.walk.again.clear();
+        self.walk.answer.clear();
+        self.walk.extents_held = self.walk.directories.values().map(Vec::len).sum();
+        Ok(())
+    }
+}
