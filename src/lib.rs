@@ -27,6 +27,8 @@
 //!
 //! What the offsets and ranges of all of these count is said once, in [`range`].
 
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
+
 pub mod appliance;
 pub mod bmap;
 pub mod cells;

@@ -1,5 +1,7 @@
 //! The command `virt-bmap-rs`.
 
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
+
 mod cli;
 
 use std::process::ExitCode;

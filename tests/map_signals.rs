@@ -8,6 +8,7 @@ use common::fixture;
 use common::sandbox::{Running, Sandbox};
 use common::tools::{self, needs};
 use rustix::process::Signal;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -99,6 +100,20 @@ fn a_reader_that_goes_away() {
         Sandbox::new().stdout(writer).run([fixture::plain().image.as_os_str(), "-o".as_ref(), "-".as_ref()]);
     // Like any other filter: no panic, and no success.
     assert_ne!(run.code(), 0);
+}
+
+/// Nobody has to hear what is said: the map is made, and the appliance ended in good order.
+#[test]
+fn nobody_listens() {
+    needs!("guestfish", "sfdisk", "bash");
+    let image = &fixture::small().image;
+    for option in [None, Some("--progress=json"), Some("--verbose")] {
+        let deaf = ["bash", "-c", "exec \"$@\" 2> >(exec head -c 1 > said)", "bash"];
+        let args = [image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()];
+        let run = Sandbox::new().wrapper(deaf).run(args.into_iter().chain(option.map(OsStr::new)));
+        run.assert_code(0);
+        assert_eq!(run.files(), ["out.bmap", "said"], "{option:?}");
+    }
 }
 
 #[test]

@@ -3,9 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a qemu that is about to make its temporary file is let live.
@@ -23,8 +21,9 @@ pub struct KillSwitch {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Kernel id of the session thread, 0 before it has said it.
-    thread: AtomicI32,
+    /// Kernel id of the session thread, 0 before it has said it and when its children are to be left alone. Locked
+    /// while they are being killed.
+    thread: Mutex<i32>,
     /// When [`KillSwitch::throw`] was called first.
     thrown: OnceLock<Instant>,
 }
@@ -32,12 +31,17 @@ struct Shared {
 impl KillSwitch {
     /// To be called on the session thread, before it starts anything.
     pub fn arm(&self) {
-        self.shared.thread.store(rustix::thread::gettid().as_raw_pid(), Ordering::SeqCst);
+        *self.thread() = rustix::thread::gettid().as_raw_pid();
     }
 
-    /// To be called when what the thread starts from now on is to be left alone.
+    /// To be called when what the thread starts from now on is to be left alone. When this returns, nothing is being
+    /// killed.
     pub fn disarm(&self) {
-        self.shared.thread.store(0, Ordering::SeqCst);
+        *self.thread() = 0;
+    }
+
+    fn thread(&self) -> MutexGuard<'_, i32> {
+        self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether [`throw`](Self::throw) has been called.
@@ -49,8 +53,8 @@ impl KillSwitch {
     /// about to start the next child.
     pub fn throw(&self) {
         let thrown = self.shared.thrown.get_or_init(Instant::now);
-        let thread = self.shared.thread.load(Ordering::SeqCst);
-        if thread == 0 {
+        let thread = self.thread();
+        if *thread == 0 {
             return;
         }
         let children = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();

@@ -104,7 +104,7 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     if let Some(error) = trouble {
         maker.is_whole = false;
         let size = args.form.size(written.unknown.bytes());
-        eprintln!("virt-bmap-rs: warning: {size} could not be compared: {}", virt_bmap::chain(&error));
+        note!("virt-bmap-rs: warning: {size} could not be compared: {}", virt_bmap::chain(&error));
     }
     let size = |source: &Arc<dyn Source>| source.size();
     let mut map = |given: &Option<PathBuf>, disk, source, is_newest| match given {

@@ -107,7 +107,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
         form.rows(out, rows(args, &found), &summary, COLUMNS)
     })?;
     for warning in &map.header().warnings {
-        eprintln!("virt-bmap-rs: warning: the map does not know all files: {warning}");
+        note!("virt-bmap-rs: warning: the map does not know all files: {warning}");
     }
     Ok(match (found.count(Kind::File), found.hit.len(), maker.is_whole) {
         (0, 0, true) => Exit::Success,

@@ -21,7 +21,7 @@ pub(super) fn make_or_interrupted(
 ) -> Result<Result<Map, Exit>> {
     let mapped = make(disks, how, cancel)?;
     let Some(mapped) = mapped.filter(|_| !cancel.is_cancelled()) else {
-        eprintln!("virt-bmap-rs: interrupted");
+        note!("virt-bmap-rs: interrupted");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
     print_troubles(how.progress, &mapped);
@@ -89,7 +89,7 @@ impl<'a> Maker<'a> {
         // Made before the work, so that a directory that cannot be written to is found out before it.
         let mut outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
         if !self.options.how.quiet {
-            eprintln!("mapping {:?}", disk.path);
+            note!("mapping {:?}", disk.path);
         }
         self.interruption.set_at_rest(false);
         let began = SystemTime::now();
@@ -107,7 +107,7 @@ impl<'a> Maker<'a> {
 
     /// The end of a command that a signal has ended.
     pub(super) fn interrupted(&self) -> Exit {
-        eprintln!("virt-bmap-rs: interrupted");
+        note!("virt-bmap-rs: interrupted");
         Exit::Signal(self.interruption.signal())
     }
 }

@@ -197,6 +197,8 @@ impl MapOptions {
         if self.verbose {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
+                // It would say with a panic that nobody hears.
+                .log_internal_errors(false)
                 .with_max_level(tracing::Level::DEBUG)
                 .init();
         }
@@ -285,7 +287,7 @@ fn load_earlier(path: &Path) -> Result<Option<Map>> {
     match bmap::load(path) {
         Ok(map) => Ok(Some(map)),
         Err(error) => {
-            eprintln!("virt-bmap-rs: warning: {}; everything is read", virt_bmap::chain(&error));
+            note!("virt-bmap-rs: warning: {}; everything is read", virt_bmap::chain(&error));
             Ok(None)
         }
     }
@@ -302,7 +304,7 @@ pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], how: &MapOptions) -> Resu
 
     let began = SystemTime::now();
     let Some(mapped) = make(disks, how, &cancel)? else {
-        eprintln!("virt-bmap-rs: interrupted; no map was written");
+        note!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
     // On a thread of its own, because a pipe that nobody reads takes for ever.
@@ -314,7 +316,7 @@ pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], how: &MapOptions) -> Resu
         cancelled_for += if cancel.is_cancelled() { TICK } else { Duration::ZERO };
     }
     if cancel.is_cancelled() {
-        eprintln!("virt-bmap-rs: interrupted; no map was written");
+        note!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Err(Exit::Signal(interruption.signal())));
     }
     let (mapped, outputs) = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
@@ -347,7 +349,7 @@ pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<
         {
             for image in *images {
                 for warning in &image.warnings {
-                    eprintln!("virt-bmap-rs: warning: {warning}");
+                    note!("virt-bmap-rs: warning: {warning}");
                 }
             }
         }
@@ -390,14 +392,18 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> 
         say_done(mapped);
     } else if !how.quiet {
         let c = mapped.counts;
-        eprintln!(
+        note!(
             "successfully examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
-            c.partitions, c.volumes, c.filesystems, c.directories, c.files
+            c.partitions,
+            c.volumes,
+            c.filesystems,
+            c.directories,
+            c.files
         );
         if how.former.is_some() {
-            eprintln!("{} files were taken over from the earlier map, and not read", mapped.taken_over);
+            note!("{} files were taken over from the earlier map, and not read", mapped.taken_over);
         }
-        eprintln!(
+        note!(
             "wrote {} in {:.1} s, {} warnings",
             outs.iter().map(|out| shown(out)).collect::<Vec<_>>().join(", "),
             mapped.elapsed.as_secs_f64(),
@@ -419,7 +425,7 @@ fn print_console(error: &MapError) {
         return;
     };
     for line in console {
-        eprintln!("appliance: {line}");
+        note!("appliance: {line}");
     }
 }
 

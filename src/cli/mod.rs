@@ -1,6 +1,16 @@
 //! The command line: one definition that the parser, the help, the man pages and the shell completions
 //! come from, and one file for each subcommand.
 
+/// Writes a line to standard error. If nobody hears it any more, as after `2>&1 | head`, that is no reason to end, and
+/// least of all to panic, as `eprintln!` does, with an appliance running.
+macro_rules! note {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let line = format!($($words)*) + "\n";
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }};
+}
+
 mod answer;
 mod changed;
 mod convert;
@@ -105,7 +115,7 @@ pub(crate) fn run() -> Exit {
     };
     result.unwrap_or_else(|error| {
         // One line with the whole chain of causes.
-        eprintln!("virt-bmap-rs: {error:#}");
+        note!("virt-bmap-rs: {error:#}");
         Exit::Failed
     })
 }

@@ -26,10 +26,10 @@ pub(super) enum Manner {
     Json,
 }
 
-/// Writes an event for a program. Nothing is to be done about a closed standard error.
+/// Writes an event for a program.
 fn say(event: &fleet::Event) {
     if let Ok(line) = serde_json::to_string(event) {
-        eprintln!("{line}");
+        note!("{line}");
     }
 }
 
@@ -45,10 +45,10 @@ pub(super) fn print_troubles(manner: Manner, mapped: &Mapped) {
         return;
     }
     for trouble in &mapped.unexamined {
-        eprintln!("virt-bmap-rs: {trouble}");
+        note!("virt-bmap-rs: {trouble}");
     }
     for warning in &mapped.warnings {
-        eprintln!("virt-bmap-rs: warning: {warning}");
+        note!("virt-bmap-rs: warning: {warning}");
     }
 }
 
@@ -57,7 +57,7 @@ pub(super) fn say_changed(how: &MapOptions, counts: diff::Counts) {
     if how.progress == Manner::Json {
         say(&fleet::Event::Changed(counts));
     } else if !how.quiet {
-        eprintln!("{counts} since the earlier map");
+        note!("{counts} since the earlier map");
     }
 }
 
@@ -208,21 +208,21 @@ impl Plain {
         match event {
             Event::Opened(_) => {}
             Event::Launching(decision) => {
-                eprintln!("starting the appliance under {decision}");
+                note!("starting the appliance under {decision}");
                 self.phase = Some(Phase::Launching);
                 self.printed = Some(Instant::now());
             }
-            Event::LeftOut { device, why } => eprintln!("{}", begun_anew(device, why)),
+            Event::LeftOut { device, why } => note!("{}", begun_anew(device, why)),
             Event::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
                 let is_time = self.printed.is_none_or(|printed| printed.elapsed() >= PLAIN_EVERY);
                 if is_new && **phase != Phase::Launching {
-                    eprintln!("{}", title(phase));
+                    note!("{}", title(phase));
                 } else if is_time && let Phase::Filesystem { .. } = phase {
                     let percent = (share(*snapshot) * 100.0) as u32;
-                    eprintln!("{}: {}, about {percent}%", title(phase), amounts(*snapshot));
+                    note!("{}: {}, about {percent}%", title(phase), amounts(*snapshot));
                 } else if is_time {
-                    eprintln!("{}…", title(phase));
+                    note!("{}…", title(phase));
                 } else {
                     return;
                 }
@@ -306,7 +306,7 @@ impl Counter {
                 let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
                 if printed.elapsed() >= PLAIN_EVERY {
                     *printed = Instant::now();
-                    eprintln!("{what}: {} of {}", HumanBytes(done), HumanBytes(*of));
+                    note!("{what}: {} of {}", HumanBytes(done), HumanBytes(*of));
                 }
             }
         }

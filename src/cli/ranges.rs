@@ -140,7 +140,7 @@ impl ListOptions {
                 ))
             }
             DiskSize::AtLeast(_) => {
-                eprintln!(
+                note!(
                     "virt-bmap-rs: warning: the map does not say how large disk {disk} is, so the {kind} may be of another"
                 );
                 Ok(())
@@ -153,7 +153,7 @@ impl ListOptions {
         if !self.force {
             bail!("{problem}; --force takes it all the same");
         }
-        eprintln!("virt-bmap-rs: warning: {problem}");
+        note!("virt-bmap-rs: warning: {problem}");
         Ok(())
     }
 }

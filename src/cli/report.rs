@@ -60,7 +60,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
     let map = bmap::load(&args.map)?;
     let trace = args.trace.as_deref().map(read_trace).transpose()?;
     if trace.as_ref().is_some_and(|trace| trace.is_cut) {
-        eprintln!("warning: the log has more than {} requests; the page plays these", trace::MAX_REQUESTS);
+        note!("warning: the log has more than {} requests; the page plays these", trace::MAX_REQUESTS);
     }
     let title = args
         .map
@@ -75,7 +75,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
     let bytes = counted.bytes;
     drop(counted);
     output.commit()?;
-    eprintln!("wrote {}, {}", show(&args.output), Human(bytes));
+    note!("wrote {}, {}", show(&args.output), Human(bytes));
     Ok(Exit::Success)
 }
 

@@ -276,7 +276,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     write(prefetch, |out| working_set::write_prefetch(summary, out))?;
     write(prefetch_files, |out| working_set::write_file_list(summary, &map, out))?;
     if !args.how.quiet && outcome.requests > 0 {
-        eprint!("{}", in_words(summary, &map));
+        note!("{}", in_words(summary, &map).trim_end_matches('\n'));
     }
     let is_whole = watched.is_none_or(|watched| watched.finish(args.how.quiet, &interruption));
     Ok(if say(&outcome, args) & is_whole || exit != Exit::Success { exit } else { Exit::Incomplete })
@@ -289,7 +289,7 @@ fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {
         let image = image::open(&disk.path, &options)?;
         if !args.how.quiet && args.map.is_some() {
             for warning in &image.warnings {
-                eprintln!("virt-bmap-rs: warning: {warning}");
+                note!("virt-bmap-rs: warning: {warning}");
             }
         }
         images.push(image);
@@ -304,7 +304,7 @@ fn load(path: &Path, images: &[Image], args: &TraceArgs) -> Result<Map> {
         if !args.force {
             bail!("{stale}; make it anew, or take it all the same with --force");
         }
-        eprintln!("virt-bmap-rs: warning: {stale}");
+        note!("virt-bmap-rs: warning: {stale}");
     }
     Ok(map)
 }
@@ -339,7 +339,7 @@ impl<'a> Watch<'a> {
         let mut title = Vec::new();
         if args.run.is_none() {
             for uri in session.uris() {
-                eprintln!("{uri}");
+                note!("{uri}");
                 title.push(uri);
             }
         }
@@ -358,7 +358,7 @@ impl<'a> Watch<'a> {
             let log = self.args.unwritable();
             let trouble = format!("{log} any further: {error}; the disks are served all the same");
             if !has_screen {
-                eprintln!("virt-bmap-rs: {trouble}");
+                note!("virt-bmap-rs: {trouble}");
             }
             self.beside.trouble = Some(trouble);
         }
@@ -395,7 +395,7 @@ fn captive(script: &str, mut watch: Watch<'_>, cancel: &Cancel, interruption: &I
     // The screen is gone with it.
     drop(watch);
     for line in captive.tail().map_or_else(Vec::new, |tail| tail.lines(LAST_LINES)) {
-        eprintln!("{}", Printable(&line));
+        note!("{}", Printable(&line));
     }
     exit
 }
@@ -501,16 +501,17 @@ fn in_words(summary: &Summary, map: &Map) -> String {
 /// Says what is missing from the log, and returns whether nothing is.
 fn say(outcome: &Outcome, args: &TraceArgs) -> bool {
     if let Some(error) = &outcome.trouble {
-        eprintln!("virt-bmap-rs: {} to its end: {error}", args.unwritable());
+        note!("virt-bmap-rs: {} to its end: {error}", args.unwritable());
     }
     if outcome.dropped > 0 {
-        eprintln!(
+        note!(
             "virt-bmap-rs: {} of {} requests are not in the log, which was too slow; --no-drop has the guest wait",
-            outcome.dropped, outcome.requests
+            outcome.dropped,
+            outcome.requests
         );
     }
     if outcome.summary.failed() > 0 {
-        eprintln!("virt-bmap-rs: warning: {} requests failed", outcome.summary.failed());
+        note!("virt-bmap-rs: warning: {} requests failed", outcome.summary.failed());
     }
     outcome.is_whole()
 }

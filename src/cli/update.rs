@@ -127,7 +127,7 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         return Ok(Exit::Success);
     };
     if !how.quiet && how.progress != Manner::Json {
-        eprintln!("mapping again: {why}");
+        note!("mapping again: {why}");
     }
     let old = Arc::new(old);
     if !args.again {

@@ -252,7 +252,7 @@ fn find(places: &[PathBuf], uri: Option<&String>, force_share: bool) -> Result<(
     let Some(uri) = uri else { return Ok((fleet::plan::plan(places)?, true)) };
     let (guests, left_out) = Host { uri: Some(uri.clone()), force_share }.guests()?;
     for why in &left_out {
-        eprintln!("virt-bmap-rs: warning: left out: {why}");
+        note!("virt-bmap-rs: warning: left out: {why}");
     }
     if guests.is_empty() {
         bail!("{uri} has no domain that could be mapped");
@@ -312,7 +312,7 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
     screen.finish();
     let summary = result?;
     if cancel.is_cancelled() {
-        eprintln!(
+        note!(
             "virt-bmap-rs: interrupted; {} guests were finished, the same command goes on",
             summary.finished
         );

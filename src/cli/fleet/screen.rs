@@ -107,7 +107,7 @@ impl Inner {
         } else if let Some(bars) = &self.bars {
             let _ = bars.screen.println(line);
         } else {
-            eprintln!("{line}");
+            note!("{line}");
         }
     }
 }

@@ -95,7 +95,7 @@ impl Watched {
     /// that sends a signal more.
     pub(super) fn finish(self, quiet: bool, interruption: &Interruption) -> bool {
         if !quiet {
-            eprintln!("looking what was done to the files");
+            note!("looking what was done to the files");
         }
         let before = interruption.count();
         self.watcher.end();
@@ -107,7 +107,7 @@ impl Watched {
         }
         let Ended { counts, spans, troubles } = self.watcher.finish();
         for trouble in &troubles {
-            eprintln!("virt-bmap-rs: operations are missing: {trouble}");
+            note!("virt-bmap-rs: operations are missing: {trouble}");
         }
         if !quiet {
             let counts: Vec<String> =
@@ -118,7 +118,7 @@ impl Watched {
                 2 => "twice",
                 _ => &format!("{spans} times"),
             };
-            eprintln!("operations: {counts}; the disks were looked at {times}");
+            note!("operations: {counts}; the disks were looked at {times}");
         }
         troubles.is_empty()
     }
