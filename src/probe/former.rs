@@ -6,7 +6,7 @@
 //! files.
 
 use super::expected::Place;
-use crate::bmap::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, PieceFlags, Role};
+use crate::bmap::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
 use crate::range::DiskRange;
 use crate::recorder::DiskNumber;
 use crate::spans::Spans;
@@ -98,9 +98,9 @@ impl Former {
         known.map(|known| &known.inodes).filter(|inodes| !inodes.is_empty())
     }
 
-    /// The files on this device whose place is in their inodes alone, by these: those with one name, to which nothing
-    /// is allocated that they do not hold. `is_same` tells whether an inode has not changed, `is_touched` whether
-    /// something has been written to a place.
+    /// The files on this device that are as they were, by their inodes: those with one name. `is_same` tells
+    /// whether an inode has not changed and has all in it of where its file lies, `is_touched` whether something has been
+    /// written to a place.
     pub(super) fn unchanged(
         &self,
         device: &[u8],
@@ -116,11 +116,8 @@ impl Former {
                 && !is_touched(piece.disk, piece.range)
         };
         let unchanged = files.filter_map(|file| {
-            let Attributes { inode, links, allocated, marks, .. } = file.attributes();
-            let is_data =
-                |piece: &Piece| piece.role.copy == 0 && !piece.role.flags.contains(PieceFlags::PARITY);
-            let held: u64 = file.pieces().filter(is_data).map(|piece| piece.range.len()).sum();
-            let is_plain = links == Some(1) && allocated == Some(held) && !marks.contains(Marks::ENCRYPTED);
+            let Attributes { inode, links, marks, .. } = file.attributes();
+            let is_plain = links == Some(1) && !marks.contains(Marks::ENCRYPTED);
             let is_unchanged = is_plain && is_same(inode?) && file.pieces().all(|piece| is_untouched(&piece));
             is_unchanged.then_some((inode?, file.id()))
         });

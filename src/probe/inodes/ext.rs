@@ -5,6 +5,9 @@ use super::{GROUP, Group};
 use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 
+/// The inode of the root directory.
+pub(super) const ROOT: u64 = 2;
+
 /// More block groups than this are not looked at: 16 TiB of 128 MiB each.
 const MOST_GROUPS: u64 = 1 << 17;
 
@@ -22,7 +25,7 @@ const SIXTY_FOUR: u32 = 0x80;
 
 pub(super) struct Table {
     inodes_per_group: u64,
-    inode_size: u64,
+    pub(super) inode_size: u64,
     block: u64,
     /// Of each block group the first block of its table, and how many of its inodes may be in use.
     tables: Vec<(u64, u64)>,
@@ -85,6 +88,25 @@ impl Table {
     }
 }
 
+/// Whether an inode is a regular file that points to no blocks but those of its data ("Index Nodes", "Contents of
+/// inode.i_block").
+pub(super) fn is_self_contained(inode: &[u8]) -> Option<bool> {
+    /// `EXTENTS_FL` and `INLINE_DATA_FL`.
+    const EXTENTS: u32 = 0x8_0000;
+    const INLINE: u32 = 0x1000_0000;
+    let flags = inode.le32(0x20)?;
+    let is_so = if flags & INLINE != 0 {
+        true
+    } else if flags & EXTENTS != 0 {
+        // A tree of extents, of depth 0.
+        inode.le16(0x28)? == 0xf30a && inode.le16(0x2e)? == 0
+    } else {
+        // Twelve blocks, and three that hold the numbers of more.
+        (0..3).all(|indirect| inode.le32(0x58 + 4 * indirect) == Some(0))
+    };
+    Some(is_so && inode.le16(0)? & 0xf000 == 0x8000)
+}
+
 /// What the superblock says.
 struct Geometry {
     block: u64,
@@ -145,6 +167,28 @@ mod tests {
         assert_eq!(group(20), Some((17, 5120 + 4096, 1024)));
         assert_eq!(group(21), Some((21, 102_400, 2048)));
         assert_eq!((group(61), group(u64::MAX)), (None, None));
+    }
+
+    #[test]
+    fn an_inode_that_points_to_blocks_of_numbers_is_not_self_contained() {
+        let inode = |flags: u32, put: &[(usize, u8)]| {
+            let mut inode = vec![0; 128];
+            inode[1] = 0x81;
+            inode[0x20..0x24].copy_from_slice(&flags.to_le_bytes());
+            put.iter().for_each(|(at, byte)| inode[*at] = *byte);
+            is_self_contained(&inode)
+        };
+        let magic = [(0x28, 0x0a), (0x29, 0xf3)];
+        assert_eq!(inode(0x8_0000, &magic), Some(true));
+        assert_eq!(inode(0x8_0000, &[magic[0], magic[1], (0x2e, 1)]), Some(false));
+        assert_eq!(inode(0x8_0000, &[]), Some(false));
+        assert_eq!(inode(0, &[(0x28, 9), (0x54, 9)]), Some(true));
+        for indirect in [0x58, 0x5c, 0x63] {
+            assert_eq!(inode(0, &[(indirect, 1)]), Some(false));
+        }
+        assert_eq!(inode(0x1000_0000, &[(0x58, 1)]), Some(true));
+        assert_eq!(inode(0, &[(1, 0x41)]), Some(false));
+        assert_eq!((is_self_contained(&[0; 64]), is_self_contained(&[0; 20])), (Some(false), None));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which inodes are as they were when an earlier map was made.
 //!
-//! Where a file lies is in its inode, unless that points to further blocks. So a file whose inode has not changed lies
-//! where it did, and need not even be opened. Inodes are compared by digests, eight of them at a time, of their
+//! Where a file lies is in its inode, unless that points to further blocks, as the inode says. So a file whose inode has not
+//! changed lies where it did, and need not even be opened. Inodes are compared by digests, eight of them at a time, of their
 //! bytes on the disks; the map keeps these, and the next update compares. That is done here, on the host, because it takes
 //! no time there.
 //!
@@ -51,6 +51,35 @@ impl Table {
             Self::Xfs(table) => table.group(inode),
         }
     }
+
+    /// The inode of the root directory.
+    fn root(&self) -> u64 {
+        match self {
+            Self::Ext(_) => ext::ROOT,
+            Self::Xfs(table) => table.root,
+        }
+    }
+
+    /// Which of the inodes in these bytes are files that have all in them of where they lie: a bit for each.
+    fn self_contained(&self, inodes: &[u8]) -> u8 {
+        let size = match self {
+            Self::Ext(table) => table.inode_size,
+            Self::Xfs(table) => table.inode_size,
+        };
+        let test = |inode: &[u8]| match self {
+            Self::Ext(_) => ext::is_self_contained(inode),
+            Self::Xfs(_) => xfs::is_self_contained(inode),
+        };
+        let inodes = inodes.chunks_exact(usize::try_from(size).unwrap_or(usize::MAX));
+        inodes.enumerate().fold(0, |bits, (bit, inode)| bits | u8::from(test(inode) == Some(true)) << bit)
+    }
+}
+
+/// What lies where a group of inodes does.
+struct State {
+    digest: Digest,
+    /// Of each inode whether it is a file that has all in it of where it lies.
+    self_contained: u8,
 }
 
 /// The inodes of a file system that is mounted.
@@ -60,7 +89,7 @@ pub(super) struct Inodes<'a> {
     table: Table,
     /// Digest of what else decides where on the disks a file lies: goes into each digest.
     rest: Sha256,
-    /// Whether they lie on the disks as they are, and not still in memory.
+    /// Whether they lie on the disks as they are, neither encrypted nor still in memory.
     is_settled: bool,
 }
 
@@ -90,7 +119,9 @@ impl<'a> Inodes<'a> {
             words.iter().for_each(|word| rest.update(word.to_le_bytes()));
             rest.update([kind, segment.copy]);
         }
-        Some(Self { context, layout, table, rest, is_settled })
+        let mut inodes = Self { context, layout, table, rest, is_settled };
+        inodes.is_settled &= inodes.are_in_the_clear(&device) == Some(true);
+        Some(inodes)
     }
 
     /// Parts of the device where inodes are, by start and length, if they are worth being read at once: one after the
@@ -109,10 +140,14 @@ impl<'a> Inodes<'a> {
             return None;
         }
         let then = former.inodes(device, filesystem.kind.as_deref()?)?;
-        let now = self.digests(then.keys().copied());
+        if then.len() > MOST_DIGESTS {
+            return None;
+        }
+        let now = self.states(then.keys().copied());
         let is_same = |inode| {
-            let first = self.table.group(inode).map(|(first, _)| first);
-            first.is_some_and(|first| now.contains_key(&first) && now.get(&first) == then.get(&first))
+            let Some((first, _)) = self.table.group(inode) else { return false };
+            let (Some(now), Some(then)) = (now.get(&first), then.get(&first)) else { return false };
+            now.digest == *then && now.self_contained >> (inode - first) & 1 == 1
         };
         let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
         Some(Known { files: former.unchanged(device, is_same, is_touched), former: former.clone() })
@@ -124,7 +159,8 @@ impl<'a> Inodes<'a> {
         if !self.is_settled {
             return;
         }
-        let digests = self.digests(inodes);
+        let digests = self.states(inodes).into_iter().map(|(first, state)| (first, state.digest));
+        let digests: InodeDigests = digests.collect();
         self.context.channel.with(|found, _| {
             let filesystems = &mut found.header_mut().filesystems;
             let held: usize = filesystems.iter().map(|filesystem| filesystem.inodes.len()).sum();
@@ -135,15 +171,26 @@ impl<'a> Inodes<'a> {
         });
     }
 
-    /// Digests of these inodes. What cannot be read, or has been written since the image was opened, has none.
-    fn digests(&self, inodes: impl IntoIterator<Item = u64>) -> InodeDigests {
+    /// The groups of these inodes, by their first. What cannot be read, or has been written since the image was opened,
+    /// is left out.
+    fn states(&self, inodes: impl IntoIterator<Item = u64>) -> BTreeMap<u64, State> {
         let groups: BTreeMap<u64, Range<DeviceOffset>> =
             inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
         let mut windows = Vec::new();
         groups
             .into_iter()
-            .filter_map(|(first, range)| Some((first, self.digest(range, &mut windows)?)))
+            .filter_map(|(first, range)| Some((first, self.state(range, &mut windows)?)))
             .collect()
+    }
+
+    /// Whether the root's inode is on the disks as the device has it: not so if that is encrypted.
+    fn are_in_the_clear(&self, device: &Device<'_>) -> Option<bool> {
+        let (_, range) = self.table.group(self.table.root())?;
+        let mut bytes: Vec<u8> = Vec::new();
+        for part in self.layout.part(range)?.iter().filter(|part| part.copy == 0) {
+            bytes.extend(Window::default().read(self.context, part.disk, part.disk_range())?);
+        }
+        Some(device.read(range.start.0, range.len())? == bytes)
     }
 
     /// Whether something has been written there since the image was opened; `None` where there is no such disk.
@@ -152,8 +199,9 @@ impl<'a> Inodes<'a> {
         Some(overlay.is_rewritten(range))
     }
 
-    fn digest(&self, range: Range<DeviceOffset>, windows: &mut Vec<Window>) -> Option<Digest> {
+    fn state(&self, range: Range<DeviceOffset>, windows: &mut Vec<Window>) -> Option<State> {
         let mut digest = self.rest.clone();
+        let mut copies: Vec<Vec<u8>> = Vec::new();
         for part in self.layout.part(range)? {
             let place = part.disk_range();
             if self.is_rewritten(part.disk, place)? {
@@ -163,9 +211,17 @@ impl<'a> Inodes<'a> {
             if windows.len() <= copy {
                 windows.resize_with(copy + 1, Window::default);
             }
-            digest.update(windows[copy].read(self.context, part.disk, place)?);
+            let bytes = windows[copy].read(self.context, part.disk, place)?;
+            digest.update(bytes);
+            copies.resize_with(copies.len().max(copy + 1), Vec::new);
+            copies[copy].extend(bytes);
         }
-        digest.finalize().first_chunk().copied()
+        // The kernel reads whichever copy it likes.
+        let self_contained = copies.iter().map(|copy| self.table.self_contained(copy));
+        Some(State {
+            digest: *digest.finalize().first_chunk()?,
+            self_contained: self_contained.reduce(|all, copy| all & copy).unwrap_or(0),
+        })
     }
 }
 

@@ -10,10 +10,12 @@ pub(super) struct Table {
     /// Blocks in an allocation group, and how many groups there are.
     group_blocks: u64,
     groups: u64,
-    inode_size: u64,
+    pub(super) inode_size: u64,
     /// Bits of a number that tell the slot, and those that tell the block.
     slot_bits: u32,
     block_bits: u32,
+    /// The inode of the root.
+    pub(super) root: u64,
 }
 
 impl Table {
@@ -32,6 +34,7 @@ impl Table {
             inode_size: superblock.be16(104)?.into(),
             slot_bits: superblock.u8_at(123)?.into(),
             block_bits: superblock.u8_at(124)?.into(),
+            root: superblock.be64(56)?,
         };
         let makes_sense = superblock.get(..4)? == b"XFSB"
             && table.slot_bits < 16
@@ -58,9 +61,36 @@ impl Table {
     }
 }
 
+/// Whether an inode is a regular file whose list of extents is in it, and whose data is on this device (chapter "On-disk
+/// Inode").
+pub(super) fn is_self_contained(inode: &[u8]) -> Option<bool> {
+    /// `XFS_DINODE_FMT_EXTENTS`
+    const EXTENTS: u8 = 2;
+    /// `XFS_DIFLAG_REALTIME`
+    const REALTIME: u16 = 1;
+    let is_file = inode.get(..2)? == b"IN" && inode.be16(2)? & 0xf000 == 0x8000;
+    Some(is_file && inode.u8_at(5)? == EXTENTS && inode.be16(90)? & REALTIME == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_inode_with_a_tree_of_extents_is_not_self_contained() {
+        let inode = |mode: u8, format: u8, flags: u8| {
+            let mut inode = vec![0; 512];
+            inode[..6].copy_from_slice(&[b'I', b'N', mode, 0xa4, 3, format]);
+            inode[91] = flags;
+            is_self_contained(&inode)
+        };
+        assert_eq!(inode(0x81, 2, 0x40), Some(true));
+        assert_eq!(
+            (inode(0x81, 3, 0), inode(0x41, 2, 0), inode(0x81, 2, 1)),
+            (Some(false), Some(false), Some(false))
+        );
+        assert_eq!((is_self_contained(&[0; 256]), is_self_contained(b"IN")), (Some(false), None));
+    }
 
     #[test]
     fn an_inodes_number_is_its_place() {
