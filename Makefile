@@ -3,7 +3,7 @@
 # make fleet-check    maps a fleet of twenty guests; make torture  maps corrupted guests
 # make update-torture    updates maps of guests that are changed at random
 # make plugin  builds the plugin for nbdkit
-# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, fmt, lint, doc, clean-fixtures
+# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, instructions, fmt, lint, doc, clean-fixtures
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
@@ -26,7 +26,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-quick check-appliance accuracy torture update-torture fleet-check build plugin install man bench bench-trace fmt lint doc setup setup-tests clean-fixtures
+.PHONY: demo check check-quick check-appliance accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -93,6 +93,10 @@ bench: setup-tests
 # What tracing costs: renews the tables of docs/trace.md. Three minutes on a machine that does nothing else.
 bench-trace: setup-tests
 	scripts/bench-trace.sh --write
+
+# How many instructions the map's code takes, which no other work on the machine changes.
+instructions: setup-tests build
+	scripts/instructions.sh --write
 
 fmt:
 	$(CARGO) fmt --all --check

@@ -1,0 +1,80 @@
+#!/bin/bash
+# How many instructions the map's code takes, counted by valgrind's callgrind: `make instructions`.
+#
+#     scripts/instructions.sh [RANGES]
+#
+# A clock tells little of a change of a few percent where others use the machine, too; the number of instructions is the same
+# each time, to a few thousand. Maps with so many ranges (66,425 unless said) are made up, read, written and asked.
+#
+# The table is in docs/performance.md, too, between two comments there, which --write renews. For where the
+# instructions go, keep callgrind's file: VIRT_BMAP_CALLGRIND=DIRECTORY, then callgrind_annotate.
+#
+# Needs valgrind.
+set -eu -o pipefail
+
+cd "$(dirname "$0")/.."
+write=
+if [ "${1:-}" = --write ]; then
+    write=$PWD/docs/performance.md
+    shift
+fi
+ranges=${1:-66425}
+program=$PWD/target/release/virt-bmap-rs
+directory=$(mktemp -d)
+trap 'rm -rf "$directory"' EXIT
+kept=${VIRT_BMAP_CALLGRIND:-$directory}
+mkdir -p "$kept"
+kept=$(realpath "$kept")
+cd "$directory"
+
+# Files of four ranges each, on a partition of a disk.
+awk -v ranges="$ranges" 'BEGIN {
+    print "1 0 100000 v /dev/sda"
+    for (n = 0; n < ranges; n++) {
+        file = n % int(ranges / 4 + 1)
+        start = 1048576 + n * 8192
+        printf "1 %x %x f /dev/sda1 /usr/share/directory%d/file%d\n", start, start + 4096, file % 997, file
+        for (end = start + 4096; end <= start + 8192; end += 4096)
+            printf "1 %x %x p /dev/sda1\n1 %x %x v /dev/sda\n", end - 4096, end, end - 4096, end
+    }
+}' >made-up.bmap
+# As it writes it itself.
+"$program" convert made-up.bmap map.bmap
+"$program" convert map.bmap map.jsonl
+awk -v ranges="$ranges" 'BEGIN { for (n = 0; n < ranges; n += 7) print 1048576 + n * 8192, 4096 }' >list
+
+count() {
+    local name=$1
+    shift
+    valgrind --tool=callgrind --callgrind-out-file="$kept/callgrind.$name" "$program" "$@" >/dev/null 2>said || {
+        cat said >&2
+        exit 1
+    }
+    awk '$1 == "summary:" { print $2 }' "$kept/callgrind.$name"
+}
+
+{
+    echo '| what | instructions | for each range |'
+    echo '|---|--:|--:|'
+    while read -r name words; do
+        # shellcheck disable=SC2086 # they are words
+        count "$name" $words | awk -v ranges="$ranges" -v words="$words" \
+            '{ printf "| `%s` | %.1f million | %.0f |\n", words, $1 / 1e6, $1 / ranges }'
+    done <<'COMMANDS'
+text convert map.bmap out.bmap
+json convert map.jsonl out.jsonl
+csv convert map.bmap out.csv
+lookup lookup map.bmap --ranges list --csv
+COMMANDS
+} >table
+cat table
+if [ -n "$write" ]; then
+    {
+        sed '/^<!-- begin instructions -->$/q' "$write"
+        echo
+        cat table
+        echo
+        sed -n '/^<!-- end instructions -->$/,$p' "$write"
+    } >page
+    cat page >"$write"
+fi
