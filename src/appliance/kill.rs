@@ -58,10 +58,13 @@ impl KillSwitch {
             return;
         }
         let children = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
-        for child in children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)) {
-            if thrown.elapsed() < MAKING && makes_overlay(child) {
-                continue;
-            }
+        let children = children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?));
+        let children: Vec<Pid> = children.collect();
+        // All of them wait: one is libguestfs's recovery process, which ends qemu should we die meanwhile.
+        if thrown.elapsed() < MAKING && children.iter().any(|child| makes_overlay(*child)) {
+            return;
+        }
+        for child in children {
             // It may have ended by itself.
             let _ = kill_process(child, Signal::KILL);
         }
@@ -117,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_to_delete_its_overlay_does_so_first() {
+    fn what_is_about_to_delete_its_overlay_does_so_first_and_all_others_wait() {
         let dir = tempfile::tempdir().unwrap();
         let (overlay, go) = (dir.path().join("vl.abcdef"), dir.path().join("go"));
         let script = "exec 9> $1; until [ -e $2 ]; do sleep 0.01; done; rm $1; read line";
@@ -127,6 +130,7 @@ mod tests {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
+        let mut recovery = Command::new("sleep").arg("60").spawn().unwrap();
         let switch = KillSwitch::default();
         switch.arm();
         while !overlay.exists() {
@@ -134,6 +138,7 @@ mod tests {
         }
         switch.throw();
         assert!(qemu.try_wait().unwrap().is_none() && overlay.exists());
+        assert!(recovery.try_wait().unwrap().is_none());
         fs::write(go, "").unwrap();
         let begun = Instant::now();
         while qemu.try_wait().unwrap().is_none() {
@@ -141,5 +146,6 @@ mod tests {
             switch.throw();
         }
         assert!(!overlay.exists());
+        assert!(!recovery.wait().unwrap().success());
     }
 }
