@@ -63,17 +63,11 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
             let mut wanted = walk::Wanted::new(order.parse()?);
             let mut words = rest.iter();
             while let Some(word) = words.next() {
-                match (*word, words.as_slice()) {
-                    ("metadata", _) => wanted.metadata = true,
-                    ("ask", _) => wanted.asks = true,
-                    (word @ ("known" | "ahead"), [file, ..]) => {
-                        let bytes = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
-                        match word {
-                            "known" => wanted.known = InodeSet::decode(&bytes),
-                            _ => wanted.ahead = pairs::decode(&bytes),
-                        }
-                        words.next();
-                    }
+                match *word {
+                    "metadata" => wanted.metadata = true,
+                    "ask" => wanted.asks = true,
+                    "known" => wanted.known = InodeSet::decode(&read(words.next())?),
+                    "ahead" => wanted.ahead = pairs::decode(&read(words.next())?),
                     _ => return Err("unknown word for a walk".into()),
                 }
             }
@@ -81,4 +75,10 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
         }
         _ => Err("unknown command".into()),
     }
+}
+
+/// What is in a file that is named as a word of the command line.
+fn read(file: Option<&&str>) -> Result<Vec<u8>, Fatal> {
+    let file = file.ok_or("a file is not named")?;
+    Ok(std::fs::read(file).map_err(|error| format!("{file}: {error}"))?)
 }

@@ -20,6 +20,7 @@ pub mod guestfsd;
 mod inodes;
 pub mod layout;
 pub mod metadata;
+mod superblock;
 pub mod survey;
 pub mod trouble;
 pub mod unlock;

@@ -147,8 +147,7 @@ fn walk(
     is_settled: bool,
 ) -> Result<(), ProbeError> {
     let layout = layouts.by_path.get(&filesystem.device);
-    let wanted = || Inodes::of(context, filesystem, layout, is_settled);
-    let inodes = (!context.metadata).then(wanted).flatten();
+    let inodes = if context.metadata { None } else { Inodes::of(context, filesystem, layout, is_settled) };
     let inodes = inodes.as_ref();
     match walk_as(context, filesystem, layouts, context.sample, context.former, inodes) {
         Err(ProbeError::Channel(ChannelError::Lies)) => {

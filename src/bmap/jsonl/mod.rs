@@ -138,7 +138,7 @@ pub fn write(map: &Map, output: impl Write) -> io::Result<()> {
 /// The first line alone, without its line feed and what only an update needs.
 pub(super) fn header(map: &Map) -> Vec<u8> {
     // Nothing in it can fail to be written, and neither can memory.
-    serde_json::to_vec(&HeaderRecord::for_people(map)).unwrap_or_default()
+    serde_json::to_vec(&HeaderRecord::without_digests(map)).unwrap_or_default()
 }
 
 fn write_line(output: &mut impl Write, record: &impl Serialize) -> io::Result<()> {

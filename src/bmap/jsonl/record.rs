@@ -260,8 +260,8 @@ names!(marks, super::Marks, "mark of an object");
 names!(flags, super::PieceFlags, "flag of a range");
 
 impl HeaderRecord {
-    /// Without what only an update needs.
-    pub(super) fn for_people(map: &Map) -> Self {
+    /// Without the digests, which only an update needs.
+    pub(super) fn without_digests(map: &Map) -> Self {
         let mut record = Self::new(map);
         record.filesystems.iter_mut().for_each(|filesystem| filesystem.inodes.clear());
         record

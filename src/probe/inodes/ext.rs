@@ -1,12 +1,10 @@
 //! ext2, ext3 and ext4: each block group has a table of inodes ("Block Group Descriptors" and "Index Nodes" in
 //! `Documentation/filesystems/ext4` of the kernel).
 
-use super::{GROUP, Group};
+use super::{GROUP, Group, Table};
 use crate::probe::device::{Device, Fields};
+use crate::probe::superblock::Ext;
 use crate::range::{DeviceOffset, Range};
-
-/// The inode of the root directory.
-pub(super) const ROOT: u64 = 2;
 
 /// More block groups than this are not looked at: 16 TiB of 128 MiB each.
 const MOST_GROUPS: u64 = 1 << 17;
@@ -23,20 +21,21 @@ const INODE_UNINIT: u16 = 1;
 /// `INCOMPAT_64BIT`
 const SIXTY_FOUR: u32 = 0x80;
 
-pub(super) struct Table {
+/// The tables of all block groups.
+pub(super) struct Inodes {
     inodes_per_group: u64,
-    pub(super) inode_size: u64,
+    inode_size: u64,
     block: u64,
     /// Of each block group the first block of its table, and how many of its inodes may be in use.
     tables: Vec<(u64, u64)>,
 }
 
-impl Table {
-    /// The table, and the size of a block.
-    pub(super) fn read(device: &Device<'_>) -> Option<(Self, u64)> {
+impl Inodes {
+    /// `None` where they are not all in one place, or it makes no sense.
+    pub(super) fn read(device: &Device<'_>) -> Option<Self> {
         // In most file systems the descriptors, too: each call takes longer than this much more of reading.
         let beginning = device.read(0, device.size.min(BEGINNING))?;
-        let geometry = Geometry::of(beginning.get(1024..)?)?;
+        let geometry = Geometry::of(beginning.get(usize::try_from(Ext::AT).ok()?..)?)?;
         let length = geometry.groups.checked_mul(geometry.descriptor)?;
         let start = usize::try_from(geometry.descriptors_at).ok()?;
         let descriptors = match beginning.get(start..start.checked_add(usize::try_from(length).ok()?)?) {
@@ -57,17 +56,29 @@ impl Table {
             Some((start, geometry.inodes_per_group.saturating_sub(unused)))
         };
         let tables = descriptors.chunks_exact(usize::try_from(geometry.descriptor).ok()?).map(table);
-        let table = Self {
+        Some(Self {
             inodes_per_group: geometry.inodes_per_group,
             inode_size: geometry.inode_size,
             block: geometry.block,
             tables: tables.collect::<Option<_>>()?,
-        };
-        Some((table, geometry.block))
+        })
+    }
+}
+
+impl Table for Inodes {
+    fn block(&self) -> u64 {
+        self.block
     }
 
-    /// The parts of the tables that may be in use, by start and length in bytes.
-    pub(super) fn parts(&self) -> Vec<(u64, u64)> {
+    fn inode_size(&self) -> u64 {
+        self.inode_size
+    }
+
+    fn root(&self) -> u64 {
+        2
+    }
+
+    fn parts(&self) -> Vec<(u64, u64)> {
         let tables = self.tables.iter().filter(|(_, used)| *used > 0);
         tables
             .filter_map(|(start, used)| {
@@ -76,7 +87,11 @@ impl Table {
             .collect()
     }
 
-    pub(super) fn group(&self, inode: u64) -> Option<Group> {
+    fn is_self_contained(&self, inode: &[u8]) -> bool {
+        is_self_contained(inode) == Some(true)
+    }
+
+    fn group(&self, inode: u64) -> Option<Group> {
         let index = inode.checked_sub(1)?;
         let (group, within) = (index / self.inodes_per_group, index % self.inodes_per_group);
         let (table, _) = *self.tables.get(usize::try_from(group).ok()?)?;
@@ -90,7 +105,7 @@ impl Table {
 
 /// Whether an inode is a regular file that points to no blocks but those of its data ("Index Nodes", "Contents of
 /// inode.i_block").
-pub(super) fn is_self_contained(inode: &[u8]) -> Option<bool> {
+fn is_self_contained(inode: &[u8]) -> Option<bool> {
     /// `EXTENTS_FL` and `INLINE_DATA_FL`.
     const EXTENTS: u32 = 0x8_0000;
     const INLINE: u32 = 0x1000_0000;
@@ -122,17 +137,12 @@ struct Geometry {
 
 impl Geometry {
     fn of(superblock: &[u8]) -> Option<Self> {
-        if superblock.le16(0x38)? != 0xef53 {
-            return None;
-        }
-        let block = 1024u64.checked_shl(superblock.le32(0x18)?).filter(|block| *block <= 64 << 10)?;
+        let Ext { block, inode: inode_size } = Ext::of(superblock)?;
         let incompat = superblock.le32(0x60)?;
         let is_64 = incompat & SIXTY_FOUR != 0;
         let high = if is_64 { superblock.le32(0x150)? } else { 0 };
         let blocks = u64::from(superblock.le32(4)?) | u64::from(high) << 32;
         let (first, per_group) = (u64::from(superblock.le32(0x14)?), u64::from(superblock.le32(0x20)?));
-        // The first revision had inodes of 128 bytes.
-        let inode_size = if superblock.le32(0x4c)? == 0 { 128 } else { u64::from(superblock.le16(0x58)?) };
         let geometry = Self {
             block,
             inode_size,
@@ -158,7 +168,7 @@ mod tests {
     #[test]
     fn an_inode_lies_in_the_table_of_its_block_group() {
         let tables = vec![(5, 20), (100, 3), (7, 0)];
-        let table = Table { inodes_per_group: 20, inode_size: 256, block: 1024, tables };
+        let table = Inodes { inodes_per_group: 20, inode_size: 256, block: 1024, tables };
         assert_eq!(table.parts(), [(5120, 5120), (102_400, 768)]);
         let group = |inode| table.group(inode).map(|(first, range)| (first, range.start.0, range.len()));
         assert_eq!(group(0), None);

@@ -38,40 +38,26 @@ const MOST_AHEAD: u64 = 128 << 20;
 type Group = (u64, Range<DeviceOffset>);
 
 /// Where a file system has its inodes.
-enum Table {
-    Ext(ext::Table),
-    Xfs(xfs::Table),
-}
+trait Table {
+    /// Bytes in a block.
+    fn block(&self) -> u64;
 
-impl Table {
-    /// The group of an inode; `None` if there can be no such inode.
-    fn group(&self, inode: u64) -> Option<Group> {
-        match self {
-            Self::Ext(table) => table.group(inode),
-            Self::Xfs(table) => table.group(inode),
-        }
-    }
+    /// Bytes in an inode.
+    fn inode_size(&self) -> u64;
 
     /// The inode of the root directory.
-    fn root(&self) -> u64 {
-        match self {
-            Self::Ext(_) => ext::ROOT,
-            Self::Xfs(table) => table.root,
-        }
-    }
+    fn root(&self) -> u64;
 
-    /// Which of the inodes in these bytes are files that have all in them of where they lie: a bit for each.
-    fn self_contained(&self, inodes: &[u8]) -> u8 {
-        let size = match self {
-            Self::Ext(table) => table.inode_size,
-            Self::Xfs(table) => table.inode_size,
-        };
-        let test = |inode: &[u8]| match self {
-            Self::Ext(_) => ext::is_self_contained(inode),
-            Self::Xfs(_) => xfs::is_self_contained(inode),
-        };
-        let inodes = inodes.chunks_exact(usize::try_from(size).unwrap_or(usize::MAX));
-        inodes.enumerate().fold(0, |bits, (bit, inode)| bits | u8::from(test(inode) == Some(true)) << bit)
+    /// The group of an inode; `None` if there can be no such inode.
+    fn group(&self, inode: u64) -> Option<Group>;
+
+    /// Whether an inode, of which these are the bytes, is a file that has all in it of where it lies.
+    fn is_self_contained(&self, inode: &[u8]) -> bool;
+
+    /// Parts of the device where all inodes that may be in use are, by start and length in bytes, where it helps to have
+    /// them in the block device's cache.
+    fn parts(&self) -> Vec<(u64, u64)> {
+        Vec::new()
     }
 }
 
@@ -86,7 +72,7 @@ struct State {
 pub(super) struct Inodes<'a> {
     context: &'a Context<'a>,
     layout: Arc<Layout>,
-    table: Table,
+    table: Box<dyn Table>,
     /// Digest of what else decides where on the disks a file lies: goes into each digest.
     rest: Sha256,
     /// Whether they lie on the disks as they are, neither encrypted nor still in memory.
@@ -104,15 +90,15 @@ impl<'a> Inodes<'a> {
         let layout = layout.filter(|layout| !layout.is_partial())?.clone();
         let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, layout.size());
         let kind = filesystem.kind.as_deref()?;
-        let (table, block) = match kind {
-            "ext2" | "ext3" | "ext4" => ext::Table::read(&device).map(|(t, block)| (Table::Ext(t), block))?,
-            "xfs" => xfs::Table::read(&device).map(|(t, block)| (Table::Xfs(t), block))?,
+        let table: Box<dyn Table> = match kind {
+            "ext2" | "ext3" | "ext4" => Box::new(ext::Inodes::read(&device)?),
+            "xfs" => Box::new(xfs::Inodes::read(&device)?),
             _ => return None,
         };
         let mut rest = Sha256::new();
         rest.update(kind);
         rest.update([0, u8::from(context.legs == Legs::All)]);
-        rest.update(block.to_le_bytes());
+        rest.update(table.block().to_le_bytes());
         let copies = layout.segments().map(|segment| (0, segment));
         for (kind, segment) in copies.chain(layout.parity_segments().map(|segment| (1, segment))) {
             let words = [segment.device.start.0, segment.device.end.0, segment.disk.into(), segment.start.0];
@@ -127,8 +113,7 @@ impl<'a> Inodes<'a> {
     /// Parts of the device where inodes are, by start and length, if they are worth being read at once: one after the
     /// other, the kernel reads block by block.
     pub(super) fn parts(&self) -> Vec<(u64, u64)> {
-        let Table::Ext(table) = &self.table else { return Vec::new() };
-        let parts = table.parts();
+        let parts = self.table.parts();
         let bytes = parts.iter().map(|(_, length)| *length).fold(0, u64::saturating_add);
         if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
@@ -193,6 +178,13 @@ impl<'a> Inodes<'a> {
         Some(device.read(range.start.0, range.len())? == bytes)
     }
 
+    /// Which of the inodes in these bytes are self-contained: a bit for each.
+    fn self_contained(&self, inodes: &[u8]) -> u8 {
+        let size = usize::try_from(self.table.inode_size()).unwrap_or(usize::MAX);
+        let inodes = inodes.chunks_exact(size).map(|inode| self.table.is_self_contained(inode));
+        inodes.enumerate().fold(0, |bits, (bit, is_so)| bits | u8::from(is_so) << bit)
+    }
+
     /// Whether something has been written there since the image was opened; `None` where there is no such disk.
     fn is_rewritten(&self, disk: DiskNumber, range: DiskRange) -> Option<bool> {
         let overlay = self.context.overlays.get(usize::from(disk).checked_sub(1)?)?;
@@ -217,7 +209,7 @@ impl<'a> Inodes<'a> {
             copies[copy].extend(bytes);
         }
         // The kernel reads whichever copy it likes.
-        let self_contained = copies.iter().map(|copy| self.table.self_contained(copy));
+        let self_contained = copies.iter().map(|copy| self.self_contained(copy));
         Some(State {
             digest: *digest.finalize().first_chunk()?,
             self_contained: self_contained.reduce(|all, copy| all & copy).unwrap_or(0),

@@ -5,28 +5,20 @@
 
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
+use crate::probe::superblock::Ext;
 use crate::range::{DeviceOffset, Range};
 
-/// Where the superblock is, and its first fields ("Super Block" in `Documentation/filesystems/ext4`).
-const SUPERBLOCK: u64 = 1024;
-const MAGIC: u16 = 0xef53;
-
 pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
-    let Some(superblock) = device.read(SUPERBLOCK, 1024) else { return };
+    let Some(superblock) = device.read(Ext::AT, 1024) else { return };
     let _ = tell_by(facts, device, &superblock, read);
 }
 
 fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
-    if superblock.le16(0x38)? != MAGIC {
-        return None;
-    }
-    let block = 1024u64.checked_shl(superblock.le32(0x18)?).filter(|block| *block <= 64 << 10)?;
-    // The first revision had inodes of 128 bytes.
-    let inode = if superblock.le32(0x4c)? == 0 { 128 } else { u64::from(superblock.le16(0x58)?) };
+    let Ext { block, inode } = Ext::of(superblock)?;
     facts.unit = Some(inode).filter(|inode| inode.is_power_of_two() && (128..=block).contains(inode));
     // Blocks of 1 KiB begin after the boot sector, larger ones with it.
     if superblock.le32(0x14)? > 0 {
-        let boot = Range::new(0, SUPERBLOCK);
+        let boot = Range::new(0, Ext::AT);
         facts.whole.insert(boot);
         facts.name("[boot sector]", [boot], true);
     }

@@ -3,6 +3,7 @@
 
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
+use crate::probe::superblock::Xfs;
 use crate::range::{DeviceOffset, Range};
 
 /// More allocation groups than this are left to what was read.
@@ -15,11 +16,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
 }
 
 fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
-    if superblock.get(..4)? != b"XFSB" {
-        return None;
-    }
-    let block = u64::from(superblock.be32(4)?);
-    let (group_blocks, groups) = (u64::from(superblock.be32(84)?), u64::from(superblock.be32(88)?));
+    let Xfs { block, group_blocks, groups } = Xfs::of(superblock)?;
     let sector = u64::from(superblock.be16(102)?);
     let has_header = superblock.be16(100)? & 0xf == 5;
     // The superblock, the two headers of free space and inodes, and the free list: a sector each.
