@@ -29,6 +29,7 @@ mib=${2:-128}
 servers=(file lines ranges plugin)
 make --quiet build plugin
 program=$PWD/target/release/virt-bmap-rs
+put_table=$PWD/scripts/put-table.sh
 plugin=$PWD/target/release/nbdkit-bmaplogger-plugin.so
 directory=$(mktemp -d)
 pids=()
@@ -142,14 +143,5 @@ done
 echo
 cat used.table
 if [ -n "$write" ]; then
-    {
-        sed '/^<!-- bench-trace -->$/q' "$write"
-        echo
-        cat times.table
-        echo
-        cat used.table
-        echo
-        sed -n '/^<!-- end of bench-trace -->$/,$p' "$write"
-    } >trace.md
-    cat trace.md >"$write"
+    { cat times.table; echo; cat used.table; } | "$put_table" "$write" bench-trace
 fi

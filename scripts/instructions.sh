@@ -1,7 +1,7 @@
 #!/bin/bash
 # How many instructions the map's code takes, counted by valgrind's callgrind: `make instructions`.
 #
-#     scripts/instructions.sh [RANGES]
+#     scripts/instructions.sh [--write] [RANGES]
 #
 # A clock tells little of a change of a few percent where others use the machine, too; the number of instructions is the same
 # each time, to a few thousand. Maps with so many ranges (66,425 unless said) are made up, read, written and asked.
@@ -20,6 +20,7 @@ if [ "${1:-}" = --write ]; then
 fi
 ranges=${1:-66425}
 program=$PWD/target/release/virt-bmap-rs
+put_table=$PWD/scripts/put-table.sh
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 kept=${VIRT_BMAP_CALLGRIND:-$directory}
@@ -68,13 +69,4 @@ lookup lookup map.bmap --ranges list --csv
 COMMANDS
 } >table
 cat table
-if [ -n "$write" ]; then
-    {
-        sed '/^<!-- begin instructions -->$/q' "$write"
-        echo
-        cat table
-        echo
-        sed -n '/^<!-- end instructions -->$/,$p' "$write"
-    } >page
-    cat page >"$write"
-fi
+[ -z "$write" ] || "$put_table" "$write" instructions <table

@@ -26,6 +26,12 @@ pub(crate) const MEDIUM: Guest =
 pub(crate) const MANY: Guest =
     Guest { name: "many", directories: 5_000, files: 95_000, mean: 6_000, image_mib: 1_600, runs: 3 };
 
+/// Copies an image, with its holes.
+pub(crate) fn copy(image: &Path, to: &Path) {
+    let status = Command::new("cp").arg("--sparse=always").args([image, to]).status();
+    assert!(status.expect("cp runs").success());
+}
+
 /// What mapping an image once gave.
 pub(crate) struct Run {
     pub(crate) mapped: Mapped,
