@@ -183,14 +183,13 @@ fn disk(cwd: &Path, mib: u64) {
 /// Makes `open.raw` a file system in whose journal is that a file was deleted while it was open.
 fn deleted_while_open(cwd: &Path) {
     let (image, root) = (cwd.join("open.raw"), cwd.join("root"));
-    fs::create_dir(&root).unwrap();
-    tools::output(tools::command("mount").args(["-o", "loop"]).arg(&image).arg(&root));
-    let open = fs::File::open(root.join("file7")).unwrap();
-    fs::remove_file(root.join("file7")).unwrap();
-    tools::run("sync", ["-f", root.to_str().unwrap()]);
-    fs::copy(&image, cwd.join("copy")).unwrap();
-    drop(open);
-    tools::run("umount", [&root]);
+    common::mounted::mounted(&image, "ext4", "loop", &root, || {
+        let open = fs::File::open(root.join("file7")).unwrap();
+        fs::remove_file(root.join("file7")).unwrap();
+        tools::run("sync", ["-f", root.to_str().unwrap()]);
+        fs::copy(&image, cwd.join("copy")).unwrap();
+        drop(open);
+    });
     fs::rename(cwd.join("copy"), &image).unwrap();
 }
 

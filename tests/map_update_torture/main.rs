@@ -14,7 +14,7 @@ mod common;
 use common::random::{self, Random};
 use common::sandbox::Sandbox;
 use common::tools;
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -160,21 +160,7 @@ fn torture(seed: u64) {
 /// Mounts a disk for as long as something is done to it.
 fn mounted(cwd: &Path, disk: &Disk, work: impl FnOnce(&Path)) {
     let root = cwd.join("root");
-    fs::create_dir_all(&root).unwrap();
-    let mut mount = tools::command("mount");
-    tools::output(mount.args(["-t", disk.kind, "-o", disk.mount]).arg(cwd.join(disk.name)).arg(&root));
-    let unmount = Unmount(&root);
-    work(&root);
-    drop(unmount);
-}
-
-/// Unmounts, whatever happens.
-struct Unmount<'a>(&'a Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        tools::command("umount").arg(self.0).status().ok();
-    }
+    common::mounted::mounted(&cwd.join(disk.name), disk.kind, disk.mount, &root, || work(&root));
 }
 
 /// Fails, and shows the first lines that differ, unless two maps are the same.
