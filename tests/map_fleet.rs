@@ -180,7 +180,7 @@ fn good_and_bad_guests() {
     needs!("guestfish", "sfdisk", "qemu-img", "qemu-io", "pkill", "bash");
     let wanted = std::env::var("VIRT_BMAP_FLEET").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
     let fleet = Fleet::new(wanted);
-    let _sealed = sealed(fleet.images());
+    let images = sealed(fleet.images());
     let holder = Holder::of(&fleet.image("locked.raw"));
 
     let (kills, latest) = if wanted > 7 { (10, 25_000) } else { (1, 15_000) };
@@ -226,8 +226,9 @@ fn good_and_bad_guests() {
     check_memory(&records, &watched);
 
     // What is good is not made again: of what is left only the blank one gets as far as an appliance.
-    drop(holder);
+    drop((holder, images));
     fs::remove_file(fleet.image("stuck.qcow2")).ok();
+    let _images = sealed(fleet.images());
     let again = fleet.sandbox().run(fleet.args());
     again.assert_code(3).assert_says(&["3 guests to map", "locked: starting (failed the last time)"]);
     assert_eq!(fleet.records()["locked"]["status"], "complete");
