@@ -31,11 +31,12 @@ fn script() -> String {
     script
 }
 
-fn disks() -> Vec<PathBuf> {
+/// With such a partition table: `mbr` or `gpt`.
+fn disks(table: &str) -> Vec<PathBuf> {
     let key = cache::key((mastering::MAKERS[0], script(), SIZE, layered::SOURCE));
-    let dir = cache::directory("dynamic-disks", &key, |dir| {
+    let dir = cache::directory(&format!("dynamic-disks-{table}"), &key, |dir| {
         let images: Vec<PathBuf> = (1..=3).map(|number| dir.join(format!("{number}.raw"))).collect();
-        mastering::dynamic_disks(&images, 116);
+        mastering::dynamic_disks(table, &images, 116);
         let files: Vec<Vec<u8>> = (1..=VOLUMES.len() as u32).map(|id| pattern(id, SIZE)).collect();
         layered::fill_made(dir, 3, &files, &script());
     });
@@ -44,15 +45,26 @@ fn disks() -> Vec<PathBuf> {
 
 #[test]
 fn volumes_of_each_type_are_mapped() {
-    needs!("guestfish", "python3", "ldmtool");
-    let disks = disks();
+    needs!("guestfish", "python3", "ldmtool", "sfdisk");
+    volumes_are_mapped("mbr");
+}
+
+#[test]
+fn volumes_on_disks_with_gpt_are_mapped() {
+    needs!("guestfish", "python3", "ldmtool", "sfdisk");
+    volumes_are_mapped("gpt");
+}
+
+fn volumes_are_mapped(table: &str) {
+    let disks = disks(table);
     // What opens them says that they are a group with these volumes.
     let said =
         tools::run("ldmtool", [OsStr::new("scan")].into_iter().chain(disks.iter().map(|d| d.as_os_str())));
     assert!(String::from_utf8_lossy(&said).contains('-'), "ldmtool finds no group");
 
-    let mapped = Mapped::of(&disks, &[]);
+    let mapped = Mapped::of(&disks, &["--metadata"]);
     assert_eq!(mapped.code, 0, "{}", mapped.stderr);
+    what_the_group_keeps_has_names(&mapped, table);
     // Nothing is found twice, neither in the kernel's partitions nor in the parts of volumes.
     let files: Vec<&String> = mapped.objects.keys().filter(|name| name.ends_with("/file")).collect();
     assert_eq!(files.len(), VOLUMES.len(), "{files:?}");
@@ -80,10 +92,32 @@ fn volumes_of_each_type_are_mapped() {
     }
 }
 
+/// On each disk the database, with its tables of contents and its records, and the private header.
+fn what_the_group_keeps_has_names(mapped: &Mapped, table: &str) {
+    for (number, disk) in (1..).zip(["/dev/sda", "/dev/sdb", "/dev/sdc"]) {
+        let database = mapped.pieces(&format!("m {disk} [LDM database]"));
+        let [database] = &database[..] else { panic!("{database:?}") };
+        let bytes = mapped.read(number, database.start, database.end - database.start);
+        assert_eq!((database.disk, bytes.len()), (number, 1 << 20));
+        assert!(bytes[512..].starts_with(b"TOCBLOCK") && bytes[2047 * 512..].starts_with(b"PRIVHEAD"));
+        assert!(bytes[17 * 512..].starts_with(b"VMDB"));
+        assert!(mapped.text.contains(&format!(" m {disk} [LDM database]\n")));
+        let header = format!("m {disk} [LDM private header]");
+        if table == "mbr" {
+            let header = &mapped.pieces(&header)[0];
+            assert!(mapped.read(number, header.start, 512).starts_with(b"PRIVHEAD"));
+        } else {
+            assert!(!mapped.objects.contains_key(&header));
+        }
+        // Of a group that has no more than its headers before the volumes, nothing is taken for boot code.
+        assert!(!mapped.objects.contains_key(&format!("m {disk} [boot code]")), "{disk}");
+    }
+}
+
 #[test]
 fn a_disk_that_is_missing_is_said() {
     needs!("guestfish", "python3", "ldmtool");
-    let mapped = Mapped::of(&disks()[..1], &[]);
+    let mapped = Mapped::of(&disks("mbr")[..1], &[]);
     assert_eq!(mapped.code, 3, "{}", mapped.stderr);
     let file = mapped.file("f /dev/mapper/ldm_vol_group_Simple /file", 0, SIZE);
     assert!(file == pattern(1, SIZE));

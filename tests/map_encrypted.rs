@@ -7,10 +7,11 @@ mod common;
 
 use common::layered::{self, pattern};
 use common::mapped::Mapped;
-use common::tools::needs;
+use common::tools::{self, needs};
 use common::{cache, layout, mastering};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -119,7 +120,7 @@ fn marks(object: &Value) -> Vec<&str> {
 
 #[test]
 fn encrypted_files_are_where_the_kernel_says_with_the_key() {
-    needs!("guestfish", "sfdisk", "python3", "xfs_io", "mkfs.ext4", "mkfs.f2fs");
+    needs!("guestfish", "sfdisk", "python3", "xfs_io", "mkfs.ext4", "mkfs.f2fs", "cryptsetup");
     let (disk, list) = disks();
     let known = known(&list);
     let partitions = layout::partitions(&disk, "/dev/sda");
@@ -131,6 +132,7 @@ fn encrypted_files_are_where_the_kernel_says_with_the_key() {
     mapped.says(&["/dev/sda4", "it is encrypted, and no key was given", "--key"]);
     assert_eq!(mapped.stderr.lines().filter(|line| line.contains("/dev/sda4")).count(), 1);
 
+    what_bitlocker_keeps_has_names(&mapped, partitions[3].segments[0].disk);
     let mut seen = 0;
     for ((part, inode), file) in &known {
         let device = format!("/dev/sda{part}");
@@ -166,6 +168,35 @@ fn encrypted_files_are_where_the_kernel_says_with_the_key() {
     assert!(plain == pattern(1, 1 << 20));
     let link = mapped.objects.keys().filter(|name| name.starts_with("f /dev/sda2 /secret/")).count();
     assert_eq!(link, 9, "with the second name of one of them");
+}
+
+/// As `cryptsetup` says of the volume, which begins at `start`.
+fn what_bitlocker_keeps_has_names(mapped: &Mapped, start: u64) {
+    let volume = mapped.images[0].with_file_name("bitlocker");
+    let said = tools::run("cryptsetup", [OsStr::new("bitlkDump"), volume.as_os_str()]);
+    let said = String::from_utf8(said).unwrap();
+    let number = |text: &str, word: &str| -> u64 {
+        let (_, rest) = text.split_once(word).unwrap();
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let (_, segments) = said.split_once("Metadata segments:").unwrap();
+    let (areas, header) = segments.split_once("Volume header").unwrap();
+    let areas: Vec<(u64, u64)> = areas
+        .split("FVE metadata area")
+        .skip(1)
+        .map(|area| (start + number(area, "Offset:"), number(area, "Size:")))
+        .collect();
+    assert_eq!(areas.len(), 3, "{said}");
+    let places = |name: &str| -> Vec<(u64, u64)> {
+        let pieces = mapped.pieces(&format!("m /dev/sda4 {name}")).into_iter();
+        pieces.map(|piece| (piece.start, piece.end - piece.start)).collect()
+    };
+    assert_eq!(places("[BitLocker metadata]"), areas, "{said}");
+    // From there the beginning of the volume has been moved elsewhere.
+    assert_eq!(places("[BitLocker header]"), [(start, number(header, "Size:"))], "{said}");
+    for at in areas.iter().map(|(at, _)| *at).chain([start + 3]) {
+        assert_eq!(mapped.read(1, at, 8), b"-FVE-FS-");
+    }
 }
 
 fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {

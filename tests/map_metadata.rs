@@ -22,7 +22,7 @@ const ALLOCATED: &[u8] = b"[allocated]";
 
 #[test]
 fn what_is_used_has_a_name_and_what_is_free_is_free() {
-    needs!("guestfish", "sfdisk", "tar", "dumpe2fs", "debugfs", "xfs_db", "blkls");
+    needs!("guestfish", "sfdisk", "tar", "dumpe2fs", "debugfs", "xfs_db", "blkls", "mmls");
     let guest = Guest::get();
     let run = Sandbox::new().run(
         [OsStr::new("--metadata")]
@@ -77,6 +77,8 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     view.a_link_of_xfs_is_where_its_target_is("/dev/sda3");
     view.inline_data_is_in_what_holds_it();
     view.devices_have_their_metadata();
+    view.what_is_in_no_partition_is_free("/dev/sda", &guest.disks[0]);
+    view.what_is_in_no_partition_is_free("/dev/sdb", &guest.disks[1]);
     view.exfat_is_told(&guest.disks[2]);
 
     // Without the option there is nothing of this.
@@ -299,6 +301,19 @@ impl View<'_> {
         assert_eq!(self.guest.read(3, &bitmap[0])[0], 0xff);
     }
 
+    /// What The Sleuth Kit calls unallocated, without what has a name.
+    fn what_is_in_no_partition_is_free(&self, device: &str, disk: &Path) {
+        let text = run("mmls", &["-A"], disk);
+        let rows = text.lines().filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, _, start, end, _, "Unallocated"] = words[..] else { return None };
+            Some(start.parse::<u64>().unwrap() * 512..(end.parse::<u64>().unwrap() + 1) * 512)
+        });
+        let free = difference(&normalise(rows), &self.named(device));
+        assert!(bytes(&free) > 1 << 20, "{free:?}");
+        assert_eq!(self.free(device), free, "{device}");
+    }
+
     fn devices_have_their_metadata(&self) {
         let of = |device: &str, name: &str| self.ranges(Kind::Metadata, device, name.as_bytes());
         let begins = |disk: u16, ranges: &[Range], magic: &[u8]| {
@@ -315,6 +330,9 @@ impl View<'_> {
         assert!(self.guest.read(2, &copy[0])[16384..].starts_with(b"EFI PART"), "{copy:?}");
         // 32 sectors of entries with their header; in front the MBR before both.
         assert_eq!(of("/dev/sdb", "[partition table]"), [0..34 * 512]);
+        // GRUB's place on disks with such a table.
+        let place = 43008 * 512;
+        assert_eq!(of("/dev/sdb", "[boot code]"), [place..place + 512, place + 4096..place + 4608]);
         assert_eq!(of("/dev/sda7", "[swap]"), self.guest.volume("/dev/sda7").on_disk());
         begins(1, &of("/dev/sda8", "[LVM label]"), b"LABELONE");
         let text = self.guest.read(1, &of("/dev/sda8", "[LVM metadata]")[0]);
@@ -352,6 +370,8 @@ part-add /dev/sda l 1140736 1245183
 part-init /dev/sdb gpt
 part-add /dev/sdb p 2048 22527
 part-add /dev/sdb p 22528 43007
+part-add /dev/sdb p 43008 45055
+part-set-gpt-type /dev/sdb 3 21686148-6449-6E6F-744E-656564454649
 mkfs ext4 /dev/sda1 blocksize:1024
 debug sh 'mkfs.ext4 -q -F -O inline_data -I 256 /dev/sda2'
 mkfs xfs /dev/sda3
@@ -392,10 +412,14 @@ fn make(dir: &Path) {
     let tar = staging.path().join("files.tar");
     guestfish::run(dir, &SCRIPT.replace("{tar}", &tar.display().to_string()));
     let image = dir.join("a.raw");
-    // Boot code: in the MBR, and in the gap behind it.
+    // Boot code: in the MBR, and in the gap behind it; in a partition of its own.
     let file = File::options().write(true).open(&image).unwrap();
     file.write_all_at(b"\xeb\x63boot code", 0).unwrap();
     file.write_all_at(b"and more of it", 1024).unwrap();
+    let file = File::options().write(true).open(dir.join("b.raw")).unwrap();
+    for at in [0, 4096] {
+        file.write_all_at(b"boot code", 43008 * 512 + at).unwrap();
+    }
     for volume in layout::partitions(&image, "/dev/sda") {
         volume.extract(&image, &dir.join(volume.device.trim_start_matches("/dev/")));
     }

@@ -133,6 +133,8 @@ pub struct Inventory {
     pub contents: Vec<Content>,
     /// Members of arrays, physical volumes and their like, by name.
     pub members: Vec<Content>,
+    /// Partitioned devices that hold something besides, as images of hybrid CDs do.
+    pub hybrids: BTreeSet<DeviceNumber>,
     /// Devices that could not be looked at, and why.
     pub troubles: Vec<(String, String)>,
 }
@@ -340,6 +342,9 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
             }
         }
     }
+    let holds = |(number, content): &(DeviceNumber, Content)| content.kind.is_some().then_some(*number);
+    inventory.hybrids =
+        kinds.iter().filter_map(holds).filter(|number| partitioned.contains(number)).collect();
     kinds.retain(|(number, _)| !partitioned.contains(number));
     let contents = kinds.into_iter().map(|(_, content)| content);
     let is_member = |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));

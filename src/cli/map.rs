@@ -105,8 +105,8 @@ pub(super) struct MapOptions {
     /// Map metadata, symbolic links and free space, too
     ///
     /// What is read of a filesystem beside files and directories (superblocks, inode tables, journals, …),
-    /// partition tables, boot code, what LVM, md and LUKS keep for themselves, and swap become objects of
-    /// type `m`, symbolic links `s`, and what is known to be free `u`. Needs the agent.
+    /// partition tables, boot code, what LVM, md, LUKS and BitLocker keep for themselves, and swap become
+    /// objects of type `m`, symbolic links `s`, and what is known to be free `u`. Needs the agent.
     #[arg(long)]
     pub(super) metadata: bool,
 

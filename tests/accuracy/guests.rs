@@ -405,7 +405,7 @@ pub fn dynamic() -> Guest {
         g.disk(116);
         let image: Image = Box::new(move |staging| {
             let images: Vec<PathBuf> = (0..DISKS).map(|n| staging.join(format!("dynamic{n}"))).collect();
-            mastering::dynamic_disks(&images, 116);
+            mastering::dynamic_disks("mbr", &images, 116);
             images[disk].clone()
         });
         g.disks[disk].images.push((image, 0));

@@ -1,20 +1,25 @@
-"""Makes Windows dynamic disks: dynamic_disks.py MIB IMAGE...
+"""Makes Windows dynamic disks: dynamic_disks.py mbr|gpt MIB IMAGE...
 
 No free program makes them; `ldmtool`, which opens them, and Linux (`block/partitions/ldm.c`) are what is
 measured against. The images become disks of one group with a volume of each type, as far as there are disks for
 it: simple, spanned, striped, mirrored, raid5.
 
 A disk has an MBR whose one partition is of type 0x42, a PRIVHEAD in sector 6, and in its last MiB the database: a table of
-contents and records (VBLK) of the group, disks, volumes, components and partitions. All numbers are big-endian.
+contents and records (VBLK) of the group, disks, volumes, components and partitions. With a GPT, the database is a partition, as
+is what the volumes lie in, and the PRIVHEAD is the last sector of the former. All numbers are big-endian.
 """
 
 import struct
+import subprocess
 import sys
 import uuid
 
 SECTOR, MIB = 512, 2048
 DATABASE = 2048
-FIRST = 2048
+FIRST = {"mbr": 2048, "gpt": 4096}
+# What of a disk is behind the volumes, but for the database of one with an MBR: the second GPT.
+BEHIND = {"mbr": 0, "gpt": 2048}
+GPT_DATABASE = 2048
 CHUNK = 128
 GROUP = "group"
 SPACE = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
@@ -106,30 +111,38 @@ class Group:
         data[17 * SECTOR : 17 * SECTOR + len(content)] = content
         return data
 
-    def write(self, path, disk, sectors):
-        config = sectors - DATABASE
-        assert FIRST + self.ends[disk] <= config, "the volumes do not fit"
+    def write(self, path, disk, sectors, style):
+        config = GPT_DATABASE if style == "gpt" else sectors - DATABASE
+        first, end = FIRST[style], sectors - BEHIND[style] - (0 if style == "gpt" else DATABASE)
+        assert first + self.ends[disk] <= end, "the volumes do not fit"
         head = struct.pack(">8sIHH4Q", b"PRIVHEAD", 0, 2, 11, 0, 0, 0, 0)
         head += padded(str(guid(f"Disk{disk + 1}")), 64) + padded(str(guid("host")), 64)
         head += padded(str(guid(GROUP)), 64) + padded(GROUP, 32) + bytes(11)
-        head += struct.pack(">6Q", FIRST, config - FIRST, config, DATABASE, 2, 2046)
+        head += struct.pack(">6Q", first, end - first, config, DATABASE, 2, 2046)
         head = (head + struct.pack(">II2QI", 1, 1, 1482, 224, 0x1234 + disk)).ljust(SECTOR, b"\0")
         data = self.database()
         for sector in (1856, 2047):
             data[sector * SECTOR : (sector + 1) * SECTOR] = head
-        table = struct.pack("<IH", 0x1234 + disk, 0)
-        table += struct.pack("<B3sB3sII", 0, b"\0\x02\0", 0x42, b"\xfe\xff\xff", 63, sectors - 63) + bytes(48)
         with open(path, "r+b") as image:
             image.truncate(sectors * SECTOR)
-            image.seek(440)
-            image.write(table + b"\x55\xaa")
-            image.seek(6 * SECTOR)
-            image.write(head)
+            if style == "mbr":
+                table = struct.pack("<IH", 0x1234 + disk, 0)
+                table += struct.pack("<B3sB3sII", 0, b"\0\x02\0", 0x42, b"\xfe\xff\xff", 63, sectors - 63) + bytes(48)
+                image.seek(440)
+                image.write(table + b"\x55\xaa")
+                image.seek(6 * SECTOR)
+                image.write(head)
             image.seek(config * SECTOR)
             image.write(data)
+        if style == "gpt":
+            table = f"""label: gpt
+                label-id: {guid(f"Disk{disk + 1}")}
+                start={config}, size={DATABASE}, type=5808C8AA-7E8F-42E0-85D2-E1E90434CFB3
+                start={first}, size={end - first}, type=AF9B60A0-1431-4F62-BC68-3311714A69AD"""
+            subprocess.run(["sfdisk", "--quiet", path], input=table, text=True, check=True)
 
 
-def main(size, *images):
+def main(style, size, *images):
     group = Group(len(images))
     group.volume("Simple", 32, [(0, 32)], 2)
     if len(images) > 1:
@@ -140,7 +153,7 @@ def main(size, *images):
     if len(images) > 2:
         group.volume("Raid5", 32, [(0, 16), (1, 16), (2, 16)], 3, columns=3)
     for disk, image in enumerate(images):
-        group.write(image, disk, int(size) * MIB)
+        group.write(image, disk, int(size) * MIB, style)
 
 
 main(*sys.argv[1:])

@@ -42,13 +42,13 @@ pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
 /// What dynamic disks and volumes of BitLocker are made by.
 pub const MAKERS: [&str; 2] = [include_str!("dynamic_disks.py"), include_str!("bitlocker.py")];
 
-/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them.
-pub fn dynamic_disks(images: &[PathBuf], size: u64) {
+/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them. `table`: `mbr` or `gpt`.
+pub fn dynamic_disks(table: &str, images: &[PathBuf], size: u64) {
     images.iter().for_each(|image| drop(File::create(image).unwrap()));
     let maker = images[0].with_extension("py");
     fs::write(&maker, MAKERS[0]).unwrap();
     let size = size.to_string();
-    let words = [maker.as_os_str(), OsStr::new(&size)];
+    let words = [maker.as_os_str(), OsStr::new(table), OsStr::new(&size)];
     tools::run("python3", words.into_iter().chain(images.iter().map(|image| image.as_os_str())));
 }
 

@@ -1,0 +1,74 @@
+//! Headers of encrypted devices.
+
+use super::{Found, SECTOR};
+use crate::probe::device::{Device, Fields};
+
+/// The LUKS1 and LUKS2 on-disk format specifications.
+pub(super) fn luks(device: &Device<'_>) -> Option<Vec<Found>> {
+    /// Of the two copies of a LUKS2 header with its JSON area.
+    const LARGEST: u64 = 4 << 20;
+    let header = device.read(0, 4096)?;
+    if header.get(..6)? != b"LUKS\xba\xbe" {
+        return None;
+    }
+    if header.be16(6)? == 1 {
+        return Some(vec![("[LUKS header]", vec![(0, u64::from(header.be32(104)?) * SECTOR)], true)]);
+    }
+    let size = header.be64(8).filter(|size| (4097..=LARGEST).contains(size))?;
+    let text = device.read(4096, size - 4096)?;
+    let text = text.split(|byte| *byte == 0).next()?;
+    let json: serde_json::Value = serde_json::from_slice(text).ok()?;
+    let offsets = json.get("segments")?.as_object()?.values();
+    let offset = offsets.filter_map(|segment| segment.get("offset")?.as_str()?.parse::<u64>().ok()).min()?;
+    Some(vec![("[LUKS header]", vec![(0, offset)], true)])
+}
+
+/// BitLocker: the boot sector says where the three copies of the metadata are, each of which says that, too, and how many
+/// sectors of the volume's begin have been moved elsewhere to make room for the boot sector ("BitLocker Drive Encryption
+/// (BDE) format specification" of libbde; `lib/bitlk` of cryptsetup). Of Windows 7 and later.
+pub(super) fn bitlocker(device: &Device<'_>) -> Option<Vec<Found>> {
+    /// Of each copy.
+    const SIZE: u64 = 64 << 10;
+    let boot = device.read(0, SECTOR)?;
+    let offsets = match boot.get(3..11)? {
+        b"-FVE-FS-" => 176,
+        // BitLocker To Go, which looks like a FAT to who does not know it.
+        b"MSWIN4.1" => 440,
+        _ => return None,
+    };
+    let copies = [boot.le64(offsets)?, boot.le64(offsets + 8)?, boot.le64(offsets + 16)?];
+    let block = device.read(copies[0], SECTOR)?;
+    let moved = bitlocker_moved(&block, copies)?;
+    let is_there = |at: &u64| device.read(*at, 8).is_some_and(|magic| magic == b"-FVE-FS-");
+    let proved = copies.iter().all(is_there);
+    let copies = copies.map(|at| (at, SIZE)).to_vec();
+    Some(vec![("[BitLocker header]", vec![(0, moved)], proved), ("[BitLocker metadata]", copies, proved)])
+}
+
+/// How many bytes have been moved, by a block of metadata that says that its copies are there.
+fn bitlocker_moved(block: &[u8], copies: [u64; 3]) -> Option<u64> {
+    let said = [block.le64(32)?, block.le64(40)?, block.le64(48)?];
+    let is_valid = block.starts_with(b"-FVE-FS-") && block.le16(10)? == 2 && said == copies;
+    is_valid.then_some(u64::from(block.le32(28)?).max(1) * SECTOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_bitlocker_says_where_its_copies_are() {
+        let copies = [1 << 20, 2 << 20, 3 << 20];
+        let mut block = b"-FVE-FS-\x40\0\x02\0".to_vec();
+        block.resize(512, 0);
+        block[28] = 16;
+        for (at, copy) in [32, 40, 48].into_iter().zip(copies) {
+            block[at..at + 8].copy_from_slice(&u64::to_le_bytes(copy));
+        }
+        assert_eq!(bitlocker_moved(&block, copies), Some(8192));
+        assert_eq!(bitlocker_moved(&block, [1 << 20, 2 << 20, 4 << 20]), None);
+        block[10] = 1;
+        assert_eq!(bitlocker_moved(&block, copies), None);
+        assert_eq!(bitlocker_moved(&block[..40], copies), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! What lies around file systems: partition tables, boot code and what is in no partition, labels and metadata of LVM,
+//! superblocks of md, headers of LUKS and BitLocker, databases of dynamic disks, swap.
+//!
+//! The kernel and LVM have used all of these by now, and the devices that they describe exist. What is read
+//! here is where they begin and end; each is looked for by its magic number.
+
+mod dynamic;
+mod encrypted;
+mod lvm;
+mod md;
+mod partitions;
+
+use super::{Blocks, Put};
+use crate::appliance::Inventory;
+use crate::bmap::{Kind, Marks};
+use crate::probe::ProbeError;
+use crate::probe::device::Device;
+use crate::probe::layout::Layout;
+use crate::probe::survey::Context;
+use crate::range::{DeviceOffset, Range};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+const SECTOR: u64 = 512;
+
+/// A name, and what has it. `true`: its magic number is there, and so is all that it says of itself.
+type Found = (&'static str, Vec<(u64, u64)>, bool);
+
+/// Adds the metadata objects of devices, whose layouts have been proved.
+pub(in crate::probe) fn devices(
+    context: &Context<'_>,
+    inventory: &Inventory,
+    layouts: &HashMap<String, Arc<Layout>>,
+) -> Result<(), ProbeError> {
+    let mut free_extents = None;
+    for block_device in inventory.devices() {
+        let Some(layout) = layouts.get(&block_device.path) else { continue };
+        let device =
+            Device::new(context.appliance, &block_device.path, &block_device.node, block_device.size);
+        let put = Put { context, device: &block_device.path };
+        let all = inventory.contents.iter().chain(&inventory.members);
+        let content =
+            all.filter(|content| content.device == block_device.path).find_map(|c| c.kind.as_deref());
+        let partitions = partitions::partitions(inventory, block_device);
+        let found = match content {
+            _ if !partitions.is_empty() => partitions::tables(&device, &partitions),
+            Some("LVM2_member") => {
+                let free = free_extents.get_or_insert_with(|| lvm::ask_for_free_extents(&device));
+                if let Some(free) = free.get(&block_device.node) {
+                    let free: Blocks = free.iter().copied().collect();
+                    put.blocks(Kind::Free, b"", &free, Marks::empty(), layout)?;
+                }
+                lvm::physical_volume(&device)
+            }
+            Some("linux_raid_member") => md::array_member(&device),
+            Some("crypto_LUKS") => encrypted::luks(&device),
+            Some("BitLocker") => encrypted::bitlocker(&device),
+            Some("swap") => Some(vec![("[swap]", vec![(0, block_device.size)], true)]),
+            _ => None,
+        };
+        let found = found.unwrap_or_default();
+        if !found.is_empty() && !partitions.is_empty() && !inventory.hybrids.contains(&block_device.number) {
+            let free = partitions::unpartitioned(block_device.size, &partitions, &found);
+            put.blocks(Kind::Free, b"", &free, Marks::empty(), layout)?;
+        }
+        for (name, pieces, proved) in found {
+            let inside = pieces.into_iter().filter_map(|(start, length)| {
+                let range = Range::at(DeviceOffset(start), length)?;
+                (range.end.0 <= block_device.size).then_some(range)
+            });
+            let marks = if proved { Marks::empty() } else { Marks::UNVERIFIED };
+            put.blocks(Kind::Metadata, name.as_bytes(), &inside.collect(), marks, layout)?;
+        }
+    }
+    Ok(())
+}
