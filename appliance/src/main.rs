@@ -27,6 +27,7 @@ mod devices;
 mod f2fs;
 mod fiemap;
 mod getfsmap;
+mod kernel_log;
 mod phases;
 mod pieces;
 mod quiet;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<(), Fatal> {
     match arguments {
         ["quiet"] => quiet::run(),
+        ["log"] => kernel_log::run(),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["read", control, sequence, plan] => tagged_read::run(control, sequence.parse()?, plan),
         ["walk", control, sequence, first, order, root, rest @ ..] => {

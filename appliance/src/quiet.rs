@@ -1,6 +1,6 @@
 //! Turns off everything in the appliance that reads what nobody asked for.
 
-use crate::Fatal;
+use crate::{Fatal, kernel_log};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const BLOCK: &str = "/sys/block";
 
 /// Sets the readahead of each block device to zero and its scheduler to `none`, and forgets what is
-/// cached. Must come before the first mount: file systems copy the readahead setting when they are
+/// cached and what the kernel has said. Must come before the first mount: file systems copy the readahead setting when they are
 /// mounted.
 pub(crate) fn run() -> Result<(), Fatal> {
     for device in devices()? {
@@ -18,6 +18,7 @@ pub(crate) fn run() -> Result<(), Fatal> {
         write(&queue.join("read_ahead_kb"), "0")?;
         write(&queue.join("scheduler"), "none").ok();
     }
+    kernel_log::clear()?;
     drop_caches()
 }
 

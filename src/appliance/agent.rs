@@ -4,9 +4,8 @@ use super::{Appliance, CallError};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::Duration;
-use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::inodes::InodeSet;
-use virt_bmap_agent::pairs;
+use virt_bmap_agent::{ReadOrder, pairs};
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
@@ -78,6 +77,14 @@ impl Appliance {
     pub fn start_agent(&self) -> Result<(), AgentError> {
         self.upload(AGENT, AGENT_PATH, 0o755)?;
         self.run("quiet").map(drop)
+    }
+
+    /// What the kernel has said since the last time, or since the agent was started.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn kernel_log(&self) -> Result<String, AgentError> {
+        self.run("log")
     }
 
     /// What the appliance's kernel knows of the guest's block devices, a line each: those that are named,

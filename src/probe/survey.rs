@@ -411,17 +411,23 @@ impl Context<'_> {
     fn note_replay(&self, filesystem: &Content) -> bool {
         /// File systems whose drivers in the kernel replay a journal.
         const JOURNALS: [&str; 8] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2"];
-        /// What they say then.
-        const SAID: &str = "recovery complete|Ending recovery|log replay|recover_(inode|dentry|data): ino";
+        /// What they say then, in lower case.
+        const SAID: [&str; 6] = [
+            "recovery complete",
+            "ending recovery",
+            "log replay",
+            "recover_inode: ino",
+            "recover_dentry: ino",
+            "recover_data: ino",
+        ];
         let kind = filesystem.kind.as_deref().unwrap_or_default();
         if !JOURNALS.contains(&kind) {
             return false;
         }
-        // Cleared, so that the next file system's words are its own.
-        let said = self.appliance.shell(&format!("dmesg -c | grep -Eio '{SAID}|orphan' || true"));
-        let Ok(said) = said else { return false };
-        let was_cleaned = said.lines().any(|line| line.eq_ignore_ascii_case("orphan"));
-        let was_replayed = said.lines().any(|line| !line.eq_ignore_ascii_case("orphan"));
+        let Ok(said) = self.appliance.kernel_log() else { return false };
+        let said = said.to_ascii_lowercase();
+        let was_cleaned = said.contains("orphan");
+        let was_replayed = SAID.iter().any(|words| said.contains(words));
         if was_replayed {
             let what =
                 "it was not unmounted cleanly: its journal has been replayed, and it is mapped as after that";

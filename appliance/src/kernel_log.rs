@@ -1,0 +1,32 @@
+//! What the kernel has said: syslog(2).
+
+use crate::Fatal;
+use std::io::{self, Write as _};
+
+const READ_CLEAR: libc::c_int = 4;
+const CLEAR: libc::c_int = 5;
+const SIZE_BUFFER: libc::c_int = 10;
+
+/// Prints what the kernel has said since the last time.
+pub(crate) fn run() -> Result<(), Fatal> {
+    let mut buffer = vec![0; syslog(SIZE_BUFFER, &mut [])?];
+    let length = syslog(READ_CLEAR, &mut buffer)?;
+    // It repeats what is in a file system's label, for instance; libguestfs wants text.
+    for byte in buffer.iter_mut().filter(|byte| !byte.is_ascii() || **byte == 0) {
+        *byte = b'?';
+    }
+    Ok(io::stdout().write_all(buffer.get(..length).unwrap_or_default())?)
+}
+
+/// Forgets what it has said so far: a boot's words take longer to print than all that follows.
+pub(crate) fn clear() -> Result<(), Fatal> {
+    syslog(CLEAR, &mut []).map(drop)
+}
+
+fn syslog(action: libc::c_int, buffer: &mut [u8]) -> Result<usize, Fatal> {
+    let room = libc::c_int::try_from(buffer.len())?;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes at most `room` bytes into the buffer, which has as many.
+    let result = unsafe { libc::klogctl(action, buffer.as_mut_ptr().cast(), room) };
+    Ok(usize::try_from(result).map_err(|_| io::Error::last_os_error())?)
+}
