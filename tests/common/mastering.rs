@@ -33,6 +33,41 @@ pub fn hfsplus(root: &Path, image: &Path, size: u64) {
     fs::write(image, &filesystem).unwrap();
 }
 
+/// Makes an HFS+ filesystem of `size` bytes that can be written to, with most of it free. What xorriso makes is locked and full:
+/// its bitmap says of so many more blocks that they are free.
+pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
+    hfsplus(root, image, size);
+    let mut bytes = fs::read(image).unwrap();
+    let (header, end) = (1024, bytes.len() - 1024);
+    let field = |at: usize| u32::from_be_bytes(bytes[header + at..][..4].try_into().unwrap());
+    let (attributes, block, old, bitmap) = (field(4), field(40), field(44), field(128));
+    let blocks = (size / u64::from(block)) as u32;
+    assert!(
+        blocks <= block * 8 && field(124) == 1 && field(52) < old,
+        "the bitmap must stay in its one block"
+    );
+    let set = |bytes: &mut Vec<u8>, at: usize, value: u32| {
+        bytes[header + at..][..4].copy_from_slice(&value.to_be_bytes());
+    };
+    // No software lock; the bitmap has another length, and the catalog grows in few pieces.
+    set(&mut bytes, 4, attributes & !0x8000);
+    set(&mut bytes, 44, blocks);
+    set(&mut bytes, 116, blocks.div_ceil(8));
+    set(&mut bytes, 280, 64 << 10);
+    let bits = bitmap as usize * block as usize;
+    bytes[bits..][..block as usize].fill(0);
+    // The last but one block of before, the bitmap, is in use; the last one was the second header's.
+    let used = (0..old - 1).chain([blocks - 1]).inspect(|n| assert!(*n < blocks));
+    let used = used.fold(0, |count, n| {
+        bytes[bits + n as usize / 8] |= 0x80 >> (n % 8);
+        count + 1
+    });
+    set(&mut bytes, 48, blocks - used);
+    let copy = bytes[header..header + 512].to_vec();
+    bytes[end..end + 512].copy_from_slice(&copy);
+    fs::write(image, &bytes).unwrap();
+}
+
 /// Makes a squashfs with these options of `mksquashfs`.
 pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
     let options = options.iter().copied().chain(["-quiet"]).map(OsStr::new);

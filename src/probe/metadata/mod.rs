@@ -13,6 +13,7 @@ mod exfat;
 mod ext;
 mod f2fs;
 mod fat;
+mod hfsplus;
 mod ntfs;
 mod volumes;
 mod xfs;
@@ -195,6 +196,7 @@ pub(super) fn filesystem(
         "vfat" => fat::tell(&mut facts, &mut device, &read),
         "exfat" => exfat::tell(&mut facts, &mut device, &read),
         "ntfs" => ntfs::tell(&mut facts, &mut device),
+        "hfsplus" => hfsplus::tell(&mut facts, &mut device, &read),
         _ => {}
     }
     put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;
