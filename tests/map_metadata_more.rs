@@ -1,4 +1,4 @@
-//! `--metadata` of HFS+: what is said to be free is what others say, and the raw disks: no sector of a file that is there, and every
+//! `--metadata` of HFS+ and nilfs2: what is said to be free is what others say, and the raw disks: no sector of a file that is there, and every
 //! sector that is left of one that was deleted.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
@@ -11,7 +11,7 @@ use common::tools::needs;
 use common::{cache, guestfish, mastering, oracle_pattern, special, tools};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use virt_bmap::bmap::{self, Kind, Map, ObjectName};
@@ -22,14 +22,16 @@ const MIB: u64 = 1 << 20;
 const FIRST: RangeInclusive<u32> = 1..=180;
 const THEN: RangeInclusive<u32> = 500..=520;
 
-const DISKS: [&str; 1] = ["hfsplus"];
+const DISKS: [&str; 2] = ["hfsplus", "nilfs2"];
 
 /// Makes the files.
 const SCRIPT: &str = r#"debug-upload {staged}/first.tar /tmp/first.tar 0600
 debug-upload {staged}/then.tar /tmp/then.tar 0600
 debug-upload {staged}/fill.sh /tmp/fill.sh 0700
-debug sh 'mkdir /t'
+debug sh 'mkfs.nilfs2 -q -f -B 16 /dev/sdb >&2 && mkdir /t'
 debug sh 'mount -t hfsplus /dev/sda /t && sh /tmp/fill.sh >&2'
+debug sh 'mount -i -t nilfs2 /dev/sdb /t && sh /tmp/fill.sh >&2'
+debug sh 'mount -i -t nilfs2 -o ro /dev/sdb /t && lssu -a /dev/sdb'
 "#;
 
 /// Has the filesystem in many pieces.
@@ -62,6 +64,7 @@ fn what_is_not_in_use_is_free() {
     let views: Vec<View<'_>> =
         (1..).zip(&disks).map(|(disk, image)| View { map: &map, disk, image }).collect();
     hfsplus(&views[0]);
+    nilfs2(&views[1]);
     for view in &views {
         view.is_as_the_disk_says();
     }
@@ -82,6 +85,26 @@ fn hfsplus(view: &View<'_>) {
         // The first node is the tree's header.
         assert_eq!(view.read(&view.named(name)[0])[8], 1, "{name}");
     }
+}
+
+/// By its table of segments, which nilfs-tools list: those without any flag are clean.
+fn nilfs2(view: &View<'_>) {
+    const SEGMENT: u64 = 16 * 4096;
+    let said = fs::read_to_string(view.image.with_file_name("lssu")).unwrap();
+    let lines = said.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [number, _, _, flags, _] = words[..] else { return None };
+        Some((number.parse::<u64>().ok()?, flags))
+    });
+    let segments: Vec<(u64, &str)> = lines.collect();
+    assert_eq!(segments.len() as u64, view.size() / SEGMENT - 1, "{said}");
+    let clean = segments.iter().filter(|(_, flags)| *flags == "---");
+    let clean = normalise(clean.map(|(number, _)| number * SEGMENT..(number + 1) * SEGMENT));
+    assert_eq!(view.free(), clean);
+    assert!(bytes(&clean) > 10 * MIB && clean.len() > 1, "{clean:?}");
+    view.leaves_nothing_out(0..segments.len() as u64 * SEGMENT);
+    let superblocks = view.named("[superblocks]");
+    assert_eq!(superblocks, [1024..2048, view.size() - 4096..view.size() - 3072]);
 }
 
 fn free_by_sleuthkit(image: &Path, unit: u64) -> Vec<Range> {
@@ -154,6 +177,7 @@ impl View<'_> {
         let mut there = 0;
         for (id, places) in self.patterns() {
             if self.has(id) {
+                // nilfs2 keeps what was there before.
                 assert_eq!(intersection(&places, &free), [], "{device}: {}", name(id));
                 there += 1;
             }
@@ -201,9 +225,11 @@ fn make(dir: &Path) {
     fs::write(at("tree/some"), "of before").unwrap();
     let disk = |name: &str| dir.join(format!("{name}.raw"));
     mastering::hfsplus_with_room(&at("tree"), &disk("hfsplus"), 24 * MIB);
+    File::create(disk("nilfs2")).unwrap().set_len(40 * MIB).unwrap();
     let add = DISKS.map(|name| format!("add {name}.raw format:raw\n")).concat();
     let script = SCRIPT.replace("{staged}", &staging.path().display().to_string());
-    guestfish::run(dir, &format!("{add}run\n{script}shutdown\n"));
+    let said = guestfish::run(dir, &format!("{add}run\n{script}shutdown\n"));
+    fs::write(dir.join("lssu"), said).unwrap();
 }
 
 /// Packs patterned files.

@@ -28,6 +28,7 @@ mod f2fs;
 mod fiemap;
 mod getfsmap;
 mod kernel_log;
+mod nilfs2;
 mod phases;
 mod pieces;
 mod quiet;

@@ -4,7 +4,7 @@
 use super::batches::block_device;
 use super::{FUSE, Walker, object};
 use crate::reader::OpenFile;
-use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap};
+use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, openat,
@@ -134,6 +134,10 @@ impl Walker {
             f2fs::MAGIC => {
                 let (path, device) = block_device(self.device, OFlags::empty()).ok_or(Errno::NODEV)?;
                 f2fs::spaces(&path, device)
+            }
+            nilfs2::MAGIC => {
+                let (_, device) = block_device(self.device, OFlags::empty()).ok_or(Errno::NODEV)?;
+                nilfs2::spaces(root, device)
             }
             _ => getfsmap::spaces(root, self.device),
         });

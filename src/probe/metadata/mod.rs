@@ -14,6 +14,7 @@ mod ext;
 mod f2fs;
 mod fat;
 mod hfsplus;
+mod nilfs2;
 mod ntfs;
 mod volumes;
 mod xfs;
@@ -196,6 +197,7 @@ pub(super) fn filesystem(
         "vfat" => fat::tell(&mut facts, &mut device, &read),
         "exfat" => exfat::tell(&mut facts, &mut device, &read),
         "ntfs" => ntfs::tell(&mut facts, &mut device),
+        "nilfs2" => nilfs2::tell(&mut facts, &mut device),
         "hfsplus" => hfsplus::tell(&mut facts, &mut device, &read),
         _ => {}
     }
