@@ -1,4 +1,4 @@
-//! `--metadata` of HFS+ and nilfs2: what is said to be free is what others say, and the raw disks: no sector of a file that is there, and every
+//! `--metadata` of HFS+, nilfs2 and UDF: what is said to be free is what others say, and the raw disks: no sector of a file that is there, and every
 //! sector that is left of one that was deleted.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
@@ -22,7 +22,7 @@ const MIB: u64 = 1 << 20;
 const FIRST: RangeInclusive<u32> = 1..=180;
 const THEN: RangeInclusive<u32> = 500..=520;
 
-const DISKS: [&str; 2] = ["hfsplus", "nilfs2"];
+const DISKS: [&str; 4] = ["hfsplus", "nilfs2", "udf", "udf-2k"];
 
 /// Makes the files.
 const SCRIPT: &str = r#"debug-upload {staged}/first.tar /tmp/first.tar 0600
@@ -31,6 +31,8 @@ debug-upload {staged}/fill.sh /tmp/fill.sh 0700
 debug sh 'mkfs.nilfs2 -q -f -B 16 /dev/sdb >&2 && mkdir /t'
 debug sh 'mount -t hfsplus /dev/sda /t && sh /tmp/fill.sh >&2'
 debug sh 'mount -i -t nilfs2 /dev/sdb /t && sh /tmp/fill.sh >&2'
+debug sh 'mount -t udf /dev/sdc /t && sh /tmp/fill.sh >&2'
+debug sh 'mount -t udf /dev/sdd /t && sh /tmp/fill.sh >&2'
 debug sh 'mount -i -t nilfs2 -o ro /dev/sdb /t && lssu -a /dev/sdb'
 "#;
 
@@ -49,7 +51,7 @@ umount /t
 
 #[test]
 fn what_is_not_in_use_is_free() {
-    needs!("guestfish", "tar", "xorriso", "blkls");
+    needs!("guestfish", "tar", "xorriso", "blkls", "mkudffs", "udfinfo");
     let sources = (SCRIPT, FILL, include_str!("map_metadata_more.rs"), include_str!("common/mastering.rs"));
     let dir = cache::directory("metadata-more", &cache::key(sources), make);
     let disks = DISKS.map(|name| dir.join(format!("{name}.raw")));
@@ -68,7 +70,11 @@ fn what_is_not_in_use_is_free() {
     for view in &views {
         view.is_as_the_disk_says();
     }
-    views[0].has_what_is_left_of_files();
+    udf(&views[2], 512);
+    udf(&views[3], 2048);
+    for view in [&views[0], &views[2], &views[3]] {
+        view.has_what_is_left_of_files();
+    }
 }
 
 fn hfsplus(view: &View<'_>) {
@@ -105,6 +111,34 @@ fn nilfs2(view: &View<'_>) {
     view.leaves_nothing_out(0..segments.len() as u64 * SEGMENT);
     let superblocks = view.named("[superblocks]");
     assert_eq!(superblocks, [1024..2048, view.size() - 4096..view.size() - 3072]);
+}
+
+/// By udfinfo, which tells where the parts of a volume are and counts what is free. Which blocks those are the patterns tell.
+fn udf(view: &View<'_>, block: u64) {
+    let size = format!("--blocksize={block}");
+    let said = tools::run("udfinfo", [OsStr::new(&size), view.image.as_os_str()]);
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let free = said.lines().find_map(|line| line.strip_prefix("freeblocks=")).unwrap();
+    assert_eq!(bytes(&view.free()), free.parse::<u64>().unwrap() * block, "{said}");
+    let parts = |kind: &str| {
+        let places = said.lines().filter_map(|line| {
+            let (place, named) = line.strip_prefix("start=")?.split_once(", type=")?;
+            let (start, count) = place.split_once(", blocks=").unwrap();
+            let (start, count): (u64, u64) = (start.parse().unwrap(), count.parse().unwrap());
+            (named == kind).then_some(start * block..(start + count) * block)
+        });
+        normalise(places)
+    };
+    let partition = parts("PSPACE");
+    assert_eq!(difference(&view.free(), &partition), []);
+    view.leaves_nothing_out(partition[0].clone());
+    assert_eq!(view.named("[volume recognition sequence]"), parts("VRS"));
+    assert_eq!(view.named("[anchors]"), parts("ANCHOR"));
+    let descriptors = normalise([parts("MVDS"), parts("RVDS")].concat());
+    assert_eq!(view.named("[volume descriptors]"), descriptors);
+    assert_eq!(difference(&parts("LVID"), &view.named("[integrity descriptors]")), []);
+    // Its tag.
+    assert_eq!(view.read(&view.named("[space bitmap]")[0])[..2], 264u16.to_le_bytes());
 }
 
 fn free_by_sleuthkit(image: &Path, unit: u64) -> Vec<Range> {
@@ -226,6 +260,8 @@ fn make(dir: &Path) {
     let disk = |name: &str| dir.join(format!("{name}.raw"));
     mastering::hfsplus_with_room(&at("tree"), &disk("hfsplus"), 24 * MIB);
     File::create(disk("nilfs2")).unwrap().set_len(40 * MIB).unwrap();
+    mastering::udf(&disk("udf"), 24 * MIB, 512);
+    mastering::udf(&disk("udf-2k"), 24 * MIB, 2048);
     let add = DISKS.map(|name| format!("add {name}.raw format:raw\n")).concat();
     let script = SCRIPT.replace("{staged}", &staging.path().display().to_string());
     let said = guestfish::run(dir, &format!("{add}run\n{script}shutdown\n"));

@@ -468,7 +468,7 @@ pub fn foreign() -> Guest {
     g.tools.push("mkudffs");
     let image: Image = Box::new(|staging| {
         let image = staging.join("udf.image");
-        mastering::udf(&image, 64 * MIB);
+        mastering::udf(&image, 64 * MIB, 512);
         image
     });
     g.disks[0].images.push((image, (1 + 64 + 24 + 64 + 64 + 64 + 192 + 48 + 192) * MIB));

@@ -98,10 +98,12 @@ pub fn bitlocker(image: &Path, size: u64, password: &str) {
     tools::output(python.arg(&maker).arg(image).args(["0", &size, password]));
 }
 
-/// Makes an empty UDF filesystem of `size` bytes.
-pub fn udf(image: &Path, size: u64) {
+/// Makes an empty UDF filesystem of `size` bytes, in blocks of so many, which looks like no partitioned disk.
+pub fn udf(image: &Path, size: u64, block: u64) {
     File::create(image).unwrap().set_len(size).unwrap();
-    tools::run("mkudffs", ["--media-type=hd".as_ref(), "--blocksize=512".as_ref(), image.as_os_str()]);
+    let block = format!("--blocksize={block}");
+    let options = ["--media-type=hd", "--bootarea=erase", &block].map(OsStr::new);
+    tools::run("mkudffs", options.into_iter().chain([image.as_os_str()]));
 }
 
 fn xorriso(options: &[&str], root: &Path, image: &Path) {

@@ -53,7 +53,7 @@ pub const PARTS: [Part; 25] = [
     part("iso9660", 4, Here(mastering::iso)),
     part("squashfs", 4, Here(|root, image| mastering::squashfs(root, image, &[]))),
     part("hfsplus", 4, Here(|root, image| mastering::hfsplus(root, image, 4 * MIB))),
-    part("udf", 8, Here(|_, image| mastering::udf(image, 8 * MIB))),
+    part("udf", 8, Here(|_, image| mastering::udf(image, 8 * MIB, 512))),
     part("jfs", 16, Appliance("mkfs.jfs -q", "-t jfs")),
     part("nilfs2", 32, Appliance("mkfs.nilfs2 -q -f -B 16", "-i -t nilfs2")),
     part("swap", 4, Layer("mkswap -q DEVICE >/dev/null", "")),

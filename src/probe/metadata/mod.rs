@@ -16,6 +16,7 @@ mod fat;
 mod hfsplus;
 mod nilfs2;
 mod ntfs;
+mod udf;
 mod volumes;
 mod xfs;
 
@@ -197,6 +198,7 @@ pub(super) fn filesystem(
         "vfat" => fat::tell(&mut facts, &mut device, &read),
         "exfat" => exfat::tell(&mut facts, &mut device, &read),
         "ntfs" => ntfs::tell(&mut facts, &mut device),
+        "udf" => udf::tell(&mut facts, &mut device, &read),
         "nilfs2" => nilfs2::tell(&mut facts, &mut device),
         "hfsplus" => hfsplus::tell(&mut facts, &mut device, &read),
         _ => {}

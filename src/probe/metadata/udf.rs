@@ -1,0 +1,141 @@
+//! UDF: the kernel tells nothing of it, but its descriptors say where things are, and in the plain case where there is a bitmap of
+//! the blocks that are free (ECMA-167, 3rd edition, part 4; "Universal Disk Format Specification", OSTA).
+
+mod volume;
+
+use super::{Blocks, Facts, units};
+use crate::probe::device::{Device, Fields};
+use crate::range::{DeviceOffset, Range};
+use volume::{Volume, descriptor};
+
+/// Largest bitmap that is looked at: of 2³⁰ blocks.
+const LARGEST: u64 = 128 << 20;
+
+/// Bytes of a space bitmap descriptor in front of its bitmap (4/14.12), and its tag.
+const BITMAP_HEAD: u64 = 24;
+const SPACE_BITMAP: u16 = 264;
+
+/// Has bytes read, by their place and number.
+type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
+
+pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+    let of_device = |at, length| device.read(at, length);
+    let Some(volume) = Volume::find(&of_device) else { return };
+    let is_read = |range: &Range<DeviceOffset>| read.overlap(*range).next().is_some();
+    facts.name("[volume recognition sequence]", recognition(&of_device, volume.block), true);
+    let last = (device.size / volume.block).saturating_sub(1);
+    let is_anchor = |number: &u64| {
+        descriptor(&of_device, volume.block, *number).is_some_and(|(tag, _)| tag == volume::ANCHOR)
+    };
+    let anchors = [volume::ANCHOR_BLOCK, last.saturating_sub(256), last].into_iter().filter(is_anchor);
+    facts.name("[anchors]", units(anchors, 0, volume.block).iter(), true);
+    for (name, ranges) in
+        [("[volume descriptors]", &volume.sequences), ("[integrity descriptors]", &volume.integrity)]
+    {
+        for range in ranges.iter().filter(|range| range.end.0 <= device.size) {
+            facts.name(name, [*range], is_read(range));
+        }
+    }
+    if volume.partition.end.0 <= device.size
+        && let Some(bitmap) = volume.bitmap
+    {
+        let found = space_bitmap(&of_device, &volume, bitmap);
+        facts.name("[space bitmap]", [bitmap], found.is_some());
+        // What was not unmounted cleanly may have a bitmap of before.
+        facts.free = found.filter(|_| volume.is_closed);
+    }
+    if facts.free.is_some() {
+        facts.whole.insert(volume.partition);
+    }
+}
+
+/// The descriptors that say which kind of filesystem this is (2/8.3), of 2 KiB each, or a block.
+fn recognition(read: Read<'_>, block: u64) -> Option<Range<DeviceOffset>> {
+    const START: u64 = 32768;
+    const MOST: u64 = 64;
+    const KINDS: [&[u8]; 7] = [b"BEA01", b"BOOT2", b"CD001", b"CDW02", b"NSR02", b"NSR03", b"TEA01"];
+    let size = block.max(2048);
+    let is_one = |number: &u64| {
+        read(START + number * size, 6)
+            .is_some_and(|bytes| bytes.get(1..6).is_some_and(|id| KINDS.contains(&id)))
+    };
+    let count = (0..MOST).take_while(is_one).count() as u64;
+    (count > 0).then(|| Range::new(START, START + count * size))
+}
+
+/// What is free by the bitmap here: its bits are set, the lowest of each byte first.
+fn space_bitmap(read: Read<'_>, volume: &Volume, place: Range<DeviceOffset>) -> Option<Blocks> {
+    let head = read(place.start.0, BITMAP_HEAD)?;
+    // Its place is counted from the partition's start.
+    let number = (place.start.0 - volume.partition.start.0) / volume.block;
+    if volume::tag(&head, number)? != SPACE_BITMAP {
+        return None;
+    }
+    let blocks = u64::from(head.le32(16)?).min(volume.partition.len() / volume.block);
+    let length = blocks.div_ceil(8);
+    if length > u64::from(head.le32(20)?) || length > LARGEST || BITMAP_HEAD + length > place.len() {
+        return None;
+    }
+    let bits = read(place.start.0 + BITMAP_HEAD, length)?;
+    let is_free =
+        |block: &u64| bits.get((block / 8) as usize).is_some_and(|bits| bits >> (block % 8) & 1 != 0);
+    Some(units((0..blocks).filter(is_free), volume.partition.start.0, volume.block))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use volume::tests::{put, reader};
+
+    fn volume() -> Volume {
+        let range = |first: u64, end: u64| Range::new(first * 512, end * 512);
+        Volume {
+            block: 512,
+            sequences: Vec::new(),
+            integrity: Vec::new(),
+            partition: range(10, 40),
+            bitmap: Some(range(12, 13)),
+            is_closed: true,
+        }
+    }
+
+    /// The bitmap of [`volume`].
+    fn disk() -> Vec<u8> {
+        let mut disk = vec![0; 40 * 512];
+        disk[12 * 512 + 16] = 30;
+        disk[12 * 512 + 20] = 4;
+        disk[12 * 512 + 24..][..4].copy_from_slice(&[0b1000_0000, 1, 0, 0xff]);
+        put(&mut disk, 12 * 512, SPACE_BITMAP, 2);
+        disk
+    }
+
+    #[test]
+    fn set_bits_are_free_blocks() {
+        let volume = volume();
+        let of = |disk: &[u8]| space_bitmap(&reader(disk), &volume, volume.bitmap?);
+        let free = of(&disk()).unwrap();
+        let free: Vec<_> = free.iter().map(|range| (range.start.0 / 512, range.end.0 / 512)).collect();
+        // The bits behind the last block count for nothing.
+        assert_eq!(free, [(17, 19), (34, 40)]);
+        // Another tag, a wrong sum, another place, a bitmap that is too short, and one that has no room.
+        for (at, byte) in [(0, 9), (4, 0), (12, 3), (20, 3)] {
+            let mut disk = disk();
+            disk[12 * 512 + at] = byte;
+            assert!(of(&disk).is_none(), "{at}");
+        }
+        let short = Range::new(12 * 512, 12 * 512 + 26);
+        assert!(space_bitmap(&reader(&disk()), &volume, short).is_none());
+        assert!(of(&disk()[..12 * 512 + 26]).is_none());
+    }
+
+    #[test]
+    fn the_recognition_sequence_ends_where_nothing_is_known() {
+        let mut disk = vec![0; 64 << 10];
+        for (number, kind) in [b"BEA01", b"NSR03", b"TEA01"].into_iter().enumerate() {
+            disk[32768 + number * 2048 + 1..][..5].copy_from_slice(kind);
+        }
+        assert_eq!(recognition(&reader(&disk), 512), Some(Range::new(32768, 32768 + 3 * 2048)));
+        assert_eq!(recognition(&reader(&disk), 4096), Some(Range::new(32768, 32768 + 2 * 4096)));
+        assert_eq!(recognition(&reader(&disk[..32768]), 512), None);
+    }
+}
