@@ -1,4 +1,4 @@
-//! `--metadata` of HFS+, nilfs2 and UDF: what is said to be free is what others say, and the raw disks: no sector of a file that is there, and every
+//! `--metadata` of HFS+, nilfs2, UDF and JFS: what is said to be free is what others say, and the raw disks: no sector of a file that is there, and every
 //! sector that is left of one that was deleted.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
@@ -22,17 +22,18 @@ const MIB: u64 = 1 << 20;
 const FIRST: RangeInclusive<u32> = 1..=180;
 const THEN: RangeInclusive<u32> = 500..=520;
 
-const DISKS: [&str; 4] = ["hfsplus", "nilfs2", "udf", "udf-2k"];
+const DISKS: [&str; 5] = ["hfsplus", "nilfs2", "udf", "udf-2k", "jfs"];
 
 /// Makes the files.
 const SCRIPT: &str = r#"debug-upload {staged}/first.tar /tmp/first.tar 0600
 debug-upload {staged}/then.tar /tmp/then.tar 0600
 debug-upload {staged}/fill.sh /tmp/fill.sh 0700
-debug sh 'mkfs.nilfs2 -q -f -B 16 /dev/sdb >&2 && mkdir /t'
+debug sh 'mkfs.nilfs2 -q -f -B 16 /dev/sdb >&2 && mkfs.jfs -q /dev/sde >&2 && mkdir /t'
 debug sh 'mount -t hfsplus /dev/sda /t && sh /tmp/fill.sh >&2'
 debug sh 'mount -i -t nilfs2 /dev/sdb /t && sh /tmp/fill.sh >&2'
 debug sh 'mount -t udf /dev/sdc /t && sh /tmp/fill.sh >&2'
 debug sh 'mount -t udf /dev/sdd /t && sh /tmp/fill.sh >&2'
+debug sh 'mount -t jfs /dev/sde /t && dd if=/dev/zero of=/t/big bs=1M count=40 2>&1 && sh /tmp/fill.sh >&2'
 debug sh 'mount -i -t nilfs2 -o ro /dev/sdb /t && lssu -a /dev/sdb'
 "#;
 
@@ -43,7 +44,7 @@ tar --no-same-owner -xf /tmp/first.tar
 sync
 for d in 0 1 2; do for i in $(seq $d 3 180); do case $d in 0) ;; *) rm -f d$((i % 7))/f$i ;; esac; done; sync; done
 tar --no-same-owner -xf /tmp/then.tar
-rm -f d*/f5?? d0/f3*
+rm -f d*/f5?? d0/f3* big
 sync
 cd /
 umount /t
@@ -51,7 +52,7 @@ umount /t
 
 #[test]
 fn what_is_not_in_use_is_free() {
-    needs!("guestfish", "tar", "xorriso", "blkls", "mkudffs", "udfinfo");
+    needs!("guestfish", "tar", "xorriso", "blkls", "mkudffs", "udfinfo", "jfs_fsck");
     let sources = (SCRIPT, FILL, include_str!("map_metadata_more.rs"), include_str!("common/mastering.rs"));
     let dir = cache::directory("metadata-more", &cache::key(sources), make);
     let disks = DISKS.map(|name| dir.join(format!("{name}.raw")));
@@ -72,7 +73,8 @@ fn what_is_not_in_use_is_free() {
     }
     udf(&views[2], 512);
     udf(&views[3], 2048);
-    for view in [&views[0], &views[2], &views[3]] {
+    jfs(&views[4]);
+    for view in [&views[0], &views[2], &views[3], &views[4]] {
         view.has_what_is_left_of_files();
     }
 }
@@ -97,7 +99,9 @@ fn hfsplus(view: &View<'_>) {
 fn nilfs2(view: &View<'_>) {
     const SEGMENT: u64 = 16 * 4096;
     let said = fs::read_to_string(view.image.with_file_name("lssu")).unwrap();
-    let lines = said.lines().filter_map(|line| {
+    // Makers of filesystems have said something before.
+    let (_, table) = said.split_once("SEGNUM").unwrap();
+    let lines = table.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [number, _, _, flags, _] = words[..] else { return None };
         Some((number.parse::<u64>().ok()?, flags))
@@ -139,6 +143,35 @@ fn udf(view: &View<'_>, block: u64) {
     assert_eq!(difference(&parts("LVID"), &view.named("[integrity descriptors]")), []);
     // Its tag.
     assert_eq!(view.read(&view.named("[space bitmap]")[0])[..2], 264u16.to_le_bytes());
+}
+
+/// By jfs_fsck, which compares the map with the files and counts what is free. Which blocks those are the patterns tell.
+fn jfs(view: &View<'_>) {
+    const BLOCK: u64 = 4096;
+    let said =
+        tools::run("jfs_fsck", ["-n", "-v"].map(OsStr::new).into_iter().chain([view.image.as_os_str()]));
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("Filesystem is clean."), "{said}");
+    let number = |name: &str| -> u64 {
+        let line = said.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{said}"));
+        line.trim().parse().unwrap()
+    };
+    assert_eq!(bytes(&view.free()), number("Free block count:") * BLOCK, "{said}");
+    let (log, work) = (view.named("[journal]"), view.named("[fsck work area]"));
+    let end = number("Block count:") * BLOCK;
+    // The map is of all but these two, with which the volume ends.
+    assert_eq!((work[0].end, log[0].end), (log[0].start, end));
+    view.leaves_nothing_out(0..end);
+    for superblock in view.named("[superblocks]") {
+        assert!(view.read(&superblock).starts_with(b"JFS1"));
+    }
+    let map = view.named("[block allocation map]");
+    // How many blocks it is of, and how many of them are free.
+    let words = [work[0].start / BLOCK, number("Free block count:")].map(u64::to_le_bytes).concat();
+    assert!(view.read(&map[0]).starts_with(&words));
+    // Files lie in more than one of the map's pages.
+    let is_far = |places: &Vec<Range>| places.iter().any(|range| range.start > 8192 * BLOCK);
+    assert!(view.patterns().iter().any(|(id, places)| view.has(*id) && is_far(places)));
 }
 
 fn free_by_sleuthkit(image: &Path, unit: u64) -> Vec<Range> {
@@ -262,6 +295,7 @@ fn make(dir: &Path) {
     File::create(disk("nilfs2")).unwrap().set_len(40 * MIB).unwrap();
     mastering::udf(&disk("udf"), 24 * MIB, 512);
     mastering::udf(&disk("udf-2k"), 24 * MIB, 2048);
+    File::create(disk("jfs")).unwrap().set_len(200 * MIB).unwrap();
     let add = DISKS.map(|name| format!("add {name}.raw format:raw\n")).concat();
     let script = SCRIPT.replace("{staged}", &staging.path().display().to_string());
     let said = guestfish::run(dir, &format!("{add}run\n{script}shutdown\n"));

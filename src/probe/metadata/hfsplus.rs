@@ -44,10 +44,11 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
         facts.name(name, extents, is_read);
     }
     if let Some(block) = volume.journal {
-        let about = device.read(block.start.0, 52);
-        facts.name("[journal]", [block], about.is_some());
-        let journal = about.and_then(|about| volume.journal(&about));
-        journal.into_iter().for_each(|range| facts.name("[journal]", [range], false));
+        let journal = device.read(block.start.0, 52).and_then(|about| volume.journal(&about));
+        let begins = |range: Range<DeviceOffset>| device.read(range.start.0, 4);
+        // In either order, by the machine that made it.
+        let is_one = journal.and_then(begins).is_some_and(|magic| magic == *b"JNLx" || magic == *b"xLNJ");
+        facts.name("[journal]", [block].into_iter().chain(journal), is_one);
     }
     let _ = tell_free(facts, device, &volume, &header);
 }

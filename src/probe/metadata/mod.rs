@@ -14,6 +14,7 @@ mod ext;
 mod f2fs;
 mod fat;
 mod hfsplus;
+mod jfs;
 mod nilfs2;
 mod ntfs;
 mod udf;
@@ -198,7 +199,8 @@ pub(super) fn filesystem(
         "vfat" => fat::tell(&mut facts, &mut device, &read),
         "exfat" => exfat::tell(&mut facts, &mut device, &read),
         "ntfs" => ntfs::tell(&mut facts, &mut device),
-        "udf" => udf::tell(&mut facts, &mut device, &read),
+        "udf" => udf::tell(&mut facts, &mut device),
+        "jfs" => jfs::tell(&mut facts, &mut device, &read),
         "nilfs2" => nilfs2::tell(&mut facts, &mut device),
         "hfsplus" => hfsplus::tell(&mut facts, &mut device, &read),
         _ => {}

@@ -18,10 +18,9 @@ const SPACE_BITMAP: u16 = 264;
 /// Has bytes read, by their place and number.
 type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
     let of_device = |at, length| device.read(at, length);
     let Some(volume) = Volume::find(&of_device) else { return };
-    let is_read = |range: &Range<DeviceOffset>| read.overlap(*range).next().is_some();
     facts.name("[volume recognition sequence]", recognition(&of_device, volume.block), true);
     let last = (device.size / volume.block).saturating_sub(1);
     let is_anchor = |number: &u64| {
@@ -33,7 +32,8 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
         [("[volume descriptors]", &volume.sequences), ("[integrity descriptors]", &volume.integrity)]
     {
         for range in ranges.iter().filter(|range| range.end.0 <= device.size) {
-            facts.name(name, [*range], is_read(range));
+            let first = descriptor(&of_device, volume.block, range.start.0 / volume.block);
+            facts.name(name, [*range], first.is_some());
         }
     }
     if volume.partition.end.0 <= device.size
