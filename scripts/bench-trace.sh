@@ -4,11 +4,11 @@
 #
 #   file      nbdkit file
 #   lines     trace, with a map of 66,425 lines, which is how long the original's example of a Fedora guest is
-#   ranges    trace, with a map of 1,000,000 ranges of 512 bytes: eight in each 4 KiB
+#   ranges    trace, with a map of 1,000,000 ranges of 4 KiB: every block is another file's, and none is larger
 #   plugin    nbdkit with our plugin and the map of 66,425 lines; it writes the log before it answers
 #
 # Runs alternate, and the fastest of RUNS (5) of each counts: what else a machine does can only slow a run down. Each
-# reads MIB (128) of an image of 512 MiB that is in memory. With one request at a time all is waiting to be woken,
+# reads MIB (128) of the first 512 MiB of an image, which are in memory. With one request at a time all is waiting to be woken,
 # which depends on whether client and server are on one processor or on two: so both are measured, pinned. Printed
 # are milliseconds as fio counts them, and by how many percent each takes longer than `nbdkit file`; then the server's
 # processor time for the same, that for the log included, which depends less on what else the machine does.
@@ -42,15 +42,16 @@ trap 'stop; rm -rf "$directory"' EXIT
 cd "$directory"
 
 head -c 512M /dev/urandom >image.raw
+truncate -s 4G image.raw
 # COUNT ranges of BYTES bytes, each a file's, from the disk's beginning; the rest, a range more, is nobody's.
 map() {
     awk -v count="$1" -v bytes="$2" 'BEGIN {
         for (i = 0; i < count; i++) printf "1 %x %x f /dev/sda1 /usr/share/%d/%d\n", i * bytes, (i + 1) * bytes, i / 100, i
-        printf "1 %x 20000000 v /dev/sda\n", count * bytes
+        printf "1 %x 100000000 v /dev/sda\n", count * bytes
     }'
 }
 map 66424 8082 >lines.bmap
-map 999999 512 >ranges.bmap
+map 999999 4096 >ranges.bmap
 
 # Starts the server $1 on processor $2, and notes its URI.
 start() {
@@ -114,7 +115,7 @@ head_of() {
     echo '|---|--:|--:|--:|--:|'
 }
 
-cat image.raw >/dev/null
+head -c 512M image.raw >/dev/null
 head_of 'milliseconds' >times.table
 head_of "milliseconds of the server's processor time" >used.table
 for place in "on one processor:0" "on two processors:1"; do
