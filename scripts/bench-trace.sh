@@ -5,7 +5,7 @@
 #   file      nbdkit file
 #   lines     trace, with a map of 66,425 lines, which is how long the original's example of a Fedora guest is
 #   ranges    trace, with a map of 1,000,000 ranges of 4 KiB: every block is another file's, and none is larger
-#   plugin    nbdkit with our plugin and the map of 66,425 lines; it writes the log before it answers
+#   plugin    nbdkit with our plugin and the map of 66,425 lines; the thread that writes the log shares nbdkit's processor
 #
 # Runs alternate, and the fastest of RUNS (5) of each counts: what else a machine does can only slow a run down. Each
 # reads MIB (128) of the first 512 MiB of an image, which are in memory. With one request at a time all is waiting to be woken,
