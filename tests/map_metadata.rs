@@ -10,7 +10,7 @@ use common::layout::{self, Volume};
 use common::ranges::{Range, bytes, difference, intersection, normalise};
 use common::sandbox::Sandbox;
 use common::tools::needs;
-use common::{cache, guestfish, tools};
+use common::{cache, guestfish, metadata, tools};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -24,16 +24,10 @@ const ALLOCATED: &[u8] = b"[allocated]";
 fn what_is_used_has_a_name_and_what_is_free_is_free() {
     needs!("guestfish", "sfdisk", "tar", "dumpe2fs", "debugfs", "xfs_db", "blkls", "mmls");
     let guest = Guest::get();
-    let run = Sandbox::new().run(
-        [OsStr::new("--metadata")]
-            .into_iter()
-            .chain(guest.disks.iter().map(|disk| disk.as_os_str()))
-            .chain(["-o", "guest.jsonl", "-o", "guest.bmap", "--quiet"].map(OsStr::new)),
-    );
+    let (run, map) = metadata::map(&guest.disks, &["-o", "guest.bmap"]);
     // The encrypted partition is all that cannot be examined.
     assert_eq!(run.status.code(), Some(3), "{}", run.stderr);
     assert!(run.stderr.lines().all(|line| line.contains("/dev/sda9: ")), "{}", run.stderr);
-    let map = bmap::load(&run.sandbox.cwd().join("guest.jsonl")).unwrap();
     let view = View { map: &map, guest: &guest };
 
     // ext4 with small blocks, ext4 with inline data, XFS, FAT, NTFS.

@@ -5,15 +5,15 @@
 
 mod common;
 
+use common::metadata::pieces;
 use common::ranges::{Range, bytes, difference, normalise};
-use common::sandbox::Sandbox;
 use common::tools::needs;
-use common::{cache, guestfish, tools};
+use common::{cache, guestfish, metadata, tools};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::{self, Kind, Map, ObjectName};
+use virt_bmap::bmap::{Kind, ObjectName};
 
 /// A node of a tree, as mkfs makes it.
 const NODE: u64 = 16 << 10;
@@ -54,14 +54,8 @@ fn what_is_not_in_use_is_free() {
         guestfish::run(dir, SCRIPT);
     });
     let disks = ["a.raw", "b.raw", "c.raw", "d.raw"].map(|name| dir.join(name));
-    let run = Sandbox::new().run(
-        [OsStr::new("--metadata")]
-            .into_iter()
-            .chain(disks.iter().map(|disk| disk.as_os_str()))
-            .chain(["-o", "guest.jsonl", "--quiet"].map(OsStr::new)),
-    );
+    let (run, map) = metadata::map(&disks, &[]);
     run.assert_code(0);
-    let map = bmap::load(&run.sandbox.cwd().join("guest.jsonl")).unwrap();
 
     for (device, first, members) in [("/dev/sda", 1, &disks[..1]), ("/dev/sdb", 2, &disks[1..3])] {
         let chunks = chunks(members);
@@ -102,11 +96,6 @@ fn what_is_not_in_use_is_free() {
         map.header().filesystems.iter().find(|f| f.device == device.as_bytes()).unwrap().free_mapped.unwrap()
     };
     assert!(bytes_of("/dev/sda") > 100 << 20 && bytes_of("/dev/sdb") > 200 << 20);
-}
-
-fn pieces(map: &Map, disk: u16, name: &ObjectName<'_>) -> Vec<Range> {
-    let pieces = map.find(*name).into_iter().flat_map(bmap::Object::pieces);
-    normalise(pieces.filter(|piece| piece.disk == disk).map(|piece| piece.range.start.0..piece.range.end.0))
 }
 
 /// A chunk: where it is in the address space, and where its stripes are on devices, which count from 1.

@@ -6,9 +6,8 @@
 mod common;
 
 use common::ranges::{Range, bytes, difference, intersection, normalise};
-use common::sandbox::Sandbox;
 use common::tools::needs;
-use common::{cache, guestfish, mastering, oracle_pattern, special, tools};
+use common::{cache, guestfish, mastering, metadata, oracle_pattern, special, tools};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -56,14 +55,8 @@ fn what_is_not_in_use_is_free() {
     let sources = (SCRIPT, FILL, include_str!("map_metadata_more.rs"), include_str!("common/mastering.rs"));
     let dir = cache::directory("metadata-more", &cache::key(sources), make);
     let disks = DISKS.map(|name| dir.join(format!("{name}.raw")));
-    let run = Sandbox::new().run(
-        [OsStr::new("--metadata")]
-            .into_iter()
-            .chain(disks.iter().map(|disk| disk.as_os_str()))
-            .chain(["-o", "guest.jsonl", "--quiet"].map(OsStr::new)),
-    );
+    let (run, map) = metadata::map(&disks, &[]);
     run.assert_code(0);
-    let map = bmap::load(&run.sandbox.cwd().join("guest.jsonl")).unwrap();
     let views: Vec<View<'_>> =
         (1..).zip(&disks).map(|(disk, image)| View { map: &map, disk, image }).collect();
     hfsplus(&views[0]);
@@ -195,8 +188,7 @@ impl View<'_> {
     }
 
     fn pieces(&self, kind: Kind, path: &[u8]) -> Vec<Range> {
-        let object = self.map.find(ObjectName::path(kind, self.device().as_bytes(), path));
-        normalise(object.into_iter().flat_map(bmap::Object::pieces).map(|p| p.range.start.0..p.range.end.0))
+        metadata::pieces(self.map, self.disk, &ObjectName::path(kind, self.device().as_bytes(), path))
     }
 
     fn free(&self) -> Vec<Range> {

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod mapped;
 pub mod mapping;
 pub mod mastering;
+pub mod metadata;
 pub mod mounted;
 pub mod oracle_ext4;
 pub mod oracle_fiemap;
