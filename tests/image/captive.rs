@@ -126,7 +126,10 @@ fn what_the_child_cannot_read_is_an_error_and_the_rest_is_read() {
 
 /// A program that has an image open and waits for its output to be read.
 fn start_reader(image: &Path, runtime: &Path) -> Running {
-    let program = Command::new(cat_image())
+    // Where the tests run in the background, they and their children are deaf to SIGINT.
+    let program = Command::new("env")
+        .arg("--default-signal=INT")
+        .arg(cat_image())
         .arg(image)
         .env("XDG_RUNTIME_DIR", runtime)
         .stdout(Stdio::piped())
