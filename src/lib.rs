@@ -36,6 +36,7 @@ pub mod changed;
 mod child;
 pub mod diff;
 pub mod fleet;
+pub mod hangup;
 pub mod image;
 pub mod links;
 pub mod list;

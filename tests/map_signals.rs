@@ -116,6 +116,22 @@ fn nobody_listens() {
     }
 }
 
+/// A terminal that hangs up says so to the whole process group.
+#[test]
+fn nohup_is_respected() {
+    needs!("guestfish", "sfdisk", "nohup");
+    let image = &fixture::guest().image;
+    let sandbox = Sandbox::new().wrapper(["setsid", "nohup"]);
+    let mut running = sandbox.start([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
+    running.helper("-device virtio-scsi");
+    running.signal_group(Signal::HUP);
+    running.wait_until_said("/dev/sda1 ");
+    running.signal_group(Signal::HUP);
+    let run = running.finish();
+    run.assert_code(0);
+    assert!(run.read("out.bmap").starts_with(b"# virt-bmap-rs"));
+}
+
 #[test]
 fn twice() {
     needs!("guestfish", "sfdisk");

@@ -308,6 +308,15 @@ fn without_a_command_it_serves_until_a_signal_comes() {
         run.assert_code(0);
         assert_eq!(String::from_utf8(run.read("log")).unwrap(), "\nread v /dev/sda\n 0-200");
     }
+    // nohup(1) is for who hangs up.
+    let mut running = sandbox().wrapper(["nohup"]).start([&TRACE[..], &["-o", "log"]].concat());
+    let uri = uri(&mut running);
+    for _ in 0..2 {
+        running.signal(Signal::HUP);
+        tools::run("/usr/bin/python3", ["-m", "nbd", "-u", &uri, "-c", "h.pread(512, 0)"]);
+    }
+    running.signal(Signal::INT);
+    running.finish().assert_code(0);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     trace(sandbox(), &["--listen", &address]).assert_fails(&["TCP port", "in use"]);

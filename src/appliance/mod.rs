@@ -16,6 +16,7 @@ pub(crate) use inventory::device_number;
 pub use inventory::{BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, MdArray, MdMember};
 pub use kill::KillSwitch;
 
+use crate::hangup;
 use handle::Handle;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,6 +129,10 @@ impl Appliance {
         if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
             // The default may be libvirt, which would keep our socket from qemu by SELinux or AppArmor.
             set("set_backend", &|g| g.set_backend("direct"))?;
+        }
+        if hangup::is_ignored() {
+            // Else a terminal that hangs up would end qemu.
+            set("set_pgroup", &|g| g.set_pgroup(true))?;
         }
         // Nothing of what is written is kept.
         set("set_autosync", &|g| g.set_autosync(false))?;

@@ -1,5 +1,5 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGQUIT end a run in good order, which takes a second or two. Who has waited for
-//! longer and sends another one ends it at once.
+//! longer and sends another one ends it at once. nohup(1) has SIGHUP ignored, and that it stays.
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -7,6 +7,7 @@ use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use virt_bmap::hangup;
 use virt_bmap::mapper::Cancel;
 
 /// How long an orderly end may take before a further signal ends the program at once.
@@ -26,7 +27,9 @@ impl Interruption {
     /// Has the signals cancel a run from now on.
     pub(super) fn watch(cancel: Cancel) -> Result<Self> {
         let interruption = Self::default();
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]).context("cannot catch signals")?;
+        let hangup = Some(SIGHUP).filter(|_| !hangup::is_ignored());
+        let caught = [SIGINT, SIGTERM, SIGQUIT].into_iter().chain(hangup);
+        let mut signals = Signals::new(caught).context("cannot catch signals")?;
         let Self { signal: first, count, at_rest } = interruption.clone();
         std::thread::spawn(move || {
             let mut began = None;
