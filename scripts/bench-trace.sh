@@ -1,10 +1,10 @@
 #!/bin/bash
 # What tracing costs a guest: `virt-bmap-rs trace` and the plugin beside plain `nbdkit file`, on the same image:
-# bench-trace.sh [--write] [RUNS] [MIB]
+# bench-trace.sh [--write] [RUNS] [MIB] [BYTES]
 #
 #   file      nbdkit file
 #   lines     trace, with a map of 66,425 lines, which is how long the original's example of a Fedora guest is
-#   ranges    trace, with a map of 1,000,000 ranges of 4 KiB: every block is another file's, and none is larger
+#   ranges    trace, with a map of 1,000,000 ranges of BYTES (4096): every block is another file's
 #   plugin    nbdkit with our plugin and the map of 66,425 lines; the thread that writes the log shares nbdkit's processor
 #
 # Runs alternate, and the fastest of RUNS (5) of each counts: what else a machine does can only slow a run down. Each
@@ -26,6 +26,7 @@ if [ "${1:-}" = --write ]; then
 fi
 runs=${1:-5}
 mib=${2:-128}
+bytes=${3:-4096}
 servers=(file lines ranges plugin)
 make --quiet build plugin
 program=$PWD/target/release/virt-bmap-rs
@@ -51,7 +52,7 @@ map() {
     }'
 }
 map 66424 8082 >lines.bmap
-map 999999 4096 >ranges.bmap
+map 999999 "$bytes" >ranges.bmap
 
 # Starts the server $1 on processor $2, and notes its URI.
 start() {
