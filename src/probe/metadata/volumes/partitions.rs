@@ -57,12 +57,9 @@ pub(super) fn tables(device: &Device<'_>, partitions: &[(u64, u64)]) -> Option<V
     let mut end = SECTOR;
     if let Some(gpt) = Gpt::at(device, 1) {
         end = gpt.pieces.iter().map(|(start, length)| start.saturating_add(*length)).max().unwrap_or(end);
-        code.extend(
-            gpt.of_type(device, BIOS_BOOT).flat_map(|(start, length)| written(device, start, length)),
-        );
-        found.extend(
-            gpt.of_type(device, dynamic::METADATA).flat_map(|place| dynamic::in_partition(device, place)),
-        );
+        let [boot, database] = gpt.first_of(device, [BIOS_BOOT, dynamic::METADATA]);
+        code.extend(boot.into_iter().flat_map(|(start, length)| written(device, start, length)));
+        found.extend(database.and_then(|place| dynamic::in_partition(device, place)));
         table.extend(gpt.pieces);
         if let Some(copy) = Gpt::at(device, gpt.other) {
             found.push(("[partition table copy]", copy.pieces, true));
@@ -115,19 +112,20 @@ impl Gpt {
         makes_sense.then(|| Self { pieces: vec![(block * SECTOR, SECTOR), entries], other, entry })
     }
 
-    /// The partitions of a type.
-    fn of_type(&self, device: &Device<'_>, wanted: Type) -> impl Iterator<Item = (u64, u64)> + use<> {
+    /// First byte and length of the first partition of each of these types; a disk has one of each, and may say that it has
+    /// thousands.
+    fn first_of<const N: usize>(&self, device: &Device<'_>, types: [Type; N]) -> [Option<(u64, u64)>; N] {
         let (start, length) = self.pieces[1];
         let entries = device.read(start, length).unwrap_or_default();
-        let places = entries.chunks_exact(self.entry as usize).filter_map(|entry| {
-            let place = || {
-                let (first, last) = (entry.le64(32)?, entry.le64(40)?);
-                let sectors = last.checked_sub(first)?.checked_add(1)?;
-                Some((first.checked_mul(SECTOR)?, sectors.checked_mul(SECTOR)?))
-            };
-            place().filter(|_| entry.starts_with(&wanted))
-        });
-        places.collect::<Vec<_>>().into_iter()
+        let place = |entry: &[u8]| {
+            let (first, last) = (entry.le64(32)?, entry.le64(40)?);
+            let sectors = last.checked_sub(first)?.checked_add(1)?;
+            Some((first.checked_mul(SECTOR)?, sectors.checked_mul(SECTOR)?))
+        };
+        types.map(|wanted| {
+            let mut entries = entries.chunks_exact(self.entry as usize);
+            entries.find(|entry| entry.starts_with(&wanted)).and_then(place)
+        })
     }
 }
 
