@@ -52,6 +52,16 @@ impl<'a> Device<'a> {
     }
 }
 
+/// Has bytes read, by their place and number; so parsers can be tested without a device.
+pub(super) type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
+
+/// What of a device has these bytes.
+#[cfg(test)]
+pub(super) fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
+    let disk = disk.to_vec();
+    move |at, length| Some(disk.get(at as usize..)?.get(..length as usize)?.to_vec())
+}
+
 /// The unsigned integers of structures on disks; `None` past the end.
 pub(super) trait Fields {
     fn bytes_at<const N: usize>(&self, at: usize) -> Option<[u8; N]>;

@@ -1,7 +1,7 @@
 //! exFAT: the kernel tells nothing of it, but its boot sector says where things are, its root directory where the bitmap of
 //! clusters is, and that what is free ("exFAT file system specification", Microsoft).
 
-use super::{Blocks, Facts, units};
+use super::{Blocks, Facts, bit, units};
 use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 
@@ -28,9 +28,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, layout: &Layout, read: &Block
     // The entries of the first bitmap and of the table of upper-case letters. A second bitmap goes with a second table.
     let bitmap = layout.entry(&root, 0x81, LARGEST)?;
     let bits = device.read(bitmap.start.0, layout.clusters.div_ceil(8))?;
-    let is_free =
-        |number: &u64| bits.get(*number as usize / 8).is_some_and(|bits| bits >> (number % 8) & 1 == 0);
-    facts.free = Some(units((0..layout.clusters).filter(is_free), layout.heap, layout.cluster));
+    let free = (0..layout.clusters).filter(|number| bit(&bits, *number) == Some(false));
+    facts.free = Some(units(free, layout.heap, layout.cluster));
     // Between the tables and the first cluster nothing is kept, so that clusters are aligned.
     let (reserved, gap) = (Range::new(0, layout.table_start), Range::new(layout.table_end, layout.heap));
     let tables = Range::new(layout.table_start, layout.table_end);

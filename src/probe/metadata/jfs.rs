@@ -5,9 +5,9 @@
 mod tree;
 
 use super::{Blocks, Facts, units};
-use crate::probe::device::{Device, Fields};
+use crate::probe::device::{Device, Fields, Read};
 use crate::range::{DeviceOffset, Range};
-use tree::{Extent, PAGE, Read};
+use tree::{Extent, PAGE};
 
 /// Where the first superblock is, which is known to have a page; then follow the map of its own inodes, their table, and the
 /// second superblock.

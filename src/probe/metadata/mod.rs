@@ -241,6 +241,12 @@ pub(super) fn filesystem(
     Ok(())
 }
 
+/// A bit of a bitmap each byte of which begins with its lowest bit; `None` past the end.
+fn bit(bitmap: &[u8], number: u64) -> Option<bool> {
+    let byte = bitmap.get(usize::try_from(number / 8).ok()?)?;
+    Some(byte >> (number % 8) & 1 == 1)
+}
+
 /// Units of `size` bytes, counted from `start`, by their ascending numbers.
 fn units(numbers: impl Iterator<Item = u64>, start: u64, size: u64) -> Blocks {
     let mut blocks = Blocks::new();

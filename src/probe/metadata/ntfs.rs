@@ -2,7 +2,7 @@
 //! walked like others, and are metadata objects with paths. What they have beside their data, such as named
 //! streams, ntfsinfo(8) lists. `$Bitmap` tells what is free.
 
-use super::{Facts, units};
+use super::{Facts, bit, units};
 use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
 use virt_bmap_agent::record::Extent;
@@ -48,8 +48,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> 
         return None;
     }
     let bitmap = device.read_file("/$Bitmap", length)?;
-    let is_free = |n: u64| bitmap.get((n / 8) as usize).is_some_and(|byte| byte >> (n % 8) & 1 == 0);
-    facts.free = Some(units((0..clusters).filter(|n| is_free(*n)), 0, cluster));
+    let free = (0..clusters).filter(|number| bit(&bitmap, *number) == Some(false));
+    facts.free = Some(units(free, 0, cluster));
     facts.whole.insert(Range::new(0, clusters * cluster));
     Some(())
 }

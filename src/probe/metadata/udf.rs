@@ -3,8 +3,8 @@
 
 mod volume;
 
-use super::{Blocks, Facts, units};
-use crate::probe::device::{Device, Fields};
+use super::{Blocks, Facts, bit, units};
+use crate::probe::device::{Device, Fields, Read};
 use crate::range::{DeviceOffset, Range};
 use volume::{Volume, descriptor};
 
@@ -14,9 +14,6 @@ const LARGEST: u64 = 128 << 20;
 /// Bytes of a space bitmap descriptor in front of its bitmap (4/14.12), and its tag.
 const BITMAP_HEAD: u64 = 24;
 const SPACE_BITMAP: u16 = 264;
-
-/// Has bytes read, by their place and number.
-type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
 
 pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
     let of_device = |at, length| device.read(at, length);
@@ -77,15 +74,15 @@ fn space_bitmap(read: Read<'_>, volume: &Volume, place: Range<DeviceOffset>) -> 
         return None;
     }
     let bits = read(place.start.0 + BITMAP_HEAD, length)?;
-    let is_free =
-        |block: &u64| bits.get((block / 8) as usize).is_some_and(|bits| bits >> (block % 8) & 1 != 0);
-    Some(units((0..blocks).filter(is_free), volume.partition.start.0, volume.block))
+    let free = (0..blocks).filter(|number| bit(&bits, *number) == Some(true));
+    Some(units(free, volume.partition.start.0, volume.block))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use volume::tests::{put, reader};
+    use crate::probe::device::reader;
+    use volume::tests::put;
 
     fn volume() -> Volume {
         let range = |first: u64, end: u64| Range::new(first * 512, end * 512);

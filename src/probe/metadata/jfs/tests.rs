@@ -1,11 +1,7 @@
 //! A file system made by hand.
 
 use super::*;
-
-fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
-    let disk = disk.to_vec();
-    move |at, length| Some(disk.get(at as usize..)?.get(..length as usize)?.to_vec())
-}
+use crate::probe::device::reader;
 
 fn put(disk: &mut [u8], at: u64, words: &[(usize, u32)]) {
     for (offset, word) in words {

@@ -1,7 +1,7 @@
 //! Where a file of a JFS lies: a tree of extents, whose root is in the inode (`jfs_xtree.h` and `jfs_btree.h` in the kernel's
 //! `fs/jfs`).
 
-use crate::probe::device::Fields;
+use crate::probe::device::{Fields, Read};
 use crate::range::{DeviceOffset, Range};
 
 /// Bytes of a block, and of a page of the tree.
@@ -10,9 +10,6 @@ pub(super) const PAGE: u64 = 4096;
 /// A file in more extents, or of a tree with more pages, makes no sense.
 const MOST_EXTENTS: usize = 1 << 16;
 const MOST_PAGES: usize = 1 << 12;
-
-/// Has bytes read, by their place and number.
-pub(super) type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
 
 /// Blocks that follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,7 @@
 //! The descriptors of a volume (ECMA-167, 3rd edition, part 3), of which each block has one. The size of blocks is not said before
 //! they are found: the kernel tries one after the other, too (`udf_fill_super` in its `fs/udf/super.c`).
 
-use super::Read;
-use crate::probe::device::Fields;
+use crate::probe::device::{Fields, Read};
 use crate::range::{DeviceOffset, Range};
 use std::collections::BTreeMap;
 

@@ -1,13 +1,9 @@
 //! Volumes made by hand.
 
 use super::*;
+use crate::probe::device::reader;
 
 /// Reads of a disk in memory.
-pub(in super::super) fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
-    let disk = disk.to_vec();
-    move |at, length| Some(disk.get(at as usize..)?.get(..length as usize)?.to_vec())
-}
-
 /// Makes a descriptor of what is here, by its tag.
 pub(in super::super) fn put(disk: &mut [u8], at: usize, tag: u16, number: u32) {
     disk[at..at + 2].copy_from_slice(&tag.to_le_bytes());
