@@ -285,7 +285,7 @@ impl Log {
     fn phases(&self) -> Vec<(String, f64)> {
         let log = fs::read_to_string(&self.0).expect("the log can be read");
         let mut spent =
-            log.lines().filter_map(|line| line.split_once(" directories, ")).map(|(_, spent)| spent);
+            log.lines().filter_map(|line| line.split_once(" directories listed, ")).map(|(_, spent)| spent);
         let of_one = |spent: &str| -> Option<Vec<(String, f64)>> {
             let phase = |phase: &str| {
                 let (name, seconds) = phase.strip_suffix(" s")?.rsplit_once(' ')?;

@@ -113,8 +113,8 @@ fn a_fleet_brings_maps_up_to_date() {
 }
 
 /// Inodes that are as they were do not hide that their files lie elsewhere: because the partition has been moved, or
-/// because what changed was in a block of extents, without a trace in the inode. What the kernel cleans up when it
-/// mounts a file system is the same each time.
+/// because what changed was in a block of extents or of a directory, without a trace in the inode. What the kernel cleans
+/// up when it mounts a file system is the same each time.
 #[test]
 fn what_moved_without_a_change_of_its_inode_is_seen() {
     needs!("guestfish", "sfdisk", "debugfs", "mkfs.ext4", "mount");
@@ -123,6 +123,7 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     }
     const MIB: u64 = 1 << 20;
     const FILES: usize = 40;
+    const FOLDERS: usize = 10;
     let sandbox = Sandbox::new();
     let cwd = sandbox.cwd();
     let tree = cwd.join("tree");
@@ -130,6 +131,12 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     for number in 0..FILES {
         fs::write(tree.join(format!("file{number}")), vec![b'a' + number as u8 % 26; 5000 + number * 100])
             .unwrap();
+    }
+    for number in 0..FOLDERS {
+        let folder = tree.join(format!("folder{number}"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("one"), "1").unwrap();
+        fs::write(folder.join("two"), vec![b'2'; 5000]).unwrap();
     }
     fs::write(tree.join("pieces"), vec![b'+'; 64 * 4096]).unwrap();
     for name in ["first", "second", "open.raw"] {
@@ -157,14 +164,29 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     assert_eq!([0, 1, 2].map(has_digests), [true, true, false], "{header}");
 
     swap_extents(&cwd.join("second"));
+    swap_names(&cwd.join("second"));
     disk(&cwd, 2);
-    let run = run.sandbox.run(["update", "guest.jsonl"]);
+    let run = run.sandbox.run(["update", "guest.jsonl", "--verbose"]);
     run.assert_code(0);
     // All of the second but the one whose extents were swapped, and of the third all but the one that was deleted.
-    assert_eq!(run.taken_over(), Some(2 * FILES as u64), "{}", run.stderr);
+    let taken_over = FILES + 2 * FOLDERS;
+    assert_eq!(run.taken_over(), Some(2 * taken_over as u64), "{}", run.stderr);
+    // Of the second the root, and those whose inodes have a digest together with that in which names were swapped.
+    let spent = run.stderr.lines().filter_map(|line| line.split_once("the agent's time: "));
+    let listed: Vec<usize> =
+        spent.map(|(_, spent)| spent.split_once(" directories listed").unwrap().0.parse().unwrap()).collect();
+    let all = FOLDERS + 2;
+    assert!(matches!(listed[..], [first, 2..=4, third] if first == all && third == all), "{listed:?}");
     let run = run.sandbox.run([&images[..], &["-o", "scratch.jsonl"]].concat());
     run.assert_code(0);
     assert!(run.read("guest.jsonl") == run.read("scratch.jsonl"), "not the map from scratch");
+    let text = String::from_utf8(run.read("guest.jsonl")).unwrap();
+    let objects = text.lines().skip(1).map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let swapped = objects.filter(|object| object["path"] == "/folder3/one");
+    let sizes: Vec<(String, u64)> =
+        swapped.map(|it| (it["device"].as_str().unwrap().to_owned(), it["size"].as_u64().unwrap())).collect();
+    let expected = [("/dev/sda1", 1), ("/dev/sda2", 5000), ("/dev/sdb", 1)];
+    assert_eq!(sizes, expected.map(|(device, size)| (device.to_owned(), size)));
 }
 
 /// Puts the two file systems on `guest.raw`, the first so far from its beginning.
@@ -191,6 +213,19 @@ fn deleted_while_open(cwd: &Path) {
         drop(open);
     });
     fs::rename(cwd.join("copy"), &image).unwrap();
+}
+
+/// Swaps the names of two files, in the block of their directory.
+fn swap_names(image: &Path) {
+    let said = tools::run("debugfs", ["-R", "blocks /folder3", image.to_str().unwrap()]);
+    let at = String::from_utf8(said).unwrap().trim().parse::<u64>().unwrap() * 4096;
+    let file = fs::OpenOptions::new().read(true).write(true).open(image).unwrap();
+    let mut block = [0; 4096];
+    file.read_exact_at(&mut block, at).unwrap();
+    let find = |name: &[u8]| block.windows(name.len()).position(|bytes| bytes == name).unwrap() as u64;
+    let [one, two] = [&b"one"[..], b"two"].map(find);
+    file.write_all_at(b"two", at + one).unwrap();
+    file.write_all_at(b"one", at + two).unwrap();
 }
 
 /// Swaps where the first two extents of `/pieces` lie, in the block that its inode points to.

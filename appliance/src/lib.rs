@@ -15,6 +15,7 @@
 
 pub mod frame;
 pub mod inodes;
+pub mod listings;
 pub mod pairs;
 pub mod record;
 pub mod sample;
@@ -24,7 +25,7 @@ use std::fmt;
 
 /// Version of frames and records. The agent travels inside the host program, so both ends are of one
 /// build; the number is there to turn a mistake into a message.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 1 << 20;

@@ -7,7 +7,7 @@
 //! virt-bmap-agent quiet                              turn off everything that reads ahead
 //! virt-bmap-agent devices CONTROL [DEVICE...]        describe block devices, as text
 //! virt-bmap-agent read CONTROL SEQUENCE PLAN         read pieces of devices, each under its tag
-//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata] [ask] [known FILE] [ahead FILE]
+//! virt-bmap-agent walk CONTROL SEQUENCE FIRST tags|series|ends:N ROOT [metadata] [ask] [known FILE] [listings FILE] [ahead FILE]
 //!                                                    read each directory and file below ROOT
 //! ```
 //!
@@ -15,7 +15,8 @@
 //! [`virt_bmap_agent::ReadOrder`] for the word after it. With `metadata` symbolic links and extended attributes
 //! are read, too, and the file system is asked what its blocks are for. With `ask` the host is asked, for each batch of
 //! files, which of them to read. `known` names a file with inodes of files of which only the names are told
-//! ([`virt_bmap_agent::inodes::InodeSet`]), `ahead` one with the parts of the device that are best read first
+//! ([`virt_bmap_agent::inodes::InodeSet`]), `listings` one with what is in directories that need not be listed
+//! ([`virt_bmap_agent::listings::Listings`]), `ahead` one with the parts of the device that are best read first
 //! (start and length, as [`virt_bmap_agent::pairs`]).
 
 mod aio;
@@ -39,6 +40,7 @@ mod walk;
 
 use std::process::ExitCode;
 use virt_bmap_agent::inodes::InodeSet;
+use virt_bmap_agent::listings::Listings;
 use virt_bmap_agent::pairs;
 
 /// What stops the agent.
@@ -70,6 +72,10 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
                     "metadata" => wanted.metadata = true,
                     "ask" => wanted.asks = true,
                     "known" => wanted.known = InodeSet::decode(&read(words.next())?),
+                    "listings" => {
+                        let listings = Listings::decode(&read(words.next())?);
+                        wanted.listings = listings.ok_or("the listings make no sense")?;
+                    }
                     "ahead" => wanted.ahead = pairs::decode(&read(words.next())?),
                     _ => return Err("unknown word for a walk".into()),
                 }

@@ -43,10 +43,10 @@ pub enum Record {
         /// The name.
         name: Vec<u8>,
     },
-    /// A file has been found under an inode of the [set](crate::inodes::InodeSet) that the host has given: nothing of it
-    /// but its name and place is looked at.
+    /// A file has been found under an inode of the [set](crate::inodes::InodeSet) that the host has given, or a directory
+    /// of its [listings](crate::listings::Listings): nothing of it but its name and place is looked at.
     Known {
-        /// Number of the file.
+        /// Number of the file or directory.
         id: u32,
         /// Directory of this name.
         parent: u32,
@@ -652,7 +652,7 @@ impl Operation {
 }
 
 /// What is left of a record's body.
-struct Body<'a>(&'a [u8]);
+pub(crate) struct Body<'a>(pub(crate) &'a [u8]);
 
 impl Body<'_> {
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
@@ -663,17 +663,17 @@ impl Body<'_> {
     fn u8(&mut self) -> Option<u8> {
         self.take::<1>().map(|[b]| b)
     }
-    fn bool(&mut self) -> Option<bool> {
+    pub(crate) fn bool(&mut self) -> Option<bool> {
         match self.u8()? {
             0 => Some(false),
             1 => Some(true),
             _ => None,
         }
     }
-    fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         self.take().map(u32::from_le_bytes)
     }
-    fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         self.take().map(u64::from_le_bytes)
     }
     fn rest(&mut self) -> Vec<u8> {

@@ -13,6 +13,7 @@
 mod batches;
 mod metadata;
 mod sealed;
+mod told;
 
 use crate::Fatal;
 use crate::buffer::ALIGNMENT;
@@ -33,6 +34,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use virt_bmap_agent::inodes::InodeSet;
+use virt_bmap_agent::listings::Listings;
 use virt_bmap_agent::record::{
     EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record,
 };
@@ -58,6 +60,8 @@ const XFS: u64 = 0x5846_5342;
 /// block device's cache.
 const FUSE: u64 = 0x6573_5546;
 
+const TOO_MANY: &str = "more objects than there are numbers";
+
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
@@ -78,6 +82,8 @@ pub(crate) struct Wanted {
     pub(crate) asks: bool,
     /// Files that need not be looked at.
     pub(crate) known: InodeSet,
+    /// Directories that need not be listed.
+    pub(crate) listings: Listings,
     /// Parts of the device, by start and length, that are best read at once: those with inodes.
     pub(crate) ahead: Vec<(u64, u64)>,
 }
@@ -85,12 +91,19 @@ pub(crate) struct Wanted {
 impl Wanted {
     /// All files in this order, and nothing else.
     pub(crate) fn new(order: ReadOrder) -> Self {
-        Self { order, metadata: false, asks: false, known: InodeSet::default(), ahead: Vec::new() }
+        Self {
+            order,
+            metadata: false,
+            asks: false,
+            known: InodeSet::default(),
+            listings: Listings::default(),
+            ahead: Vec::new(),
+        }
     }
 }
 
 pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: Wanted) -> Result<(), Fatal> {
-    let Wanted { order, metadata, asks, known, ahead } = wanted;
+    let Wanted { order, metadata, asks, known, listings, ahead } = wanted;
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
@@ -127,8 +140,11 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
         has_fiemap: true,
         metadata,
         known,
+        listings,
+        told: HashMap::new(),
         links: HashMap::new(),
         directories: HashSet::new(),
+        listed: 0,
         sealed: Vec::new(),
         tails: (statfs.f_type as u64 == squashfs::MAGIC).then(|| Tails::new(statfs.f_bsize as u64)),
     };
@@ -168,7 +184,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
     walker.control.put(&Record::Done);
     walker.control.flush()?;
     walker.phases.enter(Phase::Rest);
-    println!("{} directories, {}", walker.directories.len(), walker.phases);
+    println!("{} directories listed, {}", walker.listed, walker.phases);
     Ok(())
 }
 
@@ -198,10 +214,16 @@ struct Walker {
     metadata: bool,
     /// Files that need not be looked at.
     known: InodeSet,
+    /// Directories that have not been found, and need not be listed.
+    listings: Listings,
+    /// What there is to look at in those that have been found, and not been entered, by number.
+    told: HashMap<u32, Vec<Entry>>,
     /// Device and inode to number, of files with more than one name.
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
     directories: HashSet<(u64, u64)>,
+    /// How many directories were listed.
+    listed: u64,
     /// Files that the kernel does not open, because their key is not there.
     sealed: Vec<Sealed>,
     /// Of squashfs: what is read only at the end.
@@ -235,7 +257,7 @@ impl Walker {
 
     fn number(&mut self) -> Result<u32, Fatal> {
         let id = self.next;
-        self.next = id.checked_add(1).ok_or("more objects than there are numbers")?;
+        self.next = id.checked_add(1).ok_or(TOO_MANY)?;
         Ok(id)
     }
 
@@ -266,11 +288,18 @@ impl Walker {
         Ok(())
     }
 
-    /// Lists one directory under its tag and reads the files in it; returns the directories in it.
+    /// Lists one directory under its tag, unless the host knows it, and reads the files in it; returns the directories in
+    /// it.
     fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
+        let mut below = Vec::new();
+        if let Some(entries) = self.told.remove(&id) {
+            self.phases.enter(Phase::LookUp);
+            self.look_up(place.as_fd(), id, entries, &mut below)?;
+            return Ok(below);
+        }
+        self.listed += 1;
         self.phases.enter(Phase::Open);
         let open = || openat(place, c".", DIRECTORY, Mode::empty());
-        let mut below = Vec::new();
         let mut stream = None;
         let mut is_first = true;
         if self.magic != XFS {
@@ -351,6 +380,11 @@ impl Walker {
                     let id = self.number()?;
                     self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
                     self.found()?;
+                    continue;
+                }
+                FileType::Directory | FileType::Unknown if self.listings.contains(inode) => {
+                    let listing = self.listings.take(inode).unwrap_or_default();
+                    self.known_directory(parent, inode, name, listing, below)?;
                     continue;
                 }
                 FileType::Unknown => match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::Duration;
 use virt_bmap_agent::inodes::InodeSet;
+use virt_bmap_agent::listings::Listings;
 use virt_bmap_agent::{ReadOrder, pairs};
 
 /// The agent, a static program; see `build.rs`.
@@ -14,6 +15,7 @@ const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
 const KEY_PATH: &str = "/tmp/virt-bmap-key";
 const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
 const KNOWN_PATH: &str = "/tmp/virt-bmap-known";
+const LISTINGS_PATH: &str = "/tmp/virt-bmap-listings";
 const AHEAD_PATH: &str = "/tmp/virt-bmap-ahead";
 /// Where libguestfs mounts the guest's `/`.
 const SYSROOT: &str = "/sysroot";
@@ -47,6 +49,8 @@ pub struct WalkPlan {
     pub asks: bool,
     /// Of files with these inodes only the names are wanted.
     pub known: InodeSet,
+    /// Directories that need not be listed, and what in them is to be looked at.
+    pub listings: Listings,
     /// Parts of the device, by start and length, that are best read at once, before all else.
     pub ahead: Vec<(u64, u64)>,
 }
@@ -108,7 +112,7 @@ impl Appliance {
     /// # Errors
     /// [`AgentError`]
     pub fn walk(&self, plan: &WalkPlan) -> Result<(), AgentError> {
-        let WalkPlan { sequence, first, order, metadata, asks, known, ahead } = plan;
+        let WalkPlan { sequence, first, order, metadata, asks, known, listings, ahead } = plan;
         let mut walk = format!("walk {} {sequence} {first} {order} {SYSROOT}", self.control);
         if *metadata {
             walk.push_str(" metadata");
@@ -116,9 +120,11 @@ impl Appliance {
         if *asks {
             walk.push_str(" ask");
         }
-        for (word, path, bytes) in
-            [("known", KNOWN_PATH, known.encode()), ("ahead", AHEAD_PATH, pairs::encode(ahead))]
-        {
+        for (word, path, bytes) in [
+            ("known", KNOWN_PATH, known.encode()),
+            ("listings", LISTINGS_PATH, listings.encode()),
+            ("ahead", AHEAD_PATH, pairs::encode(ahead)),
+        ] {
             if !bytes.is_empty() {
                 self.upload(&bytes, path, 0o644)?;
                 let _ = write!(walk, " {word} {path}");

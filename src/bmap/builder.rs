@@ -93,6 +93,11 @@ impl MapBuilder {
         self.objects.name(object.0)
     }
 
+    /// What is known of an object.
+    pub fn attributes(&self, object: NewObject) -> Attributes {
+        self.objects.attributes(object.0)
+    }
+
     /// Adds to what is known of an object.
     pub fn know(&mut self, object: NewObject, attributes: Attributes) {
         self.objects.set_attributes(object.0, attributes);
@@ -174,6 +179,14 @@ impl MapBuilder {
     /// How many pieces there are so far.
     pub fn piece_count(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// The pieces after the first `count`, in the order in which they came.
+    pub fn pieces_after(&self, count: usize) -> impl Iterator<Item = (NewObject, u16, DiskRange, Role)> + '_ {
+        let pieces = self.pieces.get(count..).unwrap_or_default().iter();
+        pieces.map(|piece| {
+            (NewObject(piece.object), piece.disk, DiskRange::new(piece.start, piece.end), piece.role)
+        })
     }
 
     /// Forgets all pieces after the first `count`. The objects stay.

@@ -70,11 +70,11 @@ pub struct Filesystem {
 }
 
 /// Digests of a filesystem's inodes, by the number of the first of the [`INODES_PER_DIGEST`] that have it together. Only those
-/// that contain a regular file's are there.
+/// that contain a regular file's or a directory's are there.
 pub type InodeDigests = BTreeMap<u64, Digest>;
 
-/// The first half of a SHA-256 of inodes and of all else that decides where on the disks their files lie. Two maps can be
-/// compared by it; it tells nothing else.
+/// The first half of a SHA-256 of inodes, of what is in those that are directories, and of all else that decides where on the
+/// disks their files lie. Two maps can be compared by it; it tells nothing else.
 pub type Digest = [u8; 16];
 
 /// So many inodes have one digest, or fewer at the end of a table of inodes.

@@ -433,6 +433,10 @@ impl ObjectTable {
         Ok(object)
     }
 
+    pub(super) fn attributes(&self, object: u32) -> Attributes {
+        self.objects.attributes(object)
+    }
+
     /// Adds what is known to what was known of the object before.
     pub(super) fn set_attributes(&mut self, object: u32, attributes: Attributes) {
         if attributes == Attributes::default() {

@@ -56,6 +56,9 @@ pub enum ChannelError {
     /// Files do not lie where the kernel says, so those that were not read in full may be anywhere.
     #[error("files do not lie where the appliance's kernel says")]
     Lies,
+    /// A directory is where it was, and somewhere else.
+    #[error("a directory that was taken over from the earlier map was found in another, too")]
+    Twice,
 }
 
 /// Where the conversation is, for progress bars and against hangs.
@@ -91,7 +94,7 @@ struct State {
     walk: Walk,
     btrfs_members: HashSet<DeviceNumber>,
     proofs: HashMap<u32, Recording>,
-    /// Inodes of the files of the file system that is being walked, or was last.
+    /// Inodes of the files and directories of the file system that is being walked, or was last.
     inodes: Vec<u64>,
     snapshot: Snapshot,
     /// Files of all file systems that were taken over from an earlier map.
@@ -189,7 +192,7 @@ impl Channel {
         Ok(remains)
     }
 
-    /// The inodes of the files of the last walk.
+    /// The inodes of the files and directories of the last walk.
     pub fn take_inodes(&self) -> Vec<u64> {
         std::mem::take(&mut self.state().inodes)
     }
@@ -332,6 +335,9 @@ impl State {
         } else if object.kind != ObjectKind::Directory {
             return Err(ChannelError::Nonsense("a root that is no directory"));
         }
+        if object.kind == ObjectKind::Directory {
+            self.only_once(object.inode)?;
+        }
         let is_system = self.walk.is_system(object);
         if is_root {
             self.walk.lay_out();
@@ -363,7 +369,7 @@ impl State {
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;
-        if kind == Kind::File {
+        if matches!(kind, Kind::File | Kind::Directory) {
             self.inodes.push(object.inode);
         }
         if object.kind != ObjectKind::Directory {

@@ -113,6 +113,15 @@ impl Found {
         self.entries.len() as u32 + 1
     }
 
+    /// The pieces of the directories of the current file system, each with the inode of its directory.
+    pub fn directory_pieces(&self) -> impl Iterator<Item = (u64, DiskNumber, DiskRange, Role)> {
+        self.builder.pieces_after(self.before.pieces).filter_map(|(object, disk, range, role)| {
+            let is_directory = self.builder.name(object).kind == Kind::Directory;
+            let inode = is_directory.then(|| self.builder.attributes(object).inode).flatten();
+            inode.map(|inode| (inode, disk, range, role))
+        })
+    }
+
     /// What was counted.
     pub fn counts(&self) -> Counts {
         self.counts

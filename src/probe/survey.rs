@@ -150,8 +150,8 @@ fn walk(
     let inodes = if context.metadata { None } else { Inodes::of(context, filesystem, layout, is_settled) };
     let inodes = inodes.as_ref();
     match walk_as(context, filesystem, layouts, context.sample, context.former, inodes) {
-        Err(ProbeError::Channel(ChannelError::Lies)) => {
-            tracing::debug!("{}: all of each file is read, as the kernel is not believed", filesystem.device);
+        Err(ProbeError::Channel(error @ (ChannelError::Lies | ChannelError::Twice))) => {
+            tracing::debug!("{}: all of each file is read: {error}", filesystem.device);
             context.channel.forget_walk();
             context.unmount(filesystem)?;
             if context.mount(filesystem)? {
@@ -190,9 +190,10 @@ fn walk_as(
         walk.known = inodes.known(filesystem, former).map(Arc::new);
     }
     let known = walk.known.iter().flat_map(|known| known.files.keys().copied()).collect();
+    let listings = walk.known.as_ref().map(|known| known.directories.listings()).unwrap_or_default();
     let (sequence, first) = context.channel.begin_walk(walk);
     let ahead = inodes.map(Inodes::parts).unwrap_or_default();
-    let plan = WalkPlan { sequence, first, order, metadata: context.metadata, asks, known, ahead };
+    let plan = WalkPlan { sequence, first, order, metadata: context.metadata, asks, known, listings, ahead };
     let walked = context.appliance.walk(&plan);
     let ended = context.channel.end();
     match (walked, ended) {

@@ -72,7 +72,8 @@ impl Walker {
                         continue;
                     }
                 };
-                match self.extents(&fd) {
+                let is_told = self.told.contains_key(&id);
+                match if is_told { Ok(None) } else { self.extents(&fd) } {
                     Ok(Some(extents))
                         if fstat(&*fd)?.st_size <= LARGEST && extents.iter().all(Extent::is_plain) =>
                     {
@@ -115,6 +116,7 @@ impl Walker {
         if directories.is_empty() {
             return Ok(());
         }
+        self.listed += directories.len() as u64;
         self.phases.enter(Phase::List);
         self.control.settle()?;
         let ids = directories.iter().map(|directory| directory.id).collect();

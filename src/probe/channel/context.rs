@@ -31,7 +31,7 @@ pub struct WalkContext {
     pub sample: Option<Sample>,
     /// An earlier map of the guest, of which is taken over what is as it was.
     pub former: Option<Arc<Former>>,
-    /// Files of it that need not be looked at.
+    /// Files and directories of it that need not be looked at.
     pub known: Option<Arc<Known>>,
     /// What the appliance has written to the disks, in order.
     pub overlays: Vec<Arc<Overlay>>,

@@ -1,22 +1,24 @@
-//! Files that need not be looked at, because their inodes are as they were when an earlier map was made: the agent tells
-//! only their names, and all else is taken over from that map.
+//! What need not be looked at, because it is as it was when an earlier map was made. Of files whose inodes have not changed
+//! the agent tells only the names, of directories not even what is in them; all else is taken over from that map.
 
 use super::{ChannelError, LONGEST_NAME, ObjectNumber, State};
-use crate::bmap::{Kind, ObjectId};
-use crate::probe::former::Former;
+use crate::bmap::{Kind, Object, ObjectId};
+use crate::probe::former::{Directories, Directory, Former, split};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Such files.
+/// Such files and directories.
 pub struct Known {
     /// The earlier map.
     pub former: Arc<Former>,
-    /// What they are in that map, by their inodes.
+    /// What the files are in that map, by their inodes.
     pub files: HashMap<u64, ObjectId>,
+    /// The directories.
+    pub directories: Directories,
 }
 
 impl State {
-    /// Takes in that such a file has been found.
+    /// Takes in that such a file or directory has been found.
     pub(super) fn known(
         &mut self,
         id: ObjectNumber,
@@ -25,24 +27,73 @@ impl State {
         name: &[u8],
     ) -> Result<(), ChannelError> {
         if id != self.found.next() || name.len() > LONGEST_NAME {
-            return Err(ChannelError::Nonsense("a file that is known, out of turn"));
+            return Err(ChannelError::Nonsense("an object that is known, out of turn"));
         }
         self.in_walk(parent)?;
         let Some(known) = self.walk.context.known.clone() else {
-            return Err(ChannelError::Nonsense("a file that is known, where none is"));
+            return Err(ChannelError::Nonsense("an object that is known, where none is"));
         };
-        let Some(object) = known.files.get(&inode).map(|file| known.former.file(*file)) else {
-            return Err(ChannelError::Nonsense("a file that is known, and is not"));
-        };
-        let result = self.found.object(Kind::File, Some(parent), name, object.attributes());
+        if let Some(file) = known.files.get(&inode) {
+            self.known_object(known.former.object(*file), parent, name).map(drop)
+        } else if let Some(directory) = known.directories.get(inode) {
+            self.known_directory(&known, directory, parent, name)
+        } else {
+            Err(ChannelError::Nonsense("an object that is known, and is not"))
+        }
+    }
+
+    /// Takes a directory over, with what is in it and as it was.
+    fn known_directory(
+        &mut self,
+        known: &Known,
+        directory: &Directory,
+        parent: ObjectNumber,
+        name: &[u8],
+    ) -> Result<(), ChannelError> {
+        let object = |id| known.former.object(id);
+        let mut waiting = vec![(directory, parent, name)];
+        while let Some((directory, parent, name)) = waiting.pop() {
+            let id = self.known_object(object(directory.id), parent, name)?;
+            for file in directory.files.iter().map(|file| object(*file)) {
+                self.known_object(file, id, own_name(file))?;
+            }
+            let below = directory.directories.iter().filter_map(|inode| known.directories.get(*inode));
+            waiting.extend(below.map(|below| (below, id, own_name(object(below.id)))));
+        }
+        Ok(())
+    }
+
+    /// Takes a file or directory over.
+    fn known_object(
+        &mut self,
+        object: Object<'_>,
+        parent: ObjectNumber,
+        name: &[u8],
+    ) -> Result<ObjectNumber, ChannelError> {
+        let (id, attributes) = (self.found.next(), object.attributes());
+        if let (Kind::Directory, Some(inode)) = (object.kind(), attributes.inode) {
+            self.only_once(inode)?;
+        }
+        let result = self.found.object(object.kind(), Some(parent), name, attributes);
         self.unless_too_long(result.map(drop), parent, name)?;
         for piece in object.pieces() {
             self.snapshot.bytes += piece.range.len();
             self.found.range(id, piece.disk, piece.range, piece.file_offset, piece.role)?;
         }
-        self.inodes.push(inode);
+        self.inodes.extend(attributes.inode);
         self.snapshot.objects += 1;
-        self.taken_over += 1;
-        Ok(())
+        self.taken_over += u64::from(object.kind() == Kind::File);
+        Ok(id)
     }
+
+    /// Notes a directory. In a damaged file system one that was taken over may lie in another as well.
+    pub(super) fn only_once(&mut self, inode: u64) -> Result<(), ChannelError> {
+        let is_new = self.walk.context.known.is_none() || self.walk.seen.insert(inode);
+        if is_new { Ok(()) } else { Err(ChannelError::Twice) }
+    }
+}
+
+/// The name that an object has in its directory.
+fn own_name(object: Object<'_>) -> &[u8] {
+    split(object.name().path).map_or(b"", |(_, name)| name)
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::bmap::text;
 use crate::image::Overlay;
-use crate::probe::former::Former;
+use crate::probe::former::{self, Directories, Former};
 use crate::probe::layout::Layout;
 use crate::probe::metadata::Inline;
 use crate::range::DiskRange;
@@ -482,13 +482,14 @@ fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
     let map = builder.build();
     let file = map.objects().next().unwrap().id();
     let former = Former::new(Arc::new(map), std::collections::BTreeMap::new()).map(Arc::new).unwrap();
-    let known = Some(Arc::new(Known { former, files: [(12, file)].into() }));
+    let directories = Directories::default();
+    let known = Some(Arc::new(Known { former, files: [(12, file)].into(), directories }));
     let walking = || Agent::walking_in(WalkContext { known: known.clone(), ..WalkContext::default() });
     let found = |id, parent, inode, name: &[u8]| Record::Known { id, parent, inode, name: name.to_vec() };
 
     let mut agent = walking();
     agent.say(&[found(2, 1, 12, b"now")]).unwrap();
-    assert_eq!((agent.channel.taken_over(), agent.channel.take_inodes()), (1, vec![12]));
+    assert_eq!((agent.channel.taken_over(), agent.channel.take_inodes()), (1, vec![1, 12]));
     let (found_objects, _) = agent.channel.take();
     let map = found_objects.into_map().unwrap();
     let object = map.find(ObjectName::path(Kind::File, b"/dev/sda", b"/now")).unwrap();
@@ -499,4 +500,55 @@ fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
         assert!(walking().say(std::slice::from_ref(&wrong)).is_err(), "{wrong:?}");
     }
     assert!(Agent::walking().say(&[found(2, 1, 12, b"now")]).is_err());
+}
+
+#[test]
+fn with_a_directory_that_is_known_all_that_is_known_in_it_is_found_and_none_is_found_twice() {
+    let former = Arc::new(former::tests::tree());
+    let (directories, files) = former::tests::known_in_tree(&former);
+    let device = former::tests::DEVICE;
+    let directories = Directories::new(&former, device, &directories, &files);
+    let known = Some(Arc::new(Known { former, files, directories }));
+    let walking = || Agent::walking_in(WalkContext { known: known.clone(), ..WalkContext::default() });
+    let found = |id, inode, name: &[u8]| Record::Known { id, parent: 1, inode, name: name.to_vec() };
+
+    let mut agent = walking();
+    agent.say(&[found(2, former::tests::TOP, b"renamed")]).unwrap();
+    // What is left in it comes after what came with it.
+    agent.say(&[object(7, 2, ObjectKind::File, b"changed", 0)]).unwrap();
+    assert_eq!(agent.channel.taken_over(), 3);
+    let map = agent.channel.take().0.into_map().unwrap();
+    let paths: Vec<String> =
+        map.objects().map(|object| String::from_utf8_lossy(object.name().path).into_owned()).collect();
+    let expected = [
+        "/",
+        "/renamed",
+        "/renamed/clean",
+        "/renamed/changed",
+        "/renamed/clean/one",
+        "/renamed/clean/two",
+        "/renamed/same",
+    ];
+    assert_eq!(paths, expected);
+    assert_eq!(map.pieces().len(), 5);
+
+    // It lies in another directory, too, or what came with it does.
+    for inode in [former::tests::TOP, former::tests::CLEAN] {
+        let again = Record::Object(Object { inode, ..directory(7) });
+        let mut agent = walking();
+        agent.say(&[found(2, former::tests::TOP, b"a")]).unwrap();
+        assert!(agent.say(&[again]).is_err());
+        assert!(matches!(agent.channel.end(), Err(ChannelError::Twice)));
+    }
+    let mut agent = walking();
+    let first = Record::Object(Object { inode: former::tests::CLEAN, ..directory(2) });
+    assert!(agent.say(&[first, found(3, former::tests::TOP, b"a")]).is_err());
+    assert!(walking().say(&[found(2, 99, b"a")]).is_err());
+}
+
+fn directory(id: u32) -> Object {
+    match object(id, 1, ObjectKind::Directory, b"b", 0) {
+        Record::Object(object) => object,
+        other => panic!("{other:?}"),
+    }
 }

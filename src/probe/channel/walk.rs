@@ -26,6 +26,8 @@ pub(super) struct Walk {
     /// The directory that has been listed last: there may be more of it.
     pub(super) listed: ObjectNumber,
     pub(super) extents_held: usize,
+    /// Inodes of the directories that were found, where some are taken over.
+    pub(super) seen: HashSet<u64>,
     /// Files that are being read in a series.
     pub(super) series: Vec<ObjectNumber>,
     /// Directories that are being listed in a batch.

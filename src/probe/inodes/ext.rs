@@ -1,7 +1,7 @@
 //! ext2, ext3 and ext4: each block group has a table of inodes ("Block Group Descriptors" and "Index Nodes" in
 //! `Documentation/filesystems/ext4` of the kernel).
 
-use super::{GROUP, Group, Table};
+use super::{GROUP, Group, SelfContained, Table};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Ext;
 use crate::range::{DeviceOffset, Range};
@@ -87,8 +87,8 @@ impl Table for Inodes {
             .collect()
     }
 
-    fn is_self_contained(&self, inode: &[u8]) -> bool {
-        is_self_contained(inode) == Some(true)
+    fn self_contained(&self, inode: &[u8]) -> Option<SelfContained> {
+        self_contained(inode)
     }
 
     fn group(&self, inode: u64) -> Option<Group> {
@@ -103,9 +103,10 @@ impl Table for Inodes {
     }
 }
 
-/// Whether an inode is a regular file that points to no blocks but those of its data ("Index Nodes", "Contents of
-/// inode.i_block").
-fn is_self_contained(inode: &[u8]) -> Option<bool> {
+/// What an inode is, if it points to no blocks but those of its data ("Index Nodes", "Contents of inode.i_block").
+fn self_contained(inode: &[u8]) -> Option<SelfContained> {
+    /// `ENCRYPT_FL`: names of a directory are others where its key is known.
+    const ENCRYPT: u32 = 0x800;
     /// `EXTENTS_FL` and `INLINE_DATA_FL`.
     const EXTENTS: u32 = 0x8_0000;
     const INLINE: u32 = 0x1000_0000;
@@ -119,7 +120,11 @@ fn is_self_contained(inode: &[u8]) -> Option<bool> {
         // Twelve blocks, and three that hold the numbers of more.
         (0..3).all(|indirect| inode.le32(0x58 + 4 * indirect) == Some(0))
     };
-    Some(is_so && inode.le16(0)? & 0xf000 == 0x8000)
+    match inode.le16(0)? & 0xf000 {
+        0x8000 if is_so => Some(SelfContained::File),
+        0x4000 if is_so && flags & ENCRYPT == 0 => Some(SelfContained::Directory),
+        _ => None,
+    }
 }
 
 /// What the superblock says.
@@ -186,19 +191,21 @@ mod tests {
             inode[1] = 0x81;
             inode[0x20..0x24].copy_from_slice(&flags.to_le_bytes());
             put.iter().for_each(|(at, byte)| inode[*at] = *byte);
-            is_self_contained(&inode)
+            self_contained(&inode)
         };
+        let file = Some(SelfContained::File);
         let magic = [(0x28, 0x0a), (0x29, 0xf3)];
-        assert_eq!(inode(0x8_0000, &magic), Some(true));
-        assert_eq!(inode(0x8_0000, &[magic[0], magic[1], (0x2e, 1)]), Some(false));
-        assert_eq!(inode(0x8_0000, &[]), Some(false));
-        assert_eq!(inode(0, &[(0x28, 9), (0x54, 9)]), Some(true));
+        assert_eq!(inode(0x8_0000, &magic), file);
+        assert_eq!(inode(0x8_0000, &[magic[0], magic[1], (0x2e, 1)]), None);
+        assert_eq!(inode(0x8_0000, &[]), None);
+        assert_eq!(inode(0, &[(0x28, 9), (0x54, 9)]), file);
         for indirect in [0x58, 0x5c, 0x63] {
-            assert_eq!(inode(0, &[(indirect, 1)]), Some(false));
+            assert_eq!(inode(0, &[(indirect, 1)]), None);
         }
-        assert_eq!(inode(0x1000_0000, &[(0x58, 1)]), Some(true));
-        assert_eq!(inode(0, &[(1, 0x41)]), Some(false));
-        assert_eq!((is_self_contained(&[0; 64]), is_self_contained(&[0; 20])), (Some(false), None));
+        assert_eq!(inode(0x1000_0000, &[(0x58, 1)]), file);
+        assert_eq!(inode(0, &[(1, 0x41)]), Some(SelfContained::Directory));
+        assert_eq!((inode(0x800, &[(1, 0x41)]), inode(0, &[(1, 0xa1)])), (None, None));
+        assert_eq!((self_contained(&[0; 64]), self_contained(&[0; 20])), (None, None));
     }
 
     #[test]

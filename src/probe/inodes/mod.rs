@@ -5,22 +5,27 @@
 //! bytes on the disks; the map keeps these, and the next update compares. That is done here, on the host, because it takes
 //! no time there.
 //!
+//! What is in a directory is in its blocks, so these are in the digest of its inode, too: one in which nothing has changed
+//! need not be listed.
+//!
 //! It goes for ext2, ext3, ext4 and XFS, of which an inode's place follows from its number and a few numbers in
 //! the superblock. Elsewhere each file is asked for its extents.
 
+mod blocks;
 mod ext;
 mod xfs;
 
 use super::Legs;
 use super::channel::Known;
 use super::device::Device;
-use super::former::Former;
+use super::former::{Directories, Former};
 use super::layout::Layout;
 use super::survey::Context;
 use crate::appliance::Content;
 use crate::bmap::{Digest, InodeDigests, MOST_DIGESTS};
 use crate::range::{DeviceOffset, DiskOffset, DiskRange, Range};
 use crate::recorder::DiskNumber;
+use blocks::{Block, Blocks};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,8 +56,8 @@ trait Table {
     /// The group of an inode; `None` if there can be no such inode.
     fn group(&self, inode: u64) -> Option<Group>;
 
-    /// Whether an inode, of which these are the bytes, is a file that has all in it of where it lies.
-    fn is_self_contained(&self, inode: &[u8]) -> bool;
+    /// What an inode is, of which these are the bytes, if it has all in it of where that lies.
+    fn self_contained(&self, inode: &[u8]) -> Option<SelfContained>;
 
     /// Parts of the device where all inodes that may be in use are, by start and length in bytes, where it helps to have
     /// them in the block device's cache.
@@ -61,11 +66,20 @@ trait Table {
     }
 }
 
+/// What an inode is that points to no blocks but those of its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SelfContained {
+    /// A regular file.
+    File,
+    /// A directory, whose names are not encrypted.
+    Directory,
+}
+
 /// What lies where a group of inodes does.
 struct State {
     digest: Digest,
-    /// Of each inode whether it is a file that has all in it of where it lies.
-    self_contained: u8,
+    /// What each inode is.
+    self_contained: Vec<Option<SelfContained>>,
 }
 
 /// The inodes of a file system that is mounted.
@@ -118,7 +132,7 @@ impl<'a> Inodes<'a> {
         if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
 
-    /// The files of an earlier map whose inodes have not changed.
+    /// The files and directories of an earlier map that have not changed.
     pub(super) fn known(&self, filesystem: &Content, former: &Arc<Former>) -> Option<Known> {
         let device = filesystem.device.as_bytes();
         if !self.is_settled {
@@ -128,14 +142,23 @@ impl<'a> Inodes<'a> {
         if then.len() > MOST_DIGESTS {
             return None;
         }
-        let now = self.states(then.keys().copied());
-        let is_same = |inode| {
-            let Some((first, _)) = self.table.group(inode) else { return false };
-            let (Some(now), Some(then)) = (now.get(&first), then.get(&first)) else { return false };
-            now.digest == *then && now.self_contained >> (inode - first) & 1 == 1
+        let pieces = former.directory_pieces(device);
+        let blocks = pieces.map(|(inode, piece)| (inode, piece.disk, piece.range, piece.role)).collect();
+        let now = self.states(then.keys().copied(), &blocks);
+        let unchanged = |inode| {
+            let (first, _) = self.table.group(inode)?;
+            let (now, then) = (now.get(&first)?, then.get(&first)?);
+            let what = now.self_contained.get(usize::try_from(inode - first).ok()?)?;
+            what.filter(|_| now.digest == *then)
         };
         let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
-        Some(Known { files: former.unchanged(device, is_same, is_touched), former: former.clone() })
+        let is_file = |inode| unchanged(inode) == Some(SelfContained::File);
+        let files = former.unchanged(device, is_file, is_touched);
+        let is_directory =
+            |inode, size| unchanged(inode) == Some(SelfContained::Directory) && blocks.bytes(inode) == size;
+        let directories = former.unchanged_directories(device, is_directory, is_touched);
+        let directories = Directories::new(former, device, &directories, &files);
+        Some(Known { files, directories, former: former.clone() })
     }
 
     /// Puts the digests of what has been found into the map's header.
@@ -144,7 +167,8 @@ impl<'a> Inodes<'a> {
         if !self.is_settled {
             return;
         }
-        let digests = self.states(inodes).into_iter().map(|(first, state)| (first, state.digest));
+        let blocks = self.context.channel.with(|found, _| found.directory_pieces().collect());
+        let digests = self.states(inodes, &blocks).into_iter().map(|(first, state)| (first, state.digest));
         let digests: InodeDigests = digests.collect();
         self.context.channel.with(|found, _| {
             let filesystems = &mut found.header_mut().filesystems;
@@ -158,13 +182,16 @@ impl<'a> Inodes<'a> {
 
     /// The groups of these inodes, by their first. What cannot be read, or has been written since the image was opened,
     /// is left out.
-    fn states(&self, inodes: impl IntoIterator<Item = u64>) -> BTreeMap<u64, State> {
+    fn states(&self, inodes: impl IntoIterator<Item = u64>, blocks: &Blocks) -> BTreeMap<u64, State> {
         let groups: BTreeMap<u64, Range<DeviceOffset>> =
             inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
-        let mut windows = Vec::new();
+        let (mut inodes, mut directories) = (Windows::new(self.context), Windows::new(self.context));
         groups
             .into_iter()
-            .filter_map(|(first, range)| Some((first, self.state(range, &mut windows)?)))
+            .filter_map(|(first, range)| {
+                let blocks = blocks.between(first, first.saturating_add(GROUP));
+                Some((first, self.state(range, blocks, &mut inodes, &mut directories)?))
+            })
             .collect()
     }
 
@@ -178,11 +205,10 @@ impl<'a> Inodes<'a> {
         Some(device.read(range.start.0, range.len())? == bytes)
     }
 
-    /// Which of the inodes in these bytes are self-contained: a bit for each.
-    fn self_contained(&self, inodes: &[u8]) -> u8 {
+    /// What the inodes in these bytes are.
+    fn self_contained(&self, inodes: &[u8]) -> Vec<Option<SelfContained>> {
         let size = usize::try_from(self.table.inode_size()).unwrap_or(usize::MAX);
-        let inodes = inodes.chunks_exact(size).map(|inode| self.table.is_self_contained(inode));
-        inodes.enumerate().fold(0, |bits, (bit, is_so)| bits | u8::from(is_so) << bit)
+        inodes.chunks_exact(size).map(|inode| self.table.self_contained(inode)).collect()
     }
 
     /// Whether something has been written there since the image was opened; `None` where there is no such disk.
@@ -191,7 +217,13 @@ impl<'a> Inodes<'a> {
         Some(overlay.is_rewritten(range))
     }
 
-    fn state(&self, range: Range<DeviceOffset>, windows: &mut Vec<Window>) -> Option<State> {
+    fn state<'b>(
+        &self,
+        range: Range<DeviceOffset>,
+        blocks: impl Iterator<Item = (u64, &'b [Block])>,
+        inodes: &mut Windows<'_>,
+        directories: &mut Windows<'_>,
+    ) -> Option<State> {
         let mut digest = self.rest.clone();
         let mut copies: Vec<Vec<u8>> = Vec::new();
         for part in self.layout.part(range)? {
@@ -200,20 +232,46 @@ impl<'a> Inodes<'a> {
                 return None;
             }
             let copy = usize::from(part.copy);
-            if windows.len() <= copy {
-                windows.resize_with(copy + 1, Window::default);
-            }
-            let bytes = windows[copy].read(self.context, part.disk, place)?;
+            let bytes = inodes.read(part.copy, part.disk, place)?;
             digest.update(bytes);
             copies.resize_with(copies.len().max(copy + 1), Vec::new);
             copies[copy].extend(bytes);
         }
+        for (inode, blocks) in blocks {
+            digest.update(inode.to_le_bytes());
+            for &(copy, disk, range) in blocks {
+                if self.is_rewritten(disk, range)? {
+                    return None;
+                }
+                digest.update(directories.read(copy, disk, range)?);
+            }
+        }
         // The kernel reads whichever copy it likes.
-        let self_contained = copies.iter().map(|copy| self.self_contained(copy));
-        Some(State {
-            digest: *digest.finalize().first_chunk()?,
-            self_contained: self_contained.reduce(|all, copy| all & copy).unwrap_or(0),
-        })
+        let same = |one: Vec<Option<SelfContained>>, other: Vec<Option<SelfContained>>| {
+            one.into_iter().zip(other).map(|(one, other)| one.filter(|_| one == other)).collect()
+        };
+        let self_contained = copies.iter().map(|copy| self.self_contained(copy)).reduce(same)?;
+        Some(State { digest: *digest.finalize().first_chunk()?, self_contained })
+    }
+}
+
+/// Of each copy, what was read last.
+struct Windows<'a> {
+    context: &'a Context<'a>,
+    copies: Vec<Window>,
+}
+
+impl<'a> Windows<'a> {
+    fn new(context: &'a Context<'a>) -> Self {
+        Self { context, copies: Vec::new() }
+    }
+
+    fn read(&mut self, copy: u8, disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
+        let copy = usize::from(copy);
+        if self.copies.len() <= copy {
+            self.copies.resize_with(copy + 1, Window::default);
+        }
+        self.copies[copy].read(self.context, disk, place)
     }
 }
 

@@ -1,7 +1,7 @@
 //! XFS: an inode's number is its place: the allocation group, the block in that, and the slot in the block
 //! ("XFS Algorithms & Data Structures", chapter "Inode Numbers"). Numbers are big-endian.
 
-use super::{GROUP, Group, Table};
+use super::{GROUP, Group, SelfContained, Table};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Xfs;
 use crate::range::{DeviceOffset, Range};
@@ -53,8 +53,8 @@ impl Table for Inodes {
         self.root
     }
 
-    fn is_self_contained(&self, inode: &[u8]) -> bool {
-        is_self_contained(inode) == Some(true)
+    fn self_contained(&self, inode: &[u8]) -> Option<SelfContained> {
+        self_contained(inode)
     }
 
     fn group(&self, inode: u64) -> Option<Group> {
@@ -73,15 +73,22 @@ impl Table for Inodes {
     }
 }
 
-/// Whether an inode is a regular file whose list of extents is in it, and whose data is on this device (chapter "On-disk
-/// Inode").
-fn is_self_contained(inode: &[u8]) -> Option<bool> {
+/// What an inode is, if its list of extents or its data is in it, or its data is on this device (chapter "On-disk Inode").
+fn self_contained(inode: &[u8]) -> Option<SelfContained> {
+    /// `XFS_DINODE_FMT_LOCAL`
+    const LOCAL: u8 = 1;
     /// `XFS_DINODE_FMT_EXTENTS`
     const EXTENTS: u8 = 2;
     /// `XFS_DIFLAG_REALTIME`
     const REALTIME: u16 = 1;
-    let is_file = inode.get(..2)? == b"IN" && inode.be16(2)? & 0xf000 == 0x8000;
-    Some(is_file && inode.u8_at(5)? == EXTENTS && inode.be16(90)? & REALTIME == 0)
+    if inode.get(..2)? != b"IN" {
+        return None;
+    }
+    match (inode.be16(2)? & 0xf000, inode.u8_at(5)?) {
+        (0x8000, EXTENTS) if inode.be16(90)? & REALTIME == 0 => Some(SelfContained::File),
+        (0x4000, LOCAL | EXTENTS) => Some(SelfContained::Directory),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -94,14 +101,13 @@ mod tests {
             let mut inode = vec![0; 512];
             inode[..6].copy_from_slice(&[b'I', b'N', mode, 0xa4, 3, format]);
             inode[91] = flags;
-            is_self_contained(&inode)
+            self_contained(&inode)
         };
-        assert_eq!(inode(0x81, 2, 0x40), Some(true));
-        assert_eq!(
-            (inode(0x81, 3, 0), inode(0x41, 2, 0), inode(0x81, 2, 1)),
-            (Some(false), Some(false), Some(false))
-        );
-        assert_eq!((is_self_contained(&[0; 256]), is_self_contained(b"IN")), (Some(false), None));
+        assert_eq!(inode(0x81, 2, 0x40), Some(SelfContained::File));
+        assert_eq!((inode(0x81, 1, 0), inode(0x81, 3, 0), inode(0x81, 2, 1)), (None, None, None));
+        assert_eq!([1, 2].map(|format| inode(0x41, format, 0)), [Some(SelfContained::Directory); 2]);
+        assert_eq!((inode(0x41, 3, 0), inode(0xa1, 1, 0)), (None, None));
+        assert_eq!((self_contained(&[0; 256]), self_contained(b"IN")), (None, None));
     }
 
     #[test]

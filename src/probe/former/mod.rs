@@ -5,6 +5,11 @@
 //! each file, so what is taken over can be no older than the image. Files with another name than then are the same
 //! files.
 
+mod directories;
+
+pub use directories::Directories;
+pub(super) use directories::{Directory, split};
+
 use super::expected::Place;
 use crate::bmap::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
 use crate::range::DiskRange;
@@ -20,6 +25,9 @@ const MOST_ALIKE: usize = 64;
 
 /// What a warning says of a file that was not examined wholly, and is in the map all the same.
 const FAILED: [&str; 2] = [": cannot read it at byte ", ": cannot get the extents of it"];
+
+/// What a warning says of a file system of which not all was examined.
+const CUT_SHORT: &str = ": only a part of it was read";
 
 /// What tells that a file has not been touched: its inode, and what is known of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +55,8 @@ pub struct Former {
     map: Arc<Map>,
     /// Files that were read where the kernel said, by device and stamps. One name of each suffices, but all are here.
     files: Vec<ObjectId>,
+    /// Devices on which something that is there is not in the map, as warnings name them.
+    incomplete: HashSet<String>,
     /// Of the disks of which that is known, what has been written since.
     written: BTreeMap<DiskNumber, Spans>,
 }
@@ -79,7 +89,15 @@ impl Former {
             let [(a, a_stamps), (b, b_stamps)] = [*a, *b].map(|id| stamped(map.object(id)));
             a.cmp(b).then(a_stamps.cmp(&b_stamps))
         });
-        (!files.is_empty()).then_some(Self { map, files, written })
+        let mut incomplete = HashSet::new();
+        for warning in warnings {
+            let device = warning.split([' ', ':']).next().unwrap_or_default();
+            // What is said of a path comes after a space.
+            if warning[device.len()..].starts_with(' ') || warning.contains(CUT_SHORT) {
+                incomplete.insert(device.to_owned());
+            }
+        }
+        (!files.is_empty()).then_some(Self { map, files, incomplete, written })
     }
 
     /// Whether there was such a file system on this device.
@@ -98,6 +116,51 @@ impl Former {
         known.map(|known| &known.inodes).filter(|inodes| !inodes.is_empty())
     }
 
+    /// The objects of a kind on this device.
+    fn on(&self, device: &[u8], kind: Kind) -> impl Iterator<Item = Object<'_>> {
+        let objects = self.map.objects();
+        objects.filter(move |object| object.kind() == kind && object.name().device == device)
+    }
+
+    /// The pieces of directories on this device, each with the inode of its directory.
+    pub(super) fn directory_pieces(&self, device: &[u8]) -> impl Iterator<Item = (u64, Piece)> {
+        let directories = self.on(device, Kind::Directory);
+        let inodes = directories.filter_map(|directory| Some((directory.attributes().inode?, directory)));
+        inodes.flat_map(|(inode, directory)| directory.pieces().map(move |piece| (inode, piece)))
+    }
+
+    /// The directories on this device that are as they were, by their inodes. `is_same` tells whether the inode of a
+    /// directory of a size has not changed, nor so much in its blocks, `is_touched` whether something has been written to a
+    /// place.
+    pub(super) fn unchanged_directories(
+        &self,
+        device: &[u8],
+        is_same: impl Fn(u64, u64) -> bool,
+        is_touched: impl Fn(DiskNumber, DiskRange) -> bool,
+    ) -> HashMap<u64, ObjectId> {
+        if self.incomplete.contains(&*String::from_utf8_lossy(device)) {
+            return HashMap::new();
+        }
+        let unchanged = self.on(device, Kind::Directory).filter_map(|directory| {
+            let Attributes { inode, size, allocated, marks, .. } = directory.attributes();
+            // Small ones are in the inode.
+            let size = if allocated == Some(0) && directory.pieces().len() == 0 { 0 } else { size? };
+            let is_sure = !marks.intersects(Marks::INEXACT | Marks::UNVERIFIED | Marks::ENCRYPTED);
+            let is_unchanged = is_sure && is_same(inode?, size) && self.is_untouched(directory, &is_touched);
+            is_unchanged.then_some((inode?, directory.id()))
+        });
+        unchanged.collect()
+    }
+
+    /// Whether nothing has been written where an object lies.
+    fn is_untouched(&self, object: Object<'_>, is_touched: impl Fn(DiskNumber, DiskRange) -> bool) -> bool {
+        object.pieces().all(|piece| {
+            let written = self.written.get(&piece.disk);
+            written.is_none_or(|written| written.bytes_in(piece.range) == 0)
+                && !is_touched(piece.disk, piece.range)
+        })
+    }
+
     /// The files on this device that are as they were, by their inodes: those with one name. `is_same` tells
     /// whether an inode has not changed and has all in it of where its file lies, `is_touched` whether something has been
     /// written to a place.
@@ -110,22 +173,17 @@ impl Former {
         let first = self.files.partition_point(|id| stamped(self.map.object(*id)).0 < device);
         let files = self.files[first..].iter().map(|id| self.map.object(*id));
         let files = files.take_while(|file| file.name().device == device);
-        let is_untouched = |piece: &Piece| {
-            let written = self.written.get(&piece.disk);
-            written.is_none_or(|written| written.bytes_in(piece.range) == 0)
-                && !is_touched(piece.disk, piece.range)
-        };
         let unchanged = files.filter_map(|file| {
             let Attributes { inode, links, marks, .. } = file.attributes();
             let is_plain = links == Some(1) && !marks.contains(Marks::ENCRYPTED);
-            let is_unchanged = is_plain && is_same(inode?) && file.pieces().all(|piece| is_untouched(&piece));
+            let is_unchanged = is_plain && is_same(inode?) && self.is_untouched(file, &is_touched);
             is_unchanged.then_some((inode?, file.id()))
         });
         unchanged.collect()
     }
 
-    /// What the map has of a file.
-    pub(super) fn file(&self, id: ObjectId) -> Object<'_> {
+    /// What the map has of a file or directory.
+    pub(super) fn object(&self, id: ObjectId) -> Object<'_> {
         self.map.object(id)
     }
 
@@ -180,7 +238,7 @@ fn joined(parts: impl Iterator<Item = Part>) -> Vec<Part> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::probe) mod tests {
     use super::*;
     use crate::bmap::{Filesystem, Header, MapBuilder, ObjectName};
     use crate::range::FileOffset;
@@ -225,13 +283,91 @@ mod tests {
         Arc::new(builder.build())
     }
 
-    fn former(warnings: &[&str]) -> Option<Former> {
+    fn former_with(warnings: &[&str]) -> Option<Former> {
         Former::new(map(warnings, Marks::empty()), BTreeMap::new())
+    }
+
+    pub(in crate::probe) const DEVICE: &[u8] = b"/dev/sda";
+    pub(in crate::probe) const TOP: u64 = 30;
+    pub(in crate::probe) const CLEAN: u64 = 31;
+
+    /// What is in a file system, with the inodes: what of it is not named below is as it was.
+    pub(in crate::probe) const FORMER_TREE: [(Kind, &str, u64); 13] = [
+        (Kind::Directory, "/", 2),
+        (Kind::File, "/top-file", 60),
+        (Kind::Directory, "/top", TOP),
+        (Kind::File, "/top/same", 40),
+        (Kind::File, "/top/changed", 41),
+        (Kind::Directory, "/top/clean", CLEAN),
+        (Kind::File, "/top/clean/one", 42),
+        (Kind::File, "/top/clean/two", 43),
+        (Kind::Directory, "/top/listed", 32),
+        (Kind::Directory, "/top/listed/below", 33),
+        (Kind::File, "/top/listed/below/file", 44),
+        (Kind::Directory, "/top/partly", 34),
+        (Kind::File, "/top/partly/changed", 45),
+    ];
+
+    /// A map of it in which each file and directory but the root has a block.
+    pub(in crate::probe) fn tree() -> Former {
+        let mut builder = MapBuilder::new(Header::default());
+        for (kind, path, inode) in FORMER_TREE {
+            let attributes = Attributes {
+                inode: Some(inode),
+                size: Some(4096),
+                allocated: Some(4096),
+                links: Some(1),
+                modified: Some(1),
+                changed: Some(1),
+                ..Attributes::default()
+            };
+            let object = builder.object(ObjectName::path(kind, DEVICE, path.as_bytes()), attributes).unwrap();
+            if inode != 2 {
+                builder.piece(object, 1, DiskRange::new(inode << 12, (inode + 1) << 12), None).unwrap();
+            }
+        }
+        Former::new(Arc::new(builder.build()), BTreeMap::new()).unwrap()
+    }
+
+    /// The directories and files in it that are as they were.
+    pub(in crate::probe) fn known_in_tree(
+        former: &Former,
+    ) -> (HashMap<u64, ObjectId>, HashMap<u64, ObjectId>) {
+        let is_changed = |inode| [32, 41, 45].contains(&inode);
+        let directories = former.unchanged_directories(
+            DEVICE,
+            |inode, size| !is_changed(inode) && size == 4096,
+            |_, _| false,
+        );
+        let files = former.unchanged(DEVICE, |inode| !is_changed(inode), |_, _| false);
+        (directories, files)
+    }
+
+    #[test]
+    fn a_directory_that_may_lack_something_is_listed() {
+        let touched = |disk, range: DiskRange| (disk, range.start.0) == (1, TOP << 12);
+        let unchanged = |former: &Former| {
+            let unchanged = former.unchanged_directories(DEVICE, |_, _| true, touched);
+            let mut unchanged: Vec<u64> = unchanged.into_keys().collect();
+            unchanged.sort_unstable();
+            unchanged
+        };
+        let mut former = tree();
+        assert_eq!(unchanged(&former), [2, 31, 32, 33, 34]);
+        former.incomplete.insert("/dev/sda1".into());
+        assert_eq!(unchanged(&former).len(), 5);
+        former.incomplete.insert("/dev/sda".into());
+        assert!(unchanged(&former).is_empty());
+
+        let incomplete = |warning: &str| !former_with(&[warning]).unwrap().incomplete.is_empty();
+        assert!(incomplete("/dev/sda1 /b: cannot open it: Input/output error"));
+        assert!(incomplete("/dev/sda1: only a part of it was read: the probe agent failed"));
+        assert!(!incomplete("/dev/sda1: it was not unmounted cleanly"));
     }
 
     #[test]
     fn a_file_is_known_by_its_stamps_and_places_in_whatever_pieces_they_come() {
-        let former = former(&[]).unwrap();
+        let former = former_with(&[]).unwrap();
         let has = |device: &[u8], stamps, places: &[Place]| former.has_file(device, stamps, places);
         let places = [place(65536, 66560, 4096), place(66560, 69632, 5120), place(4096, 8192, 0)];
         assert!(has(b"/dev/sda1", STAMPS, &places));
@@ -256,10 +392,10 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_over_that_was_not_read_as_promised() {
-        assert!(former(&["/dev/sda1: it was not unmounted cleanly"]).is_some());
-        assert!(former(&["/dev/sda1 /b: cannot read it at byte 512: Input/output error"]).is_none());
-        assert!(former(&["/dev/sda10 /b: cannot read it at byte 512: Input/output error"]).is_some());
-        assert!(former(&["and more: 7 like these"]).is_none());
+        assert!(former_with(&["/dev/sda1: it was not unmounted cleanly"]).is_some());
+        assert!(former_with(&["/dev/sda1 /b: cannot read it at byte 512: Input/output error"]).is_none());
+        assert!(former_with(&["/dev/sda10 /b: cannot read it at byte 512: Input/output error"]).is_some());
+        assert!(former_with(&["and more: 7 like these"]).is_none());
         for marks in [Marks::INEXACT, Marks::UNVERIFIED] {
             assert!(Former::new(map(&[], marks), BTreeMap::new()).is_none());
         }
@@ -268,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_file_system_of_another_kind_or_size_is_another_one() {
-        let former = former(&[]).unwrap();
+        let former = former_with(&[]).unwrap();
         assert!(former.has_filesystem(b"/dev/sda1", "ext4", 4096, 1 << 20));
         assert!(!former.has_filesystem(b"/dev/sda1", "ext4", 1024, 1 << 20));
         assert!(!former.has_filesystem(b"/dev/sda1", "xfs", 4096, 1 << 20));

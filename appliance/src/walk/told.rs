@@ -1,0 +1,40 @@
+//! Directories that need not be listed, because the host tells what is in them.
+
+use super::{Entry, TOO_MANY, Walker};
+use crate::Fatal;
+use rustix::fs::FileType;
+use std::ffi::{CString, NulError};
+use virt_bmap_agent::listings::{self, Listing};
+use virt_bmap_agent::record::Record;
+
+impl Entry {
+    /// One that the host tells.
+    fn told(entry: listings::Entry) -> Result<Self, NulError> {
+        let listings::Entry { inode, is_directory, name } = entry;
+        let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
+        Ok(Self { name: CString::new(name)?, kind, inode })
+    }
+}
+
+impl Walker {
+    /// Tells of a directory that the host knows. What is in it and known as well is told with it.
+    pub(super) fn known_directory(
+        &mut self,
+        parent: u32,
+        inode: u64,
+        name: CString,
+        listing: Listing,
+        below: &mut Vec<(CString, u32)>,
+    ) -> Result<(), Fatal> {
+        let id = self.number()?;
+        self.next = self.next.checked_add(listing.objects).ok_or(TOO_MANY)?;
+        self.directories.insert((self.device, inode));
+        self.control.put(&Record::Known { id, parent, inode, name: name.to_bytes().to_vec() });
+        if !listing.entries.is_empty() {
+            let entries = listing.entries.into_iter().map(Entry::told);
+            self.told.insert(id, entries.collect::<Result<_, _>>()?);
+            below.push((name, id));
+        }
+        self.found()
+    }
+}

@@ -1,0 +1,161 @@
+//! Directories that are as they were: what is in them is what the earlier map has there.
+//!
+//! What of it is known to be as it was, too, is taken over when the agent has found the directory, and with it all that
+//! lies in directories below it in which nothing is new. The agent looks at the rest.
+
+use super::Former;
+use crate::bmap::{Kind, ObjectId};
+use std::collections::{BTreeMap, HashMap};
+use virt_bmap_agent::listings::{Entry, Listing, Listings};
+
+/// Such directories, by their inodes.
+#[derive(Debug, Default)]
+pub struct Directories(HashMap<u64, Directory>);
+
+/// Such a directory.
+#[derive(Debug)]
+pub(in crate::probe) struct Directory {
+    /// What it is in the earlier map.
+    pub(in crate::probe) id: ObjectId,
+    /// The files in it that are as they were.
+    pub(in crate::probe) files: Vec<ObjectId>,
+    /// The directories in it in which, and below which, all is as it was.
+    pub(in crate::probe) directories: Vec<u64>,
+    /// What else is in it.
+    entries: Vec<Entry>,
+    /// How many objects are taken over with it.
+    objects: u32,
+    /// Whether the directory that it is in may have changed.
+    is_top: bool,
+}
+
+impl Directories {
+    /// The directories with these inodes, of which the files with these inodes are as they were.
+    pub(in crate::probe) fn new(
+        former: &Former,
+        device: &[u8],
+        directories: &HashMap<u64, ObjectId>,
+        files: &HashMap<u64, ObjectId>,
+    ) -> Self {
+        let path = |id: ObjectId| former.map.object(id).name().path;
+        // The root is always listed: it is in no directory.
+        let paths: BTreeMap<&[u8], u64> = directories
+            .iter()
+            .map(|(inode, id)| (path(*id), *inode))
+            .filter(|(path, _)| *path != b"/")
+            .collect();
+        let mut all: HashMap<u64, Directory> = paths
+            .values()
+            .filter_map(|inode| Some((*inode, Directory::new(*directories.get(inode)?))))
+            .collect();
+        let mut below: HashMap<u64, Vec<u64>> = HashMap::new();
+        let objects = former.on(device, Kind::Directory).chain(former.on(device, Kind::File));
+        for object in objects {
+            let (Some((parent, name)), Some(inode)) = (split(object.name().path), object.attributes().inode)
+            else {
+                continue;
+            };
+            let is_directory = object.kind() == Kind::Directory;
+            let is_known = is_directory && all.contains_key(&inode);
+            let Some(parent) =
+                paths.get(parent).and_then(|parent| all.get_mut(parent).map(|it| (*parent, it)))
+            else {
+                continue;
+            };
+            if is_known {
+                below.entry(parent.0).or_default().push(inode);
+            } else if !is_directory && files.get(&inode) == Some(&object.id()) {
+                parent.1.files.push(object.id());
+            } else {
+                parent.1.entries.push(Entry { inode, is_directory, name: name.to_vec() });
+            }
+        }
+        // From the bottom up.
+        for inode in paths.values().rev() {
+            let Some(mut directory) = all.remove(inode) else { continue };
+            for inside in below.remove(inode).unwrap_or_default() {
+                let Some(it) = all.get_mut(&inside) else { continue };
+                it.is_top = false;
+                if it.entries.is_empty() {
+                    directory.directories.push(inside);
+                    directory.objects = directory.objects.saturating_add(1).saturating_add(it.objects);
+                } else {
+                    let (_, name) = split(path(it.id)).unwrap_or_default();
+                    directory.entries.push(Entry { inode: inside, is_directory: true, name: name.to_vec() });
+                }
+            }
+            let files = u32::try_from(directory.files.len()).unwrap_or(u32::MAX);
+            directory.objects = directory.objects.saturating_add(files);
+            all.insert(*inode, directory);
+        }
+        Self(all)
+    }
+
+    /// The directory with this inode.
+    pub(in crate::probe) fn get(&self, inode: u64) -> Option<&Directory> {
+        self.0.get(&inode)
+    }
+
+    /// What the agent has to know of them: of those that it may come to.
+    pub(in crate::probe) fn listings(&self) -> Listings {
+        let is_met = |directory: &Directory| directory.is_top || !directory.entries.is_empty();
+        let met = self.0.iter().filter(|(_, directory)| is_met(directory));
+        met.map(|(inode, Directory { objects, entries, .. })| {
+            (*inode, Listing { objects: *objects, entries: entries.clone() })
+        })
+        .collect()
+    }
+}
+
+impl Directory {
+    fn new(id: ObjectId) -> Self {
+        Self { id, files: Vec::new(), directories: Vec::new(), entries: Vec::new(), objects: 0, is_top: true }
+    }
+}
+
+/// The path of the directory that something is in, and its name there; `None` for the root.
+pub(in crate::probe) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let slash = path.iter().rposition(|byte| *byte == b'/')?;
+    let (parent, name) = (&path[..slash], &path[slash + 1..]);
+    (!name.is_empty()).then_some((parent, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{CLEAN, DEVICE, FORMER_TREE, TOP, known_in_tree, tree};
+    use super::*;
+
+    #[test]
+    fn the_agent_looks_at_what_is_not_known_and_comes_to_nothing_else() {
+        let former = tree();
+        let (directories, files) = known_in_tree(&former);
+        let directories = Directories::new(&former, DEVICE, &directories, &files);
+        let mut listings = directories.listings();
+        assert!(!listings.contains(CLEAN), "all of it comes with the one above");
+        let top = listings.take(TOP).unwrap();
+        // Two files and a directory in that, and a file beside it.
+        assert_eq!(top.objects, 4);
+        let told = |entries: &[Entry]| -> Vec<(u64, bool, String)> {
+            let name = |entry: &Entry| String::from_utf8_lossy(&entry.name).into_owned();
+            let mut told: Vec<_> =
+                entries.iter().map(|entry| (entry.inode, entry.is_directory, name(entry))).collect();
+            told.sort();
+            told
+        };
+        let inode = |path: &str| FORMER_TREE.iter().find(|(_, known, _)| *known == path).unwrap().2;
+        assert_eq!(
+            told(&top.entries),
+            [
+                (inode("/top/listed"), true, "listed".to_owned()),
+                (inode("/top/partly"), true, "partly".to_owned()),
+                (inode("/top/changed"), false, "changed".to_owned()),
+            ]
+        );
+        let partly = listings.take(inode("/top/partly")).unwrap();
+        assert_eq!((partly.objects, told(&partly.entries).len()), (0, 1));
+        // Below one that is listed, and right below the root.
+        let below = listings.take(inode("/top/listed/below")).unwrap();
+        assert_eq!((below.objects, below.entries.len()), (1, 0));
+        assert!(listings.is_empty());
+    }
+}
