@@ -11,6 +11,7 @@
 //! their length, and no symbolic link is followed.
 
 mod batches;
+mod list;
 mod metadata;
 mod sealed;
 mod told;
@@ -23,9 +24,10 @@ use crate::pieces::{Piece, pieces};
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::{self, Tails};
 use crate::{btrfs, fiemap, quiet};
+use list::{Entry, Listed, list};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    Advice, AtFlags, FileType, Mode, OFlags, RawDir, Stat, fadvise, fstat, fstatfs, open, openat, statat,
+    Advice, AtFlags, FileType, Mode, OFlags, Stat, fadvise, fstat, fstatfs, open, openat, statat,
 };
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -49,9 +51,6 @@ const BATCH_OF_ENDS: usize = Verdict::CAPACITY;
 
 /// Files found after which a batch ends although few of them have to be read.
 const FOUND: usize = 4096;
-
-/// Bytes of directory entries taken in at a time; more of a directory is listed in a further turn.
-const LISTING: usize = 1 << 20;
 
 /// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
 const XFS: u64 = 0x5846_5342;
@@ -236,12 +235,6 @@ struct Level {
     id: u32,
     /// Directories in it that have not been entered.
     below: std::vec::IntoIter<(CString, u32)>,
-}
-
-struct Entry {
-    name: CString,
-    kind: FileType,
-    inode: u64,
 }
 
 impl Walker {
@@ -559,51 +552,4 @@ fn object(id: u32, parent: u32, kind: ObjectKind, stat: &Stat, name: &[u8]) -> R
         changed: time(stat.st_ctime, stat.st_ctime_nsec as i64),
         name: name.to_vec(),
     })
-}
-
-/// What one turn of listing gave.
-struct Listed {
-    entries: Vec<Entry>,
-    /// Whether the directory has come to its end.
-    end: Result<bool, Errno>,
-}
-
-/// Takes in at most about [`LISTING`] bytes of entries.
-fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
-    let mut entries = Vec::new();
-    let mut bytes = 0;
-    let mut raw = RawDir::new(stream, memory);
-    let mut last_of_buffer = None;
-    let end = loop {
-        // A turn ends only where the kernel's buffer does, so that no entry is lost.
-        if bytes >= LISTING && raw.is_buffer_empty() {
-            break Ok(false);
-        }
-        match raw.next() {
-            None => break Ok(true),
-            Some(Err(Errno::INTR)) => {}
-            Some(Err(errno)) => break Err(errno),
-            Some(Ok(entry)) => {
-                let name = entry.file_name();
-                let (name, kind, inode) = (name.to_owned(), entry.file_type(), entry.ino());
-                let cookie = entry.next_entry_cookie();
-                // The driver of UDF gives the entry before a damaged one again and again.
-                if raw.is_buffer_empty() {
-                    let identity = Some((cookie, name.clone()));
-                    if last_of_buffer == identity {
-                        break Err(Errno::UCLEAN);
-                    }
-                    last_of_buffer = identity;
-                }
-                bytes += name.to_bytes().len() + 32;
-                // A damaged file system may hold names that lead elsewhere.
-                let escapes =
-                    matches!(name.to_bytes(), b"" | b"." | b"..") || name.to_bytes().contains(&b'/');
-                if !escapes {
-                    entries.push(Entry { name, kind, inode });
-                }
-            }
-        }
-    };
-    Listed { entries, end }
 }

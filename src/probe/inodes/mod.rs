@@ -13,6 +13,7 @@
 
 mod blocks;
 mod ext;
+mod windows;
 mod xfs;
 
 use super::Legs;
@@ -23,18 +24,16 @@ use super::layout::Layout;
 use super::survey::Context;
 use crate::appliance::Content;
 use crate::bmap::{Digest, InodeDigests, MOST_DIGESTS};
-use crate::range::{DeviceOffset, DiskOffset, DiskRange, Range};
+use crate::range::{DeviceOffset, DiskRange, Range};
 use crate::recorder::DiskNumber;
 use blocks::{Block, Blocks};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use windows::Windows;
 
 /// Inodes that have one digest.
 const GROUP: u64 = crate::bmap::INODES_PER_DIGEST;
-
-/// Bytes read at a time, at least.
-const WINDOW: u64 = 64 << 10;
 
 /// Most bytes that are read at once. The appliance has memory for some times as much.
 const MOST_AHEAD: u64 = 128 << 20;
@@ -200,7 +199,7 @@ impl<'a> Inodes<'a> {
         let (_, range) = self.table.group(self.table.root())?;
         let mut bytes: Vec<u8> = Vec::new();
         for part in self.layout.part(range)?.iter().filter(|part| part.copy == 0) {
-            bytes.extend(Window::default().read(self.context, part.disk, part.disk_range())?);
+            bytes.extend(Windows::new(self.context).read(part.copy, part.disk, part.disk_range())?);
         }
         Some(device.read(range.start.0, range.len())? == bytes)
     }
@@ -243,6 +242,7 @@ impl<'a> Inodes<'a> {
                 if self.is_rewritten(disk, range)? {
                     return None;
                 }
+                digest.update(range.len().to_le_bytes());
                 digest.update(directories.read(copy, disk, range)?);
             }
         }
@@ -252,50 +252,5 @@ impl<'a> Inodes<'a> {
         };
         let self_contained = copies.iter().map(|copy| self.self_contained(copy)).reduce(same)?;
         Some(State { digest: *digest.finalize().first_chunk()?, self_contained })
-    }
-}
-
-/// Of each copy, what was read last.
-struct Windows<'a> {
-    context: &'a Context<'a>,
-    copies: Vec<Window>,
-}
-
-impl<'a> Windows<'a> {
-    fn new(context: &'a Context<'a>) -> Self {
-        Self { context, copies: Vec::new() }
-    }
-
-    fn read(&mut self, copy: u8, disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
-        let copy = usize::from(copy);
-        if self.copies.len() <= copy {
-            self.copies.resize_with(copy + 1, Window::default);
-        }
-        self.copies[copy].read(self.context, disk, place)
-    }
-}
-
-/// The part of a disk that was read last.
-#[derive(Default)]
-struct Window {
-    disk: DiskNumber,
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl Window {
-    fn read(&mut self, context: &Context<'_>, disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
-        let end = self.start + self.bytes.len() as u64;
-        if disk != self.disk || place.start.0 < self.start || place.end.0 > end {
-            let source = context.disks.get(usize::from(disk).checked_sub(1)?)?;
-            let left = source.size().checked_sub(place.start.0)?;
-            self.bytes = vec![0; usize::try_from(left.min(WINDOW.max(place.len()))).ok()?];
-            (self.disk, self.start) = (disk, place.start.0);
-            if source.read_at(&mut self.bytes, DiskOffset(self.start)).is_err() {
-                self.bytes.clear();
-            }
-        }
-        let from = usize::try_from(place.start.0 - self.start).ok()?;
-        self.bytes.get(from..from.checked_add(usize::try_from(place.len()).ok()?)?)
     }
 }

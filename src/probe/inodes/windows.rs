@@ -1,0 +1,54 @@
+//! Reads of many small pieces of the disks, mostly in ascending order.
+
+use crate::probe::survey::Context;
+use crate::range::{DiskOffset, DiskRange};
+use crate::recorder::DiskNumber;
+
+/// Bytes read at a time, at least.
+const WINDOW: u64 = 64 << 10;
+
+/// Of each copy, what was read last.
+pub(super) struct Windows<'a> {
+    context: &'a Context<'a>,
+    copies: Vec<Window>,
+}
+
+impl<'a> Windows<'a> {
+    pub(super) fn new(context: &'a Context<'a>) -> Self {
+        Self { context, copies: Vec::new() }
+    }
+
+    /// A part of a copy; `None` if it cannot be read.
+    pub(super) fn read(&mut self, copy: u8, disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
+        let copy = usize::from(copy);
+        if self.copies.len() <= copy {
+            self.copies.resize_with(copy + 1, Window::default);
+        }
+        self.copies[copy].read(self.context, disk, place)
+    }
+}
+
+/// The part of a disk that was read last.
+#[derive(Default)]
+struct Window {
+    disk: DiskNumber,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    fn read(&mut self, context: &Context<'_>, disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
+        let end = self.start + self.bytes.len() as u64;
+        if disk != self.disk || place.start.0 < self.start || place.end.0 > end {
+            let source = context.disks.get(usize::from(disk).checked_sub(1)?)?;
+            let left = source.size().checked_sub(place.start.0)?;
+            self.bytes = vec![0; usize::try_from(left.min(WINDOW.max(place.len()))).ok()?];
+            (self.disk, self.start) = (disk, place.start.0);
+            if source.read_at(&mut self.bytes, DiskOffset(self.start)).is_err() {
+                self.bytes.clear();
+            }
+        }
+        let from = usize::try_from(place.start.0 - self.start).ok()?;
+        self.bytes.get(from..from.checked_add(usize::try_from(place.len()).ok()?)?)
+    }
+}
