@@ -99,6 +99,8 @@ struct State {
     snapshot: Snapshot,
     /// Files of all file systems that were taken over from an earlier map.
     taken_over: u64,
+    /// How many before the current walk.
+    taken_over_before: u64,
     done: bool,
     error: Option<ChannelError>,
 }
@@ -145,6 +147,7 @@ impl Channel {
         state.inodes.clear();
         state.found.begin_filesystem(&context.device);
         state.troubles_before = state.troubles.clone();
+        state.taken_over_before = state.taken_over;
         let first = state.found.next();
         let before = self.recorder.switch(None);
         let sample = match context.read_order() {
@@ -202,6 +205,7 @@ impl Channel {
         let state = &mut *self.state();
         state.found.forget_filesystem();
         state.troubles = state.troubles_before.clone();
+        state.taken_over = state.taken_over_before;
     }
 
     /// The devices of all btrfs file systems that were walked.
