@@ -218,14 +218,16 @@ const ALL_APPEND: &str = "oops=panic";
 /// What an emulated appliance's kernel is told besides.
 ///
 /// It defends nobody against the tricks that processors are played: one program runs in it, and emulation has no such
-/// processor. Nor does it clear all memory that it hands out. Both cost more here than what they defend is worth.
+/// processor. Nor does it clear all memory that it hands out. Both cost more here than what they defend is worth. Security
+/// modules would be asked about each file that is opened, and have no policy to go by (`lsm=`: a tenth of the time that it
+/// takes to look files up).
 /// qemu emulates `rep movsb` byte by byte: a kernel that believes in fast strings copies at less than half
 /// the speed. And a processor that has nothing to do but wait for a disk is put to sleep and woken by the
 /// host's scheduler for each request, which takes longer than the request: where this machine has a
 /// processor to spare, those of the appliance wait awake.
 fn tcg_append(smp: u32) -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0";
+    let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";
     if processors > smp as usize { format!("{always} idle=poll") } else { always.to_owned() }
 }
 
