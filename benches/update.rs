@@ -6,7 +6,7 @@
 //!
 //! Needs `mke2fs` and `debugfs` (e2fsprogs), and what mapping needs. The guest is mapped from scratch and updated by
 //! turns, with each probe, three times; the fastest of each counts. Both maps have to be the same. Ends with status 1
-//! where an update takes more than a fifth of the time of a full read (by the agent), beside the boot. Nothing else should run
+//! where an update takes more than a fifth of the time of a mapping by the same probe, beside the boot. Nothing else should run
 //! meanwhile.
 
 #![allow(clippy::expect_used)]
@@ -33,7 +33,7 @@ use virt_bmap::probe::former::Former;
 /// Files that are changed: replaced, removed and added.
 const CHANGED: usize = 500;
 
-/// What an update may take of the time of a full read, beside the boot.
+/// What an update may take of the time of a mapping by the same probe, beside the boot.
 const BAR: f64 = 0.2;
 
 /// The times of one probe.
