@@ -29,13 +29,8 @@ pub struct Entry {
 }
 
 impl Listings {
-    /// Most bytes of all of them together.
+    /// Most bytes that the agent is given.
     pub const MOST_BYTES: usize = 16 << 20;
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 
     /// Whether there is one of this directory.
     pub fn contains(&self, inode: u64) -> bool {

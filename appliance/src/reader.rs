@@ -91,7 +91,7 @@ impl Reader {
         }
         if chosen.is_empty() {
             control.put(&Record::BatchEnd);
-            return Ok(());
+            return control.flush();
         }
         self.chosen(control, &chosen)
     }

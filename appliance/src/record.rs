@@ -55,6 +55,12 @@ pub enum Record {
         /// The name.
         name: Vec<u8>,
     },
+    /// The blocks of this directory do not tell what is in it: of a name in there, its inode decided whether it is a file or
+    /// directory.
+    Unsure {
+        /// Number of the directory.
+        id: u32,
+    },
     /// What is read from now on belongs to this object; 0: to none.
     Tag {
         /// Number of the object, or 0; with [`ATTRIBUTES`] added, its extended attributes.
@@ -394,6 +400,7 @@ impl Record {
             Self::Choice { .. } => 13,
             Self::Sealed { .. } => 14,
             Self::Known { .. } => 15,
+            Self::Unsure { .. } => 16,
             Self::Packed => 20,
             Self::Shared { .. } => 21,
             Self::Chunk(_) => 22,
@@ -463,7 +470,7 @@ impl Record {
                     out.extend(length.to_le_bytes());
                 }
             }
-            Self::Shared { id } | Self::Sealed { id } => out.extend(id.to_le_bytes()),
+            Self::Shared { id } | Self::Sealed { id } | Self::Unsure { id } => out.extend(id.to_le_bytes()),
             Self::Chunk(chunk) => {
                 for word in [chunk.start, chunk.length, chunk.stripe_length, chunk.profile] {
                     out.extend(word.to_le_bytes());
@@ -586,6 +593,7 @@ impl Record {
                     Self::Space { owner, pieces }
                 }
                 14 => Self::Sealed { id: body.u32()? },
+                16 => Self::Unsure { id: body.u32()? },
                 15 => Self::Known {
                     id: body.u32()?,
                     parent: body.u32()?,
@@ -613,7 +621,7 @@ impl Record {
             };
             body.0.is_empty().then_some(record)
         };
-        if !matches!(kind, 1..=15 | 20..=23) {
+        if !matches!(kind, 1..=16 | 20..=23) {
             return Err(RecordError::Kind(kind));
         }
         Ok(read())
@@ -725,6 +733,7 @@ mod tests {
             Record::Packed,
             Record::Shared { id: 5 },
             Record::Sealed { id: 5 },
+            Record::Unsure { id: 4 },
             Record::Chunk(Chunk {
                 start: 1 << 40,
                 length: 1 << 30,

@@ -144,6 +144,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
         links: HashMap::new(),
         directories: HashSet::new(),
         listed: 0,
+        last_unsure: 0,
         sealed: Vec::new(),
         tails: (statfs.f_type as u64 == squashfs::MAGIC).then(|| Tails::new(statfs.f_bsize as u64)),
     };
@@ -223,6 +224,8 @@ struct Walker {
     directories: HashSet<(u64, u64)>,
     /// How many directories were listed.
     listed: u64,
+    /// The directory that was last said to be unsure.
+    last_unsure: u32,
     /// Files that the kernel does not open, because their key is not there.
     sealed: Vec<Sealed>,
     /// Of squashfs: what is read only at the end.
@@ -368,6 +371,9 @@ impl Walker {
         below: &mut Vec<(CString, u32)>,
     ) -> Result<(), Fatal> {
         for Entry { name, kind, inode } in entries {
+            if kind == FileType::Unknown {
+                self.unsure(parent);
+            }
             let kind = match kind {
                 FileType::RegularFile | FileType::Unknown if self.known.contains(inode) => {
                     let id = self.number()?;
@@ -410,6 +416,13 @@ impl Walker {
         Ok(())
     }
 
+    /// Tells that it is not the blocks of a directory that say what is in it.
+    fn unsure(&mut self, directory: u32) {
+        if std::mem::replace(&mut self.last_unsure, directory) != directory {
+            self.control.put(&Record::Unsure { id: directory });
+        }
+    }
+
     fn find_directory(
         &mut self,
         directory: BorrowedFd<'_>,
@@ -424,6 +437,7 @@ impl Walker {
             }
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || self.is_elsewhere(&stat) {
+            self.unsure(parent);
             return Ok(None);
         }
         if !self.directories.insert((stat.st_dev, stat.st_ino)) {
@@ -457,6 +471,7 @@ impl Walker {
         };
         let stat = fstat(&fd)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || self.is_elsewhere(&stat) {
+            self.unsure(parent);
             return Ok(None);
         }
         if stat.st_nlink > 1

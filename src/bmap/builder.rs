@@ -189,9 +189,15 @@ impl MapBuilder {
         })
     }
 
-    /// Forgets all pieces after the first `count`. The objects stay.
-    pub fn forget_pieces(&mut self, count: usize) {
-        self.pieces.truncate(count);
+    /// How many objects there are so far.
+    pub fn object_count(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Forgets all objects and pieces but the first so many. No piece may be left of an object that is forgotten.
+    pub fn truncate(&mut self, objects: usize, pieces: usize) {
+        self.objects.truncate(objects);
+        self.pieces.truncate(pieces);
     }
 
     /// Makes the map.

@@ -457,6 +457,22 @@ impl ObjectTable {
         packed.marks |= attributes.marks;
     }
 
+    /// How many objects there are.
+    pub(super) fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Forgets all objects after the first `count`.
+    pub(super) fn truncate(&mut self, count: usize) {
+        let Objects { records, paths, attributes, .. } = &mut self.objects;
+        if let Some(first) = records.get(count) {
+            paths.truncate(first.path as usize);
+        }
+        records.truncate(count);
+        attributes.truncate(count);
+        self.by_name.retain(|object| (*object as usize) < count);
+    }
+
     /// Puts the objects in the order of their names. Returns them and, for each former number, the
     /// new one.
     pub(super) fn sort(self) -> (Objects, Vec<u32>) {

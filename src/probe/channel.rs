@@ -56,15 +56,15 @@ pub enum ChannelError {
     /// Files do not lie where the kernel says, so those that were not read in full may be anywhere.
     #[error("files do not lie where the appliance's kernel says")]
     Lies,
-    /// A directory is where it was, and somewhere else.
-    #[error("a directory that was taken over from the earlier map was found in another, too")]
-    Twice,
+    /// Something cannot be examined, or is in two places, and what there is to be said of it may depend on what was come to first.
+    #[error("the file system is damaged, and nothing of it is taken over from the earlier map")]
+    Damaged,
 }
 
 /// Where the conversation is, for progress bars and against hangs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Frames taken in.
+    /// Frames taken in, and what else shows that something is being done.
     pub frames: u64,
     /// Directories and files of the current file system that were found.
     pub objects: u64,
@@ -96,6 +96,8 @@ struct State {
     proofs: HashMap<u32, Recording>,
     /// Inodes of the files and directories of the file system that is being walked, or was last.
     inodes: Vec<u64>,
+    /// Inodes of the directories among them of which the blocks do not tell all that is in them.
+    unsure: Vec<u64>,
     snapshot: Snapshot,
     /// Files of all file systems that were taken over from an earlier map.
     taken_over: u64,
@@ -145,6 +147,7 @@ impl Channel {
         let mut state = self.state();
         state.done = false;
         state.inodes.clear();
+        state.unsure.clear();
         state.found.begin_filesystem(&context.device);
         state.troubles_before = state.troubles.clone();
         state.taken_over_before = state.taken_over;
@@ -198,6 +201,16 @@ impl Channel {
     /// The inodes of the files and directories of the last walk.
     pub fn take_inodes(&self) -> Vec<u64> {
         std::mem::take(&mut self.state().inodes)
+    }
+
+    /// Those of them that are directories of which the blocks do not tell all that is in them.
+    pub fn take_unsure(&self) -> Vec<u64> {
+        std::mem::take(&mut self.state().unsure)
+    }
+
+    /// Notes that something is being done, though not by the agent.
+    pub fn is_busy(&self) {
+        self.state().snapshot.frames += 1;
     }
 
     /// Forgets what was found since [`begin_walk`](Self::begin_walk).
@@ -287,12 +300,16 @@ impl State {
                 self.snapshot.objects += 1;
             }
             Record::Known { id, parent, inode, name } => self.known(id, parent, inode, &name)?,
+            Record::Unsure { id } => {
+                self.in_walk(id)?;
+                self.unsure.extend(self.found.inode_of(id));
+            }
             Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
             Record::Series { ids } => self.begin_series(ids, recorder)?,
             Record::Listing { ids } => self.begin_listing(ids, recorder)?,
             Record::Choice { ids } => self.choose(ids)?,
             Record::BatchEnd => self.batch_end()?,
-            Record::Trouble(trouble) => self.trouble(&trouble),
+            Record::Trouble(trouble) => self.trouble(&trouble)?,
             Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
             Record::Done => self.done = true,
             Record::Packed => self.walk.packed = Some(Recording::default()),
@@ -460,10 +477,13 @@ impl State {
         Ok(())
     }
 
-    fn trouble(&mut self, trouble: &record::Trouble) {
+    fn trouble(&mut self, trouble: &record::Trouble) -> Result<(), ChannelError> {
         // NTFS's own files in `$Extend` have no data that could be opened, only named streams.
         if self.walk.system.contains(&trouble.parent) {
-            return;
+            return Ok(());
+        }
+        if self.walk.context.known.as_ref().is_some_and(|known| !known.directories.is_empty()) {
+            return Err(ChannelError::Damaged);
         }
         let device = if self.walk.first == 0 {
             String::from_utf8_lossy(&trouble.name).into_owned()
@@ -472,6 +492,7 @@ impl State {
         };
         let path = (self.walk.first != 0).then(|| self.place(trouble.parent, &trouble.name));
         self.troubles.push(Trouble::of_agent(&device, path.as_deref(), trouble));
+        Ok(())
     }
 
     /// The path of a name in a directory, or of the directory itself, for messages.

@@ -79,6 +79,7 @@ pub struct Found {
 struct Before {
     counts: Counts,
     links: usize,
+    objects: usize,
     pieces: usize,
     filesystems: usize,
     /// Number of the next object.
@@ -120,6 +121,14 @@ impl Found {
             let inode = is_directory.then(|| self.builder.attributes(object).inode).flatten();
             inode.map(|inode| (inode, disk, range, role))
         })
+    }
+
+    /// The inode of an object, if that is known.
+    pub fn inode_of(&self, number: ObjectNumber) -> Option<u64> {
+        match self.entry(number) {
+            Ok(Entry::Object(object)) => self.builder.attributes(object).inode,
+            _ => None,
+        }
     }
 
     /// What was counted.
@@ -206,6 +215,7 @@ impl Found {
         self.before = Before {
             counts: self.counts,
             links: self.links.len(),
+            objects: self.builder.object_count(),
             pieces: self.builder.piece_count(),
             filesystems: self.builder.header_mut().filesystems.len(),
             next: self.next(),
@@ -213,13 +223,14 @@ impl Found {
         self.counts.filesystems += 1;
     }
 
-    /// Forgets where the objects of the current file system lie, because they are to be found again: by their
-    /// names, they will be the same objects.
+    /// Forgets the objects of the current file system, because they are to be found again. Their numbers are not given again.
     pub fn forget_filesystem(&mut self) {
-        let Before { counts, links, pieces, filesystems, next } = self.before;
+        let Before { counts, links, objects, pieces, filesystems, next } = self.before;
         self.counts = counts;
         self.links.truncate(links);
-        self.builder.forget_pieces(pieces);
+        self.builder.truncate(objects, pieces);
+        let first = (next as usize).saturating_sub(1).min(self.entries.len());
+        self.entries[first..].fill(Entry::Unnamed);
         self.builder.header_mut().filesystems.truncate(filesystems);
         self.shared.retain(|number, _| *number < next);
     }
@@ -378,6 +389,31 @@ mod tests {
             Err(FoundError::Unknown(99))
         );
         assert_eq!(found.counts().directories, 2);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_not_in_the_map_and_its_numbers_are_not_given_again() {
+        let mut found = Found::default();
+        found.device(Kind::Disk, "/dev/sda").unwrap();
+        let inode = |inode| Attributes { inode: Some(inode), ..Attributes::default() };
+        found.begin_filesystem("/dev/sda");
+        let root = found.object(Kind::Directory, None, b"", inode(2)).unwrap();
+        let first = found.object(Kind::Directory, Some(root), b"first", inode(12)).unwrap();
+        found.range(first, 1, DiskRange::new(0, 4096), None, Role::default()).unwrap();
+        assert_eq!((found.inode_of(first), found.directory_pieces().count()), (Some(12), 1));
+        found.forget_filesystem();
+        assert_eq!((found.inode_of(first), found.directory_pieces().count()), (None, 0));
+
+        found.begin_filesystem("/dev/sda");
+        let root = found.object(Kind::Directory, None, b"", inode(2)).unwrap();
+        assert_eq!(root, first + 1);
+        let second = found.object(Kind::Directory, Some(root), b"second", inode(12)).unwrap();
+        found.range(second, 1, DiskRange::new(0, 4096), None, Role::default()).unwrap();
+        assert_eq!(found.counts().directories, 2);
+        let map = found.into_map().unwrap();
+        let paths: Vec<&[u8]> = map.objects().map(|object| object.name().path).collect();
+        assert_eq!(paths, [&b"/"[..], b"/second", b""]);
+        assert_eq!(map.pieces().len(), 1);
     }
 
     #[test]

@@ -86,10 +86,10 @@ impl State {
         Ok(id)
     }
 
-    /// Notes a directory. In a damaged file system one that was taken over may lie in another as well.
+    /// Notes a directory. In a damaged file system one that is taken over may lie in another as well.
     pub(super) fn only_once(&mut self, inode: u64) -> Result<(), ChannelError> {
         let is_new = self.walk.context.known.is_none() || self.walk.seen.insert(inode);
-        if is_new { Ok(()) } else { Err(ChannelError::Twice) }
+        if is_new { Ok(()) } else { Err(ChannelError::Damaged) }
     }
 }
 

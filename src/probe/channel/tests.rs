@@ -538,7 +538,7 @@ fn with_a_directory_that_is_known_all_that_is_known_in_it_is_found_and_none_is_f
         let mut agent = walking();
         agent.say(&[found(2, former::tests::TOP, b"a")]).unwrap();
         assert!(agent.say(&[again]).is_err());
-        assert!(matches!(agent.channel.end(), Err(ChannelError::Twice)));
+        assert!(matches!(agent.channel.end(), Err(ChannelError::Damaged)));
     }
     let mut agent = walking();
     let first = Record::Object(Object { inode: former::tests::CLEAN, ..directory(2) });

@@ -30,7 +30,8 @@ pub(in crate::probe) struct Directory {
 }
 
 impl Directories {
-    /// The directories with these inodes, of which the files with these inodes are as they were.
+    /// The directories with these inodes, of which the files with these inodes are as they were. None, if the agent would have to
+    /// be told more than it has room for.
     pub(in crate::probe) fn new(
         former: &Former,
         device: &[u8],
@@ -51,10 +52,8 @@ impl Directories {
         let mut below: HashMap<u64, Vec<u64>> = HashMap::new();
         let objects = former.on(device, Kind::Directory).chain(former.on(device, Kind::File));
         for object in objects {
-            let (Some((parent, name)), Some(inode)) = (split(object.name().path), object.attributes().inode)
-            else {
-                continue;
-            };
+            let Some((parent, name)) = split(object.name().path) else { continue };
+            let inode = object.attributes().inode.unwrap_or(0);
             let is_directory = object.kind() == Kind::Directory;
             let is_known = is_directory && all.contains_key(&inode);
             let Some(parent) =
@@ -88,7 +87,13 @@ impl Directories {
             directory.objects = directory.objects.saturating_add(files);
             all.insert(*inode, directory);
         }
-        Self(all)
+        let known = Self(all);
+        if known.listings().encode().len() <= Listings::MOST_BYTES { known } else { Self::default() }
+    }
+
+    /// Whether there is none.
+    pub(in crate::probe) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The directory with this inode.
@@ -156,6 +161,6 @@ mod tests {
         // Below one that is listed, and right below the root.
         let below = listings.take(inode("/top/listed/below")).unwrap();
         assert_eq!((below.objects, below.entries.len()), (1, 0));
-        assert!(listings.is_empty());
+        assert_eq!(listings, Listings::default());
     }
 }

@@ -142,11 +142,9 @@ impl Former {
             return HashMap::new();
         }
         let unchanged = self.on(device, Kind::Directory).filter_map(|directory| {
-            let Attributes { inode, size, allocated, marks, .. } = directory.attributes();
-            // Small ones are in the inode.
-            let size = if allocated == Some(0) && directory.pieces().len() == 0 { 0 } else { size? };
+            let Attributes { inode, size, marks, .. } = directory.attributes();
             let is_sure = !marks.intersects(Marks::INEXACT | Marks::UNVERIFIED | Marks::ENCRYPTED);
-            let is_unchanged = is_sure && is_same(inode?, size) && self.is_untouched(directory, &is_touched);
+            let is_unchanged = is_sure && is_same(inode?, size?) && self.is_untouched(directory, &is_touched);
             is_unchanged.then_some((inode?, directory.id()))
         });
         unchanged.collect()

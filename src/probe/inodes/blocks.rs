@@ -24,7 +24,7 @@ impl Blocks {
     /// How many bytes of a directory are here, in the first copy.
     pub(super) fn bytes(&self, inode: u64) -> u64 {
         let blocks = self.0.get(&inode).map(Vec::as_slice).unwrap_or_default();
-        blocks.iter().filter(|(copy, ..)| *copy == 0).map(|(_, _, range)| range.len()).sum()
+        first_copy(blocks)
     }
 }
 
@@ -47,10 +47,16 @@ impl FromIterator<(u64, DiskNumber, DiskRange, Role)> for Blocks {
                 }
                 is_one
             });
-            blocks.iter().map(|(_, _, range)| range.len()).sum::<u64>() <= MOST
+            blocks.iter().all(|(_, _, range)| range.len() <= MOST) && first_copy(blocks) <= MOST
         });
         Self(all)
     }
+}
+
+/// How many bytes these are in the first copy.
+fn first_copy(blocks: &[Block]) -> u64 {
+    let blocks = blocks.iter().filter(|(copy, ..)| *copy == 0);
+    blocks.map(|(_, _, range)| range.len()).fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub(super) struct Inodes {
     inodes_per_group: u64,
     inode_size: u64,
     block: u64,
+    identity: Vec<u8>,
     /// Of each block group the first block of its table, and how many of its inodes may be in use.
     tables: Vec<(u64, u64)>,
 }
@@ -60,6 +61,7 @@ impl Inodes {
             inodes_per_group: geometry.inodes_per_group,
             inode_size: geometry.inode_size,
             block: geometry.block,
+            identity: identity(beginning.get(usize::try_from(Ext::AT).ok()?..)?)?,
             tables: tables.collect::<Option<_>>()?,
         })
     }
@@ -72,6 +74,10 @@ impl Table for Inodes {
 
     fn inode_size(&self) -> u64 {
         self.inode_size
+    }
+
+    fn identity(&self) -> &[u8] {
+        &self.identity
     }
 
     fn root(&self) -> u64 {
@@ -111,8 +117,9 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     const EXTENTS: u32 = 0x8_0000;
     const INLINE: u32 = 0x1000_0000;
     let flags = inode.le32(0x20)?;
-    let is_so = if flags & INLINE != 0 {
-        true
+    let is_inline = flags & INLINE != 0;
+    let is_so = if is_inline {
+        flags & EXTENTS == 0 && has_inline_data(inode) == Some(true)
     } else if flags & EXTENTS != 0 {
         // A tree of extents, of depth 0.
         inode.le16(0x28)? == 0xf30a && inode.le16(0x2e)? == 0
@@ -122,9 +129,57 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     };
     match inode.le16(0)? & 0xf000 {
         0x8000 if is_so => Some(SelfContained::File),
+        0x4000 if is_so && flags & ENCRYPT == 0 && is_inline => Some(SelfContained::InlineDirectory),
         0x4000 if is_so && flags & ENCRYPT == 0 => Some(SelfContained::Directory),
         _ => None,
     }
+}
+
+/// Whether there is the extended attribute `system.data` in an inode, without which no data is in it, whatever its flags say
+/// ("Inline Data", "Extended Attributes").
+fn has_inline_data(inode: &[u8]) -> Option<bool> {
+    const MAGIC: u32 = 0xea02_0000;
+    /// The index of `system.`
+    const SYSTEM: u8 = 7;
+    let mut at = 128 + usize::from(inode.le16(128)?);
+    if inode.le32(at)? != MAGIC {
+        return Some(false);
+    }
+    at += 4;
+    loop {
+        let (length, index) = (inode.u8_at(at)?, inode.u8_at(at + 1)?);
+        if (length, index) == (0, 0) {
+            return Some(false);
+        }
+        let name = inode.get(at + 16..at + 16 + usize::from(length))?;
+        if index == SYSTEM && name == b"data" {
+            return Some(true);
+        }
+        at += 16 + usize::from(length).next_multiple_of(4);
+    }
+}
+
+/// What in a superblock decides how inodes and directories are read: counts, sizes, revision, features but those that come
+/// and go with a journal or orphans in it, the UUID, the seeds of hashes and checksums, and the encoding of names.
+fn identity(superblock: &[u8]) -> Option<Vec<u8>> {
+    const RECOVER: u32 = 4;
+    const ORPHAN_PRESENT: u32 = 0x1_0000;
+    let mut identity = Vec::new();
+    for (start, end) in [
+        (0, 8),
+        (0x14, 0x2c),
+        (0x4c, 0x50),
+        (0x58, 0x60),
+        (0x68, 0x78),
+        (0xec, 0x100),
+        (0x270, 0x274),
+        (0x27c, 0x280),
+    ] {
+        identity.extend(superblock.get(start..end)?);
+    }
+    identity.extend((superblock.le32(0x60)? & !RECOVER).to_le_bytes());
+    identity.extend((superblock.le32(0x64)? & !ORPHAN_PRESENT).to_le_bytes());
+    Some(identity)
 }
 
 /// What the superblock says.
@@ -173,7 +228,8 @@ mod tests {
     #[test]
     fn an_inode_lies_in_the_table_of_its_block_group() {
         let tables = vec![(5, 20), (100, 3), (7, 0)];
-        let table = Inodes { inodes_per_group: 20, inode_size: 256, block: 1024, tables };
+        let table =
+            Inodes { inodes_per_group: 20, inode_size: 256, block: 1024, identity: Vec::new(), tables };
         assert_eq!(table.parts(), [(5120, 5120), (102_400, 768)]);
         let group = |inode| table.group(inode).map(|(first, range)| (first, range.start.0, range.len()));
         assert_eq!(group(0), None);
@@ -202,10 +258,34 @@ mod tests {
         for indirect in [0x58, 0x5c, 0x63] {
             assert_eq!(inode(0, &[(indirect, 1)]), None);
         }
-        assert_eq!(inode(0x1000_0000, &[(0x58, 1)]), file);
+        assert_eq!(inode(0x1000_0000, &[(0x58, 1)]), None);
         assert_eq!(inode(0, &[(1, 0x41)]), Some(SelfContained::Directory));
         assert_eq!((inode(0x800, &[(1, 0x41)]), inode(0, &[(1, 0xa1)])), (None, None));
         assert_eq!((self_contained(&[0; 64]), self_contained(&[0; 20])), (None, None));
+    }
+
+    #[test]
+    fn data_is_in_an_inode_where_its_attribute_is() {
+        let mut inode = vec![0; 256];
+        inode[1] = 0x41;
+        inode[0x20..0x24].copy_from_slice(&0x1000_0000u32.to_le_bytes());
+        inode[128] = 32;
+        inode[160..164].copy_from_slice(&0xea02_0000u32.to_le_bytes());
+        // One of the user's before it, of a name of three bytes.
+        inode[164..166].copy_from_slice(&[3, 1]);
+        inode[180..183].copy_from_slice(b"abc");
+        inode[184..186].copy_from_slice(&[4, 7]);
+        inode[200..204].copy_from_slice(b"data");
+        assert_eq!(self_contained(&inode), Some(SelfContained::InlineDirectory));
+        for (at, byte) in [(160, 1), (185, 1), (200, b'x'), (0x22, 8), (0x23, 0), (164, 255)] {
+            let mut other = inode.clone();
+            other[at] = byte;
+            assert_ne!(self_contained(&other), Some(SelfContained::InlineDirectory), "{at}");
+        }
+        // Of a magic number in the last bytes, nothing follows.
+        inode[128] = 124;
+        inode[252..].copy_from_slice(&0xea02_0000u32.to_le_bytes());
+        assert_eq!(self_contained(&inode), None);
     }
 
     #[test]

@@ -28,12 +28,15 @@ use crate::range::{DeviceOffset, DiskRange, Range};
 use crate::recorder::DiskNumber;
 use blocks::{Block, Blocks};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use windows::Windows;
 
 /// Inodes that have one digest.
 const GROUP: u64 = crate::bmap::INODES_PER_DIGEST;
+
+/// What a kernel reads at a time, at least.
+const PAGE: u64 = 4096;
 
 /// Most bytes that are read at once. The appliance has memory for some times as much.
 const MOST_AHEAD: u64 = 128 << 20;
@@ -48,6 +51,9 @@ trait Table {
 
     /// Bytes in an inode.
     fn inode_size(&self) -> u64;
+
+    /// What the superblock says that changes what inodes and blocks of directories mean.
+    fn identity(&self) -> &[u8];
 
     /// The inode of the root directory.
     fn root(&self) -> u64;
@@ -72,6 +78,8 @@ enum SelfContained {
     File,
     /// A directory, whose names are not encrypted.
     Directory,
+    /// The same, without blocks: what is in it is in its inode.
+    InlineDirectory,
 }
 
 /// What lies where a group of inodes does.
@@ -112,6 +120,7 @@ impl<'a> Inodes<'a> {
         rest.update(kind);
         rest.update([0, u8::from(context.legs == Legs::All)]);
         rest.update(table.block().to_le_bytes());
+        rest.update(table.identity());
         let copies = layout.segments().map(|segment| (0, segment));
         for (kind, segment) in copies.chain(layout.parity_segments().map(|segment| (1, segment))) {
             let words = [segment.device.start.0, segment.device.end.0, segment.disk.into(), segment.start.0];
@@ -153,9 +162,17 @@ impl<'a> Inodes<'a> {
         let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
         let is_file = |inode| unchanged(inode) == Some(SelfContained::File);
         let files = former.unchanged(device, is_file, is_touched);
-        let is_directory =
-            |inode, size| unchanged(inode) == Some(SelfContained::Directory) && blocks.bytes(inode) == size;
-        let directories = former.unchanged_directories(device, is_directory, is_touched);
+        let is_directory = |inode, size| match unchanged(inode) {
+            Some(SelfContained::Directory) => blocks.bytes(inode) == size,
+            Some(SelfContained::InlineDirectory) => blocks.bytes(inode) == 0,
+            _ => false,
+        };
+        // Smaller blocks come to memory together with others that may be of other directories, which are not read again then.
+        let directories = if self.table.block() >= PAGE {
+            former.unchanged_directories(device, is_directory, is_touched)
+        } else {
+            HashMap::new()
+        };
         let directories = Directories::new(former, device, &directories, &files);
         Some(Known { files, directories, former: former.clone() })
     }
@@ -168,7 +185,12 @@ impl<'a> Inodes<'a> {
         }
         let blocks = self.context.channel.with(|found, _| found.directory_pieces().collect());
         let digests = self.states(inodes, &blocks).into_iter().map(|(first, state)| (first, state.digest));
-        let digests: InodeDigests = digests.collect();
+        let mut digests: InodeDigests = digests.collect();
+        for inode in self.context.channel.take_unsure() {
+            if let Some((first, _)) = self.table.group(inode) {
+                digests.remove(&first);
+            }
+        }
         self.context.channel.with(|found, _| {
             let filesystems = &mut found.header_mut().filesystems;
             let held: usize = filesystems.iter().map(|filesystem| filesystem.inodes.len()).sum();
@@ -188,6 +210,7 @@ impl<'a> Inodes<'a> {
         groups
             .into_iter()
             .filter_map(|(first, range)| {
+                self.context.channel.is_busy();
                 let blocks = blocks.between(first, first.saturating_add(GROUP));
                 Some((first, self.state(range, blocks, &mut inodes, &mut directories)?))
             })

@@ -15,6 +15,7 @@ pub(super) struct Inodes {
     block_bits: u32,
     /// The inode of the root directory.
     root: u64,
+    identity: Vec<u8>,
 }
 
 impl Inodes {
@@ -30,6 +31,7 @@ impl Inodes {
             slot_bits: superblock.u8_at(123)?.into(),
             block_bits: superblock.u8_at(124)?.into(),
             root: superblock.be64(56)?,
+            identity: identity(superblock)?,
         };
         let makes_sense = table.slot_bits < 16
             && table.block_bits < 32
@@ -47,6 +49,10 @@ impl Table for Inodes {
 
     fn inode_size(&self) -> u64 {
         self.inode_size
+    }
+
+    fn identity(&self) -> &[u8] {
+        &self.identity
     }
 
     fn root(&self) -> u64 {
@@ -73,6 +79,14 @@ impl Table for Inodes {
     }
 }
 
+/// What in a superblock decides how inodes and directories are read: sizes, versions and features, the UUIDs, and how large
+/// the blocks of directories are.
+fn identity(superblock: &[u8]) -> Option<Vec<u8>> {
+    let parts = [(4, 48), (84, 92), (100, 108), (120, 126), (192, 193), (200, 204), (208, 220), (248, 264)];
+    let parts = parts.map(|(start, end)| superblock.get(start..end));
+    parts.into_iter().collect::<Option<Vec<_>>>().map(|parts| parts.concat())
+}
+
 /// What an inode is, if its list of extents or its data is in it, or its data is on this device (chapter "On-disk Inode").
 fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     /// `XFS_DINODE_FMT_LOCAL`
@@ -86,7 +100,8 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     }
     match (inode.be16(2)? & 0xf000, inode.u8_at(5)?) {
         (0x8000, EXTENTS) if inode.be16(90)? & REALTIME == 0 => Some(SelfContained::File),
-        (0x4000, LOCAL | EXTENTS) => Some(SelfContained::Directory),
+        (0x4000, LOCAL) => Some(SelfContained::InlineDirectory),
+        (0x4000, EXTENTS) => Some(SelfContained::Directory),
         _ => None,
     }
 }
@@ -105,7 +120,8 @@ mod tests {
         };
         assert_eq!(inode(0x81, 2, 0x40), Some(SelfContained::File));
         assert_eq!((inode(0x81, 1, 0), inode(0x81, 3, 0), inode(0x81, 2, 1)), (None, None, None));
-        assert_eq!([1, 2].map(|format| inode(0x41, format, 0)), [Some(SelfContained::Directory); 2]);
+        let directories = [SelfContained::InlineDirectory, SelfContained::Directory];
+        assert_eq!([1, 2].map(|format| inode(0x41, format, 0)), directories.map(Some));
         assert_eq!((inode(0x41, 3, 0), inode(0xa1, 1, 0)), (None, None));
         assert_eq!((self_contained(&[0; 256]), self_contained(b"IN")), (None, None));
     }
