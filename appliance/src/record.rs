@@ -593,13 +593,13 @@ impl Record {
                     Self::Space { owner, pieces }
                 }
                 14 => Self::Sealed { id: body.u32()? },
-                16 => Self::Unsure { id: body.u32()? },
                 15 => Self::Known {
                     id: body.u32()?,
                     parent: body.u32()?,
                     inode: body.u64()?,
                     name: body.rest(),
                 },
+                16 => Self::Unsure { id: body.u32()? },
                 20 => Self::Packed,
                 21 => Self::Shared { id: body.u32()? },
                 22 => Self::Chunk(Chunk {

@@ -374,16 +374,17 @@ impl Walker {
             if kind == FileType::Unknown {
                 self.unsure(parent);
             }
+            if matches!(kind, FileType::Directory | FileType::Unknown)
+                && let Some(listing) = self.listings.take(inode)
+            {
+                self.known_directory(parent, inode, name, listing, below)?;
+                continue;
+            }
             let kind = match kind {
                 FileType::RegularFile | FileType::Unknown if self.known.contains(inode) => {
                     let id = self.number()?;
                     self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
                     self.found()?;
-                    continue;
-                }
-                FileType::Directory | FileType::Unknown if self.listings.contains(inode) => {
-                    let listing = self.listings.take(inode).unwrap_or_default();
-                    self.known_directory(parent, inode, name, listing, below)?;
                     continue;
                 }
                 FileType::Unknown => match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {

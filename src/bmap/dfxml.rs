@@ -257,8 +257,7 @@ impl<'a> Volume<'a> {
 
 /// The directory in which the object is.
 fn parent<'a>(map: &'a Map, name: ObjectName<'_>) -> Option<Object<'a>> {
-    let slash = name.path.iter().rposition(|&byte| byte == b'/').filter(|_| name.path.len() > 1)?;
-    let path = &name.path[..slash.max(1)];
+    let (path, _) = name.in_directory()?;
     map.find(ObjectName::path(Kind::Directory, name.device, path))
 }
 

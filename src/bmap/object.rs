@@ -120,6 +120,22 @@ impl<'a> ObjectName<'a> {
         Self { kind, device, path }
     }
 
+    /// The path of the directory that it is in, and its name there; `None` of a root, and of what has no path.
+    ///
+    /// ```
+    /// use virt_bmap::bmap::{Kind, ObjectName};
+    ///
+    /// let file = |path| ObjectName::path(Kind::File, b"/dev/sda1", path);
+    /// assert_eq!(file(b"/boot/vmlinuz").in_directory(), Some((&b"/boot"[..], &b"vmlinuz"[..])));
+    /// assert_eq!(file(b"/vmlinuz").in_directory(), Some((&b"/"[..], &b"vmlinuz"[..])));
+    /// assert_eq!(file(b"/").in_directory(), None);
+    /// ```
+    pub fn in_directory(self) -> Option<(&'a [u8], &'a [u8])> {
+        let slash = self.path.iter().rposition(|byte| *byte == b'/')?;
+        let name = &self.path[slash + 1..];
+        (!name.is_empty()).then_some((&self.path[..slash.max(1)], name))
+    }
+
     /// Whether a map can hold such an object.
     ///
     /// # Errors

@@ -209,7 +209,7 @@ impl Channel {
     }
 
     /// Notes that something is being done, though not by the agent.
-    pub fn is_busy(&self) {
+    pub fn note_busy(&self) {
         self.state().snapshot.frames += 1;
     }
 

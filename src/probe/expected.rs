@@ -21,7 +21,7 @@ const EXFAT: u64 = 0x2011_bab0;
 const FUSE: u64 = 0x6573_5546;
 
 /// Bytes in a page of the appliance's kernel.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// What a file's extents promise of a read of all of it.
 #[derive(Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@ use crate::recorder::{DiskNumber, Recording};
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use virt_bmap_agent::listings::Listings;
 use virt_bmap_agent::sample::Sample;
 
 /// Of how many segments at either end of a copy the content is looked at.
@@ -186,11 +187,13 @@ fn walk_as(
         overlays: context.overlays.to_vec(),
     };
     let (order, asks) = (walk.read_order(), walk.takes_over());
-    if let (true, Some(former), Some(inodes)) = (asks, former, inodes) {
-        walk.known = inodes.known(filesystem, former).map(Arc::new);
+    let mut listings = Listings::default();
+    if let (true, Some(former), Some(inodes)) = (asks, former, inodes)
+        && let Some((known, told)) = inodes.known(filesystem, former)
+    {
+        (walk.known, listings) = (Some(Arc::new(known)), told);
     }
     let known = walk.known.iter().flat_map(|known| known.files.keys().copied()).collect();
-    let listings = walk.known.as_ref().map(|known| known.directories.listings()).unwrap_or_default();
     let (sequence, first) = context.channel.begin_walk(walk);
     let ahead = inodes.map(Inodes::parts).unwrap_or_default();
     let plan = WalkPlan { sequence, first, order, metadata: context.metadata, asks, known, listings, ahead };

@@ -73,8 +73,9 @@ impl Walker {
                     }
                 };
                 let is_told = self.told.contains_key(&id);
-                match if is_told { Ok(None) } else { self.extents(&fd) } {
-                    Ok(Some(extents))
+                let extents = if is_told { None } else { self.extents(&fd).ok().flatten() };
+                match extents {
+                    Some(extents)
                         if fstat(&*fd)?.st_size <= LARGEST && extents.iter().all(Extent::is_plain) =>
                     {
                         self.put_extents(id, &extents);

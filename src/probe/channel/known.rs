@@ -3,7 +3,7 @@
 
 use super::{ChannelError, LONGEST_NAME, ObjectNumber, State};
 use crate::bmap::{Kind, Object, ObjectId};
-use crate::probe::former::{Directories, Directory, Former, split};
+use crate::probe::former::{Directories, Directory, Former};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -95,5 +95,5 @@ impl State {
 
 /// The name that an object has in its directory.
 fn own_name(object: Object<'_>) -> &[u8] {
-    split(object.name().path).map_or(b"", |(_, name)| name)
+    object.name().in_directory().map_or(b"", |(_, name)| name)
 }

@@ -507,7 +507,7 @@ fn with_a_directory_that_is_known_all_that_is_known_in_it_is_found_and_none_is_f
     let former = Arc::new(former::tests::tree());
     let (directories, files) = former::tests::known_in_tree(&former);
     let device = former::tests::DEVICE;
-    let directories = Directories::new(&former, device, &directories, &files);
+    let (directories, _) = Directories::new(&former, device, &directories, &files);
     let known = Some(Arc::new(Known { former, files, directories }));
     let walking = || Agent::walking_in(WalkContext { known: known.clone(), ..WalkContext::default() });
     let found = |id, inode, name: &[u8]| Record::Known { id, parent: 1, inode, name: name.to_vec() };

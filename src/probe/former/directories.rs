@@ -21,7 +21,7 @@ pub(in crate::probe) struct Directory {
     pub(in crate::probe) files: Vec<ObjectId>,
     /// The directories in it in which, and below which, all is as it was.
     pub(in crate::probe) directories: Vec<u64>,
-    /// What else is in it.
+    /// What else is in it, until the agent's listings are made of that.
     entries: Vec<Entry>,
     /// How many objects are taken over with it.
     objects: u32,
@@ -30,19 +30,19 @@ pub(in crate::probe) struct Directory {
 }
 
 impl Directories {
-    /// The directories with these inodes, of which the files with these inodes are as they were. None, if the agent would have to
-    /// be told more than it has room for.
+    /// The directories with these inodes, of which the files with these inodes are as they were, and what the agent has to
+    /// know of those that it may come to. None, if that is more than it has room for.
     pub(in crate::probe) fn new(
         former: &Former,
         device: &[u8],
         directories: &HashMap<u64, ObjectId>,
         files: &HashMap<u64, ObjectId>,
-    ) -> Self {
-        let path = |id: ObjectId| former.map.object(id).name().path;
+    ) -> (Self, Listings) {
+        let name = |id: ObjectId| former.map.object(id).name();
         // The root is always listed: it is in no directory.
         let paths: BTreeMap<&[u8], u64> = directories
             .iter()
-            .map(|(inode, id)| (path(*id), *inode))
+            .map(|(inode, id)| (name(*id).path, *inode))
             .filter(|(path, _)| *path != b"/")
             .collect();
         let mut all: HashMap<u64, Directory> = paths
@@ -52,7 +52,7 @@ impl Directories {
         let mut below: HashMap<u64, Vec<u64>> = HashMap::new();
         let objects = former.on(device, Kind::Directory).chain(former.on(device, Kind::File));
         for object in objects {
-            let Some((parent, name)) = split(object.name().path) else { continue };
+            let Some((parent, name)) = object.name().in_directory() else { continue };
             let inode = object.attributes().inode.unwrap_or(0);
             let is_directory = object.kind() == Kind::Directory;
             let is_known = is_directory && all.contains_key(&inode);
@@ -79,7 +79,7 @@ impl Directories {
                     directory.directories.push(inside);
                     directory.objects = directory.objects.saturating_add(1).saturating_add(it.objects);
                 } else {
-                    let (_, name) = split(path(it.id)).unwrap_or_default();
+                    let (_, name) = name(it.id).in_directory().unwrap_or_default();
                     directory.entries.push(Entry { inode: inside, is_directory: true, name: name.to_vec() });
                 }
             }
@@ -87,8 +87,16 @@ impl Directories {
             directory.objects = directory.objects.saturating_add(files);
             all.insert(*inode, directory);
         }
-        let known = Self(all);
-        if known.listings().encode().len() <= Listings::MOST_BYTES { known } else { Self::default() }
+        let is_met = |directory: &Directory| directory.is_top || !directory.entries.is_empty();
+        let met = all.iter_mut().filter(|(_, directory)| is_met(directory));
+        let listings: Listings = met
+            .map(|(inode, directory)| {
+                let entries = std::mem::take(&mut directory.entries);
+                (*inode, Listing { objects: directory.objects, entries })
+            })
+            .collect();
+        let has_room = listings.encode().len() <= Listings::MOST_BYTES;
+        if has_room { (Self(all), listings) } else { Default::default() }
     }
 
     /// Whether there is none.
@@ -100,29 +108,12 @@ impl Directories {
     pub(in crate::probe) fn get(&self, inode: u64) -> Option<&Directory> {
         self.0.get(&inode)
     }
-
-    /// What the agent has to know of them: of those that it may come to.
-    pub(in crate::probe) fn listings(&self) -> Listings {
-        let is_met = |directory: &Directory| directory.is_top || !directory.entries.is_empty();
-        let met = self.0.iter().filter(|(_, directory)| is_met(directory));
-        met.map(|(inode, Directory { objects, entries, .. })| {
-            (*inode, Listing { objects: *objects, entries: entries.clone() })
-        })
-        .collect()
-    }
 }
 
 impl Directory {
     fn new(id: ObjectId) -> Self {
         Self { id, files: Vec::new(), directories: Vec::new(), entries: Vec::new(), objects: 0, is_top: true }
     }
-}
-
-/// The path of the directory that something is in, and its name there; `None` for the root.
-pub(in crate::probe) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    let slash = path.iter().rposition(|byte| *byte == b'/')?;
-    let (parent, name) = (&path[..slash], &path[slash + 1..]);
-    (!name.is_empty()).then_some((parent, name))
 }
 
 #[cfg(test)]
@@ -134,9 +125,8 @@ mod tests {
     fn the_agent_looks_at_what_is_not_known_and_comes_to_nothing_else() {
         let former = tree();
         let (directories, files) = known_in_tree(&former);
-        let directories = Directories::new(&former, DEVICE, &directories, &files);
-        let mut listings = directories.listings();
-        assert!(!listings.contains(CLEAN), "all of it comes with the one above");
+        let (_, mut listings) = Directories::new(&former, DEVICE, &directories, &files);
+        assert_eq!(listings.take(CLEAN), None, "all of it comes with the one above");
         let top = listings.take(TOP).unwrap();
         // Two files and a directory in that, and a file beside it.
         assert_eq!(top.objects, 4);

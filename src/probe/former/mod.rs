@@ -8,7 +8,7 @@
 mod directories;
 
 pub use directories::Directories;
-pub(super) use directories::{Directory, split};
+pub(super) use directories::Directory;
 
 use super::expected::Place;
 use crate::bmap::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
@@ -72,11 +72,18 @@ impl Former {
         if warnings.iter().any(|warning| warning.starts_with("and more: ")) {
             return None;
         }
-        let failed: HashSet<&str> = warnings
-            .iter()
-            .filter(|warning| FAILED.iter().any(|failed| warning.contains(failed)))
-            .filter_map(|warning| warning.split([' ', ':']).next())
-            .collect();
+        let mut failed: HashSet<&str> = HashSet::new();
+        let mut incomplete: HashSet<String> = HashSet::new();
+        for warning in warnings {
+            let device = warning.split([' ', ':']).next().unwrap_or_default();
+            if FAILED.iter().any(|failed| warning.contains(failed)) {
+                failed.insert(device);
+            }
+            // What is said of a path comes after a space.
+            if warning[device.len()..].starts_with(' ') || warning.contains(CUT_SHORT) {
+                incomplete.insert(device.to_owned());
+            }
+        }
         let is_proved = |object: &Object<'_>| {
             let attributes = object.attributes();
             object.kind() == Kind::File
@@ -89,14 +96,6 @@ impl Former {
             let [(a, a_stamps), (b, b_stamps)] = [*a, *b].map(|id| stamped(map.object(id)));
             a.cmp(b).then(a_stamps.cmp(&b_stamps))
         });
-        let mut incomplete = HashSet::new();
-        for warning in warnings {
-            let device = warning.split([' ', ':']).next().unwrap_or_default();
-            // What is said of a path comes after a space.
-            if warning[device.len()..].starts_with(' ') || warning.contains(CUT_SHORT) {
-                incomplete.insert(device.to_owned());
-            }
-        }
         (!files.is_empty()).then_some(Self { map, files, incomplete, written })
     }
 

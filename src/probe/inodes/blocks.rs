@@ -3,28 +3,33 @@
 use crate::bmap::{PieceFlags, Role};
 use crate::range::DiskRange;
 use crate::recorder::DiskNumber;
-use std::collections::BTreeMap;
+use crate::spans::Spans;
+use std::collections::{BTreeMap, HashSet};
 
 /// Most bytes of a directory that is looked at.
 const MOST: u64 = 1 << 20;
 
-/// A part of a directory: in which copy, on which disk, and where there.
-pub(super) type Block = (u8, DiskNumber, DiskRange);
-
-/// The blocks of directories, by their inodes, each in order and joined where they touch.
+/// The blocks of directories: by inode, copy and disk.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Blocks(BTreeMap<u64, Vec<Block>>);
+pub(super) struct Blocks(BTreeMap<(u64, u8, DiskNumber), Spans>);
 
 impl Blocks {
-    /// Those with an inode from `first` on, up to `end`.
-    pub(super) fn between(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, &[Block])> {
-        self.0.range(first..end).map(|(inode, blocks)| (*inode, &blocks[..]))
+    /// Those of directories with an inode from `first` on, up to `end`: the inode, the copy, the disk, and where there.
+    pub(super) fn between(
+        &self,
+        first: u64,
+        end: u64,
+    ) -> impl Iterator<Item = (u64, u8, DiskNumber, DiskRange)> {
+        let blocks = self.0.range((first, 0, 0)..(end, 0, 0));
+        blocks.flat_map(|(&(inode, copy, disk), spans)| {
+            spans.iter().map(move |range| (inode, copy, disk, range))
+        })
     }
 
     /// How many bytes of a directory are here, in the first copy.
     pub(super) fn bytes(&self, inode: u64) -> u64 {
-        let blocks = self.0.get(&inode).map(Vec::as_slice).unwrap_or_default();
-        first_copy(blocks)
+        let first_copy = self.0.range((inode, 0, 0)..(inode, 1, 0));
+        first_copy.map(|(_, spans)| spans.bytes()).fold(0, u64::saturating_add)
     }
 }
 
@@ -32,31 +37,20 @@ impl Blocks {
 /// and is left away, as are directories that are too large.
 impl FromIterator<(u64, DiskNumber, DiskRange, Role)> for Blocks {
     fn from_iter<I: IntoIterator<Item = (u64, DiskNumber, DiskRange, Role)>>(pieces: I) -> Self {
-        let mut all: BTreeMap<u64, Vec<Block>> = BTreeMap::new();
+        let mut ranges: BTreeMap<_, Vec<DiskRange>> = BTreeMap::new();
         for (inode, disk, range, role) in pieces {
             if !role.flags.contains(PieceFlags::PARITY) {
-                all.entry(inode).or_default().push((role.copy, disk, range));
+                ranges.entry((inode, role.copy, disk)).or_default().push(range);
             }
         }
-        all.retain(|_, blocks| {
-            blocks.sort_unstable();
-            blocks.dedup_by(|next, kept| {
-                let is_one = (next.0, next.1) == (kept.0, kept.1) && next.2.start <= kept.2.end;
-                if is_one {
-                    kept.2.end = kept.2.end.max(next.2.end);
-                }
-                is_one
-            });
-            blocks.iter().all(|(_, _, range)| range.len() <= MOST) && first_copy(blocks) <= MOST
-        });
-        Self(all)
+        let spans = ranges.into_iter().map(|(key, ranges)| (key, Spans::from_unsorted(ranges)));
+        let mut blocks = Self(spans.collect());
+        let is_large = |(inode, spans): (u64, &Spans)| spans.bytes() > MOST || blocks.bytes(inode) > MOST;
+        let inodes = blocks.0.iter().map(|(&(inode, ..), spans)| (inode, spans));
+        let large: HashSet<u64> = inodes.filter(|it| is_large(*it)).map(|(inode, _)| inode).collect();
+        blocks.0.retain(|(inode, ..), _| !large.contains(inode));
+        blocks
     }
-}
-
-/// How many bytes these are in the first copy.
-fn first_copy(blocks: &[Block]) -> u64 {
-    let blocks = blocks.iter().filter(|(copy, ..)| *copy == 0);
-    blocks.map(|(_, _, range)| range.len()).fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -80,9 +74,7 @@ mod tests {
         let whole = [pieces[0], piece(12, 1, 0, 8192, first), pieces[5]];
         assert_eq!(blocks, Blocks::from_iter(whole));
         assert_eq!([12, 19, 20].map(|inode| blocks.bytes(inode)), [8192, 0, 4096]);
-        assert_eq!(
-            blocks.between(12, 20).map(|(inode, blocks)| (inode, blocks.len())).collect::<Vec<_>>(),
-            [(12, 2)]
-        );
+        let between: Vec<_> = blocks.between(12, 20).collect();
+        assert_eq!(between, [(12, 0, 1, DiskRange::new(0, 8192)), (12, 1, 2, DiskRange::new(0, 4096))]);
     }
 }

@@ -36,7 +36,8 @@ impl Inodes {
     pub(super) fn read(device: &Device<'_>) -> Option<Self> {
         // In most file systems the descriptors, too: each call takes longer than this much more of reading.
         let beginning = device.read(0, device.size.min(BEGINNING))?;
-        let geometry = Geometry::of(beginning.get(usize::try_from(Ext::AT).ok()?..)?)?;
+        let superblock = beginning.get(usize::try_from(Ext::AT).ok()?..)?;
+        let geometry = Geometry::of(superblock)?;
         let length = geometry.groups.checked_mul(geometry.descriptor)?;
         let start = usize::try_from(geometry.descriptors_at).ok()?;
         let descriptors = match beginning.get(start..start.checked_add(usize::try_from(length).ok()?)?) {
@@ -61,7 +62,7 @@ impl Inodes {
             inodes_per_group: geometry.inodes_per_group,
             inode_size: geometry.inode_size,
             block: geometry.block,
-            identity: identity(beginning.get(usize::try_from(Ext::AT).ok()?..)?)?,
+            identity: identity(superblock)?,
             tables: tables.collect::<Option<_>>()?,
         })
     }

@@ -19,6 +19,7 @@ mod xfs;
 use super::Legs;
 use super::channel::Known;
 use super::device::Device;
+use super::expected::PAGE;
 use super::former::{Directories, Former};
 use super::layout::Layout;
 use super::survey::Context;
@@ -26,17 +27,15 @@ use crate::appliance::Content;
 use crate::bmap::{Digest, InodeDigests, MOST_DIGESTS};
 use crate::range::{DeviceOffset, DiskRange, Range};
 use crate::recorder::DiskNumber;
-use blocks::{Block, Blocks};
+use blocks::Blocks;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use virt_bmap_agent::listings::Listings;
 use windows::Windows;
 
 /// Inodes that have one digest.
 const GROUP: u64 = crate::bmap::INODES_PER_DIGEST;
-
-/// What a kernel reads at a time, at least.
-const PAGE: u64 = 4096;
 
 /// Most bytes that are read at once. The appliance has memory for some times as much.
 const MOST_AHEAD: u64 = 128 << 20;
@@ -82,11 +81,14 @@ enum SelfContained {
     InlineDirectory,
 }
 
+/// What each inode of a group is.
+type Contents = [Option<SelfContained>; GROUP as usize];
+
 /// What lies where a group of inodes does.
 struct State {
     digest: Digest,
     /// What each inode is.
-    self_contained: Vec<Option<SelfContained>>,
+    self_contained: Contents,
 }
 
 /// The inodes of a file system that is mounted.
@@ -140,8 +142,8 @@ impl<'a> Inodes<'a> {
         if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
 
-    /// The files and directories of an earlier map that have not changed.
-    pub(super) fn known(&self, filesystem: &Content, former: &Arc<Former>) -> Option<Known> {
+    /// The files and directories of an earlier map that have not changed, and what the agent is told of the directories.
+    pub(super) fn known(&self, filesystem: &Content, former: &Arc<Former>) -> Option<(Known, Listings)> {
         let device = filesystem.device.as_bytes();
         if !self.is_settled {
             return None;
@@ -173,8 +175,8 @@ impl<'a> Inodes<'a> {
         } else {
             HashMap::new()
         };
-        let directories = Directories::new(former, device, &directories, &files);
-        Some(Known { files, directories, former: former.clone() })
+        let (directories, listings) = Directories::new(former, device, &directories, &files);
+        Some((Known { files, directories, former: former.clone() }, listings))
     }
 
     /// Puts the digests of what has been found into the map's header.
@@ -210,7 +212,7 @@ impl<'a> Inodes<'a> {
         groups
             .into_iter()
             .filter_map(|(first, range)| {
-                self.context.channel.is_busy();
+                self.context.channel.note_busy();
                 let blocks = blocks.between(first, first.saturating_add(GROUP));
                 Some((first, self.state(range, blocks, &mut inodes, &mut directories)?))
             })
@@ -228,9 +230,10 @@ impl<'a> Inodes<'a> {
     }
 
     /// What the inodes in these bytes are.
-    fn self_contained(&self, inodes: &[u8]) -> Vec<Option<SelfContained>> {
+    fn self_contained(&self, inodes: &[u8]) -> Contents {
         let size = usize::try_from(self.table.inode_size()).unwrap_or(usize::MAX);
-        inodes.chunks_exact(size).map(|inode| self.table.self_contained(inode)).collect()
+        let mut inodes = inodes.chunks_exact(size);
+        std::array::from_fn(|_| inodes.next().and_then(|inode| self.table.self_contained(inode)))
     }
 
     /// Whether something has been written there since the image was opened; `None` where there is no such disk.
@@ -239,10 +242,10 @@ impl<'a> Inodes<'a> {
         Some(overlay.is_rewritten(range))
     }
 
-    fn state<'b>(
+    fn state(
         &self,
         range: Range<DeviceOffset>,
-        blocks: impl Iterator<Item = (u64, &'b [Block])>,
+        blocks: impl Iterator<Item = (u64, u8, DiskNumber, DiskRange)>,
         inodes: &mut Windows<'_>,
         directories: &mut Windows<'_>,
     ) -> Option<State> {
@@ -259,19 +262,16 @@ impl<'a> Inodes<'a> {
             copies.resize_with(copies.len().max(copy + 1), Vec::new);
             copies[copy].extend(bytes);
         }
-        for (inode, blocks) in blocks {
-            digest.update(inode.to_le_bytes());
-            for &(copy, disk, range) in blocks {
-                if self.is_rewritten(disk, range)? {
-                    return None;
-                }
-                digest.update(range.len().to_le_bytes());
-                digest.update(directories.read(copy, disk, range)?);
+        for (inode, copy, disk, range) in blocks {
+            if self.is_rewritten(disk, range)? {
+                return None;
             }
+            [inode, range.len()].iter().for_each(|word| digest.update(word.to_le_bytes()));
+            digest.update(directories.read(copy, disk, range)?);
         }
         // The kernel reads whichever copy it likes.
-        let same = |one: Vec<Option<SelfContained>>, other: Vec<Option<SelfContained>>| {
-            one.into_iter().zip(other).map(|(one, other)| one.filter(|_| one == other)).collect()
+        let same = |one: Contents, other: Contents| {
+            std::array::from_fn(|inode| one[inode].filter(|_| one[inode] == other[inode]))
         };
         let self_contained = copies.iter().map(|copy| self.self_contained(copy)).reduce(same)?;
         Some(State { digest: *digest.finalize().first_chunk()?, self_contained })

@@ -224,9 +224,10 @@ impl<'a> Names<'a> {
         };
         let directories: HashMap<_, _> = renamed.iter().filter_map(of_directory).collect();
         for (old, new) in &renamed {
-            let (before, after) = (split(old.name().path), split(new.name().path));
-            let parent = directories.get(&(old.name().device, before.0));
-            let is_implied = parent.is_some_and(|parent| (*parent, before.1) == after);
+            let is_implied = old.name().in_directory().is_some_and(|(directory, name)| {
+                let now = directories.get(&(old.name().device, directory));
+                now.is_some_and(|now| new.name().in_directory() == Some((*now, name)))
+            });
             if !is_implied {
                 let from = Some(old.name());
                 found.push(Operation { from, ..operation(What::Rename, Some(*old), Some(*new)) });
@@ -249,15 +250,6 @@ fn share_bytes(a: Object<'_>, b: Object<'_>) -> bool {
         let first = ours.partition_point(|(at, range)| (*at, range.end) <= (disk, span.start));
         ours.get(first).is_some_and(|(at, range)| *at == disk && range.start < span.end)
     })
-}
-
-/// A path's directory and its last part.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(0) => (b"/", &path[1..]),
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (b"", path),
-    }
 }
 
 fn operation<'a>(what: What, old: Option<Object<'a>>, new: Option<Object<'a>>) -> Operation<'a> {
