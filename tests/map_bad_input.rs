@@ -445,7 +445,7 @@ fn a_filesystem_that_hangs_the_appliance_is_left_out() {
         "-o".as_ref(),
         "out.bmap".as_ref(),
         "--timeout".as_ref(),
-        "25".as_ref(),
+        "45".as_ref(),
     ]);
     let helper = running.helper("-device virtio-scsi");
     running.wait_until_said("reading /dev/sda1");

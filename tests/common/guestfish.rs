@@ -10,6 +10,9 @@ use std::process::Stdio;
 /// Runs a guestfish script in `dir` and returns what it printed. The first command that fails is a
 /// panic with guestfish's own words.
 ///
+/// Disks are `/dev/sda` and so on in the order in which they are added, in `debug sh` too: the kernel of the
+/// appliance names them as it finds them, and libguestfs translates the names of its own calls only.
+///
 /// Under emulation unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise: libguestfs takes a
 /// `/dev/kvm` for granted that may not work, and a fixture is made once only.
 pub fn run(dir: &Path, script: &str) -> String {
@@ -20,10 +23,21 @@ pub fn run(dir: &Path, script: &str) -> String {
         }
     }
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(script.as_bytes()).unwrap();
+    file.write_all(with_labels(script).as_bytes()).unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
     let output = tools::output(command.current_dir(dir).stdin(Stdio::from(file)));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The script with its disks called by labels where libguestfs does not translate their names.
+fn with_labels(script: &str) -> String {
+    let mut letters = 'a'..='z';
+    let line = |line: &str| match line.split_once(' ') {
+        Some(("add", _)) => format!("{line} label:sd{}\n", letters.next().unwrap()),
+        Some(("debug", _)) => format!("{}\n", line.replace("/dev/sd", "/dev/disk/guestfs/sd")),
+        _ => format!("{line}\n"),
+    };
+    script.lines().map(line).collect()
 }
 
 /// Packs `files`, named relative to `base`, into the tar archive `archive`.
