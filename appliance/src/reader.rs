@@ -13,6 +13,7 @@ use std::ffi::CString;
 use std::num::NonZeroU64;
 use virt_bmap_agent::ReadOrder;
 use virt_bmap_agent::record::{Extent, Operation, Record};
+use virt_bmap_agent::sample::End;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -33,7 +34,7 @@ pub(crate) struct OpenFile {
     /// What to read of it.
     pub(crate) pieces: Vec<Piece>,
     /// What to read of it where that is enough, see [`ReadOrder::Ends`].
-    pub(crate) ends: Vec<Piece>,
+    pub(crate) ends: Vec<End>,
     /// Whether the kernel has promised where all of its data lie.
     pub(crate) is_promised: bool,
     /// What is read at a time is a multiple of so many bytes.
@@ -158,24 +159,29 @@ impl Reader {
         self.pieces(control, file, &file.pieces, file.unit)
     }
 
-    /// Reads the ends of files' extents, and not a block more, in any order.
+    /// Reads the ends of files' extents, and not a block more: in the order of the device, where the kernel makes one
+    /// request of those that lie side by side.
     fn ends(&mut self, control: &mut Control, files: &[&OpenFile]) -> Result<(), Fatal> {
-        let ends = || files.iter().flat_map(|file| file.ends.iter().map(move |end| (*file, end)));
+        let mut ends: Vec<(&OpenFile, &End)> =
+            files.iter().flat_map(|file| file.ends.iter().map(move |end| (*file, end))).collect();
+        ends.sort_by_key(|(_, end)| end.physical);
         let results = self.aio.as_mut().map(|aio| {
-            let reads: Vec<Read<'_>> = ends()
-                .map(|(file, end)| {
-                    let length = usize::try_from(end.end - end.start).unwrap_or(aio::LARGEST);
-                    let length = length.next_multiple_of(self.block).min(aio::LARGEST);
-                    Read { fd: file.fd.as_fd(), at: end.start, length }
-                })
+            let length = |end: &End| {
+                let length = usize::try_from(end.length).unwrap_or(aio::LARGEST);
+                length.next_multiple_of(self.block).min(aio::LARGEST)
+            };
+            let reads: Vec<Read<'_>> = ends
+                .iter()
+                .map(|(file, end)| Read { fd: file.fd.as_fd(), at: end.logical, length: length(end) })
                 .collect();
             aio.read(&reads)
         });
-        for (number, (file, end)) in ends().enumerate() {
+        for (number, (file, end)) in ends.into_iter().enumerate() {
             // What goes wrong is tried in the plain way, which knows what to do about it.
             let is_read = results.as_ref().is_some_and(|results| results[number].is_ok());
             if !is_read {
-                self.pieces(control, file, std::slice::from_ref(end), self.block)?;
+                let piece = Piece { start: end.logical, end: end.logical.saturating_add(end.length) };
+                self.pieces(control, file, &[piece], self.block)?;
             }
         }
         Ok(())

@@ -20,7 +20,7 @@ use crate::Fatal;
 use crate::buffer::ALIGNMENT;
 use crate::control::Control;
 use crate::phases::{Phase, Phases};
-use crate::pieces::{Piece, pieces};
+use crate::pieces::pieces;
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::{self, Tails};
 use crate::{btrfs, fiemap, quiet};
@@ -510,10 +510,7 @@ impl Walker {
         let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
         let size = stat.st_size as u64;
         let ends = match (self.sample.filter(|_| is_promised), &extents) {
-            (Some(sample), Some(extents)) => sample
-                .ends(id, extents, size, self.block)
-                .map(|end| Piece { start: end.logical, end: size.min(end.logical + end.length) })
-                .collect(),
+            (Some(sample), Some(extents)) => sample.ends(id, extents, size, self.block).collect(),
             _ => Vec::new(),
         };
         let cached = extents.clone().filter(|_| self.magic == FUSE).unwrap_or_default();

@@ -18,6 +18,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, Stdio};
 use virt_bmap_agent::record::{Extent, ObjectKind, Operation, Record};
+use virt_bmap_agent::sample::End;
 
 /// Files that debugfs is asked about at a time.
 const ASKED: usize = 1024;
@@ -98,8 +99,8 @@ impl Walker {
             })
             .collect();
         let ends = self.sample.map(|sample| sample.ends(id, extents, size, self.block));
-        let ends = ends.into_iter().flatten();
-        let ends = ends.map(|end| Piece { start: end.physical, end: end.physical + end.length }).collect();
+        // It is the device that is read.
+        let ends = ends.into_iter().flatten().map(|end| End { logical: end.physical, ..end }).collect();
         if !pieces.is_empty() {
             self.batch.push(OpenFile {
                 fd: device.try_clone()?,
