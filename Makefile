@@ -46,9 +46,13 @@ check-quick:
 	$(CARGO) test --workspace --doc
 	$(if $(OTHER_TESTS),$(CARGO) test $(addprefix --test ,$(OTHER_TESTS)))
 
-# Minutes: real appliances on real images.
+# Minutes: real appliances on real images, two at a time. What a test program prints comes when it ends.
 check-appliance:
-	$(CARGO) test --no-fail-fast $(addprefix --test ,$(APPLIANCE_TESTS))
+	$(CARGO) test --no-run $(addprefix --test ,$(APPLIANCE_TESTS))
+	$(MAKE) --jobs=2 --keep-going --output-sync=target $(addprefix check-appliance-,$(APPLIANCE_TESTS))
+
+check-appliance-%:
+	RUST_TEST_THREADS=1 $(CARGO) test --test $*
 
 build:
 	$(CARGO) build --release --locked

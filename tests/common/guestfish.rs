@@ -7,6 +7,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
+/// Seconds after which a script is taken to hang; the longest takes three minutes under emulation.
+const LONGEST: &str = "900";
+
 /// Runs a guestfish script in `dir` and returns what it printed. The first command that fails is a
 /// panic with guestfish's own words.
 ///
@@ -14,9 +17,11 @@ use std::process::Stdio;
 /// appliance names them as it finds them, and libguestfs translates the names of its own calls only.
 ///
 /// Under emulation unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise: libguestfs takes a
-/// `/dev/kvm` for granted that may not work, and a fixture is made once only.
+/// `/dev/kvm` for granted that may not work, and a fixture is made once only. An appliance that hangs is ended, so that
+/// it fails a test instead of all that would come after it.
 pub fn run(dir: &Path, script: &str) -> String {
-    let mut command = tools::command("guestfish");
+    let mut command = tools::command("timeout");
+    command.args([LONGEST, "guestfish"]);
     for (name, value) in [("LIBGUESTFS_BACKEND", "direct"), ("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")] {
         if env::var_os(name).is_none() {
             command.env(name, value);
