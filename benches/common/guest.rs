@@ -22,7 +22,7 @@ pub(crate) struct Guest {
 }
 
 pub(crate) const MEDIUM: Guest =
-    Guest { name: "medium", directories: 100, files: 900, mean: 44_444, image_mib: 128, runs: 1 };
+    Guest { name: "medium", directories: 100, files: 900, mean: 44_444, image_mib: 128, runs: 3 };
 pub(crate) const MANY: Guest =
     Guest { name: "many", directories: 5_000, files: 95_000, mean: 6_000, image_mib: 1_600, runs: 3 };
 
