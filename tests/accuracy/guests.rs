@@ -205,13 +205,11 @@ impl Guest {
                 copy(&mut image, &mut out).unwrap();
                 assert!(out.metadata().unwrap().len() == disk.size * MIB, "an image is larger than its disk");
             }
-            let label = format!("sd{}", char::from(b'a' + number as u8 - 1));
-            writeln!(script, "add-drive disk{number}.raw format:raw cachemode:unsafe label:{label}").unwrap();
+            writeln!(script, "add-drive disk{number}.raw format:raw cachemode:unsafe").unwrap();
         }
         let (blob, commands) = (staging.path().join("blob"), staging.path().join("make.sh"));
         self.blob.write(&blob);
-        // The kernel names disks as it finds them; their labels keep to the order.
-        fs::write(&commands, self.script.replace("/dev/sd", "/dev/disk/guestfs/sd")).unwrap();
+        fs::write(&commands, guestfish::by_label(&self.script)).unwrap();
         write!(
             script,
             "add-drive {} readonly:true format:raw label:src\nrun\ndebug-upload {} /tmp/make.sh 0700\n\

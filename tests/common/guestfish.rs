@@ -34,15 +34,24 @@ pub fn run(dir: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The script with its disks called by labels where libguestfs does not translate their names.
+/// The script with labels for its disks, and these in place of names that libguestfs does not translate.
 fn with_labels(script: &str) -> String {
     let mut letters = 'a'..='z';
     let line = |line: &str| match line.split_once(' ') {
-        Some(("add", _)) => format!("{line} label:sd{}\n", letters.next().unwrap()),
-        Some(("debug", _)) => format!("{}\n", line.replace("/dev/sd", "/dev/disk/guestfs/sd")),
+        Some(("add" | "add-drive", options)) => {
+            let letter = letters.next().unwrap();
+            let label = if options.contains("label:") { String::new() } else { format!(" label:sd{letter}") };
+            format!("{line}{label}\n")
+        }
+        Some(("debug", _)) => format!("{}\n", by_label(line)),
         _ => format!("{line}\n"),
     };
     script.lines().map(line).collect()
+}
+
+/// Commands for the appliance's shell, with the disks' labels in place of their names.
+pub fn by_label(commands: &str) -> String {
+    commands.replace("/dev/sd", "/dev/disk/guestfs/sd")
 }
 
 /// Packs `files`, named relative to `base`, into the tar archive `archive`.

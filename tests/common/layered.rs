@@ -63,8 +63,7 @@ pub fn make(dir: &Path, disks: &[(u64, &[u64])], files: &[Vec<u8>], script: &str
 pub fn fill_made(dir: &Path, disks: usize, files: &[Vec<u8>], script: &str) {
     let mut fish = String::new();
     for number in 1..=disks {
-        let label = device(number).replace("/dev/", "");
-        writeln!(fish, "add-drive {number}.raw format:raw cachemode:unsafe label:{label}").unwrap();
+        writeln!(fish, "add-drive {number}.raw format:raw cachemode:unsafe").unwrap();
     }
     let blob = File::create(dir.join("blob")).unwrap();
     let mut at = 0;
@@ -73,8 +72,7 @@ pub fn fill_made(dir: &Path, disks: usize, files: &[Vec<u8>], script: &str) {
         at = (at + content.len() as u64).next_multiple_of(UNIT);
     }
     blob.set_len(at).unwrap();
-    // The kernel names disks as it finds them; their labels keep to the order.
-    let script = script.replace("/dev/sd", "/dev/disk/guestfs/sd");
+    let script = guestfish::by_label(script);
     fs::write(dir.join("make.sh"), format!("set -eu\nSRC=/dev/disk/guestfs/src\n{script}")).unwrap();
     write!(
         fish,
