@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use virt_bmap::bmap::escape::unescape;
 use virt_bmap::bmap::{
-    self, Attributes, Compression, Dialect, FileType, Filesystem, Format, Header, ImageFile, ImageInfo, Kind,
-    Map, MapBuilder, Marks, Object, ObjectName, Piece, PieceFlags, Role, convert, csv, jsonl, load, save,
+    self, Attributes, Cause, Compression, Dialect, FileOperation, FileType, Filesystem, Format, Header,
+    ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, Object, ObjectName, Piece, PieceFlags, Role, Warning,
+    convert, csv, jsonl, load, save,
 };
 use virt_bmap::range::{DiskRange, FileOffset};
 
@@ -40,6 +41,32 @@ const HOSTILE: [&[u8]; 12] = [
     b"/ leading and trailing ",
     b"/\\012 {\"base64\":\"AA==\"}",
 ];
+
+#[test]
+fn version_1_of_json_lines_is_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/sample-version-1.jsonl");
+    assert_eq!(jsonl::read(&fs::read(path).unwrap()[..]).unwrap(), sample());
+}
+
+#[test]
+fn json_lines_keep_what_a_warning_is_about() {
+    let mut map = sample();
+    let failed = Cause::FileFailed { operation: FileOperation::Extents, errno: Some(5), offset: None };
+    map.header_mut().warnings = vec![
+        Warning::on_path("/dev/sda1", b"/dir/\xff\x1b", failed),
+        Warning::on_device("/dev/sda3", Cause::UnknownContent),
+        Warning::on_image(b"\xff.raw", Cause::ImageRoundedUp { size: 3, rounded: 512 }),
+        Warning::on_guest(Cause::MoreOmitted { count: 7 }),
+    ];
+    assert_eq!(jsonl::read(&written(&map, Format::JsonLines)[..]).unwrap(), map);
+    // A text map has a line of words for each.
+    let text = written(&map, Format::Text);
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"# warning ")).count();
+    assert_eq!(lines, 4);
+    let read = bmap::read(&text[..], Format::Text).unwrap();
+    assert!(read.header().warnings.iter().all(|warning| matches!(warning.cause, Cause::Sentence { .. })));
+    assert_eq!(written(&read, Format::Text), text);
+}
 
 fn file(name: &[u8], format: &str) -> ImageFile {
     ImageFile { name: name.to_vec(), format: format.to_owned() }
@@ -72,7 +99,7 @@ fn sample() -> Map {
             },
             Filesystem { device: b"/dev/md0".to_vec(), kind: "xfs".to_owned(), ..Filesystem::default() },
         ],
-        warnings: vec!["/dev/sda3: unknown filesystem".to_owned()],
+        warnings: vec![Warning::sentence("/dev/sda3: unknown filesystem")],
         comments: vec![b" made for the test \xff".to_vec()],
     };
     let mut builder = MapBuilder::new(header);
@@ -236,7 +263,7 @@ mod round_trips {
             Header {
                 images: images.collect(),
                 filesystems: filesystems.collect(),
-                warnings,
+                warnings: warnings.into_iter().map(Warning::sentence).collect(),
                 comments,
                 ..Header::default()
             }

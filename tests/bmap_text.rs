@@ -9,7 +9,7 @@ use std::process::Command;
 use virt_bmap::bmap::text::{self, LineError, ReadError, WriteError};
 use virt_bmap::bmap::{
     Attributes, Dialect, Filesystem, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, NameError, Object,
-    ObjectName, PieceFlags, Role, convert, load, save,
+    ObjectName, PieceFlags, Role, Warning, convert, load, save,
 };
 use virt_bmap::range::{DiskOffset, DiskRange};
 
@@ -332,6 +332,7 @@ mod properties {
                 Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, ..Filesystem::default() }
             }).collect();
             let comments = comments.into_iter().map(String::into_bytes).collect();
+            let warnings = warnings.into_iter().map(Warning::sentence).collect();
             let header = Header { images, filesystems, warnings, comments, ..Header::default() };
             let map = MapBuilder::new(header).build();
             prop_assert_eq!(text::read(&written(&map)[..]).unwrap(), map);
@@ -400,7 +401,7 @@ fn the_format_is_frozen() {
             },
             Filesystem { device: b"/dev/sda1".to_vec(), kind: "udf".to_owned(), ..Filesystem::default() },
         ],
-        warnings: vec!["/dev/sda3: unknown filesystem".to_owned()],
+        warnings: vec![Warning::sentence("/dev/sda3: unknown filesystem")],
         comments: vec![b" made for the test".to_vec(), Vec::new()],
     };
     let mut builder = MapBuilder::new(header);

@@ -44,7 +44,7 @@ case $image in
     *floods*) yes | head -c 300000 >&2; printf '\033[31mred' >&2 ;;
     *leaves*) sleep 1000 & ;;
     *empty*) exit 0 ;;
-    *partly*) echo '{"event":"unexamined","text":"/dev/sda1: noise"}' >&2; code=3 ;;
+    *partly*) echo '{"event":"unexamined","device":"/dev/sda1","cause":{"kind":"unknown-content"}}' >&2; code=3 ;;
     *torn*) echo changed >> "$image" ;;
 esac
 sleep "${PACE:-0.01}"
@@ -182,13 +182,13 @@ fn each_guest_ends_in_its_own_way() {
     }
     let tries = |id: &str| records[id]["tries"].as_u64().unwrap();
     assert_eq!((tries("good"), tries("second"), tries("fails"), tries("wrong")), (1, 2, 2, 1));
-    assert_eq!(records["partly"]["unexamined"][0], "/dev/sda1: noise");
+    assert_eq!(records["partly"]["unexamined"][0]["cause"]["kind"], "unknown-content");
     assert_eq!(records["good"]["counts"]["files"], 3);
     assert_eq!(
         (&records["good"]["peak_memory"], &records["fails"]["peak_memory"]),
         (&12_345_678.into(), &Value::Null)
     );
-    assert!(records["torn"]["warnings"][0].as_str().unwrap().contains("may be torn"));
+    assert!(records["torn"]["warnings"][0]["cause"]["kind"] == "image-changed");
     assert_eq!(
         fs::read_dir(fleet.maps(".fleet/work")).unwrap().count(),
         0,

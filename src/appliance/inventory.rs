@@ -2,7 +2,7 @@
 
 use super::agent::quote;
 use super::{Appliance, CONTROL_LABEL, CallError};
-use crate::bmap::escape::Printable;
+use crate::bmap::Cause;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
@@ -136,7 +136,7 @@ pub struct Inventory {
     /// Partitioned devices that hold something besides, as images of hybrid CDs do.
     pub hybrids: BTreeSet<DeviceNumber>,
     /// Devices that could not be looked at, and why.
-    pub troubles: Vec<(String, String)>,
+    pub warnings: Vec<(String, Cause)>,
 }
 
 impl Inventory {
@@ -197,14 +197,12 @@ impl Appliance {
             let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
             // LVM may say more than it was asked.
             if self.shell(&command)?.lines().any(|line| line.trim() == "[unknown]") {
-                let what =
-                    "it is a physical volume of LVM, but what its volume group has on it cannot be read";
-                inventory.troubles.push((device, what.to_owned()));
+                inventory.warnings.push((device, Cause::VolumeGroupUnreadable));
             }
         }
-        for (device, what) in &mut inventory.troubles {
-            if let Some(why) = why_inactive.remove(device) {
-                *what = why;
+        for (device, cause) in &mut inventory.warnings {
+            if let Some(error) = why_inactive.remove(device) {
+                *cause = Cause::VolumeInactive { error };
             }
         }
         Ok(inventory)
@@ -218,7 +216,7 @@ impl Appliance {
             let command = format!("DM_DISABLE_UDEV=1 lvm lvchange -ay {} 2>&1 || true", quote(volume));
             let said = self.shell(&command).unwrap_or_else(|error| error.to_string());
             let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
-            why.insert(volume.clone(), format!("it cannot be activated: {}", Printable(last.as_bytes())));
+            why.insert(volume.clone(), last.to_owned());
         }
         why
     }
@@ -294,8 +292,8 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
     for line in text.lines() {
         let (device, facts) = match parse_device(line, tables) {
             Ok(device) => device,
-            Err(trouble) => {
-                inventory.troubles.push(trouble);
+            Err(warning) => {
+                inventory.warnings.push(warning);
                 continue;
             }
         };
@@ -337,8 +335,9 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         };
         if let Some(index) = kinds.iter().position(is_it) {
             kinds.remove(index);
+            // The kernel lets the device mapper have the whole disk, so the partition cannot be mounted.
             if !is_volume {
-                inventory.troubles.push((partition.path.clone(), BESIDE_DYNAMIC.to_owned()));
+                inventory.warnings.push((partition.path.clone(), Cause::BesideDynamicVolumes));
             }
         }
     }
@@ -353,9 +352,6 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
     inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
     inventory
 }
-
-/// Why a partition of a disk with such volumes is left alone: the kernel lets the device mapper have the whole disk.
-const BESIDE_DYNAMIC: &str = "it is on a Windows dynamic disk, but in none of the volumes that could be put together, and cannot be mounted beside them: it is a part of one whose other disks are missing (name all disks of the guest), or an ordinary partition";
 
 /// The pieces of disks that volumes of Windows dynamic disks are made of: disk, first byte, and the byte after the
 /// last. The kernel shows some of them as partitions as well, and what seems to be in these is in a volume.
@@ -423,10 +419,10 @@ struct Facts {
 }
 
 /// Parses one line of the agent's `devices`; an error is the device and what is wrong with it.
-fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (String, String)> {
+fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (String, Cause)> {
     let (path, rest) = line.split_once(' ').unwrap_or((line, ""));
     if let Some(error) = rest.strip_prefix("error=") {
-        return Err((path.to_owned(), error.to_owned()));
+        return Err((path.to_owned(), Cause::DeviceFailed { error: error.to_owned() }));
     }
     let parse = || -> Option<(BlockDevice, Facts)> {
         let mut words = rest.split(' ');
@@ -462,7 +458,8 @@ fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (S
         }
         Some((BlockDevice { path: path.to_owned(), node: node.to_owned(), number, size: size?, kind }, facts))
     };
-    parse().ok_or_else(|| (path.to_owned(), "the probe agent's description of it is malformed".to_owned()))
+    let malformed = || Cause::DeviceFailed { error: "the agent's description of it is malformed".to_owned() };
+    parse().ok_or_else(|| (path.to_owned(), malformed()))
 }
 
 /// Parses `SLOT,MAJOR:MINOR,OFFSET,SIZE`.
@@ -516,7 +513,8 @@ mod tests {
             ..MdArray::default()
         };
         assert_eq!(parse(line).unwrap().kind, DeviceKind::Md(array));
-        assert_eq!(parse("/dev/sdb error=No medium").unwrap_err(), ("/dev/sdb".into(), "No medium".into()));
+        let failed = Cause::DeviceFailed { error: "No medium".into() };
+        assert_eq!(parse("/dev/sdb error=No medium").unwrap_err(), ("/dev/sdb".into(), failed));
         for line in [
             "/dev/sdb",
             "/dev/sdb 8:0",
@@ -545,7 +543,7 @@ mod tests {
         let inventory = sort(text, &[], &tables);
         let contents: Vec<&str> = inventory.contents.iter().map(|c| c.device.as_str()).collect();
         assert_eq!(contents, ["/dev/mapper/ldm_vol_g_S", "/dev/mapper/ldm_vol_g_T"]);
-        assert_eq!(inventory.troubles, [("/dev/sda2".to_owned(), BESIDE_DYNAMIC.to_owned())]);
+        assert_eq!(inventory.warnings, [("/dev/sda2".to_owned(), Cause::BesideDynamicVolumes)]);
         assert_eq!(inventory.partitions.len(), 3);
         assert_eq!((inventory.others.len(), inventory.hidden.len()), (2, 1));
     }

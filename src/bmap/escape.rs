@@ -151,17 +151,36 @@ impl<'a> Printable<'a> {
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                if steers_terminal(character) {
-                    let mut buffer = [0; 4];
-                    octal_fmt(f, character.encode_utf8(&mut buffer).as_bytes())?;
-                } else {
-                    f.write_char(character)?;
-                }
-            }
+            chunk.valid().chars().try_for_each(|c| shown(f, c, c == '\\' || steers_terminal(c)))?;
             octal_fmt(f, chunk.invalid())?;
         }
         Ok(())
+    }
+}
+
+/// Text of another program, or names that are [`Printable`] already, as it may be shown on a terminal.
+///
+/// Escaped as [`Printable`] does it, but for the backslash, which may begin an escape.
+///
+/// ```
+/// use virt_bmap::bmap::escape::PrintableText;
+///
+/// assert_eq!(PrintableText("\x1b[2J /a\\012b").to_string(), r"\033[2J /a\012b");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct PrintableText<'a>(pub &'a str);
+
+impl fmt::Display for PrintableText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| shown(f, c, steers_terminal(c)))
+    }
+}
+
+fn shown(f: &mut fmt::Formatter<'_>, character: char, is_escaped: bool) -> fmt::Result {
+    if is_escaped {
+        octal_fmt(f, character.encode_utf8(&mut [0; 4]).as_bytes())
+    } else {
+        f.write_char(character)
     }
 }
 
@@ -172,7 +191,7 @@ fn octal_fmt(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
 /// The bidirectional controls are those of Unicode's property `Bidi_Control` (PropList.txt).
 fn steers_terminal(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\\' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a map says of itself: the tool that made it, the images, and what it could not examine.
 
+use super::warning::Warning;
 use std::collections::BTreeMap;
 
 /// The words at the top of a map.
@@ -13,9 +14,8 @@ pub struct Header {
     pub images: Vec<ImageInfo>,
     /// The filesystems that were examined.
     pub filesystems: Vec<Filesystem>,
-    /// What could not be examined, one sentence each, with names from inside the guest already
-    /// [printable](super::escape::Printable).
-    pub warnings: Vec<String>,
+    /// What could not be examined, and then what else is worth knowing.
+    pub warnings: Vec<Warning>,
     /// Other comment lines, as they stand in the file after the `#`, to be kept as they are.
     pub comments: Vec<Vec<u8>>,
 }
@@ -30,6 +30,13 @@ impl Default for Header {
             warnings: Vec::new(),
             comments: Vec::new(),
         }
+    }
+}
+
+impl Header {
+    /// Whether nothing that is on the disks is missing from the map, as far as is known.
+    pub fn is_complete(&self) -> bool {
+        !self.warnings.iter().any(Warning::is_incomplete)
     }
 }
 

@@ -49,6 +49,7 @@ pub mod parquet;
 mod role;
 mod sweep;
 pub mod text;
+mod warning;
 
 pub use builder::{BuildError, MapBuilder, NewObject};
 pub use convert::{ConvertError, convert, load, save, write};
@@ -61,3 +62,4 @@ pub use model::{Dialect, Map, Object, ObjectId, Piece};
 pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, Marks, NameError, ObjectName};
 pub use role::{PieceFlags, Role};
 pub use sweep::Interval;
+pub use warning::{Cause, FileOperation, LockReason, Subject, Warning};

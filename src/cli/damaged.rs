@@ -106,7 +106,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
         ];
         form.rows(out, rows(args, &found), &summary, COLUMNS)
     })?;
-    for warning in &map.header().warnings {
+    for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
         note!("virt-bmap-rs: warning: the map does not know all files: {warning}");
     }
     Ok(match (found.count(Kind::File), found.hit.len(), maker.is_whole) {

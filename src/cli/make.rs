@@ -2,7 +2,7 @@
 
 use super::Exit;
 use super::map::{MapOptions, commit, make, refuse_to_overwrite};
-use super::progress::print_troubles;
+use super::progress::print_warnings;
 use super::signals::Interruption;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub(super) fn make_or_interrupted(
         note!("virt-bmap-rs: interrupted");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
-    print_troubles(how.progress, &mapped);
+    print_warnings(how.progress, &mapped);
     Ok(Ok(mapped.map))
 }
 
@@ -96,8 +96,8 @@ impl<'a> Maker<'a> {
         let mapped = make(disks, &self.options.how, &self.cancel)?;
         self.interruption.set_at_rest(true);
         let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
-        print_troubles(self.options.how.progress, &mapped);
-        self.is_whole &= mapped.unexamined.is_empty();
+        print_warnings(self.options.how.progress, &mapped);
+        self.is_whole &= mapped.map.header().is_complete();
         for output in &mut outputs {
             bmap::write(&mapped.map, output)?;
         }

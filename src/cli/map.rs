@@ -1,6 +1,6 @@
 //! Without a subcommand: maps a guest.
 
-use super::progress::{Manner, Progress, print_troubles, say_changed, say_done};
+use super::progress::{Manner, Progress, print_warnings, say_changed, say_done, say_failed};
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -21,7 +21,7 @@ use virt_bmap::bmap::{self, Map};
 use virt_bmap::diff;
 use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::image::Format;
-use virt_bmap::mapper::{Cancel, Disk, Event, MapError, Mapped, Options, map_guest};
+use virt_bmap::mapper::{Cancel, Disk, MapError, Mapped, Options, map_guest};
 use virt_bmap::probe::former::Former;
 use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
@@ -343,16 +343,6 @@ pub(super) fn commit(outputs: Vec<Output>, began: SystemTime) -> Result<()> {
 pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
     let mut progress = Progress::new(how.quiet, how.progress);
     let mapped = map_guest(disks, &mapper_options(how), cancel, &mut |event| {
-        if let Event::Opened(images) = &event
-            && !how.quiet
-            && how.progress == Manner::Auto
-        {
-            for image in *images {
-                for warning in &image.warnings {
-                    note!("virt-bmap-rs: warning: {warning}");
-                }
-            }
-        }
         progress.show(&event);
     });
     progress.finish();
@@ -361,6 +351,7 @@ pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<
         Err(MapError::Cancelled) => Ok(None),
         Err(error) => {
             print_console(&error);
+            say_failed(how.progress, &error);
             Err(error.into())
         }
     }
@@ -387,7 +378,7 @@ fn write(mapped: Mapped, mut outputs: Vec<Output>) -> Result<(Mapped, Vec<Output
 
 /// Says how it went, and with which status to exit.
 pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> Exit {
-    print_troubles(how.progress, mapped);
+    print_warnings(how.progress, mapped);
     if how.progress == Manner::Json {
         say_done(mapped);
     } else if !how.quiet {
@@ -407,10 +398,10 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> 
             "wrote {} in {:.1} s, {} warnings",
             outs.iter().map(|out| shown(out)).collect::<Vec<_>>().join(", "),
             mapped.elapsed.as_secs_f64(),
-            mapped.unexamined.len() + mapped.warnings.len()
+            mapped.map.header().warnings.len()
         );
     }
-    if mapped.unexamined.is_empty() { Exit::Success } else { Exit::Incomplete }
+    if mapped.map.header().is_complete() { Exit::Success } else { Exit::Incomplete }
 }
 
 fn shown(out: &Path) -> String {

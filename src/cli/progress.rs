@@ -7,10 +7,11 @@ use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use virt_bmap::bmap::Cause;
 use virt_bmap::bmap::escape::Printable;
 use virt_bmap::diff;
-use virt_bmap::fleet::{self, OpenedDisk};
-use virt_bmap::mapper::{Event, Mapped};
+use virt_bmap::fleet::{self, FailureReason, OpenedDisk};
+use virt_bmap::mapper::{Event, MapError, Mapped};
 use virt_bmap::probe::Phase;
 use virt_bmap::probe::channel::Snapshot;
 
@@ -33,22 +34,25 @@ fn say(event: &fleet::Event) {
     }
 }
 
-/// Says what could not be examined, and what is worth a warning.
-pub(super) fn print_troubles(manner: Manner, mapped: &Mapped) {
+/// Prints what could not be examined, and what else is worth knowing.
+pub(super) fn print_warnings(manner: Manner, mapped: &Mapped) {
+    for warning in &mapped.map.header().warnings {
+        match manner {
+            Manner::Json => say(&fleet::Event::of_warning(warning.clone())),
+            Manner::Auto if warning.is_incomplete() => note!("virt-bmap-rs: {warning}"),
+            Manner::Auto => note!("virt-bmap-rs: warning: {warning}"),
+        }
+    }
+}
+
+/// Tells a program how a run failed. The message for people is printed where the program ends.
+pub(super) fn say_failed(manner: Manner, error: &MapError) {
+    let reason = match error {
+        MapError::Hung { .. } => FailureReason::Hung,
+        _ => FailureReason::Other,
+    };
     if manner == Manner::Json {
-        for trouble in &mapped.unexamined {
-            say(&fleet::Event::Unexamined { text: trouble.to_string() });
-        }
-        for warning in &mapped.warnings {
-            say(&fleet::Event::Warning { text: warning.to_string() });
-        }
-        return;
-    }
-    for trouble in &mapped.unexamined {
-        note!("virt-bmap-rs: {trouble}");
-    }
-    for warning in &mapped.warnings {
-        note!("virt-bmap-rs: warning: {warning}");
+        say(&fleet::Event::Failed { reason });
     }
 }
 
@@ -126,9 +130,9 @@ fn title(phase: &Phase) -> String {
     }
 }
 
-/// That a file system is left out from now on.
-fn begun_anew(device: &str, why: &str) -> String {
-    format!("{}: {why}; beginning anew", Printable(device.as_bytes()))
+/// That a filesystem is left out from now on.
+fn begun_anew(device: &str, cause: &Cause) -> String {
+    format!("{}: {cause}. Starting again without it", Printable(device.as_bytes()))
 }
 
 /// How much of a file system has been read: by bytes, or by objects where there are more of them.
@@ -161,8 +165,8 @@ impl Bars {
             Event::Launching(decision) => {
                 let _ = self.screen.println(format!("starting the appliance under {decision}"));
             }
-            Event::LeftOut { device, why } => {
-                let _ = self.screen.println(begun_anew(device, why));
+            Event::LeftOut { device, cause } => {
+                let _ = self.screen.println(begun_anew(device, cause));
             }
             Event::Progress(phase, snapshot) => self.update(phase, *snapshot),
         }
@@ -212,7 +216,7 @@ impl Plain {
                 self.phase = Some(Phase::Launching);
                 self.printed = Some(Instant::now());
             }
-            Event::LeftOut { device, why } => note!("{}", begun_anew(device, why)),
+            Event::LeftOut { device, cause } => note!("{}", begun_anew(device, cause)),
             Event::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
                 let is_time = self.printed.is_none_or(|printed| printed.elapsed() >= PLAIN_EVERY);

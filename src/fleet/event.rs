@@ -2,6 +2,7 @@
 //! `--progress json`. Lines that are no such object are messages for people.
 
 use super::Guest;
+use crate::bmap::Warning;
 use crate::bmap::jsonl::Text;
 use crate::diff;
 use crate::image::{Image, Stamp};
@@ -28,15 +29,14 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         share: Option<f64>,
     },
-    /// Something could not be examined.
-    Unexamined {
-        /// What, and why.
-        text: String,
-    },
-    /// Something is worth a warning.
-    Warning {
-        /// What.
-        text: String,
+    /// Something could not be examined: it is missing from the map.
+    Unexamined(Warning),
+    /// Something is worth knowing, though nothing is missing for it.
+    Warning(Warning),
+    /// There is no map. What led to it follows as a message for people.
+    Failed {
+        /// How it failed.
+        reason: FailureReason,
     },
     /// The maps have been written, and differ so much from the earlier map that was given.
     Changed(diff::Counts),
@@ -47,6 +47,23 @@ pub enum Event {
     },
     /// The maps have been written.
     Done(Counts),
+}
+
+/// How a run [failed](Event::Failed).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureReason {
+    /// Nothing happened for too long.
+    Hung,
+    /// In another way.
+    Other,
+}
+
+impl Event {
+    /// The event that tells of a warning.
+    pub fn of_warning(warning: Warning) -> Self {
+        if warning.is_incomplete() { Self::Unexamined(warning) } else { Self::Warning(warning) }
+    }
 }
 
 /// A disk and the files that it is made of.
@@ -121,6 +138,7 @@ impl OpenedDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bmap::Cause;
 
     #[test]
     fn events_are_frozen() {
@@ -133,7 +151,15 @@ mod tests {
                 Event::Changed(diff::Counts { added: 2, removed: 1, changed: 0 }),
                 r#"{"event":"changed","added":2,"removed":1,"changed":0}"#,
             ),
-            (Event::Warning { text: "w".into() }, r#"{"event":"warning","text":"w"}"#),
+            (
+                Event::of_warning(Warning::on_device("/dev/sda", Cause::Blank { disk: true })),
+                r#"{"event":"warning","device":"/dev/sda","cause":{"kind":"blank","disk":true},"text":"/dev/sda: the disk is blank: it has neither partitions nor a filesystem"}"#,
+            ),
+            (
+                Event::of_warning(Warning::on_path("/dev/sda", b"/a", Cause::DirectoryLoop)),
+                r#"{"event":"unexamined","device":"/dev/sda","path":"/a","cause":{"kind":"directory-loop"},"text":"/dev/sda /a: this directory was visited before; the filesystem is damaged"}"#,
+            ),
+            (Event::Failed { reason: FailureReason::Hung }, r#"{"event":"failed","reason":"hung"}"#),
             (Event::Memory { peak: 1 << 20 }, r#"{"event":"memory","peak":1048576}"#),
             (
                 Event::Done(Counts { files: 3, ..Counts::default() }),

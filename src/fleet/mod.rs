@@ -30,7 +30,7 @@ mod store;
 mod worker;
 
 pub use error::FleetError;
-pub use event::{Event, OpenedDisk, StampedFile};
+pub use event::{Event, FailureReason, OpenedDisk, StampedFile};
 pub use guest::{BadId, Guest, GuestId};
 pub use record::{MapFile, MappedDisk, Record, Status};
 pub use shard::{BadShard, Shard};

@@ -1,6 +1,7 @@
 //! What became of one guest.
 
 use super::{Guest, GuestId, OpenedDisk};
+use crate::bmap::Warning;
 use crate::bmap::jsonl::Text;
 use crate::diff;
 use crate::probe::found::Counts;
@@ -69,10 +70,10 @@ pub struct Record {
     pub counts: Option<Counts>,
     /// How much is other than in its map before, where that was brought up to date.
     pub changes: Option<diff::Counts>,
-    /// What could not be examined, at most 100 sentences.
-    pub unexamined: Vec<String>,
-    /// What is worth a warning, as many.
-    pub warnings: Vec<String>,
+    /// What could not be examined: at most 100 warnings.
+    pub unexamined: Vec<Warning>,
+    /// What else is worth knowing: at most 100 warnings.
+    pub warnings: Vec<Warning>,
     /// The disks as the manifest has them, with what was found when they were opened.
     pub disks: Vec<MappedDisk>,
     /// The maps, beside the record's directory.
@@ -83,8 +84,8 @@ pub struct Record {
     pub generator: String,
 }
 
-/// Most sentences of each sort that a record keeps.
-pub(super) const MAX_MESSAGES: usize = 100;
+/// Most warnings of each sort that a record keeps.
+pub(super) const MAX_WARNINGS: usize = 100;
 
 /// A disk of a guest that was mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

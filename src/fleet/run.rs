@@ -8,6 +8,7 @@ use super::{
     Guest, GuestId, MAP_SUFFIXES, MapFile, Mapper, OpenedDisk, RICH_SUFFIX, Record, Shard, Stale, Status,
     Store,
 };
+use crate::bmap::{Cause, Warning};
 use crate::mapper::Cancel;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::fs;
@@ -272,7 +273,7 @@ impl Job<'_> {
             return Ok(());
         }
         if is_torn {
-            record.warnings.push("an image changed while it was read; the map may be torn".to_owned());
+            record.warnings.push(Warning::on_guest(Cause::ImageChanged));
         }
         for suffix in MAP_SUFFIXES {
             let made = workplace.join(format!("map.{suffix}"));

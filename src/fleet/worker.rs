@@ -1,7 +1,8 @@
 //! One guest: its mapper is started, watched, and ended if need be.
 
-use super::record::MAX_MESSAGES;
-use super::{Event, Guest, OpenedDisk, StampedFile, Status};
+use super::record::MAX_WARNINGS;
+use super::{Event, FailureReason, Guest, OpenedDisk, StampedFile, Status};
+use crate::bmap::Warning;
 use crate::bmap::jsonl::Text;
 use crate::child;
 use crate::diff;
@@ -80,8 +81,10 @@ pub(super) struct Outcome {
     pub(super) peak_memory: Option<u64>,
     pub(super) counts: Option<Counts>,
     pub(super) changes: Option<diff::Counts>,
-    pub(super) unexamined: Vec<String>,
-    pub(super) warnings: Vec<String>,
+    pub(super) unexamined: Vec<Warning>,
+    pub(super) warnings: Vec<Warning>,
+    /// Why the mapper says that there is no map.
+    pub(super) failure: Option<FailureReason>,
 }
 
 /// How often it is looked whether the mapper is to be ended.
@@ -199,8 +202,9 @@ impl Outcome {
         match serde_json::from_slice(line) {
             Ok(Event::Opened { disks }) => self.opened = disks,
             Ok(Event::Progress { doing, share }) => progress(doing, share),
-            Ok(Event::Unexamined { text }) => keep(&mut self.unexamined, text),
-            Ok(Event::Warning { text }) => keep(&mut self.warnings, text),
+            Ok(Event::Unexamined(warning)) => keep(&mut self.unexamined, warning),
+            Ok(Event::Warning(warning)) => keep(&mut self.warnings, warning),
+            Ok(Event::Failed { reason }) => self.failure = Some(reason),
             Ok(Event::Changed(counts)) => self.changes = Some(counts),
             Ok(Event::Memory { peak }) => self.peak_memory = Some(peak),
             Ok(Event::Done(counts)) => self.counts = Some(counts),
@@ -251,9 +255,7 @@ impl Outcome {
                 let signal = status.signal().unwrap_or_default();
                 (Status::Crashed, Some(format!("the mapper was ended by signal {signal}; {}", complaint())))
             }
-            (Some(_), None) if complaint().starts_with("nothing happened for ") => {
-                (Status::Hung, Some(complaint()))
-            }
+            (Some(_), None) if self.failure == Some(FailureReason::Hung) => (Status::Hung, Some(complaint())),
             (Some(_), None) => (Status::Failed, Some(complaint())),
         };
         self.status = Some(status);
@@ -266,9 +268,9 @@ impl Outcome {
     }
 }
 
-fn keep(messages: &mut Vec<String>, text: String) {
-    if messages.len() < MAX_MESSAGES {
-        messages.push(text);
+fn keep(warnings: &mut Vec<Warning>, warning: Warning) {
+    if warnings.len() < MAX_WARNINGS {
+        warnings.push(warning);
     }
 }
 

@@ -8,14 +8,13 @@
 mod exports;
 
 use crate::appliance::{Appliance, Decision, KillSwitch, LaunchError, LaunchOptions};
-use crate::bmap::{ImageFile, ImageInfo, Map};
+use crate::bmap::{Cause, ImageFile, ImageInfo, Map, Warning};
 use crate::image::{self, Image, OpenError, OpenOptions, Overlay, Source};
 use crate::nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
 use crate::probe::channel::{Channel, Snapshot};
 use crate::probe::former::Former;
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
-use crate::probe::trouble::Trouble;
 use crate::probe::unlock::Key;
 use crate::probe::{Legs, Phase, Probe, ProbeError, guestfsd, survey};
 use crate::range::{DiskOffset, RangeSet};
@@ -93,10 +92,6 @@ pub struct Mapped {
     pub counts: Counts,
     /// Files that were taken over from the [earlier map](Options::former), and not read.
     pub taken_over: u64,
-    /// What could not be examined.
-    pub unexamined: Vec<Trouble>,
-    /// What is worth a warning; nothing is missing from the map for it.
-    pub warnings: Vec<Trouble>,
     /// How long it took.
     pub elapsed: Duration,
     /// What the guest's file systems have written to the private layer of each disk as they were mounted: a journal
@@ -186,7 +181,7 @@ pub enum Event<'a> {
         /// Its device.
         device: &'a str,
         /// How it did so.
-        why: &'a str,
+        cause: &'a Cause,
     },
     /// Where things are; several times a second.
     Progress(&'a Phase, Snapshot),
@@ -219,11 +214,7 @@ pub fn map_guest(
     }
     observe(Event::Opened(&opened));
 
-    let of_image = |image: &Image| -> Vec<Trouble> {
-        let name = image.name.to_string_lossy();
-        image.warnings.iter().map(|warning| Trouble::new(&name, warning)).collect()
-    };
-    let warnings = opened.iter().flat_map(of_image).collect();
+    let warnings = opened.iter().flat_map(|image| &image.warnings).map(of_image).collect();
     let sources: Vec<_> = opened.iter().map(|image| image.source.clone()).collect();
     let mapped = map_sources(&sources, described(&opened), warnings, options, cancel, observe)?;
     Ok(Mapped { elapsed: began.elapsed(), ..mapped })
@@ -237,7 +228,7 @@ pub fn map_guest(
 pub fn map_sources(
     sources: &[Arc<dyn Source>],
     images: Vec<ImageInfo>,
-    warnings: Vec<Trouble>,
+    warnings: Vec<Warning>,
     options: &Options,
     cancel: &Cancel,
     observe: &mut dyn FnMut(Event<'_>),
@@ -250,47 +241,59 @@ pub fn map_sources(
             Ok(done) => break done,
             // A corrupt file system may be more than its driver can bear. The others are mapped all the same.
             Err(error) => match fatal(&error, &phase) {
-                Some((device, why)) if left_out.len() < MOST_LEFT_OUT && !left_out.contains_key(&device) => {
-                    observe(Event::LeftOut { device: &device, why: &why });
-                    left_out.insert(device, why);
+                Some((device, cause))
+                    if left_out.len() < MOST_LEFT_OUT && !left_out.contains_key(&device) =>
+                {
+                    observe(Event::LeftOut { device: &device, cause: &cause });
+                    left_out.insert(device, cause);
                 }
                 _ => return Err(error),
             },
         }
     };
 
-    let (mut found, mut troubles) = channel.take();
-    warnings.into_iter().for_each(|warning| troubles.warn(warning));
+    let (mut found, mut all_warnings) = channel.take();
+    warnings.into_iter().for_each(|warning| all_warnings.push(warning));
     let (counts, taken_over) = (found.counts(), channel.taken_over());
-    let (unexamined, warnings) = (troubles.unexamined(), troubles.warnings());
     // Nothing in a header differs between two runs.
     let header = found.header_mut();
     header.images = images;
-    header.warnings = unexamined.iter().chain(&warnings).map(Trouble::to_string).collect();
+    header.warnings = all_warnings.list();
     let map = found.into_map()?;
-    Ok(Mapped { map, counts, taken_over, unexamined, warnings, elapsed: began.elapsed(), rewritten })
+    Ok(Mapped { map, counts, taken_over, elapsed: began.elapsed(), rewritten })
 }
 
 /// File systems that are not read, and why.
-type LeftOut = BTreeMap<String, String>;
+type LeftOut = BTreeMap<String, Cause>;
 
 /// How many file systems may take the appliance down with them, each of which costs a boot and perhaps the
 /// watchdog's patience.
 const MOST_LEFT_OUT: usize = 20;
 
 /// The file system that an appliance did not survive, and how it ended.
-fn fatal(error: &MapError, phase: &Phase) -> Option<(String, String)> {
+fn fatal(error: &MapError, phase: &Phase) -> Option<(String, Cause)> {
     let Phase::Filesystem { name, kind, .. } = phase else { return None };
-    let how = match error {
-        MapError::Hung { limit, .. } => {
-            format!("nothing happened for {} seconds (--timeout) while it was being read", limit.as_secs())
-        }
+    let filesystem = kind.clone();
+    let cause = match error {
+        MapError::Hung { limit, .. } => Cause::Hung { filesystem, seconds: limit.as_secs() },
         MapError::Probe(ProbeError::Crashed { panic, .. }) => {
-            format!("the appliance's kernel crashed while it was being read: {panic}")
+            Cause::KernelCrashed { filesystem, panic: panic.clone() }
         }
         _ => return None,
     };
-    Some((name.clone(), format!("left out; {how} (as {kind}: is it damaged?)")))
+    Some((name.clone(), cause))
+}
+
+/// The map's warning for what was seen when an image was opened.
+fn of_image(warning: &image::Warning) -> Warning {
+    let (path, cause) = match warning {
+        image::Warning::MayBeTorn { path } => (path, Cause::ImageMayBeTorn),
+        image::Warning::RoundedUp { path, size, rounded } => {
+            (path, Cause::ImageRoundedUp { size: *size, rounded: *rounded })
+        }
+        image::Warning::Unclean { path } => (path, Cause::ImageUnclean),
+    };
+    Warning::on_image(path.as_os_str().as_bytes(), cause)
 }
 
 /// What an attempt gives: the conversation, and what was written to the disks' private layers.

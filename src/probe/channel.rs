@@ -6,9 +6,9 @@
 use super::expected::BTRFS;
 use super::found::{Found, FoundError, ObjectNumber};
 use super::metadata::Remains;
-use super::trouble::{Trouble, Troubles};
+use super::warnings::{Warnings, cause_of};
 use crate::appliance::DeviceNumber;
-use crate::bmap::{Attributes, Filesystem, InodeDigests, Kind, Marks};
+use crate::bmap::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks, Warning};
 use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,9 +88,9 @@ struct State {
     /// Bytes of a record that is not whole yet.
     stream: Vec<u8>,
     found: Found,
-    troubles: Troubles,
+    warnings: Warnings,
     /// What they were before the current walk.
-    troubles_before: Troubles,
+    warnings_before: Warnings,
     walk: Walk,
     btrfs_members: HashSet<DeviceNumber>,
     proofs: HashMap<u32, Recording>,
@@ -149,7 +149,7 @@ impl Channel {
         state.inodes.clear();
         state.unsure.clear();
         state.found.begin_filesystem(&context.device);
-        state.troubles_before = state.troubles.clone();
+        state.warnings_before = state.warnings.clone();
         state.taken_over_before = state.taken_over;
         let first = state.found.next();
         let before = self.recorder.switch(None);
@@ -217,7 +217,7 @@ impl Channel {
     pub fn forget_walk(&self) {
         let state = &mut *self.state();
         state.found.forget_filesystem();
-        state.troubles = state.troubles_before.clone();
+        state.warnings = state.warnings_before.clone();
         state.taken_over = state.taken_over_before;
     }
 
@@ -232,15 +232,15 @@ impl Channel {
     }
 
     /// Lets `change` have the objects and the list of what could not be examined.
-    pub fn with<T>(&self, change: impl FnOnce(&mut Found, &mut Troubles) -> T) -> T {
+    pub fn with<T>(&self, change: impl FnOnce(&mut Found, &mut Warnings) -> T) -> T {
         let state = &mut *self.state();
-        change(&mut state.found, &mut state.troubles)
+        change(&mut state.found, &mut state.warnings)
     }
 
     /// Takes out the objects and the list of what could not be examined.
-    pub fn take(&self) -> (Found, Troubles) {
+    pub fn take(&self) -> (Found, Warnings) {
         let mut state = self.state();
-        (std::mem::take(&mut state.found), std::mem::take(&mut state.troubles))
+        (std::mem::take(&mut state.found), std::mem::take(&mut state.warnings))
     }
 
     /// How many files were taken over from an earlier map, and not read.
@@ -364,8 +364,7 @@ impl State {
             self.walk.lay_out();
             self.walk.compare_filesystem();
             if self.walk.layout.is_none() && self.walk.filesystem.is_some_and(|fs| fs.magic == BTRFS) {
-                let what = "where its chunks lie is not known: of what it keeps several times, the copy that was read is mapped";
-                self.troubles.warn(Trouble::new(&self.walk.context.device, what));
+                self.warnings.on_device(&self.walk.context.device, Cause::ChunksUnknown);
             }
         }
         let kind = match object.kind {
@@ -440,7 +439,7 @@ impl State {
         });
     }
 
-    /// A path that is too long for a map is a trouble, not the end.
+    /// A path that is too long for a map is worth a warning, and does not end the walk.
     fn unless_too_long(
         &mut self,
         result: Result<(), FoundError>,
@@ -449,8 +448,11 @@ impl State {
     ) -> Result<(), ChannelError> {
         match result {
             Err(FoundError::Build(error)) => {
-                let what = self.place(parent, name);
-                self.troubles.push(Trouble::unmappable(&self.walk.context.device, &what, &error));
+                let path = self.place(parent, name);
+                // The path itself is what is too long.
+                let shown = &path[path.len().saturating_sub(64)..];
+                let cause = Cause::Unmappable { error: error.to_string() };
+                self.warnings.on_path(&self.walk.context.device, shown, cause);
                 Ok(())
             }
             result => Ok(result?),
@@ -485,13 +487,12 @@ impl State {
         if self.walk.context.known.as_ref().is_some_and(|known| !known.directories.is_empty()) {
             return Err(ChannelError::Damaged);
         }
-        let device = if self.walk.first == 0 {
-            String::from_utf8_lossy(&trouble.name).into_owned()
+        if self.walk.first == 0 {
+            self.warnings.push(Warning::on_device(&trouble.name, cause_of(trouble, false)));
         } else {
-            self.walk.context.device.clone()
-        };
-        let path = (self.walk.first != 0).then(|| self.place(trouble.parent, &trouble.name));
-        self.troubles.push(Trouble::of_agent(&device, path.as_deref(), trouble));
+            let path = self.place(trouble.parent, &trouble.name);
+            self.warnings.on_path(&self.walk.context.device, &path, cause_of(trouble, true));
+        }
         Ok(())
     }
 

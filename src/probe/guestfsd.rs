@@ -6,10 +6,10 @@
 //! data. It is what the original virt-bmap did: the reference, and the way out where the agent cannot run.
 
 use super::survey::Context;
-use super::trouble::Trouble;
 use super::{Phase, ProbeError};
 use crate::appliance::{BlockDevice, CallError, Content, DeviceKind, Inventory};
 use crate::bmap::{Attributes, Kind, Role};
+use crate::bmap::{Cause, LockReason};
 use crate::recorder::{Recorder, Tag};
 use rustix::fs::FileType;
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,8 +94,7 @@ impl Probe<'_> {
         for device in inventory.devices().filter(|device| !is_listed(&device.path)) {
             let kind = self.context.appliance.call(|g| g.vfs_type(&device.path));
             if kind.is_ok_and(|kind| matches!(kind.as_str(), "crypto_LUKS" | "BitLocker")) {
-                let what = "it is encrypted, and this probe takes no keys; --probe agent does";
-                self.context.channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, what)));
+                self.context.warn(&device.path, Cause::Locked { reason: LockReason::ProbeTakesNoKeys });
             }
         }
     }
@@ -119,7 +118,7 @@ impl Probe<'_> {
         for (kind, device) in others {
             let number = channel.with(|found, _| found.device(kind, &device.path))?;
             if let Err(error) = self.read("bmap_device", &device.node, number)? {
-                channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, error)));
+                self.context.warn(&device.path, call_failed(&error));
             }
         }
         Ok(())
@@ -136,13 +135,13 @@ impl Probe<'_> {
         let root =
             channel.with(|found, _| found.object(Kind::Directory, None, b"", Attributes::default()))?;
         if let Err(error) = self.read("bmap_file", "/", root)? {
-            channel.with(|_, troubles| troubles.push(Trouble::at(device, b"/", error)));
+            channel.with(|_, warnings| warnings.on_path(device, b"/", call_failed(&error)));
         }
         let names = match self.names() {
             Ok(names) => names,
             Err(error) => {
                 self.context.still_alive(&format!("{device} was being listed"))?;
-                channel.with(|_, troubles| troubles.push(Trouble::new(device, error)));
+                self.context.warn(device, Cause::WalkCutShort { error });
                 return Ok(());
             }
         };
@@ -157,9 +156,7 @@ impl Probe<'_> {
                 }
                 Err(_) => {
                     let path = [b"/", name].concat();
-                    let what = "its name is not UTF-8, which this probe's calls cannot pass on; \
-                                --probe agent can";
-                    channel.with(|_, troubles| troubles.push(Trouble::at(device, &path, what)));
+                    channel.with(|_, warnings| warnings.on_path(device, &path, Cause::NameNotUtf8));
                 }
             }
         }
@@ -173,7 +170,8 @@ impl Probe<'_> {
                     Ok(stats) => stats,
                     Err(error) => {
                         self.context.still_alive(&format!("{device} was being read"))?;
-                        channel.with(|_, t| t.push(Trouble::at(device, place.as_bytes(), error)));
+                        let cause = call_failed(&error);
+                        channel.with(|_, warnings| warnings.on_path(device, place.as_bytes(), cause));
                         continue;
                     }
                 };
@@ -195,7 +193,10 @@ impl Probe<'_> {
                     let path =
                         if directory.is_empty() { name.clone() } else { format!("{directory}/{name}") };
                     if let Err(error) = self.read("bmap_file", &format!("/{path}"), number)? {
-                        channel.with(|_, t| t.push(Trouble::at(device, path.as_bytes(), error)));
+                        let cause = call_failed(&error);
+                        channel.with(|_, warnings| {
+                            warnings.on_path(device, format!("/{path}").as_bytes(), cause)
+                        });
                     }
                     if kind == Kind::Directory {
                         numbers.insert(path, number);
@@ -239,4 +240,8 @@ impl Probe<'_> {
         }
         Ok(result.map(drop))
     }
+}
+
+fn call_failed(error: &CallError) -> Cause {
+    Cause::CallFailed { error: error.to_string() }
 }

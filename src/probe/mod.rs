@@ -8,7 +8,7 @@
 //! * [`former`] is what an earlier map knows, so that it need not be read again, `inodes` which files need not even be
 //!   looked at;
 //! * [`layout`] says where a device's bytes lie on the disks, as far as the kernel's tables tell;
-//! * [`found`] is the objects on their way into the map, [`trouble`] what could not be examined;
+//! * [`found`] is the objects on their way into the map, [`warnings`] what could not be examined;
 //! * [`unlock`] is about encrypted devices.
 
 pub mod channel;
@@ -22,8 +22,8 @@ pub mod layout;
 pub mod metadata;
 mod superblock;
 pub mod survey;
-pub mod trouble;
 pub mod unlock;
+pub mod warnings;
 
 use crate::appliance::{AgentError, CallError};
 use channel::ChannelError;
@@ -74,8 +74,8 @@ pub enum Legs {
     One,
 }
 
-/// Why a probe did not come to its end. What concerns one device or file system alone is a
-/// [trouble](trouble::Trouble) instead.
+/// Why a probe did not come to its end. What concerns one device or filesystem alone is a
+/// [warning](crate::bmap::Warning) instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The appliance does not answer.

@@ -6,13 +6,12 @@ use super::found::ObjectNumber;
 use super::inodes::Inodes;
 use super::layout::{Layout, PROOF, Proof, Segment, layouts};
 use super::metadata;
-use super::trouble::Trouble;
 use super::unlock::{Key, is_encrypted, unlock};
 use super::{Legs, Phase, ProbeError};
 use crate::appliance::{
     Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, ReadPlan, WalkPlan,
 };
-use crate::bmap::{Kind, PieceFlags, Role};
+use crate::bmap::{Cause, Kind, PieceFlags, Role};
 use crate::image::{Overlay, Source};
 use crate::range::{DiskOffset, Range};
 use crate::recorder::{DiskNumber, Recording};
@@ -46,7 +45,7 @@ pub struct Context<'a> {
     /// What the appliance has written to the disks, in order.
     pub overlays: &'a [Arc<Overlay>],
     /// File systems that are left out, and why.
-    pub left_out: &'a BTreeMap<String, String>,
+    pub left_out: &'a BTreeMap<String, Cause>,
     /// Told what is being done.
     pub phase: &'a dyn Fn(Phase),
 }
@@ -54,7 +53,7 @@ pub struct Context<'a> {
 /// Reads everything with the agent.
 ///
 /// # Errors
-/// [`ProbeError`]; what concerns one device or file system alone becomes a trouble.
+/// [`ProbeError`]; what concerns one device or filesystem alone becomes a warning.
 pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
     let appliance = context.appliance;
@@ -62,9 +61,9 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     appliance.start_agent()?;
     let inventory = appliance.inventory().map_err(ProbeError::Inventory)?;
     let inventory = unlock(context, inventory)?;
-    context.channel.with(|_, troubles| {
-        for (device, what) in &inventory.troubles {
-            troubles.push(Trouble::new(device, what));
+    context.channel.with(|_, warnings| {
+        for (device, cause) in &inventory.warnings {
+            warnings.on_device(device, cause.clone());
         }
     });
     let layouts = devices(context, &inventory)?;
@@ -95,9 +94,7 @@ fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts)
     {
         let device = inventory.device(&content.device);
         if device.is_some_and(|device| !used.contains(&device.number)) {
-            let what =
-                "it is a member of an array, but not in use: others are missing, or it is a clone of one";
-            context.channel.with(|_, troubles| troubles.push(Trouble::new(&content.device, what)));
+            context.warn(&content.device, Cause::ArrayMemberUnused);
         }
     }
     for device in inventory.devices().filter(|device| device.size > 0) {
@@ -109,17 +106,8 @@ fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts)
         if missing == 0 {
             continue;
         }
-        let members = if missing == 1 { "1 member is".to_owned() } else { format!("{missing} members are") };
-        let is_partial = layouts.by_path.get(&device.path).is_none_or(|layout| layout.is_partial());
-        context.channel.with(|_, troubles| {
-            if is_partial {
-                let what = format!("{members} missing or failed, and what only they hold is not mapped");
-                troubles.push(Trouble::new(&device.path, what));
-            } else {
-                let what = format!("{members} missing or failed; the others hold all of it");
-                troubles.warn(Trouble::new(&device.path, what));
-            }
-        });
+        let lost = layouts.by_path.get(&device.path).is_none_or(|layout| layout.is_partial());
+        context.warn(&device.path, Cause::MembersMissing { count: missing, lost });
     }
 }
 
@@ -131,11 +119,7 @@ fn note_clones(context: &Context<'_>, inventory: &Inventory) {
         let Some(device) = device.filter(|device| !mounted.contains(&device.number)) else { continue };
         let same = |other: &&Content| other.uuid == content.uuid && other.device != content.device;
         if let Some(other) = inventory.contents.iter().find(same) {
-            let what = format!(
-                "it has the UUID of the btrfs on {}, as a clone has; only one of them is mapped (map them apart)",
-                other.device
-            );
-            context.channel.with(|_, troubles| troubles.push(Trouble::new(&device.path, what)));
+            context.warn(&device.path, Cause::SameUuid { device: other.device.clone() });
         }
     }
 }
@@ -215,8 +199,7 @@ fn walk_as(
         (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
         (Err(error), _) => {
             context.still_alive(&format!("{device} was being read"))?;
-            let what = format!("only a part of it was read: {}", crate::chain(&error));
-            context.channel.with(|_, troubles| troubles.push(Trouble::new(&device, what)));
+            context.warn(&device, Cause::WalkCutShort { error: crate::chain(&error) });
             Ok(())
         }
     }
@@ -279,10 +262,9 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<Layouts, Prob
         };
         let copies = layout.copy_count();
         layout.retain_copies(|first, copy| context.holds_the_same(first, copy));
-        context.channel.with(|found, troubles| -> Result<(), ProbeError> {
+        context.channel.with(|found, warnings| -> Result<(), ProbeError> {
             if layout.copy_count() < copies {
-                let what = "its copies differ, so only the one that was read is mapped";
-                troubles.warn(Trouble::new(&device.path, what));
+                warnings.on_device(&device.path, Cause::CopiesDiffer);
             }
             let all = context.legs == Legs::All;
             for segment in layout.segments().filter(|segment| all || segment.copy == 0) {
@@ -314,6 +296,11 @@ fn read(context: &Context<'_>, plan: &ReadPlan) -> Result<(), ProbeError> {
 }
 
 impl Context<'_> {
+    /// Adds a warning about a device.
+    pub(super) fn warn(&self, device: &str, cause: Cause) {
+        self.channel.with(|_, warnings| warnings.on_device(device, cause));
+    }
+
     /// The file systems that are to be mounted. What else the devices hold is noted where it hides files.
     fn to_walk(&self, inventory: &Inventory) -> Vec<Content> {
         let mut filesystems = Vec::new();
@@ -344,7 +331,7 @@ impl Context<'_> {
         let filesystems = self.to_walk(inventory);
         for (number, filesystem) in (1..).zip(&filesystems) {
             if let Some(why) = self.left_out.get(&filesystem.device) {
-                self.channel.with(|_, troubles| troubles.push(Trouble::new(&filesystem.device, why)));
+                self.warn(&filesystem.device, why.clone());
                 continue;
             }
             (self.phase)(Phase::Filesystem {
@@ -392,8 +379,8 @@ impl Context<'_> {
             Err(_) if kind == "btrfs" && self.mount_degraded(options, device) => Ok(true),
             Err(error) => {
                 self.still_alive(&format!("{device} was being mounted"))?;
-                let what = format!("cannot be mounted as {kind}: {error}");
-                self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
+                let (filesystem, error) = (kind.to_owned(), error.to_string());
+                self.warn(device, Cause::MountFailed { filesystem, error });
                 Ok(false)
             }
         }
@@ -404,8 +391,7 @@ impl Context<'_> {
         let options = format!("{options},degraded");
         let is_mounted = self.appliance.call(|g| g.mount_options(&options, device, "/")).is_ok();
         if is_mounted {
-            let what = "one of its devices is missing: what lies only there is not mapped";
-            self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
+            self.warn(device, Cause::FilesystemDeviceMissing);
         }
         is_mounted
     }
@@ -433,9 +419,7 @@ impl Context<'_> {
         let was_cleaned = said.contains("orphan");
         let was_replayed = SAID.iter().any(|words| said.contains(words));
         if was_replayed {
-            let what =
-                "it was not unmounted cleanly: its journal has been replayed, and it is mapped as after that";
-            self.channel.with(|_, troubles| troubles.warn(Trouble::new(&filesystem.device, what)));
+            self.warn(&filesystem.device, Cause::JournalReplayed);
         }
         !(was_cleaned || was_replayed && kind == "xfs")
     }
@@ -466,15 +450,9 @@ impl Context<'_> {
     fn explain_unknown(&self, inventory: &Inventory, layouts: &HashMap<String, Layout>, device: &str) {
         let is_disk = inventory.disks.iter().any(|disk| disk.path == *device);
         if self.is_blank(layouts.get(device)) {
-            let what = if is_disk {
-                "the disk is blank: it has neither partitions nor a file system"
-            } else {
-                "it is blank"
-            };
-            self.channel.with(|_, troubles| troubles.warn(Trouble::new(device, what)));
+            self.warn(device, Cause::Blank { disk: is_disk });
         } else if !self.is_boot_code(device) {
-            let what = "it holds no file system that the appliance knows";
-            self.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
+            self.warn(device, Cause::UnknownContent);
         }
     }
 

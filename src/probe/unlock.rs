@@ -2,8 +2,8 @@
 
 use super::ProbeError;
 use super::survey::Context;
-use super::trouble::Trouble;
 use crate::appliance::{Content, Inventory, UNLOCKING, Unlocked};
+use crate::bmap::{Cause, LockReason};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
@@ -137,17 +137,14 @@ fn open(context: &Context<'_>, content: &Content) -> Result<bool, ProbeError> {
         }
         context.still_alive(&format!("{device} was being unlocked"))?;
     }
-    let what = if keys.is_empty() {
-        "it is encrypted, and no key was given (--key DEVICE:key:PASSPHRASE)".to_owned()
+    let cause = if keys.is_empty() {
+        Cause::Locked { reason: LockReason::NoKey }
     } else if never {
-        format!(
-            "it is encrypted, and cryptsetup did not come to an end with it in {} seconds",
-            UNLOCKING.as_secs()
-        )
+        Cause::KeyTooSlow { seconds: UNLOCKING.as_secs() }
     } else {
-        "it is encrypted, and no key that was given opens it".to_owned()
+        Cause::Locked { reason: LockReason::WrongKey }
     };
-    context.channel.with(|_, troubles| troubles.push(Trouble::new(device, what)));
+    context.warn(device, cause);
     Ok(false)
 }
 

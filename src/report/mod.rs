@@ -182,7 +182,7 @@ pub fn write(map: &Map, options: &Options<'_>, out: &mut impl Write) -> Result<(
                 block_size: filesystem.block_size,
             })
             .collect(),
-        warnings: header.warnings.iter().take(MAX_WARNINGS).cloned().collect(),
+        warnings: header.warnings.iter().take(MAX_WARNINGS).map(ToString::to_string).collect(),
         more_warnings: header.warnings.len().saturating_sub(MAX_WARNINGS),
         trace,
         columns: columns.index(),

@@ -9,7 +9,7 @@ use std::path::Path;
 use virt_bmap::bmap::escape::Printable;
 use virt_bmap::bmap::{
     Attributes, Filesystem, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, ObjectName,
-    PieceFlags, Role, load, save,
+    PieceFlags, Role, Warning, load, save,
 };
 use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
 
@@ -311,7 +311,7 @@ fn hostile() -> (Map, Vec<Vec<u8>>) {
     let evil = "</script><script>window.pwned=6</script>";
     let mut builder = MapBuilder::new(Header::default());
     builder.header_mut().generator = evil.into();
-    builder.header_mut().warnings = vec![evil.into()];
+    builder.header_mut().warnings = vec![Warning::sentence(evil)];
     let image = ImageFile { name: evil.as_bytes().to_vec(), format: "raw".into() };
     builder.header_mut().images = vec![ImageInfo { disk: 1, size: 1 << 20, image, chain: Vec::new() }];
     builder.header_mut().filesystems =

@@ -17,8 +17,13 @@ use super::model::Map;
 pub use record::Text;
 use record::{HeaderRecord, ObjectRecord, RangeRecord};
 
-/// Version of the format that is written, and the only one that is read.
-pub const FORMAT_VERSION: u64 = 1;
+/// Version of the format that is written.
+///
+/// Version 1 is read, too. It has sentences in place of warnings: see [`Cause::Sentence`](super::Cause::Sentence).
+pub const FORMAT_VERSION: u64 = 2;
+
+/// The oldest version that is read.
+const OLDEST_VERSION: u64 = 1;
 
 /// Longest line in bytes that is read.
 pub const MAX_LINE: usize = 64 << 20;
@@ -43,7 +48,7 @@ pub enum ReadError {
     NotAMap,
     /// It is of a version that is not known.
     #[error(
-        "this map is of version {version} of the JSON Lines format; this program knows version {FORMAT_VERSION} only"
+        "this map is of version {version} of the JSON Lines format; this program reads versions {OLDEST_VERSION} to {FORMAT_VERSION}"
     )]
     Version {
         /// The version.
@@ -174,7 +179,7 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
     if version.format != FORMAT {
         return Err(ReadError::NotAMap);
     }
-    if version.version != FORMAT_VERSION {
+    if !(OLDEST_VERSION..=FORMAT_VERSION).contains(&version.version) {
         return Err(ReadError::Version { version: version.version });
     }
     let first: HeaderRecord = serde_json::from_slice(&lines.line).map_err(|error| wrong(&lines, error))?;

@@ -19,6 +19,7 @@ use crate::bmap::header::{
 use crate::bmap::model::{Dialect, Map, Object, Piece};
 use crate::bmap::object::{Attributes, Kind, Marks, ObjectName};
 use crate::bmap::role::{PieceFlags, Role};
+use crate::bmap::warning::Warning;
 use crate::range::{DiskRange, FileOffset};
 
 /// The first line.
@@ -37,7 +38,7 @@ pub(super) struct HeaderRecord {
     #[serde(default)]
     filesystems: Vec<FilesystemRecord>,
     #[serde(default)]
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     comments: Vec<Text>,
 }

@@ -14,6 +14,7 @@ use super::reader::LineError;
 use super::writer::WriteError;
 use crate::bmap::escape::{needs_escape, push_escaped, unescape};
 use crate::bmap::header::{Filesystem, Header, ImageFile, ImageInfo, InodeDigests};
+use crate::bmap::warning::Warning;
 
 /// First word of the first line of every map in our dialect. Not the crate's name as Cargo has it:
 /// it is part of the format.
@@ -65,7 +66,8 @@ pub(super) fn parse(header: &mut Header, line: &[u8]) -> Result<(), LineError> {
         header.filesystems.push(filesystem(fields)?);
     } else if let Some(warning) = text.strip_prefix(WARNING) {
         let warning = String::from_utf8(unescape(warning)?.into_owned());
-        header.warnings.push(warning.map_err(|_| LineError::Header { expected: "a warning in UTF-8" })?);
+        let warning = warning.map_err(|_| LineError::Header { expected: "a warning in UTF-8" })?;
+        header.warnings.push(Warning::sentence(warning));
     } else {
         header.comments.push(line[1..].to_vec());
     }
@@ -152,7 +154,7 @@ pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError>
     for warning in &header.warnings {
         out.extend_from_slice(b"# ");
         out.extend_from_slice(WARNING);
-        push_escaped(out, warning.as_bytes(), needs_escape);
+        push_escaped(out, warning.words().as_bytes(), needs_escape);
         out.push(b'\n');
     }
     let reserved =

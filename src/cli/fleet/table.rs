@@ -51,7 +51,7 @@ impl<'a> Row<'a> {
         let unexamined = || {
             let first = record.unexamined.first()?;
             let more = record.unexamined.len() - 1;
-            Some(if more == 0 { first.clone() } else { format!("{first} (and {more} more)") })
+            Some(if more == 0 { first.to_string() } else { format!("{first} (and {more} more)") })
         };
         self.stale.clone().or_else(|| record.error.clone()).or_else(unexamined)
     }

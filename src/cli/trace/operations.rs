@@ -105,9 +105,9 @@ impl Watched {
             }
             std::thread::sleep(TICK);
         }
-        let Ended { counts, spans, troubles } = self.watcher.finish();
-        for trouble in &troubles {
-            note!("virt-bmap-rs: operations are missing: {trouble}");
+        let Ended { counts, spans, missing } = self.watcher.finish();
+        for what in &missing {
+            note!("virt-bmap-rs: operations are missing: {what}");
         }
         if !quiet {
             let counts: Vec<String> =
@@ -120,6 +120,6 @@ impl Watched {
             };
             note!("operations: {counts}; the disks were looked at {times}");
         }
-        troubles.is_empty()
+        missing.is_empty()
     }
 }

@@ -160,7 +160,7 @@ impl State {
         }
         if !is_met {
             self.note_lie()?;
-            self.troubles.inexact(&self.walk.context.device);
+            self.warnings.count_not_exact(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
         } else if file.is_link && recording.bytes() == file.allocated {
             // It has no other blocks than those that were read.
@@ -168,7 +168,7 @@ impl State {
             self.found.mark(id, Marks::UNVERIFIED);
         }
         if recording.is_changed() {
-            self.troubles.changed(&self.walk.context.device);
+            self.warnings.count_rewritten(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
         }
         let recording =
@@ -192,7 +192,7 @@ impl State {
             self.walk.count_sealed(&file);
             let Walk { context, layout, remains, .. } = &mut self.walk;
             if file.unexpected.is_some() {
-                self.troubles.inexact(&context.device);
+                self.warnings.count_not_exact(&context.device);
                 self.found.mark(id, Marks::INEXACT);
             }
             if !file.is_placed {

@@ -3,8 +3,7 @@
 
 use super::walk::{Expected, Walk};
 use super::{ChannelError, ObjectNumber, State};
-use crate::bmap::Marks;
-use crate::probe::trouble::Trouble;
+use crate::bmap::{Cause, Marks};
 
 impl Walk {
     /// Counts a file whose batch ends, if it is one of these.
@@ -30,17 +29,10 @@ impl State {
         let (sealed, lost) = (self.walk.sealed, self.walk.lost);
         let device = &self.walk.context.device;
         if lost > 0 {
-            let what = format!(
-                "{lost} of its files are encrypted, and without their key it cannot be told where they lie"
-            );
-            self.troubles.push(Trouble::new(device, what));
+            self.warnings.on_device(device, Cause::EncryptedFilesUnplaced { count: lost });
         }
         if sealed > lost {
-            let what = format!(
-                "{} of its files are encrypted: their names are those that the kernel gives them without the key",
-                sealed - lost
-            );
-            self.troubles.warn(Trouble::new(device, what));
+            self.warnings.on_device(device, Cause::EncryptedNames { count: sealed - lost });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The channel against agents of all kinds.
 
 use super::*;
-use crate::bmap::text;
+use crate::bmap::{Cause, FileOperation, Warning, text};
 use crate::image::Overlay;
 use crate::probe::former::{self, Directories, Former};
 use crate::probe::layout::Layout;
@@ -153,9 +153,8 @@ fn a_file_that_was_read_elsewhere_is_read_once_more() {
     agent.read(16384, 16384 + 8192); // no better
     agent.say(&[Record::Tag { id: 0, afresh: false }, Record::Done]).unwrap();
     agent.channel.end().unwrap();
-    let (found, troubles) = agent.channel.take();
-    assert!(troubles.is_empty());
-    assert_eq!(troubles.warnings().len(), 1);
+    let (found, warnings) = agent.channel.take();
+    assert_eq!(warnings.list(), [Warning::on_device("/dev/sda", Cause::NotExact { count: 1 })]);
     let mut out = Vec::new();
     text::write(&found.into_map().unwrap(), &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
@@ -183,11 +182,9 @@ fn encrypted_files_are_told_apart_from_those_of_which_nothing_is_known() {
     agent.read(8192, 12288);
     agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd, Record::Done]).unwrap();
     agent.channel.end().unwrap();
-    let (found, troubles) = agent.channel.take();
-    let warnings: Vec<String> = troubles.warnings().iter().map(ToString::to_string).collect();
-    assert!(warnings.len() == 1 && warnings[0].contains("1 of its files"), "{warnings:?}");
-    let lost: Vec<String> = troubles.unexamined().iter().map(ToString::to_string).collect();
-    assert!(lost.len() == 1 && lost[0].contains("where they lie"), "{lost:?}");
+    let (found, warnings) = agent.channel.take();
+    let expected = [Cause::EncryptedFilesUnplaced { count: 1 }, Cause::EncryptedNames { count: 1 }];
+    assert_eq!(warnings.list(), expected.map(|cause| Warning::on_device("/dev/sda", cause)));
     let map = found.into_map().unwrap();
     let files: Vec<_> = map.objects().filter(|object| object.name().kind == Kind::File).collect();
     assert!(files.iter().all(|file| file.attributes().marks.contains(Marks::ENCRYPTED)));
@@ -233,7 +230,7 @@ fn frames_out_of_order_are_refused() {
 }
 
 #[test]
-fn troubles_name_their_place() {
+fn warnings_name_their_place() {
     let mut agent = Agent::walking();
     agent.say(&[object(2, 1, ObjectKind::Directory, b"etc", 0)]).unwrap();
     let trouble = |operation, parent, name: &[u8]| {
@@ -248,14 +245,15 @@ fn troubles_name_their_place() {
         ])
         .unwrap();
     agent.channel.end().unwrap();
-    let troubles: Vec<String> = agent.channel.take().1.unexamined().iter().map(ToString::to_string).collect();
-    let error = "Input/output error (os error 5)";
+    let failed = |path: &[u8], operation, offset| {
+        Warning::on_path("/dev/sda", path, Cause::FileFailed { operation, errno: Some(5), offset })
+    };
     assert_eq!(
-        troubles,
+        agent.channel.take().1.list(),
         [
-            format!("/dev/sda .../x: cannot open it: {error}"),
-            format!("/dev/sda /etc: cannot list it: {error}"),
-            format!(r"/dev/sda /etc/a\033[2J: cannot read it at byte 4096: {error}"),
+            failed(b".../x", FileOperation::Open, None),
+            failed(b"/etc", FileOperation::List, None),
+            failed(b"/etc/a\x1b[2J", FileOperation::Read, Some(4096)),
         ]
     );
 }
@@ -310,7 +308,7 @@ fn of_a_file_whose_ends_are_where_the_kernel_says_all_is_taken_on_its_word() {
     assert!(agent.read_series(&ends).is_empty());
     agent.say(&[Record::Done]).unwrap();
     agent.channel.end().unwrap();
-    assert!(agent.channel.with(|_, troubles| troubles.warnings().is_empty()));
+    assert!(agent.channel.with(|_, warnings| warnings.list().is_empty()));
     assert_eq!(agent.lines(), "1 10000 20000 f /dev/sda /file2\n1 40000 50000 f /dev/sda /file3\n");
 }
 
@@ -330,7 +328,7 @@ fn a_file_that_the_kernel_lies_about_is_read_in_full() {
     agent.read(4096, 32768);
     agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd, Record::Done]).unwrap();
     agent.channel.end().unwrap();
-    assert_eq!(agent.channel.with(|_, troubles| troubles.warnings().len()), 1);
+    assert_eq!(agent.channel.with(|_, warnings| warnings.list().len()), 1);
     let lines =
         "1 1000 8000 f /dev/sda /file3\n1 10000 20000 f /dev/sda /file2\n1 40000 49000 f /dev/sda /file3\n";
     assert_eq!(agent.lines(), lines);
@@ -350,7 +348,7 @@ fn files_that_are_in_no_sample_are_believed_until_one_that_is_turns_out_a_lie() 
     assert!(agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).is_err());
     assert!(matches!(agent.channel.end(), Err(ChannelError::Lies)));
     agent.channel.forget_walk();
-    assert!(agent.channel.with(|_, troubles| troubles.warnings().is_empty()));
+    assert!(agent.channel.with(|_, warnings| warnings.list().is_empty()));
     assert_eq!(agent.lines(), "");
 }
 

@@ -6,9 +6,11 @@
 //! files.
 
 mod directories;
+mod doubts;
 
 pub use directories::Directories;
 pub(super) use directories::Directory;
+use doubts::Doubts;
 
 use super::expected::Place;
 use crate::bmap::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
@@ -22,12 +24,6 @@ use std::sync::Arc;
 /// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own numbering of inodes, so
 /// that there may be several.
 const MOST_ALIKE: usize = 64;
-
-/// What a warning says of a file that was not examined wholly, and is in the map all the same.
-const FAILED: [&str; 2] = [": cannot read it at byte ", ": cannot get the extents of it"];
-
-/// What a warning says of a file system of which not all was examined.
-const CUT_SHORT: &str = ": only a part of it was read";
 
 /// What tells that a file has not been touched: its inode, and what is known of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,8 +51,8 @@ pub struct Former {
     map: Arc<Map>,
     /// Files that were read where the kernel said, by device and stamps. One name of each suffices, but all are here.
     files: Vec<ObjectId>,
-    /// Devices on which something that is there is not in the map, as warnings name them.
-    incomplete: HashSet<String>,
+    /// Devices on which something that is there is not in the map.
+    incomplete: HashSet<Vec<u8>>,
     /// Of the disks of which that is known, what has been written since.
     written: BTreeMap<DiskNumber, Spans>,
 }
@@ -67,36 +63,23 @@ impl Former {
     /// `written` is what has been written since the map was made, of disks of which that is known: what lies there is
     /// read again, whatever its stamps say.
     pub fn new(map: Arc<Map>, written: BTreeMap<DiskNumber, Spans>) -> Option<Self> {
-        let warnings = &map.header().warnings;
-        // Of many troubles not each is named.
-        if warnings.iter().any(|warning| warning.starts_with("and more: ")) {
+        let doubts = Doubts::of(map.header());
+        if doubts.everything {
             return None;
-        }
-        let mut failed: HashSet<&str> = HashSet::new();
-        let mut incomplete: HashSet<String> = HashSet::new();
-        for warning in warnings {
-            let device = warning.split([' ', ':']).next().unwrap_or_default();
-            if FAILED.iter().any(|failed| warning.contains(failed)) {
-                failed.insert(device);
-            }
-            // What is said of a path comes after a space.
-            if warning[device.len()..].starts_with(' ') || warning.contains(CUT_SHORT) {
-                incomplete.insert(device.to_owned());
-            }
         }
         let is_proved = |object: &Object<'_>| {
             let attributes = object.attributes();
             object.kind() == Kind::File
                 && Stamps::of(&attributes).is_some()
                 && !attributes.marks.intersects(Marks::INEXACT | Marks::UNVERIFIED)
-                && !failed.contains(&*String::from_utf8_lossy(object.name().device))
+                && !doubts.files.contains(object.name().device)
         };
         let mut files: Vec<ObjectId> = map.objects().filter(is_proved).map(Object::id).collect();
         files.sort_by(|a, b| {
             let [(a, a_stamps), (b, b_stamps)] = [*a, *b].map(|id| stamped(map.object(id)));
             a.cmp(b).then(a_stamps.cmp(&b_stamps))
         });
-        (!files.is_empty()).then_some(Self { map, files, incomplete, written })
+        (!files.is_empty()).then_some(Self { map, files, incomplete: doubts.directories, written })
     }
 
     /// Whether there was such a file system on this device.
@@ -137,7 +120,7 @@ impl Former {
         is_same: impl Fn(u64, u64) -> bool,
         is_touched: impl Fn(DiskNumber, DiskRange) -> bool,
     ) -> HashMap<u64, ObjectId> {
-        if self.incomplete.contains(&*String::from_utf8_lossy(device)) {
+        if self.incomplete.contains(device) {
             return HashMap::new();
         }
         let unchanged = self.on(device, Kind::Directory).filter_map(|directory| {
@@ -237,7 +220,7 @@ fn joined(parts: impl Iterator<Item = Part>) -> Vec<Part> {
 #[cfg(test)]
 pub(in crate::probe) mod tests {
     use super::*;
-    use crate::bmap::{Filesystem, Header, MapBuilder, ObjectName};
+    use crate::bmap::{Cause, FileOperation, Filesystem, Header, MapBuilder, ObjectName, Warning};
     use crate::range::FileOffset;
 
     const STAMPS: Stamps = Stamps { inode: 12, size: 8192, modified: 5, changed: 6 };
@@ -252,7 +235,7 @@ pub(in crate::probe) mod tests {
     }
 
     /// A map of one file, at 4096 and at 65536.
-    fn map(warnings: &[&str], marks: Marks) -> Arc<Map> {
+    fn map(warnings: Vec<Warning>, marks: Marks) -> Arc<Map> {
         let filesystem = Filesystem {
             device: b"/dev/sda1".to_vec(),
             kind: "ext4".into(),
@@ -260,7 +243,6 @@ pub(in crate::probe) mod tests {
             size: Some(1 << 20),
             ..Filesystem::default()
         };
-        let warnings = warnings.iter().map(|warning| (*warning).to_owned()).collect();
         let mut builder =
             MapBuilder::new(Header { filesystems: vec![filesystem], warnings, ..Header::default() });
         let attributes = Attributes {
@@ -280,8 +262,12 @@ pub(in crate::probe) mod tests {
         Arc::new(builder.build())
     }
 
-    fn former_with(warnings: &[&str]) -> Option<Former> {
-        Former::new(map(warnings, Marks::empty()), BTreeMap::new())
+    fn file_failed(operation: FileOperation) -> Cause {
+        Cause::FileFailed { operation, errno: Some(5), offset: None }
+    }
+
+    fn former_with(warning: impl Into<Option<Warning>>) -> Option<Former> {
+        Former::new(map(warning.into().into_iter().collect(), Marks::empty()), BTreeMap::new())
     }
 
     pub(in crate::probe) const DEVICE: &[u8] = b"/dev/sda";
@@ -351,20 +337,23 @@ pub(in crate::probe) mod tests {
         };
         let mut former = tree();
         assert_eq!(unchanged(&former), [2, 31, 32, 33, 34]);
-        former.incomplete.insert("/dev/sda1".into());
+        former.incomplete.insert(b"/dev/sda1".to_vec());
         assert_eq!(unchanged(&former).len(), 5);
-        former.incomplete.insert("/dev/sda".into());
+        former.incomplete.insert(DEVICE.to_vec());
         assert!(unchanged(&former).is_empty());
 
-        let incomplete = |warning: &str| !former_with(&[warning]).unwrap().incomplete.is_empty();
-        assert!(incomplete("/dev/sda1 /b: cannot open it: Input/output error"));
-        assert!(incomplete("/dev/sda1: only a part of it was read: the probe agent failed"));
-        assert!(!incomplete("/dev/sda1: it was not unmounted cleanly"));
+        let incomplete = |cause| {
+            let former = former_with(Warning::on_path("/dev/sda1", b"/b", cause)).unwrap();
+            former.incomplete.contains(&b"/dev/sda1"[..])
+        };
+        assert!(incomplete(file_failed(FileOperation::Open)));
+        assert!(incomplete(Cause::WalkCutShort { error: "the agent failed".into() }));
+        assert!(!incomplete(Cause::JournalReplayed));
     }
 
     #[test]
     fn a_file_is_known_by_its_stamps_and_places_in_whatever_pieces_they_come() {
-        let former = former_with(&[]).unwrap();
+        let former = former_with(None).unwrap();
         let has = |device: &[u8], stamps, places: &[Place]| former.has_file(device, stamps, places);
         let places = [place(65536, 66560, 4096), place(66560, 69632, 5120), place(4096, 8192, 0)];
         assert!(has(b"/dev/sda1", STAMPS, &places));
@@ -383,25 +372,26 @@ pub(in crate::probe) mod tests {
     #[test]
     fn what_was_written_since_is_not_known_any_more() {
         let written = BTreeMap::from([(1, Spans::from_iter([DiskRange::new(69000, 69001)]))]);
-        let former = Former::new(map(&[], Marks::empty()), written).unwrap();
+        let former = Former::new(map(Vec::new(), Marks::empty()), written).unwrap();
         assert!(!former.has_file(b"/dev/sda1", STAMPS, &[place(4096, 8192, 0), place(65536, 69632, 4096)]));
     }
 
     #[test]
     fn nothing_is_taken_over_that_was_not_read_as_promised() {
-        assert!(former_with(&["/dev/sda1: it was not unmounted cleanly"]).is_some());
-        assert!(former_with(&["/dev/sda1 /b: cannot read it at byte 512: Input/output error"]).is_none());
-        assert!(former_with(&["/dev/sda10 /b: cannot read it at byte 512: Input/output error"]).is_some());
-        assert!(former_with(&["and more: 7 like these"]).is_none());
+        let failed = |device| Warning::on_path(device, b"/b", file_failed(FileOperation::Read));
+        assert!(former_with(Warning::on_device("/dev/sda1", Cause::JournalReplayed)).is_some());
+        assert!(former_with(failed("/dev/sda1")).is_none());
+        assert!(former_with(failed("/dev/sda10")).is_some());
+        assert!(former_with(Warning::on_guest(Cause::MoreOmitted { count: 7 })).is_none());
         for marks in [Marks::INEXACT, Marks::UNVERIFIED] {
-            assert!(Former::new(map(&[], marks), BTreeMap::new()).is_none());
+            assert!(Former::new(map(Vec::new(), marks), BTreeMap::new()).is_none());
         }
-        assert!(Former::new(map(&[], Marks::SPARSE), BTreeMap::new()).is_some());
+        assert!(Former::new(map(Vec::new(), Marks::SPARSE), BTreeMap::new()).is_some());
     }
 
     #[test]
     fn a_file_system_of_another_kind_or_size_is_another_one() {
-        let former = former_with(&[]).unwrap();
+        let former = former_with(None).unwrap();
         assert!(former.has_filesystem(b"/dev/sda1", "ext4", 4096, 1 << 20));
         assert!(!former.has_filesystem(b"/dev/sda1", "ext4", 1024, 1 << 20));
         assert!(!former.has_filesystem(b"/dev/sda1", "xfs", 4096, 1 << 20));

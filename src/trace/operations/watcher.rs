@@ -1,7 +1,7 @@
 //! When the disks are frozen, and what is made of it.
 
 use super::{Form, Span, What, Written, compare};
-use crate::bmap::{ImageInfo, Map};
+use crate::bmap::{ImageInfo, Map, Warning};
 use crate::image::{Freezable, Source, freeze};
 use crate::mapper::{self, Cancel, map_sources};
 use crate::range::{DiskOffset, RangeSet};
@@ -50,11 +50,11 @@ pub struct Ended {
     /// How often the disks were looked at.
     pub spans: u64,
     /// What could not be found out, in sentences fit for a terminal; empty if all was.
-    pub troubles: Vec<String>,
+    pub missing: Vec<String>,
 }
 
-/// Most sentences of troubles that are kept.
-const MOST_TROUBLES: usize = 100;
+/// Most sentences of what is missing that are kept.
+const MOST_MISSING: usize = 100;
 
 impl Watcher {
     /// Begins to watch what is written to `disks`. They are now as `before` says.
@@ -111,7 +111,7 @@ impl Watcher {
     pub fn finish(self) -> Ended {
         self.end();
         let panicked =
-            || Ended { troubles: vec!["internal error: a thread panicked".into()], ..Ended::default() };
+            || Ended { missing: vec!["internal error: a thread panicked".into()], ..Ended::default() };
         self.thread.join().unwrap_or_else(|_| panicked())
     }
 }
@@ -148,7 +148,10 @@ impl Work {
             return;
         }
         if let Err(error) = self.try_look() {
-            self.trouble(format!("what was done until {:.1} s: {error}", self.began.elapsed().as_secs_f64()));
+            self.note_missing(format!(
+                "what was done until {:.1} s: {error}",
+                self.began.elapsed().as_secs_f64()
+            ));
         }
         self.looked = Instant::now();
     }
@@ -172,18 +175,19 @@ impl Work {
         }
         self.ended.spans += 1;
         let result = form.write(&mut *self.output, Span { from: self.from, to }, &operations);
+        let warnings = mapped.map.header().warnings.clone();
         self.before = mapped.map;
         self.from = to;
-        for trouble in &mapped.unexamined {
-            self.trouble(trouble.to_string());
+        for warning in warnings.into_iter().filter(Warning::is_incomplete) {
+            self.note_missing(warning.to_string());
         }
         Ok(result?)
     }
 
-    fn trouble(&mut self, trouble: String) {
-        tracing::debug!("{trouble}");
-        if self.ended.troubles.len() < MOST_TROUBLES && !self.ended.troubles.contains(&trouble) {
-            self.ended.troubles.push(trouble);
+    fn note_missing(&mut self, what: String) {
+        tracing::debug!("{what}");
+        if self.ended.missing.len() < MOST_MISSING && !self.ended.missing.contains(&what) {
+            self.ended.missing.push(what);
         }
     }
 }

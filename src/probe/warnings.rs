@@ -1,0 +1,96 @@
+//! What could not be examined, and what else is worth knowing, as a probe meets with it.
+
+use crate::bmap::{Cause, FileOperation, Warning};
+use std::collections::BTreeMap;
+use virt_bmap_agent::record;
+
+/// Most warnings of missing objects that are kept; those beyond are counted.
+const MOST: usize = 1000;
+
+/// The warnings of a run, for standard error, the map's header and the exit status.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings {
+    /// Something is missing from the map.
+    incomplete: Vec<Warning>,
+    /// How many of these were not kept.
+    omitted: u64,
+    /// Nothing is missing.
+    notes: Vec<Warning>,
+    /// Objects that were not read where the kernel says that they lie, by filesystem.
+    not_exact: BTreeMap<String, u64>,
+    /// Objects that were read where something had been written since the image was opened, by filesystem.
+    rewritten: BTreeMap<String, u64>,
+}
+
+impl Warnings {
+    /// Adds a warning.
+    pub fn push(&mut self, warning: Warning) {
+        if !warning.is_incomplete() {
+            self.notes.push(warning);
+        } else if self.incomplete.len() < MOST {
+            self.incomplete.push(warning);
+        } else {
+            self.omitted += 1;
+        }
+    }
+
+    /// Adds a warning about a device.
+    pub fn on_device(&mut self, device: &str, cause: Cause) {
+        self.push(Warning::on_device(device, cause));
+    }
+
+    /// Adds a warning about a directory or file on a device.
+    pub fn on_path(&mut self, device: &str, path: &[u8], cause: Cause) {
+        self.push(Warning::on_path(device, path, cause));
+    }
+
+    /// Counts an object of the filesystem on a device that was not read where the kernel says that it lies.
+    pub(super) fn count_not_exact(&mut self, device: &str) {
+        *self.not_exact.entry(device.to_owned()).or_default() += 1;
+    }
+
+    /// Counts a file of the filesystem on a device that was read where the appliance had written.
+    pub(super) fn count_rewritten(&mut self, device: &str) {
+        *self.rewritten.entry(device.to_owned()).or_default() += 1;
+    }
+
+    /// Whether nothing is missing from the map.
+    pub fn is_complete(&self) -> bool {
+        self.incomplete.is_empty()
+    }
+
+    /// All warnings: first those of what is missing from the map, in the order of what they are about.
+    pub fn list(&self) -> Vec<Warning> {
+        let mut list = self.incomplete.clone();
+        list.sort();
+        if self.omitted > 0 {
+            list.push(Warning::on_guest(Cause::MoreOmitted { count: self.omitted }));
+        }
+        list.extend(self.notes.iter().cloned());
+        let counted = |(device, cause): (&String, Cause)| Warning::on_device(device, cause);
+        let not_exact = self.not_exact.iter().map(|(device, &count)| (device, Cause::NotExact { count }));
+        let rewritten = self.rewritten.iter().map(|(device, &count)| (device, Cause::Rewritten { count }));
+        list.extend(not_exact.chain(rewritten).map(counted));
+        list
+    }
+}
+
+/// What the agent says that it could not do. `is_file`: it says so of a directory or file, not of a whole device.
+pub(super) fn cause_of(trouble: &record::Trouble, is_file: bool) -> Cause {
+    let operation = match trouble.operation {
+        record::Operation::Open => FileOperation::Open,
+        record::Operation::Stat => FileOperation::Stat,
+        record::Operation::List => FileOperation::List,
+        record::Operation::Read => FileOperation::Read,
+        record::Operation::Fiemap => FileOperation::Extents,
+        record::Operation::Attributes => FileOperation::Attributes,
+        record::Operation::Fsmap => FileOperation::SpaceMap,
+        record::Operation::Loop => return Cause::DirectoryLoop,
+    };
+    let has_offset = !is_file || operation == FileOperation::Read;
+    Cause::FileFailed {
+        operation,
+        errno: (trouble.errno != 0).then_some(trouble.errno),
+        offset: has_offset.then_some(trouble.offset),
+    }
+}
