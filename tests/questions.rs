@@ -119,25 +119,6 @@ fn images(dir: &Path) {
 }
 
 #[test]
-fn the_manual_shows_what_the_program_prints() {
-    needs!("qemu-img", "qemu-io", "qemu-nbd");
-    let manual = include_str!("../docs/questions.md");
-    let dir = samples();
-    images(dir.path());
-    let mut run = 0;
-    for block in manual.split("```console\n").skip(1) {
-        let block = block.split("```").next().unwrap();
-        for part in block.split("$ ").filter(|part| !part.trim().is_empty()) {
-            let (line, expected) = part.split_once('\n').unwrap();
-            let output = shell(dir.path(), line);
-            assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), expected.trim_end(), "{line}");
-            run += 1;
-        }
-    }
-    assert!(run >= 7, "{run}");
-}
-
-#[test]
 fn bad_input_is_told_plainly() {
     let dir = samples();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
