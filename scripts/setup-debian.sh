@@ -12,7 +12,7 @@ build=(ca-certificates gcc libc6-dev libguestfs-dev make pkg-config)
 run=(libguestfs0 libguestfs-xfs guestfish qemu-system-x86 qemu-utils)
 # What the appliance, which is made of this machine's own programs, mounts and repairs with.
 filesystems=(btrfs-progs cryptsetup-bin dosfstools e2fsprogs exfatprogs f2fs-tools ldmtool lvm2 mdadm ntfs-3g xfsprogs)
-tests=(busybox-static chromium cpio fdisk fio fonts-dejavu-core grub-common grub-pc-bin jfsutils kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils mount munge nbd-client nbdkit nilfs-tools openssh-server parallel python3-cryptography python3-libnbd python3-venv sleuthkit slurm-client slurmctld slurmd squashfs-tools tmux udftools util-linux valgrind xorriso zstd)
+tests=(busybox-static chromium cpio fdisk fio fonts-dejavu-core gawk grub-common grub-pc-bin jfsutils jq kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils mount munge nbd-client nbdkit nilfs-tools openssh-server parallel python3-cryptography python3-libnbd python3-venv sleuthkit slurm-client slurmctld slurmd squashfs-tools tmux udftools util-linux valgrind xorriso zstd)
 
 check=
 wanted=("${build[@]}" "${run[@]}" "${filesystems[@]}")
