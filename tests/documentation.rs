@@ -7,6 +7,8 @@
 //! - `<!-- not run: REASON -->`: the block needs an appliance, a network or the like.
 //! - `<!-- setup`, commands, `-->`: run first, and not shown to the reader.
 //!
+//! A block with both that `needs an appliance` is run by `cargo test --test documentation -- --ignored`.
+//!
 //! All blocks of a page run in one directory, which begins as a copy of `tests/questions` and `tests/formats`.
 //! `VIRT_BMAP_BLESS=1 cargo test --test documentation` puts what the commands print into the pages.
 
@@ -71,12 +73,13 @@ struct Block {
     end: usize,
     setup: Option<String>,
     is_run: bool,
+    needs_appliance: bool,
 }
 
 /// The blocks of a page. Text between a comment and its block is an error: the comment would be lost.
 fn blocks(page: &str, lines: &[&str]) -> Vec<Block> {
     let mut blocks = Vec::new();
-    let (mut setup, mut is_run) = (None, true);
+    let (mut setup, mut is_run, mut needs_appliance) = (None, true, false);
     let mut at = 0;
     while at < lines.len() {
         let line = lines[at];
@@ -87,15 +90,18 @@ fn blocks(page: &str, lines: &[&str]) -> Vec<Block> {
         } else if let Some(reason) = line.strip_prefix("<!-- not run: ") {
             assert!(reason.len() > " -->".len() && reason.ends_with(" -->"), "{page}:{}: {line}", at + 1);
             is_run = false;
+            needs_appliance = reason == "needs an appliance -->";
         } else if line == "```console" {
             let length = lines[at..].iter().position(|line| *line == "```").expect("a block has an end");
             let (first, end) = (at + 1, at + length);
             blocks.push(Block {
                 first,
                 end,
+                needs_appliance: needs_appliance && setup.is_some(),
                 setup: setup.take(),
                 is_run: std::mem::replace(&mut is_run, true),
             });
+            needs_appliance = false;
             at = end;
         } else {
             let is_between = line.is_empty() || (is_run && setup.is_none());
@@ -151,6 +157,11 @@ fn push_lines(text: &mut String, lines: &[&str]) {
 
 /// Runs what is to be run on a page, and compares what is printed with what the page shows.
 fn check(path: &str) {
+    check_blocks(path, |block| block.is_run);
+}
+
+/// The same for those blocks that are to be run now.
+fn check_blocks(path: &str, is_wanted: impl Fn(&Block) -> bool) {
     let page = PAGES.iter().find(|page| page.path == path).expect("the page is listed");
     if !common::tools::installed(page.tools) {
         return;
@@ -172,7 +183,7 @@ fn check(path: &str) {
     for block in &blocks {
         let commands = commands(path, &lines[block.first..block.end]);
         assert!(!commands.is_empty(), "{path}:{}: an empty block", block.first);
-        if !block.is_run {
+        if !is_wanted(block) {
             continue;
         }
         if let Some(setup) = &block.setup {
@@ -183,7 +194,8 @@ fn check(path: &str) {
         for (command, shown, expected) in commands {
             let output = shell(dir.path(), &command);
             let printed = String::from_utf8(output.stdout).unwrap();
-            let printed: Vec<&str> = printed.lines().collect();
+            // An empty line before the next command tells nobody anything.
+            let printed: Vec<&str> = printed.trim_end_matches('\n').lines().collect();
             let is_right = fits(&expected, &printed);
             if !is_right {
                 wrong += &format!(
@@ -252,6 +264,14 @@ fn trace() {
 #[test]
 fn update() {
     check("docs/update.md");
+}
+
+#[test]
+#[ignore = "starts an appliance"]
+fn with_an_appliance() {
+    if common::tools::installed(&["mke2fs", "debugfs"]) {
+        check_blocks("docs/update.md", |block| block.needs_appliance);
+    }
 }
 
 /// The pages, from the root of the repository.
