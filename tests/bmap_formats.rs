@@ -44,7 +44,7 @@ const HOSTILE: [&[u8]; 12] = [
 
 #[test]
 fn version_1_of_json_lines_is_read() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/sample-version-1.jsonl");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/version-1/sample.jsonl");
     assert_eq!(jsonl::read(&fs::read(path).unwrap()[..]).unwrap(), sample());
 }
 
