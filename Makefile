@@ -1,9 +1,11 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
-# make check   installs what is missing and runs all tests
+# make check   installs what is missing and runs all tests; make check-quick  those that take seconds
 # make fleet-check    maps a fleet of twenty guests; make torture  maps corrupted guests
 # make update-torture    updates maps of guests that are changed at random
 # make plugin  builds the plugin for nbdkit
-# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, instructions, fmt, lint, doc, clean-fixtures
+# make audit   looks for licences, sources and versions of dependencies that must not be, by cargo-deny
+# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, instructions, clean-fixtures
+# make fmt, lint, typos, msrv, doc   what .ci/run checks besides
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
@@ -12,21 +14,25 @@ NBDKIT_PLUGINS = $(PREFIX)/lib/nbdkit/plugins
 # Where the installer of the Rust toolchain puts it, for shells that were started before.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
+# Says when a step began and how long it took.
+STEP := scripts/step.sh
+
 BIN := target/release/virt-bmap-rs
 PLUGIN := target/release/nbdkit-bmaplogger-plugin.so
 DEMO := target/demo
 
-# The tests that start an appliance, and those that do not. The latter run first.
-ALL_TESTS := $(sort $(basename $(notdir $(wildcard tests/*.rs))) $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
-APPLIANCE_TESTS := $(filter map_% accuracy,$(ALL_TESTS))
-OTHER_TESTS := $(filter-out $(APPLIANCE_TESTS),$(ALL_TESTS))
+# The checker of spelling, one version for everybody: another knows other words.
+TYPOS_VERSION := 1.52.0
+TYPOS := target/typos-$(TYPOS_VERSION)/bin/typos
+# What of deny.toml is checked. The advisories have a workflow of their own, since their database must be fetched.
+AUDIT ?= bans licenses sources
 
 # On a CI machine a test that cannot run is a failure.
 ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-quick check-appliance accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint doc setup setup-tests clean-fixtures
+.PHONY: demo check check-all check-quick check-appliance check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -35,24 +41,32 @@ demo: setup build
 	scripts/show-map.sh $(DEMO)/guest.bmap
 
 check: setup-tests
-	$(MAKE) check-quick
-	$(MAKE) check-appliance
+	$(STEP) check $(MAKE) check-all
+
+check-all:
+	$(STEP) check-quick $(MAKE) check-quick
+	$(STEP) check-appliance $(MAKE) check-appliance
 
 # Seconds: library, agent, protocol, formats. The plugin is tested in nbdkit: a program of its own tests would lack
 # nbdkit's functions.
 check-quick:
-	$(CARGO) build --workspace --lib --examples
-	$(CARGO) test --workspace --exclude virt-bmap-nbdkit --lib --bins --examples
-	$(CARGO) test --workspace --doc
-	$(if $(OTHER_TESTS),$(CARGO) test $(addprefix --test ,$(OTHER_TESTS)))
+	$(STEP) build $(CARGO) build --workspace --lib --examples
+	$(STEP) "unit tests" $(CARGO) test --workspace --exclude virt-bmap-nbdkit --lib --bins --examples
+	$(STEP) "documentation tests" $(CARGO) test --workspace --doc
+	$(STEP) "link quick" $(CARGO) test --no-run --test quick
+	$(STEP) quick $(CARGO) test --test quick
 
-# Minutes: real appliances on real images, two at a time. What a test program prints comes when it ends.
+# Minutes: real appliances on real images, two at a time. What the programs without a harness print comes when they end.
 check-appliance:
-	$(CARGO) test --no-run $(addprefix --test ,$(APPLIANCE_TESTS))
-	$(MAKE) --jobs=2 --keep-going --output-sync=target $(addprefix check-appliance-,$(APPLIANCE_TESTS))
+	$(STEP) "link appliance" $(CARGO) test --no-run --test appliance --test accuracy --test torture
+	$(STEP) appliance $(CARGO) test --test appliance -- --test-threads=2
+	$(STEP) "accuracy, torture" $(MAKE) --jobs=2 --keep-going --output-sync=target check-accuracy check-corrupted check-changed
 
-check-appliance-%:
-	RUST_TEST_THREADS=1 $(CARGO) test --test $*
+check-accuracy:
+	$(STEP) accuracy $(CARGO) test --test accuracy
+
+check-corrupted check-changed: check-%:
+	$(STEP) "torture $*" $(CARGO) test --test torture -- $*
 
 build:
 	$(CARGO) build --release --locked
@@ -82,14 +96,14 @@ accuracy: setup-tests
 	$(CARGO) test --test accuracy -- --all
 
 fleet-check: setup-tests
-	VIRT_BMAP_FLEET=20 $(CARGO) test --test map_fleet
+	VIRT_BMAP_FLEET=20 $(CARGO) test --test appliance fleet:: -- --test-threads=1
 
 # Maps a guest fifty times, each time with every filesystem in it corrupted in another way. Half an hour under emulation.
 torture: setup-tests
-	$(CARGO) test --test map_torture -- --all
+	$(CARGO) test --test torture -- corrupted --all
 
 update-torture: setup-tests
-	$(CARGO) test --test map_update_torture -- --all
+	$(CARGO) test --test torture -- changed --all
 
 bench: setup-tests
 	$(CARGO) bench
@@ -108,6 +122,23 @@ fmt:
 lint:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
+
+# Spelling. A wheel of PyPI has the program for every machine.
+typos: $(TYPOS)
+	$(TYPOS)
+
+$(TYPOS):
+	python3 -m venv target/typos-$(TYPOS_VERSION)
+	target/typos-$(TYPOS_VERSION)/bin/pip install --quiet --disable-pip-version-check typos==$(TYPOS_VERSION)
+
+# The oldest compiler that Cargo.toml promises: by a build if it is installed, else by what each dependency says.
+msrv:
+	scripts/msrv.sh
+
+# Not in .ci/run: the database of advisories is not reachable from everywhere, and cargo-deny takes minutes to build.
+audit:
+	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --workspace --all-features check $(AUDIT)
 
 doc:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items --locked

@@ -1,7 +1,5 @@
 //! The oracle that needs no parser: it looks for the patterns on the disks, and judges a map by them.
 
-use crate::common::ranges::{Range, bytes, difference, normalise};
-use crate::common::special::{MAGIC, SECTOR};
 use crate::compressed;
 use crate::population::{SectorName, TestFile, bytes_of, name_in};
 use rustix::fs::{SeekFrom, seek};
@@ -9,26 +7,28 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use virt_bmap_testutil::ranges::{Range, bytes, difference, normalise};
+use virt_bmap_testutil::special::{MAGIC, SECTOR};
 
 /// A byte of a guest: number of the disk, from 1, and offset.
-pub type Place = (u32, u64);
+pub(crate) type Place = (u32, u64);
 
 /// Ranges on a guest's disks, normalised for each.
-pub type Ranges = BTreeMap<u32, Vec<Range>>;
+pub(crate) type Ranges = BTreeMap<u32, Vec<Range>>;
 
 /// What is encrypted on a guest's disks.
 #[derive(Clone, Debug)]
-pub struct Plain {
+pub(crate) struct Plain {
     /// Where it is in the clear.
-    pub at: Place,
+    pub(crate) at: Place,
     /// How many bytes there are at most.
-    pub length: u64,
+    pub(crate) length: u64,
     /// Where it lies encrypted, in each copy.
-    pub copies: Vec<Place>,
+    pub(crate) copies: Vec<Place>,
 }
 
 /// The disks of a guest, and where on them the sectors of patterns stand.
-pub struct Scan {
+pub(crate) struct Scan {
     disks: Vec<File>,
     plain: Vec<Plain>,
     found: BTreeMap<SectorName, Vec<Place>>,
@@ -38,7 +38,7 @@ pub struct Scan {
 
 impl Scan {
     /// Looks for patterns at every byte of the raw images `disks`.
-    pub fn of<P: AsRef<Path>>(disks: &[P], plain: &[Plain]) -> Self {
+    pub(crate) fn of<P: AsRef<Path>>(disks: &[P], plain: &[Plain]) -> Self {
         let disks: Vec<File> = disks.iter().map(|disk| File::open(disk).unwrap()).collect();
         let mut found: BTreeMap<SectorName, Vec<Place>> = BTreeMap::new();
         let finder = memchr::memmem::Finder::new(&MAGIC);
@@ -66,7 +66,7 @@ impl Scan {
     }
 
     /// Looks for patterns in what is compressed, too.
-    pub fn decompress(&mut self) {
+    pub(crate) fn decompress(&mut self) {
         let mut frames: BTreeMap<SectorName, Vec<(Place, u64)>> = BTreeMap::new();
         for (disk, file) in (1..).zip(&self.disks) {
             for (at, length, content) in compressed::frames(file) {
@@ -142,22 +142,22 @@ const SHORTEST: usize = 16;
 
 /// What a row of the table expects, besides the files.
 #[derive(Clone, Copy, Debug)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// Bytes in a block: a file's last block may be named whole.
-    pub block: u64,
+    pub(crate) block: u64,
     /// Which copies of a block the map must name.
-    pub copies: Copies,
+    pub(crate) copies: Copies,
     /// Whether contents compress.
-    pub compressible: bool,
+    pub(crate) compressible: bool,
     /// Whether files share blocks that hold nothing but files' data.
-    pub packed: bool,
+    pub(crate) packed: bool,
     /// Whether the probe reads a file's metadata along with it.
-    pub metadata: bool,
+    pub(crate) metadata: bool,
 }
 
 /// Which copies of a block the map must name, where there are several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copies {
+pub(crate) enum Copies {
     /// All of them.
     All,
     /// The one that is in use; others are left over, and cannot be told from it.
@@ -166,7 +166,7 @@ pub enum Copies {
 
 /// What is to be said of one file in the map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The map names its blocks and nothing else.
     Exact,
     /// It has no blocks of its own, for this reason, and the map names none.
@@ -224,7 +224,7 @@ impl Seen {
 }
 
 /// Judges what the map says of a file.
-pub fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
+pub(crate) fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
     let sectors = file.sectors();
     if !sectors.is_empty() && sectors.iter().all(|(_, length)| *length < SHORTEST) {
         return judge_tiny(scan, &sectors, mapped, rules);

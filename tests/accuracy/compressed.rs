@@ -15,7 +15,7 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const ZLIB: [u8; 2] = [0x78, 0xda];
 
 /// Every frame of a disk: where it begins, how long it is, and what it decompresses to.
-pub fn frames(disk: &File) -> Vec<(u64, u64, Vec<u8>)> {
+pub(crate) fn frames(disk: &File) -> Vec<(u64, u64, Vec<u8>)> {
     let size = disk.metadata().unwrap().len();
     let mut frames = Vec::new();
     let mut buffer = vec![0; (1 << 20) + MOST];

@@ -3,59 +3,59 @@
 //! Each is made once, by one appliance, from a script of its own, and kept under `target/fixtures`.
 
 use crate::arbiter::{Copies, Plain, Rules};
-use crate::common::{cache, guestfish, mastering, tools};
 use crate::population::{self, Abilities, Blob, TestFile};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, copy};
 use std::path::{Path, PathBuf};
+use virt_bmap_testutil::{cache, guestfish, mastering, tools};
 
 /// One row of the table: a filesystem, or a layer with a filesystem on it.
-pub struct Row {
+pub(crate) struct Row {
     /// What it is called.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Versions of the files; a filesystem and its snapshot may hold different ones.
-    pub files: Vec<TestFile>,
+    pub(crate) files: Vec<TestFile>,
     /// How they are judged.
-    pub rules: Rules,
+    pub(crate) rules: Rules,
     /// On how many devices each path is to be found: 2 where there is a snapshot.
-    pub instances: usize,
+    pub(crate) instances: usize,
     /// Where the filesystem lies, if that is in one piece and not changed by any layer.
-    pub place: Option<Place>,
+    pub(crate) place: Option<Place>,
 }
 
 /// Where a filesystem lies in one piece.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub(crate) struct Place {
     /// Number of the disk, from 1.
-    pub disk: u32,
+    pub(crate) disk: u32,
     /// First byte on the disk.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Number of bytes.
-    pub length: u64,
+    pub(crate) length: u64,
     /// The driver that mounts it.
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
 }
 
 /// A guest to be.
-pub struct Guest {
+pub(crate) struct Guest {
     /// Name of its directory.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its disks, `disk1.raw` and so on.
     disks: Vec<Disk>,
     /// What is run in the appliance.
     script: String,
     blob: Blob,
     /// Programs that must be there to make it.
-    pub tools: Vec<&'static str>,
+    pub(crate) tools: Vec<&'static str>,
     /// Its rows.
-    pub rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
     /// What the program is told besides the images.
-    pub options: Vec<&'static str>,
+    pub(crate) options: Vec<&'static str>,
     /// What is encrypted on its disks.
-    pub plain: Vec<Plain>,
+    pub(crate) plain: Vec<Plain>,
     /// Whether it is small enough for a probe that needs a third of a second for each object.
-    pub is_small: bool,
+    pub(crate) is_small: bool,
 }
 
 struct Disk {
@@ -176,7 +176,7 @@ impl Guest {
     }
 
     /// The raw images of its disks, made if they are not there.
-    pub fn images(&self) -> Vec<PathBuf> {
+    pub(crate) fn images(&self) -> Vec<PathBuf> {
         let sources = (include_str!("guests.rs"), include_str!("population.rs"), mastering::MAKERS);
         let recipe: Vec<_> = self.disks.iter().map(|d| (d.size, &d.table, d.images.len())).collect();
         // What is made here is made by code, which the script does not show.
@@ -236,14 +236,14 @@ impl Guest {
     }
 
     /// The formats of its disks that the program gets.
-    pub fn formats(&self) -> Vec<&'static str> {
+    pub(crate) fn formats(&self) -> Vec<&'static str> {
         let given = self.disks.len() - usize::from(!self.plain.is_empty());
         self.disks[..given].iter().map(|disk| disk.format).collect()
     }
 }
 
 /// All guests, in the order of the table.
-pub fn all() -> Vec<Guest> {
+pub(crate) fn all() -> Vec<Guest> {
     vec![
         ext(),
         xfs(),
@@ -263,7 +263,7 @@ pub fn all() -> Vec<Guest> {
 const UNIX: Abilities = Abilities::UNIX;
 
 /// The ext family.
-pub fn ext() -> Guest {
+pub(crate) fn ext() -> Guest {
     let mut g = Guest::new("ext");
     g.gpt(&[32; 7]);
     for (part, name, slug, mkfs, block) in [
@@ -290,7 +290,7 @@ pub fn ext() -> Guest {
 }
 
 /// XFS.
-pub fn xfs() -> Guest {
+pub(crate) fn xfs() -> Guest {
     let mut g = Guest::new("xfs");
     g.gpt(&[320, 320, 320, 320]);
     for (part, name, slug, options, block) in [
@@ -308,7 +308,7 @@ pub fn xfs() -> Guest {
 }
 
 /// btrfs.
-pub fn btrfs() -> Guest {
+pub(crate) fn btrfs() -> Guest {
     let mut g = Guest::new("btrfs");
     let can = UNIX.with_reflinks();
     g.gpt(&[260; 16]);
@@ -374,7 +374,7 @@ pub fn btrfs() -> Guest {
 }
 
 /// BitLocker. What it keeps for itself is in the last MiB of the volume.
-pub fn bitlocker() -> Guest {
+pub(crate) fn bitlocker() -> Guest {
     let mut g = Guest::new("bitlocker");
     g.tools.push("python3");
     g.options.extend(["--key", "all:key:secret"]);
@@ -395,7 +395,7 @@ pub fn bitlocker() -> Guest {
 }
 
 /// Windows dynamic disks. What the appliance puts together is there when the script begins.
-pub fn dynamic() -> Guest {
+pub(crate) fn dynamic() -> Guest {
     const DISKS: usize = 3;
     let mut g = Guest::new("dynamic");
     g.tools.extend(["python3", "ldmtool"]);
@@ -430,7 +430,7 @@ pub fn dynamic() -> Guest {
 }
 
 /// Filesystems of other systems.
-pub fn foreign() -> Guest {
+pub(crate) fn foreign() -> Guest {
     let mut g = Guest::new("foreign");
     let plain = UNIX.no_unwritten();
     g.gpt(&[64, 24, 64, 64, 64, 192, 48, 192, 64, 16, 32]);
@@ -476,7 +476,7 @@ pub fn foreign() -> Guest {
 }
 
 /// Filesystems that are made whole: on partitions, and directly on the disk.
-pub fn optical() -> Guest {
+pub(crate) fn optical() -> Guest {
     let mut g = Guest::new("optical");
     g.tools.extend(["mksquashfs", "xorriso"]);
     let can = Abilities { unwritten: false, ..UNIX };
@@ -508,7 +508,7 @@ pub fn optical() -> Guest {
 }
 
 /// Partition tables, disks without any, and formats.
-pub fn tables() -> Guest {
+pub(crate) fn tables() -> Guest {
     let mut g = Guest::new("tables");
     let start = |mib: u64| mib * 2048;
     let table = format!(
@@ -541,7 +541,7 @@ pub fn tables() -> Guest {
 }
 
 /// Logical volumes.
-pub fn lvm() -> Guest {
+pub(crate) fn lvm() -> Guest {
     let mut g = Guest::new("lvm");
     g.gpt(&[400, 60]);
     g.gpt(&[400]);
@@ -610,7 +610,7 @@ fn noise(device: &str) -> String {
 }
 
 /// md arrays.
-pub fn md() -> Guest {
+pub(crate) fn md() -> Guest {
     let mut g = Guest::new("md");
     for _ in 0..4 {
         g.gpt(&[28; 10]);
@@ -665,7 +665,7 @@ pub fn md() -> Guest {
 }
 
 /// A few files on each of some filesystems, for the probe that is slow.
-pub fn small() -> Guest {
+pub(crate) fn small() -> Guest {
     let mut g = Guest::new("small");
     g.is_small = true;
     g.gpt(&[16, 320, 260, 16, 16, 16, 64]);
@@ -706,7 +706,7 @@ pub fn small() -> Guest {
 
 /// Encryption. What the encrypted devices hold in the clear is copied to a third disk, which the oracle looks
 /// at and the program does not get.
-pub fn luks() -> Guest {
+pub(crate) fn luks() -> Guest {
     let mut g = Guest::new("luks");
     g.gpt(&[40, 48, 60]);
     g.gpt(&[60]);

@@ -2,12 +2,10 @@
 //!
 //! `cargo test --test accuracy` measures the ext family alone. With `-- --all` (`make accuracy`) it makes
 //! and maps all guests and writes `docs/accuracy.md`; names of guests after `--` choose some.
-
-#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::single_range_in_vec_init)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
 mod arbiter;
-#[path = "../common/mod.rs"]
-mod common;
 mod compressed;
 mod guests;
 mod population;
@@ -15,6 +13,8 @@ mod second;
 mod table;
 
 use std::process::ExitCode;
+
+virt_bmap_testutil::program!();
 
 /// How many findings of a row are printed.
 const SHOWN: usize = 12;
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         println!("accuracy: test");
         return ExitCode::SUCCESS;
     }
+    check_places();
     let is_all = args.iter().any(|arg| arg == "--all");
     let named: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let mut lines = Vec::new();
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
         if !is_chosen {
             continue;
         }
-        if !common::tools::installed(&guest.tools) {
+        if !virt_bmap_testutil::tools::installed(&guest.tools) {
             lines.extend(table::unmeasured(&guest));
             continue;
         }

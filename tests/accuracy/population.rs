@@ -4,11 +4,11 @@
 //! the disks finds each sector without any parser. The files differ in what maps get wrong: their size
 //! against the block, holes, fragments, hard links, blocks that were never written.
 
-use crate::common::special::{MAGIC, SECTOR, sector};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
+use virt_bmap_testutil::special::{MAGIC, SECTOR, sector};
 
 const K: u64 = 1024;
 /// What the script writes at a time, and where a file's source begins in the blob.
@@ -16,74 +16,74 @@ const UNIT: u64 = 4 * K;
 
 /// What a filesystem can do, which decides the files it gets.
 #[derive(Clone, Copy, Debug)]
-pub struct Abilities {
+pub(crate) struct Abilities {
     /// Files may have holes.
-    pub holes: bool,
+    pub(crate) holes: bool,
     /// `fallocate` works, and blocks that were not written are known as such.
-    pub unwritten: bool,
+    pub(crate) unwritten: bool,
     /// A file may have several names.
-    pub links: bool,
+    pub(crate) links: bool,
     /// Files may share blocks.
-    pub reflinks: bool,
+    pub(crate) reflinks: bool,
     /// Contents that compress well, for a filesystem that compresses.
-    pub compressible: bool,
+    pub(crate) compressible: bool,
 }
 
 impl Abilities {
     /// What ext4 can do.
-    pub const UNIX: Self =
+    pub(crate) const UNIX: Self =
         Self { holes: true, unwritten: true, links: true, reflinks: false, compressible: false };
     /// What FAT can do.
-    pub const FAT: Self =
+    pub(crate) const FAT: Self =
         Self { holes: false, unwritten: false, links: false, reflinks: false, compressible: false };
 
     /// Without blocks that are allocated and not written.
-    pub const fn no_unwritten(self) -> Self {
+    pub(crate) const fn no_unwritten(self) -> Self {
         Self { unwritten: false, ..self }
     }
 
     /// With shared blocks.
-    pub const fn with_reflinks(self) -> Self {
+    pub(crate) const fn with_reflinks(self) -> Self {
         Self { reflinks: true, ..self }
     }
 
     /// With contents that compress well.
-    pub const fn compressible(self) -> Self {
+    pub(crate) const fn compressible(self) -> Self {
         Self { compressible: true, ..self }
     }
 }
 
 /// A part of a file that holds data: `length` bytes at `at`, which are those of file `id` at `from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub(crate) struct Part {
     /// Where in the file.
-    pub at: u64,
+    pub(crate) at: u64,
     /// How many bytes.
-    pub length: u64,
+    pub(crate) length: u64,
     /// Whose pattern.
-    pub id: u32,
+    pub(crate) id: u32,
     /// Where in that file's pattern.
-    pub from: u64,
+    pub(crate) from: u64,
 }
 
 /// A sector of a file, as the pattern has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SectorName {
+pub(crate) struct SectorName {
     /// Number of the file that the pattern was made for.
-    pub id: u32,
+    pub(crate) id: u32,
     /// Number of the sector in that file.
-    pub number: u32,
+    pub(crate) number: u32,
 }
 
 /// One file of a population.
 #[derive(Clone, Debug)]
-pub struct TestFile {
+pub(crate) struct TestFile {
     /// Its names, absolute in its filesystem.
-    pub names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// Size in bytes.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Where it holds data.
-    pub parts: Vec<Part>,
+    pub(crate) parts: Vec<Part>,
     /// Number of the pattern.
     id: u32,
     how: How,
@@ -102,7 +102,7 @@ enum How {
 
 impl TestFile {
     /// Every sector that holds data, with the number of bytes that belong to the file.
-    pub fn sectors(&self) -> Vec<(SectorName, usize)> {
+    pub(crate) fn sectors(&self) -> Vec<(SectorName, usize)> {
         let mut list = Vec::new();
         for part in &self.parts {
             let mut done = 0;
@@ -118,7 +118,7 @@ impl TestFile {
 }
 
 /// The files of one filesystem, all below the directory `/slug`, numbered from `first`.
-pub fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
+pub(crate) fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
     let mut list: Vec<TestFile> = Vec::new();
     let mut add = |names: &[&str], size: u64, data: &[(u64, u64)], how| {
         let id = first + list.len() as u32;
@@ -188,7 +188,7 @@ pub fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
 }
 
 /// Whether a file is one of the few that stand for all.
-pub fn is_one_of_few(file: &TestFile) -> bool {
+pub(crate) fn is_one_of_few(file: &TestFile) -> bool {
     const FEW: [&str; 12] = [
         "sizes/0",
         "sizes/100",
@@ -208,7 +208,7 @@ pub fn is_one_of_few(file: &TestFile) -> bool {
 }
 
 /// The bytes of one sector of a file.
-pub fn bytes_of(name: SectorName, compressible: bool) -> [u8; SECTOR] {
+pub(crate) fn bytes_of(name: SectorName, compressible: bool) -> [u8; SECTOR] {
     let mut bytes = sector(name.id, name.number);
     if compressible {
         for (i, byte) in bytes.iter_mut().enumerate().skip(16) {
@@ -220,7 +220,7 @@ pub fn bytes_of(name: SectorName, compressible: bool) -> [u8; SECTOR] {
 
 /// The sources of many files, one after the other, for the script to copy from.
 #[derive(Clone, Debug, Default)]
-pub struct Blob {
+pub(crate) struct Blob {
     files: Vec<(u32, u64, bool)>,
     /// Units of all of them.
     units: u64,
@@ -237,7 +237,7 @@ impl Blob {
     }
 
     /// Writes it out, as a disk image.
-    pub fn write(&self, path: &Path) {
+    pub(crate) fn write(&self, path: &Path) {
         let mut out = BufWriter::new(File::create(path).unwrap());
         for &(id, units, compressible) in &self.files {
             for number in 0..units * (UNIT / SECTOR as u64) {
@@ -251,7 +251,7 @@ impl Blob {
 }
 
 /// The bash function that the scripts of [`script`] call: source unit, place in the file, bytes, file.
-pub const PRELUDE: &str = r#"set -eu
+pub(crate) const PRELUDE: &str = r#"set -eu
 SRC=/dev/disk/guestfs/src
 w() {
     dd status=none bs=4096 iflag=fullblock,count_bytes if=$SRC skip=$1 seek=$2 count=$3 of="$4" conv=notrunc${5-}
@@ -260,7 +260,7 @@ w() {
 
 /// The commands that make `files` in the current directory, which is the filesystem's root. Their
 /// sources are added to `blob`.
-pub fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> String {
+pub(crate) fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> String {
     let mut s = String::from("mkdir -p");
     let mut directories: Vec<&str> =
         files.iter().flat_map(|f| &f.names).map(|name| &name[1..name.rfind('/').unwrap()]).collect();
@@ -309,7 +309,7 @@ pub fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> String {
 }
 
 /// Writes the files below `root` on this machine, for filesystems that are made from a directory.
-pub fn write_tree(root: &Path, files: &[TestFile], can: Abilities) {
+pub(crate) fn write_tree(root: &Path, files: &[TestFile], can: Abilities) {
     use std::os::unix::fs::FileExt as _;
     for file in files {
         let path = |name: &str| root.join(&name[1..]);
@@ -335,7 +335,7 @@ pub fn write_tree(root: &Path, files: &[TestFile], can: Abilities) {
 }
 
 /// Whether these bytes begin like a sector of a pattern, and of which.
-pub fn name_in(bytes: &[u8]) -> Option<SectorName> {
+pub(crate) fn name_in(bytes: &[u8]) -> Option<SectorName> {
     let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     bytes.starts_with(&MAGIC).then_some(())?;
     Some(SectorName { id: number(8)?, number: number(12)? })

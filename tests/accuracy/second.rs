@@ -1,20 +1,20 @@
 //! Second oracles: other people's programs that read a filesystem by themselves. They are asked about each
 //! filesystem that lies on one partition, and their answers counted; the patterns decide.
 
-use crate::common::fixture::Filesystem;
-use crate::common::layout::{Segment, Volume};
-use crate::common::ranges::{Range, difference, normalise, round_out};
-use crate::common::{oracle_fiemap, oracle_fiwalk, tools};
 use crate::guests::{Place, Row};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use virt_bmap_testutil::fixture::Filesystem;
+use virt_bmap_testutil::layout::{Segment, Volume};
+use virt_bmap_testutil::ranges::{Range, difference, normalise, round_out};
+use virt_bmap_testutil::{oracle_fiemap, oracle_fiwalk, tools};
 
 /// What one oracle says: bytes of the guest's disk, by path.
 type Files = BTreeMap<String, Vec<Range>>;
 
 /// What the oracles for a row say.
-pub struct Second {
+pub(crate) struct Second {
     disk: u32,
     block: u64,
     answers: Vec<(&'static str, Files)>,
@@ -24,7 +24,7 @@ pub struct Second {
 
 impl Second {
     /// Asks all oracles that know this kind of filesystem and can run here.
-    pub fn of(row: &Row, disks: &[PathBuf]) -> Option<Self> {
+    pub(crate) fn of(row: &Row, disks: &[PathBuf]) -> Option<Self> {
         let place = row.place.as_ref()?;
         let dir = tempfile::tempdir().unwrap();
         let filesystem = Filesystem {
@@ -48,12 +48,12 @@ impl Second {
     }
 
     /// Counts from the beginning, for another map.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.agreed.fill((0, 0));
     }
 
     /// Compares what a map says of a file. Returns the oracles that say something else.
-    pub fn compare(&mut self, name: &str, mapped: &crate::arbiter::Ranges) -> Vec<String> {
+    pub(crate) fn compare(&mut self, name: &str, mapped: &crate::arbiter::Ranges) -> Vec<String> {
         let mut others = Vec::new();
         let mapped = mapped.get(&self.disk).map_or(&[][..], Vec::as_slice);
         for ((oracle, files), (right, asked)) in self.answers.iter().zip(&mut self.agreed) {
@@ -71,7 +71,7 @@ impl Second {
     }
 
     /// For the table: each oracle, and of how many files it says the same.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let each = self.answers.iter().zip(&self.agreed);
         each.filter(|(_, (_, asked))| *asked > 0)
             .map(|((name, _), (right, asked))| format!(", {name} {right}/{asked}"))

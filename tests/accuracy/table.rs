@@ -1,8 +1,6 @@
 //! Maps the guests, judges every file, and puts it all into a table.
 
 use crate::arbiter::{Copies, Ranges, Rules, Scan, Verdict, judge};
-use crate::common::ranges::Range;
-use crate::common::{ranges, sandbox, tools};
 use crate::guests::{Guest, Row};
 use crate::population::TestFile;
 use crate::second::Second;
@@ -10,14 +8,16 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
+use virt_bmap_testutil::ranges::Range;
+use virt_bmap_testutil::{ranges, sandbox, tools};
 
 /// A run may take so long: the slow probe needs a third of a second for each object, on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(900);
 
 /// A way to map, as `--probe` has it.
-pub struct Probe {
+pub(crate) struct Probe {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What it is told besides.
     options: &'static [&'static str],
     /// Whether it needs so long for each object that it gets the small guest alone.
@@ -29,32 +29,32 @@ pub struct Probe {
 }
 
 /// All ways to map, in the order of the table.
-pub const PROBES: [Probe; 3] = [
+pub(crate) const PROBES: [Probe; 3] = [
     Probe { name: "agent", options: &[], is_slow: false, reads_metadata: false, is_one_leg: false },
     Probe { name: "extents", options: &[], is_slow: false, reads_metadata: false, is_one_leg: false },
     Probe { name: "guestfsd", options: &[], is_slow: true, reads_metadata: true, is_one_leg: true },
 ];
 
 /// One line of the table.
-pub struct Line {
+pub(crate) struct Line {
     /// Filesystem or layer.
-    pub name: String,
+    pub(crate) name: String,
     /// Which way it was mapped.
-    pub probe: &'static str,
+    pub(crate) probe: &'static str,
     /// How many files were compared; a file on a snapshot and on its origin counts twice.
-    pub files: usize,
+    pub(crate) files: usize,
     /// How many are exact.
-    pub exact: usize,
+    pub(crate) exact: usize,
     /// Said to be without blocks, or not exact, and how many of which kind.
-    pub marked: BTreeMap<&'static str, usize>,
+    pub(crate) marked: BTreeMap<&'static str, usize>,
     /// What is wrong: path and how.
-    pub wrong: Vec<(String, String)>,
+    pub(crate) wrong: Vec<(String, String)>,
     /// What other oracles say.
-    pub second: String,
+    pub(crate) second: String,
     /// Where other oracles say something else: path and what.
-    pub differing: Vec<(String, String)>,
+    pub(crate) differing: Vec<(String, String)>,
     /// Why there are no numbers.
-    pub blocked: Option<String>,
+    pub(crate) blocked: Option<String>,
 }
 
 /// Lines of type `f`: by path, and under it by device, or by whatever else tells apart the places where the
@@ -95,7 +95,7 @@ fn probes(guest: &Guest) -> impl Iterator<Item = &'static Probe> {
 }
 
 /// Maps a guest with each probe and judges its rows.
-pub fn measure(guest: &Guest) -> Vec<Line> {
+pub(crate) fn measure(guest: &Guest) -> Vec<Line> {
     let raw = guest.images();
     let staging = tempfile::tempdir().unwrap();
     let images: Vec<PathBuf> = (raw.iter().zip(guest.formats()).enumerate())
@@ -141,7 +141,7 @@ fn map(guest: &Guest, probe: &Probe, images: &[PathBuf]) -> Map {
 }
 
 /// The rows of a guest that could not be made or mapped.
-pub fn unmeasured(guest: &Guest) -> Vec<Line> {
+pub(crate) fn unmeasured(guest: &Guest) -> Vec<Line> {
     let rows = guest.rows.iter().flat_map(|row| probes(guest).map(move |probe| (row, probe)));
     rows.map(|(row, probe)| Line { blocked: Some("not measured".into()), ..Line::new(row, probe) }).collect()
 }
@@ -247,7 +247,7 @@ fn files_of(map: &str) -> Files {
 }
 
 /// The table as Markdown.
-pub fn markdown(lines: &[Line]) -> String {
+pub(crate) fn markdown(lines: &[Line]) -> String {
     let mut text = String::from(
         "| filesystem or layer | probe | files | exact | marked | wrong | oracle |\n|---|---|--:|--:|---|--:|---|\n",
     );

@@ -1,0 +1,115 @@
+//! Filesystems that this machine makes whole from a directory, as optical media are mastered, and what only
+//! Windows makes: dynamic disks and BitLocker.
+
+use super::{python, tools};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Makes an ISO 9660 filesystem with Rock Ridge names.
+pub fn iso(root: &Path, image: &Path) {
+    xorriso(&["-R"], root, image);
+}
+
+/// Makes an HFS+ filesystem of `size` bytes: a hybrid image holds one, which is cut out of it.
+pub fn hfsplus(root: &Path, image: &Path, size: u64) {
+    let hybrid = image.with_extension("hybrid");
+    xorriso(&["-hfsplus"], root, &hybrid);
+    let bytes = fs::read(&hybrid).unwrap();
+    // The volume header, 1 KiB from the start of the filesystem: its signature and version.
+    let at = (0..bytes.len() - 1024)
+        .step_by(512)
+        .find(|at| bytes[at + 1024..].starts_with(b"H+\x00\x04"))
+        .expect("no HFS+ filesystem in the hybrid image");
+    let field = |from: usize| u32::from_be_bytes(bytes[at + 1024 + from..][..4].try_into().unwrap());
+    let length = field(40) as usize * field(44) as usize;
+    let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
+    let header = filesystem[1024..1536].to_vec();
+    assert!(filesystem.len() as u64 + 1024 <= size, "the files do not fit");
+    // The second header is looked for at the end of the partition.
+    filesystem.resize(size as usize, 0);
+    let end = filesystem.len() - 1024;
+    filesystem[end..end + 512].copy_from_slice(&header);
+    fs::write(image, &filesystem).unwrap();
+}
+
+/// Makes an HFS+ filesystem of `size` bytes that can be written to, with most of it free. What xorriso makes is locked and full:
+/// its bitmap says of so many more blocks that they are free.
+pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
+    hfsplus(root, image, size);
+    let mut bytes = fs::read(image).unwrap();
+    let (header, end) = (1024, bytes.len() - 1024);
+    let field = |at: usize| u32::from_be_bytes(bytes[header + at..][..4].try_into().unwrap());
+    let (attributes, block, old, bitmap) = (field(4), field(40), field(44), field(128));
+    let blocks = (size / u64::from(block)) as u32;
+    assert!(
+        blocks <= block * 8 && field(124) == 1 && field(52) < old,
+        "the bitmap must stay in its one block"
+    );
+    let set = |bytes: &mut Vec<u8>, at: usize, value: u32| {
+        bytes[header + at..][..4].copy_from_slice(&value.to_be_bytes());
+    };
+    // No software lock; the bitmap has another length, and the catalog grows in few pieces.
+    set(&mut bytes, 4, attributes & !0x8000);
+    set(&mut bytes, 44, blocks);
+    set(&mut bytes, 116, blocks.div_ceil(8));
+    set(&mut bytes, 280, 64 << 10);
+    let bits = bitmap as usize * block as usize;
+    bytes[bits..][..block as usize].fill(0);
+    // The last but one block of before, the bitmap, is in use; the last one was the second header's.
+    let used = (0..old - 1).chain([blocks - 1]).inspect(|n| assert!(*n < blocks));
+    let used = used.fold(0, |count, n| {
+        bytes[bits + n as usize / 8] |= 0x80 >> (n % 8);
+        count + 1
+    });
+    set(&mut bytes, 48, blocks - used);
+    let copy = bytes[header..header + 512].to_vec();
+    bytes[end..end + 512].copy_from_slice(&copy);
+    fs::write(image, &bytes).unwrap();
+}
+
+/// Makes a squashfs with these options of `mksquashfs`.
+pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
+    let options = options.iter().copied().chain(["-quiet"]).map(OsStr::new);
+    tools::run("mksquashfs", [root.as_os_str(), image.as_os_str()].into_iter().chain(options));
+}
+
+/// This file, for the keys of fixtures that it makes.
+pub const SOURCE: &str = include_str!("mastering.rs");
+
+/// What dynamic disks and volumes of BitLocker are made by.
+pub const MAKERS: [&str; 2] = [include_str!("dynamic_disks.py"), include_str!("bitlocker.py")];
+
+/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them. `table`: `mbr` or `gpt`.
+pub fn dynamic_disks(table: &str, images: &[PathBuf], size: u64) {
+    images.iter().for_each(|image| drop(File::create(image).unwrap()));
+    let maker = images[0].with_extension("py");
+    fs::write(&maker, MAKERS[0]).unwrap();
+    let size = size.to_string();
+    let words = [maker.as_os_str(), OsStr::new(table), OsStr::new(&size)];
+    tools::run("python3", words.into_iter().chain(images.iter().map(|image| image.as_os_str())));
+}
+
+/// Makes an empty volume of BitLocker of `size` bytes, of which the last 4 MiB must be left alone.
+pub fn bitlocker(image: &Path, size: u64, password: &str) {
+    File::create(image).unwrap().set_len(size).unwrap();
+    let maker = image.with_extension("py");
+    fs::write(&maker, MAKERS[1]).unwrap();
+    let python = python::python("cryptography", "cryptography");
+    let mut python = python.expect("Python's cryptography is not installed");
+    let size = size.to_string();
+    tools::output(python.arg(&maker).arg(image).args(["0", &size, password]));
+}
+
+/// Makes an empty UDF filesystem of `size` bytes, in blocks of so many, which looks like no partitioned disk.
+pub fn udf(image: &Path, size: u64, block: u64) {
+    File::create(image).unwrap().set_len(size).unwrap();
+    let block = format!("--blocksize={block}");
+    let options = ["--media-type=hd", "--bootarea=erase", &block].map(OsStr::new);
+    tools::run("mkudffs", options.into_iter().chain([image.as_os_str()]));
+}
+
+fn xorriso(options: &[&str], root: &Path, image: &Path) {
+    let words = ["-as", "mkisofs", "-quiet"].iter().chain(options).chain(&["-o"]).map(OsStr::new);
+    tools::run("xorriso", words.chain([image.as_os_str(), root.as_os_str()]));
+}

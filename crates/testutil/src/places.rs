@@ -1,0 +1,73 @@
+//! Where the program under test and the files of the tests are.
+//!
+//! Only the compiler of an integration test knows these places (`CARGO_BIN_EXE_…`,
+//! `CARGO_TARGET_TMPDIR`), and this crate is not compiled as one. They follow from the place of the
+//! test's own executable, `<target directory>/<profile>/deps/<test>-<hash>`. Cargo builds the program
+//! into the directory above before it runs a test of the same package, so what is found there is never
+//! older than the sources. Each test program says [`program!`](crate::program), which checks it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The directory of this profile's build: `target/debug`, say.
+fn profile() -> PathBuf {
+    let test = env::current_exe().expect("a test knows its own executable");
+    test.ancestors().nth(2).expect("a test is two levels below the build directory").to_owned()
+}
+
+/// The program under test.
+pub fn program() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = profile().join("virt-bmap-rs");
+        program.into_os_string().into_string().expect("the build directory has a name in UTF-8")
+    })
+}
+
+/// The directory for files that tests write and keep, `target/tmp`. Cargo makes it.
+pub fn target_tmpdir() -> PathBuf {
+    let profile = profile();
+    // Of a build for another target there is one level more. The file is cargo's own.
+    let target = profile.ancestors().skip(1).take(2).find(|dir| dir.join(".rustc_info.json").exists());
+    target.or(profile.parent()).expect("the build directory is in another").join("tmp")
+}
+
+/// Fails unless the places that are used here are those that the compiler was told.
+///
+/// # Panics
+/// If they are not.
+pub fn check(built: &str, tmpdir: &str) {
+    assert_eq!(
+        Path::new(program()),
+        Path::new(built),
+        "this is not the program that cargo built for this test"
+    );
+    assert_eq!(target_tmpdir(), Path::new(tmpdir), "this is not the directory that cargo keeps for tests");
+}
+
+/// Defines, in the root of a test program, `PROGRAM`, the path of the program under test, and
+/// `check_places()`, which fails if this crate would run another one.
+///
+/// With `harness`, a test calls it; a program without the test harness calls it at its start.
+#[macro_export]
+macro_rules! program {
+    () => {
+        /// The program under test, as cargo built it for this test.
+        #[allow(dead_code, reason = "not every test program runs it by its path")]
+        pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_virt-bmap-rs");
+
+        /// Fails unless the sandbox runs the program that cargo built for this test.
+        fn check_places() {
+            $crate::places::check(env!("CARGO_BIN_EXE_virt-bmap-rs"), env!("CARGO_TARGET_TMPDIR"));
+        }
+    };
+    (harness) => {
+        $crate::program!();
+
+        #[test]
+        fn the_sandbox_runs_the_program_that_was_built() {
+            check_places();
+        }
+    };
+}

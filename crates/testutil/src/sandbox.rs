@@ -1,0 +1,426 @@
+//! Runs the program in a directory of its own and looks, when it has ended, for what it left.
+//!
+//! Every run carries a mark in its environment, which all that it starts inherit: so its qemu,
+//! qemu-nbd and helpers are found among the machine's processes, and nobody else's.
+
+use super::cache;
+use super::places::program;
+use super::tools;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// A run that takes longer than this hangs. An idle machine needs a tenth of it.
+const DEADLINE: Duration = Duration::from_secs(300);
+/// How long the helpers of a run may take to be gone after it.
+const GRACE: Duration = Duration::from_secs(5);
+/// Name of the environment variable that marks the processes of a run.
+const MARK: &str = "VIRT_BMAP_TEST_RUN";
+
+/// The ids of `nobody` and `nogroup`.
+pub const NOBODY: &str = "65534";
+
+/// A run to be: directories and arguments.
+pub struct Sandbox {
+    dir: tempfile::TempDir,
+    mark: String,
+    program: PathBuf,
+    wrapper: Vec<OsString>,
+    envs: Vec<(OsString, OsString)>,
+    stdout: Option<Stdio>,
+    is_nobody: bool,
+    deadline: Duration,
+}
+
+/// A run that goes on.
+pub struct Running {
+    sandbox: Sandbox,
+    child: Child,
+    started: Instant,
+    peak_kib: u64,
+}
+
+/// A run that has ended, and left nothing behind.
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to standard output; empty where that went elsewhere.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error.
+    pub stderr: String,
+    /// The program's own peak resident memory.
+    pub peak_kib: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// The sandbox, whose working directory holds what it wrote.
+    pub sandbox: Sandbox,
+}
+
+impl Sandbox {
+    /// An empty working directory, with temporary and runtime directories beside it.
+    pub fn new() -> Self {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        // Not in the target directory: socket paths are limited to 107 bytes.
+        let dir = tempfile::Builder::new().prefix("vbt").tempdir().unwrap();
+        for name in ["cwd", "tmp", "run", "home"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        let mark = format!("{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
+        Self {
+            dir,
+            mark,
+            program: program().into(),
+            wrapper: Vec::new(),
+            envs: Vec::new(),
+            stdout: None,
+            is_nobody: false,
+            deadline: DEADLINE,
+        }
+    }
+
+    /// The working directory.
+    pub fn cwd(&self) -> PathBuf {
+        self.dir.path().join("cwd")
+    }
+
+    /// Sets an environment variable of the run.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.envs.push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Lets the run take longer, or less long, before it is said to hang.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Sends standard output elsewhere.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    /// Puts a command before the program, which is to run it.
+    pub fn wrapper<S: AsRef<OsStr>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.wrapper.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs as the user `nobody`, who owns the sandbox and nothing else. Only root can do that.
+    pub fn run_as_nobody(mut self) -> Self {
+        self.is_nobody = true;
+        fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // Wherever the build directory is, the copy can be read.
+        self.program = self.dir.path().join("virt-bmap-rs");
+        fs::copy(program(), &self.program).unwrap();
+        fs::set_permissions(&self.program, fs::Permissions::from_mode(0o755)).unwrap();
+        let id = NOBODY.parse().unwrap();
+        for name in ["cwd", "tmp", "run", "home"] {
+            std::os::unix::fs::chown(self.dir.path().join(name), Some(id), Some(id)).unwrap();
+        }
+        let ids = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+        self.wrapper(["setpriv".into()].into_iter().chain(ids).chain(["--clear-groups".to_owned()]))
+    }
+
+    /// Starts the program.
+    pub fn start<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Running {
+        let mut words = self.wrapper.iter().cloned().chain([self.program.clone().into_os_string()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(args);
+        let at = |name: &str| self.dir.path().join(name);
+        command
+            .current_dir(at("cwd"))
+            .env(MARK, &self.mark)
+            .env("TMPDIR", at("tmp"))
+            .env("XDG_RUNTIME_DIR", at("run"))
+            .env("HOME", at("home"))
+            // The program is to find out by itself whether KVM works.
+            .env_remove("LIBGUESTFS_BACKEND")
+            .env_remove("LIBGUESTFS_BACKEND_SETTINGS")
+            .env_remove("RUST_BACKTRACE");
+        // What outlives a run by intention is kept between the tests: libguestfs's appliance, and
+        // the answer whether KVM works.
+        if self.is_nobody {
+            command.env("LIBGUESTFS_CACHEDIR", "/var/tmp").env("XDG_CACHE_HOME", at("home"));
+        } else {
+            let kept = cache::root().join("xdg-cache");
+            fs::create_dir_all(&kept).unwrap();
+            command.env("LIBGUESTFS_CACHEDIR", "/var/tmp").env("XDG_CACHE_HOME", kept);
+        }
+        command.envs(self.envs.iter().map(|(name, value)| (name, value)));
+        let stdout = self.stdout.take().unwrap_or_else(|| File::create(at("stdout")).unwrap().into());
+        command.stdin(Stdio::null()).stdout(stdout).stderr(File::create(at("stderr")).unwrap());
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Running { sandbox: self, child, started: Instant::now(), peak_kib: 0 }
+    }
+
+    /// Runs the program to its end.
+    pub fn run<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Finished {
+        self.start(args).finish()
+    }
+
+    /// Processes of this run, with their command lines.
+    fn processes(&self) -> Vec<(i32, String)> {
+        let found = processes_with(&format!("{MARK}={}", self.mark)).into_iter().map(|(pid, directory)| {
+            let line = fs::read(directory.join("cmdline")).unwrap_or_default();
+            (pid, String::from_utf8_lossy(&line).replace('\0', " "))
+        });
+        found.collect()
+    }
+
+    /// What is in the temporary and runtime directories.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for name in ["tmp", "run"] {
+            list(&self.dir.path().join(name), &mut found);
+        }
+        found
+    }
+
+    /// Fails unless processes and temporary files are gone, or go within a few seconds.
+    fn assert_nothing_left(&self, stderr: &str) {
+        let begun = Instant::now();
+        loop {
+            let (processes, files) = (self.processes(), self.files());
+            if processes.is_empty() && files.is_empty() {
+                return;
+            }
+            if begun.elapsed() > GRACE {
+                for (pid, _) in &processes {
+                    kill(*pid, Signal::KILL);
+                }
+                panic!("left behind:\nprocesses {processes:#?}\nfiles {files:#?}\nstandard error:\n{stderr}");
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// The processes that have `NAME=VALUE` in their environment, each with its directory in `/proc`.
+pub fn processes_with(variable: &str) -> Vec<(i32, PathBuf)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        // Gone in the meantime, or somebody else's.
+        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
+        if environment.split(|&b| b == 0).any(|other| other == variable.as_bytes()) {
+            found.push((pid, entry.path()));
+        }
+    }
+    found
+}
+
+impl Running {
+    /// Waits for a process of the run whose command line contains `name`, and returns its id.
+    ///
+    /// # Panics
+    /// If the program ends first.
+    pub fn helper(&mut self, name: &str) -> i32 {
+        loop {
+            if let Some((pid, _)) = self.sandbox.processes().into_iter().find(|(_, line)| line.contains(name))
+            {
+                return pid;
+            }
+            assert!(!self.has_ended(), "ended before it started {name}:\n{}", self.stderr());
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The id of the program under test, where the wrapper is one that has ended and left it running.
+    pub fn program_in_terminal(&self) -> i32 {
+        let program = self.sandbox.program.to_string_lossy().into_owned();
+        let ours = |(_, line): &(i32, String)| line.starts_with(&program);
+        self.sandbox.processes().into_iter().find(ours).unwrap().0
+    }
+
+    /// Waits until `reached` says so.
+    ///
+    /// # Panics
+    /// If the program ends first.
+    pub fn wait_until(&mut self, what: &str, mut reached: impl FnMut(&Self) -> bool) {
+        while !reached(self) {
+            assert!(!self.has_ended(), "ended before {what}:\n{}", self.stderr());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until it says `words` on standard error, as it does of each filesystem that it begins.
+    pub fn wait_until_said(&mut self, words: &str) {
+        self.wait_until(words, |running| running.stderr().contains(words));
+    }
+
+    /// What it has written to standard error so far.
+    pub fn stderr(&self) -> String {
+        let bytes = fs::read(self.sandbox.dir.path().join("stderr")).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Sends a signal to the program itself.
+    pub fn signal(&self, signal: Signal) {
+        kill(i32::try_from(self.child.id()).unwrap(), signal);
+    }
+
+    /// Sends a signal to the program's process group; it must be the leader of one.
+    pub fn signal_group(&self, signal: Signal) {
+        let leader = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process_group(leader, signal).unwrap();
+    }
+
+    /// Lets it run for a while, unless it ends before.
+    pub fn wait(&mut self, time: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < time && !self.has_ended() {
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.note_memory();
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// The kernel keeps the peak, so that looking now and then is enough. (The peak that `wait4`
+    /// reports would count qemu too.)
+    fn note_memory(&mut self) {
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.child.id())) else { return };
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        if let Some(kib) = line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()) {
+            self.peak_kib = self.peak_kib.max(kib);
+        }
+    }
+
+    /// Waits for the end, and checks what holds for every run: it ends in time, does not panic, and
+    /// leaves neither processes nor temporary files.
+    pub fn finish(mut self) -> Finished {
+        while !self.has_ended() {
+            if self.started.elapsed() > self.sandbox.deadline {
+                self.signal(Signal::KILL);
+                self.child.wait().ok();
+                for (pid, _) in self.sandbox.processes() {
+                    kill(pid, Signal::KILL);
+                }
+                panic!("hangs; standard error:\n{}", self.stderr());
+            }
+            sleep(Duration::from_millis(20));
+        }
+        let elapsed = self.started.elapsed();
+        let status = self.child.wait().unwrap();
+        let stderr = self.stderr();
+        assert!(!stderr.contains("panicked at"), "panicked:\n{stderr}");
+        assert_ne!(status.code(), Some(101), "panicked:\n{stderr}");
+        self.sandbox.assert_nothing_left(&stderr);
+        let stdout = fs::read(self.sandbox.dir.path().join("stdout")).unwrap_or_default();
+        Finished { status, stdout, stderr, peak_kib: self.peak_kib, elapsed, sandbox: self.sandbox }
+    }
+}
+
+impl Finished {
+    /// Exit status as a shell reports it: 128 and the signal where one ended it.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap())
+    }
+
+    /// Fails unless it ended with this status.
+    #[track_caller]
+    pub fn assert_code(&self, expected: i32) -> &Self {
+        assert_eq!(self.code(), expected, "exit status; standard error:\n{}", self.stderr);
+        self
+    }
+
+    /// How many files it says that it took over from an earlier map.
+    pub fn taken_over(&self) -> Option<u64> {
+        let number = |line: &str| {
+            line.strip_suffix(" files were taken over from the earlier map, and not read")?.parse().ok()
+        };
+        self.stderr.lines().find_map(number)
+    }
+
+    /// Fails unless standard error has all of `words`, in any case of letters.
+    #[track_caller]
+    pub fn assert_says(&self, words: &[&str]) -> &Self {
+        let said = self.stderr.to_lowercase();
+        for word in words {
+            assert!(said.contains(&word.to_lowercase()), "does not say {word:?}:\n{}", self.stderr);
+        }
+        self
+    }
+
+    /// Fails unless it ended with status 1 and one error that has all of `words`, and wrote nothing
+    /// in its working directory beyond what was there.
+    #[track_caller]
+    pub fn assert_fails(&self, words: &[&str]) -> &Self {
+        self.assert_code(1).assert_says(words);
+        let said = |line: &&str| line.starts_with("virt-bmap-rs: ") && !line.contains("warning: ");
+        assert_eq!(
+            self.stderr.lines().filter(said).count(),
+            1,
+            "not one error for one fault:\n{}",
+            self.stderr
+        );
+        self
+    }
+
+    /// Names in the working directory.
+    pub fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.sandbox.cwd()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// A file of the working directory.
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        let path = self.sandbox.cwd().join(name);
+        fs::read(&path)
+            .unwrap_or_else(|e| panic!("{}: {e}; standard error:\n{}", path.display(), self.stderr))
+    }
+}
+
+/// Runs the program to its end with these arguments.
+pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Finished {
+    Sandbox::new().run(args)
+}
+
+/// Images that must be the same bytes when the value goes.
+pub struct Sealed(Vec<(PathBuf, String)>);
+
+/// Notes the SHA-256 of `images`, to be compared when the value goes.
+pub fn sealed<P: AsRef<Path>>(images: impl IntoIterator<Item = P>) -> Sealed {
+    let images = images.into_iter();
+    Sealed(images.map(|image| (image.as_ref().to_owned(), tools::sha256(image.as_ref()))).collect())
+}
+
+impl Drop for Sealed {
+    fn drop(&mut self) {
+        for (image, before) in &self.0 {
+            let same = tools::sha256(image) == *before;
+            if !std::thread::panicking() {
+                assert!(same, "{} was changed", image.display());
+            }
+        }
+    }
+}
+
+/// Sends a signal to a process of a run; one that is gone is no matter.
+pub fn kill(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).ok();
+}
+
+fn list(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            list(&entry.path(), found);
+        }
+        found.push(entry.path());
+    }
+}

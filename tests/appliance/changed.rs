@@ -1,0 +1,242 @@
+//! What an overlay changed, on a real one: another appliance creates, appends to, overwrites, renames,
+//! cuts and deletes files in it, and the program names all of them, and no other.
+
+use crate::PROGRAM;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use virt_bmap_testutil::fixture;
+use virt_bmap_testutil::guestfish;
+use virt_bmap_testutil::tools::{self, needs};
+
+/// Runs a command line of the program.
+fn run(dir: &Path, line: &str) -> Output {
+    let path =
+        format!("{}:{}", Path::new(PROGRAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let output = Command::new("sh").args(["-c", line]).current_dir(dir).env("PATH", path).output().unwrap();
+    eprintln!("$ {line}\n{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// The answer in JSON to a command line that ends with this status.
+fn ask(dir: &Path, line: &str, status: i32) -> Value {
+    let output = run(dir, &format!("virt-bmap-rs {line} --json"));
+    assert_eq!(output.status.code(), Some(status), "{line}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The rows of an answer about files (or, with another letter, about something else), by their names.
+fn by_path<'a>(answer: &'a Value, letter: &str) -> BTreeMap<&'a str, &'a Value> {
+    let name = |row: &'a Value| row["path"].as_str().or(row["old_path"].as_str()).unwrap();
+    let rows = answer["rows"].as_array().unwrap().iter();
+    rows.filter(|row| row["type"] == letter).map(|row| (name(row), row)).collect()
+}
+
+/// Names and what became of them.
+fn changes(answer: &Value) -> BTreeMap<&str, &str> {
+    by_path(answer, "f").into_iter().map(|(name, row)| (name, row["change"].as_str().unwrap())).collect()
+}
+
+/// The examples in the help of a command.
+fn examples(dir: &Path, command: &str) -> Vec<String> {
+    let help = run(dir, &format!("virt-bmap-rs {command} --help")).stdout;
+    let help = String::from_utf8(help).unwrap();
+    help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn an_overlay_is_told_file_by_file() {
+    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io", "qemu-nbd");
+    let fixture = fixture::small();
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let image = fixture.image.to_str().unwrap();
+    tools::run("cp", ["--sparse=always", image, dir.join("guest.raw").to_str().unwrap()]);
+
+    // All of the disk is bad: all files are hit, and the map of it is kept.
+    let size = fixture.size();
+    fs::write(dir.join("rescue.map"), format!("0 - 1\n0 {size} -\n")).unwrap();
+    let example = &examples(dir, "damaged")[0];
+    assert!(example.contains("guest.raw") && example.ends_with("-o guest.jsonl"), "{example}");
+    let damaged = ask(dir, example, 4);
+    let listed = ask(dir, "list guest.jsonl", 0);
+    let files: Vec<(&str, u64, u64)> = listed["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            (row["path"].as_str().unwrap(), row["size"].as_u64().unwrap(), row["on_disk"].as_u64().unwrap())
+        })
+        .collect();
+    let with_blocks = files.iter().filter(|(_, _, on_disk)| *on_disk > 0).count();
+    assert_eq!(damaged["summary"]["files_hit"], with_blocks);
+    assert_eq!(damaged["summary"]["files_whole"], files.iter().filter(|(_, size, _)| *size == 0).count());
+
+    // Some of them are changed. None with a name that a script would have to quote.
+    let plain = |path: &str| path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+    let mut chosen: Vec<_> = files
+        .iter()
+        .copied()
+        .filter(|(path, size, on_disk)| plain(path) && !path.starts_with("/special") && size <= on_disk)
+        .collect();
+    chosen.sort_by_key(|(_, size, _)| std::cmp::Reverse(*size));
+    let [victim, overwritten, replaced, renamed, truncated] = chosen[..5] else { panic!("{chosen:?}") };
+    // Appended to in its last block, and into a further one.
+    let appended = *chosen[5..].iter().find(|(_, size, _)| (1..4000).contains(&(size % 4096))).unwrap();
+    let long = *chosen[5..].iter().find(|file| file.0 != appended.0).unwrap();
+    assert!(victim.1 > 100_000 && truncated.1 > 10_000, "{chosen:?}");
+    tools::run(
+        "sh",
+        ["-c", &format!("cd {} && qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2", dir.display())],
+    );
+    let make = format!(
+        "cd /sysroot; free=$(stat -f -c %f .); fallocate -l $(((free - 300) * 4096)) fill; \
+         dd if=/dev/zero of=rest bs=4096 2>/dev/null; sync; rm .{victim}; sync; \
+         dd if=/dev/urandom of=reuser bs=4096 count=$(({victim_size} / 4096 - 8)) status=none; sync; \
+         rm fill rest; sync",
+        victim = victim.0,
+        victim_size = victim.1,
+    );
+    let script = format!(
+        "add top.qcow2 format:qcow2
+run
+mount /dev/sda1 /
+debug sh '{make}'
+mkdir /made
+fill-pattern CREATED 150000 /made/created
+write /made/few five!
+touch /made/empty
+write-append {appended} +
+write-append {long} '{line:5000}'
+pwrite {overwritten} OVERWRITTEN 70000
+fill-pattern REPLACED {replaced_size} /made/new-one
+mv /made/new-one {replaced}
+mv {renamed} /made/renamed
+truncate-size {truncated} 4096
+umount-all
+shutdown
+",
+        appended = appended.0,
+        long = long.0,
+        line = "x",
+        overwritten = overwritten.0,
+        replaced = replaced.0,
+        replaced_size = replaced.1,
+        renamed = renamed.0,
+        truncated = truncated.0,
+    );
+    guestfish::run(dir, &script);
+
+    let lines = examples(dir, "changed");
+    assert!(lines[0].ends_with("-o later.jsonl") && !lines[0].contains("--new"), "{lines:?}");
+    let made = ask(dir, &lines[0], 0);
+    let expected: BTreeMap<&str, &str> = [
+        (victim.0, "removed"),
+        ("/reuser", "added"),
+        ("/made/created", "added"),
+        ("/made/few", "added"),
+        ("/made/empty", "added"),
+        (appended.0, "grown"),
+        (long.0, "grown"),
+        (overwritten.0, "rewritten"),
+        (replaced.0, "moved"),
+        ("/made/renamed", "renamed"),
+        (truncated.0, "shrunk"),
+    ]
+    .into();
+    assert_eq!(changes(&made), expected);
+    let rows = by_path(&made, "f");
+    let number = |path: &str, column: &str| rows[path][column].as_u64().unwrap();
+    assert_eq!(rows["/made/renamed"]["old_path"], renamed.0);
+    assert_eq!(number("/made/renamed", "written"), 0);
+    assert_eq!(number(overwritten.0, "written"), 11);
+    assert_eq!(number(overwritten.0, "was_itself"), 11);
+    assert_eq!(number(appended.0, "written"), 1);
+    assert_eq!(number("/made/few", "written"), 5);
+    assert_eq!(number("/made/created", "written"), 150_000);
+    assert!((4000..=5000).contains(&number(long.0, "written")), "{:?}", rows[long.0]);
+    assert_eq!(number(truncated.0, "new_size"), 4096);
+    // What was deleted has been written over, for the most part by the one that had no other place.
+    assert_eq!(rows["/reuser"]["was_path"], victim.0);
+    assert!(number(victim.0, "now_other") * 2 > number(victim.0, "old_bytes"), "{:?}", rows[victim.0]);
+    assert!(by_path(&made, "d").contains_key("/made"));
+    // All of the image is accounted for.
+    let sum = |answer: &Value, names: &[&str]| -> u64 {
+        names.iter().map(|name| answer["summary"][name].as_u64().unwrap()).sum()
+    };
+    let parts = ["files", "tails", "directories", "metadata", "unused", "free", "unmapped", "same"];
+    assert_eq!(sum(&made, &parts), sum(&made, &["held"]));
+    let map = tools::output(
+        tools::command("qemu-img").args(["map", "--output=json", "top.qcow2"]).current_dir(dir),
+    );
+    let map: Value = serde_json::from_slice(&map.stdout).unwrap();
+    let held = |entry: &&Value| entry["depth"] == 0 && entry["data"] == true;
+    let held: u64 = map.as_array().unwrap().iter().filter(held).map(|e| e["length"].as_u64().unwrap()).sum();
+    assert_eq!(sum(&made, &["held"]), held);
+
+    // With both maps at hand: where, and two raw disks, and without comparing.
+    tools::run("sh", ["-c", &format!("cd {} && qemu-img convert -O raw top.qcow2 later.raw", dir.display())]);
+    for line in &lines[1..] {
+        let output = run(dir, &format!("virt-bmap-rs {line}"));
+        assert!(output.status.success() && output.stderr.is_empty(), "{line}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("/made/created") && text.contains(overwritten.0), "{line}: {text}");
+    }
+    let places = ask(dir, "changed top.qcow2 --map guest.jsonl --new later.jsonl --where", 0);
+    let place = places["rows"].as_array().unwrap().iter().find(|row| row["path"] == overwritten.0).unwrap();
+    assert_eq!((&place["file_start"], &place["file_end"]), (&70_000.into(), &70_011.into()));
+    let raw = ask(dir, "changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl", 0);
+    assert_eq!(raw["rows"], made["rows"]);
+    let loose = ask(dir, "changed top.qcow2 --map guest.jsonl --new later.jsonl --no-compare --exit-code", 4);
+    for (path, row) in by_path(&loose, "f") {
+        assert_eq!(row["written"], 0, "{row}");
+        let exact = rows.get(path).map_or(0, |row| row["written"].as_u64().unwrap());
+        assert!(row["written_at_most"].as_u64().unwrap() >= exact, "{row}");
+        assert!(rows.contains_key(path) || row["change"] == "touched", "{row}");
+    }
+    // Text maps, which know neither sizes nor empty files; also against one that does.
+    assert!(
+        run(
+            dir,
+            "virt-bmap-rs convert guest.jsonl guest.bmap && virt-bmap-rs convert later.jsonl later.bmap"
+        )
+        .status
+        .success()
+    );
+    let text = ask(dir, "changed top.qcow2 --map guest.bmap --new later.bmap", 0);
+    let mixed = ask(dir, "changed top.qcow2 --map guest.bmap --new later.jsonl", 0);
+    assert_eq!(text["rows"], mixed["rows"]);
+    let mut expected = expected.clone();
+    expected.remove("/made/empty");
+    let mut found = changes(&text);
+    // Text does not tell that a file has grown within its last block.
+    assert!(matches!(found.insert(appended.0, "grown"), Some("rewritten" | "grown")));
+    assert_eq!(found, expected);
+
+    // Nothing changed at all.
+    tools::run(
+        "sh",
+        [
+            "-c",
+            &format!("cd {} && qemu-img create -q -f qcow2 -b guest.raw -F raw none.qcow2", dir.display()),
+        ],
+    );
+    let none = ask(dir, "changed none.qcow2 --map guest.jsonl --new guest.jsonl --exit-code", 0);
+    assert!(none["rows"].as_array().unwrap().is_empty());
+    for (line, words) in [
+        ("changed guest.raw --map guest.jsonl --new later.jsonl", "no overlay"),
+        ("changed none.qcow2 --map guest.jsonl --new guest.jsonl --disk 2", "has no disk 2"),
+        ("changed missing.qcow2", "no such file"),
+        ("changed none.qcow2 --map rescue.map", "could not be read as a map"),
+        ("changed none.qcow2 --base later.raw --map none.qcow2", "could not be read as a map"),
+    ] {
+        let output = run(dir, &format!("virt-bmap-rs {line}"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains(words) && output.stdout.is_empty(), "{line}: {said}");
+    }
+    assert_eq!(tools::sha256(&fixture.image), fixture.sha256);
+    assert_eq!(tools::sha256(&dir.join("guest.raw")), fixture.sha256);
+}

@@ -1,0 +1,170 @@
+//! SIGINT and SIGTERM at any moment: the run ends soon, with their status, and leaves nothing behind.
+
+use rustix::process::Signal;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::time::{Duration, Instant};
+use virt_bmap_testutil::fixture;
+use virt_bmap_testutil::sandbox::{Running, Sandbox};
+use virt_bmap_testutil::tools::{self, needs};
+
+/// The longest that a run may live on after a signal.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Starts the mapping of the big guest, with an old map in its place.
+fn start() -> Running {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.cwd().join("out.bmap"), "old").unwrap();
+    sandbox.start([fixture::guest().image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()])
+}
+
+/// Sends the signal and checks the end.
+fn end(running: Running, signal: Signal) {
+    let sent = Instant::now();
+    running.signal(signal);
+    let run = running.finish();
+    assert!(sent.elapsed() < SOON, "took {:?}", sent.elapsed());
+    run.assert_code(128 + signal.as_raw());
+    assert_eq!(run.read("out.bmap"), b"old");
+    assert_eq!(run.files(), ["out.bmap"]);
+}
+
+#[test]
+fn at_once() {
+    needs!("guestfish", "sfdisk");
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut running = start();
+        // Not before the program's own first steps: until then it is the kernel that ends it.
+        running.wait(Duration::from_millis(100));
+        end(running, signal);
+    }
+}
+
+#[test]
+fn as_the_appliance_is_launched() {
+    needs!("guestfish", "sfdisk");
+    for (signal, millis) in [(Signal::INT, 0), (Signal::TERM, 500), (Signal::INT, 4000)] {
+        let mut running = start();
+        running.helper("-device virtio-scsi");
+        running.wait(Duration::from_millis(millis));
+        end(running, signal);
+    }
+}
+
+#[test]
+fn as_files_are_read() {
+    needs!("guestfish", "sfdisk");
+    let moments = [
+        (Signal::TERM, "partitions", 0),
+        (Signal::INT, "/dev/sda1 ", 0),
+        (Signal::TERM, "/dev/sda2 ", 500),
+        (Signal::INT, "/dev/vg0/home ", 200),
+        (Signal::TERM, "/dev/vg0/root ", 1000),
+    ];
+    for (signal, words, millis) in moments {
+        let mut running = start();
+        running.wait_until_said(words);
+        running.wait(Duration::from_millis(millis));
+        end(running, signal);
+    }
+}
+
+#[test]
+fn as_the_map_is_written() {
+    needs!("guestfish", "sfdisk");
+    for signal in [Signal::INT, Signal::TERM] {
+        // Standard output is a pipe that nobody empties once the first bytes are through.
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let sandbox = Sandbox::new().stdout(writer);
+        let running = sandbox.start([fixture::guest().image.as_os_str(), "-o".as_ref(), "-".as_ref()]);
+        let mut first = [0; 1];
+        reader.read_exact(&mut first).unwrap();
+        running.signal(signal);
+        let run = running.finish();
+        run.assert_code(128 + signal.as_raw());
+        assert_eq!(run.files(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away() {
+    needs!("guestfish", "sfdisk");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let run =
+        Sandbox::new().stdout(writer).run([fixture::plain().image.as_os_str(), "-o".as_ref(), "-".as_ref()]);
+    // Like any other filter: no panic, and no success.
+    assert_ne!(run.code(), 0);
+}
+
+/// Nobody has to hear what is said: the map is made, and the appliance ended in good order.
+#[test]
+fn nobody_listens() {
+    needs!("guestfish", "sfdisk", "bash");
+    let image = &fixture::small().image;
+    for option in [None, Some("--progress=json"), Some("--verbose")] {
+        let deaf = ["bash", "-c", "exec \"$@\" 2> >(exec head -c 1 > said)", "bash"];
+        let args = [image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()];
+        let run = Sandbox::new().wrapper(deaf).run(args.into_iter().chain(option.map(OsStr::new)));
+        run.assert_code(0);
+        assert_eq!(run.files(), ["out.bmap", "said"], "{option:?}");
+    }
+}
+
+/// A terminal that hangs up says so to the whole process group.
+#[test]
+fn nohup_is_respected() {
+    needs!("guestfish", "sfdisk", "nohup");
+    let image = &fixture::guest().image;
+    let sandbox = Sandbox::new().wrapper(["setsid", "nohup"]);
+    let mut running = sandbox.start([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
+    running.helper("-device virtio-scsi");
+    running.signal_group(Signal::HUP);
+    running.wait_until_said("/dev/sda1 ");
+    running.signal_group(Signal::HUP);
+    let run = running.finish();
+    run.assert_code(0);
+    assert!(run.read("out.bmap").starts_with(b"# virt-bmap-rs"));
+}
+
+#[test]
+fn twice() {
+    needs!("guestfish", "sfdisk");
+    let mut running = start();
+    running.helper("-device virtio-scsi");
+    running.wait(Duration::from_secs(2));
+    running.signal(Signal::INT);
+    // An impatient user.
+    running.wait(Duration::from_millis(50));
+    end(running, Signal::INT);
+}
+
+#[test]
+fn from_the_terminal_to_all_its_processes() {
+    needs!("guestfish", "sfdisk", "setsid");
+    // Ctrl-C goes to the whole foreground process group: qemu and qemu-nbd get it too.
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("guest.qcow2");
+    virt_bmap_testutil::formats::convert(&fixture::small().image, &image, "qcow2", "");
+    let sandbox = Sandbox::new().wrapper(["setsid"]);
+    let mut running = sandbox.start([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
+    running.helper("-device virtio-scsi");
+    running.wait(Duration::from_secs(2));
+    running.signal_group(Signal::INT);
+    let run = running.finish();
+    run.assert_code(130);
+    assert_eq!(run.files(), [""; 0]);
+    let errors = run.stderr.lines().filter(|l| l.contains("error")).count();
+    assert_eq!(errors, 0, "Ctrl-C is no error:\n{}", run.stderr);
+}
+
+#[test]
+fn the_image_is_as_it_was() {
+    needs!("guestfish", "sfdisk");
+    let guest = fixture::guest();
+    let mut running = start();
+    running.wait_until_said("/dev/vg0/root ");
+    end(running, Signal::INT);
+    assert_eq!(tools::sha256(&guest.image), guest.sha256);
+}

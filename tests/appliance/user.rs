@@ -1,0 +1,154 @@
+//! An ordinary user needs no more than a readable image.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+use std::process::Command;
+use virt_bmap_testutil::fixture;
+use virt_bmap_testutil::formats;
+use virt_bmap_testutil::mapping;
+use virt_bmap_testutil::sandbox::{NOBODY, Sandbox, kill};
+use virt_bmap_testutil::textmap::body;
+use virt_bmap_testutil::tools::{self, needs};
+
+/// Maps the small guest in `format` as `nobody`, in a network namespace without any interface.
+fn mapped_by_nobody(format: &str) {
+    let sandbox = Sandbox::new().wrapper(["unshare", "--net"]).run_as_nobody();
+    let image = sandbox.cwd().join(format!("guest.{format}"));
+    formats::convert(&fixture::small().image, &image, format, "");
+    // Readable, and no more than that.
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
+    let before = tools::sha256(&image);
+    let run = sandbox.run([&format!("guest.{format}")]);
+    run.assert_code(0);
+    assert_eq!(tools::sha256(&image), before);
+    assert!(body(&run.read("guest.bmap")) == body(&mapping::of(&[fixture::small()], &[]).text));
+}
+
+#[test]
+fn raw() {
+    needs!("guestfish", "sfdisk", "qemu-img", "setpriv", "unshare");
+    if tools::is_root("become another user") {
+        mapped_by_nobody("raw");
+    }
+}
+
+#[test]
+fn vmdk() {
+    needs!("guestfish", "sfdisk", "qemu-img", "setpriv", "unshare");
+    if tools::is_root("become another user") {
+        mapped_by_nobody("vmdk");
+    }
+}
+
+/// The libvirt of `nobody`: a daemon that `virsh` starts when it is first asked, and images of one domain.
+struct Session {
+    dir: tempfile::TempDir,
+}
+
+impl Session {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("vblv").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let session = Self { dir };
+        let owner = Some(NOBODY.parse().unwrap());
+        for name in ["home", "run"] {
+            fs::create_dir(session.at(name)).unwrap();
+            fs::set_permissions(session.at(name), fs::Permissions::from_mode(0o700)).unwrap();
+            chown(session.at(name), owner, owner).unwrap();
+        }
+        session
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Has libvirt know a domain with these disks: images and their formats.
+    fn define(&self, name: &str, disks: &[(PathBuf, &str)]) {
+        let disks = disks.iter().zip('a'..).map(|((image, format), letter)| {
+            format!(
+                "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{}'/>\
+                 <target dev='vd{letter}' bus='virtio'/></disk>",
+                image.display()
+            )
+        });
+        let domain = format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>\
+             <os><type arch='x86_64'>hvm</type></os><devices>{}</devices></domain>",
+            disks.collect::<String>()
+        );
+        fs::write(self.at("domain.xml"), domain).unwrap();
+        tools::output(self.virsh("define").arg(self.at("domain.xml")));
+    }
+
+    fn virsh(&self, command: &str) -> Command {
+        let mut virsh = tools::command("setpriv");
+        virsh.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()]);
+        virsh.args(["virsh", "-c", "qemu:///session", command]).current_dir(self.at("home"));
+        virsh
+            .env("HOME", self.at("home"))
+            .env("XDG_RUNTIME_DIR", self.at("run"))
+            .env_remove("XDG_CONFIG_HOME");
+        virsh
+    }
+
+    /// A sandbox in which this is the session's libvirt.
+    fn sandbox(&self) -> Sandbox {
+        let sandbox = Sandbox::new().run_as_nobody();
+        sandbox.env("HOME", self.at("home")).env("XDG_RUNTIME_DIR", self.at("run"))
+    }
+
+    /// Ends the daemon. The next one that asks starts another.
+    fn end_daemon(&self) {
+        let Ok(pid) = fs::read_to_string(self.at("run/libvirt/libvirtd.pid")) else { return };
+        let pid: i32 = pid.trim().parse().unwrap();
+        kill(pid, rustix::process::Signal::TERM);
+        let begun = std::time::Instant::now();
+        while fs::exists(format!("/proc/{pid}")).unwrap() && begun.elapsed().as_secs() < 20 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end_daemon();
+    }
+}
+
+#[test]
+fn domains_of_the_users_own_libvirt() {
+    needs!("guestfish", "sfdisk", "qemu-img", "setpriv", "virsh", "libvirtd");
+    if !tools::is_root("become another user") {
+        return;
+    }
+    let session = Session::new();
+    let images = [(session.at("system.qcow2"), "qcow2"), (session.at("data.img"), "raw")];
+    for ((image, format), raw) in images.iter().zip([fixture::small(), fixture::lv_only()]) {
+        formats::convert(&raw.image, image, format, "");
+        fs::set_permissions(image, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    session.define("two disks", &images);
+    let alone = mapping::of(&[fixture::small(), fixture::lv_only()], &[]);
+
+    // Whoever asks first starts the daemon, which stays.
+    session.end_daemon();
+    let plan = session.sandbox().run(["fleet", "plan", "-c", "qemu:///session"]);
+    plan.assert_code(0);
+    let disk = |(image, format): &(PathBuf, &str)| {
+        format!("{{\"path\":\"{}\",\"format\":\"{format}\"}}", image.display())
+    };
+    let disks = images.iter().map(disk).collect::<Vec<_>>().join(",");
+    let manifest = format!("{{\"id\":\"two%20disks\",\"disks\":[{disks}]}}\n");
+    assert_eq!(String::from_utf8(plan.stdout).unwrap(), manifest);
+
+    let run = session.sandbox().run(["-d", "two disks", "-c", "qemu:///session"]);
+    run.assert_code(0);
+    assert!(body(&run.read("two%20disks.bmap")) == body(&alone.text));
+    let fleet = session.sandbox();
+    fs::write(fleet.cwd().join("guests.jsonl"), manifest).unwrap();
+    let fleet = fleet.run(["fleet", "run", "--manifest", "guests.jsonl"]);
+    fleet.assert_code(0);
+    assert!(body(&fleet.read("maps/two%20disks.bmap")) == body(&alone.text));
+}

@@ -1,9 +1,0 @@
-//! Images of every format, made by `qemu-img` and compared with what `qemu-img` reads of them; images
-//! that must be refused; and what is left when a program that reads one ends.
-
-#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of #[test] functions")]
-
-mod captive;
-mod formats;
-mod refusals;
-mod support;

@@ -1,0 +1,198 @@
+//! A fleet's shares by GNU parallel over ssh, with the commands of `docs/fleet.md` as they stand there.
+
+use crate::PROGRAM;
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use virt_bmap_testutil::sandbox::{kill, processes_with};
+use virt_bmap_testutil::tools::{self, needs};
+
+/// Guests in the fleet.
+const GUESTS: usize = 12;
+
+/// Stands in for the program: maps no guest, but does all else.
+const PROGRAM_WITH_MAPPER: &str = r#"#!/bin/sh
+case "$2" in run) set -- "$@" --mapper "$SHARED/mapper" ;; esac
+exec "$PROGRAM" "$@"
+"#;
+
+/// Notes for whom it was called and from where; the guest that is to hold its host up does so once.
+const MAPPER: &str = r#"#!/bin/sh
+for word; do
+    case $word in */map.*) maps="$maps $word" ;; esac
+    image=$word
+done
+echo "$(basename "$image") ${SSH_CONNECTION:-local}" >> "$SHARED/log"
+[ ! -e "$image.slow" ] || { rm "$image.slow"; exec sleep 1000; }
+for map in $maps; do echo "map of $image" > "$map"; done
+echo '{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0,"files":0}' >&2
+"#;
+
+/// A server of ssh on the loopback, which `host1`, `host2` and `host3` are, and a directory that they share.
+struct Hosts {
+    dir: tempfile::TempDir,
+    server: Child,
+}
+
+impl Hosts {
+    fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("vbssh").tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["bin", "shared", "shared/images"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        for (name, script) in [("bin/virt-bmap-rs", PROGRAM_WITH_MAPPER), ("shared/mapper", MAPPER)] {
+            fs::write(at(name), script).unwrap();
+            fs::set_permissions(at(name), Permissions::from_mode(0o755)).unwrap();
+        }
+        for key in ["host", "user"] {
+            tools::output(
+                tools::command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(at(key)),
+            );
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (d, path) = (dir.path().display(), std::env::var("PATH").unwrap());
+        let server = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {d}/host\nAuthorizedKeysFile {d}/user.pub\nPidFile none\n\
+             StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
+             PermitRootLogin prohibit-password\nAcceptEnv none\nMaxStartups 100\n\
+             SetEnv PATH={d}/bin:{path} SHARED={d}/shared PROGRAM={PROGRAM}\n"
+        );
+        let client = format!(
+            "Host host1 host2 host3\nHostName 127.0.0.1\nPort {port}\nIdentityFile {d}/user\nIdentitiesOnly yes\n\
+             BatchMode yes\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
+        );
+        fs::write(at("sshd_config"), server).unwrap();
+        fs::write(at("ssh_config"), client).unwrap();
+        if rustix::process::geteuid().is_root() {
+            fs::create_dir_all("/run/sshd").unwrap();
+        }
+        let mut command = tools::command("sshd");
+        let log = File::create(at("sshd.log")).unwrap();
+        let server = command.args(["-D", "-e", "-f"]).arg(at("sshd_config")).stderr(log).spawn().unwrap();
+        let mut hosts = Self { dir, server };
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(hosts.server.try_wait().unwrap().is_none(), "sshd ended: {}", hosts.log("sshd.log"));
+            assert!(begun.elapsed() < Duration::from_secs(60), "no sshd: {}", hosts.log("sshd.log"));
+            sleep(Duration::from_millis(20));
+        }
+        hosts
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.at(name)).unwrap_or_default()
+    }
+
+    /// A command on this machine, which sees what the hosts see.
+    fn command(&self, program: &str) -> Command {
+        let path = format!("{}:{}", self.at("bin").display(), std::env::var("PATH").unwrap());
+        let mut command = tools::command(program);
+        command.env("PATH", path).env("SHARED", self.at("shared")).env("PROGRAM", PROGRAM);
+        command.env("PARALLEL_SSH", format!("ssh -F {}", self.at("ssh_config").display()));
+        command.env("HOME", self.dir.path()).env("SHELL", "/bin/bash").env_remove("SSH_CONNECTION");
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs lines of the documentation in bash. That whose `/shared` is another directory is all that is changed.
+    fn run(&self, lines: &str) -> Output {
+        let lines = lines.replace("/shared/", &format!("{}/", self.at("shared").display()));
+        self.command("bash").arg("-c").arg(&lines).output().unwrap()
+    }
+
+    /// Where mappers were started, by guest.
+    fn begun(&self) -> BTreeMap<String, Vec<String>> {
+        let mut begun: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in self.log("shared/log").lines() {
+            let (guest, by) = line.split_once(' ').unwrap();
+            begun.entry(guest.to_owned()).or_default().push(by.to_owned());
+        }
+        begun
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
+
+/// The lines that `docs/fleet.md` shows.
+fn documented() -> String {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/fleet.md")).unwrap();
+    let (_, rest) = page.split_once("GNU parallel over ssh, for three machines").unwrap();
+    let lines: Vec<&str> = rest.lines().skip_while(|line| !line.starts_with("    ")).collect();
+    let lines = lines.iter().take_while(|line| line.starts_with("    ")).map(|line| line.trim());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn three_hosts_map_a_share_each() {
+    needs!("parallel", "sshd", "ssh", "ssh-keygen", "bash");
+    let hosts = Hosts::start();
+    for number in 0..GUESTS {
+        fs::write(hosts.at("shared/images").join(format!("g{number:02}.raw")), b"image").unwrap();
+    }
+    let mut plan = hosts.command("bash");
+    plan.args(["-c", "virt-bmap-rs fleet plan shared/images -o shared/guests.jsonl"]);
+    tools::output(&mut plan);
+
+    // One host is held up, and its mapper ended by somebody else: that guest is what the second run is for.
+    fs::write(hosts.at("shared/images/g05.raw.slow"), b"").unwrap();
+    let lines = documented();
+    assert!(lines.contains("parallel --env fleet -S host1,host2,host3"), "{lines}");
+    let first = std::thread::scope(|scope| {
+        let run = scope.spawn(|| hosts.run(&lines.replace(" -q ", " --retries=0 -q ")));
+        let begun = Instant::now();
+        let is_held_up =
+            || hosts.begun().contains_key("g05.raw") && !hosts.at("shared/images/g05.raw.slow").exists();
+        while !is_held_up() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(120) && !run.is_finished(),
+                "{}",
+                hosts.log("sshd.log")
+            );
+            sleep(Duration::from_millis(20));
+        }
+        end_sleeper(&hosts.at("shared"));
+        run.join().unwrap()
+    });
+    assert_eq!(first.status.code(), Some(3), "{}", String::from_utf8_lossy(&first.stderr));
+    let second = hosts.run(&lines);
+    assert_eq!(second.status.code(), Some(0), "{}", String::from_utf8_lossy(&second.stderr));
+
+    let begun = hosts.begun();
+    assert_eq!(begun.len(), GUESTS, "{begun:?}");
+    let twice: Vec<_> =
+        begun.iter().filter(|(_, by)| by.len() > 1).map(|(guest, by)| (&**guest, by.len())).collect();
+    assert_eq!(twice, [("g05.raw", 2)]);
+    assert!(begun.values().flatten().all(|by| by.starts_with("127.0.0.1 ")), "not over ssh: {begun:?}");
+    let connections: std::collections::BTreeSet<_> = begun.values().map(|by| &by[0]).collect();
+    assert_eq!(connections.len(), 3, "each share has a host of its own: {begun:?}");
+    let records = virt_bmap_testutil::fleet::records(&hosts.at("shared/maps/fleet.jsonl"));
+    assert_eq!(records.values().filter(|record| record["status"] == "complete").count(), GUESTS);
+    let tables = (1..=3).map(|share| hosts.log(&format!("shared/share.{share}.csv")));
+    assert_eq!(tables.map(|table| table.lines().count() - 1).sum::<usize>(), GUESTS);
+}
+
+/// Ends the mapper that sleeps, which is known by its environment.
+fn end_sleeper(shared: &Path) {
+    let mark = format!("SHARED={}", shared.display());
+    let mut processes = processes_with(&mark).into_iter();
+    let sleeper = processes.find(|(_, directory)| {
+        fs::read(directory.join("cmdline")).is_ok_and(|line| line == b"sleep\x001000\x00")
+    });
+    let (pid, _) = sleeper.expect("a mapper sleeps");
+    kill(pid, rustix::process::Signal::KILL);
+}

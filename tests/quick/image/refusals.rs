@@ -1,0 +1,583 @@
+//! Images that must not be opened, each with one clear sentence.
+
+use super::support::{
+    DISK, Images, Running, Trap, as_ordinary_user, cat_image, complaint, have, hold, open, read_whole,
+    wait_until,
+};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use virt_bmap::image::{self, Format, OpenError, OpenOptions, Role, Warning};
+
+#[test]
+fn what_is_no_image_file() {
+    let images = Images::new();
+    assert!(matches!(images.refuse("none.raw", None), OpenError::NotFound { .. }));
+    assert!(matches!(images.refuse("base.raw/x", None), OpenError::NotFound { .. }));
+    assert!(matches!(images.refuse(".", None), OpenError::Directory { .. }));
+    images.write("empty.qcow2", "");
+    for stated in [None, Some(Format::Raw), Some(Format::Qcow2)] {
+        assert!(matches!(images.refuse("empty.qcow2", stated), OpenError::Empty { .. }));
+    }
+    images.run("mkfifo", &["pipe"]);
+    assert!(matches!(images.refuse("pipe", None), OpenError::NotAFile { kind: "pipe", .. }));
+    let _listener = UnixListener::bind(images.path("socket")).unwrap();
+    assert!(matches!(images.refuse("socket", None), OpenError::NotAFile { kind: "socket", .. }));
+    let device = open("/dev/null".as_ref(), None).unwrap_err();
+    assert!(matches!(device, OpenError::NotAFile { kind: "character device", .. }), "{device}");
+    symlink("loop", images.path("loop")).unwrap();
+    assert!(matches!(images.refuse("loop", None), OpenError::Io { .. }));
+}
+
+#[test]
+fn no_permission() {
+    if !have(&["qemu-img", "setpriv"]) {
+        return;
+    }
+    let images = Images::new();
+    fs::set_permissions(images.path("."), Permissions::from_mode(0o755)).unwrap();
+    let program = images.path("cat_image");
+    fs::copy(cat_image(), &program).unwrap();
+    images.convert("secret.qcow2", "qcow2", &[]);
+    images.overlay("top.qcow2", "qcow2", "secret.qcow2", "qcow2");
+    fs::set_permissions(images.path("secret.qcow2"), Permissions::from_mode(0o000)).unwrap();
+    for name in ["secret.qcow2", "top.qcow2"] {
+        let said = complaint(as_ordinary_user(program.as_os_str()).arg(images.path(name)));
+        assert!(said.contains("secret.qcow2\": permission denied; make it"), "{said}");
+    }
+    // And an ordinary user can read what he may read.
+    fs::set_permissions(images.path("secret.qcow2"), Permissions::from_mode(0o444)).unwrap();
+    let output = as_ordinary_user(program.as_os_str()).arg(images.path("top.qcow2")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == images.oracle("top.qcow2", "qcow2"));
+}
+
+#[test]
+fn a_program_of_qemu_is_not_installed() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    let bin = images.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let image = images.convert("disk.qcow2", "qcow2", &[]);
+    let run = || complaint(Command::new(cat_image()).arg(&image).env("PATH", &bin));
+    let said = run();
+    assert!(said.contains("qemu-img cannot be run") && said.contains("apt install qemu-utils"), "{said}");
+    let found = Command::new("sh").args(["-c", "command -v qemu-img"]).output().unwrap().stdout;
+    symlink(String::from_utf8(found).unwrap().trim(), bin.join("qemu-img")).unwrap();
+    let said = run();
+    assert!(said.contains("qemu-nbd cannot be run") && said.contains("apt install qemu-utils"), "{said}");
+    // A raw image of a stated format needs neither.
+    let raw = Command::new(cat_image())
+        .args(["--format", "raw"])
+        .arg(&image)
+        .env("PATH", "/none")
+        .output()
+        .unwrap();
+    assert!(raw.stdout == fs::read(&image).unwrap());
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let images = Images::new();
+    images.convert("base.qcow2", "qcow2", &[]);
+    images.overlay("mid.qcow2", "qcow2", "base.qcow2", "qcow2");
+    images.overlay("top.qcow2", "qcow2", "mid.qcow2", "qcow2");
+    fs::remove_file(images.path("base.qcow2")).unwrap();
+    images.convert("base.vmdk", "vmdk", &[]);
+    images.overlay("snap.vmdk", "vmdk", "base.vmdk", "vmdk");
+    fs::remove_file(images.path("base.vmdk")).unwrap();
+    images.convert("flat.vmdk", "vmdk", &["-o", "subformat=monolithicFlat"]);
+    fs::remove_file(images.path("flat-flat.vmdk")).unwrap();
+    for (name, format, missing, by, wanted) in [
+        ("top.qcow2", Format::Qcow2, "base.qcow2", "mid.qcow2", Role::Backing),
+        ("snap.vmdk", Format::Vmdk, "base.vmdk", "snap.vmdk", Role::Backing),
+        ("flat.vmdk", Format::Vmdk, "flat-flat.vmdk", "flat.vmdk", Role::Extent),
+    ] {
+        for stated in [None, Some(format)] {
+            match images.refuse(name, stated) {
+                OpenError::Missing { path, referrer, role } => {
+                    assert_eq!((path, referrer, role), (images.path(missing), images.path(by), wanted));
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn truncated_images() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    for (name, format, options) in [
+        ("q.qcow2", Format::Qcow2, &[][..]),
+        ("s.vmdk", Format::Vmdk, &[]),
+        ("o.vmdk", Format::Vmdk, &["-o", "subformat=streamOptimized"]),
+        ("d.vdi", Format::Vdi, &[]),
+        ("h.vhdx", Format::Vhdx, &[]),
+        ("p.vpc", Format::Vpc, &[]),
+        ("e.qed", Format::Qed, &[]),
+    ] {
+        let path = images.convert(name, format.driver(), options);
+        let whole = fs::read(path).unwrap();
+        // From within the header to the last cluster.
+        for part in [1, 10, 40, 80] {
+            let length = whole.len() * part / 100;
+            images.write(name, &whole[..length]);
+            for stated in [None, Some(format)] {
+                let error = images.refuse(name, stated);
+                let is_told = matches!(error, OpenError::Corrupt { .. } | OpenError::Truncated { .. })
+                    // Without its magic it is only by its name that it is an image.
+                    || matches!(error, OpenError::NotAsNamed { .. }) && stated.is_none();
+                assert!(is_told, "{name} cut to {length} bytes: {error:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn truncated_extents() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    for (kind, extent) in [
+        ("monolithicFlat", "d-flat.vmdk"),
+        ("twoGbMaxExtentFlat", "d-f001.vmdk"),
+        ("twoGbMaxExtentSparse", "d-s001.vmdk"),
+    ] {
+        images.convert("d.vmdk", "vmdk", &["-o", &format!("subformat={kind}")]);
+        let extent = File::options().write(true).open(images.path(extent)).unwrap();
+        extent.set_len(extent.metadata().unwrap().len() / 2).unwrap();
+        for stated in [None, Some(Format::Vmdk)] {
+            let error = images.refuse("d.vmdk", stated);
+            assert!(
+                matches!(error, OpenError::Truncated { .. } | OpenError::Corrupt { .. }),
+                "{kind}: {error:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn corrupt_images() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    // Where each format keeps what it cannot do without; what is written there; whether the kind of
+    // the file can still be told.
+    for (name, format, offset) in [
+        ("q.qcow2", Format::Qcow2, 4),
+        ("q.qcow2", Format::Qcow2, 20),
+        ("q.qcow2", Format::Qcow2, 24),
+        ("q.qcow2", Format::Qcow2, 36),
+        ("q.qcow2", Format::Qcow2, 48),
+        ("q.qcow2", Format::Qcow2, 72),
+        ("v.vmdk", Format::Vmdk, 4),
+        ("v.vmdk", Format::Vmdk, 20),
+        ("v.vmdk", Format::Vmdk, 44),
+        ("v.vmdk", Format::Vmdk, 56),
+        ("h.vhdx", Format::Vhdx, 65536),
+    ] {
+        images.convert(name, format.driver(), &[]);
+        let file = File::options().write(true).open(images.path(name)).unwrap();
+        let damage = if format == Format::Vhdx { vec![0xff; 2 << 20] } else { vec![0xf1; 8] };
+        file.write_all_at(&damage, offset).unwrap();
+        eprintln!("{name}, {} bytes at {offset}", damage.len());
+        let error = images.refuse(name, None);
+        let is_told = matches!(error, OpenError::Corrupt { .. } | OpenError::Truncated { .. });
+        assert!(is_told, "{name} at {offset}: {error:?}");
+    }
+    images.write("magic.vmdk", vec![0xf1; 65536]);
+    let error = images.refuse("magic.vmdk", None);
+    assert!(matches!(error, OpenError::NotAsNamed { expected: Format::Vmdk, .. }), "{error:?}");
+    assert!(matches!(images.refuse("magic.vmdk", Some(Format::Vmdk)), OpenError::Corrupt { .. }));
+    assert!(open(&images.path("magic.vmdk"), Some(Format::Raw)).is_ok());
+}
+
+#[test]
+fn an_image_that_is_in_use() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let images = Images::new();
+    images.convert("base.qcow2", "qcow2", &[]);
+    images.convert("flat.vmdk", "vmdk", &["-o", "subformat=monolithicFlat"]);
+    images.overlay("over.qcow2", "qcow2", "base.qcow2", "qcow2");
+    for (name, format) in [
+        ("base.raw", Format::Raw),
+        ("base.qcow2", Format::Qcow2),
+        ("over.qcow2", Format::Qcow2),
+        ("flat.vmdk", Format::Vmdk),
+    ] {
+        let wanted = images.oracle(name, format.driver());
+        let path = images.path(name);
+        let before = images.checksums();
+        let machine = hold(&path, format.driver());
+        for stated in [None, Some(format)] {
+            let error = images.refuse(name, stated);
+            assert!(matches!(error, OpenError::Locked { .. }), "{name}: {error:?}");
+            assert!(error.to_string().contains("--force-share"), "{error}");
+            let shared = image::open(&path, &OpenOptions { format: stated, force_share: true }).unwrap();
+            assert_eq!(shared.warnings, [Warning::MayBeTorn { path: path.clone() }]);
+            assert!(read_whole(&*shared.source) == wanted, "{name}");
+        }
+        drop(machine);
+        // An overlay's user leaves the file below it for others to read.
+        open(&path, None).unwrap();
+        assert_eq!(images.checksums(), before);
+    }
+    // An image below one that is in use.
+    let _machine = hold(&images.path("base.qcow2"), "qcow2");
+    match images.refuse("over.qcow2", None) {
+        OpenError::Locked { path } => assert_eq!(path, images.path("base.qcow2")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nobody_may_write_to_an_image_while_it_is_read() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let images = Images::new();
+    images.convert("disk.qcow2", "qcow2", &[]);
+    // A raw image's writer has to be one that does not share it, as a machine's disk is not shared.
+    for (name, format) in [("base.raw", "raw"), ("disk.qcow2", "qcow2")] {
+        let image = open(&images.path(name), None).unwrap();
+        let write = ["-f", format, "-c", "write 0 512", name];
+        let output = Command::new("qemu-io").args(write).current_dir(images.path(".")).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("lock"), "{name}: {said}");
+        drop(image);
+        images.run("qemu-io", &write);
+    }
+}
+
+/// All that an image of a found format may not refer to, and nothing of it is touched.
+#[test]
+fn what_a_found_format_may_not_refer_to() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    let socket = images.path("trap");
+    let trap = Trap::new(&socket);
+    let trap_name = socket.to_str().unwrap();
+    images.run("mkfifo", &["pipe"]);
+    let references = [
+        format!("nbd:unix:{trap_name}"),
+        format!("nbd+unix:///?socket={trap_name}"),
+        format!(r#"json:{{"driver":"nbd","server":{{"type":"unix","path":"{trap_name}"}}}}"#),
+        r#"json:{"driver":"file","filename":"base.raw"}"#.to_owned(),
+        "http://127.0.0.1:1/x".to_owned(),
+        "ssh://127.0.0.1/x".to_owned(),
+        "file:base.raw".to_owned(),
+        "fd:3".to_owned(),
+        "C:\\disks\\base.raw".to_owned(),
+        "pipe".to_owned(),
+        ".".to_owned(),
+        trap_name.to_owned(),
+        "/dev/zero".to_owned(),
+    ];
+    for reference in &references {
+        for (name, format) in [("q.qcow2", Format::Qcow2), ("q.qed", Format::Qed), ("q.qcow", Format::Qcow)] {
+            let option = format!("backing_file={}", reference.replace(',', ",,"));
+            let mut arguments = vec!["create", "-q", "-u", "-f", format.driver(), "-o", &option];
+            if format == Format::Qcow {
+                arguments.extend(["-F", "raw"]);
+            } else {
+                arguments.extend(["-o", "backing_fmt=raw"]);
+            }
+            arguments.extend([name, "12M"]);
+            images.qemu_img(&arguments);
+            is_untrusted(&images, name, format, reference);
+            // As a link of a chain that begins harmlessly.
+            let option = format!("backing_file={name},backing_fmt={format}");
+            images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, "above.qcow2", "12M"]);
+            is_untrusted(&images, "above.qcow2", Format::Qcow2, reference);
+        }
+        let parent = reference.replace('"', "");
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=2\nparentFileNameHint=\"{parent}\"\n\
+             RW 24576 FLAT \"base.raw\" 0\n"
+        );
+        images.write("parent.vmdk", text);
+        is_untrusted(&images, "parent.vmdk", Format::Vmdk, &parent);
+    }
+    trap.assert_untouched();
+}
+
+/// Who states the format has qemu follow whatever the image names.
+#[test]
+fn what_a_stated_format_may_refer_to() {
+    if !have(&["qemu-img", "qemu-nbd"]) {
+        return;
+    }
+    let images = Images::new();
+    let base = images.path("base.raw");
+    let base = base.to_str().unwrap();
+    let socket = images.path("export");
+    let export = Command::new("qemu-nbd")
+        .args(["--read-only", "--persistent", "-f", "raw", "--socket"])
+        .args([&socket, &images.path("base.raw")])
+        .spawn()
+        .unwrap();
+    let _export = Running(export);
+    wait_until("qemu-nbd listens", || socket.exists());
+    for reference in [
+        format!("file:{base}"),
+        format!(r#"json:{{"driver":"raw","file":{{"driver":"file","filename":"{base}"}}}}"#),
+        format!("nbd:unix:{}", socket.display()),
+    ] {
+        let option = format!("backing_file={},backing_fmt=raw", reference.replace(',', ",,"));
+        images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, "top.qcow2", "12M"]);
+        let refused = open(&images.path("top.qcow2"), None).unwrap_err();
+        assert!(matches!(refused, OpenError::Untrusted { .. }), "{refused:?}");
+        let image = open(&images.path("top.qcow2"), Some(Format::Qcow2)).unwrap();
+        assert!(read_whole(&*image.source) == fs::read(base).unwrap(), "{reference}");
+        assert_eq!(image.chain[1].filename.to_str(), Some(reference.as_str()));
+        assert_eq!(image.chain[1].format, Some(Format::Raw));
+    }
+}
+
+fn is_untrusted(images: &Images, name: &str, wanted: Format, reference: &str) {
+    match images.refuse(name, None) {
+        error @ OpenError::Untrusted { format, .. } => {
+            let remedy = format!("--format {wanted}");
+            assert_eq!(format, wanted);
+            assert!(error.to_string().contains(&remedy), "{error}");
+        }
+        other => panic!("{name} with {reference}: {other:?}"),
+    }
+}
+
+#[test]
+fn extents_of_a_found_vmdk_stay_in_its_directory() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    fs::create_dir_all(images.path("d/sub")).unwrap();
+    let outside = images.path("base.raw");
+    let trap = Trap::new(&images.path("d/trap"));
+    symlink(&outside, images.path("d/link.vmdk")).unwrap();
+    fs::copy(&outside, images.path("d/sub/inside.vmdk")).unwrap();
+    fs::copy(&outside, images.path("d/inside.vmdk")).unwrap();
+    let sectors = DISK / 512;
+    let describe = |extent: &str| {
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+             RW {sectors} FLAT \"{extent}\" 0\nddb.adapterType = \"ide\"\n"
+        );
+        images.write("d/disk.vmdk", text);
+    };
+    for extent in
+        ["../base.raw", "sub/../../base.raw", "link.vmdk", "nbd:unix:trap", "trap", outside.to_str().unwrap()]
+    {
+        describe(extent);
+        let error = images.refuse("d/disk.vmdk", None);
+        assert!(matches!(error, OpenError::Untrusted { role: Role::Extent, .. }), "{extent}: {error:?}");
+    }
+    for extent in ["inside.vmdk", "./inside.vmdk", "sub/inside.vmdk"] {
+        describe(extent);
+        images.check("d/disk.vmdk", None, Format::Vmdk, 1);
+    }
+    // Who states the format trusts the image.
+    describe("../base.raw");
+    images.check("d/disk.vmdk", Some(Format::Vmdk), Format::Vmdk, 1);
+    trap.assert_untouched();
+}
+
+/// However loosely a descriptor is written: what qemu finds in it, we have found before.
+#[test]
+fn no_extent_that_qemu_finds_is_hidden_from_us() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    fs::rename(images.path("base.raw"), images.path("a")).unwrap();
+    let heads = [
+        "# Disk DescriptorFile\nversion=1\n",
+        "#\n#\n#\nversion=3\n",
+        "version=2\n",
+        "# x\r\n  \r\nversion=1\r\n",
+        "#\n \n   \nversion=1\n",
+        "#\n\nversion=1\n",
+        " version=1\n",
+        "version=1",
+        "version=4\n",
+    ];
+    let lines = [
+        "RW 8 FLAT \"a\" 0",
+        "RW 8 FLAT \"a\"0",
+        "RW 8FLAT \"a\" 0",
+        "RW 8FLAT\"a\" 0",
+        "RW8 FLAT \"a\" 0",
+        "RW\n8\nFLAT\n\"a\"\n0",
+        "\t RW\x0b8\x0cFLAT\r\"a\" 0",
+        "  \n RW +8 FLAT \"a\" 0",
+        "RW 010 FLAT \"a\" 0",
+        "RW 0x8 FLAT \"a\" 0",
+        "RW 8 FLAT \"a 0",
+        "RW 8 FLAT \"a\" x",
+        "RW 8 FLAT \"a\" -1",
+        "RW 8 FLAT a 0",
+        "RW 8 flat \"a\" 0",
+        "rw 8 FLAT \"a\" 0",
+        "RDONLY 8 FLAT \"a\" 0",
+        "x RW 8 FLAT \"a\" 0",
+        "RW 8 VMFS \"a\"",
+        "RW 8 ZERO",
+        "RW 8 FLATFLATFLAT \"a\" 0",
+        "x = \"\nRW 8 FLAT \"a\" 0",
+        "# RW 8 FLAT \"a\" 0",
+        "#\0\nRW 8 FLAT \"a\" 0",
+    ];
+    let mut found = 0;
+    for (h, head) in heads.iter().enumerate() {
+        for (l, line) in lines.iter().enumerate() {
+            // Either an odd beginning or an odd line.
+            if h > 0 && l > 0 {
+                continue;
+            }
+            let text = format!("{head}CID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n{line}\n");
+            let path = images.write("d", &text);
+            let info = Command::new("qemu-img").args(["info", "--output=json"]).arg(&path).output().unwrap();
+            let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap_or_default();
+            if info["format"] != "vmdk" {
+                continue;
+            }
+            let extents = info["format-specific"]["data"]["extents"].as_array().cloned().unwrap_or_default();
+            match open(&path, None) {
+                Ok(image) => {
+                    // qemu may well find one twice.
+                    let ours = &image.chain[0].data_files;
+                    let hidden = |extent: &&serde_json::Value| {
+                        !ours.iter().any(|file| file.to_str() == extent["filename"].as_str())
+                    };
+                    assert_eq!(extents.iter().find(hidden), None, "{text:?}: {ours:?}");
+                    found += extents.len();
+                }
+                // It must not be that only qemu-img knew the file for a VMDK.
+                Err(error) => assert!(matches!(error, OpenError::Corrupt { .. }), "{text:?}: {error:?}"),
+            }
+        }
+    }
+    assert!(found > 10, "{found}");
+}
+
+/// A sparse extent without a capacity carries a descriptor, whose extents are found all the same, and
+/// so it may not be the extent of another.
+#[test]
+fn a_descriptor_inside_an_extent_is_seen() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    let text = "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+                RW 24576 FLAT \"/etc/passwd\" 0\n";
+    let mut stub = vec![0; 4096];
+    stub[..12].copy_from_slice(b"KDMV\x01\0\0\0\x03\0\0\0");
+    stub[28..36].copy_from_slice(&1_u64.to_le_bytes());
+    stub[36..44].copy_from_slice(&2_u64.to_le_bytes());
+    stub[512..512 + text.len()].copy_from_slice(text.as_bytes());
+    images.write("stub.vmdk", stub);
+    let error = images.refuse("stub.vmdk", None);
+    assert!(matches!(error, OpenError::Untrusted { role: Role::Extent, .. }), "{error:?}");
+    images.write("disk.vmdk", text.replace("FLAT \"/etc/passwd\" 0", "SPARSE \"stub.vmdk\""));
+    let error = images.refuse("disk.vmdk", None);
+    assert!(matches!(error, OpenError::Untrusted { role: Role::Extent, .. }), "{error:?}");
+}
+
+/// What a guest can do to its own raw disk.
+#[test]
+fn a_raw_disk_with_the_header_of_an_image_that_names_a_backing_file() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let images = Images::new();
+    images.convert("plain.qcow2", "qcow2", &[]);
+    images.overlay("over.qcow2", "qcow2", "base.raw", "raw");
+    let evil = fs::read(images.path("over.qcow2")).unwrap();
+    for name in ["disk.img", "disk.raw", "disk.dd", "disk.ISO", "disk.bin"] {
+        images.write(name, &evil);
+        let error = images.refuse(name, None);
+        assert!(matches!(error, OpenError::RawByName { .. }), "{name}: {error:?}");
+        let text = error.to_string();
+        assert!(text.contains("--format raw") && text.contains("--format qcow2"), "{text}");
+        // Stated as raw, it is not looked into.
+        let raw = open(&images.path(name), Some(Format::Raw)).unwrap();
+        assert!(read_whole(&*raw.source)[..evil.len()] == evil);
+        assert!(raw.chain.len() == 1);
+        images.check(name, Some(Format::Qcow2), Format::Qcow2, 2);
+    }
+    // Many call a qcow2 that stands alone `.img`.
+    fs::rename(images.path("plain.qcow2"), images.path("plain.img")).unwrap();
+    images.check("plain.img", None, Format::Qcow2, 1);
+    // The same below an overlay that does not say what its backing file is.
+    let mut top = fs::read(images.overlay("top.qcow2", "qcow2", "disk.img", "qcow2")).unwrap();
+    images.check("top.qcow2", None, Format::Qcow2, 3);
+    let at = top.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+    top[at..at + 4].copy_from_slice(b"????");
+    images.write("top.qcow2", top);
+    is_untrusted(&images, "top.qcow2", Format::Qcow2, "disk.img");
+}
+
+#[test]
+fn a_chain_without_end() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    let create = |name: &str, below: &str| {
+        let option = format!("backing_file={below},backing_fmt=qcow2");
+        images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, name, "1M"]);
+    };
+    create("a.qcow2", "b.qcow2");
+    create("b.qcow2", "a.qcow2");
+    create("self.qcow2", "./self.qcow2");
+    for name in ["a.qcow2", "self.qcow2"] {
+        for stated in [None, Some(Format::Qcow2)] {
+            assert!(matches!(images.refuse(name, stated), OpenError::Loop { .. }), "{name}");
+        }
+    }
+    for n in 0..70 {
+        create(&format!("{n}.qcow2"), &format!("{}.qcow2", n + 1));
+    }
+    assert!(matches!(images.refuse("0.qcow2", None), OpenError::TooDeep { limit: 64, .. }));
+}
+
+#[test]
+fn an_encrypted_image() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    // The method of encryption is at byte 32 of the header; 1 is AES.
+    let image = File::options().write(true).open(images.convert("e.qcow2", "qcow2", &[])).unwrap();
+    image.write_all_at(&1_u32.to_be_bytes(), 32).unwrap();
+    for stated in [None, Some(Format::Qcow2)] {
+        assert!(matches!(images.refuse("e.qcow2", stated), OpenError::Encrypted { .. }));
+    }
+}
+
+#[test]
+fn hostile_text_does_not_reach_the_terminal() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    for name in ["\x1b[31mred\nx.vmdk", "x\u{202e}kdmv.vmdk"] {
+        images.write(name, "# Disk DescriptorFile\nversion=1\nRW 8 FLAT \"\x1b]0;x\x07\" 0\n");
+        assert!(!images.refuse(name, None).to_string().chars().any(|c| c.is_control() || c == '\u{202e}'));
+    }
+}

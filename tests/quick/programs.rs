@@ -1,0 +1,107 @@
+//! The test programs hold all test files: what is in none of them would never be compiled, let alone run.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The files of Rust below a directory.
+fn below(directory: &Path, found: &mut BTreeSet<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            below(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.insert(path);
+        }
+    }
+}
+
+/// The names in declarations of modules that are files, with what `#[path]` says of each. A declaration in a
+/// comment is none, nor is a module in braces.
+fn declared(source: &str) -> Vec<(String, Option<String>)> {
+    let mut modules = Vec::new();
+    let mut path = None;
+    for line in source.lines().map(str::trim) {
+        if let Some(quoted) = line.strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]")) {
+            path = Some(quoted.to_owned());
+            continue;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let name = match words[..] {
+            ["mod", name] => name.strip_suffix(';'),
+            [visibility, "mod", name] if visibility.starts_with("pub") => name.strip_suffix(';'),
+            _ => None,
+        };
+        if let Some(name) = name {
+            modules.push((name.to_owned(), path.take()));
+        }
+    }
+    modules
+}
+
+/// A file, and all that it declares. `directory` is where its modules are.
+fn reach(file: &Path, directory: &Path, reached: &mut BTreeSet<PathBuf>) {
+    reached.insert(file.to_owned());
+    for (name, path) in declared(&fs::read_to_string(file).unwrap()) {
+        if let Some(path) = path {
+            // Those that are given by their path are the code of others, and have no modules of their own.
+            reached.insert(file.parent().unwrap().join(path));
+            continue;
+        }
+        let (alone, folder) = (directory.join(format!("{name}.rs")), directory.join(&name));
+        let file = if alone.exists() { alone } else { folder.join("mod.rs") };
+        reach(&file, &folder, reached);
+    }
+}
+
+/// The names of the programs: directories of `tests` with a `main.rs`.
+fn programs() -> BTreeSet<String> {
+    let entries = fs::read_dir(Path::new(ROOT).join("tests")).unwrap().map(|entry| entry.unwrap());
+    let programs = entries.filter(|entry| entry.path().join("main.rs").exists());
+    programs.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn every_test_file_is_in_a_program() {
+    let tests = Path::new(ROOT).join("tests");
+    let (mut files, mut reached) = (BTreeSet::new(), BTreeSet::new());
+    below(&tests, &mut files);
+    for program in programs() {
+        reach(&tests.join(&program).join("main.rs"), &tests.join(&program), &mut reached);
+    }
+    let left_out: Vec<_> = files.difference(&reached).collect();
+    assert!(
+        left_out.is_empty(),
+        "these files are in no test program; declare them by `mod` in a tests/*/main.rs: {left_out:#?}"
+    );
+    // Else the declarations were not read as the compiler reads them.
+    let missing: Vec<_> = reached.iter().filter(|file| !file.exists()).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(reached.contains(&tests.join("quick/programs.rs")), "{reached:#?}");
+}
+
+/// A program that no target of the Makefile runs is as good as none.
+#[test]
+fn every_program_is_run_by_make_check() {
+    let makefile = fs::read_to_string(Path::new(ROOT).join("Makefile")).unwrap();
+    for program in programs() {
+        let run = format!("--test {program}");
+        let is_run = makefile
+            .lines()
+            .skip_while(|line| !line.starts_with("check-quick:"))
+            .take_while(|line| !line.starts_with("build:"))
+            .any(|line| line.contains(&run));
+        assert!(is_run, "make check does not say {run}");
+    }
+}
+
+#[test]
+fn declarations_are_found() {
+    let source =
+        "mod a;\n// mod b;\npub(crate) mod c;\nmod d {\n#[path = \"../e.rs\"]\n    mod e;\n}\nmod f { }\n";
+    let names: Vec<_> = declared(source).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["a", "c", "e"]);
+    assert_eq!(declared(source)[2].1.as_deref(), Some("../e.rs"));
+}

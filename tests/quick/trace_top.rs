@@ -1,0 +1,196 @@
+//! `virt-bmap-rs trace --top` in a real terminal: tmux draws it, and tells what stands there and in which state
+//! the terminal is left. Needs no appliance.
+
+use rustix::process::Signal;
+use std::fs;
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use virt_bmap_testutil::sandbox::{Finished, Running, Sandbox};
+use virt_bmap_testutil::tools::{self, needs};
+use virt_bmap_testutil::traced::{NBDSH, sandbox};
+
+/// How long it may take until something is on the screen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Names that would clear the screen, set its title, turn the text around, or are wider than they have bytes.
+const MAP: &str = "\
+1 0 1000 f /dev/sda1 /evil\u{1b}[2J\u{1b}]0;stolen\u{7}\u{202e}name
+1 1000 2000 f /dev/sda1 /漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字
+1 2000 3000 f /dev/sda1 /written
+1 3000 800000 p /dev/sda1
+";
+
+/// A program in a terminal of 100 columns and 30 lines. When it has ended, its status and the terminal's state
+/// are printed on that.
+struct Screen {
+    running: Running,
+    socket: PathBuf,
+}
+
+impl Screen {
+    fn start(sandbox: Sandbox, args: &[&str]) -> Self {
+        fs::write(sandbox.cwd().join("disk.bmap"), MAP).unwrap();
+        let socket = sandbox.cwd().join("tmux");
+        let new = ["tmux", "-u", "-S", socket.to_str().unwrap(), "-f", "/dev/null", "new-session", "-d"];
+        let size = ["-x", "100", "-y", "30"];
+        let script = r#""$0" "$@"; echo "ended with $?"; stty -a; exec sleep 1000"#;
+        let args = [&["trace", "disk.raw", "--map", "disk.bmap", "--top"], args].concat();
+        let running = sandbox.wrapper(new.into_iter().chain(size).chain(["sh", "-c", script])).start(args);
+        Self { running, socket }
+    }
+
+    fn tmux(&self, args: &[&str]) -> String {
+        let socket = ["-S", self.socket.to_str().unwrap()];
+        String::from_utf8(tools::run("tmux", socket.iter().chain(args))).unwrap()
+    }
+
+    fn keys(&self, keys: &str) {
+        self.tmux(&["send-keys", keys]);
+    }
+
+    /// What stands there.
+    fn text(&self) -> String {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    /// Waits until what stands there is as it shall be.
+    #[track_caller]
+    fn wait(&self, what: &str, reached: impl Fn(&str) -> bool) -> String {
+        let began = Instant::now();
+        // The server may not be there yet.
+        while !self.socket.exists() {
+            assert!(began.elapsed() < PATIENCE, "tmux does not start");
+            sleep(Duration::from_millis(20));
+        }
+        loop {
+            let text = self.text();
+            if reached(&text) {
+                return text;
+            }
+            assert!(began.elapsed() < PATIENCE, "not there: {what}\n{text}");
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits for the end of the program, and checks that the terminal is as it was.
+    #[track_caller]
+    fn end(self, status: &str) -> (String, Finished) {
+        let ended = format!("ended with {status}\n");
+        let text = self.wait(&ended, |text| text.contains(&ended) && text.contains("-extproc"));
+        for setting in [" icanon ", " echo ", " isig ", " opost "] {
+            assert!(text.replace('\n', " ").contains(setting), "the terminal is not what it was: {text}");
+        }
+        let state = self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag} #{pane_title}"]);
+        assert!(state.starts_with("0 1 ") && !state.contains("stolen"), "{state}");
+        self.tmux(&["kill-server"]);
+        (text, self.running.finish())
+    }
+}
+
+/// A command that reads and writes, says something, and waits.
+fn command(sandbox: &Sandbox) -> String {
+    let script = "import sys, time\nh.pread(1024, 0)\nh.pread(512, 0x1000)\nh.pread(512, 0x1200)\nh.pread(512, 0x1400)\n\
+                  h.pwrite(b'x' * 512, 0x2000)\nh.flush()\nprint('I read \\x1b[2J', flush=True)\n\
+                  try:\n    time.sleep(1000)\nexcept KeyboardInterrupt:\n    print('I was interrupted')\n";
+    fs::write(sandbox.cwd().join("client.py"), script).unwrap();
+    format!("exec {NBDSH} -u \"$uri\" -c - <client.py")
+}
+
+fn row(text: &str, number: usize) -> &str {
+    let heading = text.lines().position(|line| line.contains("REQUESTS")).unwrap();
+    text.lines().nth(heading + number).unwrap()
+}
+
+#[test]
+fn the_screen_shows_files_and_gives_the_terminal_back() {
+    needs!("tmux", "nbdsh", "stty");
+    let sandbox = sandbox();
+    let run = command(&sandbox);
+    let screen = Screen::start(sandbox, &["-o", "log", "--run", &run]);
+    let text = screen.wait("the flush", |text| text.contains("1 flush") && text.contains("I read"));
+    assert!(text.lines().next().unwrap().starts_with("virt-bmap-rs trace disk.raw"), "{text}");
+    assert!(text.contains("read 2.5 KiB in 4") && text.contains("wrote 512 B in 1"), "{text}");
+    assert!(text.contains("THE COMMAND SAYS\nI read \\033[2J\n"), "{text}");
+    // By bytes, then by requests, bytes written, and time.
+    let first = |name: &'static str| move |text: &str| row(text, 1).contains(name);
+    let text = screen.wait("the first of the files", |text| row(text, 1).contains("1.5 KiB"));
+    assert!(row(&text, 1).contains("…") && row(&text, 1).ends_with("漢字漢字"), "{text}");
+    assert!(
+        row(&text, 2).ends_with("f /dev/sda1 /evil\\033[2J\\033]0;stolen\\007\\342\\200\\256name"),
+        "{text}"
+    );
+    screen.keys("w");
+    screen.wait("the file that was written", first("/written"));
+    screen.keys("r");
+    screen.wait("the file that was asked for most", first("漢字"));
+    screen.keys("t");
+    screen.wait("the last file", first("/written"));
+    screen.keys("Space");
+    screen.wait("that it is held", |text| text.contains("(held)"));
+    screen.keys("Space");
+    // Another size is drawn on at once, and names are cut to it.
+    screen.tmux(&["resize-window", "-x", "60", "-y", "12"]);
+    let text = screen.wait("a smaller screen", |text| text.contains("1.5 KiB") && text.lines().count() <= 12);
+    assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
+    screen.tmux(&["resize-window", "-x", "100", "-y", "30"]);
+    screen.keys("q");
+    let (text, run) = screen.end("130");
+    assert!(
+        text.contains("I read \\033[2J\nI was interrupted\n"),
+        "what the command said is said again: {text}"
+    );
+    assert!(text.contains("4 reads of 2.5 KiB, 1 write of 512 B, 1 flush"), "{text}");
+    let log = String::from_utf8(run.read("log")).unwrap();
+    assert!(log.contains("read f /dev/sda1 /evil") && log.ends_with("\nflush\n"), "{log}");
+}
+
+#[test]
+fn any_end_gives_the_terminal_back() {
+    needs!("tmux", "nbdsh", "stty");
+    // Without a command, the screen tells where clients connect, and Ctrl-C is an end like any other.
+    let screen = Screen::start(sandbox(), &[]);
+    let text =
+        screen.wait("the URI", |text| text.contains("nbd+unix:///?socket=") && text.contains("REQUESTS"));
+    assert!(text.contains("q: end"), "{text}");
+    screen.keys("C-c");
+    let (_, run) = screen.end("0");
+    assert!(!run.files().iter().any(|name| name == "-"), "{:?}", run.files());
+    // The command's own end.
+    let screen = Screen::start(sandbox(), &["--run", "sleep 1; exit 7"]);
+    screen.wait("the screen", |text| text.contains("REQUESTS"));
+    screen.end("7");
+    // Signals: one that is waited for, and one that is not.
+    for (signal, status) in [(Signal::TERM, "143"), (Signal::HUP, "129"), (Signal::QUIT, "131")] {
+        let screen = Screen::start(sandbox(), &["--run", "sleep 1000"]);
+        screen.wait("the screen", |text| text.contains("REQUESTS"));
+        let program = screen.running.program_in_terminal();
+        virt_bmap_testutil::sandbox::kill(program, signal);
+        screen.end(status);
+    }
+    // A log that is full is said on the screen, and again afterwards.
+    let client = format!("{NBDSH} -u \"$uri\" -c 'h.pread(512, 0)'; sleep 2");
+    let screen = Screen::start(sandbox(), &["-o", "/dev/full", "--run", &client]);
+    screen.wait("that the log is full", |text| text.contains("/dev/full: the log could not be written any"));
+    let (text, _) = screen.end("3");
+    assert!(text.contains("/dev/full"), "{text}");
+}
+
+#[test]
+fn elsewhere_it_is_a_line_from_time_to_time() {
+    needs!("nbdsh");
+    let sandbox = sandbox();
+    fs::write(sandbox.cwd().join("disk.bmap"), MAP).unwrap();
+    let run = format!("{NBDSH} -u \"$uri\" -c 'h.pread(1024, 0)' -c 'h.flush()'; sleep 6");
+    let run = sandbox.run(["trace", "disk.raw", "--map", "disk.bmap", "--top", "--run", &run]);
+    run.assert_code(0);
+    let said = String::from_utf8(run.stdout.clone()).unwrap();
+    assert_eq!(said.lines().count(), 1, "a line every 5 s, and no log: {said}");
+    assert!(said.starts_with("5 s: read 1 KiB in 1 ("), "{said}");
+    assert!(
+        said.ends_with(", most 1 KiB of f /dev/sda1 /evil\\033[2J\\033]0;stolen\\007\\342\\200\\256name\n"),
+        "{said}"
+    );
+    let args = ["trace", "disk.raw", "--map", "disk.bmap", "--top", "-o", "-", "--run", "true"];
+    run.sandbox.run(args).assert_fails(&["--top", "standard output", "-o"]);
+}

@@ -1,0 +1,141 @@
+//! Corrupted filesystems: whatever is on a disk, the program neither hangs nor panics, maps what can be mapped and
+//! says what cannot.
+//!
+//! A guest has a partition for each kind of filesystem and layer. A seed corrupts all of them but one, each in its
+//! own way, and the program maps the whole. `cargo test --test torture -- corrupted` does so with one seed; with
+//! `--all` (`make torture`) there are fifty, and numbers are seeds.
+
+mod corrupt;
+mod guest;
+
+use self::corrupt::corrupt;
+use self::guest::{PARTS, SOUND, SOUND_FILE};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::Duration;
+use virt_bmap::bmap::{self, Kind, Map, ObjectName};
+use virt_bmap_testutil::random::{self, Random};
+use virt_bmap_testutil::ranges::{Range, round_out};
+use virt_bmap_testutil::{oracle_pattern, sandbox, tools};
+
+/// Seeds of `make torture`.
+const SEEDS: std::ops::Range<u64> = 0..50;
+
+/// A run has so long. An idle machine needs a tenth of it.
+const DEADLINE: Duration = Duration::from_secs(1500);
+
+/// Does the seeds that the arguments name. Returns whether all of them passed.
+pub(crate) fn run(args: &[String]) -> bool {
+    if !tools::installed(&[
+        "guestfish",
+        "sfdisk",
+        "mkudffs",
+        "mksquashfs",
+        "xorriso",
+        "mkfs.jfs",
+        "mkfs.nilfs2",
+    ]) {
+        return true;
+    }
+    let seeds = random::seeds(args, SEEDS);
+    let image = guest::image();
+    let (mut failed, mut lost) = (Vec::new(), BTreeMap::<&str, usize>::new());
+    for seed in &seeds {
+        // One seed must not cost the others'.
+        match catch_unwind(AssertUnwindSafe(|| torture(&image, *seed))) {
+            Ok(unmapped) => unmapped.into_iter().for_each(|name| *lost.entry(name).or_default() += 1),
+            Err(_) => failed.push(*seed),
+        }
+    }
+    println!("\n| corrupted | mapped at least in part | said not to be |\n|---|--:|--:|");
+    for part in &PARTS[..SOUND - 1] {
+        let lost = lost.get(part.name).copied().unwrap_or(0);
+        println!("| {} | {} | {lost} |", part.name, seeds.len() - failed.len() - lost);
+    }
+    println!("\n{} seeds, {} failed: {failed:?}", seeds.len(), failed.len());
+    failed.is_empty()
+}
+
+/// Corrupts all partitions but the last, maps the guest, and checks what the program did. Returns what of the
+/// guest it could not map.
+fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("guest.raw");
+    virt_bmap_testutil::formats::copy(sound, &image);
+    let disk = File::options().read(true).write(true).open(&image).unwrap();
+    let mut done = Vec::new();
+    for number in 1..SOUND {
+        let how = corrupt(&disk, &guest::extent(number), &mut Random::of(seed, number));
+        done.push(format!("/dev/sda{number} {}: {how}", PARTS[number - 1].name));
+    }
+    drop(disk);
+    let seal = sandbox::sealed([&image]);
+    let mut args: Vec<std::ffi::OsString> = vec![image.clone().into(), "-o".into(), "out.bmap".into()];
+    args.extend(["-o", "out.jsonl", "--key", "all:key:secret", "--timeout", "120"].map(Into::into));
+    if seed % 2 == 1 {
+        args.push("--metadata".into());
+    }
+    let run = sandbox::Sandbox::new().deadline(DEADLINE).run(args);
+    drop(seal);
+    println!("seed {seed}: {:.0} s, status {}", run.elapsed.as_secs_f64(), run.code());
+    if let Some(dir) = std::env::var_os("TORTURE_KEEP") {
+        let at = |suffix| Path::new(&dir).join(format!("{seed}.{suffix}"));
+        std::fs::write(at("stderr"), format!("{}\n{}", done.join("\n"), run.stderr)).unwrap();
+        virt_bmap_testutil::formats::copy(&image, &at("raw"));
+    }
+    let context = || format!("corrupted:\n{}\nstandard error:\n{}", done.join("\n"), run.stderr);
+    // Most of the disk can be mapped: a status of 1 would be too much.
+    assert!(matches!(run.code(), 0 | 3), "exit status {}; {}", run.code(), context());
+
+    let size = image.metadata().unwrap().len();
+    let mut unmapped = Vec::new();
+    for output in ["out.bmap", "out.jsonl"] {
+        let format = bmap::FileType::of(output.as_ref()).format;
+        let map = bmap::read(&run.read(output)[..], format).unwrap();
+        for piece in map.pieces() {
+            assert!(
+                piece.disk == 1 && piece.range.end.0 <= size,
+                "{piece:?} is outside of the disk; {}",
+                context()
+            );
+        }
+        unmapped = lacking(&map);
+    }
+    for number in &unmapped {
+        let device = format!("/dev/sda{number}");
+        let names = |line: &str| {
+            let mut words = line.split(|c: char| c.is_whitespace() || matches!(c, ':' | ',' | '(' | ')'));
+            words.any(|word| word == device || PARTS[number - 1].is_below(word))
+        };
+        assert!(run.stderr.lines().any(names), "nothing is said of {device}; {}", context());
+    }
+
+    // What is sound is mapped as if nothing else were there.
+    let scanned = oracle_pattern::on_disk(&oracle_pattern::scan(&image), SOUND_FILE);
+    let map = bmap::load(&run.sandbox.cwd().join("out.jsonl")).unwrap();
+    let device = format!("/dev/sda{SOUND}");
+    let file = map.find(ObjectName::path(Kind::File, device.as_bytes(), b"/sound"));
+    let file = file.unwrap_or_else(|| panic!("what is sound is not in the map; {}", context()));
+    let mapped: Vec<Range> = file.pieces().map(|piece| piece.range.start.0..piece.range.end.0).collect();
+    assert_eq!(mapped, round_out(&scanned, 4096), "{}", context());
+    unmapped.into_iter().map(|number| PARTS[number - 1].name).collect()
+}
+
+/// The partitions that nothing but the partition itself is on the map of.
+fn lacking(map: &Map) -> Vec<usize> {
+    let mut is_named = [false; SOUND];
+    for object in
+        map.objects().filter(|object| object.kind() != Kind::Partition && object.kind() != Kind::Disk)
+    {
+        for piece in object.pieces() {
+            if let Some(number) =
+                (1..=SOUND).find(|number| guest::extent(*number).contains(&piece.range.start.0))
+            {
+                is_named[number - 1] = true;
+            }
+        }
+    }
+    (1..=SOUND).filter(|number| !is_named[number - 1] && PARTS[number - 1].name != "swap").collect()
+}
