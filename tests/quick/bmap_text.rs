@@ -11,6 +11,7 @@ use virt_bmap::bmap::{
     ObjectName, PieceFlags, Role, Warning, convert, load, save,
 };
 use virt_bmap::range::{DiskOffset, DiskRange};
+use virt_bmap_testutil::tools;
 
 fn written(map: &Map) -> Vec<u8> {
     let mut out = Vec::new();
@@ -18,15 +19,9 @@ fn written(map: &Map) -> Vec<u8> {
     out
 }
 
-/// A map of a Fedora 20 guest by the original program. It lies beside the project, not in it.
+/// A map of a Fedora 20 guest by the original program.
 fn fedora() -> Option<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/fedora-20.bmap.gz");
-    let Ok(file) = std::fs::File::open(&path) else {
-        let why = format!("{} is not there: no map by the original to compare with", path.display());
-        assert!(std::env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none_or(|value| value != "1"), "{why}");
-        eprintln!("SKIPPED: {why}");
-        return None;
-    };
+    let file = std::fs::File::open(tools::original_map()?).unwrap();
     let mut text = Vec::new();
     flate2::read::GzDecoder::new(file).read_to_end(&mut text).unwrap();
     Some(text)

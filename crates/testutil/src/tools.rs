@@ -48,6 +48,23 @@ pub fn is_root(purpose: &str) -> bool {
     root
 }
 
+/// A map of a Fedora 20 guest by the original program, compressed, which lies beside the project and not in it.
+///
+/// Must be there where everything must be, unless `VIRT_BMAP_WITHOUT_ORIGINAL=1` says that it cannot.
+pub fn original_map() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/fedora-20.bmap.gz");
+    if path.exists() {
+        return Some(path);
+    }
+    let why = format!("{} is not there: no map by the original to compare with", path.display());
+    if env::var_os("VIRT_BMAP_WITHOUT_ORIGINAL").is_some_and(|value| value == "1") {
+        eprintln!("SKIPPED: {why}");
+    } else {
+        skip(&why);
+    }
+    None
+}
+
 /// A command of an installed program, in the C locale.
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(find(program).unwrap_or_else(|| panic!("{program} is not installed")));

@@ -11,7 +11,7 @@ use virt_bmap::bmap::{
     PieceFlags, Role, Warning, load, save,
 };
 use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
-use virt_bmap_testutil::tools::needs;
+use virt_bmap_testutil::tools::{self, needs};
 
 /// How many pixels of the map have the colour of what was found.
 const LIT_PIXELS: &str = "(() => {
@@ -475,11 +475,7 @@ fn the_page_knows_of_every_byte_what_the_map_knows() {
 #[test]
 fn the_map_of_a_whole_guest_opens_at_once() {
     needs!("chromium");
-    let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/fedora-20.bmap.gz");
-    if !map.exists() {
-        eprintln!("SKIPPED: {} is not there", map.display());
-        return;
-    }
+    let Some(map) = tools::original_map() else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut browser = open(dir.path(), &[map.to_str().unwrap()]);
     assert!(fs::metadata(dir.path().join("report.html")).unwrap().len() < 2_000_000);
