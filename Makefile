@@ -17,6 +17,10 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # Says when a step began and how long it took.
 STEP := scripts/step.sh
 
+# The tests of the root package, with the features that the whole workspace has: chosen alone it would have others, and
+# all of it would be compiled once more.
+TEST := $(CARGO) test --workspace
+
 BIN := target/release/virt-bmap-rs
 PLUGIN := target/release/nbdkit-bmaplogger-plugin.so
 DEMO := target/demo
@@ -32,7 +36,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-appliance check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures
+.PHONY: demo check check-all check-quick check-appliance check-guests check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -53,20 +57,26 @@ check-quick:
 	$(STEP) build $(CARGO) build --workspace --lib --examples
 	$(STEP) "unit tests" $(CARGO) test --workspace --exclude virt-bmap-nbdkit --lib --bins --examples
 	$(STEP) "documentation tests" $(CARGO) test --workspace --doc
-	$(STEP) "link quick" $(CARGO) test --no-run --test quick
-	$(STEP) quick $(CARGO) test --test quick
+	$(STEP) "link quick" $(TEST) --no-run --test quick
+	$(STEP) quick $(TEST) --test quick
 
-# Minutes: real appliances on real images, two at a time. What the programs without a harness print comes when they end.
+# Minutes: real appliances on real images, two at a time. One that fails does not keep the others from being run. What
+# the programs without a harness print comes when they end.
 check-appliance:
-	$(STEP) "link appliance" $(CARGO) test --no-run --test appliance --test accuracy --test torture
-	$(STEP) appliance $(CARGO) test --test appliance -- --test-threads=2
+	$(STEP) "link appliance" $(TEST) --no-run --test appliance --test accuracy --test torture
+	$(MAKE) --keep-going check-guests check-others
+
+check-guests:
+	$(STEP) appliance $(TEST) --test appliance -- --test-threads=2
+
+check-others:
 	$(STEP) "accuracy, torture" $(MAKE) --jobs=2 --keep-going --output-sync=target check-accuracy check-corrupted check-changed
 
 check-accuracy:
-	$(STEP) accuracy $(CARGO) test --test accuracy
+	$(STEP) accuracy $(TEST) --test accuracy
 
 check-corrupted check-changed: check-%:
-	$(STEP) "torture $*" $(CARGO) test --test torture -- $*
+	$(STEP) "torture $*" $(TEST) --test torture -- $*
 
 build:
 	$(CARGO) build --release --locked
@@ -93,17 +103,17 @@ man: build
 
 # Makes and maps guests with every filesystem and layer; writes docs/accuracy.md. Takes half an hour under emulation.
 accuracy: setup-tests
-	$(CARGO) test --test accuracy -- --all
+	$(TEST) --test accuracy -- --all
 
 fleet-check: setup-tests
-	VIRT_BMAP_FLEET=20 $(CARGO) test --test appliance fleet:: -- --test-threads=1
+	VIRT_BMAP_FLEET=20 $(TEST) --test appliance fleet:: -- --test-threads=1
 
 # Maps a guest fifty times, each time with every filesystem in it corrupted in another way. Half an hour under emulation.
 torture: setup-tests
-	$(CARGO) test --test torture -- corrupted --all
+	$(TEST) --test torture -- corrupted --all
 
 update-torture: setup-tests
-	$(CARGO) test --test torture -- changed --all
+	$(TEST) --test torture -- changed --all
 
 bench: setup-tests
 	$(CARGO) bench

@@ -6,9 +6,6 @@
 //! 5,000,000 lines, `jsonl` reads JSON Lines of 1,000,000 files and ranges.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
-mod common;
-
-use common::Random;
 use criterion::{BatchSize, Criterion, Throughput};
 use std::hint::black_box;
 use std::io::{self, Read, Seek};
@@ -18,11 +15,12 @@ use virt_bmap::bmap::{
     Attributes, Compression, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read, text,
 };
 use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
+use virt_bmap_testutil::random::Random;
 
 /// A disk with one partition and as many files, each in so many pieces of 4 to 64 KiB, most of them
 /// apart from one another.
 fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
-    let mut random = Random(1);
+    let mut random = Random::of(0, 1);
     let mut builder = MapBuilder::new(Header::default());
     let handles: Vec<_> = (0..files)
         .map(|file| {
@@ -77,7 +75,7 @@ fn on_the_fedora_map(c: &mut Criterion) {
     group.bench_function("read", |b| b.iter(|| text::read(&text[..]).unwrap()));
     group.bench_function("write", |b| b.iter(|| text::write(&map, io::sink()).unwrap()));
 
-    let mut random = Random(2);
+    let mut random = Random::of(0, 2);
     let windows: Vec<_> = (0..1000)
         .map(|_| (random.below(size), random.below(size)))
         .map(|(a, b)| DiskRange::new(a.min(b), a.max(b)))
@@ -112,7 +110,7 @@ fn on_five_million_pieces(c: &mut Criterion) {
     let (map, size) = synthetic(1_000_000, 5);
     let mut group = c.benchmark_group("5,000,000 pieces");
     group.sample_size(10);
-    let mut random = Random(3);
+    let mut random = Random::of(0, 3);
     let offsets: Vec<_> = (0..1_000_000).map(|_| DiskOffset(random.below(size))).collect();
     group.throughput(Throughput::Elements(offsets.len() as u64));
     group.bench_function("at", |b| {
@@ -232,8 +230,13 @@ fn memory(what: &str) {
         "objects" => synthetic(1_000_000, 1).0,
         "pieces" => synthetic(1_000_000, 5).0,
         "text" => {
-            let lines =
-                Lines { random: Random(4), lines: 5_000_000, file: 0, end: 0, ready: io::Cursor::default() };
+            let lines = Lines {
+                random: Random::of(0, 4),
+                lines: 5_000_000,
+                file: 0,
+                end: 0,
+                ready: io::Cursor::default(),
+            };
             text::read(lines).unwrap()
         }
         "jsonl" => {

@@ -4,9 +4,6 @@
 //! writes the maps and lists into a directory, for the program itself to be timed with.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
-mod common;
-
-use common::Random;
 use criterion::{Criterion, Throughput};
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -20,14 +17,15 @@ use virt_bmap::list::{Select, list};
 use virt_bmap::lookup::{damage, tally};
 use virt_bmap::range::{DiskRange, FileOffset};
 use virt_bmap::rangelist::{self, Options};
+use virt_bmap_testutil::random::Random;
 
 const RANGES: u64 = 1_000_000;
 
 /// A disk with one partition and a million pieces of 4 to 64 KiB in 250,000 files. In the second
 /// `generation` every tenth piece lies elsewhere, and every tenth file has another name.
 fn map(generation: u64) -> Map {
-    let mut random = Random(1);
-    let mut other = Random(2);
+    let mut random = Random::of(0, 1);
+    let mut other = Random::of(0, 2);
     let mut builder = MapBuilder::new(Header::default());
     let files: Vec<_> = (0..RANGES / 4)
         .map(|file| {
@@ -63,7 +61,7 @@ fn map(generation: u64) -> Map {
 
 /// A million ranges of 4 to 128 KiB over the files, as lines and as `qemu-img map` has them.
 fn lists() -> (String, String) {
-    let mut random = Random(3);
+    let mut random = Random::of(0, 3);
     let (mut plain, mut json) = (String::new(), String::from("["));
     let mut start = 0;
     for range in 0..RANGES {

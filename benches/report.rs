@@ -5,14 +5,12 @@
 //! a browser to open.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
-mod common;
-
-use common::Random;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use virt_bmap::bmap::{Attributes, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read};
 use virt_bmap::range::{DiskRange, FileOffset};
 use virt_bmap::report;
+use virt_bmap_testutil::random::Random;
 
 const RANGES: u64 = 1_000_000;
 const MOST_TIME: Duration = Duration::from_secs(5);
@@ -20,7 +18,7 @@ const MOST_BYTES: usize = 30_000_000;
 
 /// A disk with one partition and a million pieces of 4 to 64 KiB, which go to so many files by chance.
 fn map(files: u64) -> Map {
-    let mut random = Random(1);
+    let mut random = Random::of(0, 1);
     let mut builder = MapBuilder::new(Header::default());
     let handles: Vec<_> = (0..files)
         .map(|file| {

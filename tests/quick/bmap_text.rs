@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use virt_bmap::bmap::text::{self, LineError, ReadError, WriteError};
 use virt_bmap::bmap::{
@@ -688,28 +688,4 @@ fn a_failed_write_leaves_the_former_file() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "something was left behind");
     save(&map(), &path).unwrap();
     assert_eq!(load(&path).unwrap(), map());
-}
-
-/// Cargo builds the examples with the tests, beside them, unless a single test was asked for.
-fn example(name: &str) -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let example = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
-    assert!(
-        example.exists(),
-        "the examples are not built: `cargo build --examples`, or `cargo test` for all tests"
-    );
-    example
-}
-
-#[test]
-fn the_lookup_example_answers() {
-    let directory = tempfile::tempdir().unwrap();
-    let map = directory.path().join("guest.bmap");
-    std::fs::write(&map, b"1 0 200 v /dev/sda\n2 0 200 f /dev/sdb /a\x1b\n2 0 200 v /dev/sdb\n").unwrap();
-    let output = Command::new(example("lookup")).arg(&map).args(["0x1ff", "2:3", "512"]).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "0x1ff:\n  v /dev/sda\n2:3:\n  f /dev/sdb /a\\033\n  v /dev/sdb\n512:\n"
-    );
 }

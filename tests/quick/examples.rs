@@ -1,12 +1,10 @@
 //! The programs in `examples/` that need no appliance, run as a reader of the documentation would.
 
 use std::process::Command;
+use virt_bmap_testutil::places::built;
 
 fn example(name: &str) -> Command {
-    let mut command = Command::new(env!("CARGO"));
-    command.args(["run", "--quiet", "--example", name, "--manifest-path"]);
-    command.args([concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "--"]);
-    command
+    Command::new(built(&format!("examples/{name}")))
 }
 
 #[test]
@@ -26,4 +24,17 @@ fn mapping_without_an_image_is_explained() {
     let output = example("map_image").output().unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("usage"));
+}
+
+#[test]
+fn the_lookup_example_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let map = directory.path().join("guest.bmap");
+    std::fs::write(&map, b"1 0 200 v /dev/sda\n2 0 200 f /dev/sdb /a\x1b\n2 0 200 v /dev/sdb\n").unwrap();
+    let output = example("lookup").arg(&map).args(["0x1ff", "2:3", "512"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "0x1ff:\n  v /dev/sda\n2:3:\n  f /dev/sdb /a\\033\n  v /dev/sdb\n512:\n"
+    );
 }

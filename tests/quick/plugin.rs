@@ -1,48 +1,20 @@
 //! The plugin in Debian's nbdkit: it serves the right bytes and holes, its log is that of `virt-bmap-rs trace`,
 //! and what does not go together is refused. Needs no appliance.
 
-use crate::PROGRAM;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::process::Output;
 use std::time::{Duration, SystemTime};
+use virt_bmap_testutil::places::built;
 use virt_bmap_testutil::sandbox::Sandbox;
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::traced::{SIZE, nbdsh, sandbox};
 
 const PLUGIN: &str = "./nbdkit-bmaplogger-plugin.so";
 
-/// The plugin as cargo builds it, with the profile of the program under test. In `make check` it is there
-/// already, and so are the examples: without them cargo would build the library with other features again.
-fn built() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args([
-            "build",
-            "--quiet",
-            "--lib",
-            "--examples",
-            "-p",
-            "virt-bmap-rs",
-            "-p",
-            "virt-bmap-nbdkit",
-        ]);
-        cargo.args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
-        let directory = Path::new(PROGRAM).parent().unwrap();
-        if directory.ends_with("release") {
-            cargo.arg("--release");
-        }
-        tools::output(&mut cargo);
-        directory.join("libnbdkit_bmaplogger_plugin.so")
-    })
-}
-
 /// A sandbox with the disk, its map, and the plugin under the name that nbdkit wants.
 fn with_plugin() -> Sandbox {
     let sandbox = sandbox();
-    std::os::unix::fs::symlink(built(), sandbox.cwd().join(PLUGIN)).unwrap();
+    std::os::unix::fs::symlink(built("libnbdkit_bmaplogger_plugin.so"), sandbox.cwd().join(PLUGIN)).unwrap();
     sandbox
 }
 

@@ -11,6 +11,7 @@
 //!
 //! Every function panics where it cannot do what it is asked for, since that is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
 pub mod bootable;
 pub mod cache;

@@ -6,8 +6,10 @@
 //! into the directory above before it runs a test of the same package, so what is found there is never
 //! older than the sources. Each test program says [`program!`](crate::program), which checks it.
 
+use super::tools;
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// The directory of this profile's build: `target/debug`, say.
@@ -31,6 +33,35 @@ pub fn target_tmpdir() -> PathBuf {
     // Of a build for another target there is one level more. The file is cargo's own.
     let target = profile.ancestors().skip(1).take(2).find(|dir| dir.join(".rustc_info.json").exists());
     target.or(profile.parent()).expect("the build directory is in another").join("tmp")
+}
+
+/// A file that cargo builds for this workspace but not for a test: `examples/NAME`, or the plugin's
+/// library. The first call has cargo build them, in case that sources have changed.
+///
+/// The command is that of `make check-quick`, after which there is nothing to do. Another choice of packages
+/// would unify features in another way and compile the library once more.
+pub fn built(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
+        let mut command = Command::new(cargo);
+        command.args([
+            "build",
+            "--quiet",
+            "--offline",
+            "--workspace",
+            "--lib",
+            "--examples",
+            "--manifest-path",
+            manifest,
+        ]);
+        if profile().ends_with("release") {
+            command.arg("--release");
+        }
+        tools::output(&mut command);
+    });
+    profile().join(name)
 }
 
 /// Fails unless the places that are used here are those that the compiler was told.

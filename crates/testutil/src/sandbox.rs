@@ -63,6 +63,12 @@ pub struct Finished {
     pub sandbox: Sandbox,
 }
 
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Sandbox {
     /// An empty working directory, with temporary and runtime directories beside it.
     pub fn new() -> Self {
@@ -121,7 +127,7 @@ impl Sandbox {
         fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         // Wherever the build directory is, the copy can be read.
         self.program = self.dir.path().join("virt-bmap-rs");
-        fs::copy(program(), &self.program).unwrap();
+        tools::copy_program(program().as_ref(), &self.program);
         fs::set_permissions(&self.program, fs::Permissions::from_mode(0o755)).unwrap();
         let id = NOBODY.parse().unwrap();
         for name in ["cwd", "tmp", "run", "home"] {

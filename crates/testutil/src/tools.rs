@@ -90,6 +90,15 @@ pub fn output(command: &mut Command) -> Output {
     output
 }
 
+/// Copies a program that is to be run at once.
+///
+/// A process of its own does it: were the copy open for writing in this one, a child that another test
+/// starts at that moment would have it open until it executes something, and Linux runs no program that
+/// somebody can write to.
+pub fn copy_program(program: &Path, to: &Path) {
+    run("cp", [program, to]);
+}
+
 /// SHA-256 of a file's content, in hex.
 pub fn sha256(file: &Path) -> String {
     let out = String::from_utf8(run("sha256sum", [OsStr::new("-b"), file.as_os_str()])).unwrap();

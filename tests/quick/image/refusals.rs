@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use virt_bmap::image::{self, Format, OpenError, OpenOptions, Role, Warning};
+use virt_bmap_testutil::tools::copy_program;
 
 #[test]
 fn what_is_no_image_file() {
@@ -38,7 +39,7 @@ fn no_permission() {
     let images = Images::new();
     fs::set_permissions(images.path("."), Permissions::from_mode(0o755)).unwrap();
     let program = images.path("cat_image");
-    fs::copy(cat_image(), &program).unwrap();
+    copy_program(&cat_image(), &program);
     images.convert("secret.qcow2", "qcow2", &[]);
     images.overlay("top.qcow2", "qcow2", "secret.qcow2", "qcow2");
     fs::set_permissions(images.path("secret.qcow2"), Permissions::from_mode(0o000)).unwrap();

@@ -8,10 +8,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use virt_bmap::image::{self, Format, Image, OpenError, OpenOptions, Source};
 use virt_bmap::range::DiskOffset;
+use virt_bmap_testutil::places::built;
 
 /// Size of the guest disk that the tests put into images.
 pub(crate) const DISK: u64 = 12 << 20;
@@ -245,20 +245,8 @@ impl Trap {
 }
 
 /// The example program `cat_image`, for what needs a process of its own.
-pub(crate) fn cat_image() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--offline", "--example", "cat_image", "--manifest-path"])
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
-            .status()
-            .unwrap();
-        assert!(status.success());
-        let deps = std::env::current_exe().unwrap();
-        let profile = deps.ancestors().nth(2).unwrap();
-        // cargo build without a profile makes the debug build, next to whichever runs the test.
-        profile.with_file_name("debug").join("examples/cat_image")
-    })
+pub(crate) fn cat_image() -> PathBuf {
+    built("examples/cat_image")
 }
 
 /// Runs `cat_image`, expecting it to fail, and gives its error message.

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use virt_bmap::nbd::{Exports, Limits, Server};
+use virt_bmap_testutil::places::built;
 
 /// System Python, for which the distribution packages libnbd's binding.
 const PYTHON: &str = "/usr/bin/python3";
@@ -430,12 +431,10 @@ fn qemu_nbd_lists_the_exports() {
     assert_eq!(list.matches("max block: 33554432").count(), 4, "{list}");
 }
 
-/// `examples/serve_file.rs`, which `cargo test` builds (but not for one test binary alone).
 #[test]
 fn the_example_prints_what_is_read() {
-    let example = std::env::current_exe().unwrap().with_file_name("").join("../examples/serve_file");
-    let example = example.to_str().unwrap();
-    if !installed(LIBNBD_PYTHON) || !installed(&[&["test", "-x", example]]) {
+    let example = built("examples/serve_file");
+    if !installed(LIBNBD_PYTHON) {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

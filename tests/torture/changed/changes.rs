@@ -26,7 +26,7 @@ pub(crate) fn change(root: &Path, kind: &str, count: usize, random: &mut Random)
     for number in 0..count {
         let (files, directories) = all(&tree);
         let (Some(file), Some(directory)) = (one(&files, random), one(&directories, random)) else { return };
-        let new = directory.join(format!("new{}", random.next() % 100_000));
+        let new = directory.join(format!("new{}", random.draw() % 100_000));
         let _ = match random.below(20) {
             0 | 1 => fs::write(&new, content(random, 200_000)),
             2 => write_at(&file, random),
@@ -83,7 +83,7 @@ fn content(random: &mut Random, most: u64) -> Vec<u8> {
     let most = if random.below(3) == 0 { most } else { 5000 };
     let length = random.below(most).saturating_sub(200);
     let mut bytes = vec![0; length as usize];
-    bytes.fill_with(|| random.next() as u8);
+    bytes.fill_with(|| random.draw() as u8);
     bytes
 }
 

@@ -33,12 +33,12 @@ pub(crate) fn corrupt(disk: &File, extent: &Range<u64>, random: &mut Random) -> 
         match kind {
             0 => bytes[random.below(SECTOR as u64) as usize] ^= 1 << random.below(8),
             1 => bytes.fill(0),
-            2 => bytes.fill_with(|| random.next() as u8),
+            2 => bytes.fill_with(|| random.draw() as u8),
             3 => bytes.fill(0xff),
             // Numbers that are too large, in the middle of what is sound.
             4 => {
                 let field = random.below(SECTOR as u64 / 4) as usize * 4;
-                bytes[field..field + 4].copy_from_slice(&(random.next() as u32).to_le_bytes());
+                bytes[field..field + 4].copy_from_slice(&(random.draw() as u32).to_le_bytes());
             }
             _ => {
                 let other = metadata[random.below(metadata.len() as u64) as usize].min(extent.end - length);
