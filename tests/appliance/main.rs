@@ -8,6 +8,7 @@
 mod bad_input;
 mod boot;
 mod changed;
+mod documentation;
 mod dynamic_disks;
 mod encrypted;
 mod extents;

@@ -248,3 +248,42 @@ fn swap_extents(image: &Path) {
     file.write_all_at(&second, places[0]).unwrap();
     file.write_all_at(&first, places[1]).unwrap();
 }
+
+/// A map of the release that wrote version 1 of JSON Lines, which kept warnings as sentences. They do not say reliably
+/// what of their device is not to be trusted, so nothing of it is taken over.
+#[test]
+fn of_a_map_of_version_1_no_device_with_a_warning_is_trusted() {
+    needs!("zstd", "debugfs");
+    const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/formats/version-1");
+    let sandbox = Sandbox::new();
+    let cwd = sandbox.cwd().to_owned();
+    let image = cwd.join("guest.raw");
+    tools::run("zstd", ["-q", "-d", &format!("{KEPT}/guest.raw.zst"), "-o", image.to_str().unwrap()]);
+    let kept = fs::read_to_string(format!("{KEPT}/guest.jsonl")).unwrap();
+    fs::write(cwd.join("guest.jsonl"), &kept).unwrap();
+    let warning = r#""/dev/sda2 /file3: cannot open it: Structure needs cleaning (os error 117)""#;
+    assert!(kept.lines().next().unwrap().ends_with(&format!("\"warnings\":[{warning}]}}")));
+    fs::write(cwd.join("more.jsonl"), kept.replacen(warning, r#""and more: 7 like these""#, 1)).unwrap();
+
+    let run = sandbox.run(["guest.raw", "-o", "scratch.jsonl"]);
+    run.assert_code(3);
+    let of_device = |device: &str| {
+        let line = format!(r#"{{"type":"f","device":"{device}""#);
+        kept.lines().filter(|kept| kept.starts_with(&line)).count() as u64
+    };
+    let (first, second) = (of_device("/dev/sda1"), of_device("/dev/sda2"));
+    assert_eq!((first, second), (9, 8));
+    let mut run = run;
+    // Of the new map, which says what its warning is about, all files can be taken over.
+    for (earlier, taken_over) in
+        [("guest.jsonl", first), ("more.jsonl", 0), ("scratch.jsonl", first + second)]
+    {
+        run = run.sandbox.run(["guest.raw", "--earlier", earlier, "-o", "again.jsonl"]);
+        run.assert_code(3);
+        assert_eq!(run.taken_over().unwrap_or(0), taken_over, "{earlier}: {}", run.stderr);
+        assert!(run.read("again.jsonl") == run.read("scratch.jsonl"), "{earlier}: not the map from scratch");
+    }
+    let body = |map: &str| map.split_once('\n').unwrap().1.to_owned();
+    let scratch = String::from_utf8(run.read("scratch.jsonl")).unwrap();
+    assert!(body(&scratch) == body(&kept), "not what version 1 had");
+}

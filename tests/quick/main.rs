@@ -5,6 +5,7 @@
 
 mod bmap_formats;
 mod bmap_text;
+mod documentation;
 mod examples;
 mod fleet;
 mod fleet_parallel;

@@ -29,6 +29,7 @@ pub mod oracle_ext4;
 pub mod oracle_fiemap;
 pub mod oracle_fiwalk;
 pub mod oracle_pattern;
+pub mod pages;
 pub mod places;
 pub mod python;
 pub mod random;

@@ -1,0 +1,231 @@
+//! The pages of the documentation: their examples are run, their links lead somewhere, and they name every option.
+//!
+//! How examples are written and renewed: see [`virt_bmap_testutil::pages`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use virt_bmap_testutil::pages::Page;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_virt-bmap-rs");
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Every page that has a block of `console`.
+const PAGES: [Page; 9] = [
+    Page { path: "README.md", run: 1, not_run: 1, tools: &[] },
+    Page { path: "docs/fleet.md", run: 1, not_run: 1, tools: &["jq"] },
+    Page { path: "docs/formats.md", run: 5, not_run: 1, tools: &["jq", "zstdcat"] },
+    Page { path: "docs/map-format.md", run: 5, not_run: 0, tools: &["gawk", "awk", "grep"] },
+    Page { path: "docs/mapping.md", run: 0, not_run: 1, tools: &[] },
+    Page { path: "docs/questions.md", run: 7, not_run: 0, tools: &["qemu-img", "qemu-io", "qemu-nbd"] },
+    Page { path: "docs/report.md", run: 1, not_run: 0, tools: &[] },
+    Page { path: "docs/trace.md", run: 1, not_run: 0, tools: &["qemu-io"] },
+    Page { path: "docs/update.md", run: 1, not_run: 1, tools: &[] },
+];
+
+/// Where the options of each subcommand are described; the first is mapping itself.
+const OPTIONS: [(&str, &str); 11] = [
+    ("", "docs/mapping.md"),
+    ("changed", "docs/questions.md"),
+    ("convert", "docs/formats.md"),
+    ("damaged", "docs/questions.md"),
+    ("diff", "docs/questions.md"),
+    ("fleet", "docs/fleet.md"),
+    ("list", "docs/questions.md"),
+    ("lookup", "docs/questions.md"),
+    ("report", "docs/report.md"),
+    ("trace", "docs/trace.md"),
+    ("update", "docs/update.md"),
+];
+
+/// Runs what is to be run on a page.
+fn check(path: &str) {
+    let page = PAGES.iter().find(|page| page.path == path).expect("the page is listed");
+    page.check(Path::new(ROOT), Path::new(PROGRAM));
+}
+
+#[test]
+fn the_readme() {
+    check("README.md");
+}
+
+#[test]
+fn fleet() {
+    check("docs/fleet.md");
+}
+
+#[test]
+fn formats() {
+    check("docs/formats.md");
+}
+
+#[test]
+fn map_format() {
+    check("docs/map-format.md");
+}
+
+#[test]
+fn mapping() {
+    check("docs/mapping.md");
+}
+
+#[test]
+fn questions() {
+    check("docs/questions.md");
+}
+
+#[test]
+fn report() {
+    check("docs/report.md");
+}
+
+#[test]
+fn trace() {
+    check("docs/trace.md");
+}
+
+#[test]
+fn update() {
+    check("docs/update.md");
+}
+
+/// The pages, from the root of the repository.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![Path::new(ROOT).join("README.md")];
+    let mut directories = vec![Path::new(ROOT).join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|suffix| suffix == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages
+}
+
+/// A new page with examples has to be listed, and so has its test.
+#[test]
+fn no_page_is_forgotten() {
+    for path in pages() {
+        let text = fs::read_to_string(&path).unwrap();
+        let name = path.strip_prefix(ROOT).unwrap().to_str().unwrap();
+        if text.lines().any(|line| line == "```console") {
+            assert!(PAGES.iter().any(|page| page.path == name), "{name} is not in PAGES");
+        }
+    }
+    let tests = include_str!("documentation.rs");
+    for page in &PAGES {
+        assert!(tests.contains(&format!("    check(\"{}\");", page.path)), "{} has no test", page.path);
+    }
+}
+
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| {
+        let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn no_link_is_broken() {
+    let (mut found, mut broken) = (0, Vec::new());
+    for path in pages() {
+        let text = fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") || link.contains(char::is_whitespace) {
+                continue;
+            }
+            found += 1;
+            let (file, anchor) =
+                link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+            let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let is_there = target.exists()
+                && anchor
+                    .is_none_or(|anchor| anchors(&fs::read_to_string(&target).unwrap()).contains(anchor));
+            if !is_there {
+                broken.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert!(found >= 60, "{found}");
+}
+
+/// The long options that the help of a command shows.
+fn options(command: &[&str]) -> BTreeSet<String> {
+    let output = Command::new(PROGRAM).args(command).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{command:?}");
+    let help = String::from_utf8(output.stdout).unwrap();
+    let lines = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    lines.flat_map(long_options).collect()
+}
+
+/// The long options in a line.
+fn long_options(line: &str) -> Vec<String> {
+    let words = line.split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
+    let is_option = |word: &&str| word.starts_with("--") && word.len() > 2;
+    words.filter(is_option).map(|word| word.trim_end_matches('-').to_owned()).collect()
+}
+
+/// The options of a command and of its subcommands.
+fn all_options(command: &str) -> BTreeSet<String> {
+    let mut all = options(if command.is_empty() { &[] } else { std::slice::from_ref(&command) });
+    if command == "fleet" {
+        for part in ["plan", "run", "status", "merge"] {
+            all.extend(options(&["fleet", part]));
+        }
+    }
+    all
+}
+
+#[test]
+fn each_option_is_on_its_page() {
+    let shared = all_options("");
+    let mut missing = Vec::new();
+    for (command, page) in OPTIONS {
+        let text = fs::read_to_string(Path::new(ROOT).join(page)).unwrap();
+        let shown: BTreeSet<String> = long_options(&text).into_iter().collect();
+        let own = all_options(command);
+        let general = ["--help", "--version"];
+        let missed = own.iter().filter(|option| {
+            !shown.contains(*option)
+                && !general.contains(&option.as_str())
+                && (command.is_empty() || !shared.contains(*option))
+        });
+        missing.extend(missed.map(|option| format!("{page} lacks {option} of {command}")));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The command lines on the pages: of blocks of code, and between backquotes.
+#[test]
+fn no_page_shows_an_option_that_is_not_there() {
+    let known: BTreeMap<&str, BTreeSet<String>> =
+        OPTIONS.iter().map(|(command, _)| (*command, all_options(command))).collect();
+    let (mut found, mut wrong) = (0, Vec::new());
+    for path in pages() {
+        let text = fs::read_to_string(&path).unwrap().replace("\\\n", " ");
+        for line in text.lines().flat_map(|line| line.split('`')) {
+            let Some((_, line)) = line.split_once("virt-bmap-rs ") else { continue };
+            let first = line.split(' ').next().unwrap_or_default();
+            let command = if known.contains_key(first) { first } else { "" };
+            // Options behind a pipe or in quotes belong to other programs.
+            let ours = line.split(['|', ';', '\'', '"', '>']).next().unwrap_or_default();
+            for option in long_options(ours) {
+                found += 1;
+                if !known[command].contains(&option) && option != "--help" {
+                    wrong.push(format!("{}: {option} in {line}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(found >= 30, "{found}");
+}
