@@ -6,10 +6,7 @@ use rustix::fd::AsFd;
 use rustix::fs::stat;
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
-use virt_bmap_agent::record::{Chunk, Member, Owner};
-
-/// `statfs` magic of btrfs.
-pub(crate) const MAGIC: u64 = 0x9123_683e;
+use virt_bmap_agent_protocol::record::{Chunk, Member, Owner};
 
 /// `BTRFS_EXTENT_TREE_OBJECTID`
 const EXTENT_TREE: u64 = 2;

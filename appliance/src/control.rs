@@ -5,8 +5,9 @@ use crate::buffer::AlignedBuffer;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, pread, pwrite};
-use virt_bmap_agent::record::{Operation, Record, Trouble};
-use virt_bmap_agent::{VERDICT_OFFSET, VERDICT_SIZE, Verdict, frame};
+use virt_bmap_agent_protocol::codec::{area_length, decode_area};
+use virt_bmap_agent_protocol::record::{Operation, ReadFailure};
+use virt_bmap_agent_protocol::{REPLY_OFFSET, REPLY_SIZE, Record, Reply, TASK_OFFSET, Task, frame};
 
 /// Sends records, gathered into frames.
 pub(crate) struct Control {
@@ -16,21 +17,19 @@ pub(crate) struct Control {
     pending: Vec<u8>,
     /// The frame being sent, in memory that `O_DIRECT` accepts.
     out: AlignedBuffer,
-    verdict: AlignedBuffer,
+    reply: AlignedBuffer,
     disks: Vec<OwnedFd>,
 }
 
 impl Control {
     /// Opens the control disk; `sequence` is the number of the first frame.
     pub(crate) fn open(path: &str, sequence: u32) -> Result<Self, Fatal> {
-        let disk = open(path, OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| format!("{path}: {error}"))?;
         Ok(Self {
-            disk,
+            disk: open_disk(path)?,
             sequence,
             pending: Vec::new(),
             out: AlignedBuffer::new(frame::MAX),
-            verdict: AlignedBuffer::new(VERDICT_SIZE),
+            reply: AlignedBuffer::new(REPLY_SIZE),
             disks: crate::quiet::inflight_counters()?,
         })
     }
@@ -44,13 +43,13 @@ impl Control {
     ///
     /// Before a tag is set, all reads that others started (a file system's readahead is asynchronous)
     /// must have come to their end.
-    pub(crate) fn tag(&mut self, id: u32, afresh: bool) -> Result<(), Fatal> {
-        self.put(&Record::Tag { id, afresh });
+    pub(crate) fn tag(&mut self, id: u32, reset: bool) -> Result<(), Fatal> {
+        self.put(&Record::Tag { id, reset });
         self.flush()
     }
 
-    /// Says that something could not be examined; see [`Trouble`] for `parent` and `name`.
-    pub(crate) fn trouble(
+    /// Says that something could not be examined; see [`ReadFailure`] for `parent` and `name`.
+    pub(crate) fn read_failure(
         &mut self,
         operation: Operation,
         errno: Errno,
@@ -59,7 +58,7 @@ impl Control {
         offset: u64,
     ) {
         let (errno, name) = (errno.raw_os_error(), name.to_vec());
-        self.put(&Record::Trouble(Trouble { operation, errno, parent, name, offset }));
+        self.put(&Record::ReadFailure(ReadFailure { operation, errno, parent, name, offset }));
     }
 
     /// Waits until no disk has a request under way.
@@ -79,30 +78,55 @@ impl Control {
 
     /// Sends all that is pending.
     pub(crate) fn flush(&mut self) -> Result<(), Fatal> {
-        const ROOM: usize = frame::MAX - frame::HEADER;
-        let pending = std::mem::take(&mut self.pending);
-        for payload in pending.chunks(ROOM) {
-            let mut bytes = vec![0; frame::HEADER];
-            bytes.extend(payload);
-            frame::seal(&mut bytes, self.sequence);
-            self.out[..bytes.len()].copy_from_slice(&bytes);
-            let written = pwrite(&self.disk, &self.out[..bytes.len()], 0)
+        for payload in self.pending.chunks(frame::ROOM) {
+            let length = frame::fill(&mut self.out, self.sequence, payload);
+            let written = pwrite(&self.disk, &self.out[..length], 0)
                 .map_err(|error| format!("cannot write to the control disk: {error}"))?;
-            if written != bytes.len() {
+            if written != length {
                 return Err("short write to the control disk".into());
             }
             self.sequence = self.sequence.wrapping_add(1);
         }
-        self.pending = pending;
         self.pending.clear();
         Ok(())
     }
 
-    /// Sends all that is pending, and asks what the host says to the last of it: a choice, or a batch's end.
-    pub(crate) fn verdict(&mut self) -> Result<Verdict, Fatal> {
+    /// Sends all that is pending, and reads the host's reply to the last of it: a choice of files, or a batch's end.
+    pub(crate) fn reply(&mut self) -> Result<Reply, Fatal> {
         self.flush()?;
-        let length = pread(&self.disk, &mut self.verdict[..], VERDICT_OFFSET)
-            .map_err(|error| format!("cannot read the control disk: {error}"))?;
-        Ok(Verdict::decode(&self.verdict[..length]))
+        let length = pread(&self.disk, &mut self.reply[..], REPLY_OFFSET).map_err(cannot_read)?;
+        Ok(decode_area(&self.reply[..length])?)
     }
+}
+
+fn cannot_read(error: Errno) -> String {
+    format!("cannot read the control disk: {error}")
+}
+
+fn open_disk(path: &str) -> Result<OwnedFd, Fatal> {
+    let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+    Ok(open(path, flags, Mode::empty()).map_err(|error| format!("{path}: {error}"))?)
+}
+
+/// Reads what the host wants to have done.
+pub(crate) fn task(path: &str) -> Result<Task, Fatal> {
+    /// Bytes read at a time. Most tasks are shorter than the first read.
+    const FIRST: usize = 4096;
+    const CHUNK: usize = 256 << 10;
+    let disk = open_disk(path)?;
+    let mut buffer = AlignedBuffer::new(CHUNK);
+    let mut area = Vec::new();
+    let mut length = FIRST;
+    while area.len() < length {
+        let want = if area.is_empty() { FIRST } else { CHUNK };
+        let at = TASK_OFFSET + area.len() as u64;
+        match pread(&disk, &mut buffer[..want], at) {
+            Ok(0) => return Err("the control disk ends within the task".into()),
+            Ok(got) => area.extend_from_slice(&buffer[..got]),
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(cannot_read(error).into()),
+        }
+        length = area_length::<Task>(&area)?;
+    }
+    Ok(decode_area(&area)?)
 }

@@ -1,15 +1,7 @@
-//! Describes the guest's block devices for the host, one line each: those that are named, then all that the
-//! kernel has.
+//! Describes the guest's block devices for the host: those that are named, then all that the kernel has. The format is in
+//! [`virt_bmap_agent_protocol::inventory`].
 //!
-//! ```text
-//! /dev/vg/root 253:0 node=/dev/vg/root size=209715200 dm=vg-root uuid=LVM-… type=ext4
-//! /dev/sda 8:16 node=/dev/sdb size=1073741824
-//! /dev/sda1 8:17 node=/dev/sdb1 size=1048576 part=8:16+1048576 id=6A5E-33C1 type=vfat
-//! /dev/md0 9:0 node=/dev/md0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 … spare=8:33
-//! ```
-//!
-//! All numbers are bytes; a member of an array is given by its slot, number, offset of its data, and size. The
-//! kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose `size` and `start` count 512 bytes
+//! The kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose `size` and `start` count 512 bytes
 //! (`Documentation/ABI/stable/sysfs-block`), and `md/` below it (`Documentation/admin-guide/md.rst`). The type
 //! and UUID of the content are what `blkid` says.
 
@@ -19,6 +11,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_agent_protocol::inventory::{
+    Description, DeviceNumber, MdArray, MdMember, Report, ReportError, ReportedKind, device_number,
+};
 
 const SECTOR: u64 = 512;
 
@@ -40,11 +36,10 @@ pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
     }
     let contents = contents(&devices);
     for Device { name, node } in devices {
-        match describe(&name, &node) {
-            Ok(line) => println!("{line}{}", contents.get(&node).map_or("", String::as_str)),
-            // One device less is a warning of the host's, not the end.
-            Err(error) => println!("{name} error={error}"),
-        }
+        let content = contents.get(&node).cloned().unwrap_or_default();
+        // One device less is a warning of the host's, not the end.
+        let result = describe(&node, content).map_err(|error| ReportError::Failed(error.to_string()));
+        println!("{}", Report { path: name, result });
     }
     Ok(())
 }
@@ -111,50 +106,66 @@ fn disk_name(mut index: usize) -> String {
     format!("sd{}", String::from_utf8_lossy(&letters))
 }
 
-/// What `blkid` takes each device's content for, as words of the device's line.
-fn contents(devices: &[Device]) -> HashMap<String, String> {
+/// What `blkid` says of a device's content.
+#[derive(Clone, Default)]
+struct Content {
+    kind: Option<FsKind>,
+    uuid: Option<String>,
+}
+
+/// What `blkid` takes each device's content for, by the device.
+fn contents(devices: &[Device]) -> HashMap<String, Content> {
     let nodes = devices.iter().map(|device| &device.node);
     // It fails when a device has no type that it knows.
     let output = Command::new("blkid").args(["-c", "/dev/null", "-o", "export"]).args(nodes).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let mut contents = HashMap::<String, String>::new();
+    let mut contents = HashMap::<String, Content>::new();
     let mut device = String::new();
     for line in text.lines() {
         let Some((name, value)) = line.split_once('=') else { continue };
-        let word = match name {
-            "DEVNAME" => {
-                value.clone_into(&mut device);
-                continue;
-            }
-            "TYPE" => "type",
-            "UUID" => "id",
-            _ => continue,
-        };
+        if name == "DEVNAME" {
+            value.clone_into(&mut device);
+            continue;
+        }
         // A damaged superblock can hold anything.
-        if value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-            *contents.entry(device.clone()).or_default() += &format!(" {word}={value}");
+        if !value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            continue;
+        }
+        let content = contents.entry(device.clone()).or_default();
+        match name {
+            "TYPE" => content.kind = Some(FsKind::from_name(value)),
+            "UUID" => content.uuid = Some(value.to_owned()),
+            _ => {}
         }
     }
     contents
 }
 
-fn describe(name: &str, node: &str) -> Result<String, Fatal> {
+fn describe(node: &str, content: Content) -> Result<Description, Fatal> {
     let fd = open(node, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let number = rustix::fs::fstat(&fd)?.st_rdev;
-    let number = format!("{}:{}", major(number), minor(number));
-    let directory = Path::new("/sys/dev/block").join(&number);
+    let number = (major(number), minor(number));
+    let directory = Path::new("/sys/dev/block").join(format!("{}:{}", number.0, number.1));
     let read = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned());
     let sectors = |name: &str| -> Result<u64, Fatal> { Ok(read(name)?.parse::<u64>()? * SECTOR) };
 
-    let mut line = format!("{name} {number} node={node} size={}", sectors("size")?);
-    if directory.join("partition").exists() {
-        line += &format!(" part={}+{}", read("../dev")?, sectors("start")?);
+    let size = sectors("size")?;
+    let kind = if directory.join("partition").exists() {
+        ReportedKind::Partition { of: number_in(&read("../dev")?)?, start: sectors("start")? }
     } else if let Ok(name) = read("dm/name") {
-        line += &format!(" dm={name} uuid={}", read("dm/uuid")?);
+        ReportedKind::Dm { name, uuid: read("dm/uuid")? }
     } else if directory.join("md").exists() {
-        line += &array(&directory.join("md"))?;
-    }
-    Ok(line)
+        ReportedKind::Md(array(&directory.join("md"))?)
+    } else {
+        ReportedKind::Disk
+    };
+    let Content { kind: content, uuid } = content;
+    Ok(Description { number, node: node.to_owned(), size, kind, content, uuid })
+}
+
+/// The number of a device in a file of sysfs.
+fn number_in(text: &str) -> Result<DeviceNumber, Fatal> {
+    device_number(text).ok_or_else(|| format!("{text} is no number of a device").into())
 }
 
 /// Starts the arrays that lack so many members that nothing else has started them. They write nothing before a
@@ -171,19 +182,18 @@ fn start_arrays() {
 
 /// What the kernel says of an array. A resync or recovery would read and write behind our back, so it is
 /// stopped.
-fn array(directory: &Path) -> Result<String, Fatal> {
+fn array(directory: &Path) -> Result<MdArray, Fatal> {
     // Fails for levels that have no redundancy.
     fs::write(directory.join("sync_action"), "frozen").ok();
     let read = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned());
     let number = |name: &str| read(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    let mut line = format!(
-        " md={} disks={} chunk={} layout={}",
-        read("level")?,
-        number("raid_disks"),
-        number("chunk_size"),
-        number("layout")
-    );
-    let mut members = Vec::new();
+    let mut array = MdArray {
+        level: read("level")?,
+        disks: number("raid_disks"),
+        chunk: number("chunk_size"),
+        layout: number("layout"),
+        ..MdArray::default()
+    };
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if !entry.file_name().to_string_lossy().starts_with("dev-") {
@@ -195,17 +205,17 @@ fn array(directory: &Path) -> Result<String, Fatal> {
         if member("state")?.split(',').any(|state| state == "faulty") {
             continue;
         }
+        let device = number_in(&member("block/dev")?)?;
         let Ok(slot) = member("slot")?.parse::<u32>() else {
-            line += &format!(" spare={}", member("block/dev")?);
+            array.spares.push(device);
             continue;
         };
         let offset = member("offset")?.parse::<u64>()? * SECTOR;
         let size = member("size")?.parse::<u64>()? * 1024;
-        members.push((slot, format!(" member={slot},{},{offset},{size}", member("block/dev")?)));
+        array.members.push(MdMember { slot: slot.into(), device, offset, size });
     }
-    members.sort();
-    line.extend(members.into_iter().map(|(_, member)| member));
-    Ok(line)
+    array.members.sort();
+    Ok(array)
 }
 
 #[cfg(test)]

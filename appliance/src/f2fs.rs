@@ -8,10 +8,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
-use virt_bmap_agent::record::Owner;
-
-/// `statfs` magic of F2FS.
-pub(crate) const MAGIC: u64 = 0xf2f5_2010;
+use virt_bmap_agent_protocol::record::Owner;
 
 /// A file system with more pieces is left alone.
 const MOST: usize = 1 << 23;

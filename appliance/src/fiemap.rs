@@ -5,7 +5,7 @@
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Updater, ioctl, opcode};
-use virt_bmap_agent::record::Extent;
+use virt_bmap_agent_protocol::record::Extent;
 
 /// Extents asked for at first: most files have no more, and room for many must be cleared for each.
 const FEW: usize = 4;

@@ -6,7 +6,7 @@ use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use std::collections::BTreeMap;
-use virt_bmap_agent::record::Owner;
+use virt_bmap_agent_protocol::record::Owner;
 
 /// Records asked for at a time.
 const COUNT: usize = 1024;

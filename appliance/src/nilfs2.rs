@@ -12,10 +12,10 @@ use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use virt_bmap_agent::record::Owner;
+use virt_bmap_agent_protocol::record::Owner;
 
-/// `statfs` magic of nilfs2, and its superblock's.
-pub(crate) const MAGIC: u64 = 0x3434;
+/// Magic number of its superblock.
+const MAGIC: u64 = 0x3434;
 
 /// Segments asked for at a time.
 const COUNT: usize = 1024;

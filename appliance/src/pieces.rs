@@ -3,7 +3,7 @@
 use rustix::fd::OwnedFd;
 use rustix::fs::{SeekFrom, Stat, seek};
 use rustix::io::Errno;
-use virt_bmap_agent::record::Extent;
+use virt_bmap_agent_protocol::record::Extent;
 
 /// Half-open range of a file, in bytes.
 pub(crate) struct Piece {

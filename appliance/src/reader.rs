@@ -11,9 +11,8 @@ use rustix::io::{Errno, pread};
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::num::NonZeroU64;
-use virt_bmap_agent::ReadOrder;
-use virt_bmap_agent::record::{Extent, Operation, Record};
-use virt_bmap_agent::sample::End;
+use virt_bmap_agent_protocol::record::{Extent, Operation};
+use virt_bmap_agent_protocol::{End, ReadOrder, Record};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -82,12 +81,12 @@ impl Reader {
     }
 
     /// Reads a batch of files, or those of them that the host chooses, and once more those that it asks for then. At
-    /// most [`virt_bmap_agent::Verdict::CAPACITY`] files.
+    /// most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`] files.
     pub(crate) fn read(&mut self, control: &mut Control, batch: &[OpenFile]) -> Result<(), Fatal> {
         let mut chosen: Vec<&OpenFile> = batch.iter().collect();
         if self.asks && !chosen.is_empty() {
-            control.put(&Record::Choice { ids: batch.iter().map(|file| file.id).collect() });
-            let due: HashSet<u32> = control.verdict()?.again.into_iter().collect();
+            control.put(&Record::SelectFiles { ids: batch.iter().map(|file| file.id).collect() });
+            let due: HashSet<u32> = control.reply()?.files.into_iter().collect();
             chosen.retain(|file| due.contains(&file.id));
         }
         if chosen.is_empty() {
@@ -124,19 +123,19 @@ impl Reader {
             self.file(control, file)?;
         }
         control.settle()?;
-        control.put(&Record::Tag { id: 0, afresh: false });
+        control.put(&Record::Tag { id: 0, reset: false });
         control.put(&Record::BatchEnd);
-        let again = control.verdict()?.again;
-        if again.is_empty() {
+        let reread = control.reply()?.files;
+        if reread.is_empty() {
             return Ok(());
         }
-        for file in batch.iter().filter(|file| again.contains(&file.id)) {
+        for file in batch.iter().filter(|file| reread.contains(&file.id)) {
             self.forget(file);
             control.tag(file.id, true)?;
             self.file(control, file)?;
             control.settle()?;
         }
-        control.put(&Record::Tag { id: 0, afresh: false });
+        control.put(&Record::Tag { id: 0, reset: false });
         control.put(&Record::BatchEnd);
         control.flush()
     }
@@ -210,7 +209,7 @@ impl Reader {
                         fcntl_setfl(&file.fd, fcntl_getfl(&file.fd)? - OFlags::DIRECT)?;
                     }
                     Err(errno) => {
-                        control.trouble(Operation::Read, errno, file.parent, file.name.to_bytes(), at);
+                        control.read_failure(Operation::Read, errno, file.parent, file.name.to_bytes(), at);
                         errors += 1;
                         if errors == ERRORS_PER_FILE {
                             return Ok(());

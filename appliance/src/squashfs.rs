@@ -17,10 +17,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
-use virt_bmap_agent::record::{Operation, Record};
-
-/// `statfs` magic of squashfs.
-pub(crate) const MAGIC: u64 = 0x7371_7368;
+use virt_bmap_agent_protocol::record::Operation;
+use virt_bmap_agent_protocol::{FsKind, Record};
 
 /// Bytes in the largest block that squashfs has.
 const LARGEST: usize = 1 << 20;
@@ -132,7 +130,7 @@ impl Tails {
                     Err(error) => {
                         control.tag(0, false)?;
                         let Some(errno) = error.downcast_ref::<Errno>() else { return Err(error) };
-                        control.trouble(
+                        control.read_failure(
                             Operation::Read,
                             *errno,
                             tail.parent,
@@ -203,7 +201,7 @@ impl<'a> Mounted<'a> {
         control.settle()?;
         unmount(self.root, UnmountFlags::empty()).map_err(|error| format!("cannot unmount: {error}"))?;
         let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-        mount(&self.source, self.root, "squashfs", flags, None)
+        mount(&self.source, self.root, FsKind::Squashfs.name(), flags, None)
             .map_err(|error| format!("cannot mount again: {error}"))?;
         control.settle()
     }

@@ -1,30 +1,24 @@
-//! Reads pieces of block devices, each under a tag of its own.
-//!
-//! The plan is a file of lines `TAG DEVICE OFFSET LENGTH`; a length is rounded up to whole sectors.
+//! Reads parts of block devices, each under its own tag.
 
 use crate::Fatal;
 use crate::buffer::AlignedBuffer;
 use crate::control::Control;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, pread};
-use virt_bmap_agent::record::{Operation, Record};
+use virt_bmap_agent_protocol::record::Operation;
+use virt_bmap_agent_protocol::{DeviceRead, DeviceReads, Record, VERSION};
 
 const CHUNK: usize = 1 << 20;
 const SECTOR: usize = 512;
 
-pub(crate) fn run(control: &str, sequence: u32, plan: &str) -> Result<(), Fatal> {
-    let mut control = Control::open(control, sequence)?;
+pub(crate) fn run(control: &str, task: &DeviceReads) -> Result<(), Fatal> {
+    let mut control = Control::open(control, task.sequence)?;
     let mut buffer = AlignedBuffer::new(CHUNK);
-    control.put(&Record::Hello { version: virt_bmap_agent::VERSION });
-    let plan = std::fs::read_to_string(plan).map_err(|error| format!("{plan}: {error}"))?;
-    for line in plan.lines() {
-        let mut words = line.split(' ');
-        let mut word = || words.next().ok_or("short line in the plan");
-        let (tag, device, offset, length) =
-            (word()?.parse()?, word()?, word()?.parse::<u64>()?, word()?.parse::<u64>()?);
-        control.tag(tag, false)?;
-        if let Err((errno, at)) = read_device(device, offset, length, &mut buffer) {
-            control.trouble(Operation::Read, errno, 0, device.as_bytes(), at);
+    control.put(&Record::Hello { version: VERSION });
+    for DeviceRead { tag, device, offset, length } in &task.reads {
+        control.tag(*tag, false)?;
+        if let Err((errno, at)) = read_device(device, *offset, *length, &mut buffer) {
+            control.read_failure(Operation::Read, errno, 0, device.as_bytes(), at);
         }
     }
     control.tag(0, false)?;

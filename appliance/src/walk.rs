@@ -22,7 +22,7 @@ use crate::control::Control;
 use crate::phases::{Phase, Phases};
 use crate::pieces::pieces;
 use crate::reader::{OpenFile, Reader};
-use crate::squashfs::{self, Tails};
+use crate::squashfs::Tails;
 use crate::{btrfs, fiemap, quiet};
 use list::{Entry, Listed, list};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,29 +35,18 @@ use sealed::Sealed;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use virt_bmap_agent::inodes::InodeSet;
-use virt_bmap_agent::listings::Listings;
-use virt_bmap_agent::record::{
-    EXTENTS_PER_RECORD, Extent, Filesystem, Object, ObjectKind, Operation, Record,
-};
-use virt_bmap_agent::sample::Sample;
-use virt_bmap_agent::{ReadOrder, Verdict};
+use virt_bmap_agent_protocol::bounds::{EXTENTS_PER_RECORD, FILES_PER_BATCH};
+use virt_bmap_agent_protocol::record::{Extent, Filesystem, Object, ObjectKind, Operation};
+use virt_bmap_agent_protocol::{FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan};
 
-/// Files opened at a time. At most [`virt_bmap_agent::Verdict::CAPACITY`].
+/// Files opened at a time. At most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`].
 const BATCH: usize = 256;
 
 /// The same where little is read of them.
-const BATCH_OF_ENDS: usize = Verdict::CAPACITY;
+const BATCH_OF_ENDS: usize = FILES_PER_BATCH;
 
 /// Files found after which a batch ends although few of them have to be read.
 const FOUND: usize = 4096;
-
-/// `statfs` magic of XFS, which reads a directory's first block when the directory is opened.
-const XFS: u64 = 0x5846_5342;
-
-/// `statfs` magic of FUSE, which NTFS is read through: by a driver outside of the kernel, which reads through the
-/// block device's cache.
-const FUSE: u64 = 0x6573_5546;
 
 const TOO_MANY: &str = "more objects than there are numbers";
 
@@ -71,38 +60,9 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// What is to be read of a file system.
-pub(crate) struct Wanted {
-    /// How the files are.
-    pub(crate) order: ReadOrder,
-    /// Whether what belongs to no file's data is wanted, too.
-    pub(crate) metadata: bool,
-    /// Whether the host is asked which files to read.
-    pub(crate) asks: bool,
-    /// Files that need not be looked at.
-    pub(crate) known: InodeSet,
-    /// Directories that need not be listed.
-    pub(crate) listings: Listings,
-    /// Parts of the device, by start and length, that are best read at once: those with inodes.
-    pub(crate) ahead: Vec<(u64, u64)>,
-}
-
-impl Wanted {
-    /// All files in this order, and nothing else.
-    pub(crate) fn new(order: ReadOrder) -> Self {
-        Self {
-            order,
-            metadata: false,
-            asks: false,
-            known: InodeSet::default(),
-            listings: Listings::default(),
-            ahead: Vec::new(),
-        }
-    }
-}
-
-pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: Wanted) -> Result<(), Fatal> {
-    let Wanted { order, metadata, asks, known, listings, ahead } = wanted;
+pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
+    let WalkPlan { sequence, first, root, order, metadata, asks, known, listings, lookahead } = plan;
+    let root = root.as_str();
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
@@ -111,6 +71,8 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
     let place = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
     let stat = fstat(&place)?;
     let statfs = fstatfs(&place)?;
+    let magic = statfs.f_type as u64;
+    let kind = FsKind::from_magic(magic).unwrap_or_default();
     let mut walker = Walker {
         control: Control::open(control, sequence)?,
         phases: Phases::new(),
@@ -118,8 +80,8 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
             order,
             asks,
             statfs.f_bsize as u64,
-            statfs.f_type as u64 == btrfs::MAGIC,
-            (statfs.f_type as u64 == FUSE)
+            kind.facts().has_address_space,
+            kind.is_fuse()
                 .then(|| batches::block_device(stat.st_dev, OFlags::empty()))
                 .flatten()
                 .map(|(_, device)| device),
@@ -134,7 +96,6 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
         next: first,
         device: stat.st_dev,
         block_device: None,
-        magic: statfs.f_type as u64,
         has_direct: true,
         has_fiemap: true,
         metadata,
@@ -146,18 +107,19 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
         listed: 0,
         last_unsure: 0,
         sealed: Vec::new(),
-        tails: (statfs.f_type as u64 == squashfs::MAGIC).then(|| Tails::new(statfs.f_bsize as u64)),
+        tails: kind.facts().packs_files.then(|| Tails::new(statfs.f_bsize as u64)),
+        kind,
     };
-    walker.control.put(&Record::Hello { version: virt_bmap_agent::VERSION });
+    walker.control.put(&Record::Hello { version: VERSION });
     walker.control.put(&Record::Filesystem(Filesystem {
-        magic: walker.magic,
+        magic,
         block_size: statfs.f_bsize as u64,
         blocks: statfs.f_blocks,
         blocks_free: statfs.f_bfree,
         files: statfs.f_files,
         files_free: statfs.f_ffree,
     }));
-    if walker.magic == btrfs::MAGIC {
+    if walker.kind.facts().has_address_space {
         walker.address_space(root)?;
     }
     let id = walker.number()?;
@@ -168,7 +130,7 @@ pub(crate) fn run(control: &str, sequence: u32, first: u32, root: &str, wanted: 
     if walker.lists_in_batches() {
         let device = batches::block_device(walker.device, OFlags::empty());
         walker.block_device = device.map(|(_, device)| device);
-        walker.fetch(ahead);
+        walker.fetch(lookahead);
         walker.descend_in_batches(place, id)?;
     } else {
         walker.descend(place, id)?;
@@ -206,7 +168,8 @@ struct Walker {
     device: u64,
     /// That device, where directories are listed in batches.
     block_device: Option<OwnedFd>,
-    magic: u64,
+    /// As far as `statfs` tells it.
+    kind: FsKind,
     /// Until the file system says no.
     has_direct: bool,
     has_fiemap: bool,
@@ -260,7 +223,7 @@ impl Walker {
     /// Whether something lies in another file system. The subvolumes of btrfs have device numbers of their
     /// own, but nothing else can be mounted in there.
     fn is_elsewhere(&self, stat: &Stat) -> bool {
-        stat.st_dev != self.device && self.magic != btrfs::MAGIC
+        stat.st_dev != self.device && !self.kind.facts().has_address_space
     }
 
     /// Visits a directory and all below it, without recursion: a tree may be deeper than any stack.
@@ -278,7 +241,7 @@ impl Walker {
                     let below = self.directory(&place, id)?.into_iter();
                     levels.push(Level { place, id, below });
                 }
-                Err(errno) => self.control.trouble(Operation::Open, errno, parent, name.to_bytes(), 0),
+                Err(errno) => self.control.read_failure(Operation::Open, errno, parent, name.to_bytes(), 0),
             }
         }
         Ok(())
@@ -298,7 +261,7 @@ impl Walker {
         let open = || openat(place, c".", DIRECTORY, Mode::empty());
         let mut stream = None;
         let mut is_first = true;
-        if self.magic != XFS {
+        if !self.kind.facts().reads_when_opened {
             match open() {
                 Ok(fd) => {
                     if let Ok(Some(extents)) = self.extents(&fd) {
@@ -307,7 +270,7 @@ impl Walker {
                     stream = Some(fd);
                 }
                 Err(errno) => {
-                    self.control.trouble(Operation::Open, errno, id, b"", 0);
+                    self.control.read_failure(Operation::Open, errno, id, b"", 0);
                     return Ok(below);
                 }
             }
@@ -338,7 +301,7 @@ impl Walker {
                 Ok(true) => return Ok(below),
                 Ok(false) => {}
                 Err(errno) => {
-                    self.control.trouble(Operation::List, errno, id, b"", 0);
+                    self.control.read_failure(Operation::List, errno, id, b"", 0);
                     return Ok(below);
                 }
             }
@@ -390,7 +353,7 @@ impl Walker {
                 FileType::Unknown => match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                     Err(errno) => {
-                        self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
+                        self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
                         continue;
                     }
                 },
@@ -433,7 +396,7 @@ impl Walker {
         let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(errno) => {
-                self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
+                self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
                 return Ok(None);
             }
         };
@@ -442,7 +405,7 @@ impl Walker {
             return Ok(None);
         }
         if !self.directories.insert((stat.st_dev, stat.st_ino)) {
-            self.control.trouble(Operation::Loop, Errno::LOOP, parent, name.to_bytes(), 0);
+            self.control.read_failure(Operation::Loop, Errno::LOOP, parent, name.to_bytes(), 0);
             return Ok(None);
         }
         let id = self.number()?;
@@ -466,7 +429,7 @@ impl Walker {
                 return Ok(None);
             }
             Err(errno) => {
-                self.control.trouble(Operation::Open, errno, parent, name.to_bytes(), 0);
+                self.control.read_failure(Operation::Open, errno, parent, name.to_bytes(), 0);
                 return Ok(None);
             }
         };
@@ -494,7 +457,7 @@ impl Walker {
             ),
             Ok(extents) => extents,
             Err(errno) => {
-                self.control.trouble(Operation::Fiemap, errno, parent, name.to_bytes(), 0);
+                self.control.read_failure(Operation::Fiemap, errno, parent, name.to_bytes(), 0);
                 None
             }
         };
@@ -513,7 +476,7 @@ impl Walker {
             (Some(sample), Some(extents)) => sample.ends(id, extents, size, self.block).collect(),
             _ => Vec::new(),
         };
-        let cached = extents.clone().filter(|_| self.magic == FUSE).unwrap_or_default();
+        let cached = extents.clone().filter(|_| self.kind.is_fuse()).unwrap_or_default();
         let (name, unit) = (name.to_owned(), ALIGNMENT);
         let file = OpenFile { fd, id, parent, name, pieces, ends, is_promised, unit, cached };
         if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {

@@ -1,24 +1,17 @@
 //! Uploads the probe agent into the appliance and runs it there.
 
 use super::{Appliance, CallError};
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::Duration;
-use virt_bmap_agent::inodes::InodeSet;
-use virt_bmap_agent::listings::Listings;
-use virt_bmap_agent::{ReadOrder, pairs};
+use virt_bmap_agent_protocol::inventory::{self, Report};
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
 /// Where it is put in the appliance: `debug_upload` takes a path there, whatever its manual says of `/tmp`.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
 const KEY_PATH: &str = "/tmp/virt-bmap-key";
-const PLAN_PATH: &str = "/tmp/virt-bmap-plan";
-const KNOWN_PATH: &str = "/tmp/virt-bmap-known";
-const LISTINGS_PATH: &str = "/tmp/virt-bmap-listings";
-const AHEAD_PATH: &str = "/tmp/virt-bmap-ahead";
 /// Where libguestfs mounts the guest's `/`.
-const SYSROOT: &str = "/sysroot";
+pub const SYSROOT: &str = "/sysroot";
 
 /// Why the agent did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -32,45 +25,6 @@ pub enum AgentError {
     /// It ended in failure.
     #[error("the probe agent failed")]
     Run(#[source] CallError),
-}
-
-/// How a file system is to be gone through.
-#[derive(Clone, Debug)]
-pub struct WalkPlan {
-    /// Number of the next frame.
-    pub sequence: u32,
-    /// Number of the first object.
-    pub first: u32,
-    /// How files are read.
-    pub order: ReadOrder,
-    /// Whether symbolic links and extended attributes are read, too.
-    pub metadata: bool,
-    /// Whether the agent asks which files to read.
-    pub asks: bool,
-    /// Of files with these inodes only the names are wanted.
-    pub known: InodeSet,
-    /// Directories that need not be listed, and what in them is to be looked at.
-    pub listings: Listings,
-    /// Parts of the device, by start and length, that are best read at once, before all else.
-    pub ahead: Vec<(u64, u64)>,
-}
-
-/// Pieces of devices to be read, each under a tag.
-#[derive(Clone, Debug, Default)]
-pub struct ReadPlan {
-    lines: String,
-}
-
-impl ReadPlan {
-    /// Adds a piece: `length` bytes of `device` from `offset`.
-    pub fn push(&mut self, tag: u32, device: &str, offset: u64, length: u64) {
-        let _ = writeln!(self.lines, "{tag} {device} {offset} {length}");
-    }
-
-    /// Whether there is nothing to read.
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
 }
 
 impl Appliance {
@@ -91,46 +45,18 @@ impl Appliance {
         self.run("log")
     }
 
-    /// What the appliance's kernel knows of the guest's block devices, a line each: those that are named,
-    /// then all.
-    pub(super) fn describe(&self, named: &[String]) -> Result<String, AgentError> {
+    /// What the appliance's kernel knows of the guest's block devices: of those that are named, then of all.
+    pub(super) fn describe(&self, named: &[String]) -> Result<Vec<Report>, AgentError> {
         let named: String = named.iter().map(|name| format!(" {}", quote(name))).collect();
-        self.run(&format!("devices {}{named}", self.control))
+        Ok(inventory::parse(&self.run(&format!("devices {}{named}", self.control))?))
     }
 
-    /// Reads pieces of devices. `sequence` is the number of the next frame.
+    /// Has the agent do the task that lies on the control disk.
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn read_devices(&self, sequence: u32, plan: &ReadPlan) -> Result<(), AgentError> {
-        self.upload(plan.lines.as_bytes(), PLAN_PATH, 0o644)?;
-        self.run(&format!("read {} {sequence} {PLAN_PATH}", self.control)).map(drop)
-    }
-
-    /// Reads every directory and file of what is mounted as `/`.
-    ///
-    /// # Errors
-    /// [`AgentError`]
-    pub fn walk(&self, plan: &WalkPlan) -> Result<(), AgentError> {
-        let WalkPlan { sequence, first, order, metadata, asks, known, listings, ahead } = plan;
-        let mut walk = format!("walk {} {sequence} {first} {order} {SYSROOT}", self.control);
-        if *metadata {
-            walk.push_str(" metadata");
-        }
-        if *asks {
-            walk.push_str(" ask");
-        }
-        for (word, path, bytes) in [
-            ("known", KNOWN_PATH, known.encode()),
-            ("listings", LISTINGS_PATH, listings.encode()),
-            ("ahead", AHEAD_PATH, pairs::encode(ahead)),
-        ] {
-            if !bytes.is_empty() {
-                self.upload(&bytes, path, 0o644)?;
-                let _ = write!(walk, " {word} {path}");
-            }
-        }
-        let spent = self.run(&walk)?;
+    pub fn work(&self) -> Result<(), AgentError> {
+        let spent = self.run(&format!("work {}", self.control))?;
         tracing::debug!("the agent's time: {}", spent.trim_end());
         Ok(())
     }

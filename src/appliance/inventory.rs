@@ -4,10 +4,10 @@ use super::agent::quote;
 use super::{Appliance, CONTROL_LABEL, CallError};
 use crate::bmap::Cause;
 use std::collections::{BTreeMap, BTreeSet};
-use std::str::FromStr;
-
-/// Major and minor number of a block device.
-pub type DeviceNumber = (u32, u32);
+use virt_bmap_agent_protocol::inventory::{
+    Description, DeviceNumber, MdArray, Report, ReportError, ReportedKind, device_number,
+};
+use virt_bmap_agent_protocol::{Class, FsKind};
 
 /// A block device of the appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,36 +45,6 @@ pub enum DeviceKind {
     Md(MdArray),
 }
 
-/// An md array, as `/sys/block/md*/md` has it (`Documentation/admin-guide/md.rst`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MdArray {
-    /// `linear`, `raid0`, `raid1`, …
-    pub level: String,
-    /// How many members it should have.
-    pub disks: u64,
-    /// Bytes of a chunk; 0 where the level has none.
-    pub chunk: u64,
-    /// How data and parity go round, in md's own numbers.
-    pub layout: u64,
-    /// Those that are there, by slot.
-    pub members: Vec<MdMember>,
-    /// Devices that wait to take the place of a member.
-    pub spares: Vec<DeviceNumber>,
-}
-
-/// A member of an array.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MdMember {
-    /// Its place in the array, from 0.
-    pub slot: u64,
-    /// The device.
-    pub device: DeviceNumber,
-    /// Where on it the array's data begins, in bytes.
-    pub offset: u64,
-    /// How many bytes of it the array uses.
-    pub size: u64,
-}
-
 /// One line of a device-mapper table (`dmsetup(8)`), sectors turned into bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmTarget {
@@ -110,8 +80,8 @@ pub struct Content {
     pub device: String,
     /// The kernel's name for that device in the appliance.
     pub node: String,
-    /// `ext4`, `xfs`, `swap`, `crypto_LUKS`, … as blkid(8) says; `None` where it does not know.
-    pub kind: Option<String>,
+    /// What it is, as blkid(8) says; `None` where that does not know.
+    pub kind: Option<FsKind>,
     /// The UUID of the file system or encrypted device.
     pub uuid: Option<String>,
 }
@@ -148,7 +118,7 @@ impl Inventory {
     /// The physical volumes that no mapped device has a part on.
     fn idle_physical_volumes(&self, tables: &DmTable) -> Vec<String> {
         let used: BTreeSet<&str> = tables.0.values().flatten().flat_map(DmTarget::words).collect();
-        let members = self.members.iter().filter(|member| member.kind.as_deref() == Some("LVM2_member"));
+        let members = self.members.iter().filter(|member| member.kind == Some(FsKind::LvmMember));
         let idle = members.filter(|member| {
             self.device(&member.device).is_some_and(|device| {
                 let (major, minor) = device.number;
@@ -176,23 +146,23 @@ impl Appliance {
         let describe = |named: &[String]| {
             self.describe(named).map_err(|error| CallError { message: crate::chain(&error) })
         };
-        let mut text = describe(&[])?;
+        let mut reports = describe(&[])?;
         let mut volumes = Vec::new();
         let mut why_inactive = BTreeMap::new();
         let mut tables = DmTable::default();
         // Asking for these takes a second under emulation.
-        if text.contains(" dm=") || text.contains(" type=LVM2_member") {
+        if reports.iter().any(may_have_volumes) {
             volumes = self.guest_volumes()?;
-            text = describe(&volumes)?;
+            reports = describe(&volumes)?;
             let inactive: Vec<&String> =
-                volumes.iter().filter(|volume| text.contains(&format!("{volume} error="))).collect();
+                volumes.iter().filter(|volume| reports.iter().any(|it| has_failed(it, volume))).collect();
             if !inactive.is_empty() {
                 why_inactive = self.activate(&inactive);
-                text = describe(&volumes)?;
+                reports = describe(&volumes)?;
             }
             tables = DmTable::parse_all(&self.shell("dmsetup table")?);
         }
-        let mut inventory = sort(&text, &volumes, &tables);
+        let mut inventory = sort(reports, &volumes, &tables);
         for device in inventory.idle_physical_volumes(&tables) {
             let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
             // LVM may say more than it was asked.
@@ -249,7 +219,7 @@ impl Appliance {
             .map(|(device, kind)| Content {
                 node: device.clone(),
                 device,
-                kind: Some(kind).filter(|kind| kind != "unknown"),
+                kind: (kind != "unknown").then(|| FsKind::from_name(&kind)),
                 uuid: None,
             })
             .collect())
@@ -283,17 +253,30 @@ fn is_volume(path: &str) -> bool {
     parts.len() == 2 && parts.iter().all(|part| !part.is_empty()) && !name.contains(char::is_whitespace)
 }
 
-/// Sorts the agent's lines.
-fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
+/// Whether a device shows that there may be logical volumes.
+fn may_have_volumes(report: &Report) -> bool {
+    report.result.as_ref().is_ok_and(|device| {
+        matches!(device.kind, ReportedKind::Dm { .. }) || device.content == Some(FsKind::LvmMember)
+    })
+}
+
+/// Whether the agent could not find out what the device of this name is.
+fn has_failed(report: &Report, path: &str) -> bool {
+    report.path == path && matches!(report.result, Err(ReportError::Failed(_)))
+}
+
+/// Sorts the agent's reports.
+fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -> Inventory {
     let mut inventory = Inventory::default();
     let mut seen = BTreeSet::new();
     let mut partitioned = BTreeSet::new();
     let mut kinds = Vec::new();
-    for line in text.lines() {
-        let (device, facts) = match parse_device(line, tables) {
-            Ok(device) => device,
-            Err(warning) => {
-                inventory.warnings.push(warning);
+    for Report { path, result } in reports {
+        let (device, facts) = match result {
+            Ok(description) => facts(path, description, tables),
+            Err(error) => {
+                let error = error.to_string();
+                inventory.warnings.push((path, Cause::DeviceFailed { error }));
                 continue;
             }
         };
@@ -346,7 +329,8 @@ fn sort(text: &str, volumes: &[String], tables: &DmTable) -> Inventory {
         kinds.iter().filter_map(holds).filter(|number| partitioned.contains(number)).collect();
     kinds.retain(|(number, _)| !partitioned.contains(number));
     let contents = kinds.into_iter().map(|(_, content)| content);
-    let is_member = |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.ends_with("_member"));
+    let is_member =
+        |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Member);
     (inventory.members, inventory.contents) = contents.partition(is_member);
     inventory.members.sort_by(|a, b| a.device.cmp(&b.device));
     inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
@@ -407,123 +391,64 @@ impl DmTable {
     }
 }
 
-/// What a line says of a device beside where it lies.
+/// What is said of a device beside where it lies.
 #[derive(Debug, Default)]
 struct Facts {
     /// It is one of LVM's, though perhaps none that the guest's administrator sees.
     is_volume: bool,
     /// It is a part of a volume of Windows dynamic disks.
     is_dynamic_part: bool,
-    content: Option<String>,
+    content: Option<FsKind>,
     uuid: Option<String>,
 }
 
-/// Parses one line of the agent's `devices`; an error is the device and what is wrong with it.
-fn parse_device(line: &str, tables: &DmTable) -> Result<(BlockDevice, Facts), (String, Cause)> {
-    let (path, rest) = line.split_once(' ').unwrap_or((line, ""));
-    if let Some(error) = rest.strip_prefix("error=") {
-        return Err((path.to_owned(), Cause::DeviceFailed { error: error.to_owned() }));
-    }
-    let parse = || -> Option<(BlockDevice, Facts)> {
-        let mut words = rest.split(' ');
-        let number = device_number(words.next()?)?;
-        let (mut size, mut kind, mut facts) = (None, DeviceKind::Disk, Facts::default());
-        let mut node = path;
-        for word in words {
-            let (name, value) = word.split_once('=')?;
-            match (name, &mut kind) {
-                ("node", _) => node = value,
-                ("size", _) => size = Some(value.parse().ok()?),
-                ("id", _) => facts.uuid = Some(value.to_owned()),
-                ("type", _) => facts.content = Some(value.to_owned()),
-                ("part", _) => {
-                    let (of, start) = value.split_once('+')?;
-                    kind = DeviceKind::Partition { of: device_number(of)?, start: start.parse().ok()? };
-                }
-                ("dm", _) => {
-                    facts.is_dynamic_part = value.starts_with("ldm_part_");
-                    kind = DeviceKind::Dm { targets: tables.0.get(value).cloned().unwrap_or_default() };
-                }
-                ("uuid", _) => facts.is_volume = value.starts_with("LVM-"),
-                ("md", _) => {
-                    kind = DeviceKind::Md(MdArray { level: value.to_owned(), ..MdArray::default() });
-                }
-                ("disks", DeviceKind::Md(array)) => array.disks = value.parse().ok()?,
-                ("chunk", DeviceKind::Md(array)) => array.chunk = value.parse().ok()?,
-                ("layout", DeviceKind::Md(array)) => array.layout = value.parse().ok()?,
-                ("member", DeviceKind::Md(array)) => array.members.push(md_member(value)?),
-                ("spare", DeviceKind::Md(array)) => array.spares.push(device_number(value)?),
-                _ => return None,
-            }
+/// Puts together what the agent says of a device, and the device mapper's tables.
+fn facts(path: String, description: Description, tables: &DmTable) -> (BlockDevice, Facts) {
+    let Description { number, node, size, kind, content, uuid } = description;
+    let mut facts = Facts { content, uuid, ..Facts::default() };
+    let kind = match kind {
+        ReportedKind::Disk => DeviceKind::Disk,
+        ReportedKind::Partition { of, start } => DeviceKind::Partition { of, start },
+        ReportedKind::Dm { name, uuid } => {
+            facts.is_dynamic_part = name.starts_with("ldm_part_");
+            facts.is_volume = uuid.starts_with("LVM-");
+            DeviceKind::Dm { targets: tables.0.get(&name).cloned().unwrap_or_default() }
         }
-        Some((BlockDevice { path: path.to_owned(), node: node.to_owned(), number, size: size?, kind }, facts))
+        ReportedKind::Md(array) => DeviceKind::Md(array),
     };
-    let malformed = || Cause::DeviceFailed { error: "the agent's description of it is malformed".to_owned() };
-    parse().ok_or_else(|| (path.to_owned(), malformed()))
-}
-
-/// Parses `SLOT,MAJOR:MINOR,OFFSET,SIZE`.
-fn md_member(text: &str) -> Option<MdMember> {
-    let [slot, device, offset, size] = text.split(',').collect::<Vec<_>>().try_into().ok()?;
-    Some(MdMember {
-        slot: slot.parse().ok()?,
-        device: device_number(device)?,
-        offset: offset.parse().ok()?,
-        size: size.parse().ok()?,
-    })
-}
-
-/// Parses `MAJOR:MINOR`.
-pub(crate) fn device_number(text: &str) -> Option<DeviceNumber> {
-    let (major, minor) = text.split_once(':')?;
-    Some((u32::from_str(major).ok()?, u32::from_str(minor).ok()?))
+    (BlockDevice { path, node, number, size, kind }, facts)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use virt_bmap_agent_protocol::inventory;
 
     #[test]
-    fn the_agents_lines_are_understood() {
+    fn the_tables_of_mapped_devices_are_joined() {
         let tables = DmTable::parse_all(
             "vg0-root: 0 409600 linear 8:2 2048\nvg0-root: 409600 8192 linear 8:17 2048\nNo devices found\n",
         );
-        let parse = |line| parse_device(line, &tables).map(|(device, _)| device);
-        assert_eq!(parse("/dev/sda 8:0 size=1024").unwrap().kind, DeviceKind::Disk);
-        assert_eq!(
-            parse("/dev/sda1 8:1 node=/dev/sdb1 size=512 part=8:0+512 type=ext4").unwrap().kind,
-            DeviceKind::Partition { of: (8, 0), start: 512 }
-        );
-        let DeviceKind::Dm { targets } =
-            parse("/dev/vg0/root 253:0 size=512 dm=vg0-root uuid=LVM-x").unwrap().kind
-        else {
+        let reports = inventory::parse("/dev/vg0/root 253:0 size=512 dm=vg0-root uuid=LVM-x\n");
+        let inventory = sort(reports, &["/dev/vg0/root".to_owned()], &tables);
+        let DeviceKind::Dm { targets } = &inventory.volumes[0].kind else {
             panic!("no device-mapper device");
         };
         assert_eq!(targets.len(), 2);
         assert_eq!((targets[1].start, targets[1].length), (409_600 * 512, 8192 * 512));
         assert_eq!(targets[1].arguments, ["8:17", "2048"]);
-        let line =
-            "/dev/md0 9:0 size=512 md=raid1 disks=2 chunk=0 layout=0 member=1,8:17,1048576,512 spare=8:33";
-        let member = MdMember { slot: 1, device: (8, 17), offset: 1 << 20, size: 512 };
-        let array = MdArray {
-            level: "raid1".into(),
-            disks: 2,
-            members: vec![member],
-            spares: vec![(8, 33)],
-            ..MdArray::default()
+    }
+
+    #[test]
+    fn a_device_that_could_not_be_examined_is_worth_a_warning() {
+        let reports = inventory::parse("/dev/sdb error=No medium\n/dev/sdc 8:32\n");
+        assert!(has_failed(&reports[0], "/dev/sdb") && !has_failed(&reports[1], "/dev/sdc"));
+        let warnings = sort(reports, &[], &DmTable::default()).warnings;
+        let malformed = "the probe agent's description of it is malformed";
+        let failed = |(device, error): (&str, &str)| {
+            (device.to_owned(), Cause::DeviceFailed { error: error.to_owned() })
         };
-        assert_eq!(parse(line).unwrap().kind, DeviceKind::Md(array));
-        let failed = Cause::DeviceFailed { error: "No medium".into() };
-        assert_eq!(parse("/dev/sdb error=No medium").unwrap_err(), ("/dev/sdb".into(), failed));
-        for line in [
-            "/dev/sdb",
-            "/dev/sdb 8:0",
-            "/dev/sdb 8:0 size=x",
-            "/dev/sdb 8:0 size=1 disks=1",
-            "/dev/sdb 8:0 size=1 x=1",
-        ] {
-            assert!(parse(line).is_err(), "{line}");
-        }
+        assert_eq!(warnings, [("/dev/sdb", "No medium"), ("/dev/sdc", malformed)].map(failed));
     }
 
     #[test]
@@ -540,7 +465,7 @@ mod tests {
             "ldm_part_g_V-1-1: 0 4 linear 8:0 64\nldm_vol_g_S: 0 16 linear 8:0 2\n\
              ldm_vol_g_T: 0 16 striped 2 4 8:0 40 8:16 8\n",
         );
-        let inventory = sort(text, &[], &tables);
+        let inventory = sort(inventory::parse(text), &[], &tables);
         let contents: Vec<&str> = inventory.contents.iter().map(|c| c.device.as_str()).collect();
         assert_eq!(contents, ["/dev/mapper/ldm_vol_g_S", "/dev/mapper/ldm_vol_g_T"]);
         assert_eq!(inventory.warnings, [("/dev/sda2".to_owned(), Cause::BesideDynamicVolumes)]);
@@ -560,15 +485,18 @@ mod tests {
                     /dev/dm-1 253:1 size=4096 dm=luks uuid=CRYPT-c type=ext4\n\
                     /dev/dm-2 253:2 size=4096 dm=vg-root uuid=LVM-a type=xfs\n\
                     /dev/md127 9:127 size=4096 md=raid1 type=crypto_LUKS\n";
-        let inventory = sort(text, &["/dev/vg/root".to_owned()], &DmTable::default());
+        let inventory = sort(inventory::parse(text), &["/dev/vg/root".to_owned()], &DmTable::default());
         let paths = |devices: &[BlockDevice]| devices.iter().map(|d| d.path.clone()).collect::<Vec<_>>();
         assert_eq!(paths(&inventory.disks), ["/dev/sda", "/dev/sdb"]);
         assert_eq!(paths(&inventory.partitions), ["/dev/sda1", "/dev/sda2", "/dev/sda5"]);
         assert_eq!(paths(&inventory.volumes), ["/dev/vg/root"]);
         assert_eq!(paths(&inventory.others), ["/dev/dm-1", "/dev/md127"]);
         assert_eq!(paths(&inventory.hidden), ["/dev/dm-0"]);
-        let contents: Vec<_> =
-            inventory.contents.iter().map(|c| (c.device.as_str(), c.kind.as_deref())).collect();
+        let contents: Vec<_> = inventory
+            .contents
+            .iter()
+            .map(|c| (c.device.as_str(), c.kind.as_ref().map(FsKind::name)))
+            .collect();
         assert_eq!(
             contents,
             [

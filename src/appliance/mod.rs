@@ -10,16 +10,17 @@ mod inventory;
 mod kill;
 
 pub use accel::{Acceleration, Decision};
-pub use agent::{AgentError, ReadPlan, UNLOCKING, Unlocked, WalkPlan};
+pub use agent::{AgentError, SYSROOT, UNLOCKING, Unlocked};
 pub use handle::{CallError, Console};
-pub(crate) use inventory::device_number;
-pub use inventory::{BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, MdArray, MdMember};
+pub use inventory::{BlockDevice, Content, DeviceKind, DmTarget, Inventory};
 pub use kill::KillSwitch;
 
 use crate::hangup;
 use handle::Handle;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+pub(crate) use virt_bmap_agent_protocol::inventory::device_number;
+pub use virt_bmap_agent_protocol::inventory::{DeviceNumber, MdArray, MdMember};
 
 /// How to launch.
 #[derive(Clone, Debug, Default)]

@@ -7,7 +7,7 @@ use crate::range::DiskOffset;
 use crate::recorder::{DiskNumber, Recorder};
 use std::io;
 use std::sync::{Arc, OnceLock};
-use virt_bmap_agent::{CONTROL_SIZE, VERDICT_OFFSET};
+use virt_bmap_agent_protocol::CONTROL_SIZE;
 
 /// Name of a guest disk's export.
 pub(super) fn disk_export(disk: DiskNumber) -> String {
@@ -115,14 +115,7 @@ impl Export for ControlExport {
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        buf.fill(0);
-        // All else reads as zeroes: the appliance's kernel looks for partitions.
-        if offset == VERDICT_OFFSET {
-            let verdict = self.channel.verdict();
-            let length = verdict.len().min(buf.len());
-            buf[..length].copy_from_slice(&verdict[..length]);
-        }
-        Ok(())
+        self.channel.read(buf, offset).map_err(io::Error::other)
     }
 
     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {

@@ -3,7 +3,6 @@
 //! The agent has mounted the file systems of a guest that may be hostile, so its word is checked: each
 //! number, name, kind and count. What does not fit ends the conversation.
 
-use super::expected::BTRFS;
 use super::found::{Found, FoundError, ObjectNumber};
 use super::metadata::Remains;
 use super::warnings::{Warnings, cause_of};
@@ -12,9 +11,12 @@ use crate::bmap::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks, Warn
 use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use virt_bmap_agent::frame::{self, FrameError};
-use virt_bmap_agent::record::{self, ATTRIBUTES, Extent, ObjectKind, Record, RecordError};
-use virt_bmap_agent::{ReadOrder, VERSION, Verdict};
+use virt_bmap_agent_protocol::frame::{self, FrameError};
+use virt_bmap_agent_protocol::record::{self, ATTRIBUTES, Extent, ObjectKind};
+use virt_bmap_agent_protocol::{
+    DecodeError, EncodeError, FsKind, REPLY_OFFSET, ReadOrder, Record, Reply, TASK_OFFSET, Task, VERSION,
+    codec,
+};
 
 pub use context::WalkContext;
 pub use known::Known;
@@ -29,9 +31,6 @@ const MOST_EXTENTS: usize = 1 << 24;
 /// Most files of one batch. Small files that need no read pile up until the next tag.
 const MOST_FILES: usize = 1 << 20;
 
-/// Longest name. File systems have 255 characters, of up to four bytes each.
-const LONGEST_NAME: usize = 1024;
-
 /// The agent said something that makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
@@ -40,7 +39,10 @@ pub enum ChannelError {
     Frame(#[from] FrameError),
     /// A record.
     #[error("the probe agent sent a malformed record")]
-    Record(#[from] RecordError),
+    Record(#[from] DecodeError),
+    /// What the agent is to do does not fit into a message.
+    #[error("the probe agent cannot be told what to do")]
+    Task(#[from] EncodeError),
     /// An agent of another version.
     #[error("the probe agent speaks version {0}, not {VERSION}")]
     Version(u16),
@@ -85,6 +87,8 @@ pub struct Channel {
 #[derive(Default)]
 struct State {
     sequence: u32,
+    /// What the agent reads as its task.
+    task: Vec<u8>,
     /// Bytes of a record that is not whole yet.
     stream: Vec<u8>,
     found: Found,
@@ -131,9 +135,38 @@ impl Channel {
         Ok(())
     }
 
-    /// What the agent reads at [`virt_bmap_agent::VERDICT_OFFSET`].
-    pub fn verdict(&self) -> Vec<u8> {
-        Verdict { again: self.state().walk.answer.clone() }.encode()
+    /// Fills `buf` with what the agent reads at this offset of the control disk.
+    ///
+    /// # Errors
+    /// If a reply does not fit into a message.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), EncodeError> {
+        // All else reads as zeroes: the appliance's kernel looks for partitions.
+        buf.fill(0);
+        if offset == REPLY_OFFSET {
+            let reply = codec::encode_area(&self.reply())?;
+            let length = reply.len().min(buf.len());
+            buf[..length].copy_from_slice(&reply[..length]);
+        } else if let Some(into) = offset.checked_sub(TASK_OFFSET) {
+            let state = self.state();
+            let rest = usize::try_from(into).ok().and_then(|into| state.task.get(into..)).unwrap_or_default();
+            let length = rest.len().min(buf.len());
+            buf[..length].copy_from_slice(&rest[..length]);
+        }
+        Ok(())
+    }
+
+    /// The reply to the agent's last question.
+    pub fn reply(&self) -> Reply {
+        Reply { files: self.state().walk.answer.clone() }
+    }
+
+    /// Puts what the agent is to do on the control disk, until [`end`](Self::end).
+    ///
+    /// # Errors
+    /// [`ChannelError::Task`] if it is too much for one message.
+    pub fn hand_over(&self, task: &Task) -> Result<(), ChannelError> {
+        self.state().task = codec::encode_area(task)?;
+        Ok(())
     }
 
     /// Forgets what was read so far: what is read from now on is the mounting of the file system that will be
@@ -185,6 +218,7 @@ impl Channel {
             state.walk.untagged(&rest);
         }
         state.stream.clear();
+        state.task = Vec::new();
         state.note_filesystem();
         state.end_batch()?;
         state.note_sealed();
@@ -288,6 +322,7 @@ impl State {
                 let used = filesystem.blocks.saturating_sub(filesystem.blocks_free);
                 self.snapshot.bytes_expected = used.saturating_mul(filesystem.block_size);
                 self.snapshot.objects_expected = filesystem.files.saturating_sub(filesystem.files_free);
+                self.walk.mounted = FsKind::from_magic(filesystem.magic).unwrap_or_default();
                 self.walk.filesystem = Some(filesystem);
             }
             Record::Object(object) => self.object(&object)?,
@@ -304,17 +339,17 @@ impl State {
                 self.in_walk(id)?;
                 self.unsure.extend(self.found.inode_of(id));
             }
-            Record::Tag { id, afresh } => self.tag(id, afresh, recorder)?,
+            Record::Tag { id, reset } => self.tag(id, reset, recorder)?,
             Record::Series { ids } => self.begin_series(ids, recorder)?,
             Record::Listing { ids } => self.begin_listing(ids, recorder)?,
-            Record::Choice { ids } => self.choose(ids)?,
+            Record::SelectFiles { ids } => self.choose(ids)?,
             Record::BatchEnd => self.batch_end()?,
-            Record::Trouble(trouble) => self.trouble(&trouble)?,
+            Record::ReadFailure(failure) => self.read_failure(&failure)?,
             Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
             Record::Done => self.done = true,
             Record::Packed => self.walk.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,
-            Record::Sealed { id } => self.sealed(id)?,
+            Record::Encrypted { id } => self.sealed(id)?,
             Record::Chunk(chunk) => {
                 self.before_the_root(self.walk.chunks.len())?;
                 self.walk.chunks.push(chunk);
@@ -347,9 +382,6 @@ impl State {
         if self.walk.first == 0 || object.id != self.found.next() {
             return Err(ChannelError::Nonsense("an object out of turn"));
         }
-        if object.name.len() > LONGEST_NAME {
-            return Err(ChannelError::Nonsense("a name that is too long"));
-        }
         let is_root = object.id == self.walk.first;
         if !is_root {
             self.in_walk(object.parent)?;
@@ -363,7 +395,7 @@ impl State {
         if is_root {
             self.walk.lay_out();
             self.walk.compare_filesystem();
-            if self.walk.layout.is_none() && self.walk.filesystem.is_some_and(|fs| fs.magic == BTRFS) {
+            if self.walk.layout.is_none() && self.walk.mounted.facts().has_address_space {
                 self.warnings.on_device(&self.walk.context.device, Cause::ChunksUnknown);
             }
         }
@@ -428,7 +460,7 @@ impl State {
         let counts = self.found.filesystem_counts();
         self.found.header_mut().filesystems.push(Filesystem {
             device: self.walk.context.device.clone().into_bytes(),
-            kind: self.walk.context.kind.clone(),
+            kind: self.walk.context.kind.name().to_owned(),
             block_size: statfs.map(|fs| fs.block_size),
             size: bytes(|fs| fs.blocks),
             free: bytes(|fs| fs.blocks_free),
@@ -479,19 +511,19 @@ impl State {
         Ok(())
     }
 
-    fn trouble(&mut self, trouble: &record::Trouble) -> Result<(), ChannelError> {
+    fn read_failure(&mut self, failure: &record::ReadFailure) -> Result<(), ChannelError> {
         // NTFS's own files in `$Extend` have no data that could be opened, only named streams.
-        if self.walk.system.contains(&trouble.parent) {
+        if self.walk.system.contains(&failure.parent) {
             return Ok(());
         }
         if self.walk.context.known.as_ref().is_some_and(|known| !known.directories.is_empty()) {
             return Err(ChannelError::Damaged);
         }
         if self.walk.first == 0 {
-            self.warnings.push(Warning::on_device(&trouble.name, cause_of(trouble, false)));
+            self.warnings.push(Warning::on_device(&failure.name, cause_of(failure, false)));
         } else {
-            let path = self.place(trouble.parent, &trouble.name);
-            self.warnings.on_path(&self.walk.context.device, &path, cause_of(trouble, true));
+            let path = self.place(failure.parent, &failure.name);
+            self.warnings.on_path(&self.walk.context.device, &path, cause_of(failure, true));
         }
         Ok(())
     }

@@ -5,20 +5,8 @@ use super::layout::{Layout, Segment};
 use crate::bmap::{PieceFlags, Role};
 use crate::range::{DeviceOffset, DiskRange, FileOffset, Range, RangeSet};
 use crate::recorder::{DiskNumber, Recording};
-use virt_bmap_agent::record::Extent;
-
-/// `statfs(2)` magic of btrfs. Its FIEMAP gives places in an address space of its own, whose layout takes the
-/// place of the device's; and it reads checksums, which lie elsewhere, along with data that it reads for the
-/// first time.
-pub(super) const BTRFS: u64 = 0x9123_683e;
-
-/// `statfs(2)` magic of exFAT. FIBMAP tells the sectors of a file; its driver reads whole pages, as far as the
-/// cluster goes.
-const EXFAT: u64 = 0x2011_bab0;
-
-/// `statfs(2)` magic of drivers outside of the kernel, as ntfs-3g is one. They read through the cache of the block
-/// device, which is filled in whole pages.
-const FUSE: u64 = 0x6573_5546;
+use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_agent_protocol::record::Extent;
 
 /// Bytes in a page of the appliance's kernel.
 pub(super) const PAGE: u64 = 4096;
@@ -39,21 +27,22 @@ pub(super) enum Expectation {
 }
 
 impl Expectation {
-    /// What reading a file of `size` bytes must touch. `block` is the file system's block size, `magic` its
-    /// number in `statfs(2)`; `has_layout`: it is known where what the extents speak of lies.
-    pub(super) fn of(extents: &[Extent], size: u64, block: u64, magic: u64, has_layout: bool) -> Self {
+    /// What reading a file of `size` bytes must touch. `block` is the file system's block size, `kind` what
+    /// its number in `statfs(2)` tells; `has_layout`: it is known where what the extents speak of lies.
+    pub(super) fn of(extents: &[Extent], size: u64, block: u64, kind: &FsKind, has_layout: bool) -> Self {
+        let facts = kind.facts();
         let end = size.checked_next_multiple_of(block.max(1)).unwrap_or(u64::MAX);
         let mut blocks = RangeSet::new();
         let mut bytes: u64 = 0;
         for extent in extents.iter().filter(|extent| extent.flags & Extent::UNWRITTEN == 0) {
-            if magic == BTRFS && extent.flags & Extent::INLINE != 0 {
+            if facts.has_address_space && extent.flags & Extent::INLINE != 0 {
                 continue;
             }
-            if magic == BTRFS && !extent.is_plain() {
+            if facts.has_address_space && !extent.is_plain() {
                 return Self::SecondRead;
             }
             let mut length = extent.length.min(end.saturating_sub(extent.logical));
-            if magic == EXFAT && extent.logical.saturating_add(length) >= size {
+            if facts.reads_whole_pages && extent.logical.saturating_add(length) >= size {
                 let page = size.checked_next_multiple_of(block.clamp(1, PAGE)).unwrap_or(u64::MAX);
                 length = length.max(page.saturating_sub(extent.logical));
             }
@@ -65,7 +54,7 @@ impl Expectation {
             bytes = bytes.saturating_add(length);
         }
         match has_layout {
-            true if magic == FUSE && block < PAGE => Self::Pages(blocks),
+            true if kind.is_fuse() && block < PAGE => Self::Pages(blocks),
             true => Self::Blocks(blocks),
             false => Self::Bytes(bytes),
         }
@@ -204,9 +193,7 @@ mod tests {
     use super::*;
     use crate::probe::layout::address_space;
     use std::sync::Arc;
-    use virt_bmap_agent::record::{Chunk, Member};
-
-    const EXT4: u64 = 0xef53;
+    use virt_bmap_agent_protocol::record::{Chunk, Member};
 
     fn extent(logical: u64, physical: u64, length: u64, flags: u32) -> Extent {
         Extent { logical, physical, length, flags }
@@ -227,7 +214,7 @@ mod tests {
             extent(4096, 65536, 8192, Extent::LAST),
             extent(12288, 0, 4096, Extent::UNWRITTEN),
         ];
-        let expectation = Expectation::of(&extents, 5000, 4096, EXT4, true);
+        let expectation = Expectation::of(&extents, 5000, 4096, &FsKind::Ext4, true);
         let blocks = [Range::new(8192, 12288), Range::new(65536, 65536 + 4096)].into_iter().collect();
         assert_eq!(expectation, Expectation::Blocks(blocks));
         let met = |ranges: &[(u64, u64)]| expectation.is_met_by(&read(ranges), Some(&disk()), false);
@@ -235,12 +222,13 @@ mod tests {
         assert!(!met(&[(8192, 12288)]));
         assert!(!met(&[(8192, 12288), (65536, 65536 + 8192)]));
         assert!(!met(&[(8192, 12288), (65536, 65536 + 4096), (1 << 20, (1 << 20) + 512)]));
-        assert_eq!(Expectation::of(&extents, 5000, 4096, EXT4, false), Expectation::Bytes(8192));
+        assert_eq!(Expectation::of(&extents, 5000, 4096, &FsKind::Ext4, false), Expectation::Bytes(8192));
     }
 
     #[test]
     fn of_exfat_the_last_page_is_expected_as_far_as_the_cluster_goes() {
-        let of = |cluster: u64| Expectation::of(&[extent(0, 8192, 5120, 0)], 5000, cluster, EXFAT, true);
+        let of =
+            |cluster: u64| Expectation::of(&[extent(0, 8192, 5120, 0)], 5000, cluster, &FsKind::Exfat, true);
         let blocks = |end: u64| Expectation::Blocks([Range::new(8192, end)].into_iter().collect());
         assert_eq!(of(512), blocks(8192 + 5120));
         assert_eq!(of(2048), blocks(8192 + 6144));
@@ -250,7 +238,7 @@ mod tests {
     #[test]
     fn of_a_driver_that_reads_through_the_devices_cache_whole_pages_are_expected_and_blocks_are_the_files() {
         let extents = [extent(0, 5120, 1024, 0), extent(1024, 13312, 512, Extent::LAST)];
-        let of = |cluster: u64| Expectation::of(&extents, 1500, cluster, FUSE, true);
+        let of = |cluster: u64| Expectation::of(&extents, 1500, cluster, &FsKind::Ntfs, true);
         let met = |ranges: &[(u64, u64)]| of(512).is_met_by(&read(ranges), Some(&disk()), true);
         assert!(met(&[(4096, 8192), (12288, 16384)]));
         assert!(met(&[(5120, 6144), (12288, 16384)]));
@@ -265,13 +253,14 @@ mod tests {
     #[test]
     fn what_the_kernel_does_not_promise_is_not_expected() {
         for extent in [extent(0, 8192, 4096, Extent::INLINE), extent(0, u64::MAX, 9, 0)] {
-            assert_eq!(Expectation::of(&[extent], 5000, 4096, EXT4, true), Expectation::None);
+            assert_eq!(Expectation::of(&[extent], 5000, 4096, &FsKind::Ext4, true), Expectation::None);
         }
     }
 
     #[test]
     fn of_btrfs_what_lies_in_metadata_and_what_is_compressed_is_not_expected() {
-        let of = |extents: &[Extent], has_layout| Expectation::of(extents, 5000, 4096, BTRFS, has_layout);
+        let of =
+            |extents: &[Extent], has_layout| Expectation::of(extents, 5000, 4096, &FsKind::Btrfs, has_layout);
         let extents = [extent(0, 1 << 40, 4096, 0), extent(4096, 1 << 41, 8192, 0)];
         let plain = of(&extents, false);
         assert_eq!(plain, Expectation::Bytes(8192));

@@ -7,7 +7,7 @@ use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
-use virt_bmap_agent::record::ATTRIBUTES;
+use virt_bmap_agent_protocol::record::ATTRIBUTES;
 
 /// Number of an object; the first is 1, because tag 0 means "nobody's".
 pub type ObjectNumber = u32;

@@ -14,6 +14,7 @@ use crate::recorder::{Recorder, Tag};
 use rustix::fs::FileType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
+use virt_bmap_agent_protocol::{Class, FsKind};
 
 /// Names looked up in one call.
 const NAMES_PER_CALL: usize = 1000;
@@ -93,7 +94,7 @@ impl Probe<'_> {
         let is_listed = |path: &str| inventory.contents.iter().any(|content| content.device == path);
         for device in inventory.devices().filter(|device| !is_listed(&device.path)) {
             let kind = self.context.appliance.call(|g| g.vfs_type(&device.path));
-            if kind.is_ok_and(|kind| matches!(kind.as_str(), "crypto_LUKS" | "BitLocker")) {
+            if kind.is_ok_and(|kind| FsKind::from_name(&kind).class() == Class::Encrypted) {
                 self.context.warn(&device.path, Cause::Locked { reason: LockReason::ProbeTakesNoKeys });
             }
         }

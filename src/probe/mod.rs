@@ -29,7 +29,7 @@ use crate::appliance::{AgentError, CallError};
 use channel::ChannelError;
 use found::FoundError;
 use std::num::NonZeroU32;
-use virt_bmap_agent::sample::Sample;
+use virt_bmap_agent_protocol::Sample;
 
 /// Which way the guest's files are read.
 ///

@@ -9,7 +9,7 @@ use super::metadata;
 use super::unlock::{Key, is_encrypted, unlock};
 use super::{Legs, Phase, ProbeError};
 use crate::appliance::{
-    Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, ReadPlan, WalkPlan,
+    Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, SYSROOT,
 };
 use crate::bmap::{Cause, Kind, PieceFlags, Role};
 use crate::image::{Overlay, Source};
@@ -18,8 +18,8 @@ use crate::recorder::{DiskNumber, Recording};
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use virt_bmap_agent::listings::Listings;
-use virt_bmap_agent::sample::Sample;
+use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
+use virt_bmap_agent_protocol::{Class, DeviceRead, DeviceReads, FsKind, Listings, Sample, Task, WalkPlan};
 
 /// Of how many segments at either end of a copy the content is looked at.
 const LOOKS: usize = 16;
@@ -89,9 +89,7 @@ fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts)
             array.members.iter().map(|member| member.device).chain(array.spares.iter().copied())
         })
         .collect();
-    for content in
-        inventory.members.iter().filter(|content| content.kind.as_deref() == Some("linux_raid_member"))
-    {
+    for content in inventory.members.iter().filter(|content| content.kind == Some(FsKind::RaidMember)) {
         let device = inventory.device(&content.device);
         if device.is_some_and(|device| !used.contains(&device.number)) {
             context.warn(&content.device, Cause::ArrayMemberUnused);
@@ -114,7 +112,7 @@ fn note_missing(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts)
 /// Says which devices hold a btrfs that was mounted from others: the kernel takes those with the same UUID for one.
 fn note_clones(context: &Context<'_>, inventory: &Inventory) {
     let mounted = context.channel.btrfs_members();
-    for content in inventory.contents.iter().filter(|content| content.kind.as_deref() == Some("btrfs")) {
+    for content in inventory.contents.iter().filter(|content| content.kind == Some(FsKind::Btrfs)) {
         let device = inventory.device(&content.device);
         let Some(device) = device.filter(|device| !mounted.contains(&device.number)) else { continue };
         let same = |other: &&Content| other.uuid == content.uuid && other.device != content.device;
@@ -179,9 +177,12 @@ fn walk_as(
     }
     let known = walk.known.iter().flat_map(|known| known.files.keys().copied()).collect();
     let (sequence, first) = context.channel.begin_walk(walk);
-    let ahead = inodes.map(Inodes::parts).unwrap_or_default();
-    let plan = WalkPlan { sequence, first, order, metadata: context.metadata, asks, known, listings, ahead };
-    let walked = context.appliance.walk(&plan);
+    let mut lookahead = inodes.map(Inodes::parts).unwrap_or_default();
+    lookahead.truncate(LOOKAHEAD_PARTS);
+    let (root, metadata) = (SYSROOT.to_owned(), context.metadata);
+    let plan = WalkPlan { sequence, first, root, order, metadata, asks, known, listings, lookahead };
+    context.channel.hand_over(&Task::Walk(plan))?;
+    let walked = context.appliance.work();
     let ended = context.channel.end();
     match (walked, ended) {
         (Ok(()), Ok(remains)) if context.metadata => {
@@ -230,17 +231,17 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<Layouts, Prob
     }
 
     let mut computed = layouts(inventory);
-    let mut plan = ReadPlan::default();
+    let mut plan = Vec::new();
     let mut expected: HashMap<u32, (&str, Proof)> = HashMap::new();
     let mut tag = FIRST_PROOF;
     for (device, _) in &numbers {
         for proof in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
-            plan.push(tag, &device.node, proof.at.0, PROOF);
+            plan.push(DeviceRead { tag, device: device.node.clone(), offset: proof.at.0, length: PROOF });
             expected.insert(tag, (&device.path, proof));
             tag += 1;
         }
     }
-    read(context, &plan)?;
+    read(context, plan)?;
     let proofs = context.channel.take_proofs();
     for (tag, (device, proof)) in &expected {
         let read = proofs.get(tag);
@@ -254,10 +255,15 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<Layouts, Prob
     }
 
     let (mut by_path, mut by_number) = (HashMap::new(), HashMap::new());
-    let mut plan = ReadPlan::default();
+    let mut plan = Vec::new();
     for (device, number) in &numbers {
         let Some(mut layout) = computed.remove(&device.path) else {
-            plan.push(*number, &device.node, 0, device.size);
+            plan.push(DeviceRead {
+                tag: *number,
+                device: device.node.clone(),
+                offset: 0,
+                length: device.size,
+            });
             continue;
         };
         let copies = layout.copy_count();
@@ -281,16 +287,17 @@ fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<Layouts, Prob
         by_path.insert(device.path.clone(), layout.clone());
         by_number.insert(device.number, layout);
     }
-    read(context, &plan)?;
+    read(context, plan)?;
     Ok(Layouts { by_path, by_number: Arc::new(by_number) })
 }
 
-fn read(context: &Context<'_>, plan: &ReadPlan) -> Result<(), ProbeError> {
-    if plan.is_empty() {
+fn read(context: &Context<'_>, reads: Vec<DeviceRead>) -> Result<(), ProbeError> {
+    if reads.is_empty() {
         return Ok(());
     }
     let sequence = context.channel.begin_reads();
-    let read = context.appliance.read_devices(sequence, plan);
+    context.channel.hand_over(&Task::ReadDevices(DeviceReads { sequence, reads }))?;
+    let read = context.appliance.work();
     context.channel.end()?;
     Ok(read?)
 }
@@ -308,11 +315,11 @@ impl Context<'_> {
         let layouts = LazyCell::new(|| layouts(inventory));
         for content in &inventory.contents {
             let device = &content.device;
-            match content.kind.as_deref() {
+            match &content.kind {
                 None => self.explain_unknown(inventory, &layouts, device),
-                Some("swap") => {}
+                Some(kind) if kind.class() == Class::Swap => {}
                 // Each member of a btrfs of several devices is listed; one mount shows all.
-                Some("btrfs") if content.uuid.is_some() && !btrfs.insert(content.uuid.clone()) => {}
+                Some(FsKind::Btrfs) if content.uuid.is_some() && !btrfs.insert(content.uuid.clone()) => {}
                 // Has been unlocked, or been noted.
                 _ if is_encrypted(content) => {}
                 Some(_) => filesystems.push(content.clone()),
@@ -336,7 +343,7 @@ impl Context<'_> {
             }
             (self.phase)(Phase::Filesystem {
                 name: filesystem.device.clone(),
-                kind: filesystem.kind.clone().unwrap_or_default(),
+                kind: filesystem.kind.as_ref().map(FsKind::to_string).unwrap_or_default(),
                 number,
                 of: filesystems.len(),
             });
@@ -355,28 +362,25 @@ impl Context<'_> {
     /// Mounts a file system; `false`: it cannot be mounted, which has been noted.
     fn mount(&self, filesystem: &Content) -> Result<bool, ProbeError> {
         let device = &filesystem.device;
-        let kind = filesystem.kind.as_deref().unwrap_or_default();
-        let options = match kind {
-            "btrfs" if device.starts_with("btrfsvol:") => "ro,nodev,nosuid,noexec",
-            // The top level, with all subvolumes below it, whatever the default subvolume is.
-            "btrfs" => "ro,nodev,nosuid,noexec,subvolid=5",
-            // What a guest's own kernel does about an error is not for this one: it may be to panic.
-            "ext2" | "ext3" | "ext4" => "ro,nodev,nosuid,noexec,errors=continue",
-            // Two clones of one disk have the same UUID, and XFS would refuse the second one.
-            "xfs" => "ro,nodev,nosuid,noexec,nouuid",
-            "ntfs" if self.metadata => "ro,nodev,nosuid,noexec,show_sys_files",
-            _ => "ro,nodev,nosuid,noexec",
-        };
+        let kind = filesystem.kind.clone().unwrap_or_default();
+        let facts = kind.facts();
+        let is_subvolume = device.starts_with("btrfsvol:");
+        let mut options = "ro,nodev,nosuid,noexec".to_owned();
+        let own = facts.mount_options.filter(|_| !is_subvolume);
+        for option in own.into_iter().chain(facts.metadata_option.filter(|_| self.metadata)) {
+            options.push(',');
+            options.push_str(option);
+        }
         self.channel.begin_mount();
-        let mounted = if self.metadata && !device.starts_with("btrfsvol:") {
+        let mounted = if self.metadata && !is_subvolume {
             // Told the type, mount does not look for it all over the device.
-            self.appliance.call(|g| g.mount_vfs(options, kind, device, "/"))
+            self.appliance.call(|g| g.mount_vfs(&options, kind.name(), device, "/"))
         } else {
-            self.appliance.call(|g| g.mount_options(options, device, "/"))
+            self.appliance.call(|g| g.mount_options(&options, device, "/"))
         };
         match mounted {
             Ok(()) => Ok(true),
-            Err(_) if kind == "btrfs" && self.mount_degraded(options, device) => Ok(true),
+            Err(_) if self.mount_degraded(&options, facts.degraded_option, device) => Ok(true),
             Err(error) => {
                 self.still_alive(&format!("{device} was being mounted"))?;
                 let (filesystem, error) = (kind.to_owned(), error.to_string());
@@ -386,9 +390,10 @@ impl Context<'_> {
         }
     }
 
-    /// Mounts a btrfs that lacks a device.
-    fn mount_degraded(&self, options: &str, device: &str) -> bool {
-        let options = format!("{options},degraded");
+    /// Mounts a file system that lacks a device, if there is an option for that.
+    fn mount_degraded(&self, options: &str, degraded: Option<&str>, device: &str) -> bool {
+        let Some(degraded) = degraded else { return false };
+        let options = format!("{options},{degraded}");
         let is_mounted = self.appliance.call(|g| g.mount_options(&options, device, "/")).is_ok();
         if is_mounted {
             self.warn(device, Cause::FilesystemDeviceMissing);
@@ -399,9 +404,7 @@ impl Context<'_> {
     /// Says so if mounting a file system has just changed it. Whether all of that is on the disks: after a replay ext4 waits
     /// for it, but not after it has cleaned up files that were deleted while they were open.
     fn note_replay(&self, filesystem: &Content) -> bool {
-        /// File systems whose drivers in the kernel replay a journal.
-        const JOURNALS: [&str; 8] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2"];
-        /// What they say then, in lower case.
+        /// What drivers that replay a journal say then, in lower case.
         const SAID: [&str; 6] = [
             "recovery complete",
             "ending recovery",
@@ -410,10 +413,10 @@ impl Context<'_> {
             "recover_dentry: ino",
             "recover_data: ino",
         ];
-        let kind = filesystem.kind.as_deref().unwrap_or_default();
-        if !JOURNALS.contains(&kind) {
+        let Some(facts) = filesystem.kind.as_ref().map(FsKind::facts).filter(|facts| facts.has_journal)
+        else {
             return false;
-        }
+        };
         let Ok(said) = self.appliance.kernel_log() else { return false };
         let said = said.to_ascii_lowercase();
         let was_cleaned = said.contains("orphan");
@@ -421,7 +424,7 @@ impl Context<'_> {
         if was_replayed {
             self.warn(&filesystem.device, Cause::JournalReplayed);
         }
-        !(was_cleaned || was_replayed && kind == "xfs")
+        !(was_cleaned || was_replayed && facts.replays_in_memory)
     }
 
     fn unmount(&self, filesystem: &Content) -> Result<(), ProbeError> {

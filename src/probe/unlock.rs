@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use virt_bmap_agent_protocol::{Class, FsKind};
 
 /// A key, and what it is for: `SELECTOR:TYPE:VALUE`, as the guestfs tools have it.
 ///
@@ -88,7 +89,7 @@ impl Key {
 
 /// Whether content of this type is encrypted.
 pub(super) fn is_encrypted(content: &Content) -> bool {
-    matches!(content.kind.as_deref(), Some("crypto_LUKS" | "BitLocker"))
+    content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Encrypted)
 }
 
 /// Unlocks what the keys unlock, also what comes to light only then, and takes stock anew. Notes what stays
@@ -122,7 +123,7 @@ fn open(context: &Context<'_>, content: &Content) -> Result<bool, ProbeError> {
     let device = &content.device;
     let keys: Vec<&Key> =
         context.keys.iter().filter(|key| key.fits(device, content.uuid.as_deref())).collect();
-    let is_bitlocker = content.kind.as_deref() == Some("BitLocker");
+    let is_bitlocker = content.kind == Some(FsKind::BitLocker);
     let kind = if is_bitlocker { "bitlk" } else { "luks" };
     let name = match &content.uuid {
         Some(uuid) => format!("{kind}-{uuid}"),

@@ -2,7 +2,7 @@
 
 use crate::bmap::{Cause, FileOperation, Warning};
 use std::collections::BTreeMap;
-use virt_bmap_agent::record;
+use virt_bmap_agent_protocol::record;
 
 /// Most warnings of missing objects that are kept; those beyond are counted.
 const MOST: usize = 1000;
@@ -76,8 +76,8 @@ impl Warnings {
 }
 
 /// What the agent says that it could not do. `is_file`: it says so of a directory or file, not of a whole device.
-pub(super) fn cause_of(trouble: &record::Trouble, is_file: bool) -> Cause {
-    let operation = match trouble.operation {
+pub(super) fn cause_of(failure: &record::ReadFailure, is_file: bool) -> Cause {
+    let operation = match failure.operation {
         record::Operation::Open => FileOperation::Open,
         record::Operation::Stat => FileOperation::Stat,
         record::Operation::List => FileOperation::List,
@@ -90,7 +90,7 @@ pub(super) fn cause_of(trouble: &record::Trouble, is_file: bool) -> Cause {
     let has_offset = !is_file || operation == FileOperation::Read;
     Cause::FileFailed {
         operation,
-        errno: (trouble.errno != 0).then_some(trouble.errno),
-        offset: has_offset.then_some(trouble.offset),
+        errno: (failure.errno != 0).then_some(failure.errno),
+        offset: has_offset.then_some(failure.offset),
     }
 }

@@ -16,11 +16,8 @@ use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
 use std::rc::Rc;
-use virt_bmap_agent::ReadOrder;
-use virt_bmap_agent::record::{Extent, Operation, Record};
-
-/// `statfs` magic of ext2, ext3 and ext4.
-pub(super) const EXT: u64 = 0xef53;
+use virt_bmap_agent_protocol::record::{Extent, Operation};
+use virt_bmap_agent_protocol::{ReadOrder, Record};
 
 /// Directories listed at a time.
 const BATCH: usize = 256;
@@ -53,7 +50,7 @@ impl Walker {
     /// Whether directories are listed in batches: where the host knows the device's place. For their extended attributes
     /// each needs tags of its own.
     pub(super) fn lists_in_batches(&self) -> bool {
-        self.reader.order() != ReadOrder::Tags && !self.metadata && self.magic == EXT
+        self.reader.order() != ReadOrder::Tags && !self.metadata && self.kind.facts().has_directory_blocks
     }
 
     /// Visits a directory and all below it. What is found last is visited first, so that few descriptors are
@@ -68,7 +65,7 @@ impl Walker {
                 let fd = match openat(&*above, &name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
                     Ok(fd) => Rc::new(fd),
                     Err(errno) => {
-                        self.control.trouble(Operation::Open, errno, parent, name.to_bytes(), 0);
+                        self.control.read_failure(Operation::Open, errno, parent, name.to_bytes(), 0);
                         continue;
                     }
                 };
@@ -97,7 +94,7 @@ impl Walker {
                 let found = |(name, child)| Waiting { above: fd.clone(), parent: id, name, id: child };
                 waiting.extend(below.into_iter().map(found));
                 if let Some(errno) = error {
-                    self.control.trouble(Operation::List, errno, id, b"", 0);
+                    self.control.read_failure(Operation::List, errno, id, b"", 0);
                 }
             }
         }

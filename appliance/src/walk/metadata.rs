@@ -2,7 +2,7 @@
 //! extended attributes, and what the file system says of its blocks.
 
 use super::batches::block_device;
-use super::{FUSE, Walker, object};
+use super::{Walker, object};
 use crate::reader::OpenFile;
 use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -12,7 +12,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
-use virt_bmap_agent::record::{ATTRIBUTES, EXTENTS_PER_RECORD, Extent, ObjectKind, Operation, Record};
+use virt_bmap_agent_protocol::bounds::EXTENTS_PER_RECORD;
+use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent, ObjectKind, Operation};
+use virt_bmap_agent_protocol::{FsKind, Record};
 
 /// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX` of `linux/limits.h`.
 const LARGEST: usize = 64 << 10;
@@ -22,7 +24,7 @@ impl Walker {
     /// tree of its extents.
     pub(super) fn has_more_blocks(&self, stat: &Stat, extents: Option<&[Extent]>) -> bool {
         // btrfs keeps attributes in its one tree; of FUSE the number of blocks is an estimate.
-        if matches!(self.magic, btrfs::MAGIC | FUSE) {
+        if self.kind.facts().has_address_space || self.kind.is_fuse() {
             return false;
         }
         let named = extents.unwrap_or_default().iter().filter(|e| e.flags & Extent::INLINE == 0);
@@ -33,9 +35,7 @@ impl Walker {
     /// Whether it may be one of the files in which NTFS keeps its metadata. Some of them have been read by
     /// ntfs-3g before, so that reading them touches less than they have.
     pub(super) fn is_system(&self, stat: &Stat) -> bool {
-        /// Records of `$MFT` below this number are reserved.
-        const RESERVED: u64 = 24;
-        self.metadata && self.magic == FUSE && stat.st_ino < RESERVED
+        self.metadata && stat.st_ino < self.kind.facts().reserved_inodes
     }
 
     /// How many blocks of a file are asked for one by one: all of NTFS's `$MFT`, in which others are found.
@@ -46,7 +46,7 @@ impl Walker {
     /// Reads the extended attributes of a file.
     pub(super) fn attributes_of_file(&mut self, file: &OpenFile) -> Result<(), Fatal> {
         if let Err(errno) = self.attributes_of(&file.fd, file.id)? {
-            self.control.trouble(Operation::Attributes, errno, file.parent, file.name.to_bytes(), 0);
+            self.control.read_failure(Operation::Attributes, errno, file.parent, file.name.to_bytes(), 0);
         }
         self.control.tag(0, false)
     }
@@ -58,7 +58,7 @@ impl Walker {
         if self.has_more_blocks(&fstat(fd)?, extents.as_deref())
             && let Err(errno) = self.attributes_of(fd, id)?
         {
-            self.control.trouble(Operation::Attributes, errno, id, b"", 0);
+            self.control.read_failure(Operation::Attributes, errno, id, b"", 0);
         }
         Ok(())
     }
@@ -86,7 +86,7 @@ impl Walker {
         let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(errno) => {
-                self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0);
+                self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
                 return Ok(());
             }
         };
@@ -110,7 +110,7 @@ impl Walker {
         self.control.settle()?;
         self.control.tag(id, false)?;
         if let Err(errno) = readlinkat(directory, name, Vec::new()) {
-            self.control.trouble(Operation::Read, errno, parent, name.to_bytes(), 0);
+            self.control.read_failure(Operation::Read, errno, parent, name.to_bytes(), 0);
         }
         self.control.settle()?;
         self.control.tag(id | ATTRIBUTES, false)?;
@@ -120,7 +120,7 @@ impl Walker {
         if let Err(errno) =
             read_all(|list| llistxattr(&path, list), |name, value| lgetxattr(&path, name, value))
         {
-            self.control.trouble(Operation::Attributes, errno, parent, name.to_bytes(), 0);
+            self.control.read_failure(Operation::Attributes, errno, parent, name.to_bytes(), 0);
         }
         self.control.settle()?;
         self.control.tag(0, false)
@@ -129,13 +129,13 @@ impl Walker {
     /// Tells what the file system's blocks are for, where it says so.
     pub(super) fn put_spaces(&mut self, root: &OwnedFd, id: u32) {
         let opened = openat(root, c".", super::DIRECTORY, Mode::empty());
-        let spaces = opened.and_then(|root| match self.magic {
-            btrfs::MAGIC => btrfs::spaces(root),
-            f2fs::MAGIC => {
+        let spaces = opened.and_then(|root| match self.kind {
+            FsKind::Btrfs => btrfs::spaces(root),
+            FsKind::F2fs => {
                 let (path, device) = block_device(self.device, OFlags::empty()).ok_or(Errno::NODEV)?;
                 f2fs::spaces(&path, device)
             }
-            nilfs2::MAGIC => {
+            FsKind::Nilfs2 => {
                 let (_, device) = block_device(self.device, OFlags::empty()).ok_or(Errno::NODEV)?;
                 nilfs2::spaces(root, device)
             }
@@ -149,7 +149,7 @@ impl Walker {
                     }
                 }
             }
-            Err(errno) => self.control.trouble(Operation::Fsmap, errno, id, b"", 0),
+            Err(errno) => self.control.read_failure(Operation::Fsmap, errno, id, b"", 0),
         }
     }
 }

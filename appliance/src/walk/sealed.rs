@@ -5,7 +5,7 @@
 //! blocks there are is what `stat` has said. Each is then read from the block device at these places, as others are through
 //! the file.
 
-use super::batches::{EXT, block_device};
+use super::batches::block_device;
 use super::{Walker, object};
 use crate::Fatal;
 use crate::pieces::Piece;
@@ -17,8 +17,8 @@ use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, Stdio};
-use virt_bmap_agent::record::{Extent, ObjectKind, Operation, Record};
-use virt_bmap_agent::sample::End;
+use virt_bmap_agent_protocol::record::{Extent, ObjectKind, Operation};
+use virt_bmap_agent_protocol::{End, Record};
 
 /// Files that debugfs is asked about at a time.
 const ASKED: usize = 1024;
@@ -43,14 +43,14 @@ impl Walker {
                     self.sealed.push(Sealed { parent, name: name.to_owned(), stat });
                 }
             }
-            Err(errno) => self.control.trouble(Operation::Stat, errno, parent, name.to_bytes(), 0),
+            Err(errno) => self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0),
         }
     }
 
     /// Reads the files that were noted, as far as it can be found out where they lie.
     pub(super) fn read_sealed(&mut self) -> Result<(), Fatal> {
         let sealed = std::mem::take(&mut self.sealed);
-        let device = block_device(self.device, OFlags::DIRECT).filter(|_| self.magic == EXT);
+        let device = block_device(self.device, OFlags::DIRECT).filter(|_| self.kind.is_ext());
         for asked in sealed.chunks(ASKED) {
             let places = match &device {
                 Some((path, _)) => ask(path, asked.iter().map(|file| file.stat.st_ino), self.block),
@@ -81,7 +81,7 @@ impl Walker {
             self.links.insert(inode, id);
         }
         self.control.put(&object(id, *parent, ObjectKind::File, stat, name.to_bytes()));
-        self.control.put(&Record::Sealed { id });
+        self.control.put(&Record::Encrypted { id });
         let allocated = (stat.st_blocks as u64).saturating_mul(512);
         let (Some(places), Some(device)) = (places.filter(|places| places.bytes == allocated), device) else {
             return self.found();

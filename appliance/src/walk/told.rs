@@ -4,13 +4,12 @@ use super::{Entry, TOO_MANY, Walker};
 use crate::Fatal;
 use rustix::fs::FileType;
 use std::ffi::{CString, NulError};
-use virt_bmap_agent::listings::{self, Listing};
-use virt_bmap_agent::record::Record;
+use virt_bmap_agent_protocol::{self as protocol, Listing, Record};
 
 impl Entry {
     /// One that the host tells.
-    fn told(entry: listings::Entry) -> Result<Self, NulError> {
-        let listings::Entry { inode, is_directory, name } = entry;
+    fn told(entry: protocol::Entry) -> Result<Self, NulError> {
+        let protocol::Entry { inode, is_directory, name } = entry;
         let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
         Ok(Self { name: CString::new(name)?, kind, inode })
     }

@@ -1,22 +1,21 @@
 //! What a walk gathers for the metadata objects, when they are wanted.
 
-use super::super::expected::BTRFS;
 use super::super::layout::Layout;
 use super::super::metadata::Inline;
 use super::walk::{Expected, Walk};
 use super::{ChannelError, ObjectNumber};
 use crate::range::{DeviceOffset, Range};
 use crate::recorder::Recording;
-use virt_bmap_agent::record::{self, Extent, Owner};
+use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_agent_protocol::record::{self, Extent, Owner};
 
 impl Walk {
     /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them on demand.
     pub(super) fn is_system(&self, object: &record::Object) -> bool {
-        /// Records of `$MFT` below this number are reserved.
-        const RESERVED: u64 = 24;
-        let is_reserved = object.parent == self.first && object.inode < RESERVED;
+        let reserved = self.context.kind.facts().reserved_inodes;
+        let is_reserved = object.parent == self.first && object.inode < reserved;
         self.context.metadata
-            && self.context.kind == "ntfs"
+            && reserved > 0
             && object.id != self.first
             && (is_reserved && object.name.starts_with(b"$") || self.system.contains(&object.parent))
     }
@@ -24,7 +23,7 @@ impl Walk {
     /// Whether files of this size lie in a record of NTFS's `$MFT` when they have no blocks.
     pub(super) fn is_resident(&self, file: &Expected) -> bool {
         let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
-        self.context.kind == "ntfs"
+        self.context.kind == FsKind::Ntfs
             && file.is_placed_nowhere
             && file.size > 0
             && (1..block).contains(&file.allocated)
@@ -52,7 +51,7 @@ impl Walk {
             return;
         }
         // btrfs gives no place for what lies in its tree.
-        let has_places = self.filesystem.is_some_and(|filesystem| filesystem.magic != BTRFS);
+        let has_places = self.filesystem.is_some() && !self.mounted.facts().has_address_space;
         let is_inline = |extent: &&Extent| has_places && extent.flags & Extent::INLINE != 0;
         let inline = file.extents.iter().flatten().filter(is_inline);
         let places = inline.map(|extent| Inline::Block { object, at: extent.physical });

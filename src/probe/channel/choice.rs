@@ -8,7 +8,6 @@ use super::super::expected::places;
 use super::super::former::{Former, Stamps};
 use super::walk::{Expected, Walk, give};
 use super::{ChannelError, ObjectNumber, State};
-use virt_bmap_agent::Verdict;
 
 impl Walk {
     /// Forgets the earlier map if it knew another file system here.
@@ -16,7 +15,8 @@ impl Walk {
         let Some(filesystem) = self.filesystem else { return };
         let size = filesystem.blocks.saturating_mul(filesystem.block_size);
         let (device, kind) = (self.context.device.as_bytes(), &self.context.kind);
-        let is_same = |former: &Former| former.has_filesystem(device, kind, filesystem.block_size, size);
+        let is_same =
+            |former: &Former| former.has_filesystem(device, kind.name(), filesystem.block_size, size);
         if !self.context.former.as_deref().is_some_and(is_same) {
             self.context.former = None;
         }
@@ -26,7 +26,7 @@ impl Walk {
 impl State {
     /// Takes over what can be of these files; the others are to be read.
     pub(super) fn choose(&mut self, ids: Vec<ObjectNumber>) -> Result<(), ChannelError> {
-        if ids.len() > Verdict::CAPACITY || !ids.iter().all(|id| self.walk.files.contains_key(id)) {
+        if !ids.iter().all(|id| self.walk.files.contains_key(id)) {
             return Err(ChannelError::Nonsense("a choice of what is no file of the batch"));
         }
         let mut due = Vec::new();

@@ -9,16 +9,15 @@ use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use std::collections::HashMap;
 use std::sync::Arc;
-use virt_bmap_agent::ReadOrder;
-use virt_bmap_agent::sample::Sample;
+use virt_bmap_agent_protocol::{FsKind, ReadOrder, Sample};
 
 /// What the agent is about to walk.
 #[derive(Clone, Default)]
 pub struct WalkContext {
     /// The device or whatever else the file system is named by.
     pub device: String,
-    /// Its type, in the words of `blkid`.
-    pub kind: String,
+    /// Its type.
+    pub kind: FsKind,
     /// Where the device lies on the disks, if that is known.
     pub layout: Option<Arc<Layout>>,
     /// Whether what belongs to no file's data is wanted, too.
@@ -42,7 +41,7 @@ impl WalkContext {
     pub fn read_order(&self) -> ReadOrder {
         match self.sample {
             Some(sample) if self.is_promise_enough() => ReadOrder::Ends(sample),
-            _ if self.is_told() && self.kind != "btrfs" => ReadOrder::Series,
+            _ if self.is_told() && !self.kind.facts().has_address_space => ReadOrder::Series,
             _ => ReadOrder::Tags,
         }
     }
@@ -56,8 +55,8 @@ impl WalkContext {
     /// Whether the place of a file that the kernel promises can go into the map without a read of all of it: of one
     /// leg, only that tells which copy each byte is of.
     fn is_promise_enough(&self) -> bool {
-        let is_one =
-            self.kind != "btrfs" && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
+        let is_one = !self.kind.facts().has_address_space
+            && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
         self.is_told() && (is_one || self.legs == Legs::All)
     }
 

@@ -1,7 +1,7 @@
 //! What need not be looked at, because it is as it was when an earlier map was made. Of files whose inodes have not changed
 //! the agent tells only the names, of directories not even what is in them; all else is taken over from that map.
 
-use super::{ChannelError, LONGEST_NAME, ObjectNumber, State};
+use super::{ChannelError, ObjectNumber, State};
 use crate::bmap::{Kind, Object, ObjectId};
 use crate::probe::former::{Directories, Directory, Former};
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ impl State {
         inode: u64,
         name: &[u8],
     ) -> Result<(), ChannelError> {
-        if id != self.found.next() || name.len() > LONGEST_NAME {
+        if id != self.found.next() {
             return Err(ChannelError::Nonsense("an object that is known, out of turn"));
         }
         self.in_walk(parent)?;

@@ -8,8 +8,7 @@ use super::{ChannelError, ObjectNumber, State};
 use crate::range::{DeviceOffset, DiskRange, Range};
 use crate::recorder::{DiskNumber, Recorder, Recording};
 use std::collections::HashMap;
-use virt_bmap_agent::Verdict;
-use virt_bmap_agent::record::Extent;
+use virt_bmap_agent_protocol::record::Extent;
 
 impl State {
     pub(super) fn begin_listing(
@@ -19,7 +18,7 @@ impl State {
     ) -> Result<(), ChannelError> {
         let is_told = |id: &ObjectNumber| self.walk.directories.contains_key(id);
         let makes_sense = self.walk.layout.is_some() && !self.walk.context.metadata;
-        if !makes_sense || ids.len() > Verdict::CAPACITY || !ids.iter().all(is_told) {
+        if !makes_sense || !ids.iter().all(is_told) {
             return Err(ChannelError::Nonsense("a listing of what is no directory of known place"));
         }
         self.tag(0, false, recorder)?;

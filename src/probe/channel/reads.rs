@@ -8,11 +8,11 @@ use crate::bmap::{Marks, PieceFlags, Role};
 use crate::probe::expected::{Expectation, Place, places};
 use crate::probe::found::{FoundError, ObjectNumber};
 use crate::recorder::{Recorder, Recording, Tag};
-use virt_bmap_agent::Verdict;
-use virt_bmap_agent::record::{ATTRIBUTES, Extent};
+use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
+use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent};
 
 impl State {
-    pub(super) fn tag(&mut self, id: u32, afresh: bool, recorder: &Recorder) -> Result<(), ChannelError> {
+    pub(super) fn tag(&mut self, id: u32, reset: bool, recorder: &Recorder) -> Result<(), ChannelError> {
         if id >= FIRST_PROOF && self.walk.first != 0 {
             return Err(ChannelError::Nonsense("a proof during a walk"));
         }
@@ -29,7 +29,7 @@ impl State {
             Some(Tag(before)) => self.recorded(before, recording)?,
             None => self.walk.untagged(&recording),
         }
-        if afresh && let Some(file) = self.walk.files.get_mut(&id) {
+        if reset && let Some(file) = self.walk.files.get_mut(&id) {
             file.unexpected = None;
         }
         Ok(())
@@ -40,7 +40,7 @@ impl State {
         ids: Vec<ObjectNumber>,
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
-        if ids.len() > Verdict::CAPACITY || !ids.iter().all(|id| self.walk.files.contains_key(id)) {
+        if !ids.iter().all(|id| self.walk.files.contains_key(id)) {
             return Err(ChannelError::Nonsense("a series of what is no file of the batch"));
         }
         self.tag(0, false, recorder)?;
@@ -84,7 +84,7 @@ impl State {
             return self.end_batch();
         }
         again.sort_unstable();
-        again.truncate(Verdict::CAPACITY);
+        again.truncate(FILES_PER_BATCH);
         self.walk.answer.clone_from(&again);
         self.walk.again = again;
         Ok(())

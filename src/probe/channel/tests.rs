@@ -7,8 +7,8 @@ use crate::probe::former::{self, Directories, Former};
 use crate::probe::layout::Layout;
 use crate::probe::metadata::Inline;
 use crate::range::DiskRange;
-use virt_bmap_agent::record::{Filesystem, Object, Operation, Owner};
-use virt_bmap_agent::sample::Sample;
+use virt_bmap_agent_protocol::Sample;
+use virt_bmap_agent_protocol::record::{Filesystem, Object, Operation, Owner};
 
 /// Plays the agent.
 struct Agent {
@@ -37,7 +37,7 @@ impl Agent {
         let recorder = Arc::new(Recorder::new());
         let channel = Channel::new(recorder.clone());
         let layout = Some(Arc::new(Layout::of_disk(1, 1 << 20)));
-        let context = WalkContext { device: "/dev/sda".into(), kind: "ext4".into(), layout, ..context };
+        let context = WalkContext { device: "/dev/sda".into(), kind: FsKind::Ext4, layout, ..context };
         let (sequence, first) = channel.begin_walk(context);
         assert_eq!((sequence, first), (0, 1));
         let mut agent = Self { channel, recorder, sequence };
@@ -57,8 +57,8 @@ impl Agent {
         self.channel.frame(&bytes)
     }
 
-    fn tag(&mut self, id: u32, afresh: bool) {
-        self.say(&[Record::Tag { id, afresh }]).unwrap();
+    fn tag(&mut self, id: u32, reset: bool) {
+        self.say(&[Record::Tag { id, reset }]).unwrap();
     }
 
     /// Finds files of 64 KiB, each of one extent that begins where it is said.
@@ -76,8 +76,8 @@ impl Agent {
         for (start, end) in files.iter().flat_map(|(_, pieces)| *pieces) {
             self.read(*start, *end);
         }
-        self.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).unwrap();
-        Verdict::decode(&self.channel.verdict()).again
+        self.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).unwrap();
+        self.channel.reply().files
     }
 
     fn read(&self, start: u64, end: u64) {
@@ -124,8 +124,8 @@ fn what_is_read_under_a_tag_belongs_to_its_object() {
     agent.say(&[Record::Link { id: 2, parent: 1, name: b"b".to_vec() }]).unwrap();
     agent.tag(2, false);
     agent.read(8192, 12288);
-    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).unwrap();
-    assert_eq!(Verdict::decode(&agent.channel.verdict()), Verdict::default());
+    agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).unwrap();
+    assert_eq!(agent.channel.reply(), Reply::default());
     agent.say(&[Record::Done]).unwrap();
     agent.channel.end().unwrap();
     assert_eq!(agent.channel.snapshot().objects, 3);
@@ -145,13 +145,13 @@ fn a_file_that_was_read_elsewhere_is_read_once_more() {
         agent.read(start, start + 4096);
         agent.read(65536, 69632); // a block of checksums, say
     }
-    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).unwrap();
-    assert_eq!(Verdict::decode(&agent.channel.verdict()).again, [2, 3]);
+    agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).unwrap();
+    assert_eq!(agent.channel.reply().files, [2, 3]);
     agent.tag(2, true);
     agent.read(8192, 12288);
     agent.tag(3, true);
     agent.read(16384, 16384 + 8192); // no better
-    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::Done]).unwrap();
+    agent.say(&[Record::Tag { id: 0, reset: false }, Record::Done]).unwrap();
     agent.channel.end().unwrap();
     let (found, warnings) = agent.channel.take();
     assert_eq!(warnings.list(), [Warning::on_device("/dev/sda", Cause::NotExact { count: 1 })]);
@@ -175,12 +175,12 @@ fn an_agent_that_dies_leaves_what_it_had_read() {
 #[test]
 fn encrypted_files_are_told_apart_from_those_of_which_nothing_is_known() {
     let mut agent = Agent::walking();
-    agent.say(&[object(2, 1, ObjectKind::File, b"a", 4096), Record::Sealed { id: 2 }]).unwrap();
+    agent.say(&[object(2, 1, ObjectKind::File, b"a", 4096), Record::Encrypted { id: 2 }]).unwrap();
     agent.say(&[extents(2, 8192, 4096), object(3, 1, ObjectKind::File, b"b", 512)]).unwrap();
-    agent.say(&[Record::Sealed { id: 3 }]).unwrap();
+    agent.say(&[Record::Encrypted { id: 3 }]).unwrap();
     agent.tag(2, false);
     agent.read(8192, 12288);
-    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd, Record::Done]).unwrap();
+    agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd, Record::Done]).unwrap();
     agent.channel.end().unwrap();
     let (found, warnings) = agent.channel.take();
     let expected = [Cause::EncryptedFilesUnplaced { count: 1 }, Cause::EncryptedNames { count: 1 }];
@@ -195,7 +195,7 @@ fn encrypted_files_are_told_apart_from_those_of_which_nothing_is_known() {
 #[test]
 fn what_makes_no_sense_ends_the_conversation() {
     let nonsense: [&[Record]; 17] = [
-        &[Record::Sealed { id: 1 }],
+        &[Record::Encrypted { id: 1 }],
         &[Record::Hello { version: VERSION + 1 }],
         &[object(3, 1, ObjectKind::File, b"a", 0)],
         &[object(1, 1, ObjectKind::File, b"a", 0)],
@@ -207,8 +207,8 @@ fn what_makes_no_sense_ends_the_conversation() {
         &[object(2, 1, ObjectKind::File, b"a", 0), object(3, 2, ObjectKind::File, b"b", 0)],
         &[extents(2, 0, 1)],
         &[Record::Link { id: 1, parent: 1, name: b"a".to_vec() }],
-        &[Record::Tag { id: 2, afresh: false }],
-        &[Record::Tag { id: FIRST_PROOF, afresh: false }],
+        &[Record::Tag { id: 2, reset: false }],
+        &[Record::Tag { id: FIRST_PROOF, reset: false }],
         &[Record::Done, Record::BatchEnd],
         &[Record::Shared { id: 1 }],
         &[Record::Member(record::Member { id: 1, major: 8, minor: 0 })],
@@ -234,7 +234,13 @@ fn warnings_name_their_place() {
     let mut agent = Agent::walking();
     agent.say(&[object(2, 1, ObjectKind::Directory, b"etc", 0)]).unwrap();
     let trouble = |operation, parent, name: &[u8]| {
-        Record::Trouble(record::Trouble { operation, errno: 5, parent, name: name.to_vec(), offset: 4096 })
+        Record::ReadFailure(record::ReadFailure {
+            operation,
+            errno: 5,
+            parent,
+            name: name.to_vec(),
+            offset: 4096,
+        })
     };
     agent
         .say(&[
@@ -294,9 +300,9 @@ fn metadata_that_were_not_asked_for_make_no_sense() {
     assert!(Agent::walking().say(&[space(vec![(0, 1)])]).is_err());
     assert!(Agent::walking_for(true).say(&[space(vec![(u64::MAX, 2)])]).is_err());
     for id in [ATTRIBUTES, ATTRIBUTES | 2] {
-        assert!(Agent::walking_for(true).say(&[Record::Tag { id, afresh: false }]).is_err());
+        assert!(Agent::walking_for(true).say(&[Record::Tag { id, reset: false }]).is_err());
     }
-    assert!(Agent::walking().say(&[Record::Tag { id: ATTRIBUTES | 1, afresh: false }]).is_err());
+    assert!(Agent::walking().say(&[Record::Tag { id: ATTRIBUTES | 1, reset: false }]).is_err());
 }
 
 #[test]
@@ -326,7 +332,7 @@ fn a_file_that_the_kernel_lies_about_is_read_in_full() {
     agent.tag(3, true);
     agent.read(262_144, 299_008);
     agent.read(4096, 32768);
-    agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd, Record::Done]).unwrap();
+    agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd, Record::Done]).unwrap();
     agent.channel.end().unwrap();
     assert_eq!(agent.channel.with(|_, warnings| warnings.list().len()), 1);
     let lines =
@@ -345,7 +351,7 @@ fn files_that_are_in_no_sample_are_believed_until_one_that_is_turns_out_a_lie() 
     agent.tag(8, true);
     agent.read(4096, 65536 + 4096);
     // The agent hears of it as soon as that is known.
-    assert!(agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).is_err());
+    assert!(agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).is_err());
     assert!(matches!(agent.channel.end(), Err(ChannelError::Lies)));
     agent.channel.forget_walk();
     assert!(agent.channel.with(|_, warnings| warnings.list().is_empty()));
@@ -369,7 +375,7 @@ fn three_lies_are_forgiven_where_each_file_is_proved() {
         assert_eq!(agent.read_series(&[(id, &[(0, 8192)])]), [id]);
         agent.tag(id, true);
         agent.read(0, 65536);
-        let result = agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]);
+        let result = agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]);
         assert_eq!(result.is_ok(), id < 5, "{id}");
     }
     assert!(matches!(agent.channel.end(), Err(ChannelError::Lies)));
@@ -385,7 +391,7 @@ fn a_stray_read_costs_a_read_in_full_and_no_more() {
         assert_eq!(agent.read_series(&with_a_stray), [id]);
         agent.tag(id, true);
         agent.read(65536, 131_072);
-        agent.say(&[Record::Tag { id: 0, afresh: false }, Record::BatchEnd]).unwrap();
+        agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).unwrap();
     }
     agent.say(&[Record::Done]).unwrap();
     agent.channel.end().unwrap();
@@ -438,7 +444,7 @@ fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
     let mut builder = MapBuilder::new(Header {
         filesystems: vec![crate::bmap::Filesystem {
             device: b"/dev/sda".to_vec(),
-            kind: "ext4".into(),
+            kind: FsKind::Ext4,
             block_size: Some(4096),
             size: Some(0),
             ..crate::bmap::Filesystem::default()
@@ -458,11 +464,11 @@ fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
     let mut agent = Agent::walking_in(WalkContext { former, ..WalkContext::default() });
     // The second has been moved, the third has grown.
     agent.find(&[(2, 65536), (3, 393_216), (4, 524_288)]);
-    agent.say(&[Record::Choice { ids: vec![2, 3, 4] }]).unwrap();
-    assert_eq!(Verdict::decode(&agent.channel.verdict()).again, [3, 4]);
+    agent.say(&[Record::SelectFiles { ids: vec![2, 3, 4] }]).unwrap();
+    assert_eq!(agent.channel.reply().files, [3, 4]);
     let again = agent.read_series(&[(3, &[(393_216, 458_752)]), (4, &[(524_288, 589_824)])]);
     assert_eq!((again.len(), agent.channel.taken_over()), (0, 1));
-    assert!(agent.say(&[Record::Choice { ids: vec![9] }]).is_err());
+    assert!(agent.say(&[Record::SelectFiles { ids: vec![9] }]).is_err());
     assert_eq!(
         agent.lines(),
         "1 10000 20000 f /dev/sda /file2\n1 60000 70000 f /dev/sda /file3\n1 80000 90000 f /dev/sda /file4\n"

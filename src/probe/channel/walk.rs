@@ -2,15 +2,15 @@
 
 use super::WalkContext;
 use crate::bmap::Marks;
-use crate::probe::expected::{BTRFS, Expectation, Place, places};
+use crate::probe::expected::{Expectation, Place, places};
 use crate::probe::found::{Found, FoundError, ObjectNumber};
 use crate::probe::layout::{Layout, address_space};
 use crate::probe::metadata::Remains;
 use crate::recorder::Recording;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use virt_bmap_agent::record::{self, Extent};
-use virt_bmap_agent::sample::Sample;
+use virt_bmap_agent_protocol::record::{self, Extent};
+use virt_bmap_agent_protocol::{FsKind, Sample};
 
 /// The file system being walked.
 #[derive(Default)]
@@ -19,6 +19,8 @@ pub(super) struct Walk {
     /// Number of its root; 0 between walks.
     pub(super) first: ObjectNumber,
     pub(super) filesystem: Option<record::Filesystem>,
+    /// What that is, as far as its number in `statfs(2)` tells.
+    pub(super) mounted: FsKind,
     /// Files of the current batch whose extents are known.
     pub(super) files: HashMap<ObjectNumber, Expected>,
     /// Extents of directories that have not been listed.
@@ -58,7 +60,7 @@ pub(super) struct Walk {
 impl Walk {
     /// Finds out where the extents lie, when all is known that is needed for it.
     pub(super) fn lay_out(&mut self) {
-        if self.filesystem.is_none_or(|filesystem| filesystem.magic != BTRFS) {
+        if !self.mounted.facts().has_address_space {
             self.layout = self.context.layout.clone();
             return;
         }
@@ -81,7 +83,7 @@ impl Walk {
         let filesystem = self.filesystem.unwrap_or_default();
         let has_layout = self.layout.is_some();
         file.extents.as_deref().map_or(Expectation::None, |extents| {
-            Expectation::of(extents, file.size, filesystem.block_size, filesystem.magic, has_layout)
+            Expectation::of(extents, file.size, filesystem.block_size, &self.mounted, has_layout)
         })
     }
 }

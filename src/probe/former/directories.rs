@@ -6,7 +6,7 @@
 use super::Former;
 use crate::bmap::{Kind, ObjectId};
 use std::collections::{BTreeMap, HashMap};
-use virt_bmap_agent::listings::{Entry, Listing, Listings};
+use virt_bmap_agent_protocol::{Entry, Listing, Listings};
 
 /// Such directories, by their inodes.
 #[derive(Debug, Default)]
@@ -95,8 +95,7 @@ impl Directories {
                 (*inode, Listing { objects: directory.objects, entries })
             })
             .collect();
-        let has_room = listings.encode().len() <= Listings::MOST_BYTES;
-        if has_room { (Self(all), listings) } else { Default::default() }
+        if listings.fit() { (Self(all), listings) } else { Default::default() }
     }
 
     /// Whether there is none.

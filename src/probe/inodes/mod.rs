@@ -31,7 +31,7 @@ use blocks::Blocks;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use virt_bmap_agent::listings::Listings;
+use virt_bmap_agent_protocol::{FsKind, Listings};
 use windows::Windows;
 
 /// Inodes that have one digest.
@@ -112,14 +112,14 @@ impl<'a> Inodes<'a> {
     ) -> Option<Self> {
         let layout = layout.filter(|layout| !layout.is_partial())?.clone();
         let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, layout.size());
-        let kind = filesystem.kind.as_deref()?;
+        let kind = filesystem.kind.as_ref()?;
         let table: Box<dyn Table> = match kind {
-            "ext2" | "ext3" | "ext4" => Box::new(ext::Inodes::read(&device)?),
-            "xfs" => Box::new(xfs::Inodes::read(&device)?),
+            FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => Box::new(ext::Inodes::read(&device)?),
+            FsKind::Xfs => Box::new(xfs::Inodes::read(&device)?),
             _ => return None,
         };
         let mut rest = Sha256::new();
-        rest.update(kind);
+        rest.update(kind.name());
         rest.update([0, u8::from(context.legs == Legs::All)]);
         rest.update(table.block().to_le_bytes());
         rest.update(table.identity());
@@ -148,7 +148,7 @@ impl<'a> Inodes<'a> {
         if !self.is_settled {
             return None;
         }
-        let then = former.inodes(device, filesystem.kind.as_deref()?)?;
+        let then = former.inodes(device, filesystem.kind.as_ref()?.name())?;
         if then.len() > MOST_DIGESTS {
             return None;
         }

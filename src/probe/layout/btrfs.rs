@@ -5,7 +5,7 @@ use super::{Builder, Layout};
 use crate::appliance::DeviceNumber;
 use std::collections::HashMap;
 use std::sync::Arc;
-use virt_bmap_agent::record::{Chunk, Member};
+use virt_bmap_agent_protocol::record::{Chunk, Member};
 
 /// `BTRFS_BLOCK_GROUP_*`
 const RAID0: u64 = 1 << 3;

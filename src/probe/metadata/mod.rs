@@ -35,7 +35,8 @@ use crate::recorder::Recording;
 use btrfs::Outside;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use virt_bmap_agent::record::{Extent, Owner};
+use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_agent_protocol::record::{Extent, Owner};
 
 /// What was read for a file system itself, and has no name of its own.
 const METADATA: &str = "[metadata]";
@@ -180,10 +181,10 @@ pub(super) fn filesystem(
     layout: Option<&Layout>,
     remains: &Remains,
 ) -> Result<(), ProbeError> {
-    let kind = content.kind.as_deref().unwrap_or_default();
+    let kind = content.kind.clone().unwrap_or_default();
     let put = Put { context, device: &content.device };
     // The addresses of btrfs are none of its device.
-    let layout = if kind == "btrfs" { remains.address_space.as_deref() } else { layout };
+    let layout = if kind.facts().has_address_space { remains.address_space.as_deref() } else { layout };
     let Some(layout) = layout else {
         return Ok(put.without_layout(remains)?);
     };
@@ -192,17 +193,17 @@ pub(super) fn filesystem(
     let mut facts = Facts::of_spaces(&remains.spaces);
     let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
     match kind {
-        "ext2" | "ext3" | "ext4" => ext::tell(&mut facts, &mut device, &read),
-        "xfs" => xfs::tell(&mut facts, &mut device, &read),
-        "btrfs" => btrfs::tell(&mut facts, remains, layout),
-        "f2fs" => f2fs::tell(&mut facts, &mut device, &read),
-        "vfat" => fat::tell(&mut facts, &mut device, &read),
-        "exfat" => exfat::tell(&mut facts, &mut device, &read),
-        "ntfs" => ntfs::tell(&mut facts, &mut device),
-        "udf" => udf::tell(&mut facts, &mut device),
-        "jfs" => jfs::tell(&mut facts, &mut device, &read),
-        "nilfs2" => nilfs2::tell(&mut facts, &mut device),
-        "hfsplus" => hfsplus::tell(&mut facts, &mut device, &read),
+        FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::tell(&mut facts, &mut device, &read),
+        FsKind::Xfs => xfs::tell(&mut facts, &mut device, &read),
+        FsKind::Btrfs => btrfs::tell(&mut facts, remains, layout),
+        FsKind::F2fs => f2fs::tell(&mut facts, &mut device, &read),
+        FsKind::Vfat => fat::tell(&mut facts, &mut device, &read),
+        FsKind::Exfat => exfat::tell(&mut facts, &mut device, &read),
+        FsKind::Ntfs => ntfs::tell(&mut facts, &mut device),
+        FsKind::Udf => udf::tell(&mut facts, &mut device),
+        FsKind::Jfs => jfs::tell(&mut facts, &mut device, &read),
+        FsKind::Nilfs2 => nilfs2::tell(&mut facts, &mut device),
+        FsKind::Hfsplus => hfsplus::tell(&mut facts, &mut device, &read),
         _ => {}
     }
     put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;

@@ -5,7 +5,7 @@
 use super::{Facts, bit, units};
 use crate::probe::device::{Device, Fields};
 use crate::range::{DeviceOffset, Range};
-use virt_bmap_agent::record::Extent;
+use virt_bmap_agent_protocol::record::Extent;
 
 /// Largest bitmap that is looked at: a terabyte needs 32 MiB.
 const LARGEST: u64 = 256 << 20;

@@ -6,6 +6,7 @@ use crate::links::spans;
 use crate::range::{DiskOffset, DiskRange, RangeSet};
 use hashbrown::{HashMap, HashSet};
 use std::cmp::Ordering;
+use virt_bmap_agent_protocol::FsKind;
 
 /// What was written between two maps, for each disk in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,7 +81,7 @@ enum Key<'a> {
 impl<'a> Devices<'a> {
     fn of(old: &'a Map, new: &'a Map) -> Self {
         let filesystems = new.header().filesystems.iter();
-        let fickle = filesystems.clone().filter(|fs| matches!(fs.kind.as_str(), "vfat" | "msdos" | "exfat"));
+        let fickle = filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind).facts().has_volatile_inodes);
         Self {
             fickle: fickle.map(|fs| fs.device.as_slice()).collect(),
             blocks: filesystems

@@ -20,6 +20,7 @@ use crate::probe::survey::Context;
 use crate::range::{DeviceOffset, Range};
 use std::collections::HashMap;
 use std::sync::Arc;
+use virt_bmap_agent_protocol::FsKind;
 
 const SECTOR: u64 = 512;
 
@@ -39,12 +40,11 @@ pub(in crate::probe) fn devices(
             Device::new(context.appliance, &block_device.path, &block_device.node, block_device.size);
         let put = Put { context, device: &block_device.path };
         let all = inventory.contents.iter().chain(&inventory.members);
-        let content =
-            all.filter(|content| content.device == block_device.path).find_map(|c| c.kind.as_deref());
+        let content = all.filter(|content| content.device == block_device.path).find_map(|c| c.kind.as_ref());
         let partitions = partitions::partitions(inventory, block_device);
         let found = match content {
             _ if !partitions.is_empty() => partitions::tables(&device, &partitions),
-            Some("LVM2_member") => {
+            Some(FsKind::LvmMember) => {
                 let free = free_extents.get_or_insert_with(|| lvm::ask_for_free_extents(&device));
                 if let Some(free) = free.get(&block_device.node) {
                     let free: Blocks = free.iter().copied().collect();
@@ -52,10 +52,10 @@ pub(in crate::probe) fn devices(
                 }
                 lvm::physical_volume(&device)
             }
-            Some("linux_raid_member") => md::array_member(&device),
-            Some("crypto_LUKS") => encrypted::luks(&device),
-            Some("BitLocker") => encrypted::bitlocker(&device),
-            Some("swap") => Some(vec![("[swap]", vec![(0, block_device.size)], true)]),
+            Some(FsKind::RaidMember) => md::array_member(&device),
+            Some(FsKind::Luks) => encrypted::luks(&device),
+            Some(FsKind::BitLocker) => encrypted::bitlocker(&device),
+            Some(FsKind::Swap) => Some(vec![("[swap]", vec![(0, block_device.size)], true)]),
             _ => None,
         };
         let found = found.unwrap_or_default();

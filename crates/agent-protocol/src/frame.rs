@@ -22,14 +22,20 @@ pub const ALIGNMENT: usize = 512;
 /// Largest frame. Sixteen pages stay below every limit on the segments of one request.
 pub const MAX: usize = 64 << 10;
 
+/// Largest payload.
+pub const ROOM: usize = MAX - HEADER;
+
 /// What is wrong with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Shorter than a header, longer than [`MAX`], or shorter than it says.
+    #[error("frame of impossible length {0}")]
     Length(usize),
     /// Does not begin with [`MAGIC`].
+    #[error("not a frame")]
     Magic,
     /// Not the number that comes next.
+    #[error("frame {got} arrived in place of frame {expected}")]
     Sequence {
         /// The number that was due.
         expected: u32,
@@ -38,26 +44,31 @@ pub enum FrameError {
     },
 }
 
-impl std::fmt::Display for FrameError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Length(length) => write!(f, "frame of impossible length {length}"),
-            Self::Magic => write!(f, "not a frame"),
-            Self::Sequence { expected, got } => write!(f, "frame {got} arrived in place of frame {expected}"),
-        }
-    }
+/// Writes a frame into `buffer` and returns how many bytes it has. The buffer is in memory that `O_DIRECT` accepts, so
+/// the payload is copied only once.
+///
+/// # Panics
+/// If the payload is longer than [`ROOM`], or the buffer shorter than [`MAX`].
+pub fn fill(buffer: &mut [u8], sequence: u32, payload: &[u8]) -> usize {
+    let end = HEADER + payload.len();
+    let length = end.next_multiple_of(ALIGNMENT);
+    buffer[0..4].copy_from_slice(&MAGIC);
+    buffer[4..8].copy_from_slice(&sequence.to_le_bytes());
+    buffer[8..HEADER].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    buffer[HEADER..end].copy_from_slice(payload);
+    buffer[end..length].fill(0);
+    length
 }
 
-impl std::error::Error for FrameError {}
-
-/// Fills in the header of `frame`, whose payload begins at [`HEADER`] and ends with the vector, and
-/// pads it.
-pub fn seal(frame: &mut Vec<u8>, sequence: u32) {
-    let payload = (frame.len() - HEADER) as u32;
-    frame[0..4].copy_from_slice(&MAGIC);
-    frame[4..8].copy_from_slice(&sequence.to_le_bytes());
-    frame[8..12].copy_from_slice(&payload.to_le_bytes());
-    frame.resize(frame.len().next_multiple_of(ALIGNMENT), 0);
+/// A frame on its own.
+///
+/// # Panics
+/// As [`fill`].
+pub fn of(sequence: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; MAX];
+    let length = fill(&mut frame, sequence, payload);
+    frame.truncate(length);
+    frame
 }
 
 /// Takes a frame apart and returns its payload. `expected` is the sequence number that is due.
@@ -89,9 +100,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_frame_never_change() {
-        let mut frame = vec![0; HEADER];
-        frame.extend(b"abc");
-        seal(&mut frame, 7);
+        let frame = of(7, b"abc");
         assert_eq!(frame.len(), 512);
         assert_eq!(&frame[..16], b"vbm1\x07\0\0\0\x03\0\0\0abc\0");
         assert_eq!(open(&frame, 7), Ok(&b"abc"[..]));
@@ -99,8 +108,7 @@ mod tests {
 
     #[test]
     fn what_is_no_frame_is_refused() {
-        let mut frame = vec![0; HEADER];
-        seal(&mut frame, 0);
+        let mut frame = of(0, b"");
         assert_eq!(open(&frame, 1), Err(FrameError::Sequence { expected: 1, got: 0 }));
         assert_eq!(open(&frame[..11], 0), Err(FrameError::Length(11)));
         assert_eq!(open(&[0; 512], 0), Err(FrameError::Magic));

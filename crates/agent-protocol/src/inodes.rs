@@ -1,18 +1,16 @@
-//! Inodes of which the host knows all: a file under such a number needs but its name.
+//! Inodes that the host knows: of a file with such a number the agent sends only the name.
 
-use crate::pairs;
+use crate::bounds::INODE_RUNS;
+use serde::{Deserialize, Serialize};
 
 /// Numbers of inodes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InodeSet {
     /// The first of each run and the first after it; ascending, apart from each other.
-    runs: Vec<(u64, u64)>,
+    pub(crate) runs: Vec<(u64, u64)>,
 }
 
 impl InodeSet {
-    /// Most runs that a set has: 16 MiB. What would be a further one is left away.
-    pub const MOST_RUNS: usize = 1 << 20;
-
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
@@ -23,27 +21,17 @@ impl InodeSet {
         let after = self.runs.partition_point(|&(first, _)| first <= inode);
         after.checked_sub(1).is_some_and(|run| inode < self.runs[run].1)
     }
-
-    /// The bytes that the agent reads.
-    pub fn encode(&self) -> Vec<u8> {
-        pairs::encode(&self.runs)
-    }
-
-    /// Reads a set back; what is cut short counts as the end.
-    pub fn decode(bytes: &[u8]) -> Self {
-        Self { runs: pairs::decode(bytes) }
-    }
 }
 
 impl FromIterator<u64> for InodeSet {
-    /// In whatever order they come.
+    /// In whatever order they come. What would be a run beyond [`INODE_RUNS`] is left away.
     fn from_iter<I: IntoIterator<Item = u64>>(inodes: I) -> Self {
         let mut inodes: Vec<u64> = inodes.into_iter().filter(|inode| *inode < u64::MAX).collect();
         inodes.sort_unstable();
         inodes.dedup();
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for inode in inodes {
-            let is_full = runs.len() == Self::MOST_RUNS;
+            let is_full = runs.len() == INODE_RUNS;
             match runs.last_mut() {
                 Some((_, end)) if *end == inode => *end += 1,
                 _ if is_full => break,
@@ -63,11 +51,9 @@ mod tests {
         let inodes = [12, 13, 14, 2, 40, 13, u64::MAX - 1, u64::MAX];
         let set = InodeSet::from_iter(inodes);
         assert_eq!(set.runs, [(2, 3), (12, 15), (40, 41), (u64::MAX - 1, u64::MAX)]);
-        assert_eq!(InodeSet::decode(&set.encode()), set);
         let found: Vec<u64> = (0..50).filter(|inode| set.contains(*inode)).collect();
         assert_eq!(found, [2, 12, 13, 14, 40]);
         assert!(set.contains(u64::MAX - 1) && !set.contains(u64::MAX));
         assert!(!InodeSet::default().contains(0) && InodeSet::default().is_empty());
-        assert_eq!(InodeSet::decode(&set.encode()[..17]).runs, [(2, 3)]);
     }
 }

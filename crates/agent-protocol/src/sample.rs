@@ -2,13 +2,14 @@
 //! extent, or of every so-many-th. Agent and host both compute it, so that nothing has to be said about it.
 
 use crate::record::Extent;
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
 /// Bytes read at an end of an extent: a page, the least that a kernel reads through its cache.
-pub const END: u64 = 4096;
+const END: u64 = 4096;
 
 /// Every so-many-th extent is read at its ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// 1: each of them.
     pub every: NonZeroU32,
@@ -19,7 +20,7 @@ pub struct Sample {
 pub struct End {
     /// Offset in the file, in bytes.
     pub logical: u64,
-    /// Offset on the file system's device, in bytes.
+    /// Offset on the filesystem's device, in bytes.
     pub physical: u64,
     /// Length in bytes.
     pub length: u64,
@@ -27,7 +28,7 @@ pub struct End {
 
 impl Sample {
     /// What is read of file number `id`: in ascending order of `logical`, if the extents are. `size` is the
-    /// file's in bytes, `block` that of the file system's blocks: past the file's last block nothing is read.
+    /// file's in bytes, `block` that of the filesystem's blocks: past the file's last block nothing is read.
     ///
     /// The number goes in, so that of many files with one extent each the sample hits every so-many-th.
     pub fn ends<'a>(
