@@ -8,6 +8,7 @@ use crate::probe::layout::Layout;
 use crate::probe::metadata::Inline;
 use crate::range::DiskRange;
 use virt_bmap_agent_protocol::Sample;
+use virt_bmap_agent_protocol::bounds::NAME_BYTES;
 use virt_bmap_agent_protocol::record::{Filesystem, Object, Operation, Owner};
 
 /// Plays the agent.
@@ -48,13 +49,11 @@ impl Agent {
     }
 
     fn say(&mut self, records: &[Record]) -> Result<(), &'static str> {
-        let mut bytes = vec![0; frame::HEADER];
-        for record in records {
-            record.encode(&mut bytes);
-        }
-        frame::seal(&mut bytes, self.sequence);
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| record.encode(&mut bytes));
+        let frame = frame::of(self.sequence, &bytes);
         self.sequence += 1;
-        self.channel.frame(&bytes)
+        self.channel.frame(&frame)
     }
 
     fn tag(&mut self, id: u32, reset: bool) {
@@ -203,7 +202,7 @@ fn what_makes_no_sense_ends_the_conversation() {
         &[object(2, 9, ObjectKind::File, b"a", 0)],
         &[object(2, 1, ObjectKind::File, b"a/b", 0)],
         &[object(2, 1, ObjectKind::File, b"..", 0)],
-        &[object(2, 1, ObjectKind::File, &[b'a'; LONGEST_NAME + 1], 0)],
+        &[object(2, 1, ObjectKind::File, &[b'a'; NAME_BYTES + 1], 0)],
         &[object(2, 1, ObjectKind::File, b"a", 0), object(3, 2, ObjectKind::File, b"b", 0)],
         &[extents(2, 0, 1)],
         &[Record::Link { id: 1, parent: 1, name: b"a".to_vec() }],
@@ -444,7 +443,7 @@ fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
     let mut builder = MapBuilder::new(Header {
         filesystems: vec![crate::bmap::Filesystem {
             device: b"/dev/sda".to_vec(),
-            kind: FsKind::Ext4,
+            kind: "ext4".into(),
             block_size: Some(4096),
             size: Some(0),
             ..crate::bmap::Filesystem::default()

@@ -1,0 +1,58 @@
+//! What the fuzz targets of the agent's protocol call, and the tests with random input: one entry for each direction, and
+//! one for the inventory of devices.
+//!
+//! Besides that nothing panics, whatever is accepted is within the limits, and means the same when it is sent again.
+#![allow(dead_code, unreachable_pub, reason = "each target uses one of the entries")]
+
+use virt_bmap_agent_protocol::codec::{Message, decode, decode_area, encode_area};
+use virt_bmap_agent_protocol::inventory::{self, Report, ReportError};
+use virt_bmap_agent_protocol::{Record, Reply, Task, frame};
+
+/// The input is a stream of records, in one frame if it is short enough.
+pub fn agent_to_host(input: &[u8]) {
+    let _ = frame::open(input, 0);
+    if input.len() <= frame::ROOM {
+        let frame = frame::of(7, input);
+        assert_eq!(frame::open(&frame, 7), Ok(input));
+        assert!(frame::open(&frame, 8).is_err());
+    }
+    let mut rest = input;
+    while let Ok(Some((record, used))) = Record::decode(rest) {
+        assert!(record.check().is_ok(), "{record:?}");
+        let mut sent = Vec::new();
+        record.encode(&mut sent);
+        assert!(sent.len() <= used, "a record that grows: {record:?}");
+        let received = Record::decode(&sent).expect("a record that was accepted before");
+        assert_eq!(received, Some((record, sent.len())));
+        rest = &rest[used..];
+    }
+}
+
+/// The first byte of the input chooses the message and whether it has a header of its own; the rest is what the agent
+/// reads from the control disk.
+pub fn host_to_agent(input: &[u8]) {
+    let Some((&choice, bytes)) = input.split_first() else { return };
+    match choice % 4 {
+        0 => again(decode::<Task>(bytes).ok()),
+        1 => again(decode_area::<Task>(bytes).ok()),
+        2 => again(decode::<Reply>(bytes).ok()),
+        _ => again(decode_area::<Reply>(bytes).ok()),
+    }
+}
+
+fn again<M: Message + PartialEq + std::fmt::Debug>(message: Option<M>) {
+    let Some(message) = message else { return };
+    assert!(message.check().is_ok(), "{message:?}");
+    let area = encode_area(&message).expect("a message that was accepted before");
+    assert_eq!(decode_area::<M>(&area), Ok(message));
+}
+
+/// The input is what the agent prints.
+pub fn device_inventory(input: &[u8]) {
+    for report in inventory::parse(&String::from_utf8_lossy(input)) {
+        if report.result == Err(ReportError::Malformed) {
+            continue;
+        }
+        assert_eq!(Report::parse(&report.to_string()), report);
+    }
+}
