@@ -152,7 +152,7 @@ fn check_inodes(inodes: &InodeSet) -> Result<(), Limit> {
 }
 
 /// The names are opened by the agent: none leads out of its directory.
-fn check_listings(listings: &Listings) -> Result<(), Limit> {
+pub(crate) fn check_listings(listings: &Listings) -> Result<(), Limit> {
     let mut entries = 0;
     for entry in listings.directories.values().flat_map(|listing| &listing.entries) {
         entries += 1;

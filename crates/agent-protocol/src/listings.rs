@@ -1,6 +1,6 @@
 //! Directories of which the host knows what is in them: what it tells stands in for listing them.
 
-use crate::bounds::LISTINGS_BYTES;
+use crate::bounds::{self, LISTINGS_BYTES};
 use crate::codec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,9 +40,9 @@ impl Listings {
         self.directories.remove(&inode)
     }
 
-    /// Whether a walk plan has room for them.
+    /// Whether they can be sent: a walk plan has room for them, and the agent would accept the names.
     pub fn fit(&self) -> bool {
-        codec::encoded_length(self) <= LISTINGS_BYTES
+        codec::encoded_length(self) <= LISTINGS_BYTES && bounds::check_listings(self).is_ok()
     }
 }
 
@@ -76,5 +76,7 @@ mod tests {
             Listings::from_iter([(2, listing)])
         };
         assert!(listings(16_000).fit() && !listings(17_000).fit());
+        let entries = vec![Entry { name: b"..".to_vec(), ..entry }];
+        assert!(!Listings::from_iter([(2, Listing { objects: 0, entries })]).fit());
     }
 }
