@@ -383,7 +383,7 @@ impl Context<'_> {
             Err(_) if self.mount_degraded(&options, facts.degraded_option, device) => Ok(true),
             Err(error) => {
                 self.still_alive(&format!("{device} was being mounted"))?;
-                let (filesystem, error) = (kind.to_owned(), error.to_string());
+                let (filesystem, error) = (kind.to_string(), error.to_string());
                 self.warn(device, Cause::MountFailed { filesystem, error });
                 Ok(false)
             }
