@@ -44,26 +44,27 @@ pub mod lookup;
 pub mod mapper;
 pub mod nbd;
 pub mod probe;
-pub mod range;
 pub mod rangelist;
 pub mod recorder;
 pub mod report;
-pub mod spans;
 pub mod trace;
-pub mod units;
 pub mod update;
 
-/// An error and its causes in one line, the outermost first.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        // Some libraries repeat their cause in their own message.
-        if !text.ends_with(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
+pub use virt_bmap_ranges::error_chain as chain;
+
+/// Offsets and half-open ranges.
+pub mod range {
+    pub use virt_bmap_ranges::{
+        DeviceOffset, DiskNumber, DiskOffset, DiskRange, FileOffset, Offset, Range, RangeSet,
+    };
+}
+
+/// Bytes of one disk as a sorted list of ranges.
+pub mod spans {
+    pub use virt_bmap_ranges::Spans;
+}
+
+/// Sizes as people type and read them.
+pub mod units {
+    pub use virt_bmap_ranges::{BadNumber, Human, parse_bytes, parse_digits};
 }

@@ -11,8 +11,7 @@
 use crate::range::{DiskOffset, DiskRange, RangeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Number of a guest disk: its place, counted from 1, in the order in which the images were given.
-pub type DiskNumber = u16;
+pub use virt_bmap_ranges::DiskNumber;
 
 /// What reads are attributed to: an object's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -33,16 +33,16 @@ const PREFIXES: &[u8] = b"KMGTPE";
 /// [`BadNumber`].
 ///
 /// ```
-/// use virt_bmap::units::parse_bytes;
+/// use virt_bmap_ranges::parse_bytes;
 ///
 /// assert_eq!(parse_bytes(b"0x200")?, 512);
 /// assert_eq!(parse_bytes(b"3M")?, 3 << 20);
 /// assert_eq!(parse_bytes(b"1GiB")?, 1 << 30);
 /// assert!(parse_bytes(b"-1").is_err());
-/// # Ok::<(), virt_bmap::units::BadNumber>(())
+/// # Ok::<(), virt_bmap_ranges::BadNumber>(())
 /// ```
 pub fn parse_bytes(text: &[u8]) -> Result<u64, BadNumber> {
-    let found = || crate::bmap::escape::Printable(text).to_string();
+    let found = || crate::Printable(text).to_string();
     let none = || BadNumber::NoNumber { found: found() };
     let (digits, radix) = match text {
         [b'0', b'x' | b'X', digits @ ..] => (digits, 16),
@@ -63,8 +63,10 @@ pub fn parse_bytes(text: &[u8]) -> Result<u64, BadNumber> {
     number.checked_mul(1 << shift).ok_or_else(|| BadNumber::TooLarge { found: found() })
 }
 
-/// The number that these digits write; `None` if there is none, or one that does not fit in 64 bits.
-pub(crate) fn parse_digits(digits: &[u8], radix: u32) -> Option<u64> {
+/// The number that these digits write in base `radix` (2 to 36); `None` if there is none, or one that
+/// does not fit in 64 bits.
+#[inline]
+pub fn parse_digits(digits: &[u8], radix: u32) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }
@@ -77,7 +79,7 @@ pub(crate) fn parse_digits(digits: &[u8], radix: u32) -> Option<u64> {
 /// A number of bytes for people: three digits and a unit of 1024.
 ///
 /// ```
-/// use virt_bmap::units::Human;
+/// use virt_bmap_ranges::Human;
 ///
 /// assert_eq!(Human(0).to_string(), "0 B");
 /// assert_eq!(Human(1536).to_string(), "1.5 KiB");

@@ -25,9 +25,11 @@ macro_rules! offset {
         pub struct $name(pub u64);
 
         impl Offset for $name {
+            #[inline]
             fn from_bytes(bytes: u64) -> Self {
                 Self(bytes)
             }
+            #[inline]
             fn bytes(self) -> u64 {
                 self.0
             }
@@ -62,6 +64,9 @@ offset! {
     FileOffset
 }
 
+/// Number of a guest's disk: its place, counted from 1, in the order in which the images were given.
+pub type DiskNumber = u16;
+
 /// Half-open range of bytes, `start..end`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Range<O> {
@@ -80,6 +85,11 @@ impl<O: Offset> Range<O> {
     pub fn at(start: O, length: u64) -> Option<Self> {
         let end = start.bytes().checked_add(length)?;
         Some(Self { start, end: O::from_bytes(end) })
+    }
+
+    /// The range of `length` bytes that begins at `start`, cut where offsets no longer fit in 64 bits.
+    pub fn saturating(start: u64, length: u64) -> Self {
+        Self::new(start, start.saturating_add(length))
     }
 
     /// The range from `start` to `end`. A reversed pair gives the empty range at `start`.
@@ -121,7 +131,7 @@ impl<O: Offset> fmt::Debug for Range<O> {
 /// Memory grows with the number of ranges, not with the number of insertions.
 ///
 /// ```
-/// use virt_bmap::range::{DiskRange, RangeSet};
+/// use virt_bmap_ranges::{DiskRange, RangeSet};
 ///
 /// let mut set = RangeSet::new();
 /// set.insert(DiskRange::new(0, 10));
@@ -324,6 +334,7 @@ mod tests {
     fn a_range_past_the_end_of_64_bits_is_none() {
         assert!(DiskRange::at(DiskOffset(u64::MAX), 1).is_none());
         assert_eq!(DiskRange::at(DiskOffset(u64::MAX - 1), 1).map(Range::len), Some(1));
+        assert_eq!(DiskRange::saturating(u64::MAX - 1, 9).len(), 1);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Bytes of one disk as a sorted list of ranges, made once and then asked often.
 //!
-//! [`RangeSet`](crate::range::RangeSet) is for sets that grow and shrink; this is for those that are
+//! [`RangeSet`](crate::RangeSet) is for sets that grow and shrink; this is for those that are
 //! compared with a whole map. It is two numbers a range, and knows how many of its bytes lie before
 //! any place.
 
-use crate::range::DiskRange;
+use crate::DiskRange;
 
 /// Disjoint ranges of one disk in ascending order, joined where they touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,21 +39,25 @@ impl Spans {
     }
 
     /// The ranges.
+    #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = DiskRange> + '_ {
         self.ranges.iter().copied()
     }
 
     /// Number of ranges.
+    #[inline]
     pub fn count(&self) -> usize {
         self.ranges.len()
     }
 
     /// Whether there is no byte.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
     /// Number of bytes.
+    #[inline]
     pub fn bytes(&self) -> u64 {
         self.before.last().copied().unwrap_or(0)
     }
@@ -64,12 +68,14 @@ impl Spans {
     }
 
     /// Number of bytes in `range`.
+    #[inline]
     pub fn bytes_in(&self, range: DiskRange) -> u64 {
         self.bytes_from(self.first_ending_after(range.start.0), range)
     }
 
     /// Answers [`bytes_in`](Self::bytes_in) for ranges that ascend by their starts, several times as
     /// fast.
+    #[inline]
     pub fn ascending(&self) -> impl FnMut(DiskRange) -> u64 + '_ {
         let mut first = 0;
         move |range| {
@@ -79,6 +85,8 @@ impl Spans {
     }
 
     /// Number of bytes in `range`; `first` is the first of the ranges that ends after its start.
+    // Asked for each object of a map, from another crate.
+    #[inline]
     fn bytes_from(&self, first: usize, range: DiskRange) -> u64 {
         let after = first + count_near(&self.ranges[first..], |span| span.start < range.end);
         if first == after {
@@ -90,6 +98,7 @@ impl Spans {
     }
 
     /// The parts of `range` that are among these bytes, ascending.
+    #[inline]
     pub fn overlap(&self, range: DiskRange) -> impl Iterator<Item = DiskRange> + '_ {
         let first = self.first_ending_after(range.start.0);
         self.ranges[first..].iter().map_while(move |span| span.intersection(range))
@@ -126,6 +135,7 @@ impl Spans {
         Self::from_unsorted(rest)
     }
 
+    #[inline]
     fn first_ending_after(&self, position: u64) -> usize {
         self.ranges.partition_point(|span| span.end.0 <= position)
     }
