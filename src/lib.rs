@@ -42,7 +42,6 @@ pub mod links;
 pub mod list;
 pub mod lookup;
 pub mod mapper;
-pub mod nbd;
 pub mod probe;
 pub mod rangelist;
 pub mod recorder;
@@ -50,6 +49,7 @@ pub mod report;
 pub mod trace;
 pub mod update;
 
+pub use virt_bmap_nbd as nbd;
 pub use virt_bmap_ranges::error_chain as chain;
 
 /// Offsets and half-open ranges.

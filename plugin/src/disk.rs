@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use virt_bmap::bmap::{self, Map};
 use virt_bmap::image::{self, Allocation, Format, OpenOptions, Source};
-use virt_bmap::nbd;
 use virt_bmap::range::{DiskOffset, DiskRange};
 use virt_bmap::trace::{Event, Op, stale};
 
@@ -98,6 +97,6 @@ impl Disk {
     /// # Errors
     /// What the system says.
     pub(crate) fn allocation(&self, length: u32, offset: u64) -> io::Result<Vec<Allocation>> {
-        self.source.allocation(nbd::range(offset, length))
+        self.source.allocation(DiskRange::saturating(offset, length.into()))
     }
 }

@@ -30,7 +30,7 @@ pub use format::{Format, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
 pub use layer::Layer;
 pub use overlay::Overlay;
-pub use qemu_nbd::{ReadError, private_directory};
+pub use qemu_nbd::ReadError;
 pub use stamp::Stamp;
 pub use writable::{Writable, WritableRaw};
 

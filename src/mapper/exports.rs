@@ -1,9 +1,9 @@
 //! What our NBD server offers to the appliance: the guest's disks and the control disk.
 
 use crate::image::{Overlay, ReadError, Source as _};
-use crate::nbd::{Command, Export, Extent, Request, Zeroing, range};
+use crate::nbd::{Command, Export, Extent, Request, Zeroing};
 use crate::probe::channel::Channel;
-use crate::range::DiskOffset;
+use crate::range::{DiskOffset, DiskRange};
 use crate::recorder::{DiskNumber, Recorder};
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -57,19 +57,19 @@ impl Export for DiskExport {
 
     fn observe(&self, request: &Request) {
         if request.command == Command::Read {
-            self.recorder.read(self.disk, range(request.offset, request.length));
+            self.recorder.read(self.disk, DiskRange::saturating(request.offset, request.length.into()));
         }
     }
 
     fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
         // The comparison may have to wait for the image.
-        let is_rewritten = self.overlay.is_rewritten(range(offset, buf.len() as u32));
+        let is_rewritten = self.overlay.is_rewritten(DiskRange::saturating(offset, buf.len() as u64));
         if is_rewritten { Ok(false) } else { self.overlay.try_read_at(buf, DiskOffset(offset)) }
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.note(self.overlay.read_at(buf, DiskOffset(offset)))?;
-        if self.overlay.is_rewritten(range(offset, buf.len() as u32))
+        if self.overlay.is_rewritten(DiskRange::saturating(offset, buf.len() as u64))
             && self.note(self.overlay.differs_from_base(buf, DiskOffset(offset)))?
         {
             self.recorder.changed();
@@ -83,16 +83,16 @@ impl Export for DiskExport {
     }
 
     fn write_zeroes(&self, length: u32, offset: u64, _how: Zeroing) -> io::Result<()> {
-        self.overlay.write_zeroes(range(offset, length))
+        self.overlay.write_zeroes(DiskRange::saturating(offset, length.into()))
     }
 
     fn trim(&self, length: u32, offset: u64, _fua: bool) -> io::Result<()> {
-        self.overlay.trim(range(offset, length))
+        self.overlay.trim(DiskRange::saturating(offset, length.into()))
     }
 
     fn block_status(&self, length: u32, offset: u64, _one: bool) -> io::Result<Vec<Extent>> {
-        let allocation = self.overlay.allocation(range(offset, length))?;
-        Ok(allocation.into_iter().map(Extent::from).collect())
+        let allocation = self.overlay.allocation(DiskRange::saturating(offset, length.into()))?;
+        Ok(allocation.into_iter().map(|part| Extent::new(part.range.len(), part.is_hole)).collect())
     }
 }
 

@@ -3,8 +3,8 @@
 use super::event::{Event, Op};
 use super::queue::Queue;
 use crate::image::{Source, Writable};
-use crate::nbd::{Answered, CommandFlags, Export, Extent, Zeroing, range, write_zeroes_slowly};
-use crate::range::DiskOffset;
+use crate::nbd::{Answered, CommandFlags, Export, Extent, Zeroing, write_zeroes_slowly};
+use crate::range::{DiskOffset, DiskRange};
 use std::io;
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ impl Export for Disk {
             op,
             fua: request.flags.contains(CommandFlags::FUA),
             failed: answered.error.is_some(),
-            range: range(request.offset, request.length),
+            range: DiskRange::saturating(request.offset, request.length.into()),
         });
     }
 
@@ -96,14 +96,14 @@ impl Export for Disk {
     fn write_zeroes(&self, length: u32, offset: u64, how: Zeroing) -> io::Result<()> {
         let mut is_done = true;
         self.write_with(how.fua, |disk| {
-            is_done = disk.try_write_zeroes(range(offset, length), how.no_hole)?;
+            is_done = disk.try_write_zeroes(DiskRange::saturating(offset, length.into()), how.no_hole)?;
             Ok(())
         })?;
         if is_done { Ok(()) } else { write_zeroes_slowly(self, length, offset, how) }
     }
 
     fn trim(&self, length: u32, offset: u64, fua: bool) -> io::Result<()> {
-        self.write_with(fua, |disk| disk.trim(range(offset, length)))
+        self.write_with(fua, |disk| disk.trim(DiskRange::saturating(offset, length.into())))
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -114,7 +114,7 @@ impl Export for Disk {
     }
 
     fn block_status(&self, length: u32, offset: u64, _one: bool) -> io::Result<Vec<Extent>> {
-        let allocation = self.storage.source().allocation(range(offset, length))?;
-        Ok(allocation.into_iter().map(Extent::from).collect())
+        let allocation = self.storage.source().allocation(DiskRange::saturating(offset, length.into()))?;
+        Ok(allocation.into_iter().map(|part| Extent::new(part.range.len(), part.is_hole)).collect())
     }
 }

@@ -34,7 +34,8 @@ impl Op {
         }
     }
 
-    /// What an NBD command is in a log; a question for the allocation is none of the guest's.
+    /// What an NBD command is in a log; `None` if it neither reads nor changes the disk's bytes, as a question
+    /// for the allocation.
     pub(super) fn of(command: Command) -> Option<Self> {
         match command {
             Command::Read => Some(Self::Read),
@@ -42,7 +43,7 @@ impl Op {
             Command::WriteZeroes => Some(Self::Zero),
             Command::Trim => Some(Self::Trim),
             Command::Flush => Some(Self::Flush),
-            Command::BlockStatus => None,
+            _ => None,
         }
     }
 }

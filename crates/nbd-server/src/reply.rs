@@ -340,7 +340,7 @@ fn descriptors(extents: &[Extent], length: u32, most: usize) -> Vec<(u32, StateF
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::limits::{Budget, Limits};
+    use crate::limits::{Budget, Limits};
     use bytes::Buf;
     use std::future::poll_fn;
     use std::sync::Arc;

@@ -1,8 +1,6 @@
 //! What can be served: the trait [`Export`] and the set of named [`Exports`].
 
 use super::protocol::{NBD_MAX_STRING, Request, StateFlags};
-use crate::image::Allocation;
-use crate::range::DiskRange;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -119,11 +117,11 @@ pub trait Export: Send + Sync + 'static {
     }
 }
 
-/// Writes zeroes where there is no better way.
+/// Writes zeroes where there is no better way: what [`Export::write_zeroes`] does by default.
 ///
 /// # Errors
 /// The export's, and [`io::ErrorKind::Unsupported`] if it was asked for something faster.
-pub(crate) fn write_zeroes_slowly(
+pub fn write_zeroes_slowly(
     export: &(impl Export + ?Sized),
     length: u32,
     offset: u64,
@@ -166,11 +164,6 @@ pub struct Zeroing {
     pub fast: bool,
 }
 
-/// The bytes of the disk that a request is about.
-pub fn range(offset: u64, length: u32) -> DiskRange {
-    DiskRange::new(offset, offset.saturating_add(length.into()))
-}
-
 /// A run of bytes with one state of allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -180,13 +173,11 @@ pub struct Extent {
     pub flags: StateFlags,
 }
 
-impl From<Allocation> for Extent {
-    fn from(allocation: Allocation) -> Self {
-        let flags = match allocation.is_hole {
-            true => StateFlags::HOLE | StateFlags::ZERO,
-            false => StateFlags::empty(),
-        };
-        Self { length: allocation.range.len(), flags }
+impl Extent {
+    /// A hole, not allocated and read as zeroes, or allocated bytes of which no more is known.
+    pub fn new(length: u64, is_hole: bool) -> Self {
+        let flags = if is_hole { StateFlags::HOLE | StateFlags::ZERO } else { StateFlags::empty() };
+        Self { length, flags }
     }
 }
 

@@ -3,10 +3,10 @@
 use super::export::Exports;
 use super::limits::Limits;
 use super::server::{Listener, Server};
-use crate::image::private_directory;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
@@ -143,4 +143,28 @@ fn spawn<L: Listener + Send + Sync + 'static>(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> JoinHandle<()> {
     runtime.spawn(server.run(listener, stop))
+}
+
+/// A new directory that only this user may enter, for a Unix socket: its path leaves room for a name
+/// in the 108 bytes of a socket's address, see unix(7). Below `$XDG_RUNTIME_DIR` where there is one,
+/// else where temporary files are. Removed when dropped.
+///
+/// # Errors
+/// When no such directory can be made.
+fn private_directory() -> io::Result<tempfile::TempDir> {
+    const MAX_PATH: usize = 64;
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let places = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
+    let mut last = io::ErrorKind::NotFound.into();
+    for place in places.filter(|place| place.is_absolute() && place.as_os_str().len() <= MAX_PATH) {
+        let made = tempfile::Builder::new()
+            .prefix("virt-bmap-")
+            .permissions(std::fs::Permissions::from_mode(0o700))
+            .tempdir_in(place);
+        match made {
+            Ok(directory) => return Ok(directory),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }

@@ -4,9 +4,9 @@
 //! the error reply that the specification wants, and the haggling goes on. Only a peer that does not
 //! speak the protocol, or too much of it, is dropped.
 
+use super::error::ConnectionError;
 use super::export::{Export, Exports};
 use super::protocol::*;
-use super::server::ConnectionError;
 use bytes::{Buf, BufMut, BytesMut};
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

@@ -1,25 +1,24 @@
-//! The async NBD server.
+#![doc = include_str!("../README.md")]
 //!
-//! A [`Server`] offers named [`Export`]s to any number of clients, over a Unix or TCP socket
-//! ([`Server::run`]) or over any other byte stream ([`Server::serve`]). One file a phase of the
-//! protocol:
+//! # Inside
+//!
+//! One file a phase of the protocol. Constants keep the names that they have in the specification.
 //!
 //! * `negotiation`: fixed newstyle handshake and option haggling, up to the choice of an export;
 //! * `transmission`: requests and replies, many in flight, in one task for each connection;
 //! * `request`: whether a request may be carried out, and how that is done;
 //! * `reply`: how replies are encoded, batched and sent;
 //! * [`protocol`]: the numbers and wire structs of both;
-//! * `service`: a server in threads of its own, for a program that is not async;
+//! * `server` accepts connections; `service` is a server in threads of its own, for a program that is
+//!   not async;
 //! * `limits`: what one peer, and all of them together, may take.
 //!
-//! The specification is the NetworkBlockDevice project's
-//! [`doc/proto.md`](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md); constants
-//! keep the names they have there.
+//! In a program that is async, [`Server::run`] takes a listener, and a future that ends it:
 //!
 //! ```
 //! use std::io;
 //! use std::sync::Arc;
-//! use virt_bmap::nbd::{Export, Exports, Limits, Server};
+//! use virt_bmap_nbd::{Export, Exports, Limits, Server};
 //!
 //! struct Zeroes;
 //! impl Export for Zeroes {
@@ -49,6 +48,7 @@
 //! ```
 
 mod eager;
+mod error;
 mod export;
 mod limits;
 mod negotiation;
@@ -59,9 +59,9 @@ mod server;
 mod service;
 mod transmission;
 
-pub(crate) use export::write_zeroes_slowly;
-pub use export::{Answered, Export, Exports, ExportsError, Extent, Zeroing, range};
+pub use error::ConnectionError;
+pub use export::{Answered, Export, Exports, ExportsError, Extent, Zeroing, write_zeroes_slowly};
 pub use limits::Limits;
 pub use protocol::{Command, CommandFlags, Request, StateFlags};
-pub use server::{ConnectionError, Listener, Server};
+pub use server::{Listener, Server};
 pub use service::{Address, Place, Service, ServiceError};

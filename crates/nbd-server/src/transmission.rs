@@ -6,13 +6,13 @@
 //! in memory costs one system call to receive it, the export's own, and one to send the reply. All
 //! else goes to threads that may block, and comes back in the order in which it is done.
 
+use super::error::ConnectionError;
 use super::export::{Answered, Export};
 use super::limits::{Budget, Permit};
 use super::negotiation::{Agreement, BASE_ALLOCATION_ID, Peer};
 use super::protocol::*;
 use super::reply::{MAX_BLOCK_STATUS, Refusal, Replies, error_of};
 use super::request::{Outcome, Terms, perform};
-use super::server::ConnectionError;
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::poll_fn;
 use std::io;
