@@ -33,11 +33,9 @@ pub mod appliance;
 pub mod bmap;
 pub mod cells;
 pub mod changed;
-mod child;
 pub mod diff;
 pub mod fleet;
 pub mod hangup;
-pub mod image;
 pub mod links;
 pub mod list;
 pub mod lookup;
@@ -49,6 +47,8 @@ pub mod report;
 pub mod trace;
 pub mod update;
 
+use virt_bmap_child as child;
+pub use virt_bmap_image as image;
 pub use virt_bmap_nbd as nbd;
 pub use virt_bmap_ranges::error_chain as chain;
 

@@ -106,7 +106,9 @@ impl ListOptions {
     /// Reads the list in `path`, or on standard input if that is `-`. `map` is where the map comes from.
     pub(super) fn read(&self, path: &Path, map: &Path) -> Result<RangeList> {
         if let Some(bitmap) = &self.bitmap {
-            return Ok(image::open(path, &OpenOptions::default())?.dirty_bitmap(bitmap)?);
+            let options = rangelist::Options::of(Kind::Nbdinfo);
+            let image = image::open(path, &OpenOptions::default())?;
+            return Ok(image.dirty_bitmap(bitmap, |list| rangelist::read(list, &options))?);
         }
         if path == Path::new("-") && map == path {
             bail!("only one of the map and the list can come from standard input");

@@ -11,7 +11,7 @@ use super::lines::LineProblem;
 use super::{Kind, ListError};
 
 /// Calls `visit` with each entry of the array that `input` is.
-pub(crate) fn for_each<T: DeserializeOwned>(
+pub(super) fn for_each<T: DeserializeOwned>(
     input: &mut (impl Read + ?Sized),
     kind: Kind,
     visit: impl FnMut(T) -> Result<(), LineProblem>,

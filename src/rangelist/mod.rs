@@ -31,9 +31,7 @@ use thiserror::Error;
 
 use crate::range::{DiskOffset, DiskRange};
 use crate::spans::Spans;
-pub(crate) use json::for_each as for_each_entry;
 pub use lines::LineProblem;
-pub(crate) use qemu_img_map::MapEntry;
 
 /// Bytes that are read at a time.
 const BUFFER: usize = 256 * 1024;
@@ -165,6 +163,11 @@ impl fmt::Display for Operation {
 }
 
 impl Options {
+    /// For a list of this kind, with its defaults.
+    pub fn of(kind: Kind) -> Self {
+        Self { kind: Some(kind), ..Self::default() }
+    }
+
     fn wants(&self, operation: Operation) -> bool {
         self.operations.as_ref().is_none_or(|wanted| wanted.contains(&operation))
     }

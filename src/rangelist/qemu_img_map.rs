@@ -8,32 +8,25 @@ use serde::Deserialize;
 use std::io::BufRead;
 
 use super::{Depth, Entries, Kind, ListError, Options, json};
-use crate::range::DiskRange;
 
 /// An entry, as far as it is needed. Newer versions add fields.
 #[derive(Deserialize)]
-pub(crate) struct MapEntry {
-    pub(crate) start: u64,
-    pub(crate) length: u64,
+struct MapEntry {
+    start: u64,
+    length: u64,
     /// Which image of the chain: 0 is the top.
-    pub(crate) depth: u64,
+    depth: u64,
     /// Whether that image has something for the range. Absent before QEMU 6.1.
     #[serde(default)]
-    pub(crate) present: bool,
+    present: bool,
     #[serde(default)]
-    pub(crate) zero: bool,
-    pub(crate) data: bool,
+    zero: bool,
+    data: bool,
     /// Where in the image's file; absent where it takes no room there, and where it is compressed.
-    pub(crate) offset: Option<u64>,
+    offset: Option<u64>,
 }
 
 impl MapEntry {
-    /// Its range, cut at the end of a disk of `size` bytes.
-    pub(crate) fn within(&self, size: u64) -> DiskRange {
-        let end = self.start.saturating_add(self.length).min(size);
-        DiskRange::new(self.start.min(end), end)
-    }
-
     fn is_written(&self) -> bool {
         self.data || (self.present && self.zero && self.offset.is_none())
     }

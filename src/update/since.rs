@@ -2,6 +2,7 @@
 
 use crate::changed::{Compared, compare, not_in_holes};
 use crate::image::{self, Image, OpenError, OpenOptions};
+use crate::rangelist;
 use crate::spans::Spans;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,8 +56,11 @@ impl Since {
     /// # Errors
     /// [`SinceError`]
     pub fn written(&self, image: &Image, force_share: bool) -> Result<Spans, SinceError> {
+        let options = rangelist::Options::of(rangelist::Kind::Nbdinfo);
         let old = match self {
-            Self::Bitmap(name) => return Ok(image.dirty_bitmap(name)?.spans),
+            Self::Bitmap(name) => {
+                return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &options))?.spans);
+            }
             Self::Snapshot(name) => image.snapshot(name)?,
             Self::Image(path) if image.chain.get(1).is_some_and(|below| is_same(&below.filename, path)) => {
                 let layer = image.layer()?;

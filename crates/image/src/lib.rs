@@ -1,11 +1,12 @@
-//! Opens a guest's disk read-only, whatever its format.
+#![doc = include_str!("../README.md")]
+//!
+//! # Inside
 //!
 //! Whoever serves a disk sees a [`Source`]: so many bytes that can be read at an offset. [`open`] makes
 //! one of an image: a raw file or block device is read directly, every other format by a captive
 //! `qemu-nbd`. A guest's writes stay in an [`Overlay`] over it.
 //!
-//! An image comes from a guest, and a guest is not trusted: see [`OpenError::Untrusted`] for what is
-//! refused unless the user states the image's format.
+//! See [`OpenError::Untrusted`] for what is refused unless the user states the image's format.
 
 mod block_device;
 mod chain;
@@ -15,12 +16,15 @@ mod file;
 mod format;
 mod frozen;
 mod layer;
+mod link;
 mod lock;
+mod map_entry;
 mod overlay;
 mod qemu_img;
 mod qemu_nbd;
 mod raw;
 mod references;
+mod source;
 mod stamp;
 mod vmdk;
 mod writable;
@@ -31,17 +35,18 @@ pub use frozen::{Activity, Freezable, Frozen, freeze};
 pub use layer::Layer;
 pub use overlay::Overlay;
 pub use qemu_nbd::ReadError;
+pub use source::{Allocation, Source};
 pub use stamp::Stamp;
 pub use writable::{Writable, WritableRaw};
 
-use crate::range::{DiskOffset, DiskRange};
 use block_device::Description;
-use chain::{Chain, Link};
+use chain::Chain;
 use direct::Direct;
+use link::Link;
 use qemu_nbd::QemuNbd;
 use raw::RawFile;
+use source::{SECTOR, within_file};
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -114,8 +119,9 @@ pub struct ImageFile {
 }
 
 /// What the user should know of an image that has been opened all the same.
+///
+/// Exhaustive, so that who passes warnings on is made to think of each new one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Warning {
     /// It was opened with [`OpenOptions::force_share`].
     #[error("{path:?} may be written to while it is read, and the map may be torn")]
@@ -146,7 +152,7 @@ pub enum Warning {
 /// Blocks while qemu's programs look at it, some 50 ms for an image that is not raw.
 ///
 /// ```no_run
-/// use virt_bmap::image::{self, OpenOptions};
+/// use virt_bmap_image::{self as image, OpenOptions};
 ///
 /// let image = image::open("guest.vmdk".as_ref(), &OpenOptions::default())?;
 /// println!("{} bytes of {}", image.source.size(), image.format);
@@ -161,7 +167,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     // The top of a chain always has a format: stated, or found out.
     let format = links.first().and_then(|link| link.format).unwrap_or(Format::Raw);
     if let (Format::Raw, None, false, Some(expected)) =
-        (format, stated, top.is_device, chain::format_by_name(path))
+        (format, stated, top.is_device, format::format_by_name(path))
     {
         return Err(OpenError::NotAsNamed { path: path.to_owned(), expected });
     }
@@ -235,63 +241,4 @@ impl From<Link> for ImageFile {
         let data_files = link.data_file.into_iter().chain(link.extents).collect();
         Self { filename: link.path, format: link.format, data_files }
     }
-}
-
-/// Unit in which a guest addresses its disk, in bytes.
-const SECTOR: u64 = 512;
-
-/// Splits a read of `buf` at `offset` into what a file of `file_size` bytes has and what lies between
-/// its end and the next sector's, and fills the latter with zeroes.
-fn within_file(buf: &mut [u8], offset: DiskOffset, file_size: u64) -> io::Result<&mut [u8]> {
-    let disk_size = file_size.next_multiple_of(SECTOR);
-    let end = offset.0.checked_add(buf.len() as u64).filter(|end| *end <= disk_size);
-    let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
-    let past_end = end.saturating_sub(file_size).min(buf.len() as u64) as usize;
-    let (inside, past) = buf.split_at_mut(buf.len() - past_end);
-    past.fill(0);
-    Ok(inside)
-}
-
-/// The bytes of one guest disk, as the guest sees them.
-///
-/// All methods take `&self` and may be called from many threads at once. Offsets are checked by the
-/// caller: a read past [`size`](Self::size) is an error of kind
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof).
-pub trait Source: Send + Sync + 'static {
-    /// Size in bytes; a multiple of 512.
-    fn size(&self) -> u64;
-
-    /// Fills `buf` from `offset` if that needs no waiting, and returns whether it did. What is in
-    /// `buf` after `false` or an error means nothing.
-    ///
-    /// # Errors
-    /// As for [`read_at`](Self::read_at).
-    fn try_read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<bool> {
-        let _ = (buf, offset);
-        Ok(false)
-    }
-
-    /// Fills `buf` from `offset`; may block.
-    ///
-    /// # Errors
-    /// What the operating system says of the read.
-    fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()>;
-
-    /// Which parts of `range` hold data and which are known to read as zeroes: a partition of
-    /// `range`, ascending. May block.
-    ///
-    /// # Errors
-    /// What the operating system says of the query.
-    fn allocation(&self, range: DiskRange) -> io::Result<Vec<Allocation>> {
-        Ok(vec![Allocation { range, is_hole: false }])
-    }
-}
-
-/// What [`Source::allocation`] knows of one range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allocation {
-    /// The bytes that this is about.
-    pub range: DiskRange,
-    /// Whether they are a hole: not allocated, and read as zeroes.
-    pub is_hole: bool,
 }

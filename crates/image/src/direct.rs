@@ -7,15 +7,15 @@
 //! What was told is proved at a few places of each image by reading them both ways.
 
 use super::block_device::Description;
-use super::chain::Link;
 use super::file::PlainFile;
+use super::link::Link;
+use super::map_entry::MapEntry;
 use super::qemu_nbd::QemuNbd;
 use super::raw::RawFile;
 use super::{OpenError, Source, lock, qemu_img, within_file};
-use crate::range::{DiskOffset, DiskRange};
-use crate::rangelist::MapEntry;
 use std::io;
 use std::time::Duration;
+use virt_bmap_ranges::{DiskOffset, DiskRange};
 
 /// Most runs that are kept, some 32 MiB. What lies behind the last of them is left to qemu-nbd.
 const MAX_RUNS: usize = 1 << 20;

@@ -7,10 +7,8 @@
 //! that keeps it ends, which covers the moment before the first connection.
 
 use super::block_device::Description;
-use super::chain::Link;
+use super::link::Link;
 use super::{OpenError, SECTOR, Source, qemu_img};
-use crate::child;
-use crate::range::DiskOffset;
 use nbd::client::{NbdClient, handshake};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +18,8 @@ use std::process::{Child, ChildStderr, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use virt_bmap_child as child;
+use virt_bmap_ranges::DiskOffset;
 
 /// The program.
 const QEMU_NBD: &str = "qemu-nbd";

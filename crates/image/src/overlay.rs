@@ -14,7 +14,6 @@
 //! sees a half-written file through the map.
 
 use super::{Allocation, Source, Writable};
-use crate::range::{DiskOffset, DiskRange, RangeSet};
 use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io;
@@ -22,6 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use virt_bmap_ranges::{DiskOffset, DiskRange, RangeSet};
 
 /// Most ranges that the map of written bytes may hold, some 64 MiB of memory. A guest that writes
 /// every other byte gets `ENOSPC` then.

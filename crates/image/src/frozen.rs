@@ -13,12 +13,12 @@
 //! reads once more if they have.
 
 use super::{Allocation, Overlay, Source, Writable};
-use crate::range::{DiskOffset, DiskRange, RangeSet};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Instant;
+use virt_bmap_ranges::{DiskOffset, DiskRange, RangeSet};
 
 /// Bytes that are copied at a time.
 const CHUNK: u64 = 1 << 20;

@@ -1,13 +1,14 @@
 //! What an image itself holds of its disk, what a bitmap in it says was written, and how it was at a snapshot.
 
+use super::map_entry::MapEntry;
 use super::qemu_nbd::QemuNbd;
 use super::{Asked, Format, Image, OpenError, Source, qemu_img};
-use crate::child;
-use crate::range::DiskRange;
-use crate::rangelist::{self, Kind, MapEntry, RangeList};
-use crate::spans::Spans;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use virt_bmap_child as child;
+use virt_bmap_ranges::DiskRange;
+use virt_bmap_ranges::Spans;
 
 /// Asks for the extents of a metadata context of an NBD server.
 const NBDINFO: &str = "nbdinfo";
@@ -83,13 +84,18 @@ impl Image {
         }
     }
 
-    /// Reads the dirty bitmap `name` of a qcow2 image, or of one below it, by way of qemu-nbd's metadata
-    /// context `qemu:dirty-bitmap:NAME` and nbdinfo. The list's ranges are those that are dirty, by the
-    /// granularity of the bitmap.
+    /// Has `read` read the dirty bitmap `name` of a qcow2 image, or of one below it: what `nbdinfo --map --json`
+    /// prints of qemu-nbd's metadata context `qemu:dirty-bitmap:NAME`. The type of an extent there is `dirty` or
+    /// `clean`, by the granularity of the bitmap.
     ///
     /// # Errors
-    /// When the programs cannot be run, the image has no such bitmap, or none that can be relied upon.
-    pub fn dirty_bitmap(&self, name: &str) -> Result<RangeList, OpenError> {
+    /// When the programs cannot be run, the image has no such bitmap or none that can be relied upon, or `read`
+    /// fails.
+    pub fn dirty_bitmap<T, E: std::error::Error>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&mut dyn io::Read) -> Result<T, E>,
+    ) -> Result<T, OpenError> {
         let Asked { description, top, .. } = &self.asked;
         if self.format != Format::Qcow2 {
             let path = top.path.clone();
@@ -99,8 +105,7 @@ impl Image {
         command.arg(format!("--map=qemu:dirty-bitmap:{name}")).args(["--json", "--", "["]);
         command.args([QEMU_NBD, "--read-only", "--bitmap", name, "--image-opts"]);
         command.arg(description.to_argument()).arg("]");
-        let options = rangelist::Options { kind: Some(Kind::Nbdinfo), ..Default::default() };
-        qemu_img::ask(NBDINFO, command, &top.path, MAX_CPU, |stdout| rangelist::read(stdout, &options))
+        qemu_img::ask(NBDINFO, command, &top.path, MAX_CPU, read)
     }
 }
 

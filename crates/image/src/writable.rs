@@ -2,12 +2,12 @@
 
 use super::raw::RawFile;
 use super::{Allocation, Format, Image, OpenError, SECTOR, Source, lock};
-use crate::range::{DiskOffset, DiskRange};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use virt_bmap_ranges::{DiskOffset, DiskRange};
 
 /// A [`Source`] that can be written to. Ranges are checked by the caller.
 pub trait Writable: Source {
@@ -128,7 +128,7 @@ impl Writable for WritableRaw {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{OpenOptions, open};
+    use crate::{OpenOptions, open};
 
     #[test]
     fn what_is_written_is_in_the_file() {

@@ -1,15 +1,16 @@
 //! Asks `qemu-img` what an image is and whether it is whole.
 
 use super::block_device::Description;
-use super::chain::{Link, format_by_name};
+use super::format::format_by_name;
+use super::link::Link;
+use super::map_entry::{self, MapEntry};
 use super::{Format, OpenError};
-use crate::child;
-use crate::rangelist::{self, Kind, ListError, MapEntry};
 use serde::Deserialize;
 use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use virt_bmap_child as child;
 
 /// The program.
 pub(super) const QEMU_IMG: &str = "qemu-img";
@@ -99,15 +100,10 @@ pub(super) fn map(
     path: &Path,
     cpu: Duration,
     force_share: bool,
-    mut each: impl FnMut(MapEntry),
+    each: impl FnMut(MapEntry),
 ) -> Result<(), OpenError> {
     let command = command("map", description, force_share);
-    ask(QEMU_IMG, command, path, cpu, |stdout| {
-        rangelist::for_each_entry(stdout, Kind::QemuImgMap, |entry| {
-            each(entry);
-            Ok(())
-        })
-    })
+    ask(QEMU_IMG, command, path, cpu, |stdout| map_entry::read(stdout, each))
 }
 
 /// Runs a program that is asked about an image, for so much time of a processor. What it complains of comes before
@@ -115,12 +111,12 @@ pub(super) fn map(
 ///
 /// # Errors
 /// When it cannot be run, fails, or gives an answer that is not understood.
-pub(super) fn ask<T>(
+pub(super) fn ask<T, E: std::error::Error>(
     program: &'static str,
     mut command: Command,
     path: &Path,
     cpu: Duration,
-    read: impl FnOnce(&mut dyn io::Read) -> Result<T, ListError>,
+    read: impl FnOnce(&mut dyn io::Read) -> Result<T, E>,
 ) -> Result<T, OpenError> {
     child::limit(&mut command, cpu);
     let (output, taken) = child::read(command, read).map_err(|source| cannot_run(program, path, source))?;
@@ -128,7 +124,9 @@ pub(super) fn ask<T>(
     if !output.status.success() {
         return Err(refused(child::message(&output.stderr)));
     }
-    taken.map_err(|error| refused(format!("its answer is not understood: {}", crate::chain(&error))))
+    taken.map_err(|error| {
+        refused(format!("its answer is not understood: {}", virt_bmap_ranges::error_chain(&error)))
+    })
 }
 
 fn first_lines(text: &[u8], count: usize) -> Vec<u8> {

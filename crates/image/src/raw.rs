@@ -1,12 +1,12 @@
 //! A raw image or a block device, read directly.
 
 use super::{Allocation, SECTOR, Source, within_file};
-use crate::range::{DiskOffset, DiskRange, Offset};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use virt_bmap_ranges::{DiskOffset, DiskRange, Offset};
 
 /// A [`Source`] over a file whose bytes are the disk's bytes.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! The image formats that are known, by the names that qemu gives them.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 macro_rules! formats {
@@ -84,6 +85,19 @@ impl FromStr for Format {
     }
 }
 
+/// The format that a file's name promises.
+pub(super) fn format_by_name(path: &Path) -> Option<Format> {
+    match suffix(path)?.as_str() {
+        "qcow" | "raw" => None,
+        name => name.parse().ok(),
+    }
+}
+
+/// What follows the last dot of a file's name, in small letters.
+pub(super) fn suffix(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,5 +111,13 @@ mod tests {
         for driver in ["nbd", "file", "json:", "blkdebug", "", "RAW"] {
             assert!(driver.parse::<Format>().is_err(), "{driver}");
         }
+    }
+
+    #[test]
+    fn a_suffix_tells_what_a_name_promises() {
+        assert_eq!(format_by_name("a.VMDK".as_ref()), Some(Format::Vmdk));
+        assert_eq!(format_by_name("a.vhd".as_ref()), Some(Format::Vpc));
+        assert_eq!(format_by_name("a.raw".as_ref()), None);
+        assert_eq!(format_by_name("a".as_ref()), None);
     }
 }

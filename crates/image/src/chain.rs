@@ -8,6 +8,8 @@
 
 use super::error::Role;
 use super::file::PlainFile;
+use super::format::{format_by_name, suffix};
+use super::link::Link;
 use super::qemu_img::{self, Info};
 use super::references::{self, Reference, Unreadable};
 use super::{Format, OpenError, lock, vmdk};
@@ -26,27 +28,6 @@ pub(super) enum Trust {
     Stated,
     /// The format was found out: every reference must be a plain local file.
     Found,
-}
-
-/// One image of a chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    /// Absolute.
-    pub(super) path: PathBuf,
-    /// `None` while it is to be found out, and for what a trusted image refers to and is not ours
-    /// to open.
-    pub(super) format: Option<Format>,
-    pub(super) is_device: bool,
-    /// The file that holds its data, if that is another.
-    pub(super) data_file: Option<PathBuf>,
-    /// Other files that hold its data.
-    pub(super) extents: Vec<PathBuf>,
-}
-
-impl Link {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, format: None, is_device: false, data_file: None, extents: Vec::new() }
-    }
 }
 
 /// A chain of images, followed to its end.
@@ -302,18 +283,6 @@ fn is_raw_by_name(path: &Path) -> bool {
     suffix(path).is_some_and(|suffix| SUFFIXES.contains(&suffix.as_str()))
 }
 
-/// The format that a file's name promises.
-pub(super) fn format_by_name(path: &Path) -> Option<Format> {
-    match suffix(path)?.as_str() {
-        "qcow" | "raw" => None,
-        name => name.parse().ok(),
-    }
-}
-
-fn suffix(path: &Path) -> Option<String> {
-    Some(path.extension()?.to_str()?.to_ascii_lowercase())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,13 +308,9 @@ mod tests {
     }
 
     #[test]
-    fn suffixes_tell_what_a_name_promises() {
+    fn a_suffix_tells_a_raw_image() {
         assert!(is_raw_by_name("a.IMG".as_ref()));
         assert!(!is_raw_by_name("a.qcow2".as_ref()));
         assert!(!is_raw_by_name("img".as_ref()));
-        assert_eq!(format_by_name("a.VMDK".as_ref()), Some(Format::Vmdk));
-        assert_eq!(format_by_name("a.vhd".as_ref()), Some(Format::Vpc));
-        assert_eq!(format_by_name("a.raw".as_ref()), None);
-        assert_eq!(format_by_name("a".as_ref()), None);
     }
 }

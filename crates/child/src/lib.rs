@@ -1,4 +1,4 @@
-//! Runs qemu's programs as children that cannot outlive us, hang us or flood us.
+#![doc = include_str!("../README.md")]
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use std::ffi::OsStr;
@@ -21,12 +21,12 @@ const MAX_MESSAGE: usize = 600;
 ///
 /// `PR_SET_PDEATHSIG` goes by *thread*, see prctl(2): whoever spawns the command must do so on a
 /// thread that lives as long as the child shall.
-pub(crate) fn command(program: &OsStr) -> Command {
+pub fn command(program: &OsStr) -> Command {
     command_ended_by(program, Signal::KILL)
 }
 
 /// The same, but with another signal for its death: for a child that has something to put in order.
-pub(crate) fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
+pub fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
     die_with_us(&mut command, signal);
@@ -34,7 +34,7 @@ pub(crate) fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
 }
 
 /// Has the command's process sent `signal` when the thread that spawned it dies.
-pub(crate) fn die_with_us(command: &mut Command, signal: Signal) {
+pub fn die_with_us(command: &mut Command, signal: Signal) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe functions may be
     // called: it makes two plain system calls and allocates nothing.
@@ -45,7 +45,7 @@ pub(crate) fn die_with_us(command: &mut Command, signal: Signal) {
 }
 
 /// Has the command's process begin a session of its own, without a terminal, and a process group in it.
-pub(crate) fn with_a_session(command: &mut Command) {
+pub fn with_a_session(command: &mut Command) {
     // SAFETY: as in `die_with_us`: one plain system call.
     #[allow(unsafe_code)]
     unsafe {
@@ -63,8 +63,9 @@ fn die_with(parent: Pid, signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Bounds what a child that reads a hostile image may use, for a program that only looks at metadata.
-pub(crate) fn limit(command: &mut Command, cpu: Duration) {
+/// Bounds what a child that reads a hostile image may use: 1 GiB of address space, and `cpu` of processor time,
+/// in whole seconds and at least one.
+pub fn limit(command: &mut Command, cpu: Duration) {
     let memory = Rlimit { current: Some(1 << 30), maximum: Some(1 << 30) };
     let seconds = Some(cpu.as_secs().max(1));
     let cpu = Rlimit { current: seconds, maximum: seconds };
@@ -81,17 +82,20 @@ pub(crate) fn limit(command: &mut Command, cpu: Duration) {
 
 /// What a child that ran to its end left.
 #[derive(Debug)]
-pub(crate) struct Output {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: Vec<u8>,
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// The first MiB of its standard output.
+    pub stdout: Vec<u8>,
+    /// The first MiB of its standard error.
+    pub stderr: Vec<u8>,
 }
 
-/// Runs `command` to its end, but kills it at the deadline.
+/// Runs `command` to its end, but kills it after `time`.
 ///
 /// # Errors
-/// [`TimedOut`](io::ErrorKind::TimedOut) past the deadline, and what the system says of starting it.
-pub(crate) fn run(mut command: Command, time: Duration) -> io::Result<Output> {
+/// [`TimedOut`](io::ErrorKind::TimedOut) after `time`, and what the system says of starting it.
+pub fn run(mut command: Command, time: Duration) -> io::Result<Output> {
     let deadline = Instant::now() + time;
     let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
     let stdout = drain(child.0.stdout.take());
@@ -117,10 +121,7 @@ pub(crate) fn run(mut command: Command, time: Duration) -> io::Result<Output> {
 ///
 /// # Errors
 /// What the system says of starting it.
-pub(crate) fn read<T>(
-    mut command: Command,
-    read: impl FnOnce(&mut dyn Read) -> T,
-) -> io::Result<(Output, T)> {
+pub fn read<T>(mut command: Command, read: impl FnOnce(&mut dyn Read) -> T) -> io::Result<(Output, T)> {
     let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
     let stderr = drain(child.0.stderr.take());
     // A reader that has seen enough closes the stream, which ends the child.
@@ -160,7 +161,7 @@ impl Drop for KillOnDrop {
 
 /// What a child complained of, fit for one line of a message: other people's bytes, so control
 /// characters are escaped, and the length is bounded.
-pub(crate) fn message(stderr: &[u8]) -> String {
+pub fn message(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut message = String::new();

@@ -5,7 +5,7 @@
 //! problem: every key says what its value is, only a comma has to be doubled, and a name need not be
 //! UTF-8, which in a `json:` description it must.
 
-use super::chain::Link;
+use super::link::Link;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -82,7 +82,7 @@ impl Description {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Format;
+    use crate::Format;
 
     fn link(path: &[u8], format: Option<Format>) -> Link {
         Link { format, ..Link::new(Path::new(OsStr::from_bytes(path)).to_owned()) }
