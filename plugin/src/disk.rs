@@ -9,7 +9,7 @@ use std::time::Instant;
 use virt_bmap::bmap::{self, Map};
 use virt_bmap::image::{self, Allocation, Format, OpenOptions, Source};
 use virt_bmap::range::{DiskOffset, DiskRange};
-use virt_bmap::trace::{Event, Op, stale};
+use virt_bmap::trace::{Event, Op, freshness};
 
 /// What went wrong, in words for people.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -34,7 +34,7 @@ impl Disk {
         // The original served any file as it is, and its maps count the bytes of that.
         let image = image::open(file, &OpenOptions { format: Some(Format::Raw), force_share: false })?;
         let map = bmap::load(bmap).map_err(|error| format!("the map {}", virt_bmap::chain(&error)))?;
-        if let Err(stale) = stale::check(&map, bmap, std::slice::from_ref(&image)) {
+        if let Err(stale) = freshness::check(&map, bmap, std::slice::from_ref(&image)) {
             if !parameters.force {
                 return Err(format!("{stale}; make it anew, or take it all the same with force=true").into());
             }

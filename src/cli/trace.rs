@@ -30,7 +30,7 @@ use virt_bmap::mapper::{self, Cancel, Disk};
 use virt_bmap::nbd::Place;
 use virt_bmap::trace::output::Form;
 use virt_bmap::trace::{
-    Amount, Captive, Live, Op, Options, Outcome, Overflow, Session, Streams, Summary, Writes, stale,
+    Amount, Captive, Live, Op, Options, Outcome, Overflow, Session, Streams, Summary, Writes, freshness,
     working_set,
 };
 use virt_bmap::units::Human;
@@ -300,7 +300,7 @@ fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {
 /// Reads the map, and refuses one that is not of these images.
 fn load(path: &Path, images: &[Image], args: &TraceArgs) -> Result<Map> {
     let map = bmap::load(path)?;
-    if let Err(stale) = stale::check(&map, path, images) {
+    if let Err(stale) = freshness::check(&map, path, images) {
         if !args.force {
             bail!("{stale}; make it anew, or take it all the same with --force");
         }

@@ -16,20 +16,20 @@
 //! * [`Live`] is what there is to see of it meanwhile;
 //! * [`Summary`] is what remains of it, and [`working_set`] writes down what the guest has read;
 //! * [`operations`] is what the guest's writes do to its files;
-//! * [`stale`] tells a map of another disk, or of another time;
+//! * [`freshness`] detects a map of another disk, or of another time;
 //! * [`Session`] puts these together for a guest's disks;
 //! * [`Captive`] is a command that uses them, and [`Tail`] the end of what it prints.
 
 mod captive;
 mod disk;
 mod event;
+pub mod freshness;
 pub mod live;
 pub mod operations;
 pub mod output;
 mod queue;
 mod reads;
 mod session;
-pub mod stale;
 mod summary;
 mod tail;
 mod tracer;

@@ -13,7 +13,7 @@ use crate::bmap::Map;
 use crate::bmap::escape::Printable;
 use crate::image::{Image, Stamp};
 use crate::mapper::described;
-use crate::trace::stale::{self, Stale};
+use crate::trace::freshness::{self, Stale};
 use std::path::{Path, PathBuf};
 
 /// Why a map has to be made again.
@@ -47,7 +47,7 @@ impl Reason {
 /// Why `map`, which was read from the file `path`, has to be made again of these images; `None` if a new one
 /// would be the same, as far as can be seen. What is [of time](Reason::is_of_time) alone comes last. Under which name the images are given is no matter.
 pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
-    let stale = stale::check(map, path, images).err();
+    let stale = freshness::check(map, path, images).err();
     let (of_time, other) = match stale {
         Some(changed @ Stale::Changed { .. }) => (Some(changed), None),
         other => (None, other),

@@ -13,9 +13,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use virt_bmap::bmap::escape::Printable;
 use virt_bmap::bmap::{ImageInfo, Map};
-use virt_bmap::mapper::{Cancel, Options};
+use virt_bmap::mapper::{Cancel, Options, map_sources};
 use virt_bmap::trace::Session;
-use virt_bmap::trace::operations::{Ended, Form, Watcher, WatcherOptions};
+use virt_bmap::trace::operations::{Ended, Form, MapDisks, MappedDisks, Watcher, WatcherOptions};
 
 /// What is asked for.
 #[derive(Debug, clap::Args)]
@@ -71,15 +71,21 @@ impl Begun<'_> {
     ) -> Result<Watched> {
         let cancel = Cancel::default();
         let metadata = before.lists_metadata();
+        let map_options = Options { metadata, ..mapper_options(how) };
+        let map: MapDisks = Box::new({
+            let cancel = cancel.clone();
+            move |disks| {
+                let mapped =
+                    map_sources(disks, images.clone(), Vec::new(), &map_options, &cancel, &mut |_| {})?;
+                Ok(MappedDisks { map: mapped.map, replayed: mapped.rewritten })
+            }
+        });
         let options = WatcherOptions {
-            map: Options { metadata, ..mapper_options(how) },
-            images,
             every: self.args.operations_every.map(Duration::from_secs),
             now: self.now,
-            cancel: cancel.clone(),
             form: Form::of(self.path),
         };
-        let watcher = Watcher::start(session.freezable(), before, self.out, options);
+        let watcher = Watcher::start(session.freezable(), before, self.out, map, options);
         Ok(Watched { watcher: watcher.context("there is no thread for the operations")?, cancel })
     }
 }

@@ -13,7 +13,7 @@
 //!                                                     the map before ──┘
 //! ```
 //!
-//! * [`Watcher`] decides when, and maps;
+//! * [`Watcher`] decides when, and has the disks mapped;
 //! * [`compare`](fn@compare) makes operations of two maps and of what was written;
 //! * [`Form`] is how they are written down.
 
@@ -23,7 +23,7 @@ mod watcher;
 
 pub use compare::{Written, compare};
 pub use output::{Form, Span};
-pub use watcher::{Ended, Watcher, WatcherOptions};
+pub use watcher::{Ended, MapDisks, MapDisksError, MappedDisks, Watcher, WatcherOptions};
 
 use crate::bmap::{Attributes, ObjectName};
 

@@ -1,9 +1,8 @@
 //! When the disks are frozen, and what is made of it.
 
 use super::{Form, Span, What, Written, compare};
-use crate::bmap::{ImageInfo, Map, Warning};
+use crate::bmap::{Map, Warning};
 use crate::image::{Freezable, Source, freeze};
-use crate::mapper::{self, Cancel, map_sources};
 use crate::range::{DiskOffset, RangeSet};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -18,19 +17,29 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How often it is looked whether it is time.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How operations are found out, and when.
+/// Maps frozen disks, which are given in their order. It comes from outside, as does the way to end it early.
+pub type MapDisks = Box<dyn FnMut(&[Arc<dyn Source>]) -> Result<MappedDisks, MapDisksError> + Send>;
+
+/// Why disks could not be mapped.
+pub type MapDisksError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What [`MapDisks`] has found.
+#[derive(Debug)]
+pub struct MappedDisks {
+    /// The map, whose warnings say what is missing from it.
+    pub map: Map,
+    /// Of each disk, what its filesystems have written as they were mounted, to a private layer: a replayed
+    /// journal, for instance.
+    pub replayed: Vec<RangeSet<DiskOffset>>,
+}
+
+/// When to look for operations, and how to write them down.
 #[derive(Debug)]
 pub struct WatcherOptions {
-    /// How to map the frozen disks.
-    pub map: mapper::Options,
-    /// What the map says of the disks.
-    pub images: Vec<ImageInfo>,
     /// Look so often if anything was written, however busy the guest is.
     pub every: Option<Duration>,
     /// Look when this is set, which is unset then.
     pub now: Arc<AtomicBool>,
-    /// Ends a mapping that is under way.
-    pub cancel: Cancel,
     /// How operations are written down.
     pub form: Form,
 }
@@ -57,7 +66,7 @@ pub struct Ended {
 const MOST_MISSING: usize = 100;
 
 impl Watcher {
-    /// Begins to watch what is written to `disks`. They are now as `before` says.
+    /// Begins to watch what is written to `disks`. They are now as `before` says, and `map` maps them again.
     ///
     /// # Errors
     /// There is no thread for it.
@@ -65,6 +74,7 @@ impl Watcher {
         disks: Vec<Arc<Freezable>>,
         before: Map,
         output: Box<dyn Write + Send>,
+        map: MapDisks,
         options: WatcherOptions,
     ) -> io::Result<Self> {
         let is_ending = Arc::new(AtomicBool::new(false));
@@ -74,6 +84,7 @@ impl Watcher {
             disks,
             before,
             output,
+            map,
             options,
             began,
             from: Duration::ZERO,
@@ -123,6 +134,7 @@ struct Work {
     /// What was written since.
     seen: Vec<RangeSet<DiskOffset>>,
     output: Box<dyn Write + Send>,
+    map: MapDisks,
     options: WatcherOptions,
     began: Instant,
     from: Duration,
@@ -156,7 +168,7 @@ impl Work {
         self.looked = Instant::now();
     }
 
-    fn try_look(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+    fn try_look(&mut self) -> Result<(), MapDisksError> {
         let frozen = freeze(&self.disks, &std::env::temp_dir())?;
         let to = self.began.elapsed();
         let mut sources: Vec<Arc<dyn Source>> = Vec::new();
@@ -164,17 +176,16 @@ impl Work {
             seen.extend(activity.written.iter());
             sources.push(disk);
         }
-        let WatcherOptions { map, images, cancel, form, .. } = &self.options;
-        let mapped = map_sources(&sources, images.clone(), Vec::new(), map, cancel, &mut |_| {})?;
+        let mapped = (self.map)(&sources)?;
         drop(sources);
         let seen = std::mem::replace(&mut self.seen, vec![RangeSet::new(); self.disks.len()]);
-        let written = Written { seen, replayed: mapped.rewritten };
+        let written = Written { seen, replayed: mapped.replayed };
         let operations = compare(&self.before, &mapped.map, &written);
         for operation in &operations {
             *self.ended.counts.entry(operation.what).or_default() += 1;
         }
         self.ended.spans += 1;
-        let result = form.write(&mut *self.output, Span { from: self.from, to }, &operations);
+        let result = self.options.form.write(&mut *self.output, Span { from: self.from, to }, &operations);
         let warnings = mapped.map.header().warnings.clone();
         self.before = mapped.map;
         self.from = to;
