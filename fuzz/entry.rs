@@ -10,8 +10,8 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use virt_bmap::nbd::protocol::*;
-use virt_bmap::nbd::{Export, Exports, Limits, Server};
+use virt_bmap_nbd::protocol::*;
+use virt_bmap_nbd::{Export, Exports, Limits, Server};
 
 /// More than one piece of a large read.
 const SIZE: usize = 300_000;
