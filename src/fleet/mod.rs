@@ -18,7 +18,6 @@
 
 pub mod capacity;
 mod error;
-mod event;
 mod guest;
 pub mod libvirt;
 pub mod manifest;
@@ -29,8 +28,8 @@ mod shard;
 mod store;
 mod worker;
 
+pub use crate::mapper::progress::{Event, FailureReason, OpenedDisk, StampedFile};
 pub use error::FleetError;
-pub use event::{Event, FailureReason, OpenedDisk, StampedFile};
 pub use guest::{BadId, Guest, GuestId};
 pub use record::{MapFile, MappedDisk, Record, Status};
 pub use shard::{BadShard, Shard};

@@ -209,7 +209,7 @@ impl Job<'_> {
             (self.observe)(Notice::Started { id, why, attempt });
             let started = DateTime::<Utc>::from(SystemTime::now());
             let began = Instant::now();
-            let before = OpenedDisk::not_opened(self.guest);
+            let before = OpenedDisk::not_opened(&self.guest.disks);
             // It may be the map that the mapper cannot bear.
             let earlier = Some(earlier.as_path()).filter(|_| is_of_use && attempt == 1);
             let mut progress = |doing, share| (self.observe)(Notice::Progress { id, doing, share });

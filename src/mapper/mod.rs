@@ -6,6 +6,7 @@
 //! progress, ends what hangs, and cleans up, whatever happens.
 
 mod exports;
+pub mod progress;
 
 use crate::appliance::{Appliance, Decision, KillSwitch, LaunchError, LaunchOptions};
 use crate::bmap::{Cause, ImageFile, ImageInfo, Map, Warning};

@@ -1,12 +1,11 @@
 //! What a mapper tells while it works: one JSON object on a line of its standard error, by
 //! `--progress json`. Lines that are no such object are messages for people.
 
-use super::Guest;
+use super::Disk;
 use crate::bmap::Warning;
 use crate::bmap::jsonl::Text;
 use crate::diff;
 use crate::image::{Image, Stamp};
-use crate::mapper::Disk;
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -112,13 +111,13 @@ impl StampedFile {
 
 impl OpenedDisk {
     /// What can be said of a guest's disks before anybody has opened them: the images alone.
-    pub(super) fn not_opened(guest: &Guest) -> Vec<Self> {
+    pub fn not_opened(disks: &[Disk]) -> Vec<Self> {
         let disk = |disk: &Disk| Self {
             size: None,
             format: None,
             files: StampedFile::now(&disk.path).into_iter().collect(),
         };
-        guest.disks.iter().map(disk).collect()
+        disks.iter().map(disk).collect()
     }
 
     /// What there is to say of an image that has been opened.
