@@ -6,7 +6,7 @@ use hashbrown::DefaultHashBuilder;
 use std::hash::{BuildHasher, Hasher as _};
 
 use crate::bmap::{Kind, Object};
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 
 /// A file, directory or other object, by the first of its names.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ pub struct File<'a> {
 
 /// The bytes of an object on each disk: ascending, disjoint, joined where they touch. A file may use a
 /// byte in two places; it is here once.
-pub fn spans<'a>(object: Object<'a>) -> impl Iterator<Item = (u16, DiskRange)> + 'a {
+pub fn spans<'a>(object: Object<'a>) -> impl Iterator<Item = (DiskNumber, DiskRange)> + 'a {
     let mut pieces = object.pieces().map(|piece| (piece.disk, piece.range)).peekable();
     std::iter::from_fn(move || {
         let (disk, mut span) = pieces.next()?;

@@ -6,7 +6,7 @@ use super::header::Header;
 use super::model::{Dialect, Map, PieceRecord};
 use super::object::{Attributes, NameError, ObjectName, ObjectTable};
 use super::role::Role;
-use crate::range::{DiskRange, FileOffset};
+use crate::range::{DiskNumber, DiskRange, FileOffset};
 
 /// An object that was given to a [`MapBuilder`]. Its number in the map will be another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,7 +111,7 @@ impl MapBuilder {
     pub fn piece(
         &mut self,
         object: NewObject,
-        disk: u16,
+        disk: DiskNumber,
         range: DiskRange,
         file_offset: Option<FileOffset>,
     ) -> Result<(), BuildError> {
@@ -144,7 +144,7 @@ impl MapBuilder {
     pub fn piece_as(
         &mut self,
         object: NewObject,
-        disk: u16,
+        disk: DiskNumber,
         range: DiskRange,
         file_offset: Option<FileOffset>,
         role: Role,
@@ -182,7 +182,10 @@ impl MapBuilder {
     }
 
     /// The pieces after the first `count`, in the order in which they came.
-    pub fn pieces_after(&self, count: usize) -> impl Iterator<Item = (NewObject, u16, DiskRange, Role)> + '_ {
+    pub fn pieces_after(
+        &self,
+        count: usize,
+    ) -> impl Iterator<Item = (NewObject, DiskNumber, DiskRange, Role)> + '_ {
         let pieces = self.pieces.get(count..).unwrap_or_default().iter();
         pieces.map(|piece| {
             (NewObject(piece.object), piece.disk, DiskRange::new(piece.start, piece.end), piece.role)
@@ -221,7 +224,7 @@ impl MapBuilder {
 
 /// What the bytes of a piece have in common if they can be joined with those of another: the
 /// difference between their places on the disk and in the file. Unknown offsets come last.
-fn join_key(piece: &PieceRecord) -> (u32, u16, Role, bool, u64) {
+fn join_key(piece: &PieceRecord) -> (u32, DiskNumber, Role, bool, u64) {
     let shift = if piece.has_offset() { piece.start.wrapping_sub(piece.file_offset) } else { 0 };
     (piece.object, piece.disk, piece.role, !piece.has_offset(), shift)
 }

@@ -16,7 +16,7 @@ use super::header::Filesystem;
 use super::model::{Map, Object, ObjectId, Piece};
 use super::object::{Kind, Marks, ObjectName};
 use super::role::PieceFlags;
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 
 /// The schema's namespace.
 pub const NAMESPACE: &str = "http://www.forensicswiki.org/wiki/Category:Digital_Forensics_XML";
@@ -116,7 +116,7 @@ impl<'a> Volume<'a> {
     }
 
     /// Where in the device a range of a disk begins, if that is known.
-    fn fs_offset(&self, disk: u16, range: DiskRange) -> Option<u64> {
+    fn fs_offset(&self, disk: DiskNumber, range: DiskRange) -> Option<u64> {
         let end =
             self.pieces.partition_point(|(piece, _)| (piece.disk, piece.range.start) <= (disk, range.start));
         let (piece, offset) = self.pieces[..end].last()?;

@@ -16,7 +16,7 @@ use std::hint::black_box;
 
 use super::model::{Map, Object, ObjectId, PieceRecord};
 use super::role::Role;
-use crate::range::{DiskOffset, DiskRange, FileOffset};
+use crate::range::{DiskNumber, DiskOffset, DiskRange, FileOffset};
 
 /// One object at the place that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,7 +109,7 @@ impl Index {
         top
     }
 
-    pub(super) fn at<'a>(&self, map: &'a Map, disk: u16, offset: DiskOffset) -> Vec<Hit<'a>> {
+    pub(super) fn at<'a>(&self, map: &'a Map, disk: DiskNumber, offset: DiskOffset) -> Vec<Hit<'a>> {
         let mut hits = Vec::new();
         if let Some(disk) = self.disk(disk) {
             let mut found = [Found::default()];
@@ -123,7 +123,7 @@ impl Index {
     pub(super) fn at_each<'a>(
         &self,
         map: &'a Map,
-        disk: u16,
+        disk: DiskNumber,
         offsets: &[DiskOffset],
         mut visit: impl FnMut(DiskOffset, &[Hit<'a>]),
     ) {
@@ -165,7 +165,7 @@ impl Index {
         hits.sort_unstable_by_key(|hit| (hit.object.kind().specificity(), hit.object.id(), hit.file_offset));
     }
 
-    pub(super) fn over<'a>(&'a self, map: &'a Map, disk: u16, range: DiskRange) -> Over<'a> {
+    pub(super) fn over<'a>(&'a self, map: &'a Map, disk: DiskNumber, range: DiskRange) -> Over<'a> {
         let mut found = [Found::default()];
         let disk = self.disk(disk);
         if let Some(disk) = disk {
@@ -179,7 +179,7 @@ impl Index {
     pub(super) fn over_each<'a>(
         &'a self,
         map: &'a Map,
-        disk: u16,
+        disk: DiskNumber,
         ranges: &[DiskRange],
         mut visit: impl FnMut(usize, &[Hit<'a>]),
     ) {
@@ -220,7 +220,7 @@ impl Index {
         over
     }
 
-    fn disk(&self, disk: u16) -> Option<&DiskIndex> {
+    fn disk(&self, disk: DiskNumber) -> Option<&DiskIndex> {
         let place = self.disks.binary_search_by_key(&disk, |index| index.disk).ok()?;
         self.disks.get(place)
     }
@@ -372,7 +372,7 @@ impl Segments {
 /// The index of one disk.
 #[derive(Clone)]
 struct DiskIndex {
-    disk: u16,
+    disk: DiskNumber,
     /// Where the disk's pieces begin in [`Map`]'s, and where they end.
     pieces: std::ops::Range<u32>,
     nodes: Vec<Node>,
@@ -381,7 +381,7 @@ struct DiskIndex {
 }
 
 impl DiskIndex {
-    fn new(disk: u16, pieces: std::ops::Range<u32>, Segments { nodes, .. }: Segments) -> Self {
+    fn new(disk: DiskNumber, pieces: std::ops::Range<u32>, Segments { nodes, .. }: Segments) -> Self {
         let group_starts = Searchable::new(nodes.iter().step_by(GROUP).map(|node| node.starts[0]).collect());
         Self { disk, pieces, nodes, group_starts }
     }
@@ -488,7 +488,7 @@ mod tests {
     }
 
     /// The answer by looking at all pieces.
-    fn scan(map: &Map, disk: u16, window: DiskRange) -> Vec<Hit<'_>> {
+    fn scan(map: &Map, disk: DiskNumber, window: DiskRange) -> Vec<Hit<'_>> {
         let mut hits: Vec<_> = map
             .pieces()
             .filter(|piece| piece.disk == disk)

@@ -8,7 +8,7 @@ use super::index::{Hit, Index, Over};
 use super::object::{Attributes, Kind, ObjectName, Objects};
 use super::role::Role;
 use super::sweep::{self, Interval};
-use crate::range::{DiskOffset, DiskRange, FileOffset};
+use crate::range::{DiskNumber, DiskOffset, DiskRange, FileOffset};
 
 /// How a text map writes names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Piece {
     /// The object.
     pub object: ObjectId,
     /// Number of the disk, from 1.
-    pub disk: u16,
+    pub disk: DiskNumber,
     /// The bytes of the disk. Never empty.
     pub range: DiskRange,
     /// Where in the object the range begins, if that is known. A map read from text knows it of no
@@ -50,7 +50,7 @@ pub struct Piece {
 /// A [`Piece`] as it is stored. The order of records in a map is that of the fields here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PieceRecord {
-    pub(super) disk: u16,
+    pub(super) disk: DiskNumber,
     pub(super) start: u64,
     pub(super) object: u32,
     /// [`NO_OFFSET`](Self::NO_OFFSET) if it is unknown.
@@ -243,7 +243,7 @@ impl Map {
     /// assert!(map.at(2, DiskOffset(0)).is_empty());
     /// # Ok::<(), virt_bmap::bmap::text::ReadError>(())
     /// ```
-    pub fn at(&self, disk: u16, offset: DiskOffset) -> Vec<Hit<'_>> {
+    pub fn at(&self, disk: DiskNumber, offset: DiskOffset) -> Vec<Hit<'_>> {
         self.index().at(self, disk, offset)
     }
 
@@ -265,7 +265,7 @@ impl Map {
     /// ```
     pub fn at_each<'a>(
         &'a self,
-        disk: u16,
+        disk: DiskNumber,
         offsets: &[DiskOffset],
         visit: impl FnMut(DiskOffset, &[Hit<'a>]),
     ) {
@@ -295,14 +295,19 @@ impl Map {
     /// assert_eq!(hits[1].range, DiskRange::new(0x300, 0x800));
     /// # Ok::<(), virt_bmap::bmap::BuildError>(())
     /// ```
-    pub fn over(&self, disk: u16, range: DiskRange) -> Over<'_> {
+    pub fn over(&self, disk: DiskNumber, range: DiskRange) -> Over<'_> {
         self.index().over(self, disk, range)
     }
 
     /// Looks many ranges of a disk up, and calls `visit` with the place of each in `ranges`, in the order
     /// given, and with what [`over`](Self::over) finds there, the most specific first. On a large map this is
     /// faster, as the look-ups then wait for memory together.
-    pub fn over_each<'a>(&'a self, disk: u16, ranges: &[DiskRange], visit: impl FnMut(usize, &[Hit<'a>])) {
+    pub fn over_each<'a>(
+        &'a self,
+        disk: DiskNumber,
+        ranges: &[DiskRange],
+        visit: impl FnMut(usize, &[Hit<'a>]),
+    ) {
         self.index().over_each(self, disk, ranges, visit);
     }
 

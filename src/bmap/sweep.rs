@@ -4,13 +4,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::model::{ObjectId, PieceRecord};
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 
 /// A range of a disk all of whose bytes belong to the same objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval<'a> {
     /// Number of the disk, from 1.
-    pub disk: u16,
+    pub disk: DiskNumber,
     /// The bytes. Never empty.
     pub range: DiskRange,
     /// The objects that have data here, each once, in the byte order of `TYPE DEVICE PATH`. At least

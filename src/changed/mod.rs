@@ -21,7 +21,7 @@ use crate::bmap::{Kind, Map, Marks, Object, PieceFlags};
 use crate::diff::{self, Change, diff};
 use crate::links::{File, bytes_on_disk, fingerprint};
 use crate::lookup::{self, HitRange, damage};
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 use crate::spans::Spans;
 use owners::{is_owner, origin, place_of};
 
@@ -148,7 +148,7 @@ pub struct Changes<'a> {
 ///
 /// Both maps are to be equally rich, see [`diff::level`]. Takes time for each object and each written
 /// range, not for each pair of them.
-pub fn changes<'a>(old: &'a Map, new: &'a Map, disk: u16, written: &Written) -> Changes<'a> {
+pub fn changes<'a>(old: &'a Map, new: &'a Map, disk: DiskNumber, written: &Written) -> Changes<'a> {
     let possible = written.possible();
     let find = Finder { old, new, disk, written, possible: &possible };
     let mut files = Vec::new();
@@ -204,7 +204,7 @@ fn rewritten_in_metadata<'a>(old: &'a Map, new: &'a Map) -> impl Iterator<Item =
 struct Finder<'a, 'w> {
     old: &'a Map,
     new: &'a Map,
-    disk: u16,
+    disk: DiskNumber,
     written: &'w Written,
     possible: &'w Spans,
 }

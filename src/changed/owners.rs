@@ -3,7 +3,7 @@
 use super::{Amount, Written};
 use crate::bmap::{Kind, Map, Object};
 use crate::links::{self, is_same_file};
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 use crate::spans::Spans;
 use hashbrown::HashMap;
 use std::cmp::Reverse;
@@ -40,7 +40,7 @@ impl<'a> Origin<'a> {
 }
 
 /// The bytes that an object has on a disk.
-pub(super) fn place_of(object: Object<'_>, disk: u16) -> Spans {
+pub(super) fn place_of(object: Object<'_>, disk: DiskNumber) -> Spans {
     links::spans(object).filter(|(number, _)| *number == disk).map(|(_, span)| span).collect()
 }
 
@@ -48,7 +48,7 @@ pub(super) fn place_of(object: Object<'_>, disk: u16) -> Spans {
 /// them, and else the most specific one's that begins first.
 pub(super) fn origin<'a>(
     map: &'a Map,
-    disk: u16,
+    disk: DiskNumber,
     asked: &Spans,
     itself: Option<Object<'a>>,
     written: &Written,

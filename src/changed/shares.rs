@@ -4,6 +4,7 @@ use super::owners::is_owner;
 use super::{Amount, Written};
 use crate::bmap::{Kind, Map, Object, Piece};
 use crate::lookup::{Place, tally};
+use crate::range::DiskNumber;
 use crate::spans::Spans;
 
 /// The bytes that take room in the newer image, by what they are now. Each is in one of these.
@@ -35,7 +36,7 @@ pub struct Shares<'a> {
 
 impl<'a> Shares<'a> {
     /// Shares out; `in_files` are the bytes of files that differ or may.
-    pub(super) fn of(map: &'a Map, disk: u16, written: &Written, in_files: &Spans) -> Self {
+    pub(super) fn of(map: &'a Map, disk: DiskNumber, written: &Written, in_files: &Spans) -> Self {
         let held = |spans: &Spans| spans.without(written.zeroes.iter());
         let rests = [held(&written.differs), held(&written.unknown)];
         let sizes = [0, 1].map(|which| rests[which].bytes());

@@ -17,6 +17,7 @@ use virt_bmap::diff::{self, Change};
 use virt_bmap::image::{self, Format, Image, OpenOptions, Source};
 use virt_bmap::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap::mapper::Disk;
+use virt_bmap::range::DiskNumber;
 use virt_bmap::spans::Spans;
 
 /// Tell which files an overlay or a snapshot changed, and what its size is made of.
@@ -58,7 +59,7 @@ pub(super) struct ChangedArgs {
 
     /// The disk of the maps that TOP is
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    disk: u16,
+    disk: DiskNumber,
 
     /// Do not compare: all that TOP holds may differ
     #[arg(long, conflicts_with = "base")]
@@ -139,7 +140,7 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
 }
 
 /// A map that was given, if it can be one of such a disk.
-fn load(path: &Path, disk: u16, size: u64) -> Result<Map> {
+fn load(path: &Path, disk: DiskNumber, size: u64) -> Result<Map> {
     let map = bmap::load(path)?;
     match disk_size(&map, disk) {
         DiskSize::NoDisk => bail!("{} has no disk {disk}", path.display()),
@@ -443,7 +444,7 @@ fn row<'a>(file: &ChangedFile<'a>) -> [Cell<'a>; 22] {
 const PLACES: [&str; 9] =
     ["change", "type", "device", "path", "file_start", "file_end", "disk", "start", "end"];
 
-fn place_row<'a>(disk: u16, file: &ChangedFile<'a>, range: HitRange) -> [Cell<'a>; 9] {
+fn place_row<'a>(disk: DiskNumber, file: &ChangedFile<'a>, range: HitRange) -> [Cell<'a>; 9] {
     let name = file.subject().map(Object::name);
     [
         ("change", Value::Word(file.fate.word())),

@@ -13,6 +13,7 @@ use virt_bmap::image::Format;
 use virt_bmap::links;
 use virt_bmap::lookup::{Damage, HitRange, damage, tally};
 use virt_bmap::mapper::Disk;
+use virt_bmap::range::DiskNumber;
 
 /// Tell which files the bad parts of a disk hit, and where inside of them.
 ///
@@ -200,7 +201,11 @@ fn rows<'a>(args: &DamagedArgs, found: &'a Damage<'a>) -> impl Iterator<Item = [
     hit.chain(others.chain(unplaced).filter(move |_| whole))
 }
 
-fn row<'a>(state: &'static str, file: &links::File<'a>, range: Option<(u16, HitRange)>) -> [Cell<'a>; 12] {
+fn row<'a>(
+    state: &'static str,
+    file: &links::File<'a>,
+    range: Option<(DiskNumber, HitRange)>,
+) -> [Cell<'a>; 12] {
     let (name, known) = (file.object.name(), file.object.attributes());
     let inside = range.and_then(|(_, range)| range.file);
     [

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use virt_bmap::bmap::{self, Hit, Kind, Map};
 use virt_bmap::lookup::{DiskSize, Place, Share, Tally, disk_size, tally};
-use virt_bmap::range::DiskOffset;
+use virt_bmap::range::{DiskNumber, DiskOffset};
 use virt_bmap::rangelist::RangeList;
 use virt_bmap::units::parse_bytes;
 
@@ -69,7 +69,7 @@ Examples:
 /// An offset, and the disk if one is said.
 #[derive(Clone, Copy, Debug)]
 struct At {
-    disk: Option<u16>,
+    disk: Option<DiskNumber>,
     offset: u64,
 }
 
@@ -147,7 +147,7 @@ fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
     })
 }
 
-fn hit_row<'a>(disk: u16, offset: u64, hit: Option<Hit<'a>>) -> [Cell<'a>; 6] {
+fn hit_row<'a>(disk: DiskNumber, offset: u64, hit: Option<Hit<'a>>) -> [Cell<'a>; 6] {
     let name = hit.map(|hit| hit.object.name());
     [
         ("disk", Value::Number(disk.into())),

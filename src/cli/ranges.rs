@@ -9,6 +9,7 @@ use std::path::Path;
 use virt_bmap::bmap::Map;
 use virt_bmap::image::{self, OpenOptions};
 use virt_bmap::lookup::{DiskSize, disk_size};
+use virt_bmap::range::DiskNumber;
 use virt_bmap::rangelist::{self, Depth, Kind, Operation, Options, RangeList};
 use virt_bmap::units::parse_bytes;
 
@@ -18,7 +19,7 @@ use virt_bmap::units::parse_bytes;
 pub(super) struct ListOptions {
     /// The disk of the list, and of what is given without one
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(super) disk: u16,
+    pub(super) disk: DiskNumber,
 
     /// Whose list it is, instead of recognising it
     #[arg(long, value_name = "KIND", value_parser = words(&Kind::ALL, Kind::word))]

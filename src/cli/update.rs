@@ -16,6 +16,7 @@ use virt_bmap::bmap::{self, FileType, Format as MapFormat, Header, Map};
 use virt_bmap::image::{self, Format, Image, OpenOptions};
 use virt_bmap::mapper::Disk;
 use virt_bmap::probe::former::Former;
+use virt_bmap::range::DiskNumber;
 use virt_bmap::spans::Spans;
 use virt_bmap::units::Human;
 use virt_bmap::update::{Since, reason};
@@ -149,7 +150,7 @@ fn why(
     old: &Map,
     old_file: &Path,
     images: &[Image],
-    written: Option<&BTreeMap<u16, Spans>>,
+    written: Option<&BTreeMap<DiskNumber, Spans>>,
 ) -> Option<String> {
     let reason = reason(old, old_file, images);
     let Some(written) = written else { return reason.map(|reason| reason.to_string()) };
@@ -161,14 +162,19 @@ fn why(
 }
 
 /// What was written to the disks, by those who know it; `None` if nobody was named.
-fn written(images: &[Image], since: &[Since], force_share: bool) -> Result<Option<BTreeMap<u16, Spans>>> {
+fn written(
+    images: &[Image],
+    since: &[Since],
+    force_share: bool,
+) -> Result<Option<BTreeMap<DiskNumber, Spans>>> {
     if since.len() > 1 && since.len() != images.len() {
         bail!("{} times --since for {} disks; give it once, or for each", since.len(), images.len());
     }
     let Some(first) = since.first() else { return Ok(None) };
     let each = since.iter().chain(std::iter::repeat(first));
-    let of_disk =
-        |((disk, image), since): ((u16, &Image), &Since)| Ok((disk, since.written(image, force_share)?));
+    let of_disk = |((disk, image), since): ((DiskNumber, &Image), &Since)| {
+        Ok((disk, since.written(image, force_share)?))
+    };
     (1..).zip(images).zip(each).map(of_disk).collect::<Result<_>>().map(Some)
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 
 use crate::bmap::{self, Format, Kind, Map, Object, ObjectId, ReadError, WriteError};
 use crate::links::{File, bytes_on_disk, files, fingerprint, spans};
-use crate::range::{DiskRange, Range};
+use crate::range::{DiskNumber, DiskRange, Range};
 
 /// What became of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -249,7 +249,10 @@ fn compare<'a>(old: Object<'a>, new: Object<'a>) -> Option<Changed<'a>> {
 }
 
 /// Number of bytes that are in both. Both ascend.
-fn common(a: impl Iterator<Item = (u16, DiskRange)>, b: impl Iterator<Item = (u16, DiskRange)>) -> u64 {
+fn common(
+    a: impl Iterator<Item = (DiskNumber, DiskRange)>,
+    b: impl Iterator<Item = (DiskNumber, DiskRange)>,
+) -> u64 {
     let (mut a, mut b) = (a.peekable(), b.peekable());
     let mut bytes = 0;
     while let (Some(&(disk_a, span_a)), Some(&(disk_b, span_b))) = (a.peek(), b.peek()) {

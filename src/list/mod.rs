@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::bmap::{Kind, Map, Object};
 use crate::links::{self, File};
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 use crate::spans::Spans;
 
 /// What is told of a file.
@@ -22,7 +22,7 @@ pub struct Listed<'a> {
     /// How many of the bytes another file has, too.
     pub shared: u64,
     /// Where the first of them is: disk and range.
-    pub first: Option<(u16, DiskRange)>,
+    pub first: Option<(DiskNumber, DiskRange)>,
 }
 
 /// Which objects are to be listed.
@@ -75,12 +75,12 @@ pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
 }
 
 /// The bytes that more than one file has, of each disk.
-struct Shared(Vec<(u16, Spans)>);
+struct Shared(Vec<(DiskNumber, Spans)>);
 
 impl Shared {
     fn of(map: &Map) -> Self {
         let files = links::files(map.objects().filter(|object| object.kind() == Kind::File));
-        let mut spans: Vec<(u16, DiskRange)> =
+        let mut spans: Vec<(DiskNumber, DiskRange)> =
             files.iter().flat_map(|file| links::spans(file.object)).collect();
         spans.sort_unstable();
         let mut disks = Vec::new();
@@ -97,7 +97,7 @@ impl Shared {
         Self(disks)
     }
 
-    fn bytes_in(&self, disk: u16, range: DiskRange) -> u64 {
+    fn bytes_in(&self, disk: DiskNumber, range: DiskRange) -> u64 {
         let place = self.0.binary_search_by_key(&disk, |(disk, _)| *disk);
         place.map_or(0, |place| self.0[place].1.bytes_in(range))
     }

@@ -2,7 +2,7 @@
 
 use crate::bmap::{Kind, Map, Piece};
 use crate::links::{self, File};
-use crate::range::{DiskRange, FileOffset, Range};
+use crate::range::{DiskNumber, DiskRange, FileOffset, Range};
 use crate::spans::Spans;
 
 /// A part of a file that is hit.
@@ -48,7 +48,7 @@ impl Damage<'_> {
 ///
 /// The end of a file's last block, behind the end of the file, is no part of it, if the map knows the
 /// file's size and where in the file each range lies.
-pub fn damage<'a>(map: &'a Map, disk: u16, bad: &Spans) -> Damage<'a> {
+pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &Spans) -> Damage<'a> {
     let mut found = Damage { hit: Vec::new(), whole: Vec::new(), unplaced: Vec::new() };
     let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Metadata);
     for file in links::files(map.objects().filter(|object| known(object.kind()))) {
@@ -68,7 +68,7 @@ pub fn damage<'a>(map: &'a Map, disk: u16, bad: &Spans) -> Damage<'a> {
 /// The parts of `file` that are among `asked`, bytes of disk number `disk`; `None` if there are none.
 ///
 /// Parity and what was never written are no parts of a file, and neither is what lies behind its end.
-pub(crate) fn hit<'a>(file: File<'a>, disk: u16, asked: &Spans) -> Option<FileHit<'a>> {
+pub(crate) fn hit<'a>(file: File<'a>, disk: DiskNumber, asked: &Spans) -> Option<FileHit<'a>> {
     let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
     let mut ranges: Vec<HitRange> = Vec::new();
     for piece in file.object.pieces().filter(|piece| piece.disk == disk && piece.role.holds_data()) {

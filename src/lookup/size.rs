@@ -2,6 +2,7 @@
 
 use crate::bmap::{Kind, Map};
 use crate::links::spans;
+use crate::range::DiskNumber;
 
 /// The size of a disk in a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +17,11 @@ pub enum DiskSize {
 }
 
 /// The size of disk number `disk`: from the map's header, or else from the object that is the disk.
-pub fn disk_size(map: &Map, disk: u16) -> DiskSize {
+pub fn disk_size(map: &Map, disk: DiskNumber) -> DiskSize {
     if let Some(image) = map.header().images.iter().find(|image| image.disk == disk) {
         return DiskSize::Bytes(image.size);
     }
-    let end = |(_, range): (u16, crate::range::DiskRange)| range.end.0;
+    let end = |(_, range): (DiskNumber, crate::range::DiskRange)| range.end.0;
     let disks = map.objects().filter(|object| object.kind() == Kind::Disk);
     if let Some(size) = disks.flat_map(spans).filter(|(number, _)| *number == disk).map(end).max() {
         return DiskSize::Bytes(size);

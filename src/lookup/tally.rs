@@ -2,7 +2,7 @@
 
 use crate::bmap::{Kind, Map, Object, ObjectId, Piece};
 use crate::links::{self, File};
-use crate::range::{DiskOffset, DiskRange};
+use crate::range::{DiskNumber, DiskOffset, DiskRange};
 use crate::spans::Spans;
 
 /// What a part of the bytes is.
@@ -51,7 +51,7 @@ fn is_owner(kind: Kind) -> bool {
 /// Shares `asked`, bytes of disk number `disk`, out among the objects of the map.
 ///
 /// Takes time for each piece of the map and each range, not for each pair of them.
-pub fn tally<'a>(map: &'a Map, disk: u16, asked: &Spans) -> Tally<'a> {
+pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &Spans) -> Tally<'a> {
     let owned = owned(map, disk, asked);
     let bytes_of = |object: Object<'a>| {
         owned.binary_search_by_key(&object.id(), |(id, _)| *id).map_or(0, |place| owned[place].1)
@@ -93,12 +93,12 @@ pub fn tally<'a>(map: &'a Map, disk: u16, asked: &Spans) -> Tally<'a> {
 }
 
 /// The pieces on a disk of what says whose a byte is, as they lie there.
-fn owners(map: &Map, disk: u16) -> impl Iterator<Item = Piece> {
+fn owners(map: &Map, disk: DiskNumber) -> impl Iterator<Item = Piece> {
     map.pieces().filter(move |piece| piece.disk == disk && is_owner(map.object(piece.object).kind()))
 }
 
 /// The objects that have some of the bytes, in the order of the map, each with how many.
-fn owned(map: &Map, disk: u16, asked: &Spans) -> Vec<(ObjectId, u64)> {
+fn owned(map: &Map, disk: DiskNumber, asked: &Spans) -> Vec<(ObjectId, u64)> {
     // In the order of the disk, where neighbours are near in both lists; then by object.
     let mut bytes_in = asked.ascending();
     let mut parts: Vec<(ObjectId, DiskRange, u64)> = owners(map, disk)

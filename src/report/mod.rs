@@ -21,6 +21,7 @@ mod page;
 mod segments;
 pub mod trace;
 
+use crate::range::DiskNumber;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -53,7 +54,7 @@ pub enum ReportError {
     )]
     TooLarge {
         /// Number of the disk.
-        disk: u16,
+        disk: DiskNumber,
         /// Its size in bytes.
         size: u64,
         /// The largest power of two that all its ranges are multiples of.
@@ -63,7 +64,7 @@ pub enum ReportError {
     #[error("the log has a request for disk {disk}, which the map does not have")]
     NoDisk {
         /// Number of the disk.
-        disk: u16,
+        disk: DiskNumber,
     },
     /// The log is one of another disk.
     #[error(
@@ -71,7 +72,7 @@ pub enum ReportError {
     )]
     PastEnd {
         /// Number of the disk.
-        disk: u16,
+        disk: DiskNumber,
         /// First byte that was asked for.
         offset: u64,
         /// First byte after the request.
@@ -114,7 +115,7 @@ struct About<'a> {
 
 #[derive(Serialize)]
 struct AboutDisk {
-    number: u16,
+    number: DiskNumber,
     /// Bytes in each unit of the disk's columns.
     unit: u64,
     /// Names and formats of the image and those below it, the top one first.

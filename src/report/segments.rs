@@ -3,6 +3,7 @@
 //! Files, directories and metadata own bytes. A byte that none of them owns is of the innermost volume,
 //! partition or disk that holds it: mostly free space. Where several own a byte, they are a *group*.
 
+use crate::range::DiskNumber;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
@@ -38,7 +39,7 @@ pub(super) struct Segment {
 /// One disk.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) number: u16,
+    pub(super) number: DiskNumber,
     /// From the first byte to the last, without gaps.
     pub(super) segments: Vec<Segment>,
 }

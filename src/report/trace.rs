@@ -8,6 +8,7 @@
 //!
 //! Both are what [`crate::trace`] writes.
 
+use crate::range::DiskNumber;
 use serde::Deserialize;
 use std::io::{self, BufRead};
 use thiserror::Error;
@@ -40,7 +41,7 @@ pub struct Request {
     /// What it does.
     pub op: Op,
     /// Number of the disk, from 1.
-    pub disk: u16,
+    pub disk: DiskNumber,
     /// First byte of the disk.
     pub offset: u64,
     /// Number of bytes.

@@ -4,7 +4,7 @@ use super::event::{Event, Op};
 use super::queue::Queue;
 use crate::image::{Source, Writable};
 use crate::nbd::{Answered, CommandFlags, Export, Extent, Zeroing, write_zeroes_slowly};
-use crate::range::{DiskOffset, DiskRange};
+use crate::range::{DiskNumber, DiskOffset, DiskRange};
 use std::io;
 use std::sync::Arc;
 
@@ -34,14 +34,14 @@ impl Storage {
 
 /// A guest's disk: each request is carried out, and told to the queue when it is.
 pub struct Disk {
-    number: u16,
+    number: DiskNumber,
     storage: Storage,
     queue: Arc<Queue>,
 }
 
 impl Disk {
     /// Disk `number` of a guest.
-    pub fn new(number: u16, storage: Storage, queue: Arc<Queue>) -> Self {
+    pub fn new(number: DiskNumber, storage: Storage, queue: Arc<Queue>) -> Self {
         Self { number, storage, queue }
     }
 

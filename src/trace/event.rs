@@ -1,7 +1,7 @@
 //! What a guest asked of one of its disks.
 
 use crate::nbd::Command;
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 use std::time::Duration;
 
 /// What a request does.
@@ -58,7 +58,7 @@ pub struct Event {
     /// Number of the connection that it came over, from 1.
     pub connection: u64,
     /// Number of the disk, from 1.
-    pub disk: u16,
+    pub disk: DiskNumber,
     /// What it does.
     pub op: Op,
     /// Whether it asked to be durable before it is answered (force unit access).

@@ -8,6 +8,7 @@ use crate::bmap::escape::Printable;
 use crate::bmap::{Dialect, Map};
 use crate::image::{Format, Image};
 use crate::lookup::{DiskSize, disk_size};
+use crate::range::DiskNumber;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -27,7 +28,7 @@ pub enum Stale {
     #[error("disk {disk} of the map has {size}, and {} has {actual}", Printable::path(.image))]
     Size {
         /// Number of the disk.
-        disk: u16,
+        disk: DiskNumber,
         /// What the map says.
         size: Bytes,
         /// The image.

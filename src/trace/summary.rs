@@ -5,7 +5,7 @@ use super::event::{Event, Op};
 use super::reads::DiskReads;
 use crate::bmap::{Hit, Kind, Map, ObjectId};
 use crate::links::{File, files, spans};
-use crate::range::DiskRange;
+use crate::range::{DiskNumber, DiskRange};
 use crate::spans::Spans;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub struct Summary {
     failed: u64,
     sequential: u64,
     last: Duration,
-    disks: BTreeMap<u16, DiskReads>,
+    disks: BTreeMap<DiskNumber, DiskReads>,
     /// What was read, the first time that it was.
     objects: Vec<(ObjectId, Duration)>,
     /// Whether an object is among these, a bit for each.
@@ -120,20 +120,20 @@ impl Summary {
     }
 
     /// What was read of each disk, ascending. With the [gaps](Self::gap).
-    pub fn ranges(&self) -> impl Iterator<Item = (u16, Vec<DiskRange>)> + '_ {
+    pub fn ranges(&self) -> impl Iterator<Item = (DiskNumber, Vec<DiskRange>)> + '_ {
         self.disks.iter().map(|(&number, disk)| (number, disk.ranges().collect()))
     }
 
     /// What was read of each disk in the order in which it was read first, joined where no more than `gap`
     /// bytes lie between.
-    pub fn prefetch(&self, gap: u64) -> impl Iterator<Item = (u16, Vec<DiskRange>)> + '_ {
+    pub fn prefetch(&self, gap: u64) -> impl Iterator<Item = (DiskNumber, Vec<DiskRange>)> + '_ {
         self.disks.iter().map(move |(&number, disk)| (number, disk.first(gap)))
     }
 
     /// Files, directories and metadata that were read, in the order in which they were read first. `map` is
     /// that of the trace.
     pub fn objects<'a>(&self, map: &'a Map) -> Vec<ReadObject<'a>> {
-        let seen: BTreeMap<u16, Spans> =
+        let seen: BTreeMap<DiskNumber, Spans> =
             self.ranges().map(|(disk, ranges)| (disk, Spans::from_unsorted(ranges))).collect();
         let mut all: Vec<_> = self.objects.clone();
         // A file is known by the first of its names in the map.

@@ -3,7 +3,7 @@
 use super::{Operation, What};
 use crate::bmap::{Attributes, Kind, Map, Marks, Object, ObjectName, PieceFlags};
 use crate::links::spans;
-use crate::range::{DiskOffset, DiskRange, RangeSet};
+use crate::range::{DiskNumber, DiskOffset, DiskRange, RangeSet};
 use hashbrown::{HashMap, HashSet};
 use std::cmp::Ordering;
 use virt_bmap_agent_protocol::FsKind;
@@ -75,7 +75,7 @@ struct Devices<'a> {
 #[derive(PartialEq, Eq, Hash, Clone, Copy)]
 enum Key<'a> {
     Inode(&'a [u8], Kind, u64),
-    Place(&'a [u8], Kind, u16, u64),
+    Place(&'a [u8], Kind, DiskNumber, u64),
 }
 
 impl<'a> Devices<'a> {
@@ -246,7 +246,7 @@ fn is_reused(old: Object<'_>, new: Object<'_>) -> bool {
 }
 
 fn share_bytes(a: Object<'_>, b: Object<'_>) -> bool {
-    let ours: Vec<(u16, DiskRange)> = spans(a).collect();
+    let ours: Vec<(DiskNumber, DiskRange)> = spans(a).collect();
     spans(b).any(|(disk, span)| {
         let first = ours.partition_point(|(at, range)| (*at, range.end) <= (disk, span.start));
         ours.get(first).is_some_and(|(at, range)| *at == disk && range.start < span.end)
