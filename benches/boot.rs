@@ -33,9 +33,9 @@ struct Way {
 }
 
 const WAYS: [Way; 7] = [
-    Way { what: "as it is", disks: 1, options: &[], append: "" },
+    Way { what: "default", disks: 1, options: &[], append: "" },
     Way {
-        what: "the kernel defends itself against processors' tricks, and clears memory",
+        what: "the kernel's mitigations on, memory cleared (`init_on_alloc=1`)",
         disks: 1,
         options: &[],
         append: "mitigations=auto init_on_alloc=1",
@@ -49,16 +49,16 @@ const WAYS: [Way; 7] = [
 
 /// What is said on the console when a stage ends, and what the stage was.
 const STAGES: [(&str, &str); 10] = [
-    ("Linux version", "libguestfs looks its appliance up, qemu starts, the kernel unpacks itself"),
+    ("Linux version", "libguestfs finds its appliance, qemu starts, the kernel unpacks itself"),
     ("Run /init", "the kernel starts"),
-    ("mounted filesystem", "drivers are loaded, the appliance's disk is found"),
-    ("+ udevadm trigger", "its init: file systems, temporary files, udev"),
-    ("+ mdadm", "udev looks at all devices"),
-    ("+ uname", "md, LVM and Windows volumes are looked for"),
-    ("+ guestfsd", "only with `--verbose`: it describes itself"),
-    ("trace: launch = 0", "libguestfs's own program starts"),
-    ("trace: shutdown", "ours: devices are looked at; there is nothing to read"),
-    ("", "the appliance is shut down"),
+    ("mounted filesystem", "drivers load, the appliance's root disk is found"),
+    ("+ udevadm trigger", "init: filesystems, temporary files, udev starts"),
+    ("+ mdadm", "udev scans all devices"),
+    ("+ uname", "md, LVM and Windows volumes are assembled"),
+    ("+ guestfsd", "only with `--verbose`: diagnostics"),
+    ("trace: launch = 0", "guestfsd starts"),
+    ("trace: shutdown", "the probe: inventory of the devices; nothing to read"),
+    ("", "the appliance shuts down"),
 ];
 
 fn main() {
@@ -72,7 +72,7 @@ fn main() {
             *best = (*best).min(took);
         }
     }
-    let mut table = String::from("| how | in all |\n|---|--:|\n");
+    let mut table = String::from("| options | total |\n|---|--:|\n");
     for (way, best) in WAYS.iter().zip(best) {
         let _ = writeln!(table, "| {} | {:.2} s |", way.what, best.as_secs_f64());
     }

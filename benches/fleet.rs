@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     }
     let [one, two] = best.map(|best| best.as_secs_f64());
     let ratio = one / two;
-    let mut table = String::from("| at a time | in all | guests an hour |\n|--:|--:|--:|\n");
+    let mut table = String::from("| guests at a time | total | guests per hour |\n|--:|--:|--:|\n");
     for (at_a_time, took) in [(1, one), (2, two)] {
         let _ = writeln!(table, "| {at_a_time} | {took:.1} s | {:.0} |", GUESTS as f64 * 3600.0 / took);
     }

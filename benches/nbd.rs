@@ -255,7 +255,7 @@ fn main() {
     }
 
     let mut table = String::from(
-        "| image | client | ours | the other | its time divided by ours |\n|---|---|--:|--:|--:|\n",
+        "| image, other server | client | this server | other server | other / this |\n|---|---|--:|--:|--:|\n",
     );
     for image in &images {
         let format = image.extension().unwrap().to_string_lossy();

@@ -161,13 +161,13 @@ fn name(probe: Probe) -> String {
 
 fn table(all: &[Measured]) -> String {
     let mut table = String::from(
-        "| guest | probe | objects | MB | reading | for each object | beside `guestfsd` | the rest (boot) | our processor | our memory |\n\
+        "| guest | probe | objects | MB | reading | per object | speed, `guestfsd` = 1 | boot and rest | CPU time | memory |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     let stock = all.iter().find(|m| m.probe == Probe::Guestfsd).map(|m| m.figures.ms_per_object());
     for Measured { guest, probe, figures } in all {
         let each = figures.ms_per_object();
-        let times = stock.map_or("-".into(), |stock| format!("{:.0} times", stock / each));
+        let times = stock.map_or("-".into(), |stock| format!("{:.0}", stock / each));
         let _ = writeln!(
             table,
             "| {guest} | {} | {} | {:.0} | {:.2} s | {each:.3} ms | {times} | {:.1} s | {:.2} s | {:.0} MB |",

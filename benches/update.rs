@@ -110,7 +110,7 @@ impl Times {
 
 fn table(all: &[Times]) -> String {
     let mut table = String::from(
-        "| probe | from scratch | in all | update | in all | files taken over | update beside from scratch | in all |\n\
+        "| probe | from scratch | with boot | update | with boot | files reused | update / from scratch | with boot |\n\
          |---|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for times in all {

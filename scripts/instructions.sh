@@ -55,7 +55,7 @@ count() {
 }
 
 {
-    echo '| what | instructions | for each range |'
+    echo '| command | instructions | per range |'
     echo '|---|--:|--:|'
     while read -r name words; do
         # shellcheck disable=SC2086 # they are words

@@ -21,7 +21,7 @@ pub(crate) enum Phase {
     Read,
 }
 
-const NAMES: [&str; 5] = ["rest", "open directories", "list them", "look files up", "read them"];
+const NAMES: [&str; 5] = ["rest", "open directories", "list directories", "look up files", "read files"];
 
 /// A stopwatch with a hand for each phase.
 pub(crate) struct Phases {
