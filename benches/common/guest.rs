@@ -57,7 +57,7 @@ pub(crate) fn map(image: &Path, options: &Options) -> Run {
         }
     })
     .expect("the guest is mapped");
-    assert!(mapped.unexamined.is_empty() && mapped.warnings.is_empty());
+    assert!(mapped.map.header().warnings.is_empty());
     let ended = ended.unwrap_or_else(Instant::now);
     Run { mapped, reading: ended - began.unwrap_or(ended) }
 }

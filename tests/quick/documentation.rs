@@ -12,8 +12,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_virt-bmap-rs");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Every page that has a block of `console`.
-const PAGES: [Page; 9] = [
+const PAGES: [Page; 10] = [
     Page { path: "README.md", run: 1, not_run: 1, tools: &[] },
+    Page { path: "docs/exactness.md", run: 1, not_run: 0, tools: &["jq"] },
     Page { path: "docs/fleet.md", run: 1, not_run: 1, tools: &["jq"] },
     Page { path: "docs/formats.md", run: 5, not_run: 1, tools: &["jq", "zstdcat"] },
     Page { path: "docs/map-format.md", run: 5, not_run: 0, tools: &["gawk", "awk", "grep"] },
@@ -48,6 +49,11 @@ fn check(path: &str) {
 #[test]
 fn the_readme() {
     check("README.md");
+}
+
+#[test]
+fn exactness() {
+    check("docs/exactness.md");
 }
 
 #[test]
