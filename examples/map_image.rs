@@ -16,8 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             eprintln!("the appliance runs under {decision}");
         }
     })?;
-    for trouble in &mapped.unexamined {
-        eprintln!("not examined: {trouble}");
+    for warning in &mapped.map.header().warnings {
+        eprintln!("{warning}");
     }
 
     let mut bytes: HashMap<Vec<u8>, u64> = HashMap::new();
