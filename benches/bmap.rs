@@ -11,10 +11,10 @@ use std::hint::black_box;
 use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::time::Instant;
-use virt_bmap::bmap::{
+use virt_bmap_map::{
     Attributes, Compression, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read, text,
 };
-use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
+use virt_bmap_ranges::{DiskOffset, DiskRange, FileOffset};
 use virt_bmap_testutil::random::Random;
 
 /// A disk with one partition and as many files, each in so many pieces of 4 to 64 KiB, most of them

@@ -20,10 +20,10 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
-use virt_bmap::image::{self, OpenOptions, Overlay};
 use virt_bmap::mapper::DiskExport;
-use virt_bmap::nbd::{Exports, Limits, Server};
 use virt_bmap::recorder::{Recorder, Tag};
+use virt_bmap_image::{self, OpenOptions, Overlay};
+use virt_bmap_nbd::{Exports, Limits, Server};
 
 /// Size of the image.
 const SIZE: usize = 512 << 20;
@@ -32,7 +32,7 @@ const RUNS: usize = 9;
 
 /// Serves an image until it is killed: this is what the benchmark starts itself as.
 fn serve(image: &Path, socket: &Path) {
-    let image = image::open(image, &OpenOptions::default()).unwrap();
+    let image = virt_bmap_image::open(image, &OpenOptions::default()).unwrap();
     let overlay = Overlay::new(image.source.clone(), 1 << 30, &std::env::temp_dir()).unwrap();
     let recorder = Arc::new(Recorder::new());
     recorder.switch(Some(Tag(1)));

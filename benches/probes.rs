@@ -26,10 +26,10 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
-use virt_bmap::bmap::{Map, Object};
 use virt_bmap::fleet::capacity::peak_memory;
 use virt_bmap::mapper::Options;
 use virt_bmap::probe::Probe;
+use virt_bmap_map::{Map, Object};
 
 const LARGE: Guest =
     Guest { name: "large", directories: 1_000, files: 9_000, mean: 44_444, image_mib: 700, runs: 3 };

@@ -8,15 +8,15 @@ use criterion::{Criterion, Throughput};
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::path::Path;
-use virt_bmap::bmap::{
+use virt_bmap::changed::{Written, changes};
+use virt_bmap_map::diff::diff;
+use virt_bmap_map::list::{Select, list};
+use virt_bmap_map::lookup::{damage, tally};
+use virt_bmap_map::rangelist::{self, Options};
+use virt_bmap_map::{
     Attributes, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, ObjectName, save, text,
 };
-use virt_bmap::changed::{Written, changes};
-use virt_bmap::diff::diff;
-use virt_bmap::list::{Select, list};
-use virt_bmap::lookup::{damage, tally};
-use virt_bmap::range::{DiskRange, FileOffset};
-use virt_bmap::rangelist::{self, Options};
+use virt_bmap_ranges::{DiskRange, FileOffset};
 use virt_bmap_testutil::random::Random;
 
 const RANGES: u64 = 1_000_000;

@@ -7,9 +7,10 @@
 
 use std::path::Path;
 use std::time::{Duration, Instant};
-use virt_bmap::bmap::{Attributes, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read};
-use virt_bmap::range::{DiskRange, FileOffset};
-use virt_bmap::report;
+use virt_bmap_map::{
+    Attributes, FileType, Format, Header, Kind, Map, MapBuilder, Marks, ObjectName, read, report,
+};
+use virt_bmap_ranges::{DiskRange, FileOffset};
 use virt_bmap_testutil::random::Random;
 
 const RANGES: u64 = 1_000_000;

@@ -25,10 +25,10 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
-use virt_bmap::bmap::{Kind, Map, jsonl};
 use virt_bmap::mapper::Options;
 use virt_bmap::probe::Probe;
 use virt_bmap::probe::former::Former;
+use virt_bmap_map::{Kind, Map, jsonl};
 
 /// Files that are changed: replaced, removed and added.
 const CHANGED: usize = 500;

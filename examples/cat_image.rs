@@ -8,8 +8,8 @@
 use anyhow::{Context, bail};
 use std::io::{Write, stdout};
 use std::path::PathBuf;
-use virt_bmap::image::{self, OpenOptions};
-use virt_bmap::range::DiskOffset;
+use virt_bmap_image::{self, OpenOptions};
+use virt_bmap_ranges::DiskOffset;
 
 fn main() -> anyhow::Result<()> {
     let mut options = OpenOptions::default();
@@ -27,9 +27,9 @@ fn main() -> anyhow::Result<()> {
     }
     let Some(path) = path else { bail!("usage: cat_image [--format FORMAT] [--force-share] IMAGE") };
 
-    let image = image::open(&path, &options)?;
+    let image = virt_bmap_image::open(&path, &options)?;
     for file in &image.chain {
-        let format = file.format.map_or("?", image::Format::driver);
+        let format = file.format.map_or("?", virt_bmap_image::Format::driver);
         eprintln!("reading {:?}, {format}", file.filename);
     }
     for warning in &image.warnings {

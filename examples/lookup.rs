@@ -8,8 +8,8 @@
 //! that is not 1.
 
 use std::path::Path;
-use virt_bmap::bmap;
-use virt_bmap::range::DiskOffset;
+use virt_bmap_map as bmap;
+use virt_bmap_ranges::DiskOffset;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -5,8 +5,9 @@
 //! ```
 
 use std::collections::HashMap;
-use virt_bmap::bmap::{Kind, escape::Printable};
 use virt_bmap::mapper::{Cancel, Disk, Event, Options, map_guest};
+use virt_bmap_map::Kind;
+use virt_bmap_ranges::Printable;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: map_image IMAGE")?;

@@ -15,7 +15,7 @@ use std::io::{self, IoSliceMut, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::Arc;
 use tokio::net::UnixListener;
-use virt_bmap::nbd::{Command, Export, Exports, Limits, Request, Server};
+use virt_bmap_nbd::{Command, Export, Exports, Limits, Request, Server};
 
 struct FileExport {
     file: File,

@@ -41,7 +41,7 @@ pub(crate) struct Run {
 
 /// Maps an image once.
 pub(crate) fn map(image: &Path, options: &Options) -> Run {
-    let disks = [Disk { path: image.to_owned(), format: Some(virt_bmap::image::Format::Raw) }];
+    let disks = [Disk { path: image.to_owned(), format: Some(virt_bmap_image::Format::Raw) }];
     let (mut began, mut ended) = (None, None);
     let mapped = map_guest(&disks, options, &Cancel::default(), &mut |event| {
         if let Event::Progress(phase, _) = event {

@@ -6,10 +6,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use virt_bmap::bmap::{self, Map};
-use virt_bmap::image::{self, Allocation, Format, OpenOptions, Source};
-use virt_bmap::range::{DiskOffset, DiskRange};
-use virt_bmap::trace::{Event, Op, freshness};
+use virt_bmap_image::{self, Allocation, Format, OpenOptions, Source};
+use virt_bmap_map::{self as bmap, Map};
+use virt_bmap_ranges::{DiskOffset, DiskRange};
+use virt_bmap_trace::{Event, Op, freshness};
 
 /// What went wrong, in words for people.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -32,8 +32,10 @@ impl Disk {
         let file = parameters.file.as_deref().ok_or("file=IMAGE is missing: the disk to serve")?;
         let bmap = parameters.bmap();
         // The original served any file as it is, and its maps count the bytes of that.
-        let image = image::open(file, &OpenOptions { format: Some(Format::Raw), force_share: false })?;
-        let map = bmap::load(bmap).map_err(|error| format!("the map {}", virt_bmap::chain(&error)))?;
+        let image =
+            virt_bmap_image::open(file, &OpenOptions { format: Some(Format::Raw), force_share: false })?;
+        let map =
+            bmap::load(bmap).map_err(|error| format!("the map {}", virt_bmap_ranges::error_chain(&error)))?;
         if let Err(stale) = freshness::check(&map, bmap, std::slice::from_ref(&image)) {
             if !parameters.force {
                 return Err(format!("{stale}; make it anew, or take it all the same with force=true").into());

@@ -35,7 +35,7 @@ static DISK: OnceLock<Disk> = OnceLock::new();
 
 /// An error as nbdkit takes it. The crate panics at a NUL in its text.
 fn error(errno: i32, error: &(dyn std::error::Error + 'static)) -> Error {
-    Error::new(errno, virt_bmap::chain(error).replace('\0', "\\0"))
+    Error::new(errno, virt_bmap_ranges::error_chain(error).replace('\0', "\\0"))
 }
 
 fn io_error(failure: &io::Error) -> Error {

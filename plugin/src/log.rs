@@ -11,9 +11,9 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use virt_bmap::bmap::{Hit, Map};
-use virt_bmap::trace::output::{Form, Output};
-use virt_bmap::trace::{Event, Overflow, Queue, Tracer};
+use virt_bmap_map::{Hit, Map};
+use virt_bmap_trace::output::{Form, Output};
+use virt_bmap_trace::{Event, Overflow, Queue, Tracer};
 
 /// The log.
 pub(crate) struct Log {

@@ -7,7 +7,6 @@
 //! device. The very qemu and CPU model of the appliance run it; real hardware needs a tenth of a second.
 //! The answer is kept until the next boot.
 
-use crate::child;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -15,6 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use virt_bmap_child as child;
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,12 +2,12 @@
 
 use super::agent::quote;
 use super::{Appliance, CONTROL_LABEL, CallError};
-use crate::bmap::Cause;
 use std::collections::{BTreeMap, BTreeSet};
 use virt_bmap_agent_protocol::inventory::{
     Description, DeviceNumber, MdArray, Report, ReportError, ReportedKind, device_number,
 };
 use virt_bmap_agent_protocol::{Class, FsKind};
+use virt_bmap_map::Cause;
 
 /// A block device of the appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Appliance {
     /// What libguestfs says.
     pub fn inventory(&self) -> Result<Inventory, CallError> {
         let describe = |named: &[String]| {
-            self.describe(named).map_err(|error| CallError { message: crate::chain(&error) })
+            self.describe(named).map_err(|error| CallError { message: virt_bmap_ranges::error_chain(&error) })
         };
         let mut reports = describe(&[])?;
         let mut volumes = Vec::new();

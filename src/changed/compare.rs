@@ -1,11 +1,10 @@
 //! Compares two states of a disk, byte for byte.
 
-use crate::image::Source;
-use crate::range::{DiskOffset, DiskRange};
-use crate::spans::Spans;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use virt_bmap_image::Source;
+use virt_bmap_ranges::{DiskOffset, DiskRange, Spans};
 
 /// Bytes that are compared at a time. Ranges that differ are not joined across its multiples.
 const CHUNK: u64 = 1 << 20;

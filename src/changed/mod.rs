@@ -17,13 +17,12 @@ pub use shares::Shares;
 use hashbrown::{DefaultHashBuilder, HashSet};
 use std::cmp::Reverse;
 
-use crate::bmap::{Kind, Map, Marks, Object, PieceFlags};
-use crate::diff::{self, Change, diff};
-use crate::links::{File, bytes_on_disk, fingerprint};
-use crate::lookup::{self, HitRange, damage};
-use crate::range::{DiskNumber, DiskRange};
-use crate::spans::Spans;
 use owners::{is_owner, origin, place_of};
+use virt_bmap_map::diff::{self, Change, diff};
+use virt_bmap_map::hardlinks::{File, bytes_on_disk, fingerprint};
+use virt_bmap_map::lookup::{self, HitRange, damage};
+use virt_bmap_map::{Kind, Map, Marks, Object, PieceFlags};
+use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
 
 /// What the newer state of a disk has written over the older one.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +81,7 @@ impl Written {
 /// What became of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// What the maps tell, see [`diff`](mod@crate::diff).
+    /// What the maps tell, see [`diff`](mod@virt_bmap_map::diff).
     Mapped(Change),
     /// It lies where it lay, and its bytes are others.
     Rewritten,
@@ -259,8 +258,8 @@ pub fn bytes(object: Option<Object<'_>>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::{Attributes, Header, MapBuilder, ObjectName};
-    use crate::range::FileOffset;
+    use virt_bmap_map::{Attributes, Header, MapBuilder, ObjectName};
+    use virt_bmap_ranges::FileOffset;
 
     /// Kind, path, inode, size, and pieces of 0x100 bytes each.
     type Known<'a> = (Kind, &'a str, u64, u64, &'a [u64]);

@@ -1,12 +1,11 @@
 //! Whose bytes of a disk are, of those that hold data and not only others.
 
 use super::{Amount, Written};
-use crate::bmap::{Kind, Map, Object};
-use crate::links::{self, is_same_file};
-use crate::range::{DiskNumber, DiskRange};
-use crate::spans::Spans;
 use hashbrown::HashMap;
 use std::cmp::Reverse;
+use virt_bmap_map::hardlinks::{self, is_same_file};
+use virt_bmap_map::{Kind, Map, Object};
+use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
 
 /// Whose some bytes are, or were.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +40,7 @@ impl<'a> Origin<'a> {
 
 /// The bytes that an object has on a disk.
 pub(super) fn place_of(object: Object<'_>, disk: DiskNumber) -> Spans {
-    links::spans(object).filter(|(number, _)| *number == disk).map(|(_, span)| span).collect()
+    hardlinks::spans(object).filter(|(number, _)| *number == disk).map(|(_, span)| span).collect()
 }
 
 /// Whose the bytes `asked` are in `map`. A byte of several objects is that of `itself` if it is one of

@@ -2,10 +2,9 @@
 
 use super::owners::is_owner;
 use super::{Amount, Written};
-use crate::bmap::{Kind, Map, Object, Piece};
-use crate::lookup::{Place, tally};
-use crate::range::DiskNumber;
-use crate::spans::Spans;
+use virt_bmap_map::lookup::{Place, tally};
+use virt_bmap_map::{Kind, Map, Object, Piece};
+use virt_bmap_ranges::{DiskNumber, Spans};
 
 /// The bytes that take room in the newer image, by what they are now. Each is in one of these.
 #[derive(Clone, Debug, Default)]

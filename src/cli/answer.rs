@@ -1,15 +1,14 @@
 //! How the commands that question a map answer: for people, as CSV or as JSON.
 //!
-//! Names come from inside a guest, and may be anything: see [`virt_bmap::cells`].
+//! Names come from inside a guest, and may be anything: see [`virt_bmap_map::tabular`].
 
 use anyhow::Result;
 use std::io::{self, BufWriter, ErrorKind, Write};
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{Kind, ObjectName};
-pub(super) use virt_bmap::cells::{Cell, Value, device, letter, path};
-use virt_bmap::cells::{csv_rows, json_object};
-use virt_bmap::links::File;
-use virt_bmap::units::Human;
+use virt_bmap_map::hardlinks::File;
+pub(super) use virt_bmap_map::tabular::{Cell, Value, device, letter, path};
+use virt_bmap_map::tabular::{csv_rows, json_object};
+use virt_bmap_map::{Kind, ObjectName};
+use virt_bmap_ranges::{Human, Printable};
 
 use super::Exit;
 

@@ -8,17 +8,15 @@ use anyhow::{Context as _, Result, bail};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{self, Kind, Map, Object};
 use virt_bmap::changed::{
     self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare, not_in_holes,
 };
-use virt_bmap::diff::{self, Change};
-use virt_bmap::image::{self, Format, Image, OpenOptions, Source};
-use virt_bmap::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap::mapper::Disk;
-use virt_bmap::range::DiskNumber;
-use virt_bmap::spans::Spans;
+use virt_bmap_image::{self, Format, Image, OpenOptions, Source};
+use virt_bmap_map::diff::{self, Change};
+use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
+use virt_bmap_map::{self as bmap, Kind, Map, Object};
+use virt_bmap_ranges::{DiskNumber, Printable, Spans};
 
 /// Tell which files an overlay or a snapshot changed, and what its size is made of.
 ///
@@ -105,7 +103,10 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     if let Some(error) = trouble {
         maker.is_whole = false;
         let size = args.form.size(written.unknown.bytes());
-        note!("virt-bmap-rs: warning: {size} could not be compared: {}", virt_bmap::chain(&error));
+        note!(
+            "virt-bmap-rs: warning: {size} could not be compared: {}",
+            virt_bmap_ranges::error_chain(&error)
+        );
     }
     let size = |source: &Arc<dyn Source>| source.size();
     let mut map = |given: &Option<PathBuf>, disk, source, is_newest| match given {
@@ -163,7 +164,9 @@ struct Pair {
 impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
         let force_share = args.make.how.force_share;
-        let open = |disk: &Disk| image::open(&disk.path, &OpenOptions { format: disk.format, force_share });
+        let open = |disk: &Disk| {
+            virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })
+        };
         let new_disk = Disk { path: args.image.clone(), format: args.format };
         let new = open(&new_disk)?;
         let old_disk = match (&args.base, new.chain.get(1)) {

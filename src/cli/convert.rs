@@ -3,7 +3,7 @@
 use super::Exit;
 use anyhow::Result;
 use std::path::PathBuf;
-use virt_bmap::bmap;
+use virt_bmap_map as bmap;
 
 /// Convert a map into another format.
 ///

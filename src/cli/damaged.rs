@@ -8,12 +8,11 @@ use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::{self, Kind};
-use virt_bmap::image::Format;
-use virt_bmap::links;
-use virt_bmap::lookup::{Damage, HitRange, damage, tally};
 use virt_bmap::mapper::Disk;
-use virt_bmap::range::DiskNumber;
+use virt_bmap_image::Format;
+use virt_bmap_map::lookup::{Damage, HitRange, damage, tally};
+use virt_bmap_map::{self as bmap, Kind, hardlinks};
+use virt_bmap_ranges::DiskNumber;
 
 /// Tell which files the bad parts of a disk hit, and where inside of them.
 ///
@@ -203,7 +202,7 @@ fn rows<'a>(args: &DamagedArgs, found: &'a Damage<'a>) -> impl Iterator<Item = [
 
 fn row<'a>(
     state: &'static str,
-    file: &links::File<'a>,
+    file: &hardlinks::File<'a>,
     range: Option<(DiskNumber, HitRange)>,
 ) -> [Cell<'a>; 12] {
     let (name, known) = (file.object.name(), file.object.attributes());

@@ -7,9 +7,9 @@ use clap::ValueEnum;
 use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{self, Map};
-use virt_bmap::diff::{self, Change, Changed};
+use virt_bmap_map::diff::{self, Change, Changed};
+use virt_bmap_map::{self as bmap, Map};
+use virt_bmap_ranges::Printable;
 
 /// Tell what differs between two maps of one guest.
 ///

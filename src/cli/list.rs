@@ -7,8 +7,8 @@ use clap::ValueEnum;
 use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap::bmap::{self, Kind};
-use virt_bmap::list::{Listed, Select, glob, list};
+use virt_bmap_map::list::{Listed, Select, glob, list};
+use virt_bmap_map::{self as bmap, Kind};
 
 /// List the files of a map: how much of the disk each takes, in how many pieces, and what it shares.
 ///

@@ -7,11 +7,10 @@ use anyhow::{Result, bail};
 use clap::ArgGroup;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap::bmap::{self, Hit, Kind, Map};
-use virt_bmap::lookup::{DiskSize, Place, Share, Tally, disk_size, tally};
-use virt_bmap::range::{DiskNumber, DiskOffset};
-use virt_bmap::rangelist::RangeList;
-use virt_bmap::units::parse_bytes;
+use virt_bmap_map::lookup::{DiskSize, Place, Share, Tally, disk_size, tally};
+use virt_bmap_map::rangelist::RangeList;
+use virt_bmap_map::{self as bmap, Hit, Kind, Map};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, parse_bytes};
 
 /// Tell what is at given offsets of a guest's disks, or in a list of ranges.
 ///

@@ -7,10 +7,10 @@ use super::signals::Interruption;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use virt_bmap::bmap::output::Output;
-use virt_bmap::bmap::{self, Map};
-use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk};
+use virt_bmap_image::Format;
+use virt_bmap_map::output::Output;
+use virt_bmap_map::{self as bmap, Map};
 
 /// Makes a map that is not kept. The inner error is the end of a command that a signal has ended.
 pub(super) fn make_or_interrupted(

@@ -16,15 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
-use virt_bmap::bmap::output::Output;
-use virt_bmap::bmap::{self, Map};
-use virt_bmap::diff;
 use virt_bmap::fleet::libvirt::Host;
-use virt_bmap::image::Format;
 use virt_bmap::mapper::{Cancel, Disk, MapError, Mapped, Options, map_guest};
 use virt_bmap::probe::former::Former;
 use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
+use virt_bmap_image::Format;
+use virt_bmap_map::output::Output;
+use virt_bmap_map::{self as bmap, Map, diff};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
@@ -287,7 +286,7 @@ fn load_earlier(path: &Path) -> Result<Option<Map>> {
     match bmap::load(path) {
         Ok(map) => Ok(Some(map)),
         Err(error) => {
-            note!("virt-bmap-rs: warning: {}; everything is read", virt_bmap::chain(&error));
+            note!("virt-bmap-rs: warning: {}; everything is read", virt_bmap_ranges::error_chain(&error));
             Ok(None)
         }
     }

@@ -7,13 +7,13 @@ use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use virt_bmap::bmap::Cause;
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::diff;
-use virt_bmap::fleet::{self, FailureReason, OpenedDisk};
+use virt_bmap::fleet;
+use virt_bmap::mapper::progress::{self, FailureReason, OpenedDisk};
 use virt_bmap::mapper::{Event, MapError, Mapped};
 use virt_bmap::probe::Phase;
 use virt_bmap::probe::channel::Snapshot;
+use virt_bmap_map::{Cause, diff};
+use virt_bmap_ranges::Printable;
 
 /// How often a plain line is printed.
 pub(super) const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub(super) enum Manner {
 }
 
 /// Writes an event for a program.
-fn say(event: &fleet::Event) {
+fn say(event: &progress::Event) {
     if let Ok(line) = serde_json::to_string(event) {
         note!("{line}");
     }
@@ -38,7 +38,7 @@ fn say(event: &fleet::Event) {
 pub(super) fn print_warnings(manner: Manner, mapped: &Mapped) {
     for warning in &mapped.map.header().warnings {
         match manner {
-            Manner::Json => say(&fleet::Event::of_warning(warning.clone())),
+            Manner::Json => say(&progress::Event::of_warning(warning.clone())),
             Manner::Auto if warning.is_incomplete() => note!("virt-bmap-rs: {warning}"),
             Manner::Auto => note!("virt-bmap-rs: warning: {warning}"),
         }
@@ -52,14 +52,14 @@ pub(super) fn say_failed(manner: Manner, error: &MapError) {
         _ => FailureReason::Other,
     };
     if manner == Manner::Json {
-        say(&fleet::Event::Failed { reason });
+        say(&progress::Event::Failed { reason });
     }
 }
 
 /// Says how much differs from an earlier map.
 pub(super) fn say_changed(how: &MapOptions, counts: diff::Counts) {
     if how.progress == Manner::Json {
-        say(&fleet::Event::Changed(counts));
+        say(&progress::Event::Changed(counts));
     } else if !how.quiet {
         note!("{counts} since the earlier map");
     }
@@ -68,9 +68,9 @@ pub(super) fn say_changed(how: &MapOptions, counts: diff::Counts) {
 /// Says that the maps have been written, and what that took.
 pub(super) fn say_done(mapped: &Mapped) {
     if let Some(peak) = fleet::capacity::peak_memory() {
-        say(&fleet::Event::Memory { peak });
+        say(&progress::Event::Memory { peak });
     }
-    say(&fleet::Event::Done(mapped.counts));
+    say(&progress::Event::Done(mapped.counts));
 }
 
 /// Shows a run's progress.
@@ -248,7 +248,7 @@ impl Json {
     fn show(&mut self, event: &Event<'_>) {
         match event {
             Event::Opened(images) => {
-                say(&fleet::Event::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
+                say(&progress::Event::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
             }
             // What was left out is among the warnings at the end.
             Event::Launching(_) | Event::LeftOut { .. } => {}
@@ -256,7 +256,7 @@ impl Json {
                 let is_new = self.phase.as_ref() != Some(phase);
                 if is_new || self.said.is_none_or(|said| said.elapsed() >= Duration::from_secs(1)) {
                     let share = matches!(phase, Phase::Filesystem { .. }).then(|| share(*snapshot));
-                    say(&fleet::Event::Progress { doing: title(phase), share });
+                    say(&progress::Event::Progress { doing: title(phase), share });
                     self.phase = Some((*phase).clone());
                     self.said = Some(Instant::now());
                 }

@@ -6,12 +6,11 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use virt_bmap::bmap::Map;
-use virt_bmap::image::{self, OpenOptions};
-use virt_bmap::lookup::{DiskSize, disk_size};
-use virt_bmap::range::DiskNumber;
-use virt_bmap::rangelist::{self, Depth, Kind, Operation, Options, RangeList};
-use virt_bmap::units::parse_bytes;
+use virt_bmap_image::{self, OpenOptions};
+use virt_bmap_map::Map;
+use virt_bmap_map::lookup::{DiskSize, disk_size};
+use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, Options, RangeList};
+use virt_bmap_ranges::{DiskNumber, parse_bytes};
 
 /// Which entries of a list count.
 #[derive(Debug, clap::Args)]
@@ -108,7 +107,7 @@ impl ListOptions {
     pub(super) fn read(&self, path: &Path, map: &Path) -> Result<RangeList> {
         if let Some(bitmap) = &self.bitmap {
             let options = rangelist::Options::of(Kind::Nbdinfo);
-            let image = image::open(path, &OpenOptions::default())?;
+            let image = virt_bmap_image::open(path, &OpenOptions::default())?;
             return Ok(image.dirty_bitmap(bitmap, |list| rangelist::read(list, &options))?);
         }
         if path == Path::new("-") && map == path {

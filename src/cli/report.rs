@@ -5,10 +5,9 @@ use anyhow::{Context as _, Result, bail};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{self, output::Output};
-use virt_bmap::report::{self, trace};
-use virt_bmap::units::Human;
+use virt_bmap_map::report::{self, trace};
+use virt_bmap_map::{self as bmap, output::Output};
+use virt_bmap_ranges::{Human, Printable};
 
 /// Draw a map: one HTML page that shows each disk, which file lies where, and with a log of requests how they
 /// are read.

@@ -22,18 +22,17 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use top::{Beside, Top};
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::output::Output;
-use virt_bmap::bmap::{self, Kind, Map};
-use virt_bmap::image::{self, Format, Image, OpenOptions};
 use virt_bmap::mapper::{self, Cancel, Disk};
-use virt_bmap::nbd::Place;
-use virt_bmap::trace::output::Form;
-use virt_bmap::trace::{
+use virt_bmap_image::{self, Format, Image, OpenOptions};
+use virt_bmap_map::output::Output;
+use virt_bmap_map::{self as bmap, Kind, Map};
+use virt_bmap_nbd::Place;
+use virt_bmap_ranges::{Human, Printable};
+use virt_bmap_trace::output::Form;
+use virt_bmap_trace::{
     Amount, Captive, Live, Op, Options, Outcome, Overflow, Session, Streams, Summary, Writes, freshness,
     working_set,
 };
-use virt_bmap::units::Human;
 
 /// Watch a guest: serve its disks over NBD, and log which files it reads and writes.
 ///
@@ -235,7 +234,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         },
     };
     // The index is made before the guest begins.
-    map.at(1, virt_bmap::range::DiskOffset(0));
+    map.at(1, virt_bmap_ranges::DiskOffset(0));
     let form = match args.format {
         FormArg::Text => Form::Text,
         FormArg::Jsonl => Form::Jsonl,
@@ -286,7 +285,7 @@ fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for disk in disks {
         let options = OpenOptions { format: disk.format, force_share: args.how.force_share };
-        let image = image::open(&disk.path, &options)?;
+        let image = virt_bmap_image::open(&disk.path, &options)?;
         if !args.how.quiet && args.map.is_some() {
             for warning in &image.warnings {
                 note!("virt-bmap-rs: warning: {warning}");

@@ -12,14 +12,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use virt_bmap::bmap::{self, FileType, Format as MapFormat, Header, Map};
-use virt_bmap::image::{self, Format, Image, OpenOptions};
 use virt_bmap::mapper::Disk;
 use virt_bmap::probe::former::Former;
-use virt_bmap::range::DiskNumber;
-use virt_bmap::spans::Spans;
-use virt_bmap::units::Human;
 use virt_bmap::update::{Since, reason};
+use virt_bmap_image::{self, Format, Image, OpenOptions};
+use virt_bmap_map::{self as bmap, FileType, Format as MapFormat, Header, Map};
+use virt_bmap_ranges::{DiskNumber, Human, Spans};
 
 /// Make a map again if its guest has changed, and tell what differs.
 ///
@@ -218,12 +216,11 @@ fn refuse_lossy(old: &Map, out: &Path) -> Result<()> {
 fn open(disks: &[Disk], header: &Header, force_share: bool) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (disk, info) in disks.iter().zip(&header.images) {
-        let image = image::open(&disk.path, &OpenOptions { format: disk.format, force_share }).with_context(
-            || match disk.path.exists() {
+        let image = virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })
+            .with_context(|| match disk.path.exists() {
                 true => format!("disk {} of the map", info.disk),
                 false => format!("disk {} of the map is not there; --image says where it is now", info.disk),
-            },
-        )?;
+            })?;
         if disk.format.is_none() && image.format.to_string() != info.image.format {
             let (path, was) = (disk.path.display(), &info.image.format);
             bail!(

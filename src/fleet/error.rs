@@ -1,11 +1,11 @@
 //! What goes wrong with a fleet as a whole. What goes wrong with one guest is in its record.
 
 use super::{BadId, Shard};
-use crate::bmap::escape::Printable;
-use crate::bmap::output::OutputError;
-use crate::image::UnknownFormat;
 use std::io;
 use std::path::{Path, PathBuf};
+use virt_bmap_image::UnknownFormat;
+use virt_bmap_map::output::OutputError;
+use virt_bmap_ranges::Printable;
 
 /// Why a fleet could not be worked on.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,6 @@
 //! The domains of a libvirt host as guests, as `virsh` tells of them.
 
 use super::{Guest, GuestId};
-use crate::child;
-use crate::image::Format;
 use crate::mapper::Disk;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
@@ -10,6 +8,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+use virt_bmap_child as child;
+use virt_bmap_image::Format;
 
 /// How long `virsh` may take to answer, be it from another host.
 const TIME: Duration = Duration::from_secs(60);

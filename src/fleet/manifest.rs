@@ -3,8 +3,6 @@
 
 use super::error::{FleetError, GuestError};
 use super::{Guest, GuestId};
-use crate::bmap::escape::Printable;
-use crate::bmap::jsonl::Text;
 use crate::mapper::{Disk, MOST_DISKS};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -12,6 +10,8 @@ use std::ffi::OsString;
 use std::io::{self, BufRead, Read as _, Write};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
+use virt_bmap_map::jsonl::Text;
+use virt_bmap_ranges::Printable;
 
 /// Longest line in bytes that is read.
 const MAX_LINE: u64 = 4 << 20;
@@ -128,7 +128,7 @@ mod tests {
         .unwrap();
         assert_eq!(guests.len(), 2);
         assert_eq!(guests[0].disks[0].path, Path::new("/base/x.raw"));
-        assert_eq!(guests[0].disks[0].format, Some(crate::image::Format::Raw));
+        assert_eq!(guests[0].disks[0].format, Some(virt_bmap_image::Format::Raw));
         assert_eq!(guests[0].disks[1].path, Path::new("/y"));
         assert_eq!(guests[1].disks[0].path.as_os_str().as_bytes(), b"/base/\xff");
     }

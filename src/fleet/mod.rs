@@ -28,7 +28,6 @@ mod shard;
 mod store;
 mod worker;
 
-pub use crate::mapper::progress::{Event, FailureReason, OpenedDisk, StampedFile};
 pub use error::FleetError;
 pub use guest::{BadId, Guest, GuestId};
 pub use record::{MapFile, MappedDisk, Record, Status};

@@ -2,11 +2,11 @@
 
 use super::error::FleetError;
 use super::{Guest, GuestId};
-use crate::image::Format;
 use crate::mapper::Disk;
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use virt_bmap_image::Format;
 
 /// Deepest directory below the one that was named.
 const MAX_DEPTH: usize = 32;

@@ -1,11 +1,11 @@
 //! What became of one guest.
 
-use super::{Guest, GuestId, OpenedDisk};
-use crate::bmap::Warning;
-use crate::bmap::jsonl::Text;
-use crate::diff;
+use super::{Guest, GuestId};
+use crate::mapper::progress::OpenedDisk;
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
+use virt_bmap_map::jsonl::Text;
+use virt_bmap_map::{Warning, diff};
 
 /// How the mapping of a guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

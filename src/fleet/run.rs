@@ -5,16 +5,16 @@ use super::error::FleetError;
 use super::record::MappedDisk;
 use super::worker::{self, Outcome, Patience};
 use super::{
-    Guest, GuestId, MAP_SUFFIXES, MapFile, Mapper, OpenedDisk, RICH_SUFFIX, Record, Shard, Stale, Status,
-    Store,
+    Guest, GuestId, MAP_SUFFIXES, MapFile, Mapper, RICH_SUFFIX, Record, Shard, Stale, Status, Store,
 };
-use crate::bmap::{Cause, Warning};
 use crate::mapper::Cancel;
+use crate::mapper::progress::OpenedDisk;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use virt_bmap_map::{Cause, Warning};
 
 /// How to work through a fleet.
 #[derive(Clone, Debug)]

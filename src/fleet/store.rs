@@ -14,15 +14,15 @@
 
 use super::error::{FleetError, shown};
 use super::{Guest, GuestId, MappedDisk, Record, Shard};
-use crate::bmap;
-use crate::bmap::jsonl::Text;
-use crate::bmap::output::Output;
-use crate::bmap::parquet::FleetTable;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
+use virt_bmap_map as bmap;
+use virt_bmap_map::jsonl::Text;
+use virt_bmap_map::output::Output;
+use virt_bmap_map::parquet::FleetTable;
 
 /// What the maps of a guest are called after its id.
 pub const MAP_SUFFIXES: [&str; 2] = ["bmap", RICH_SUFFIX];

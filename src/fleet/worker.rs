@@ -1,12 +1,9 @@
 //! One guest: its mapper is started, watched, and ended if need be.
 
 use super::record::MAX_WARNINGS;
-use super::{Event, FailureReason, Guest, OpenedDisk, StampedFile, Status};
-use crate::bmap::Warning;
-use crate::bmap::jsonl::Text;
-use crate::child;
-use crate::diff;
+use super::{Guest, Status};
 use crate::mapper::Cancel;
+use crate::mapper::progress::{Event, FailureReason, OpenedDisk, StampedFile};
 use crate::probe::found::Counts;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use std::collections::VecDeque;
@@ -17,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
+use virt_bmap_child as child;
+use virt_bmap_map::jsonl::Text;
+use virt_bmap_map::{Warning, diff};
 
 /// The program that maps a guest. What it is called with is this program's own command line: `arguments`,
 /// `--progress=json`, an `-o` for each map, perhaps an `--earlier=` map, and each disk after a `--format=` of its own.

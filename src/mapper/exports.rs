@@ -1,13 +1,13 @@
 //! What our NBD server offers to the appliance: the guest's disks and the control disk.
 
-use crate::image::{Overlay, ReadError, Source as _};
-use crate::nbd::{Command, Export, Extent, Request, Zeroing};
 use crate::probe::channel::Channel;
-use crate::range::{DiskOffset, DiskRange};
-use crate::recorder::{DiskNumber, Recorder};
+use crate::recorder::Recorder;
 use std::io;
 use std::sync::{Arc, OnceLock};
 use virt_bmap_agent_protocol::CONTROL_SIZE;
+use virt_bmap_image::{Overlay, ReadError, Source as _};
+use virt_bmap_nbd::{Command, Export, Extent, Request, Zeroing};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
 
 /// Name of a guest disk's export.
 pub(super) fn disk_export(disk: DiskNumber) -> String {

@@ -9,17 +9,13 @@ mod exports;
 pub mod progress;
 
 use crate::appliance::{Appliance, Decision, KillSwitch, LaunchError, LaunchOptions};
-use crate::bmap::{Cause, ImageFile, ImageInfo, Map, Warning};
-use crate::image::{self, Image, OpenError, OpenOptions, Overlay, Source};
-use crate::nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
 use crate::probe::channel::{Channel, Snapshot};
 use crate::probe::former::Former;
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::unlock::Key;
 use crate::probe::{Legs, Phase, Probe, ProbeError, guestfsd, survey};
-use crate::range::{DiskOffset, RangeSet};
-use crate::recorder::{DiskNumber, Recorder};
+use crate::recorder::Recorder;
 pub use exports::DiskExport;
 use exports::{CONTROL_EXPORT, ControlExport, disk_export};
 use std::collections::BTreeMap;
@@ -30,6 +26,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use virt_bmap_image::{self, Image, OpenError, OpenOptions, Overlay, Source};
+use virt_bmap_map::{Cause, ImageFile, ImageInfo, Map, Warning};
+use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, RangeSet};
 
 /// How to map.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ pub struct Disk {
     /// The image.
     pub path: PathBuf,
     /// Its format, if the user states it.
-    pub format: Option<image::Format>,
+    pub format: Option<virt_bmap_image::Format>,
 }
 
 /// A map, and what is to be said of how it came about.
@@ -208,7 +208,7 @@ pub fn map_guest(
     let mut opened = Vec::new();
     for disk in disks {
         let open = OpenOptions { format: disk.format, force_share: options.force_share };
-        opened.push(image::open(&disk.path, &open)?);
+        opened.push(virt_bmap_image::open(&disk.path, &open)?);
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
         }
@@ -286,13 +286,13 @@ fn fatal(error: &MapError, phase: &Phase) -> Option<(String, Cause)> {
 }
 
 /// The map's warning for what was seen when an image was opened.
-fn of_image(warning: &image::Warning) -> Warning {
+fn of_image(warning: &virt_bmap_image::Warning) -> Warning {
     let (path, cause) = match warning {
-        image::Warning::MayBeTorn { path } => (path, Cause::ImageMayBeTorn),
-        image::Warning::RoundedUp { path, size, rounded } => {
+        virt_bmap_image::Warning::MayBeTorn { path } => (path, Cause::ImageMayBeTorn),
+        virt_bmap_image::Warning::RoundedUp { path, size, rounded } => {
             (path, Cause::ImageRoundedUp { size: *size, rounded: *rounded })
         }
-        image::Warning::Unclean { path } => (path, Cause::ImageUnclean),
+        virt_bmap_image::Warning::Unclean { path } => (path, Cause::ImageUnclean),
     };
     Warning::on_image(path.as_os_str().as_bytes(), cause)
 }
@@ -346,7 +346,7 @@ fn attempt(
 
 /// What a map says of these images.
 pub fn described(images: &[Image]) -> Vec<ImageInfo> {
-    let file = |name: &Path, format: Option<image::Format>| ImageFile {
+    let file = |name: &Path, format: Option<virt_bmap_image::Format>| ImageFile {
         name: name.as_os_str().as_bytes().to_vec(),
         format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
     };
@@ -389,7 +389,7 @@ struct Session {
     socket: PathBuf,
     recorder: Arc<Recorder>,
     channel: Arc<Channel>,
-    disks: Vec<Arc<dyn image::Source>>,
+    disks: Vec<Arc<dyn virt_bmap_image::Source>>,
     overlays: Vec<Arc<Overlay>>,
     left_out: LeftOut,
     kill: KillSwitch,

@@ -2,13 +2,12 @@
 //! `--progress json`. Lines that are no such object are messages for people.
 
 use super::Disk;
-use crate::bmap::Warning;
-use crate::bmap::jsonl::Text;
-use crate::diff;
-use crate::image::{Image, Stamp};
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use virt_bmap_image::{Image, Stamp};
+use virt_bmap_map::jsonl::Text;
+use virt_bmap_map::{Warning, diff};
 
 /// One event. A reader skips those that it does not know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -137,7 +136,7 @@ impl OpenedDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::Cause;
+    use virt_bmap_map::Cause;
 
     #[test]
     fn events_are_frozen() {

@@ -7,7 +7,6 @@ use super::found::{Found, FoundError, ObjectNumber};
 use super::metadata::Remains;
 use super::warnings::{Warnings, cause_of};
 use crate::appliance::DeviceNumber;
-use crate::bmap::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks, Warning};
 use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +16,7 @@ use virt_bmap_agent_protocol::{
     DecodeError, EncodeError, FsKind, REPLY_OFFSET, ReadOrder, Record, Reply, TASK_OFFSET, Task, VERSION,
     codec,
 };
+use virt_bmap_map::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks, Warning};
 
 pub use context::WalkContext;
 pub use known::Known;

@@ -2,11 +2,11 @@
 
 use super::Legs;
 use super::layout::{Layout, Segment};
-use crate::bmap::{PieceFlags, Role};
-use crate::range::{DeviceOffset, DiskRange, FileOffset, Range, RangeSet};
-use crate::recorder::{DiskNumber, Recording};
+use crate::recorder::Recording;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_agent_protocol::record::Extent;
+use virt_bmap_map::{PieceFlags, Role};
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, FileOffset, Range, RangeSet};
 
 /// Bytes in a page of the appliance's kernel.
 pub(super) const PAGE: u64 = 4096;

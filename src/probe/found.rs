@@ -1,13 +1,12 @@
 //! The objects that a probe finds, by number, on their way into the map.
 
-use crate::bmap::{Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewObject, ObjectName, Role};
-use crate::range::{DiskRange, FileOffset};
-use crate::recorder::DiskNumber;
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::record::ATTRIBUTES;
+use virt_bmap_map::{Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewObject, ObjectName, Role};
+use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset};
 
 /// Number of an object; the first is 1, because tag 0 means "nobody's".
 pub type ObjectNumber = u32;
@@ -154,7 +153,7 @@ impl Found {
     ///
     /// # Errors
     /// [`FoundError::Build`] where there are more pieces than a map can hold.
-    pub fn into_map(mut self) -> Result<crate::bmap::Map, FoundError> {
+    pub fn into_map(mut self) -> Result<virt_bmap_map::Map, FoundError> {
         for (number, object) in &self.links {
             let Some(shared) = self.shared.get(number) else { continue };
             self.builder.know(*object, shared.attributes);

@@ -8,13 +8,12 @@
 use super::survey::Context;
 use super::{Phase, ProbeError};
 use crate::appliance::{BlockDevice, CallError, Content, DeviceKind, Inventory};
-use crate::bmap::{Attributes, Kind, Role};
-use crate::bmap::{Cause, LockReason};
 use crate::recorder::{Recorder, Tag};
 use rustix::fs::FileType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use virt_bmap_agent_protocol::{Class, FsKind};
+use virt_bmap_map::{Attributes, Cause, Kind, LockReason, Role};
 
 /// Names looked up in one call.
 const NAMES_PER_CALL: usize = 1000;
@@ -108,7 +107,7 @@ impl Probe<'_> {
                 found.range(
                     number,
                     disk,
-                    crate::range::DiskRange::new(0, source.size()),
+                    virt_bmap_ranges::DiskRange::new(0, source.size()),
                     None,
                     Role::default(),
                 )
@@ -196,7 +195,7 @@ impl Probe<'_> {
                     if let Err(error) = self.read("bmap_file", &format!("/{path}"), number)? {
                         let cause = call_failed(&error);
                         channel.with(|_, warnings| {
-                            warnings.on_path(device, format!("/{path}").as_bytes(), cause)
+                            warnings.on_path(device, format!("/{path}").as_bytes(), cause);
                         });
                     }
                     if kind == Kind::Directory {

@@ -16,9 +16,9 @@ mod raid;
 pub use btrfs::address_space;
 
 use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
-use crate::range::{DeviceOffset, DiskOffset, DiskRange, Offset as _, Range, RangeSet};
-use crate::recorder::{DiskNumber, Recording};
+use crate::recorder::Recording;
 use std::collections::HashMap;
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, Offset as _, Range, RangeSet};
 
 /// A run of bytes of a device that lie one after the other on one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

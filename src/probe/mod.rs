@@ -75,7 +75,7 @@ pub enum Legs {
 }
 
 /// Why a probe did not come to its end. What concerns one device or filesystem alone is a
-/// [warning](crate::bmap::Warning) instead.
+/// [warning](virt_bmap_map::Warning) instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The appliance does not answer.

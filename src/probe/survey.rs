@@ -11,15 +11,15 @@ use super::{Legs, Phase, ProbeError};
 use crate::appliance::{
     Appliance, BlockDevice, Content, DeviceKind, DeviceNumber, DmTarget, Inventory, SYSROOT,
 };
-use crate::bmap::{Cause, Kind, PieceFlags, Role};
-use crate::image::{Overlay, Source};
-use crate::range::{DiskOffset, Range};
-use crate::recorder::{DiskNumber, Recording};
+use crate::recorder::Recording;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
 use virt_bmap_agent_protocol::{Class, DeviceRead, DeviceReads, FsKind, Listings, Sample, Task, WalkPlan};
+use virt_bmap_image::{Overlay, Source};
+use virt_bmap_map::{Cause, Kind, PieceFlags, Role};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, Range};
 
 /// Of how many segments at either end of a copy the content is looked at.
 const LOOKS: usize = 16;
@@ -200,7 +200,7 @@ fn walk_as(
         (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
         (Err(error), _) => {
             context.still_alive(&format!("{device} was being read"))?;
-            context.warn(&device, Cause::WalkCutShort { error: crate::chain(&error) });
+            context.warn(&device, Cause::WalkCutShort { error: virt_bmap_ranges::error_chain(&error) });
             Ok(())
         }
     }

@@ -3,12 +3,12 @@
 use super::ProbeError;
 use super::survey::Context;
 use crate::appliance::{Content, Inventory, UNLOCKING, Unlocked};
-use crate::bmap::{Cause, LockReason};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use virt_bmap_agent_protocol::{Class, FsKind};
+use virt_bmap_map::{Cause, LockReason};
 
 /// A key, and what it is for: `SELECTOR:TYPE:VALUE`, as the guestfs tools have it.
 ///

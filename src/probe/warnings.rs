@@ -1,8 +1,8 @@
 //! What could not be examined, and what else is worth knowing, as a probe meets with it.
 
-use crate::bmap::{Cause, FileOperation, Warning};
 use std::collections::BTreeMap;
 use virt_bmap_agent_protocol::record;
+use virt_bmap_map::{Cause, FileOperation, Warning};
 
 /// Most warnings of missing objects that are kept; those beyond are counted.
 const MOST: usize = 1000;

@@ -8,10 +8,8 @@
 //! Where one reads several things in an order that is known, and waits for each, the order of the reads
 //! tells as much as tags would: a *series* keeps them one by one.
 
-use crate::range::{DiskOffset, DiskRange, RangeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-pub use virt_bmap_ranges::DiskNumber;
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
 
 /// What reads are attributed to: an object's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,7 +128,7 @@ impl Series {
 /// The current tag, and what has been read under it.
 ///
 /// ```
-/// use virt_bmap::range::DiskRange;
+/// use virt_bmap_ranges::DiskRange;
 /// use virt_bmap::recorder::{Recorder, Tag};
 ///
 /// let recorder = Recorder::new();

@@ -9,12 +9,12 @@ mod since;
 
 pub use since::{BadSince, Since, SinceError};
 
-use crate::bmap::Map;
-use crate::bmap::escape::Printable;
-use crate::image::{Image, Stamp};
 use crate::mapper::described;
-use crate::trace::freshness::{self, Stale};
 use std::path::{Path, PathBuf};
+use virt_bmap_image::{Image, Stamp};
+use virt_bmap_map::Map;
+use virt_bmap_ranges::Printable;
+use virt_bmap_trace::freshness::{self, Stale};
 
 /// Why a map has to be made again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

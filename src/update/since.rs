@@ -1,12 +1,12 @@
 //! What has been written to a disk since its map was made, by who knows it block for block.
 
 use crate::changed::{Compared, compare, not_in_holes};
-use crate::image::{self, Image, OpenError, OpenOptions};
-use crate::rangelist;
-use crate::spans::Spans;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use virt_bmap_image::{self, Image, OpenError, OpenOptions};
+use virt_bmap_map::rangelist;
+use virt_bmap_ranges::Spans;
 
 /// Who knows what was written to a disk, from about the time on at which its map was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +66,9 @@ impl Since {
                 let layer = image.layer()?;
                 return Ok(layer.data.iter().chain(layer.zeroes.iter()).collect());
             }
-            Self::Image(path) => image::open(path, &OpenOptions { format: None, force_share })?.source,
+            Self::Image(path) => {
+                virt_bmap_image::open(path, &OpenOptions { format: None, force_share })?.source
+            }
         };
         let within = not_in_holes(&*old, &*image.source).map_err(SinceError::Holes)?;
         let Compared { differs, unknown, .. } = compare(&*old, &*image.source, &within, &|_| ());

@@ -14,7 +14,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
-use virt_bmap::bmap::{Kind, load, text};
+use virt_bmap_map::{Kind, load, text};
 use virt_bmap_testutil::fixture::Fixture;
 use virt_bmap_testutil::random::Random;
 use virt_bmap_testutil::sandbox::{Sandbox, processes_with, sealed};

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::{self, Kind, Map, Marks, ObjectName, PieceFlags};
+use virt_bmap_map::{self as bmap, Kind, Map, Marks, ObjectName, PieceFlags};
 use virt_bmap_testutil::layout::{self, Volume};
 use virt_bmap_testutil::ranges::{Range, bytes, difference, intersection, normalise};
 use virt_bmap_testutil::sandbox::Sandbox;

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::{Kind, ObjectName};
+use virt_bmap_map::{Kind, ObjectName};
 use virt_bmap_testutil::ranges::{Range, bytes, difference, normalise};
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, guestfish, tools};

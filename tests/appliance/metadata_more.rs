@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use virt_bmap::bmap::{self, Kind, Map, ObjectName};
+use virt_bmap_map::{self as bmap, Kind, Map, ObjectName};
 use virt_bmap_testutil::ranges::{Range, bytes, difference, intersection, normalise};
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, guestfish, mastering, oracle_pattern, special, tools};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use virt_bmap::bmap::{Kind, load, text};
+use virt_bmap_map::{Kind, load, text};
 use virt_bmap_testutil::sandbox::Sandbox;
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{fixture, oracle_fiwalk};

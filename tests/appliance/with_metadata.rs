@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use virt_bmap::bmap::{self, Map, ObjectName};
+use virt_bmap_map::{self as bmap, Map, ObjectName};
 use virt_bmap_testutil::ranges::{Range, normalise};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox};
 

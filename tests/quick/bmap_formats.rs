@@ -6,13 +6,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use virt_bmap::bmap::escape::unescape;
-use virt_bmap::bmap::{
+use virt_bmap_map::escape::unescape;
+use virt_bmap_map::{
     self, Attributes, Cause, Compression, Dialect, FileOperation, FileType, Filesystem, Format, Header,
     ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, Object, ObjectName, Piece, PieceFlags, Role, Warning,
     convert, csv, jsonl, load, save,
 };
-use virt_bmap::range::{DiskRange, FileOffset};
+use virt_bmap_ranges::{DiskRange, FileOffset};
 use virt_bmap_testutil::tools::{self, needs};
 
 const FORMATS: [(Format, &str); 5] = [
@@ -60,7 +60,7 @@ fn json_lines_keep_what_a_warning_is_about() {
     let text = written(&map, Format::Text);
     let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"# warning ")).count();
     assert_eq!(lines, 4);
-    let read = bmap::read(&text[..], Format::Text).unwrap();
+    let read = virt_bmap_map::read(&text[..], Format::Text).unwrap();
     assert!(read.header().warnings.iter().all(|warning| matches!(warning.cause, Cause::Sentence { .. })));
     assert_eq!(written(&read, Format::Text), text);
 }
@@ -306,7 +306,7 @@ mod round_trips {
         fn json_lines_lose_nothing(map in map(), compression in prop::sample::select(vec![None, Some(Compression::Gzip), Some(Compression::Zstd)])) {
             let mut out = Vec::new();
             FileType { format: Format::JsonLines, compression }.write(&map, &mut out).unwrap();
-            prop_assert_eq!(&bmap::read(&out[..], Format::Text).unwrap(), &map);
+            prop_assert_eq!(&virt_bmap_map::read(&out[..], Format::Text).unwrap(), &map);
         }
 
         #[test]
@@ -321,7 +321,7 @@ mod round_trips {
         fn every_map_is_well_formed_xml(map in map()) {
             let xml = String::from_utf8(written(&map, Format::Dfxml)).unwrap();
             let document = roxmltree::Document::parse(&xml).unwrap();
-            let names = document.descendants().filter(|node| node.has_tag_name((bmap::dfxml::NAMESPACE, "filename")));
+            let names = document.descendants().filter(|node| node.has_tag_name((virt_bmap_map::dfxml::NAMESPACE, "filename")));
             let names: Vec<Vec<u8>> = names.map(|node| unescape(node.text().unwrap().as_bytes()).unwrap().into_owned()).collect();
             let mut expected: Vec<Vec<u8>> = map.objects().map(|object| object.name().path).filter(|path| !path.is_empty()).map(|path| {
                 let path = path.strip_prefix(b"/").unwrap_or(path);
@@ -341,7 +341,7 @@ mod round_trips {
 
         #[test]
         fn any_input_is_read_or_refused(input in prop::collection::vec(any::<u8>(), 0..300), format in prop::sample::select(FORMATS.to_vec())) {
-            let _ = bmap::read(&input[..], format.0);
+            let _ = virt_bmap_map::read(&input[..], format.0);
         }
 
         /// Input that gets far into the readers, since it is nearly a map.
@@ -362,8 +362,8 @@ mod round_trips {
                     _ => bytes.truncate(place),
                 }
             }
-            match bmap::read(&bytes[..], format) {
-                Ok(map) => prop_assert_eq!(&bmap::read(&written(&map, Format::JsonLines)[..], format).unwrap(), &map),
+            match virt_bmap_map::read(&bytes[..], format) {
+                Ok(map) => prop_assert_eq!(&virt_bmap_map::read(&written(&map, Format::JsonLines)[..], format).unwrap(), &map),
                 Err(error) => {
                     let message = format!("{:#}", anyhow::Error::from(error));
                     prop_assert!(!message.contains(char::is_control), "{:?}", message);
@@ -437,7 +437,7 @@ mod recognition {
                 fs::write(&path, &out).unwrap();
                 assert_eq!(
                     load(&path).unwrap().pieces().len(),
-                    bmap::read(&out[..], Format::Text).unwrap().pieces().len()
+                    virt_bmap_map::read(&out[..], Format::Text).unwrap().pieces().len()
                 );
             }
         }
@@ -477,7 +477,7 @@ mod recognition {
                 fs::write(&file, part).unwrap();
                 members.extend(tools::run(program, [Path::new("-c"), &file]));
             }
-            assert_eq!(bmap::read(&members[..], Format::Text).unwrap(), sample());
+            assert_eq!(virt_bmap_map::read(&members[..], Format::Text).unwrap(), sample());
         }
     }
 }
@@ -486,7 +486,7 @@ mod refused {
     use super::*;
 
     fn message(input: &[u8], named: Format) -> String {
-        let error = bmap::read(input, named).unwrap_err();
+        let error = virt_bmap_map::read(input, named).unwrap_err();
         format!("{:#}", anyhow::Error::from(error))
     }
 
@@ -547,7 +547,7 @@ mod refused {
         for format in [Format::JsonLines, Format::Csv] {
             let whole = written(&map, format);
             for end in 0..whole.len() {
-                let result = bmap::read(&whole[..end], format);
+                let result = virt_bmap_map::read(&whole[..end], format);
                 // Of CSV that ends with a row nobody can tell.
                 if format != Format::Csv || end == 0 || whole[end - 1] != b'\n' {
                     assert!(result.is_err(), "{format} of {end} bytes");
@@ -558,7 +558,10 @@ mod refused {
             let mut whole = Vec::new();
             FileType { format: Format::Csv, compression: Some(compression) }.write(&map, &mut whole).unwrap();
             for end in (0..whole.len()).step_by(7) {
-                assert!(bmap::read(&whole[..end], Format::Csv).is_err(), "{compression:?} of {end} bytes");
+                assert!(
+                    virt_bmap_map::read(&whole[..end], Format::Csv).is_err(),
+                    "{compression:?} of {end} bytes"
+                );
             }
         }
         let json = written(&map, Format::JsonLines);
@@ -644,7 +647,7 @@ mod refused {
         assert!(message(&csv, Format::Csv).contains("longer than"));
         let beginning = b"{\"format\":\"virt-bmap\",\"version\":1,\"generator\":\"".to_vec();
         let endless = beginning.chain(std::io::repeat(b'a'));
-        let said = bmap::read(endless, Format::Text).unwrap_err().to_string();
+        let said = virt_bmap_map::read(endless, Format::Text).unwrap_err().to_string();
         assert!(said.starts_with("line 1: the line is longer than"), "{said}");
     }
 

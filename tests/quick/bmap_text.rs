@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 use std::process::Command;
-use virt_bmap::bmap::text::{self, LineError, ReadError, WriteError};
-use virt_bmap::bmap::{
+use virt_bmap_map::text::{self, LineError, ReadError, WriteError};
+use virt_bmap_map::{
     Attributes, Dialect, Filesystem, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, NameError, Object,
     ObjectName, PieceFlags, Role, Warning, convert, load, save,
 };
-use virt_bmap::range::{DiskOffset, DiskRange};
+use virt_bmap_ranges::{DiskOffset, DiskRange};
 use virt_bmap_testutil::tools;
 
 fn written(map: &Map) -> Vec<u8> {
@@ -586,7 +586,7 @@ mod refused {
 
     #[test]
     fn the_longest_names_fit_a_line() {
-        let (device, path) = ([b'\x01'; virt_bmap::bmap::MAX_DEVICE], [b'\\'; virt_bmap::bmap::MAX_PATH]);
+        let (device, path) = ([b'\x01'; virt_bmap_map::MAX_DEVICE], [b'\\'; virt_bmap_map::MAX_PATH]);
         let mut builder = MapBuilder::new(Header::default());
         let file =
             builder.object(ObjectName::path(Kind::File, &device, &path), Attributes::default()).unwrap();

@@ -518,7 +518,7 @@ fn one_table_answers_for_all_guests() {
     let Some(mut python) = python("duckdb", "duckdb") else { return };
     let fleet = Fleet::new(&["a.raw", "b.raw", "fails.raw"]);
     for (id, rows) in MAPS {
-        let map = format!("{}\n{rows}", virt_bmap::bmap::csv::COLUMNS.join(","));
+        let map = format!("{}\n{rows}", virt_bmap_map::csv::COLUMNS.join(","));
         fs::write(fleet.at("images").join(format!("{id}.raw.csv")), map).unwrap();
     }
     let convert = r#""$PROGRAM" convert "$image.csv" "$map""#;

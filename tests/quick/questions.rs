@@ -305,7 +305,7 @@ fn names_from_inside_the_guest_are_harmless() {
     let mut map = b"# virt-bmap-rs 0.1.0 map 1\n# disk 1 size=65536 format=raw name=x\n".to_vec();
     for (place, name) in names.iter().enumerate() {
         map.extend(format!("1 {:x} {:x} f /dev/sda1 ", place * 4096, (place + 1) * 4096).bytes());
-        map.extend_from_slice(&virt_bmap::bmap::escape::escape(name));
+        map.extend_from_slice(&virt_bmap_map::escape::escape(name));
         map.push(b'\n');
     }
     fs::write(dir.path().join("hostile.bmap"), &map).unwrap();

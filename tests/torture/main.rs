@@ -13,8 +13,11 @@ use std::process::ExitCode;
 
 virt_bmap_testutil::program!();
 
-/// The kinds of torture, by the words that choose them. Each is given the arguments and says whether it passed.
-const KINDS: [(&str, fn(&[String]) -> bool); 2] = [("changed", changed::run), ("corrupted", corrupted::run)];
+/// A kind of torture. It is given the arguments and says whether it passed.
+type Run = fn(&[String]) -> bool;
+
+/// The kinds, by the words that choose them.
+const KINDS: [(&str, Run); 2] = [("changed", changed::run), ("corrupted", corrupted::run)];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -17,10 +17,10 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::Row;
-use virt_bmap::bmap::output::Output;
 use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::fleet::{self, Guest, Mapper, Shard, Store, capacity, manifest};
 use virt_bmap::mapper::Cancel;
+use virt_bmap_map::output::Output;
 
 /// Map many guests, each in a process of its own, and go on where a run was ended.
 ///

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use virt_bmap::bmap::escape::Printable;
 use virt_bmap::fleet::run::Notice;
 use virt_bmap::fleet::{GuestId, Record, Stale};
+use virt_bmap_ranges::Printable;
 
 /// Steps of a guest's bar.
 const STEPS: u64 = 1000;

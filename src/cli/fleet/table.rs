@@ -4,8 +4,8 @@ use crate::cli::Exit;
 use crate::cli::answer::{Cell, Form, Value};
 use anyhow::Result;
 use std::io::{self, Write};
-use virt_bmap::bmap::escape::Printable;
 use virt_bmap::fleet::{Guest, GuestId, Record, Status, Store};
+use virt_bmap_ranges::Printable;
 
 /// One guest.
 pub(super) struct Row<'a> {

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{ImageInfo, Map};
 use virt_bmap::mapper::{Cancel, Options, map_sources};
-use virt_bmap::trace::Session;
-use virt_bmap::trace::operations::{Ended, Form, MapDisks, MappedDisks, Watcher, WatcherOptions};
+use virt_bmap::operations::{Ended, Form, MapDisks, MappedDisks, Watcher, WatcherOptions};
+use virt_bmap_map::{ImageInfo, Map};
+use virt_bmap_ranges::Printable;
+use virt_bmap_trace::Session;
 
 /// What is asked for.
 #[derive(Debug, clap::Args)]

@@ -12,9 +12,9 @@ use screen::Screen;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use virt_bmap::bmap::Map;
-use virt_bmap::trace::live::Order;
-use virt_bmap::trace::{Live, Tail};
+use virt_bmap_map::Map;
+use virt_bmap_trace::live::Order;
+use virt_bmap_trace::{Live, Tail};
 
 /// How often the screen is drawn.
 const FRAME: Duration = Duration::from_millis(250);

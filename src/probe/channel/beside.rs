@@ -4,10 +4,10 @@ use super::super::layout::Layout;
 use super::super::metadata::Inline;
 use super::walk::{Expected, Walk};
 use super::{ChannelError, ObjectNumber};
-use crate::range::{DeviceOffset, Range};
 use crate::recorder::Recording;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_agent_protocol::record::{self, Extent, Owner};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 impl Walk {
     /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them on demand.

@@ -2,7 +2,6 @@
 
 use super::Known;
 use crate::appliance::DeviceNumber;
-use crate::image::Overlay;
 use crate::probe::Legs;
 use crate::probe::former::Former;
 use crate::probe::layout::Layout;
@@ -10,6 +9,7 @@ use crate::recorder::Recording;
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::{FsKind, ReadOrder, Sample};
+use virt_bmap_image::Overlay;
 
 /// What the agent is about to walk.
 #[derive(Clone, Default)]

@@ -2,10 +2,10 @@
 //! the agent tells only the names, of directories not even what is in them; all else is taken over from that map.
 
 use super::{ChannelError, ObjectNumber, State};
-use crate::bmap::{Kind, Object, ObjectId};
 use crate::probe::former::{Directories, Directory, Former};
 use std::collections::HashMap;
 use std::sync::Arc;
+use virt_bmap_map::{Kind, Object, ObjectId};
 
 /// Such files and directories.
 pub struct Known {

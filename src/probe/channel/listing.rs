@@ -5,10 +5,10 @@
 
 use super::walk::{Walk, attribute};
 use super::{ChannelError, ObjectNumber, State};
-use crate::range::{DeviceOffset, DiskRange, Range};
-use crate::recorder::{DiskNumber, Recorder, Recording};
+use crate::recorder::{Recorder, Recording};
 use std::collections::HashMap;
 use virt_bmap_agent_protocol::record::Extent;
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
 
 impl State {
     pub(super) fn begin_listing(

@@ -9,9 +9,9 @@
 use super::super::expected::Expectation;
 use super::walk::{Expected, Walk, attribute};
 use super::{ChannelError, ObjectNumber, State};
-use crate::range::{DeviceOffset, DiskRange, Range, RangeSet};
-use crate::recorder::{DiskNumber, Recording};
+use crate::recorder::Recording;
 use virt_bmap_agent_protocol::{End, Sample};
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range, RangeSet};
 
 /// When the files that turn out to lie elsewhere than the kernel said stand for more than so many, it is not
 /// believed any more. Each stands for as many as it was chosen out of.

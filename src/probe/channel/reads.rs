@@ -4,12 +4,12 @@ use super::beside::places_of;
 use super::series::assign;
 use super::walk::{Expected, Walk, attribute, give};
 use super::{ChannelError, FIRST_PROOF, State};
-use crate::bmap::{Marks, PieceFlags, Role};
 use crate::probe::expected::{Expectation, Place, places};
 use crate::probe::found::{FoundError, ObjectNumber};
 use crate::recorder::{Recorder, Recording, Tag};
 use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
 use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent};
+use virt_bmap_map::{Marks, PieceFlags, Role};
 
 impl State {
     pub(super) fn tag(&mut self, id: u32, reset: bool, recorder: &Recorder) -> Result<(), ChannelError> {

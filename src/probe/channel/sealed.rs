@@ -3,7 +3,7 @@
 
 use super::walk::{Expected, Walk};
 use super::{ChannelError, ObjectNumber, State};
-use crate::bmap::{Cause, Marks};
+use virt_bmap_map::{Cause, Marks};
 
 impl Walk {
     /// Counts a file whose batch ends, if it is one of these.

@@ -2,8 +2,8 @@
 
 use super::super::expected::Expectation;
 use super::super::layout::Layout;
-use crate::range::DiskRange;
-use crate::recorder::{DiskNumber, Recording};
+use crate::recorder::Recording;
+use virt_bmap_ranges::{DiskNumber, DiskRange};
 
 /// Shares the reads of a series out among its files, which were read one after the other: a file's reads
 /// are those from where it begins up to the first that lies outside of its blocks, or that comes when it has
@@ -46,7 +46,7 @@ pub(super) fn assign(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::range::Range;
+    use virt_bmap_ranges::Range;
 
     fn blocks(ranges: &[(u64, u64)]) -> Expectation {
         Expectation::Blocks(ranges.iter().map(|&(start, end)| Range::new(start, end)).collect())

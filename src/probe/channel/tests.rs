@@ -1,15 +1,15 @@
 //! The channel against agents of all kinds.
 
 use super::*;
-use crate::bmap::{Cause, FileOperation, Warning, text};
-use crate::image::Overlay;
 use crate::probe::former::{self, Directories, Former};
 use crate::probe::layout::Layout;
 use crate::probe::metadata::Inline;
-use crate::range::DiskRange;
 use virt_bmap_agent_protocol::Sample;
 use virt_bmap_agent_protocol::bounds::NAME_BYTES;
 use virt_bmap_agent_protocol::record::{Filesystem, Object, Operation, Owner};
+use virt_bmap_image::Overlay;
+use virt_bmap_map::{Cause, FileOperation, Warning, text};
+use virt_bmap_ranges::DiskRange;
 
 /// Plays the agent.
 struct Agent {
@@ -399,8 +399,8 @@ fn a_stray_read_costs_a_read_in_full_and_no_more() {
 
 #[test]
 fn what_was_written_since_is_read() {
-    use crate::image::{Format, OpenOptions, open};
-    use crate::range::DiskOffset;
+    use virt_bmap_image::{Format, OpenOptions, open};
+    use virt_bmap_ranges::DiskOffset;
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
@@ -438,15 +438,15 @@ fn directories_that_are_listed_together_get_what_was_read_of_their_blocks() {
 
 #[test]
 fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
-    use crate::bmap::{Header, MapBuilder, ObjectName};
-    use crate::range::FileOffset;
+    use virt_bmap_map::{Header, MapBuilder, ObjectName};
+    use virt_bmap_ranges::FileOffset;
     let mut builder = MapBuilder::new(Header {
-        filesystems: vec![crate::bmap::Filesystem {
+        filesystems: vec![virt_bmap_map::Filesystem {
             device: b"/dev/sda".to_vec(),
             kind: "ext4".into(),
             block_size: Some(4096),
             size: Some(0),
-            ..crate::bmap::Filesystem::default()
+            ..virt_bmap_map::Filesystem::default()
         }],
         ..Header::default()
     });
@@ -476,7 +476,7 @@ fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
 
 #[test]
 fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
-    use crate::bmap::{Header, MapBuilder, ObjectName};
+    use virt_bmap_map::{Header, MapBuilder, ObjectName};
     let attributes = Attributes { inode: Some(12), size: Some(9), changed: Some(7), ..Attributes::default() };
     let attributes = Attributes { modified: Some(7), links: Some(1), ..attributes };
     let mut builder = MapBuilder::new(Header::default());
@@ -565,7 +565,9 @@ fn record_of(kind: u8, id: u32, number: u64) -> Record {
     match kind % 20 {
         0..=5 => object(id, parent, kinds[(number % 3) as usize], &name, length),
         6..=8 => extents(id, start, length),
-        9 | 10 => Record::Tag { id: if number.is_multiple_of(3) { 0 } else { id }, reset: number % 2 == 0 },
+        9 | 10 => {
+            Record::Tag { id: if number.is_multiple_of(3) { 0 } else { id }, reset: number.is_multiple_of(2) }
+        }
         11 => Record::BatchEnd,
         12 => Record::Series { ids },
         13 => Record::SelectFiles { ids },

@@ -1,7 +1,6 @@
 //! The file system that is being walked: what has been said of it, and what is still expected.
 
 use super::WalkContext;
-use crate::bmap::Marks;
 use crate::probe::expected::{Expectation, Place, places};
 use crate::probe::found::{Found, FoundError, ObjectNumber};
 use crate::probe::layout::{Layout, address_space};
@@ -11,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::record::{self, Extent};
 use virt_bmap_agent_protocol::{FsKind, Sample};
+use virt_bmap_map::Marks;
 
 /// The file system being walked.
 #[derive(Default)]

@@ -4,9 +4,9 @@
 //! lies in directories below it in which nothing is new. The agent looks at the rest.
 
 use super::Former;
-use crate::bmap::{Kind, ObjectId};
 use std::collections::{BTreeMap, HashMap};
 use virt_bmap_agent_protocol::{Entry, Listing, Listings};
+use virt_bmap_map::{Kind, ObjectId};
 
 /// Such directories, by their inodes.
 #[derive(Debug, Default)]

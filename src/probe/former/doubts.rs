@@ -1,8 +1,8 @@
 //! Of which devices an earlier map is not to be trusted, as its warnings tell.
 
-use crate::bmap::escape::Printable;
-use crate::bmap::{Cause, FileOperation, Header, Warning};
 use std::collections::HashSet;
+use virt_bmap_map::{Cause, FileOperation, Header, Warning};
+use virt_bmap_ranges::Printable;
 
 /// What an update must find out anew.
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ impl Doubt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmap::Filesystem;
+    use virt_bmap_map::Filesystem;
 
     #[test]
     fn words_put_each_device_that_they_name_into_doubt() {

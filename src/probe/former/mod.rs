@@ -13,13 +13,11 @@ pub(super) use directories::Directory;
 use doubts::Doubts;
 
 use super::expected::Place;
-use crate::bmap::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
-use crate::range::DiskRange;
-use crate::recorder::DiskNumber;
-use crate::spans::Spans;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use virt_bmap_map::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
+use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
 
 /// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own numbering of inodes, so
 /// that there may be several.
@@ -220,8 +218,8 @@ fn joined(parts: impl Iterator<Item = Part>) -> Vec<Part> {
 #[cfg(test)]
 pub(in crate::probe) mod tests {
     use super::*;
-    use crate::bmap::{Cause, FileOperation, Filesystem, Header, MapBuilder, ObjectName, Warning};
-    use crate::range::FileOffset;
+    use virt_bmap_map::{Cause, FileOperation, Filesystem, Header, MapBuilder, ObjectName, Warning};
+    use virt_bmap_ranges::FileOffset;
 
     const STAMPS: Stamps = Stamps { inode: 12, size: 8192, modified: 5, changed: 6 };
 

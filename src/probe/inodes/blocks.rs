@@ -1,10 +1,8 @@
 //! Where the blocks of directories lie: what is in a directory is in these.
 
-use crate::bmap::{PieceFlags, Role};
-use crate::range::DiskRange;
-use crate::recorder::DiskNumber;
-use crate::spans::Spans;
 use std::collections::{BTreeMap, HashSet};
+use virt_bmap_map::{PieceFlags, Role};
+use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
 
 /// Most bytes of a directory that is looked at.
 const MOST: u64 = 1 << 20;

@@ -4,7 +4,7 @@
 use super::{GROUP, Group, SelfContained, Table};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Ext;
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// More block groups than this are not looked at: 16 TiB of 128 MiB each.
 const MOST_GROUPS: u64 = 1 << 17;

@@ -24,18 +24,17 @@ use super::former::{Directories, Former};
 use super::layout::Layout;
 use super::survey::Context;
 use crate::appliance::Content;
-use crate::bmap::{Digest, InodeDigests, MOST_DIGESTS};
-use crate::range::{DeviceOffset, DiskRange, Range};
-use crate::recorder::DiskNumber;
 use blocks::Blocks;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::{FsKind, Listings};
+use virt_bmap_map::{Digest, InodeDigests, MOST_DIGESTS};
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
 use windows::Windows;
 
 /// Inodes that have one digest.
-const GROUP: u64 = crate::bmap::INODES_PER_DIGEST;
+const GROUP: u64 = virt_bmap_map::INODES_PER_DIGEST;
 
 /// Most bytes that are read at once. The appliance has memory for some times as much.
 const MOST_AHEAD: u64 = 128 << 20;

@@ -1,8 +1,7 @@
 //! Reads of many small pieces of the disks, mostly in ascending order.
 
 use crate::probe::survey::Context;
-use crate::range::{DiskOffset, DiskRange};
-use crate::recorder::DiskNumber;
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
 
 /// Bytes read at a time, at least.
 const WINDOW: u64 = 64 << 10;

@@ -4,7 +4,7 @@
 use super::{GROUP, Group, SelfContained, Table};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Xfs;
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// All numbers that an inode can have.
 pub(super) struct Inodes {

@@ -106,7 +106,7 @@ fn put(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::range::Range;
+    use virt_bmap_ranges::Range;
 
     const K64: u64 = 64 << 10;
 

@@ -4,8 +4,8 @@
 
 use super::{Blocks, Facts, Remains};
 use crate::probe::layout::{Layout, Segment};
-use crate::range::Range;
 use crate::recorder::Recording;
+use virt_bmap_ranges::Range;
 
 /// Where the superblock and its copies are on each device, as far as that reaches.
 const SUPERBLOCKS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
@@ -60,8 +60,8 @@ fn on_disks(segments: impl Iterator<Item = Segment>) -> Recording {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::range::DeviceOffset;
     use std::sync::Arc;
+    use virt_bmap_ranges::DeviceOffset;
 
     #[test]
     fn what_is_outside_of_chunks_is_free_but_for_superblocks() {

@@ -6,7 +6,7 @@
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Ext;
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let Some(superblock) = device.read(Ext::AT, 1024) else { return };

@@ -3,7 +3,7 @@
 
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
-use crate::range::Range;
+use virt_bmap_ranges::Range;
 
 pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     if let Some(superblock) = device.read(1024, 128) {

@@ -3,7 +3,7 @@
 
 use super::{Blocks, Facts, units};
 use crate::probe::device::{Device, Fields};
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Largest table that is looked at: of the 2²⁸ clusters that there can be, one in eight.
 const LARGEST: u64 = 128 << 20;

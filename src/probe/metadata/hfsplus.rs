@@ -3,7 +3,7 @@
 
 use super::{Blocks, Facts, units};
 use crate::probe::device::{Device, Fields};
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Largest bitmap that is looked at: of 2³⁰ blocks.
 const LARGEST: u64 = 128 << 20;

@@ -6,8 +6,8 @@ mod tree;
 
 use super::{Blocks, Facts, units};
 use crate::probe::device::{Device, Fields, Read};
-use crate::range::{DeviceOffset, Range};
 use tree::{Extent, PAGE};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Where the first superblock is, which is known to have a page; then follow the map of its own inodes, their table, and the
 /// second superblock.

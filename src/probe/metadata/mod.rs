@@ -29,14 +29,14 @@ use super::found::{FoundError, ObjectNumber};
 use super::layout::Layout;
 use super::survey::Context;
 use crate::appliance::Content;
-use crate::bmap::{Kind, Marks, PieceFlags, Role};
-use crate::range::{DeviceOffset, Range, RangeSet};
 use crate::recorder::Recording;
 use btrfs::Outside;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_agent_protocol::record::{Extent, Owner};
+use virt_bmap_map::{Kind, Marks, PieceFlags, Role};
+use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
 /// What was read for a file system itself, and has no name of its own.
 const METADATA: &str = "[metadata]";

@@ -3,7 +3,7 @@
 
 use super::Facts;
 use crate::probe::device::{Device, Fields};
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
     let is_superblock = |range: &Range<DeviceOffset>| {

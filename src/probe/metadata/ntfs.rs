@@ -4,8 +4,8 @@
 
 use super::{Facts, bit, units};
 use crate::probe::device::{Device, Fields};
-use crate::range::{DeviceOffset, Range};
 use virt_bmap_agent_protocol::record::Extent;
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Largest bitmap that is looked at: a terabyte needs 32 MiB.
 const LARGEST: u64 = 256 << 20;

@@ -5,7 +5,7 @@ mod volume;
 
 use super::{Blocks, Facts, bit, units};
 use crate::probe::device::{Device, Fields, Read};
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 use volume::{Volume, descriptor};
 
 /// Largest bitmap that is looked at: of 2³⁰ blocks.

@@ -4,7 +4,7 @@
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Xfs;
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// More allocation groups than this are left to what was read.
 const MOST_GROUPS: u64 = 1 << 16;

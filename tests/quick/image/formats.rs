@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
-use virt_bmap::image::{Format, Overlay, Warning};
-use virt_bmap::range::{DiskOffset, DiskRange};
+use virt_bmap_image::{Format, Overlay, Warning};
+use virt_bmap_ranges::{DiskOffset, DiskRange};
 
 #[test]
 fn every_kind_of_vmdk() {

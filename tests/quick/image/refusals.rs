@@ -8,7 +8,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
-use virt_bmap::image::{self, Format, OpenError, OpenOptions, Role, Warning};
+use virt_bmap_image::{self, Format, OpenError, OpenOptions, Role, Warning};
 use virt_bmap_testutil::tools::copy_program;
 
 #[test]
@@ -227,7 +227,8 @@ fn an_image_that_is_in_use() {
             let error = images.refuse(name, stated);
             assert!(matches!(error, OpenError::Locked { .. }), "{name}: {error:?}");
             assert!(error.to_string().contains("--force-share"), "{error}");
-            let shared = image::open(&path, &OpenOptions { format: stated, force_share: true }).unwrap();
+            let shared =
+                virt_bmap_image::open(&path, &OpenOptions { format: stated, force_share: true }).unwrap();
             assert_eq!(shared.warnings, [Warning::MayBeTorn { path: path.clone() }]);
             assert!(read_whole(&*shared.source) == wanted, "{name}");
         }

@@ -9,8 +9,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use virt_bmap::image::{self, Format, Image, OpenError, OpenOptions, Source};
-use virt_bmap::range::DiskOffset;
+use virt_bmap_image::{self, Format, Image, OpenError, OpenOptions, Source};
+use virt_bmap_ranges::DiskOffset;
 use virt_bmap_testutil::places::built;
 
 /// Size of the guest disk that the tests put into images.
@@ -154,7 +154,7 @@ impl Images {
 }
 
 pub(crate) fn open(path: &Path, format: Option<Format>) -> Result<Image, OpenError> {
-    image::open(path, &OpenOptions { format, force_share: false })
+    virt_bmap_image::open(path, &OpenOptions { format, force_share: false })
 }
 
 /// Bytes that look random and are the same each time.

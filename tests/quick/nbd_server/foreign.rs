@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
-use virt_bmap::nbd::{Exports, Limits, Server};
+use virt_bmap_nbd::{Exports, Limits, Server};
 use virt_bmap_testutil::places::built;
 
 /// System Python, for which the distribution packages libnbd's binding.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
-use virt_bmap::nbd::protocol::*;
-use virt_bmap::nbd::{ConnectionError, Limits, Server};
+use virt_bmap_nbd::protocol::*;
+use virt_bmap_nbd::{ConnectionError, Limits, Server};
 
 const SIZE: usize = 1 << 20;
 

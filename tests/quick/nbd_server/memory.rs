@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use virt_bmap::nbd::{Command, Export, Exports, Extent, Request, StateFlags, Zeroing};
+use virt_bmap_nbd::{Command, Export, Exports, Extent, Request, StateFlags, Zeroing};
 
 /// How an export of this kind behaves; the default is a writable one whose operations are carried
 /// out on blocking threads.

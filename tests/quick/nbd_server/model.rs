@@ -4,8 +4,8 @@ use super::memory::{Kind, Memory};
 use super::peer::{Chunk, Peer, header};
 use bytes::Buf;
 use proptest::prelude::*;
-use virt_bmap::nbd::Limits;
-use virt_bmap::nbd::protocol::*;
+use virt_bmap_nbd::Limits;
+use virt_bmap_nbd::protocol::*;
 
 const SIZE: usize = 40_000;
 

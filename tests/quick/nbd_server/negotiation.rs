@@ -4,8 +4,8 @@ use super::memory::{Kind, Memory};
 use super::peer::{Peer, context_data, info_data, string};
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
-use virt_bmap::nbd::protocol::*;
-use virt_bmap::nbd::{ConnectionError, Exports, Limits};
+use virt_bmap_nbd::protocol::*;
+use virt_bmap_nbd::{ConnectionError, Exports, Limits};
 
 const SIZE: usize = 0x1_2345;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use virt_bmap::nbd::protocol::*;
-use virt_bmap::nbd::{ConnectionError, Exports, Limits, Server};
+use virt_bmap_nbd::protocol::*;
+use virt_bmap_nbd::{ConnectionError, Exports, Limits, Server};
 
 /// A client of a server over a stream in memory.
 pub(crate) struct Peer {

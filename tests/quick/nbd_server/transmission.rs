@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use virt_bmap::nbd::protocol::*;
-use virt_bmap::nbd::{ConnectionError, Limits};
+use virt_bmap_nbd::protocol::*;
+use virt_bmap_nbd::{ConnectionError, Limits};
 
 const SIZE: u32 = 1 << 20;
 
@@ -45,7 +45,7 @@ async fn what_is_written_can_be_read() {
                 "flush",
             ]
         );
-        use virt_bmap::nbd::Command::*;
+        use virt_bmap_nbd::Command::*;
         assert_eq!(commands(&memory.observed()), [Write, Write, Read, Trim, WriteZeroes, Read, Flush]);
         peer.request(header(NBD_CMD_DISC, 0, 0, 0), &[]).await;
         peer.end().await.unwrap();
@@ -341,7 +341,7 @@ async fn an_export_s_errors_reach_the_client() {
 #[tokio::test]
 async fn an_export_that_panics_costs_only_its_connection() {
     let memory = memory(Kind::BLOCKING);
-    let server = Arc::new(virt_bmap::nbd::Server::new(memory.exports(), Limits::default()));
+    let server = Arc::new(virt_bmap_nbd::Server::new(memory.exports(), Limits::default()));
     let mut other = Peer::connect_to(&server);
     other.begin_transmission(false).await;
     let mut peer = Peer::connect_to(&server);

@@ -5,12 +5,11 @@ use super::command::{report, samples};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{
+use virt_bmap_map::{
     Attributes, Filesystem, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, ObjectName,
     PieceFlags, Role, Warning, load, save,
 };
-use virt_bmap::range::{DiskOffset, DiskRange, FileOffset};
+use virt_bmap_ranges::{DiskOffset, DiskRange, FileOffset, Printable};
 use virt_bmap_testutil::tools::{self, needs};
 
 /// How many pixels of the map have the colour of what was found.

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
-use virt_bmap::bmap::{self, Kind, Map, ObjectName};
+use virt_bmap_map::{self as bmap, Kind, Map, ObjectName};
 use virt_bmap_testutil::random::{self, Random};
 use virt_bmap_testutil::ranges::{Range, round_out};
 use virt_bmap_testutil::{oracle_pattern, sandbox, tools};

@@ -5,10 +5,10 @@ use super::pace::Rate;
 use crate::cli::progress::PLAIN_EVERY;
 use std::io::{self, Write};
 use std::time::Duration;
-use virt_bmap::bmap::Map;
-use virt_bmap::trace::Amount;
-use virt_bmap::trace::live::Look;
-use virt_bmap::units::Human;
+use virt_bmap_map::Map;
+use virt_bmap_ranges::Human;
+use virt_bmap_trace::Amount;
+use virt_bmap_trace::live::Look;
 
 /// When a line was printed last, since the beginning.
 #[derive(Default)]

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-use virt_bmap::trace::Amount;
-use virt_bmap::trace::live::Totals;
+use virt_bmap_trace::Amount;
+use virt_bmap_trace::live::Totals;
 
 /// The span over which a rate is taken, unless nobody has looked for longer.
 const SPAN: Duration = Duration::from_secs(2);

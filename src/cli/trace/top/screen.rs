@@ -13,11 +13,10 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 use std::time::Duration;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
-use virt_bmap::bmap::escape::Printable;
-use virt_bmap::bmap::{Map, ObjectId};
-use virt_bmap::trace::live::{Look, Order, Recent, Usage};
-use virt_bmap::trace::{Amount, Op};
-use virt_bmap::units::Human;
+use virt_bmap_map::{Map, ObjectId};
+use virt_bmap_ranges::{Human, Printable};
+use virt_bmap_trace::live::{Look, Order, Recent, Usage};
+use virt_bmap_trace::{Amount, Op};
 
 /// Lines for the most recent requests, with their heading.
 const RECENT: u16 = 7;

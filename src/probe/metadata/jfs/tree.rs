@@ -2,7 +2,7 @@
 //! `fs/jfs`).
 
 use crate::probe::device::{Fields, Read};
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Bytes of a block, and of a page of the tree.
 pub(super) const PAGE: u64 = 4096;

@@ -2,8 +2,8 @@
 //! they are found: the kernel tries one after the other, too (`udf_fill_super` in its `fs/udf/super.c`).
 
 use crate::probe::device::{Fields, Read};
-use crate::range::{DeviceOffset, Range};
 use std::collections::BTreeMap;
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Tags (3/7.2.1).
 pub(super) const ANCHOR: u16 = 2;

@@ -2,8 +2,8 @@
 
 use super::{Found, SECTOR};
 use crate::probe::device::{Device, Fields};
-use crate::range::{DeviceOffset, Range};
 use std::collections::HashMap;
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// `label_header` and `pv_header` of LVM2's `lib/format_text/layout.h`: the label is in one of the first four
 /// sectors, and lists the areas of data and of metadata.

@@ -12,15 +12,15 @@ mod partitions;
 
 use super::{Blocks, Put};
 use crate::appliance::Inventory;
-use crate::bmap::{Kind, Marks};
 use crate::probe::ProbeError;
 use crate::probe::device::Device;
 use crate::probe::layout::Layout;
 use crate::probe::survey::Context;
-use crate::range::{DeviceOffset, Range};
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_map::{Kind, Marks};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 const SECTOR: u64 = 512;
 

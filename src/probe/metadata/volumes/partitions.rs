@@ -4,7 +4,7 @@ use super::{Found, SECTOR, dynamic};
 use crate::appliance::{BlockDevice, DeviceKind, Inventory};
 use crate::probe::device::{Device, Fields};
 use crate::probe::metadata::Blocks;
-use crate::range::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Most logical partitions; Linux has 256 minors at most.
 const MOST_LOGICAL: usize = 256;

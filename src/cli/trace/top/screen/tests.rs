@@ -2,9 +2,9 @@ use super::*;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use std::io::Cursor;
-use virt_bmap::bmap::text;
-use virt_bmap::range::DiskRange;
-use virt_bmap::trace::{Event, Live, Tail};
+use virt_bmap_map::text;
+use virt_bmap_ranges::DiskRange;
+use virt_bmap_trace::{Event, Live, Tail};
 
 const MAP: &str = "1 0 1000 f /dev/sda1 /bin/busybox\n\
                    1 1000 2000 f /dev/sda1 /evil\u{1b}[2J\u{1b}]0;title\u{7}\u{202e}name\n\

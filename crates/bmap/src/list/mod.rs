@@ -1,0 +1,163 @@
+//! The files of a map: how much of the disk each takes, in how many pieces, and what it shares.
+
+use globset::{GlobBuilder, GlobMatcher};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use crate::hardlinks::{self, File};
+use crate::{Kind, Map, Object};
+use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
+
+/// What is told of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    /// It, by the first of its names that was asked for.
+    pub file: File<'a>,
+    /// Number of bytes that it has on all disks, each counted once.
+    pub on_disk: u64,
+    /// Number of places on the disks that these bytes are in; 1 for a file that is not fragmented.
+    pub pieces: u64,
+    /// How many of the bytes another file has, too.
+    pub shared: u64,
+    /// Where the first of them is: disk and range.
+    pub first: Option<(DiskNumber, DiskRange)>,
+}
+
+/// Which objects are to be listed.
+#[derive(Clone, Debug)]
+pub struct Select {
+    /// The kinds.
+    pub kinds: Vec<Kind>,
+    /// The device, if it is one.
+    pub device: Option<Vec<u8>>,
+    /// The path matches one of these; none is for any path.
+    pub globs: Vec<GlobMatcher>,
+}
+
+impl Select {
+    fn wants(&self, object: Object<'_>) -> bool {
+        let name = object.name();
+        self.kinds.contains(&name.kind)
+            && self.device.as_ref().is_none_or(|device| name.device == device)
+            && (self.globs.is_empty()
+                || self.globs.iter().any(|glob| glob.is_match(Path::new(OsStr::from_bytes(name.path)))))
+    }
+}
+
+/// A pattern for whole paths: `*` and `?` match anything but a `/`, `**` matches that, too.
+///
+/// # Errors
+/// If the pattern makes no sense.
+pub fn glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
+    Ok(GlobBuilder::new(pattern).literal_separator(true).backslash_escape(true).build()?.compile_matcher())
+}
+
+/// The objects that are asked for, in the order of the map.
+pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
+    let shared = Shared::of(map);
+    let files = hardlinks::files(map.objects().filter(|object| select.wants(*object)));
+    let tell = |file: File<'a>| {
+        let mut listed = Listed { file, on_disk: 0, pieces: 0, shared: 0, first: None };
+        let is_file = file.object.kind() == Kind::File;
+        for (disk, span) in hardlinks::spans(file.object) {
+            listed.on_disk += span.len();
+            listed.pieces += 1;
+            listed.first.get_or_insert((disk, span));
+            if is_file {
+                listed.shared += shared.bytes_in(disk, span);
+            }
+        }
+        listed
+    };
+    files.into_iter().map(tell).collect()
+}
+
+/// The bytes that more than one file has, of each disk.
+struct Shared(Vec<(DiskNumber, Spans)>);
+
+impl Shared {
+    fn of(map: &Map) -> Self {
+        let files = hardlinks::files(map.objects().filter(|object| object.kind() == Kind::File));
+        let mut spans: Vec<(DiskNumber, DiskRange)> =
+            files.iter().flat_map(|file| hardlinks::spans(file.object)).collect();
+        spans.sort_unstable();
+        let mut disks = Vec::new();
+        for spans in spans.chunk_by(|a, b| a.0 == b.0) {
+            let mut twice = Vec::new();
+            let mut end = spans[0].1.start;
+            for &(_, span) in spans {
+                // A file's own spans are disjoint, so what is before `end` is another file's.
+                twice.extend(span.intersection(DiskRange { start: span.start, end: end.max(span.start) }));
+                end = end.max(span.end);
+            }
+            disks.push((spans[0].0, Spans::from_unsorted(twice)));
+        }
+        Self(disks)
+    }
+
+    fn bytes_in(&self, disk: DiskNumber, range: DiskRange) -> u64 {
+        let place = self.0.binary_search_by_key(&disk, |(disk, _)| *disk);
+        place.map_or(0, |place| self.0[place].1.bytes_in(range))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text;
+
+    const MAP: &str = "\
+1 0 100 f /dev/sda1 /a
+1 100 180 f /dev/sda1 /a
+1 100 180 f /dev/sda1 /b
+1 180 200 f /dev/sda1 /b
+1 200 300 d /dev/sda1 /
+1 300 400 f /dev/sda1 /a
+1 400 500 f /dev/sda1 /etc/link
+1 400 500 f /dev/sda1 /etc/motd
+2 0 100 f /dev/sda1 /b
+";
+
+    fn listed(globs: &[&str], kinds: &[Kind]) -> Vec<(String, u32, u64, u64, u64)> {
+        let map = text::read(MAP.as_bytes()).unwrap();
+        let globs = globs.iter().map(|pattern| glob(pattern).unwrap()).collect();
+        list(&map, &Select { kinds: kinds.to_vec(), device: None, globs })
+            .into_iter()
+            .map(|l| {
+                (
+                    String::from_utf8_lossy(l.file.object.name().path).into(),
+                    l.file.names,
+                    l.on_disk,
+                    l.pieces,
+                    l.shared,
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn files_are_measured() {
+        assert_eq!(
+            listed(&[], &[Kind::File]),
+            [
+                ("/a".into(), 1, 0x280, 2, 0x80),
+                ("/b".into(), 1, 0x200, 2, 0x80),
+                ("/etc/link".into(), 2, 0x100, 1, 0),
+            ]
+        );
+        assert_eq!(listed(&[], &[Kind::Directory]), [("/".into(), 1, 0x100, 1, 0)]);
+    }
+
+    #[test]
+    fn globs_choose_by_path() {
+        let paths =
+            |globs: &[&str]| listed(globs, &[Kind::File]).into_iter().map(|l| l.0).collect::<Vec<_>>();
+        assert_eq!(paths(&["/*"]), ["/a", "/b"]);
+        assert_eq!(paths(&["/etc/**"]), ["/etc/link"]);
+        assert_eq!(paths(&["/etc/m*"]), ["/etc/motd"]);
+        assert_eq!(paths(&["/a", "/[b-c]"]), ["/a", "/b"]);
+        assert!(paths(&["a"]).is_empty());
+        assert!(glob("/[a").is_err());
+    }
+}

@@ -1,0 +1,221 @@
+//! The comment lines at the top of a text map.
+//!
+//! ```text
+//! # virt-bmap-rs 0.1.0 map 1
+//! # disk 1 size=6442450944 format=vmdk name=guest-000001.vmdk
+//! # backing 1 format=vmdk name=guest.vmdk
+//! # filesystem /dev/sda1 type=ext4 block-size=1024 size=507736064 free=3000 directories=10 files=309
+//! # warning /dev/sda3: unknown filesystem
+//! # any other comment
+//! ```
+
+use super::FORMAT_VERSION;
+use super::reader::LineError;
+use super::writer::WriteError;
+use crate::escape::{needs_escape, push_escaped, unescape};
+use crate::header::{Filesystem, Header, ImageFile, ImageInfo, InodeDigests};
+use crate::warning::Warning;
+
+/// First word of the first line of every map in our dialect. Not the crate's name as Cargo has it:
+/// it is part of the format.
+const MAGIC: &[u8] = b"virt-bmap-rs ";
+
+/// Words that begin a comment line with a meaning.
+const DISK: &[u8] = b"disk ";
+const BACKING: &[u8] = b"backing ";
+const FILESYSTEM: &[u8] = b"filesystem ";
+const WARNING: &[u8] = b"warning ";
+
+/// The generator, if `line` is the first of a map in our dialect.
+///
+/// # Errors
+/// If the format is of a version that is not known.
+pub(super) fn parse_first(line: &[u8]) -> Result<Option<String>, LineError> {
+    let Some(text) = line.strip_prefix(b"# ") else { return Ok(None) };
+    if !text.starts_with(MAGIC) {
+        return Ok(None);
+    }
+    let Ok(text) = std::str::from_utf8(text) else { return Ok(None) };
+    let Some((generator, version)) = text.rsplit_once(" map ") else { return Ok(None) };
+    match version.parse::<u32>() {
+        Ok(FORMAT_VERSION) => Ok(Some(generator.to_owned())),
+        Ok(version) => Err(LineError::Version { version }),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Adds what another comment line says to the header. `line` begins with `#`.
+pub(super) fn parse(header: &mut Header, line: &[u8]) -> Result<(), LineError> {
+    let Some(text) = line.strip_prefix(b"# ") else {
+        header.comments.push(line[1..].to_vec());
+        return Ok(());
+    };
+    if let Some(fields) = text.strip_prefix(DISK) {
+        let (disk, fields) = disk_number(fields).ok_or(LineError::Header { expected: "a disk number" })?;
+        let (size, fields) = field(fields, b"size=").ok_or(LineError::Header { expected: "size=BYTES" })?;
+        let size = std::str::from_utf8(size).ok().and_then(|size| size.parse().ok());
+        let size = size.ok_or(LineError::Header { expected: "size=BYTES" })?;
+        let image = image_file(fields)?;
+        header.images.push(ImageInfo { disk, size, image, chain: Vec::new() });
+    } else if let Some(fields) = text.strip_prefix(BACKING) {
+        let (disk, fields) = disk_number(fields).ok_or(LineError::Header { expected: "a disk number" })?;
+        let top = header.images.last_mut().filter(|top| top.disk == disk);
+        let top = top.ok_or(LineError::Header { expected: "a disk line of the same number before it" })?;
+        top.chain.push(image_file(fields)?);
+    } else if let Some(fields) = text.strip_prefix(FILESYSTEM) {
+        header.filesystems.push(filesystem(fields)?);
+    } else if let Some(warning) = text.strip_prefix(WARNING) {
+        let warning = String::from_utf8(unescape(warning)?.into_owned());
+        let warning = warning.map_err(|_| LineError::Header { expected: "a warning in UTF-8" })?;
+        header.warnings.push(Warning::sentence(warning));
+    } else {
+        header.comments.push(line[1..].to_vec());
+    }
+    Ok(())
+}
+
+fn disk_number(fields: &[u8]) -> Option<(u16, &[u8])> {
+    let (number, rest) = split(fields)?;
+    let number: u16 = std::str::from_utf8(number).ok()?.parse().ok()?;
+    (number > 0).then_some((number, rest))
+}
+
+/// The value of the field that `fields` begins with, if that is `key`, and what follows.
+fn field<'a>(fields: &'a [u8], key: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    split(fields.strip_prefix(key)?)
+}
+
+/// What is before and what is after the first space.
+fn split(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let space = memchr::memchr(b' ', text)?;
+    Some((&text[..space], &text[space + 1..]))
+}
+
+fn image_file(fields: &[u8]) -> Result<ImageFile, LineError> {
+    let (format, fields) =
+        field(fields, b"format=").ok_or(LineError::Header { expected: "format=FORMAT" })?;
+    let format = String::from_utf8(unescape(format)?.into_owned());
+    let format = format.map_err(|_| LineError::Header { expected: "format=FORMAT" })?;
+    let name = fields.strip_prefix(b"name=").ok_or(LineError::Header { expected: "name=FILE" })?;
+    Ok(ImageFile { name: unescape(name)?.into_owned(), format })
+}
+
+/// Reads the fields of a filesystem line. Those that are not known are left out of it.
+fn filesystem(fields: &[u8]) -> Result<Filesystem, LineError> {
+    let expected = |expected| LineError::Header { expected };
+    let mut fields = fields.split(|&byte| byte == b' ').peekable();
+    let device = unescape(fields.next().unwrap_or_default())?.into_owned();
+    if device.is_empty() {
+        return Err(expected("the device of a filesystem"));
+    }
+    let kind = fields.next().and_then(|field| field.strip_prefix(b"type="));
+    let kind = String::from_utf8(unescape(kind.ok_or(expected("type=TYPE"))?)?.into_owned());
+    let kind = kind.map_err(|_| expected("type=TYPE"))?;
+    let mut number = |key: &[u8], what| {
+        let Some(digits) = fields.next_if(|field| field.starts_with(key)) else { return Ok(None) };
+        let number = std::str::from_utf8(&digits[key.len()..]).ok().and_then(|digits| digits.parse().ok());
+        number.map(Some).ok_or(expected(what))
+    };
+    let filesystem = Filesystem {
+        device,
+        kind,
+        block_size: number(b"block-size=", "block-size=BYTES")?,
+        size: number(b"size=", "size=BYTES")?,
+        free: number(b"free=", "free=BYTES")?,
+        free_mapped: number(b"free-mapped=", "free-mapped=BYTES")?,
+        directories: number(b"directories=", "directories=N")?.ok_or(expected("directories=N"))?,
+        files: number(b"files=", "files=N")?.ok_or(expected("files=N"))?,
+        inodes: InodeDigests::new(),
+    };
+    if fields.next().is_some() { Err(expected("nothing more")) } else { Ok(filesystem) }
+}
+
+/// Appends the whole header of a map in our dialect.
+pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError> {
+    let first = format!("# {} map {FORMAT_VERSION}", header.generator);
+    if first.contains('\n')
+        || parse_first(first.as_bytes()).ok().flatten().as_ref() != Some(&header.generator)
+    {
+        return Err(WriteError::Generator { generator: header.generator.clone() });
+    }
+    out.extend_from_slice(first.as_bytes());
+    out.push(b'\n');
+    for image in &header.images {
+        out.extend_from_slice(format!("# disk {} size={} ", image.disk, image.size).as_bytes());
+        push_image_file(out, &image.image);
+        for file in &image.chain {
+            out.extend_from_slice(format!("# backing {} ", image.disk).as_bytes());
+            push_image_file(out, file);
+        }
+    }
+    for filesystem in &header.filesystems {
+        push_filesystem(out, filesystem);
+    }
+    for warning in &header.warnings {
+        out.extend_from_slice(b"# ");
+        out.extend_from_slice(WARNING);
+        push_escaped(out, warning.words().as_bytes(), needs_escape);
+        out.push(b'\n');
+    }
+    let reserved =
+        |text: &[u8]| [DISK, BACKING, FILESYSTEM, WARNING].iter().any(|word| text.starts_with(word));
+    push_comments(out, header, |comment| comment.strip_prefix(b" ").is_some_and(reserved))
+}
+
+/// Appends the header of a map in the original's dialect, which has room for free comments alone.
+pub(super) fn push_original(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError> {
+    let first = header.comments.first();
+    // As the first line it would make the file one of our dialect.
+    let reserved =
+        |comment: &Vec<u8>| Some(comment) == first && parse_first(&[b"#", &comment[..]].concat()) != Ok(None);
+    push_comments(out, header, reserved)
+}
+
+fn push_filesystem(out: &mut Vec<u8>, filesystem: &Filesystem) {
+    let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes: _ } =
+        filesystem;
+    let special = |byte| byte == b' ' || needs_escape(byte);
+    out.extend_from_slice(b"# ");
+    out.extend_from_slice(FILESYSTEM);
+    push_escaped(out, device, special);
+    out.extend_from_slice(b" type=");
+    push_escaped(out, kind.as_bytes(), special);
+    for (key, value) in [
+        ("block-size", *block_size),
+        ("size", *size),
+        ("free", *free),
+        ("free-mapped", *free_mapped),
+        ("directories", Some(*directories)),
+        ("files", Some(*files)),
+    ] {
+        if let Some(value) = value {
+            out.extend_from_slice(format!(" {key}={value}").as_bytes());
+        }
+    }
+    out.push(b'\n');
+}
+
+fn push_image_file(out: &mut Vec<u8>, file: &ImageFile) {
+    out.extend_from_slice(b"format=");
+    push_escaped(out, file.format.as_bytes(), |byte| byte == b' ' || needs_escape(byte));
+    out.extend_from_slice(b" name=");
+    push_escaped(out, &file.name, needs_escape);
+    out.push(b'\n');
+}
+
+/// Appends the free comments, each of which has to be read back as one.
+fn push_comments(
+    out: &mut Vec<u8>,
+    header: &Header,
+    reserved: impl Fn(&Vec<u8>) -> bool,
+) -> Result<(), WriteError> {
+    for comment in &header.comments {
+        if comment.contains(&b'\n') || reserved(comment) {
+            return Err(WriteError::Comment { comment: comment.clone() });
+        }
+        out.push(b'#');
+        out.extend_from_slice(comment);
+        out.push(b'\n');
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! A guest's disk as it is served to the guest.
+
+use super::event::{Event, Op};
+use super::queue::Queue;
+use std::io;
+use std::sync::Arc;
+use virt_bmap_image::{Source, Writable};
+use virt_bmap_nbd::{Answered, CommandFlags, Export, Extent, Zeroing, write_zeroes_slowly};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
+
+/// Where a disk's bytes are.
+pub enum Storage {
+    /// They can only be read.
+    ReadOnly(Arc<dyn Source>),
+    /// They can be written, too.
+    Writable(Arc<dyn Writable>),
+}
+
+impl Storage {
+    fn source(&self) -> &dyn Source {
+        match self {
+            Self::ReadOnly(source) => &**source,
+            Self::Writable(disk) => &**disk,
+        }
+    }
+
+    fn writable(&self) -> io::Result<&dyn Writable> {
+        match self {
+            Self::ReadOnly(_) => Err(io::ErrorKind::PermissionDenied.into()),
+            Self::Writable(disk) => Ok(&**disk),
+        }
+    }
+}
+
+/// A guest's disk: each request is carried out, and told to the queue when it is.
+pub struct Disk {
+    number: DiskNumber,
+    storage: Storage,
+    queue: Arc<Queue>,
+}
+
+impl Disk {
+    /// Disk `number` of a guest.
+    pub fn new(number: DiskNumber, storage: Storage, queue: Arc<Queue>) -> Self {
+        Self { number, storage, queue }
+    }
+
+    /// Does `write`, and makes it durable if that is asked for.
+    fn write_with(&self, fua: bool, write: impl FnOnce(&dyn Writable) -> io::Result<()>) -> io::Result<()> {
+        let disk = self.storage.writable()?;
+        write(disk)?;
+        if fua { disk.flush() } else { Ok(()) }
+    }
+}
+
+impl Export for Disk {
+    fn size(&self) -> u64 {
+        self.storage.source().size()
+    }
+
+    fn is_read_only(&self) -> bool {
+        matches!(self.storage, Storage::ReadOnly(_))
+    }
+
+    fn can_multi_conn(&self) -> bool {
+        true
+    }
+
+    fn answered(&self, answered: &Answered<'_>) {
+        let request = answered.request;
+        let Some(op) = Op::of(request.command) else { return };
+        self.queue.push(Event {
+            time: answered.received.saturating_duration_since(self.queue.began()),
+            latency: answered.received.elapsed(),
+            connection: answered.connection,
+            disk: self.number,
+            op,
+            fua: request.flags.contains(CommandFlags::FUA),
+            failed: answered.error.is_some(),
+            range: DiskRange::saturating(request.offset, request.length.into()),
+        });
+    }
+
+    fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.storage.source().try_read_at(buf, DiskOffset(offset))
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.storage.source().read_at(buf, DiskOffset(offset))
+    }
+
+    fn write(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
+        self.write_with(fua, |disk| disk.write_at(data, DiskOffset(offset)))
+    }
+
+    fn write_zeroes(&self, length: u32, offset: u64, how: Zeroing) -> io::Result<()> {
+        let mut is_done = true;
+        self.write_with(how.fua, |disk| {
+            is_done = disk.try_write_zeroes(DiskRange::saturating(offset, length.into()), how.no_hole)?;
+            Ok(())
+        })?;
+        if is_done { Ok(()) } else { write_zeroes_slowly(self, length, offset, how) }
+    }
+
+    fn trim(&self, length: u32, offset: u64, fua: bool) -> io::Result<()> {
+        self.write_with(fua, |disk| disk.trim(DiskRange::saturating(offset, length.into())))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        match &self.storage {
+            Storage::ReadOnly(_) => Ok(()),
+            Storage::Writable(disk) => disk.flush(),
+        }
+    }
+
+    fn block_status(&self, length: u32, offset: u64, _one: bool) -> io::Result<Vec<Extent>> {
+        let allocation = self.storage.source().allocation(DiskRange::saturating(offset, length.into()))?;
+        Ok(allocation.into_iter().map(|part| Extent::new(part.range.len(), part.is_hole)).collect())
+    }
+}

@@ -1,0 +1,237 @@
+//! What a trace is like right now, for those who look at it while it goes on.
+//!
+//! The tracer's thread tells of each request, others [look](Live::look). What is kept is bounded by the
+//! number of the map's objects.
+
+use super::event::{Event, Op};
+use super::summary::Amount;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use virt_bmap_map::{Hit, ObjectId};
+
+/// How many of the most recent requests are kept.
+const RECENT: usize = 64;
+
+/// What the guest has asked for so far. What has failed is counted, and nothing else.
+#[derive(Debug, Default)]
+pub struct Live(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    totals: Totals,
+    objects: HashMap<ObjectId, Usage>,
+    recent: VecDeque<Recent>,
+}
+
+/// All requests, by what they do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Reads.
+    pub read: Amount,
+    /// What changes the disk: writes, zeroes and trims.
+    pub written: Amount,
+    /// Flushes.
+    pub flushes: u64,
+    /// Requests that failed.
+    pub failed: u64,
+}
+
+/// The requests for an object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Reads, with the bytes of this object alone.
+    pub read: Amount,
+    /// Writes, zeroes and trims, likewise.
+    pub written: Amount,
+    /// When the last of them came, since the beginning of the trace.
+    pub last: Duration,
+    /// Number of the last of them, from 1.
+    number: u64,
+}
+
+impl Usage {
+    /// Both directions.
+    pub fn all(&self) -> Amount {
+        Amount {
+            requests: self.read.requests + self.written.requests,
+            bytes: self.read.bytes + self.written.bytes,
+        }
+    }
+}
+
+/// A request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recent {
+    /// What was asked for.
+    pub event: Event,
+    /// The most specific object that it touches, of several such the first on the disk.
+    pub object: Option<ObjectId>,
+}
+
+/// What objects are sorted by, the largest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Bytes read and written.
+    #[default]
+    Bytes,
+    /// Bytes written, zeroed or trimmed.
+    Written,
+    /// Number of requests.
+    Requests,
+    /// Time of the last request.
+    Latest,
+}
+
+/// What there is to see.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// All requests.
+    pub totals: Totals,
+    /// How many objects were touched.
+    pub objects: usize,
+    /// The first of them in the order that was asked for.
+    pub top: Vec<(ObjectId, Usage)>,
+    /// The most recent requests, the last one first.
+    pub recent: Vec<Recent>,
+}
+
+impl Live {
+    /// Takes request `number`, from 1, in, and what it touches: the most specific first.
+    ///
+    /// It counts for the objects of the most specific kind, of those that have the same bytes, such as the
+    /// names of a file, for the first.
+    pub fn add(&self, number: u64, event: &Event, hits: &[Hit<'_>]) {
+        let mut state = self.state();
+        let State { totals, objects, recent } = &mut *state;
+        if event.failed {
+            totals.failed += 1;
+            return;
+        }
+        if event.op == Op::Flush {
+            totals.flushes += 1;
+        } else {
+            let total = if event.op == Op::Read { &mut totals.read } else { &mut totals.written };
+            total.requests += 1;
+            total.bytes += event.range.len();
+        }
+        let specificity = |hit: &Hit<'_>| hit.object.kind().specificity();
+        let most_specific = hits.first().map(specificity);
+        let of_that_kind = hits.iter().take_while(|hit| Some(specificity(hit)) == most_specific);
+        let mut before = None;
+        for hit in of_that_kind.filter(|hit| before.replace(hit.range) != Some(hit.range)) {
+            let usage = objects.entry(hit.object.id()).or_default();
+            let amount = if event.op == Op::Read { &mut usage.read } else { &mut usage.written };
+            amount.bytes += hit.range.len();
+            // An object may be touched in several pieces.
+            amount.requests += u64::from(usage.number != number);
+            usage.number = number;
+            usage.last = usage.last.max(event.time);
+        }
+        recent.truncate(RECENT - 1);
+        recent.push_front(Recent { event: *event, object: hits.first().map(|hit| hit.object.id()) });
+    }
+
+    /// What there is to see now: up to `top` objects and `recent` requests.
+    pub fn look(&self, order: Order, top: usize, recent: usize) -> Look {
+        let state = self.state();
+        let key = |usage: &Usage| match order {
+            Order::Bytes => u128::from(usage.all().bytes),
+            Order::Written => usage.written.bytes.into(),
+            Order::Requests => usage.all().requests.into(),
+            Order::Latest => usage.last.as_nanos(),
+        };
+        let mut objects: Vec<_> = state.objects.iter().map(|(&object, &usage)| (object, usage)).collect();
+        // Among equals the one that was touched last, so that those of today are seen.
+        let by = |(object, usage): &(ObjectId, Usage)| std::cmp::Reverse((key(usage), usage.number, *object));
+        if top > 0 && top < objects.len() {
+            objects.select_nth_unstable_by_key(top - 1, by);
+        }
+        objects.truncate(top);
+        objects.sort_unstable_by_key(by);
+        Look {
+            totals: state.totals,
+            objects: state.objects.len(),
+            top: objects,
+            recent: state.recent.iter().take(recent).copied().collect(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virt_bmap_map::{Map, text};
+    use virt_bmap_ranges::DiskRange;
+
+    /// A file with two names, one in two pieces around it, and a partition.
+    const MAP: &str = "1 0 1000 f /dev/sda1 /two\n1 1000 2000 f /dev/sda1 /a\n\
+                       1 1000 2000 f /dev/sda1 /b\n1 2000 3000 f /dev/sda1 /two\n1 3000 8000 p /dev/sda1\n";
+
+    fn event(op: Op, start: u64, end: u64) -> Event {
+        Event {
+            time: Duration::from_millis(start),
+            latency: Duration::ZERO,
+            connection: 1,
+            disk: 1,
+            op,
+            fua: false,
+            failed: false,
+            range: DiskRange::new(start, end),
+        }
+    }
+
+    fn live(map: &Map, events: &[Event]) -> Live {
+        let live = Live::default();
+        for (number, event) in (1..).zip(events) {
+            live.add(number, event, &map.over(event.disk, event.range).most_specific_first());
+        }
+        live
+    }
+
+    #[test]
+    fn each_object_has_its_own_bytes() {
+        let map = text::read(MAP.as_bytes()).unwrap();
+        let events = [
+            event(Op::Read, 0xe00, 0x2200),
+            event(Op::Write, 0x1000, 0x1200),
+            event(Op::Flush, 0, 0),
+            event(Op::Read, 0x4000, 0x5000),
+            Event { failed: true, ..event(Op::Read, 0, 0x1000) },
+        ];
+        let live = live(&map, &events);
+        let top = |order| -> Vec<_> {
+            let look = live.look(order, 9, 9);
+            let name = |object| map.object(object).name().to_string();
+            look.top.iter().map(|(object, usage)| (name(*object), usage.all())).collect()
+        };
+        let amount = |requests, bytes| Amount { requests, bytes };
+        let two = ("f /dev/sda1 /two".to_owned(), amount(1, 0x400));
+        let a = ("f /dev/sda1 /a".to_owned(), amount(2, 0x1200));
+        let partition = ("p /dev/sda1".to_owned(), amount(1, 0x1000));
+        assert_eq!(top(Order::Bytes), [a.clone(), partition.clone(), two.clone()]);
+        assert_eq!(top(Order::Requests), [a.clone(), partition.clone(), two.clone()]);
+        assert_eq!(top(Order::Written)[0], a);
+        assert_eq!(top(Order::Latest), [partition.clone(), a, two]);
+
+        let look = live.look(Order::Latest, 1, 2);
+        assert_eq!((look.objects, look.top.len(), look.recent.len()), (3, 1, 2));
+        assert_eq!(look.recent[0].event, events[3]);
+        assert_eq!(look.recent[1].object, None, "a flush is about nothing");
+        let totals = Totals { read: amount(2, 0x2400), written: amount(1, 0x200), flushes: 1, failed: 1 };
+        assert_eq!(look.totals, totals);
+    }
+
+    #[test]
+    fn only_so_many_requests_are_kept() {
+        let map = text::read(MAP.as_bytes()).unwrap();
+        let events: Vec<_> = (0..1000).map(|at| event(Op::Read, at, at + 1)).collect();
+        let look = live(&map, &events).look(Order::Bytes, 0, usize::MAX);
+        assert_eq!((look.recent.len(), look.recent[0].event.range.start.0), (RECENT, 999));
+        assert!(look.top.is_empty());
+    }
+}

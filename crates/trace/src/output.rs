@@ -1,0 +1,102 @@
+//! The forms of the log.
+
+mod csv;
+mod jsonl;
+mod log;
+mod text;
+
+use super::event::Event;
+use std::fmt;
+use std::io::{self, BufWriter, Write};
+use std::str::FromStr;
+use std::time::SystemTime;
+use virt_bmap_map::{Hit, ImageInfo};
+
+/// Takes requests as they come to their ends.
+pub trait Output: Send {
+    /// Request number `number`, from 1, and what it touches: the most specific first.
+    ///
+    /// # Errors
+    /// The log cannot be written.
+    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()>;
+
+    /// Has all that was taken written out.
+    ///
+    /// # Errors
+    /// The log cannot be written.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+/// The form of a log. `docs/trace.md` describes each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// That of the original bmaplogger.
+    #[default]
+    Text,
+    /// A JSON object a line, one for each request.
+    Jsonl,
+    /// A table, one row for each object of each request.
+    Csv,
+    /// A line for each request, in the manner of nbdkit's log filter.
+    Log,
+}
+
+impl Form {
+    /// All forms.
+    pub const ALL: [Self; 4] = [Self::Text, Self::Jsonl, Self::Csv, Self::Log];
+
+    /// What it is called on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Jsonl => "jsonl",
+            Self::Csv => "csv",
+            Self::Log => "log",
+        }
+    }
+
+    /// A log of this form. `images` are the guest's disks; the trace begins now.
+    ///
+    /// # Errors
+    /// The beginning of the log cannot be written.
+    pub fn output(
+        self,
+        to: impl Write + Send + 'static,
+        images: &[ImageInfo],
+    ) -> io::Result<Box<dyn Output>> {
+        let to = BufWriter::with_capacity(1 << 16, to);
+        Ok(match self {
+            Self::Text => Box::new(text::Text::new(to)),
+            Self::Jsonl => Box::new(jsonl::Jsonl::begin(to, images)?),
+            Self::Csv => Box::new(csv::Csv::begin(to)?),
+            Self::Log => Box::new(log::Log::new(to, SystemTime::now())),
+        })
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// There is no form of this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a log is one of text, jsonl, csv, log")]
+pub struct UnknownForm;
+
+impl FromStr for Form {
+    type Err = UnknownForm;
+
+    fn from_str(word: &str) -> Result<Self, UnknownForm> {
+        Self::ALL.into_iter().find(|form| form.word() == word).ok_or(UnknownForm)
+    }
+}
+
+/// A span of time in seconds, to the microsecond.
+fn seconds(time: std::time::Duration) -> String {
+    format!("{}.{:06}", time.as_secs(), time.subsec_micros())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! JSON Lines: an object for each request, in which everything is that is known of it.
+
+use super::{Output, seconds};
+use crate::Event;
+use std::io::{self, Write};
+use virt_bmap_map::tabular::{Cell, Value, device, json_fields, json_object, letter, path};
+use virt_bmap_map::{Hit, ImageInfo};
+
+/// See the [module](self).
+pub(super) struct Jsonl<W>(W);
+
+impl<W: Write> Jsonl<W> {
+    pub(super) fn begin(mut out: W, images: &[ImageInfo]) -> io::Result<Self> {
+        let generator = virt_bmap_map::GENERATOR;
+        let head: [Cell<'_>; 3] = [
+            ("format", Value::Word("virt-bmap-rs trace")),
+            ("version", Value::Number(1)),
+            ("generator", Value::Word(generator)),
+        ];
+        out.write_all(b"{")?;
+        json_fields(&mut out, &head)?;
+        out.write_all(b", \"images\": [")?;
+        for (number, image) in images.iter().enumerate() {
+            out.write_all(if number == 0 { b"" } else { b", " })?;
+            json_object(
+                &mut out,
+                &[
+                    ("disk", u64::from(image.disk).into()),
+                    ("size", image.size.into()),
+                    ("name", Value::Name(&image.image.name)),
+                ],
+            )?;
+        }
+        out.write_all(b"]}\n")?;
+        Ok(Self(out))
+    }
+}
+
+impl<W: Write + Send> Output for Jsonl<W> {
+    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
+        let out = &mut self.0;
+        write!(
+            out,
+            "{{\"request\": {number}, \"time\": {}, \"latency\": {}, \"connection\": {}, \"disk\": {}, \
+             \"op\": \"{}\", \"offset\": {}, \"length\": {}",
+            seconds(event.time),
+            seconds(event.latency),
+            event.connection,
+            event.disk,
+            event.op.word(),
+            event.range.start,
+            event.range.len()
+        )?;
+        for (name, is_set) in [("fua", event.fua), ("failed", event.failed)] {
+            if is_set {
+                write!(out, ", \"{name}\": true")?;
+            }
+        }
+        out.write_all(b", \"objects\": [")?;
+        for (number, hit) in hits.iter().enumerate() {
+            out.write_all(if number == 0 { b"" } else { b", " })?;
+            let name = Some(hit.object.name());
+            json_object(
+                out,
+                &[
+                    ("type", letter(name)),
+                    ("device", device(name)),
+                    ("path", path(name)),
+                    ("offset", hit.range.start.0.into()),
+                    ("length", hit.range.len().into()),
+                    ("file_offset", hit.file_offset.map(|offset| offset.0).into()),
+                ],
+            )?;
+        }
+        out.write_all(b"]}\n")
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}

@@ -1,0 +1,157 @@
+//! A guest's disks, served and watched.
+
+use super::disk::{Disk, Storage};
+use super::live::Live;
+use super::output::Output;
+use super::queue::{Overflow, Queue};
+use super::tracer::{Outcome, Tracer};
+use std::io;
+use std::sync::Arc;
+use virt_bmap_image::{Freezable, Image, OpenError, Overlay, WritableRaw};
+use virt_bmap_map::Map;
+use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
+
+/// Where what the guest writes goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writes {
+    /// Into a copy-on-write layer, which is gone at the end.
+    #[default]
+    Private,
+    /// Into the image, which must be raw.
+    Through,
+    /// Nowhere: the disks are read-only.
+    Refused,
+}
+
+/// How to serve and watch.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where what the guest writes goes.
+    pub writes: Writes,
+    /// What becomes of an event that the log has no room for.
+    pub overflow: Overflow,
+    /// Where to listen.
+    pub place: Place,
+    /// Who looks at it while it goes on.
+    pub live: Option<Arc<Live>>,
+    /// Whether the disks can be [frozen](Session::freezable).
+    pub freezable: bool,
+}
+
+/// Why a guest's disks cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// An image cannot be written to.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The disks could not be named; a defect of this library.
+    #[error(transparent)]
+    Exports(#[from] ExportsError),
+    /// The server could not be started.
+    #[error(transparent)]
+    Serve(#[from] ServiceError),
+    /// Something else could not be set up.
+    #[error("cannot set up {what}")]
+    SetUp {
+        /// What could not be set up.
+        what: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A guest's disks, served and watched. To be [finished](Self::finish).
+pub struct Session {
+    service: Service,
+    tracer: Tracer,
+    disks: usize,
+    freezable: Vec<Arc<Freezable>>,
+}
+
+/// Name of the export of a guest's disk, from 1. The first is also the default.
+fn export_name(disk: usize) -> String {
+    format!("disk{disk}")
+}
+
+impl Session {
+    /// Begins to serve `images`, and to write to `output` what is asked of them. `map` is theirs.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub fn start(
+        images: Vec<Image>,
+        map: Arc<Map>,
+        output: Box<dyn Output>,
+        options: &Options,
+    ) -> Result<Self, SessionError> {
+        let queue = Arc::new(Queue::new(options.overflow));
+        let disks = images.len();
+        let mut exports = Exports::new();
+        let mut freezable = Vec::new();
+        for (number, image) in (1..).zip(images) {
+            let storage = match storage(image, options.writes)? {
+                Storage::Writable(disk) if options.freezable => {
+                    let disk = Arc::new(Freezable::new(disk));
+                    freezable.push(disk.clone());
+                    Storage::Writable(disk)
+                }
+                storage => storage,
+            };
+            let disk = Disk::new(number, storage, queue.clone());
+            exports = exports.with(&export_name(number.into()), Arc::new(disk))?;
+        }
+        if disks > 0 {
+            exports = exports.with_default(&export_name(1))?;
+        }
+        let service = Service::start(exports, Limits::default(), &options.place)?;
+        let tracer = Tracer::start(queue, map, output, options.live.clone())
+            .map_err(|source| SessionError::SetUp { what: "the log's thread", source })?;
+        Ok(Self { service, tracer, disks, freezable })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> &Address {
+        self.service.address()
+    }
+
+    /// The disks as NBD URIs, in their order.
+    pub fn uris(&self) -> Vec<String> {
+        let name = |disk| if disk == 1 { String::new() } else { export_name(disk) };
+        (1..=self.disks).map(|disk| self.address().uri(&name(disk))).collect()
+    }
+
+    /// The disks, to be frozen; none if that was not asked for, or nothing can be written to them.
+    pub fn freezable(&self) -> Vec<Arc<Freezable>> {
+        self.freezable.clone()
+    }
+
+    /// Why the log has ended already, if it has.
+    pub fn trouble(&self) -> Option<&io::Error> {
+        self.tracer.trouble()
+    }
+
+    /// How many requests are not in the log so far, as they came faster than it could be written.
+    pub fn dropped(&self) -> u64 {
+        self.tracer.dropped()
+    }
+
+    /// Ends both: what clients have asked for is answered, and all of it written to the log.
+    pub fn finish(self) -> Outcome {
+        self.service.stop();
+        self.tracer.finish()
+    }
+}
+
+fn storage(image: Image, writes: Writes) -> Result<Storage, SessionError> {
+    Ok(match writes {
+        Writes::Refused => Storage::ReadOnly(image.source),
+        Writes::Through => Storage::Writable(Arc::new(WritableRaw::open(image)?)),
+        Writes::Private => {
+            let size = image.source.size();
+            let what = "a temporary file for what the guest writes";
+            let overlay = Overlay::new(image.source, size, &std::env::temp_dir())
+                .map_err(|source| SessionError::SetUp { what, source })?;
+            Storage::Writable(Arc::new(overlay))
+        }
+    })
+}

@@ -1,0 +1,123 @@
+//! The thread that writes the log.
+
+use super::event::Event;
+use super::live::Live;
+use super::output::Output;
+use super::queue::Queue;
+use super::summary::Summary;
+use rustix::process::{getpriority_process, setpriority_process};
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use virt_bmap_map::Map;
+
+/// A trace that is being written.
+pub struct Tracer {
+    queue: Arc<Queue>,
+    trouble: Arc<OnceLock<io::Error>>,
+    thread: JoinHandle<(u64, Summary)>,
+}
+
+/// How a trace has ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How many requests were seen.
+    pub requests: u64,
+    /// Those that were not dropped, as a whole.
+    pub summary: Summary,
+    /// How many of them are not in the log, as they came faster than it could be written.
+    pub dropped: u64,
+    /// Why the log ends before its time, if it does.
+    pub trouble: Option<io::Error>,
+}
+
+impl Outcome {
+    /// Whether every request is in the log.
+    pub fn is_whole(&self) -> bool {
+        self.dropped == 0 && self.trouble.is_none()
+    }
+}
+
+/// Has this thread give way to those that answer requests, where there are too few processors for all. It
+/// gets a fourth of one all the same, which is what it needs where a client asks for as much as it can.
+fn give_way() {
+    const NICENESS: i32 = 5;
+    let thread = Some(rustix::thread::gettid());
+    // It goes as well without.
+    let _ = getpriority_process(thread).and_then(|nice| setpriority_process(thread, nice + NICENESS));
+}
+
+impl Tracer {
+    /// Begins to write the events of `queue`, with the objects of `map`, and to show them to who looks at
+    /// `live`.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub fn start(
+        queue: Arc<Queue>,
+        map: Arc<Map>,
+        mut output: Box<dyn Output>,
+        live: Option<Arc<Live>>,
+    ) -> io::Result<Self> {
+        let trouble = Arc::new(OnceLock::new());
+        let thread = std::thread::Builder::new().name("trace".into()).spawn({
+            let (queue, trouble) = (queue.clone(), trouble.clone());
+            move || {
+                give_way();
+                let mut requests = 0;
+                let mut summary = Summary::default();
+                let (mut events, mut ranges) = (Vec::<Event>::new(), Vec::new());
+                while queue.take(&mut events) {
+                    for events in events.chunk_by(|a, b| a.disk == b.disk) {
+                        ranges.clear();
+                        ranges.extend(events.iter().map(|event| event.range));
+                        map.over_each(events[0].disk, &ranges, |place, hits| {
+                            let event = &events[place];
+                            requests += 1;
+                            summary.add(event, hits);
+                            if let Some(live) = &live {
+                                live.add(requests, event, hits);
+                            }
+                            // A log that cannot be written does not keep the guest from running.
+                            if trouble.get().is_none()
+                                && let Err(error) = output.request(requests, event, hits)
+                            {
+                                let _ = trouble.set(error);
+                            }
+                        });
+                    }
+                    if trouble.get().is_none()
+                        && !events.is_empty()
+                        && let Err(error) = output.flush()
+                    {
+                        let _ = trouble.set(error);
+                    }
+                }
+                (requests, summary)
+            }
+        })?;
+        Ok(Self { queue, trouble, thread })
+    }
+
+    /// Why the log has ended already, if it has.
+    pub fn trouble(&self) -> Option<&io::Error> {
+        self.trouble.get()
+    }
+
+    /// How many requests were not logged so far, as they came faster than it could be written.
+    pub fn dropped(&self) -> u64 {
+        self.queue.dropped()
+    }
+
+    /// Writes what is still on its way. To be called when the server has stopped.
+    pub fn finish(self) -> Outcome {
+        let Self { queue, trouble, thread } = self;
+        queue.close();
+        let panicked = || io::Error::other("internal error: the log's thread panicked");
+        let ((requests, summary), panic) =
+            thread.join().map_or_else(|_| (Default::default(), Some(panicked())), |seen| (seen, None));
+        let dropped = queue.dropped();
+        let trouble = Arc::into_inner(trouble).and_then(OnceLock::into_inner).or(panic);
+        Outcome { requests: requests + dropped, summary, dropped, trouble }
+    }
+}

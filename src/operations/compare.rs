@@ -1,0 +1,353 @@
+//! Two maps of one guest, and what was written between them, as operations.
+
+use super::{Operation, What};
+use hashbrown::{HashMap, HashSet};
+use std::cmp::Ordering;
+use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_map::hardlinks::spans;
+use virt_bmap_map::{Attributes, Kind, Map, Marks, Object, ObjectName, PieceFlags};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
+
+/// What was written between two maps, for each disk in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// By the guest.
+    pub seen: Vec<RangeSet<DiskOffset>>,
+    /// By the replay of its journals: data that it has written to a journal alone lies there.
+    pub replayed: Vec<RangeSet<DiskOffset>>,
+}
+
+/// Makes operations of what differs between two maps. First come those on what is gone, the deepest first, then
+/// all others by name.
+///
+/// Files are told by their inodes, and where these do not last (vfat, exfat) by their first block. File systems that
+/// only the old map has say nothing: they could not be examined.
+pub fn compare<'a>(old: &'a Map, new: &'a Map, written: &Written) -> Vec<Operation<'a>> {
+    let devices = Devices::of(old, new);
+    let (mut kept, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
+    merge(old, new, &devices, |old, new| match (old, new) {
+        (Some(old), Some(new)) if devices.is_same(old, new) => kept.push((old, new)),
+        (old, new) => {
+            gone.extend(old);
+            come.extend(new);
+        }
+    });
+    let mut names = Names::of(&devices, &gone, &come, &kept);
+    let mut found = names.operations();
+    // A file with several names is looked at once.
+    let mut seen = HashSet::new();
+    let pairs = kept.iter().copied().chain(names.pairs.iter().copied());
+    for (old, new) in pairs {
+        let is_linked = new.attributes().links > Some(1);
+        if !is_linked || seen.insert(devices.key(new)) {
+            Change { old, new, written, devices: &devices }.put(&mut found);
+        }
+    }
+    for operation in &mut found {
+        if operation.what == What::Create
+            && let Some(object) = new.find(operation.name)
+        {
+            operation.written = touched(object, &written.seen).map(|(bytes, _)| bytes).sum();
+        }
+    }
+    found.sort_by(|a, b| {
+        let is_gone = |operation: &Operation<'_>| operation.after.is_none();
+        let by_name = (a.name.device, a.name.path).cmp(&(b.name.device, b.name.path));
+        is_gone(b)
+            .cmp(&is_gone(a))
+            .then(if is_gone(a) { by_name.reverse() } else { by_name })
+            .then(a.what.cmp(&b.what))
+    });
+    found
+}
+
+/// What is known of the file systems.
+struct Devices<'a> {
+    /// Those that the new map has, and their blocks in bytes.
+    blocks: HashMap<&'a [u8], u64>,
+    /// Those whose inodes have other numbers each time they are mounted.
+    fickle: HashSet<&'a [u8]>,
+    /// Whether both maps have symbolic links, as far as there are any.
+    has_symlinks: bool,
+}
+
+/// What a file is told by.
+#[derive(PartialEq, Eq, Hash, Clone, Copy)]
+enum Key<'a> {
+    Inode(&'a [u8], Kind, u64),
+    Place(&'a [u8], Kind, DiskNumber, u64),
+}
+
+impl<'a> Devices<'a> {
+    fn of(old: &'a Map, new: &'a Map) -> Self {
+        let filesystems = new.header().filesystems.iter();
+        let fickle = filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind).facts().has_volatile_inodes);
+        Self {
+            fickle: fickle.map(|fs| fs.device.as_slice()).collect(),
+            blocks: filesystems
+                .map(|fs| (fs.device.as_slice(), fs.block_size.unwrap_or(4096).max(1)))
+                .collect(),
+            has_symlinks: old.lists_metadata() && new.lists_metadata(),
+        }
+    }
+
+    fn is_told(&self, object: Object<'_>) -> bool {
+        let name = object.name();
+        let is_kind = match object.kind() {
+            Kind::File | Kind::Directory => true,
+            Kind::Symlink => self.has_symlinks,
+            _ => false,
+        };
+        is_kind && name.path != b"/" && self.blocks.contains_key(name.device)
+    }
+
+    fn key(&self, object: Object<'a>) -> Option<Key<'a>> {
+        let (name, kind) = (object.name(), object.kind());
+        match object.attributes().inode {
+            Some(inode) if !self.fickle.contains(name.device) => Some(Key::Inode(name.device, kind, inode)),
+            _ => spans(object).next().map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
+        }
+    }
+
+    /// Whether objects of one name are one file.
+    fn is_same(&self, old: Object<'a>, new: Object<'a>) -> bool {
+        let is_fickle = self.fickle.contains(new.name().device);
+        let (before, after) = (old.attributes().inode, new.attributes().inode);
+        is_fickle || before.is_none() || after.is_none() || before == after
+    }
+}
+
+/// Goes through the objects of both maps that operations can be about, those of one name together.
+fn merge<'a>(
+    old: &'a Map,
+    new: &'a Map,
+    devices: &Devices<'a>,
+    mut visit: impl FnMut(Option<Object<'a>>, Option<Object<'a>>),
+) {
+    let mut olds = old.objects().filter(|object| devices.is_told(*object)).peekable();
+    let mut news = new.objects().filter(|object| devices.is_told(*object)).peekable();
+    loop {
+        let order = match (olds.peek(), news.peek()) {
+            (Some(old), Some(new)) => old.name().cmp(&new.name()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => break,
+        };
+        let old = if order.is_le() { olds.next() } else { None };
+        let new = if order.is_ge() { news.next() } else { None };
+        visit(old, new);
+    }
+}
+
+/// Names that have come and gone, by file.
+struct Names<'a> {
+    files: Vec<Group<'a>>,
+    /// What is to be compared because it has another name now.
+    pairs: Vec<(Object<'a>, Object<'a>)>,
+}
+
+/// The names of one file.
+#[derive(Default)]
+struct Group<'a> {
+    gone: Vec<Object<'a>>,
+    come: Vec<Object<'a>>,
+    /// A name that it has in both maps.
+    kept: Option<Object<'a>>,
+}
+
+impl<'a> Names<'a> {
+    fn of(
+        devices: &Devices<'a>,
+        gone: &[Object<'a>],
+        come: &[Object<'a>],
+        kept: &[(Object<'a>, Object<'a>)],
+    ) -> Self {
+        let mut files: Vec<Group<'a>> = Vec::new();
+        let mut numbers: HashMap<Key<'a>, usize> = HashMap::new();
+        let mut group = |object: Object<'a>, files: &mut Vec<Group<'a>>| {
+            let next = files.len();
+            let number = devices.key(object).map_or(next, |key| *numbers.entry(key).or_insert(next));
+            if number == next {
+                files.push(Group::default());
+            }
+            number
+        };
+        for object in gone {
+            let number = group(*object, &mut files);
+            files[number].gone.push(*object);
+        }
+        for object in come {
+            let number = group(*object, &mut files);
+            files[number].come.push(*object);
+        }
+        for (_, object) in kept {
+            if let Some(number) = devices.key(*object).and_then(|key| numbers.get(&key)) {
+                files[*number].kept.get_or_insert(*object);
+            }
+        }
+        Self { files, pairs: Vec::new() }
+    }
+
+    fn operations(&mut self) -> Vec<Operation<'a>> {
+        let mut found = Vec::new();
+        let mut renamed = Vec::new();
+        for Group { gone, come, kept } in &self.files {
+            let is_one = match (gone.first(), come.first()) {
+                (Some(old), Some(new)) => kept.is_some() || !is_reused(*old, *new),
+                _ => true,
+            };
+            let pairs = if is_one { gone.len().min(come.len()) } else { 0 };
+            renamed.extend(gone.iter().copied().zip(come.iter().copied()).take(pairs));
+            let stays = kept.is_some() || pairs > 0;
+            for old in &gone[pairs..] {
+                let what = match old.kind() {
+                    Kind::Directory => What::Rmdir,
+                    _ if stays => What::Unlink,
+                    _ => What::Delete,
+                };
+                found.push(operation(what, Some(*old), None));
+            }
+            let mut from = kept.or_else(|| come.first().copied().filter(|_| pairs > 0));
+            for new in &come[pairs..] {
+                let what = match (new.kind(), from) {
+                    (Kind::Directory, _) => What::Mkdir,
+                    (_, Some(_)) => What::Link,
+                    (_, None) => What::Create,
+                };
+                found.push(Operation { from: from.map(Object::name), ..operation(what, None, Some(*new)) });
+                from.get_or_insert(*new);
+            }
+        }
+        // What lies in a directory that was renamed has another path for that alone.
+        let of_directory = |(old, new): &(Object<'a>, Object<'a>)| {
+            let (old, new) = (old.name(), new.name());
+            (old.kind == Kind::Directory).then_some(((old.device, old.path), new.path))
+        };
+        let directories: HashMap<_, _> = renamed.iter().filter_map(of_directory).collect();
+        for (old, new) in &renamed {
+            let is_implied = old.name().in_directory().is_some_and(|(directory, name)| {
+                let now = directories.get(&(old.name().device, directory));
+                now.is_some_and(|now| new.name().in_directory() == Some((*now, name)))
+            });
+            if !is_implied {
+                let from = Some(old.name());
+                found.push(Operation { from, ..operation(What::Rename, Some(*old), Some(*new)) });
+            }
+        }
+        self.pairs = renamed;
+        found
+    }
+}
+
+/// Whether another file has an inode that was given back. Renaming changes neither a file's data nor the time of that.
+fn is_reused(old: Object<'_>, new: Object<'_>) -> bool {
+    let is_file = old.kind() == Kind::File;
+    is_file && old.attributes().modified != new.attributes().modified && !share_bytes(old, new)
+}
+
+fn share_bytes(a: Object<'_>, b: Object<'_>) -> bool {
+    let ours: Vec<(DiskNumber, DiskRange)> = spans(a).collect();
+    spans(b).any(|(disk, span)| {
+        let first = ours.partition_point(|(at, range)| (*at, range.end) <= (disk, span.start));
+        ours.get(first).is_some_and(|(at, range)| *at == disk && range.start < span.end)
+    })
+}
+
+fn operation<'a>(what: What, old: Option<Object<'a>>, new: Option<Object<'a>>) -> Operation<'a> {
+    let attributes = |object: Option<Object<'a>>| object.map(Object::attributes);
+    let name = new.or(old).map_or(ObjectName::device(Kind::File, b""), Object::name);
+    Operation { what, name, from: None, before: attributes(old), after: attributes(new), written: 0 }
+}
+
+/// The bytes of an object that were written, with their place in it if that is known. Of mirrors, one copy.
+fn touched<'a>(
+    object: Object<'a>,
+    written: &'a [RangeSet<DiskOffset>],
+) -> impl Iterator<Item = (u64, Option<u64>)> + 'a {
+    let pieces = object.pieces().filter(|piece| {
+        let is_data = !piece.role.flags.intersects(PieceFlags::PARITY | PieceFlags::UNWRITTEN);
+        is_data && piece.role.copy == 0
+    });
+    pieces.flat_map(move |piece| {
+        let disk = usize::from(piece.disk).checked_sub(1).and_then(|index| written.get(index));
+        disk.into_iter().flat_map(move |disk| disk.overlap(piece.range)).map(move |part| {
+            let place = piece.file_offset.map(|offset| offset.0 + (part.start.0 - piece.range.start.0));
+            (part.len(), place)
+        })
+    })
+}
+
+/// A file or directory that both maps have.
+struct Change<'c, 'a> {
+    old: Object<'a>,
+    new: Object<'a>,
+    written: &'c Written,
+    devices: &'c Devices<'a>,
+}
+
+impl<'a> Change<'_, 'a> {
+    fn put(&self, found: &mut Vec<Operation<'a>>) {
+        let (before, after) = (self.old.attributes(), self.new.attributes());
+        let mut put = |what, written| {
+            found.push(Operation { written, ..operation(what, Some(self.old), Some(self.new)) });
+        };
+        if let (Some(old), Some(new)) = (before.mode, after.mode)
+            && old != new
+        {
+            put(What::Chmod, 0);
+        }
+        if self.new.kind() != Kind::File {
+            return;
+        }
+        let (old_size, new_size) = (before.size.unwrap_or(0), after.size.unwrap_or(0));
+        let is_modified = before.modified != after.modified;
+        let (inside, behind) = self.written_before_and_behind(old_size, new_size, &self.written.seen);
+        let (in_journal, behind_in_journal) =
+            self.written_before_and_behind(old_size, new_size, &self.written.replayed);
+        match new_size.cmp(&old_size) {
+            Ordering::Less => put(What::Truncate, 0),
+            Ordering::Greater => {
+                let has_data = behind > 0 || behind_in_journal > 0 || is_without_blocks(&after);
+                put(if has_data { What::Append } else { What::Truncate }, behind);
+            }
+            Ordering::Equal => {}
+        }
+        if inside > 0 && !is_modified && !spans(self.old).eq(spans(self.new)) {
+            put(What::Move, inside);
+        } else if inside > 0 || is_modified && in_journal > 0 {
+            put(What::Write, inside);
+        } else if is_modified && new_size == old_size {
+            // What lies in the inode is written with it.
+            let is_inline = new_size > 0 && is_without_blocks(&after);
+            put(if is_inline { What::Write } else { What::Touch }, 0);
+        }
+    }
+
+    /// How many bytes were written of what it had before, and of what it has got. The block in which it ended is
+    /// written as a whole when something is appended, and counts as got; and that in which it ends now when it is cut,
+    /// as what is behind the end is made zeroes.
+    fn written_before_and_behind(
+        &self,
+        old_size: u64,
+        new_size: u64,
+        written: &[RangeSet<DiskOffset>],
+    ) -> (u64, u64) {
+        let block = self.devices.blocks.get(self.new.name().device).copied().unwrap_or(1);
+        let end = if new_size == old_size { u64::MAX } else { new_size.min(old_size) / block * block };
+        touched(self.new, written).fold((0, 0), |(before, behind), (bytes, place)| match place {
+            Some(place) if place >= end => (before, behind + bytes),
+            Some(place) => {
+                let inside = bytes.min(end - place);
+                (before + inside, behind + bytes - inside)
+            }
+            None => (before + bytes, behind),
+        })
+    }
+}
+
+fn is_without_blocks(attributes: &Attributes) -> bool {
+    attributes.marks.intersects(Marks::INLINE | Marks::NO_BLOCKS)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+use super::*;
+use virt_bmap_map::{Filesystem, Header, MapBuilder};
+use virt_bmap_ranges::FileOffset;
+
+/// A file or directory: path, inode, size, time of modification, mode, first byte of its blocks on the disk.
+type Spec<'s> = (&'s [u8], u64, u64, i64, u16, &'s [u64]);
+
+const BLOCK: u64 = 4096;
+const FILE: u16 = 0o100_644;
+const DIRECTORY: u16 = 0o040_755;
+
+fn map(kind: &str, specs: &[Spec<'_>]) -> Map {
+    let mut header = Header::default();
+    let device = b"/dev/sda1".to_vec();
+    let filesystem =
+        Filesystem { device, kind: kind.into(), block_size: Some(BLOCK), ..Filesystem::default() };
+    header.filesystems.push(filesystem);
+    let mut builder = MapBuilder::new(header);
+    for &(path, inode, size, modified, mode, blocks) in specs {
+        let kind = if mode == DIRECTORY { Kind::Directory } else { Kind::File };
+        let names = specs.iter().filter(|other| other.1 == inode).count() as u32;
+        let attributes = Attributes {
+            inode: Some(inode),
+            size: Some(size),
+            links: Some(names),
+            mode: Some(mode),
+            modified: Some(modified),
+            marks: if blocks.is_empty() { Marks::NO_BLOCKS } else { Marks::empty() },
+            ..Attributes::default()
+        };
+        let object = builder.object(ObjectName::path(kind, b"/dev/sda1", path), attributes).unwrap();
+        for (number, start) in (0..).zip(blocks) {
+            let place = Some(FileOffset(number * BLOCK));
+            builder.piece(object, 1, DiskRange::new(*start, start + BLOCK), place).unwrap();
+        }
+    }
+    builder.build()
+}
+
+fn operations(kind: &str, old: &[Spec<'_>], new: &[Spec<'_>], written: &[(u64, u64)]) -> Vec<String> {
+    let ranges =
+        |ranges: &[(u64, u64)]| ranges.iter().map(|&(start, end)| DiskRange::new(start, end)).collect();
+    let written = Written { seen: vec![ranges(written)], replayed: vec![RangeSet::new()] };
+    let (old, new) = (map(kind, old), map(kind, new));
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let line = |operation: &Operation<'_>| {
+        let from = operation.from.map(|from| format!("{} -> ", text(from.path))).unwrap_or_default();
+        format!("{} {from}{} {}", operation.what.word(), text(operation.name.path), operation.written)
+    };
+    compare(&old, &new, &written).iter().map(line).collect()
+}
+
+#[test]
+fn what_comes_and_goes() {
+    let old: &[Spec<'_>] = &[
+        (b"/", 2, 4096, 1, DIRECTORY, &[0]),
+        (b"/d", 11, 4096, 1, DIRECTORY, &[4096]),
+        (b"/d/gone", 12, 100, 1, FILE, &[8192]),
+        (b"/kept", 13, 100, 1, FILE, &[12288]),
+    ];
+    let new: &[Spec<'_>] = &[
+        (b"/", 2, 4096, 2, DIRECTORY, &[0]),
+        (b"/new", 14, 5000, 2, FILE, &[20480, 24576]),
+        (b"/kept", 13, 100, 1, FILE, &[12288]),
+        (b"/e", 15, 4096, 2, DIRECTORY, &[28672]),
+    ];
+    let found = operations("ext4", old, new, &[(20480, 28672)]);
+    assert_eq!(found, ["delete /d/gone 0", "rmdir /d 0", "mkdir /e 0", "create /new 8192"]);
+}
+
+#[test]
+fn a_directory_that_is_renamed_takes_with_it_what_is_in_it() {
+    let old: &[Spec<'_>] = &[
+        (b"/a", 11, 4096, 1, DIRECTORY, &[0]),
+        (b"/a/b", 12, 4096, 1, DIRECTORY, &[4096]),
+        (b"/a/b/f", 13, 100, 1, FILE, &[8192]),
+        (b"/a/g", 14, 100, 1, FILE, &[12288]),
+    ];
+    let new: &[Spec<'_>] = &[
+        (b"/z", 11, 4096, 1, DIRECTORY, &[0]),
+        (b"/z/b", 12, 4096, 1, DIRECTORY, &[4096]),
+        (b"/z/b/f", 13, 100, 1, FILE, &[8192]),
+        (b"/z/other", 14, 100, 1, FILE, &[12288]),
+    ];
+    assert_eq!(operations("xfs", old, new, &[]), ["rename /a -> /z 0", "rename /a/g -> /z/other 0"]);
+}
+
+#[test]
+fn a_file_is_told_by_its_inode() {
+    // Replaced by renaming another over it; and two that change their names.
+    let old: &[Spec<'_>] = &[
+        (b"/f", 11, 100, 1, FILE, &[0]),
+        (b"/f.new", 12, 100, 2, FILE, &[4096]),
+        (b"/x", 13, 100, 1, FILE, &[8192]),
+        (b"/y", 14, 100, 1, FILE, &[12288]),
+    ];
+    let new: &[Spec<'_>] = &[
+        (b"/f", 12, 100, 2, FILE, &[4096]),
+        (b"/x", 14, 100, 1, FILE, &[12288]),
+        (b"/y", 13, 100, 1, FILE, &[8192]),
+    ];
+    assert_eq!(
+        operations("ext4", old, new, &[]),
+        ["delete /f 0", "rename /f.new -> /f 0", "rename /y -> /x 0", "rename /x -> /y 0"]
+    );
+    // An inode that was given back: other data, of another time.
+    let new: &[Spec<'_>] = &[(b"/g", 11, 100, 3, FILE, &[16384])];
+    assert_eq!(operations("ext4", &old[..1], new, &[(16384, 20480)]), ["delete /f 0", "create /g 4096"]);
+}
+
+#[test]
+fn names_of_one_file() {
+    let one: &[Spec<'_>] = &[(b"/a", 11, 100, 1, FILE, &[0])];
+    let two: &[Spec<'_>] = &[(b"/a", 11, 100, 1, FILE, &[0]), (b"/b", 11, 100, 1, FILE, &[0])];
+    let other: &[Spec<'_>] = &[(b"/b", 11, 100, 1, FILE, &[0]), (b"/c", 11, 100, 1, FILE, &[0])];
+    assert_eq!(operations("ext4", one, two, &[]), ["link /a -> /b 0"]);
+    assert_eq!(operations("ext4", two, one, &[]), ["unlink /b 0"]);
+    assert_eq!(operations("ext4", two, other, &[]), ["rename /a -> /c 0"]);
+    let grown: &[Spec<'_>] = &[(b"/a", 11, 200, 2, FILE, &[0]), (b"/b", 11, 200, 2, FILE, &[0])];
+    assert_eq!(operations("ext4", two, grown, &[(0, 4096)]), ["append /a 4096"], "said once");
+}
+
+#[test]
+fn what_is_done_to_a_file_s_bytes() {
+    let file = |size, modified, mode, blocks| -> Vec<Spec<'static>> {
+        vec![(b"/f", 11, size, modified, mode, blocks)]
+    };
+    let old = file(6000, 1, FILE, &[0, 8192]);
+    let done = |new: Vec<Spec<'static>>, written: &[(u64, u64)]| operations("ext4", &old, &new, written);
+    assert_eq!(done(file(6000, 1, FILE, &[0, 8192]), &[]), <[&str; 0]>::default());
+    assert_eq!(done(file(6000, 2, FILE, &[0, 8192]), &[(0, 512)]), ["write /f 512"]);
+    assert_eq!(done(file(6000, 2, FILE, &[0, 8192]), &[(4096, 8192)]), ["touch /f 0"]);
+    // The block in which it ended is written again.
+    assert_eq!(done(file(9000, 2, FILE, &[0, 8192, 16384]), &[(8192, 20480)]), ["append /f 8192"]);
+    assert_eq!(
+        done(file(9000, 2, FILE, &[0, 8192, 16384]), &[(0, 4096), (16384, 20480)]),
+        ["write /f 4096", "append /f 4096"]
+    );
+    assert_eq!(done(file(9000, 2, FILE, &[0, 8192]), &[]), ["truncate /f 0"]);
+    assert_eq!(done(file(100, 2, FILE, &[0]), &[(0, 4096)]), ["truncate /f 0"]);
+    assert_eq!(done(file(5000, 2, FILE, &[0, 8192]), &[(0, 4096)]), ["truncate /f 0", "write /f 4096"]);
+    assert_eq!(done(file(6000, 1, FILE, &[4096, 12288]), &[(4096, 8192), (12288, 16384)]), ["move /f 8192"]);
+    assert_eq!(
+        done(file(6000, 2, FILE, &[4096, 8192]), &[(4096, 8192)]),
+        ["write /f 4096"],
+        "copied on write"
+    );
+    assert_eq!(done(file(6000, 1, 0o100_600, &[0, 8192]), &[]), ["chmod /f 0"]);
+}
+
+#[test]
+fn data_in_a_journal_is_data() {
+    let old = map("ext4", &[(b"/f", 11, 6000, 1, FILE, &[0, 8192])]);
+    let new = map("ext4", &[(b"/f", 11, 6000, 2, FILE, &[0, 8192])]);
+    let replayed = vec![[DiskRange::new(0, 4096)].into_iter().collect()];
+    let found = compare(&old, &new, &Written { seen: vec![RangeSet::new()], replayed });
+    assert_eq!(found.iter().map(|operation| operation.what).collect::<Vec<_>>(), [What::Write]);
+}
+
+#[test]
+fn without_lasting_inodes_a_file_is_told_by_its_place() {
+    let old: &[Spec<'_>] = &[(b"/a", 100, 100, 1, FILE, &[0]), (b"/k", 101, 100, 1, FILE, &[4096])];
+    let new: &[Spec<'_>] = &[(b"/b", 200, 100, 1, FILE, &[0]), (b"/k", 201, 100, 1, FILE, &[4096])];
+    assert_eq!(operations("vfat", old, new, &[]), ["rename /a -> /b 0"]);
+}
+
+#[test]
+fn a_file_system_that_could_not_be_examined_is_not_empty() {
+    let old = map("ext4", &[(b"/f", 11, 100, 1, FILE, &[0])]);
+    let new = MapBuilder::new(Header::default()).build();
+    assert!(compare(&old, &new, &Written::default()).is_empty());
+}
