@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap::mapper::Options;
 use virt_bmap::probe::Probe;
-use virt_bmap::probe::former::Former;
+use virt_bmap::probe::baseline::Baseline;
 use virt_bmap_map::{Kind, Map, jsonl};
 
 /// Files that are changed: replaced, removed and added.
@@ -65,9 +65,9 @@ fn main() -> ExitCode {
             Times { name, scratch: [Duration::MAX; 2], update: [Duration::MAX; 2], taken_over: 0 };
         for _ in 0..MANY.runs {
             let scratch = guest::map(&changed, &Options { probe, ..Options::default() });
-            let former = Former::new(before.clone(), BTreeMap::new()).map(Arc::new);
-            assert!(former.is_some(), "something can be taken over");
-            let update = guest::map(&changed, &Options { probe, former, ..Options::default() });
+            let baseline = Baseline::new(before.clone(), BTreeMap::new()).map(Arc::new);
+            assert!(baseline.is_some(), "something can be taken over");
+            let update = guest::map(&changed, &Options { probe, baseline, ..Options::default() });
             assert!(written(&scratch.mapped.map) == written(&update.mapped.map), "the maps are the same");
             times.take(&scratch, &update);
         }

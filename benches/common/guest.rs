@@ -63,7 +63,7 @@ pub(crate) fn map(image: &Path, options: &Options) -> Run {
 }
 
 impl Guest {
-    /// Makes the image, if it is not there from a former run.
+    /// Makes the image, if it is not there from a baseline run.
     pub(crate) fn image(&self, directory: &Path) -> PathBuf {
         let image = directory.join(format!("{}.img", self.name));
         if image.exists() {

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::mapper::{Cancel, Disk, MapError, Mapped, Options, map_guest};
-use virt_bmap::probe::former::Former;
+use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
 use virt_bmap_image::Format;
@@ -99,7 +99,7 @@ pub(super) struct MapOptions {
 
     /// An earlier map, of which is taken over what is as it was.
     #[arg(skip)]
-    pub(super) former: Option<Arc<Former>>,
+    pub(super) baseline: Option<Arc<Baseline>>,
 
     /// Map metadata, symbolic links and free space, too
     ///
@@ -266,7 +266,7 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     };
     let mut how = args.how.clone();
     let earlier = args.earlier.as_deref().map(load_earlier).transpose()?.flatten().map(Arc::new);
-    how.former = earlier.clone().and_then(|map| Former::new(map, BTreeMap::new())).map(Arc::new);
+    how.baseline = earlier.clone().and_then(|map| Baseline::new(map, BTreeMap::new())).map(Arc::new);
     Ok(match map_to(&disks, &outs, &how)? {
         Ok(mapped) => {
             if let Some(earlier) = earlier {
@@ -390,7 +390,7 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> 
             c.directories,
             c.files
         );
-        if how.former.is_some() {
+        if how.baseline.is_some() {
             note!("{} files were taken over from the earlier map, and not read", mapped.taken_over);
         }
         note!(
@@ -439,7 +439,7 @@ pub(super) fn mapper_options(args: &MapOptions) -> Options {
             ProbeArg::Extents => Probe::Extents { every: args.spot_check.unwrap_or(NonZeroU32::MIN) },
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
-        former: args.former.clone(),
+        baseline: args.baseline.clone(),
         keys: args.key.clone(),
         metadata: args.metadata,
         legs: match args.legs {

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use virt_bmap::mapper::Disk;
-use virt_bmap::probe::former::Former;
+use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::update::{Since, reason};
 use virt_bmap_image::{self, Format, Image, OpenOptions};
 use virt_bmap_map::{self as bmap, FileType, Format as MapFormat, Header, Map};
@@ -130,7 +130,7 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     }
     let old = Arc::new(old);
     if !args.again {
-        how.former = Former::new(old.clone(), written).map(Arc::new);
+        how.baseline = Baseline::new(old.clone(), written).map(Arc::new);
     }
     let outs = [out.to_owned()];
     let mapped = match map_to(&disks, &outs, &how)? {

@@ -9,8 +9,8 @@ mod exports;
 pub mod progress;
 
 use crate::appliance::{Appliance, Decision, KillSwitch, LaunchError, LaunchOptions};
+use crate::probe::baseline::Baseline;
 use crate::probe::channel::{Channel, Snapshot};
-use crate::probe::former::Former;
 use crate::probe::found::{Counts, FoundError};
 use crate::probe::survey::Context;
 use crate::probe::unlock::Key;
@@ -42,7 +42,7 @@ pub struct Options {
     pub probe: Probe,
     /// An earlier map of this guest: what is as it was is taken over, and not read again. The map comes out the same.
     /// [`Probe::Guestfsd`] takes no notice of it.
-    pub former: Option<Arc<Former>>,
+    pub baseline: Option<Arc<Baseline>>,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
     /// Map what belongs to no file, too: metadata, symbolic links, free space. [`Probe::Guestfsd`] cannot.
@@ -61,7 +61,7 @@ impl Default for Options {
             force_share: false,
             launch: LaunchOptions::default(),
             probe: Probe::default(),
-            former: None,
+            baseline: None,
             keys: Vec::new(),
             metadata: false,
             legs: Legs::default(),
@@ -91,7 +91,7 @@ pub struct Mapped {
     pub map: Map,
     /// What was found.
     pub counts: Counts,
-    /// Files that were taken over from the [earlier map](Options::former), and not read.
+    /// Files that were taken over from the [earlier map](Options::baseline), and not read.
     pub taken_over: u64,
     /// How long it took.
     pub elapsed: Duration,
@@ -486,7 +486,7 @@ impl Session {
             metadata: self.options.metadata && self.options.probe != Probe::Guestfsd,
             legs: self.options.legs,
             sample: self.options.probe.sample(),
-            former: self.options.former.as_ref(),
+            baseline: self.options.baseline.as_ref(),
             overlays: &self.overlays,
             left_out: &self.left_out,
             phase: &|phase| self.set_phase(phase),

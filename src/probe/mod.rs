@@ -5,16 +5,16 @@
 //! * [`guestfsd`] does the same with the calls that every libguestfs has, a hundred times more slowly;
 //! * [`channel`] is the host's end of the agent's control disk;
 //! * [`metadata`] is about what belongs to no file;
-//! * [`former`] is what an earlier map knows, so that it need not be read again, `inodes` which files need not even be
+//! * [`baseline`] is what an earlier map knows, so that it need not be read again, `inodes` which files need not even be
 //!   looked at;
 //! * [`layout`] says where a device's bytes lie on the disks, as far as the kernel's tables tell;
 //! * [`found`] is the objects on their way into the map, [`warnings`] what could not be examined;
 //! * [`unlock`] is about encrypted devices.
 
+pub mod baseline;
 pub mod channel;
 mod device;
 mod expected;
-pub mod former;
 pub mod found;
 pub mod guestfsd;
 mod inodes;

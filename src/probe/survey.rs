@@ -1,7 +1,7 @@
 //! Goes through a guest's devices and file systems with the agent.
 
+use super::baseline::Baseline;
 use super::channel::{Channel, ChannelError, FIRST_PROOF, WalkContext};
-use super::former::Former;
 use super::found::ObjectNumber;
 use super::inodes::Inodes;
 use super::layout::{Layout, PROOF, Proof, Segment, layouts};
@@ -41,7 +41,7 @@ pub struct Context<'a> {
     /// Which extents are read at their ends, if the kernel's word is taken for the rest.
     pub sample: Option<Sample>,
     /// An earlier map of the guest, of which is taken over what is as it was.
-    pub former: Option<&'a Arc<Former>>,
+    pub baseline: Option<&'a Arc<Baseline>>,
     /// What the appliance has written to the disks, in order.
     pub overlays: &'a [Arc<Overlay>],
     /// File systems that are left out, and why.
@@ -132,7 +132,7 @@ fn walk(
     let layout = layouts.by_path.get(&filesystem.device);
     let inodes = if context.metadata { None } else { Inodes::of(context, filesystem, layout, is_settled) };
     let inodes = inodes.as_ref();
-    match walk_as(context, filesystem, layouts, context.sample, context.former, inodes) {
+    match walk_as(context, filesystem, layouts, context.sample, context.baseline, inodes) {
         Err(ProbeError::Channel(error @ (ChannelError::Lies | ChannelError::Damaged))) => {
             tracing::debug!("{}: all of each file is read: {error}", filesystem.device);
             context.channel.forget_walk();
@@ -152,7 +152,7 @@ fn walk_as(
     filesystem: &Content,
     layouts: &Layouts,
     sample: Option<Sample>,
-    former: Option<&Arc<Former>>,
+    baseline: Option<&Arc<Baseline>>,
     inodes: Option<&Inodes<'_>>,
 ) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
@@ -164,14 +164,14 @@ fn walk_as(
         legs: context.legs,
         metadata: context.metadata,
         sample,
-        former: former.cloned(),
+        baseline: baseline.cloned(),
         known: None,
         overlays: context.overlays.to_vec(),
     };
     let (order, asks) = (walk.read_order(), walk.takes_over());
     let mut listings = Listings::default();
-    if let (true, Some(former), Some(inodes)) = (asks, former, inodes)
-        && let Some((known, told)) = inodes.known(filesystem, former)
+    if let (true, Some(baseline), Some(inodes)) = (asks, baseline, inodes)
+        && let Some((known, told)) = inodes.known(filesystem, baseline)
     {
         (walk.known, listings) = (Some(Arc::new(known)), told);
     }

@@ -674,7 +674,7 @@ fn a_failed_write_leaves_the_former_file() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("out.bmap");
-    std::fs::write(&path, b"former").unwrap();
+    std::fs::write(&path, b"baseline").unwrap();
     let output = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
@@ -684,7 +684,7 @@ fn a_failed_write_leaves_the_former_file() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
-    assert_eq!(std::fs::read(&path).unwrap(), b"former");
+    assert_eq!(std::fs::read(&path).unwrap(), b"baseline");
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "something was left behind");
     save(&map(), &path).unwrap();
     assert_eq!(load(&path).unwrap(), map());

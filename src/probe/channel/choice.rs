@@ -4,8 +4,8 @@
 //! only serves as the proof, because it has the same file in the same place. So the map comes out the same as
 //! without it.
 
+use super::super::baseline::{Baseline, Stamps};
 use super::super::expected::places;
-use super::super::former::{Former, Stamps};
 use super::walk::{Expected, Walk, give};
 use super::{ChannelError, ObjectNumber, State};
 
@@ -16,9 +16,9 @@ impl Walk {
         let size = filesystem.blocks.saturating_mul(filesystem.block_size);
         let (device, kind) = (self.context.device.as_bytes(), &self.context.kind);
         let is_same =
-            |former: &Former| former.has_filesystem(device, kind.name(), filesystem.block_size, size);
-        if !self.context.former.as_deref().is_some_and(is_same) {
-            self.context.former = None;
+            |baseline: &Baseline| baseline.has_filesystem(device, kind.name(), filesystem.block_size, size);
+        if !self.context.baseline.as_deref().is_some_and(is_same) {
+            self.context.baseline = None;
         }
     }
 }
@@ -48,12 +48,12 @@ impl State {
         }
         let Some(promise) = self.walk.promise(file) else { return Ok(false) };
         let Walk { context, layout, remains, .. } = &mut self.walk;
-        let Some(former) = context.former.as_deref() else { return Ok(false) };
+        let Some(baseline) = context.baseline.as_deref() else { return Ok(false) };
         let extents = file.extents.as_deref().unwrap_or_default();
         let places = places(&promise, extents, layout.as_deref(), context.legs);
         let Expected { inode, size, modified, changed, .. } = *file;
         let stamps = Stamps { inode, size, modified, changed };
-        if !former.has_file(context.device.as_bytes(), stamps, &places) {
+        if !baseline.has_file(context.device.as_bytes(), stamps, &places) {
             return Ok(false);
         }
         for place in &places {

@@ -3,7 +3,7 @@
 use super::Known;
 use crate::appliance::DeviceNumber;
 use crate::probe::Legs;
-use crate::probe::former::Former;
+use crate::probe::baseline::Baseline;
 use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ pub struct WalkContext {
     /// Which extents are read at their ends, if the kernel's word is taken for the rest.
     pub sample: Option<Sample>,
     /// An earlier map of the guest, of which is taken over what is as it was.
-    pub former: Option<Arc<Former>>,
+    pub baseline: Option<Arc<Baseline>>,
     /// Files and directories of it that need not be looked at.
     pub known: Option<Arc<Known>>,
     /// What the appliance has written to the disks, in order.
@@ -62,7 +62,7 @@ impl WalkContext {
 
     /// Whether files may be taken over from an earlier map, so that the agent has to ask which to read.
     pub fn takes_over(&self) -> bool {
-        self.former.is_some() && self.is_promise_enough()
+        self.baseline.is_some() && self.is_promise_enough()
     }
 
     /// Whether something has been written in one of these places since the image was opened.

@@ -2,7 +2,7 @@
 //! the agent tells only the names, of directories not even what is in them; all else is taken over from that map.
 
 use super::{ChannelError, ObjectNumber, State};
-use crate::probe::former::{Directories, Directory, Former};
+use crate::probe::baseline::{Baseline, Directories, Directory};
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_map::{Kind, Object, ObjectId};
@@ -10,7 +10,7 @@ use virt_bmap_map::{Kind, Object, ObjectId};
 /// Such files and directories.
 pub struct Known {
     /// The earlier map.
-    pub former: Arc<Former>,
+    pub baseline: Arc<Baseline>,
     /// What the files are in that map, by their inodes.
     pub files: HashMap<u64, ObjectId>,
     /// The directories.
@@ -34,7 +34,7 @@ impl State {
             return Err(ChannelError::Nonsense("an object that is known, where none is"));
         };
         if let Some(file) = known.files.get(&inode) {
-            self.known_object(known.former.object(*file), parent, name).map(drop)
+            self.known_object(known.baseline.object(*file), parent, name).map(drop)
         } else if let Some(directory) = known.directories.get(inode) {
             self.known_directory(&known, directory, parent, name)
         } else {
@@ -50,7 +50,7 @@ impl State {
         parent: ObjectNumber,
         name: &[u8],
     ) -> Result<(), ChannelError> {
-        let object = |id| known.former.object(id);
+        let object = |id| known.baseline.object(id);
         let mut waiting = vec![(directory, parent, name)];
         while let Some((directory, parent, name)) = waiting.pop() {
             let id = self.known_object(object(directory.id), parent, name)?;

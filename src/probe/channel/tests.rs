@@ -1,7 +1,7 @@
 //! The channel against agents of all kinds.
 
 use super::*;
-use crate::probe::former::{self, Directories, Former};
+use crate::probe::baseline::{self, Baseline, Directories};
 use crate::probe::layout::Layout;
 use crate::probe::metadata::Inline;
 use virt_bmap_agent_protocol::Sample;
@@ -459,8 +459,8 @@ fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
         let file = builder.object(name, attributes).unwrap();
         builder.piece(file, 1, DiskRange::new(start, start + 65536), Some(FileOffset(0))).unwrap();
     }
-    let former = Former::new(Arc::new(builder.build()), std::collections::BTreeMap::new()).map(Arc::new);
-    let mut agent = Agent::walking_in(WalkContext { former, ..WalkContext::default() });
+    let baseline = Baseline::new(Arc::new(builder.build()), std::collections::BTreeMap::new()).map(Arc::new);
+    let mut agent = Agent::walking_in(WalkContext { baseline, ..WalkContext::default() });
     // The second has been moved, the third has grown.
     agent.find(&[(2, 65536), (3, 393_216), (4, 524_288)]);
     agent.say(&[Record::SelectFiles { ids: vec![2, 3, 4] }]).unwrap();
@@ -484,9 +484,9 @@ fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
     builder.piece(then, 1, DiskRange::new(65536, 69632), None).unwrap();
     let map = builder.build();
     let file = map.objects().next().unwrap().id();
-    let former = Former::new(Arc::new(map), std::collections::BTreeMap::new()).map(Arc::new).unwrap();
+    let baseline = Baseline::new(Arc::new(map), std::collections::BTreeMap::new()).map(Arc::new).unwrap();
     let directories = Directories::default();
-    let known = Some(Arc::new(Known { former, files: [(12, file)].into(), directories }));
+    let known = Some(Arc::new(Known { baseline, files: [(12, file)].into(), directories }));
     let walking = || Agent::walking_in(WalkContext { known: known.clone(), ..WalkContext::default() });
     let found = |id, parent, inode, name: &[u8]| Record::Known { id, parent, inode, name: name.to_vec() };
 
@@ -507,16 +507,16 @@ fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
 
 #[test]
 fn with_a_directory_that_is_known_all_that_is_known_in_it_is_found_and_none_is_found_twice() {
-    let former = Arc::new(former::tests::tree());
-    let (directories, files) = former::tests::known_in_tree(&former);
-    let device = former::tests::DEVICE;
-    let (directories, _) = Directories::new(&former, device, &directories, &files);
-    let known = Some(Arc::new(Known { former, files, directories }));
+    let baseline = Arc::new(baseline::tests::tree());
+    let (directories, files) = baseline::tests::known_in_tree(&baseline);
+    let device = baseline::tests::DEVICE;
+    let (directories, _) = Directories::new(&baseline, device, &directories, &files);
+    let known = Some(Arc::new(Known { baseline, files, directories }));
     let walking = || Agent::walking_in(WalkContext { known: known.clone(), ..WalkContext::default() });
     let found = |id, inode, name: &[u8]| Record::Known { id, parent: 1, inode, name: name.to_vec() };
 
     let mut agent = walking();
-    agent.say(&[found(2, former::tests::TOP, b"renamed")]).unwrap();
+    agent.say(&[found(2, baseline::tests::TOP, b"renamed")]).unwrap();
     // What is left in it comes after what came with it.
     agent.say(&[object(7, 2, ObjectKind::File, b"changed", 0)]).unwrap();
     assert_eq!(agent.channel.taken_over(), 3);
@@ -536,16 +536,16 @@ fn with_a_directory_that_is_known_all_that_is_known_in_it_is_found_and_none_is_f
     assert_eq!(map.pieces().len(), 5);
 
     // It lies in another directory, too, or what came with it does.
-    for inode in [former::tests::TOP, former::tests::CLEAN] {
+    for inode in [baseline::tests::TOP, baseline::tests::CLEAN] {
         let again = Record::Object(Object { inode, ..directory(7) });
         let mut agent = walking();
-        agent.say(&[found(2, former::tests::TOP, b"a")]).unwrap();
+        agent.say(&[found(2, baseline::tests::TOP, b"a")]).unwrap();
         assert!(agent.say(&[again]).is_err());
         assert!(matches!(agent.channel.end(), Err(ChannelError::Damaged)));
     }
     let mut agent = walking();
-    let first = Record::Object(Object { inode: former::tests::CLEAN, ..directory(2) });
-    assert!(agent.say(&[first, found(3, former::tests::TOP, b"a")]).is_err());
+    let first = Record::Object(Object { inode: baseline::tests::CLEAN, ..directory(2) });
+    assert!(agent.say(&[first, found(3, baseline::tests::TOP, b"a")]).is_err());
     assert!(walking().say(&[found(2, 99, b"a")]).is_err());
 }
 

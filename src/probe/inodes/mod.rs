@@ -17,10 +17,10 @@ mod windows;
 mod xfs;
 
 use super::Legs;
+use super::baseline::{Baseline, Directories};
 use super::channel::Known;
 use super::device::Device;
 use super::expected::PAGE;
-use super::former::{Directories, Former};
 use super::layout::Layout;
 use super::survey::Context;
 use crate::appliance::Content;
@@ -142,16 +142,16 @@ impl<'a> Inodes<'a> {
     }
 
     /// The files and directories of an earlier map that have not changed, and what the agent is told of the directories.
-    pub(super) fn known(&self, filesystem: &Content, former: &Arc<Former>) -> Option<(Known, Listings)> {
+    pub(super) fn known(&self, filesystem: &Content, baseline: &Arc<Baseline>) -> Option<(Known, Listings)> {
         let device = filesystem.device.as_bytes();
         if !self.is_settled {
             return None;
         }
-        let then = former.inodes(device, filesystem.kind.as_ref()?.name())?;
+        let then = baseline.inodes(device, filesystem.kind.as_ref()?.name())?;
         if then.len() > MOST_DIGESTS {
             return None;
         }
-        let pieces = former.directory_pieces(device);
+        let pieces = baseline.directory_pieces(device);
         let blocks = pieces.map(|(inode, piece)| (inode, piece.disk, piece.range, piece.role)).collect();
         let now = self.states(then.keys().copied(), &blocks);
         let unchanged = |inode| {
@@ -162,7 +162,7 @@ impl<'a> Inodes<'a> {
         };
         let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
         let is_file = |inode| unchanged(inode) == Some(SelfContained::File);
-        let files = former.unchanged(device, is_file, is_touched);
+        let files = baseline.unchanged(device, is_file, is_touched);
         let is_directory = |inode, size| match unchanged(inode) {
             Some(SelfContained::Directory) => blocks.bytes(inode) == size,
             Some(SelfContained::InlineDirectory) => blocks.bytes(inode) == 0,
@@ -170,12 +170,12 @@ impl<'a> Inodes<'a> {
         };
         // Smaller blocks come to memory together with others that may be of other directories, which are not read again then.
         let directories = if self.table.block() >= PAGE {
-            former.unchanged_directories(device, is_directory, is_touched)
+            baseline.unchanged_directories(device, is_directory, is_touched)
         } else {
             HashMap::new()
         };
-        let (directories, listings) = Directories::new(former, device, &directories, &files);
-        Some((Known { files, directories, former: former.clone() }, listings))
+        let (directories, listings) = Directories::new(baseline, device, &directories, &files);
+        Some((Known { files, directories, baseline: baseline.clone() }, listings))
     }
 
     /// Puts the digests of what has been found into the map's header.

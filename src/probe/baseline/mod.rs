@@ -45,7 +45,7 @@ impl Stamps {
 
 /// An earlier map of a guest, made ready for looking its files up.
 #[derive(Debug)]
-pub struct Former {
+pub struct Baseline {
     map: Arc<Map>,
     /// Files that were read where the kernel said, by device and stamps. One name of each suffices, but all are here.
     files: Vec<ObjectId>,
@@ -55,7 +55,7 @@ pub struct Former {
     written: BTreeMap<DiskNumber, Spans>,
 }
 
-impl Former {
+impl Baseline {
     /// Makes a map ready. `None` where nothing can be taken over from it: text maps know no inodes.
     ///
     /// `written` is what has been written since the map was made, of disks of which that is known: what lies there is
@@ -264,8 +264,8 @@ pub(in crate::probe) mod tests {
         Cause::FileFailed { operation, errno: Some(5), offset: None }
     }
 
-    fn former_with(warning: impl Into<Option<Warning>>) -> Option<Former> {
-        Former::new(map(warning.into().into_iter().collect(), Marks::empty()), BTreeMap::new())
+    fn baseline_with(warning: impl Into<Option<Warning>>) -> Option<Baseline> {
+        Baseline::new(map(warning.into().into_iter().collect(), Marks::empty()), BTreeMap::new())
     }
 
     pub(in crate::probe) const DEVICE: &[u8] = b"/dev/sda";
@@ -273,7 +273,7 @@ pub(in crate::probe) mod tests {
     pub(in crate::probe) const CLEAN: u64 = 31;
 
     /// What is in a file system, with the inodes: what of it is not named below is as it was.
-    pub(in crate::probe) const FORMER_TREE: [(Kind, &str, u64); 13] = [
+    pub(in crate::probe) const BASELINE_TREE: [(Kind, &str, u64); 13] = [
         (Kind::Directory, "/", 2),
         (Kind::File, "/top-file", 60),
         (Kind::Directory, "/top", TOP),
@@ -290,9 +290,9 @@ pub(in crate::probe) mod tests {
     ];
 
     /// A map of it in which each file and directory but the root has a block.
-    pub(in crate::probe) fn tree() -> Former {
+    pub(in crate::probe) fn tree() -> Baseline {
         let mut builder = MapBuilder::new(Header::default());
-        for (kind, path, inode) in FORMER_TREE {
+        for (kind, path, inode) in BASELINE_TREE {
             let attributes = Attributes {
                 inode: Some(inode),
                 size: Some(4096),
@@ -307,42 +307,42 @@ pub(in crate::probe) mod tests {
                 builder.piece(object, 1, DiskRange::new(inode << 12, (inode + 1) << 12), None).unwrap();
             }
         }
-        Former::new(Arc::new(builder.build()), BTreeMap::new()).unwrap()
+        Baseline::new(Arc::new(builder.build()), BTreeMap::new()).unwrap()
     }
 
     /// The directories and files in it that are as they were.
     pub(in crate::probe) fn known_in_tree(
-        former: &Former,
+        baseline: &Baseline,
     ) -> (HashMap<u64, ObjectId>, HashMap<u64, ObjectId>) {
         let is_changed = |inode| [32, 41, 45].contains(&inode);
-        let directories = former.unchanged_directories(
+        let directories = baseline.unchanged_directories(
             DEVICE,
             |inode, size| !is_changed(inode) && size == 4096,
             |_, _| false,
         );
-        let files = former.unchanged(DEVICE, |inode| !is_changed(inode), |_, _| false);
+        let files = baseline.unchanged(DEVICE, |inode| !is_changed(inode), |_, _| false);
         (directories, files)
     }
 
     #[test]
     fn a_directory_that_may_lack_something_is_listed() {
         let touched = |disk, range: DiskRange| (disk, range.start.0) == (1, TOP << 12);
-        let unchanged = |former: &Former| {
-            let unchanged = former.unchanged_directories(DEVICE, |_, _| true, touched);
+        let unchanged = |baseline: &Baseline| {
+            let unchanged = baseline.unchanged_directories(DEVICE, |_, _| true, touched);
             let mut unchanged: Vec<u64> = unchanged.into_keys().collect();
             unchanged.sort_unstable();
             unchanged
         };
-        let mut former = tree();
-        assert_eq!(unchanged(&former), [2, 31, 32, 33, 34]);
-        former.incomplete.insert(b"/dev/sda1".to_vec());
-        assert_eq!(unchanged(&former).len(), 5);
-        former.incomplete.insert(DEVICE.to_vec());
-        assert!(unchanged(&former).is_empty());
+        let mut baseline = tree();
+        assert_eq!(unchanged(&baseline), [2, 31, 32, 33, 34]);
+        baseline.incomplete.insert(b"/dev/sda1".to_vec());
+        assert_eq!(unchanged(&baseline).len(), 5);
+        baseline.incomplete.insert(DEVICE.to_vec());
+        assert!(unchanged(&baseline).is_empty());
 
         let incomplete = |cause| {
-            let former = former_with(Warning::on_path("/dev/sda1", b"/b", cause)).unwrap();
-            former.incomplete.contains(&b"/dev/sda1"[..])
+            let baseline = baseline_with(Warning::on_path("/dev/sda1", b"/b", cause)).unwrap();
+            baseline.incomplete.contains(&b"/dev/sda1"[..])
         };
         assert!(incomplete(file_failed(FileOperation::Open)));
         assert!(incomplete(Cause::WalkCutShort { error: "the agent failed".into() }));
@@ -351,8 +351,8 @@ pub(in crate::probe) mod tests {
 
     #[test]
     fn a_file_is_known_by_its_stamps_and_places_in_whatever_pieces_they_come() {
-        let former = former_with(None).unwrap();
-        let has = |device: &[u8], stamps, places: &[Place]| former.has_file(device, stamps, places);
+        let baseline = baseline_with(None).unwrap();
+        let has = |device: &[u8], stamps, places: &[Place]| baseline.has_file(device, stamps, places);
         let places = [place(65536, 66560, 4096), place(66560, 69632, 5120), place(4096, 8192, 0)];
         assert!(has(b"/dev/sda1", STAMPS, &places));
         assert!(!has(b"/dev/sda2", STAMPS, &places));
@@ -370,30 +370,30 @@ pub(in crate::probe) mod tests {
     #[test]
     fn what_was_written_since_is_not_known_any_more() {
         let written = BTreeMap::from([(1, Spans::from_iter([DiskRange::new(69000, 69001)]))]);
-        let former = Former::new(map(Vec::new(), Marks::empty()), written).unwrap();
-        assert!(!former.has_file(b"/dev/sda1", STAMPS, &[place(4096, 8192, 0), place(65536, 69632, 4096)]));
+        let baseline = Baseline::new(map(Vec::new(), Marks::empty()), written).unwrap();
+        assert!(!baseline.has_file(b"/dev/sda1", STAMPS, &[place(4096, 8192, 0), place(65536, 69632, 4096)]));
     }
 
     #[test]
     fn nothing_is_taken_over_that_was_not_read_as_promised() {
         let failed = |device| Warning::on_path(device, b"/b", file_failed(FileOperation::Read));
-        assert!(former_with(Warning::on_device("/dev/sda1", Cause::JournalReplayed)).is_some());
-        assert!(former_with(failed("/dev/sda1")).is_none());
-        assert!(former_with(failed("/dev/sda10")).is_some());
-        assert!(former_with(Warning::on_guest(Cause::MoreOmitted { count: 7 })).is_none());
+        assert!(baseline_with(Warning::on_device("/dev/sda1", Cause::JournalReplayed)).is_some());
+        assert!(baseline_with(failed("/dev/sda1")).is_none());
+        assert!(baseline_with(failed("/dev/sda10")).is_some());
+        assert!(baseline_with(Warning::on_guest(Cause::MoreOmitted { count: 7 })).is_none());
         for marks in [Marks::INEXACT, Marks::UNVERIFIED] {
-            assert!(Former::new(map(Vec::new(), marks), BTreeMap::new()).is_none());
+            assert!(Baseline::new(map(Vec::new(), marks), BTreeMap::new()).is_none());
         }
-        assert!(Former::new(map(Vec::new(), Marks::SPARSE), BTreeMap::new()).is_some());
+        assert!(Baseline::new(map(Vec::new(), Marks::SPARSE), BTreeMap::new()).is_some());
     }
 
     #[test]
     fn a_file_system_of_another_kind_or_size_is_another_one() {
-        let former = former_with(None).unwrap();
-        assert!(former.has_filesystem(b"/dev/sda1", "ext4", 4096, 1 << 20));
-        assert!(!former.has_filesystem(b"/dev/sda1", "ext4", 1024, 1 << 20));
-        assert!(!former.has_filesystem(b"/dev/sda1", "xfs", 4096, 1 << 20));
-        assert!(!former.has_filesystem(b"/dev/sda1", "ext4", 4096, 2 << 20));
-        assert!(!former.has_filesystem(b"/dev/sda2", "ext4", 4096, 1 << 20));
+        let baseline = baseline_with(None).unwrap();
+        assert!(baseline.has_filesystem(b"/dev/sda1", "ext4", 4096, 1 << 20));
+        assert!(!baseline.has_filesystem(b"/dev/sda1", "ext4", 1024, 1 << 20));
+        assert!(!baseline.has_filesystem(b"/dev/sda1", "xfs", 4096, 1 << 20));
+        assert!(!baseline.has_filesystem(b"/dev/sda1", "ext4", 4096, 2 << 20));
+        assert!(!baseline.has_filesystem(b"/dev/sda2", "ext4", 4096, 1 << 20));
     }
 }

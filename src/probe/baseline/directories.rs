@@ -3,7 +3,7 @@
 //! What of it is known to be as it was, too, is taken over when the agent has found the directory, and with it all that
 //! lies in directories below it in which nothing is new. The agent looks at the rest.
 
-use super::Former;
+use super::Baseline;
 use std::collections::{BTreeMap, HashMap};
 use virt_bmap_agent_protocol::{Entry, Listing, Listings};
 use virt_bmap_map::{Kind, ObjectId};
@@ -33,12 +33,12 @@ impl Directories {
     /// The directories with these inodes, of which the files with these inodes are as they were, and what the agent has to
     /// know of those that it may come to. None, if that is more than it has room for.
     pub(in crate::probe) fn new(
-        former: &Former,
+        baseline: &Baseline,
         device: &[u8],
         directories: &HashMap<u64, ObjectId>,
         files: &HashMap<u64, ObjectId>,
     ) -> (Self, Listings) {
-        let name = |id: ObjectId| former.map.object(id).name();
+        let name = |id: ObjectId| baseline.map.object(id).name();
         // The root is always listed: it is in no directory.
         let paths: BTreeMap<&[u8], u64> = directories
             .iter()
@@ -50,7 +50,7 @@ impl Directories {
             .filter_map(|inode| Some((*inode, Directory::new(*directories.get(inode)?))))
             .collect();
         let mut below: HashMap<u64, Vec<u64>> = HashMap::new();
-        let objects = former.on(device, Kind::Directory).chain(former.on(device, Kind::File));
+        let objects = baseline.on(device, Kind::Directory).chain(baseline.on(device, Kind::File));
         for object in objects {
             let Some((parent, name)) = object.name().in_directory() else { continue };
             let inode = object.attributes().inode.unwrap_or(0);
@@ -117,14 +117,14 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{CLEAN, DEVICE, FORMER_TREE, TOP, known_in_tree, tree};
+    use super::super::tests::{BASELINE_TREE, CLEAN, DEVICE, TOP, known_in_tree, tree};
     use super::*;
 
     #[test]
     fn the_agent_looks_at_what_is_not_known_and_comes_to_nothing_else() {
-        let former = tree();
-        let (directories, files) = known_in_tree(&former);
-        let (_, mut listings) = Directories::new(&former, DEVICE, &directories, &files);
+        let baseline = tree();
+        let (directories, files) = known_in_tree(&baseline);
+        let (_, mut listings) = Directories::new(&baseline, DEVICE, &directories, &files);
         assert_eq!(listings.take(CLEAN), None, "all of it comes with the one above");
         let top = listings.take(TOP).unwrap();
         // Two files and a directory in that, and a file beside it.
@@ -136,7 +136,7 @@ mod tests {
             told.sort();
             told
         };
-        let inode = |path: &str| FORMER_TREE.iter().find(|(_, known, _)| *known == path).unwrap().2;
+        let inode = |path: &str| BASELINE_TREE.iter().find(|(_, known, _)| *known == path).unwrap().2;
         assert_eq!(
             told(&top.entries),
             [
