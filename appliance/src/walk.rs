@@ -11,9 +11,9 @@
 //! their length, and no symbolic link is followed.
 
 mod batches;
+mod encrypted;
 mod list;
 mod metadata;
-mod sealed;
 mod told;
 
 use crate::Fatal;
@@ -24,6 +24,7 @@ use crate::pieces::pieces;
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::Tails;
 use crate::{btrfs, fiemap, quiet};
+use encrypted::EncryptedFile;
 use list::{Entry, Listed, list};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
@@ -31,7 +32,6 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sealed::Sealed;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
@@ -106,7 +106,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         directories: HashSet::new(),
         listed: 0,
         last_unsure: 0,
-        sealed: Vec::new(),
+        encrypted: Vec::new(),
         tails: kind.facts().packs_files.then(|| Tails::new(statfs.f_bsize as u64)),
         kind,
     };
@@ -135,7 +135,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     } else {
         walker.descend(place, id)?;
     }
-    walker.read_sealed()?;
+    walker.read_encrypted()?;
     walker.read()?;
     if let Some(tails) = walker.tails.take() {
         tails.read(&mut walker.control, root)?;
@@ -190,7 +190,7 @@ struct Walker {
     /// The directory that was last said to be unsure.
     last_unsure: u32,
     /// Files that the kernel does not open, because their key is not there.
-    sealed: Vec<Sealed>,
+    encrypted: Vec<EncryptedFile>,
     /// Of squashfs: what is read only at the end.
     tails: Option<Tails>,
 }
@@ -425,7 +425,7 @@ impl Walker {
         let fd = match self.open_file(directory, name) {
             Ok(fd) => fd,
             Err(Errno::NOKEY) => {
-                self.note_sealed(directory, parent, name);
+                self.note_encrypted(directory, parent, name);
                 return Ok(None);
             }
             Err(errno) => {

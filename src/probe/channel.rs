@@ -221,7 +221,7 @@ impl Channel {
         state.task = Vec::new();
         state.note_filesystem();
         state.end_batch()?;
-        state.note_sealed();
+        state.note_encrypted();
         let remains = std::mem::take(&mut state.walk).remains;
         if let Some(error) = state.error.take() {
             return Err(error);
@@ -349,7 +349,7 @@ impl State {
             Record::Done => self.done = true,
             Record::Packed => self.walk.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,
-            Record::Encrypted { id } => self.sealed(id)?,
+            Record::Encrypted { id } => self.encrypted(id)?,
             Record::Chunk(chunk) => {
                 self.before_the_root(self.walk.chunks.len())?;
                 self.walk.chunks.push(chunk);
@@ -435,7 +435,7 @@ impl State {
                 is_placed: false,
                 is_placed_nowhere: true,
                 is_system,
-                is_sealed: false,
+                is_encrypted: false,
                 is_link: object.kind == ObjectKind::Symlink,
                 unexpected: None,
             };
@@ -548,11 +548,11 @@ impl State {
 mod beside;
 mod choice;
 mod context;
+mod encrypted;
 mod known;
 mod listing;
 mod promise;
 mod reads;
-mod sealed;
 mod series;
 #[cfg(test)]
 mod tests;

@@ -189,7 +189,7 @@ impl State {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }
             self.walk.note_inline(id, &file);
-            self.walk.count_sealed(&file);
+            self.walk.count_encrypted(&file);
             let Walk { context, layout, remains, .. } = &mut self.walk;
             if file.unexpected.is_some() {
                 self.warnings.count_not_exact(&context.device);

@@ -39,7 +39,7 @@ pub(super) struct Walk {
     /// For how many files those stand that are not where the kernel says.
     pub(super) lies: u64,
     /// Encrypted files without their key, and for how many of these it is not known where they lie.
-    pub(super) sealed: u64,
+    pub(super) encrypted: u64,
     pub(super) lost: u64,
     pub(super) again: Vec<u32>,
     /// What the agent is told when it asks for a verdict.
@@ -105,7 +105,7 @@ pub(super) struct Expected {
     /// It is the file system's own. Much of it is in memory before it can be read.
     pub(super) is_system: bool,
     /// It is encrypted, and was not opened.
-    pub(super) is_sealed: bool,
+    pub(super) is_encrypted: bool,
     /// It is a symbolic link, which cannot be asked for its extents.
     pub(super) is_link: bool,
     /// What was read of it, if that was not what was expected.

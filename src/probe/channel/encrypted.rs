@@ -7,32 +7,32 @@ use virt_bmap_map::{Cause, Marks};
 
 impl Walk {
     /// Counts a file whose batch ends, if it is one of these.
-    pub(super) fn count_sealed(&mut self, file: &Expected) {
-        self.sealed += u64::from(file.is_sealed);
-        self.lost += u64::from(file.is_sealed && file.extents.is_none() && file.allocated > 0);
+    pub(super) fn count_encrypted(&mut self, file: &Expected) {
+        self.encrypted += u64::from(file.is_encrypted);
+        self.lost += u64::from(file.is_encrypted && file.extents.is_none() && file.allocated > 0);
     }
 }
 
 impl State {
     /// Takes in that a file is one of these.
-    pub(super) fn sealed(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
+    pub(super) fn encrypted(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
         let Some(file) = self.walk.files.get_mut(&id) else {
             return Err(ChannelError::Nonsense("an encrypted object that is no file of the batch"));
         };
-        file.is_sealed = true;
+        file.is_encrypted = true;
         self.found.mark(id, Marks::ENCRYPTED | Marks::ENCODED);
         Ok(())
     }
 
     /// Says how many there were, at the end of a walk.
-    pub(super) fn note_sealed(&mut self) {
-        let (sealed, lost) = (self.walk.sealed, self.walk.lost);
+    pub(super) fn note_encrypted(&mut self) {
+        let (encrypted, lost) = (self.walk.encrypted, self.walk.lost);
         let device = &self.walk.context.device;
         if lost > 0 {
             self.warnings.on_device(device, Cause::EncryptedFilesUnplaced { count: lost });
         }
-        if sealed > lost {
-            self.warnings.on_device(device, Cause::EncryptedNames { count: sealed - lost });
+        if encrypted > lost {
+            self.warnings.on_device(device, Cause::EncryptedNames { count: encrypted - lost });
         }
     }
 }

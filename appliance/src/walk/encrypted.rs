@@ -27,7 +27,7 @@ const ASKED: usize = 1024;
 const QUESTIONS: &str = "/tmp/virt-bmap-questions";
 
 /// A file that cannot be opened.
-pub(super) struct Sealed {
+pub(super) struct EncryptedFile {
     parent: u32,
     name: CString,
     stat: Stat,
@@ -35,12 +35,12 @@ pub(super) struct Sealed {
 
 impl Walker {
     /// Notes a file that the kernel does not open without its key.
-    pub(super) fn note_sealed(&mut self, directory: BorrowedFd<'_>, parent: u32, name: &CStr) {
+    pub(super) fn note_encrypted(&mut self, directory: BorrowedFd<'_>, parent: u32, name: &CStr) {
         match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
                 let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
                 if is_file && !self.is_elsewhere(&stat) {
-                    self.sealed.push(Sealed { parent, name: name.to_owned(), stat });
+                    self.encrypted.push(EncryptedFile { parent, name: name.to_owned(), stat });
                 }
             }
             Err(errno) => self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0),
@@ -48,29 +48,29 @@ impl Walker {
     }
 
     /// Reads the files that were noted, as far as it can be found out where they lie.
-    pub(super) fn read_sealed(&mut self) -> Result<(), Fatal> {
-        let sealed = std::mem::take(&mut self.sealed);
+    pub(super) fn read_encrypted(&mut self) -> Result<(), Fatal> {
+        let encrypted = std::mem::take(&mut self.encrypted);
         let device = block_device(self.device, OFlags::DIRECT).filter(|_| self.kind.is_ext());
-        for asked in sealed.chunks(ASKED) {
+        for asked in encrypted.chunks(ASKED) {
             let places = match &device {
                 Some((path, _)) => ask(path, asked.iter().map(|file| file.stat.st_ino), self.block),
                 None => HashMap::new(),
             };
             for file in asked {
                 let device = device.as_ref().map(|(_, fd)| fd);
-                self.sealed_file(file, places.get(&file.stat.st_ino), device)?;
+                self.encrypted_file(file, places.get(&file.stat.st_ino), device)?;
             }
         }
         Ok(())
     }
 
-    fn sealed_file(
+    fn encrypted_file(
         &mut self,
-        file: &Sealed,
+        file: &EncryptedFile,
         places: Option<&Places>,
         device: Option<&OwnedFd>,
     ) -> Result<(), Fatal> {
-        let Sealed { parent, name, stat } = file;
+        let EncryptedFile { parent, name, stat } = file;
         let inode = (stat.st_dev, stat.st_ino);
         if let Some(&id) = self.links.get(&inode) {
             self.control.put(&Record::Link { id, parent: *parent, name: name.to_bytes().to_vec() });
