@@ -30,7 +30,7 @@ impl Control {
             pending: Vec::new(),
             out: AlignedBuffer::new(frame::MAX),
             reply: AlignedBuffer::new(REPLY_SIZE),
-            disks: crate::quiet::inflight_counters()?,
+            disks: crate::disable_readahead::inflight_counters()?,
         })
     }
 

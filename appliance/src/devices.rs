@@ -32,7 +32,7 @@ pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
     let same = |name: &&str| Device { name: (*name).to_owned(), node: (*name).to_owned() };
     let devices: Vec<Device> = named.iter().map(same).chain(kernel_devices(control)?).collect();
     if devices.iter().any(|device| device.node.starts_with("/dev/mapper/")) {
-        crate::calm::run();
+        crate::dm_freeze::run();
     }
     let contents = contents(&devices);
     for Device { name, node } in devices {

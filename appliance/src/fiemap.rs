@@ -137,7 +137,7 @@ pub(crate) const MOST_BLOCKS: u64 = 4096;
 /// All blocks of a file of `size` bytes, joined where they lie one after the other. `None` where the file
 /// system has no FIBMAP, the file has more blocks than `most`, or some of its bytes have none and it is not certain that
 /// they are holes: a hole, a block out of the call's reach and data that lies in metadata all look the same, unless
-/// those that were told are all of the `allocated` bytes.
+/// those that were received are all of the `allocated` bytes.
 pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> Option<Vec<Extent>> {
     /// `FIBMAP` and `FIGETBSZ` are numbered without a type.
     const FIBMAP: rustix::ioctl::Opcode = opcode::none(0, 1);
@@ -151,7 +151,7 @@ pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> O
         return None;
     }
     let mut extents: Vec<Extent> = Vec::new();
-    let mut told = 0;
+    let mut received = 0;
     for number in 0..count {
         let mut place = i32::try_from(number).ok()?;
         #[allow(unsafe_code)]
@@ -162,7 +162,7 @@ pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> O
         if place == 0 {
             continue;
         }
-        told += 1;
+        received += 1;
         let (logical, physical) = (number * block, place.checked_mul(block)?);
         match extents.last_mut() {
             Some(last)
@@ -173,6 +173,6 @@ pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> O
             _ => extents.push(Extent { logical, physical, length: block, flags: 0 }),
         }
     }
-    let is_all = told == count || told > 0 && told * block >= allocated;
+    let is_all = received == count || received > 0 && received * block >= allocated;
     is_all.then_some(extents)
 }

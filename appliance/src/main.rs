@@ -13,9 +13,10 @@
 mod aio;
 mod btrfs;
 mod buffer;
-mod calm;
 mod control;
 mod devices;
+mod disable_readahead;
+mod dm_freeze;
 mod f2fs;
 mod fiemap;
 mod getfsmap;
@@ -23,7 +24,6 @@ mod kernel_log;
 mod nilfs2;
 mod phases;
 mod pieces;
-mod quiet;
 mod reader;
 mod squashfs;
 mod tagged_read;
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> Result<(), Fatal> {
     match arguments {
-        ["quiet"] => quiet::run(),
+        ["disable-readahead"] => disable_readahead::run(),
         ["log"] => kernel_log::run(),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["work", control] => match control::task(control)? {

@@ -95,7 +95,7 @@ impl Tails {
             for is_second_try in [false, true] {
                 if is_second_try || matches!(cached, Cached::Several) {
                     directory = None;
-                    mounted.afresh(control)?;
+                    mounted.reset(control)?;
                     cached = Cached::Nothing;
                 }
                 let opened = match &directory {
@@ -197,7 +197,7 @@ impl<'a> Mounted<'a> {
     }
 
     /// Mounts it anew, so that nothing of it is in memory.
-    fn afresh(&mut self, control: &Control) -> Result<(), Fatal> {
+    fn reset(&mut self, control: &Control) -> Result<(), Fatal> {
         control.settle()?;
         unmount(self.root, UnmountFlags::empty()).map_err(|error| format!("cannot unmount: {error}"))?;
         let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;

@@ -12,9 +12,9 @@
 
 mod batches;
 mod encrypted;
+mod host_listings;
 mod list;
 mod metadata;
-mod told;
 
 use crate::Fatal;
 use crate::buffer::ALIGNMENT;
@@ -23,7 +23,7 @@ use crate::phases::{Phase, Phases};
 use crate::pieces::pieces;
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::Tails;
-use crate::{btrfs, fiemap, quiet};
+use crate::{btrfs, disable_readahead, fiemap};
 use encrypted::EncryptedFile;
 use list::{Entry, Listed, list};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -66,7 +66,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     // One descriptor is held for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
-    quiet::drop_caches()?;
+    disable_readahead::drop_caches()?;
 
     let place = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
     let stat = fstat(&place)?;
@@ -101,7 +101,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         metadata,
         known,
         listings,
-        told: HashMap::new(),
+        host_listings: HashMap::new(),
         links: HashMap::new(),
         directories: HashSet::new(),
         listed: 0,
@@ -180,7 +180,7 @@ struct Walker {
     /// Directories that have not been found, and need not be listed.
     listings: Listings,
     /// What there is to look at in those that have been found, and not been entered, by number.
-    told: HashMap<u32, Vec<Entry>>,
+    host_listings: HashMap<u32, Vec<Entry>>,
     /// Device and inode to number, of files with more than one name.
     links: HashMap<(u64, u64), u32>,
     /// Devices and inodes of the directories seen, against loops in damaged file systems.
@@ -251,7 +251,7 @@ impl Walker {
     /// it.
     fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
         let mut below = Vec::new();
-        if let Some(entries) = self.told.remove(&id) {
+        if let Some(entries) = self.host_listings.remove(&id) {
             self.phases.enter(Phase::LookUp);
             self.look_up(place.as_fd(), id, entries, &mut below)?;
             return Ok(below);

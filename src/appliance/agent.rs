@@ -34,7 +34,7 @@ impl Appliance {
     /// [`AgentError`]
     pub fn start_agent(&self) -> Result<(), AgentError> {
         self.upload(AGENT, AGENT_PATH, 0o755)?;
-        self.run("quiet").map(drop)
+        self.run("disable-readahead").map(drop)
     }
 
     /// What the kernel has said since the last time, or since the agent was started.

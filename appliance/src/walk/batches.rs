@@ -69,8 +69,8 @@ impl Walker {
                         continue;
                     }
                 };
-                let is_told = self.told.contains_key(&id);
-                let extents = if is_told { None } else { self.extents(&fd).ok().flatten() };
+                let is_listed_by_host = self.host_listings.contains_key(&id);
+                let extents = if is_listed_by_host { None } else { self.extents(&fd).ok().flatten() };
                 match extents {
                     Some(extents)
                         if fstat(&*fd)?.st_size <= LARGEST && extents.iter().all(Extent::is_plain) =>

@@ -8,7 +8,7 @@ use virt_bmap_agent_protocol::{self as protocol, Listing, Record};
 
 impl Entry {
     /// One that the host tells.
-    fn told(entry: protocol::Entry) -> Result<Self, NulError> {
+    fn from_host(entry: protocol::Entry) -> Result<Self, NulError> {
         let protocol::Entry { inode, is_directory, name } = entry;
         let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
         Ok(Self { name: CString::new(name)?, kind, inode })
@@ -30,8 +30,8 @@ impl Walker {
         self.directories.insert((self.device, inode));
         self.control.put(&Record::Known { id, parent, inode, name: name.to_bytes().to_vec() });
         if !listing.entries.is_empty() {
-            let entries = listing.entries.into_iter().map(Entry::told);
-            self.told.insert(id, entries.collect::<Result<_, _>>()?);
+            let entries = listing.entries.into_iter().map(Entry::from_host);
+            self.host_listings.insert(id, entries.collect::<Result<_, _>>()?);
             below.push((name, id));
         }
         self.found()
