@@ -57,7 +57,7 @@ pub enum ChannelError {
     Object(#[from] FoundError),
     /// Files do not lie where the kernel says, so those that were not read in full may be anywhere.
     #[error("files do not lie where the appliance's kernel says")]
-    Lies,
+    ExtentMismatch,
     /// Something cannot be examined, or is in two places, and what there is to be said of it may depend on what was come to first.
     #[error("the file system is damaged, and nothing of it is taken over from the earlier map")]
     Damaged,
@@ -342,7 +342,7 @@ impl State {
             Record::Tag { id, reset } => self.tag(id, reset, recorder)?,
             Record::Series { ids } => self.begin_series(ids, recorder)?,
             Record::Listing { ids } => self.begin_listing(ids, recorder)?,
-            Record::SelectFiles { ids } => self.choose(ids)?,
+            Record::SelectFiles { ids } => self.select_files(ids)?,
             Record::BatchEnd => self.batch_end()?,
             Record::ReadFailure(failure) => self.read_failure(&failure)?,
             Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
@@ -545,14 +545,14 @@ impl State {
     }
 }
 
-mod beside;
-mod choice;
+mod accept_extents;
 mod context;
 mod encrypted;
 mod known;
 mod listing;
-mod promise;
+mod metadata_inputs;
 mod reads;
+mod select_files;
 mod series;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, FileOffset, Range, R
 /// Bytes in a page of the appliance's kernel.
 pub(super) const PAGE: u64 = 4096;
 
-/// What a file's extents promise of a read of all of it.
+/// What a file's extents expected of a read of all of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Expectation {
     /// They do not tell.
@@ -61,10 +61,10 @@ impl Expectation {
     }
 
     /// Whether what was read is what was promised; `again`: the file has been read a second time.
-    pub(super) fn is_met_by(&self, recording: &Recording, layout: Option<&Layout>, again: bool) -> bool {
+    pub(super) fn is_met_by(&self, recording: &Recording, layout: Option<&Layout>, is_reread: bool) -> bool {
         match self {
             Self::None => true,
-            Self::SecondRead => again,
+            Self::SecondRead => is_reread,
             Self::Bytes(bytes) => recording.bytes() == *bytes,
             Self::Blocks(blocks) | Self::Pages(blocks) if layout.is_some_and(Layout::is_partial) => {
                 layout.is_some_and(|layout| blocks.iter().all(|range| layout.covers(range)))

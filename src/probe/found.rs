@@ -185,7 +185,7 @@ impl Found {
     ///
     /// # Errors
     /// [`FoundError`]
-    pub fn beside(
+    pub fn metadata_object(
         &mut self,
         kind: Kind,
         device: &str,

@@ -2,7 +2,7 @@
 //!
 //! The kernel's own tables say it: where a partition begins, which targets a device-mapper table has
 //! (`dm`), which members an array has (`md`), and the rules of RAID (`raid`). Nothing is taken on trust:
-//! what is computed here is proved by tagged reads before it is used, see [`proofs`](Layout::proofs).
+//! what is computed here is verified by tagged reads before it is used, see [`proofs`](Layout::proofs).
 //!
 //! A byte of a mirrored device lies on several disks, or several times on one. The kernel reads one of these
 //! *copies*, whichever it likes; what was read is therefore translated back to the device, and from there to

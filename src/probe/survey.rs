@@ -133,7 +133,7 @@ fn walk(
     let inodes = if context.metadata { None } else { Inodes::of(context, filesystem, layout, is_settled) };
     let inodes = inodes.as_ref();
     match walk_as(context, filesystem, layouts, context.sample, context.baseline, inodes) {
-        Err(ProbeError::Channel(error @ (ChannelError::Lies | ChannelError::Damaged))) => {
+        Err(ProbeError::Channel(error @ (ChannelError::ExtentMismatch | ChannelError::Damaged))) => {
             tracing::debug!("{}: all of each file is read: {error}", filesystem.device);
             context.channel.forget_walk();
             context.unmount(filesystem)?;

@@ -1,7 +1,7 @@
 //! What an earlier map of a guest knows of its files.
 //!
 //! A file that has the same inode, size and times as then, and of which the kernel promises the same places, need not be
-//! read again: that these are its places has been proved when the earlier map was made. The promise is made afresh for
+//! read again: that these are its places has been verified when the earlier map was made. The expected is made afresh for
 //! each file, so what is taken over can be no older than the image. Files with another name than then are the same
 //! files.
 
@@ -65,14 +65,14 @@ impl Baseline {
         if doubts.everything {
             return None;
         }
-        let is_proved = |object: &Object<'_>| {
+        let is_verified = |object: &Object<'_>| {
             let attributes = object.attributes();
             object.kind() == Kind::File
                 && Stamps::of(&attributes).is_some()
                 && !attributes.marks.intersects(Marks::INEXACT | Marks::UNVERIFIED)
                 && !doubts.files.contains(object.name().device)
         };
-        let mut files: Vec<ObjectId> = map.objects().filter(is_proved).map(Object::id).collect();
+        let mut files: Vec<ObjectId> = map.objects().filter(is_verified).map(Object::id).collect();
         files.sort_by(|a, b| {
             let [(a, a_stamps), (b, b_stamps)] = [*a, *b].map(|id| stamped(map.object(id)));
             a.cmp(b).then(a_stamps.cmp(&b_stamps))

@@ -40,7 +40,7 @@ impl WalkContext {
     /// Whether a file's reads can be told from the next one's by where they are.
     pub fn read_order(&self) -> ReadOrder {
         match self.sample {
-            Some(sample) if self.is_promise_enough() => ReadOrder::Ends(sample),
+            Some(sample) if self.accepts_extents() => ReadOrder::Ends(sample),
             _ if self.is_told() && !self.kind.facts().has_address_space => ReadOrder::Series,
             _ => ReadOrder::Tags,
         }
@@ -54,7 +54,7 @@ impl WalkContext {
 
     /// Whether the place of a file that the kernel promises can go into the map without a read of all of it: of one
     /// leg, only that tells which copy each byte is of.
-    fn is_promise_enough(&self) -> bool {
+    fn accepts_extents(&self) -> bool {
         let is_one = !self.kind.facts().has_address_space
             && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
         self.is_told() && (is_one || self.legs == Legs::All)
@@ -62,7 +62,7 @@ impl WalkContext {
 
     /// Whether files may be taken over from an earlier map, so that the agent has to ask which to read.
     pub fn takes_over(&self) -> bool {
-        self.baseline.is_some() && self.is_promise_enough()
+        self.baseline.is_some() && self.accepts_extents()
     }
 
     /// Whether something has been written in one of these places since the image was opened.

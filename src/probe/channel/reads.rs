@@ -1,6 +1,6 @@
 //! Whose what was read is: tags, series and batches, and what was expected of each file.
 
-use super::beside::places_of;
+use super::metadata_inputs::places_of;
 use super::series::assign;
 use super::walk::{Expected, Walk, attribute, give};
 use super::{ChannelError, FIRST_PROOF, State};
@@ -75,18 +75,18 @@ impl State {
     /// A batch ends; if it was not read as expected, the agent is to read some of it again, and then it ends
     /// once more.
     pub(super) fn batch_end(&mut self) -> Result<(), ChannelError> {
-        if self.walk.again.is_empty() {
-            self.believe_the_rest()?;
+        if self.walk.reread.is_empty() {
+            self.accept_remaining_extents()?;
         }
         let unexpected = self.walk.files.iter().filter(|(_, file)| file.unexpected.is_some());
-        let mut again: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
-        if !self.walk.again.is_empty() || again.is_empty() {
+        let mut reread: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
+        if !self.walk.reread.is_empty() || reread.is_empty() {
             return self.end_batch();
         }
-        again.sort_unstable();
-        again.truncate(FILES_PER_BATCH);
-        self.walk.answer.clone_from(&again);
-        self.walk.again = again;
+        reread.sort_unstable();
+        reread.truncate(FILES_PER_BATCH);
+        self.walk.answer.clone_from(&reread);
+        self.walk.reread = reread;
         Ok(())
     }
 
@@ -152,9 +152,9 @@ impl State {
             return Ok(file);
         }
         let expectation = self.walk.expectation(&file);
-        let again = self.walk.again.contains(&id);
-        let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), again);
-        if !is_met && !again {
+        let is_reread = self.walk.reread.contains(&id);
+        let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), is_reread);
+        if !is_met && !is_reread {
             file.unexpected = Some(recording);
             return Ok(file);
         }
@@ -202,7 +202,7 @@ impl State {
                 attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
             }
         }
-        self.walk.again.clear();
+        self.walk.reread.clear();
         self.walk.answer.clear();
         self.walk.extents_held = self.walk.directories.values().map(Vec::len).sum();
         Ok(())

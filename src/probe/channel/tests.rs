@@ -351,7 +351,7 @@ fn files_that_are_in_no_sample_are_believed_until_one_that_is_turns_out_a_lie() 
     agent.read(4096, 65536 + 4096);
     // The agent hears of it as soon as that is known.
     assert!(agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).is_err());
-    assert!(matches!(agent.channel.end(), Err(ChannelError::Lies)));
+    assert!(matches!(agent.channel.end(), Err(ChannelError::ExtentMismatch)));
     agent.channel.forget_walk();
     assert!(agent.channel.with(|_, warnings| warnings.list().is_empty()));
     assert_eq!(agent.lines(), "");
@@ -377,7 +377,7 @@ fn three_lies_are_forgiven_where_each_file_is_proved() {
         let result = agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]);
         assert_eq!(result.is_ok(), id < 5, "{id}");
     }
-    assert!(matches!(agent.channel.end(), Err(ChannelError::Lies)));
+    assert!(matches!(agent.channel.end(), Err(ChannelError::ExtentMismatch)));
 }
 
 #[test]

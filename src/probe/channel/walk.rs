@@ -37,11 +37,11 @@ pub(super) struct Walk {
     /// Which extents are read at their ends, if that is how files are read.
     pub(super) sample: Option<Sample>,
     /// For how many files those stand that are not where the kernel says.
-    pub(super) lies: u64,
+    pub(super) mismatches: u64,
     /// Encrypted files without their key, and for how many of these it is not known where they lie.
     pub(super) encrypted: u64,
     pub(super) lost: u64,
-    pub(super) again: Vec<u32>,
+    pub(super) reread: Vec<u32>,
     /// What the agent is told when it asks for a verdict.
     pub(super) answer: Vec<u32>,
     /// Directories of a file system's own files (`$Extend` of NTFS).

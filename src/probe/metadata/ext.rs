@@ -45,10 +45,10 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
             })
             .collect();
         // The kernel reads the beginning of the journal when it mounts. Of the others it need not read any.
-        let proved =
+        let verified =
             name != "[journal]" || blocks.first().is_some_and(|first| read.overlap(*first).next().is_some());
         if !blocks.is_empty() {
-            facts.name(name, blocks, proved);
+            facts.name(name, blocks, verified);
         }
     }
     Some(())

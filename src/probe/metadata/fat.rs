@@ -29,8 +29,8 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
             0 => facts.name("[FAT 1]", [*range], is_read(*range)),
             // The kernel reads the first alone. The others are copies of it.
             _ => {
-                let proved = device.read(range.start.0, range.len()).is_some_and(|copy| copy == table);
-                facts.name(if number == 1 { "[FAT 2]" } else { "[further FATs]" }, [*range], proved);
+                let verified = device.read(range.start.0, range.len()).is_some_and(|copy| copy == table);
+                facts.name(if number == 1 { "[FAT 2]" } else { "[further FATs]" }, [*range], verified);
             }
         }
     }

@@ -166,10 +166,10 @@ impl Facts {
         &mut self,
         name: &'static str,
         ranges: impl IntoIterator<Item = Range<DeviceOffset>>,
-        proved: bool,
+        verified: bool,
     ) {
         let blocks = ranges.into_iter().collect();
-        let marks = if proved { Marks::empty() } else { Marks::UNVERIFIED };
+        let marks = if verified { Marks::empty() } else { Marks::UNVERIFIED };
         self.named.push(Named { name, blocks, marks });
     }
 }
@@ -292,8 +292,10 @@ impl Put<'_> {
         if places.is_empty() {
             return Ok(());
         }
-        let number =
-            self.context.channel.with(|found, _| found.beside(kind, self.device, name, Marks::empty()))?;
+        let number = self
+            .context
+            .channel
+            .with(|found, _| found.metadata_object(kind, self.device, name, Marks::empty()))?;
         self.recording(Some(number), places)
     }
 
@@ -318,7 +320,8 @@ impl Put<'_> {
         if kind == Kind::Metadata && blocks.is_empty() {
             return Ok(());
         }
-        let number = self.context.channel.with(|found, _| found.beside(kind, self.device, name, marks))?;
+        let number =
+            self.context.channel.with(|found, _| found.metadata_object(kind, self.device, name, marks))?;
         blocks.iter().try_for_each(|range| self.range(number, range, PieceFlags::empty(), layout))
     }
 
@@ -406,7 +409,7 @@ impl Put<'_> {
         self.context.channel.with(|found, _| {
             let Some(path) = found.path_of(object).filter(|_| !is_empty) else { return Ok(None) };
             let path = [path, ATTRIBUTES.as_bytes()].concat();
-            match found.beside(Kind::Metadata, self.device, &path, marks) {
+            match found.metadata_object(Kind::Metadata, self.device, &path, marks) {
                 // The path was just short enough.
                 Err(FoundError::Build(_)) => Ok(None),
                 result => result.map(Some),

@@ -26,7 +26,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
     });
     let headers: Vec<_> = headers.collect();
     // Of the first group's headers all but the list have been read by now.
-    let proved = headers.first().is_some_and(|first| read.overlap(*first).next().is_some());
+    let verified = headers.first().is_some_and(|first| read.overlap(*first).next().is_some());
     let mut list = Vec::new();
     for header in &headers {
         let Some(bytes) = device.read(header.start.0, header.len()) else { break };
@@ -36,8 +36,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
             Range::at(DeviceOffset(start), block)
         }));
     }
-    facts.name("[superblocks]", headers, proved);
-    facts.name("[free list]", list, proved);
+    facts.name("[superblocks]", headers, verified);
+    facts.name("[free list]", list, verified);
 
     let (log, log_blocks) = (superblock.be64(48)?, u64::from(superblock.be32(96)?));
     let bits = u32::from(superblock.u8_at(124)?);

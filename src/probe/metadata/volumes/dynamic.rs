@@ -25,8 +25,8 @@ pub(super) fn on_disk(device: &Device<'_>) -> Option<[Found; 2]> {
 /// On a disk with a GPT, in this partition; the private header is its last sector.
 pub(super) fn in_partition(device: &Device<'_>, (start, length): (u64, u64)) -> Option<Found> {
     let last = start.checked_add(length)?.checked_sub(SECTOR)?;
-    let proved = device.read(last, SECTOR).is_some_and(|header| database(&header) == Some((start, length)));
-    Some(("[LDM database]", vec![(start, length)], proved))
+    let verified = device.read(last, SECTOR).is_some_and(|header| database(&header) == Some((start, length)));
+    Some(("[LDM database]", vec![(start, length)], verified))
 }
 
 /// Where a private header says that the database is.

@@ -40,9 +40,9 @@ pub(super) fn bitlocker(device: &Device<'_>) -> Option<Vec<Found>> {
     let block = device.read(copies[0], SECTOR)?;
     let moved = bitlocker_moved(&block, copies)?;
     let is_there = |at: &u64| device.read(*at, 8).is_some_and(|magic| magic == b"-FVE-FS-");
-    let proved = copies.iter().all(is_there);
+    let verified = copies.iter().all(is_there);
     let copies = copies.map(|at| (at, SIZE)).to_vec();
-    Some(vec![("[BitLocker header]", vec![(0, moved)], proved), ("[BitLocker metadata]", copies, proved)])
+    Some(vec![("[BitLocker header]", vec![(0, moved)], verified), ("[BitLocker metadata]", copies, verified)])
 }
 
 /// How many bytes have been moved, by a block of metadata that says that its copies are there.

@@ -63,12 +63,12 @@ pub(in crate::probe) fn devices(
             let free = partitions::unpartitioned(block_device.size, &partitions, &found);
             put.blocks(Kind::Free, b"", &free, Marks::empty(), layout)?;
         }
-        for (name, pieces, proved) in found {
+        for (name, pieces, verified) in found {
             let inside = pieces.into_iter().filter_map(|(start, length)| {
                 let range = Range::at(DeviceOffset(start), length)?;
                 (range.end.0 <= block_device.size).then_some(range)
             });
-            let marks = if proved { Marks::empty() } else { Marks::UNVERIFIED };
+            let marks = if verified { Marks::empty() } else { Marks::UNVERIFIED };
             put.blocks(Kind::Metadata, name.as_bytes(), &inside.collect(), marks, layout)?;
         }
     }

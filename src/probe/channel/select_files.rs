@@ -25,7 +25,7 @@ impl Walk {
 
 impl State {
     /// Takes over what can be of these files; the others are to be read.
-    pub(super) fn choose(&mut self, ids: Vec<ObjectNumber>) -> Result<(), ChannelError> {
+    pub(super) fn select_files(&mut self, ids: Vec<ObjectNumber>) -> Result<(), ChannelError> {
         if !ids.iter().all(|id| self.walk.files.contains_key(id)) {
             return Err(ChannelError::Nonsense("a choice of what is no file of the batch"));
         }
@@ -46,11 +46,11 @@ impl State {
         if file.is_system || file.is_link || file.is_placed {
             return Ok(false);
         }
-        let Some(promise) = self.walk.promise(file) else { return Ok(false) };
+        let Some(expected) = self.walk.expected_blocks(file) else { return Ok(false) };
         let Walk { context, layout, remains, .. } = &mut self.walk;
         let Some(baseline) = context.baseline.as_deref() else { return Ok(false) };
         let extents = file.extents.as_deref().unwrap_or_default();
-        let places = places(&promise, extents, layout.as_deref(), context.legs);
+        let places = places(&expected, extents, layout.as_deref(), context.legs);
         let Expected { inode, size, modified, changed, .. } = *file;
         let stamps = Stamps { inode, size, modified, changed };
         if !baseline.has_file(context.device.as_bytes(), stamps, &places) {
@@ -59,10 +59,10 @@ impl State {
         for place in &places {
             give(&mut self.found, id, place, context, remains)?;
         }
-        self.snapshot.bytes += promise.bytes();
+        self.snapshot.bytes += expected.bytes();
         self.taken_over += 1;
         file.is_placed = true;
-        file.is_placed_nowhere &= promise.is_empty();
+        file.is_placed_nowhere &= expected.is_empty();
         Ok(true)
     }
 }

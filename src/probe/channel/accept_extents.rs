@@ -15,7 +15,7 @@ use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range, RangeSet};
 
 /// When the files that turn out to lie elsewhere than the kernel said stand for more than so many, it is not
 /// believed any more. Each stands for as many as it was chosen out of.
-const MOST_LIES: u64 = 3;
+const MOST_MISMATCHES: u64 = 3;
 
 impl Walk {
     /// What is read of a file where only ends are.
@@ -41,7 +41,7 @@ impl Walk {
 
     /// Where a file lies if the kernel's word is taken for it; `None` where it does not tell exactly, or where
     /// a read may find what is not the image's.
-    pub(super) fn promise(&self, file: &Expected) -> Option<Recording> {
+    pub(super) fn expected_blocks(&self, file: &Expected) -> Option<Recording> {
         let layout = self.layout.as_deref().filter(|layout| !layout.is_partial())?;
         let Expectation::Blocks(blocks) = self.expectation(file) else { return None };
         let mut places = Recording::default();
@@ -66,9 +66,9 @@ impl State {
         let read = Recording::from_iter(reads.unwrap_or_default());
         self.snapshot.bytes += read.bytes();
         let on_device = walk.layout.as_deref().and_then(|layout| layout.to_device(&read));
-        for (id, is_proved) in ids.iter().zip(proved(&ends, on_device)) {
-            if is_proved {
-                self.believe(*id)?;
+        for (id, is_verified) in ids.iter().zip(verified(&ends, on_device)) {
+            if is_verified {
+                self.accept_extents(*id)?;
             } else if let Some(file) = self.walk.files.get_mut(id) {
                 file.unexpected = Some(Recording::default());
             }
@@ -77,15 +77,15 @@ impl State {
     }
 
     /// Gives a file what the kernel promises of it, or has it read.
-    fn believe(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
+    fn accept_extents(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
         let Some(mut file) = self.walk.files.remove(&id) else { return Ok(()) };
-        if let Some(promise) = self.walk.promise(&file) {
-            self.snapshot.bytes += promise.bytes();
+        if let Some(expected) = self.walk.expected_blocks(&file) {
+            self.snapshot.bytes += expected.bytes();
             let extents = file.extents.as_deref().unwrap_or_default();
             let Walk { context, layout, remains, .. } = &mut self.walk;
-            attribute(&mut self.found, id, &promise, extents, layout.as_deref(), context, remains)?;
+            attribute(&mut self.found, id, &expected, extents, layout.as_deref(), context, remains)?;
             file.is_placed = true;
-            file.is_placed_nowhere &= promise.is_empty();
+            file.is_placed_nowhere &= expected.is_empty();
         } else {
             file.unexpected = Some(Recording::default());
         }
@@ -94,7 +94,7 @@ impl State {
     }
 
     /// Gives the files of the batch that are in no sample, and so were not read, what the kernel promises.
-    pub(super) fn believe_the_rest(&mut self) -> Result<(), ChannelError> {
+    pub(super) fn accept_remaining_extents(&mut self) -> Result<(), ChannelError> {
         let walk = &self.walk;
         let Some(sample) = walk.sample else { return Ok(()) };
         let is_left = |(id, file): (&ObjectNumber, &Expected)| {
@@ -108,17 +108,17 @@ impl State {
             left.then_some(*id)
         };
         let left: Vec<ObjectNumber> = walk.files.iter().filter_map(is_left).collect();
-        left.into_iter().try_for_each(|id| self.believe(id))
+        left.into_iter().try_for_each(|id| self.accept_extents(id))
     }
 
     /// Notes that a file does not lie where the kernel said, although all of it was read, twice.
     ///
     /// # Errors
-    /// [`ChannelError::Lies`] when that has happened too often to believe what was said of others.
+    /// [`ChannelError::ExtentMismatch`] when that has happened too often to believe what was said of others.
     pub(super) fn note_lie(&mut self) -> Result<(), ChannelError> {
         let Some(sample) = self.walk.sample else { return Ok(()) };
-        self.walk.lies += u64::from(sample.every.get());
-        if self.walk.lies > MOST_LIES { Err(ChannelError::Lies) } else { Ok(()) }
+        self.walk.mismatches += u64::from(sample.every.get());
+        if self.walk.mismatches > MOST_MISMATCHES { Err(ChannelError::ExtentMismatch) } else { Ok(()) }
     }
 }
 
@@ -127,7 +127,7 @@ impl State {
 /// The reads are under way at the same time, so nothing tells which file each was for, and the set of all is
 /// compared with the set of what was due. Were a file elsewhere, its own place would be missing. What is read
 /// beside may be anybody's.
-fn proved(ends: &[Option<RangeSet<DeviceOffset>>], read: Option<RangeSet<DeviceOffset>>) -> Vec<bool> {
+fn verified(ends: &[Option<RangeSet<DeviceOffset>>], read: Option<RangeSet<DeviceOffset>>) -> Vec<bool> {
     let due: RangeSet<DeviceOffset> = ends.iter().flatten().flat_map(RangeSet::iter).collect();
     let read = read.filter(|read| read.iter().all(|range| due.contains(range)));
     let is_read = |ends: &RangeSet<DeviceOffset>| {
