@@ -14,7 +14,7 @@ use super::Exit;
 
 /// The form of the answer: options of all questions alike.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub(super) struct Form {
+pub(super) struct AnswerFormat {
     /// Answer in CSV, one line for each row and the names of the columns first
     #[arg(long, conflicts_with = "json")]
     csv: bool,
@@ -29,7 +29,7 @@ pub(super) struct Form {
     top: Option<usize>,
 }
 
-impl Form {
+impl AnswerFormat {
     /// Whether people are to read it.
     pub(super) fn is_for_people(self) -> bool {
         !self.csv && !self.json

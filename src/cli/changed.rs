@@ -1,7 +1,7 @@
 //! `virt-bmap-rs changed`: what was written between two states of a disk, file by file.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, device, letter, name_and_more, path};
+use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
 use super::make::{MakeOptions, Maker};
 use super::progress::Counter;
 use anyhow::{Context as _, Result, bail};
@@ -72,7 +72,7 @@ pub(super) struct ChangedArgs {
     exit_code: bool,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 
     #[command(flatten)]
     make: MakeOptions,
@@ -163,7 +163,7 @@ struct Pair {
 
 impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
-        let force_share = args.make.how.force_share;
+        let force_share = args.make.mapping.force_share;
         let open = |disk: &Disk| {
             virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })
         };
@@ -199,7 +199,7 @@ impl Pair {
         if args.no_compare {
             return Ok((Written { held, zeroes, differs: Spans::default(), unknown: asked }, None));
         }
-        let counter = Counter::new(args.make.how.quiet, "comparing", asked.bytes());
+        let counter = Counter::new(args.make.mapping.quiet, "comparing", asked.bytes());
         let progress = |bytes| counter.add(bytes);
         let found = compare(&*self.old.source, &*self.new.source, &asked, &progress);
         counter.finish();

@@ -1,7 +1,7 @@
 //! `virt-bmap-rs damaged`: which files the bad parts of a disk hit.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, file_name, path};
+use super::answer::{AnswerFormat, Cell, Value, file_name, path};
 use super::make::{MakeOptions, Maker};
 use super::ranges::{ListOptions, describe};
 use anyhow::{Context as _, Result};
@@ -37,7 +37,7 @@ pub(super) struct DamagedArgs {
     whole: bool,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 
     #[command(flatten)]
     list: ListOptions,

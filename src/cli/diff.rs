@@ -1,7 +1,7 @@
 //! `virt-bmap-rs diff`: what differs between two maps.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, device, letter, name_and_more, path};
+use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::cmp::Reverse;
@@ -34,7 +34,7 @@ pub(super) struct DiffArgs {
     exit_code: bool,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 }
 
 const AFTER_HELP: &str = "\
@@ -66,7 +66,7 @@ pub(super) fn run(args: &DiffArgs) -> Result<Exit> {
 }
 
 /// Prints what differs between two maps, and tells whether anything does.
-pub(super) fn print(form: Form, sort: Sort, old: Map, new: Map) -> Result<bool> {
+pub(super) fn print(form: AnswerFormat, sort: Sort, old: Map, new: Map) -> Result<bool> {
     let (old, new) = diff::level(old, new)?;
     let mut changes = diff::diff(&old, &new);
     if let Sort::Bytes = sort {
@@ -77,7 +77,7 @@ pub(super) fn print(form: Form, sort: Sort, old: Map, new: Map) -> Result<bool> 
 }
 
 /// Prints changes in their order.
-pub(super) fn print_changes(form: Form, changes: &[Changed<'_>]) -> Result<()> {
+pub(super) fn print_changes(form: AnswerFormat, changes: &[Changed<'_>]) -> Result<()> {
     let shown = form.first(changes);
     let sums = Sums::of(changes);
     form.print(|out| {
@@ -133,7 +133,7 @@ impl Sums {
 }
 
 fn for_people(
-    form: Form,
+    form: AnswerFormat,
     out: &mut dyn Write,
     shown: &[Changed<'_>],
     sums: &Sums,

@@ -1,7 +1,7 @@
 //! `virt-bmap-rs list`: the files of a map.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, done, file_name, path};
+use super::answer::{AnswerFormat, Cell, Value, done, file_name, path};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use std::cmp::Reverse;
@@ -41,7 +41,7 @@ pub(super) struct ListArgs {
     reverse: bool,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 }
 
 const AFTER_HELP: &str = "\
@@ -132,7 +132,7 @@ fn sort(listed: &mut [Listed<'_>], by: Sort) {
     }
 }
 
-fn for_people(form: Form, out: &mut dyn Write, listed: &[Listed<'_>]) -> io::Result<()> {
+fn for_people(form: AnswerFormat, out: &mut dyn Write, listed: &[Listed<'_>]) -> io::Result<()> {
     writeln!(out, "{:>12} {:>12} {:>6} {:>12}  name", "on disk", "shared", "pieces", "at")?;
     for file in listed {
         let at = file

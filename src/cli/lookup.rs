@@ -1,7 +1,7 @@
 //! `virt-bmap-rs lookup`: what is at these offsets, or in these ranges.
 
 use super::Exit;
-use super::answer::{Cell, Form, Value, device, done, file_name, letter, object_name, path};
+use super::answer::{AnswerFormat, Cell, Value, device, done, file_name, letter, object_name, path};
 use super::ranges::{ListOptions, describe};
 use anyhow::{Result, bail};
 use clap::ArgGroup;
@@ -45,7 +45,7 @@ pub(super) struct LookupArgs {
     ranges: Option<PathBuf>,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 
     #[command(flatten)]
     list: ListOptions,
@@ -164,7 +164,7 @@ fn share(bytes: u64, of: u64) -> String {
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
 }
 
-fn ranges(form: Form, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
+fn ranges(form: AnswerFormat, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
     let shown = form.first(&tally.shares);
     form.print(|out| {
         if form.is_for_people() {
@@ -193,7 +193,7 @@ fn ranges(form: Form, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
 }
 
 fn ranges_for_people(
-    form: Form,
+    form: AnswerFormat,
     out: &mut dyn Write,
     tally: &Tally<'_>,
     shown: &[Share<'_>],

@@ -15,16 +15,16 @@ use virt_bmap_map::{self as bmap, Map};
 /// Makes a map that is not kept. The inner error is the end of a command that a signal has ended.
 pub(super) fn make_or_interrupted(
     disks: &[Disk],
-    how: &MapOptions,
+    options: &MapOptions,
     cancel: &Cancel,
     interruption: &Interruption,
 ) -> Result<Result<Map, Exit>> {
-    let mapped = make(disks, how, cancel)?;
+    let mapped = make(disks, options, cancel)?;
     let Some(mapped) = mapped.filter(|_| !cancel.is_cancelled()) else {
         note!("virt-bmap-rs: interrupted");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
-    print_warnings(how.progress, &mapped);
+    print_warnings(options.progress, &mapped);
     Ok(Ok(mapped.map))
 }
 
@@ -49,7 +49,7 @@ pub(super) struct MakeOptions {
     output: Vec<PathBuf>,
 
     #[command(flatten)]
-    pub(super) how: MapOptions,
+    pub(super) mapping: MapOptions,
 }
 
 impl MakeOptions {
@@ -74,7 +74,7 @@ pub(super) struct Maker<'a> {
 impl<'a> Maker<'a> {
     /// From now on a signal that comes while a map is made ends the command in good order.
     pub(super) fn new(options: &'a MakeOptions) -> Result<Self> {
-        options.how.start_log();
+        options.mapping.start_log();
         let cancel = Cancel::default();
         let interruption = Interruption::watch(cancel.clone())?;
         interruption.set_at_rest(true);
@@ -88,15 +88,15 @@ impl<'a> Maker<'a> {
         refuse_to_overwrite(disks, outs)?;
         // Made before the work, so that a directory that cannot be written to is found out before it.
         let mut outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
-        if !self.options.how.quiet {
+        if !self.options.mapping.quiet {
             note!("mapping {:?}", disk.path);
         }
         self.interruption.set_at_rest(false);
         let began = SystemTime::now();
-        let mapped = make(disks, &self.options.how, &self.cancel)?;
+        let mapped = make(disks, &self.options.mapping, &self.cancel)?;
         self.interruption.set_at_rest(true);
         let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
-        print_warnings(self.options.how.progress, &mapped);
+        print_warnings(self.options.mapping.progress, &mapped);
         self.is_whole &= mapped.map.header().is_complete();
         for output in &mut outputs {
             bmap::write(&mapped.map, output)?;

@@ -1,6 +1,6 @@
 //! Without a subcommand: maps a guest.
 
-use super::progress::{Manner, Progress, print_warnings, say_changed, say_done, say_failed};
+use super::progress::{Progress, ProgressMode, print_warnings, say_changed, say_done, say_failed};
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -70,7 +70,7 @@ pub(super) struct MapArgs {
     earlier: Option<PathBuf>,
 
     #[command(flatten)]
-    how: MapOptions,
+    mapping: MapOptions,
 }
 
 /// How a guest is mapped: options of all commands that make a map.
@@ -137,8 +137,8 @@ pub(super) struct MapOptions {
     pub(super) quiet: bool,
 
     /// How to say on standard error what is being done
-    #[arg(long, value_enum, default_value_t = Manner::Auto)]
-    pub(super) progress: Manner,
+    #[arg(long, value_enum, default_value_t = ProgressMode::Auto)]
+    pub(super) progress: ProgressMode,
 
     /// Say everything that goes on, here and in the appliance
     #[arg(short, long)]
@@ -149,7 +149,7 @@ pub(super) struct MapOptions {
     trace: bool,
 }
 
-/// Options that a fleet does not pass on to the mapper of each guest: it has its own manner of speaking.
+/// Options that a fleet does not pass on to the mapper of each guest: it has its own mode of speaking.
 const OWN: [&str; 4] = ["quiet", "progress", "verbose", "trace"];
 
 /// Options on which it depends what a map has in it.
@@ -243,13 +243,12 @@ enum LegsArg {
 }
 
 pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
-    if let Some(exit) = args.how.contradiction() {
+    if let Some(exit) = args.mapping.contradiction() {
         return Ok(exit);
     }
-    let domain = args
-        .domain
-        .as_ref()
-        .map(|domain| Host { uri: args.connect.clone(), force_share: args.how.force_share }.guest(domain));
+    let domain = args.domain.as_ref().map(|domain| {
+        Host { uri: args.connect.clone(), force_share: args.mapping.force_share }.guest(domain)
+    });
     let domain = domain.transpose()?;
     let disks = match domain.as_ref().map_or_else(|| disks(args, matches), |guest| Ok(guest.disks.clone())) {
         Ok(disks) => disks,
@@ -258,21 +257,21 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
             return Ok(super::usage(&error));
         }
     };
-    args.how.start_log();
+    args.mapping.start_log();
     let outs = match domain {
         _ if !args.output.is_empty() => args.output.clone(),
         Some(guest) => vec![format!("{}.bmap", guest.id).into()],
         None => vec![default_output(&disks)?],
     };
-    let mut how = args.how.clone();
+    let mut options = args.mapping.clone();
     let earlier = args.earlier.as_deref().map(load_earlier).transpose()?.flatten().map(Arc::new);
-    how.baseline = earlier.clone().and_then(|map| Baseline::new(map, BTreeMap::new())).map(Arc::new);
-    Ok(match map_to(&disks, &outs, &how)? {
+    options.baseline = earlier.clone().and_then(|map| Baseline::new(map, BTreeMap::new())).map(Arc::new);
+    Ok(match map_to(&disks, &outs, &options)? {
         Ok(mapped) => {
             if let Some(earlier) = earlier {
-                say_changed(&how, diff::Counts::of(&diff::diff(&earlier, &mapped.map)));
+                say_changed(&options, diff::Counts::of(&diff::diff(&earlier, &mapped.map)));
             }
-            summarise(&mapped, &outs, &how)
+            summarise(&mapped, &outs, &options)
         }
         Err(exit) => exit,
     })
@@ -294,7 +293,7 @@ fn load_earlier(path: &Path) -> Result<Option<Map>> {
 
 /// Maps a guest and writes the map to all of these files. The inner error is the end of a run that a signal
 /// has ended.
-pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], how: &MapOptions) -> Result<Result<Mapped, Exit>> {
+pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], options: &MapOptions) -> Result<Result<Mapped, Exit>> {
     refuse_to_overwrite(disks, outs)?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
@@ -302,7 +301,7 @@ pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], how: &MapOptions) -> Resu
     let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
     let began = SystemTime::now();
-    let Some(mapped) = make(disks, how, &cancel)? else {
+    let Some(mapped) = make(disks, options, &cancel)? else {
         note!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
@@ -339,9 +338,9 @@ pub(super) fn commit(outputs: Vec<Output>, began: SystemTime) -> Result<()> {
 }
 
 /// Maps a guest, and shows how that goes. `None` if it was cancelled.
-pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
-    let mut progress = Progress::new(how.quiet, how.progress);
-    let mapped = map_guest(disks, &mapper_options(how), cancel, &mut |event| {
+pub(super) fn make(disks: &[Disk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
+    let mut progress = Progress::new(options.quiet, options.progress);
+    let mapped = map_guest(disks, &mapper_options(options), cancel, &mut |event| {
         progress.show(&event);
     });
     progress.finish();
@@ -350,7 +349,7 @@ pub(super) fn make(disks: &[Disk], how: &MapOptions, cancel: &Cancel) -> Result<
         Err(MapError::Cancelled) => Ok(None),
         Err(error) => {
             print_console(&error);
-            say_failed(how.progress, &error);
+            say_failed(options.progress, &error);
             Err(error.into())
         }
     }
@@ -376,11 +375,11 @@ fn write(mapped: Mapped, mut outputs: Vec<Output>) -> Result<(Mapped, Vec<Output
 }
 
 /// Says how it went, and with which status to exit.
-pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> Exit {
-    print_warnings(how.progress, mapped);
-    if how.progress == Manner::Json {
+pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions) -> Exit {
+    print_warnings(options.progress, mapped);
+    if options.progress == ProgressMode::Json {
         say_done(mapped);
-    } else if !how.quiet {
+    } else if !options.quiet {
         let c = mapped.counts;
         note!(
             "successfully examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
@@ -390,7 +389,7 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], how: &MapOptions) -> 
             c.directories,
             c.files
         );
-        if how.baseline.is_some() {
+        if options.baseline.is_some() {
             note!("{} files were taken over from the earlier map, and not read", mapped.taken_over);
         }
         note!(

@@ -20,7 +20,7 @@ pub(super) const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// How a run says what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Manner {
+pub(super) enum ProgressMode {
     /// Bars on a terminal, lines elsewhere
     Auto,
     /// One JSON object on a line for each event
@@ -35,32 +35,32 @@ fn say(event: &progress::Event) {
 }
 
 /// Prints what could not be examined, and what else is worth knowing.
-pub(super) fn print_warnings(manner: Manner, mapped: &Mapped) {
+pub(super) fn print_warnings(mode: ProgressMode, mapped: &Mapped) {
     for warning in &mapped.map.header().warnings {
-        match manner {
-            Manner::Json => say(&progress::Event::of_warning(warning.clone())),
-            Manner::Auto if warning.is_incomplete() => note!("virt-bmap-rs: {warning}"),
-            Manner::Auto => note!("virt-bmap-rs: warning: {warning}"),
+        match mode {
+            ProgressMode::Json => say(&progress::Event::of_warning(warning.clone())),
+            ProgressMode::Auto if warning.is_incomplete() => note!("virt-bmap-rs: {warning}"),
+            ProgressMode::Auto => note!("virt-bmap-rs: warning: {warning}"),
         }
     }
 }
 
 /// Tells a program how a run failed. The message for people is printed where the program ends.
-pub(super) fn say_failed(manner: Manner, error: &MapError) {
+pub(super) fn say_failed(mode: ProgressMode, error: &MapError) {
     let reason = match error {
         MapError::Hung { .. } => FailureReason::Hung,
         _ => FailureReason::Other,
     };
-    if manner == Manner::Json {
+    if mode == ProgressMode::Json {
         say(&progress::Event::Failed { reason });
     }
 }
 
 /// Says how much differs from an earlier map.
-pub(super) fn say_changed(how: &MapOptions, counts: diff::Counts) {
-    if how.progress == Manner::Json {
+pub(super) fn say_changed(options: &MapOptions, counts: diff::Counts) {
+    if options.progress == ProgressMode::Json {
         say(&progress::Event::Changed(counts));
-    } else if !how.quiet {
+    } else if !options.quiet {
         note!("{counts} since the earlier map");
     }
 }
@@ -86,8 +86,8 @@ pub(super) enum Progress {
 }
 
 impl Progress {
-    pub(super) fn new(quiet: bool, manner: Manner) -> Self {
-        if manner == Manner::Json {
+    pub(super) fn new(quiet: bool, mode: ProgressMode) -> Self {
+        if mode == ProgressMode::Json {
             Self::Json(Json::default())
         } else if quiet {
             Self::Quiet

@@ -118,7 +118,7 @@ pub(super) struct TraceArgs {
     image_format: Vec<Format>,
 
     #[command(flatten, next_help_heading = "Options for making a map")]
-    how: MapOptions,
+    mapping: MapOptions,
 }
 
 const AFTER_HELP: &str = "\
@@ -148,7 +148,7 @@ enum FormArg {
     Jsonl,
     /// A table, one row for each object of each request
     Csv,
-    /// A line for each request, in the manner of nbdkit's log filter
+    /// A line for each request, in the mode of nbdkit's log filter
     Log,
 }
 
@@ -188,7 +188,7 @@ impl TraceArgs {
 const STDOUT: &str = "-";
 
 pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
-    args.how.start_log();
+    args.mapping.start_log();
     if args.top && args.output.as_deref() == Some(Path::new(STDOUT)) {
         bail!("--top and the log cannot both have standard output; name a file for the log with -o");
     }
@@ -219,7 +219,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             let map = load(path, &images, args)?;
             (images, map)
         }
-        None => match make_or_interrupted(&disks, &args.how, &cancel, &interruption)? {
+        None => match make_or_interrupted(&disks, &args.mapping, &cancel, &interruption)? {
             Ok(map) => (open(&disks, args)?, map),
             Err(exit) => return Ok(exit),
         },
@@ -228,7 +228,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     let before = match &operations {
         None => None,
         Some(_) if map.knows_inodes() => Some(map.clone()),
-        Some(_) => match make_or_interrupted(&disks, &args.how, &cancel, &interruption)? {
+        Some(_) => match make_or_interrupted(&disks, &args.mapping, &cancel, &interruption)? {
             Ok(map) => Some(map),
             Err(exit) => return Ok(exit),
         },
@@ -262,7 +262,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     let map = Arc::new(map);
     let session = Session::start(images, map.clone(), output, &options)?;
     let watched =
-        operations.zip(before).map(|(begun, before)| begun.watch(&session, before, described, &args.how));
+        operations.zip(before).map(|(begun, before)| begun.watch(&session, before, described, &args.mapping));
     let watched = watched.transpose()?;
     let served = Watch::begin(args, &session, live, &map).and_then(|watch| match &args.run {
         Some(script) => captive(script, watch, &cancel, &interruption),
@@ -274,19 +274,19 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     write(working_set, |out| working_set::write(summary, &map, out))?;
     write(prefetch, |out| working_set::write_prefetch(summary, out))?;
     write(prefetch_files, |out| working_set::write_file_list(summary, &map, out))?;
-    if !args.how.quiet && outcome.requests > 0 {
+    if !args.mapping.quiet && outcome.requests > 0 {
         note!("{}", in_words(summary, &map).trim_end_matches('\n'));
     }
-    let is_whole = watched.is_none_or(|watched| watched.finish(args.how.quiet, &interruption));
+    let is_whole = watched.is_none_or(|watched| watched.finish(args.mapping.quiet, &interruption));
     Ok(if say(&outcome, args) & is_whole || exit != Exit::Success { exit } else { Exit::Incomplete })
 }
 
 fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for disk in disks {
-        let options = OpenOptions { format: disk.format, force_share: args.how.force_share };
+        let options = OpenOptions { format: disk.format, force_share: args.mapping.force_share };
         let image = virt_bmap_image::open(&disk.path, &options)?;
-        if !args.how.quiet && args.map.is_some() {
+        if !args.mapping.quiet && args.map.is_some() {
             for warning in &image.warnings {
                 note!("virt-bmap-rs: warning: {warning}");
             }

@@ -1,11 +1,11 @@
 //! `virt-bmap-rs update`: makes a map again if its guest has changed.
 
 use super::Exit;
-use super::answer::Form;
+use super::answer::AnswerFormat;
 use super::diff::{self, Sort, print_changes};
 use super::make::with_formats;
 use super::map::{MapOptions, map_to, refuse_to_overwrite, summarise};
-use super::progress::Manner;
+use super::progress::ProgressMode;
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -63,10 +63,10 @@ pub(super) struct UpdateArgs {
     output: Option<PathBuf>,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 
     #[command(flatten, next_help_heading = "Options for making a map")]
-    how: MapOptions,
+    mapping: MapOptions,
 }
 
 const AFTER_HELP: &str = "\
@@ -96,24 +96,24 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     if args.output.is_none() {
         refuse_lossy(&old, out)?;
     }
-    let mut how = args.how.clone();
+    let mut options = args.mapping.clone();
     let had_metadata = old.lists_metadata();
-    how.metadata |= had_metadata;
-    if let Some(exit) = how.contradiction() {
+    options.metadata |= had_metadata;
+    if let Some(exit) = options.contradiction() {
         return Ok(exit);
     }
-    how.start_log();
+    options.start_log();
     let disks = with_formats(&images, &args.image_format)?;
     refuse_to_overwrite(&disks, &[out.to_owned()])?;
     // Closed again before the guest is mapped, by whom they are opened and locked.
     let (why, written) = {
-        let images = open(&disks, old.header(), how.force_share)?;
-        let written = written(&images, &args.since, how.force_share)?;
+        let images = open(&disks, old.header(), options.force_share)?;
+        let written = written(&images, &args.since, options.force_share)?;
         (why(&old, old_file, &images, written.as_ref()), written.unwrap_or_default())
     };
     let why = why
         .or_else(|| args.again.then(|| "--again was given".to_owned()))
-        .or_else(|| (how.metadata && !had_metadata).then(|| "the map has no metadata".to_owned()));
+        .or_else(|| (options.metadata && !had_metadata).then(|| "the map has no metadata".to_owned()));
     let Some(why) = why else {
         if args.output.is_some() {
             bmap::save(&old, out)?;
@@ -125,20 +125,20 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         }
         return Ok(Exit::Success);
     };
-    if !how.quiet && how.progress != Manner::Json {
+    if !options.quiet && options.progress != ProgressMode::Json {
         note!("mapping again: {why}");
     }
     let old = Arc::new(old);
     if !args.again {
-        how.baseline = Baseline::new(old.clone(), written).map(Arc::new);
+        options.baseline = Baseline::new(old.clone(), written).map(Arc::new);
     }
     let outs = [out.to_owned()];
-    let mapped = match map_to(&disks, &outs, &how)? {
+    let mapped = match map_to(&disks, &outs, &options)? {
         Ok(mapped) => mapped,
         Err(exit) => return Ok(exit),
     };
-    let exit = summarise(&mapped, &outs, &how);
-    drop(how);
+    let exit = summarise(&mapped, &outs, &options);
+    drop(options);
     diff::print(args.form, Sort::Bytes, Arc::unwrap_or_clone(old), mapped.map)?;
     Ok(exit)
 }

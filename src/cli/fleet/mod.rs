@@ -4,7 +4,7 @@ mod screen;
 mod table;
 
 use super::Exit;
-use super::answer::Form;
+use super::answer::AnswerFormat;
 use super::map::MapOptions;
 use super::signals::Interruption;
 use anyhow::{Context as _, Result, bail};
@@ -184,10 +184,10 @@ struct RunArgs {
     mapper: Vec<OsString>,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 
     #[command(flatten)]
-    how: MapOptions,
+    mapping: MapOptions,
 }
 
 /// Tell which guests are mapped, and how that went
@@ -199,7 +199,7 @@ struct StatusArgs {
     place: Place,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 }
 
 /// Put the records of all shares together: fleet.jsonl
@@ -213,7 +213,7 @@ struct MergeArgs {
     place: Place,
 
     #[command(flatten)]
-    form: Form,
+    form: AnswerFormat,
 }
 
 #[derive(Debug, clap::Args)]
@@ -240,7 +240,7 @@ pub(super) fn run(args: &FleetArgs, matches: &ArgMatches) -> Result<Exit> {
         None => {
             let (guests, is_all) = match &args.run.manifest {
                 Some(manifest) => (read_manifest(manifest)?, true),
-                None => find(&args.places, args.connect.as_ref(), args.run.how.force_share)?,
+                None => find(&args.places, args.connect.as_ref(), args.run.mapping.force_share)?,
             };
             Ok(unless_all(map(&args.run, &guests, matches)?, is_all))
         }
@@ -293,13 +293,13 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
         None => std::env::current_exe().context("where this program itself is cannot be found out")?,
     };
     let mapper = Mapper { program, wrapper: words.collect(), options, noted };
-    let jobs = args.jobs.map_or_else(|| capacity::default_jobs(args.how.memsize), NonZero::get);
+    let jobs = args.jobs.map_or_else(|| capacity::default_jobs(args.mapping.memsize), NonZero::get);
     let options = fleet::run::Options {
         shard: args.shard,
         jobs,
         retries: args.retries,
         // The mapper itself gives up what hangs, and says so; this is for a mapper that hangs.
-        silence: Duration::from_secs(args.how.timeout.saturating_add(30)),
+        silence: Duration::from_secs(args.mapping.timeout.saturating_add(30)),
         limit: args.time_limit.map(Duration::from_secs),
         doubt: args.again,
         update: args.update,
@@ -307,7 +307,7 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
     };
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
-    let screen = Screen::new(args.how.quiet);
+    let screen = Screen::new(args.mapping.quiet);
     let result = fleet::run::run(&store, guests, &mapper, &options, &cancel, &|notice| screen.show(&notice));
     screen.finish();
     let summary = result?;

@@ -1,7 +1,7 @@
 //! The guests and what became of them, for people and for programs.
 
 use crate::cli::Exit;
-use crate::cli::answer::{Cell, Form, Value};
+use crate::cli::answer::{AnswerFormat, Cell, Value};
 use anyhow::Result;
 use std::io::{self, Write};
 use virt_bmap::fleet::{Guest, GuestId, Record, Status, Store};
@@ -83,7 +83,7 @@ const COLUMNS: [&str; 17] = [
 ];
 
 /// Prints the guests and how many are in which state. The exit status says whether all are complete.
-pub(super) fn print(form: Form, rows: &[Row<'_>]) -> Result<Exit> {
+pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
     let words = ["complete", "incomplete", "failed", "hung", "crashed", "stale", "pending"];
     let sums = words.map(|word| (word, rows.iter().filter(|row| row.word() == word).count() as u64));
     let shown = form.first(rows);
@@ -128,7 +128,7 @@ pub(super) fn print(form: Form, rows: &[Row<'_>]) -> Result<Exit> {
 }
 
 fn for_people(
-    form: Form,
+    form: AnswerFormat,
     out: &mut dyn Write,
     rows: &[Row<'_>],
     sums: &[(&str, u64)],

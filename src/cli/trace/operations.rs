@@ -67,11 +67,11 @@ impl Begun<'_> {
         session: &Session,
         before: Map,
         images: Vec<ImageInfo>,
-        how: &MapOptions,
+        options: &MapOptions,
     ) -> Result<Watched> {
         let cancel = Cancel::default();
         let metadata = before.lists_metadata();
-        let map_options = Options { metadata, ..mapper_options(how) };
+        let map_options = Options { metadata, ..mapper_options(options) };
         let map: MapDisks = Box::new({
             let cancel = cancel.clone();
             move |disks| {

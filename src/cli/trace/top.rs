@@ -30,10 +30,10 @@ pub(super) struct Top {
     title: Vec<String>,
     began: Instant,
     pace: Pace,
-    form: Form,
+    display: Display,
 }
 
-enum Form {
+enum Display {
     Screen {
         terminal: Terminal,
         order: Order,
@@ -62,42 +62,42 @@ impl Top {
     /// # Errors
     /// The terminal cannot be taken.
     pub(super) fn begin(live: Arc<Live>, map: Arc<Map>, title: Vec<String>) -> io::Result<Self> {
-        let form = if can_be_taken() {
+        let display = if can_be_taken() {
             let terminal = Terminal::take()?;
-            Form::Screen { terminal, order: Order::default(), is_paused: false, drawn: None }
+            Display::Screen { terminal, order: Order::default(), is_paused: false, drawn: None }
         } else {
-            Form::Lines(Lines::default())
+            Display::Lines(Lines::default())
         };
         let began = Instant::now();
-        Ok(Self { live, map, title, began, pace: Pace::new(began), form })
+        Ok(Self { live, map, title, began, pace: Pace::new(began), display })
     }
 
     /// Whether there is a screen, on which nobody else may write.
     pub(super) fn has_screen(&self) -> bool {
-        matches!(self.form, Form::Screen { .. })
+        matches!(self.display, Display::Screen { .. })
     }
 
     /// Deals with keys, and shows what there is if it is time to. Never waits. A terminal or a reader that is
     /// gone does not end the trace.
     pub(super) fn step(&mut self, beside: &Beside) {
         if self.try_step(beside).is_err() {
-            self.form = Form::Gone;
+            self.display = Display::Gone;
         }
     }
 
     fn try_step(&mut self, beside: &Beside) -> io::Result<()> {
-        let Self { live, map, title, began, pace, form } = self;
+        let Self { live, map, title, began, pace, display } = self;
         let elapsed = began.elapsed();
-        match form {
-            Form::Gone => {}
-            Form::Lines(lines) => {
+        match display {
+            Display::Gone => {}
+            Display::Lines(lines) => {
                 if lines.is_time(elapsed) {
                     let look = live.look(Order::Bytes, 1, 0);
                     pace.add(Instant::now(), look.totals);
                     lines.print(&mut io::stdout().lock(), elapsed, &look, pace.rate(), map, beside)?;
                 }
             }
-            Form::Screen { terminal, order, is_paused, drawn } => {
+            Display::Screen { terminal, order, is_paused, drawn } => {
                 let mut has_changed = false;
                 for key in terminal.keys()? {
                     has_changed |= press(key, order, is_paused);
