@@ -26,7 +26,7 @@ use virt_bmap::mapper::{self, Cancel, Disk};
 use virt_bmap_image::{self, Format, Image, OpenOptions};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
-use virt_bmap_nbd::Place;
+use virt_bmap_nbd::ListenAddress;
 use virt_bmap_ranges::{Human, Printable};
 use virt_bmap_trace::output::Form;
 use virt_bmap_trace::{
@@ -255,7 +255,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             (false, WriteArg::Through) => Writes::Through,
         },
         overflow: if args.no_drop { Overflow::Wait } else { Overflow::Drop },
-        place: args.listen.as_ref().map_or(Place::Private, |listen| Place::Tcp(listen.0.clone())),
+        place: args
+            .listen
+            .as_ref()
+            .map_or(ListenAddress::Private, |listen| ListenAddress::Tcp(listen.0.clone())),
         live: live.clone(),
         freezable: operations.is_some(),
     };

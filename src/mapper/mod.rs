@@ -28,7 +28,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use virt_bmap_image::{self, Image, OpenError, OpenOptions, Overlay, Source};
 use virt_bmap_map::{Cause, ImageFile, ImageInfo, Map, Warning};
-use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
+use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, ListenAddress, Service, ServiceError};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, RangeSet};
 
 /// How to map.
@@ -316,7 +316,7 @@ fn attempt(
     let lost = Arc::new(OnceLock::new());
     let (exports, overlays) = exports(sources, &recorder, &channel, &lost, options)?;
     let limits = Limits { connections: 2 * sources.len() + 8, ..Limits::default() };
-    let service = Service::start(exports, limits, &Place::Private)?;
+    let service = Service::start(exports, limits, &ListenAddress::Private)?;
     let Address::Unix(socket) = service.address().clone() else {
         unreachable!("a private place is a Unix socket")
     };

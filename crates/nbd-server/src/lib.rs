@@ -64,4 +64,4 @@ pub use export::{Answered, Export, Exports, ExportsError, Extent, Zeroing, write
 pub use limits::Limits;
 pub use protocol::{Command, CommandFlags, Request, StateFlags};
 pub use server::{Listener, Server};
-pub use service::{Address, Place, Service, ServiceError};
+pub use service::{Address, ListenAddress, Service, ServiceError};

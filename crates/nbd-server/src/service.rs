@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 /// Where a service is to listen.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub enum ListenAddress {
     /// On a Unix socket in a new directory that only this user may enter.
     Private,
     /// On these TCP addresses; the first that can be had is taken. There is no authentication: who
@@ -89,7 +89,7 @@ impl Service {
     ///
     /// # Errors
     /// There are no threads, or nothing can listen there.
-    pub fn start(exports: Exports, limits: Limits, place: &Place) -> Result<Self, ServiceError> {
+    pub fn start(exports: Exports, limits: Limits, place: &ListenAddress) -> Result<Self, ServiceError> {
         let set_up = |what| move |source| ServiceError { what, source };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -104,13 +104,13 @@ impl Service {
         };
         let inside = runtime.enter();
         let (server, address, directory) = match place {
-            Place::Private => {
+            ListenAddress::Private => {
                 let directory = private_directory().map_err(set_up("a private directory"))?;
                 let socket = directory.path().join("nbd.sock");
                 let listener = UnixListener::bind(&socket).map_err(set_up("the NBD server's socket"))?;
                 (spawn(&runtime, server, listener, stopped), Address::Unix(socket), Some(directory))
             }
-            Place::Tcp(addresses) => {
+            ListenAddress::Tcp(addresses) => {
                 let failed = set_up("the NBD server's TCP port");
                 let bound = runtime.block_on(TcpListener::bind(&addresses[..]));
                 let listener = bound.map_err(&failed)?;

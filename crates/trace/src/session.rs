@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use virt_bmap_image::{Freezable, Image, OpenError, Overlay, WritableRaw};
 use virt_bmap_map::Map;
-use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, Place, Service, ServiceError};
+use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, ListenAddress, Service, ServiceError};
 
 /// Where what the guest writes goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Options {
     /// What becomes of an event that the log has no room for.
     pub overflow: Overflow,
     /// Where to listen.
-    pub place: Place,
+    pub place: ListenAddress,
     /// Who looks at it while it goes on.
     pub live: Option<Arc<Live>>,
     /// Whether the disks can be [frozen](Session::freezable).
