@@ -137,7 +137,8 @@ pub(crate) fn members(root: impl AsFd) -> Result<Vec<Member>, Errno> {
 /// What the ioctl says.
 pub(crate) fn chunks(root: impl AsFd) -> Result<Vec<Chunk>, Errno> {
     let mut chunks: Vec<Chunk> = Vec::new();
-    let (first, last) = (Place { object: CHUNKS, ..Place::FIRST }, Place { object: CHUNKS, ..Place::LAST });
+    let (first, last) =
+        (ItemPlace { object: CHUNKS, ..ItemPlace::FIRST }, ItemPlace { object: CHUNKS, ..ItemPlace::LAST });
     search(root, CHUNK_TREE, first, last, |item| {
         if item.place.kind == CHUNK_ITEM {
             chunks.push(chunk(&item)?);
@@ -155,7 +156,7 @@ pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
     let node = u64::from(information(root.as_fd())?.node_size);
     let mut spaces = Spaces::new();
     let mut extents = 0;
-    search(root, EXTENT_TREE, Place::FIRST, Place::LAST, |item| {
+    search(root, EXTENT_TREE, ItemPlace::FIRST, ItemPlace::LAST, |item| {
         let place = item.place;
         let used = match place.kind {
             METADATA_ITEM => Some((Owner::Metadata, node)),
@@ -174,13 +175,13 @@ pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
 
 /// `struct btrfs_key`: what a tree is ordered by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct ItemPlace {
     object: u64,
     kind: u32,
     offset: u64,
 }
 
-impl Place {
+impl ItemPlace {
     const FIRST: Self = Self { object: 0, kind: 0, offset: 0 };
     /// A type has a byte.
     const LAST: Self = Self { object: u64::MAX, kind: 255, offset: u64::MAX };
@@ -200,7 +201,7 @@ impl Place {
 
 /// What lies at a place of a tree.
 struct Item<'a> {
-    place: Place,
+    place: ItemPlace,
     body: &'a [u8],
 }
 
@@ -223,8 +224,8 @@ fn short(bytes: &[u8], at: usize) -> Option<u16> {
 fn search(
     root: impl AsFd,
     tree: u64,
-    first: Place,
-    last: Place,
+    first: ItemPlace,
+    last: ItemPlace,
     mut each: impl FnMut(Item<'_>) -> Option<bool>,
 ) -> Result<(), Errno> {
     /// `BTRFS_IOC_TREE_SEARCH_V2`; the number counts the arguments without the buffer.
@@ -262,7 +263,7 @@ fn search(
                 return Ok(());
             }
         }
-        match seen.and_then(Place::next).filter(|next| *next <= last) {
+        match seen.and_then(ItemPlace::next).filter(|next| *next <= last) {
             Some(next) => from = next,
             None => return Ok(()),
         }
@@ -272,7 +273,7 @@ fn search(
 /// Takes the first item off the buffer: a `struct btrfs_ioctl_search_header`, and as many bytes as it says.
 fn item(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
     let kind_and_length = word(bytes, 24)?;
-    let place = Place { object: word(bytes, 8)?, kind: kind_and_length as u32, offset: word(bytes, 16)? };
+    let place = ItemPlace { object: word(bytes, 8)?, kind: kind_and_length as u32, offset: word(bytes, 16)? };
     let (body, rest) = bytes.get(32..)?.split_at_checked(usize::try_from(kind_and_length >> 32).ok()?)?;
     Some((Item { place, body }, rest))
 }
@@ -328,10 +329,10 @@ mod tests {
 
     #[test]
     fn places_follow_each_other() {
-        let place = |object, kind, offset| Place { object, kind, offset };
+        let place = |object, kind, offset| ItemPlace { object, kind, offset };
         assert_eq!(place(1, 2, 3).next(), Some(place(1, 2, 4)));
         assert_eq!(place(1, 2, u64::MAX).next(), Some(place(1, 3, 0)));
         assert_eq!(place(1, 255, u64::MAX).next(), Some(place(2, 0, 0)));
-        assert_eq!(Place::LAST.next(), None);
+        assert_eq!(ItemPlace::LAST.next(), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::owners::is_owner;
 use super::{Amount, Written};
-use virt_bmap_map::lookup::{Place, tally};
+use virt_bmap_map::lookup::{MapHit, tally};
 use virt_bmap_map::{Kind, Map, Object, Piece};
 use virt_bmap_ranges::{DiskNumber, Spans};
 
@@ -63,12 +63,12 @@ impl<'a> Shares<'a> {
         for (place, amount) in exact.chain(unknown) {
             match place {
                 // What is an object's has been taken.
-                Place::Object(_) => {}
-                Place::Free(holder) => match free.iter_mut().find(|(known, _)| *known == holder) {
+                MapHit::Object(_) => {}
+                MapHit::Free(holder) => match free.iter_mut().find(|(known, _)| *known == holder) {
                     Some((_, sum)) => *sum += amount,
                     None => free.push((holder, amount)),
                 },
-                Place::Unmapped => shares.unmapped += amount,
+                MapHit::Unmapped => shares.unmapped += amount,
             }
         }
         free.sort_by_key(|(_, amount)| std::cmp::Reverse(amount.most()));

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::ArgGroup;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap_map::lookup::{DiskSize, Place, Share, Tally, disk_size, tally};
+use virt_bmap_map::lookup::{DiskSize, MapHit, Share, Tally, disk_size, tally};
 use virt_bmap_map::rangelist::RangeList;
 use virt_bmap_map::{self as bmap, Hit, Kind, Map};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, parse_bytes};
@@ -202,10 +202,10 @@ fn ranges_for_people(
     writeln!(out, "{}", describe(list, &form.size(tally.bytes)))?;
     for part in shown {
         let what = match part.place {
-            Place::Object(file) => file_name(&file),
-            Place::Free(holder) if holder.kind() == Kind::Free => object_name(holder.name()),
-            Place::Free(holder) => format!("in no file on {}", holder.name()),
-            Place::Unmapped => "in nothing that the map knows".to_owned(),
+            MapHit::Object(file) => file_name(&file),
+            MapHit::Free(holder) if holder.kind() == Kind::Free => object_name(holder.name()),
+            MapHit::Free(holder) => format!("in no file on {}", holder.name()),
+            MapHit::Unmapped => "in nothing that the map knows".to_owned(),
         };
         writeln!(out, "{:>12} {:>6} %  {what}", form.size(part.bytes), share(part.bytes, tally.bytes))?;
     }
@@ -221,9 +221,9 @@ fn ranges_for_people(
 
 fn share_row<'a>(part: &Share<'a>, share: &'a str) -> [Cell<'a>; 8] {
     let (what, object, names) = match part.place {
-        Place::Object(file) => ("object", Some(file.object), Some(u64::from(file.names))),
-        Place::Free(holder) => ("free", Some(holder), None),
-        Place::Unmapped => ("unmapped", None, None),
+        MapHit::Object(file) => ("object", Some(file.object), Some(u64::from(file.names))),
+        MapHit::Free(holder) => ("free", Some(holder), None),
+        MapHit::Unmapped => ("unmapped", None, None),
     };
     let name = object.map(bmap::Object::name);
     [

@@ -101,7 +101,7 @@ impl Expectation {
 
 /// A piece of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct PlacedRange {
     pub(super) disk: DiskNumber,
     pub(super) range: DiskRange,
     pub(super) file_offset: Option<FileOffset>,
@@ -119,13 +119,13 @@ pub(super) fn places(
     extents: &[Extent],
     layout: Option<&Layout>,
     legs: Legs,
-) -> Vec<Place> {
+) -> Vec<PlacedRange> {
     let on_device = layout.and_then(|layout| {
         let device = if layout.is_partial() { plain(extents) } else { layout.to_device(recording)? };
         Some((layout, device))
     });
     let Some((layout, device)) = on_device else {
-        let place = |(disk, range)| Place { disk, range, file_offset: None, role: Role::default() };
+        let place = |(disk, range)| PlacedRange { disk, range, file_offset: None, role: Role::default() };
         return recording.iter().map(place).collect();
     };
     let was_read = |part: Segment| -> Vec<Segment> {
@@ -154,7 +154,7 @@ pub(super) fn places(
             let into = part.device.start.0 - range.start.0;
             let file_offset = offset.and_then(|offset| Some(FileOffset(offset.checked_add(into)?)));
             let role = Role { copy: part.copy, flags };
-            places.push(Place { disk: part.disk, range: part.disk_range(), file_offset, role });
+            places.push(PlacedRange { disk: part.disk, range: part.disk_range(), file_offset, role });
         }
     };
     let written = PieceFlags::empty();
@@ -308,7 +308,7 @@ mod tests {
         let places = |ranges: &[(u64, u64)], layout: Option<&Layout>| {
             let places = places(&read(ranges), &extents, layout, Legs::All);
             let brief =
-                |p: &Place| (p.range.start.0, p.range.end.0, p.file_offset.map(|o| o.0), p.role.flags);
+                |p: &PlacedRange| (p.range.start.0, p.range.end.0, p.file_offset.map(|o| o.0), p.role.flags);
             places.iter().map(brief).collect::<Vec<_>>()
         };
         let (written, unwritten) = (PieceFlags::empty(), PieceFlags::UNWRITTEN);

@@ -40,11 +40,11 @@ pub(super) struct Direct {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     range: DiskRange,
-    place: Place,
+    place: StoredAt,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum StoredAt {
     /// They are zeroes.
     Zero,
     /// They are in the file of this image of the chain, from this offset on.
@@ -53,7 +53,7 @@ enum Place {
     Elsewhere,
 }
 
-impl Place {
+impl StoredAt {
     /// The place of what lies `ahead` bytes further.
     fn after(self, ahead: u64) -> Self {
         match self {
@@ -93,7 +93,7 @@ impl Direct {
         qemu_img::map(description, &top.path, MAX_CPU, false, |entry| {
             let range = entry.within(size);
             let place = place(&entry, range, files);
-            if place != Place::Elsewhere && !range.is_empty() && runs.len() < MAX_RUNS {
+            if place != StoredAt::Elsewhere && !range.is_empty() && runs.len() < MAX_RUNS {
                 append(runs, Run { range, place });
             }
         })
@@ -106,7 +106,7 @@ impl Direct {
             let held: Vec<_> = self
                 .runs
                 .iter()
-                .filter(|run| matches!(run.place, Place::File(of, _) if usize::from(of) == image))
+                .filter(|run| matches!(run.place, StoredAt::File(of, _) if usize::from(of) == image))
                 .map(|run| run.range)
                 .collect();
             let (Some(first), Some(last)) = (held.first(), held.last()) else { continue };
@@ -123,7 +123,7 @@ impl Direct {
         }
         let Self { files, runs, .. } = self;
         runs.retain(|run| match run.place {
-            Place::File(image, _) => files[usize::from(image)].is_some(),
+            StoredAt::File(image, _) => files[usize::from(image)].is_some(),
             _ => true,
         });
     }
@@ -137,7 +137,7 @@ impl Direct {
     }
 
     /// Splits `range` by place: ascending, without gaps.
-    fn pieces(&self, range: DiskRange) -> impl Iterator<Item = (DiskRange, Place)> + '_ {
+    fn pieces(&self, range: DiskRange) -> impl Iterator<Item = (DiskRange, StoredAt)> + '_ {
         let mut next = self.runs.partition_point(|run| run.range.end <= range.start);
         let mut at = range.start;
         std::iter::from_fn(move || {
@@ -150,8 +150,8 @@ impl Direct {
                     next += 1;
                     (run.range.end.min(range.end), run.place.after(at.0 - run.range.start.0))
                 }
-                Some(run) => (run.range.start, Place::Elsewhere),
-                None => (range.end, Place::Elsewhere),
+                Some(run) => (run.range.start, StoredAt::Elsewhere),
+                None => (range.end, StoredAt::Elsewhere),
             };
             let piece = DiskRange { start: at, end };
             at = end;
@@ -165,7 +165,7 @@ impl Direct {
         &self,
         buf: &mut [u8],
         offset: DiskOffset,
-        mut read: impl FnMut(&mut [u8], DiskOffset, Place) -> io::Result<bool>,
+        mut read: impl FnMut(&mut [u8], DiskOffset, StoredAt) -> io::Result<bool>,
     ) -> io::Result<bool> {
         let mut rest = within_file(buf, offset, self.size())?;
         for (range, place) in self.pieces(DiskRange::new(offset.0, offset.0 + rest.len() as u64)) {
@@ -191,21 +191,21 @@ impl Source for Direct {
 
     fn try_read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<bool> {
         self.fill(buf, offset, |part, _, place| match place {
-            Place::Zero => {
+            StoredAt::Zero => {
                 part.fill(0);
                 Ok(true)
             }
-            Place::File(image, offset) => self.file(image)?.try_read_at(part, DiskOffset(offset)),
-            Place::Elsewhere => Ok(false),
+            StoredAt::File(image, offset) => self.file(image)?.try_read_at(part, DiskOffset(offset)),
+            StoredAt::Elsewhere => Ok(false),
         })
     }
 
     fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()> {
         let read = |part: &mut [u8], start, place| {
             match place {
-                Place::Zero => part.fill(0),
-                Place::File(image, offset) => self.file(image)?.read_at(part, DiskOffset(offset))?,
-                Place::Elsewhere => self.below.read_at(part, start)?,
+                StoredAt::Zero => part.fill(0),
+                StoredAt::File(image, offset) => self.file(image)?.read_at(part, DiskOffset(offset))?,
+                StoredAt::Elsewhere => self.below.read_at(part, start)?,
             }
             Ok(true)
         };
@@ -225,16 +225,16 @@ fn open(link: &Link) -> Result<Option<RawFile>, OpenError> {
 }
 
 /// What an entry says of `range`, its own within the disk.
-fn place(entry: &MapEntry, range: DiskRange, files: &[Option<RawFile>]) -> Place {
+fn place(entry: &MapEntry, range: DiskRange, files: &[Option<RawFile>]) -> StoredAt {
     if entry.zero {
-        return Place::Zero;
+        return StoredAt::Zero;
     }
     let (true, Some(offset), Ok(image)) = (entry.data, entry.offset, u16::try_from(entry.depth)) else {
-        return Place::Elsewhere;
+        return StoredAt::Elsewhere;
     };
     let file = files.get(usize::from(image)).and_then(Option::as_ref);
     let is_inside = |file: &RawFile| offset.checked_add(range.len()).is_some_and(|end| end <= file.size());
-    if file.is_some_and(is_inside) { Place::File(image, offset) } else { Place::Elsewhere }
+    if file.is_some_and(is_inside) { StoredAt::File(image, offset) } else { StoredAt::Elsewhere }
 }
 
 /// Neighbours that go on in the same place are one run.
@@ -262,20 +262,20 @@ mod tests {
     fn runs_that_go_on_are_joined() {
         let mut runs = Vec::new();
         for (start, end, place) in [
-            (0, 10, Place::File(0, 100)),
-            (10, 20, Place::File(0, 110)),
-            (20, 30, Place::File(0, 200)),
-            (30, 40, Place::Zero),
-            (40, 50, Place::Zero),
-            (60, 70, Place::Zero),
+            (0, 10, StoredAt::File(0, 100)),
+            (10, 20, StoredAt::File(0, 110)),
+            (20, 30, StoredAt::File(0, 200)),
+            (30, 40, StoredAt::Zero),
+            (40, 50, StoredAt::Zero),
+            (60, 70, StoredAt::Zero),
         ] {
             append(&mut runs, Run { range: DiskRange::new(start, end), place });
         }
         let joined = [
-            (0, 20, Place::File(0, 100)),
-            (20, 30, Place::File(0, 200)),
-            (30, 50, Place::Zero),
-            (60, 70, Place::Zero),
+            (0, 20, StoredAt::File(0, 100)),
+            (20, 30, StoredAt::File(0, 200)),
+            (30, 50, StoredAt::Zero),
+            (60, 70, StoredAt::Zero),
         ];
         assert_eq!(runs, joined.map(|(start, end, place)| Run { range: DiskRange::new(start, end), place }));
     }
@@ -293,11 +293,15 @@ mod tests {
             data: true,
             offset,
         };
-        assert_eq!(place(&entry(0, Some(0)), range, &files), Place::File(0, 0));
+        assert_eq!(place(&entry(0, Some(0)), range, &files), StoredAt::File(0, 0));
         for (depth, offset) in
             [(0, Some(1)), (0, Some(u64::MAX)), (0, None), (1, Some(0)), (2, Some(0)), (1 << 40, Some(0))]
         {
-            assert_eq!(place(&entry(depth, offset), range, &files), Place::Elsewhere, "{depth} {offset:?}");
+            assert_eq!(
+                place(&entry(depth, offset), range, &files),
+                StoredAt::Elsewhere,
+                "{depth} {offset:?}"
+            );
         }
     }
 
@@ -349,9 +353,9 @@ mod tests {
                 assert_eq!(piece.start, at);
                 at = piece.end;
                 let key = match place {
-                    Place::Zero => "zero".to_owned(),
-                    Place::File(image, _) => format!("file {image}"),
-                    Place::Elsewhere => "elsewhere".to_owned(),
+                    StoredAt::Zero => "zero".to_owned(),
+                    StoredAt::File(image, _) => format!("file {image}"),
+                    StoredAt::Elsewhere => "elsewhere".to_owned(),
                 };
                 *amounts.entry(key).or_insert(0) += piece.len() >> 10;
             }
@@ -386,7 +390,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let top = chain(directory.path(), "qcow2");
         let mut direct = open_chain(&top);
-        let run = direct.runs.iter_mut().find(|run| matches!(run.place, Place::File(0, _))).unwrap();
+        let run = direct.runs.iter_mut().find(|run| matches!(run.place, StoredAt::File(0, _))).unwrap();
         run.place = run.place.after(512 << 10);
         direct.prove();
         assert!(direct.files[0].is_none() && direct.files[1].is_some() && direct.files[2].is_some());

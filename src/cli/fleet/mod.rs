@@ -143,7 +143,7 @@ struct RunArgs {
     manifest: Option<PathBuf>,
 
     #[command(flatten)]
-    place: Place,
+    place: RunLocation,
 
     /// How many guests are mapped at once
     ///
@@ -196,7 +196,7 @@ struct RunArgs {
 #[derive(Debug, clap::Args)]
 struct StatusArgs {
     #[command(flatten)]
-    place: Place,
+    place: RunLocation,
 
     #[command(flatten)]
     form: AnswerFormat,
@@ -210,14 +210,14 @@ struct MergeArgs {
     parquet: bool,
 
     #[command(flatten)]
-    place: Place,
+    place: RunLocation,
 
     #[command(flatten)]
     form: AnswerFormat,
 }
 
 #[derive(Debug, clap::Args)]
-struct Place {
+struct RunLocation {
     /// Where the maps and records are
     #[arg(long, value_name = "DIR", default_value = "maps")]
     out_dir: PathBuf,

@@ -12,7 +12,7 @@ pub use directories::Directories;
 pub(super) use directories::Directory;
 use doubts::Doubts;
 
-use super::expected::Place;
+use super::expected::PlacedRange;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -166,8 +166,8 @@ impl Baseline {
     }
 
     /// Whether a file on this device had these stamps and lay exactly there, and nothing there has been written since.
-    pub(super) fn has_file(&self, device: &[u8], stamps: Stamps, places: &[Place]) -> bool {
-        let is_written = |place: &Place| {
+    pub(super) fn has_file(&self, device: &[u8], stamps: Stamps, places: &[PlacedRange]) -> bool {
+        let is_written = |place: &PlacedRange| {
             self.written.get(&place.disk).is_some_and(|written| written.bytes_in(place.range) > 0)
         };
         if places.iter().any(is_written) {
@@ -223,8 +223,8 @@ pub(in crate::probe) mod tests {
 
     const STAMPS: Stamps = Stamps { inode: 12, size: 8192, modified: 5, changed: 6 };
 
-    fn place(start: u64, end: u64, offset: u64) -> Place {
-        Place {
+    fn place(start: u64, end: u64, offset: u64) -> PlacedRange {
+        PlacedRange {
             disk: 1,
             range: DiskRange::new(start, end),
             file_offset: Some(FileOffset(offset)),
@@ -352,7 +352,7 @@ pub(in crate::probe) mod tests {
     #[test]
     fn a_file_is_known_by_its_stamps_and_places_in_whatever_pieces_they_come() {
         let baseline = baseline_with(None).unwrap();
-        let has = |device: &[u8], stamps, places: &[Place]| baseline.has_file(device, stamps, places);
+        let has = |device: &[u8], stamps, places: &[PlacedRange]| baseline.has_file(device, stamps, places);
         let places = [place(65536, 66560, 4096), place(66560, 69632, 5120), place(4096, 8192, 0)];
         assert!(has(b"/dev/sda1", STAMPS, &places));
         assert!(!has(b"/dev/sda2", STAMPS, &places));

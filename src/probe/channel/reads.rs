@@ -4,7 +4,7 @@ use super::metadata_inputs::places_of;
 use super::series::assign;
 use super::walk::{Expected, Walk, attribute, give};
 use super::{ChannelError, FIRST_PROOF, State};
-use crate::probe::expected::{Expectation, Place, places};
+use crate::probe::expected::{Expectation, PlacedRange, places};
 use crate::probe::found::{FoundError, ObjectNumber};
 use crate::recorder::{Recorder, Recording, Tag};
 use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
@@ -127,7 +127,7 @@ impl State {
         let Walk { context, layout, remains, .. } = &mut self.walk;
         for place in places(recording, &[], layout.as_deref(), context.legs) {
             let role = Role { flags: place.role.flags | PieceFlags::ENCODED, ..place.role };
-            give(&mut self.found, id, &Place { role, ..place }, context, remains)?;
+            give(&mut self.found, id, &PlacedRange { role, ..place }, context, remains)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The file system that is being walked: what has been said of it, and what is still expected.
 
 use super::WalkContext;
-use crate::probe::expected::{Expectation, Place, places};
+use crate::probe::expected::{Expectation, PlacedRange, places};
 use crate::probe::found::{Found, FoundError, ObjectNumber};
 use crate::probe::layout::{Layout, address_space};
 use crate::probe::metadata::Remains;
@@ -152,7 +152,7 @@ pub(super) fn attribute(
 pub(super) fn give(
     found: &mut Found,
     id: ObjectNumber,
-    place: &Place,
+    place: &PlacedRange,
     context: &WalkContext,
     remains: &mut Remains,
 ) -> Result<(), FoundError> {

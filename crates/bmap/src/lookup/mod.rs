@@ -10,4 +10,4 @@ mod tally;
 pub use damage::hit;
 pub use damage::{Damage, FileHit, HitRange, damage};
 pub use size::{DiskSize, disk_size};
-pub use tally::{Place, Share, Tally, tally};
+pub use tally::{MapHit, Share, Tally, tally};

@@ -6,7 +6,7 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, Spans};
 
 /// What a part of the bytes is.
 #[derive(Clone, Copy, Debug)]
-pub enum Place<'a> {
+pub enum MapHit<'a> {
     /// Of this file, directory or metadata.
     Object(File<'a>),
     /// On this volume, partition or disk, but of no file, directory or metadata there, and on no
@@ -20,7 +20,7 @@ pub enum Place<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Share<'a> {
     /// The place.
-    pub place: Place<'a>,
+    pub place: MapHit<'a>,
     /// How many of the bytes are there. Each counts once, however often a file uses it; but where
     /// several files share it, it counts in each of them.
     pub bytes: u64,
@@ -57,7 +57,7 @@ pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &Spans) -> Tally<'a> {
     };
     let mut shares: Vec<_> = hardlinks::files(owned.iter().map(|(id, _)| map.object(*id)))
         .into_iter()
-        .map(|file| Share { place: Place::Object(file), bytes: bytes_of(file.object) })
+        .map(|file| Share { place: MapHit::Object(file), bytes: bytes_of(file.object) })
         .collect();
 
     let mut rest = asked.without(owners(map, disk).map(|piece| piece.range));
@@ -75,7 +75,7 @@ pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &Spans) -> Tally<'a> {
             held.extend(spans.map(|(_, span)| span));
             let bytes = held[before..].iter().map(|&span| rest.bytes_in(span)).sum();
             if bytes > 0 {
-                shares.push(Share { place: Place::Free(holder), bytes });
+                shares.push(Share { place: MapHit::Free(holder), bytes });
             }
         }
         held.sort_unstable();
@@ -85,7 +85,7 @@ pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &Spans) -> Tally<'a> {
     }
     let unmapped = rest.bytes();
     if unmapped > 0 {
-        shares.push(Share { place: Place::Unmapped, bytes: unmapped });
+        shares.push(Share { place: MapHit::Unmapped, bytes: unmapped });
     }
     shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
     Tally { shares, bytes: asked.bytes(), in_objects, free, unmapped }
@@ -128,11 +128,11 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use virt_bmap_ranges::FileOffset;
 
-    fn describe(place: Place<'_>) -> String {
+    fn describe(place: MapHit<'_>) -> String {
         match place {
-            Place::Object(file) => format!("{}+{}", file.object.name(), file.names - 1),
-            Place::Free(holder) => format!("free {}", holder.name()),
-            Place::Unmapped => "unmapped".to_owned(),
+            MapHit::Object(file) => format!("{}+{}", file.object.name(), file.names - 1),
+            MapHit::Free(holder) => format!("free {}", holder.name()),
+            MapHit::Unmapped => "unmapped".to_owned(),
         }
     }
 
