@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use virt_bmap::fleet::capacity::peak_memory;
-use virt_bmap::mapper::Options;
+use virt_bmap::mapper::MapperOptions;
 use virt_bmap::probe::Probe;
 use virt_bmap_map::{Map, Object};
 
@@ -244,7 +244,7 @@ fn measure(guest: &str, probe: &str, directory: &Path) -> ExitCode {
     let runs = if probe == Probe::Guestfsd { 1 } else { guest.runs };
     for _ in 0..runs {
         log.clear();
-        let run = guest::map(&image, &Options { probe, ..Options::default() });
+        let run = guest::map(&image, &MapperOptions { probe, ..MapperOptions::default() });
         let (objects, bytes) =
             (run.mapped.counts.directories + run.mapped.counts.files, bytes(&run.mapped.map));
         let (reading, total) = (run.reading, run.mapped.elapsed);

@@ -12,7 +12,7 @@ use virt_bmap::changed::{Written, changes};
 use virt_bmap_map::diff::diff;
 use virt_bmap_map::list::{Select, list};
 use virt_bmap_map::lookup::{damage, tally};
-use virt_bmap_map::rangelist::{self, Options};
+use virt_bmap_map::rangelist::{self, RangeListOptions};
 use virt_bmap_map::{
     Attributes, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, ObjectName, save, text,
 };
@@ -93,12 +93,12 @@ fn measure(c: &mut Criterion) {
     for (name, list) in [("plain lines", &plain), ("qemu-img map", &json)] {
         group.throughput(Throughput::Bytes(list.len() as u64));
         group.bench_function(format!("read {name}"), |b| {
-            b.iter(|| rangelist::read(list.as_bytes(), &Options::default()).unwrap());
+            b.iter(|| rangelist::read(list.as_bytes(), &RangeListOptions::default()).unwrap());
         });
     }
     group.throughput(Throughput::Elements(RANGES));
     let (old, new) = (map(0), map(1));
-    let list_of_ranges = rangelist::read(plain.as_bytes(), &Options::default()).unwrap();
+    let list_of_ranges = rangelist::read(plain.as_bytes(), &RangeListOptions::default()).unwrap();
     let spans = &list_of_ranges.spans;
     group.bench_function("tally", |b| b.iter(|| black_box(tally(&old, 1, spans).shares.len())));
     group.bench_function("damage", |b| b.iter(|| black_box(damage(&old, 1, spans).hit.len())));

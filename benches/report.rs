@@ -72,7 +72,7 @@ fn main() {
         let map = read(&stored[..], format).unwrap();
         let loaded = start.elapsed();
         let mut page = Vec::new();
-        report::write(&map, &report::Options { title: name, ..Default::default() }, &mut page).unwrap();
+        report::write(&map, &report::ReportOptions { title: name, ..Default::default() }, &mut page).unwrap();
         let all = start.elapsed();
         println!(
             "{name}: {count} files, {RANGES} ranges: read in {:.2} s, all in {:.2} s, {:.1} MB",

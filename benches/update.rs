@@ -25,7 +25,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
-use virt_bmap::mapper::Options;
+use virt_bmap::mapper::MapperOptions;
 use virt_bmap::probe::Probe;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap_map::{Kind, Map, jsonl};
@@ -53,7 +53,7 @@ impl Times {
 fn main() -> ExitCode {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probes");
     let image = MANY.image(&directory);
-    let before = guest::map(&image, &Options::default()).mapped.map;
+    let before = guest::map(&image, &MapperOptions::default()).mapped.map;
     let changed = directory.join("update.img");
     guest::copy(&image, &changed);
     change(&before, &changed, &directory);
@@ -64,10 +64,10 @@ fn main() -> ExitCode {
         let mut times =
             Times { name, scratch: [Duration::MAX; 2], update: [Duration::MAX; 2], taken_over: 0 };
         for _ in 0..MANY.runs {
-            let scratch = guest::map(&changed, &Options { probe, ..Options::default() });
+            let scratch = guest::map(&changed, &MapperOptions { probe, ..MapperOptions::default() });
             let baseline = Baseline::new(before.clone(), BTreeMap::new()).map(Arc::new);
             assert!(baseline.is_some(), "something can be taken over");
-            let update = guest::map(&changed, &Options { probe, baseline, ..Options::default() });
+            let update = guest::map(&changed, &MapperOptions { probe, baseline, ..MapperOptions::default() });
             assert!(written(&scratch.mapped.map) == written(&update.mapped.map), "the maps are the same");
             times.take(&scratch, &update);
         }

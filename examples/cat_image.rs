@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
 
     let image = virt_bmap_image::open(&path, &options)?;
     for file in &image.chain {
-        let format = file.format.map_or("?", virt_bmap_image::Format::driver);
+        let format = file.format.map_or("?", virt_bmap_image::ImageFormat::driver);
         eprintln!("reading {:?}, {format}", file.filename);
     }
     for warning in &image.warnings {

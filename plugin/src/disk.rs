@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use virt_bmap_image::{self, Allocation, Format, OpenOptions, Source};
+use virt_bmap_image::{self, Allocation, ImageFormat, OpenOptions, Source};
 use virt_bmap_map::{self as bmap, Map};
 use virt_bmap_ranges::{DiskOffset, DiskRange};
 use virt_bmap_trace::{Event, Op, freshness};
@@ -33,7 +33,7 @@ impl Disk {
         let bmap = parameters.bmap();
         // The original served any file as it is, and its maps count the bytes of that.
         let image =
-            virt_bmap_image::open(file, &OpenOptions { format: Some(Format::Raw), force_share: false })?;
+            virt_bmap_image::open(file, &OpenOptions { format: Some(ImageFormat::Raw), force_share: false })?;
         let map =
             bmap::load(bmap).map_err(|error| format!("the map {}", virt_bmap_ranges::error_chain(&error)))?;
         if let Err(stale) = freshness::check(&map, bmap, std::slice::from_ref(&image)) {

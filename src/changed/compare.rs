@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use virt_bmap_image::Source;
-use virt_bmap_ranges::{DiskOffset, DiskRange, Spans};
+use virt_bmap_ranges::{DiskOffset, DiskRange, IndexedRanges};
 
 /// Bytes that are compared at a time. Ranges that differ are not joined across its multiples.
 const CHUNK: u64 = 1 << 20;
@@ -23,9 +23,9 @@ const WORKERS: usize = 4;
 pub struct Compared {
     /// The bytes that differ: of each sector of 512 bytes from the first to the last, as what lies
     /// between them was written with them.
-    pub differs: Spans,
+    pub differs: IndexedRanges,
     /// The bytes that could not be read in one of the states.
-    pub unknown: Spans,
+    pub unknown: IndexedRanges,
     /// Why not, the first time.
     pub trouble: Option<io::Error>,
 }
@@ -38,7 +38,7 @@ pub struct Compared {
 pub fn compare(
     old: &dyn Source,
     new: &dyn Source,
-    within: &Spans,
+    within: &IndexedRanges,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Compared {
     let disk = DiskRange::new(0, new.size());
@@ -66,20 +66,24 @@ pub fn compare(
     };
     std::thread::scope(|scope| (0..WORKERS).for_each(|_| drop(scope.spawn(work))));
     let (differs, unknown, trouble) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Compared { differs: Spans::from_unsorted(differs), unknown: Spans::from_unsorted(unknown), trouble }
+    Compared {
+        differs: IndexedRanges::from_unsorted(differs),
+        unknown: IndexedRanges::from_unsorted(unknown),
+        trouble,
+    }
 }
 
 /// What is not a hole in both states of a disk: nothing else can differ. What is behind the end of `new` is not among it.
 ///
 /// # Errors
 /// When the holes cannot be told.
-pub fn not_in_holes(old: &dyn Source, new: &dyn Source) -> io::Result<Spans> {
+pub fn not_in_holes(old: &dyn Source, new: &dyn Source) -> io::Result<IndexedRanges> {
     let mut data = Vec::new();
     for source in [old, new] {
         let parts = source.allocation(DiskRange::new(0, new.size().min(source.size())))?;
         data.extend(parts.into_iter().filter(|part| !part.is_hole).map(|part| part.range));
     }
-    Ok(Spans::from_unsorted(data))
+    Ok(IndexedRanges::from_unsorted(data))
 }
 
 /// Cuts a range at the multiples of [`CHUNK`].
@@ -185,7 +189,7 @@ mod tests {
             for (&at, add) in &changes {
                 bytes[at] = bytes[at].wrapping_add(*add);
             }
-            let within = Spans::from_iter([DiskRange::new(from, from + length)]);
+            let within = IndexedRanges::from_iter([DiskRange::new(from, from + length)]);
             let found = compare(&old, &disk(bytes.clone()), &within, &|_| ());
             let inside = changes.keys().filter(|&&at| (from..from + length).contains(&(at as u64)));
             prop_assert!(inside.clone().all(|&at| found.differs.bytes_in(DiskRange::new(at as u64, at as u64 + 1)) == 1));
@@ -207,7 +211,7 @@ mod tests {
     fn an_older_disk_that_is_shorter_goes_on_with_zeroes() {
         let mut bytes = vec![0; 4096];
         bytes[3000] = 1;
-        let all = Spans::from_iter([DiskRange::new(0, 1 << 30)]);
+        let all = IndexedRanges::from_iter([DiskRange::new(0, 1 << 30)]);
         let found = compare(&disk(vec![0; 1024]), &disk(bytes), &all, &|_| ());
         assert_eq!(found.differs.iter().collect::<Vec<_>>(), [DiskRange::new(3000, 3001)]);
         let found = compare(&disk(vec![1; 4096]), &disk(vec![0; 1024]), &all, &|_| ());
@@ -218,7 +222,7 @@ mod tests {
     fn what_cannot_be_read_is_not_known() {
         let old = Memory(vec![0; 3 << 20], DiskRange::new(5 << 18, (5 << 18) + 1));
         let new = disk(vec![1; 3 << 20]);
-        let all = Spans::from_iter([DiskRange::new(0, 3 << 20)]);
+        let all = IndexedRanges::from_iter([DiskRange::new(0, 3 << 20)]);
         let found = compare(&old, &new, &all, &|_| ());
         assert_eq!(found.unknown.iter().collect::<Vec<_>>(), [DiskRange::new(1 << 20, 2 << 20)]);
         assert_eq!(found.differs.bytes(), 2 << 20);

@@ -22,19 +22,19 @@ use virt_bmap_map::diff::{self, Change, diff};
 use virt_bmap_map::hardlinks::{File, bytes_on_disk, fingerprint};
 use virt_bmap_map::lookup::{self, HitRange, damage};
 use virt_bmap_map::{Kind, Map, Marks, Object, PieceFlags};
-use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
 /// What the newer state of a disk has written over the older one.
 #[derive(Clone, Debug, Default)]
 pub struct Written {
     /// The bytes that take room in the newer image.
-    pub held: Spans,
+    pub held: IndexedRanges,
     /// The bytes that it only says to be zeroes.
-    pub zeroes: Spans,
+    pub zeroes: IndexedRanges,
     /// Of all of these, those that are not what they were.
-    pub differs: Spans,
+    pub differs: IndexedRanges,
     /// Of the others, those that could not be compared.
-    pub unknown: Spans,
+    pub unknown: IndexedRanges,
 }
 
 /// A number of bytes, as far as it is known.
@@ -66,14 +66,14 @@ impl Written {
         Amount { exact: self.differs.bytes_in(range), unknown: self.unknown.bytes_in(range) }
     }
 
-    fn amounts(&self, spans: &Spans) -> Amount {
+    fn amounts(&self, spans: &IndexedRanges) -> Amount {
         let mut sum = Amount::default();
         spans.iter().for_each(|range| sum += self.amount(range));
         sum
     }
 
     /// The bytes that differ, and those that may.
-    fn possible(&self) -> Spans {
+    fn possible(&self) -> IndexedRanges {
         self.differs.iter().chain(self.unknown.iter()).collect()
     }
 }
@@ -166,11 +166,11 @@ pub fn changes<'a>(old: &'a Map, new: &'a Map, disk: DiskNumber, written: &Writt
     }
     let hit = damage(new, disk, &possible).hit;
     let in_files = hit.iter().filter(|hit| hit.file.object.kind() == Kind::File);
-    let in_files: Spans = in_files.flat_map(|hit| &hit.ranges).map(|range| range.disk).collect();
+    let in_files: IndexedRanges = in_files.flat_map(|hit| &hit.ranges).map(|range| range.disk).collect();
     for hit in hit {
         let object = hit.file.object;
         if !told.contains(&fingerprint(&state, object, true)) {
-            let here: Spans = hit.ranges.iter().map(|range| range.disk).collect();
+            let here: IndexedRanges = hit.ranges.iter().map(|range| range.disk).collect();
             let fate = if written.amounts(&here).exact > 0 { Fate::Rewritten } else { Fate::Touched };
             files.push(find.file(fate, old.find(object.name()), Some(object), hit.file.names));
         }
@@ -205,7 +205,7 @@ struct Finder<'a, 'w> {
     new: &'a Map,
     disk: DiskNumber,
     written: &'w Written,
-    possible: &'w Spans,
+    possible: &'w IndexedRanges,
 }
 
 impl<'a> Finder<'a, '_> {
@@ -233,14 +233,14 @@ impl<'a> Finder<'a, '_> {
         }
         let new_hit = new.and_then(|object| lookup::hit(File { object, names }, self.disk, self.possible));
         if let Some(hit) = new_hit {
-            let here: Spans = hit.ranges.iter().map(|range| range.disk).collect();
+            let here: IndexedRanges = hit.ranges.iter().map(|range| range.disk).collect();
             found.written = self.written.amounts(&here);
             found.before = origin(self.old, self.disk, &here, old, self.written);
             found.ranges = hit.ranges;
         }
         let old_hit = old.and_then(|object| lookup::hit(File { object, names }, self.disk, self.possible));
         if let Some(hit) = old_hit {
-            let had: Spans = hit.ranges.iter().map(|range| range.disk).collect();
+            let had: IndexedRanges = hit.ranges.iter().map(|range| range.disk).collect();
             let has = new.map(|object| place_of(object, self.disk)).unwrap_or_default();
             let lost = had.without(has.iter());
             found.overwritten = self.written.amounts(&lost);
@@ -282,7 +282,7 @@ mod tests {
         builder.build()
     }
 
-    fn spans(ranges: &[(u64, u64)]) -> Spans {
+    fn spans(ranges: &[(u64, u64)]) -> IndexedRanges {
         ranges.iter().map(|&(start, end)| DiskRange::new(start, end)).collect()
     }
 

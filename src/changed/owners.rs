@@ -5,7 +5,7 @@ use hashbrown::HashMap;
 use std::cmp::Reverse;
 use virt_bmap_map::hardlinks::{self, is_same_file};
 use virt_bmap_map::{Kind, Map, Object};
-use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
 /// Whose some bytes are, or were.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +39,7 @@ impl<'a> Origin<'a> {
 }
 
 /// The bytes that an object has on a disk.
-pub(super) fn place_of(object: Object<'_>, disk: DiskNumber) -> Spans {
+pub(super) fn place_of(object: Object<'_>, disk: DiskNumber) -> IndexedRanges {
     hardlinks::spans(object).filter(|(number, _)| *number == disk).map(|(_, span)| span).collect()
 }
 
@@ -48,7 +48,7 @@ pub(super) fn place_of(object: Object<'_>, disk: DiskNumber) -> Spans {
 pub(super) fn origin<'a>(
     map: &'a Map,
     disk: DiskNumber,
-    asked: &Spans,
+    asked: &IndexedRanges,
     itself: Option<Object<'a>>,
     written: &Written,
 ) -> Origin<'a> {
@@ -63,7 +63,7 @@ pub(super) fn origin<'a>(
             .map(|hit| (rank(hit.object.kind(), is_itself(hit.object)), hit.range, hit.object))
             .collect();
         hits.sort_by_key(|(rank, range, _)| (*rank, range.start, Reverse(range.end)));
-        let mut rest = Spans::from_iter([range]);
+        let mut rest = IndexedRanges::from_iter([range]);
         for hits in hits.chunk_by(|a, b| a.0 == b.0) {
             let mut taken = range.start;
             for &(rank, range, object) in hits {

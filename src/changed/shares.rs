@@ -4,7 +4,7 @@ use super::owners::is_owner;
 use super::{Amount, Written};
 use virt_bmap_map::lookup::{MapHit, tally};
 use virt_bmap_map::{Kind, Map, Object, Piece};
-use virt_bmap_ranges::{DiskNumber, Spans};
+use virt_bmap_ranges::{DiskNumber, IndexedRanges};
 
 /// The bytes that take room in the newer image, by what they are now. Each is in one of these.
 #[derive(Clone, Debug, Default)]
@@ -35,8 +35,8 @@ pub struct Shares<'a> {
 
 impl<'a> Shares<'a> {
     /// Shares out; `in_files` are the bytes of files that differ or may.
-    pub(super) fn of(map: &'a Map, disk: DiskNumber, written: &Written, in_files: &Spans) -> Self {
-        let held = |spans: &Spans| spans.without(written.zeroes.iter());
+    pub(super) fn of(map: &'a Map, disk: DiskNumber, written: &Written, in_files: &IndexedRanges) -> Self {
+        let held = |spans: &IndexedRanges| spans.without(written.zeroes.iter());
         let rests = [held(&written.differs), held(&written.unknown)];
         let sizes = [0, 1].map(|which| rests[which].bytes());
         let zeroed =
@@ -78,11 +78,11 @@ impl<'a> Shares<'a> {
 }
 
 /// The bytes that are not shared out yet: those that differ, and those that could not be compared.
-struct Rests([Spans; 2]);
+struct Rests([IndexedRanges; 2]);
 
 impl Rests {
     /// Keeps what `without` leaves, and says how much it took.
-    fn take(&mut self, without: impl Fn(&Spans) -> Spans) -> Amount {
+    fn take(&mut self, without: impl Fn(&IndexedRanges) -> IndexedRanges) -> Amount {
         let [exact, unknown] = [0, 1].map(|which| {
             let left = without(&self.0[which]);
             let taken = self.0[which].bytes() - left.bytes();

@@ -12,11 +12,11 @@ use virt_bmap::changed::{
     self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare, not_in_holes,
 };
 use virt_bmap::mapper::Disk;
-use virt_bmap_image::{self, Format, Image, OpenOptions, Source};
+use virt_bmap_image::{self, Image, ImageFormat, OpenOptions, Source};
 use virt_bmap_map::diff::{self, Change};
 use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap_map::{self as bmap, Kind, Map, Object};
-use virt_bmap_ranges::{DiskNumber, Printable, Spans};
+use virt_bmap_ranges::{DiskNumber, IndexedRanges, Printable};
 
 /// Tell which files an overlay or a snapshot changed, and what its size is made of.
 ///
@@ -47,13 +47,13 @@ pub(super) struct ChangedArgs {
     #[arg(long, value_name = "OLD")]
     base: Option<PathBuf>,
 
-    /// Format of TOP, if it is not to be found out; its images below are then trusted
+    /// ImageFormat of TOP, if it is not to be found out; its images below are then trusted
     #[arg(long, value_name = "FORMAT")]
-    format: Option<Format>,
+    format: Option<ImageFormat>,
 
-    /// Format of OLD, if it is not to be found out
+    /// ImageFormat of OLD, if it is not to be found out
     #[arg(long, value_name = "FORMAT", requires = "base")]
-    base_format: Option<Format>,
+    base_format: Option<ImageFormat>,
 
     /// The disk of the maps that TOP is
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
@@ -178,7 +178,7 @@ impl Pair {
             (None, Some(below)) => {
                 // Raw is safe to say. Anything else would have the image be trusted in what it refers to:
                 // that is for the user to say, of the top.
-                let is_stated = args.format.is_some() || below.format == Some(Format::Raw);
+                let is_stated = args.format.is_some() || below.format == Some(ImageFormat::Raw);
                 Disk { path: below.filename.clone(), format: below.format.filter(|_| is_stated) }
             }
         };
@@ -190,14 +190,14 @@ impl Pair {
     fn written(&self, args: &ChangedArgs) -> Result<(Written, Option<io::Error>)> {
         let (held, zeroes) = if args.base.is_some() {
             let asked = not_in_holes(&*self.old.source, &*self.new.source);
-            (asked.context("the holes of the images cannot be told")?, Spans::default())
+            (asked.context("the holes of the images cannot be told")?, IndexedRanges::default())
         } else {
             let layer = self.new.layer()?;
             (layer.data, layer.zeroes)
         };
-        let asked: Spans = held.iter().chain(zeroes.iter()).collect();
+        let asked: IndexedRanges = held.iter().chain(zeroes.iter()).collect();
         if args.no_compare {
-            return Ok((Written { held, zeroes, differs: Spans::default(), unknown: asked }, None));
+            return Ok((Written { held, zeroes, differs: IndexedRanges::default(), unknown: asked }, None));
         }
         let counter = Counter::new(args.make.mapping.quiet, "comparing", asked.bytes());
         let progress = |bytes| counter.add(bytes);

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 use virt_bmap::mapper::Disk;
-use virt_bmap_image::Format;
+use virt_bmap_image::ImageFormat;
 use virt_bmap_map::lookup::{Damage, HitRange, damage, tally};
 use virt_bmap_map::{self as bmap, Kind, hardlinks};
 use virt_bmap_ranges::DiskNumber;
@@ -42,9 +42,9 @@ pub(super) struct DamagedArgs {
     #[command(flatten)]
     list: ListOptions,
 
-    /// Format of the image, if it is not to be found out
+    /// ImageFormat of the image, if it is not to be found out
     #[arg(long, value_name = "FORMAT", help_heading = "Options for making a map")]
-    format: Option<Format>,
+    format: Option<ImageFormat>,
 
     #[command(flatten)]
     make: MakeOptions,
@@ -122,7 +122,7 @@ const BEGINNING: u64 = 16 * 1024;
 
 /// Whether a file is an image of a disk, and no map: it has a byte of zero in its beginning, as all
 /// image formats and partition tables do, and neither text nor a compressed map is.
-fn is_image(path: &Path, format: Option<Format>) -> Result<bool> {
+fn is_image(path: &Path, format: Option<ImageFormat>) -> Result<bool> {
     if format.is_some() || path == Path::new("-") {
         return Ok(format.is_some());
     }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use virt_bmap::mapper::{Cancel, Disk};
-use virt_bmap_image::Format;
+use virt_bmap_image::ImageFormat;
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Map};
 
@@ -29,7 +29,7 @@ pub(super) fn make_or_interrupted(
 }
 
 /// Disks of formats that are stated by `--image-format`: once for all of them, or for each.
-pub(super) fn with_formats(images: &[PathBuf], formats: &[Format]) -> Result<Vec<Disk>> {
+pub(super) fn with_formats(images: &[PathBuf], formats: &[ImageFormat]) -> Result<Vec<Disk>> {
     if formats.len() > 1 && formats.len() != images.len() {
         bail!("{} formats for {} images; give --image-format once, or for each", formats.len(), images.len());
     }

@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::fleet::libvirt::Host;
-use virt_bmap::mapper::{Cancel, Disk, MapError, Mapped, Options, map_guest};
+use virt_bmap::mapper::{Cancel, Disk, MapError, Mapped, MapperOptions, map_guest};
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
-use virt_bmap_image::Format;
+use virt_bmap_image::ImageFormat;
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Map, diff};
 
@@ -53,7 +53,7 @@ pub(super) struct MapArgs {
     #[arg(short, long, value_name = "OUT")]
     output: Vec<PathBuf>,
 
-    /// Format of the images: raw, qcow2, vmdk, vdi, vpc, vhdx, …
+    /// ImageFormat of the images: raw, qcow2, vmdk, vdi, vpc, vhdx, …
     ///
     /// By default it is found out; an image that refers to others by anything but plain file names is then
     /// refused, because who wrote the image could have this host open what it must not. Given once, it
@@ -149,10 +149,10 @@ pub(super) struct MapOptions {
     trace: bool,
 }
 
-/// Options that a fleet does not pass on to the mapper of each guest: it has its own mode of speaking.
+/// MapperOptions that a fleet does not pass on to the mapper of each guest: it has its own mode of speaking.
 const OWN: [&str; 4] = ["quiet", "progress", "verbose", "trace"];
 
-/// Options on which it depends what a map has in it.
+/// MapperOptions on which it depends what a map has in it.
 const TELLING: [&str; 4] = ["probe", "metadata", "key", "legs"];
 
 impl MapOptions {
@@ -419,8 +419,8 @@ fn print_console(error: &MapError) {
 }
 
 /// How the library is told to map.
-pub(super) fn mapper_options(args: &MapOptions) -> Options {
-    Options {
+pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
+    MapperOptions {
         force_share: args.force_share,
         launch: LaunchOptions {
             acceleration: match args.accel {
@@ -446,14 +446,14 @@ pub(super) fn mapper_options(args: &MapOptions) -> Options {
             LegsArg::One => Legs::One,
         },
         timeout: Duration::from_secs(args.timeout),
-        ..Options::default()
+        ..MapperOptions::default()
     }
 }
 
 /// The disks in the order in which they stand on the command line, each with its format.
 fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<Disk>> {
-    let parse = |format: &String| -> Result<Option<Format>> {
-        if format.is_empty() { Ok(None) } else { Ok(Some(format.parse::<Format>()?)) }
+    let parse = |format: &String| -> Result<Option<ImageFormat>> {
+        if format.is_empty() { Ok(None) } else { Ok(Some(format.parse::<ImageFormat>()?)) }
     };
     let formats = args.format.iter().map(parse).collect::<Result<Vec<_>>>()?;
     let places = |id: &str| matches.indices_of(id).map(Iterator::collect::<Vec<_>>).unwrap_or_default();

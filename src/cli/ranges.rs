@@ -9,7 +9,7 @@ use std::path::Path;
 use virt_bmap_image::{self, OpenOptions};
 use virt_bmap_map::Map;
 use virt_bmap_map::lookup::{DiskSize, disk_size};
-use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, Options, RangeList};
+use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, RangeList, RangeListOptions};
 use virt_bmap_ranges::{DiskNumber, parse_bytes};
 
 /// Which entries of a list count.
@@ -92,8 +92,8 @@ fn depth(text: &str) -> Result<Depth, String> {
 }
 
 impl ListOptions {
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> RangeListOptions {
+        RangeListOptions {
             kind: self.from,
             statuses: self.status.as_ref().map(|statuses| statuses.0.clone()),
             block_size: self.block_size,
@@ -106,7 +106,7 @@ impl ListOptions {
     /// Reads the list in `path`, or on standard input if that is `-`. `map` is where the map comes from.
     pub(super) fn read(&self, path: &Path, map: &Path) -> Result<RangeList> {
         if let Some(bitmap) = &self.bitmap {
-            let options = rangelist::Options::of(Kind::Nbdinfo);
+            let options = rangelist::RangeListOptions::of(Kind::Nbdinfo);
             let image = virt_bmap_image::open(path, &OpenOptions::default())?;
             return Ok(image.dirty_bitmap(bitmap, |list| rangelist::read(list, &options))?);
         }

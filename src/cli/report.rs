@@ -68,7 +68,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
         .map_or("a map".into(), |name| name.to_string_lossy());
     let mut output = Output::create(&args.output)?;
     let mut counted = Counted { out: BufWriter::with_capacity(1 << 16, &mut output), bytes: 0 };
-    let options = report::Options { title: &title, trace: trace.as_ref(), bytes: args.bytes };
+    let options = report::ReportOptions { title: &title, trace: trace.as_ref(), bytes: args.bytes };
     report::write(&map, &options, &mut counted)?;
     counted.flush().context("the page could not be written")?;
     let bytes = counted.bytes;

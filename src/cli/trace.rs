@@ -23,14 +23,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use top::{Beside, Top};
 use virt_bmap::mapper::{self, Cancel, Disk};
-use virt_bmap_image::{self, Format, Image, OpenOptions};
+use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
 use virt_bmap_nbd::ListenAddress;
 use virt_bmap_ranges::{Human, Printable};
 use virt_bmap_trace::output::Form;
 use virt_bmap_trace::{
-    Amount, Captive, Live, Op, Options, Outcome, Overflow, Session, Streams, Summary, Writes, freshness,
+    Amount, Captive, Live, Op, Outcome, Overflow, Session, Streams, Summary, TraceOptions, Writes, freshness,
     working_set,
 };
 
@@ -110,12 +110,12 @@ pub(super) struct TraceArgs {
     #[arg(long)]
     force: bool,
 
-    /// Format of the images: raw, qcow2, vmdk, …
+    /// ImageFormat of the images: raw, qcow2, vmdk, …
     ///
     /// By default it is found out, as when a guest is mapped. Given once, it holds for all images; given
     /// several times, for one after the other.
     #[arg(long, value_name = "FORMAT")]
-    image_format: Vec<Format>,
+    image_format: Vec<ImageFormat>,
 
     #[command(flatten, next_help_heading = "Options for making a map")]
     mapping: MapOptions,
@@ -248,7 +248,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     };
     let output = output.with_context(|| args.unwritable())?;
     let live = args.top.then(Arc::<Live>::default);
-    let options = Options {
+    let options = TraceOptions {
         writes: match (args.read_only, args.write) {
             (true, _) => Writes::Refused,
             (false, WriteArg::Private) => Writes::Private,

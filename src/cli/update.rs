@@ -15,9 +15,9 @@ use std::sync::Arc;
 use virt_bmap::mapper::Disk;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::update::{Since, reason};
-use virt_bmap_image::{self, Format, Image, OpenOptions};
+use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
 use virt_bmap_map::{self as bmap, FileType, Format as MapFormat, Header, Map};
-use virt_bmap_ranges::{DiskNumber, Human, Spans};
+use virt_bmap_ranges::{DiskNumber, Human, IndexedRanges};
 
 /// Make a map again if its guest has changed, and tell what differs.
 ///
@@ -41,7 +41,7 @@ pub(super) struct UpdateArgs {
     /// By default it is found out, as when a guest is mapped, and must be the one that the map says. Given once,
     /// it holds for all images; given several times, for one after the other.
     #[arg(long, value_name = "FORMAT")]
-    image_format: Vec<Format>,
+    image_format: Vec<ImageFormat>,
 
     /// Who knows what was written since the map was made: bitmap:NAME, snapshot:NAME or image:PATH
     ///
@@ -148,11 +148,11 @@ fn why(
     old: &Map,
     old_file: &Path,
     images: &[Image],
-    written: Option<&BTreeMap<DiskNumber, Spans>>,
+    written: Option<&BTreeMap<DiskNumber, IndexedRanges>>,
 ) -> Option<String> {
     let reason = reason(old, old_file, images);
     let Some(written) = written else { return reason.map(|reason| reason.to_string()) };
-    let bytes: u64 = written.values().map(Spans::bytes).sum();
+    let bytes: u64 = written.values().map(IndexedRanges::bytes).sum();
     match reason {
         Some(reason) if !reason.is_of_time() => Some(reason.to_string()),
         _ => (bytes > 0).then(|| format!("{} were written since", Human(bytes))),
@@ -164,7 +164,7 @@ fn written(
     images: &[Image],
     since: &[Since],
     force_share: bool,
-) -> Result<Option<BTreeMap<DiskNumber, Spans>>> {
+) -> Result<Option<BTreeMap<DiskNumber, IndexedRanges>>> {
     if since.len() > 1 && since.len() != images.len() {
         bail!("{} times --since for {} disks; give it once, or for each", since.len(), images.len());
     }

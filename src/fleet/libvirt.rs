@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use virt_bmap_child as child;
-use virt_bmap_image::Format;
+use virt_bmap_image::ImageFormat;
 
 /// How long `virsh` may take to answer, be it from another host.
 const TIME: Duration = Duration::from_secs(60);
@@ -118,7 +118,7 @@ impl Host {
             }
             (kind, ..) => return Err(cannot(format!("it is of type {kind:?}, no file or block device"))),
         };
-        let format = disk.format.as_deref().map(str::parse::<Format>).transpose();
+        let format = disk.format.as_deref().map(str::parse::<ImageFormat>).transpose();
         Ok(Disk { path: PathBuf::from(path), format: format.map_err(|error| cannot(error.to_string()))? })
     }
 

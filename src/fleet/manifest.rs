@@ -128,7 +128,7 @@ mod tests {
         .unwrap();
         assert_eq!(guests.len(), 2);
         assert_eq!(guests[0].disks[0].path, Path::new("/base/x.raw"));
-        assert_eq!(guests[0].disks[0].format, Some(virt_bmap_image::Format::Raw));
+        assert_eq!(guests[0].disks[0].format, Some(virt_bmap_image::ImageFormat::Raw));
         assert_eq!(guests[0].disks[1].path, Path::new("/y"));
         assert_eq!(guests[1].disks[0].path.as_os_str().as_bytes(), b"/base/\xff");
     }

@@ -6,7 +6,7 @@ use crate::mapper::Disk;
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use virt_bmap_image::Format;
+use virt_bmap_image::ImageFormat;
 
 /// Deepest directory below the one that was named.
 const MAX_DEPTH: usize = 32;
@@ -97,7 +97,7 @@ fn walk(top: &Path, directory: &Path, depth: usize, found: &mut Vec<Found>) -> R
 fn is_image(path: &Path) -> bool {
     let Some(suffix) = path.extension().and_then(|suffix| suffix.to_str()) else { return false };
     let suffix = suffix.to_ascii_lowercase();
-    suffix.parse::<Format>().is_ok() || MORE_SUFFIXES.contains(&&*suffix)
+    suffix.parse::<ImageFormat>().is_ok() || MORE_SUFFIXES.contains(&&*suffix)
 }
 
 /// Whether it is called like a part of a VMDK: `disk-flat.vmdk`, `disk-s001.vmdk`.

@@ -18,7 +18,7 @@ use virt_bmap_map::{Cause, Warning};
 
 /// How to work through a fleet.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct FleetOptions {
     /// Which guests.
     pub shard: Shard,
     /// How many at a time; at least one.
@@ -37,7 +37,7 @@ pub struct Options {
     pub update: bool,
 }
 
-impl Default for Options {
+impl Default for FleetOptions {
     fn default() -> Self {
         Self {
             shard: Shard::WHOLE,
@@ -106,7 +106,7 @@ pub fn run(
     store: &Store,
     guests: &[Guest],
     mapper: &Mapper,
-    options: &Options,
+    options: &FleetOptions,
     cancel: &Cancel,
     observe: &(dyn Fn(Notice<'_>) + Sync),
 ) -> Result<Summary, FleetError> {
@@ -190,7 +190,7 @@ struct Job<'a> {
     store: &'a Store,
     guest: &'a Guest,
     mapper: &'a Mapper,
-    options: &'a Options,
+    options: &'a FleetOptions,
     cancel: &'a Cancel,
     observe: &'a (dyn Fn(Notice<'_>) + Sync),
 }

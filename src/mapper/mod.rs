@@ -33,7 +33,7 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset, RangeSet};
 
 /// How to map.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct MapperOptions {
     /// Read images although another program may be writing to them.
     pub force_share: bool,
     /// How to launch the appliance.
@@ -55,7 +55,7 @@ pub struct Options {
     pub overlay_limit: u64,
 }
 
-impl Default for Options {
+impl Default for MapperOptions {
     fn default() -> Self {
         Self {
             force_share: false,
@@ -81,7 +81,7 @@ pub struct Disk {
     /// The image.
     pub path: PathBuf,
     /// Its format, if the user states it.
-    pub format: Option<virt_bmap_image::Format>,
+    pub format: Option<virt_bmap_image::ImageFormat>,
 }
 
 /// A map, and what is to be said of how it came about.
@@ -91,7 +91,7 @@ pub struct Mapped {
     pub map: Map,
     /// What was found.
     pub counts: Counts,
-    /// Files that were taken over from the [earlier map](Options::baseline), and not read.
+    /// Files that were taken over from the [earlier map](MapperOptions::baseline), and not read.
     pub taken_over: u64,
     /// How long it took.
     pub elapsed: Duration,
@@ -197,7 +197,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// [`MapError`]. Whatever the end, no child process, socket or temporary file is left.
 pub fn map_guest(
     disks: &[Disk],
-    options: &Options,
+    options: &MapperOptions,
     cancel: &Cancel,
     observe: &mut dyn FnMut(Event<'_>),
 ) -> Result<Mapped, MapError> {
@@ -230,7 +230,7 @@ pub fn map_sources(
     sources: &[Arc<dyn Source>],
     images: Vec<ImageInfo>,
     warnings: Vec<Warning>,
-    options: &Options,
+    options: &MapperOptions,
     cancel: &Cancel,
     observe: &mut dyn FnMut(Event<'_>),
 ) -> Result<Mapped, MapError> {
@@ -306,7 +306,7 @@ type Attempt = (Arc<Channel>, Vec<RangeSet<DiskOffset>>);
 /// [`MapError`], where another attempt is no use.
 fn attempt(
     sources: &[Arc<dyn Source>],
-    options: &Options,
+    options: &MapperOptions,
     left_out: &LeftOut,
     cancel: &Cancel,
     observe: &mut dyn FnMut(Event<'_>),
@@ -346,7 +346,7 @@ fn attempt(
 
 /// What a map says of these images.
 pub fn described(images: &[Image]) -> Vec<ImageInfo> {
-    let file = |name: &Path, format: Option<virt_bmap_image::Format>| ImageFile {
+    let file = |name: &Path, format: Option<virt_bmap_image::ImageFormat>| ImageFile {
         name: name.as_os_str().as_bytes().to_vec(),
         format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
     };
@@ -365,7 +365,7 @@ fn exports(
     recorder: &Arc<Recorder>,
     channel: &Arc<Channel>,
     lost: &Arc<OnceLock<io::Error>>,
-    options: &Options,
+    options: &MapperOptions,
 ) -> Result<(Exports, Vec<Arc<Overlay>>), MapError> {
     let what = "a temporary file for what the guest's file systems write";
     let mut exports =
@@ -385,7 +385,7 @@ fn exports(
 /// The work that is done on a thread of its own, because libguestfs is synchronous.
 #[derive(Clone)]
 struct Session {
-    options: Options,
+    options: MapperOptions,
     socket: PathBuf,
     recorder: Arc<Recorder>,
     channel: Arc<Channel>,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use virt_bmap_image::{self, Image, OpenError, OpenOptions};
 use virt_bmap_map::rangelist;
-use virt_bmap_ranges::Spans;
+use virt_bmap_ranges::IndexedRanges;
 
 /// Who knows what was written to a disk, from about the time on at which its map was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +55,8 @@ impl Since {
     ///
     /// # Errors
     /// [`SinceError`]
-    pub fn written(&self, image: &Image, force_share: bool) -> Result<Spans, SinceError> {
-        let options = rangelist::Options::of(rangelist::Kind::Nbdinfo);
+    pub fn written(&self, image: &Image, force_share: bool) -> Result<IndexedRanges, SinceError> {
+        let options = rangelist::RangeListOptions::of(rangelist::Kind::Nbdinfo);
         let old = match self {
             Self::Bitmap(name) => {
                 return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &options))?.spans);

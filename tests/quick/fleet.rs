@@ -319,7 +319,7 @@ fn what_is_told_to_end_and_does_not_is_killed() {
         options: Vec::new(),
         noted: Vec::new(),
     };
-    let options = run::Options {
+    let options = run::FleetOptions {
         jobs: 3,
         retries: 0,
         silence: Duration::from_millis(1500),

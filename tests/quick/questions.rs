@@ -239,7 +239,7 @@ fn a_bad_map_is_refused_by_every_question() {
         ("mixed.bmap", format!("{text}{text}").into(), "line 46"),
         ("mixed.jsonl", format!("{lines}{text}").into(), "line 14"),
         ("later.version", text.replace("map 1\n", "map 9\n").into(), "version 9"),
-        ("later.jsonl", lines.replace("\"version\":1", "\"version\":9").into(), "version 9"),
+        ("later.jsonl", lines.replace("\"version\":2", "\"version\":9").into(), "version 9"),
         ("reversed.bmap", reversed.into(), "not after its start"),
         ("overlapping.bmap", overlapping.into(), "must ascend"),
         ("tools.bmap", bmap_tools.into(), "bmap-tools"),

@@ -82,9 +82,9 @@ impl Description {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Format;
+    use crate::ImageFormat;
 
-    fn link(path: &[u8], format: Option<Format>) -> Link {
+    fn link(path: &[u8], format: Option<ImageFormat>) -> Link {
         Link { format, ..Link::new(Path::new(OsStr::from_bytes(path)).to_owned()) }
     }
 
@@ -99,9 +99,9 @@ mod tests {
 
     #[test]
     fn a_chain_is_stated_from_the_top_down() {
-        let mut top = link(b"/t", Some(Format::Qcow2));
+        let mut top = link(b"/t", Some(ImageFormat::Qcow2));
         top.data_file = Some("/d".into());
-        let mut base = link(b"/dev/b", Some(Format::Raw));
+        let mut base = link(b"/dev/b", Some(ImageFormat::Raw));
         base.is_device = true;
         assert_eq!(
             Description::of_chain(&[top, base], false).0,

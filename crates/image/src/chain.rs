@@ -6,13 +6,13 @@
 //! host whatever that header names. So with a found format every file in the chain must be a plain
 //! local file, and qemu is told the whole chain instead of finding it out for itself.
 
-use super::error::Role;
+use super::error::FileRole;
 use super::file::PlainFile;
 use super::format::{format_by_name, suffix};
 use super::link::Link;
 use super::qemu_img::{self, Info};
 use super::references::{self, Reference, Unreadable};
-use super::{Format, OpenError, lock, vmdk};
+use super::{ImageFormat, OpenError, lock, vmdk};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,11 @@ pub(super) struct Chain {
 ///
 /// # Errors
 /// By what is wrong with which file.
-pub(super) fn follow(path: &Path, stated: Option<Format>, force_share: bool) -> Result<Chain, OpenError> {
+pub(super) fn follow(
+    path: &Path,
+    stated: Option<ImageFormat>,
+    force_share: bool,
+) -> Result<Chain, OpenError> {
     let trust = if stated.is_some() { Trust::Stated } else { Trust::Found };
     let absolute = std::path::absolute(path).map_err(|error| OpenError::from_io(path, error))?;
     let mut walk = Walk { trust, force_share, links: Vec::new(), seen: Vec::new(), dirty: Vec::new() };
@@ -78,7 +82,7 @@ struct Walk {
 /// What is below an image in the chain.
 enum Below {
     /// A local file, and its format if the image says so.
-    Local { file: PlainFile, path: PathBuf, format: Option<Format> },
+    Local { file: PlainFile, path: PathBuf, format: Option<ImageFormat> },
     /// Whatever it is that a trusted image names.
     Other(Link),
 }
@@ -90,7 +94,7 @@ impl Walk {
         &mut self,
         file: &PlainFile,
         path: PathBuf,
-        known: Option<Format>,
+        known: Option<ImageFormat>,
     ) -> Result<Option<Below>, OpenError> {
         if self.seen.contains(&file.identity) {
             return Err(OpenError::Loop { path });
@@ -123,7 +127,8 @@ impl Walk {
             return Err(match self.links.last() {
                 None => OpenError::RawByName { path, format, reference, role },
                 Some(referrer) => {
-                    let named = Reference { name: path.into(), role: Role::Backing, format: None, needed: 0 };
+                    let named =
+                        Reference { name: path.into(), role: FileRole::Backing, format: None, needed: 0 };
                     self.untrusted(referrer, &named, "raw by its name but not by its content")
                 }
             });
@@ -133,16 +138,16 @@ impl Walk {
         let mut below = None;
         for reference in references.files {
             match reference.role {
-                Role::Backing => below = Some(self.below(&link, &reference)?),
-                Role::Extent => {
+                FileRole::Backing => below = Some(self.below(&link, &reference)?),
+                FileRole::Extent => {
                     let extent = self.data_file(&link, &reference)?;
                     link.extents.extend(extent);
                 }
-                Role::DataFile => link.data_file = self.data_file(&link, &reference)?,
+                FileRole::DataFile => link.data_file = self.data_file(&link, &reference)?,
             }
         }
         // Only now that all it refers to is known to be harmless may qemu look at it.
-        if is_sniffed && format != Format::Raw {
+        if is_sniffed && format != ImageFormat::Raw {
             self.ask(&link)?;
         }
         self.links.push(link);
@@ -176,11 +181,14 @@ impl Walk {
 
     /// The path of the extent or data file that `referrer` names; `None` if that is qemu's to open.
     fn data_file(&self, referrer: &Link, reference: &Reference) -> Result<Option<PathBuf>, OpenError> {
-        if self.trust == Trust::Found && reference.role == Role::Extent && leaves_directory(&reference.name) {
+        if self.trust == Trust::Found
+            && reference.role == FileRole::Extent
+            && leaves_directory(&reference.name)
+        {
             return Err(self.untrusted(referrer, reference, "not in the descriptor's own directory"));
         }
         let Some((path, file)) = self.open(referrer, reference)? else { return Ok(None) };
-        if self.trust == Trust::Found && reference.role == Role::Extent {
+        if self.trust == Trust::Found && reference.role == FileRole::Extent {
             let real = |path: &Path| path.canonicalize().map_err(|error| OpenError::from_io(path, error));
             let directory = referrer.path.parent().unwrap_or(Path::new("/"));
             if !real(&path)?.starts_with(real(directory)?) {
@@ -236,22 +244,22 @@ impl Walk {
             reference: reference.name.clone().into(),
             role: reference.role,
             reason,
-            format: top.format.unwrap_or(Format::Raw),
+            format: top.format.unwrap_or(ImageFormat::Raw),
         }
     }
 }
 
 /// The format that qemu-img found in a file that we ourselves had not known the format of.
-fn found(info: &Info, link: &Link, file: &PlainFile) -> Result<Format, OpenError> {
+fn found(info: &Info, link: &Link, file: &PlainFile) -> Result<ImageFormat, OpenError> {
     let unsupported = |kind| OpenError::Unsupported { path: link.path.clone(), kind };
     match info.format.parse() {
         // qemu looks at a file's beginning only.
-        Ok(Format::Raw) if format_by_name(&link.path) == Some(Format::Vpc) => {
+        Ok(ImageFormat::Raw) if format_by_name(&link.path) == Some(ImageFormat::Vpc) => {
             let is_vhd = references::has_vhd_footer(file).map_err(|e| OpenError::from_io(&link.path, e))?;
-            Ok(if is_vhd { Format::Vpc } else { Format::Raw })
+            Ok(if is_vhd { ImageFormat::Vpc } else { ImageFormat::Raw })
         }
         // We saw none of these where qemu does, so what it refers to is not known.
-        Ok(Format::Qcow | Format::Qcow2 | Format::Qed | Format::Vmdk) => {
+        Ok(ImageFormat::Qcow | ImageFormat::Qcow2 | ImageFormat::Qed | ImageFormat::Vmdk) => {
             Err(unsupported("of a format that cannot be told for sure"))
         }
         Ok(format) => Ok(format),

@@ -1,6 +1,6 @@
 //! Why an image cannot be opened.
 
-use super::Format;
+use super::ImageFormat;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub enum OpenError {
         /// The file that names it.
         referrer: PathBuf,
         /// What the missing file is to the other.
-        role: Role,
+        role: FileRole,
     },
     /// A program writes to the image.
     #[error(
@@ -87,7 +87,7 @@ pub enum OpenError {
         /// The image, or a file that it refers to.
         path: PathBuf,
         /// The format that it should have.
-        format: Format,
+        format: ImageFormat,
         /// What is wrong, in our words or qemu's.
         reason: String,
     },
@@ -127,11 +127,11 @@ pub enum OpenError {
         /// What it refers to, as it says.
         reference: PathBuf,
         /// What that is to the referrer.
-        role: Role,
+        role: FileRole,
         /// Why it is refused.
         reason: &'static str,
         /// The format that the image itself was found to have.
-        format: Format,
+        format: ImageFormat,
     },
     /// An image that says "raw" by its name has the content of an image that refers to other files.
     #[error(
@@ -142,11 +142,11 @@ pub enum OpenError {
         /// The image.
         path: PathBuf,
         /// The format of its content.
-        format: Format,
+        format: ImageFormat,
         /// What it refers to.
         reference: PathBuf,
         /// What that is to the image.
-        role: Role,
+        role: FileRole,
     },
     /// A name promises a format and the content is none that is known.
     #[error(
@@ -157,7 +157,7 @@ pub enum OpenError {
         /// The image.
         path: PathBuf,
         /// The format that its name promises.
-        expected: Format,
+        expected: ImageFormat,
     },
     /// The chain of backing files comes back to a file that is in it.
     #[error("{path:?} is a backing file of itself")]
@@ -225,7 +225,7 @@ pub enum OpenError {
 /// What a file is to the image that refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Role {
+pub enum FileRole {
     /// Holds what the image itself does not: a qcow2 backing file, the parent of a VMDK snapshot.
     Backing,
     /// Holds a part of the disk: an extent of a VMDK.
@@ -234,7 +234,7 @@ pub enum Role {
     DataFile,
 }
 
-impl std::fmt::Display for Role {
+impl std::fmt::Display for FileRole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Backing => "backing file",

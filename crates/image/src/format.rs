@@ -11,11 +11,11 @@ macro_rules! formats {
         /// Written and read as the name of qemu's block driver for it. The list is closed, so that
         /// a stated format can never name one of qemu's protocol drivers.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Format {
+        pub enum ImageFormat {
             $($(#[$doc])* $name,)*
         }
 
-        impl Format {
+        impl ImageFormat {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
@@ -56,7 +56,7 @@ formats! {
     Cloop = "cloop",
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for ImageFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.driver())
     }
@@ -71,13 +71,13 @@ pub struct UnknownFormat {
 }
 
 fn known() -> String {
-    Format::ALL.iter().map(|format| format.driver()).collect::<Vec<_>>().join(", ")
+    ImageFormat::ALL.iter().map(|format| format.driver()).collect::<Vec<_>>().join(", ")
 }
 
-impl FromStr for Format {
+impl FromStr for ImageFormat {
     type Err = UnknownFormat;
 
-    /// Takes qemu's name, or `vhd` for [`Format::Vpc`].
+    /// Takes qemu's name, or `vhd` for [`ImageFormat::Vpc`].
     fn from_str(name: &str) -> Result<Self, UnknownFormat> {
         let wanted = if name == "vhd" { "vpc" } else { name };
         let found = Self::ALL.iter().find(|format| format.driver() == wanted);
@@ -86,7 +86,7 @@ impl FromStr for Format {
 }
 
 /// The format that a file's name promises.
-pub(super) fn format_by_name(path: &Path) -> Option<Format> {
+pub(super) fn format_by_name(path: &Path) -> Option<ImageFormat> {
     match suffix(path)?.as_str() {
         "qcow" | "raw" => None,
         name => name.parse().ok(),
@@ -104,19 +104,19 @@ mod tests {
 
     #[test]
     fn every_name_is_read_back_and_no_other_driver_is() {
-        for format in Format::ALL {
+        for format in ImageFormat::ALL {
             assert_eq!(format.to_string().parse(), Ok(*format));
         }
-        assert_eq!("vhd".parse(), Ok(Format::Vpc));
+        assert_eq!("vhd".parse(), Ok(ImageFormat::Vpc));
         for driver in ["nbd", "file", "json:", "blkdebug", "", "RAW"] {
-            assert!(driver.parse::<Format>().is_err(), "{driver}");
+            assert!(driver.parse::<ImageFormat>().is_err(), "{driver}");
         }
     }
 
     #[test]
     fn a_suffix_tells_what_a_name_promises() {
-        assert_eq!(format_by_name("a.VMDK".as_ref()), Some(Format::Vmdk));
-        assert_eq!(format_by_name("a.vhd".as_ref()), Some(Format::Vpc));
+        assert_eq!(format_by_name("a.VMDK".as_ref()), Some(ImageFormat::Vmdk));
+        assert_eq!(format_by_name("a.vhd".as_ref()), Some(ImageFormat::Vpc));
         assert_eq!(format_by_name("a.raw".as_ref()), None);
         assert_eq!(format_by_name("a".as_ref()), None);
     }

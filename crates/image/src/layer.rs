@@ -2,13 +2,13 @@
 
 use super::map_entry::MapEntry;
 use super::qemu_nbd::QemuNbd;
-use super::{Asked, Format, Image, OpenError, Source, qemu_img};
+use super::{Asked, Image, ImageFormat, OpenError, Source, qemu_img};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap_child as child;
 use virt_bmap_ranges::DiskRange;
-use virt_bmap_ranges::Spans;
+use virt_bmap_ranges::IndexedRanges;
 
 /// Asks for the extents of a metadata context of an NBD server.
 const NBDINFO: &str = "nbdinfo";
@@ -23,9 +23,9 @@ const MAX_CPU: Duration = Duration::from_secs(1800);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
     /// The bytes of the disk that take room in the image's file.
-    pub data: Spans,
+    pub data: IndexedRanges,
     /// The bytes that the image only says to be zeroes, whatever is below it.
-    pub zeroes: Spans,
+    pub zeroes: IndexedRanges,
     /// Bytes in which the image's file is allocated, if qemu knows: a write of one byte makes the
     /// image hold so many.
     pub cluster: Option<u64>,
@@ -40,8 +40,8 @@ impl Image {
         let Asked { description, top, force_share } = &self.asked;
         let size = self.source.size();
         if self.chain.len() < 2 {
-            let all = Spans::from_iter([DiskRange::new(0, size)]);
-            return Ok(Layer { data: all, zeroes: Spans::default(), cluster: None });
+            let all = IndexedRanges::from_iter([DiskRange::new(0, size)]);
+            return Ok(Layer { data: all, zeroes: IndexedRanges::default(), cluster: None });
         }
         let cluster = qemu_img::info(top, *force_share)?.cluster_size;
         let (mut data, mut zeroes) = (Vec::new(), Vec::new());
@@ -56,7 +56,11 @@ impl Image {
                 _ => {}
             }
         })?;
-        Ok(Layer { data: Spans::from_unsorted(data), zeroes: Spans::from_unsorted(zeroes), cluster })
+        Ok(Layer {
+            data: IndexedRanges::from_unsorted(data),
+            zeroes: IndexedRanges::from_unsorted(zeroes),
+            cluster,
+        })
     }
 
     /// The disk as it was at the internal snapshot `name` of a qcow2 image.
@@ -65,7 +69,7 @@ impl Image {
     /// When it is no qcow2 image, or has no such snapshot.
     pub fn snapshot(&self, name: &str) -> Result<Arc<dyn Source>, OpenError> {
         let Asked { description, top, .. } = &self.asked;
-        if self.format != Format::Qcow2 {
+        if self.format != ImageFormat::Qcow2 {
             let path = top.path.clone();
             return Err(OpenError::Unsupported {
                 path,
@@ -97,7 +101,7 @@ impl Image {
         read: impl FnOnce(&mut dyn io::Read) -> Result<T, E>,
     ) -> Result<T, OpenError> {
         let Asked { description, top, .. } = &self.asked;
-        if self.format != Format::Qcow2 {
+        if self.format != ImageFormat::Qcow2 {
             let path = top.path.clone();
             return Err(OpenError::Unsupported { path, kind: "no qcow2 image, and so it has no bitmaps" });
         }

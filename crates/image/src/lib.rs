@@ -29,8 +29,8 @@ mod stamp;
 mod vmdk;
 mod writable;
 
-pub use error::{OpenError, Role};
-pub use format::{Format, UnknownFormat};
+pub use error::{FileRole, OpenError};
+pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
 pub use layer::Layer;
 pub use overlay::Overlay;
@@ -55,7 +55,7 @@ use std::sync::Arc;
 pub struct OpenOptions {
     /// The image's format, if the user states it. An image of a stated format is trusted in what it
     /// refers to; raw is never looked into. `None`: find it out, and trust nothing.
-    pub format: Option<Format>,
+    pub format: Option<ImageFormat>,
     /// Read the image although another program may be writing to it.
     pub force_share: bool,
 }
@@ -69,7 +69,7 @@ pub struct Image {
     /// The image's file name as it was given to [`open`].
     pub name: PathBuf,
     /// Its format, stated or found out.
-    pub format: Format,
+    pub format: ImageFormat,
     /// All images that the disk is made of, from the image itself down to the last backing file.
     pub chain: Vec<ImageFile>,
     /// What the user should know of it.
@@ -113,7 +113,7 @@ pub struct ImageFile {
     /// Absolute path; or, where the user has trusted the image, what it says instead of one.
     pub filename: PathBuf,
     /// Its format. `None` where the user has trusted the image and only qemu knows.
-    pub format: Option<Format>,
+    pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
 }
@@ -165,8 +165,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     let OpenOptions { format: stated, force_share } = *options;
     let Chain { links, top, dirty } = chain::follow(path, stated, force_share)?;
     // The top of a chain always has a format: stated, or found out.
-    let format = links.first().and_then(|link| link.format).unwrap_or(Format::Raw);
-    if let (Format::Raw, None, false, Some(expected)) =
+    let format = links.first().and_then(|link| link.format).unwrap_or(ImageFormat::Raw);
+    if let (ImageFormat::Raw, None, false, Some(expected)) =
         (format, stated, top.is_device, format::format_by_name(path))
     {
         return Err(OpenError::NotAsNamed { path: path.to_owned(), expected });
@@ -178,7 +178,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     }
     let told = Told { chain: &links, all: stated.is_none(), force_share };
     let asked = Asked { description: told.description(0), top: links[0].clone(), force_share };
-    let source: Arc<dyn Source> = if format == Format::Raw {
+    let source: Arc<dyn Source> = if format == ImageFormat::Raw {
         if !force_share {
             lock::hold(&top.file);
         }
@@ -225,7 +225,7 @@ impl Told<'_> {
     fn check(&self, dirty: &[PathBuf]) -> Result<(), OpenError> {
         for (index, link) in self.chain.iter().enumerate() {
             if let Some(format) = link.format
-                && format != Format::Raw
+                && format != ImageFormat::Raw
                 && link.path.is_absolute()
                 && !dirty.contains(&link.path)
             {

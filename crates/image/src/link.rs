@@ -1,6 +1,6 @@
 //! One image of a chain of backing files.
 
-use super::Format;
+use super::ImageFormat;
 use std::path::PathBuf;
 
 /// One image of a chain.
@@ -10,7 +10,7 @@ pub(super) struct Link {
     pub(super) path: PathBuf,
     /// `None` while it is to be found out, and for what a trusted image refers to and is not ours
     /// to open.
-    pub(super) format: Option<Format>,
+    pub(super) format: Option<ImageFormat>,
     pub(super) is_device: bool,
     /// The file that holds its data, if that is another.
     pub(super) data_file: Option<PathBuf>,

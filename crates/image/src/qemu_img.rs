@@ -4,7 +4,7 @@ use super::block_device::Description;
 use super::format::format_by_name;
 use super::link::Link;
 use super::map_entry::{self, MapEntry};
-use super::{Format, OpenError};
+use super::{ImageFormat, OpenError};
 use serde::Deserialize;
 use std::io;
 use std::path::Path;
@@ -64,7 +64,7 @@ pub(super) fn info(link: &Link, force_share: bool) -> Result<Info, OpenError> {
 ///
 /// # Errors
 /// [`OpenError::Corrupt`] if it is not whole.
-pub(super) fn check(description: &Description, path: &Path, format: Format) -> Result<(), OpenError> {
+pub(super) fn check(description: &Description, path: &Path, format: ImageFormat) -> Result<(), OpenError> {
     let output = match run("check", description, path, CHECK_TIME, false) {
         Ok(output) => output,
         Err(OpenError::TimedOut { .. }) => {
@@ -189,7 +189,7 @@ pub(super) fn complaint(
     }
     let reason = child::message(said.as_bytes());
     match link.format.or_else(|| format_by_name(&path)) {
-        Some(format) if format != Format::Raw => OpenError::Corrupt { path, format, reason },
+        Some(format) if format != ImageFormat::Raw => OpenError::Corrupt { path, format, reason },
         _ => OpenError::Refused { program, path, reason },
     }
 }

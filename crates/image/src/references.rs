@@ -3,11 +3,11 @@
 //!
 //! Only the formats that can refer to other files are looked at: qcow, qcow2, QED and VMDK. Layouts are
 //! those of qemu's `docs/interop/qcow2.txt` and `docs/interop/qed_spec.txt`, of its `block/qcow.c`,
-//! and of VMware's "Virtual Disk Format 5.0" with the reading that qemu's `block/vmdk.c` gives it.
+//! and of VMware's "Virtual Disk ImageFormat 5.0" with the reading that qemu's `block/vmdk.c` gives it.
 
-use super::error::Role;
+use super::error::FileRole;
 use super::file::{PlainFile, bytes_at};
-use super::{Format, vmdk};
+use super::{ImageFormat, vmdk};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -36,7 +36,7 @@ pub(super) struct References {
 /// A file that an image needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reference {
-    pub(super) role: Role,
+    pub(super) role: FileRole,
     /// As it stands in the image.
     pub(super) name: OsString,
     /// Its format, if the image says so.
@@ -67,36 +67,36 @@ fn broken<T>(reason: &str) -> Result<T, Unreadable> {
 /// that can refer to other files it has, for each file that qemu would take for one. `None` for
 /// all others, with one exception: what begins with a LUKS header is far more often the raw disk of a
 /// guest that encrypts all of it than an image that qemu encrypts.
-pub(super) fn sniff(file: &PlainFile) -> io::Result<Option<Format>> {
+pub(super) fn sniff(file: &PlainFile) -> io::Result<Option<ImageFormat>> {
     let head = file.read(0, PROBE_SIZE)?;
     Ok(match bytes_at::<4>(&head, 0) {
         Some([b'Q', b'F', b'I', 0xfb]) => match bytes_at(&head, 4).map(u32::from_be_bytes) {
-            Some(1) => Some(Format::Qcow),
-            _ => Some(Format::Qcow2),
+            Some(1) => Some(ImageFormat::Qcow),
+            _ => Some(ImageFormat::Qcow2),
         },
-        Some([b'Q', b'E', b'D', 0]) => Some(Format::Qed),
-        Some(_) if head.starts_with(b"LUKS\xba\xbe") => Some(Format::Raw),
-        _ => vmdk::is_vmdk(&head).then_some(Format::Vmdk),
+        Some([b'Q', b'E', b'D', 0]) => Some(ImageFormat::Qed),
+        Some(_) if head.starts_with(b"LUKS\xba\xbe") => Some(ImageFormat::Raw),
+        _ => vmdk::is_vmdk(&head).then_some(ImageFormat::Vmdk),
     })
 }
 
 /// Reads what `file`, which is in `format`, refers to.
-pub(super) fn read(file: &PlainFile, format: Format) -> Result<References, Unreadable> {
+pub(super) fn read(file: &PlainFile, format: ImageFormat) -> Result<References, Unreadable> {
     match format {
-        Format::Qcow => qcow(file),
-        Format::Qcow2 => qcow2(file),
-        Format::Qed => qed(file),
-        Format::Vmdk => vmdk::references(file),
-        Format::Vpc if is_differencing_vhd(file)? => {
+        ImageFormat::Qcow => qcow(file),
+        ImageFormat::Qcow2 => qcow2(file),
+        ImageFormat::Qed => qed(file),
+        ImageFormat::Vmdk => vmdk::references(file),
+        ImageFormat::Vpc if is_differencing_vhd(file)? => {
             broken("it is a differencing VHD, which qemu cannot read; merge it with its parent")
         }
-        Format::Vdi => Ok(References { files: Vec::new(), needed: vdi_size(file)? }),
+        ImageFormat::Vdi => Ok(References { files: Vec::new(), needed: vdi_size(file)? }),
         _ => Ok(References::default()),
     }
 }
 
 /// Whether a file ends like a VHD of fixed size, which has nothing else to be known by: the disk's
-/// bytes, and then a footer (Virtual Hard Disk Image Format Specification 1.0).
+/// bytes, and then a footer (Virtual Hard Disk Image ImageFormat Specification 1.0).
 pub(super) fn has_vhd_footer(file: &PlainFile) -> io::Result<bool> {
     Ok(file.read(file.size.saturating_sub(512), 8)? == b"conectix")
 }
@@ -132,7 +132,7 @@ fn backing(
     if name.is_empty() {
         return Ok(None);
     }
-    Ok(Some(Reference { role: Role::Backing, name: OsString::from_vec(name), format, needed: 0 }))
+    Ok(Some(Reference { role: FileRole::Backing, name: OsString::from_vec(name), format, needed: 0 }))
 }
 
 fn be32(header: &[u8], offset: usize) -> Result<u32, Unreadable> {
@@ -165,7 +165,7 @@ fn qed(file: &PlainFile) -> Result<References, Unreadable> {
     if features & HAS_BACKING == 0 {
         return Ok(References::default());
     }
-    let format = (features & BACKING_IS_RAW != 0).then(|| Format::Raw.to_string());
+    let format = (features & BACKING_IS_RAW != 0).then(|| ImageFormat::Raw.to_string());
     let backing = backing(file, le32(&header, 56)?.into(), le32(&header, 60)? as usize, format)?;
     Ok(References { files: backing.into_iter().collect(), needed: 0 })
 }
@@ -218,7 +218,7 @@ fn qcow2(file: &PlainFile) -> Result<References, Unreadable> {
         match data_file {
             Some(name) => {
                 files.push(Reference {
-                    role: Role::DataFile,
+                    role: FileRole::DataFile,
                     name,
                     format: Some("raw".to_owned()),
                     needed: 0,
@@ -275,7 +275,7 @@ mod tests {
         PlainFile::open(file.path()).unwrap()
     }
 
-    fn names(references: &References) -> Vec<(Role, &str)> {
+    fn names(references: &References) -> Vec<(FileRole, &str)> {
         references.files.iter().map(|f| (f.role, f.name.to_str().unwrap())).collect()
     }
 
@@ -298,9 +298,9 @@ mod tests {
     #[test]
     fn qcow2_names_its_backing_file_and_its_data_file() {
         let file = plain(&qcow2_header());
-        assert_eq!(sniff(&file).unwrap(), Some(Format::Qcow2));
-        let references = read(&file, Format::Qcow2).unwrap();
-        assert_eq!(names(&references), [(Role::DataFile, "a.raw"), (Role::Backing, "base.img")]);
+        assert_eq!(sniff(&file).unwrap(), Some(ImageFormat::Qcow2));
+        let references = read(&file, ImageFormat::Qcow2).unwrap();
+        assert_eq!(names(&references), [(FileRole::DataFile, "a.raw"), (FileRole::Backing, "base.img")]);
         assert_eq!(references.files[1].format.as_deref(), Some("raw"));
     }
 
@@ -310,10 +310,10 @@ mod tests {
         bytes[36..40].copy_from_slice(&2_u32.to_be_bytes());
         bytes[40..48].copy_from_slice(&1024_u64.to_be_bytes());
         bytes[1032..1040].copy_from_slice(&(1_u64 << 63 | 0x20000).to_be_bytes());
-        let references = read(&plain(&bytes), Format::Qcow2).unwrap();
+        let references = read(&plain(&bytes), ImageFormat::Qcow2).unwrap();
         assert_eq!(references.needed, 0x30000);
         bytes[40..48].copy_from_slice(&u64::MAX.to_be_bytes());
-        assert_eq!(read(&plain(&bytes), Format::Qcow2).unwrap().needed, u64::MAX);
+        assert_eq!(read(&plain(&bytes), ImageFormat::Qcow2).unwrap().needed, u64::MAX);
     }
 
     proptest! {
@@ -322,7 +322,7 @@ mod tests {
         fn no_header_makes_it_panic(
             changes in prop::collection::vec((0usize..512, any::<u8>()), 0..12),
             cut in 1usize..2000,
-            format in prop::sample::select(Format::ALL),
+            format in prop::sample::select(ImageFormat::ALL),
         ) {
             let mut bytes = qcow2_header();
             for (at, byte) in changes {

@@ -4,7 +4,7 @@
 //! lenient in reading it, this must be no stricter, or a hostile descriptor could hide a name from us
 //! that qemu finds; so the same loose grammar is followed.
 
-use super::error::Role;
+use super::error::FileRole;
 use super::file::{PlainFile, bytes_at};
 use super::references::{Reference, References, Unreadable};
 use std::ffi::OsStr;
@@ -64,7 +64,7 @@ pub(super) fn references(file: &PlainFile) -> Result<References, Unreadable> {
     };
     if let Some(name) = parent(&parent_area)? {
         let name = OsStr::from_bytes(name).to_owned();
-        files.push(Reference { role: Role::Backing, name, format: Some("vmdk".to_owned()), needed: 0 });
+        files.push(Reference { role: FileRole::Backing, name, format: Some("vmdk".to_owned()), needed: 0 });
     }
     Ok(References { files, needed: 0 })
 }
@@ -135,7 +135,7 @@ fn extent(text: &[u8]) -> Option<Reference> {
         b"SPARSE" | b"VMFSSPARSE" | b"SESPARSE" => 0,
         _ => return None,
     };
-    Some(Reference { role: Role::Extent, name: OsStr::from_bytes(name).to_owned(), format: None, needed })
+    Some(Reference { role: FileRole::Extent, name: OsStr::from_bytes(name).to_owned(), format: None, needed })
 }
 
 /// isspace(3) in the C locale; Rust's own notion of ASCII white space lacks the vertical tab.

@@ -1,7 +1,7 @@
 //! Disks that take writes.
 
 use super::raw::RawFile;
-use super::{Allocation, Format, Image, OpenError, SECTOR, Source, lock};
+use super::{Allocation, Image, ImageFormat, OpenError, SECTOR, Source, lock};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::File;
@@ -56,7 +56,7 @@ impl WritableRaw {
     pub fn open(image: Image) -> Result<Self, OpenError> {
         let path = image.name.clone();
         let refuse = |reason| OpenError::NotWritable { path: path.clone(), reason };
-        if image.format != Format::Raw {
+        if image.format != ImageFormat::Raw {
             return Err(refuse("it is no raw image"));
         }
         let size = image.source.size();
@@ -134,7 +134,8 @@ mod tests {
     fn what_is_written_is_in_the_file() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
-        let opened = open(image.path(), &OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() });
+        let opened =
+            open(image.path(), &OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() });
         let disk = WritableRaw::open(opened.unwrap()).unwrap();
         disk.write_at(&[7; 8192], DiskOffset(4096)).unwrap();
         for (range, allocate) in [(DiskRange::new(4096, 5000), false), (DiskRange::new(5000, 6000), true)] {
@@ -158,7 +159,7 @@ mod tests {
     fn an_image_in_use_is_not_written_to() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
-        let raw = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+        let raw = OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() };
         let open = || open(image.path(), &raw);
         let reader = open().unwrap();
         let refused = WritableRaw::open(open().unwrap()).unwrap_err();

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use virt_bmap_image::{Format, Image};
+use virt_bmap_image::{Image, ImageFormat};
 use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::{Dialect, Map};
 use virt_bmap_ranges::{DiskNumber, Printable};
@@ -44,7 +44,7 @@ pub enum Stale {
         /// The image.
         image: PathBuf,
         /// Its format.
-        format: Format,
+        format: ImageFormat,
     },
     /// The image was changed later.
     #[error("{} was changed after the map was written", Printable::path(.image))]
@@ -78,7 +78,7 @@ pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
         return Err(Stale::Disks { map: disks, given: images.len() });
     }
     for (disk, image) in (1..).zip(images) {
-        if map.dialect() == Dialect::Original && image.format != Format::Raw {
+        if map.dialect() == Dialect::Original && image.format != ImageFormat::Raw {
             return Err(Stale::Container { image: image.name.clone(), format: image.format });
         }
         let actual = image.source.size();

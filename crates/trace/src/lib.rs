@@ -38,7 +38,7 @@ pub use disk::{Disk, Storage};
 pub use event::{Event, Op};
 pub use live::Live;
 pub use queue::{Overflow, Queue};
-pub use session::{Options, Session, SessionError, Writes};
+pub use session::{Session, SessionError, TraceOptions, Writes};
 pub use summary::{Amount, ReadObject, Summary};
 pub use tail::Tail;
 pub use tracer::{Outcome, Tracer};

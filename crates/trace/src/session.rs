@@ -25,7 +25,7 @@ pub enum Writes {
 
 /// How to serve and watch.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct TraceOptions {
     /// Where what the guest writes goes.
     pub writes: Writes,
     /// What becomes of an event that the log has no room for.
@@ -82,7 +82,7 @@ impl Session {
         images: Vec<Image>,
         map: Arc<Map>,
         output: Box<dyn Output>,
-        options: &Options,
+        options: &TraceOptions,
     ) -> Result<Self, SessionError> {
         let queue = Arc::new(Queue::new(options.overflow));
         let disks = images.len();

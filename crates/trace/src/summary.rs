@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use virt_bmap_map::hardlinks::{File, files, spans};
 use virt_bmap_map::{Hit, Kind, Map, ObjectId};
-use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
 /// Number and bytes of the requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,8 +132,8 @@ impl Summary {
     /// Files, directories and metadata that were read, in the order in which they were read first. `map` is
     /// that of the trace.
     pub fn objects<'a>(&self, map: &'a Map) -> Vec<ReadObject<'a>> {
-        let seen: BTreeMap<DiskNumber, Spans> =
-            self.ranges().map(|(disk, ranges)| (disk, Spans::from_unsorted(ranges))).collect();
+        let seen: BTreeMap<DiskNumber, IndexedRanges> =
+            self.ranges().map(|(disk, ranges)| (disk, IndexedRanges::from_unsorted(ranges))).collect();
         let mut all: Vec<_> = self.objects.clone();
         // A file is known by the first of its names in the map.
         all.sort_unstable_by_key(|(object, _)| *object);

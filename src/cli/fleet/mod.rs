@@ -294,7 +294,7 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
     };
     let mapper = Mapper { program, wrapper: words.collect(), options, noted };
     let jobs = args.jobs.map_or_else(|| capacity::default_jobs(args.mapping.memsize), NonZero::get);
-    let options = fleet::run::Options {
+    let options = fleet::run::FleetOptions {
         shard: args.shard,
         jobs,
         retries: args.retries,

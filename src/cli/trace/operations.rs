@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use virt_bmap::mapper::{Cancel, Options, map_sources};
+use virt_bmap::mapper::{Cancel, MapperOptions, map_sources};
 use virt_bmap::operations::{Ended, Form, MapDisks, MappedDisks, Watcher, WatcherOptions};
 use virt_bmap_map::{ImageInfo, Map};
 use virt_bmap_ranges::Printable;
@@ -71,7 +71,7 @@ impl Begun<'_> {
     ) -> Result<Watched> {
         let cancel = Cancel::default();
         let metadata = before.lists_metadata();
-        let map_options = Options { metadata, ..mapper_options(options) };
+        let map_options = MapperOptions { metadata, ..mapper_options(options) };
         let map: MapDisks = Box::new({
             let cancel = cancel.clone();
             move |disks| {

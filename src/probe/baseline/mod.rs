@@ -17,7 +17,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use virt_bmap_map::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
-use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
 /// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own numbering of inodes, so
 /// that there may be several.
@@ -52,7 +52,7 @@ pub struct Baseline {
     /// Devices on which something that is there is not in the map.
     incomplete: HashSet<Vec<u8>>,
     /// Of the disks of which that is known, what has been written since.
-    written: BTreeMap<DiskNumber, Spans>,
+    written: BTreeMap<DiskNumber, IndexedRanges>,
 }
 
 impl Baseline {
@@ -60,7 +60,7 @@ impl Baseline {
     ///
     /// `written` is what has been written since the map was made, of disks of which that is known: what lies there is
     /// read again, whatever its stamps say.
-    pub fn new(map: Arc<Map>, written: BTreeMap<DiskNumber, Spans>) -> Option<Self> {
+    pub fn new(map: Arc<Map>, written: BTreeMap<DiskNumber, IndexedRanges>) -> Option<Self> {
         let doubts = Doubts::of(map.header());
         if doubts.everything {
             return None;
@@ -369,7 +369,7 @@ pub(in crate::probe) mod tests {
 
     #[test]
     fn what_was_written_since_is_not_known_any_more() {
-        let written = BTreeMap::from([(1, Spans::from_iter([DiskRange::new(69000, 69001)]))]);
+        let written = BTreeMap::from([(1, IndexedRanges::from_iter([DiskRange::new(69000, 69001)]))]);
         let baseline = Baseline::new(map(Vec::new(), Marks::empty()), written).unwrap();
         assert!(!baseline.has_file(b"/dev/sda1", STAMPS, &[place(4096, 8192, 0), place(65536, 69632, 4096)]));
     }

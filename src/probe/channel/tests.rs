@@ -399,11 +399,11 @@ fn a_stray_read_costs_a_read_in_full_and_no_more() {
 
 #[test]
 fn what_was_written_since_is_read() {
-    use virt_bmap_image::{Format, OpenOptions, open};
+    use virt_bmap_image::{ImageFormat, OpenOptions, open};
     use virt_bmap_ranges::DiskOffset;
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+    let options = OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() };
     let base = open(file.path(), &options).unwrap().source;
     let overlay = Arc::new(Overlay::new(base, 1 << 20, &std::env::temp_dir()).unwrap());
     overlay.write_at(&[1; 512], DiskOffset(65536 + 8192)).unwrap();

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use virt_bmap_map::{PieceFlags, Role};
-use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
 /// Most bytes of a directory that is looked at.
 const MOST: u64 = 1 << 20;
 
 /// The blocks of directories: by inode, copy and disk.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Blocks(BTreeMap<(u64, u8, DiskNumber), Spans>);
+pub(super) struct Blocks(BTreeMap<(u64, u8, DiskNumber), IndexedRanges>);
 
 impl Blocks {
     /// Those of directories with an inode from `first` on, up to `end`: the inode, the copy, the disk, and where there.
@@ -41,9 +41,10 @@ impl FromIterator<(u64, DiskNumber, DiskRange, Role)> for Blocks {
                 ranges.entry((inode, role.copy, disk)).or_default().push(range);
             }
         }
-        let spans = ranges.into_iter().map(|(key, ranges)| (key, Spans::from_unsorted(ranges)));
+        let spans = ranges.into_iter().map(|(key, ranges)| (key, IndexedRanges::from_unsorted(ranges)));
         let mut blocks = Self(spans.collect());
-        let is_large = |(inode, spans): (u64, &Spans)| spans.bytes() > MOST || blocks.bytes(inode) > MOST;
+        let is_large =
+            |(inode, spans): (u64, &IndexedRanges)| spans.bytes() > MOST || blocks.bytes(inode) > MOST;
         let inodes = blocks.0.iter().map(|(&(inode, ..), spans)| (inode, spans));
         let large: HashSet<u64> = inodes.filter(|it| is_large(*it)).map(|(inode, _)| inode).collect();
         blocks.0.retain(|(inode, ..), _| !large.contains(inode));

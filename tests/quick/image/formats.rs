@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
-use virt_bmap_image::{Format, Overlay, Warning};
+use virt_bmap_image::{ImageFormat, Overlay, Warning};
 use virt_bmap_ranges::{DiskOffset, DiskRange};
 
 #[test]
@@ -22,8 +22,8 @@ fn every_kind_of_vmdk() {
     ] {
         let images = Images::new();
         images.convert("disk.vmdk", "vmdk", &["-o", &format!("subformat={kind}")]);
-        images.check("disk.vmdk", None, Format::Vmdk, 1);
-        images.check("disk.vmdk", Some(Format::Vmdk), Format::Vmdk, 1);
+        images.check("disk.vmdk", None, ImageFormat::Vmdk, 1);
+        images.check("disk.vmdk", Some(ImageFormat::Vmdk), ImageFormat::Vmdk, 1);
     }
 }
 
@@ -74,12 +74,12 @@ fn vmdk_snapshots_three_deep_with_parents_in_other_directories() {
     images.overlay("b/s1.vmdk", "vmdk", absolute.to_str().unwrap(), "vmdk");
     images.overlay("b/c/s2.vmdk", "vmdk", "../s1.vmdk", "vmdk");
     images.overlay("top.vmdk", "vmdk", "b/c/s2.vmdk", "vmdk");
-    images.check("top.vmdk", None, Format::Vmdk, 4);
-    images.check("top.vmdk", Some(Format::Vmdk), Format::Vmdk, 4);
+    images.check("top.vmdk", None, ImageFormat::Vmdk, 4);
+    images.check("top.vmdk", Some(ImageFormat::Vmdk), ImageFormat::Vmdk, 4);
     // A parent whose data is in extents of its own.
     images.convert("a/flat.vmdk", "vmdk", &["-o", "subformat=twoGbMaxExtentFlat"]);
     images.overlay("b/f1.vmdk", "vmdk", "../a/flat.vmdk", "vmdk");
-    images.check("b/f1.vmdk", None, Format::Vmdk, 2);
+    images.check("b/f1.vmdk", None, ImageFormat::Vmdk, 2);
 }
 
 #[test]
@@ -98,12 +98,12 @@ fn qcow2_with_backing_files() {
     images.overlay("on_vmdk.qcow2", "qcow2", "base.vmdk", "vmdk");
     images.overlay("q.qed", "qed", "base.raw", "raw");
     for (name, format, links) in [
-        ("base.qcow2", Format::Qcow2, 1),
-        ("d/relative.qcow2", Format::Qcow2, 2),
-        ("absolute.qcow2", Format::Qcow2, 3),
-        ("on_raw.qcow2", Format::Qcow2, 2),
-        ("on_vmdk.qcow2", Format::Qcow2, 2),
-        ("q.qed", Format::Qed, 2),
+        ("base.qcow2", ImageFormat::Qcow2, 1),
+        ("d/relative.qcow2", ImageFormat::Qcow2, 2),
+        ("absolute.qcow2", ImageFormat::Qcow2, 3),
+        ("on_raw.qcow2", ImageFormat::Qcow2, 2),
+        ("on_vmdk.qcow2", ImageFormat::Qcow2, 2),
+        ("q.qed", ImageFormat::Qed, 2),
     ] {
         images.check(name, None, format, links);
         images.check(name, Some(format), format, links);
@@ -114,7 +114,7 @@ fn qcow2_with_backing_files() {
     let at = said.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
     unsaid[at..at + 4].copy_from_slice(b"????");
     images.write("unsaid.qcow2", unsaid);
-    images.check("unsaid.qcow2", None, Format::Qcow2, 2);
+    images.check("unsaid.qcow2", None, ImageFormat::Qcow2, 2);
 }
 
 #[test]
@@ -127,8 +127,8 @@ fn qcow2_with_its_data_in_another_file() {
         let arguments = ["create", "-q", "-f", "qcow2", "-o", version, "outside.qcow2", "12M"];
         images.qemu_img(&arguments);
         images.run("qemu-io", &["-f", "qcow2", "-c", "write -P 5 1M 3M", "outside.qcow2"]);
-        images.check("outside.qcow2", None, Format::Qcow2, 1);
-        images.check("outside.qcow2", Some(Format::Qcow2), Format::Qcow2, 1);
+        images.check("outside.qcow2", None, ImageFormat::Qcow2, 1);
+        images.check("outside.qcow2", Some(ImageFormat::Qcow2), ImageFormat::Qcow2, 1);
     }
 }
 
@@ -139,19 +139,19 @@ fn all_other_formats() {
     }
     let images = Images::new();
     for (format, options) in [
-        (Format::Qcow, &[][..]),
-        (Format::Qcow2, &["-o", "compat=0.10"]),
-        (Format::Qcow2, &["-o", "cluster_size=512,preallocation=metadata"]),
-        (Format::Qcow2, &["-o", "extended_l2=on,cluster_size=128k"]),
-        (Format::Qed, &[]),
-        (Format::Vdi, &[]),
-        (Format::Vdi, &["-o", "static=on"]),
-        (Format::Vpc, &["-o", "force_size=on"]),
-        (Format::Vpc, &["-o", "force_size=on,subformat=fixed"]),
-        (Format::Vhdx, &[]),
-        (Format::Vhdx, &["-o", "subformat=fixed"]),
-        (Format::Parallels, &[]),
-        (Format::Raw, &[]),
+        (ImageFormat::Qcow, &[][..]),
+        (ImageFormat::Qcow2, &["-o", "compat=0.10"]),
+        (ImageFormat::Qcow2, &["-o", "cluster_size=512,preallocation=metadata"]),
+        (ImageFormat::Qcow2, &["-o", "extended_l2=on,cluster_size=128k"]),
+        (ImageFormat::Qed, &[]),
+        (ImageFormat::Vdi, &[]),
+        (ImageFormat::Vdi, &["-o", "static=on"]),
+        (ImageFormat::Vpc, &["-o", "force_size=on"]),
+        (ImageFormat::Vpc, &["-o", "force_size=on,subformat=fixed"]),
+        (ImageFormat::Vhdx, &[]),
+        (ImageFormat::Vhdx, &["-o", "subformat=fixed"]),
+        (ImageFormat::Parallels, &[]),
+        (ImageFormat::Raw, &[]),
     ] {
         let name = format!("disk.{format}");
         images.convert(&name, format.driver(), options);
@@ -211,7 +211,7 @@ fn a_relative_name_and_a_symbolic_link_lead_to_the_image() {
     images.convert("base.qcow2", "qcow2", &[]);
     images.overlay("top.qcow2", "qcow2", "base.qcow2", "qcow2");
     symlink("top.qcow2", images.path("link.qcow2")).unwrap();
-    images.check("link.qcow2", None, Format::Qcow2, 2);
+    images.check("link.qcow2", None, ImageFormat::Qcow2, 2);
     // Relative to this process's directory.
     let up: String = std::env::current_dir().unwrap().components().skip(1).map(|_| "../").collect();
     let relative = Path::new(&up).join(images.path("top.qcow2").strip_prefix("/").unwrap());
@@ -226,7 +226,7 @@ fn a_raw_image_of_any_size_is_read_directly() {
     let content = noise(9, 100_001);
     let path = images.write("odd.raw", &content);
     let before = images.checksums();
-    for format in [None, Some(Format::Raw)] {
+    for format in [None, Some(ImageFormat::Raw)] {
         if format.is_none() && !have(&["qemu-img"]) {
             continue;
         }
@@ -251,7 +251,7 @@ fn a_whole_disk_that_the_guest_encrypts_is_a_raw_disk() {
     let mut disk = vec![0; 1 << 20];
     disk[..8].copy_from_slice(b"LUKS\xba\xbe\0\x01");
     let path = images.write("guest.img", disk);
-    assert_eq!(open(&path, None).unwrap().format, Format::Raw);
+    assert_eq!(open(&path, None).unwrap().format, ImageFormat::Raw);
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn writes_stay_in_the_layer() {
 #[test]
 fn holes_of_a_raw_image_are_known() {
     let images = Images::new();
-    let image = open(&images.path("base.raw"), Some(Format::Raw)).unwrap();
+    let image = open(&images.path("base.raw"), Some(ImageFormat::Raw)).unwrap();
     let parts = image.source.allocation(DiskRange::new(0, DISK)).unwrap();
     if parts.len() == 1 {
         eprintln!("SKIPPED: the filesystem of temporary files has no holes");

@@ -8,7 +8,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
-use virt_bmap_image::{self, Format, OpenError, OpenOptions, Role, Warning};
+use virt_bmap_image::{self, FileRole, ImageFormat, OpenError, OpenOptions, Warning};
 use virt_bmap_testutil::tools::copy_program;
 
 #[test]
@@ -18,7 +18,7 @@ fn what_is_no_image_file() {
     assert!(matches!(images.refuse("base.raw/x", None), OpenError::NotFound { .. }));
     assert!(matches!(images.refuse(".", None), OpenError::Directory { .. }));
     images.write("empty.qcow2", "");
-    for stated in [None, Some(Format::Raw), Some(Format::Qcow2)] {
+    for stated in [None, Some(ImageFormat::Raw), Some(ImageFormat::Qcow2)] {
         assert!(matches!(images.refuse("empty.qcow2", stated), OpenError::Empty { .. }));
     }
     images.run("mkfifo", &["pipe"]);
@@ -96,9 +96,9 @@ fn a_missing_file_is_named() {
     images.convert("flat.vmdk", "vmdk", &["-o", "subformat=monolithicFlat"]);
     fs::remove_file(images.path("flat-flat.vmdk")).unwrap();
     for (name, format, missing, by, wanted) in [
-        ("top.qcow2", Format::Qcow2, "base.qcow2", "mid.qcow2", Role::Backing),
-        ("snap.vmdk", Format::Vmdk, "base.vmdk", "snap.vmdk", Role::Backing),
-        ("flat.vmdk", Format::Vmdk, "flat-flat.vmdk", "flat.vmdk", Role::Extent),
+        ("top.qcow2", ImageFormat::Qcow2, "base.qcow2", "mid.qcow2", FileRole::Backing),
+        ("snap.vmdk", ImageFormat::Vmdk, "base.vmdk", "snap.vmdk", FileRole::Backing),
+        ("flat.vmdk", ImageFormat::Vmdk, "flat-flat.vmdk", "flat.vmdk", FileRole::Extent),
     ] {
         for stated in [None, Some(format)] {
             match images.refuse(name, stated) {
@@ -118,13 +118,13 @@ fn truncated_images() {
     }
     let images = Images::new();
     for (name, format, options) in [
-        ("q.qcow2", Format::Qcow2, &[][..]),
-        ("s.vmdk", Format::Vmdk, &[]),
-        ("o.vmdk", Format::Vmdk, &["-o", "subformat=streamOptimized"]),
-        ("d.vdi", Format::Vdi, &[]),
-        ("h.vhdx", Format::Vhdx, &[]),
-        ("p.vpc", Format::Vpc, &[]),
-        ("e.qed", Format::Qed, &[]),
+        ("q.qcow2", ImageFormat::Qcow2, &[][..]),
+        ("s.vmdk", ImageFormat::Vmdk, &[]),
+        ("o.vmdk", ImageFormat::Vmdk, &["-o", "subformat=streamOptimized"]),
+        ("d.vdi", ImageFormat::Vdi, &[]),
+        ("h.vhdx", ImageFormat::Vhdx, &[]),
+        ("p.vpc", ImageFormat::Vpc, &[]),
+        ("e.qed", ImageFormat::Qed, &[]),
     ] {
         let path = images.convert(name, format.driver(), options);
         let whole = fs::read(path).unwrap();
@@ -157,7 +157,7 @@ fn truncated_extents() {
         images.convert("d.vmdk", "vmdk", &["-o", &format!("subformat={kind}")]);
         let extent = File::options().write(true).open(images.path(extent)).unwrap();
         extent.set_len(extent.metadata().unwrap().len() / 2).unwrap();
-        for stated in [None, Some(Format::Vmdk)] {
+        for stated in [None, Some(ImageFormat::Vmdk)] {
             let error = images.refuse("d.vmdk", stated);
             assert!(
                 matches!(error, OpenError::Truncated { .. } | OpenError::Corrupt { .. }),
@@ -176,21 +176,21 @@ fn corrupt_images() {
     // Where each format keeps what it cannot do without; what is written there; whether the kind of
     // the file can still be told.
     for (name, format, offset) in [
-        ("q.qcow2", Format::Qcow2, 4),
-        ("q.qcow2", Format::Qcow2, 20),
-        ("q.qcow2", Format::Qcow2, 24),
-        ("q.qcow2", Format::Qcow2, 36),
-        ("q.qcow2", Format::Qcow2, 48),
-        ("q.qcow2", Format::Qcow2, 72),
-        ("v.vmdk", Format::Vmdk, 4),
-        ("v.vmdk", Format::Vmdk, 20),
-        ("v.vmdk", Format::Vmdk, 44),
-        ("v.vmdk", Format::Vmdk, 56),
-        ("h.vhdx", Format::Vhdx, 65536),
+        ("q.qcow2", ImageFormat::Qcow2, 4),
+        ("q.qcow2", ImageFormat::Qcow2, 20),
+        ("q.qcow2", ImageFormat::Qcow2, 24),
+        ("q.qcow2", ImageFormat::Qcow2, 36),
+        ("q.qcow2", ImageFormat::Qcow2, 48),
+        ("q.qcow2", ImageFormat::Qcow2, 72),
+        ("v.vmdk", ImageFormat::Vmdk, 4),
+        ("v.vmdk", ImageFormat::Vmdk, 20),
+        ("v.vmdk", ImageFormat::Vmdk, 44),
+        ("v.vmdk", ImageFormat::Vmdk, 56),
+        ("h.vhdx", ImageFormat::Vhdx, 65536),
     ] {
         images.convert(name, format.driver(), &[]);
         let file = File::options().write(true).open(images.path(name)).unwrap();
-        let damage = if format == Format::Vhdx { vec![0xff; 2 << 20] } else { vec![0xf1; 8] };
+        let damage = if format == ImageFormat::Vhdx { vec![0xff; 2 << 20] } else { vec![0xf1; 8] };
         file.write_all_at(&damage, offset).unwrap();
         eprintln!("{name}, {} bytes at {offset}", damage.len());
         let error = images.refuse(name, None);
@@ -199,9 +199,9 @@ fn corrupt_images() {
     }
     images.write("magic.vmdk", vec![0xf1; 65536]);
     let error = images.refuse("magic.vmdk", None);
-    assert!(matches!(error, OpenError::NotAsNamed { expected: Format::Vmdk, .. }), "{error:?}");
-    assert!(matches!(images.refuse("magic.vmdk", Some(Format::Vmdk)), OpenError::Corrupt { .. }));
-    assert!(open(&images.path("magic.vmdk"), Some(Format::Raw)).is_ok());
+    assert!(matches!(error, OpenError::NotAsNamed { expected: ImageFormat::Vmdk, .. }), "{error:?}");
+    assert!(matches!(images.refuse("magic.vmdk", Some(ImageFormat::Vmdk)), OpenError::Corrupt { .. }));
+    assert!(open(&images.path("magic.vmdk"), Some(ImageFormat::Raw)).is_ok());
 }
 
 #[test]
@@ -214,10 +214,10 @@ fn an_image_that_is_in_use() {
     images.convert("flat.vmdk", "vmdk", &["-o", "subformat=monolithicFlat"]);
     images.overlay("over.qcow2", "qcow2", "base.qcow2", "qcow2");
     for (name, format) in [
-        ("base.raw", Format::Raw),
-        ("base.qcow2", Format::Qcow2),
-        ("over.qcow2", Format::Qcow2),
-        ("flat.vmdk", Format::Vmdk),
+        ("base.raw", ImageFormat::Raw),
+        ("base.qcow2", ImageFormat::Qcow2),
+        ("over.qcow2", ImageFormat::Qcow2),
+        ("flat.vmdk", ImageFormat::Vmdk),
     ] {
         let wanted = images.oracle(name, format.driver());
         let path = images.path(name);
@@ -291,10 +291,12 @@ fn what_a_found_format_may_not_refer_to() {
         "/dev/zero".to_owned(),
     ];
     for reference in &references {
-        for (name, format) in [("q.qcow2", Format::Qcow2), ("q.qed", Format::Qed), ("q.qcow", Format::Qcow)] {
+        for (name, format) in
+            [("q.qcow2", ImageFormat::Qcow2), ("q.qed", ImageFormat::Qed), ("q.qcow", ImageFormat::Qcow)]
+        {
             let option = format!("backing_file={}", reference.replace(',', ",,"));
             let mut arguments = vec!["create", "-q", "-u", "-f", format.driver(), "-o", &option];
-            if format == Format::Qcow {
+            if format == ImageFormat::Qcow {
                 arguments.extend(["-F", "raw"]);
             } else {
                 arguments.extend(["-o", "backing_fmt=raw"]);
@@ -305,7 +307,7 @@ fn what_a_found_format_may_not_refer_to() {
             // As a link of a chain that begins harmlessly.
             let option = format!("backing_file={name},backing_fmt={format}");
             images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, "above.qcow2", "12M"]);
-            is_untrusted(&images, "above.qcow2", Format::Qcow2, reference);
+            is_untrusted(&images, "above.qcow2", ImageFormat::Qcow2, reference);
         }
         let parent = reference.replace('"', "");
         let text = format!(
@@ -313,7 +315,7 @@ fn what_a_found_format_may_not_refer_to() {
              RW 24576 FLAT \"base.raw\" 0\n"
         );
         images.write("parent.vmdk", text);
-        is_untrusted(&images, "parent.vmdk", Format::Vmdk, &parent);
+        is_untrusted(&images, "parent.vmdk", ImageFormat::Vmdk, &parent);
     }
     trap.assert_untouched();
 }
@@ -344,14 +346,14 @@ fn what_a_stated_format_may_refer_to() {
         images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, "top.qcow2", "12M"]);
         let refused = open(&images.path("top.qcow2"), None).unwrap_err();
         assert!(matches!(refused, OpenError::Untrusted { .. }), "{refused:?}");
-        let image = open(&images.path("top.qcow2"), Some(Format::Qcow2)).unwrap();
+        let image = open(&images.path("top.qcow2"), Some(ImageFormat::Qcow2)).unwrap();
         assert!(read_whole(&*image.source) == fs::read(base).unwrap(), "{reference}");
         assert_eq!(image.chain[1].filename.to_str(), Some(reference.as_str()));
-        assert_eq!(image.chain[1].format, Some(Format::Raw));
+        assert_eq!(image.chain[1].format, Some(ImageFormat::Raw));
     }
 }
 
-fn is_untrusted(images: &Images, name: &str, wanted: Format, reference: &str) {
+fn is_untrusted(images: &Images, name: &str, wanted: ImageFormat, reference: &str) {
     match images.refuse(name, None) {
         error @ OpenError::Untrusted { format, .. } => {
             let remedy = format!("--format {wanted}");
@@ -387,15 +389,15 @@ fn extents_of_a_found_vmdk_stay_in_its_directory() {
     {
         describe(extent);
         let error = images.refuse("d/disk.vmdk", None);
-        assert!(matches!(error, OpenError::Untrusted { role: Role::Extent, .. }), "{extent}: {error:?}");
+        assert!(matches!(error, OpenError::Untrusted { role: FileRole::Extent, .. }), "{extent}: {error:?}");
     }
     for extent in ["inside.vmdk", "./inside.vmdk", "sub/inside.vmdk"] {
         describe(extent);
-        images.check("d/disk.vmdk", None, Format::Vmdk, 1);
+        images.check("d/disk.vmdk", None, ImageFormat::Vmdk, 1);
     }
     // Who states the format trusts the image.
     describe("../base.raw");
-    images.check("d/disk.vmdk", Some(Format::Vmdk), Format::Vmdk, 1);
+    images.check("d/disk.vmdk", Some(ImageFormat::Vmdk), ImageFormat::Vmdk, 1);
     trap.assert_untouched();
 }
 
@@ -494,10 +496,10 @@ fn a_descriptor_inside_an_extent_is_seen() {
     stub[512..512 + text.len()].copy_from_slice(text.as_bytes());
     images.write("stub.vmdk", stub);
     let error = images.refuse("stub.vmdk", None);
-    assert!(matches!(error, OpenError::Untrusted { role: Role::Extent, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Untrusted { role: FileRole::Extent, .. }), "{error:?}");
     images.write("disk.vmdk", text.replace("FLAT \"/etc/passwd\" 0", "SPARSE \"stub.vmdk\""));
     let error = images.refuse("disk.vmdk", None);
-    assert!(matches!(error, OpenError::Untrusted { role: Role::Extent, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::Untrusted { role: FileRole::Extent, .. }), "{error:?}");
 }
 
 /// What a guest can do to its own raw disk.
@@ -517,21 +519,21 @@ fn a_raw_disk_with_the_header_of_an_image_that_names_a_backing_file() {
         let text = error.to_string();
         assert!(text.contains("--format raw") && text.contains("--format qcow2"), "{text}");
         // Stated as raw, it is not looked into.
-        let raw = open(&images.path(name), Some(Format::Raw)).unwrap();
+        let raw = open(&images.path(name), Some(ImageFormat::Raw)).unwrap();
         assert!(read_whole(&*raw.source)[..evil.len()] == evil);
         assert!(raw.chain.len() == 1);
-        images.check(name, Some(Format::Qcow2), Format::Qcow2, 2);
+        images.check(name, Some(ImageFormat::Qcow2), ImageFormat::Qcow2, 2);
     }
     // Many call a qcow2 that stands alone `.img`.
     fs::rename(images.path("plain.qcow2"), images.path("plain.img")).unwrap();
-    images.check("plain.img", None, Format::Qcow2, 1);
+    images.check("plain.img", None, ImageFormat::Qcow2, 1);
     // The same below an overlay that does not say what its backing file is.
     let mut top = fs::read(images.overlay("top.qcow2", "qcow2", "disk.img", "qcow2")).unwrap();
-    images.check("top.qcow2", None, Format::Qcow2, 3);
+    images.check("top.qcow2", None, ImageFormat::Qcow2, 3);
     let at = top.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
     top[at..at + 4].copy_from_slice(b"????");
     images.write("top.qcow2", top);
-    is_untrusted(&images, "top.qcow2", Format::Qcow2, "disk.img");
+    is_untrusted(&images, "top.qcow2", ImageFormat::Qcow2, "disk.img");
 }
 
 #[test]
@@ -548,7 +550,7 @@ fn a_chain_without_end() {
     create("b.qcow2", "a.qcow2");
     create("self.qcow2", "./self.qcow2");
     for name in ["a.qcow2", "self.qcow2"] {
-        for stated in [None, Some(Format::Qcow2)] {
+        for stated in [None, Some(ImageFormat::Qcow2)] {
             assert!(matches!(images.refuse(name, stated), OpenError::Loop { .. }), "{name}");
         }
     }
@@ -567,7 +569,7 @@ fn an_encrypted_image() {
     // The method of encryption is at byte 32 of the header; 1 is AES.
     let image = File::options().write(true).open(images.convert("e.qcow2", "qcow2", &[])).unwrap();
     image.write_all_at(&1_u32.to_be_bytes(), 32).unwrap();
-    for stated in [None, Some(Format::Qcow2)] {
+    for stated in [None, Some(ImageFormat::Qcow2)] {
         assert!(matches!(images.refuse("e.qcow2", stated), OpenError::Encrypted { .. }));
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use virt_bmap_image::{self, Format, Image, OpenError, OpenOptions, Source};
+use virt_bmap_image::{self, Image, ImageFormat, OpenError, OpenOptions, Source};
 use virt_bmap_ranges::DiskOffset;
 use virt_bmap_testutil::places::built;
 
@@ -103,7 +103,7 @@ impl Images {
     }
 
     /// Opens an image, reads it whole, compares with the oracle, and checks that no file has changed.
-    pub(crate) fn check(&self, name: &str, stated: Option<Format>, format: Format, links: usize) {
+    pub(crate) fn check(&self, name: &str, stated: Option<ImageFormat>, format: ImageFormat, links: usize) {
         let before = self.checksums();
         let wanted = self.oracle(name, format.driver());
         let path = self.path(name);
@@ -139,7 +139,7 @@ impl Images {
     }
 
     /// Opens an image that must be refused.
-    pub(crate) fn refuse(&self, name: &str, stated: Option<Format>) -> OpenError {
+    pub(crate) fn refuse(&self, name: &str, stated: Option<ImageFormat>) -> OpenError {
         let before = self.changes();
         let error = match open(&self.path(name), stated) {
             Ok(image) => panic!("{name} was opened: {image:?}"),
@@ -153,7 +153,7 @@ impl Images {
     }
 }
 
-pub(crate) fn open(path: &Path, format: Option<Format>) -> Result<Image, OpenError> {
+pub(crate) fn open(path: &Path, format: Option<ImageFormat>) -> Result<Image, OpenError> {
     virt_bmap_image::open(path, &OpenOptions { format, force_share: false })
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::hardlinks::{self, File};
 use crate::{Kind, Map, Object};
-use virt_bmap_ranges::{DiskNumber, DiskRange, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
 /// What is told of a file.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +74,7 @@ pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
 }
 
 /// The bytes that more than one file has, of each disk.
-struct Shared(Vec<(DiskNumber, Spans)>);
+struct Shared(Vec<(DiskNumber, IndexedRanges)>);
 
 impl Shared {
     fn of(map: &Map) -> Self {
@@ -91,7 +91,7 @@ impl Shared {
                 twice.extend(span.intersection(DiskRange { start: span.start, end: end.max(span.start) }));
                 end = end.max(span.end);
             }
-            disks.push((spans[0].0, Spans::from_unsorted(twice)));
+            disks.push((spans[0].0, IndexedRanges::from_unsorted(twice)));
         }
         Self(disks)
     }

@@ -2,7 +2,7 @@
 
 use crate::hardlinks::{self, File};
 use crate::{Kind, Map, Piece};
-use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset, Range, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset, IndexedRanges, Range};
 
 /// A part of a file that is hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Damage<'_> {
 ///
 /// The end of a file's last block, behind the end of the file, is no part of it, if the map knows the
 /// file's size and where in the file each range lies.
-pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &Spans) -> Damage<'a> {
+pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &IndexedRanges) -> Damage<'a> {
     let mut found = Damage { hit: Vec::new(), whole: Vec::new(), unplaced: Vec::new() };
     let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Metadata);
     for file in hardlinks::files(map.objects().filter(|object| known(object.kind()))) {
@@ -67,7 +67,7 @@ pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &Spans) -> Damage<'a> {
 /// The parts of `file` that are among `asked`, bytes of disk number `disk`; `None` if there are none.
 ///
 /// Parity and what was never written are no parts of a file, and neither is what lies behind its end.
-pub fn hit<'a>(file: File<'a>, disk: DiskNumber, asked: &Spans) -> Option<FileHit<'a>> {
+pub fn hit<'a>(file: File<'a>, disk: DiskNumber, asked: &IndexedRanges) -> Option<FileHit<'a>> {
     let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
     let mut ranges: Vec<HitRange> = Vec::new();
     for piece in file.object.pieces().filter(|piece| piece.disk == disk && piece.role.holds_data()) {
@@ -76,7 +76,7 @@ pub fn hit<'a>(file: File<'a>, disk: DiskNumber, asked: &Spans) -> Option<FileHi
     if ranges.is_empty() {
         return None;
     }
-    let bytes = ranges.iter().map(|range| range.disk).collect::<Spans>().bytes();
+    let bytes = ranges.iter().map(|range| range.disk).collect::<IndexedRanges>().bytes();
     ranges.sort_unstable_by_key(|range| (range.file.map(|file| file.start), range.disk.start));
     Some(FileHit { file, bytes, ranges })
 }
@@ -119,7 +119,7 @@ mod tests {
             }
         }
         let map = builder.build();
-        let bad = Spans::from_iter([
+        let bad = IndexedRanges::from_iter([
             DiskRange::new(100, 140),
             DiskRange::new(202, 210),
             DiskRange::new(300, 301),

@@ -2,7 +2,7 @@
 
 use crate::hardlinks::{self, File};
 use crate::{Kind, Map, Object, ObjectId, Piece};
-use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, Spans};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, IndexedRanges};
 
 /// What a part of the bytes is.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ fn is_owner(kind: Kind) -> bool {
 /// Shares `asked`, bytes of disk number `disk`, out among the objects of the map.
 ///
 /// Takes time for each piece of the map and each range, not for each pair of them.
-pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &Spans) -> Tally<'a> {
+pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &IndexedRanges) -> Tally<'a> {
     let owned = owned(map, disk, asked);
     let bytes_of = |object: Object<'a>| {
         owned.binary_search_by_key(&object.id(), |(id, _)| *id).map_or(0, |place| owned[place].1)
@@ -97,7 +97,7 @@ fn owners(map: &Map, disk: DiskNumber) -> impl Iterator<Item = Piece> {
 }
 
 /// The objects that have some of the bytes, in the order of the map, each with how many.
-fn owned(map: &Map, disk: DiskNumber, asked: &Spans) -> Vec<(ObjectId, u64)> {
+fn owned(map: &Map, disk: DiskNumber, asked: &IndexedRanges) -> Vec<(ObjectId, u64)> {
     // In the order of the disk, where neighbours are near in both lists; then by object.
     let mut bytes_in = asked.ascending();
     let mut parts: Vec<(ObjectId, DiskRange, u64)> = owners(map, disk)
@@ -164,7 +164,7 @@ mod tests {
 2 0 1000 v /dev/sdb
 ";
         let map = text::read(map.as_bytes()).unwrap();
-        let asked = Spans::from_iter([DiskRange::new(0x180, 0x690), DiskRange::new(0x6f0, 0x800)]);
+        let asked = IndexedRanges::from_iter([DiskRange::new(0x180, 0x690), DiskRange::new(0x6f0, 0x800)]);
         let tally = tally(&map, 1, &asked);
         let shares: Vec<_> = tally.shares.iter().map(|s| (describe(s.place), s.bytes)).collect();
         assert_eq!(
@@ -222,7 +222,7 @@ mod tests {
                     *model.entry(name).or_default() += 1;
                 }
             }
-            let tally = tally(&map, 1, &Spans::from_unsorted(asked));
+            let tally = tally(&map, 1, &IndexedRanges::from_unsorted(asked));
             let shares: BTreeMap<String, u64> =
                 tally.shares.iter().map(|share| (describe(share.place), share.bytes)).collect();
             prop_assert_eq!(shares, model);

@@ -5,7 +5,7 @@
 use std::io::BufRead;
 
 use super::lines::{self, LineProblem, words};
-use super::{Entries, ListError, Options};
+use super::{Entries, ListError, RangeListOptions};
 use virt_bmap_ranges::parse_digits;
 
 /// The block size of `badblocks` without `-b` (badblocks(8)).
@@ -18,7 +18,7 @@ pub(super) fn is_block(line: &[u8]) -> bool {
 
 pub(super) fn read(
     input: &mut impl BufRead,
-    options: &Options,
+    options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     let size = options.block_size.unwrap_or(DEFAULT_BLOCK);
@@ -36,34 +36,39 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, ListError, Options, read};
+    use super::super::{Kind, ListError, RangeListOptions, read};
     use virt_bmap_ranges::DiskRange;
 
     #[test]
     fn blocks_are_of_the_size_that_is_given() {
-        let list = read(&b"3\n4\n10\n"[..], &Options::default()).unwrap();
+        let list = read(&b"3\n4\n10\n"[..], &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::Badblocks);
         assert_eq!(
             list.spans.iter().collect::<Vec<_>>(),
             [DiskRange::new(3072, 5120), DiskRange::new(10240, 11264)]
         );
-        let list = read(&b"3\n"[..], &Options { block_size: Some(512), ..Options::default() }).unwrap();
+        let list =
+            read(&b"3\n"[..], &RangeListOptions { block_size: Some(512), ..RangeListOptions::default() })
+                .unwrap();
         assert_eq!(list.spans.iter().collect::<Vec<_>>(), [DiskRange::new(1536, 2048)]);
         assert_eq!(list.rule, "blocks of 512 bytes");
     }
 
     #[test]
     fn an_empty_list_of_bad_blocks_is_one() {
-        let options = Options { kind: Some(Kind::Badblocks), ..Options::default() };
+        let options = RangeListOptions { kind: Some(Kind::Badblocks), ..RangeListOptions::default() };
         assert!(read(&b""[..], &options).unwrap().spans.is_empty());
-        assert!(matches!(read(&b""[..], &Options::default()), Err(ListError::Empty)));
+        assert!(matches!(read(&b""[..], &RangeListOptions::default()), Err(ListError::Empty)));
     }
 
     #[test]
     fn what_is_no_block_is_refused() {
         for text in ["3\n0x4\n", "3\n-4\n", "3\n18446744073709551615\n"] {
             assert!(
-                matches!(read(text.as_bytes(), &Options::default()), Err(ListError::Line { line: 2, .. })),
+                matches!(
+                    read(text.as_bytes(), &RangeListOptions::default()),
+                    Err(ListError::Line { line: 2, .. })
+                ),
                 "{text}"
             );
         }

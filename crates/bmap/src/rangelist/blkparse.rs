@@ -12,7 +12,7 @@
 use std::io::BufRead;
 
 use super::lines::{self, LineProblem, words};
-use super::{Entries, ListError, Operation, Options};
+use super::{Entries, ListError, Operation, RangeListOptions};
 use virt_bmap_ranges::parse_digits;
 
 /// Bytes in a sector, whatever the device's own are.
@@ -55,7 +55,7 @@ fn range(line: &[u8]) -> Result<Option<(Operation, u64, u64)>, LineProblem> {
 
 pub(super) fn read(
     input: &mut impl BufRead,
-    options: &Options,
+    options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     let mut is_summary = false;
@@ -78,7 +78,7 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, ListError, Operation, Options, read};
+    use super::super::{Kind, ListError, Operation, RangeListOptions, read};
     use virt_bmap_ranges::DiskRange;
 
     const TEXT: &str = "\
@@ -95,10 +95,11 @@ CPU1 (sda):
 
     #[test]
     fn events_with_a_range_are_taken() {
-        let list = read(TEXT.as_bytes(), &Options::default()).unwrap();
+        let list = read(TEXT.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::Blkparse);
         assert_eq!((list.entries, list.spans.bytes()), (5, 11 * 512));
-        let options = Options { operations: Some(vec![Operation::Read]), ..Options::default() };
+        let options =
+            RangeListOptions { operations: Some(vec![Operation::Read]), ..RangeListOptions::default() };
         let list = read(TEXT.as_bytes(), &options).unwrap();
         assert_eq!(list.spans.iter().collect::<Vec<_>>(), [DiskRange::new(51200, 52224)]);
     }
@@ -111,7 +112,7 @@ CPU1 (sda):
             "  8,0 1 4 0.0 698 Q R 1 + x [x]\n",
         ] {
             let text = format!("{}\n{tail}", TEXT.lines().next().unwrap());
-            let error = read(text.as_bytes(), &Options::default()).unwrap_err();
+            let error = read(text.as_bytes(), &RangeListOptions::default()).unwrap_err();
             assert!(matches!(error, ListError::Line { line: 2, .. }), "{tail}: {error}");
         }
     }

@@ -7,7 +7,7 @@
 use std::io::BufRead;
 
 use super::lines::{self, LineProblem, words};
-use super::{Entries, ListError, Options};
+use super::{Entries, ListError, RangeListOptions};
 use virt_bmap_ranges::parse_digits;
 
 /// What a range can be: not tried, not trimmed, not scraped, bad, finished.
@@ -51,7 +51,7 @@ pub(super) fn is_state(line: &[u8]) -> bool {
 
 pub(super) fn read(
     input: &mut impl BufRead,
-    options: &Options,
+    options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     let wanted = options.statuses.as_deref().unwrap_or(DEFAULT);
@@ -76,7 +76,7 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, ListError, Options, read};
+    use super::super::{Kind, ListError, RangeListOptions, read};
     use virt_bmap_ranges::DiskRange;
 
     const MAPFILE: &str = "\
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_is_not_rescued_counts() {
-        let list = read(MAPFILE.as_bytes(), &Options::default()).unwrap();
+        let list = read(MAPFILE.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::Ddrescue);
         assert_eq!(
             list.spans.iter().collect::<Vec<_>>(),
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!((list.entries, list.counted, list.end), (6, 4, 0x5000));
         assert_eq!(list.rule, "status * / - ?");
 
-        let options = Options { statuses: Some(b"-".to_vec()), ..Options::default() };
+        let options = RangeListOptions { statuses: Some(b"-".to_vec()), ..RangeListOptions::default() };
         let list = read(MAPFILE.as_bytes(), &options).unwrap();
         assert_eq!(list.spans.iter().collect::<Vec<_>>(), [DiskRange::new(0x1000, 0x1200)]);
     }
@@ -119,7 +119,8 @@ mod tests {
             ("0x5000 08 -\n", 12),  // no octal number
             ("0x5000     ?\n", 12), // another mapfile's first line
         ] {
-            let error = read(format!("{MAPFILE}{tail}").as_bytes(), &Options::default()).unwrap_err();
+            let error =
+                read(format!("{MAPFILE}{tail}").as_bytes(), &RangeListOptions::default()).unwrap_err();
             assert!(matches!(error, ListError::Line { line, .. } if line == wrong), "{tail}: {error}");
         }
     }

@@ -2,13 +2,13 @@
 //!
 //! [`read`] recognises whose list it is by its first lines, see [`Kind`], and takes those entries that
 //! count: the bad ones of a rescue map, the dirty ones of a bitmap. Each kind has a default for that,
-//! and [`Options`] change it. The result is a set of bytes of one disk, a [`RangeList`].
+//! and [`RangeListOptions`] change it. The result is a set of bytes of one disk, a [`RangeList`].
 //!
 //! ```
-//! use virt_bmap_map::rangelist::{Kind, Options, read};
+//! use virt_bmap_map::rangelist::{Kind, RangeListOptions, read};
 //! use virt_bmap_ranges::DiskRange;
 //!
-//! let list = read(&b"0x2000 512\n0x1000 4K\n"[..], &Options::default())?;
+//! let list = read(&b"0x2000 512\n0x1000 4K\n"[..], &RangeListOptions::default())?;
 //! assert_eq!(list.kind, Kind::Plain);
 //! assert_eq!(list.spans.iter().collect::<Vec<_>>(), [DiskRange::new(0x1000, 0x2200)]);
 //! # Ok::<(), virt_bmap_map::rangelist::ListError>(())
@@ -30,7 +30,7 @@ use std::io::{self, BufReader, Read};
 use thiserror::Error;
 
 pub use lines::LineProblem;
-use virt_bmap_ranges::{DiskOffset, DiskRange, Spans};
+use virt_bmap_ranges::{DiskOffset, DiskRange, IndexedRanges};
 
 /// Bytes that are read at a time.
 const BUFFER: usize = 256 * 1024;
@@ -118,7 +118,7 @@ pub enum Operation {
 /// Which entries of a list count. A field that is `None` leaves the default of the list's kind; one
 /// that is given for a list of another kind is an error.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct RangeListOptions {
     /// Whose list it is, if that is not to be recognised.
     pub kind: Option<Kind>,
     /// ddrescue: the statuses that count. By default `*`, `/`, `-` and `?`: all that was not rescued.
@@ -161,7 +161,7 @@ impl fmt::Display for Operation {
     }
 }
 
-impl Options {
+impl RangeListOptions {
     /// For a list of this kind, with its defaults.
     pub fn of(kind: Kind) -> Self {
         Self { kind: Some(kind), ..Self::default() }
@@ -194,7 +194,7 @@ pub struct RangeList {
     /// Whose list it is.
     pub kind: Kind,
     /// The bytes that its entries name, of those that count.
-    pub spans: Spans,
+    pub spans: IndexedRanges,
     /// Number of entries in the list.
     pub entries: u64,
     /// Number of entries that count.
@@ -272,7 +272,7 @@ pub enum ListError {
 ///
 /// # Errors
 /// [`ListError`].
-pub fn read(mut input: impl Read, options: &Options) -> Result<RangeList, ListError> {
+pub fn read(mut input: impl Read, options: &RangeListOptions) -> Result<RangeList, ListError> {
     let mut head = Vec::new();
     input.by_ref().take(recognise::LOOK_AHEAD).read_to_end(&mut head)?;
     let kind = match options.kind {
@@ -297,7 +297,7 @@ pub fn read(mut input: impl Read, options: &Options) -> Result<RangeList, ListEr
     }
     Ok(RangeList {
         kind,
-        spans: Spans::from_unsorted(ranges),
+        spans: IndexedRanges::from_unsorted(ranges),
         entries: number,
         counted,
         is_unordered,
@@ -307,7 +307,7 @@ pub fn read(mut input: impl Read, options: &Options) -> Result<RangeList, ListEr
 }
 
 /// An option that has no meaning for the list is a misunderstanding, and better told than ignored.
-fn refuse_strangers(options: &Options, kind: Kind) -> Result<(), ListError> {
+fn refuse_strangers(options: &RangeListOptions, kind: Kind) -> Result<(), ListError> {
     let is_log = matches!(kind, Kind::NbdkitLog | Kind::Blkparse);
     let strangers = [
         ("--status", options.statuses.is_some() && kind != Kind::Ddrescue),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use std::io::BufRead;
 
 use super::lines::LineProblem;
-use super::{Entries, Kind, ListError, Options, json};
+use super::{Entries, Kind, ListError, RangeListOptions, json};
 
 /// An extent. One of a context that nbdinfo does not know has no description.
 #[derive(Deserialize)]
@@ -23,7 +23,7 @@ const DEFAULT: [&str; 3] = ["data", "dirty", "local"];
 
 pub(super) fn read(
     input: &mut impl BufRead,
-    options: &Options,
+    options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     json::for_each(input, Kind::Nbdinfo, |extent: Extent| {
@@ -48,11 +48,11 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, ListError, Options, read};
+    use super::super::{Kind, ListError, RangeListOptions, read};
 
     fn bytes(text: &str, types: &[&str]) -> u64 {
         let types = (!types.is_empty()).then(|| types.iter().map(|&word| word.to_owned()).collect());
-        let list = read(text.as_bytes(), &Options { types, ..Options::default() }).unwrap();
+        let list = read(text.as_bytes(), &RangeListOptions { types, ..RangeListOptions::default() }).unwrap();
         assert_eq!(list.kind, Kind::Nbdinfo);
         assert_eq!(list.end, 7);
         list.spans.bytes()
@@ -76,7 +76,10 @@ mod tests {
     #[test]
     fn a_type_that_says_nothing_has_to_be_chosen() {
         let text = r#"[{"offset":0,"length":7,"type":1}]"#;
-        assert!(matches!(read(text.as_bytes(), &Options::default()), Err(ListError::Entry { entry: 1, .. })));
+        assert!(matches!(
+            read(text.as_bytes(), &RangeListOptions::default()),
+            Err(ListError::Entry { entry: 1, .. })
+        ));
         assert_eq!(bytes(text, &["1"]), 7);
     }
 }

@@ -9,7 +9,7 @@
 use std::io::BufRead;
 
 use super::lines::{self, LineProblem, words};
-use super::{Entries, ListError, Operation, Options};
+use super::{Entries, ListError, Operation, RangeListOptions};
 use virt_bmap_ranges::parse_digits;
 
 /// Whether a line is nbdkit's: it begins with the time to the microsecond.
@@ -57,7 +57,7 @@ fn request(line: &[u8]) -> Result<Option<(Operation, u64, u64)>, LineProblem> {
 
 pub(super) fn read(
     input: &mut impl BufRead,
-    options: &Options,
+    options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     lines::for_each(input, entries, |line, entries| {
@@ -74,7 +74,7 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, ListError, Operation, Options, read};
+    use super::super::{Kind, ListError, Operation, RangeListOptions, read};
     use virt_bmap_ranges::DiskRange;
 
     const LOG: &str = "\
@@ -89,12 +89,14 @@ mod tests {
 
     #[test]
     fn requests_are_taken() {
-        let list = read(LOG.as_bytes(), &Options::default()).unwrap();
+        let list = read(LOG.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::NbdkitLog);
         assert_eq!((list.entries, list.counted), (3, 3));
         assert_eq!(list.spans.bytes(), 0x2200);
-        let options =
-            Options { operations: Some(vec![Operation::Write, Operation::Zero]), ..Options::default() };
+        let options = RangeListOptions {
+            operations: Some(vec![Operation::Write, Operation::Zero]),
+            ..RangeListOptions::default()
+        };
         let list = read(LOG.as_bytes(), &options).unwrap();
         assert_eq!(
             list.spans.iter().collect::<Vec<_>>(),
@@ -110,7 +112,7 @@ mod tests {
             "2026-11-20 16:10:45.744190 connection=1 Read id=1 offset=0x1000\n",
             "2026-11-20 16:10:45.744190 connection=1 Read id=1 offset=4096 count=0x1000 ...\n",
         ] {
-            let error = read(format!("{LOG}{tail}").as_bytes(), &Options::default()).unwrap_err();
+            let error = read(format!("{LOG}{tail}").as_bytes(), &RangeListOptions::default()).unwrap_err();
             assert!(matches!(error, ListError::Line { line: 8, .. }), "{tail}: {error}");
         }
     }

@@ -5,7 +5,7 @@
 use std::io::BufRead;
 
 use super::lines::{self, LineProblem, words};
-use super::{Entries, ListError, Options};
+use super::{Entries, ListError, RangeListOptions};
 use virt_bmap_ranges::parse_bytes;
 
 /// Whether a line is such a one.
@@ -26,7 +26,7 @@ fn parse(line: &[u8]) -> Result<(u64, u64), LineProblem> {
 
 pub(super) fn read(
     input: &mut impl BufRead,
-    _options: &Options,
+    _options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     lines::for_each(input, entries, |line, entries| {
@@ -38,12 +38,12 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, ListError, Options, read};
+    use super::super::{Kind, ListError, RangeListOptions, read};
     use virt_bmap_ranges::DiskRange;
 
     #[test]
     fn ranges_may_overlap_and_descend() {
-        let list = read(&b"4K 1K\n0x0 512 # boot\n0 1K\n7 0\n"[..], &Options::default()).unwrap();
+        let list = read(&b"4K 1K\n0x0 512 # boot\n0 1K\n7 0\n"[..], &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::Plain);
         assert_eq!(
             list.spans.iter().collect::<Vec<_>>(),
@@ -60,10 +60,13 @@ mod tests {
             ("0 512\n0 18446744073709551615\n5 18446744073709551615\n", 3),
             ("0 1\nx 2\n", 2),
         ] {
-            let error = read(text.as_bytes(), &Options::default()).unwrap_err();
+            let error = read(text.as_bytes(), &RangeListOptions::default()).unwrap_err();
             assert!(matches!(error, ListError::Line { line, .. } if line == wrong), "{text}: {error}");
         }
         let long = [&b"0 512\n"[..], &[b'1'; 70_000]].concat();
-        assert!(matches!(read(&long[..], &Options::default()), Err(ListError::Line { line: 2, .. })));
+        assert!(matches!(
+            read(&long[..], &RangeListOptions::default()),
+            Err(ListError::Line { line: 2, .. })
+        ));
     }
 }

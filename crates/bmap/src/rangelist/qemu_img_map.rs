@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use std::io::BufRead;
 
-use super::{Depth, Entries, Kind, ListError, Options, json};
+use super::{Depth, Entries, Kind, ListError, RangeListOptions, json};
 
 /// An entry, as far as it is needed. Newer versions add fields.
 #[derive(Deserialize)]
@@ -34,7 +34,7 @@ impl MapEntry {
 
 pub(super) fn read(
     input: &mut impl BufRead,
-    options: &Options,
+    options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {
     let depth = options.depth.unwrap_or(Depth::Of(0));
@@ -53,7 +53,7 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Depth, ListError, Options, read};
+    use super::super::{Depth, ListError, RangeListOptions, read};
     use virt_bmap_ranges::DiskRange;
 
     /// By qemu-img 7.2 of an overlay into which 64 KiB of data and 64 KiB of zeroes were written.
@@ -67,14 +67,14 @@ mod tests {
 
     #[test]
     fn what_is_written_in_the_overlay_counts() {
-        let list = read(OVERLAY.as_bytes(), &Options::default()).unwrap();
+        let list = read(OVERLAY.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(
             list.spans.iter().collect::<Vec<_>>(),
             [DiskRange::new(65536, 131_072), DiskRange::new(262_144, 327_680)]
         );
         assert_eq!((list.entries, list.counted, list.end), (6, 2, 1 << 20));
         let spans = |depth| {
-            let options = Options { depth: Some(depth), ..Options::default() };
+            let options = RangeListOptions { depth: Some(depth), ..RangeListOptions::default() };
             read(OVERLAY.as_bytes(), &options).unwrap().spans.bytes()
         };
         assert_eq!(spans(Depth::Of(1)), 4096);
@@ -91,12 +91,12 @@ mod tests {
             r#"[{"start": 0, "length": 9, "depth": 0, "data": true}] []"#,
         ] {
             assert!(
-                matches!(read(text.as_bytes(), &Options::default()), Err(ListError::Json { .. })),
+                matches!(read(text.as_bytes(), &RangeListOptions::default()), Err(ListError::Json { .. })),
                 "{text}"
             );
         }
         let descending = r#"[{"start": 9, "length": 9, "depth": 0, "data": true}, {"start": 0, "length": 9, "depth": 0, "data": true}]"#;
-        let error = read(descending.as_bytes(), &Options::default()).unwrap_err();
+        let error = read(descending.as_bytes(), &RangeListOptions::default()).unwrap_err();
         assert!(matches!(error, ListError::Entry { entry: 2, .. }), "{error}");
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! let map = text::read(&b"1 0 100 v /dev/sda\n1 100 300 f /dev/sda1 /vmlinuz\n1 100 300 v /dev/sda\n"[..])?;
 //! let mut page = Vec::new();
-//! report::write(&map, &report::Options { title: "guest.bmap", ..Default::default() }, &mut page)?;
+//! report::write(&map, &report::ReportOptions { title: "guest.bmap", ..Default::default() }, &mut page)?;
 //! assert!(page.starts_with(b"<!DOCTYPE html>"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -86,7 +86,7 @@ pub enum ReportError {
 
 /// What is to be in the page besides the map.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options<'a> {
+pub struct ReportOptions<'a> {
     /// What the map is called.
     pub title: &'a str,
     /// Requests that are played over it.
@@ -140,7 +140,7 @@ struct AboutTrace {
 ///
 /// # Errors
 /// [`ReportError`].
-pub fn write(map: &Map, options: &Options<'_>, out: &mut impl Write) -> Result<(), ReportError> {
+pub fn write(map: &Map, options: &ReportOptions<'_>, out: &mut impl Write) -> Result<(), ReportError> {
     let measured = Measured::new(map);
     let mut first_names = measured.first_names(map);
     let size = |disk| match disk_size(map, disk) {

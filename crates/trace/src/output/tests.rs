@@ -153,7 +153,8 @@ fn a_line_is_one_of_nbdkits_log_filter() {
     ));
     assert!(text.contains("Trim id=2 offset=0x0 count=0x200 return=-1"));
     let list =
-        virt_bmap_map::rangelist::read(&bytes[..], &virt_bmap_map::rangelist::Options::default()).unwrap();
+        virt_bmap_map::rangelist::read(&bytes[..], &virt_bmap_map::rangelist::RangeListOptions::default())
+            .unwrap();
     assert_eq!(list.kind, virt_bmap_map::rangelist::Kind::NbdkitLog);
     let ranges: Vec<_> = list.spans.iter().collect();
     assert_eq!(ranges, [DiskRange::new(0, 512), DiskRange::new(0x5000, 0x5200)]);

@@ -8,13 +8,13 @@ use crate::DiskRange;
 
 /// Disjoint ranges of one disk in ascending order, joined where they touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spans {
+pub struct IndexedRanges {
     ranges: Vec<DiskRange>,
     /// Bytes of the ranges before each range; and of all.
     before: Vec<u64>,
 }
 
-impl Spans {
+impl IndexedRanges {
     /// The bytes of these ranges, which may come in any order and overlap.
     pub fn from_unsorted(mut ranges: Vec<DiskRange>) -> Self {
         ranges.retain(|range| !range.is_empty());
@@ -141,7 +141,7 @@ impl Spans {
     }
 }
 
-impl FromIterator<DiskRange> for Spans {
+impl FromIterator<DiskRange> for IndexedRanges {
     fn from_iter<I: IntoIterator<Item = DiskRange>>(ranges: I) -> Self {
         Self::from_unsorted(ranges.into_iter().collect())
     }
@@ -175,7 +175,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_set_of_bytes(list in ranges(), mut others in ranges(), at in 0u64..90, length in 0u64..40) {
-            let spans = Spans::from_unsorted(list.clone());
+            let spans = IndexedRanges::from_unsorted(list.clone());
             let bytes = model(&list);
             prop_assert!(spans.ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
             prop_assert_eq!(model(&spans.ranges), bytes.clone());
@@ -196,7 +196,8 @@ mod tests {
 
     #[test]
     fn the_top_of_the_address_space_can_be_held() {
-        let spans = Spans::from_unsorted(vec![DiskRange::new(u64::MAX - 9, u64::MAX), DiskRange::new(0, 5)]);
+        let spans =
+            IndexedRanges::from_unsorted(vec![DiskRange::new(u64::MAX - 9, u64::MAX), DiskRange::new(0, 5)]);
         assert_eq!(spans.bytes(), 14);
         assert_eq!(spans.bytes_in(DiskRange::new(0, u64::MAX)), 14);
         assert_eq!(spans.bytes_in(DiskRange::new(u64::MAX - 4, u64::MAX)), 4);
