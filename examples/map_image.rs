@@ -5,15 +5,15 @@
 //! ```
 
 use std::collections::HashMap;
-use virt_bmap::mapper::{Cancel, Disk, Event, MapperOptions, map_guest};
+use virt_bmap::mapper::{Cancel, GuestDisk, MapEvent, MapperOptions, map_guest};
 use virt_bmap_map::Kind;
 use virt_bmap_ranges::Printable;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: map_image IMAGE")?;
-    let disk = Disk { path: path.into(), format: None };
+    let disk = GuestDisk { path: path.into(), format: None };
     let mapped = map_guest(&[disk], &MapperOptions::default(), &Cancel::default(), &mut |event| {
-        if let Event::Launching(decision) = event {
+        if let MapEvent::Launching(decision) = event {
             eprintln!("the appliance runs under {decision}");
         }
     })?;

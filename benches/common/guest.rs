@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use virt_bmap::mapper::{Cancel, Disk, Event, Mapped, MapperOptions, map_guest};
+use virt_bmap::mapper::{Cancel, GuestDisk, MapEvent, Mapped, MapperOptions, map_guest};
 use virt_bmap::probe::Phase;
 
 /// A guest to be mapped: one ext4 file system on a whole disk.
@@ -41,10 +41,10 @@ pub(crate) struct Run {
 
 /// Maps an image once.
 pub(crate) fn map(image: &Path, options: &MapperOptions) -> Run {
-    let disks = [Disk { path: image.to_owned(), format: Some(virt_bmap_image::ImageFormat::Raw) }];
+    let disks = [GuestDisk { path: image.to_owned(), format: Some(virt_bmap_image::ImageFormat::Raw) }];
     let (mut began, mut ended) = (None, None);
     let mapped = map_guest(&disks, options, &Cancel::default(), &mut |event| {
-        if let Event::Progress(phase, _) = event {
+        if let MapEvent::Progress(phase, _) = event {
             match phase {
                 Phase::Filesystem { .. } => {
                     began.get_or_insert_with(Instant::now);

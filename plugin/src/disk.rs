@@ -9,7 +9,7 @@ use std::time::Instant;
 use virt_bmap_image::{self, Allocation, ImageFormat, OpenOptions, Source};
 use virt_bmap_map::{self as bmap, Map};
 use virt_bmap_ranges::{DiskOffset, DiskRange};
-use virt_bmap_trace::{Event, Op, freshness};
+use virt_bmap_trace::{Op, TraceEvent, freshness};
 
 /// What went wrong, in words for people.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -81,7 +81,7 @@ impl Disk {
     pub(crate) fn read(&self, connection: u64, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let received = Instant::now();
         let result = self.source.read_at(buf, DiskOffset(offset));
-        self.log.queue.push(Event {
+        self.log.queue.push(TraceEvent {
             time: received.saturating_duration_since(self.log.queue.began()),
             latency: received.elapsed(),
             connection,

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use virt_bmap_map::{Hit, Map};
 use virt_bmap_trace::output::{Form, Output};
-use virt_bmap_trace::{Event, Overflow, Queue, Tracer};
+use virt_bmap_trace::{Overflow, Queue, TraceEvent, Tracer};
 
 /// The log.
 pub(crate) struct Log {
@@ -86,7 +86,7 @@ impl Telling {
 }
 
 impl Output for Telling {
-    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
+    fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let result = self.output.request(number, event, hits);
         self.tell(result)
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use virt_bmap::changed::{
     self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare, not_in_holes,
 };
-use virt_bmap::mapper::Disk;
+use virt_bmap::mapper::GuestDisk;
 use virt_bmap_image::{self, Image, ImageFormat, OpenOptions, Source};
 use virt_bmap_map::diff::{self, Change};
 use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
@@ -157,20 +157,20 @@ fn load(path: &Path, disk: DiskNumber, size: u64) -> Result<Map> {
 struct Pair {
     old: Image,
     new: Image,
-    old_disk: Disk,
-    new_disk: Disk,
+    old_disk: GuestDisk,
+    new_disk: GuestDisk,
 }
 
 impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
         let force_share = args.make.mapping.force_share;
-        let open = |disk: &Disk| {
+        let open = |disk: &GuestDisk| {
             virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })
         };
-        let new_disk = Disk { path: args.image.clone(), format: args.format };
+        let new_disk = GuestDisk { path: args.image.clone(), format: args.format };
         let new = open(&new_disk)?;
         let old_disk = match (&args.base, new.chain.get(1)) {
-            (Some(base), _) => Disk { path: base.clone(), format: args.base_format },
+            (Some(base), _) => GuestDisk { path: base.clone(), format: args.base_format },
             (None, None) => bail!(
                 "{} is no overlay of another image; name the older state of the disk with --base",
                 args.image.display()
@@ -179,7 +179,7 @@ impl Pair {
                 // Raw is safe to say. Anything else would have the image be trusted in what it refers to:
                 // that is for the user to say, of the top.
                 let is_stated = args.format.is_some() || below.format == Some(ImageFormat::Raw);
-                Disk { path: below.filename.clone(), format: below.format.filter(|_| is_stated) }
+                GuestDisk { path: below.filename.clone(), format: below.format.filter(|_| is_stated) }
             }
         };
         let old = open(&old_disk)?;

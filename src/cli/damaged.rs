@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
-use virt_bmap::mapper::Disk;
+use virt_bmap::mapper::GuestDisk;
 use virt_bmap_image::ImageFormat;
 use virt_bmap_map::lookup::{Damage, HitRange, damage, tally};
 use virt_bmap_map::{self as bmap, Kind, hardlinks};
@@ -71,7 +71,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     // First, so that one that makes no sense is found out before the work.
     let list = args.list.read(&args.mapfile, &args.subject)?;
     let map = if is_image(&args.subject, args.format)? {
-        let disk = Disk { path: args.subject.clone(), format: args.format };
+        let disk = GuestDisk { path: args.subject.clone(), format: args.format };
         let Some(map) = maker.make(&disk, true)? else { return Ok(maker.interrupted()) };
         map
     } else {
@@ -130,7 +130,7 @@ fn is_image(path: &Path, format: Option<ImageFormat>) -> Result<bool> {
     File::open(path)
         .and_then(|file| file.take(BEGINNING).read_to_end(&mut beginning))
         .with_context(|| format!("{} could not be opened", path.display()))?;
-    let is_descriptor = beginning.starts_with(b"# Disk DescriptorFile");
+    let is_descriptor = beginning.starts_with(b"# GuestDisk DescriptorFile");
     Ok(is_descriptor || beginning.contains(&0) && !bmap::FileType::is_binary(&beginning))
 }
 

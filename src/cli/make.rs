@@ -7,14 +7,14 @@ use super::signals::Interruption;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use virt_bmap::mapper::{Cancel, Disk};
+use virt_bmap::mapper::{Cancel, GuestDisk};
 use virt_bmap_image::ImageFormat;
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Map};
 
 /// Makes a map that is not kept. The inner error is the end of a command that a signal has ended.
 pub(super) fn make_or_interrupted(
-    disks: &[Disk],
+    disks: &[GuestDisk],
     options: &MapOptions,
     cancel: &Cancel,
     interruption: &Interruption,
@@ -29,13 +29,13 @@ pub(super) fn make_or_interrupted(
 }
 
 /// Disks of formats that are stated by `--image-format`: once for all of them, or for each.
-pub(super) fn with_formats(images: &[PathBuf], formats: &[ImageFormat]) -> Result<Vec<Disk>> {
+pub(super) fn with_formats(images: &[PathBuf], formats: &[ImageFormat]) -> Result<Vec<GuestDisk>> {
     if formats.len() > 1 && formats.len() != images.len() {
         bail!("{} formats for {} images; give --image-format once, or for each", formats.len(), images.len());
     }
     let format = |index: usize| formats.get(index).or(formats.first()).copied();
     let named = images.iter().enumerate();
-    Ok(named.map(|(index, path)| Disk { path: path.clone(), format: format(index) }).collect())
+    Ok(named.map(|(index, path)| GuestDisk { path: path.clone(), format: format(index) }).collect())
 }
 
 /// How a map is made that is not given, and whether it is kept.
@@ -82,7 +82,7 @@ impl<'a> Maker<'a> {
     }
 
     /// The map of one disk, kept if that is wanted and it `is_newest`. `None` if a signal came.
-    pub(super) fn make(&mut self, disk: &Disk, is_newest: bool) -> Result<Option<Map>> {
+    pub(super) fn make(&mut self, disk: &GuestDisk, is_newest: bool) -> Result<Option<Map>> {
         let disks = std::slice::from_ref(disk);
         let outs = if is_newest { &self.options.output[..] } else { &[] };
         refuse_to_overwrite(disks, outs)?;

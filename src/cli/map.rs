@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::fleet::libvirt::Host;
-use virt_bmap::mapper::{Cancel, Disk, MapError, Mapped, MapperOptions, map_guest};
+use virt_bmap::mapper::{Cancel, GuestDisk, MapError, Mapped, MapperOptions, map_guest};
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::unlock::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
@@ -293,7 +293,11 @@ fn load_earlier(path: &Path) -> Result<Option<Map>> {
 
 /// Maps a guest and writes the map to all of these files. The inner error is the end of a run that a signal
 /// has ended.
-pub(super) fn map_to(disks: &[Disk], outs: &[PathBuf], options: &MapOptions) -> Result<Result<Mapped, Exit>> {
+pub(super) fn map_to(
+    disks: &[GuestDisk],
+    outs: &[PathBuf],
+    options: &MapOptions,
+) -> Result<Result<Mapped, Exit>> {
     refuse_to_overwrite(disks, outs)?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
@@ -338,7 +342,7 @@ pub(super) fn commit(outputs: Vec<Output>, began: SystemTime) -> Result<()> {
 }
 
 /// Maps a guest, and shows how that goes. `None` if it was cancelled.
-pub(super) fn make(disks: &[Disk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
+pub(super) fn make(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
     let mut progress = Progress::new(options.quiet, options.progress);
     let mapped = map_guest(disks, &mapper_options(options), cancel, &mut |event| {
         progress.show(&event);
@@ -451,7 +455,7 @@ pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
 }
 
 /// The disks in the order in which they stand on the command line, each with its format.
-fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<Disk>> {
+fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<GuestDisk>> {
     let parse = |format: &String| -> Result<Option<ImageFormat>> {
         if format.is_empty() { Ok(None) } else { Ok(Some(format.parse::<ImageFormat>()?)) }
     };
@@ -469,10 +473,10 @@ fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<Disk>> {
     let added = places("add").into_iter().zip(&args.add);
     let mut disks: Vec<(usize, &PathBuf)> = named.chain(added).collect();
     disks.sort_unstable();
-    Ok(disks.into_iter().map(|(at, path)| Disk { path: path.clone(), format: format_at(at) }).collect())
+    Ok(disks.into_iter().map(|(at, path)| GuestDisk { path: path.clone(), format: format_at(at) }).collect())
 }
 
-fn default_output(disks: &[Disk]) -> Result<PathBuf> {
+fn default_output(disks: &[GuestDisk]) -> Result<PathBuf> {
     let first = disks.first().ok_or_else(|| anyhow!("no image was given"))?;
     let name = first
         .path
@@ -482,7 +486,7 @@ fn default_output(disks: &[Disk]) -> Result<PathBuf> {
 }
 
 /// A map must not take the place of an image, nor of another.
-pub(super) fn refuse_to_overwrite(disks: &[Disk], outs: &[PathBuf]) -> Result<()> {
+pub(super) fn refuse_to_overwrite(disks: &[GuestDisk], outs: &[PathBuf]) -> Result<()> {
     let identity = |path: &Path| {
         let metadata = path
             .metadata()

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virt_bmap::fleet;
 use virt_bmap::mapper::progress::{self, FailureReason, OpenedDisk};
-use virt_bmap::mapper::{Event, MapError, Mapped};
+use virt_bmap::mapper::{MapError, MapEvent, Mapped};
 use virt_bmap::probe::Phase;
 use virt_bmap::probe::channel::Snapshot;
 use virt_bmap_map::{Cause, diff};
@@ -28,7 +28,7 @@ pub(super) enum ProgressMode {
 }
 
 /// Writes an event for a program.
-fn say(event: &progress::Event) {
+fn say(event: &progress::ProgressEvent) {
     if let Ok(line) = serde_json::to_string(event) {
         note!("{line}");
     }
@@ -38,7 +38,7 @@ fn say(event: &progress::Event) {
 pub(super) fn print_warnings(mode: ProgressMode, mapped: &Mapped) {
     for warning in &mapped.map.header().warnings {
         match mode {
-            ProgressMode::Json => say(&progress::Event::of_warning(warning.clone())),
+            ProgressMode::Json => say(&progress::ProgressEvent::of_warning(warning.clone())),
             ProgressMode::Auto if warning.is_incomplete() => note!("virt-bmap-rs: {warning}"),
             ProgressMode::Auto => note!("virt-bmap-rs: warning: {warning}"),
         }
@@ -52,14 +52,14 @@ pub(super) fn say_failed(mode: ProgressMode, error: &MapError) {
         _ => FailureReason::Other,
     };
     if mode == ProgressMode::Json {
-        say(&progress::Event::Failed { reason });
+        say(&progress::ProgressEvent::Failed { reason });
     }
 }
 
 /// Says how much differs from an earlier map.
 pub(super) fn say_changed(options: &MapOptions, counts: diff::Counts) {
     if options.progress == ProgressMode::Json {
-        say(&progress::Event::Changed(counts));
+        say(&progress::ProgressEvent::Changed(counts));
     } else if !options.quiet {
         note!("{counts} since the earlier map");
     }
@@ -68,9 +68,9 @@ pub(super) fn say_changed(options: &MapOptions, counts: diff::Counts) {
 /// Says that the maps have been written, and what that took.
 pub(super) fn say_done(mapped: &Mapped) {
     if let Some(peak) = fleet::capacity::peak_memory() {
-        say(&progress::Event::Memory { peak });
+        say(&progress::ProgressEvent::Memory { peak });
     }
-    say(&progress::Event::Done(mapped.counts));
+    say(&progress::ProgressEvent::Done(mapped.counts));
 }
 
 /// Shows a run's progress.
@@ -98,7 +98,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn show(&mut self, event: &Event<'_>) {
+    pub(super) fn show(&mut self, event: &MapEvent<'_>) {
         match self {
             Self::Quiet => {}
             Self::Bars(bars) => bars.show(event),
@@ -159,16 +159,16 @@ pub(super) struct Bars {
 const STEPS: u64 = 1000;
 
 impl Bars {
-    fn show(&mut self, event: &Event<'_>) {
+    fn show(&mut self, event: &MapEvent<'_>) {
         match event {
-            Event::Opened(_) => {}
-            Event::Launching(decision) => {
+            MapEvent::Opened(_) => {}
+            MapEvent::Launching(decision) => {
                 let _ = self.screen.println(format!("starting the appliance under {decision}"));
             }
-            Event::LeftOut { device, cause } => {
+            MapEvent::LeftOut { device, cause } => {
                 let _ = self.screen.println(begun_anew(device, cause));
             }
-            Event::Progress(phase, snapshot) => self.update(phase, *snapshot),
+            MapEvent::Progress(phase, snapshot) => self.update(phase, *snapshot),
         }
     }
 
@@ -208,16 +208,16 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    fn show(&mut self, event: &Event<'_>) {
+    fn show(&mut self, event: &MapEvent<'_>) {
         match event {
-            Event::Opened(_) => {}
-            Event::Launching(decision) => {
+            MapEvent::Opened(_) => {}
+            MapEvent::Launching(decision) => {
                 note!("starting the appliance under {decision}");
                 self.phase = Some(Phase::Launching);
                 self.printed = Some(Instant::now());
             }
-            Event::LeftOut { device, cause } => note!("{}", begun_anew(device, cause)),
-            Event::Progress(phase, snapshot) => {
+            MapEvent::LeftOut { device, cause } => note!("{}", begun_anew(device, cause)),
+            MapEvent::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
                 let is_time = self.printed.is_none_or(|printed| printed.elapsed() >= PLAIN_EVERY);
                 if is_new && **phase != Phase::Launching {
@@ -245,18 +245,18 @@ pub(super) struct Json {
 }
 
 impl Json {
-    fn show(&mut self, event: &Event<'_>) {
+    fn show(&mut self, event: &MapEvent<'_>) {
         match event {
-            Event::Opened(images) => {
-                say(&progress::Event::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
+            MapEvent::Opened(images) => {
+                say(&progress::ProgressEvent::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
             }
             // What was left out is among the warnings at the end.
-            Event::Launching(_) | Event::LeftOut { .. } => {}
-            Event::Progress(phase, snapshot) => {
+            MapEvent::Launching(_) | MapEvent::LeftOut { .. } => {}
+            MapEvent::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
                 if is_new || self.said.is_none_or(|said| said.elapsed() >= Duration::from_secs(1)) {
                     let share = matches!(phase, Phase::Filesystem { .. }).then(|| share(*snapshot));
-                    say(&progress::Event::Progress { doing: title(phase), share });
+                    say(&progress::ProgressEvent::Progress { doing: title(phase), share });
                     self.phase = Some((*phase).clone());
                     self.said = Some(Instant::now());
                 }

@@ -22,7 +22,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use top::{Beside, Top};
-use virt_bmap::mapper::{self, Cancel, Disk};
+use virt_bmap::mapper::{self, Cancel, GuestDisk};
 use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
@@ -284,7 +284,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     Ok(if say(&outcome, args) & is_whole || exit != Exit::Success { exit } else { Exit::Incomplete })
 }
 
-fn open(disks: &[Disk], args: &TraceArgs) -> Result<Vec<Image>> {
+fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for disk in disks {
         let options = OpenOptions { format: disk.format, force_share: args.mapping.force_share };

@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use virt_bmap::mapper::Disk;
+use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::update::{Since, reason};
 use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
@@ -213,7 +213,7 @@ fn refuse_lossy(old: &Map, out: &Path) -> Result<()> {
 
 /// Opens the images to see what they are. Who writes to a raw disk could make it look like another format, so
 /// that has to be stated.
-fn open(disks: &[Disk], header: &Header, force_share: bool) -> Result<Vec<Image>> {
+fn open(disks: &[GuestDisk], header: &Header, force_share: bool) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (disk, info) in disks.iter().zip(&header.images) {
         let image = virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })

@@ -1,6 +1,6 @@
 //! A guest of a fleet, and what it is called.
 
-use crate::mapper::Disk;
+use crate::mapper::GuestDisk;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt::{self, Write as _};
@@ -15,7 +15,7 @@ pub struct Guest {
     /// Its name within the fleet, and that of its files.
     pub id: GuestId,
     /// Its disks in order; at least one.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<GuestDisk>,
 }
 
 /// A guest's name, safe as a file's: 1 to 200 of the characters `A-Z a-z 0-9 . _ + ~ % @ = -`, the first

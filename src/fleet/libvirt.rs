@@ -1,7 +1,7 @@
 //! The domains of a libvirt host as guests, as `virsh` tells of them.
 
 use super::{Guest, GuestId};
-use crate::mapper::Disk;
+use crate::mapper::GuestDisk;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
 use std::collections::BTreeMap;
@@ -102,7 +102,7 @@ impl Host {
         Ok(Guest { id: GuestId::of_name(name.as_bytes()), disks })
     }
 
-    fn disk(&self, name: &str, disk: &DiskXml) -> Result<Disk, LibvirtError> {
+    fn disk(&self, name: &str, disk: &DiskXml) -> Result<GuestDisk, LibvirtError> {
         let target = disk.target.clone();
         let cannot = |why| LibvirtError::Disk { name: name.to_owned(), target: target.clone(), why };
         let path = match (disk.kind.as_str(), disk.source("file"), disk.source("dev")) {
@@ -119,7 +119,10 @@ impl Host {
             (kind, ..) => return Err(cannot(format!("it is of type {kind:?}, no file or block device"))),
         };
         let format = disk.format.as_deref().map(str::parse::<ImageFormat>).transpose();
-        Ok(Disk { path: PathBuf::from(path), format: format.map_err(|error| cannot(error.to_string()))? })
+        Ok(GuestDisk {
+            path: PathBuf::from(path),
+            format: format.map_err(|error| cannot(error.to_string()))?,
+        })
     }
 
     fn virsh(&self, words: &[&str]) -> Result<String, LibvirtError> {

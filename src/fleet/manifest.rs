@@ -3,7 +3,7 @@
 
 use super::error::{FleetError, GuestError};
 use super::{Guest, GuestId};
-use crate::mapper::{Disk, MOST_DISKS};
+use crate::mapper::{GuestDisk, MOST_DISKS};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -38,7 +38,7 @@ struct DiskLine {
 /// If the output fails.
 pub fn write(guests: &[Guest], mut output: impl Write) -> io::Result<()> {
     for guest in guests {
-        let disk = |disk: &Disk| DiskLine {
+        let disk = |disk: &GuestDisk| DiskLine {
             path: disk.path.as_os_str().into(),
             format: disk.format.map(|format| format.to_string()),
         };
@@ -103,7 +103,7 @@ fn guest(line: &[u8], base: &Path) -> Result<Guest, GuestError> {
         }
         let path = base.join(PathBuf::from(OsString::from_vec(path)));
         let format = disk.format.map(|format| format.parse()).transpose()?;
-        Ok(Disk { path, format })
+        Ok(GuestDisk { path, format })
     };
     let disks = line.disks.into_iter().map(disk).collect::<Result<_, GuestError>>()?;
     Ok(Guest { id, disks })
@@ -159,7 +159,7 @@ mod tests {
                 .into_iter()
                 .map(|name| Guest {
                     id: GuestId::of_name(&name),
-                    disks: vec![Disk { path: Path::new("/").join(OsString::from_vec(name)), format: None }],
+                    disks: vec![GuestDisk { path: Path::new("/").join(OsString::from_vec(name)), format: None }],
                 })
                 .collect();
             let mut out = Vec::new();

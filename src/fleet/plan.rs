@@ -2,7 +2,7 @@
 
 use super::error::FleetError;
 use super::{Guest, GuestId};
-use crate::mapper::Disk;
+use crate::mapper::GuestDisk;
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub fn plan(places: &[PathBuf]) -> Result<Vec<Guest>, FleetError> {
         .map(|one| {
             let id = one.id();
             let id = if uses[&id] > 1 { id.with_hash_of(one.path.as_os_str().as_bytes()) } else { id };
-            Guest { id, disks: vec![Disk { path: one.path, format: None }] }
+            Guest { id, disks: vec![GuestDisk { path: one.path, format: None }] }
         })
         .collect();
     guests.sort_by(|a, b| a.id.cmp(&b.id));

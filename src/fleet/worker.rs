@@ -3,7 +3,7 @@
 use super::record::MAX_WARNINGS;
 use super::{Guest, Status};
 use crate::mapper::Cancel;
-use crate::mapper::progress::{Event, FailureReason, OpenedDisk, StampedFile};
+use crate::mapper::progress::{FailureReason, OpenedDisk, ProgressEvent, StampedFile};
 use crate::probe::found::Counts;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use std::collections::VecDeque;
@@ -200,14 +200,14 @@ impl Outcome {
         progress: &mut dyn FnMut(String, Option<f64>),
     ) {
         match serde_json::from_slice(line) {
-            Ok(Event::Opened { disks }) => self.opened = disks,
-            Ok(Event::Progress { doing, share }) => progress(doing, share),
-            Ok(Event::Unexamined(warning)) => keep(&mut self.unexamined, warning),
-            Ok(Event::Warning(warning)) => keep(&mut self.warnings, warning),
-            Ok(Event::Failed { reason }) => self.failure = Some(reason),
-            Ok(Event::Changed(counts)) => self.changes = Some(counts),
-            Ok(Event::Memory { peak }) => self.peak_memory = Some(peak),
-            Ok(Event::Done(counts)) => self.counts = Some(counts),
+            Ok(ProgressEvent::Opened { disks }) => self.opened = disks,
+            Ok(ProgressEvent::Progress { doing, share }) => progress(doing, share),
+            Ok(ProgressEvent::Unexamined(warning)) => keep(&mut self.unexamined, warning),
+            Ok(ProgressEvent::Warning(warning)) => keep(&mut self.warnings, warning),
+            Ok(ProgressEvent::Failed { reason }) => self.failure = Some(reason),
+            Ok(ProgressEvent::Changed(counts)) => self.changes = Some(counts),
+            Ok(ProgressEvent::Memory { peak }) => self.peak_memory = Some(peak),
+            Ok(ProgressEvent::Done(counts)) => self.counts = Some(counts),
             Err(_) => {
                 if said.len() == TAIL {
                     said.pop_front();

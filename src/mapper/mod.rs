@@ -77,7 +77,7 @@ pub const MOST_DISKS: usize = 250;
 
 /// One disk of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
+pub struct GuestDisk {
     /// The image.
     pub path: PathBuf,
     /// Its format, if the user states it.
@@ -172,7 +172,7 @@ impl Cancel {
 
 /// What a run tells while it goes on.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub enum MapEvent<'a> {
     /// The images have been opened.
     Opened(&'a [Image]),
     /// How the appliance is about to run.
@@ -196,10 +196,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// # Errors
 /// [`MapError`]. Whatever the end, no child process, socket or temporary file is left.
 pub fn map_guest(
-    disks: &[Disk],
+    disks: &[GuestDisk],
     options: &MapperOptions,
     cancel: &Cancel,
-    observe: &mut dyn FnMut(Event<'_>),
+    observe: &mut dyn FnMut(MapEvent<'_>),
 ) -> Result<Mapped, MapError> {
     let began = Instant::now();
     if !(1..=MOST_DISKS).contains(&disks.len()) {
@@ -213,7 +213,7 @@ pub fn map_guest(
             return Err(MapError::Cancelled);
         }
     }
-    observe(Event::Opened(&opened));
+    observe(MapEvent::Opened(&opened));
 
     let warnings = opened.iter().flat_map(|image| &image.warnings).map(of_image).collect();
     let sources: Vec<_> = opened.iter().map(|image| image.source.clone()).collect();
@@ -232,7 +232,7 @@ pub fn map_sources(
     warnings: Vec<Warning>,
     options: &MapperOptions,
     cancel: &Cancel,
-    observe: &mut dyn FnMut(Event<'_>),
+    observe: &mut dyn FnMut(MapEvent<'_>),
 ) -> Result<Mapped, MapError> {
     let began = Instant::now();
     let mut left_out = LeftOut::default();
@@ -245,7 +245,7 @@ pub fn map_sources(
                 Some((device, cause))
                     if left_out.len() < MOST_LEFT_OUT && !left_out.contains_key(&device) =>
                 {
-                    observe(Event::LeftOut { device: &device, cause: &cause });
+                    observe(MapEvent::LeftOut { device: &device, cause: &cause });
                     left_out.insert(device, cause);
                 }
                 _ => return Err(error),
@@ -309,7 +309,7 @@ fn attempt(
     options: &MapperOptions,
     left_out: &LeftOut,
     cancel: &Cancel,
-    observe: &mut dyn FnMut(Event<'_>),
+    observe: &mut dyn FnMut(MapEvent<'_>),
 ) -> Result<(Result<Attempt, MapError>, Phase), MapError> {
     let recorder = Arc::new(Recorder::new());
     let channel = Arc::new(Channel::new(recorder.clone()));
@@ -405,7 +405,7 @@ impl Session {
         &self,
         cancel: &Cancel,
         lost: &OnceLock<io::Error>,
-        observe: &mut dyn FnMut(Event<'_>),
+        observe: &mut dyn FnMut(MapEvent<'_>),
     ) -> Result<(), MapError> {
         let inside = self.clone();
         let thread = thread::Builder::new()
@@ -419,10 +419,10 @@ impl Session {
             let decisions =
                 std::mem::take(&mut *self.decision.lock().unwrap_or_else(PoisonError::into_inner));
             for decision in decisions {
-                observe(Event::Launching(decision));
+                observe(MapEvent::Launching(decision));
             }
             let phase = self.phase();
-            observe(Event::Progress(&phase, self.channel.snapshot()));
+            observe(MapEvent::Progress(&phase, self.channel.snapshot()));
             let sign = self.signs_of_life();
             if sign != last_sign.0 {
                 last_sign = (sign, Instant::now());

@@ -1,7 +1,7 @@
 //! What a mapper tells while it works: one JSON object on a line of its standard error, by
 //! `--progress json`. Lines that are no such object are messages for people.
 
-use super::Disk;
+use super::GuestDisk;
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use virt_bmap_map::{Warning, diff};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Event {
+pub enum ProgressEvent {
     /// The images have been opened; nothing has been read of them yet.
     Opened {
         /// The guest's disks, in order.
@@ -47,7 +47,7 @@ pub enum Event {
     Done(Counts),
 }
 
-/// How a run [failed](Event::Failed).
+/// How a run [failed](ProgressEvent::Failed).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureReason {
@@ -57,7 +57,7 @@ pub enum FailureReason {
     Other,
 }
 
-impl Event {
+impl ProgressEvent {
     /// The event that tells of a warning.
     pub fn of_warning(warning: Warning) -> Self {
         if warning.is_incomplete() { Self::Unexamined(warning) } else { Self::Warning(warning) }
@@ -110,8 +110,8 @@ impl StampedFile {
 
 impl OpenedDisk {
     /// What can be said of a guest's disks before anybody has opened them: the images alone.
-    pub fn not_opened(disks: &[Disk]) -> Vec<Self> {
-        let disk = |disk: &Disk| Self {
+    pub fn not_opened(disks: &[GuestDisk]) -> Vec<Self> {
+        let disk = |disk: &GuestDisk| Self {
             size: None,
             format: None,
             files: StampedFile::now(&disk.path).into_iter().collect(),
@@ -142,32 +142,35 @@ mod tests {
     fn events_are_frozen() {
         for (event, line) in [
             (
-                Event::Progress { doing: "starting".into(), share: Some(0.5) },
+                ProgressEvent::Progress { doing: "starting".into(), share: Some(0.5) },
                 r#"{"event":"progress","doing":"starting","share":0.5}"#,
             ),
             (
-                Event::Changed(diff::Counts { added: 2, removed: 1, changed: 0 }),
+                ProgressEvent::Changed(diff::Counts { added: 2, removed: 1, changed: 0 }),
                 r#"{"event":"changed","added":2,"removed":1,"changed":0}"#,
             ),
             (
-                Event::of_warning(Warning::on_device("/dev/sda", Cause::Blank { disk: true })),
+                ProgressEvent::of_warning(Warning::on_device("/dev/sda", Cause::Blank { disk: true })),
                 r#"{"event":"warning","device":"/dev/sda","cause":{"kind":"blank","disk":true},"text":"/dev/sda: the disk is blank: it has neither partitions nor a filesystem"}"#,
             ),
             (
-                Event::of_warning(Warning::on_path("/dev/sda", b"/a", Cause::DirectoryLoop)),
+                ProgressEvent::of_warning(Warning::on_path("/dev/sda", b"/a", Cause::DirectoryLoop)),
                 r#"{"event":"unexamined","device":"/dev/sda","path":"/a","cause":{"kind":"directory-loop"},"text":"/dev/sda /a: this directory was visited before; the filesystem is damaged"}"#,
             ),
-            (Event::Failed { reason: FailureReason::Hung }, r#"{"event":"failed","reason":"hung"}"#),
-            (Event::Memory { peak: 1 << 20 }, r#"{"event":"memory","peak":1048576}"#),
+            (ProgressEvent::Failed { reason: FailureReason::Hung }, r#"{"event":"failed","reason":"hung"}"#),
+            (ProgressEvent::Memory { peak: 1 << 20 }, r#"{"event":"memory","peak":1048576}"#),
             (
-                Event::Done(Counts { files: 3, ..Counts::default() }),
+                ProgressEvent::Done(Counts { files: 3, ..Counts::default() }),
                 r#"{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0,"files":3}"#,
             ),
         ] {
             assert_eq!(serde_json::to_string(&event).unwrap(), line);
-            assert_eq!(serde_json::from_str::<Event>(line).unwrap(), event);
+            assert_eq!(serde_json::from_str::<ProgressEvent>(line).unwrap(), event);
         }
         let line = r#"{"event":"opened","disks":[{"size":512,"format":"raw","files":[{"path":"/a","size":5,"modified":-7,"inode":3}]}]}"#;
-        assert_eq!(serde_json::to_string(&serde_json::from_str::<Event>(line).unwrap()).unwrap(), line);
+        assert_eq!(
+            serde_json::to_string(&serde_json::from_str::<ProgressEvent>(line).unwrap()).unwrap(),
+            line
+        );
     }
 }

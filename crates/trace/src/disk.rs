@@ -1,6 +1,6 @@
 //! A guest's disk as it is served to the guest.
 
-use super::event::{Event, Op};
+use super::event::{Op, TraceEvent};
 use super::queue::Queue;
 use std::io;
 use std::sync::Arc;
@@ -33,14 +33,14 @@ impl Storage {
 }
 
 /// A guest's disk: each request is carried out, and told to the queue when it is.
-pub struct Disk {
+pub struct TracedDisk {
     number: DiskNumber,
     storage: Storage,
     queue: Arc<Queue>,
 }
 
-impl Disk {
-    /// Disk `number` of a guest.
+impl TracedDisk {
+    /// TracedDisk `number` of a guest.
     pub fn new(number: DiskNumber, storage: Storage, queue: Arc<Queue>) -> Self {
         Self { number, storage, queue }
     }
@@ -53,7 +53,7 @@ impl Disk {
     }
 }
 
-impl Export for Disk {
+impl Export for TracedDisk {
     fn size(&self) -> u64 {
         self.storage.source().size()
     }
@@ -69,7 +69,7 @@ impl Export for Disk {
     fn answered(&self, answered: &Answered<'_>) {
         let request = answered.request;
         let Some(op) = Op::of(request.command) else { return };
-        self.queue.push(Event {
+        self.queue.push(TraceEvent {
             time: answered.received.saturating_duration_since(self.queue.began()),
             latency: answered.received.elapsed(),
             connection: answered.connection,

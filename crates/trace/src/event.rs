@@ -50,7 +50,7 @@ impl Op {
 
 /// A request that has come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct TraceEvent {
     /// When it came, since the beginning of the trace.
     pub time: Duration,
     /// How long it took until its answer was ready.

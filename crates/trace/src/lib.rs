@@ -9,7 +9,7 @@
 //!                queue ─► tracer: map ─► output ─► log
 //! ```
 //!
-//! * [`Disk`] is the export: it carries requests out and tells the queue how they ended;
+//! * [`TracedDisk`] is the export: it carries requests out and tells the queue how they ended;
 //! * [`Queue`] takes events without waiting for the log, and counts what it has no room for;
 //! * [`Tracer`] is the thread that takes them out, finds their objects and writes them;
 //! * [`output`] has one file for each form of the log;
@@ -34,8 +34,8 @@ mod tracer;
 pub mod working_set;
 
 pub use captive::{Captive, Streams};
-pub use disk::{Disk, Storage};
-pub use event::{Event, Op};
+pub use disk::{Storage, TracedDisk};
+pub use event::{Op, TraceEvent};
 pub use live::Live;
 pub use queue::{Overflow, Queue};
 pub use session::{Session, SessionError, TraceOptions, Writes};

@@ -3,7 +3,7 @@
 //! The tracer's thread tells of each request, others [look](Live::look). What is kept is bounded by the
 //! number of the map's objects.
 
-use super::event::{Event, Op};
+use super::event::{Op, TraceEvent};
 use super::summary::Amount;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -64,7 +64,7 @@ impl Usage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recent {
     /// What was asked for.
-    pub event: Event,
+    pub event: TraceEvent,
     /// The most specific object that it touches, of several such the first on the disk.
     pub object: Option<ObjectId>,
 }
@@ -101,7 +101,7 @@ impl Live {
     ///
     /// It counts for the objects of the most specific kind, of those that have the same bytes, such as the
     /// names of a file, for the first.
-    pub fn add(&self, number: u64, event: &Event, hits: &[Hit<'_>]) {
+    pub fn add(&self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) {
         let mut state = self.state();
         let State { totals, objects, recent } = &mut *state;
         if event.failed {
@@ -172,8 +172,8 @@ mod tests {
     const MAP: &str = "1 0 1000 f /dev/sda1 /two\n1 1000 2000 f /dev/sda1 /a\n\
                        1 1000 2000 f /dev/sda1 /b\n1 2000 3000 f /dev/sda1 /two\n1 3000 8000 p /dev/sda1\n";
 
-    fn event(op: Op, start: u64, end: u64) -> Event {
-        Event {
+    fn event(op: Op, start: u64, end: u64) -> TraceEvent {
+        TraceEvent {
             time: Duration::from_millis(start),
             latency: Duration::ZERO,
             connection: 1,
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    fn live(map: &Map, events: &[Event]) -> Live {
+    fn live(map: &Map, events: &[TraceEvent]) -> Live {
         let live = Live::default();
         for (number, event) in (1..).zip(events) {
             live.add(number, event, &map.over(event.disk, event.range).most_specific_first());
@@ -201,7 +201,7 @@ mod tests {
             event(Op::Write, 0x1000, 0x1200),
             event(Op::Flush, 0, 0),
             event(Op::Read, 0x4000, 0x5000),
-            Event { failed: true, ..event(Op::Read, 0, 0x1000) },
+            TraceEvent { failed: true, ..event(Op::Read, 0, 0x1000) },
         ];
         let live = live(&map, &events);
         let top = |order| -> Vec<_> {

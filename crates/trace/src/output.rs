@@ -5,7 +5,7 @@ mod jsonl;
 mod log;
 mod text;
 
-use super::event::Event;
+use super::event::TraceEvent;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::str::FromStr;
@@ -18,7 +18,7 @@ pub trait Output: Send {
     ///
     /// # Errors
     /// The log cannot be written.
-    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()>;
+    fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()>;
 
     /// Has all that was taken written out.
     ///

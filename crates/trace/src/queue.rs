@@ -4,7 +4,7 @@
 //! request takes. So events are put into a buffer, and the writer comes for them every few
 //! milliseconds, or when half of the buffer is full.
 
-use super::event::Event;
+use super::event::TraceEvent;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    events: Vec<Event>,
+    events: Vec<TraceEvent>,
     dropped: u64,
     is_closed: bool,
 }
@@ -67,7 +67,7 @@ impl Queue {
     }
 
     /// Takes an event, or does with it what was said for want of room.
-    pub fn push(&self, event: Event) {
+    pub fn push(&self, event: TraceEvent) {
         let mut state = self.state();
         while state.events.len() >= self.room && self.overflow == Overflow::Wait && !state.is_closed {
             state = self.emptied.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -84,7 +84,7 @@ impl Queue {
 
     /// Exchanges what is there for `events`, which is emptied, when a little time has passed. False when
     /// the queue is closed and no more will come.
-    pub(super) fn take(&self, events: &mut Vec<Event>) -> bool {
+    pub(super) fn take(&self, events: &mut Vec<TraceEvent>) -> bool {
         events.clear();
         let is_quiet = |state: &mut State| !state.is_closed && state.events.len() < self.room / 2;
         let waited = self.filling.wait_timeout_while(self.state(), TICK, is_quiet);
@@ -118,8 +118,8 @@ mod tests {
     use std::sync::Arc;
     use virt_bmap_ranges::DiskRange;
 
-    fn event(number: u64) -> Event {
-        Event {
+    fn event(number: u64) -> TraceEvent {
+        TraceEvent {
             time: Duration::from_nanos(number),
             latency: Duration::ZERO,
             connection: 1,

@@ -1,6 +1,6 @@
 //! A guest's disks, served and watched.
 
-use super::disk::{Disk, Storage};
+use super::disk::{Storage, TracedDisk};
 use super::live::Live;
 use super::output::Output;
 use super::queue::{Overflow, Queue};
@@ -97,7 +97,7 @@ impl Session {
                 }
                 storage => storage,
             };
-            let disk = Disk::new(number, storage, queue.clone());
+            let disk = TracedDisk::new(number, storage, queue.clone());
             exports = exports.with(&export_name(number.into()), Arc::new(disk))?;
         }
         if disks > 0 {

@@ -1,7 +1,7 @@
 //! What a trace was, as a whole: how much was read and written, how much of it twice, in which order, and
 //! which files that were.
 
-use super::event::{Event, Op};
+use super::event::{Op, TraceEvent};
 use super::reads::DiskReads;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub struct ReadObject<'a> {
 
 impl Summary {
     /// Takes a request in, and what it touches.
-    pub fn add(&mut self, event: &Event, hits: &[Hit<'_>]) {
+    pub fn add(&mut self, event: &TraceEvent, hits: &[Hit<'_>]) {
         self.last = self.last.max(event.time + event.latency);
         if event.failed {
             self.failed += 1;
@@ -171,8 +171,8 @@ mod tests {
     const MAP: &str = "1 0 1000 f /dev/sda1 /a\n1 0 1000 f /dev/sda1 /link\n1 1000 2000 d /dev/sda1 /\n\
                        1 2000 6000 f /dev/sda1 /b\n1 6000 8000 p /dev/sda1\n";
 
-    fn event(op: Op, start: u64, end: u64) -> Event {
-        Event {
+    fn event(op: Op, start: u64, end: u64) -> TraceEvent {
+        TraceEvent {
             time: Duration::from_millis(start),
             latency: Duration::from_millis(1),
             connection: 1,
@@ -184,7 +184,7 @@ mod tests {
         }
     }
 
-    fn summary(map: &Map, events: &[Event]) -> Summary {
+    fn summary(map: &Map, events: &[TraceEvent]) -> Summary {
         let mut summary = Summary::default();
         for event in events {
             summary.add(event, &map.over(event.disk, event.range).most_specific_first());
@@ -201,7 +201,7 @@ mod tests {
             event(Op::Read, 0x5400, 0x5c00),
             event(Op::Write, 0x1000, 0x2000),
             event(Op::Read, 0x7000, 0x7200),
-            Event { failed: true, ..event(Op::Read, 0x1000, 0x2000) },
+            TraceEvent { failed: true, ..event(Op::Read, 0x1000, 0x2000) },
         ];
         let summary = summary(&map, &events);
         let read: Vec<_> = summary

@@ -1,6 +1,6 @@
 //! The thread that writes the log.
 
-use super::event::Event;
+use super::event::TraceEvent;
 use super::live::Live;
 use super::output::Output;
 use super::queue::Queue;
@@ -66,7 +66,7 @@ impl Tracer {
                 give_way();
                 let mut requests = 0;
                 let mut summary = Summary::default();
-                let (mut events, mut ranges) = (Vec::<Event>::new(), Vec::new());
+                let (mut events, mut ranges) = (Vec::<TraceEvent>::new(), Vec::new());
                 while queue.take(&mut events) {
                     for events in events.chunk_by(|a, b| a.disk == b.disk) {
                         ranges.clear();

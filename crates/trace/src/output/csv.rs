@@ -1,7 +1,7 @@
 //! A table: a row for each object that a request touches; one with no object if it touches none.
 
 use super::{Output, seconds};
-use crate::Event;
+use crate::TraceEvent;
 use std::io::{self, Write};
 use virt_bmap_map::Hit;
 use virt_bmap_map::tabular::{Value, csv_row, device, letter, path};
@@ -37,7 +37,7 @@ impl<W: Write> Csv<W> {
 }
 
 impl<W: Write + Send> Output for Csv<W> {
-    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
+    fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let (time, latency) = (seconds(event.time), seconds(event.latency));
         let flag = |is_set: bool| Value::Number(is_set.into());
         let objects = hits.iter().map(Some).chain(hits.is_empty().then_some(None));

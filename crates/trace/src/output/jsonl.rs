@@ -1,7 +1,7 @@
 //! JSON Lines: an object for each request, in which everything is that is known of it.
 
 use super::{Output, seconds};
-use crate::Event;
+use crate::TraceEvent;
 use std::io::{self, Write};
 use virt_bmap_map::tabular::{Cell, Value, device, json_fields, json_object, letter, path};
 use virt_bmap_map::{Hit, ImageInfo};
@@ -37,7 +37,7 @@ impl<W: Write> Jsonl<W> {
 }
 
 impl<W: Write + Send> Output for Jsonl<W> {
-    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
+    fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let out = &mut self.0;
         write!(
             out,

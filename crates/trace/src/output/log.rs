@@ -5,7 +5,7 @@
 //! What reads that filter's lines reads these, `lookup --ranges` for one.
 
 use super::{Output, seconds};
-use crate::{Event, Op};
+use crate::{Op, TraceEvent};
 use chrono::{DateTime, Utc};
 use std::io::{self, Write};
 use std::time::SystemTime;
@@ -35,7 +35,7 @@ fn action(op: Op) -> &'static str {
 }
 
 impl<W: Write + Send> Output for Log<W> {
-    fn request(&mut self, number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
+    fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let out = &mut self.out;
         let since_1970 = (self.began + event.time).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let time =

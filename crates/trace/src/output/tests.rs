@@ -34,8 +34,8 @@ fn map() -> Map {
     builder.build()
 }
 
-fn event(op: Op, start: u64, end: u64) -> Event {
-    Event {
+fn event(op: Op, start: u64, end: u64) -> TraceEvent {
+    TraceEvent {
         time: Duration::from_micros(1_500_000),
         latency: Duration::from_micros(12),
         connection: 2,
@@ -47,7 +47,7 @@ fn event(op: Op, start: u64, end: u64) -> Event {
     }
 }
 
-fn written(form: Form, events: &[Event]) -> Vec<u8> {
+fn written(form: Form, events: &[TraceEvent]) -> Vec<u8> {
     let (map, memory) = (map(), Memory::default());
     let mut output = form.output(memory.clone(), &[]).unwrap();
     for (number, event) in (1..).zip(events) {
@@ -80,8 +80,8 @@ fn the_text_is_the_originals() {
 
 #[test]
 fn what_touches_nothing_is_not_in_the_text_but_for_a_flush() {
-    let outside = Event { disk: 2, ..event(Op::Read, 0, 512) };
-    let flush = Event { range: DiskRange::new(0, 0), ..event(Op::Flush, 0, 0) };
+    let outside = TraceEvent { disk: 2, ..event(Op::Read, 0, 512) };
+    let flush = TraceEvent { range: DiskRange::new(0, 0), ..event(Op::Flush, 0, 0) };
     let events = [outside, flush, flush, event(Op::Trim, 0, 0x200), event(Op::Zero, 0, 0x200)];
     assert_eq!(
         String::from_utf8(written(Form::Text, &events)).unwrap(),
@@ -115,7 +115,7 @@ fn the_page_plays_what_is_written() {
         event(Op::Trim, 0, 512),
         event(Op::Write, 512, 1024),
         event(Op::Zero, 1024, 2048),
-        Event { range: DiskRange::new(0, 0), ..event(Op::Flush, 0, 0) },
+        TraceEvent { range: DiskRange::new(0, 0), ..event(Op::Flush, 0, 0) },
         event(Op::Read, 0x4000, 0x5000),
     ];
     for form in [Form::Text, Form::Jsonl] {
@@ -129,7 +129,7 @@ fn the_page_plays_what_is_written() {
 
 #[test]
 fn a_table_has_a_row_for_each_object() {
-    let outside = Event { disk: 2, ..event(Op::Read, 0, 512) };
+    let outside = TraceEvent { disk: 2, ..event(Op::Read, 0, 512) };
     let bytes = written(Form::Csv, &[event(Op::Read, 0x5000, 0x5200), outside]);
     let mut csv = ::csv::Reader::from_reader(&bytes[..]);
     let column = |name: &str, headers: &::csv::StringRecord| headers.iter().position(|h| h == name).unwrap();

@@ -9,7 +9,7 @@
 //! object nor range.
 
 use super::Output;
-use crate::{Event, Op};
+use crate::{Op, TraceEvent};
 use std::io::{self, Write};
 use virt_bmap_map::{Hit, ObjectId, text};
 
@@ -27,7 +27,7 @@ impl<W: Write> Text<W> {
 }
 
 impl<W: Write + Send> Output for Text<W> {
-    fn request(&mut self, _number: u64, event: &Event, hits: &[Hit<'_>]) -> io::Result<()> {
+    fn request(&mut self, _number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let object = hits.first().map(|hit| hit.object);
         if object.is_none() && event.op != Op::Flush {
             return Ok(());

@@ -4,7 +4,7 @@ use ratatui::backend::TestBackend;
 use std::io::Cursor;
 use virt_bmap_map::text;
 use virt_bmap_ranges::DiskRange;
-use virt_bmap_trace::{Event, Live, Tail};
+use virt_bmap_trace::{Live, Tail, TraceEvent};
 
 const MAP: &str = "1 0 1000 f /dev/sda1 /bin/busybox\n\
                    1 1000 2000 f /dev/sda1 /evil\u{1b}[2J\u{1b}]0;title\u{7}\u{202e}name\n\
@@ -13,7 +13,7 @@ const MAP: &str = "1 0 1000 f /dev/sda1 /bin/busybox\n\
 
 fn look(map: &Map, order: Order) -> Look {
     let live = Live::default();
-    let event = |op, start: u64, end: u64| Event {
+    let event = |op, start: u64, end: u64| TraceEvent {
         time: Duration::from_secs(start / 0x1000),
         latency: Duration::ZERO,
         connection: 1,
