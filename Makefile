@@ -36,7 +36,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-appliance check-guests check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures
+.PHONY: demo check check-all check-quick check-appliance check-guests check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -111,6 +111,10 @@ fleet-check: setup-tests
 # Maps a guest fifty times, each time with every filesystem in it corrupted in another way. Half an hour under emulation.
 torture: setup-tests
 	$(TEST) --test torture -- corrupted --all
+
+# Compares the maps of two builds: make compare-maps OLD=PROGRAM IMAGES="a.raw b.raw,c.raw".
+compare-maps: build
+	scripts/compare-maps.sh $(OLD) $(BIN) $(IMAGES)
 
 update-torture: setup-tests
 	$(TEST) --test torture -- changed --all
