@@ -123,7 +123,7 @@ fn every_copy_on_twenty_disks() {
         assert!(map.objects[&object].get("marks").is_none(), "{object}: {}", map.objects[&object]["marks"]);
     }
     for device in ["/dev/sdd", "/dev/sde"] {
-        map.says(&[device, "not unmounted cleanly"]);
+        map.cause(device, "journal-replayed");
     }
 }
 
@@ -256,8 +256,8 @@ fn what_is_there_is_mapped_and_what_is_missing_is_said() {
         assert!(map.file(&object, 0, SIZE) == pattern(id, SIZE), "{object}: {:?}", map.pieces(&object));
         assert!(map.pieces(&object).iter().all(|piece| piece.copy == 0 && !piece.is_parity));
     }
-    map.says(&["/dev/md1: 1 member is missing"]);
-    map.says(&[&device(now(6).unwrap()), "missing"]);
+    assert_eq!(map.cause("/dev/md1", "members-missing")["count"], 1);
+    map.cause(&device(now(6).unwrap()), "filesystem-device-missing");
 
     // Of a RAID 5 the blocks on the other members, all of them in their place, and the parity.
     let of = |pieces: Vec<Piece>, is_parity| {
@@ -268,11 +268,11 @@ fn what_is_there_is_mapped_and_what_is_missing_is_said() {
     assert_eq!(of(left, true), of(all, true));
     let marks = map.objects["f /dev/md5 /file"]["marks"].to_string();
     assert!(marks.contains("inexact"), "{marks}");
-    map.says(&["/dev/md5: 1 member is missing"]);
+    assert_eq!(map.cause("/dev/md5", "members-missing")["count"], 1);
 
     // A volume that needs the missing disk.
     assert!(!map.objects.contains_key("f /dev/vgm/lv /file"));
-    map.says(&["/dev/vgm/lv: it cannot be activated"]);
+    map.cause("/dev/vgm/lv", "volume-inactive");
 }
 
 #[test]
@@ -293,11 +293,13 @@ fn of_two_clones_what_cannot_be_told_apart_is_said() {
     let [mapped] = btrfs[..] else { panic!("mapped of a btrfs and its clone: {btrfs:?}") };
     assert!(map.file(&format!("f {}4 /file", device(mapped)), 0, SIZE) == pattern(9, SIZE));
     assert!(map.pieces(&format!("f {}4 /file", device(mapped))).iter().all(|piece| piece.disk == mapped));
-    map.says(&[&format!("{}4", device(original + clone - mapped)), "clone"]);
+    let left_out = format!("{}4", device(original + clone - mapped));
+    assert_eq!(map.cause(&left_out, "same-uuid")["device"], format!("{}4", device(mapped)));
     // LVM activates nothing of which there are two. Of an array the second leg with one number is left out.
     assert!(!map.objects.contains_key("f /dev/vgc/lv /file"));
-    map.says(&["/dev/vgc/lv: it cannot be activated", "duplicate"]);
-    let legs = [original, clone]
-        .map(|disk| format!("{}2: it is a member of an array, but not in use", device(disk)));
-    assert!(legs.iter().any(|leg| map.stderr.contains(leg)), "{}", map.stderr);
+    let error = &map.cause("/dev/vgc/lv", "volume-inactive")["error"];
+    assert!(error.to_string().contains("duplicate"), "{error}");
+    let is_unused =
+        |disk: &usize| !map.causes(&format!("{}2", device(*disk)), "array-member-unused").is_empty();
+    assert!([original, clone].iter().any(is_unused), "{:#?}", map.warnings);
 }

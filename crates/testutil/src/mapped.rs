@@ -16,6 +16,8 @@ pub struct Mapped {
     pub images: Vec<PathBuf>,
     /// Lines of JSON by `TYPE DEVICE PATH`.
     pub objects: BTreeMap<String, Value>,
+    /// The warnings in the header: what each is about, and its cause.
+    pub warnings: Vec<Value>,
     /// The text map.
     pub text: String,
     /// What the program said.
@@ -30,6 +32,7 @@ impl Mapped {
         let outs = ["-o", "out.jsonl", "-o", "out.bmap"].iter().chain(options).map(OsString::from);
         let run = super::sandbox::run(images.iter().map(|image| image.clone().into_os_string()).chain(outs));
         let lines = String::from_utf8(run.read("out.jsonl")).unwrap();
+        let header: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
         let objects = lines.lines().skip(1).map(|line| {
             let object: Value = serde_json::from_str(line).unwrap();
             let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
@@ -38,6 +41,7 @@ impl Mapped {
         Self {
             images: images.to_vec(),
             objects: objects.collect(),
+            warnings: header["warnings"].as_array().unwrap().clone(),
             text: String::from_utf8(run.read("out.bmap")).unwrap(),
             stderr: run.stderr.clone(),
             code: run.code(),
@@ -82,11 +86,24 @@ impl Mapped {
         bytes
     }
 
-    /// A line of what the program said has all of these words.
+    /// The causes of this kind in the warnings about a device.
+    pub fn causes(&self, device: &str, kind: &str) -> Vec<&Value> {
+        let warnings = self.warnings.iter().filter(|warning| warning["device"] == device);
+        warnings.map(|warning| &warning["cause"]).filter(|cause| cause["kind"] == kind).collect()
+    }
+
+    /// The cause in the one warning of this kind about a device. The program has printed it, too.
     #[track_caller]
-    pub fn says(&self, words: &[&str]) {
-        let found = self.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
-        assert!(found, "nothing says {words:?}:\n{}", self.stderr);
+    pub fn cause(&self, device: &str, kind: &str) -> &Value {
+        let [cause] = self.causes(device, kind)[..] else {
+            panic!("not one warning about {device} is {kind}: {:#?}", self.warnings)
+        };
+        let is_printed = self.warnings.iter().any(|warning| {
+            let text = warning["text"].as_str().unwrap();
+            warning["cause"] == *cause && warning["device"] == device && self.stderr.contains(text)
+        });
+        assert!(is_printed, "{cause} of {device} was not printed:\n{}", self.stderr);
+        cause
     }
 }
 
