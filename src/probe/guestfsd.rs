@@ -5,7 +5,8 @@
 //! each object under emulation, and since the caches are cold a file's metadata is read along with its
 //! data. It is what the original virt-bmap did: the reference, and the way out where the agent cannot run.
 
-use super::survey::Context;
+use super::context::Context;
+use super::filesystems::each_filesystem;
 use super::{Phase, ProbeError};
 use crate::appliance::{BlockDevice, CallError, Content, DeviceKind, Inventory};
 use crate::recorder::{Recorder, Tag};
@@ -32,7 +33,7 @@ pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeErr
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
     probe.note_encrypted(&inventory);
-    context.each_filesystem(&inventory, |filesystem, _| probe.walk(filesystem))
+    each_filesystem(context, &inventory, |filesystem, _| probe.walk(filesystem))
 }
 
 struct Probe<'a> {

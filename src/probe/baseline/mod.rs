@@ -7,9 +7,14 @@
 
 mod directories;
 mod doubts;
+mod inodes;
+mod unchanged;
 
 pub use directories::Directories;
 pub(super) use directories::Directory;
+pub(super) use inodes::{Blocks, InodeSource, Inodes};
+pub use unchanged::UnchangedObjects;
+
 use doubts::Doubts;
 
 use super::expected::PlacedRange;
@@ -25,7 +30,7 @@ const MOST_ALIKE: usize = 64;
 
 /// What tells that a file has not been touched: its inode, and what is known of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stamps {
+pub struct FileStamps {
     /// Number of the inode.
     pub inode: u64,
     /// Size in bytes.
@@ -36,7 +41,7 @@ pub struct Stamps {
     pub changed: i64,
 }
 
-impl Stamps {
+impl FileStamps {
     fn of(attributes: &Attributes) -> Option<Self> {
         let Attributes { inode, size, modified, changed, .. } = *attributes;
         Some(Self { inode: inode?, size: size?, modified: modified?, changed: changed? })
@@ -68,7 +73,7 @@ impl Baseline {
         let is_verified = |object: &Object<'_>| {
             let attributes = object.attributes();
             object.kind() == Kind::File
-                && Stamps::of(&attributes).is_some()
+                && FileStamps::of(&attributes).is_some()
                 && !attributes.marks.intersects(Marks::INEXACT | Marks::UNVERIFIED)
                 && !doubts.files.contains(object.name().device)
         };
@@ -142,7 +147,7 @@ impl Baseline {
     /// The files on this device that are as they were, by their inodes: those with one name. `is_same` tells
     /// whether an inode has not changed and has all in it of where its file lies, `is_touched` whether something has been
     /// written to a place.
-    pub(super) fn unchanged(
+    pub(super) fn unchanged_files(
         &self,
         device: &[u8],
         is_same: impl Fn(u64) -> bool,
@@ -166,7 +171,7 @@ impl Baseline {
     }
 
     /// Whether a file on this device had these stamps and lay exactly there, and nothing there has been written since.
-    pub(super) fn has_file(&self, device: &[u8], stamps: Stamps, places: &[PlacedRange]) -> bool {
+    pub(super) fn has_file(&self, device: &[u8], stamps: FileStamps, places: &[PlacedRange]) -> bool {
         let is_written = |place: &PlacedRange| {
             self.written.get(&place.disk).is_some_and(|written| written.bytes_in(place.range) > 0)
         };
@@ -192,8 +197,8 @@ impl Baseline {
     }
 }
 
-fn stamped(object: Object<'_>) -> (&[u8], Option<Stamps>) {
-    (object.name().device, Stamps::of(&object.attributes()))
+fn stamped(object: Object<'_>) -> (&[u8], Option<FileStamps>) {
+    (object.name().device, FileStamps::of(&object.attributes()))
 }
 
 /// A piece: its disk, what it is to the file, where in the file it begins, and the bytes of the disk.
@@ -221,7 +226,7 @@ pub(in crate::probe) mod tests {
     use virt_bmap_map::{Cause, FileOperation, Filesystem, Header, MapBuilder, ObjectName, Warning};
     use virt_bmap_ranges::FileOffset;
 
-    const STAMPS: Stamps = Stamps { inode: 12, size: 8192, modified: 5, changed: 6 };
+    const STAMPS: FileStamps = FileStamps { inode: 12, size: 8192, modified: 5, changed: 6 };
 
     fn place(start: u64, end: u64, offset: u64) -> PlacedRange {
         PlacedRange {
@@ -320,7 +325,7 @@ pub(in crate::probe) mod tests {
             |inode, size| !is_changed(inode) && size == 4096,
             |_, _| false,
         );
-        let files = baseline.unchanged(DEVICE, |inode| !is_changed(inode), |_, _| false);
+        let files = baseline.unchanged_files(DEVICE, |inode| !is_changed(inode), |_, _| false);
         (directories, files)
     }
 
@@ -359,10 +364,10 @@ pub(in crate::probe) mod tests {
         assert!(!has(b"/dev/sda1", STAMPS, &places[1..]));
         assert!(!has(b"/dev/sda1", STAMPS, &[place(4096, 8192, 4096), place(65536, 69632, 0)]));
         let others = [
-            Stamps { inode: 13, ..STAMPS },
-            Stamps { size: 1, ..STAMPS },
-            Stamps { modified: 7, ..STAMPS },
-            Stamps { changed: 7, ..STAMPS },
+            FileStamps { inode: 13, ..STAMPS },
+            FileStamps { size: 1, ..STAMPS },
+            FileStamps { modified: 7, ..STAMPS },
+            FileStamps { changed: 7, ..STAMPS },
         ];
         assert!(others.iter().all(|stamps| !has(b"/dev/sda1", *stamps, &places)));
     }

@@ -27,7 +27,7 @@ use super::ProbeError;
 use super::device::Device;
 use super::found::{FoundError, ObjectNumber};
 use super::layout::Layout;
-use super::survey::Context;
+use super::context::Context;
 use crate::appliance::Content;
 use crate::recorder::Recording;
 use btrfs::Outside;

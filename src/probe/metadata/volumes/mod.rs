@@ -15,7 +15,7 @@ use crate::appliance::Inventory;
 use crate::probe::ProbeError;
 use crate::probe::device::Device;
 use crate::probe::layout::Layout;
-use crate::probe::survey::Context;
+use crate::probe::context::Context;
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::FsKind;

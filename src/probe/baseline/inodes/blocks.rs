@@ -9,7 +9,7 @@ const MOST: u64 = 1 << 20;
 
 /// The blocks of directories: by inode, copy and disk.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Blocks(BTreeMap<(u64, u8, DiskNumber), IndexedRanges>);
+pub(in crate::probe) struct Blocks(BTreeMap<(u64, u8, DiskNumber), IndexedRanges>);
 
 impl Blocks {
     /// Those of directories with an inode from `first` on, up to `end`: the inode, the copy, the disk, and where there.

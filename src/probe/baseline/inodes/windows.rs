@@ -1,6 +1,7 @@
 //! Reads of many small pieces of the disks, mostly in ascending order.
 
-use crate::probe::survey::Context;
+use std::sync::Arc;
+use virt_bmap_image::Source;
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
 
 /// Bytes read at a time, at least.
@@ -8,13 +9,13 @@ const WINDOW: u64 = 64 << 10;
 
 /// Of each copy, what was read last.
 pub(super) struct Windows<'a> {
-    context: &'a Context<'a>,
+    disks: &'a [Arc<dyn Source>],
     copies: Vec<Window>,
 }
 
 impl<'a> Windows<'a> {
-    pub(super) fn new(context: &'a Context<'a>) -> Self {
-        Self { context, copies: Vec::new() }
+    pub(super) fn new(disks: &'a [Arc<dyn Source>]) -> Self {
+        Self { disks, copies: Vec::new() }
     }
 
     /// A part of a copy; `None` if it cannot be read.
@@ -23,7 +24,7 @@ impl<'a> Windows<'a> {
         if self.copies.len() <= copy {
             self.copies.resize_with(copy + 1, Window::default);
         }
-        self.copies[copy].read(self.context, disk, place)
+        self.copies[copy].read(self.disks, disk, place)
     }
 }
 
@@ -36,10 +37,10 @@ struct Window {
 }
 
 impl Window {
-    fn read(&mut self, context: &Context<'_>, disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
+    fn read(&mut self, disks: &[Arc<dyn Source>], disk: DiskNumber, place: DiskRange) -> Option<&[u8]> {
         let end = self.start + self.bytes.len() as u64;
         if disk != self.disk || place.start.0 < self.start || place.end.0 > end {
-            let source = context.disks.get(usize::from(disk).checked_sub(1)?)?;
+            let source = disks.get(usize::from(disk).checked_sub(1)?)?;
             let left = source.size().checked_sub(place.start.0)?;
             self.bytes = vec![0; usize::try_from(left.min(WINDOW.max(place.len()))).ok()?];
             (self.disk, self.start) = (disk, place.start.0);

@@ -1,12 +1,17 @@
 //! What the appliance's kernel found on the guest's disks.
 
+mod dm;
+mod sort;
+
+pub use dm::DmTarget;
+
 use super::agent::quote;
 use super::{Appliance, CONTROL_LABEL, CallError};
+use dm::DmTable;
+use sort::sort;
 use std::collections::{BTreeMap, BTreeSet};
-use virt_bmap_agent_protocol::inventory::{
-    Description, DeviceNumber, MdArray, Report, ReportError, ReportedKind, device_number,
-};
-use virt_bmap_agent_protocol::{Class, FsKind};
+use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_agent_protocol::inventory::{DeviceNumber, MdArray, Report, ReportError, ReportedKind};
 use virt_bmap_map::Cause;
 
 /// A block device of the appliance.
@@ -43,34 +48,6 @@ pub enum DeviceKind {
     },
     /// An md array.
     Md(MdArray),
-}
-
-/// One line of a device-mapper table (`dmsetup(8)`), sectors turned into bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DmTarget {
-    /// Where on the mapped device it begins.
-    pub start: u64,
-    /// How many bytes it maps.
-    pub length: u64,
-    /// `linear`, `striped`, `crypt`, …
-    pub kind: String,
-    /// The rest of the line.
-    pub arguments: Vec<String>,
-}
-
-impl DmTarget {
-    /// What stands in the line after its kind.
-    fn words(&self) -> impl Iterator<Item = &str> {
-        self.arguments.iter().map(String::as_str)
-    }
-
-    /// How many members a `raid` target lacks: `-` stands for their devices.
-    pub fn missing_members(&self) -> u64 {
-        let parameters = self.arguments.get(1).and_then(|count| count.parse::<usize>().ok());
-        let devices = parameters.and_then(|count| self.arguments.get(count.checked_add(3)?..));
-        let pairs = devices.filter(|_| self.kind == "raid").unwrap_or_default().chunks_exact(2);
-        pairs.filter(|pair| pair[1] == "-").count() as u64
-    }
 }
 
 /// What a device holds that is not itself split into devices.
@@ -263,160 +240,6 @@ fn may_have_volumes(report: &Report) -> bool {
 /// Whether the agent could not find out what the device of this name is.
 fn has_failed(report: &Report, path: &str) -> bool {
     report.path == path && matches!(report.result, Err(ReportError::Failed(_)))
-}
-
-/// Sorts the agent's reports.
-fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -> Inventory {
-    let mut inventory = Inventory::default();
-    let mut seen = BTreeSet::new();
-    let mut partitioned = BTreeSet::new();
-    let mut kinds = Vec::new();
-    for Report { path, result } in reports {
-        let (device, facts) = match result {
-            Ok(description) => facts(path, description, tables),
-            Err(error) => {
-                let error = error.to_string();
-                inventory.warnings.push((path, Cause::DeviceFailed { error }));
-                continue;
-            }
-        };
-        // All is described once more after what was asked for by name.
-        if !seen.insert(device.number) {
-            continue;
-        }
-        if let DeviceKind::Partition { of, .. } = device.kind {
-            partitioned.insert(of);
-        }
-        let is_hidden = facts.is_volume && !volumes.contains(&device.path) || facts.is_dynamic_part;
-        // The kernel shows an extended partition as a device of two sectors.
-        if !is_hidden && device.size > 2 * SECTOR {
-            let content = Content {
-                device: device.path.clone(),
-                node: device.node.clone(),
-                kind: facts.content,
-                uuid: facts.uuid,
-            };
-            kinds.push((device.number, content));
-        }
-        let list = match device.kind {
-            _ if is_hidden => &mut inventory.hidden,
-            DeviceKind::Disk => &mut inventory.disks,
-            DeviceKind::Partition { .. } => &mut inventory.partitions,
-            _ if facts.is_volume => &mut inventory.volumes,
-            DeviceKind::Dm { .. } | DeviceKind::Md(_) => &mut inventory.others,
-        };
-        list.push(device);
-    }
-    let dynamic = dynamic_pieces(&inventory);
-    for partition in &inventory.partitions {
-        let DeviceKind::Partition { of, start } = partition.kind else { continue };
-        let end = start.saturating_add(partition.size);
-        let is_volume = dynamic.iter().any(|piece| piece.0 == of && piece.1 < end && start < piece.2);
-        let is_beside = dynamic.iter().any(|piece| piece.0 == of);
-        let is_it = |(number, content): &(DeviceNumber, Content)| {
-            *number == partition.number && (is_volume || is_beside && content.kind.is_some())
-        };
-        if let Some(index) = kinds.iter().position(is_it) {
-            kinds.remove(index);
-            // The kernel lets the device mapper have the whole disk, so the partition cannot be mounted.
-            if !is_volume {
-                inventory.warnings.push((partition.path.clone(), Cause::BesideDynamicVolumes));
-            }
-        }
-    }
-    let holds = |(number, content): &(DeviceNumber, Content)| content.kind.is_some().then_some(*number);
-    inventory.hybrids =
-        kinds.iter().filter_map(holds).filter(|number| partitioned.contains(number)).collect();
-    kinds.retain(|(number, _)| !partitioned.contains(number));
-    let contents = kinds.into_iter().map(|(_, content)| content);
-    let is_member =
-        |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Member);
-    (inventory.members, inventory.contents) = contents.partition(is_member);
-    inventory.members.sort_by(|a, b| a.device.cmp(&b.device));
-    inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
-    inventory
-}
-
-/// The pieces of disks that volumes of Windows dynamic disks are made of: disk, first byte, and the byte after the
-/// last. The kernel shows some of them as partitions as well, and what seems to be in these is in a volume.
-fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
-    let disks: BTreeSet<DeviceNumber> = inventory.disks.iter().map(|disk| disk.number).collect();
-    let mut pieces = Vec::new();
-    let is_dynamic = |device: &&BlockDevice| device.path.starts_with("/dev/mapper/ldm_");
-    for device in inventory.others.iter().chain(&inventory.hidden).filter(is_dynamic) {
-        let DeviceKind::Dm { targets } = &device.kind else { continue };
-        for target in targets {
-            // `linear` names a device and a sector; `striped` its number of stripes, a size, and then such pairs.
-            let (pairs, length) = match target.kind.as_str() {
-                "linear" => (target.arguments.as_slice(), target.length),
-                "striped" => {
-                    let stripes = target.arguments.first().and_then(|count| count.parse::<u64>().ok());
-                    let pairs = target.arguments.get(2..).unwrap_or_default();
-                    (pairs, target.length / stripes.unwrap_or(1).max(1))
-                }
-                _ => continue,
-            };
-            pieces.extend(pairs.chunks_exact(2).filter_map(|pair| {
-                let disk = device_number(&pair[0]).filter(|disk| disks.contains(disk))?;
-                let start = pair[1].parse::<u64>().ok()?.checked_mul(SECTOR)?;
-                Some((disk, start, start.checked_add(length)?))
-            }));
-        }
-    }
-    pieces
-}
-
-/// The device mapper's tables, by the name of the mapped device.
-#[derive(Default)]
-struct DmTable(BTreeMap<String, Vec<DmTarget>>);
-
-impl DmTable {
-    /// Parses what `dmsetup table` prints: `NAME: START LENGTH KIND ARGUMENTS...`.
-    fn parse_all(text: &str) -> Self {
-        let mut tables = BTreeMap::<String, Vec<DmTarget>>::new();
-        for line in text.lines() {
-            let Some((name, target)) = line.split_once(": ") else { continue };
-            let mut words = target.split_whitespace();
-            let mut sectors = || words.next()?.parse::<u64>().ok()?.checked_mul(SECTOR);
-            let (Some(start), Some(length)) = (sectors(), sectors()) else { continue };
-            let Some(kind) = words.next() else { continue };
-            tables.entry(name.to_owned()).or_default().push(DmTarget {
-                start,
-                length,
-                kind: kind.to_owned(),
-                arguments: words.map(str::to_owned).collect(),
-            });
-        }
-        Self(tables)
-    }
-}
-
-/// What is said of a device beside where it lies.
-#[derive(Debug, Default)]
-struct Facts {
-    /// It is one of LVM's, though perhaps none that the guest's administrator sees.
-    is_volume: bool,
-    /// It is a part of a volume of Windows dynamic disks.
-    is_dynamic_part: bool,
-    content: Option<FsKind>,
-    uuid: Option<String>,
-}
-
-/// Puts together what the agent says of a device, and the device mapper's tables.
-fn facts(path: String, description: Description, tables: &DmTable) -> (BlockDevice, Facts) {
-    let Description { number, node, size, kind, content, uuid } = description;
-    let mut facts = Facts { content, uuid, ..Facts::default() };
-    let kind = match kind {
-        ReportedKind::Disk => DeviceKind::Disk,
-        ReportedKind::Partition { of, start } => DeviceKind::Partition { of, start },
-        ReportedKind::Dm { name, uuid } => {
-            facts.is_dynamic_part = name.starts_with("ldm_part_");
-            facts.is_volume = uuid.starts_with("LVM-");
-            DeviceKind::Dm { targets: tables.0.get(&name).cloned().unwrap_or_default() }
-        }
-        ReportedKind::Md(array) => DeviceKind::Md(array),
-    };
-    (BlockDevice { path, node, number, size, kind }, facts)
 }
 
 #[cfg(test)]

@@ -16,19 +16,18 @@ mod ext;
 mod windows;
 mod xfs;
 
-use super::Legs;
-use super::baseline::{Baseline, Directories};
-use super::channel::Known;
-use super::device::Device;
-use super::expected::PAGE;
-use super::layout::Layout;
-use super::survey::Context;
-use crate::appliance::Content;
-use blocks::Blocks;
+pub(in crate::probe) use blocks::Blocks;
+
+use super::{Baseline, Directories, UnchangedObjects};
+use crate::probe::Legs;
+use crate::probe::device::Device;
+use crate::probe::expected::PAGE;
+use crate::probe::layout::Layout;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::{FsKind, Listings};
+use virt_bmap_image::{Overlay, Source};
 use virt_bmap_map::{Digest, InodeDigests, MOST_DIGESTS};
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
 use windows::Windows;
@@ -90,9 +89,22 @@ struct State {
     self_contained: Contents,
 }
 
-/// The inodes of a file system that is mounted.
-pub(super) struct Inodes<'a> {
-    context: &'a Context<'a>,
+/// What inodes are read from.
+#[derive(Clone, Copy)]
+pub(in crate::probe) struct InodeSource<'a> {
+    /// The guest's disks, in order.
+    pub(in crate::probe) disks: &'a [Arc<dyn Source>],
+    /// The overlays of the disks, in order.
+    pub(in crate::probe) overlays: &'a [Arc<Overlay>],
+    /// Which copies the map has.
+    pub(in crate::probe) legs: Legs,
+    /// Called while inodes are read, as a sign of life.
+    pub(in crate::probe) note_busy: &'a dyn Fn(),
+}
+
+/// The inodes of a mounted filesystem.
+pub(in crate::probe) struct Inodes<'a> {
+    source: InodeSource<'a>,
     layout: Arc<Layout>,
     table: Box<dyn Table>,
     /// Digest of what else decides where on the disks a file lies: goes into each digest.
@@ -103,23 +115,24 @@ pub(super) struct Inodes<'a> {
 
 impl<'a> Inodes<'a> {
     /// Finds out where they lie; `None` if that is not known. `is_settled`: nothing of them is still in memory.
-    pub(super) fn of(
-        context: &'a Context<'a>,
-        filesystem: &Content,
-        layout: Option<&Arc<Layout>>,
+    pub(in crate::probe) fn of(
+        source: InodeSource<'a>,
+        device: &Device<'_>,
+        kind: &FsKind,
+        layout: &Arc<Layout>,
         is_settled: bool,
     ) -> Option<Self> {
-        let layout = layout.filter(|layout| !layout.is_partial())?.clone();
-        let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, layout.size());
-        let kind = filesystem.kind.as_ref()?;
+        if layout.is_partial() {
+            return None;
+        }
         let table: Box<dyn Table> = match kind {
-            FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => Box::new(ext::Inodes::read(&device)?),
-            FsKind::Xfs => Box::new(xfs::Inodes::read(&device)?),
+            FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => Box::new(ext::Inodes::read(device)?),
+            FsKind::Xfs => Box::new(xfs::Inodes::read(device)?),
             _ => return None,
         };
         let mut rest = Sha256::new();
         rest.update(kind.name());
-        rest.update([0, u8::from(context.legs == Legs::All)]);
+        rest.update([0, u8::from(source.legs == Legs::All)]);
         rest.update(table.block().to_le_bytes());
         rest.update(table.identity());
         let copies = layout.segments().map(|segment| (0, segment));
@@ -128,26 +141,30 @@ impl<'a> Inodes<'a> {
             words.iter().for_each(|word| rest.update(word.to_le_bytes()));
             rest.update([kind, segment.copy]);
         }
-        let mut inodes = Self { context, layout, table, rest, is_settled };
-        inodes.is_settled &= inodes.are_in_the_clear(&device) == Some(true);
+        let mut inodes = Self { source, layout: layout.clone(), table, rest, is_settled };
+        inodes.is_settled &= inodes.are_in_the_clear(device) == Some(true);
         Some(inodes)
     }
 
     /// Parts of the device where inodes are, by start and length, if they are worth being read at once: one after the
     /// other, the kernel reads block by block.
-    pub(super) fn parts(&self) -> Vec<(u64, u64)> {
+    pub(in crate::probe) fn parts(&self) -> Vec<(u64, u64)> {
         let parts = self.table.parts();
         let bytes = parts.iter().map(|(_, length)| *length).fold(0, u64::saturating_add);
         if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
 
     /// The files and directories of an earlier map that have not changed, and what the agent is told of the directories.
-    pub(super) fn known(&self, filesystem: &Content, baseline: &Arc<Baseline>) -> Option<(Known, Listings)> {
-        let device = filesystem.device.as_bytes();
+    pub(in crate::probe) fn unchanged(
+        &self,
+        device: &[u8],
+        kind: &FsKind,
+        baseline: &Arc<Baseline>,
+    ) -> Option<(UnchangedObjects, Listings)> {
         if !self.is_settled {
             return None;
         }
-        let then = baseline.inodes(device, filesystem.kind.as_ref()?.name())?;
+        let then = baseline.inodes(device, kind.name())?;
         if then.len() > MOST_DIGESTS {
             return None;
         }
@@ -162,7 +179,7 @@ impl<'a> Inodes<'a> {
         };
         let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
         let is_file = |inode| unchanged(inode) == Some(SelfContained::File);
-        let files = baseline.unchanged(device, is_file, is_touched);
+        let files = baseline.unchanged_files(device, is_file, is_touched);
         let is_directory = |inode, size| match unchanged(inode) {
             Some(SelfContained::Directory) => blocks.bytes(inode) == size,
             Some(SelfContained::InlineDirectory) => blocks.bytes(inode) == 0,
@@ -175,31 +192,28 @@ impl<'a> Inodes<'a> {
             HashMap::new()
         };
         let (directories, listings) = Directories::new(baseline, device, &directories, &files);
-        Some((Known { files, directories, baseline: baseline.clone() }, listings))
+        Some((UnchangedObjects { files, directories, baseline: baseline.clone() }, listings))
     }
 
-    /// Puts the digests of what has been found into the map's header.
-    pub(super) fn note(&self, device: &str) {
-        let inodes = self.context.channel.take_inodes();
+    /// The digests of these inodes, for the map's header; `None` if they say nothing. `unsure` are the unsure
+    /// directories among them, `blocks` the blocks of all directories.
+    pub(in crate::probe) fn digests(
+        &self,
+        inodes: Vec<u64>,
+        unsure: Vec<u64>,
+        blocks: &Blocks,
+    ) -> Option<InodeDigests> {
         if !self.is_settled {
-            return;
+            return None;
         }
-        let blocks = self.context.channel.with(|found, _| found.directory_pieces().collect());
-        let digests = self.states(inodes, &blocks).into_iter().map(|(first, state)| (first, state.digest));
+        let digests = self.states(inodes, blocks).into_iter().map(|(first, state)| (first, state.digest));
         let mut digests: InodeDigests = digests.collect();
-        for inode in self.context.channel.take_unsure() {
+        for inode in unsure {
             if let Some((first, _)) = self.table.group(inode) {
                 digests.remove(&first);
             }
         }
-        self.context.channel.with(|found, _| {
-            let filesystems = &mut found.header_mut().filesystems;
-            let held: usize = filesystems.iter().map(|filesystem| filesystem.inodes.len()).sum();
-            let last = filesystems.last_mut().filter(|last| last.device == device.as_bytes());
-            if let Some(last) = last.filter(|_| held + digests.len() <= MOST_DIGESTS) {
-                last.inodes = digests;
-            }
-        });
+        Some(digests)
     }
 
     /// The groups of these inodes, by their first. What cannot be read, or has been written since the image was opened,
@@ -207,11 +221,11 @@ impl<'a> Inodes<'a> {
     fn states(&self, inodes: impl IntoIterator<Item = u64>, blocks: &Blocks) -> BTreeMap<u64, State> {
         let groups: BTreeMap<u64, Range<DeviceOffset>> =
             inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
-        let (mut inodes, mut directories) = (Windows::new(self.context), Windows::new(self.context));
+        let (mut inodes, mut directories) = (Windows::new(self.source.disks), Windows::new(self.source.disks));
         groups
             .into_iter()
             .filter_map(|(first, range)| {
-                self.context.channel.note_busy();
+                (self.source.note_busy)();
                 let blocks = blocks.between(first, first.saturating_add(GROUP));
                 Some((first, self.state(range, blocks, &mut inodes, &mut directories)?))
             })
@@ -223,7 +237,7 @@ impl<'a> Inodes<'a> {
         let (_, range) = self.table.group(self.table.root())?;
         let mut bytes: Vec<u8> = Vec::new();
         for part in self.layout.part(range)?.iter().filter(|part| part.copy == 0) {
-            bytes.extend(Windows::new(self.context).read(part.copy, part.disk, part.disk_range())?);
+            bytes.extend(Windows::new(self.source.disks).read(part.copy, part.disk, part.disk_range())?);
         }
         Some(device.read(range.start.0, range.len())? == bytes)
     }
@@ -237,7 +251,7 @@ impl<'a> Inodes<'a> {
 
     /// Whether something has been written there since the image was opened; `None` where there is no such disk.
     fn is_rewritten(&self, disk: DiskNumber, range: DiskRange) -> Option<bool> {
-        let overlay = self.context.overlays.get(usize::from(disk).checked_sub(1)?)?;
+        let overlay = self.source.overlays.get(usize::from(disk).checked_sub(1)?)?;
         Some(overlay.is_rewritten(range))
     }
 

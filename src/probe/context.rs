@@ -1,0 +1,62 @@
+//! What a probe works with.
+
+use super::baseline::Baseline;
+use super::channel::Channel;
+use super::key::Key;
+use super::{Legs, Phase, ProbeError};
+use crate::appliance::Appliance;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use virt_bmap_agent_protocol::Sample;
+use virt_bmap_image::{Overlay, Source};
+use virt_bmap_map::Cause;
+
+/// What a probe works with.
+pub struct Context<'a> {
+    /// The running appliance.
+    pub appliance: &'a Appliance,
+    /// The host's end of the control disk.
+    pub channel: &'a Channel,
+    /// The guest's disks, in order.
+    pub disks: &'a [Arc<dyn Source>],
+    /// Keys of encrypted devices.
+    pub keys: &'a [Key],
+    /// Whether metadata, symbolic links and free space are mapped, too.
+    pub metadata: bool,
+    /// Which copies are in the map.
+    pub legs: Legs,
+    /// Which extents get a spot check; `None` if each file is read in full.
+    pub sample: Option<Sample>,
+    /// The earlier map of the guest, whose unchanged files are reused.
+    pub baseline: Option<&'a Arc<Baseline>>,
+    /// The overlays of the disks, in order.
+    pub overlays: &'a [Arc<Overlay>],
+    /// Filesystems that are not read, and why.
+    pub left_out: &'a BTreeMap<String, Cause>,
+    /// Called at the begin of each phase.
+    pub phase: &'a dyn Fn(Phase),
+}
+
+impl Context<'_> {
+    /// Adds a warning about a device.
+    pub(super) fn warn(&self, device: &str, cause: Cause) {
+        self.channel.with(|_, warnings| warnings.on_device(device, cause));
+    }
+
+    /// Checks that the appliance still answers.
+    ///
+    /// # Errors
+    /// [`ProbeError::Died`] or [`ProbeError::Crashed`]
+    pub(super) fn still_alive(&self, during: &str) -> Result<(), ProbeError> {
+        self.appliance.shell("true").map(drop).map_err(|_| self.died(during))
+    }
+
+    /// The error for an appliance that does not answer any more.
+    pub(super) fn died(&self, during: &str) -> ProbeError {
+        let (during, console) = (during.to_owned(), self.appliance.console());
+        match console.panic() {
+            Some(panic) => ProbeError::Crashed { during, panic },
+            None => ProbeError::Died { during, console: console.tail() },
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Mounting filesystems in the appliance: options, missing devices, replayed journals.
+
+use super::ProbeError;
+use super::context::Context;
+use crate::appliance::Content;
+use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_map::Cause;
+
+/// Mounts a file system; `false`: it cannot be mounted, which has been noted.
+pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool, ProbeError> {
+    let device = &filesystem.device;
+    let kind = filesystem.kind.clone().unwrap_or_default();
+    let facts = kind.facts();
+    let is_subvolume = device.starts_with("btrfsvol:");
+    let mut options = "ro,nodev,nosuid,noexec".to_owned();
+    let own = facts.mount_options.filter(|_| !is_subvolume);
+    for option in own.into_iter().chain(facts.metadata_option.filter(|_| context.metadata)) {
+        options.push(',');
+        options.push_str(option);
+    }
+    context.channel.begin_mount();
+    let mounted = if context.metadata && !is_subvolume {
+        // Told the type, mount does not look for it all over the device.
+        context.appliance.call(|g| g.mount_vfs(&options, kind.name(), device, "/"))
+    } else {
+        context.appliance.call(|g| g.mount_options(&options, device, "/"))
+    };
+    match mounted {
+        Ok(()) => Ok(true),
+        Err(_) if mount_degraded(context, &options, facts.degraded_option, device) => Ok(true),
+        Err(error) => {
+            context.still_alive(&format!("{device} was being mounted"))?;
+            let (filesystem, error) = (kind.to_string(), error.to_string());
+            context.warn(device, Cause::MountFailed { filesystem, error });
+            Ok(false)
+        }
+    }
+}
+
+/// Mounts a file system that lacks a device, if there is an option for that.
+fn mount_degraded(context: &Context<'_>, options: &str, degraded: Option<&str>, device: &str) -> bool {
+    let Some(degraded) = degraded else { return false };
+    let options = format!("{options},{degraded}");
+    let is_mounted = context.appliance.call(|g| g.mount_options(&options, device, "/")).is_ok();
+    if is_mounted {
+        context.warn(device, Cause::FilesystemDeviceMissing);
+    }
+    is_mounted
+}
+
+/// Says so if mounting a file system has just changed it. Whether all of that is on the disks: after a replay ext4 waits
+/// for it, but not after it has cleaned up files that were deleted while they were open.
+pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
+    /// What drivers that replay a journal say then, in lower case.
+    const SAID: [&str; 6] = [
+        "recovery complete",
+        "ending recovery",
+        "log replay",
+        "recover_inode: ino",
+        "recover_dentry: ino",
+        "recover_data: ino",
+    ];
+    let Some(facts) = filesystem.kind.as_ref().map(FsKind::facts).filter(|facts| facts.has_journal)
+    else {
+        return false;
+    };
+    let Ok(said) = context.appliance.kernel_log() else { return false };
+    let said = said.to_ascii_lowercase();
+    let was_cleaned = said.contains("orphan");
+    let was_replayed = SAID.iter().any(|words| said.contains(words));
+    if was_replayed {
+        context.warn(&filesystem.device, Cause::JournalReplayed);
+    }
+    !(was_cleaned || was_replayed && facts.replays_in_memory)
+}
+
+pub(super) fn unmount(context: &Context<'_>, filesystem: &Content) -> Result<(), ProbeError> {
+    context.appliance
+        .call(guestfs::Handle::umount_all)
+        .map_err(|_| context.died(&format!("{} was being unmounted", filesystem.device)))
+}

@@ -1,0 +1,131 @@
+//! A walk: the agent lists one mounted filesystem and reads its files.
+
+use super::ProbeError;
+use super::baseline::{Baseline, Blocks, InodeSource, Inodes};
+use super::channel::{ChannelError, WalkContext};
+use super::context::Context;
+use super::device::Device;
+use super::devices::Layouts;
+use super::layout::Layout;
+use super::metadata;
+use super::mount::{mount, unmount};
+use crate::appliance::{Content, SYSROOT};
+use std::sync::Arc;
+use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
+use virt_bmap_agent_protocol::{Listings, Sample, Task, WalkPlan};
+use virt_bmap_map::{Cause, MOST_DIGESTS};
+
+/// `is_settled`: its inodes lie on the disks as they are, and not still in memory.
+pub(super) fn walk(
+    context: &Context<'_>,
+    filesystem: &Content,
+    layouts: &Layouts,
+    is_settled: bool,
+) -> Result<(), ProbeError> {
+    let layout = layouts.by_path.get(&filesystem.device);
+    let note_busy = || context.channel.note_busy();
+    let inodes = if context.metadata { None } else { inodes(context, filesystem, layout, is_settled, &note_busy) };
+    let inodes = inodes.as_ref();
+    match walk_as(context, filesystem, layouts, context.sample, context.baseline, inodes) {
+        Err(ProbeError::Channel(error @ (ChannelError::ExtentMismatch | ChannelError::Damaged))) => {
+            tracing::debug!("{}: all of each file is read: {error}", filesystem.device);
+            context.channel.forget_walk();
+            unmount(context, filesystem)?;
+            if mount(context, filesystem)? {
+                walk_as(context, filesystem, layouts, None, None, inodes)
+            } else {
+                Ok(())
+            }
+        }
+        result => result,
+    }
+}
+
+fn walk_as(
+    context: &Context<'_>,
+    filesystem: &Content,
+    layouts: &Layouts,
+    sample: Option<Sample>,
+    baseline: Option<&Arc<Baseline>>,
+    inodes: Option<&Inodes<'_>>,
+) -> Result<(), ProbeError> {
+    let device = filesystem.device.clone();
+    let mut walk = WalkContext {
+        device: device.clone(),
+        kind: filesystem.kind.clone().unwrap_or_default(),
+        layout: layouts.by_path.get(&device).cloned(),
+        devices: layouts.by_number.clone(),
+        legs: context.legs,
+        metadata: context.metadata,
+        sample,
+        baseline: baseline.cloned(),
+        unchanged: None,
+        overlays: context.overlays.to_vec(),
+    };
+    let (order, asks) = (walk.read_order(), walk.reuses_files());
+    let mut listings = Listings::default();
+    if let (true, Some(baseline), Some(inodes)) = (asks, baseline, inodes)
+        && let Some((unchanged, host_listings)) = inodes.unchanged(device.as_bytes(), &walk.kind, baseline)
+    {
+        (walk.unchanged, listings) = (Some(Arc::new(unchanged)), host_listings);
+    }
+    let known = walk.unchanged.iter().flat_map(|unchanged| unchanged.files.keys().copied()).collect();
+    let (sequence, first) = context.channel.begin_walk(walk);
+    let mut lookahead = inodes.map(Inodes::parts).unwrap_or_default();
+    lookahead.truncate(LOOKAHEAD_PARTS);
+    let (root, metadata) = (SYSROOT.to_owned(), context.metadata);
+    let plan = WalkPlan { sequence, first, root, order, metadata, asks, known, listings, lookahead };
+    context.channel.hand_over(&Task::Walk(plan))?;
+    let walked = context.appliance.work();
+    let ended = context.channel.end();
+    match (walked, ended) {
+        (Ok(()), Ok(remains)) if context.metadata => {
+            let layout = layouts.by_path.get(&device).map(|layout| &**layout);
+            metadata::filesystem(context, filesystem, layout, &remains)
+        }
+        (Ok(()), ended) => {
+            ended?;
+            if let Some(inodes) = inodes {
+                note_digests(context, &device, inodes);
+            }
+            Ok(())
+        }
+        // What it said wrong is why it was cut off.
+        (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
+        (Err(error), _) => {
+            context.still_alive(&format!("{device} was being read"))?;
+            context.warn(&device, Cause::WalkCutShort { error: virt_bmap_ranges::error_chain(&error) });
+            Ok(())
+        }
+    }
+}
+
+/// The inodes of a mounted filesystem; `None` if their place is not known.
+fn inodes<'a>(
+    context: &'a Context<'a>,
+    filesystem: &Content,
+    layout: Option<&Arc<Layout>>,
+    is_settled: bool,
+    note_busy: &'a dyn Fn(),
+) -> Option<Inodes<'a>> {
+    let layout = layout?;
+    let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, layout.size());
+    let source =
+        InodeSource { disks: context.disks, overlays: context.overlays, legs: context.legs, note_busy };
+    Inodes::of(source, &device, filesystem.kind.as_ref()?, layout, is_settled)
+}
+
+/// Puts the inode digests of the filesystem that was walked into the map's header.
+fn note_digests(context: &Context<'_>, device: &str, inodes: &Inodes<'_>) {
+    let (numbers, unsure) = context.channel.take_inodes();
+    let blocks: Blocks = context.channel.with(|found, _| found.directory_pieces().collect());
+    let Some(digests) = inodes.digests(numbers, unsure, &blocks) else { return };
+    context.channel.with(|found, _| {
+        let filesystems = &mut found.header_mut().filesystems;
+        let held: usize = filesystems.iter().map(|filesystem| filesystem.inodes.len()).sum();
+        let last = filesystems.last_mut().filter(|last| last.device == device.as_bytes());
+        if let Some(last) = last.filter(|_| held + digests.len() <= MOST_DIGESTS) {
+            last.inodes = digests;
+        }
+    });
+}
