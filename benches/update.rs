@@ -94,7 +94,7 @@ impl Times {
         for (best, run) in [(&mut self.scratch, scratch), (&mut self.update, update)] {
             *best = [best[0].min(run.reading), best[1].min(run.mapped.elapsed)];
         }
-        self.taken_over = update.mapped.taken_over;
+        self.taken_over = update.mapped.reused;
         println!(
             "{}: {:.2} s of {:.1} s from scratch, {:.2} s of {:.1} s updated; {} of {} files were taken over",
             self.name,

@@ -19,7 +19,7 @@ use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::mapper::{Cancel, GuestDisk, MapError, Mapped, MapperOptions, map_guest};
 use virt_bmap::probe::baseline::Baseline;
-use virt_bmap::probe::unlock::Key;
+use virt_bmap::probe::key::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
 use virt_bmap_image::ImageFormat;
 use virt_bmap_map::output::Output;
@@ -394,7 +394,7 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions)
             c.files
         );
         if options.baseline.is_some() {
-            note!("{} files were taken over from the earlier map, and not read", mapped.taken_over);
+            note!("{} files were taken over from the earlier map, and not read", mapped.reused);
         }
         note!(
             "wrote {} in {:.1} s, {} warnings",

@@ -64,7 +64,12 @@ pub(super) fn each_filesystem(
 }
 
 /// Notes that it is not known what a device holds.
-fn explain_unknown(context: &Context<'_>, inventory: &Inventory, layouts: &HashMap<String, Layout>, device: &str) {
+fn explain_unknown(
+    context: &Context<'_>,
+    inventory: &Inventory,
+    layouts: &HashMap<String, Layout>,
+    device: &str,
+) {
     let is_disk = inventory.disks.iter().any(|disk| disk.path == *device);
     if is_blank(context, layouts.get(device)) {
         context.warn(device, Cause::Blank { disk: is_disk });

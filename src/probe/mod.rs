@@ -1,28 +1,47 @@
-//! What is read in the appliance, in which order, and what it is called.
+//! Decides what is read in the appliance and in which order, and gives names to what was read.
 //!
-//! * [`survey`] goes through the devices and file systems, with the agent that is uploaded into the
-//!   appliance;
-//! * [`guestfsd`] does the same with the calls that every libguestfs has, a hundred times more slowly;
+//! ```text
+//! survey ─┬─► unlock                            guestfsd (without the agent)
+//!         ├─► devices ─► layout                     │
+//!         ├─► filesystems ─► mount ◄────────────────┘
+//!         ├─► walk ─► channel ─┬─► layout
+//!         │                    ├─► baseline ─► layout
+//!         │                    └─► found, warnings
+//!         └─► metadata ─► channel (for what a walk leaves to the metadata)
+//!
+//! all but channel, layout, baseline, found, warnings ─► context ─► channel, baseline, key
+//! ```
+//!
+//! * [`survey`] is the order of work with the agent, [`guestfsd`] the same work with the calls that every
+//!   libguestfs has, a hundred times more slowly;
+//! * [`context`] is what both work with;
+//! * `devices` makes the objects of disks, partitions and volumes, and proves their layouts; `degraded`
+//!   warns of missing members, [`unlock`] opens encrypted devices with a [`key`];
+//! * `filesystems` chooses what is mounted, `mount` mounts it, `walk` has the agent walk it;
 //! * [`channel`] is the host's end of the agent's control disk;
-//! * [`metadata`] is about what belongs to no file;
-//! * [`baseline`] is what an earlier map knows, so that it need not be read again, `inodes` which files need not even be
-//!   looked at;
-//! * [`layout`] says where a device's bytes lie on the disks, as far as the kernel's tables tell;
-//! * [`found`] is the objects on their way into the map, [`warnings`] what could not be examined;
-//! * [`unlock`] is about encrypted devices.
+//! * [`layout`] computes where a device's bytes lie on the disks;
+//! * [`baseline`] is the earlier map of an update, and the digests of inodes;
+//! * [`metadata`] makes the objects of what belongs to no file;
+//! * [`found`] holds the objects on their way into the map, [`warnings`] what could not be examined.
 
 pub mod baseline;
 pub mod channel;
+pub mod context;
+mod degraded;
 mod device;
+mod devices;
 mod expected;
+mod filesystems;
 pub mod found;
 pub mod guestfsd;
-mod inodes;
+pub mod key;
 pub mod layout;
 pub mod metadata;
+mod mount;
 mod superblock;
 pub mod survey;
 pub mod unlock;
+mod walk;
 pub mod warnings;
 
 use crate::appliance::{AgentError, CallError};

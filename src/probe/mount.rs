@@ -60,8 +60,7 @@ pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
         "recover_dentry: ino",
         "recover_data: ino",
     ];
-    let Some(facts) = filesystem.kind.as_ref().map(FsKind::facts).filter(|facts| facts.has_journal)
-    else {
+    let Some(facts) = filesystem.kind.as_ref().map(FsKind::facts).filter(|facts| facts.has_journal) else {
         return false;
     };
     let Ok(said) = context.appliance.kernel_log() else { return false };
@@ -75,7 +74,8 @@ pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
 }
 
 pub(super) fn unmount(context: &Context<'_>, filesystem: &Content) -> Result<(), ProbeError> {
-    context.appliance
+    context
+        .appliance
         .call(guestfs::Handle::umount_all)
         .map_err(|_| context.died(&format!("{} was being unmounted", filesystem.device)))
 }

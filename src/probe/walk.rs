@@ -24,7 +24,8 @@ pub(super) fn walk(
 ) -> Result<(), ProbeError> {
     let layout = layouts.by_path.get(&filesystem.device);
     let note_busy = || context.channel.note_busy();
-    let inodes = if context.metadata { None } else { inodes(context, filesystem, layout, is_settled, &note_busy) };
+    let inodes =
+        if context.metadata { None } else { inodes(context, filesystem, layout, is_settled, &note_busy) };
     let inodes = inodes.as_ref();
     match walk_as(context, filesystem, layouts, context.sample, context.baseline, inodes) {
         Err(ProbeError::Channel(error @ (ChannelError::ExtentMismatch | ChannelError::Damaged))) => {

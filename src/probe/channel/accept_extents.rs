@@ -6,9 +6,11 @@
 //! something has been written since the image was opened, because only a read tells whether that is still
 //! what the image holds.
 
-use super::super::expected::Expectation;
-use super::walk::{Expected, Walk, attribute};
-use super::{ChannelError, ObjectNumber, State};
+use super::batch::BatchFile;
+use super::state::State;
+use super::walk::Walk;
+use super::{ChannelError, ObjectNumber};
+use crate::probe::expected::Expectation;
 use crate::recorder::Recording;
 use virt_bmap_agent_protocol::{End, Sample};
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range, RangeSet};
@@ -23,7 +25,7 @@ impl Walk {
         &self,
         sample: Sample,
         id: ObjectNumber,
-        file: &'a Expected,
+        file: &'a BatchFile,
     ) -> impl Iterator<Item = End> + 'a {
         let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
         sample.ends(id, file.extents.as_deref().unwrap_or_default(), file.size, block)
@@ -34,15 +36,15 @@ impl Walk {
         &self,
         sample: Sample,
         id: ObjectNumber,
-        file: &Expected,
+        file: &BatchFile,
     ) -> Option<RangeSet<DeviceOffset>> {
         self.ends(sample, id, file).map(|end| Range::at(DeviceOffset(end.physical), end.length)).collect()
     }
 
     /// Where a file lies if the kernel's word is taken for it; `None` where it does not tell exactly, or where
     /// a read may find what is not the image's.
-    pub(super) fn expected_blocks(&self, file: &Expected) -> Option<Recording> {
-        let layout = self.layout.as_deref().filter(|layout| !layout.is_partial())?;
+    pub(super) fn expected_blocks(&self, file: &BatchFile) -> Option<Recording> {
+        let layout = self.placement.layout.as_deref().filter(|layout| !layout.is_partial())?;
         let Expectation::Blocks(blocks) = self.expectation(file) else { return None };
         let mut places = Recording::default();
         for range in blocks.iter() {
@@ -61,15 +63,15 @@ impl State {
         reads: Option<Vec<(DiskNumber, DiskRange)>>,
     ) -> Result<(), ChannelError> {
         let walk = &self.walk;
-        let file = |id: &ObjectNumber| walk.places_of_ends(sample, *id, walk.files.get(id)?);
+        let file = |id: &ObjectNumber| walk.places_of_ends(sample, *id, walk.batch.files.get(id)?);
         let ends: Vec<Option<RangeSet<DeviceOffset>>> = ids.iter().map(file).collect();
         let read = Recording::from_iter(reads.unwrap_or_default());
         self.snapshot.bytes += read.bytes();
-        let on_device = walk.layout.as_deref().and_then(|layout| layout.to_device(&read));
+        let on_device = walk.placement.layout.as_deref().and_then(|layout| layout.to_device(&read));
         for (id, is_verified) in ids.iter().zip(verified(&ends, on_device)) {
             if is_verified {
                 self.accept_extents(*id)?;
-            } else if let Some(file) = self.walk.files.get_mut(id) {
+            } else if let Some(file) = self.walk.batch.files.get_mut(id) {
                 file.unexpected = Some(Recording::default());
             }
         }
@@ -78,26 +80,25 @@ impl State {
 
     /// Gives a file what the kernel promises of it, or has it read.
     fn accept_extents(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
-        let Some(mut file) = self.walk.files.remove(&id) else { return Ok(()) };
+        let Some(mut file) = self.walk.batch.files.remove(&id) else { return Ok(()) };
         if let Some(expected) = self.walk.expected_blocks(&file) {
             self.snapshot.bytes += expected.bytes();
             let extents = file.extents.as_deref().unwrap_or_default();
-            let Walk { context, layout, remains, .. } = &mut self.walk;
-            attribute(&mut self.found, id, &expected, extents, layout.as_deref(), context, remains)?;
+            self.walk.placement.attribute(&mut self.found, id, &expected, extents)?;
             file.is_placed = true;
             file.is_placed_nowhere &= expected.is_empty();
         } else {
             file.unexpected = Some(Recording::default());
         }
-        self.walk.files.insert(id, file);
+        self.walk.batch.files.insert(id, file);
         Ok(())
     }
 
     /// Gives the files of the batch that are in no sample, and so were not read, what the kernel promises.
     pub(super) fn accept_remaining_extents(&mut self) -> Result<(), ChannelError> {
         let walk = &self.walk;
-        let Some(sample) = walk.sample else { return Ok(()) };
-        let is_left = |(id, file): (&ObjectNumber, &Expected)| {
+        let Some(sample) = walk.spot_checks.sample else { return Ok(()) };
+        let is_left = |(id, file): (&ObjectNumber, &BatchFile)| {
             let is_read = file.is_placed || file.unexpected.is_some();
             let is_odd = file.is_system || file.is_link;
             let is_promised = || match walk.expectation(file) {
@@ -107,7 +108,7 @@ impl State {
             let left = !is_read && !is_odd && is_promised() && walk.ends(sample, *id, file).next().is_none();
             left.then_some(*id)
         };
-        let left: Vec<ObjectNumber> = walk.files.iter().filter_map(is_left).collect();
+        let left: Vec<ObjectNumber> = walk.batch.files.iter().filter_map(is_left).collect();
         left.into_iter().try_for_each(|id| self.accept_extents(id))
     }
 
@@ -115,10 +116,14 @@ impl State {
     ///
     /// # Errors
     /// [`ChannelError::ExtentMismatch`] when that has happened too often to believe what was said of others.
-    pub(super) fn note_lie(&mut self) -> Result<(), ChannelError> {
-        let Some(sample) = self.walk.sample else { return Ok(()) };
-        self.walk.mismatches += u64::from(sample.every.get());
-        if self.walk.mismatches > MOST_MISMATCHES { Err(ChannelError::ExtentMismatch) } else { Ok(()) }
+    pub(super) fn note_mismatch(&mut self) -> Result<(), ChannelError> {
+        let Some(sample) = self.walk.spot_checks.sample else { return Ok(()) };
+        self.walk.spot_checks.mismatches += u64::from(sample.every.get());
+        if self.walk.spot_checks.mismatches > MOST_MISMATCHES {
+            Err(ChannelError::ExtentMismatch)
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! What is known of a file system before the agent walks it.
 
-use super::Known;
 use crate::appliance::DeviceNumber;
 use crate::probe::Legs;
-use crate::probe::baseline::Baseline;
+use crate::probe::baseline::{Baseline, UnchangedObjects};
 use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use std::collections::HashMap;
@@ -31,7 +30,7 @@ pub struct WalkContext {
     /// An earlier map of the guest, of which is taken over what is as it was.
     pub baseline: Option<Arc<Baseline>>,
     /// Files and directories of it that need not be looked at.
-    pub known: Option<Arc<Known>>,
+    pub unchanged: Option<Arc<UnchangedObjects>>,
     /// What the appliance has written to the disks, in order.
     pub overlays: Vec<Arc<Overlay>>,
 }
@@ -41,14 +40,14 @@ impl WalkContext {
     pub fn read_order(&self) -> ReadOrder {
         match self.sample {
             Some(sample) if self.accepts_extents() => ReadOrder::Ends(sample),
-            _ if self.is_told() && !self.kind.facts().has_address_space => ReadOrder::Series,
+            _ if self.has_whole_layout() && !self.kind.facts().has_address_space => ReadOrder::Series,
             _ => ReadOrder::Tags,
         }
     }
 
     /// Whether it is known where the file system's device lies. Where a member is missing, others are read in place of
     /// what it held.
-    fn is_told(&self) -> bool {
+    fn has_whole_layout(&self) -> bool {
         self.layout.as_ref().is_some_and(|layout| !layout.is_partial())
     }
 
@@ -57,11 +56,11 @@ impl WalkContext {
     fn accepts_extents(&self) -> bool {
         let is_one = !self.kind.facts().has_address_space
             && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
-        self.is_told() && (is_one || self.legs == Legs::All)
+        self.has_whole_layout() && (is_one || self.legs == Legs::All)
     }
 
     /// Whether files may be taken over from an earlier map, so that the agent has to ask which to read.
-    pub fn takes_over(&self) -> bool {
+    pub fn reuses_files(&self) -> bool {
         self.baseline.is_some() && self.accepts_extents()
     }
 

@@ -3,8 +3,9 @@
 //! A directory's blocks are its own alone, and where they lie has been told before, so a read is the directory's
 //! in whose blocks it lies.
 
-use super::walk::{Walk, attribute};
-use super::{ChannelError, ObjectNumber, State};
+use super::state::State;
+use super::walk::Walk;
+use super::{ChannelError, ObjectNumber};
 use crate::recorder::{Recorder, Recording};
 use std::collections::HashMap;
 use virt_bmap_agent_protocol::record::Extent;
@@ -16,23 +17,23 @@ impl State {
         ids: Vec<ObjectNumber>,
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
-        let is_told = |id: &ObjectNumber| self.walk.directories.contains_key(id);
-        let makes_sense = self.walk.layout.is_some() && !self.walk.context.metadata;
+        let is_told = |id: &ObjectNumber| self.walk.directories.extents.contains_key(id);
+        let makes_sense = self.walk.placement.layout.is_some() && !self.walk.context.metadata;
         if !makes_sense || !ids.iter().all(is_told) {
-            return Err(ChannelError::Nonsense("a listing of what is no directory of known place"));
+            return Err(ChannelError::Protocol("a listing of what is no directory of known place"));
         }
         self.tag(0, false, recorder)?;
         recorder.begin_series();
-        self.walk.listing = ids;
+        self.walk.directories.listing = ids;
         Ok(())
     }
 
     /// Gives each directory its reads. What is nobody's is metadata, which is not wanted.
     pub(super) fn end_listing(&mut self, reads: &[(DiskNumber, DiskRange)]) -> Result<(), ChannelError> {
-        let ids = std::mem::take(&mut self.walk.listing);
+        let ids = std::mem::take(&mut self.walk.directories.listing);
         let mut blocks: Vec<(Range<DeviceOffset>, ObjectNumber)> = Vec::new();
         for id in &ids {
-            for extent in self.walk.directories.get(id).into_iter().flatten() {
+            for extent in self.walk.directories.extents.get(id).into_iter().flatten() {
                 blocks.extend(
                     Range::at(DeviceOffset(extent.physical), extent.length).map(|range| (range, *id)),
                 );
@@ -42,8 +43,12 @@ impl State {
         let mut recordings: HashMap<ObjectNumber, Recording> = HashMap::new();
         for &(disk, range) in reads {
             let read = Recording::from_iter([(disk, range)]);
-            let Some((layout, on_device)) =
-                self.walk.layout.as_deref().and_then(|layout| Some((layout, layout.to_device(&read)?)))
+            let Some((layout, on_device)) = self
+                .walk
+                .placement
+                .layout
+                .as_deref()
+                .and_then(|layout| Some((layout, layout.to_device(&read)?)))
             else {
                 continue;
             };
@@ -62,9 +67,9 @@ impl State {
         for id in ids {
             let recording = recordings.remove(&id).unwrap_or_default();
             self.snapshot.bytes += recording.bytes();
-            let Walk { directories, context, layout, remains, .. } = &mut self.walk;
-            let extents: &[Extent] = directories.get(&id).map_or(&[], Vec::as_slice);
-            attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+            let Walk { directories, placement, .. } = &mut self.walk;
+            let extents: &[Extent] = directories.extents.get(&id).map_or(&[], Vec::as_slice);
+            placement.attribute(&mut self.found, id, &recording, extents)?;
             self.walk.forget_directory(id);
         }
         Ok(())

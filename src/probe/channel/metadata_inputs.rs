@@ -1,13 +1,71 @@
-//! What a walk gathers for the metadata objects, when they are wanted.
+//! What a walk gathers for the metadata objects.
 
-use super::super::layout::Layout;
-use super::super::metadata::Inline;
-use super::walk::{Expected, Walk};
-use super::{ChannelError, ObjectNumber};
+use super::ChannelError;
+use super::batch::BatchFile;
+use super::walk::Walk;
+use crate::probe::found::ObjectNumber;
+use crate::probe::layout::Layout;
 use crate::recorder::Recording;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_agent_protocol::record::{self, Extent, Owner};
-use virt_bmap_ranges::{DeviceOffset, Range};
+use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
+
+/// Most ranges of a device whose use the agent may report.
+const MOST_PIECES: usize = 1 << 24;
+
+/// What a walk leaves over for the metadata objects. Empty unless they are wanted.
+#[derive(Debug, Default)]
+pub struct MetadataInputs {
+    /// What was read on no object's behalf.
+    pub(in crate::probe) untagged: Recording,
+    /// What files and directories own.
+    pub(in crate::probe) owned: Recording,
+    /// What the file system says of its blocks.
+    pub(in crate::probe) spaces: BTreeMap<Owner, RangeSet<DeviceOffset>>,
+    pub(in crate::probe) pieces: usize,
+    /// Extended attributes, by the number of the object that has them.
+    pub(in crate::probe) attributes: BTreeMap<ObjectNumber, AttributeBlocks>,
+    /// Objects whose data lies in metadata.
+    pub(in crate::probe) inline: Vec<Inline>,
+    /// The extents of NTFS's `$MFT`.
+    pub(in crate::probe) mft: Vec<Extent>,
+    /// Of a btrfs, what its addresses are of, and its devices.
+    pub(in crate::probe) address_space: Option<Arc<Layout>>,
+    pub(in crate::probe) members: Vec<Arc<Layout>>,
+}
+
+/// Extended attributes of an object.
+#[derive(Debug, Default)]
+pub(in crate::probe) struct AttributeBlocks {
+    /// What was read of them.
+    pub(in crate::probe) recording: Recording,
+    /// Where the kernel says that they lie.
+    pub(in crate::probe) extents: Vec<Extent>,
+}
+
+/// Where an object's data lies that has no blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::probe) enum Inline {
+    /// At this byte of the device.
+    Block { object: ObjectNumber, at: u64 },
+    /// In the record of this inode in `$MFT`.
+    Record { object: ObjectNumber, inode: u64 },
+}
+
+impl MetadataInputs {
+    /// Takes in what pieces of the device are for; `false`: they make no sense.
+    pub(in crate::probe) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> bool {
+        self.pieces += pieces.len();
+        let blocks = self.spaces.entry(owner).or_default();
+        self.pieces <= MOST_PIECES
+            && pieces.iter().all(|&(start, length)| {
+                let range = Range::at(DeviceOffset(start), length);
+                range.map(|range| blocks.insert(range)).is_some()
+            })
+    }
+}
 
 impl Walk {
     /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them on demand.
@@ -21,7 +79,7 @@ impl Walk {
     }
 
     /// Whether files of this size lie in a record of NTFS's `$MFT` when they have no blocks.
-    pub(super) fn is_resident(&self, file: &Expected) -> bool {
+    pub(super) fn is_resident(&self, file: &BatchFile) -> bool {
         let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
         self.context.kind == FsKind::Ntfs
             && file.is_placed_nowhere
@@ -32,21 +90,21 @@ impl Walk {
     /// Takes in what was read on no object's behalf.
     pub(super) fn untagged(&mut self, recording: &Recording) {
         if self.context.metadata {
-            self.remains.untagged.extend(recording.iter());
+            self.placement.inputs.untagged.extend(recording.iter());
         }
     }
 
     /// Takes in what pieces of the device are for.
     pub(super) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> Result<(), ChannelError> {
         if !self.context.metadata {
-            return Err(ChannelError::Nonsense("the use of space, which was not asked for"));
+            return Err(ChannelError::Protocol("the use of space, which was not asked for"));
         }
-        let makes_sense = self.remains.space(owner, pieces);
-        if makes_sense { Ok(()) } else { Err(ChannelError::Nonsense("an impossible use of space")) }
+        let makes_sense = self.placement.inputs.space(owner, pieces);
+        if makes_sense { Ok(()) } else { Err(ChannelError::Protocol("an impossible use of space")) }
     }
 
     /// Notes where the data of a file lies that has no blocks.
-    pub(super) fn note_inline(&mut self, object: ObjectNumber, file: &Expected) {
+    pub(super) fn note_inline(&mut self, object: ObjectNumber, file: &BatchFile) {
         if !self.context.metadata {
             return;
         }
@@ -56,7 +114,7 @@ impl Walk {
         let inline = file.extents.iter().flatten().filter(is_inline);
         let places = inline.map(|extent| Inline::Block { object, at: extent.physical });
         let record = self.is_resident(file).then_some(Inline::Record { object, inode: file.inode });
-        self.remains.inline.extend(places.chain(record));
+        self.placement.inputs.inline.extend(places.chain(record));
     }
 }
 

@@ -1,9 +1,11 @@
 //! Whose what was read is: tags, series and batches, and what was expected of each file.
 
+use super::batch::BatchFile;
 use super::metadata_inputs::places_of;
 use super::series::assign;
-use super::walk::{Expected, Walk, attribute, give};
-use super::{ChannelError, FIRST_PROOF, State};
+use super::state::State;
+use super::walk::Walk;
+use super::{ChannelError, FIRST_PROOF};
 use crate::probe::expected::{Expectation, PlacedRange, places};
 use crate::probe::found::{FoundError, ObjectNumber};
 use crate::recorder::{Recorder, Recording, Tag};
@@ -14,13 +16,13 @@ use virt_bmap_map::{Marks, PieceFlags, Role};
 impl State {
     pub(super) fn tag(&mut self, id: u32, reset: bool, recorder: &Recorder) -> Result<(), ChannelError> {
         if id >= FIRST_PROOF && self.walk.first != 0 {
-            return Err(ChannelError::Nonsense("a proof during a walk"));
+            return Err(ChannelError::Protocol("a proof during a walk"));
         }
         if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
-            return Err(ChannelError::Nonsense("a tag that is no object"));
+            return Err(ChannelError::Protocol("a tag that is no object"));
         }
         if id < FIRST_PROOF && id & ATTRIBUTES != 0 && !self.walk.context.metadata {
-            return Err(ChannelError::Nonsense("attributes, which were not asked for"));
+            return Err(ChannelError::Protocol("attributes, which were not asked for"));
         }
         self.end_series(recorder)?;
         let before = recorder.tag();
@@ -29,7 +31,7 @@ impl State {
             Some(Tag(before)) => self.recorded(before, recording)?,
             None => self.walk.untagged(&recording),
         }
-        if reset && let Some(file) = self.walk.files.get_mut(&id) {
+        if reset && let Some(file) = self.walk.batch.files.get_mut(&id) {
             file.unexpected = None;
         }
         Ok(())
@@ -40,31 +42,31 @@ impl State {
         ids: Vec<ObjectNumber>,
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
-        if !ids.iter().all(|id| self.walk.files.contains_key(id)) {
-            return Err(ChannelError::Nonsense("a series of what is no file of the batch"));
+        if !ids.iter().all(|id| self.walk.batch.files.contains_key(id)) {
+            return Err(ChannelError::Protocol("a series of what is no file of the batch"));
         }
         self.tag(0, false, recorder)?;
         recorder.begin_series();
-        self.walk.series = ids;
+        self.walk.batch.series = ids;
         Ok(())
     }
 
     /// Gives each file of the series its reads.
     pub(super) fn end_series(&mut self, recorder: &Recorder) -> Result<(), ChannelError> {
         let Some(series) = recorder.end_series() else { return Ok(()) };
-        if !self.walk.listing.is_empty() {
+        if !self.walk.directories.listing.is_empty() {
             return self.end_listing(&series.into_first_reads());
         }
-        let ids = std::mem::take(&mut self.walk.series);
+        let ids = std::mem::take(&mut self.walk.batch.series);
         let reads = series.into_reads();
-        if let Some(sample) = self.walk.sample {
+        if let Some(sample) = self.walk.spot_checks.sample {
             return self.ends_recorded(sample, &ids, reads);
         }
         let reads = reads.unwrap_or_default();
-        let Some(layout) = self.walk.layout.clone() else {
-            return Err(ChannelError::Nonsense("a series on a device of unknown place"));
+        let Some(layout) = self.walk.placement.layout.clone() else {
+            return Err(ChannelError::Protocol("a series on a device of unknown place"));
         };
-        let files = ids.iter().filter_map(|id| self.walk.files.get(id));
+        let files = ids.iter().filter_map(|id| self.walk.batch.files.get(id));
         let expectations: Vec<Expectation> = files.map(|file| self.walk.expectation(file)).collect();
         for (id, recording) in ids.into_iter().zip(assign(&reads, &expectations, &layout)) {
             self.recorded(id, recording)?;
@@ -75,18 +77,18 @@ impl State {
     /// A batch ends; if it was not read as expected, the agent is to read some of it again, and then it ends
     /// once more.
     pub(super) fn batch_end(&mut self) -> Result<(), ChannelError> {
-        if self.walk.reread.is_empty() {
+        if self.walk.batch.reread.is_empty() {
             self.accept_remaining_extents()?;
         }
-        let unexpected = self.walk.files.iter().filter(|(_, file)| file.unexpected.is_some());
+        let unexpected = self.walk.batch.files.iter().filter(|(_, file)| file.unexpected.is_some());
         let mut reread: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
-        if !self.walk.reread.is_empty() || reread.is_empty() {
+        if !self.walk.batch.reread.is_empty() || reread.is_empty() {
             return self.end_batch();
         }
         reread.sort_unstable();
         reread.truncate(FILES_PER_BATCH);
-        self.walk.answer.clone_from(&reread);
-        self.walk.reread = reread;
+        self.walk.batch.answer.clone_from(&reread);
+        self.walk.batch.reread = reread;
         Ok(())
     }
 
@@ -96,24 +98,24 @@ impl State {
         if id >= FIRST_PROOF {
             self.proofs.insert(id, recording);
         } else if id & ATTRIBUTES != 0 {
-            let attributes = self.walk.remains.attributes.entry(id & !ATTRIBUTES).or_default();
+            let attributes = self.walk.placement.inputs.attributes.entry(id & !ATTRIBUTES).or_default();
             attributes.recording.extend(recording.iter());
-        } else if self.walk.packed.is_some() {
+        } else if self.walk.batch.packed.is_some() {
             self.attribute_packed(id, &recording)?;
             if !recording.is_empty() {
-                self.walk.packed = Some(recording);
+                self.walk.batch.packed = Some(recording);
             }
-        } else if let Some(file) = self.walk.files.remove(&id) {
+        } else if let Some(file) = self.walk.batch.files.remove(&id) {
             let file = self.file_recorded(id, file, recording)?;
-            self.walk.files.insert(id, file);
+            self.walk.batch.files.insert(id, file);
         } else {
-            if self.walk.listed != id {
-                let before = std::mem::replace(&mut self.walk.listed, id);
+            if self.walk.directories.listed != id {
+                let before = std::mem::replace(&mut self.walk.directories.listed, id);
                 self.walk.forget_directory(before);
             }
-            let Walk { directories, context, layout, remains, .. } = &mut self.walk;
-            let extents: &[Extent] = directories.get(&id).map_or(&[], Vec::as_slice);
-            attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+            let Walk { directories, placement, .. } = &mut self.walk;
+            let extents: &[Extent] = directories.extents.get(&id).map_or(&[], Vec::as_slice);
+            placement.attribute(&mut self.found, id, &recording, extents)?;
         }
         Ok(())
     }
@@ -124,10 +126,10 @@ impl State {
         id: ObjectNumber,
         recording: &Recording,
     ) -> Result<(), FoundError> {
-        let Walk { context, layout, remains, .. } = &mut self.walk;
-        for place in places(recording, &[], layout.as_deref(), context.legs) {
+        let placement = &mut self.walk.placement;
+        for place in places(recording, &[], placement.layout.as_deref(), placement.legs) {
             let role = Role { flags: place.role.flags | PieceFlags::ENCODED, ..place.role };
-            give(&mut self.found, id, &PlacedRange { role, ..place }, context, remains)?;
+            placement.add_piece(&mut self.found, id, &PlacedRange { role, ..place })?;
         }
         Ok(())
     }
@@ -136,30 +138,29 @@ impl State {
     pub(super) fn file_recorded(
         &mut self,
         id: ObjectNumber,
-        mut file: Expected,
+        mut file: BatchFile,
         recording: Recording,
-    ) -> Result<Expected, ChannelError> {
+    ) -> Result<BatchFile, ChannelError> {
         file.is_placed_nowhere &= recording.is_empty();
         if file.is_system {
-            let Walk { context, layout, remains, .. } = &mut self.walk;
             let extents = file.extents.as_deref().unwrap_or_default();
             if file.inode == 0 {
-                remains.mft = extents.to_vec();
+                self.walk.placement.inputs.mft = extents.to_vec();
             }
-            let whole = places_of(extents, layout.as_deref()).unwrap_or(recording);
-            attribute(&mut self.found, id, &whole, extents, layout.as_deref(), context, remains)?;
+            let whole = places_of(extents, self.walk.placement.layout.as_deref()).unwrap_or(recording);
+            self.walk.placement.attribute(&mut self.found, id, &whole, extents)?;
             file.is_placed = true;
             return Ok(file);
         }
         let expectation = self.walk.expectation(&file);
-        let is_reread = self.walk.reread.contains(&id);
-        let is_met = expectation.is_met_by(&recording, self.walk.layout.as_deref(), is_reread);
+        let is_reread = self.walk.batch.reread.contains(&id);
+        let is_met = expectation.is_met_by(&recording, self.walk.placement.layout.as_deref(), is_reread);
         if !is_met && !is_reread {
             file.unexpected = Some(recording);
             return Ok(file);
         }
         if !is_met {
-            self.note_lie()?;
+            self.note_mismatch()?;
             self.warnings.count_not_exact(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
         } else if file.is_link && recording.bytes() == file.allocated {
@@ -171,11 +172,13 @@ impl State {
             self.warnings.count_rewritten(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
         }
-        let recording =
-            if is_met { expectation.share(recording, self.walk.layout.as_deref()) } else { recording };
+        let recording = if is_met {
+            expectation.share(recording, self.walk.placement.layout.as_deref())
+        } else {
+            recording
+        };
         let extents = file.extents.as_deref().unwrap_or_default();
-        let Walk { context, layout, remains, .. } = &mut self.walk;
-        attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+        self.walk.placement.attribute(&mut self.found, id, &recording, extents)?;
         file.unexpected = None;
         file.is_placed = true;
         Ok(file)
@@ -183,28 +186,27 @@ impl State {
 
     /// What was not read as expected, and not once more either, stays as it was read.
     pub(super) fn end_batch(&mut self) -> Result<(), ChannelError> {
-        for (id, file) in std::mem::take(&mut self.walk.files) {
+        for (id, file) in std::mem::take(&mut self.walk.batch.files) {
             self.found.mark(id, file.marks());
             if self.walk.is_resident(&file) || file.is_link && file.is_placed_nowhere {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }
             self.walk.note_inline(id, &file);
             self.walk.count_encrypted(&file);
-            let Walk { context, layout, remains, .. } = &mut self.walk;
             if file.unexpected.is_some() {
-                self.warnings.count_not_exact(&context.device);
+                self.warnings.count_not_exact(&self.walk.context.device);
                 self.found.mark(id, Marks::INEXACT);
             }
             if !file.is_placed {
                 // Of a file that was not read, what is allocated and was never written is known all the same.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
-                attribute(&mut self.found, id, &recording, extents, layout.as_deref(), context, remains)?;
+                self.walk.placement.attribute(&mut self.found, id, &recording, extents)?;
             }
         }
-        self.walk.reread.clear();
-        self.walk.answer.clear();
-        self.walk.extents_held = self.walk.directories.values().map(Vec::len).sum();
+        self.walk.batch.reread.clear();
+        self.walk.batch.answer.clear();
+        self.walk.extents_held = self.walk.directories.extents.values().map(Vec::len).sum();
         Ok(())
     }
 }

@@ -4,10 +4,12 @@
 //! only serves as the proof, because it has the same file in the same place. So the map comes out the same as
 //! without it.
 
-use super::super::baseline::{Baseline, Stamps};
-use super::super::expected::places;
-use super::walk::{Expected, Walk, give};
-use super::{ChannelError, ObjectNumber, State};
+use super::batch::BatchFile;
+use super::state::State;
+use super::walk::Walk;
+use super::{ChannelError, ObjectNumber};
+use crate::probe::baseline::{Baseline, FileStamps};
+use crate::probe::expected::places;
 
 impl Walk {
     /// Forgets the earlier map if it knew another file system here.
@@ -26,41 +28,41 @@ impl Walk {
 impl State {
     /// Takes over what can be of these files; the others are to be read.
     pub(super) fn select_files(&mut self, ids: Vec<ObjectNumber>) -> Result<(), ChannelError> {
-        if !ids.iter().all(|id| self.walk.files.contains_key(id)) {
-            return Err(ChannelError::Nonsense("a choice of what is no file of the batch"));
+        if !ids.iter().all(|id| self.walk.batch.files.contains_key(id)) {
+            return Err(ChannelError::Protocol("a choice of what is no file of the batch"));
         }
         let mut due = Vec::new();
         for id in ids {
-            let Some(mut file) = self.walk.files.remove(&id) else { continue };
+            let Some(mut file) = self.walk.batch.files.remove(&id) else { continue };
             if !self.take_over(id, &mut file)? {
                 due.push(id);
             }
-            self.walk.files.insert(id, file);
+            self.walk.batch.files.insert(id, file);
         }
-        self.walk.answer = due;
+        self.walk.batch.answer = due;
         Ok(())
     }
 
     /// Gives a file what the kernel promises of it, if the earlier map has it in the same place and with the same stamps.
-    fn take_over(&mut self, id: ObjectNumber, file: &mut Expected) -> Result<bool, ChannelError> {
+    fn take_over(&mut self, id: ObjectNumber, file: &mut BatchFile) -> Result<bool, ChannelError> {
         if file.is_system || file.is_link || file.is_placed {
             return Ok(false);
         }
         let Some(expected) = self.walk.expected_blocks(file) else { return Ok(false) };
-        let Walk { context, layout, remains, .. } = &mut self.walk;
-        let Some(baseline) = context.baseline.as_deref() else { return Ok(false) };
+        let Some(baseline) = self.walk.context.baseline.as_deref() else { return Ok(false) };
         let extents = file.extents.as_deref().unwrap_or_default();
-        let places = places(&expected, extents, layout.as_deref(), context.legs);
-        let Expected { inode, size, modified, changed, .. } = *file;
-        let stamps = Stamps { inode, size, modified, changed };
-        if !baseline.has_file(context.device.as_bytes(), stamps, &places) {
+        let places =
+            places(&expected, extents, self.walk.placement.layout.as_deref(), self.walk.placement.legs);
+        let BatchFile { inode, size, modified, changed, .. } = *file;
+        let stamps = FileStamps { inode, size, modified, changed };
+        if !baseline.has_file(self.walk.context.device.as_bytes(), stamps, &places) {
             return Ok(false);
         }
         for place in &places {
-            give(&mut self.found, id, place, context, remains)?;
+            self.walk.placement.add_piece(&mut self.found, id, place)?;
         }
         self.snapshot.bytes += expected.bytes();
-        self.taken_over += 1;
+        self.reused += 1;
         file.is_placed = true;
         file.is_placed_nowhere &= expected.is_empty();
         Ok(true)

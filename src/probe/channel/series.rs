@@ -1,7 +1,7 @@
 //! Which of the reads of a series are whose.
 
-use super::super::expected::Expectation;
-use super::super::layout::Layout;
+use crate::probe::expected::Expectation;
+use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use virt_bmap_ranges::{DiskNumber, DiskRange};
 

@@ -1,25 +1,14 @@
 //! What need not be looked at, because it is as it was when an earlier map was made. Of files whose inodes have not changed
 //! the agent tells only the names, of directories not even what is in them; all else is taken over from that map.
 
-use super::{ChannelError, ObjectNumber, State};
-use crate::probe::baseline::{Baseline, Directories, Directory};
-use std::collections::HashMap;
-use std::sync::Arc;
-use virt_bmap_map::{Kind, Object, ObjectId};
-
-/// Such files and directories.
-pub struct Known {
-    /// The earlier map.
-    pub baseline: Arc<Baseline>,
-    /// What the files are in that map, by their inodes.
-    pub files: HashMap<u64, ObjectId>,
-    /// The directories.
-    pub directories: Directories,
-}
+use super::state::State;
+use super::{ChannelError, ObjectNumber};
+use crate::probe::baseline::{Directory, UnchangedObjects};
+use virt_bmap_map::{Kind, Object};
 
 impl State {
     /// Takes in that such a file or directory has been found.
-    pub(super) fn known(
+    pub(super) fn unchanged(
         &mut self,
         id: ObjectNumber,
         parent: ObjectNumber,
@@ -27,44 +16,44 @@ impl State {
         name: &[u8],
     ) -> Result<(), ChannelError> {
         if id != self.found.next() {
-            return Err(ChannelError::Nonsense("an object that is known, out of turn"));
+            return Err(ChannelError::Protocol("an object that is known, out of turn"));
         }
         self.in_walk(parent)?;
-        let Some(known) = self.walk.context.known.clone() else {
-            return Err(ChannelError::Nonsense("an object that is known, where none is"));
+        let Some(unchanged) = self.walk.context.unchanged.clone() else {
+            return Err(ChannelError::Protocol("an object that is known, where none is"));
         };
-        if let Some(file) = known.files.get(&inode) {
-            self.known_object(known.baseline.object(*file), parent, name).map(drop)
-        } else if let Some(directory) = known.directories.get(inode) {
-            self.known_directory(&known, directory, parent, name)
+        if let Some(file) = unchanged.files.get(&inode) {
+            self.unchanged_object(unchanged.baseline.object(*file), parent, name).map(drop)
+        } else if let Some(directory) = unchanged.directories.get(inode) {
+            self.unchanged_directory(&unchanged, directory, parent, name)
         } else {
-            Err(ChannelError::Nonsense("an object that is known, and is not"))
+            Err(ChannelError::Protocol("an object that is known, and is not"))
         }
     }
 
     /// Takes a directory over, with what is in it and as it was.
-    fn known_directory(
+    fn unchanged_directory(
         &mut self,
-        known: &Known,
+        unchanged: &UnchangedObjects,
         directory: &Directory,
         parent: ObjectNumber,
         name: &[u8],
     ) -> Result<(), ChannelError> {
-        let object = |id| known.baseline.object(id);
+        let object = |id| unchanged.baseline.object(id);
         let mut waiting = vec![(directory, parent, name)];
         while let Some((directory, parent, name)) = waiting.pop() {
-            let id = self.known_object(object(directory.id), parent, name)?;
+            let id = self.unchanged_object(object(directory.id), parent, name)?;
             for file in directory.files.iter().map(|file| object(*file)) {
-                self.known_object(file, id, own_name(file))?;
+                self.unchanged_object(file, id, own_name(file))?;
             }
-            let below = directory.directories.iter().filter_map(|inode| known.directories.get(*inode));
+            let below = directory.directories.iter().filter_map(|inode| unchanged.directories.get(*inode));
             waiting.extend(below.map(|below| (below, id, own_name(object(below.id)))));
         }
         Ok(())
     }
 
     /// Takes a file or directory over.
-    fn known_object(
+    fn unchanged_object(
         &mut self,
         object: Object<'_>,
         parent: ObjectNumber,
@@ -80,15 +69,15 @@ impl State {
             self.snapshot.bytes += piece.range.len();
             self.found.range(id, piece.disk, piece.range, piece.file_offset, piece.role)?;
         }
-        self.inodes.extend(attributes.inode);
+        self.inodes.all.extend(attributes.inode);
         self.snapshot.objects += 1;
-        self.taken_over += u64::from(object.kind() == Kind::File);
+        self.reused += u64::from(object.kind() == Kind::File);
         Ok(id)
     }
 
     /// Notes a directory. In a damaged file system one that is taken over may lie in another as well.
     pub(super) fn only_once(&mut self, inode: u64) -> Result<(), ChannelError> {
-        let is_new = self.walk.context.known.is_none() || self.walk.seen.insert(inode);
+        let is_new = self.walk.context.unchanged.is_none() || self.walk.seen_directories.insert(inode);
         if is_new { Ok(()) } else { Err(ChannelError::Damaged) }
     }
 }

@@ -9,56 +9,23 @@
 //! all copies. The parity that protects a byte is known in the same way, and kept apart.
 
 mod btrfs;
+mod builder;
 mod dm;
 mod md;
+mod proof;
 mod raid;
+mod segment;
 
 pub use btrfs::address_space;
+pub use proof::{PROOF, Proof};
+pub use segment::Segment;
 
 use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
 use crate::recorder::Recording;
+use builder::Builder;
+use segment::overlap;
 use std::collections::HashMap;
-use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, Offset as _, Range, RangeSet};
-
-/// A run of bytes of a device that lie one after the other on one disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where on the device.
-    pub device: Range<DeviceOffset>,
-    /// On which disk.
-    pub disk: DiskNumber,
-    /// Where on that disk it begins.
-    pub start: DiskOffset,
-    /// Which copy of these bytes this is, or which parity of them, from 0.
-    pub copy: u8,
-}
-
-impl Segment {
-    /// The bytes on the disk.
-    pub fn disk_range(&self) -> DiskRange {
-        DiskRange::new(self.start.0, self.start.0.saturating_add(self.device.len()))
-    }
-
-    /// The part of it that lies in `range`.
-    fn part(&self, range: Range<DeviceOffset>) -> Option<Self> {
-        let device = self.device.intersection(range)?;
-        let skipped = device.start.0 - self.device.start.0;
-        Some(Self { device, start: DiskOffset(self.start.0 + skipped), ..*self })
-    }
-
-    /// The part of it that lies in a range of its disk.
-    pub fn on_disk(&self, range: DiskRange) -> Option<Self> {
-        let part = self.disk_range().intersection(range)?;
-        let start = self.device.start.0 + (part.start.0 - self.start.0);
-        Some(Self { device: Range::new(start, start + part.len()), start: part.start, ..*self })
-    }
-}
-
-/// The parts of segments that lie in `range`. They are ascending and disjoint.
-fn overlap(segments: &[Segment], range: Range<DeviceOffset>) -> impl Iterator<Item = Segment> + '_ {
-    let first = segments.partition_point(|segment| segment.device.end <= range.start);
-    segments[first..].iter().map_while(move |segment| segment.part(range))
-}
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, Range, RangeSet};
 
 /// A device's segments. What none of them covers is on no disk, or not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,40 +38,6 @@ pub struct Layout {
     by_disk: Vec<Segment>,
     /// Some of the device's bytes are on no disk, because one is missing.
     is_partial: bool,
-}
-
-/// A device in more pieces than this is read instead.
-const MOST_SEGMENTS: usize = 1 << 22;
-
-/// Most copies that are followed.
-const MOST_COPIES: usize = 16;
-
-/// How many segments at either end of a device are proved.
-const PROVED: usize = 32;
-
-/// Bytes read to prove one end of a segment.
-pub const PROOF: u64 = 512;
-
-/// What the kernel's RAID reads at a time where it cannot read past its cache.
-const PAGE: u64 = 4096;
-
-/// A read that proves a part of a layout.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proof {
-    /// Where on the device to read [`PROOF`] bytes.
-    pub at: DeviceOffset,
-    /// What must then be read: one of these.
-    pub places: Vec<(DiskNumber, DiskRange)>,
-}
-
-impl Proof {
-    /// Whether a recording is what one of the places gives. An array that lacks a member reads whole pages.
-    pub fn is_given_by(&self, recording: &Recording) -> bool {
-        self.places.iter().any(|&(disk, place)| {
-            let page = DiskRange::new(place.start.0 / PAGE * PAGE, place.end.0.next_multiple_of(PAGE));
-            recording.iter().eq([(disk, place)]) || recording.iter().eq([(disk, page)])
-        })
-    }
 }
 
 impl Layout {
@@ -215,32 +148,6 @@ impl Layout {
         self.copies.iter().filter_map(|copy| copy.last()).map(|last| last.device.end.0).max().unwrap_or(0)
     }
 
-    /// The places where reads prove the layout: both ends of each segment (of the first and the last few,
-    /// where there are many).
-    pub fn proofs(&self) -> Vec<Proof> {
-        let mut proofs = Vec::new();
-        for copy in &self.copies {
-            let chosen = copy
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| *index < PROVED || *index >= copy.len().saturating_sub(PROVED));
-            for (_, segment) in chosen {
-                let length = segment.device.len().min(PROOF);
-                for at in [segment.device.start.0, segment.device.end.0 - length] {
-                    let sector = Range::new(at, at + length);
-                    let Some(parts) = self.part(sector) else { continue };
-                    // A read of less than a sector reads the sector.
-                    let place =
-                        |part: &Segment| (part.disk, DiskRange::new(part.start.0, part.start.0 + PROOF));
-                    proofs.push(Proof { at: sector.start, places: parts.iter().map(place).collect() });
-                }
-            }
-        }
-        proofs.sort_by_key(|proof| proof.at);
-        proofs.dedup();
-        proofs
-    }
-
     /// In how many places a byte lies at most.
     pub fn copy_count(&self) -> usize {
         self.copies.len()
@@ -258,88 +165,6 @@ impl Layout {
         }
         self.copies.retain(|copy| !copy.is_empty());
     }
-}
-
-/// Puts a layout together, copy by copy, each in ascending order.
-#[derive(Default)]
-struct Builder {
-    copies: Vec<Vec<Segment>>,
-    parities: Vec<Vec<Segment>>,
-    count: usize,
-    is_partial: bool,
-}
-
-impl Builder {
-    /// Appends a segment that begins where the last one of its copy ends, or later.
-    fn push(&mut self, segment: Segment) {
-        self.count += append(&mut self.copies, segment);
-    }
-
-    /// Puts `length` bytes of `below`, from `from`, at `at` of this device, as copy `copy` and those after
-    /// it. Returns how many copies that were.
-    fn map(&mut self, at: u64, length: u64, below: &Layout, from: u64, copy: usize) -> Option<usize> {
-        let copies = below.copies.len();
-        if copy + copies > MOST_COPIES || self.count > MOST_SEGMENTS {
-            return None;
-        }
-        let range = Range::at(DeviceOffset(from), length)?;
-        for part in below.part(range)? {
-            self.push(moved(part, from, at, copy)?);
-        }
-        let parity = copy * below.parities.len();
-        for part in below.parity(range) {
-            self.count += append(&mut self.parities, moved(part, from, at, parity)?);
-        }
-        self.is_partial |= below.is_partial;
-        Some(copies)
-    }
-
-    /// Says that `length` bytes of `below`, from `from`, are parity number `number` of those at `at` of this
-    /// device.
-    fn protect(&mut self, at: u64, length: u64, below: &Layout, from: u64, number: usize) -> Option<()> {
-        for part in below.part(Range::at(DeviceOffset(from), length)?)? {
-            let number = number * below.copies.len();
-            self.count += append(&mut self.parities, moved(part, from, at, number)?);
-        }
-        Some(())
-    }
-
-    fn finish(self) -> Layout {
-        let Self { copies, parities, is_partial, .. } = self;
-        let mut by_disk: Vec<Segment> = copies.iter().flatten().copied().collect();
-        by_disk.sort_unstable_by_key(|segment| (segment.disk, segment.start));
-        Layout { copies, parities, by_disk, is_partial }
-    }
-}
-
-/// A segment of the device below, put where it is on this one.
-fn moved(part: Segment, from: u64, at: u64, copy: usize) -> Option<Segment> {
-    let start = at.checked_add(part.device.start.bytes().checked_sub(from)?)?;
-    let device = Range::at(DeviceOffset(start), part.device.len())?;
-    let copy =
-        u8::try_from(copy + usize::from(part.copy)).ok().filter(|copy| usize::from(*copy) < MOST_COPIES)?;
-    Some(Segment { device, copy, ..part })
-}
-
-/// Appends a segment to the list of its copy, or lengthens the last one there. Returns how many were added.
-fn append(lists: &mut Vec<Vec<Segment>>, segment: Segment) -> usize {
-    if segment.device.is_empty() {
-        return 0;
-    }
-    let copy = usize::from(segment.copy);
-    if copy >= lists.len() {
-        lists.resize_with(copy + 1, Vec::new);
-    }
-    if let Some(last) = lists[copy].last_mut()
-        && last.device.end == segment.device.start
-        && last.disk == segment.disk
-        && last.disk_range().end == segment.start
-    {
-        last.device.end = segment.device.end;
-        return 0;
-    }
-    lists[copy].push(segment);
-    1
 }
 
 /// Layouts of the devices below, by number.

@@ -2,7 +2,7 @@
 //! has an address there ("On-disk Format" in the documentation of btrfs; `btrfs_sb_offset` in the kernel's
 //! `fs/btrfs/disk-io.h`).
 
-use super::{Blocks, Facts, Remains};
+use super::{Blocks, Facts, MetadataInputs};
 use crate::probe::layout::{Layout, Segment};
 use crate::recorder::Recording;
 use virt_bmap_ranges::Range;
@@ -23,9 +23,9 @@ pub(super) struct Outside {
     pub(super) unallocated: Recording,
 }
 
-pub(super) fn tell(facts: &mut Facts, remains: &Remains, space: &Layout) {
+pub(super) fn tell(facts: &mut Facts, inputs: &MetadataInputs, space: &Layout) {
     let of_members = |from: u64, length: u64| -> Recording {
-        let parts = remains.members.iter().filter_map(move |member| {
+        let parts = inputs.members.iter().filter_map(move |member| {
             let end = from.saturating_add(length).min(member.size());
             member.part(Range::new(from.min(end), end))
         });
@@ -41,7 +41,7 @@ pub(super) fn tell(facts: &mut Facts, remains: &Remains, space: &Layout) {
     let never = space.to_device_partly(&superblocks);
     let used = std::mem::replace(&mut facts.whole, of_chunks(space).difference(&never));
     facts.free = facts.free.take().map(|_| facts.whole.difference(&used));
-    let read = remains.untagged.difference(&remains.owned).difference(&chunks);
+    let read = inputs.untagged.difference(&inputs.owned).difference(&chunks);
     let read = read.difference(&superblocks).difference(&unallocated);
     facts.outside = Outside { superblocks, read, unallocated };
 }
@@ -69,11 +69,11 @@ mod tests {
         let member = Arc::new(Layout::of_disk(1, 100 * MIB));
         // The only chunk is at its own address, around a copy of the superblock.
         let space = Layout::of_disk(1, 80 * MIB);
-        let mut remains = Remains { members: vec![member], ..Remains::default() };
-        remains.untagged.insert(1, Range::new(90 * MIB, 90 * MIB + 512));
+        let mut inputs = MetadataInputs { members: vec![member], ..MetadataInputs::default() };
+        inputs.untagged.insert(1, Range::new(90 * MIB, 90 * MIB + 512));
         let used = [Range::new(0, 60 * MIB)].into_iter().collect();
         let mut facts = Facts { whole: used, free: Some(Blocks::new()), ..Facts::default() };
-        tell(&mut facts, &remains, &space);
+        tell(&mut facts, &inputs, &space);
         let outside = &facts.outside;
         let ranges = |places: &Recording| -> Vec<(u64, u64)> {
             places.iter().map(|(_, range)| (range.start.0, range.end.0)).collect()

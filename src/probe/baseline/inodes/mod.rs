@@ -221,7 +221,8 @@ impl<'a> Inodes<'a> {
     fn states(&self, inodes: impl IntoIterator<Item = u64>, blocks: &Blocks) -> BTreeMap<u64, State> {
         let groups: BTreeMap<u64, Range<DeviceOffset>> =
             inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
-        let (mut inodes, mut directories) = (Windows::new(self.source.disks), Windows::new(self.source.disks));
+        let (mut inodes, mut directories) =
+            (Windows::new(self.source.disks), Windows::new(self.source.disks));
         groups
             .into_iter()
             .filter_map(|(first, range)| {

@@ -1,0 +1,33 @@
+//! What a map's header says of the images, and warns of.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use virt_bmap_image::Image;
+use virt_bmap_map::{Cause, ImageFile, ImageInfo, Warning};
+
+/// What a map says of these images.
+pub fn described(images: &[Image]) -> Vec<ImageInfo> {
+    let file = |name: &Path, format: Option<virt_bmap_image::ImageFormat>| ImageFile {
+        name: name.as_os_str().as_bytes().to_vec(),
+        format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
+    };
+    let info = |(disk, image): (u16, &Image)| ImageInfo {
+        disk,
+        size: image.source.size(),
+        image: file(&image.name, Some(image.format)),
+        chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
+    };
+    (1..).zip(images).map(info).collect()
+}
+
+/// The map's warning for what was seen when an image was opened.
+pub(super) fn image_warning(warning: &virt_bmap_image::Warning) -> Warning {
+    let (path, cause) = match warning {
+        virt_bmap_image::Warning::MayBeTorn { path } => (path, Cause::ImageMayBeTorn),
+        virt_bmap_image::Warning::RoundedUp { path, size, rounded } => {
+            (path, Cause::ImageRoundedUp { size: *size, rounded: *rounded })
+        }
+        virt_bmap_image::Warning::Unclean { path } => (path, Cause::ImageUnclean),
+    };
+    Warning::on_image(path.as_os_str().as_bytes(), cause)
+}

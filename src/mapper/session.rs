@@ -1,0 +1,218 @@
+//! A guest session: one run of the appliance on a thread of its own, and the watchdog over it.
+
+use super::exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
+use super::{Cancel, LeftOut, MapError, MapEvent, MapperOptions};
+use crate::appliance::{Appliance, Decision, KillSwitch};
+use crate::probe::channel::Channel;
+use crate::probe::context::Context;
+use crate::probe::{Phase, Probe, guestfsd, survey};
+use crate::recorder::Recorder;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use virt_bmap_image::{Overlay, Source};
+use virt_bmap_nbd::{Address, Exports, Limits, ListenAddress, Service};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, RangeSet};
+
+/// How often the caller's thread looks whether something happened.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What an attempt gives: the conversation, and what was written to the disks' private layers.
+pub(super) type Attempt = (Arc<Channel>, Vec<RangeSet<DiskOffset>>);
+
+/// Maps the guest with an appliance of its own, but for some file systems, and says how it ended, and where.
+///
+/// # Errors
+/// [`MapError`], where another attempt is no use.
+pub(super) fn attempt(
+    sources: &[Arc<dyn Source>],
+    options: &MapperOptions,
+    left_out: &LeftOut,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(MapEvent<'_>),
+) -> Result<(Result<Attempt, MapError>, Phase), MapError> {
+    let recorder = Arc::new(Recorder::new());
+    let channel = Arc::new(Channel::new(recorder.clone()));
+    let lost = Arc::new(OnceLock::new());
+    let (exports, overlays) = exports(sources, &recorder, &channel, &lost, options)?;
+    let limits = Limits { connections: 2 * sources.len() + 8, ..Limits::default() };
+    let service = Service::start(exports, limits, &ListenAddress::Private)?;
+    let Address::Unix(socket) = service.address().clone() else {
+        unreachable!("a private place is a Unix socket")
+    };
+    let session = Session {
+        options: options.clone(),
+        socket,
+        recorder,
+        channel: channel.clone(),
+        disks: sources.to_vec(),
+        overlays: overlays.clone(),
+        left_out: left_out.clone(),
+        kill: KillSwitch::default(),
+        phase: Arc::default(),
+        decision: Arc::default(),
+    };
+    let result = session.watch(cancel, &lost, observe);
+    service.stop();
+    // Whatever else went wrong comes of that.
+    if !cancel.is_cancelled()
+        && let Some(error) = Arc::into_inner(lost).and_then(OnceLock::into_inner)
+    {
+        return Err(MapError::Lost(error));
+    }
+    let rewritten = || overlays.iter().map(|overlay| overlay.written()).collect();
+    Ok((result.map(|()| (channel, rewritten())), session.phase()))
+}
+
+/// The guest's disks and the control disk, and what is written to the disks, in order.
+fn exports(
+    sources: &[Arc<dyn Source>],
+    recorder: &Arc<Recorder>,
+    channel: &Arc<Channel>,
+    lost: &Arc<OnceLock<io::Error>>,
+    options: &MapperOptions,
+) -> Result<(Exports, Vec<Arc<Overlay>>), MapError> {
+    let what = "a temporary file for what the guest's file systems write";
+    let mut exports =
+        Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
+    let mut overlays = Vec::new();
+    for (disk, source) in (1..).zip(sources) {
+        let overlay = Overlay::new(source.clone(), options.overlay_limit, &std::env::temp_dir())
+            .map_err(|source| MapError::SetUp { what, source })?;
+        let overlay = Arc::new(overlay);
+        overlays.push(overlay.clone());
+        let export = DiskExport { disk, overlay, recorder: recorder.clone(), lost: lost.clone() };
+        exports = exports.with(&disk_export(disk), Arc::new(export))?;
+    }
+    Ok((exports, overlays))
+}
+
+/// The work that is done on a thread of its own, because libguestfs is synchronous.
+#[derive(Clone)]
+struct Session {
+    options: MapperOptions,
+    socket: PathBuf,
+    recorder: Arc<Recorder>,
+    channel: Arc<Channel>,
+    disks: Vec<Arc<dyn Source>>,
+    overlays: Vec<Arc<Overlay>>,
+    left_out: LeftOut,
+    kill: KillSwitch,
+    phase: Arc<Mutex<Phase>>,
+    /// How the appliance runs, once for each try to launch it.
+    decision: Arc<Mutex<Vec<Decision>>>,
+}
+
+impl Session {
+    /// Runs the session and watches over it: the end is certain, be it by itself, by the watchdog or by
+    /// the user.
+    fn watch(
+        &self,
+        cancel: &Cancel,
+        lost: &OnceLock<io::Error>,
+        observe: &mut dyn FnMut(MapEvent<'_>),
+    ) -> Result<(), MapError> {
+        let inside = self.clone();
+        let thread = thread::Builder::new()
+            .name("guestfs".into())
+            .spawn(move || inside.run())
+            .map_err(|source| MapError::SetUp { what: "the session's thread", source })?;
+        let mut last_sign = (self.signs_of_life(), Instant::now());
+        let mut hung = None;
+        while !thread.is_finished() {
+            thread::sleep(TICK);
+            let decisions =
+                std::mem::take(&mut *self.decision.lock().unwrap_or_else(PoisonError::into_inner));
+            for decision in decisions {
+                observe(MapEvent::Launching(decision));
+            }
+            let phase = self.phase();
+            observe(MapEvent::Progress(&phase, self.channel.snapshot()));
+            let sign = self.signs_of_life();
+            if sign != last_sign.0 {
+                last_sign = (sign, Instant::now());
+            } else if last_sign.1.elapsed() > self.options.timeout {
+                hung.get_or_insert(phase);
+            }
+            if cancel.is_cancelled() || hung.is_some() || lost.get().is_some() {
+                self.kill.throw();
+            }
+        }
+        let result = thread.join().unwrap_or(Err(MapError::Panicked));
+        // Why the appliance died is known better here than there.
+        if cancel.is_cancelled() {
+            return Err(MapError::Cancelled);
+        }
+        match (result, hung) {
+            (Err(_), Some(phase)) => {
+                Err(MapError::Hung { limit: self.options.timeout, during: during(&phase) })
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// Something that changes as long as anything happens. To read the same over and over is nothing, in a file
+    /// system; when devices are looked at it is usual.
+    fn signs_of_life(&self) -> (u64, u64, Phase) {
+        let phase = self.phase();
+        let reads = match phase {
+            Phase::Filesystem { .. } => self.recorder.news(),
+            _ => self.recorder.totals().0,
+        };
+        (reads, self.channel.snapshot().frames, phase)
+    }
+
+    fn phase(&self) -> Phase {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    fn run(&self) -> Result<(), MapError> {
+        let disks: Vec<String> = (1..=self.disks.len() as DiskNumber).map(disk_export).collect();
+        let announce = |decision: &Decision| {
+            self.decision.lock().unwrap_or_else(PoisonError::into_inner).push(decision.clone());
+        };
+        let appliance = Appliance::launch(
+            &self.options.launch,
+            &self.kill,
+            &self.socket,
+            &disks,
+            CONTROL_EXPORT,
+            announce,
+        )?;
+        let context = Context {
+            appliance: &appliance,
+            channel: &self.channel,
+            disks: &self.disks,
+            keys: &self.options.keys,
+            metadata: self.options.metadata && self.options.probe != Probe::Guestfsd,
+            legs: self.options.legs,
+            sample: self.options.probe.sample(),
+            baseline: self.options.baseline.as_ref(),
+            overlays: &self.overlays,
+            left_out: &self.left_out,
+            phase: &|phase| self.set_phase(phase),
+        };
+        match self.options.probe {
+            Probe::Agent | Probe::Extents { .. } => survey::survey(&context)?,
+            Probe::Guestfsd => guestfsd::survey(&context, &self.recorder)?,
+        }
+        self.set_phase(Phase::Closing);
+        Ok(())
+    }
+}
+
+/// A phase, to follow "while".
+fn during(phase: &Phase) -> String {
+    match phase {
+        Phase::Launching => "the appliance was coming up".into(),
+        Phase::Devices => "the guest's devices were being looked at".into(),
+        Phase::Filesystem { name, .. } => format!("{name} was being read"),
+        Phase::Closing => "the appliance was being shut down".into(),
+    }
+}

@@ -1,0 +1,142 @@
+//! Objects that the agent reports, on their way into the map.
+
+use super::batch::BatchFile;
+use super::state::State;
+use super::{ChannelError, ObjectNumber};
+use crate::probe::found::FoundError;
+use virt_bmap_agent_protocol::record::{self, ObjectKind};
+use virt_bmap_map::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks};
+
+/// Most files of one batch. Small files that need no read pile up until the next tag.
+const MOST_FILES: usize = 1 << 20;
+
+impl State {
+    pub(super) fn object(&mut self, object: &record::Object) -> Result<(), ChannelError> {
+        if self.walk.first == 0 || object.id != self.found.next() {
+            return Err(ChannelError::Protocol("an object out of turn"));
+        }
+        let is_root = object.id == self.walk.first;
+        if !is_root {
+            self.in_walk(object.parent)?;
+        } else if object.kind != ObjectKind::Directory {
+            return Err(ChannelError::Protocol("a root that is no directory"));
+        }
+        if object.kind == ObjectKind::Directory {
+            self.only_once(object.inode)?;
+        }
+        let is_system = self.walk.is_system(object);
+        if is_root {
+            self.walk.lay_out();
+            self.walk.compare_filesystem();
+            if self.walk.placement.layout.is_none() && self.walk.mounted.facts().has_address_space {
+                self.warnings.on_device(&self.walk.context.device, Cause::ChunksUnknown);
+            }
+        }
+        let kind = match object.kind {
+            _ if is_system => Kind::Metadata,
+            ObjectKind::Directory => Kind::Directory,
+            ObjectKind::File => Kind::File,
+            ObjectKind::Symlink => Kind::Symlink,
+        };
+        if object.kind == ObjectKind::Directory && is_system {
+            self.walk.system.insert(object.id);
+        }
+        let attributes = Attributes {
+            inode: Some(object.inode),
+            size: Some(object.size),
+            links: Some(object.links),
+            allocated: Some(object.allocated),
+            mode: u16::try_from(object.mode).ok(),
+            modified: Some(object.modified),
+            changed: Some(object.changed),
+            marks: Marks::empty(),
+        };
+        let parent = (!is_root).then_some(object.parent);
+        let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
+        self.unless_too_long(result, object.parent, &object.name)?;
+        if matches!(kind, Kind::File | Kind::Directory) {
+            self.inodes.all.push(object.inode);
+        }
+        if object.kind != ObjectKind::Directory {
+            let expected = BatchFile {
+                inode: object.inode,
+                size: object.size,
+                allocated: object.allocated,
+                modified: object.modified,
+                changed: object.changed,
+                extents: None,
+                is_placed: false,
+                is_placed_nowhere: true,
+                is_system,
+                is_encrypted: false,
+                is_link: object.kind == ObjectKind::Symlink,
+                unexpected: None,
+            };
+            self.walk.batch.files.insert(object.id, expected);
+            if self.walk.batch.files.len() > MOST_FILES {
+                return Err(ChannelError::Protocol("a batch without end"));
+            }
+        }
+        self.snapshot.objects += 1;
+        Ok(())
+    }
+
+    /// Puts what is known of the file system that was walked into the map's header.
+    pub(super) fn note_filesystem(&mut self) {
+        if self.walk.first == 0 {
+            return;
+        }
+        let statfs = self.walk.filesystem;
+        let bytes = |blocks: fn(&record::Filesystem) -> u64| {
+            statfs.as_ref().map(|fs| blocks(fs).saturating_mul(fs.block_size))
+        };
+        let counts = self.found.filesystem_counts();
+        self.found.header_mut().filesystems.push(Filesystem {
+            device: self.walk.context.device.clone().into_bytes(),
+            kind: self.walk.context.kind.name().to_owned(),
+            block_size: statfs.map(|fs| fs.block_size),
+            size: bytes(|fs| fs.blocks),
+            free: bytes(|fs| fs.blocks_free),
+            free_mapped: None,
+            directories: counts.directories,
+            files: counts.files,
+            inodes: InodeDigests::new(),
+        });
+    }
+
+    /// A path that is too long for a map is worth a warning, and does not end the walk.
+    pub(super) fn unless_too_long(
+        &mut self,
+        result: Result<(), FoundError>,
+        parent: ObjectNumber,
+        name: &[u8],
+    ) -> Result<(), ChannelError> {
+        match result {
+            Err(FoundError::Build(error)) => {
+                let path = self.place(parent, name);
+                // The path itself is what is too long.
+                let shown = &path[path.len().saturating_sub(64)..];
+                let cause = Cause::Unmappable { error: error.to_string() };
+                self.warnings.on_path(&self.walk.context.device, shown, cause);
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// The path of a name in a directory, or of the directory itself, for messages.
+    pub(super) fn place(&self, parent: ObjectNumber, name: &[u8]) -> Vec<u8> {
+        let directory = self.found.directory_path(parent).unwrap_or(b"...");
+        match (directory, name) {
+            (directory, b"") => directory.to_vec(),
+            (b"/", name) => [b"/", name].concat(),
+            (directory, name) => [directory, b"/", name].concat(),
+        }
+    }
+
+    /// Whether this is an object of the file system being walked.
+    pub(super) fn in_walk(&self, id: ObjectNumber) -> Result<(), ChannelError> {
+        let known = self.walk.first != 0 && (self.walk.first..self.found.next()).contains(&id);
+        if known { Ok(()) } else { Err(ChannelError::Protocol("an object of no file system")) }
+    }
+}

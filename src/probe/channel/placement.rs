@@ -1,0 +1,52 @@
+//! Pieces of objects: from recordings and extents to the map.
+
+use super::metadata_inputs::MetadataInputs;
+use crate::probe::Legs;
+use crate::probe::expected::{PlacedRange, places};
+use crate::probe::found::{Found, FoundError, ObjectNumber};
+use crate::probe::layout::Layout;
+use crate::recorder::Recording;
+use std::sync::Arc;
+use virt_bmap_agent_protocol::record::Extent;
+
+/// What turns recordings of a walk into pieces.
+#[derive(Default)]
+pub(super) struct Placement {
+    /// Which copies are in the map.
+    pub(super) legs: Legs,
+    /// Whether metadata objects are wanted.
+    pub(super) metadata: bool,
+    /// The layout that the extents refer to: of the filesystem's device, or of the address space of a btrfs.
+    pub(super) layout: Option<Arc<Layout>>,
+    /// What the metadata objects will be made of.
+    pub(super) inputs: MetadataInputs,
+}
+
+impl Placement {
+    /// Gives an object what was read of it. The extents tell which bytes of the object these are.
+    pub(super) fn attribute(
+        &mut self,
+        found: &mut Found,
+        id: ObjectNumber,
+        recording: &Recording,
+        extents: &[Extent],
+    ) -> Result<(), FoundError> {
+        for place in places(recording, extents, self.layout.as_deref(), self.legs) {
+            self.add_piece(found, id, &place)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an object a piece.
+    pub(super) fn add_piece(
+        &mut self,
+        found: &mut Found,
+        id: ObjectNumber,
+        place: &PlacedRange,
+    ) -> Result<(), FoundError> {
+        if self.metadata {
+            self.inputs.owned.insert(place.disk, place.range);
+        }
+        found.range(id, place.disk, place.range, place.file_offset, place.role)
+    }
+}

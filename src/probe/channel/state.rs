@@ -1,0 +1,185 @@
+//! What the channel keeps from one frame to the next, and the way of a record into it.
+
+use super::walk::{MOST_CHUNKS, Walk};
+use super::{ChannelError, ObjectNumber, Snapshot};
+use crate::appliance::DeviceNumber;
+use crate::probe::found::Found;
+use crate::probe::warnings::{Warnings, cause_of};
+use crate::recorder::{Recorder, Recording};
+use std::collections::{HashMap, HashSet};
+use virt_bmap_agent_protocol::record::{self, ATTRIBUTES, Extent};
+use virt_bmap_agent_protocol::{FsKind, Record, VERSION, frame};
+use virt_bmap_map::Warning;
+
+/// Most extents that are kept at a time: those of one batch of files and one directory.
+const MOST_EXTENTS: usize = 1 << 24;
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) conversation: Conversation,
+    pub(super) found: Found,
+    pub(super) warnings: Warnings,
+    /// How many files were reused, of all filesystems.
+    pub(super) reused: u64,
+    /// The state before the current walk, should that be forgotten.
+    pub(super) before: BeforeWalk,
+    pub(super) walk: Walk,
+    pub(super) inodes: WalkedInodes,
+    pub(super) btrfs_members: HashSet<DeviceNumber>,
+    /// Recordings of proofs, by tag.
+    pub(super) proofs: HashMap<u32, Recording>,
+    pub(super) snapshot: Snapshot,
+}
+
+/// Where the exchange of messages is.
+#[derive(Default)]
+pub(super) struct Conversation {
+    /// Sequence number of the next frame.
+    pub(super) sequence: u32,
+    /// The encoded task, as the agent reads it.
+    pub(super) task: Vec<u8>,
+    /// The beginning of a record whose end has not come yet.
+    pub(super) stream: Vec<u8>,
+    /// The agent has reported the end of its task.
+    pub(super) done: bool,
+    /// Why the conversation was ended.
+    pub(super) error: Option<ChannelError>,
+}
+
+/// What a walk may have to be taken back to.
+#[derive(Default)]
+pub(super) struct BeforeWalk {
+    pub(super) warnings: Warnings,
+    pub(super) reused: u64,
+}
+
+/// Inodes of the filesystem that is being walked, or was walked last.
+#[derive(Default)]
+pub(super) struct WalkedInodes {
+    /// Of files and directories.
+    pub(super) all: Vec<u64>,
+    /// Of the unsure directories among them.
+    pub(super) unsure: Vec<u64>,
+}
+
+impl State {
+    pub(super) fn frame(&mut self, bytes: &[u8], recorder: &Recorder) -> Result<(), ChannelError> {
+        let payload = frame::open(bytes, self.conversation.sequence)?;
+        self.conversation.sequence = self.conversation.sequence.wrapping_add(1);
+        self.snapshot.frames += 1;
+        let mut stream = std::mem::take(&mut self.conversation.stream);
+        stream.extend_from_slice(payload);
+        let mut used = 0;
+        while let Some((record, length)) = Record::decode(&stream[used..])? {
+            used += length;
+            self.record(record, recorder)?;
+        }
+        stream.drain(..used);
+        self.conversation.stream = stream;
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record, recorder: &Recorder) -> Result<(), ChannelError> {
+        if self.conversation.done {
+            return Err(ChannelError::Protocol("a record after the last"));
+        }
+        match record {
+            Record::Hello { version: VERSION } => {}
+            Record::Hello { version } => return Err(ChannelError::Version(version)),
+            Record::Filesystem(filesystem) => {
+                let used = filesystem.blocks.saturating_sub(filesystem.blocks_free);
+                self.snapshot.bytes_expected = used.saturating_mul(filesystem.block_size);
+                self.snapshot.objects_expected = filesystem.files.saturating_sub(filesystem.files_free);
+                self.walk.mounted = FsKind::from_magic(filesystem.magic).unwrap_or_default();
+                self.walk.filesystem = Some(filesystem);
+            }
+            Record::Object(object) => self.object(&object)?,
+            Record::Extents { id, extents } => self.extents(id, extents)?,
+            Record::Link { id, parent, name } => {
+                self.in_walk(id)?;
+                self.in_walk(parent)?;
+                let result = self.found.link(id, parent, &name);
+                self.unless_too_long(result, parent, &name)?;
+                self.snapshot.objects += 1;
+            }
+            Record::Known { id, parent, inode, name } => self.unchanged(id, parent, inode, &name)?,
+            Record::Unsure { id } => {
+                self.in_walk(id)?;
+                self.inodes.unsure.extend(self.found.inode_of(id));
+            }
+            Record::Tag { id, reset } => self.tag(id, reset, recorder)?,
+            Record::Series { ids } => self.begin_series(ids, recorder)?,
+            Record::Listing { ids } => self.begin_listing(ids, recorder)?,
+            Record::SelectFiles { ids } => self.select_files(ids)?,
+            Record::BatchEnd => self.batch_end()?,
+            Record::ReadFailure(failure) => self.read_failure(&failure)?,
+            Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
+            Record::Done => self.conversation.done = true,
+            Record::Packed => self.walk.batch.packed = Some(Recording::default()),
+            Record::Shared { id } => self.shared(id)?,
+            Record::Encrypted { id } => self.encrypted(id)?,
+            Record::Chunk(chunk) => {
+                self.before_the_root(self.walk.address_space.chunks.len())?;
+                self.walk.address_space.chunks.push(chunk);
+            }
+            Record::Member(member) => {
+                self.before_the_root(self.walk.address_space.members.len())?;
+                self.btrfs_members.insert((member.major, member.minor));
+                self.walk.address_space.members.push(member);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one more of what describes the whole file system may come, `held` of which are there.
+    fn before_the_root(&self, held: usize) -> Result<(), ChannelError> {
+        let is_in_turn = self.walk.first != 0 && self.found.next() == self.walk.first && held < MOST_CHUNKS;
+        if is_in_turn { Ok(()) } else { Err(ChannelError::Protocol("a chunk out of turn")) }
+    }
+
+    /// Gives an object what was read last, for another.
+    fn shared(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
+        self.in_walk(id)?;
+        let Some(last) = self.walk.batch.packed.clone() else {
+            return Err(ChannelError::Protocol("a shared block where none was read"));
+        };
+        Ok(self.attribute_packed(id, &last)?)
+    }
+
+    fn extents(&mut self, id: ObjectNumber, extents: Vec<Extent>) -> Result<(), ChannelError> {
+        if id & ATTRIBUTES != 0 {
+            self.in_walk(id & !ATTRIBUTES)?;
+            let attributes = self.walk.placement.inputs.attributes.entry(id & !ATTRIBUTES).or_default();
+            attributes.extents.extend(extents.iter().filter(|extent| extent.is_plain()));
+            return Ok(());
+        }
+        self.in_walk(id)?;
+        self.walk.extents_held += extents.len();
+        if self.walk.extents_held > MOST_EXTENTS {
+            return Err(ChannelError::Protocol("too many extents"));
+        }
+        if let Some(file) = self.walk.batch.files.get_mut(&id) {
+            file.extents.get_or_insert_default().extend(extents);
+        } else {
+            self.walk.directories.extents.entry(id).or_default().extend(extents);
+        }
+        Ok(())
+    }
+
+    fn read_failure(&mut self, failure: &record::ReadFailure) -> Result<(), ChannelError> {
+        // NTFS's own files in `$Extend` have no data that could be opened, only named streams.
+        if self.walk.system.contains(&failure.parent) {
+            return Ok(());
+        }
+        if self.walk.context.unchanged.as_ref().is_some_and(|known| !known.directories.is_empty()) {
+            return Err(ChannelError::Damaged);
+        }
+        if self.walk.first == 0 {
+            self.warnings.push(Warning::on_device(&failure.name, cause_of(failure, false)));
+        } else {
+            let path = self.place(failure.parent, &failure.name);
+            self.warnings.on_path(&self.walk.context.device, &path, cause_of(failure, true));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! Spot checks of extents, and files that are not where their extents say.
+
+use super::*;
+use virt_bmap_image::Overlay;
+
+#[test]
+fn of_a_file_whose_ends_are_where_the_kernel_says_all_is_taken_on_its_word() {
+    let mut agent = Agent::sampling(1);
+    agent.find(&[(2, 65536), (3, 262_144)]);
+    let ends: [(u32, &[(u64, u64)]); 2] =
+        [(2, &[(65536, 69632), (126_976, 131_072)]), (3, &[(262_144, 266_240), (323_584, 327_680)])];
+    assert!(agent.read_series(&ends).is_empty());
+    agent.say(&[Record::Done]).unwrap();
+    agent.channel.end().unwrap();
+    assert!(agent.channel.with(|_, warnings| warnings.list().is_empty()));
+    assert_eq!(agent.lines(), "1 10000 20000 f /dev/sda /file2\n1 40000 50000 f /dev/sda /file3\n");
+}
+
+#[test]
+fn a_file_that_the_kernel_lies_about_is_read_in_full() {
+    let mut agent = Agent::sampling(1);
+    agent.find(&[(2, 65536), (3, 262_144)]);
+    // The second begins where it should, but ends elsewhere.
+    let ends: [(u32, &[(u64, u64)]); 2] =
+        [(2, &[(65536, 69632), (126_976, 131_072)]), (3, &[(262_144, 266_240), (4096, 8192)])];
+    // Either may have been read there.
+    assert_eq!(agent.read_series(&ends), [2, 3]);
+    agent.tag(2, true);
+    agent.read(65536, 131_072);
+    agent.tag(3, true);
+    agent.read(262_144, 299_008);
+    agent.read(4096, 32768);
+    agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd, Record::Done]).unwrap();
+    agent.channel.end().unwrap();
+    assert_eq!(agent.channel.with(|_, warnings| warnings.list().len()), 1);
+    let lines =
+        "1 1000 8000 f /dev/sda /file3\n1 10000 20000 f /dev/sda /file2\n1 40000 49000 f /dev/sda /file3\n";
+    assert_eq!(agent.lines(), lines);
+}
+
+#[test]
+fn files_that_are_in_no_sample_are_believed_until_one_that_is_turns_out_a_lie() {
+    let mut agent = Agent::sampling(4);
+    agent.find(&[(2, 65536), (3, 131_072), (4, 262_144)]);
+    let ends: [(u32, &[(u64, u64)]); 1] = [(4, &[(262_144, 266_240), (323_584, 327_680)])];
+    assert!(agent.read_series(&ends).is_empty());
+    agent.find(&[(5, 0), (6, 0), (7, 0), (8, 524_288)]);
+    assert_eq!(agent.read_series(&[(8, &[(4096, 8192), (12288, 16384)])]), [8]);
+    agent.tag(8, true);
+    agent.read(4096, 65536 + 4096);
+    // The agent hears of it as soon as that is known.
+    assert!(agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).is_err());
+    assert!(matches!(agent.channel.end(), Err(ChannelError::ExtentMismatch)));
+    agent.channel.forget_walk();
+    assert!(agent.channel.with(|_, warnings| warnings.list().is_empty()));
+    assert_eq!(agent.lines(), "");
+}
+
+#[test]
+fn a_file_of_which_an_end_was_not_read_is_read_in_full() {
+    let mut agent = Agent::sampling(1);
+    agent.find(&[(2, 65536), (3, 262_144)]);
+    let ends: [(u32, &[(u64, u64)]); 2] =
+        [(2, &[(126_976, 131_072)]), (3, &[(323_584, 327_680), (262_144, 266_240)])];
+    assert_eq!(agent.read_series(&ends), [2]);
+}
+
+#[test]
+fn three_lies_are_forgiven_where_each_file_is_proved() {
+    let mut agent = Agent::sampling(1);
+    for id in 2..6 {
+        agent.find(&[(id, 65536)]);
+        assert_eq!(agent.read_series(&[(id, &[(0, 8192)])]), [id]);
+        agent.tag(id, true);
+        agent.read(0, 65536);
+        let result = agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]);
+        assert_eq!(result.is_ok(), id < 5, "{id}");
+    }
+    assert!(matches!(agent.channel.end(), Err(ChannelError::ExtentMismatch)));
+}
+
+#[test]
+fn a_stray_read_costs_a_read_in_full_and_no_more() {
+    let mut agent = Agent::sampling(1);
+    for id in 2..20 {
+        agent.find(&[(id, 65536)]);
+        let with_a_stray: [(u32, &[(u64, u64)]); 1] =
+            [(id, &[(65536, 69632), (524_288, 528_384), (126_976, 131_072)])];
+        assert_eq!(agent.read_series(&with_a_stray), [id]);
+        agent.tag(id, true);
+        agent.read(65536, 131_072);
+        agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).unwrap();
+    }
+    agent.say(&[Record::Done]).unwrap();
+    agent.channel.end().unwrap();
+    assert_eq!(agent.lines().lines().filter(|line| line.starts_with("1 10000 20000 f")).count(), 18);
+}
+
+#[test]
+fn what_was_written_since_is_read() {
+    use virt_bmap_image::{ImageFormat, OpenOptions, open};
+    use virt_bmap_ranges::DiskOffset;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let options = OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() };
+    let base = open(file.path(), &options).unwrap().source;
+    let overlay = Arc::new(Overlay::new(base, 1 << 20, &std::env::temp_dir()).unwrap());
+    overlay.write_at(&[1; 512], DiskOffset(65536 + 8192)).unwrap();
+    let sample = std::num::NonZeroU32::new(1).map(|every| Sample { every });
+    let mut agent =
+        Agent::walking_in(WalkContext { sample, overlays: vec![overlay], ..WalkContext::default() });
+    agent.find(&[(2, 65536), (3, 262_144)]);
+    let ends: [(u32, &[(u64, u64)]); 2] =
+        [(2, &[(65536, 69632), (126_976, 131_072)]), (3, &[(262_144, 266_240), (323_584, 327_680)])];
+    assert_eq!(agent.read_series(&ends), [2]);
+}

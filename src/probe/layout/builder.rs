@@ -1,0 +1,106 @@
+//! Puts a layout together out of the layouts of the devices below.
+
+use super::{Layout, Segment};
+use virt_bmap_ranges::{DeviceOffset, Offset as _, Range};
+
+/// A device in more pieces than this is read instead.
+const MOST_SEGMENTS: usize = 1 << 22;
+
+/// Most copies that are followed.
+const MOST_COPIES: usize = 16;
+
+/// Puts a layout together, copy by copy, each in ascending order.
+#[derive(Default)]
+pub(super) struct Builder {
+    copies: Vec<Vec<Segment>>,
+    parities: Vec<Vec<Segment>>,
+    count: usize,
+    pub(super) is_partial: bool,
+}
+
+impl Builder {
+    /// Appends a segment that begins where the last one of its copy ends, or later.
+    pub(super) fn push(&mut self, segment: Segment) {
+        self.count += append(&mut self.copies, segment);
+    }
+
+    /// Puts `length` bytes of `below`, from `from`, at `at` of this device, as copy `copy` and those after
+    /// it. Returns how many copies that were.
+    pub(super) fn map(
+        &mut self,
+        at: u64,
+        length: u64,
+        below: &Layout,
+        from: u64,
+        copy: usize,
+    ) -> Option<usize> {
+        let copies = below.copies.len();
+        if copy + copies > MOST_COPIES || self.count > MOST_SEGMENTS {
+            return None;
+        }
+        let range = Range::at(DeviceOffset(from), length)?;
+        for part in below.part(range)? {
+            self.push(moved(part, from, at, copy)?);
+        }
+        let parity = copy * below.parities.len();
+        for part in below.parity(range) {
+            self.count += append(&mut self.parities, moved(part, from, at, parity)?);
+        }
+        self.is_partial |= below.is_partial;
+        Some(copies)
+    }
+
+    /// Says that `length` bytes of `below`, from `from`, are parity number `number` of those at `at` of this
+    /// device.
+    pub(super) fn protect(
+        &mut self,
+        at: u64,
+        length: u64,
+        below: &Layout,
+        from: u64,
+        number: usize,
+    ) -> Option<()> {
+        for part in below.part(Range::at(DeviceOffset(from), length)?)? {
+            let number = number * below.copies.len();
+            self.count += append(&mut self.parities, moved(part, from, at, number)?);
+        }
+        Some(())
+    }
+
+    pub(super) fn finish(self) -> Layout {
+        let Self { copies, parities, is_partial, .. } = self;
+        let mut by_disk: Vec<Segment> = copies.iter().flatten().copied().collect();
+        by_disk.sort_unstable_by_key(|segment| (segment.disk, segment.start));
+        Layout { copies, parities, by_disk, is_partial }
+    }
+}
+
+/// A segment of the device below, put where it is on this one.
+fn moved(part: Segment, from: u64, at: u64, copy: usize) -> Option<Segment> {
+    let start = at.checked_add(part.device.start.bytes().checked_sub(from)?)?;
+    let device = Range::at(DeviceOffset(start), part.device.len())?;
+    let copy =
+        u8::try_from(copy + usize::from(part.copy)).ok().filter(|copy| usize::from(*copy) < MOST_COPIES)?;
+    Some(Segment { device, copy, ..part })
+}
+
+/// Appends a segment to the list of its copy, or lengthens the last one there. Returns how many were added.
+fn append(lists: &mut Vec<Vec<Segment>>, segment: Segment) -> usize {
+    if segment.device.is_empty() {
+        return 0;
+    }
+    let copy = usize::from(segment.copy);
+    if copy >= lists.len() {
+        lists.resize_with(copy + 1, Vec::new);
+    }
+    if let Some(last) = lists[copy].last_mut()
+        && last.device.end == segment.device.start
+        && last.disk == segment.disk
+        && last.disk_range().end == segment.start
+    {
+        last.device.end = segment.device.end;
+        return 0;
+    }
+    lists[copy].push(segment);
+    1
+}

@@ -1,0 +1,60 @@
+//! Proofs: tagged reads that verify a layout.
+
+use super::{Layout, Segment};
+use crate::recorder::Recording;
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
+
+/// How many segments at either end of a device are proved.
+const SEGMENTS_PROVED: usize = 32;
+
+/// Bytes read to prove one end of a segment.
+pub const PROOF: u64 = 512;
+
+/// What the kernel's RAID reads at a time where it cannot read past its cache.
+const PAGE: u64 = 4096;
+
+/// A read that proves a part of a layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Where on the device to read [`PROOF`] bytes.
+    pub at: DeviceOffset,
+    /// What must then be read: one of these.
+    pub places: Vec<(DiskNumber, DiskRange)>,
+}
+
+impl Proof {
+    /// Whether a recording is what one of the places gives. An array that lacks a member reads whole pages.
+    pub fn is_given_by(&self, recording: &Recording) -> bool {
+        self.places.iter().any(|&(disk, place)| {
+            let page = DiskRange::new(place.start.0 / PAGE * PAGE, place.end.0.next_multiple_of(PAGE));
+            recording.iter().eq([(disk, place)]) || recording.iter().eq([(disk, page)])
+        })
+    }
+}
+
+impl Layout {
+    /// The places where reads prove the layout: both ends of each segment (of the first and the last few,
+    /// where there are many).
+    pub fn proofs(&self) -> Vec<Proof> {
+        let mut proofs = Vec::new();
+        for copy in &self.copies {
+            let chosen = copy.iter().enumerate().filter(|(index, _)| {
+                *index < SEGMENTS_PROVED || *index >= copy.len().saturating_sub(SEGMENTS_PROVED)
+            });
+            for (_, segment) in chosen {
+                let length = segment.device.len().min(PROOF);
+                for at in [segment.device.start.0, segment.device.end.0 - length] {
+                    let sector = Range::new(at, at + length);
+                    let Some(parts) = self.part(sector) else { continue };
+                    // A read of less than a sector reads the sector.
+                    let place =
+                        |part: &Segment| (part.disk, DiskRange::new(part.start.0, part.start.0 + PROOF));
+                    proofs.push(Proof { at: sector.start, places: parts.iter().map(place).collect() });
+                }
+            }
+        }
+        proofs.sort_by_key(|proof| proof.at);
+        proofs.dedup();
+        proofs
+    }
+}

@@ -1,0 +1,79 @@
+//! What is known of the blocks of a filesystem.
+
+use super::btrfs::Outside;
+use super::{Blocks, METADATA};
+use std::collections::BTreeMap;
+use virt_bmap_agent_protocol::record::Owner;
+use virt_bmap_map::Marks;
+use virt_bmap_ranges::{DeviceOffset, Range};
+
+/// What is known of a file system's blocks.
+#[derive(Default)]
+pub(super) struct Facts {
+    pub(super) named: Vec<Named>,
+    /// What is free, if that is known.
+    pub(super) free: Option<Blocks>,
+    /// What is either free or in use.
+    pub(super) whole: Blocks,
+    /// Size of the units in which data lies inside of metadata, if it is not the block's.
+    pub(super) unit: Option<u64>,
+    /// Where the records of `$MFT` begin that objects lie in, and their size.
+    pub(super) records: Option<u64>,
+    /// What is not among the addresses of a btrfs.
+    pub(super) outside: Outside,
+}
+
+/// Blocks that have a name.
+pub(super) struct Named {
+    pub(super) name: &'static str,
+    pub(super) blocks: Blocks,
+    pub(super) marks: Marks,
+}
+
+impl Facts {
+    pub(super) fn of_spaces(spaces: &BTreeMap<Owner, Blocks>) -> Self {
+        let mut facts = Self::default();
+        for (&owner, blocks) in spaces {
+            let name = match owner {
+                Owner::Free | Owner::Unknown => None,
+                Owner::Metadata => Some(METADATA),
+                Owner::Superblocks => Some("[superblocks]"),
+                Owner::Log => Some("[journal]"),
+                Owner::GroupDescriptors => Some("[group descriptors]"),
+                Owner::ReservedDescriptors => Some("[reserved group descriptors]"),
+                Owner::BlockBitmaps => Some("[block bitmaps]"),
+                Owner::InodeBitmaps => Some("[inode bitmaps]"),
+                Owner::Inodes => Some("[inodes]"),
+                Owner::FreeSpaceTrees => Some("[free space trees]"),
+                Owner::InodeTrees => Some("[inode trees]"),
+                Owner::ReferenceCounts => Some("[reference counts]"),
+                Owner::Staging => Some("[copy-on-write staging]"),
+                Owner::Defective => Some("[bad blocks]"),
+                Owner::Attributes => Some("[extended attributes]"),
+                Owner::ExtentMaps => Some("[extent maps]"),
+            };
+            facts.named.extend(name.map(|name| Named {
+                name,
+                blocks: blocks.clone(),
+                marks: Marks::empty(),
+            }));
+            facts.whole.extend(blocks.iter());
+        }
+        if !spaces.is_empty() {
+            facts.free = Some(spaces.get(&Owner::Free).cloned().unwrap_or_default());
+        }
+        facts
+    }
+
+    /// Names blocks. `proved`: something shows that they are what they are said to be.
+    pub(super) fn name(
+        &mut self,
+        name: &'static str,
+        ranges: impl IntoIterator<Item = Range<DeviceOffset>>,
+        verified: bool,
+    ) {
+        let blocks = ranges.into_iter().collect();
+        let marks = if verified { Marks::empty() } else { Marks::UNVERIFIED };
+        self.named.push(Named { name, blocks, marks });
+    }
+}
