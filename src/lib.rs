@@ -1,6 +1,6 @@
-//! Tells which file every byte of a virtual machine's disk belongs to.
+//! Finds out which file each byte of a virtual machine's disk belongs to.
 //!
-//! This library runs the mapping. What it is made of has crates of its own:
+//! This library runs the mapping. Its parts that are useful alone are crates of their own:
 //!
 //! ```text
 //! virt_bmap_image ─► virt_bmap_nbd ─► recorder ─► virt_bmap_map ─► text and its users
@@ -8,21 +8,21 @@
 //!                     appliance ──────── probe ────────┘
 //! ```
 //!
-//! * [`virt_bmap_image`] opens a guest's disk read-only, whatever its format, and keeps writes in a
-//!   private copy-on-write layer;
+//! * [`virt_bmap_image`] opens a guest's disk read-only, in any format, and keeps writes in a
+//!   private overlay;
 //! * [`virt_bmap_nbd`] serves it, asynchronously, over the NBD protocol;
-//! * [`recorder`] notes what is read, and for which object;
-//! * [`appliance`] is the small Linux, run by libguestfs, that reads the disks;
-//! * [`probe`] decides what it reads and in which order, and learns the names of the objects;
-//! * [`virt_bmap_map`] is the resulting block map: model, index, formats, and questions to it;
-//! * [`mapper`] puts these together;
+//! * [`recorder`] notes each read of a disk, and the object that it was for;
+//! * [`appliance`] is the virtual machine of libguestfs that mounts the guest's filesystems;
+//! * [`probe`] decides what is read there and in which order, and names the objects;
+//! * [`virt_bmap_map`] is the resulting block map: model, index, formats, queries;
+//! * [`mapper`] runs all of these for one guest;
 //! * [`mod@changed`] finds what was written between two states of a disk;
-//! * [`update`] tells whether a map has to be made again;
+//! * [`update`] decides whether a map has to be made again;
 //! * [`fleet`] maps many guests, each in a process of its own;
-//! * [`virt_bmap_trace`] names the files that a running guest reads and writes, [`operations`] what its
-//!   writes do to them.
+//! * [`virt_bmap_trace`] names the files that a running guest reads and writes, and [`operations`]
+//!   finds out what its writes do to them.
 //!
-//! [`virt_bmap_ranges`] says what offsets and ranges count.
+//! [`virt_bmap_ranges`] has the types of offsets and ranges.
 
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 

@@ -1,11 +1,11 @@
 //! Whether KVM is of use on this host.
 //!
-//! That `/dev/kvm` can be opened says little. There are hosts on which qemu aborts as soon as it uses it,
-//! and hosts whose KVM emulates every instruction and is a thousand times too slow without any error;
-//! neither qemu nor libguestfs falls back from those. What tells is time: a ROM of 64 KiB
-//! (`kvm-probe.S`) enters long mode, counts to 100 million and leaves through qemu's `isa-debug-exit`
-//! device. The very qemu and CPU model of the appliance run it; real hardware needs a tenth of a second.
-//! The answer is kept until the next boot.
+//! That `/dev/kvm` can be opened says little. There are hosts on which qemu aborts as soon as it
+//! uses it, and hosts whose KVM emulates every instruction and is a thousand times too slow without
+//! any error; neither qemu nor libguestfs falls back from those. What tells is time: a ROM of 64
+//! KiB (`kvm-probe.S`) enters long mode, counts to 100 million and leaves through qemu's
+//! `isa-debug-exit` device. The very qemu and CPU model of the appliance run it; real hardware
+//! needs a tenth of a second. The answer is kept until the next boot.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -173,7 +173,8 @@ mod tests {
         assert_eq!(decision.to_string(), "emulation");
     }
 
-    /// The same ROM under emulation shows that it is sound: only KVM can then be the reason of a "no".
+    /// The same ROM under emulation shows that it is sound: only KVM can then be the reason of a
+    /// "no".
     #[test]
     fn the_rom_runs_under_emulation() {
         let rom = rom_file().unwrap();

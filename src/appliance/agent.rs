@@ -7,7 +7,8 @@ use virt_bmap_agent_protocol::inventory::{self, Report};
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
-/// Where it is put in the appliance: `debug_upload` takes a path there, whatever its manual says of `/tmp`.
+/// Where it is put in the appliance: `debug_upload` takes a path there, whatever its manual says of
+/// `/tmp`.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
 const KEY_PATH: &str = "/tmp/virt-bmap-key";
 /// Where libguestfs mounts the guest's `/`.
@@ -45,7 +46,8 @@ impl Appliance {
         self.run("log")
     }
 
-    /// What the appliance's kernel knows of the guest's block devices: of those that are named, then of all.
+    /// What the appliance's kernel knows of the guest's block devices: of those that are named,
+    /// then of all.
     pub(super) fn describe(&self, named: &[String]) -> Result<Vec<Report>, AgentError> {
         let named: String = named.iter().map(|name| format!(" {}", quote(name))).collect();
         Ok(inventory::parse(&self.run(&format!("devices {}{named}", self.control))?))
@@ -115,8 +117,8 @@ pub enum Unlocked {
     Never,
 }
 
-/// How long it may take to unlock a device: a key that takes seconds to derive takes a minute under emulation. There are
-/// BitLocker headers for which cryptsetup never ends.
+/// How long it may take to unlock a device: a key that takes seconds to derive takes a minute under
+/// emulation. There are BitLocker headers for which cryptsetup never ends.
 pub const UNLOCKING: Duration = Duration::from_secs(240);
 
 /// A word for the shell, whatever is in it.

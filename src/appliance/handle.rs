@@ -1,8 +1,9 @@
-//! The libguestfs handle: what the `guestfs` crate has, and the little of the C library that it lacks.
+//! The libguestfs handle: what the `guestfs` crate has, and the little of the C library that it
+//! lacks.
 //!
-//! The crate offers neither error handlers nor event call-backs. Without the first, libguestfs prints
-//! every failed call to standard error itself; without the second, the appliance's console, which says
-//! why it died, is lost. Both need the C handle, which the crate keeps to itself.
+//! The crate offers neither error handlers nor event call-backs. Without the first, libguestfs
+//! prints every failed call to standard error itself; without the second, the appliance's console,
+//! which says why it died, is lost. Both need the C handle, which the crate keeps to itself.
 
 use super::kill::KillSwitch;
 use std::collections::VecDeque;
@@ -76,8 +77,9 @@ impl ConsoleLines {
     }
 }
 
-/// Text from the appliance, fit for a terminal: what is no printable character is escaped, but for the
-/// control sequences (ECMA-48) with which a console is coloured and cleared, which are left out.
+/// Text from the appliance, fit for a terminal: what is no printable character is escaped, but for
+/// the control sequences (ECMA-48) with which a console is coloured and cleared, which are left
+/// out.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut printable = String::new();
@@ -142,16 +144,17 @@ pub(crate) struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Ends qemu, which may hang; the kill switch then still works. What closing does after that, it
-        // does with children, too (`rm` for its temporary directory), which must be left alone.
+        // Ends qemu, which may hang; the kill switch then still works. What closing does after
+        // that, it does with children, too (`rm` for its temporary directory), which must be left
+        // alone.
         let _ = self.call(guestfs::Handle::shutdown);
         self.kill.disarm();
     }
 }
 
 impl Handle {
-    /// Makes a handle that reports errors only through results, and arms the kill switch. `echo`: the
-    /// console goes to standard error instead.
+    /// Makes a handle that reports errors only through results, and arms the kill switch. `echo`:
+    /// the console goes to standard error instead.
     pub(crate) fn create(console: Arc<Console>, kill: KillSwitch, echo: bool) -> Result<Self, CallError> {
         kill.arm();
         // Closing at exit would happen on another thread than the one that is in a call.
@@ -166,8 +169,8 @@ impl Handle {
         }
         if !echo {
             #[allow(unsafe_code)]
-            // SAFETY: the call-back takes the pointer for a `Console`, which `handle.console` keeps alive
-            // until the handle has been closed.
+            // SAFETY: the call-back takes the pointer for a `Console`, which `handle.console` keeps
+            // alive until the handle has been closed.
             unsafe {
                 let opaque = Arc::as_ptr(&handle.console).cast_mut().cast();
                 ffi::guestfs_set_event_callback(handle.raw(), on_console, ffi::EVENT_APPLIANCE, 0, opaque);
@@ -176,7 +179,8 @@ impl Handle {
         Ok(handle)
     }
 
-    /// Calls into libguestfs. A panic in the binding (it takes every message for UTF-8) is an error.
+    /// Calls into libguestfs. A panic in the binding (it takes every message for UTF-8) is an
+    /// error.
     pub(crate) fn call<T>(
         &self,
         call: impl FnOnce(&guestfs::Handle) -> Result<T, guestfs::Error>,
@@ -190,7 +194,8 @@ impl Handle {
 
     fn last_error(&self) -> String {
         #[allow(unsafe_code)]
-        // SAFETY: the handle is open; the text belongs to it until its next call and is copied here.
+        // SAFETY: the handle is open; the text belongs to it until its next call and is copied
+        // here.
         let message = unsafe {
             let text = ffi::guestfs_last_error(self.raw());
             if text.is_null() { None } else { Some(printable(CStr::from_ptr(text).to_bytes())) }
@@ -202,8 +207,8 @@ impl Handle {
     fn raw(&self) -> *mut c_void {
         const { assert!(size_of::<guestfs::Handle>() == size_of::<*mut c_void>()) };
         #[allow(unsafe_code)]
-        // SAFETY: `guestfs::Handle` is a struct with one field, the C pointer; being of a pointer's size,
-        // as asserted, that is all it is.
+        // SAFETY: `guestfs::Handle` is a struct with one field, the C pointer; being of a pointer's
+        // size, as asserted, that is all it is.
         unsafe {
             std::mem::transmute_copy(&self.guestfs)
         }
@@ -225,8 +230,8 @@ unsafe extern "C" fn on_console(
     if buf.is_null() {
         return;
     }
-    // SAFETY: `opaque` is what `Handle::create` gave, a `Console` that outlives the handle; libguestfs
-    // passes `buf_len` bytes that are valid during the call.
+    // SAFETY: `opaque` is what `Handle::create` gave, a `Console` that outlives the handle;
+    // libguestfs passes `buf_len` bytes that are valid during the call.
     let (console, text) =
         unsafe { (&*opaque.cast::<Console>(), std::slice::from_raw_parts(buf.cast::<u8>(), buf_len)) };
     console.append(text);

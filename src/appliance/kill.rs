@@ -11,9 +11,9 @@ const MAKING: Duration = Duration::from_secs(3);
 
 /// Ends whatever the session thread's libguestfs is waiting for.
 ///
-/// A libguestfs call cannot be interrupted, not even to ask for qemu's process id. But qemu and supermin
-/// are children of the thread that launches them, and when they die, the call fails. Only what that
-/// thread has started is ever killed, so other children of this process are safe.
+/// A libguestfs call cannot be interrupted, not even to ask for qemu's process id. But qemu and
+/// supermin are children of the thread that launches them, and when they die, the call fails. Only
+/// what that thread has started is ever killed, so other children of this process are safe.
 #[derive(Clone, Debug, Default)]
 pub struct KillSwitch {
     shared: Arc<Shared>,
@@ -21,8 +21,8 @@ pub struct KillSwitch {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Kernel id of the session thread, 0 before it has said it and when its children are to be left alone. Locked
-    /// while they are being killed.
+    /// Kernel id of the session thread, 0 before it has said it and when its children are to be
+    /// left alone. Locked while they are being killed.
     thread: Mutex<i32>,
     /// When [`KillSwitch::throw`] was called first.
     thrown: OnceLock<Instant>,
@@ -34,8 +34,8 @@ impl KillSwitch {
         *self.thread() = rustix::thread::gettid().as_raw_pid();
     }
 
-    /// To be called when what the thread starts from now on is to be left alone. When this returns, nothing is being
-    /// killed.
+    /// To be called when what the thread starts from now on is to be left alone. When this returns,
+    /// nothing is being killed.
     pub fn disarm(&self) {
         *self.thread() = 0;
     }
@@ -49,8 +49,8 @@ impl KillSwitch {
         self.shared.thrown.get().is_some()
     }
 
-    /// Kills what the session thread has started. To be repeated until the thread has ended: it may be
-    /// about to start the next child.
+    /// Kills what the session thread has started. To be repeated until the thread has ended: it may
+    /// be about to start the next child.
     pub fn throw(&self) {
         let thrown = self.shared.thrown.get_or_init(Instant::now);
         let thread = self.thread();
@@ -60,7 +60,8 @@ impl KillSwitch {
         let children = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
         let children = children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?));
         let children: Vec<Pid> = children.collect();
-        // All of them wait: one is libguestfs's recovery process, which ends qemu should we die meanwhile.
+        // All of them wait: one is libguestfs's recovery process, which ends qemu should we die
+        // meanwhile.
         if thrown.elapsed() < MAKING && children.iter().any(|child| makes_overlay(*child)) {
             return;
         }
@@ -71,11 +72,13 @@ impl KillSwitch {
     }
 }
 
-/// Whether the process is a qemu of libguestfs's that has not yet come to delete its temporary file.
+/// Whether the process is a qemu of libguestfs's that has not yet come to delete its temporary
+/// file.
 ///
-/// The appliance's own disk is given to it with `snapshot=on`. For that qemu makes a file `vl.XXXXXX` in `TMPDIR`, and
-/// deletes it as soon as it has it open (`bdrv_append_temp_snapshot` in its `block.c`). Nobody else knows its name, so
-/// it would stay for ever if qemu were killed between the two.
+/// The appliance's own disk is given to it with `snapshot=on`. For that qemu makes a file
+/// `vl.XXXXXX` in `TMPDIR`, and deletes it as soon as it has it open (`bdrv_append_temp_snapshot`
+/// in its `block.c`). Nobody else knows its name, so it would stay for ever if qemu were killed
+/// between the two.
 fn makes_overlay(process: Pid) -> bool {
     let of_process = |name: &str| format!("/proc/{}/{name}", process.as_raw_pid());
     let line = fs::read(of_process("cmdline")).unwrap_or_default();

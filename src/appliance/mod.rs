@@ -1,7 +1,8 @@
 //! The guest session: a libguestfs appliance with the guest's disks, and what is done in it.
 //!
-//! libguestfs is synchronous, and its handle stays on one thread. An [`Appliance`] is therefore made and
-//! used on a thread of its own; from elsewhere it can only be ended, through a [`KillSwitch`].
+//! libguestfs is synchronous, and its handle stays on one thread. An [`Appliance`] is therefore
+//! made and used on a thread of its own; from elsewhere it can only be ended, through a
+//! [`KillSwitch`].
 
 pub mod accel;
 mod agent;
@@ -74,9 +75,9 @@ pub struct Appliance {
 const CONTROL_LABEL: &str = "control";
 
 impl Appliance {
-    /// Launches an appliance whose disks are exports of the NBD server at `socket`: `disks`, in order, and
-    /// `control`. With KVM, an appliance that dies while it comes up is tried once more under emulation,
-    /// unless `kill` was its end.
+    /// Launches an appliance whose disks are exports of the NBD server at `socket`: `disks`, in
+    /// order, and `control`. With KVM, an appliance that dies while it comes up is tried once more
+    /// under emulation, unless `kill` was its end.
     ///
     /// `announce` is told how the appliance is about to run, once for each try.
     ///
@@ -128,7 +129,8 @@ impl Appliance {
         set("set_verbose", &|g| g.set_verbose(options.verbose))?;
         set("set_trace", &|g| g.set_trace(options.trace))?;
         if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
-            // The default may be libvirt, which would keep our socket from qemu by SELinux or AppArmor.
+            // The default may be libvirt, which would keep our socket from qemu by SELinux or
+            // AppArmor.
             set("set_backend", &|g| g.set_backend("direct"))?;
         }
         if hangup::is_ignored() {
@@ -160,8 +162,8 @@ impl Appliance {
         let server = format!("unix:{}", socket.display());
         let server = [server.as_str()];
         let drive = |label| guestfs::AddDriveOptArgs {
-            // Never "readonly": that would put an overlay of qemu's between the appliance and our server,
-            // and reads of blocks that were written there would not reach us.
+            // Never "readonly": that would put an overlay of qemu's between the appliance and our
+            // server, and reads of blocks that were written there would not reach us.
             readonly: Some(false),
             format: Some("raw"),
             iface: None,
@@ -212,20 +214,20 @@ impl Appliance {
     }
 }
 
-/// What the appliance's kernel is told: what goes on after a driver has crashed in it is not to be relied on, and
-/// may hang.
+/// What the appliance's kernel is told: what goes on after a driver has crashed in it is not to be
+/// relied on, and may hang.
 const ALL_APPEND: &str = "oops=panic";
 
 /// What an emulated appliance's kernel is told besides.
 ///
-/// It defends nobody against the tricks that processors are played: one program runs in it, and emulation has no such
-/// processor. Nor does it clear all memory that it hands out. Both cost more here than what they defend is worth. Security
-/// modules would be asked about each file that is opened, and have no policy to go by (`lsm=`: a tenth of the time that it
-/// takes to look files up).
-/// qemu emulates `rep movsb` byte by byte: a kernel that believes in fast strings copies at less than half
-/// the speed. And a processor that has nothing to do but wait for a disk is put to sleep and woken by the
-/// host's scheduler for each request, which takes longer than the request: where this machine has a
-/// processor to spare, those of the appliance wait awake.
+/// It defends nobody against the tricks that processors are played: one program runs in it, and
+/// emulation has no such processor. Nor does it clear all memory that it hands out. Both cost more
+/// here than what they defend is worth. Security modules would be asked about each file that is
+/// opened, and have no policy to go by (`lsm=`: a tenth of the time that it takes to look files
+/// up). qemu emulates `rep movsb` byte by byte: a kernel that believes in fast strings copies at
+/// less than half the speed. And a processor that has nothing to do but wait for a disk is put to
+/// sleep and woken by the host's scheduler for each request, which takes longer than the request:
+/// where this machine has a processor to spare, those of the appliance wait awake.
 fn tcg_append(smp: u32) -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";

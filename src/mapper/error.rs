@@ -23,7 +23,7 @@ pub enum MapError {
     SetUp {
         /// What could not be set up.
         what: &'static str,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -50,7 +50,7 @@ pub enum MapError {
     Hung {
         /// The limit.
         limit: Duration,
-        /// What was being done.
+        /// The work that was interrupted.
         during: String,
     },
     /// [`Cancel`] was used.

@@ -47,7 +47,7 @@ impl Export for DiskExport {
     }
 
     fn is_read_only(&self) -> bool {
-        // File systems replay their journals even when they are mounted read-only.
+        // Filesystems replay their journals even when they are mounted read-only.
         false
     }
 

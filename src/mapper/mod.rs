@@ -1,9 +1,9 @@
 //! Maps a guest: from its images to its block map.
 //!
-//! Everything else in this library is put together here: the images are opened, our NBD server serves
-//! them from a private socket, an appliance boots with that server as its disks, a probe has everything
-//! in there read, and what was recorded becomes the map. The caller's thread watches: it passes on
-//! progress, ends what hangs, and cleans up, whatever happens.
+//! Everything else in this library is put together here: the images are opened, our NBD server
+//! serves them from a private socket, an appliance boots with that server as its disks, a probe has
+//! everything in there read, and what was recorded becomes the map. The caller's thread watches: it
+//! passes on progress, ends what hangs, and cleans up, whatever happens.
 
 mod error;
 mod exports;
@@ -32,8 +32,8 @@ use virt_bmap_image::{Image, OpenOptions, Source};
 use virt_bmap_map::{Cause, ImageInfo, Map, Warning};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 
-/// Most disks of one guest. libguestfs takes 255; the time that each costs at launch is the limit in
-/// practice.
+/// Most disks of one guest. libguestfs takes 255; the time that each costs at launch is the limit
+/// in practice.
 pub const MOST_DISKS: usize = 250;
 
 /// One disk of a guest.
@@ -56,8 +56,8 @@ pub struct Mapped {
     pub reused: u64,
     /// How long it took.
     pub elapsed: Duration,
-    /// What the guest's file systems have written to the private layer of each disk as they were mounted: a journal
-    /// that was replayed, for instance.
+    /// What the guest's filesystems have written to the private layer of each disk as they were
+    /// mounted: a journal that was replayed, for instance.
     pub rewritten: Vec<RangeSet<DiskOffset>>,
 }
 
@@ -86,7 +86,7 @@ pub enum MapEvent<'a> {
     Opened(&'a [Image]),
     /// How the appliance is about to run.
     Launching(Decision),
-    /// A file system took the appliance down. All is begun anew without it.
+    /// A filesystem took the appliance down. All is begun anew without it.
     LeftOut {
         /// Its device.
         device: &'a str,
@@ -127,8 +127,8 @@ pub fn map_guest(
     Ok(Mapped { elapsed: began.elapsed(), ..mapped })
 }
 
-/// Maps the guest whose disks these are, in this order. `images` is what the map says of them, and `warnings` what it is
-/// to warn of besides.
+/// Maps the guest whose disks these are, in this order. `images` is what the map says of them, and
+/// `warnings` what it is to warn of besides.
 ///
 /// # Errors
 /// As for [`map_guest`].
@@ -146,7 +146,8 @@ pub fn map_sources(
         let (result, phase) = attempt(sources, options, &left_out, cancel, observe)?;
         match result {
             Ok(done) => break done,
-            // A corrupt file system may be more than its driver can bear. The others are mapped all the same.
+            // A corrupt filesystem may be more than its driver can bear. The others are mapped all
+            // the same.
             Err(error) => match fatal(&error, &phase) {
                 Some((device, cause))
                     if left_out.len() < MOST_LEFT_OUT && !left_out.contains_key(&device) =>
@@ -170,14 +171,14 @@ pub fn map_sources(
     Ok(Mapped { map, counts, reused, elapsed: began.elapsed(), rewritten })
 }
 
-/// File systems that are not read, and why.
+/// Filesystems that are not read, and why.
 type LeftOut = BTreeMap<String, Cause>;
 
-/// How many file systems may take the appliance down with them, each of which costs a boot and perhaps the
-/// watchdog's patience.
+/// How many filesystems may take the appliance down with them, each of which costs a boot and
+/// perhaps the watchdog's patience.
 const MOST_LEFT_OUT: usize = 20;
 
-/// The file system that an appliance did not survive, and how it ended.
+/// The filesystem that an appliance did not survive, and how it ended.
 fn fatal(error: &MapError, phase: &Phase) -> Option<(String, Cause)> {
     let Phase::Filesystem { name, kind, .. } = phase else { return None };
     let filesystem = kind.clone();

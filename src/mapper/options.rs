@@ -16,18 +16,19 @@ pub struct MapperOptions {
     pub launch: LaunchOptions,
     /// Which way to read the guest's files.
     pub probe: Probe,
-    /// An earlier map of this guest: what is as it was is taken over, and not read again. The map comes out the same.
-    /// [`Probe::Guestfsd`] takes no notice of it.
+    /// An earlier map of this guest: what is as it was is taken over, and not read again. The map
+    /// comes out the same. [`Probe::Guestfsd`] takes no notice of it.
     pub baseline: Option<Arc<Baseline>>,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
-    /// Map what belongs to no file, too: metadata, symbolic links, free space. [`Probe::Guestfsd`] cannot.
+    /// Map what belongs to no file, too: metadata, symbolic links, free space. [`Probe::Guestfsd`]
+    /// cannot.
     pub metadata: bool,
-    /// Which copies of what is kept several times are in the map.
+    /// Which copies of mirrored data are in the map.
     pub legs: Legs,
     /// Give up when nothing has happened for so long.
     pub timeout: Duration,
-    /// Most bytes that the guest's file systems may write to the private layer, for each disk.
+    /// Most bytes that the guest's filesystems may write to the private layer, for each disk.
     pub overlay_limit: u64,
 }
 

@@ -38,7 +38,8 @@ pub enum ProgressEvent {
     },
     /// The maps have been written, and differ so much from the earlier map that was given.
     Changed(diff::Counts),
-    /// Most memory that the mapper's own process has had until now, without qemu's, which is a process of its own.
+    /// Most memory that the mapper's own process has had until now, without qemu's, which is a
+    /// process of its own.
     Memory {
         /// In bytes.
         peak: u64,
@@ -121,8 +122,8 @@ impl OpenedDisk {
 
     /// What there is to say of an image that has been opened.
     ///
-    /// Of an image of a stated format not everything below it need be known: what qemu alone can open
-    /// is left out.
+    /// Of an image of a stated format not everything below it need be known: what qemu alone can
+    /// open is left out.
     pub fn of(image: &Image) -> Self {
         let files = image.chain.iter().flat_map(|link| [&link.filename].into_iter().chain(&link.data_files));
         Self {

@@ -22,7 +22,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// What an attempt gives: the conversation, and what was written to the disks' private layers.
 pub(super) type Attempt = (Arc<Channel>, Vec<RangeSet<DiskOffset>>);
 
-/// Maps the guest with an appliance of its own, but for some file systems, and says how it ended, and where.
+/// Maps the guest with an appliance of its own, but for some filesystems, and says how it ended,
+/// and where.
 ///
 /// # Errors
 /// [`MapError`], where another attempt is no use.
@@ -106,8 +107,8 @@ struct Session {
 }
 
 impl Session {
-    /// Runs the session and watches over it: the end is certain, be it by itself, by the watchdog or by
-    /// the user.
+    /// Runs the session and watches over it: the end is certain, be it by itself, by the watchdog
+    /// or by the user.
     fn watch(
         &self,
         cancel: &Cancel,
@@ -153,8 +154,8 @@ impl Session {
         }
     }
 
-    /// Something that changes as long as anything happens. To read the same over and over is nothing, in a file
-    /// system; when devices are looked at it is usual.
+    /// Something that changes as long as anything happens. To read the same over and over is
+    /// nothing, in a filesystem; when devices are looked at it is usual.
     fn signs_of_life(&self) -> (u64, u64, Phase) {
         let phase = self.phase();
         let reads = match phase {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::Cause;
 
-/// Says which arrays and volumes lack a member. Where nothing is lost for it, that is a warning.
+/// Warns of arrays and volumes that lack a member, whether or not data is lost.
 pub(super) fn warn_of_missing_members(
     context: &Context<'_>,
     inventory: &Inventory,

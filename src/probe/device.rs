@@ -1,11 +1,11 @@
-//! A look at the few bytes of a device that say where things have their place.
+//! Reads of the few bytes of a device that describe where its metadata lies.
 
 use crate::appliance::Appliance;
 
 /// Bytes asked for at a time; libguestfs's messages hold 4 MiB.
 const CHUNK: u64 = 1 << 20;
 
-/// A device of the guest, read through the appliance: what is encrypted on the disk is not encrypted here.
+/// A device of the guest, read through the appliance: an unlocked device is read decrypted.
 pub(super) struct Device<'a> {
     appliance: &'a Appliance,
     path: &'a str,
@@ -18,7 +18,7 @@ impl<'a> Device<'a> {
         Self { appliance, path, node, size }
     }
 
-    /// `length` bytes from `at`; `None` where that cannot be read, or lies beyond the end.
+    /// Reads `length` bytes at `at`; `None` if that fails, or lies beyond the end.
     pub(super) fn read(&self, at: u64, length: u64) -> Option<Vec<u8>> {
         if at.checked_add(length)? > self.size {
             return None;
@@ -28,12 +28,12 @@ impl<'a> Device<'a> {
         })
     }
 
-    /// All `length` bytes of a file of the file system that is mounted.
+    /// Reads all `length` bytes of a file of the mounted filesystem.
     pub(super) fn read_file(&self, path: &str, length: u64) -> Option<Vec<u8>> {
         self.chunks(0, length, |count, at| self.appliance.call(|g| g.pread(path, count, at)).ok())
     }
 
-    /// What a command says in the appliance.
+    /// The output of a command in the appliance.
     pub(super) fn ask(&self, command: &str) -> Option<String> {
         self.appliance.shell(command).ok()
     }
@@ -52,17 +52,17 @@ impl<'a> Device<'a> {
     }
 }
 
-/// Has bytes read, by their place and number; so parsers can be tested without a device.
+/// Reads bytes, given their offset and number, so that parsers can be tested without a device.
 pub(super) type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
 
-/// What of a device has these bytes.
+/// A reader of these bytes.
 #[cfg(test)]
 pub(super) fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
     let disk = disk.to_vec();
     move |at, length| Some(disk.get(at as usize..)?.get(..length as usize)?.to_vec())
 }
 
-/// The unsigned integers of structures on disks; `None` past the end.
+/// Unsigned integers of on-disk structures; `None` past the end.
 pub(super) trait Fields {
     fn bytes_at<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
 

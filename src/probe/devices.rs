@@ -13,18 +13,18 @@ use virt_bmap_agent_protocol::{DeviceRead, DeviceReads, Task};
 use virt_bmap_map::{Cause, Kind, PieceFlags, Role};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, Range};
 
-/// Of how many segments at either end of a copy the content is looked at.
+/// How many segments at each end of a copy are compared with the first copy.
 const COMPARED_SEGMENTS: usize = 16;
 
-/// The layouts that have been proved.
+/// Layouts that were verified by proofs.
 #[derive(Default)]
 pub(super) struct Layouts {
     pub(super) by_path: HashMap<String, Arc<Layout>>,
     pub(super) by_number: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
 }
 
-/// Adds the objects of disks, partitions and volumes, and says where they lie: as the kernel's tables say
-/// where tagged reads prove them, else by reading all of the device. Returns the proven layouts.
+/// Adds the objects of disks, partitions and volumes with their pieces: from the layout if proofs
+/// verify it, otherwise by reading the whole device. Returns the verified layouts.
 pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<Layouts, ProbeError> {
     let mut numbers: Vec<(&BlockDevice, ObjectNumber)> = Vec::new();
     let kinds = [
@@ -55,7 +55,7 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
     let proofs = context.channel.take_proofs();
     for (tag, (device, proof)) in &expected {
         let read = proofs.get(tag);
-        // Without one of its members, an array keeps in memory what has been read of the others.
+        // An array that lacks a member caches what it reads of the others.
         let may_be_cached = computed.get(*device).is_some_and(Layout::is_partial);
         let is_cached = may_be_cached && read.is_none_or(Recording::is_empty);
         if !is_cached && !read.is_some_and(|read| proof.is_given_by(read)) {
@@ -112,8 +112,8 @@ fn read(context: &Context<'_>, reads: Vec<DeviceRead>) -> Result<(), ProbeError>
     Ok(read?)
 }
 
-/// Whether a copy of a mirrored device holds what the first copy holds, as far as a look at both ends of
-/// its segments tells.
+/// Whether a copy of a mirrored device has the content of the first copy. Compares both ends of the
+/// segments at both ends of the copy.
 fn holds_the_same(context: &Context<'_>, first: &Layout, copy: &[Segment]) -> bool {
     const LOOK: u64 = 4096;
     let read = |disk: DiskNumber, at: u64, length: u64| {

@@ -1,4 +1,4 @@
-//! What the kernel promises of a file, to be compared with what was read of it.
+//! Expected blocks of a file, to be compared with its recording, and the pieces that follow.
 
 use super::Legs;
 use super::layout::{Layout, Segment};
@@ -11,24 +11,25 @@ use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, FileOffset, Range, R
 /// Bytes in a page of the appliance's kernel.
 pub(super) const PAGE: u64 = 4096;
 
-/// What a file's extents expected of a read of all of it.
+/// What a read of the whole file must touch, according to its extents.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Expectation {
-    /// They do not tell.
+    /// Unknown: the extents are not plain.
     None,
-    /// Exactly these blocks of the file system's device.
+    /// Exactly these blocks of the filesystem's device.
     Blocks(RangeSet<DeviceOffset>),
-    /// These, and what else is in the same pages of the device.
+    /// These blocks, and perhaps the rest of the pages of the device that they lie in.
     Pages(RangeSet<DeviceOffset>),
-    /// So many bytes, wherever they are.
+    /// This number of bytes, anywhere.
     Bytes(u64),
-    /// Nothing; but only a second read, with all metadata in memory, touches data alone.
+    /// Unknown; but a second read, with all metadata in memory, touches only data.
     SecondRead,
 }
 
 impl Expectation {
-    /// What reading a file of `size` bytes must touch. `block` is the file system's block size, `kind` what
-    /// its number in `statfs(2)` tells; `has_layout`: it is known where what the extents speak of lies.
+    /// What a read of a file of `size` bytes must touch. `block` is the filesystem's block size,
+    /// `kind` its type by the magic number in `statfs(2)`; `has_layout`: the layout that the
+    /// extents refer to is known.
     pub(super) fn of(extents: &[Extent], size: u64, block: u64, kind: &FsKind, has_layout: bool) -> Self {
         let facts = kind.facts();
         let end = size.checked_next_multiple_of(block.max(1)).unwrap_or(u64::MAX);
@@ -60,7 +61,7 @@ impl Expectation {
         }
     }
 
-    /// Whether what was read is what was promised; `again`: the file has been read a second time.
+    /// Whether a recording matches; `is_reread`: the file has been read a second time.
     pub(super) fn is_met_by(&self, recording: &Recording, layout: Option<&Layout>, is_reread: bool) -> bool {
         match self {
             Self::None => true,
@@ -85,7 +86,7 @@ impl Expectation {
         }
     }
 
-    /// What of a read that is as promised was the file's.
+    /// The part of a matching recording that is the file's own.
     pub(super) fn share(&self, recording: Recording, layout: Option<&Layout>) -> Recording {
         let (Self::Pages(blocks), Some(layout)) = (self, layout.filter(|layout| !layout.is_partial())) else {
             return recording;
@@ -108,12 +109,12 @@ pub(super) struct PlacedRange {
     pub(super) role: Role,
 }
 
-/// Where an object's bytes lie, and which of its bytes they are: what was read, and the copies of that on
-/// other disks and its parity, cut where the extents begin and end; then what is allocated but was never written.
-/// What no extent covers has no place in the file. Of one leg there is nothing but what was read.
+/// The pieces of an object: its recording, with the copies on other disks and the parity, cut where
+/// extents begin and end; then its unwritten extents. A range that no extent covers has no file
+/// offset. With [`Legs::One`] there is only what was read.
 ///
-/// Where a member of an array is missing, other blocks are read in place of what it held; there the extents
-/// count.
+/// If an array lacks a member, other blocks are read in place of those on it, so the extents count
+/// instead of the recording.
 pub(super) fn places(
     recording: &Recording,
     extents: &[Extent],
@@ -182,7 +183,7 @@ pub(super) fn places(
     places
 }
 
-/// The blocks of extents that hold data.
+/// The blocks of plain extents.
 fn plain(extents: &[Extent]) -> RangeSet<DeviceOffset> {
     let plain = extents.iter().filter(|extent| extent.is_plain());
     plain.filter_map(|extent| Range::at(DeviceOffset(extent.physical), extent.length)).collect()

@@ -12,7 +12,7 @@ use virt_bmap_agent_protocol::{Class, FsKind};
 use virt_bmap_map::Cause;
 use virt_bmap_ranges::DiskOffset;
 
-/// The file systems that are to be mounted. What else the devices hold is noted where it hides files.
+/// The filesystems to mount. Warns of other content if it may hide files.
 fn to_walk(context: &Context<'_>, inventory: &Inventory) -> Vec<Content> {
     let mut filesystems = Vec::new();
     let mut btrfs = BTreeSet::new();
@@ -22,9 +22,10 @@ fn to_walk(context: &Context<'_>, inventory: &Inventory) -> Vec<Content> {
         match &content.kind {
             None => explain_unknown(context, inventory, &layouts, device),
             Some(kind) if kind.class() == Class::Swap => {}
-            // Each member of a btrfs of several devices is listed; one mount shows all.
+            // Each member of a btrfs of several devices is listed; one mount shows the whole
+            // filesystem.
             Some(FsKind::Btrfs) if content.uuid.is_some() && !btrfs.insert(content.uuid.clone()) => {}
-            // Has been unlocked, or been noted.
+            // It has been unlocked, or a warning says that it was not.
             _ if is_encrypted(content) => {}
             Some(_) => filesystems.push(content.clone()),
         }
@@ -32,8 +33,8 @@ fn to_walk(context: &Context<'_>, inventory: &Inventory) -> Vec<Content> {
     filesystems
 }
 
-/// Mounts each file system in turn, and has `walk` read it. It is told, too, whether all that mounting has changed is
-/// on the disks.
+/// Mounts each filesystem in turn and calls `walk` with it, and with whether all changes that
+/// mounting made are on the disks.
 pub(super) fn each_filesystem(
     context: &Context<'_>,
     inventory: &Inventory,
@@ -54,7 +55,7 @@ pub(super) fn each_filesystem(
         if mount(context, filesystem)? {
             let is_settled = note_replay(context, filesystem);
             walk(filesystem, is_settled)?;
-            // The last one stays until the appliance is gone, which takes no time then.
+            // The last one is not unmounted: the appliance ends next, and that is faster.
             if number < filesystems.len() {
                 unmount(context, filesystem)?;
             }
@@ -63,7 +64,7 @@ pub(super) fn each_filesystem(
     Ok(())
 }
 
-/// Notes that it is not known what a device holds.
+/// Warns of a device with unknown content.
 fn explain_unknown(
     context: &Context<'_>,
     inventory: &Inventory,
@@ -87,9 +88,10 @@ fn is_blank(context: &Context<'_>, layout: Option<&Layout>) -> bool {
     disk.read_at(&mut bytes, DiskOffset(first.start.0)).is_ok() && bytes.iter().all(|byte| *byte == 0)
 }
 
-/// Whether a partition is of a type that never holds a file system.
+/// Whether a partition is of a type that never holds a filesystem.
 fn is_boot_code(context: &Context<'_>, name: &str) -> bool {
-    /// BIOS boot partition, Microsoft reserved partition, PowerPC PReP boot, metadata of Windows dynamic disks.
+    /// BIOS boot partition, Microsoft reserved partition, PowerPC PReP boot, metadata of Windows
+    /// dynamic disks.
     const TYPES: [&str; 4] = [
         "21686148-6449-6E6F-744E-656564454649",
         "E3C9E316-0B5C-4DB8-817D-F92DF00215AE",

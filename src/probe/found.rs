@@ -21,7 +21,7 @@ pub struct Counts {
     pub partitions: u64,
     /// Logical volumes.
     pub volumes: u64,
-    /// File systems that were walked.
+    /// Filesystems that were walked.
     pub filesystems: u64,
     /// Directories.
     pub directories: u64,
@@ -61,7 +61,7 @@ enum Entry {
 pub struct Found {
     builder: MapBuilder,
     entries: Vec<Entry>,
-    /// Paths of the directories of the file system being walked, without a slash at the end.
+    /// Paths of the directories of the filesystem being walked, without a slash at the end.
     directories: HashMap<ObjectNumber, Arc<[u8]>>,
     /// Files with several names, by number.
     shared: HashMap<ObjectNumber, Shared>,
@@ -69,7 +69,7 @@ pub struct Found {
     links: Vec<(ObjectNumber, NewObject)>,
     device: String,
     counts: Counts,
-    /// What there was when the current file system was begun.
+    /// What there was when the current filesystem was begun.
     before: Before,
 }
 
@@ -113,7 +113,8 @@ impl Found {
         self.entries.len() as u32 + 1
     }
 
-    /// The pieces of the directories of the current file system, each with the inode of its directory.
+    /// The pieces of the directories of the current filesystem, each with the inode of its
+    /// directory.
     pub fn directory_pieces(&self) -> impl Iterator<Item = (u64, DiskNumber, DiskRange, Role)> {
         self.builder.pieces_after(self.before.pieces).filter_map(|(object, disk, range, role)| {
             let is_directory = self.builder.name(object).kind == Kind::Directory;
@@ -135,7 +136,7 @@ impl Found {
         self.counts
     }
 
-    /// What was counted of the current file system.
+    /// What was counted of the current filesystem.
     pub fn filesystem_counts(&self) -> Counts {
         Counts {
             directories: self.counts.directories - self.before.counts.directories,
@@ -180,8 +181,8 @@ impl Found {
         Ok(number)
     }
 
-    /// Adds metadata of a device, named `name` there, or its free space, which has no name. Both are found
-    /// again by their names: what is added twice is one object.
+    /// Adds metadata of a device, named `name` there, or its free space, which has no name. Both
+    /// are found again by their names: what is added twice is one object.
     ///
     /// # Errors
     /// [`FoundError`]
@@ -207,7 +208,7 @@ impl Found {
         }
     }
 
-    /// The objects that follow lie in the file system on `device`.
+    /// The objects that follow lie in the filesystem on `device`.
     pub fn begin_filesystem(&mut self, device: &str) {
         self.directories.clear();
         device.clone_into(&mut self.device);
@@ -222,7 +223,8 @@ impl Found {
         self.counts.filesystems += 1;
     }
 
-    /// Forgets the objects of the current file system, because they are to be found again. Their numbers are not given again.
+    /// Forgets the objects of the current filesystem, because they are to be found again. Their
+    /// numbers are not given again.
     pub fn forget_filesystem(&mut self) {
         let Before { counts, links, objects, pieces, filesystems, next } = self.before;
         self.counts = counts;
@@ -237,8 +239,8 @@ impl Found {
     /// Adds a directory or file named `name` in `parent`; the root has no parent.
     ///
     /// # Errors
-    /// [`FoundError`]. A name that is too long for a map is an error of kind [`FoundError::Build`], but
-    /// the object has its number all the same.
+    /// [`FoundError`]. A name that is too long for a map is an error of kind [`FoundError::Build`],
+    /// but the object has its number all the same.
     pub fn object(
         &mut self,
         kind: Kind,

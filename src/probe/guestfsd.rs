@@ -1,9 +1,10 @@
 //! Reads everything with the calls that every libguestfs since 1.29.11 has, and uploads nothing.
 //!
-//! `debug bmap_file PATH` opens a file or directory, `debug bmap_device DEVICE` a device, and `debug bmap`
-//! drops all caches and reads what was opened from end to end. That is slow, about a tenth of a second for
-//! each object under emulation, and since the caches are cold a file's metadata is read along with its
-//! data. It is what the original virt-bmap did: the reference, and the way out where the agent cannot run.
+//! `debug bmap_file PATH` opens a file or directory, `debug bmap_device DEVICE` a device, and
+//! `debug bmap` drops all caches and reads what was opened from end to end. That is slow, about a
+//! tenth of a second for each object under emulation, and since the caches are cold a file's
+//! metadata is read along with its data. It is what the original virt-bmap did: the reference, and
+//! the way out where the agent cannot run.
 
 use super::context::Context;
 use super::filesystems::each_filesystem;
@@ -25,7 +26,7 @@ const MOST_NAMES: u64 = 4 << 30;
 /// Reads everything with libguestfs's own daemon.
 ///
 /// # Errors
-/// [`ProbeError`]; what concerns one device, file system or file alone becomes a trouble.
+/// [`ProbeError`]; what concerns one device, filesystem or file alone becomes a trouble.
 pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
     let probe = Probe { context, recorder };
@@ -45,13 +46,13 @@ impl Probe<'_> {
     /// What libguestfs lists by itself; where a device lies is learnt by reading it.
     fn inventory(&self) -> Result<Inventory, CallError> {
         let appliance = self.context.appliance;
-        // As in the original, but before anything is mounted: file systems copy the setting.
+        // As in the original, but before anything is mounted: filesystems copy the setting.
         appliance.shell(
             "for f in /sys/block/*/queue/read_ahead_kb; do echo 0 > $f; done; \
              for f in /sys/block/*/queue/scheduler; do echo none > $f 2>/dev/null; done; true",
         )?;
-        // The `debug` calls take the kernel's names, which follow the order in which disks answered;
-        // libguestfs's follow their SCSI addresses.
+        // The `debug` calls take the kernel's names, which follow the order in which disks
+        // answered; libguestfs's follow their SCSI addresses.
         let found = appliance.shell(
             "cd /sys/block; for d in sd*; do a=$(readlink -f $d/device); echo ${a##*/} $d; done | sort -t: -k3n",
         )?;
@@ -89,7 +90,7 @@ impl Probe<'_> {
         })
     }
 
-    /// libguestfs does not list encrypted devices among the file systems.
+    /// libguestfs does not list encrypted devices among the filesystems.
     fn note_encrypted(&self, inventory: &Inventory) {
         let is_listed = |path: &str| inventory.contents.iter().any(|content| content.device == path);
         for device in inventory.devices().filter(|device| !is_listed(&device.path)) {
@@ -219,8 +220,8 @@ impl Probe<'_> {
         Ok(names)
     }
 
-    /// Opens something, then reads it under the tag of an object. The inner error concerns this object
-    /// alone.
+    /// Opens something, then reads it under the tag of an object. The inner error concerns this
+    /// object alone.
     fn read(&self, open: &str, path: &str, number: u32) -> Result<Result<(), CallError>, ProbeError> {
         let appliance = self.context.appliance;
         if let Err(error) = appliance.call(|g| g.debug(open, &[path])) {

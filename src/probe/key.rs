@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A key, and what it is for: `SELECTOR:TYPE:VALUE`, as the guestfs tools have it.
+/// A key and the devices that it is for: `SELECTOR:TYPE:VALUE`, as in the guestfs tools.
 ///
 /// ```
 /// use virt_bmap::probe::key::Key;
@@ -24,7 +24,7 @@ pub struct Key {
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// It is not of the form.
+    /// It has another form.
     #[error(
         "{0:?} is no key: write SELECTOR:key:STRING or SELECTOR:file:NAME, with a device, a UUID or `all` as SELECTOR"
     )]
@@ -34,13 +34,13 @@ pub enum KeyError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// The secret stays out of logs.
+/// Keeps the secret out of logs.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Key").field("selector", &self.selector).finish_non_exhaustive()
@@ -61,7 +61,7 @@ impl FromStr for Key {
             "file" => {
                 let path = PathBuf::from(value);
                 let mut secret = std::fs::read(&path).map_err(|source| KeyError::File { path, source })?;
-                // Text editors end a file with one.
+                // Text editors end a file with a newline.
                 if secret.last() == Some(&b'\n') {
                     secret.pop();
                 }

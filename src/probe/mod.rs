@@ -12,17 +12,18 @@
 //! all but channel, layout, baseline, found, warnings ─► context ─► channel, baseline, key
 //! ```
 //!
-//! * [`survey`] is the order of work with the agent, [`guestfsd`] the same work with the calls that every
-//!   libguestfs has, a hundred times more slowly;
+//! * [`survey`] is the order of work with the agent, [`guestfsd`] the same work with the calls that
+//!   every libguestfs has, a hundred times more slowly;
 //! * [`context`] is what both work with;
-//! * `devices` makes the objects of disks, partitions and volumes, and proves their layouts; `degraded`
-//!   warns of missing members, [`unlock`] opens encrypted devices with a [`key`];
+//! * `devices` makes the objects of disks, partitions and volumes, and proves their layouts;
+//!   `degraded` warns of missing members, [`unlock`] opens encrypted devices with a [`key`];
 //! * `filesystems` chooses what is mounted, `mount` mounts it, `walk` has the agent walk it;
 //! * [`channel`] is the host's end of the agent's control disk;
 //! * [`layout`] computes where a device's bytes lie on the disks;
 //! * [`baseline`] is the earlier map of an update, and the digests of inodes;
 //! * [`metadata`] makes the objects of what belongs to no file;
-//! * [`found`] holds the objects on their way into the map, [`warnings`] what could not be examined.
+//! * [`found`] holds the objects on their way into the map, [`warnings`] what could not be
+//!   examined.
 
 pub mod baseline;
 pub mod channel;
@@ -50,20 +51,20 @@ use found::FoundError;
 use std::num::NonZeroU32;
 use virt_bmap_agent_protocol::Sample;
 
-/// Which way the guest's files are read.
+/// How the guest's files are read.
 ///
-/// The default is [`Extents`](Self::Extents), each of them.
+/// The default is [`Extents`](Self::Extents) with a spot check of each extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// By a program that is uploaded into the appliance, which reads the ends of each file's extents where the kernel
-    /// says where they lie, and all of the others.
+    /// The agent, a program that is uploaded into the appliance, reads only the ends of a file's
+    /// extents if the kernel reports plain extents, and the whole file otherwise.
     Extents {
-        /// Every so-many-th extent is read; 1: each of them.
+        /// Every `every`-th extent gets a spot check; 1: each extent.
         every: NonZeroU32,
     },
-    /// By the same program, all of each file.
+    /// The agent reads each file in full.
     Agent,
-    /// By libguestfs's own daemon.
+    /// libguestfs's own daemon reads each file in full.
     Guestfsd,
 }
 
@@ -74,7 +75,7 @@ impl Default for Probe {
 }
 
 impl Probe {
-    /// Which extents are read at their ends, if that is how files are read.
+    /// Which extents get a spot check; `None` if files are read in full.
     pub fn sample(self) -> Option<Sample> {
         match self {
             Self::Extents { every } => Some(Sample { every }),
@@ -83,27 +84,27 @@ impl Probe {
     }
 }
 
-/// Which copies of what is kept several times are in the map.
+/// Which copies of mirrored data are in the map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Legs {
-    /// All of them, and the parity that protects them.
+    /// All copies, and the parity that protects them.
     #[default]
     All,
-    /// The one that was read.
+    /// Only the copy that was read.
     One,
 }
 
-/// Why a probe did not come to its end. What concerns one device or filesystem alone is a
-/// [warning](virt_bmap_map::Warning) instead.
+/// Why a probe failed. A failure of one device or filesystem is a [warning](virt_bmap_map::Warning)
+/// instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The appliance does not answer.
+    /// The inventory failed.
     #[error("cannot take stock of the guest's devices")]
     Inventory(#[source] CallError),
-    /// The agent could not do its work.
+    /// The agent failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The agent said what makes no sense.
+    /// The conversation with the agent failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// An object that no map can hold.
@@ -112,7 +113,7 @@ pub enum ProbeError {
     /// The appliance died.
     #[error("the appliance (qemu) died while {during}")]
     Died {
-        /// What was being done.
+        /// The work that was interrupted.
         during: String,
         /// The last lines of its console.
         console: Vec<String>,
@@ -120,28 +121,28 @@ pub enum ProbeError {
     /// The appliance's kernel crashed.
     #[error("the appliance's kernel crashed while {during}: {panic}")]
     Crashed {
-        /// What was being done.
+        /// The work that was interrupted.
         during: String,
-        /// What the kernel said.
+        /// The kernel's message.
         panic: String,
     },
 }
 
-/// What is being done, for progress bars.
+/// The current work, for progress output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// The appliance comes up.
+    /// The appliance is booting.
     #[default]
     Launching,
-    /// Disks, partitions and volumes are being looked at.
+    /// Disks, partitions and volumes are being examined.
     Devices,
-    /// A file system is being walked.
+    /// A filesystem is being walked.
     Filesystem {
         /// Its name.
         name: String,
         /// Its type.
         kind: String,
-        /// Its place in the order, from 1.
+        /// Its number, from 1.
         number: usize,
         /// How many there are.
         of: usize,

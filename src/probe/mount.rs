@@ -6,7 +6,7 @@ use crate::appliance::Content;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::Cause;
 
-/// Mounts a file system; `false`: it cannot be mounted, which has been noted.
+/// Mounts a filesystem; `false` if that failed, after a warning.
 pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool, ProbeError> {
     let device = &filesystem.device;
     let kind = filesystem.kind.clone().unwrap_or_default();
@@ -20,7 +20,7 @@ pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool,
     }
     context.channel.begin_mount();
     let mounted = if context.metadata && !is_subvolume {
-        // Told the type, mount does not look for it all over the device.
+        // With the type given, mount does not search the device for it.
         context.appliance.call(|g| g.mount_vfs(&options, kind.name(), device, "/"))
     } else {
         context.appliance.call(|g| g.mount_options(&options, device, "/"))
@@ -37,7 +37,7 @@ pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool,
     }
 }
 
-/// Mounts a file system that lacks a device, if there is an option for that.
+/// Mounts a filesystem that lacks a device, if its driver has an option for that.
 fn mount_degraded(context: &Context<'_>, options: &str, degraded: Option<&str>, device: &str) -> bool {
     let Some(degraded) = degraded else { return false };
     let options = format!("{options},{degraded}");
@@ -48,10 +48,11 @@ fn mount_degraded(context: &Context<'_>, options: &str, degraded: Option<&str>, 
     is_mounted
 }
 
-/// Says so if mounting a file system has just changed it. Whether all of that is on the disks: after a replay ext4 waits
-/// for it, but not after it has cleaned up files that were deleted while they were open.
+/// Warns if mounting a filesystem has just replayed its journal. Returns whether all changes that
+/// mounting made are on the disks: ext4 waits for that after a replay, but not after it has removed
+/// files that were deleted while they were open.
 pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
-    /// What drivers that replay a journal say then, in lower case.
+    /// Kernel messages of drivers that replay a journal, in lower case.
     const SAID: [&str; 6] = [
         "recovery complete",
         "ending recovery",

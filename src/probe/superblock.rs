@@ -1,4 +1,4 @@
-//! The measures of a file system, as its superblock has them.
+//! Sizes that a filesystem's superblock states.
 
 use super::device::Fields;
 
@@ -6,7 +6,7 @@ use super::device::Fields;
 pub(super) struct Ext {
     /// Bytes in a block.
     pub(super) block: u64,
-    /// Bytes in an inode: whatever is said, sensible or not.
+    /// Bytes in an inode, as stated; not checked.
     pub(super) inode: u64,
 }
 
@@ -26,7 +26,8 @@ impl Ext {
     }
 }
 
-/// Of XFS ("XFS Algorithms & Data Structures", chapter "Allocation Groups"). Numbers are big-endian.
+/// Of XFS ("XFS Algorithms & Data Structures", chapter "Allocation Groups"). Numbers are
+/// big-endian.
 pub(super) struct Xfs {
     /// Bytes in a block.
     pub(super) block: u64,

@@ -40,7 +40,8 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// Says which devices hold a btrfs that was mounted from others: the kernel takes those with the same UUID for one.
+/// Warns of each btrfs whose UUID another one has: the kernel takes such devices for one
+/// filesystem, and mounts only one of them.
 fn warn_of_clones(context: &Context<'_>, inventory: &Inventory) {
     let mounted = context.channel.btrfs_members();
     for content in inventory.contents.iter().filter(|content| content.kind == Some(FsKind::Btrfs)) {

@@ -1,4 +1,4 @@
-//! Unlocks encrypted devices with the keys that the user gives.
+//! Unlocks encrypted devices with the user's keys.
 
 use super::ProbeError;
 use super::context::Context;
@@ -13,8 +13,8 @@ pub(super) fn is_encrypted(content: &Content) -> bool {
     content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Encrypted)
 }
 
-/// Unlocks what the keys unlock, also what comes to light only then, and takes stock anew. Notes what stays
-/// locked.
+/// Unlocks all devices that the keys fit, including those that appear only then, and returns the
+/// new inventory. Warns of each device that stays locked.
 pub(super) fn unlock(context: &Context<'_>, mut inventory: Inventory) -> Result<Inventory, ProbeError> {
     let mut tried = BTreeSet::new();
     loop {

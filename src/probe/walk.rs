@@ -15,7 +15,9 @@ use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
 use virt_bmap_agent_protocol::{Listings, Sample, Task, WalkPlan};
 use virt_bmap_map::{Cause, MOST_DIGESTS};
 
-/// `is_settled`: its inodes lie on the disks as they are, and not still in memory.
+/// Has the agent walk a mounted filesystem. `is_settled`: none of its inodes is only in memory. If
+/// the extents of its files cannot be accepted, the filesystem is walked again, and each file is
+/// read in full.
 pub(super) fn walk(
     context: &Context<'_>,
     filesystem: &Content,
@@ -91,7 +93,7 @@ fn walk_as(
             }
             Ok(())
         }
-        // What it said wrong is why it was cut off.
+        // The broken protocol is the reason for the agent's failure.
         (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
         (Err(error), _) => {
             context.still_alive(&format!("{device} was being read"))?;

@@ -1,24 +1,24 @@
-//! What could not be examined, and what else is worth knowing, as a probe meets with it.
+//! The warnings that a probe collects.
 
 use std::collections::BTreeMap;
 use virt_bmap_agent_protocol::record;
 use virt_bmap_map::{Cause, FileOperation, Warning};
 
-/// Most warnings of missing objects that are kept; those beyond are counted.
+/// Most warnings of missing objects that are kept; further ones are only counted.
 const MOST: usize = 1000;
 
 /// The warnings of a run, for standard error, the map's header and the exit status.
 #[derive(Clone, Debug, Default)]
 pub struct Warnings {
-    /// Something is missing from the map.
+    /// Warnings that make the map incomplete.
     incomplete: Vec<Warning>,
-    /// How many of these were not kept.
+    /// How many more of these there were.
     omitted: u64,
-    /// Nothing is missing.
+    /// Warnings that do not.
     notes: Vec<Warning>,
-    /// Objects that were not read where the kernel says that they lie, by filesystem.
+    /// Inexact objects, by filesystem.
     not_exact: BTreeMap<String, u64>,
-    /// Objects that were read where something had been written since the image was opened, by filesystem.
+    /// Objects that were read where the overlay differs from the image, by filesystem.
     rewritten: BTreeMap<String, u64>,
 }
 
@@ -44,22 +44,23 @@ impl Warnings {
         self.push(Warning::on_path(device, path, cause));
     }
 
-    /// Counts an object of the filesystem on a device that was not read where the kernel says that it lies.
+    /// Counts an inexact object of the filesystem on a device.
     pub(super) fn count_not_exact(&mut self, device: &str) {
         *self.not_exact.entry(device.to_owned()).or_default() += 1;
     }
 
-    /// Counts a file of the filesystem on a device that was read where the appliance had written.
+    /// Counts a file of the filesystem on a device that was read where the overlay differs from the
+    /// image.
     pub(super) fn count_rewritten(&mut self, device: &str) {
         *self.rewritten.entry(device.to_owned()).or_default() += 1;
     }
 
-    /// Whether nothing is missing from the map.
+    /// Whether the map is complete.
     pub fn is_complete(&self) -> bool {
         self.incomplete.is_empty()
     }
 
-    /// All warnings: first those of what is missing from the map, in the order of what they are about.
+    /// All warnings: first those that make the map incomplete, sorted by subject.
     pub fn list(&self) -> Vec<Warning> {
         let mut list = self.incomplete.clone();
         list.sort();
@@ -75,7 +76,8 @@ impl Warnings {
     }
 }
 
-/// What the agent says that it could not do. `is_file`: it says so of a directory or file, not of a whole device.
+/// The warning's cause for a read failure of the agent. `is_file`: of a directory or file, not of a
+/// whole device.
 pub(super) fn cause_of(failure: &record::ReadFailure, is_file: bool) -> Cause {
     let operation = match failure.operation {
         record::Operation::Open => FileOperation::Open,

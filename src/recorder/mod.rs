@@ -1,12 +1,12 @@
 //! Notes what is read, and on whose behalf.
 //!
-//! The recorder knows nothing of NBD and nothing of appliances. Whoever serves a disk reports each read;
-//! whoever drives the probe says, before and after, whose reads they are: the *tag*. What was read under
-//! a tag is handed out when the tag is taken off, so memory grows with the number of ranges under one
-//! tag, not with the number of requests, nor with the number of tags.
+//! The recorder knows nothing of NBD and nothing of appliances. Whoever serves a disk reports each
+//! read; whoever drives the probe says, before and after, whose reads they are: the *tag*. What was
+//! read under a tag is handed out when the tag is taken off, so memory grows with the number of
+//! ranges under one tag, not with the number of requests, nor with the number of tags.
 //!
-//! Where one reads several things in an order that is known, and waits for each, the order of the reads
-//! tells as much as tags would: a *series* keeps them one by one.
+//! Where one reads several things in an order that is known, and waits for each, the order of the
+//! reads tells as much as tags would: a *series* keeps them one by one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
@@ -37,7 +37,8 @@ impl Recording {
         (1..).zip(&self.disks).flat_map(|(disk, set)| set.iter().map(move |range| (disk, range)))
     }
 
-    /// Whether some of it had been written since the image was opened, and is not what the image holds there.
+    /// Whether some of it had been written since the image was opened, and is not what the image
+    /// holds there.
     pub fn is_changed(&self) -> bool {
         self.is_changed
     }
@@ -172,7 +173,8 @@ impl Recorder {
         state.bytes += range.len();
     }
 
-    /// Notes that what was just read is not what the image holds in that place: something has written there.
+    /// Notes that what was just read is not what the image holds in that place: something has
+    /// written there.
     ///
     /// A series does not tell whose read that was, and is given up.
     pub fn changed(&self) {
@@ -203,8 +205,8 @@ impl Recorder {
         self.state().series.take()
     }
 
-    /// A number that grows as long as what is read had not been read before under the same tag. Where a damaged
-    /// file system leads its driver in a circle it stands still.
+    /// A number that grows as long as what is read had not been read before under the same tag.
+    /// Where a damaged filesystem leads its driver in a circle it stands still.
     pub fn news(&self) -> u64 {
         self.state().news
     }
@@ -221,7 +223,8 @@ impl Recorder {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change, so a poisoned lock guards a sound state.
+        // Nothing in here panics half-way through a change, so a poisoned lock guards a sound
+        // state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

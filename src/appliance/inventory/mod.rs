@@ -19,7 +19,8 @@ use virt_bmap_map::Cause;
 pub struct BlockDevice {
     /// Its name, `/dev/sda1` or `/dev/vg/root`.
     pub path: String,
-    /// The kernel's name for it in the appliance, which may differ: the kernel names disks as it finds them.
+    /// The kernel's name for it in the appliance, which may differ: the kernel names disks as it
+    /// finds them.
     pub node: String,
     /// Major and minor number.
     pub number: DeviceNumber,
@@ -59,7 +60,7 @@ pub struct Content {
     pub node: String,
     /// What it is, as blkid(8) says; `None` where that does not know.
     pub kind: Option<FsKind>,
-    /// The UUID of the file system or encrypted device.
+    /// The UUID of the filesystem or encrypted device.
     pub uuid: Option<String>,
 }
 
@@ -74,7 +75,8 @@ pub struct Inventory {
     pub volumes: Vec<BlockDevice>,
     /// Other assembled devices: md arrays, unlocked encrypted devices, by name.
     pub others: Vec<BlockDevice>,
-    /// Devices that only others are made of: the parts of a mirrored volume, the pool of a thin one.
+    /// Devices that only others are made of: the parts of a mirrored volume, the pool of a thin
+    /// one.
     pub hidden: Vec<BlockDevice>,
     /// What the devices hold, in order of their names.
     pub contents: Vec<Content>,
@@ -155,7 +157,8 @@ impl Appliance {
         Ok(inventory)
     }
 
-    /// Activates volumes of a group that is not whole, where none of what they need is missing. Returns why not.
+    /// Activates volumes of a group that is not whole, where none of what they need is missing.
+    /// Returns why not.
     fn activate(&self, volumes: &[&String]) -> BTreeMap<String, String> {
         let mut why = BTreeMap::new();
         for &volume in volumes {
@@ -185,7 +188,7 @@ impl Appliance {
         Ok(volumes)
     }
 
-    /// What libguestfs takes for file systems, by device.
+    /// What libguestfs takes for filesystems, by device.
     pub(crate) fn guest_filesystems(&self) -> Result<Vec<Content>, CallError> {
         let control = self.control_device()?;
         let filesystems: BTreeMap<String, String> =
@@ -207,17 +210,18 @@ impl Appliance {
         labels.remove(CONTROL_LABEL).ok_or_else(|| CallError { message: "there is no control disk".into() })
     }
 
-    /// Ends udev's daemon. When a device that was open for writing is closed, as a file system's is when it
-    /// is unmounted, udev looks at it again, which would be recorded; and when a whole disk is, the
-    /// partitions are taken away and found anew.
+    /// Ends udev's daemon. When a device that was open for writing is closed, as a filesystem's is
+    /// when it is unmounted, udev looks at it again, which would be recorded; and when a whole disk
+    /// is, the partitions are taken away and found anew.
     ///
     /// # Errors
     /// What libguestfs says.
     pub fn stop_udev(&self) -> Result<(), CallError> {
-        // Drivers that complain of a damaged file system would wait for the console, a serial line, with each
-        // line. What a panic says comes all the same.
+        // Drivers that complain of a damaged filesystem would wait for the console, a serial line,
+        // with each line. What a panic says comes all the same.
         let quieten = "read level _ < /proc/sys/kernel/printk; [ $level -gt 4 ] || dmesg -n 1";
-        // libguestfs runs udevadm before each call that has to do with a device, to wait for the daemon.
+        // libguestfs runs udevadm before each call that has to do with a device, to wait for the
+        // daemon.
         let no_waiting = "ln -sf /bin/true \"$(command -v udevadm)\" || true";
         self.shell(&format!("udevadm settle; udevadm control --exit; {quieten}; {no_waiting}")).map(drop)
     }

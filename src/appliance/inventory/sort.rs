@@ -60,7 +60,8 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
         };
         if let Some(index) = kinds.iter().position(is_it) {
             kinds.remove(index);
-            // The kernel lets the device mapper have the whole disk, so the partition cannot be mounted.
+            // The kernel lets the device mapper have the whole disk, so the partition cannot be
+            // mounted.
             if !is_volume {
                 inventory.warnings.push((partition.path.clone(), Cause::BesideDynamicVolumes));
             }
@@ -79,8 +80,9 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
     inventory
 }
 
-/// The pieces of disks that volumes of Windows dynamic disks are made of: disk, first byte, and the byte after the
-/// last. The kernel shows some of them as partitions as well, and what seems to be in these is in a volume.
+/// The pieces of disks that volumes of Windows dynamic disks are made of: disk, first byte, and the
+/// byte after the last. The kernel shows some of them as partitions as well, and what seems to be
+/// in these is in a volume.
 fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
     let disks: BTreeSet<DeviceNumber> = inventory.disks.iter().map(|disk| disk.number).collect();
     let mut pieces = Vec::new();
@@ -88,7 +90,8 @@ fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
     for device in inventory.others.iter().chain(&inventory.hidden).filter(is_dynamic) {
         let DeviceKind::Dm { targets } = &device.kind else { continue };
         for target in targets {
-            // `linear` names a device and a sector; `striped` its number of stripes, a size, and then such pairs.
+            // `linear` names a device and a sector; `striped` its number of stripes, a size, and
+            // then such pairs.
             let (pairs, length) = match target.kind.as_str() {
                 "linear" => (target.arguments.as_slice(), target.length),
                 "striped" => {

@@ -1,7 +1,8 @@
 //! Directories that are as they were: what is in them is what the earlier map has there.
 //!
-//! What of it is known to be as it was, too, is taken over when the agent has found the directory, and with it all that
-//! lies in directories below it in which nothing is new. The agent looks at the rest.
+//! What of it is known to be as it was, too, is taken over when the agent has found the directory,
+//! and with it all that lies in directories below it in which nothing is new. The agent looks at
+//! the rest.
 
 use super::Baseline;
 use std::collections::{BTreeMap, HashMap};
@@ -30,8 +31,9 @@ pub(in crate::probe) struct Directory {
 }
 
 impl Directories {
-    /// The directories with these inodes, of which the files with these inodes are as they were, and what the agent has to
-    /// know of those that it may come to. None, if that is more than it has room for.
+    /// The directories with these inodes, of which the files with these inodes are as they were,
+    /// and what the agent has to know of those that it may come to. None, if that is more than it
+    /// has room for.
     pub(in crate::probe) fn new(
         baseline: &Baseline,
         device: &[u8],

@@ -43,7 +43,8 @@ impl Doubts {
     }
 }
 
-/// The devices that a warning is about. One that is kept in words alone is about each filesystem that it names.
+/// The devices that a warning is about. One that is kept in words alone is about each filesystem
+/// that it names.
 fn devices<'a>(header: &'a Header, warning: &'a Warning) -> Vec<&'a [u8]> {
     let Cause::Sentence { text } = &warning.cause else { return warning.device().into_iter().collect() };
     let devices = header.filesystems.iter().map(|filesystem| &*filesystem.device);
@@ -75,7 +76,8 @@ impl Doubt {
             | Cause::NameNotUtf8
             | Cause::Unmappable { .. }
             | Cause::WalkCutShort { .. } => Self::Directories,
-            // These are about whole devices, whose filesystems are not in the map, or are found out again in each run.
+            // These are about whole devices, whose filesystems are not in the map, or are found out
+            // again in each run.
             Cause::DeviceFailed { .. }
             | Cause::VolumeInactive { .. }
             | Cause::VolumeGroupUnreadable

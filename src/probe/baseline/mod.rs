@@ -1,9 +1,9 @@
 //! What an earlier map of a guest knows of its files.
 //!
-//! A file that has the same inode, size and times as then, and of which the kernel promises the same places, need not be
-//! read again: that these are its places has been verified when the earlier map was made. The expected is made afresh for
-//! each file, so what is taken over can be no older than the image. Files with another name than then are the same
-//! files.
+//! A file that has the same inode, size and times as then, and of which the kernel promises the
+//! same places, need not be read again: that these are its places has been verified when the
+//! earlier map was made. The expected is made afresh for each file, so what is taken over can be no
+//! older than the image. Files with another name than then are the same files.
 
 mod directories;
 mod doubts;
@@ -24,8 +24,8 @@ use std::sync::Arc;
 use virt_bmap_map::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
 use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
-/// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own numbering of inodes, so
-/// that there may be several.
+/// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own
+/// numbering of inodes, so that there may be several.
 const MOST_ALIKE: usize = 64;
 
 /// What tells that a file has not been touched: its inode, and what is known of that.
@@ -52,7 +52,8 @@ impl FileStamps {
 #[derive(Debug)]
 pub struct Baseline {
     map: Arc<Map>,
-    /// Files that were read where the kernel said, by device and stamps. One name of each suffices, but all are here.
+    /// Files that were read where the kernel said, by device and stamps. One name of each suffices,
+    /// but all are here.
     files: Vec<ObjectId>,
     /// Devices on which something that is there is not in the map.
     incomplete: HashSet<Vec<u8>>,
@@ -63,8 +64,8 @@ pub struct Baseline {
 impl Baseline {
     /// Makes a map ready. `None` where nothing can be taken over from it: text maps know no inodes.
     ///
-    /// `written` is what has been written since the map was made, of disks of which that is known: what lies there is
-    /// read again, whatever its stamps say.
+    /// `written` is what has been written since the map was made, of disks of which that is known:
+    /// what lies there is read again, whatever its stamps say.
     pub fn new(map: Arc<Map>, written: BTreeMap<DiskNumber, IndexedRanges>) -> Option<Self> {
         let doubts = Doubts::of(map.header());
         if doubts.everything {
@@ -85,7 +86,7 @@ impl Baseline {
         (!files.is_empty()).then_some(Self { map, files, incomplete: doubts.directories, written })
     }
 
-    /// Whether there was such a file system on this device.
+    /// Whether there was such a filesystem on this device.
     pub(super) fn has_filesystem(&self, device: &[u8], kind: &str, block_size: u64, size: u64) -> bool {
         self.map.header().filesystems.iter().any(|known| {
             known.device == device
@@ -94,7 +95,7 @@ impl Baseline {
         })
     }
 
-    /// What is known of the inodes of such a file system on this device.
+    /// What is known of the inodes of such a filesystem on this device.
     pub(super) fn inodes(&self, device: &[u8], kind: &str) -> Option<&InodeDigests> {
         let filesystems = &self.map.header().filesystems;
         let known = filesystems.iter().find(|known| known.device == device && known.kind == kind);
@@ -114,9 +115,9 @@ impl Baseline {
         inodes.flat_map(|(inode, directory)| directory.pieces().map(move |piece| (inode, piece)))
     }
 
-    /// The directories on this device that are as they were, by their inodes. `is_same` tells whether the inode of a
-    /// directory of a size has not changed, nor so much in its blocks, `is_touched` whether something has been written to a
-    /// place.
+    /// The directories on this device that are as they were, by their inodes. `is_same` tells
+    /// whether the inode of a directory of a size has not changed, nor so much in its blocks,
+    /// `is_touched` whether something has been written to a place.
     pub(super) fn unchanged_directories(
         &self,
         device: &[u8],
@@ -144,9 +145,9 @@ impl Baseline {
         })
     }
 
-    /// The files on this device that are as they were, by their inodes: those with one name. `is_same` tells
-    /// whether an inode has not changed and has all in it of where its file lies, `is_touched` whether something has been
-    /// written to a place.
+    /// The files on this device that are as they were, by their inodes: those with one name.
+    /// `is_same` tells whether an inode has not changed and has all in it of where its file lies,
+    /// `is_touched` whether something has been written to a place.
     pub(super) fn unchanged_files(
         &self,
         device: &[u8],
@@ -170,7 +171,8 @@ impl Baseline {
         self.map.object(id)
     }
 
-    /// Whether a file on this device had these stamps and lay exactly there, and nothing there has been written since.
+    /// Whether a file on this device had these stamps and lay exactly there, and nothing there has
+    /// been written since.
     pub(super) fn has_file(&self, device: &[u8], stamps: FileStamps, places: &[PlacedRange]) -> bool {
         let is_written = |place: &PlacedRange| {
             self.written.get(&place.disk).is_some_and(|written| written.bytes_in(place.range) > 0)
@@ -201,10 +203,12 @@ fn stamped(object: Object<'_>) -> (&[u8], Option<FileStamps>) {
     (object.name().device, FileStamps::of(&object.attributes()))
 }
 
-/// A piece: its disk, what it is to the file, where in the file it begins, and the bytes of the disk.
+/// A piece: its disk, what it is to the file, where in the file it begins, and the bytes of the
+/// disk.
 type Part = (DiskNumber, Role, Option<u64>, DiskRange);
 
-/// Pieces of a file in one order, joined where they are one: as a map has them, whatever they were made of.
+/// Pieces of a file in one order, joined where they are one: as a map has them, whatever they were
+/// made of.
 fn joined(parts: impl Iterator<Item = Part>) -> Vec<Part> {
     let shift = |(_, _, offset, range): &Part| offset.map(|offset| range.start.0.wrapping_sub(offset));
     let mut parts: Vec<Part> = parts.collect();
@@ -277,7 +281,7 @@ pub(in crate::probe) mod tests {
     pub(in crate::probe) const TOP: u64 = 30;
     pub(in crate::probe) const CLEAN: u64 = 31;
 
-    /// What is in a file system, with the inodes: what of it is not named below is as it was.
+    /// What is in a filesystem, with the inodes: what of it is not named below is as it was.
     pub(in crate::probe) const BASELINE_TREE: [(Kind, &str, u64); 13] = [
         (Kind::Directory, "/", 2),
         (Kind::File, "/top-file", 60),

@@ -1,10 +1,10 @@
-//! Files of which only the ends of extents are read: when these lie where the kernel said, its word is taken for
-//! the rest.
+//! Files of which only the ends of extents are read: when these lie where the kernel said, its word
+//! is taken for the rest.
 //!
-//! What is taken on its word is the very thing that a full read is compared with, so a map comes out the same
-//! either way. A file whose proof fails is read in full, under a tag of its own; so is one that lies where
-//! something has been written since the image was opened, because only a read tells whether that is still
-//! what the image holds.
+//! What is taken on its word is the very thing that a full read is compared with, so a map comes
+//! out the same either way. A file whose proof fails is read in full, under a tag of its own; so is
+//! one that lies where something has been written since the image was opened, because only a read
+//! tells whether that is still what the image holds.
 
 use super::batch::BatchFile;
 use super::state::State;
@@ -15,8 +15,8 @@ use crate::recorder::Recording;
 use virt_bmap_agent_protocol::{End, Sample};
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range, RangeSet};
 
-/// When the files that turn out to lie elsewhere than the kernel said stand for more than so many, it is not
-/// believed any more. Each stands for as many as it was chosen out of.
+/// When the files that turn out to lie elsewhere than the kernel said stand for more than so many,
+/// it is not believed any more. Each stands for as many as it was chosen out of.
 const MOST_MISMATCHES: u64 = 3;
 
 impl Walk {
@@ -41,8 +41,8 @@ impl Walk {
         self.ends(sample, id, file).map(|end| Range::at(DeviceOffset(end.physical), end.length)).collect()
     }
 
-    /// Where a file lies if the kernel's word is taken for it; `None` where it does not tell exactly, or where
-    /// a read may find what is not the image's.
+    /// Where a file lies if the kernel's word is taken for it; `None` where it does not tell
+    /// exactly, or where a read may find what is not the image's.
     pub(super) fn expected_blocks(&self, file: &BatchFile) -> Option<Recording> {
         let layout = self.placement.layout.as_deref().filter(|layout| !layout.is_partial())?;
         let Expectation::Blocks(blocks) = self.expectation(file) else { return None };
@@ -94,7 +94,8 @@ impl State {
         Ok(())
     }
 
-    /// Gives the files of the batch that are in no sample, and so were not read, what the kernel promises.
+    /// Gives the files of the batch that are in no sample, and so were not read, what the kernel
+    /// promises.
     pub(super) fn accept_remaining_extents(&mut self) -> Result<(), ChannelError> {
         let walk = &self.walk;
         let Some(sample) = walk.spot_checks.sample else { return Ok(()) };
@@ -115,7 +116,8 @@ impl State {
     /// Notes that a file does not lie where the kernel said, although all of it was read, twice.
     ///
     /// # Errors
-    /// [`ChannelError::ExtentMismatch`] when that has happened too often to believe what was said of others.
+    /// [`ChannelError::ExtentMismatch`] when that has happened too often to believe what was said
+    /// of others.
     pub(super) fn note_mismatch(&mut self) -> Result<(), ChannelError> {
         let Some(sample) = self.walk.spot_checks.sample else { return Ok(()) };
         self.walk.spot_checks.mismatches += u64::from(sample.every.get());
@@ -129,9 +131,9 @@ impl State {
 
 /// Which files' ends have been read where they were expected, given where something was read.
 ///
-/// The reads are under way at the same time, so nothing tells which file each was for, and the set of all is
-/// compared with the set of what was due. Were a file elsewhere, its own place would be missing. What is read
-/// beside may be anybody's.
+/// The reads are under way at the same time, so nothing tells which file each was for, and the set
+/// of all is compared with the set of what was due. Were a file elsewhere, its own place would be
+/// missing. What is read beside may be anybody's.
 fn verified(ends: &[Option<RangeSet<DeviceOffset>>], read: Option<RangeSet<DeviceOffset>>) -> Vec<bool> {
     let due: RangeSet<DeviceOffset> = ends.iter().flatten().flat_map(RangeSet::iter).collect();
     let read = read.filter(|read| read.iter().all(|range| due.contains(range)));

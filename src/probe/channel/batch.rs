@@ -33,7 +33,7 @@ pub(super) struct BatchFile {
     pub(super) is_placed: bool,
     /// Whether nothing of it was read.
     pub(super) is_placed_nowhere: bool,
-    /// It is the file system's own. Much of it is in memory before it can be read.
+    /// It is the filesystem's own. Much of it is in memory before it can be read.
     pub(super) is_system: bool,
     /// It is encrypted, and was not opened.
     pub(super) is_encrypted: bool,

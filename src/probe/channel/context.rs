@@ -1,4 +1,4 @@
-//! What is known of a file system before the agent walks it.
+//! What is known of a filesystem before the agent walks it.
 
 use crate::appliance::DeviceNumber;
 use crate::probe::Legs;
@@ -13,7 +13,7 @@ use virt_bmap_image::Overlay;
 /// What the agent is about to walk.
 #[derive(Clone, Default)]
 pub struct WalkContext {
-    /// The device or whatever else the file system is named by.
+    /// The device or whatever else the filesystem is named by.
     pub device: String,
     /// Its type.
     pub kind: FsKind,
@@ -45,21 +45,22 @@ impl WalkContext {
         }
     }
 
-    /// Whether it is known where the file system's device lies. Where a member is missing, others are read in place of
-    /// what it held.
+    /// Whether it is known where the filesystem's device lies. Where a member is missing, others
+    /// are read in place of what it held.
     fn has_whole_layout(&self) -> bool {
         self.layout.as_ref().is_some_and(|layout| !layout.is_partial())
     }
 
-    /// Whether the place of a file that the kernel promises can go into the map without a read of all of it: of one
-    /// leg, only that tells which copy each byte is of.
+    /// Whether the place of a file that the kernel promises can go into the map without a read of
+    /// all of it: of one leg, only that tells which copy each byte is of.
     fn accepts_extents(&self) -> bool {
         let is_one = !self.kind.facts().has_address_space
             && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
         self.has_whole_layout() && (is_one || self.legs == Legs::All)
     }
 
-    /// Whether files may be taken over from an earlier map, so that the agent has to ask which to read.
+    /// Whether files may be taken over from an earlier map, so that the agent has to ask which to
+    /// read.
     pub fn reuses_files(&self) -> bool {
         self.baseline.is_some() && self.accepts_extents()
     }

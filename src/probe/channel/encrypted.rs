@@ -1,5 +1,6 @@
-//! Files that their file system encrypts, without the key. They are objects under the names that the kernel gives
-//! them then; where they lie is found out without opening them, or it is said that it was not.
+//! Files that their filesystem encrypts, without the key. They are objects under the names that the
+//! kernel gives them then; where they lie is found out without opening them, or it is said that it
+//! was not.
 
 use super::batch::BatchFile;
 use super::state::State;

@@ -31,8 +31,8 @@ pub enum ChannelError {
     /// Too many extent mismatches: no extents of this filesystem are accepted any more.
     #[error("files do not lie where the appliance's kernel says")]
     ExtentMismatch,
-    /// Part of the filesystem cannot be examined, or is in two places. What the map says of it may depend
-    /// on the order of the walk, so unchanged objects cannot be reused.
+    /// Part of the filesystem cannot be examined, or is in two places. What the map says of it may
+    /// depend on the order of the walk, so unchanged objects cannot be reused.
     #[error("the filesystem is damaged, so nothing of it is reused from the earlier map")]
     Damaged,
 }

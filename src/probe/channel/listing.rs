@@ -1,7 +1,7 @@
 //! Directories that are listed in batches: which of the reads are whose.
 //!
-//! A directory's blocks are its own alone, and where they lie has been told before, so a read is the directory's
-//! in whose blocks it lies.
+//! A directory's blocks are its own alone, and where they lie has been told before, so a read is
+//! the directory's in whose blocks it lies.
 
 use super::state::State;
 use super::walk::Walk;

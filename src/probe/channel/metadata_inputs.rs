@@ -22,7 +22,7 @@ pub struct MetadataInputs {
     pub(in crate::probe) untagged: Recording,
     /// What files and directories own.
     pub(in crate::probe) owned: Recording,
-    /// What the file system says of its blocks.
+    /// What the filesystem says of its blocks.
     pub(in crate::probe) spaces: BTreeMap<Owner, RangeSet<DeviceOffset>>,
     pub(in crate::probe) pieces: usize,
     /// Extended attributes, by the number of the object that has them.
@@ -68,7 +68,8 @@ impl MetadataInputs {
 }
 
 impl Walk {
-    /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them on demand.
+    /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them
+    /// on demand.
     pub(super) fn is_system(&self, object: &record::Object) -> bool {
         let reserved = self.context.kind.facts().reserved_inodes;
         let is_reserved = object.parent == self.first && object.inode < reserved;

@@ -1,7 +1,8 @@
 //! The host's end of the control disk: takes in the agent's records and drives the recorder.
 //!
-//! The agent has mounted the filesystems of a guest that may be hostile. Each number, name, kind and count
-//! that it sends is therefore checked, and the first violation of the protocol ends the conversation.
+//! The agent has mounted the filesystems of a guest that may be hostile. Each number, name, kind
+//! and count that it sends is therefore checked, and the first violation of the protocol ends the
+//! conversation.
 //!
 //! ```text
 //! Channel ─► state (one frame, one record at a time) ─┬─► objects, unchanged, encrypted
@@ -52,7 +53,7 @@ pub const FIRST_PROOF: u32 = 1 << 31;
 pub struct Snapshot {
     /// Frames taken in, and what else shows that something is being done.
     pub frames: u64,
-    /// Directories and files of the current file system that were found.
+    /// Directories and files of the current filesystem that were found.
     pub objects: u64,
     /// Bytes of them that were read.
     pub bytes: u64,
@@ -74,7 +75,8 @@ impl Channel {
         Self { recorder, state: Mutex::default() }
     }
 
-    /// Takes in what was written to the control disk. When this returns, the recorder knows the tag.
+    /// Takes in what was written to the control disk. When this returns, the recorder knows the
+    /// tag.
     ///
     /// # Errors
     /// The first thing that makes no sense; nothing is taken in after that.
@@ -129,8 +131,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Forgets what was read so far: what is read from now on is the mounting of the file system that will be
-    /// walked.
+    /// Forgets what was read so far: what is read from now on is the mounting of the filesystem
+    /// that will be walked.
     pub fn begin_mount(&self) {
         self.recorder.switch(None);
     }
@@ -166,8 +168,8 @@ impl Channel {
         state.conversation.sequence
     }
 
-    /// Ends a walk or reads, and returns what the metadata objects are made of. Whatever was read from here on
-    /// belongs to nobody.
+    /// Ends a walk or reads, and returns what the metadata objects are made of. Whatever was read
+    /// from here on belongs to nobody.
     ///
     /// # Errors
     /// What the agent said wrong, or that it ended without saying so.
@@ -213,7 +215,7 @@ impl Channel {
         state.reused = state.before.reused;
     }
 
-    /// The devices of all btrfs file systems that were walked.
+    /// The devices of all btrfs filesystems that were walked.
     pub fn btrfs_members(&self) -> HashSet<DeviceNumber> {
         self.state().btrfs_members.clone()
     }
@@ -246,8 +248,8 @@ impl Channel {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic half-way through a frame leaves an error behind at worst, no broken invariant that
-        // anything unsafe rests on.
+        // A panic half-way through a frame leaves an error behind at worst, no broken invariant
+        // that anything unsafe rests on.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -81,7 +81,7 @@ impl State {
         Ok(())
     }
 
-    /// Puts what is known of the file system that was walked into the map's header.
+    /// Puts what is known of the filesystem that was walked into the map's header.
     pub(super) fn note_filesystem(&mut self) {
         if self.walk.first == 0 {
             return;
@@ -134,7 +134,7 @@ impl State {
         }
     }
 
-    /// Whether this is an object of the file system being walked.
+    /// Whether this is an object of the filesystem being walked.
     pub(super) fn in_walk(&self, id: ObjectNumber) -> Result<(), ChannelError> {
         let known = self.walk.first != 0 && (self.walk.first..self.found.next()).contains(&id);
         if known { Ok(()) } else { Err(ChannelError::Protocol("an object of no file system")) }

@@ -16,7 +16,8 @@ pub(super) struct Placement {
     pub(super) legs: Legs,
     /// Whether metadata objects are wanted.
     pub(super) metadata: bool,
-    /// The layout that the extents refer to: of the filesystem's device, or of the address space of a btrfs.
+    /// The layout that the extents refer to: of the filesystem's device, or of the address space of
+    /// a btrfs.
     pub(super) layout: Option<Arc<Layout>>,
     /// What the metadata objects will be made of.
     pub(super) inputs: MetadataInputs,

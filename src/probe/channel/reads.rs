@@ -74,8 +74,8 @@ impl State {
         Ok(())
     }
 
-    /// A batch ends; if it was not read as expected, the agent is to read some of it again, and then it ends
-    /// once more.
+    /// A batch ends; if it was not read as expected, the agent is to read some of it again, and
+    /// then it ends once more.
     pub(super) fn batch_end(&mut self) -> Result<(), ChannelError> {
         if self.walk.batch.reread.is_empty() {
             self.accept_remaining_extents()?;
@@ -198,7 +198,8 @@ impl State {
                 self.found.mark(id, Marks::INEXACT);
             }
             if !file.is_placed {
-                // Of a file that was not read, what is allocated and was never written is known all the same.
+                // Of a file that was not read, what is allocated and was never written is known all
+                // the same.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
                 self.walk.placement.attribute(&mut self.found, id, &recording, extents)?;

@@ -1,8 +1,8 @@
 //! Which files of a batch have to be read, where an earlier map of the guest is there.
 //!
-//! A file that is taken over gets what the kernel promises of it now, as if it had been read there: the earlier map
-//! only serves as the proof, because it has the same file in the same place. So the map comes out the same as
-//! without it.
+//! A file that is taken over gets what the kernel promises of it now, as if it had been read there:
+//! the earlier map only serves as the proof, because it has the same file in the same place. So the
+//! map comes out the same as without it.
 
 use super::batch::BatchFile;
 use super::state::State;
@@ -12,7 +12,7 @@ use crate::probe::baseline::{Baseline, FileStamps};
 use crate::probe::expected::places;
 
 impl Walk {
-    /// Forgets the earlier map if it knew another file system here.
+    /// Forgets the earlier map if it knew another filesystem here.
     pub(super) fn compare_filesystem(&mut self) {
         let Some(filesystem) = self.filesystem else { return };
         let size = filesystem.blocks.saturating_mul(filesystem.block_size);
@@ -43,7 +43,8 @@ impl State {
         Ok(())
     }
 
-    /// Gives a file what the kernel promises of it, if the earlier map has it in the same place and with the same stamps.
+    /// Gives a file what the kernel promises of it, if the earlier map has it in the same place and
+    /// with the same stamps.
     fn take_over(&mut self, id: ObjectNumber, file: &mut BatchFile) -> Result<bool, ChannelError> {
         if file.is_system || file.is_link || file.is_placed {
             return Ok(false);

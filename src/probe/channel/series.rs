@@ -5,12 +5,12 @@ use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use virt_bmap_ranges::{DiskNumber, DiskRange};
 
-/// Shares the reads of a series out among its files, which were read one after the other: a file's reads
-/// are those from where it begins up to the first that lies outside of its blocks, or that comes when it has
-/// been read whole.
+/// Shares the reads of a series out among its files, which were read one after the other: a file's
+/// reads are those from where it begins up to the first that lies outside of its blocks, or that
+/// comes when it has been read whole.
 ///
-/// A read that belongs neither to the file that is being read nor to the next is given to both, so that
-/// neither is what was expected: either may have caused it.
+/// A read that belongs neither to the file that is being read nor to the next is given to both, so
+/// that neither is what was expected: either may have caused it.
 pub(super) fn assign(
     reads: &[(DiskNumber, DiskRange)],
     files: &[Expectation],

@@ -131,7 +131,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether one more of what describes the whole file system may come, `held` of which are there.
+    /// Whether one more of what describes the whole filesystem may come, `held` of which are there.
     fn before_the_root(&self, held: usize) -> Result<(), ChannelError> {
         let is_in_turn = self.walk.first != 0 && self.found.next() == self.walk.first && held < MOST_CHUNKS;
         if is_in_turn { Ok(()) } else { Err(ChannelError::Protocol("a chunk out of turn")) }

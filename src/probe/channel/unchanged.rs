@@ -1,5 +1,6 @@
-//! What need not be looked at, because it is as it was when an earlier map was made. Of files whose inodes have not changed
-//! the agent tells only the names, of directories not even what is in them; all else is taken over from that map.
+//! What need not be looked at, because it is as it was when an earlier map was made. Of files whose
+//! inodes have not changed the agent tells only the names, of directories not even what is in them;
+//! all else is taken over from that map.
 
 use super::state::State;
 use super::{ChannelError, ObjectNumber};
@@ -75,7 +76,8 @@ impl State {
         Ok(id)
     }
 
-    /// Notes a directory. In a damaged file system one that is taken over may lie in another as well.
+    /// Notes a directory. In a damaged filesystem one that is taken over may lie in another as
+    /// well.
     pub(super) fn only_once(&mut self, inode: u64) -> Result<(), ChannelError> {
         let is_new = self.walk.context.unchanged.is_none() || self.walk.seen_directories.insert(inode);
         if is_new { Ok(()) } else { Err(ChannelError::Damaged) }

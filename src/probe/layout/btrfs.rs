@@ -16,8 +16,9 @@ const RAID6: u64 = 1 << 8;
 const MIRRORS: u64 = 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10;
 const PROFILES: u64 = RAID0 | RAID10 | RAID5 | RAID6 | MIRRORS;
 
-/// Where the address space lies, on devices whose layouts are `below`. Missing devices have the number 0:0; what
-/// only they hold is on no disk. `None`: a device's layout is not known, or the chunks make no sense.
+/// Where the address space lies, on devices whose layouts are `below`. Missing devices have the
+/// number 0:0; what only they hold is on no disk. `None`: a device's layout is not known, or the
+/// chunks make no sense.
 pub fn address_space(
     members: &[Member],
     chunks: &[Chunk],
@@ -75,7 +76,8 @@ fn map(builder: &mut Builder, chunk: &Chunk, devices: &HashMap<u64, Option<&Layo
     Some(())
 }
 
-/// Puts a run of a chunk (where it begins, and its length) on its stripes: the number of each, and where on it.
+/// Puts a run of a chunk (where it begins, and its length) on its stripes: the number of each, and
+/// where on it.
 fn put(
     builder: &mut Builder,
     chunk: &Chunk,

@@ -24,8 +24,8 @@ impl Builder {
         self.count += append(&mut self.copies, segment);
     }
 
-    /// Puts `length` bytes of `below`, from `from`, at `at` of this device, as copy `copy` and those after
-    /// it. Returns how many copies that were.
+    /// Puts `length` bytes of `below`, from `from`, at `at` of this device, as copy `copy` and
+    /// those after it. Returns how many copies that were.
     pub(super) fn map(
         &mut self,
         at: u64,
@@ -50,8 +50,8 @@ impl Builder {
         Some(copies)
     }
 
-    /// Says that `length` bytes of `below`, from `from`, are parity number `number` of those at `at` of this
-    /// device.
+    /// Says that `length` bytes of `below`, from `from`, are parity number `number` of those at
+    /// `at` of this device.
     pub(super) fn protect(
         &mut self,
         at: u64,
@@ -84,7 +84,8 @@ fn moved(part: Segment, from: u64, at: u64, copy: usize) -> Option<Segment> {
     Some(Segment { device, copy, ..part })
 }
 
-/// Appends a segment to the list of its copy, or lengthens the last one there. Returns how many were added.
+/// Appends a segment to the list of its copy, or lengthens the last one there. Returns how many
+/// were added.
 fn append(lists: &mut Vec<Vec<Segment>>, segment: Segment) -> usize {
     if segment.device.is_empty() {
         return 0;

@@ -40,7 +40,8 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
                 done += length;
             }
         }
-        // <log type> <number of its arguments> <arguments>... <number of legs> (<device> <offset>)...
+        // <log type> <number of its arguments> <arguments>... <number of legs> (<device>
+        // <offset>)...
         "mirror" => {
             let legs = 2 + usize::try_from(number(1)?).ok()?;
             let mut copy = 0;

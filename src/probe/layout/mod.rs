@@ -1,12 +1,14 @@
 //! Where the bytes of a block device lie on the guest's disks.
 //!
-//! The kernel's own tables say it: where a partition begins, which targets a device-mapper table has
-//! (`dm`), which members an array has (`md`), and the rules of RAID (`raid`). Nothing is taken on trust:
-//! what is computed here is verified by tagged reads before it is used, see [`proofs`](Layout::proofs).
+//! The kernel's own tables say it: where a partition begins, which targets a device-mapper table
+//! has (`dm`), which members an array has (`md`), and the rules of RAID (`raid`). Nothing is taken
+//! on trust: what is computed here is verified by tagged reads before it is used, see
+//! [`proofs`](Layout::proofs).
 //!
-//! A byte of a mirrored device lies on several disks, or several times on one. The kernel reads one of these
-//! *copies*, whichever it likes; what was read is therefore translated back to the device, and from there to
-//! all copies. The parity that protects a byte is known in the same way, and kept apart.
+//! A byte of a mirrored device lies on several disks, or several times on one. The kernel reads one
+//! of these *copies*, whichever it likes; what was read is therefore translated back to the device,
+//! and from there to all copies. The parity that protects a byte is known in the same way, and kept
+//! apart.
 
 mod btrfs;
 mod builder;
@@ -58,14 +60,15 @@ impl Layout {
         self.parities.iter().flatten()
     }
 
-    /// The segments of a part of the device, all copies; `None` where the first does not cover all of it, unless
-    /// the device [is partial](Self::is_partial).
+    /// The segments of a part of the device, all copies; `None` where the first does not cover all
+    /// of it, unless the device [is partial](Self::is_partial).
     pub fn part(&self, range: Range<DeviceOffset>) -> Option<Vec<Segment>> {
         let is_known = self.is_partial || self.covers(range);
         is_known.then(|| self.copies.iter().flat_map(|copy| overlap(copy, range)).collect())
     }
 
-    /// The places of a part of the device on the disks, one copy; `None` as for [`part`](Self::part).
+    /// The places of a part of the device on the disks, one copy; `None` as for
+    /// [`part`](Self::part).
     pub fn places(
         &self,
         range: Range<DeviceOffset>,
@@ -91,8 +94,8 @@ impl Layout {
         range.is_empty() || covered == range.end
     }
 
-    /// Whether some of the device's bytes are on no disk, because one is missing. The kernel makes them of
-    /// parity: what is read then is not where they lie.
+    /// Whether some of the device's bytes are on no disk, because one is missing. The kernel makes
+    /// them of parity: what is read then is not where they lie.
     pub fn is_partial(&self) -> bool {
         self.is_partial
     }
@@ -153,8 +156,8 @@ impl Layout {
         self.copies.len()
     }
 
-    /// Leaves out the copies from the second on of whose segments `is_good` says no; it is given the
-    /// layout, too.
+    /// Leaves out the copies from the second on of whose segments `is_good` says no; it is given
+    /// the layout, too.
     pub fn retain_copies(&mut self, is_good: impl Fn(&Self, &[Segment]) -> bool) {
         let good: Vec<bool> =
             (0..).zip(&self.copies).map(|(number, copy)| number == 0 || is_good(self, copy)).collect();
@@ -170,8 +173,8 @@ impl Layout {
 /// Layouts of the devices below, by number.
 type Lower = HashMap<DeviceNumber, Layout>;
 
-/// The layouts of an inventory's devices, by device name; those that the kernel's tables do not tell (thin
-/// volumes, caches, …) are absent.
+/// The layouts of an inventory's devices, by device name; those that the kernel's tables do not
+/// tell (thin volumes, caches, …) are absent.
 pub fn layouts(inventory: &Inventory) -> HashMap<String, Layout> {
     let mut by_number = Lower::new();
     for (disk, device) in (1..).zip(&inventory.disks) {

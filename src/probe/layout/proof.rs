@@ -23,7 +23,8 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Whether a recording is what one of the places gives. An array that lacks a member reads whole pages.
+    /// Whether a recording is what one of the places gives. An array that lacks a member reads
+    /// whole pages.
     pub fn is_given_by(&self, recording: &Recording) -> bool {
         self.places.iter().any(|&(disk, place)| {
             let page = DiskRange::new(place.start.0 / PAGE * PAGE, place.end.0.next_multiple_of(PAGE));
@@ -33,8 +34,8 @@ impl Proof {
 }
 
 impl Layout {
-    /// The places where reads prove the layout: both ends of each segment (of the first and the last few,
-    /// where there are many).
+    /// The places where reads prove the layout: both ends of each segment (of the first and the
+    /// last few, where there are many).
     pub fn proofs(&self) -> Vec<Proof> {
         let mut proofs = Vec::new();
         for copy in &self.copies {

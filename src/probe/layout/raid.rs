@@ -1,7 +1,7 @@
 //! Where RAID puts data, copies and parity.
 //!
-//! Two drivers of the kernel share these rules: md (`drivers/md/raid*.c`) and the device mapper's `raid`
-//! target, which uses md's code. A *row* is a chunk of each member at the same place.
+//! Two drivers of the kernel share these rules: md (`drivers/md/raid*.c`) and the device mapper's
+//! `raid` target, which uses md's code. A *row* is a chunk of each member at the same place.
 
 /// How an array spreads its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,8 @@ impl Rotation {
         .copied()
     }
 
-    /// The member that has the first chunk of parity of a row; a second one is behind it, going round.
+    /// The member that has the first chunk of parity of a row; a second one is behind it, going
+    /// round.
     fn parity(self, row: u64, disks: u64, parities: u64) -> u64 {
         let turn = row % disks;
         match self {
@@ -81,8 +82,8 @@ impl Level {
             "raid6" => Self::Raid6(Rotation::from_md(layout)?),
             "raid10" => {
                 let (near, far) = (layout & 0xff, (layout >> 8) & 0xff);
-                // Bit 17 and above: far sets, which group the members in ways of their own. Near and far
-                // copies together do not occur: mdadm makes no such array.
+                // Bit 17 and above: far sets, which group the members in ways of their own. Near
+                // and far copies together do not occur: mdadm makes no such array.
                 if near.min(far) != 1 || near.max(far) > disks || layout >> 17 != 0 {
                     return None;
                 }
@@ -114,8 +115,8 @@ impl Level {
         self == Self::Raid1
     }
 
-    /// The members and their chunks (counted from 0) that hold the array's chunk `number`, first the one
-    /// that is read by preference. `disks` members have `rows` chunks each.
+    /// The members and their chunks (counted from 0) that hold the array's chunk `number`, first
+    /// the one that is read by preference. `disks` members have `rows` chunks each.
     pub(super) fn places(self, number: u64, disks: u64, rows: u64) -> Vec<(u64, u64)> {
         match self {
             Self::Raid0 => vec![(number % disks, number / disks)],
@@ -155,8 +156,8 @@ fn striped(rotation: Rotation, number: u64, disks: u64, parities: u64) -> (u64, 
         Rotation::First => parities + index,
         Rotation::Last => index,
         Rotation::LeftAsymmetric | Rotation::RightAsymmetric => {
-            // Data fills the members that hold no parity, in order. Parity that goes round the end takes
-            // the first member, too.
+            // Data fills the members that hold no parity, in order. Parity that goes round the end
+            // takes the first member, too.
             let wrapped = (parity + parities).saturating_sub(disks);
             if index + wrapped < parity { index + wrapped } else { index + parities }
         }

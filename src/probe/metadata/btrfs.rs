@@ -1,6 +1,6 @@
-//! btrfs: its extent tree tells what its address space is used for, but neither superblocks nor what is in no chunk
-//! has an address there ("On-disk Format" in the documentation of btrfs; `btrfs_sb_offset` in the kernel's
-//! `fs/btrfs/disk-io.h`).
+//! btrfs: its extent tree tells what its address space is used for, but neither superblocks nor
+//! what is in no chunk has an address there ("On-disk Format" in the documentation of btrfs;
+//! `btrfs_sb_offset` in the kernel's `fs/btrfs/disk-io.h`).
 
 use super::{Blocks, Facts, MetadataInputs};
 use crate::probe::layout::{Layout, Segment};

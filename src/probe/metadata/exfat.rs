@@ -1,5 +1,6 @@
-//! exFAT: the kernel tells nothing of it, but its boot sector says where things are, its root directory where the bitmap of
-//! clusters is, and that what is free ("exFAT file system specification", Microsoft).
+//! exFAT: the kernel tells nothing of it, but its boot sector says where things are, its root
+//! directory where the bitmap of clusters is, and that what is free ("exFAT filesystem
+//! specification", Microsoft).
 
 use super::{Blocks, Facts, bit, units};
 use crate::probe::device::{Device, Fields};
@@ -25,7 +26,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, layout: &Layout, read: &Block
     }
     let is_read = |range: Range<DeviceOffset>| read.overlap(range).next().is_some();
     let root = device.read(layout.place(layout.root)?, layout.cluster)?;
-    // The entries of the first bitmap and of the table of upper-case letters. A second bitmap goes with a second table.
+    // The entries of the first bitmap and of the table of upper-case letters. A second bitmap goes
+    // with a second table.
     let bitmap = layout.entry(&root, 0x81, LARGEST)?;
     let bits = device.read(bitmap.start.0, layout.clusters.div_ceil(8))?;
     let free = (0..layout.clusters).filter(|number| bit(&bits, *number) == Some(false));
@@ -93,7 +95,8 @@ impl Layout {
         Some(self.heap + number * self.cluster)
     }
 
-    /// The clusters of what an entry of this kind in the root directory describes, which follow one another.
+    /// The clusters of what an entry of this kind in the root directory describes, which follow one
+    /// another.
     fn entry(&self, root: &[u8], kind: u8, most: u64) -> Option<Range<DeviceOffset>> {
         let entry =
             root.chunks_exact(ENTRY).take_while(|entry| entry[0] != 0).find(|entry| entry[0] == kind)?;

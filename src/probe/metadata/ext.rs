@@ -1,7 +1,7 @@
 //! ext2, ext3 and ext4: what GETFSMAP does not tell.
 //!
-//! The journal and other files without a name are inodes that no path leads to, and that the kernel does not
-//! open. debugfs(8) says where they lie.
+//! The journal and other files without a name are inodes that no path leads to, and that the kernel
+//! does not open. debugfs(8) says where they lie.
 
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
@@ -44,7 +44,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
                 Range::at(DeviceOffset(first.checked_mul(block)?), length)
             })
             .collect();
-        // The kernel reads the beginning of the journal when it mounts. Of the others it need not read any.
+        // The kernel reads the beginning of the journal when it mounts. Of the others it need not
+        // read any.
         let verified =
             name != "[journal]" || blocks.first().is_some_and(|first| read.overlap(*first).next().is_some());
         if !blocks.is_empty() {
@@ -54,7 +55,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
     Some(())
 }
 
-/// The blocks that debugfs's `stat` lists: `(0-11):8234-8245, (IND):8246, (ETB0):33, (0-3[u]):9-12`.
+/// The blocks that debugfs's `stat` lists: `(0-11):8234-8245, (IND):8246, (ETB0):33,
+/// (0-3[u]):9-12`.
 fn blocks(said: &str) -> impl Iterator<Item = (u64, u64)> + '_ {
     let list = said.split_once("\nEXTENTS:\n").or_else(|| said.split_once("\nBLOCKS:\n"));
     let list = list.map_or("", |(_, list)| list);

@@ -1,5 +1,6 @@
-//! F2FS: the superblock says where its areas are (`struct f2fs_super_block` of the kernel's `linux/f2fs_fs.h`); of the last
-//! one, in which nodes and data are, the kernel says which blocks are in use.
+//! F2FS: the superblock says where its areas are (`struct f2fs_super_block` of the kernel's
+//! `linux/f2fs_fs.h`); of the last one, in which nodes and data are, the kernel says which blocks
+//! are in use.
 
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};

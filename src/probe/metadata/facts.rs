@@ -7,7 +7,7 @@ use virt_bmap_agent_protocol::record::Owner;
 use virt_bmap_map::Marks;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// What is known of a file system's blocks.
+/// What is known of a filesystem's blocks.
 #[derive(Default)]
 pub(super) struct Facts {
     pub(super) named: Vec<Named>,

@@ -1,5 +1,5 @@
-//! FAT: the kernel tells nothing of it, but its boot sector says where the tables are, and these what is free
-//! ("Microsoft FAT Specification", also ECMA-107).
+//! FAT: the kernel tells nothing of it, but its boot sector says where the tables are, and these
+//! what is free ("Microsoft FAT Specification", also ECMA-107).
 
 use super::{Blocks, Facts, units};
 use crate::probe::device::{Device, Fields};

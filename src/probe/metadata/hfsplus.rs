@@ -1,5 +1,6 @@
-//! HFS+ and HFSX: the kernel tells nothing of them, but the volume header says where the files are that the file system keeps for
-//! itself, and one of these is the bitmap of what is in use (Apple's Technical Note TN1150, "HFS Plus Volume Format").
+//! HFS+ and HFSX: the kernel tells nothing of them, but the volume header says where the files are
+//! that the filesystem keeps for itself, and one of these is the bitmap of what is in use (Apple's
+//! Technical Note TN1150, "HFS Plus Volume Format").
 
 use super::{Blocks, Facts, units};
 use crate::probe::device::{Device, Fields};

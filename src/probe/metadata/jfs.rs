@@ -1,6 +1,7 @@
-//! JFS: the kernel tells nothing of it, but its superblock says where things are, and the block allocation map which blocks are in
-//! use: the file of the second of the inodes that belong to the file system itself (`jfs_superblock.h`, `jfs_filsys.h`,
-//! `jfs_dinode.h` and `jfs_dmap.h` in the kernel's `fs/jfs`).
+//! JFS: the kernel tells nothing of it, but its superblock says where things are, and the block
+//! allocation map which blocks are in use: the file of the second of the inodes that belong to the
+//! filesystem itself (`jfs_superblock.h`, `jfs_filsys.h`, `jfs_dinode.h` and `jfs_dmap.h` in the
+//! kernel's `fs/jfs`).
 
 mod tree;
 
@@ -9,8 +10,8 @@ use crate::probe::device::{Device, Fields, Read};
 use tree::{Extent, PAGE};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// Where the first superblock is, which is known to have a page; then follow the map of its own inodes, their table, and the
-/// second superblock.
+/// Where the first superblock is, which is known to have a page; then follow the map of its own
+/// inodes, their table, and the second superblock.
 const SUPERBLOCK: u64 = 0x8000;
 const INODE_MAP: u64 = SUPERBLOCK + PAGE;
 const INODE_TABLE: u64 = INODE_MAP + 2 * PAGE;
@@ -23,7 +24,7 @@ const BLOCK_MAP: u64 = 2;
 /// Where an inode has the root of the tree of its extents.
 const ROOT: usize = 224;
 
-/// A file system of more blocks is left alone: of 4 TiB.
+/// A filesystem of more blocks is left alone: of 4 TiB.
 const MOST_BLOCKS: u64 = 1 << 30;
 
 pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
@@ -73,7 +74,8 @@ fn block_map(read: Read<'_>, table: u64) -> Option<Vec<Extent>> {
     tree::extents(read, inode.get(ROOT..)?)
 }
 
-/// What is free by the block allocation map: a page for each 8192 blocks, after four that sum them up, and more such in between.
+/// What is free by the block allocation map: a page for each 8192 blocks, after four that sum them
+/// up, and more such in between.
 fn free(read: Read<'_>, extents: &[Extent], blocks: u64) -> Option<Blocks> {
     const COUNT: u64 = 8192;
     const PAGES_AT_A_TIME: u64 = 256;
@@ -104,7 +106,8 @@ fn free(read: Read<'_>, extents: &[Extent], blocks: u64) -> Option<Blocks> {
     (number * COUNT >= blocks).then_some(free)
 }
 
-/// By the persistent one of the two bitmaps of a page: words of 32 blocks each, of which the first has the highest bit.
+/// By the persistent one of the two bitmaps of a page: words of 32 blocks each, of which the first
+/// has the highest bit.
 fn is_free(page: &[u8], block: u64) -> Option<bool> {
     let word = page.le32(3072 + (block / 32) as usize * 4)?;
     Some(word << (block % 32) & 1 << 31 == 0)

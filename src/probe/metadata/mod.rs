@@ -1,12 +1,13 @@
-//! The objects that are no files: what a file system keeps for itself, what lies between partitions, and what
-//! is free.
+//! The objects that are no files: what a filesystem keeps for itself, what lies between partitions,
+//! and what is free.
 //!
-//! What the kernel reads while it mounts a file system and looks its files up, before any of their data, is
-//! that file system's metadata: it is recorded, too, and what is left of it when files, directories and all
-//! that has a name of its own are taken away, is called [`METADATA`]. Names come from the file system itself
-//! where it tells what its blocks are for (GETFSMAP), else from the few numbers of its superblock that say
-//! where things have their place. What is free is known where the file system says so, and then the rest is
-//! known, too: [`ALLOCATED`], in use for something that nothing told.
+//! What the kernel reads while it mounts a filesystem and looks its files up, before any of their
+//! data, is that filesystem's metadata: it is recorded, too, and what is left of it when files,
+//! directories and all that has a name of its own are taken away, is called [`METADATA`]. Names
+//! come from the filesystem itself where it tells what its blocks are for (GETFSMAP), else from the
+//! few numbers of its superblock that say where things have their place. What is free is known
+//! where the filesystem says so, and then the rest is known, too: [`ALLOCATED`], in use for
+//! something that nothing told.
 
 mod btrfs;
 mod exfat;
@@ -37,7 +38,7 @@ use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::{Kind, Marks};
 use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
-/// What was read for a file system itself, and has no name of its own.
+/// What was read for a filesystem itself, and has no name of its own.
 const METADATA: &str = "[metadata]";
 /// What is in use, but was not read and has no name.
 const ALLOCATED: &str = "[allocated]";
@@ -47,7 +48,7 @@ const ATTRIBUTES: &str = " [extended attributes]";
 /// Blocks of a device.
 type Blocks = RangeSet<DeviceOffset>;
 
-/// Adds the metadata objects of a file system that was walked and is still mounted.
+/// Adds the metadata objects of a filesystem that was walked and is still mounted.
 pub(super) fn filesystem(
     context: &Context<'_>,
     content: &Content,

@@ -1,5 +1,6 @@
-//! nilfs2: the kernel says which of its segments are clean; outside of them are but the two superblocks, which are where they
-//! always are (`NILFS_SB_OFFSET_BYTES` and `NILFS_SB2_OFFSET_BYTES` of the kernel's `linux/nilfs2_ondisk.h`).
+//! nilfs2: the kernel says which of its segments are clean; outside of them are but the two
+//! superblocks, which are where they always are (`NILFS_SB_OFFSET_BYTES` and
+//! `NILFS_SB2_OFFSET_BYTES` of the kernel's `linux/nilfs2_ondisk.h`).
 
 use super::Facts;
 use crate::probe::device::{Device, Fields};

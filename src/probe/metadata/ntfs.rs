@@ -1,6 +1,6 @@
-//! NTFS keeps its metadata in files, which ntfs-3g shows on demand: `$MFT`, `$LogFile`, `$Bitmap`, … They are
-//! walked like others, and are metadata objects with paths. What they have beside their data, such as named
-//! streams, ntfsinfo(8) lists. `$Bitmap` tells what is free.
+//! NTFS keeps its metadata in files, which ntfs-3g shows on demand: `$MFT`, `$LogFile`, `$Bitmap`,
+//! … They are walked like others, and are metadata objects with paths. What they have beside their
+//! data, such as named streams, ntfsinfo(8) lists. `$Bitmap` tells what is free.
 
 use super::{Facts, bit, units};
 use crate::probe::device::{Device, Fields};
@@ -54,7 +54,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> 
     Some(())
 }
 
-/// Names what the files of the file system have allocated, all streams and attributes of them.
+/// Names what the files of the filesystem have allocated, all streams and attributes of them.
 fn name_streams(facts: &mut Facts, device: &Device<'_>, cluster: u64) {
     const FILES: [(u32, &str); 15] = [
         (0, "/$MFT"),
@@ -84,8 +84,8 @@ fn name_streams(facts: &mut Facts, device: &Device<'_>, cluster: u64) {
     }
 }
 
-/// The first cluster and the number of clusters in a line of a run list: `0x0  0x508  0x41`. What is sparse has
-/// a word for the first cluster.
+/// The first cluster and the number of clusters in a line of a run list: `0x0  0x508  0x41`. What
+/// is sparse has a word for the first cluster.
 fn run(line: &str) -> Option<(u64, u64)> {
     let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
     match line.split_whitespace().collect::<Vec<_>>()[..] {

@@ -53,7 +53,8 @@ impl Put<'_> {
         })
     }
 
-    /// An object of these blocks. Of metadata there must be some; that nothing is free is worth saying.
+    /// An object of these blocks. Of metadata there must be some; that nothing is free is worth
+    /// saying.
     pub(super) fn blocks(
         &self,
         kind: Kind,
@@ -78,7 +79,7 @@ impl Put<'_> {
         layout: &Layout,
     ) -> Result<(), FoundError> {
         self.context.channel.with(|found, _| {
-            // A file system may be larger than its device, if it is damaged.
+            // A filesystem may be larger than its device, if it is damaged.
             for part in layout.part(range).unwrap_or_default() {
                 let role = Role { copy: part.copy, flags };
                 found.range(number, part.disk, part.disk_range(), None, role)?;
@@ -96,7 +97,7 @@ impl Put<'_> {
     ) -> Result<(), FoundError> {
         for inline in &inputs.inline {
             let (object, at, length) = match *inline {
-                // Nobody's data is in the boot sector: the file system does not say where it is.
+                // Nobody's data is in the boot sector: the filesystem does not say where it is.
                 Inline::Block { at: 0, .. } => continue,
                 Inline::Block { object, at } => {
                     let unit = facts.unit.unwrap_or(4096);
@@ -115,8 +116,8 @@ impl Put<'_> {
         Ok(())
     }
 
-    /// The blocks of extended attributes: those that were read for them, and those that the kernel names and
-    /// that were read for them or before.
+    /// The blocks of extended attributes: those that were read for them, and those that the kernel
+    /// names and that were read for them or before.
     pub(super) fn attributes(
         &self,
         inputs: &MetadataInputs,

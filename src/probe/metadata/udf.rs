@@ -1,5 +1,6 @@
-//! UDF: the kernel tells nothing of it, but its descriptors say where things are, and in the plain case where there is a bitmap of
-//! the blocks that are free (ECMA-167, 3rd edition, part 4; "Universal Disk Format Specification", OSTA).
+//! UDF: the kernel tells nothing of it, but its descriptors say where things are, and in the plain
+//! case where there is a bitmap of the blocks that are free (ECMA-167, 3rd edition, part 4;
+//! "Universal Disk Format Specification", OSTA).
 
 mod volume;
 
@@ -114,7 +115,8 @@ mod tests {
         let free: Vec<_> = free.iter().map(|range| (range.start.0 / 512, range.end.0 / 512)).collect();
         // The bits behind the last block count for nothing.
         assert_eq!(free, [(17, 19), (34, 40)]);
-        // Another tag, a wrong sum, another place, a bitmap that is too short, and one that has no room.
+        // Another tag, a wrong sum, another place, a bitmap that is too short, and one that has no
+        // room.
         for (at, byte) in [(0, 9), (4, 0), (12, 3), (20, 3)] {
             let mut disk = disk();
             disk[12 * 512 + at] = byte;

@@ -12,7 +12,8 @@ const MOST: u64 = 1 << 20;
 pub(in crate::probe) struct Blocks(BTreeMap<(u64, u8, DiskNumber), IndexedRanges>);
 
 impl Blocks {
-    /// Those of directories with an inode from `first` on, up to `end`: the inode, the copy, the disk, and where there.
+    /// Those of directories with an inode from `first` on, up to `end`: the inode, the copy, the
+    /// disk, and where there.
     pub(super) fn between(
         &self,
         first: u64,
@@ -31,8 +32,8 @@ impl Blocks {
     }
 }
 
-/// Of pieces of directories with these inodes, in whatever order and however they are cut. Parity stands for other blocks, too,
-/// and is left away, as are directories that are too large.
+/// Of pieces of directories with these inodes, in whatever order and however they are cut. Parity
+/// stands for other blocks, too, and is left away, as are directories that are too large.
 impl FromIterator<(u64, DiskNumber, DiskRange, Role)> for Blocks {
     fn from_iter<I: IntoIterator<Item = (u64, DiskNumber, DiskRange, Role)>>(pieces: I) -> Self {
         let mut ranges: BTreeMap<_, Vec<DiskRange>> = BTreeMap::new();

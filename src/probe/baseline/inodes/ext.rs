@@ -1,5 +1,5 @@
-//! ext2, ext3 and ext4: each block group has a table of inodes ("Block Group Descriptors" and "Index Nodes" in
-//! `Documentation/filesystems/ext4` of the kernel).
+//! ext2, ext3 and ext4: each block group has a table of inodes ("Block Group Descriptors" and
+//! "Index Nodes" in `Documentation/filesystems/ext4` of the kernel).
 
 use super::{GROUP, Group, SelfContained, Table};
 use crate::probe::device::{Device, Fields};
@@ -14,7 +14,8 @@ const BEGINNING: u64 = 256 << 10;
 
 /// `INCOMPAT_META_BG`: the descriptors are not in one place.
 const META_BG: u32 = 0x10;
-/// `RO_COMPAT_GDT_CSUM` and `RO_COMPAT_METADATA_CSUM`: descriptors have flags, and tell what was never used.
+/// `RO_COMPAT_GDT_CSUM` and `RO_COMPAT_METADATA_CSUM`: descriptors have flags, and tell what was
+/// never used.
 const CHECKSUMS: u32 = 0x410;
 /// `INODE_UNINIT` of a block group.
 const INODE_UNINIT: u16 = 1;
@@ -34,7 +35,8 @@ pub(super) struct Inodes {
 impl Inodes {
     /// `None` where they are not all in one place, or it makes no sense.
     pub(super) fn read(device: &Device<'_>) -> Option<Self> {
-        // In most file systems the descriptors, too: each call takes longer than this much more of reading.
+        // In most filesystems the descriptors, too: each call takes longer than this much more of
+        // reading.
         let beginning = device.read(0, device.size.min(BEGINNING))?;
         let superblock = beginning.get(usize::try_from(Ext::AT).ok()?..)?;
         let geometry = Geometry::of(superblock)?;
@@ -110,7 +112,8 @@ impl Table for Inodes {
     }
 }
 
-/// What an inode is, if it points to no blocks but those of its data ("Index Nodes", "Contents of inode.i_block").
+/// What an inode is, if it points to no blocks but those of its data ("Index Nodes", "Contents of
+/// inode.i_block").
 fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     /// `ENCRYPT_FL`: names of a directory are others where its key is known.
     const ENCRYPT: u32 = 0x800;
@@ -136,8 +139,8 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     }
 }
 
-/// Whether there is the extended attribute `system.data` in an inode, without which no data is in it, whatever its flags say
-/// ("Inline Data", "Extended Attributes").
+/// Whether there is the extended attribute `system.data` in an inode, without which no data is in
+/// it, whatever its flags say ("Inline Data", "Extended Attributes").
 fn has_inline_data(inode: &[u8]) -> Option<bool> {
     const MAGIC: u32 = 0xea02_0000;
     /// The index of `system.`
@@ -160,8 +163,9 @@ fn has_inline_data(inode: &[u8]) -> Option<bool> {
     }
 }
 
-/// What in a superblock decides how inodes and directories are read: counts, sizes, revision, features but those that come
-/// and go with a journal or orphans in it, the UUID, the seeds of hashes and checksums, and the encoding of names.
+/// What in a superblock decides how inodes and directories are read: counts, sizes, revision,
+/// features but those that come and go with a journal or orphans in it, the UUID, the seeds of
+/// hashes and checksums, and the encoding of names.
 fn identity(superblock: &[u8]) -> Option<Vec<u8>> {
     const RECOVER: u32 = 4;
     const ORPHAN_PRESENT: u32 = 0x1_0000;

@@ -1,15 +1,15 @@
 //! Which inodes are as they were when an earlier map was made.
 //!
-//! Where a file lies is in its inode, unless that points to further blocks, as the inode says. So a file whose inode has not
-//! changed lies where it did, and need not even be opened. Inodes are compared by digests, eight of them at a time, of their
-//! bytes on the disks; the map keeps these, and the next update compares. That is done here, on the host, because it takes
-//! no time there.
+//! Where a file lies is in its inode, unless that points to further blocks, as the inode says. So a
+//! file whose inode has not changed lies where it did, and need not even be opened. Inodes are
+//! compared by digests, eight of them at a time, of their bytes on the disks; the map keeps these,
+//! and the next update compares. That is done here, on the host, because it takes no time there.
 //!
-//! What is in a directory is in its blocks, so these are in the digest of its inode, too: one in which nothing has changed
-//! need not be listed.
+//! What is in a directory is in its blocks, so these are in the digest of its inode, too: one in
+//! which nothing has changed need not be listed.
 //!
-//! It goes for ext2, ext3, ext4 and XFS, of which an inode's place follows from its number and a few numbers in
-//! the superblock. Elsewhere each file is asked for its extents.
+//! It goes for ext2, ext3, ext4 and XFS, of which an inode's place follows from its number and a
+//! few numbers in the superblock. Elsewhere each file is asked for its extents.
 
 mod blocks;
 mod ext;
@@ -41,7 +41,7 @@ const MOST_AHEAD: u64 = 128 << 20;
 /// Inodes that have one digest: the first of them, and where they lie.
 type Group = (u64, Range<DeviceOffset>);
 
-/// Where a file system has its inodes.
+/// Where a filesystem has its inodes.
 trait Table {
     /// Bytes in a block.
     fn block(&self) -> u64;
@@ -61,8 +61,8 @@ trait Table {
     /// What an inode is, of which these are the bytes, if it has all in it of where that lies.
     fn self_contained(&self, inode: &[u8]) -> Option<SelfContained>;
 
-    /// Parts of the device where all inodes that may be in use are, by start and length in bytes, where it helps to have
-    /// them in the block device's cache.
+    /// Parts of the device where all inodes that may be in use are, by start and length in bytes,
+    /// where it helps to have them in the block device's cache.
     fn parts(&self) -> Vec<(u64, u64)> {
         Vec::new()
     }
@@ -114,7 +114,8 @@ pub(in crate::probe) struct Inodes<'a> {
 }
 
 impl<'a> Inodes<'a> {
-    /// Finds out where they lie; `None` if that is not known. `is_settled`: nothing of them is still in memory.
+    /// Finds out where they lie; `None` if that is not known. `is_settled`: nothing of them is
+    /// still in memory.
     pub(in crate::probe) fn of(
         source: InodeSource<'a>,
         device: &Device<'_>,
@@ -146,15 +147,16 @@ impl<'a> Inodes<'a> {
         Some(inodes)
     }
 
-    /// Parts of the device where inodes are, by start and length, if they are worth being read at once: one after the
-    /// other, the kernel reads block by block.
+    /// Parts of the device where inodes are, by start and length, if they are worth being read at
+    /// once: one after the other, the kernel reads block by block.
     pub(in crate::probe) fn parts(&self) -> Vec<(u64, u64)> {
         let parts = self.table.parts();
         let bytes = parts.iter().map(|(_, length)| *length).fold(0, u64::saturating_add);
         if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
 
-    /// The files and directories of an earlier map that have not changed, and what the agent is told of the directories.
+    /// The files and directories of an earlier map that have not changed, and what the agent is
+    /// told of the directories.
     pub(in crate::probe) fn unchanged(
         &self,
         device: &[u8],
@@ -185,7 +187,8 @@ impl<'a> Inodes<'a> {
             Some(SelfContained::InlineDirectory) => blocks.bytes(inode) == 0,
             _ => false,
         };
-        // Smaller blocks come to memory together with others that may be of other directories, which are not read again then.
+        // Smaller blocks come to memory together with others that may be of other directories,
+        // which are not read again then.
         let directories = if self.table.block() >= PAGE {
             baseline.unchanged_directories(device, is_directory, is_touched)
         } else {
@@ -195,8 +198,8 @@ impl<'a> Inodes<'a> {
         Some((UnchangedObjects { files, directories, baseline: baseline.clone() }, listings))
     }
 
-    /// The digests of these inodes, for the map's header; `None` if they say nothing. `unsure` are the unsure
-    /// directories among them, `blocks` the blocks of all directories.
+    /// The digests of these inodes, for the map's header; `None` if they say nothing. `unsure` are
+    /// the unsure directories among them, `blocks` the blocks of all directories.
     pub(in crate::probe) fn digests(
         &self,
         inodes: Vec<u64>,
@@ -216,8 +219,8 @@ impl<'a> Inodes<'a> {
         Some(digests)
     }
 
-    /// The groups of these inodes, by their first. What cannot be read, or has been written since the image was opened,
-    /// is left out.
+    /// The groups of these inodes, by their first. What cannot be read, or has been written since
+    /// the image was opened, is left out.
     fn states(&self, inodes: impl IntoIterator<Item = u64>, blocks: &Blocks) -> BTreeMap<u64, State> {
         let groups: BTreeMap<u64, Range<DeviceOffset>> =
             inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
@@ -250,7 +253,8 @@ impl<'a> Inodes<'a> {
         std::array::from_fn(|_| inodes.next().and_then(|inode| self.table.self_contained(inode)))
     }
 
-    /// Whether something has been written there since the image was opened; `None` where there is no such disk.
+    /// Whether something has been written there since the image was opened; `None` where there is
+    /// no such disk.
     fn is_rewritten(&self, disk: DiskNumber, range: DiskRange) -> Option<bool> {
         let overlay = self.source.overlays.get(usize::from(disk).checked_sub(1)?)?;
         Some(overlay.is_rewritten(range))

@@ -1,5 +1,5 @@
-//! XFS: an inode's number is its place: the allocation group, the block in that, and the slot in the block
-//! ("XFS Algorithms & Data Structures", chapter "Inode Numbers"). Numbers are big-endian.
+//! XFS: an inode's number is its place: the allocation group, the block in that, and the slot in
+//! the block ("XFS Algorithms & Data Structures", chapter "Inode Numbers"). Numbers are big-endian.
 
 use super::{GROUP, Group, SelfContained, Table};
 use crate::probe::device::{Device, Fields};
@@ -79,15 +79,16 @@ impl Table for Inodes {
     }
 }
 
-/// What in a superblock decides how inodes and directories are read: sizes, versions and features, the UUIDs, and how large
-/// the blocks of directories are.
+/// What in a superblock decides how inodes and directories are read: sizes, versions and features,
+/// the UUIDs, and how large the blocks of directories are.
 fn identity(superblock: &[u8]) -> Option<Vec<u8>> {
     let parts = [(4, 48), (84, 92), (100, 108), (120, 126), (192, 193), (200, 204), (208, 220), (248, 264)];
     let parts = parts.map(|(start, end)| superblock.get(start..end));
     parts.into_iter().collect::<Option<Vec<_>>>().map(|parts| parts.concat())
 }
 
-/// What an inode is, if its list of extents or its data is in it, or its data is on this device (chapter "On-disk Inode").
+/// What an inode is, if its list of extents or its data is in it, or its data is on this device
+/// (chapter "On-disk Inode").
 fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     /// `XFS_DINODE_FMT_LOCAL`
     const LOCAL: u8 = 1;

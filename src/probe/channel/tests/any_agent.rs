@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// A record that a confused or hostile agent may send: small numbers, so that many of them are those of objects.
+/// A record that a confused or hostile agent may send: small numbers, so that many of them are
+/// those of objects.
 fn record_of(kind: u8, id: u32, number: u64) -> Record {
     let (parent, start, length) = ((number % 7) as u32, number.wrapping_mul(4096), 4096 << (number % 5));
     let ids = (1..=id).collect();

@@ -24,7 +24,7 @@ struct Agent {
 }
 
 impl Agent {
-    /// An agent that walks a file system on a disk of 1 MiB.
+    /// An agent that walks a filesystem on a disk of 1 MiB.
     fn walking() -> Self {
         Self::walking_for(false)
     }
@@ -74,7 +74,8 @@ impl Agent {
         }
     }
 
-    /// Reads files as a series, each in these pieces, and returns what the host wants to have read in full.
+    /// Reads files as a series, each in these pieces, and returns what the host wants to have read
+    /// in full.
     fn read_series(&mut self, files: &[(u32, &[(u64, u64)])]) -> Vec<u32> {
         self.say(&[Record::Series { ids: files.iter().map(|(id, _)| *id).collect() }]).unwrap();
         for (start, end) in files.iter().flat_map(|(_, pieces)| *pieces) {

@@ -1,4 +1,4 @@
-//! A file system made by hand.
+//! A filesystem made by hand.
 
 use super::*;
 use crate::probe::device::reader;
@@ -64,7 +64,8 @@ fn trees_may_have_levels() {
 
 #[test]
 fn maps_that_make_no_sense_are_refused() {
-    // Another inode, a map of more blocks, pages of other ones or too few, a tree with more entries than it has room for.
+    // Another inode, a map of more blocks, pages of other ones or too few, a tree with more entries
+    // than it has room for.
     let places =
         [INODE_2 + 8, 20 * PAGE, 24 * PAGE, 24 * PAGE + 8, 30 * PAGE + 9, INODE_2 + ROOT as u64 + 18];
     for at in places {

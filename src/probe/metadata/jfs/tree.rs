@@ -1,5 +1,5 @@
-//! Where a file of a JFS lies: a tree of extents, whose root is in the inode (`jfs_xtree.h` and `jfs_btree.h` in the kernel's
-//! `fs/jfs`).
+//! Where a file of a JFS lies: a tree of extents, whose root is in the inode (`jfs_xtree.h` and
+//! `jfs_btree.h` in the kernel's `fs/jfs`).
 
 use crate::probe::device::{Fields, Read};
 use virt_bmap_ranges::{DeviceOffset, Range};

@@ -1,5 +1,6 @@
-//! The descriptors of a volume (ECMA-167, 3rd edition, part 3), of which each block has one. The size of blocks is not said before
-//! they are found: the kernel tries one after the other, too (`udf_fill_super` in its `fs/udf/super.c`).
+//! The descriptors of a volume (ECMA-167, 3rd edition, part 3), of which each block has one. The
+//! size of blocks is not said before they are found: the kernel tries one after the other, too
+//! (`udf_fill_super` in its `fs/udf/super.c`).
 
 use crate::probe::device::{Fields, Read};
 use std::collections::BTreeMap;
@@ -73,8 +74,8 @@ fn extent(bytes: &[u8], at: usize, block: u64) -> Option<Range<DeviceOffset>> {
     Some(Range::new(first * block, first * block + length.next_multiple_of(block)))
 }
 
-/// The descriptors of the logical volume and of its partition, if that is the only one and plain. Of those of a kind, the one with
-/// the highest number counts (3/8.4.3).
+/// The descriptors of the logical volume and of its partition, if that is the only one and plain.
+/// Of those of a kind, the one with the highest number counts (3/8.4.3).
 fn sequence(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut logical: Option<(u32, Vec<u8>)> = None;
     let mut partitions: BTreeMap<u16, (u32, Vec<u8>)> = BTreeMap::new();
@@ -102,7 +103,8 @@ fn sequence(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> Option<(V
         }
     }
     let (_, logical) = logical?;
-    // One map, of type 1: a partition that is no table, no file, and has no spare blocks (3/10.7.2).
+    // One map, of type 1: a partition that is no table, no file, and has no spare blocks
+    // (3/10.7.2).
     let is_plain = logical.le32(268)? == 1 && logical.le16(440)? == 0x0601;
     if !is_plain || u64::from(logical.le32(212)?) != block {
         return None;
@@ -111,7 +113,8 @@ fn sequence(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> Option<(V
     Some((logical, partition))
 }
 
-/// The bitmap that the partition's header names (4/14.3), if there is no table of free space, nor any of what was freed.
+/// The bitmap that the partition's header names (4/14.3), if there is no table of free space, nor
+/// any of what was freed.
 fn bitmap(partition: &[u8], block: u64, range: Range<DeviceOffset>) -> Option<Range<DeviceOffset>> {
     let is_known = matches!(partition.get(25..31)?, b"+NSR02" | b"+NSR03");
     let others = [partition.le32(56)?, partition.le32(80)?, partition.le32(88)?];

@@ -1,6 +1,6 @@
-//! Windows dynamic disks: the private header, and the database of the group of disks. On a disk with an MBR they are in
-//! sector 6 and where that says, on one with a GPT in a partition of their own (`block/partitions/ldm.h` of the kernel;
-//! `ldm.c` of libldm).
+//! Windows dynamic disks: the private header, and the database of the group of disks. On a disk
+//! with an MBR they are in sector 6 and where that says, on one with a GPT in a partition of their
+//! own (`block/partitions/ldm.h` of the kernel; `ldm.c` of libldm).
 
 use super::{Found, SECTOR};
 use crate::probe::device::{Device, Fields};

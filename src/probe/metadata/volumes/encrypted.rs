@@ -23,9 +23,10 @@ pub(super) fn luks(device: &Device<'_>) -> Option<Vec<Found>> {
     Some(vec![("[LUKS header]", vec![(0, offset)], true)])
 }
 
-/// BitLocker: the boot sector says where the three copies of the metadata are, each of which says that, too, and how many
-/// sectors of the volume's begin have been moved elsewhere to make room for the boot sector ("BitLocker Drive Encryption
-/// (BDE) format specification" of libbde; `lib/bitlk` of cryptsetup). Of Windows 7 and later.
+/// BitLocker: the boot sector says where the three copies of the metadata are, each of which says
+/// that, too, and how many sectors of the volume's begin have been moved elsewhere to make room for
+/// the boot sector ("BitLocker Drive Encryption (BDE) format specification" of libbde; `lib/bitlk`
+/// of cryptsetup). Of Windows 7 and later.
 pub(super) fn bitlocker(device: &Device<'_>) -> Option<Vec<Found>> {
     /// Of each copy.
     const SIZE: u64 = 64 << 10;

@@ -5,8 +5,8 @@ use crate::probe::device::{Device, Fields};
 use std::collections::HashMap;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// `label_header` and `pv_header` of LVM2's `lib/format_text/layout.h`: the label is in one of the first four
-/// sectors, and lists the areas of data and of metadata.
+/// `label_header` and `pv_header` of LVM2's `lib/format_text/layout.h`: the label is in one of the
+/// first four sectors, and lists the areas of data and of metadata.
 pub(super) fn physical_volume(device: &Device<'_>) -> Option<Vec<Found>> {
     let start = device.read(0, 4 * SECTOR)?;
     let (number, label) =

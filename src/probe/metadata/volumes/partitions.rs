@@ -18,7 +18,8 @@ const TABLE: &str = "[partition table]";
 /// The GUID of a partition's type, as it is on the disk.
 type Type = [u8; 16];
 
-/// Of the partition in which GRUB has its code where there is no such gap: 21686148-6449-6E6F-744E-656564454649.
+/// Of the partition in which GRUB has its code where there is no such gap:
+/// 21686148-6449-6E6F-744E-656564454649.
 const BIOS_BOOT: Type = *b"Hah!IdontNeedEFI";
 
 /// The partitions of a device: where they begin, and their sizes.
@@ -112,8 +113,8 @@ impl Gpt {
         makes_sense.then(|| Self { pieces: vec![(block * SECTOR, SECTOR), entries], other, entry })
     }
 
-    /// First byte and length of the first partition of each of these types; a disk has one of each, and may say that it has
-    /// thousands.
+    /// First byte and length of the first partition of each of these types; a disk has one of each,
+    /// and may say that it has thousands.
     fn first_of<const N: usize>(&self, device: &Device<'_>, types: [Type; N]) -> [Option<(u64, u64)>; N] {
         let (start, length) = self.pieces[1];
         let entries = device.read(start, length).unwrap_or_default();

@@ -14,7 +14,8 @@ pub(in super::super) fn put(disk: &mut [u8], at: usize, tag: u16, number: u32) {
 
 const COUNT: usize = 300;
 
-/// A volume of blocks of this size; its partition is the blocks from 270 on, and has a bitmap in its first.
+/// A volume of blocks of this size; its partition is the blocks from 270 on, and has a bitmap in
+/// its first.
 fn disk(block: usize) -> Vec<u8> {
     let mut disk = vec![0; COUNT * block];
     let size = block as u32;
@@ -67,8 +68,8 @@ fn a_volume_is_found_whatever_its_blocks() {
 
 #[test]
 fn only_plain_volumes_are_understood() {
-    // No anchor, a tag with another sum or of another block, another size of blocks, two partitions, a map of another kind, and a
-    // partition that is not there.
+    // No anchor, a tag with another sum or of another block, another size of blocks, two
+    // partitions, a map of another kind, and a partition that is not there.
     assert_eq!(find(&[0; 512 * COUNT]), None);
     assert_eq!(find(&with(256, 0, 3)), None);
     for (number, at) in [(256, 4), (256, 13)] {
@@ -85,7 +86,8 @@ fn only_plain_volumes_are_understood() {
 fn free_space_is_a_bitmap_or_nothing() {
     let bitmap = |disk: &[u8]| find(disk).unwrap().bitmap;
     assert!(bitmap(&disk(512)).is_some());
-    // Tables, bitmaps of what was freed, none at all, one that is not in the partition, and contents that are something else.
+    // Tables, bitmaps of what was freed, none at all, one that is not in the partition, and
+    // contents that are something else.
     for (at, byte) in [(56, 1), (80, 1), (88, 1), (64, 0), (67, 0x40), (68, 30), (71, 0xff), (30, b'1')] {
         assert_eq!(bitmap(&with(281, at, byte)), None, "{at}");
     }
