@@ -8,7 +8,7 @@ use virt_bmap_agent_protocol::record::ATTRIBUTES;
 use virt_bmap_map::{Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewObject, ObjectName, Role};
 use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset};
 
-/// Number of an object; the first is 1, because tag 0 means "nobody's".
+/// Number of an object; the first is 1, because tag 0 means no object.
 pub type ObjectNumber = u32;
 
 /// Most objects of one guest. Numbers above are left for tags that are no objects.
@@ -35,13 +35,13 @@ pub enum FoundError {
     /// The map cannot hold it.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// Its directory is not known, or is no directory.
+    /// Its parent is unknown, or is not a directory.
     #[error("object {0} is not a known directory")]
     Parent(ObjectNumber),
     /// It is not known.
     #[error("object {0} is not known")]
     Unknown(ObjectNumber),
-    /// A name that cannot be one.
+    /// An invalid name.
     #[error("a name that no file can have")]
     Name,
     /// More than [`MOST_OBJECTS`].
@@ -49,7 +49,7 @@ pub enum FoundError {
     TooMany,
 }
 
-/// What is known of one number.
+/// The object of a number.
 #[derive(Clone, Copy)]
 enum Entry {
     Object(NewObject),
@@ -65,11 +65,11 @@ pub struct Found {
     directories: HashMap<ObjectNumber, Arc<[u8]>>,
     /// Files with several names, by number.
     shared: HashMap<ObjectNumber, Shared>,
-    /// Their names but the first, and whose names they are.
+    /// Their other names, each with the number of the file.
     links: Vec<(ObjectNumber, NewObject)>,
     device: String,
     counts: Counts,
-    /// What there was when the current filesystem was begun.
+    /// How much there was at the start of the current filesystem.
     before: Before,
 }
 
@@ -181,8 +181,8 @@ impl Found {
         Ok(number)
     }
 
-    /// Adds metadata of a device, named `name` there, or its free space, which has no name. Both
-    /// are found again by their names: what is added twice is one object.
+    /// Adds a metadata object of a device, or its free space, which has no name. Two additions of
+    /// the same name are one object.
     ///
     /// # Errors
     /// [`FoundError`]
@@ -223,8 +223,8 @@ impl Found {
         self.counts.filesystems += 1;
     }
 
-    /// Forgets the objects of the current filesystem, because they are to be found again. Their
-    /// numbers are not given again.
+    /// Forgets the objects of the current filesystem, which will be found again. Their numbers are
+    /// not used again.
     pub fn forget_filesystem(&mut self) {
         let Before { counts, links, objects, pieces, filesystems, next } = self.before;
         self.counts = counts;
@@ -258,7 +258,7 @@ impl Found {
             Kind::File => self.counts.files += 1,
             _ => {}
         }
-        // Below a directory that has no name for the map, nothing has.
+        // Objects below a directory without a path have no path, either.
         self.entries.push(Entry::Unnamed);
         let is_directory = kind == Kind::Directory || attributes.mode.is_some_and(is_directory);
         if !is_directory && attributes.links.is_some_and(|links| links > 1) {
@@ -304,7 +304,7 @@ impl Found {
         }
     }
 
-    /// Says that a range belongs to an object.
+    /// Gives an object a piece.
     ///
     /// # Errors
     /// [`FoundError`]
@@ -326,7 +326,7 @@ impl Found {
         Ok(())
     }
 
-    /// The path of a name in a directory; `None` where the directory has no name for the map.
+    /// The path of a name in a directory; `None` if the directory has no path in the map.
     pub fn path(&self, parent: ObjectNumber, name: &[u8]) -> Result<Option<Vec<u8>>, FoundError> {
         if matches!(name, b"" | b"." | b"..") || name.iter().any(|b| matches!(b, b'/' | 0)) {
             return Err(FoundError::Name);
@@ -340,7 +340,7 @@ impl Found {
         Ok(Some([parent_path, &b"/"[..], name].concat()))
     }
 
-    /// The path of a directory, for messages; `None` if it is none, or has no name.
+    /// The path of a directory, for messages; `None` if it is not a directory, or has no path.
     pub fn directory_path(&self, number: ObjectNumber) -> Option<&[u8]> {
         let path = self.directories.get(&number)?;
         Some(if path.is_empty() { b"/" } else { path })
@@ -361,7 +361,7 @@ impl Found {
     }
 }
 
-/// Whether `st_mode` is a directory's.
+/// Whether an `st_mode` is that of a directory.
 fn is_directory(mode: u16) -> bool {
     FileType::from_raw_mode(mode.into()).is_dir()
 }

@@ -1,10 +1,10 @@
-//! Reads everything with the calls that every libguestfs since 1.29.11 has, and uploads nothing.
+//! Reads everything with calls that every libguestfs since 1.29.11 has, and uploads nothing.
 //!
 //! `debug bmap_file PATH` opens a file or directory, `debug bmap_device DEVICE` a device, and
-//! `debug bmap` drops all caches and reads what was opened from end to end. That is slow, about a
-//! tenth of a second for each object under emulation, and since the caches are cold a file's
-//! metadata is read along with its data. It is what the original virt-bmap did: the reference, and
-//! the way out where the agent cannot run.
+//! `debug bmap` drops all caches and reads what was opened from end to end. That is slow: about a
+//! tenth of a second for each object under emulation. And because the caches are cold, the metadata
+//! of a file is recorded together with its data. The original virt-bmap worked like this. It serves
+//! as a reference, and where the agent cannot run.
 
 use super::context::Context;
 use super::filesystems::each_filesystem;
@@ -20,13 +20,13 @@ use virt_bmap_map::{Attributes, Cause, Kind, LockReason, Role};
 /// Names looked up in one call.
 const NAMES_PER_CALL: usize = 1000;
 
-/// Longest list of names that is taken from the appliance, in bytes.
+/// Longest list of names that is accepted from the appliance, in bytes.
 const MOST_NAMES: u64 = 4 << 30;
 
 /// Reads everything with libguestfs's own daemon.
 ///
 /// # Errors
-/// [`ProbeError`]; what concerns one device, filesystem or file alone becomes a trouble.
+/// [`ProbeError`]; a failure of one device, filesystem or file becomes a warning.
 pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
     let probe = Probe { context, recorder };
@@ -43,7 +43,7 @@ struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// What libguestfs lists by itself; where a device lies is learnt by reading it.
+    /// The devices that libguestfs lists. Their places are found by reading them.
     fn inventory(&self) -> Result<Inventory, CallError> {
         let appliance = self.context.appliance;
         // As in the original, but before anything is mounted: filesystems copy the setting.
@@ -90,7 +90,7 @@ impl Probe<'_> {
         })
     }
 
-    /// libguestfs does not list encrypted devices among the filesystems.
+    /// Warns of encrypted devices, which libguestfs does not list among the filesystems.
     fn note_encrypted(&self, inventory: &Inventory) {
         let is_listed = |path: &str| inventory.contents.iter().any(|content| content.device == path);
         for device in inventory.devices().filter(|device| !is_listed(&device.path)) {
@@ -186,7 +186,7 @@ impl Probe<'_> {
                     let attributes = Attributes {
                         inode: u64::try_from(stat.st_ino).ok(),
                         size: u64::try_from(stat.st_size).ok(),
-                        // Each name is read by itself here.
+                        // Each name is read separately here.
                         links: Some(1),
                         ..Attributes::default()
                     };
@@ -220,8 +220,8 @@ impl Probe<'_> {
         Ok(names)
     }
 
-    /// Opens something, then reads it under the tag of an object. The inner error concerns this
-    /// object alone.
+    /// Opens something, then reads it under the tag of an object. The inner error concerns only
+    /// this object.
     fn read(&self, open: &str, path: &str, number: u32) -> Result<Result<(), CallError>, ProbeError> {
         let appliance = self.context.appliance;
         if let Err(error) = appliance.call(|g| g.debug(open, &[path])) {

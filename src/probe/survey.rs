@@ -15,7 +15,7 @@ use virt_bmap_map::Cause;
 /// Reads everything with the agent.
 ///
 /// # Errors
-/// [`ProbeError`]; what concerns one device or filesystem alone becomes a warning.
+/// [`ProbeError`]; a failure of one device or filesystem becomes a warning.
 pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
     let appliance = context.appliance;

@@ -1,21 +1,21 @@
-//! Notes what is read, and on whose behalf.
+//! Records which bytes are read, and for which object.
 //!
-//! The recorder knows nothing of NBD and nothing of appliances. Whoever serves a disk reports each
-//! read; whoever drives the probe says, before and after, whose reads they are: the *tag*. What was
-//! read under a tag is handed out when the tag is taken off, so memory grows with the number of
-//! ranges under one tag, not with the number of requests, nor with the number of tags.
+//! The recorder knows neither NBD nor appliances. The server of a disk reports each read; the probe
+//! sets the *tag* to which the following reads belong. When the tag changes, the caller gets the
+//! recording of the former tag, so memory grows only with the number of ranges under one tag, not
+//! with the number of requests or tags.
 //!
-//! Where one reads several things in an order that is known, and waits for each, the order of the
-//! reads tells as much as tags would: a *series* keeps them one by one.
+//! If several files are read one after the other, each after the end of the previous one, the order
+//! of the reads says as much as tags would: a *series* keeps the reads one by one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
 
-/// What reads are attributed to: an object's number.
+/// What reads are attributed to: the number of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(pub u32);
 
-/// What was read under one tag: of each disk, the bytes.
+/// The ranges that were read under one tag, by disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recording {
     disks: Vec<RangeSet<DiskOffset>>,
@@ -37,8 +37,7 @@ impl Recording {
         (1..).zip(&self.disks).flat_map(|(disk, set)| set.iter().map(move |range| (disk, range)))
     }
 
-    /// Whether some of it had been written since the image was opened, and is not what the image
-    /// holds there.
+    /// Whether the overlay held other bytes than the image where some of it was read.
     pub fn is_changed(&self) -> bool {
         self.is_changed
     }
@@ -65,7 +64,7 @@ impl Recording {
         set.map_or(range.is_empty(), |set| set.contains(range))
     }
 
-    /// What was read here and is not in `other`.
+    /// The ranges that are not in `other`.
     pub fn difference(&self, other: &Self) -> Self {
         let nothing = RangeSet::new();
         let others = other.disks.iter().chain(std::iter::repeat(&nothing));
@@ -96,7 +95,7 @@ pub struct Series {
     reads: Vec<(DiskNumber, DiskRange)>,
     /// All that was read.
     seen: Recording,
-    /// Reads that came when there was no more room, or that were of what is not in the image.
+    /// Reads that exceeded the capacity, or that found other bytes than those of the image.
     missed: u64,
 }
 
@@ -104,7 +103,7 @@ impl Series {
     /// Most reads of one series.
     pub const CAPACITY: usize = 1 << 18;
 
-    /// Adds a read; `true`: of something that had not been read in this series.
+    /// Adds a read; `true` if some of it had not been read in this series.
     fn push(&mut self, disk: DiskNumber, range: DiskRange) -> bool {
         if self.reads.len() < Self::CAPACITY {
             self.reads.push((disk, range));
@@ -173,10 +172,10 @@ impl Recorder {
         state.bytes += range.len();
     }
 
-    /// Notes that what was just read is not what the image holds in that place: something has
+    /// Notes that the last read found other bytes than those of the image, because the overlay was
     /// written there.
     ///
-    /// A series does not tell whose read that was, and is given up.
+    /// In a series that read cannot be attributed, so the series is given up.
     pub fn changed(&self) {
         let mut state = self.state();
         match &mut state.series {
@@ -205,8 +204,8 @@ impl Recorder {
         self.state().series.take()
     }
 
-    /// A number that grows as long as what is read had not been read before under the same tag.
-    /// Where a damaged filesystem leads its driver in a circle it stands still.
+    /// A number that grows with each read of something that had not been read under the same tag.
+    /// If a damaged filesystem leads its driver in a circle, the number stops growing.
     pub fn news(&self) -> u64 {
         self.state().news
     }
@@ -223,8 +222,7 @@ impl Recorder {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change, so a poisoned lock guards a sound
-        // state.
+        // No change panics half-way, so a poisoned lock guards a consistent state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,39 +1,39 @@
-//! Directories that are as they were: what is in them is what the earlier map has there.
+//! Unchanged directories: their entries are those that the baseline has there.
 //!
-//! What of it is known to be as it was, too, is taken over when the agent has found the directory,
-//! and with it all that lies in directories below it in which nothing is new. The agent looks at
-//! the rest.
+//! When the agent finds an unchanged directory, the unchanged objects in it are reused, and so are
+//! those in all directories below it that are unchanged throughout. The other entries go to the
+//! agent as a host listing.
 
 use super::Baseline;
 use std::collections::{BTreeMap, HashMap};
 use virt_bmap_agent_protocol::{Entry, Listing, Listings};
 use virt_bmap_map::{Kind, ObjectId};
 
-/// Such directories, by their inodes.
+/// Unchanged directories, by inode.
 #[derive(Debug, Default)]
 pub struct Directories(HashMap<u64, Directory>);
 
-/// Such a directory.
+/// An unchanged directory.
 #[derive(Debug)]
 pub(in crate::probe) struct Directory {
-    /// What it is in the earlier map.
+    /// The object in the baseline.
     pub(in crate::probe) id: ObjectId,
-    /// The files in it that are as they were.
+    /// The unchanged files in it.
     pub(in crate::probe) files: Vec<ObjectId>,
-    /// The directories in it in which, and below which, all is as it was.
+    /// The directories in it that are unchanged throughout, with all below them.
     pub(in crate::probe) directories: Vec<u64>,
-    /// What else is in it, until the agent's listings are made of that.
+    /// Its other entries, until the host listings are made of them.
     entries: Vec<Entry>,
-    /// How many objects are taken over with it.
+    /// How many objects are reused with it.
     objects: u32,
-    /// Whether the directory that it is in may have changed.
+    /// Whether its parent directory may have changed.
     is_top: bool,
 }
 
 impl Directories {
-    /// The directories with these inodes, of which the files with these inodes are as they were,
-    /// and what the agent has to know of those that it may come to. None, if that is more than it
-    /// has room for.
+    /// The unchanged directories and files with these inodes, and the host listings of the
+    /// directories that the agent may find. Both are empty if the agent has no room for the
+    /// listings.
     pub(in crate::probe) fn new(
         baseline: &Baseline,
         device: &[u8],
@@ -41,7 +41,7 @@ impl Directories {
         files: &HashMap<u64, ObjectId>,
     ) -> (Self, Listings) {
         let name = |id: ObjectId| baseline.map.object(id).name();
-        // The root is always listed: it is in no directory.
+        // The root is always listed: it has no parent.
         let paths: BTreeMap<&[u8], u64> = directories
             .iter()
             .map(|(inode, id)| (name(*id).path, *inode))
@@ -71,7 +71,7 @@ impl Directories {
                 parent.1.entries.push(Entry { inode, is_directory, name: name.to_vec() });
             }
         }
-        // From the bottom up.
+        // From the bottom to the top.
         for inode in paths.values().rev() {
             let Some(mut directory) = all.remove(inode) else { continue };
             for inside in below.remove(inode).unwrap_or_default() {
@@ -100,7 +100,7 @@ impl Directories {
         if listings.fit() { (Self(all), listings) } else { Default::default() }
     }
 
-    /// Whether there is none.
+    /// Whether there are no directories.
     pub(in crate::probe) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -129,7 +129,7 @@ mod tests {
         let (_, mut listings) = Directories::new(&baseline, DEVICE, &directories, &files);
         assert_eq!(listings.take(CLEAN), None, "all of it comes with the one above");
         let top = listings.take(TOP).unwrap();
-        // Two files and a directory in that, and a file beside it.
+        // Two files and a directory in it, and another file.
         assert_eq!(top.objects, 4);
         let told = |entries: &[Entry]| -> Vec<(u64, bool, String)> {
             let name = |entry: &Entry| String::from_utf8_lossy(&entry.name).into_owned();
@@ -149,7 +149,7 @@ mod tests {
         );
         let partly = listings.take(inode("/top/partly")).unwrap();
         assert_eq!((partly.objects, told(&partly.entries).len()), (0, 1));
-        // Below one that is listed, and right below the root.
+        // One is below a listed directory, the other one is in the root.
         let below = listings.take(inode("/top/listed/below")).unwrap();
         assert_eq!((below.objects, below.entries.len()), (1, 0));
         assert_eq!(listings, Listings::default());

@@ -1,13 +1,13 @@
-//! Of which devices an earlier map is not to be trusted, as its warnings tell.
+//! Which devices of an earlier map cannot be trusted, according to its warnings.
 
 use std::collections::HashSet;
 use virt_bmap_map::{Cause, FileOperation, Header, Warning};
 use virt_bmap_ranges::Printable;
 
-/// What an update must find out anew.
+/// What an update must not reuse.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
-    /// All of it: not every warning was kept.
+    /// Nothing at all: not every warning was kept.
     pub(super) everything: bool,
     /// Devices on which a file may lie elsewhere than the map says.
     pub(super) files: HashSet<Vec<u8>>,
@@ -15,7 +15,7 @@ pub(super) struct Doubts {
     pub(super) directories: HashSet<Vec<u8>>,
 }
 
-/// How much of a device one warning puts into doubt.
+/// How much of a device cannot be trusted because of one warning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doubt {
     Nothing,
@@ -43,15 +43,15 @@ impl Doubts {
     }
 }
 
-/// The devices that a warning is about. One that is kept in words alone is about each filesystem
-/// that it names.
+/// The devices of a warning. A warning that is only a sentence counts for each filesystem that it
+/// names.
 fn devices<'a>(header: &'a Header, warning: &'a Warning) -> Vec<&'a [u8]> {
     let Cause::Sentence { text } = &warning.cause else { return warning.device().into_iter().collect() };
     let devices = header.filesystems.iter().map(|filesystem| &*filesystem.device);
     devices.filter(|device| names(text, &Printable(device).to_string())).collect()
 }
 
-/// Whether a text has this name in it, and not merely as the beginning of another one.
+/// Whether a text contains this name, and not only as the beginning of a longer one.
 fn names(text: &str, name: &str) -> bool {
     text.match_indices(name).any(|(at, _)| {
         let next = text[at + name.len()..].chars().next();
@@ -63,21 +63,21 @@ impl Doubt {
     fn of(cause: &Cause) -> Self {
         match cause {
             Cause::MoreOmitted { .. } => Self::Everything,
-            // The words may say anything.
+            // The sentence may mean anything.
             Cause::Sentence { .. } => Self::DirectoriesAndFiles,
-            // The file is in the map, but perhaps not all of it.
+            // The file is in the map, but perhaps not completely.
             Cause::FileFailed { operation: FileOperation::Read | FileOperation::Extents, .. } => {
                 Self::DirectoriesAndFiles
             }
-            // Something is not in the map that a directory names.
+            // The map lacks an entry of a directory.
             Cause::FileFailed { .. }
             | Cause::DirectoryLoop
             | Cause::CallFailed { .. }
             | Cause::NameNotUtf8
             | Cause::Unmappable { .. }
             | Cause::WalkCutShort { .. } => Self::Directories,
-            // These are about whole devices, whose filesystems are not in the map, or are found out
-            // again in each run.
+            // These concern whole devices, whose filesystems are not in the map or are examined in
+            // each run.
             Cause::DeviceFailed { .. }
             | Cause::VolumeInactive { .. }
             | Cause::VolumeGroupUnreadable
@@ -96,12 +96,12 @@ impl Doubt {
             | Cause::CopiesDiffer
             | Cause::ChunksUnknown
             | Cause::JournalReplayed
-            // Such files have marks of their own, by which they are read again.
+            // Such files have marks, because of which they are read again.
             | Cause::EncryptedFilesUnplaced { .. }
             | Cause::EncryptedNames { .. }
             | Cause::NotExact { .. }
             | Cause::Rewritten { .. }
-            // Whether an image has changed is found out from the image.
+            // A change of an image is noticed by the image itself.
             | Cause::ImageMayBeTorn
             | Cause::ImageChanged
             | Cause::ImageRoundedUp { .. }

@@ -1,9 +1,8 @@
-//! What an earlier map of a guest knows of its files.
+//! The baseline: the earlier map of a guest, with which an update begins.
 //!
-//! A file that has the same inode, size and times as then, and of which the kernel promises the
-//! same places, need not be read again: that these are its places has been verified when the
-//! earlier map was made. The expected is made afresh for each file, so what is taken over can be no
-//! older than the image. Files with another name than then are the same files.
+//! A file that has the same stamps as in the baseline, and extents in the same places, need not be
+//! read again: these places were verified when the baseline was made. The extents are those of the
+//! present file, so a reused file is never older than the image. A renamed file is the same file.
 
 mod directories;
 mod doubts;
@@ -24,11 +23,11 @@ use std::sync::Arc;
 use virt_bmap_map::{Attributes, InodeDigests, Kind, Map, Marks, Object, ObjectId, Piece, Role};
 use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
-/// How many files with the same stamps are compared. The subvolumes of a btrfs have each its own
-/// numbering of inodes, so that there may be several.
+/// How many files with the same stamps are compared. There may be several: each subvolume of a
+/// btrfs numbers its inodes by itself.
 const MOST_ALIKE: usize = 64;
 
-/// What tells that a file has not been touched: its inode, and what is known of that.
+/// The stamps of a guest's file, by which a change of it is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileStamps {
     /// Number of the inode.
@@ -48,24 +47,24 @@ impl FileStamps {
     }
 }
 
-/// An earlier map of a guest, made ready for looking its files up.
+/// The earlier map of a guest, with an index of its files by their stamps.
 #[derive(Debug)]
 pub struct Baseline {
     map: Arc<Map>,
-    /// Files that were read where the kernel said, by device and stamps. One name of each suffices,
-    /// but all are here.
+    /// Verified files, sorted by device and stamps. A file with several names is here several
+    /// times.
     files: Vec<ObjectId>,
-    /// Devices on which something that is there is not in the map.
+    /// Devices of which the map may lack an object.
     incomplete: HashSet<Vec<u8>>,
-    /// Of the disks of which that is known, what has been written since.
+    /// What has been written since, of the disks of which that is known.
     written: BTreeMap<DiskNumber, IndexedRanges>,
 }
 
 impl Baseline {
-    /// Makes a map ready. `None` where nothing can be taken over from it: text maps know no inodes.
+    /// Indexes a map. `None` if nothing of it can be reused: text maps have no inode numbers.
     ///
-    /// `written` is what has been written since the map was made, of disks of which that is known:
-    /// what lies there is read again, whatever its stamps say.
+    /// `written` is what has been written since the map was made, of the disks of which that is
+    /// known: objects there are read again, whatever their stamps.
     pub fn new(map: Arc<Map>, written: BTreeMap<DiskNumber, IndexedRanges>) -> Option<Self> {
         let doubts = Doubts::of(map.header());
         if doubts.everything {
@@ -86,7 +85,7 @@ impl Baseline {
         (!files.is_empty()).then_some(Self { map, files, incomplete: doubts.directories, written })
     }
 
-    /// Whether there was such a filesystem on this device.
+    /// Whether the map has such a filesystem on this device.
     pub(super) fn has_filesystem(&self, device: &[u8], kind: &str, block_size: u64, size: u64) -> bool {
         self.map.header().filesystems.iter().any(|known| {
             known.device == device
@@ -95,7 +94,7 @@ impl Baseline {
         })
     }
 
-    /// What is known of the inodes of such a filesystem on this device.
+    /// The inode digests of such a filesystem on this device.
     pub(super) fn inodes(&self, device: &[u8], kind: &str) -> Option<&InodeDigests> {
         let filesystems = &self.map.header().filesystems;
         let known = filesystems.iter().find(|known| known.device == device && known.kind == kind);
@@ -115,9 +114,9 @@ impl Baseline {
         inodes.flat_map(|(inode, directory)| directory.pieces().map(move |piece| (inode, piece)))
     }
 
-    /// The directories on this device that are as they were, by their inodes. `is_same` tells
-    /// whether the inode of a directory of a size has not changed, nor so much in its blocks,
-    /// `is_touched` whether something has been written to a place.
+    /// The unchanged directories on this device, by inode. `is_same` says whether the inode of a
+    /// directory and its blocks, of this size in total, have not changed; `is_touched` whether a
+    /// place was written.
     pub(super) fn unchanged_directories(
         &self,
         device: &[u8],
@@ -136,7 +135,7 @@ impl Baseline {
         unchanged.collect()
     }
 
-    /// Whether nothing has been written where an object lies.
+    /// Whether no piece of an object was written.
     fn is_untouched(&self, object: Object<'_>, is_touched: impl Fn(DiskNumber, DiskRange) -> bool) -> bool {
         object.pieces().all(|piece| {
             let written = self.written.get(&piece.disk);
@@ -145,9 +144,8 @@ impl Baseline {
         })
     }
 
-    /// The files on this device that are as they were, by their inodes: those with one name.
-    /// `is_same` tells whether an inode has not changed and has all in it of where its file lies,
-    /// `is_touched` whether something has been written to a place.
+    /// The unchanged files on this device that have one name, by inode. `is_same` says whether an
+    /// inode is unchanged and self-contained, `is_touched` whether a place was written.
     pub(super) fn unchanged_files(
         &self,
         device: &[u8],
@@ -166,13 +164,13 @@ impl Baseline {
         unchanged.collect()
     }
 
-    /// What the map has of a file or directory.
+    /// A file or directory in the map.
     pub(super) fn object(&self, id: ObjectId) -> Object<'_> {
         self.map.object(id)
     }
 
-    /// Whether a file on this device had these stamps and lay exactly there, and nothing there has
-    /// been written since.
+    /// Whether the map has a file on this device with these stamps and exactly these places, none
+    /// of which was written since.
     pub(super) fn has_file(&self, device: &[u8], stamps: FileStamps, places: &[PlacedRange]) -> bool {
         let is_written = |place: &PlacedRange| {
             self.written.get(&place.disk).is_some_and(|written| written.bytes_in(place.range) > 0)
@@ -203,12 +201,10 @@ fn stamped(object: Object<'_>) -> (&[u8], Option<FileStamps>) {
     (object.name().device, FileStamps::of(&object.attributes()))
 }
 
-/// A piece: its disk, what it is to the file, where in the file it begins, and the bytes of the
-/// disk.
+/// A piece: its disk, role, file offset, and range on the disk.
 type Part = (DiskNumber, Role, Option<u64>, DiskRange);
 
-/// Pieces of a file in one order, joined where they are one: as a map has them, whatever they were
-/// made of.
+/// Pieces of a file, sorted and joined as a map has them.
 fn joined(parts: impl Iterator<Item = Part>) -> Vec<Part> {
     let shift = |(_, _, offset, range): &Part| offset.map(|offset| range.start.0.wrapping_sub(offset));
     let mut parts: Vec<Part> = parts.collect();
@@ -281,7 +277,7 @@ pub(in crate::probe) mod tests {
     pub(in crate::probe) const TOP: u64 = 30;
     pub(in crate::probe) const CLEAN: u64 = 31;
 
-    /// What is in a filesystem, with the inodes: what of it is not named below is as it was.
+    /// The content of a filesystem, with its inodes.
     pub(in crate::probe) const BASELINE_TREE: [(Kind, &str, u64); 13] = [
         (Kind::Directory, "/", 2),
         (Kind::File, "/top-file", 60),
@@ -298,7 +294,7 @@ pub(in crate::probe) mod tests {
         (Kind::File, "/top/partly/changed", 45),
     ];
 
-    /// A map of it in which each file and directory but the root has a block.
+    /// A map of it in which each file and directory except the root has a block.
     pub(in crate::probe) fn tree() -> Baseline {
         let mut builder = MapBuilder::new(Header::default());
         for (kind, path, inode) in BASELINE_TREE {
@@ -319,7 +315,7 @@ pub(in crate::probe) mod tests {
         Baseline::new(Arc::new(builder.build()), BTreeMap::new()).unwrap()
     }
 
-    /// The directories and files in it that are as they were.
+    /// The unchanged directories and files in it.
     pub(in crate::probe) fn known_in_tree(
         baseline: &Baseline,
     ) -> (HashMap<u64, ObjectId>, HashMap<u64, ObjectId>) {

@@ -1,10 +1,9 @@
-//! Files of which only the ends of extents are read: when these lie where the kernel said, its word
-//! is taken for the rest.
+//! Spot checks: if the ends of a file's extents were read where the extents say, the extents are
+//! accepted without a full read.
 //!
-//! What is taken on its word is the very thing that a full read is compared with, so a map comes
-//! out the same either way. A file whose proof fails is read in full, under a tag of its own; so is
-//! one that lies where something has been written since the image was opened, because only a read
-//! tells whether that is still what the image holds.
+//! A full read would be compared with the same extents, so the map is the same either way. A file
+//! whose spot check fails is read in full, under a tag of its own. So is a file that lies where the
+//! overlay was written: only a read tells whether the image holds the same bytes.
 
 use super::batch::BatchFile;
 use super::state::State;
@@ -15,12 +14,12 @@ use crate::recorder::Recording;
 use virt_bmap_agent_protocol::{End, Sample};
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range, RangeSet};
 
-/// When the files that turn out to lie elsewhere than the kernel said stand for more than so many,
-/// it is not believed any more. Each stands for as many as it was chosen out of.
+/// After more extent mismatches than this, no extents of the device are accepted. Each mismatch
+/// counts as often as the sample makes it count.
 const MOST_MISMATCHES: u64 = 3;
 
 impl Walk {
-    /// What is read of a file where only ends are.
+    /// The ends of a file that a spot check reads.
     fn ends<'a>(
         &self,
         sample: Sample,
@@ -31,7 +30,7 @@ impl Walk {
         sample.ends(id, file.extents.as_deref().unwrap_or_default(), file.size, block)
     }
 
-    /// Where the ends of a file lie that are read; `None` where that is on no device.
+    /// Where on the device the ends of a file lie; `None` if an end is not on the device.
     fn places_of_ends(
         &self,
         sample: Sample,
@@ -41,8 +40,8 @@ impl Walk {
         self.ends(sample, id, file).map(|end| Range::at(DeviceOffset(end.physical), end.length)).collect()
     }
 
-    /// Where a file lies if the kernel's word is taken for it; `None` where it does not tell
-    /// exactly, or where a read may find what is not the image's.
+    /// The expected blocks of a file, on the disks; `None` if they are not exactly known, or if the
+    /// overlay was written there.
     pub(super) fn expected_blocks(&self, file: &BatchFile) -> Option<Recording> {
         let layout = self.placement.layout.as_deref().filter(|layout| !layout.is_partial())?;
         let Expectation::Blocks(blocks) = self.expectation(file) else { return None };
@@ -55,7 +54,7 @@ impl Walk {
 }
 
 impl State {
-    /// Takes in what was read of the ends of files.
+    /// Judges the spot checks of a series of files by its reads.
     pub(super) fn ends_recorded(
         &mut self,
         sample: Sample,
@@ -78,7 +77,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives a file what the kernel promises of it, or has it read.
+    /// Accepts a file's extents, or has the file read in full.
     fn accept_extents(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
         let Some(mut file) = self.walk.batch.files.remove(&id) else { return Ok(()) };
         if let Some(expected) = self.walk.expected_blocks(&file) {
@@ -94,8 +93,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives the files of the batch that are in no sample, and so were not read, what the kernel
-    /// promises.
+    /// Accepts the extents of the files of the batch that got no spot check.
     pub(super) fn accept_remaining_extents(&mut self) -> Result<(), ChannelError> {
         let walk = &self.walk;
         let Some(sample) = walk.spot_checks.sample else { return Ok(()) };
@@ -113,11 +111,11 @@ impl State {
         left.into_iter().try_for_each(|id| self.accept_extents(id))
     }
 
-    /// Notes that a file does not lie where the kernel said, although all of it was read, twice.
+    /// Counts an extent mismatch: a file that was read in full, twice, and both times elsewhere
+    /// than its extents say.
     ///
     /// # Errors
-    /// [`ChannelError::ExtentMismatch`] when that has happened too often to believe what was said
-    /// of others.
+    /// [`ChannelError::ExtentMismatch`] if there were too many to accept further extents.
     pub(super) fn note_mismatch(&mut self) -> Result<(), ChannelError> {
         let Some(sample) = self.walk.spot_checks.sample else { return Ok(()) };
         self.walk.spot_checks.mismatches += u64::from(sample.every.get());
@@ -129,11 +127,11 @@ impl State {
     }
 }
 
-/// Which files' ends have been read where they were expected, given where something was read.
+/// Which files' spot checks succeeded, given all reads of the series.
 ///
-/// The reads are under way at the same time, so nothing tells which file each was for, and the set
-/// of all is compared with the set of what was due. Were a file elsewhere, its own place would be
-/// missing. What is read beside may be anybody's.
+/// The reads run at the same time, so a read cannot be attributed to a file: the set of all reads
+/// is compared with the set of all ends. If a file lay elsewhere, its own ends would be missing. A
+/// read outside of the set may belong to any file, so it fails them all.
 fn verified(ends: &[Option<RangeSet<DeviceOffset>>], read: Option<RangeSet<DeviceOffset>>) -> Vec<bool> {
     let due: RangeSet<DeviceOffset> = ends.iter().flatten().flat_map(RangeSet::iter).collect();
     let read = read.filter(|read| read.iter().all(|range| due.contains(range)));

@@ -29,22 +29,22 @@ pub(super) struct BatchFile {
     pub(super) modified: i64,
     pub(super) changed: i64,
     pub(super) extents: Option<Vec<Extent>>,
-    /// Whether what was read of it has been taken in.
+    /// Whether it has its pieces.
     pub(super) is_placed: bool,
-    /// Whether nothing of it was read.
+    /// Whether none of its bytes were read or accepted.
     pub(super) is_placed_nowhere: bool,
-    /// It is the filesystem's own. Much of it is in memory before it can be read.
+    /// It is a metadata file. Much of it is in memory before it can be read.
     pub(super) is_system: bool,
-    /// It is encrypted, and was not opened.
+    /// It is encrypted, so it was not opened.
     pub(super) is_encrypted: bool,
-    /// It is a symbolic link, which cannot be asked for its extents.
+    /// It is a symbolic link, for which the kernel reports no extents.
     pub(super) is_link: bool,
-    /// What was read of it, if that was not what was expected.
+    /// Its recording, if that did not match.
     pub(super) unexpected: Option<Recording>,
 }
 
 impl BatchFile {
-    /// What its extents and sizes say of a file.
+    /// The marks that follow from its extents and sizes.
     pub(super) fn marks(&self) -> Marks {
         let extents = self.extents.as_deref();
         let any = |flag: u32| extents.is_some_and(|extents| extents.iter().any(|e| e.flags & flag != 0));

@@ -10,33 +10,33 @@ use std::sync::Arc;
 use virt_bmap_agent_protocol::{FsKind, ReadOrder, Sample};
 use virt_bmap_image::Overlay;
 
-/// What the agent is about to walk.
+/// The filesystem that the agent is about to walk.
 #[derive(Clone, Default)]
 pub struct WalkContext {
-    /// The device or whatever else the filesystem is named by.
+    /// The name of its device.
     pub device: String,
     /// Its type.
     pub kind: FsKind,
-    /// Where the device lies on the disks, if that is known.
+    /// The layout of the device, if that is known.
     pub layout: Option<Arc<Layout>>,
-    /// Whether what belongs to no file's data is wanted, too.
+    /// Whether metadata objects are wanted.
     pub metadata: bool,
-    /// The same of all devices: a btrfs may span several.
+    /// The layouts of all devices: a btrfs may span several.
     pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
     /// Which copies are in the map.
     pub legs: Legs,
-    /// Which extents are read at their ends, if the kernel's word is taken for the rest.
+    /// Which extents get a spot check; `None` if each file is read in full.
     pub sample: Option<Sample>,
-    /// An earlier map of the guest, of which is taken over what is as it was.
+    /// The earlier map of the guest, whose unchanged files are reused.
     pub baseline: Option<Arc<Baseline>>,
-    /// Files and directories of it that need not be looked at.
+    /// Its objects whose inodes have not changed.
     pub unchanged: Option<Arc<UnchangedObjects>>,
-    /// What the appliance has written to the disks, in order.
+    /// The overlays of the disks, in order.
     pub overlays: Vec<Arc<Overlay>>,
 }
 
 impl WalkContext {
-    /// Whether a file's reads can be told from the next one's by where they are.
+    /// How the agent reads files, and how their reads are told apart.
     pub fn read_order(&self) -> ReadOrder {
         match self.sample {
             Some(sample) if self.accepts_extents() => ReadOrder::Ends(sample),
@@ -45,27 +45,26 @@ impl WalkContext {
         }
     }
 
-    /// Whether it is known where the filesystem's device lies. Where a member is missing, others
-    /// are read in place of what it held.
+    /// Whether the device's layout is known and not partial. If a member is missing, other blocks
+    /// are read in place of those on it.
     fn has_whole_layout(&self) -> bool {
         self.layout.as_ref().is_some_and(|layout| !layout.is_partial())
     }
 
-    /// Whether the place of a file that the kernel promises can go into the map without a read of
-    /// all of it: of one leg, only that tells which copy each byte is of.
+    /// Whether extents can be accepted without a full read. With [`Legs::One`], only a read tells
+    /// which copy was read.
     fn accepts_extents(&self) -> bool {
         let is_one = !self.kind.facts().has_address_space
             && self.layout.as_ref().is_some_and(|layout| layout.copy_count() == 1);
         self.has_whole_layout() && (is_one || self.legs == Legs::All)
     }
 
-    /// Whether files may be taken over from an earlier map, so that the agent has to ask which to
-    /// read.
+    /// Whether files may be reused, so that the agent has to ask which files to read.
     pub fn reuses_files(&self) -> bool {
         self.baseline.is_some() && self.accepts_extents()
     }
 
-    /// Whether something has been written in one of these places since the image was opened.
+    /// Whether the overlay was written in one of these places.
     pub(super) fn is_rewritten(&self, places: &Recording) -> bool {
         places.iter().any(|(disk, range)| {
             let overlay = usize::from(disk).checked_sub(1).and_then(|index| self.overlays.get(index));

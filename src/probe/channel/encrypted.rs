@@ -1,6 +1,5 @@
-//! Files that their filesystem encrypts, without the key. They are objects under the names that the
-//! kernel gives them then; where they lie is found out without opening them, or it is said that it
-//! was not.
+//! Encrypted files. Their objects have the encrypted names that the kernel shows without the key.
+//! The agent asks for their extents without opening them; if it cannot, a warning counts them.
 
 use super::batch::BatchFile;
 use super::state::State;
@@ -9,7 +8,7 @@ use super::{ChannelError, ObjectNumber};
 use virt_bmap_map::{Cause, Marks};
 
 impl Walk {
-    /// Counts a file whose batch ends, if it is one of these.
+    /// Counts a file of a batch that ends, if it is encrypted.
     pub(super) fn count_encrypted(&mut self, file: &BatchFile) {
         self.encrypted.count += u64::from(file.is_encrypted);
         self.encrypted.unplaced +=
@@ -18,7 +17,7 @@ impl Walk {
 }
 
 impl State {
-    /// Takes in that a file is one of these.
+    /// Marks a file as encrypted.
     pub(super) fn encrypted(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
         let Some(file) = self.walk.batch.files.get_mut(&id) else {
             return Err(ChannelError::Protocol("an encrypted object that is no file of the batch"));
@@ -28,7 +27,7 @@ impl State {
         Ok(())
     }
 
-    /// Says how many there were, at the end of a walk.
+    /// Adds the warnings with their numbers, at the end of a walk.
     pub(super) fn note_encrypted(&mut self) {
         let (encrypted, lost) = (self.walk.encrypted.count, self.walk.encrypted.unplaced);
         let device = &self.walk.context.device;

@@ -1,7 +1,7 @@
-//! Directories that are listed in batches: which of the reads are whose.
+//! Directories that are listed in batches, and the attribution of their reads.
 //!
-//! A directory's blocks are its own alone, and where they lie has been told before, so a read is
-//! the directory's in whose blocks it lies.
+//! No two directories share blocks, and the agent has sent their extents before, so a read belongs
+//! to the directory in whose blocks it lies.
 
 use super::state::State;
 use super::walk::Walk;
@@ -28,7 +28,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives each directory its reads. What is nobody's is metadata, which is not wanted.
+    /// Gives each directory its reads. Other reads are metadata, which is not wanted.
     pub(super) fn end_listing(&mut self, reads: &[(DiskNumber, DiskRange)]) -> Result<(), ChannelError> {
         let ids = std::mem::take(&mut self.walk.directories.listing);
         let mut blocks: Vec<(Range<DeviceOffset>, ObjectNumber)> = Vec::new();
@@ -52,7 +52,7 @@ impl State {
             else {
                 continue;
             };
-            // Reads of neighbouring blocks may have become one.
+            // Reads of neighbouring blocks may have been merged.
             for on_device in on_device.iter() {
                 let first = blocks.partition_point(|(block, _)| block.end <= on_device.start);
                 for (block, id) in &blocks[first..] {

@@ -15,37 +15,37 @@ use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 /// Most ranges of a device whose use the agent may report.
 const MOST_PIECES: usize = 1 << 24;
 
-/// What a walk leaves over for the metadata objects. Empty unless they are wanted.
+/// What a walk has gathered for the metadata objects. Empty unless they are wanted.
 #[derive(Debug, Default)]
 pub struct MetadataInputs {
-    /// What was read on no object's behalf.
+    /// What was read under no tag.
     pub(in crate::probe) untagged: Recording,
-    /// What files and directories own.
+    /// Pieces of files and directories.
     pub(in crate::probe) owned: Recording,
-    /// What the filesystem says of its blocks.
+    /// What the filesystem reports of the use of its blocks.
     pub(in crate::probe) spaces: BTreeMap<Owner, RangeSet<DeviceOffset>>,
     pub(in crate::probe) pieces: usize,
-    /// Extended attributes, by the number of the object that has them.
+    /// Blocks of extended attributes, by the number of the object that has them.
     pub(in crate::probe) attributes: BTreeMap<ObjectNumber, AttributeBlocks>,
-    /// Objects whose data lies in metadata.
+    /// Objects whose data is inline.
     pub(in crate::probe) inline: Vec<Inline>,
     /// The extents of NTFS's `$MFT`.
     pub(in crate::probe) mft: Vec<Extent>,
-    /// Of a btrfs, what its addresses are of, and its devices.
+    /// The layout of a btrfs's address space, and the layouts of its devices.
     pub(in crate::probe) address_space: Option<Arc<Layout>>,
     pub(in crate::probe) members: Vec<Arc<Layout>>,
 }
 
-/// Extended attributes of an object.
+/// Blocks of the extended attributes of an object.
 #[derive(Debug, Default)]
 pub(in crate::probe) struct AttributeBlocks {
-    /// What was read of them.
+    /// What was read for them.
     pub(in crate::probe) recording: Recording,
-    /// Where the kernel says that they lie.
+    /// Their extents.
     pub(in crate::probe) extents: Vec<Extent>,
 }
 
-/// Where an object's data lies that has no blocks.
+/// Where inline data lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::probe) enum Inline {
     /// At this byte of the device.
@@ -55,7 +55,8 @@ pub(in crate::probe) enum Inline {
 }
 
 impl MetadataInputs {
-    /// Takes in what pieces of the device are for; `false`: they make no sense.
+    /// Notes the use of ranges of the device, given as start and length; `false` if they are
+    /// invalid.
     pub(in crate::probe) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> bool {
         self.pieces += pieces.len();
         let blocks = self.spaces.entry(owner).or_default();
@@ -68,8 +69,7 @@ impl MetadataInputs {
 }
 
 impl Walk {
-    /// Whether an object is one of the files in which NTFS keeps its metadata. ntfs-3g shows them
-    /// on demand.
+    /// Whether an object is one of NTFS's metadata files. ntfs-3g shows them on demand.
     pub(super) fn is_system(&self, object: &record::Object) -> bool {
         let reserved = self.context.kind.facts().reserved_inodes;
         let is_reserved = object.parent == self.first && object.inode < reserved;
@@ -79,7 +79,7 @@ impl Walk {
             && (is_reserved && object.name.starts_with(b"$") || self.system.contains(&object.parent))
     }
 
-    /// Whether files of this size lie in a record of NTFS's `$MFT` when they have no blocks.
+    /// Whether a file without blocks lies in its record of NTFS's `$MFT`.
     pub(super) fn is_resident(&self, file: &BatchFile) -> bool {
         let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
         self.context.kind == FsKind::Ntfs
@@ -88,14 +88,14 @@ impl Walk {
             && (1..block).contains(&file.allocated)
     }
 
-    /// Takes in what was read on no object's behalf.
+    /// Notes what was read under no tag.
     pub(super) fn untagged(&mut self, recording: &Recording) {
         if self.context.metadata {
             self.placement.inputs.untagged.extend(recording.iter());
         }
     }
 
-    /// Takes in what pieces of the device are for.
+    /// Notes the use of ranges of the device.
     pub(super) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> Result<(), ChannelError> {
         if !self.context.metadata {
             return Err(ChannelError::Protocol("the use of space, which was not asked for"));
@@ -104,12 +104,12 @@ impl Walk {
         if makes_sense { Ok(()) } else { Err(ChannelError::Protocol("an impossible use of space")) }
     }
 
-    /// Notes where the data of a file lies that has no blocks.
+    /// Notes where the inline data of a file lies.
     pub(super) fn note_inline(&mut self, object: ObjectNumber, file: &BatchFile) {
         if !self.context.metadata {
             return;
         }
-        // btrfs gives no place for what lies in its tree.
+        // btrfs reports no place for data that lies in its tree.
         let has_places = self.filesystem.is_some() && !self.mounted.facts().has_address_space;
         let is_inline = |extent: &&Extent| has_places && extent.flags & Extent::INLINE != 0;
         let inline = file.extents.iter().flatten().filter(is_inline);
@@ -119,7 +119,7 @@ impl Walk {
     }
 }
 
-/// Where plain extents lie, as if they had been read; `None` where that is not known.
+/// Where plain extents lie on the disks, as if they had been read; `None` if that is unknown.
 pub(super) fn places_of(extents: &[Extent], layout: Option<&Layout>) -> Option<Recording> {
     let mut places = Recording::default();
     for extent in extents {

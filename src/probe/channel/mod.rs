@@ -45,19 +45,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt_bmap_agent_protocol::{EncodeError, REPLY_OFFSET, ReadOrder, Reply, TASK_OFFSET, Task, codec};
 use walk::{SpotChecks, Walk};
 
-/// Tags from here on are no objects: what is read under them proves something.
+/// Tags from here on belong to proofs, not to objects.
 pub const FIRST_PROOF: u32 = 1 << 31;
 
-/// Where the conversation is, for progress bars and against hangs.
+/// Progress of the conversation, for progress output and the watchdog.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Frames taken in, and what else shows that something is being done.
+    /// Counts frames and other signs of life.
     pub frames: u64,
     /// Directories and files of the current filesystem that were found.
     pub objects: u64,
-    /// Bytes of them that were read.
+    /// Bytes of these that were read.
     pub bytes: u64,
-    /// How many objects there may be; 0: not known.
+    /// How many objects there may be; 0: unknown.
     pub objects_expected: u64,
     /// How many bytes there may be.
     pub bytes_expected: u64,
@@ -79,7 +79,7 @@ impl Channel {
     /// tag.
     ///
     /// # Errors
-    /// The first thing that makes no sense; nothing is taken in after that.
+    /// If the frame breaks the protocol, or an earlier frame did.
     pub fn frame(&self, bytes: &[u8]) -> Result<(), &'static str> {
         let mut state = self.state();
         if state.conversation.error.is_some() {
@@ -94,12 +94,12 @@ impl Channel {
         Ok(())
     }
 
-    /// Fills `buf` with what the agent reads at this offset of the control disk.
+    /// Fills `buf` with the content of the control disk at this offset.
     ///
     /// # Errors
     /// If a reply does not fit into a message.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), EncodeError> {
-        // All else reads as zeroes: the appliance's kernel looks for partitions.
+        // Everything else is zeroes: the appliance's kernel looks for partitions there.
         buf.fill(0);
         if offset == REPLY_OFFSET {
             let reply = codec::encode_area(&self.reply())?;
@@ -122,17 +122,17 @@ impl Channel {
         Reply { files: self.state().walk.batch.answer.clone() }
     }
 
-    /// Puts what the agent is to do on the control disk, until [`end`](Self::end).
+    /// Puts the agent's task on the control disk, until [`end`](Self::end).
     ///
     /// # Errors
-    /// [`ChannelError::Task`] if it is too much for one message.
+    /// [`ChannelError::Task`] if it is too large.
     pub fn hand_over(&self, task: &Task) -> Result<(), ChannelError> {
         self.state().conversation.task = codec::encode_area(task)?;
         Ok(())
     }
 
-    /// Forgets what was read so far: what is read from now on is the mounting of the filesystem
-    /// that will be walked.
+    /// Forgets earlier reads: the following ones are those of mounting the filesystem that will be
+    /// walked.
     pub fn begin_mount(&self) {
         self.recorder.switch(None);
     }
@@ -168,11 +168,11 @@ impl Channel {
         state.conversation.sequence
     }
 
-    /// Ends a walk or reads, and returns what the metadata objects are made of. Whatever was read
-    /// from here on belongs to nobody.
+    /// Ends a walk or device reads, and returns the inputs of the metadata objects. Later reads
+    /// belong to no object.
     ///
     /// # Errors
-    /// What the agent said wrong, or that it ended without saying so.
+    /// How the agent broke the protocol, or that it ended before its task was done.
     pub fn end(&self) -> Result<MetadataInputs, ChannelError> {
         self.recorder.end_series();
         let tag = self.recorder.tag();
@@ -202,12 +202,12 @@ impl Channel {
         (inodes.all, inodes.unsure)
     }
 
-    /// Notes that something is being done, though not by the agent.
+    /// Notes a sign of life of the host.
     pub fn note_busy(&self) {
         self.state().snapshot.frames += 1;
     }
 
-    /// Forgets what was found since [`begin_walk`](Self::begin_walk).
+    /// Forgets everything that was found since [`begin_walk`](Self::begin_walk).
     pub fn forget_walk(&self) {
         let state = &mut *self.state();
         state.found.forget_filesystem();
@@ -220,36 +220,36 @@ impl Channel {
         self.state().btrfs_members.clone()
     }
 
-    /// What was read under the tags from [`FIRST_PROOF`] on.
+    /// The recordings under tags from [`FIRST_PROOF`] on.
     pub fn take_proofs(&self) -> HashMap<u32, Recording> {
         std::mem::take(&mut self.state().proofs)
     }
 
-    /// Lets `change` have the objects and the list of what could not be examined.
+    /// Calls `change` with the objects and the warnings.
     pub fn with<T>(&self, change: impl FnOnce(&mut Found, &mut Warnings) -> T) -> T {
         let state = &mut *self.state();
         change(&mut state.found, &mut state.warnings)
     }
 
-    /// Takes out the objects and the list of what could not be examined.
+    /// Takes out the objects and the warnings.
     pub fn take(&self) -> (Found, Warnings) {
         let mut state = self.state();
         (std::mem::take(&mut state.found), std::mem::take(&mut state.warnings))
     }
 
-    /// How many files were taken over from an earlier map, and not read.
+    /// How many files were reused from the baseline, and not read.
     pub fn reused(&self) -> u64 {
         self.state().reused
     }
 
-    /// Where the conversation is.
+    /// The progress so far.
     pub fn snapshot(&self) -> Snapshot {
         self.state().snapshot
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic half-way through a frame leaves an error behind at worst, no broken invariant
-        // that anything unsafe rests on.
+        // No invariant that unsafe code depends on spans several statements, so a poisoned lock is
+        // usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

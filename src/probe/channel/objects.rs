@@ -81,7 +81,7 @@ impl State {
         Ok(())
     }
 
-    /// Puts what is known of the filesystem that was walked into the map's header.
+    /// Puts the filesystem that was walked into the map's header.
     pub(super) fn note_filesystem(&mut self) {
         if self.walk.first == 0 {
             return;
@@ -104,7 +104,7 @@ impl State {
         });
     }
 
-    /// A path that is too long for a map is worth a warning, and does not end the walk.
+    /// Makes a warning of a path that is too long for a map: it does not end the walk.
     pub(super) fn unless_too_long(
         &mut self,
         result: Result<(), FoundError>,
@@ -114,7 +114,7 @@ impl State {
         match result {
             Err(FoundError::Build(error)) => {
                 let path = self.place(parent, name);
-                // The path itself is what is too long.
+                // The path itself is too long.
                 let shown = &path[path.len().saturating_sub(64)..];
                 let cause = Cause::Unmappable { error: error.to_string() };
                 self.warnings.on_path(&self.walk.context.device, shown, cause);
@@ -134,7 +134,7 @@ impl State {
         }
     }
 
-    /// Whether this is an object of the filesystem being walked.
+    /// Checks that this is an object of the filesystem being walked.
     pub(super) fn in_walk(&self, id: ObjectNumber) -> Result<(), ChannelError> {
         let known = self.walk.first != 0 && (self.walk.first..self.found.next()).contains(&id);
         if known { Ok(()) } else { Err(ChannelError::Protocol("an object of no file system")) }

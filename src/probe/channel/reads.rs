@@ -1,4 +1,4 @@
-//! Whose what was read is: tags, series and batches, and what was expected of each file.
+//! Attribution of reads: tags, series and batches, and the comparison with the expected blocks.
 
 use super::batch::BatchFile;
 use super::metadata_inputs::places_of;
@@ -74,8 +74,8 @@ impl State {
         Ok(())
     }
 
-    /// A batch ends; if it was not read as expected, the agent is to read some of it again, and
-    /// then it ends once more.
+    /// Judges a batch. Files that were not read as expected are in the reply: the agent reads them
+    /// once more, and ends the batch again.
     pub(super) fn batch_end(&mut self) -> Result<(), ChannelError> {
         if self.walk.batch.reread.is_empty() {
             self.accept_remaining_extents()?;
@@ -92,7 +92,7 @@ impl State {
         Ok(())
     }
 
-    /// Takes in what was read under a tag.
+    /// Attributes what was read under a tag.
     pub(super) fn recorded(&mut self, id: u32, recording: Recording) -> Result<(), ChannelError> {
         self.snapshot.bytes += recording.bytes();
         if id >= FIRST_PROOF {
@@ -120,7 +120,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives an object a part of what was read: blocks in which files are packed together.
+    /// Gives an object blocks in which several files are packed together.
     pub(super) fn attribute_packed(
         &mut self,
         id: ObjectNumber,
@@ -134,7 +134,7 @@ impl State {
         Ok(())
     }
 
-    /// Compares what was read of a file with what was expected.
+    /// Compares a file's recording with its expected blocks.
     pub(super) fn file_recorded(
         &mut self,
         id: ObjectNumber,
@@ -164,7 +164,7 @@ impl State {
             self.warnings.count_not_exact(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
         } else if file.is_link && recording.bytes() == file.allocated {
-            // It has no other blocks than those that were read.
+            // All of its blocks were read, so the recording is verified.
         } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
             self.found.mark(id, Marks::UNVERIFIED);
         }
@@ -184,7 +184,7 @@ impl State {
         Ok(file)
     }
 
-    /// What was not read as expected, and not once more either, stays as it was read.
+    /// Finishes the files of the batch. A file that was not read as expected keeps what was read.
     pub(super) fn end_batch(&mut self) -> Result<(), ChannelError> {
         for (id, file) in std::mem::take(&mut self.walk.batch.files) {
             self.found.mark(id, file.marks());
@@ -198,8 +198,7 @@ impl State {
                 self.found.mark(id, Marks::INEXACT);
             }
             if !file.is_placed {
-                // Of a file that was not read, what is allocated and was never written is known all
-                // the same.
+                // The unwritten extents of a file are known even if it was not read.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
                 self.walk.placement.attribute(&mut self.found, id, &recording, extents)?;

@@ -1,8 +1,8 @@
-//! Which files of a batch have to be read, where an earlier map of the guest is there.
+//! Which files of a batch have to be read, and which are reused from the baseline.
 //!
-//! A file that is taken over gets what the kernel promises of it now, as if it had been read there:
-//! the earlier map only serves as the proof, because it has the same file in the same place. So the
-//! map comes out the same as without it.
+//! A reused file gets the expected blocks of its present extents, as if they had been read. The
+//! baseline only takes the place of the spot check, because it has the same file in the same place,
+//! so the map is the same as without a baseline.
 
 use super::batch::BatchFile;
 use super::state::State;
@@ -12,7 +12,7 @@ use crate::probe::baseline::{Baseline, FileStamps};
 use crate::probe::expected::places;
 
 impl Walk {
-    /// Forgets the earlier map if it knew another filesystem here.
+    /// Drops the baseline if it has another filesystem on this device.
     pub(super) fn compare_filesystem(&mut self) {
         let Some(filesystem) = self.filesystem else { return };
         let size = filesystem.blocks.saturating_mul(filesystem.block_size);
@@ -26,7 +26,7 @@ impl Walk {
 }
 
 impl State {
-    /// Takes over what can be of these files; the others are to be read.
+    /// Reuses these files where possible; the reply names the others, which are to be read.
     pub(super) fn select_files(&mut self, ids: Vec<ObjectNumber>) -> Result<(), ChannelError> {
         if !ids.iter().all(|id| self.walk.batch.files.contains_key(id)) {
             return Err(ChannelError::Protocol("a choice of what is no file of the batch"));
@@ -43,8 +43,8 @@ impl State {
         Ok(())
     }
 
-    /// Gives a file what the kernel promises of it, if the earlier map has it in the same place and
-    /// with the same stamps.
+    /// Accepts a file's extents if the baseline has the file in the same place and with the same
+    /// stamps.
     fn take_over(&mut self, id: ObjectNumber, file: &mut BatchFile) -> Result<bool, ChannelError> {
         if file.is_system || file.is_link || file.is_placed {
             return Ok(false);

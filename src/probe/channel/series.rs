@@ -1,16 +1,16 @@
-//! Which of the reads of a series are whose.
+//! Attribution of the reads of a series.
 
 use crate::probe::expected::Expectation;
 use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use virt_bmap_ranges::{DiskNumber, DiskRange};
 
-/// Shares the reads of a series out among its files, which were read one after the other: a file's
-/// reads are those from where it begins up to the first that lies outside of its blocks, or that
-/// comes when it has been read whole.
+/// Attributes the reads of a series to its files, which were read one after the other. A file's
+/// reads end before the first read that lies outside of its blocks, or that comes after it has been
+/// read completely.
 ///
-/// A read that belongs neither to the file that is being read nor to the next is given to both, so
-/// that neither is what was expected: either may have caused it.
+/// A read that fits neither the current file nor the next one may belong to either, so both get it,
+/// and neither matches its expected blocks.
 pub(super) fn assign(
     reads: &[(DiskNumber, DiskRange)],
     files: &[Expectation],
@@ -52,7 +52,7 @@ mod tests {
         Expectation::Blocks(ranges.iter().map(|&(start, end)| Range::new(start, end)).collect())
     }
 
-    /// Which reads each file gets, on one disk.
+    /// The reads that each file gets, on one disk.
     fn shares(reads: &[(u64, u64)], files: &[Expectation]) -> Vec<Vec<(u64, u64)>> {
         let reads: Vec<_> = reads.iter().map(|&(start, end)| (1, DiskRange::new(start, end))).collect();
         assign(&reads, files, &Layout::of_disk(1, 1 << 20))

@@ -131,13 +131,14 @@ impl State {
         Ok(())
     }
 
-    /// Whether one more of what describes the whole filesystem may come, `held` of which are there.
+    /// Checks that a device or chunk may come now: before the root, and not more than
+    /// [`MOST_CHUNKS`]; `held` of them are there.
     fn before_the_root(&self, held: usize) -> Result<(), ChannelError> {
         let is_in_turn = self.walk.first != 0 && self.found.next() == self.walk.first && held < MOST_CHUNKS;
         if is_in_turn { Ok(()) } else { Err(ChannelError::Protocol("a chunk out of turn")) }
     }
 
-    /// Gives an object what was read last, for another.
+    /// Gives an object the packed blocks that were last read for another one.
     fn shared(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
         self.in_walk(id)?;
         let Some(last) = self.walk.batch.packed.clone() else {
@@ -167,7 +168,7 @@ impl State {
     }
 
     fn read_failure(&mut self, failure: &record::ReadFailure) -> Result<(), ChannelError> {
-        // NTFS's own files in `$Extend` have no data that could be opened, only named streams.
+        // NTFS's own files in `$Extend` have only named streams, no data that could be opened.
         if self.walk.system.contains(&failure.parent) {
             return Ok(());
         }

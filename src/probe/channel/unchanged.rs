@@ -1,6 +1,5 @@
-//! What need not be looked at, because it is as it was when an earlier map was made. Of files whose
-//! inodes have not changed the agent tells only the names, of directories not even what is in them;
-//! all else is taken over from that map.
+//! Unchanged objects. For a file with an unchanged inode the agent sends only its name, and it does
+//! not list an unchanged directory at all; everything else is reused from the baseline.
 
 use super::state::State;
 use super::{ChannelError, ObjectNumber};
@@ -8,7 +7,7 @@ use crate::probe::baseline::{Directory, UnchangedObjects};
 use virt_bmap_map::{Kind, Object};
 
 impl State {
-    /// Takes in that such a file or directory has been found.
+    /// Reuses an unchanged file or directory that the agent has found.
     pub(super) fn unchanged(
         &mut self,
         id: ObjectNumber,
@@ -32,7 +31,7 @@ impl State {
         }
     }
 
-    /// Takes a directory over, with what is in it and as it was.
+    /// Reuses a directory with the unchanged objects in it and below it.
     fn unchanged_directory(
         &mut self,
         unchanged: &UnchangedObjects,
@@ -53,7 +52,7 @@ impl State {
         Ok(())
     }
 
-    /// Takes a file or directory over.
+    /// Reuses a file or directory.
     fn unchanged_object(
         &mut self,
         object: Object<'_>,
@@ -76,8 +75,8 @@ impl State {
         Ok(id)
     }
 
-    /// Notes a directory. In a damaged filesystem one that is taken over may lie in another as
-    /// well.
+    /// Checks that a directory is found only once: in a damaged filesystem a reused directory may
+    /// lie in another one as well.
     pub(super) fn only_once(&mut self, inode: u64) -> Result<(), ChannelError> {
         let is_new = self.walk.context.unchanged.is_none() || self.walk.seen_directories.insert(inode);
         if is_new { Ok(()) } else { Err(ChannelError::Damaged) }

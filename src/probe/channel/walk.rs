@@ -74,7 +74,7 @@ pub(super) struct AddressSpace {
 }
 
 impl Walk {
-    /// Finds out where the extents lie, when all is known that is needed for it.
+    /// Chooses the layout that the extents refer to, when all chunks and devices are known.
     pub(super) fn lay_out(&mut self) {
         if !self.mounted.facts().has_address_space {
             self.placement.layout = self.context.layout.clone();
@@ -89,13 +89,13 @@ impl Walk {
         self.placement.inputs.address_space = self.placement.layout.clone();
     }
 
-    /// Forgets where a directory lies that will not be listed any more.
+    /// Forgets the extents of a directory whose listing has ended.
     pub(super) fn forget_directory(&mut self, id: ObjectNumber) {
         let extents = self.directories.extents.remove(&id).unwrap_or_default();
         self.extents_held = self.extents_held.saturating_sub(extents.len());
     }
 
-    /// What reading a file must touch.
+    /// The expected blocks of a file.
     pub(super) fn expectation(&self, file: &BatchFile) -> Expectation {
         let filesystem = self.filesystem.unwrap_or_default();
         let has_layout = self.placement.layout.is_some();

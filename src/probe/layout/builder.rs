@@ -3,10 +3,10 @@
 use super::{Layout, Segment};
 use virt_bmap_ranges::{DeviceOffset, Offset as _, Range};
 
-/// A device in more pieces than this is read instead.
+/// Most segments of a layout. A device with more is read instead.
 const MOST_SEGMENTS: usize = 1 << 22;
 
-/// Most copies that are followed.
+/// Most copies of a layout.
 const MOST_COPIES: usize = 16;
 
 /// Puts a layout together, copy by copy, each in ascending order.
@@ -24,8 +24,8 @@ impl Builder {
         self.count += append(&mut self.copies, segment);
     }
 
-    /// Puts `length` bytes of `below`, from `from`, at `at` of this device, as copy `copy` and
-    /// those after it. Returns how many copies that were.
+    /// Maps `length` bytes at `at` of this device to those at `from` of `below`, as copy `copy` and
+    /// the following ones. Returns how many copies these were.
     pub(super) fn map(
         &mut self,
         at: u64,
@@ -50,8 +50,8 @@ impl Builder {
         Some(copies)
     }
 
-    /// Says that `length` bytes of `below`, from `from`, are parity number `number` of those at
-    /// `at` of this device.
+    /// Records that `length` bytes at `from` of `below` are parity number `number` of those at `at`
+    /// of this device.
     pub(super) fn protect(
         &mut self,
         at: u64,
@@ -75,7 +75,7 @@ impl Builder {
     }
 }
 
-/// A segment of the device below, put where it is on this one.
+/// A segment of the device below, as a segment of this device.
 fn moved(part: Segment, from: u64, at: u64, copy: usize) -> Option<Segment> {
     let start = at.checked_add(part.device.start.bytes().checked_sub(from)?)?;
     let device = Range::at(DeviceOffset(start), part.device.len())?;

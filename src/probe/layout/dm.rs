@@ -8,7 +8,7 @@ use crate::appliance::{DmTarget, device_number};
 /// Sectors of device-mapper tables.
 const SECTOR: u64 = 512;
 
-/// Adds what a target maps; `None` where its table does not tell.
+/// Adds what a target maps; `None` if that does not follow from its table.
 pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Option<()> {
     let argument = |index: usize| target.arguments.get(index).map(String::as_str);
     let below = |index| lower.get(&device_number(argument(index)?)?);
@@ -22,7 +22,7 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
         // <device>
         "snapshot-origin" => drop(builder.map(target.start, target.length, below(0)?, target.start, 0)?),
         // <metadata device> <cache device> <origin> <block size> <number of features> <features>...
-        // The agent has put it into this mode, where it can.
+        // The agent has put it into this mode, if possible.
         "cache" if target.arguments.iter().any(|word| word == "passthrough") => {
             builder.map(target.start, target.length, below(2)?, 0, 0)?;
         }
@@ -53,7 +53,7 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
         // <type> <number of parameters> <parameters>... <number of devices> (<metadata> <data>)...
         "raid" => {
             let parameters = usize::try_from(number(1)?).ok()?;
-            // The first parameter is the size of a chunk. Others would move data about.
+            // The first parameter is the size of a chunk. These others would move data.
             let chunk = sectors(2)?;
             let words = target.arguments.get(2..2 + parameters)?;
             if words

@@ -4,7 +4,8 @@ use super::raid::Level;
 use super::{Builder, Layout, Lower};
 use crate::appliance::MdArray;
 
-/// Adds what an array of `size` bytes maps; `None` where the kernel's numbers do not tell.
+/// Adds what an array of `size` bytes maps; `None` if that does not follow from the kernel's
+/// numbers.
 pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Lower) -> Option<()> {
     if array.level == "linear" {
         let mut at = 0;
@@ -39,15 +40,15 @@ pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Low
     spread_rows(builder, level, array.chunk, array.disks, rows, (0, size), &place)
 }
 
-/// Where a member's data is.
+/// Where the data of a member lies.
 pub(super) enum Member<'a> {
     /// On the device below, and where the data begins on it.
     At(&'a Layout, u64),
-    /// On a disk that is not there.
+    /// Nowhere: its disk is missing.
     Missing,
 }
 
-/// Finds a member; `None`: it is there, but where it lies is not known, or not yet.
+/// Finds a member; `None` if it exists, but its place is not known, or not yet.
 type PlacedRange<'a> = dyn Fn(u64) -> Option<Member<'a>> + 'a;
 
 /// Spreads a run of bytes (`start`, `length`) over members whose number of rows follows from it.
@@ -88,7 +89,7 @@ fn spread_rows(
         let piece = chunk.min(length - done);
         let mut copy = 0;
         for (slot, row) in level.places(done / chunk, disks, rows) {
-            // What is on a missing member only is on no disk.
+            // Chunks of a missing member are on no disk.
             if let Member::At(below, offset) = place(slot)? {
                 let from = row.checked_mul(chunk)?.checked_add(offset)?;
                 copy += builder.map(start + done, piece, below, from, copy)?;
@@ -101,7 +102,7 @@ fn spread_rows(
             }
         }
         if copy == 0 {
-            // Only parity can tell what was there.
+            // Only parity can restore it.
             builder.is_partial = true;
             (level.parity_count() > 0).then_some(())?;
         }

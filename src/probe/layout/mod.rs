@@ -1,14 +1,12 @@
 //! Where the bytes of a block device lie on the guest's disks.
 //!
-//! The kernel's own tables say it: where a partition begins, which targets a device-mapper table
-//! has (`dm`), which members an array has (`md`), and the rules of RAID (`raid`). Nothing is taken
-//! on trust: what is computed here is verified by tagged reads before it is used, see
-//! [`proofs`](Layout::proofs).
+//! A layout is computed from the kernel's tables: where a partition begins, which targets a
+//! device-mapper table has (`dm`), which members an array has (`md`), and the rules of RAID
+//! (`raid`). Tagged reads verify it before it is used; see [`proofs`](Layout::proofs).
 //!
-//! A byte of a mirrored device lies on several disks, or several times on one. The kernel reads one
-//! of these *copies*, whichever it likes; what was read is therefore translated back to the device,
-//! and from there to all copies. The parity that protects a byte is known in the same way, and kept
-//! apart.
+//! A byte of a mirrored device lies on several disks, or several times on one. The kernel may read
+//! any of these *copies*, so a recording is translated back to the device, and from there to all
+//! copies. The parity of a byte is found in the same way, and kept apart.
 
 mod btrfs;
 mod builder;
@@ -29,16 +27,16 @@ use segment::overlap;
 use std::collections::HashMap;
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, Range, RangeSet};
 
-/// A device's segments. What none of them covers is on no disk, or not known.
+/// A device's segments. A byte that none of them covers is on no disk, or its place is unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// Of each copy the segments, ascending by device offset, joined where they can be.
+    /// The segments of each copy, ascending by device offset, joined where possible.
     copies: Vec<Vec<Segment>>,
-    /// The same of what protects these bytes, without being them.
+    /// The segments of each parity, in the same way.
     parities: Vec<Vec<Segment>>,
     /// All segments of the copies, ascending by disk and offset on it.
     by_disk: Vec<Segment>,
-    /// Some of the device's bytes are on no disk, because one is missing.
+    /// Some of the device's bytes are on no disk, because a member is missing.
     is_partial: bool,
 }
 
@@ -94,14 +92,13 @@ impl Layout {
         range.is_empty() || covered == range.end
     }
 
-    /// Whether some of the device's bytes are on no disk, because one is missing. The kernel makes
-    /// them of parity: what is read then is not where they lie.
+    /// Whether some of the device's bytes are on no disk, because a member is missing. The kernel
+    /// computes them from parity, so reads of them go elsewhere.
     pub fn is_partial(&self) -> bool {
         self.is_partial
     }
 
-    /// Translates what was read on the disks back to the device; `None` where some of it is not the
-    /// device's.
+    /// Translates a recording back to the device; `None` if some of it is not on the device.
     pub fn to_device(&self, recording: &Recording) -> Option<RangeSet<DeviceOffset>> {
         let mut device = RangeSet::new();
         for (disk, range) in recording.iter() {
@@ -128,7 +125,7 @@ impl Layout {
         Some(device)
     }
 
-    /// Translates what was read on the disks back to the device, without what is not the device's.
+    /// Translates a recording back to the device, without the parts that are not on the device.
     pub fn to_device_partly(&self, recording: &Recording) -> RangeSet<DeviceOffset> {
         let mut device = RangeSet::new();
         for (disk, range) in recording.iter() {
@@ -151,13 +148,13 @@ impl Layout {
         self.copies.iter().filter_map(|copy| copy.last()).map(|last| last.device.end.0).max().unwrap_or(0)
     }
 
-    /// In how many places a byte lies at most.
+    /// The number of copies.
     pub fn copy_count(&self) -> usize {
         self.copies.len()
     }
 
-    /// Leaves out the copies from the second on of whose segments `is_good` says no; it is given
-    /// the layout, too.
+    /// Drops the copies for which `is_good` returns false, given the layout and the copy's
+    /// segments. The first copy always stays.
     pub fn retain_copies(&mut self, is_good: impl Fn(&Self, &[Segment]) -> bool) {
         let good: Vec<bool> =
             (0..).zip(&self.copies).map(|(number, copy)| number == 0 || is_good(self, copy)).collect();
@@ -173,8 +170,8 @@ impl Layout {
 /// Layouts of the devices below, by number.
 type Lower = HashMap<DeviceNumber, Layout>;
 
-/// The layouts of an inventory's devices, by device name; those that the kernel's tables do not
-/// tell (thin volumes, caches, …) are absent.
+/// The layouts of an inventory's devices, by device name, without those that do not follow from the
+/// kernel's tables (thin volumes, caches, …).
 pub fn layouts(inventory: &Inventory) -> HashMap<String, Layout> {
     let mut by_number = Lower::new();
     for (disk, device) in (1..).zip(&inventory.disks) {

@@ -4,13 +4,13 @@ use super::{Layout, Segment};
 use crate::recorder::Recording;
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
 
-/// How many segments at either end of a device are proved.
+/// How many segments at each end of a copy are proved.
 const SEGMENTS_PROVED: usize = 32;
 
 /// Bytes read to prove one end of a segment.
 pub const PROOF: u64 = 512;
 
-/// What the kernel's RAID reads at a time where it cannot read past its cache.
+/// What the kernel's RAID reads at a time if it reads through its cache.
 const PAGE: u64 = 4096;
 
 /// A read that proves a part of a layout.
@@ -18,13 +18,13 @@ const PAGE: u64 = 4096;
 pub struct Proof {
     /// Where on the device to read [`PROOF`] bytes.
     pub at: DeviceOffset,
-    /// What must then be read: one of these.
+    /// The places on the disks, one of which must then be read.
     pub places: Vec<(DiskNumber, DiskRange)>,
 }
 
 impl Proof {
-    /// Whether a recording is what one of the places gives. An array that lacks a member reads
-    /// whole pages.
+    /// Whether a recording is exactly one of the places. An array that lacks a member reads whole
+    /// pages.
     pub fn is_given_by(&self, recording: &Recording) -> bool {
         self.places.iter().any(|&(disk, place)| {
             let page = DiskRange::new(place.start.0 / PAGE * PAGE, place.end.0.next_multiple_of(PAGE));
@@ -34,8 +34,8 @@ impl Proof {
 }
 
 impl Layout {
-    /// The places where reads prove the layout: both ends of each segment (of the first and the
-    /// last few, where there are many).
+    /// The reads that prove the layout: at both ends of each segment, or of the first and the last
+    /// 32 segments.
     pub fn proofs(&self) -> Vec<Proof> {
         let mut proofs = Vec::new();
         for copy in &self.copies {

@@ -2,7 +2,7 @@
 
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, Range};
 
-/// A run of bytes of a device that lie one after the other on one disk.
+/// Bytes of a device that lie one after the other on one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Where on the device.
@@ -11,7 +11,7 @@ pub struct Segment {
     pub disk: DiskNumber,
     /// Where on that disk it begins.
     pub start: DiskOffset,
-    /// Which copy of these bytes this is, or which parity of them, from 0.
+    /// The number of the copy, or of the parity, from 0.
     pub copy: u8,
 }
 

@@ -1,10 +1,10 @@
-//! Where the blocks of directories lie: what is in a directory is in these.
+//! Where the blocks of directories lie.
 
 use std::collections::{BTreeMap, HashSet};
 use virt_bmap_map::{PieceFlags, Role};
 use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
-/// Most bytes of a directory that is looked at.
+/// Largest directory that is taken into account, in bytes.
 const MOST: u64 = 1 << 20;
 
 /// The blocks of directories: by inode, copy and disk.
@@ -12,8 +12,8 @@ const MOST: u64 = 1 << 20;
 pub(in crate::probe) struct Blocks(BTreeMap<(u64, u8, DiskNumber), IndexedRanges>);
 
 impl Blocks {
-    /// Those of directories with an inode from `first` on, up to `end`: the inode, the copy, the
-    /// disk, and where there.
+    /// Blocks of the directories with inodes from `first` up to, not including, `end`: inode, copy,
+    /// disk and range.
     pub(super) fn between(
         &self,
         first: u64,
@@ -25,15 +25,15 @@ impl Blocks {
         })
     }
 
-    /// How many bytes of a directory are here, in the first copy.
+    /// Bytes of a directory in the first copy.
     pub(super) fn bytes(&self, inode: u64) -> u64 {
         let first_copy = self.0.range((inode, 0, 0)..(inode, 1, 0));
         first_copy.map(|(_, spans)| spans.bytes()).fold(0, u64::saturating_add)
     }
 }
 
-/// Of pieces of directories with these inodes, in whatever order and however they are cut. Parity
-/// stands for other blocks, too, and is left away, as are directories that are too large.
+/// From pieces of directories, in any order and cut anywhere. Parity is left out, because it
+/// depends on other blocks, too; so are directories that are too large.
 impl FromIterator<(u64, DiskNumber, DiskRange, Role)> for Blocks {
     fn from_iter<I: IntoIterator<Item = (u64, DiskNumber, DiskRange, Role)>>(pieces: I) -> Self {
         let mut ranges: BTreeMap<_, Vec<DiskRange>> = BTreeMap::new();

@@ -6,16 +6,16 @@ use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Ext;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// More block groups than this are not looked at: 16 TiB of 128 MiB each.
+/// Most block groups: 16 TiB of 128 MiB each.
 const MOST_GROUPS: u64 = 1 << 17;
 
-/// Bytes read at first: the descriptors of half a terabyte.
+/// Bytes that are read first: enough for the descriptors of half a terabyte.
 const BEGINNING: u64 = 256 << 10;
 
 /// `INCOMPAT_META_BG`: the descriptors are not in one place.
 const META_BG: u32 = 0x10;
-/// `RO_COMPAT_GDT_CSUM` and `RO_COMPAT_METADATA_CSUM`: descriptors have flags, and tell what was
-/// never used.
+/// `RO_COMPAT_GDT_CSUM` and `RO_COMPAT_METADATA_CSUM`: descriptors have flags, and say which inodes
+/// were never used.
 const CHECKSUMS: u32 = 0x410;
 /// `INODE_UNINIT` of a block group.
 const INODE_UNINIT: u16 = 1;
@@ -28,15 +28,15 @@ pub(super) struct Inodes {
     inode_size: u64,
     block: u64,
     identity: Vec<u8>,
-    /// Of each block group the first block of its table, and how many of its inodes may be in use.
+    /// For each block group, the first block of its table and how many of its inodes may be in use.
     tables: Vec<(u64, u64)>,
 }
 
 impl Inodes {
-    /// `None` where they are not all in one place, or it makes no sense.
+    /// `None` if the descriptors are not all in one place, or the superblock is invalid.
     pub(super) fn read(device: &Device<'_>) -> Option<Self> {
-        // In most filesystems the descriptors, too: each call takes longer than this much more of
-        // reading.
+        // In most filesystems this contains the descriptors, too. A second call would take longer
+        // than reading this much more.
         let beginning = device.read(0, device.size.min(BEGINNING))?;
         let superblock = beginning.get(usize::try_from(Ext::AT).ok()?..)?;
         let geometry = Geometry::of(superblock)?;
@@ -112,8 +112,7 @@ impl Table for Inodes {
     }
 }
 
-/// What an inode is, if it points to no blocks but those of its data ("Index Nodes", "Contents of
-/// inode.i_block").
+/// The type of an inode, if it is self-contained ("Index Nodes", "Contents of inode.i_block").
 fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     /// `ENCRYPT_FL`: names of a directory are others where its key is known.
     const ENCRYPT: u32 = 0x800;
@@ -128,7 +127,7 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
         // A tree of extents, of depth 0.
         inode.le16(0x28)? == 0xf30a && inode.le16(0x2e)? == 0
     } else {
-        // Twelve blocks, and three that hold the numbers of more.
+        // Twelve blocks of data, and three of block numbers.
         (0..3).all(|indirect| inode.le32(0x58 + 4 * indirect) == Some(0))
     };
     match inode.le16(0)? & 0xf000 {
@@ -139,8 +138,8 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     }
 }
 
-/// Whether there is the extended attribute `system.data` in an inode, without which no data is in
-/// it, whatever its flags say ("Inline Data", "Extended Attributes").
+/// Whether an inode has the extended attribute `system.data`, without which it has no inline data,
+/// whatever its flags ("Inline Data", "Extended Attributes").
 fn has_inline_data(inode: &[u8]) -> Option<bool> {
     const MAGIC: u32 = 0xea02_0000;
     /// The index of `system.`
@@ -163,9 +162,9 @@ fn has_inline_data(inode: &[u8]) -> Option<bool> {
     }
 }
 
-/// What in a superblock decides how inodes and directories are read: counts, sizes, revision,
-/// features but those that come and go with a journal or orphans in it, the UUID, the seeds of
-/// hashes and checksums, and the encoding of names.
+/// The parts of a superblock that decide how inodes and directories are read: counts, sizes,
+/// revision, features (except those that come and go with a journal or orphans), the UUID, the
+/// seeds of hashes and checksums, and the encoding of names.
 fn identity(superblock: &[u8]) -> Option<Vec<u8>> {
     const RECOVER: u32 = 4;
     const ORPHAN_PRESENT: u32 = 0x1_0000;
@@ -193,9 +192,9 @@ struct Geometry {
     inode_size: u64,
     inodes_per_group: u64,
     groups: u64,
-    /// Whether descriptors tell how many inodes at a table's end were never used.
+    /// Whether descriptors say how many inodes at the end of a table were never used.
     tells_unused: bool,
-    /// Size of a descriptor, and where they are.
+    /// Size of a descriptor, and where the descriptors begin.
     descriptor: u64,
     descriptors_at: u64,
 }
@@ -276,7 +275,7 @@ mod tests {
         inode[0x20..0x24].copy_from_slice(&0x1000_0000u32.to_le_bytes());
         inode[128] = 32;
         inode[160..164].copy_from_slice(&0xea02_0000u32.to_le_bytes());
-        // One of the user's before it, of a name of three bytes.
+        // An attribute of the user before it, with a name of three bytes.
         inode[164..166].copy_from_slice(&[3, 1]);
         inode[180..183].copy_from_slice(b"abc");
         inode[184..186].copy_from_slice(&[4, 7]);
@@ -287,7 +286,7 @@ mod tests {
             other[at] = byte;
             assert_ne!(self_contained(&other), Some(SelfContained::InlineDirectory), "{at}");
         }
-        // Of a magic number in the last bytes, nothing follows.
+        // A magic number in the last bytes, which nothing follows.
         inode[128] = 124;
         inode[252..].copy_from_slice(&0xea02_0000u32.to_le_bytes());
         assert_eq!(self_contained(&inode), None);

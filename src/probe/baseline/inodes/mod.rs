@@ -1,15 +1,15 @@
-//! Which inodes are as they were when an earlier map was made.
+//! Which inodes have not changed since the baseline was made.
 //!
-//! Where a file lies is in its inode, unless that points to further blocks, as the inode says. So a
-//! file whose inode has not changed lies where it did, and need not even be opened. Inodes are
-//! compared by digests, eight of them at a time, of their bytes on the disks; the map keeps these,
-//! and the next update compares. That is done here, on the host, because it takes no time there.
+//! A self-contained inode says where its file lies, so a file with an unchanged one lies where it
+//! did, and need not be opened. Inodes are compared by digests of their bytes on the disks, eight
+//! inodes at a time; the map's header keeps the digests for the next update. The host computes
+//! them, because that is fast here.
 //!
-//! What is in a directory is in its blocks, so these are in the digest of its inode, too: one in
-//! which nothing has changed need not be listed.
+//! The digest of a directory's inode covers the directory's blocks, too, so an unchanged directory
+//! need not be listed.
 //!
-//! It goes for ext2, ext3, ext4 and XFS, of which an inode's place follows from its number and a
-//! few numbers in the superblock. Elsewhere each file is asked for its extents.
+//! This works for ext2, ext3, ext4 and XFS, where an inode's place follows from its number and a
+//! few numbers in the superblock. On other filesystems the agent asks for the extents of each file.
 
 mod blocks;
 mod ext;
@@ -32,13 +32,13 @@ use virt_bmap_map::{Digest, InodeDigests, MOST_DIGESTS};
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
 use windows::Windows;
 
-/// Inodes that have one digest.
+/// Number of inodes with one digest.
 const GROUP: u64 = virt_bmap_map::INODES_PER_DIGEST;
 
-/// Most bytes that are read at once. The appliance has memory for some times as much.
+/// Most bytes of lookahead. The appliance has memory for several times as much.
 const MOST_AHEAD: u64 = 128 << 20;
 
-/// Inodes that have one digest: the first of them, and where they lie.
+/// Inodes with one digest: the first of them, and where they lie.
 type Group = (u64, Range<DeviceOffset>);
 
 /// Where a filesystem has its inodes.
@@ -49,7 +49,7 @@ trait Table {
     /// Bytes in an inode.
     fn inode_size(&self) -> u64;
 
-    /// What the superblock says that changes what inodes and blocks of directories mean.
+    /// The parts of the superblock that change the meaning of inodes and directory blocks.
     fn identity(&self) -> &[u8];
 
     /// The inode of the root directory.
@@ -58,34 +58,34 @@ trait Table {
     /// The group of an inode; `None` if there can be no such inode.
     fn group(&self, inode: u64) -> Option<Group>;
 
-    /// What an inode is, of which these are the bytes, if it has all in it of where that lies.
+    /// The type of the inode with these bytes, if it is self-contained.
     fn self_contained(&self, inode: &[u8]) -> Option<SelfContained>;
 
-    /// Parts of the device where all inodes that may be in use are, by start and length in bytes,
-    /// where it helps to have them in the block device's cache.
+    /// Parts of the device with all inodes that may be in use, as start and length in bytes, if it
+    /// helps to have them in the block device's cache.
     fn parts(&self) -> Vec<(u64, u64)> {
         Vec::new()
     }
 }
 
-/// What an inode is that points to no blocks but those of its data.
+/// The type of a self-contained inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SelfContained {
     /// A regular file.
     File,
     /// A directory, whose names are not encrypted.
     Directory,
-    /// The same, without blocks: what is in it is in its inode.
+    /// The same, without blocks: its entries are in its inode.
     InlineDirectory,
 }
 
-/// What each inode of a group is.
+/// The type of each inode of a group, if it is self-contained.
 type Contents = [Option<SelfContained>; GROUP as usize];
 
-/// What lies where a group of inodes does.
+/// A group of inodes as it is now.
 struct State {
     digest: Digest,
-    /// What each inode is.
+    /// The types of its inodes.
     self_contained: Contents,
 }
 
@@ -107,15 +107,16 @@ pub(in crate::probe) struct Inodes<'a> {
     source: InodeSource<'a>,
     layout: Arc<Layout>,
     table: Box<dyn Table>,
-    /// Digest of what else decides where on the disks a file lies: goes into each digest.
+    /// Digest of everything else that decides where on the disks a file lies; it goes into each
+    /// digest.
     rest: Sha256,
-    /// Whether they lie on the disks as they are, neither encrypted nor still in memory.
+    /// Whether the disks have them as they are: not encrypted, and none only in memory.
     is_settled: bool,
 }
 
 impl<'a> Inodes<'a> {
-    /// Finds out where they lie; `None` if that is not known. `is_settled`: nothing of them is
-    /// still in memory.
+    /// Finds out where they lie; `None` if that is not known. `is_settled`: none of them is only in
+    /// memory.
     pub(in crate::probe) fn of(
         source: InodeSource<'a>,
         device: &Device<'_>,
@@ -147,16 +148,16 @@ impl<'a> Inodes<'a> {
         Some(inodes)
     }
 
-    /// Parts of the device where inodes are, by start and length, if they are worth being read at
-    /// once: one after the other, the kernel reads block by block.
+    /// Parts of the device with inodes, as start and length, if lookahead is worthwhile: otherwise
+    /// the kernel reads them block by block.
     pub(in crate::probe) fn parts(&self) -> Vec<(u64, u64)> {
         let parts = self.table.parts();
         let bytes = parts.iter().map(|(_, length)| *length).fold(0, u64::saturating_add);
         if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
 
-    /// The files and directories of an earlier map that have not changed, and what the agent is
-    /// told of the directories.
+    /// The unchanged files and directories of the baseline, and the host listings of the
+    /// directories.
     pub(in crate::probe) fn unchanged(
         &self,
         device: &[u8],
@@ -187,8 +188,8 @@ impl<'a> Inodes<'a> {
             Some(SelfContained::InlineDirectory) => blocks.bytes(inode) == 0,
             _ => false,
         };
-        // Smaller blocks come to memory together with others that may be of other directories,
-        // which are not read again then.
+        // A page of smaller blocks may hold blocks of several directories; then the later ones are
+        // not read again, and their blocks would be missing from the map.
         let directories = if self.table.block() >= PAGE {
             baseline.unchanged_directories(device, is_directory, is_touched)
         } else {
@@ -198,8 +199,8 @@ impl<'a> Inodes<'a> {
         Some((UnchangedObjects { files, directories, baseline: baseline.clone() }, listings))
     }
 
-    /// The digests of these inodes, for the map's header; `None` if they say nothing. `unsure` are
-    /// the unsure directories among them, `blocks` the blocks of all directories.
+    /// The digests of these inodes, for the map's header; `None` if they would be unreliable.
+    /// `unsure` are the unsure directories among them, `blocks` the blocks of all directories.
     pub(in crate::probe) fn digests(
         &self,
         inodes: Vec<u64>,
@@ -219,8 +220,8 @@ impl<'a> Inodes<'a> {
         Some(digests)
     }
 
-    /// The groups of these inodes, by their first. What cannot be read, or has been written since
-    /// the image was opened, is left out.
+    /// The groups of these inodes, by first inode, without those that cannot be read or that the
+    /// overlay holds.
     fn states(&self, inodes: impl IntoIterator<Item = u64>, blocks: &Blocks) -> BTreeMap<u64, State> {
         let groups: BTreeMap<u64, Range<DeviceOffset>> =
             inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
@@ -236,7 +237,7 @@ impl<'a> Inodes<'a> {
             .collect()
     }
 
-    /// Whether the root's inode is on the disks as the device has it: not so if that is encrypted.
+    /// Whether the disks have the root's inode as the device has it: an encrypted device differs.
     fn are_in_the_clear(&self, device: &Device<'_>) -> Option<bool> {
         let (_, range) = self.table.group(self.table.root())?;
         let mut bytes: Vec<u8> = Vec::new();
@@ -246,15 +247,14 @@ impl<'a> Inodes<'a> {
         Some(device.read(range.start.0, range.len())? == bytes)
     }
 
-    /// What the inodes in these bytes are.
+    /// The types of the inodes in these bytes.
     fn self_contained(&self, inodes: &[u8]) -> Contents {
         let size = usize::try_from(self.table.inode_size()).unwrap_or(usize::MAX);
         let mut inodes = inodes.chunks_exact(size);
         std::array::from_fn(|_| inodes.next().and_then(|inode| self.table.self_contained(inode)))
     }
 
-    /// Whether something has been written there since the image was opened; `None` where there is
-    /// no such disk.
+    /// Whether the overlay was written there; `None` if there is no such disk.
     fn is_rewritten(&self, disk: DiskNumber, range: DiskRange) -> Option<bool> {
         let overlay = self.source.overlays.get(usize::from(disk).checked_sub(1)?)?;
         Some(overlay.is_rewritten(range))
@@ -287,7 +287,7 @@ impl<'a> Inodes<'a> {
             [inode, range.len()].iter().for_each(|word| digest.update(word.to_le_bytes()));
             digest.update(directories.read(copy, disk, range)?);
         }
-        // The kernel reads whichever copy it likes.
+        // The kernel may read any copy.
         let same = |one: Contents, other: Contents| {
             std::array::from_fn(|inode| one[inode].filter(|_| one[inode] == other[inode]))
         };

@@ -1,4 +1,4 @@
-//! Reads of many small pieces of the disks, mostly in ascending order.
+//! Reads of many small ranges of the disks, mostly in ascending order.
 
 use std::sync::Arc;
 use virt_bmap_image::Source;
@@ -7,7 +7,7 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
 /// Bytes read at a time, at least.
 const WINDOW: u64 = 64 << 10;
 
-/// Of each copy, what was read last.
+/// The last part of the disks that was read, for each copy.
 pub(super) struct Windows<'a> {
     disks: &'a [Arc<dyn Source>],
     copies: Vec<Window>,

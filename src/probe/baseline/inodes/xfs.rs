@@ -6,11 +6,11 @@ use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Xfs;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// All numbers that an inode can have.
+/// The place of each inode, by its number.
 pub(super) struct Inodes {
     measures: Xfs,
     inode_size: u64,
-    /// Bits of a number that tell the slot, and those that tell the block.
+    /// Bits of a number that are the slot, and bits that are the block.
     slot_bits: u32,
     block_bits: u32,
     /// The inode of the root directory.
@@ -19,7 +19,7 @@ pub(super) struct Inodes {
 }
 
 impl Inodes {
-    /// `None` where the superblock makes no sense.
+    /// `None` if the superblock is invalid.
     pub(super) fn read(device: &Device<'_>) -> Option<Self> {
         Self::of(&device.read(0, 512)?)
     }
@@ -68,7 +68,7 @@ impl Table for Inodes {
         let bits = self.slot_bits + self.block_bits;
         let (group, within) = (first >> bits, first & ((1 << bits) - 1));
         let bytes_of_group = self.measures.group_blocks * self.measures.block;
-        // Each block is full of inodes, so those of one group lie one after the other.
+        // A block holds nothing but inodes, so those of one group lie one after the other.
         let start = within * self.inode_size;
         let length = GROUP * self.inode_size;
         if group >= self.measures.groups || start + length > bytes_of_group {
@@ -79,16 +79,16 @@ impl Table for Inodes {
     }
 }
 
-/// What in a superblock decides how inodes and directories are read: sizes, versions and features,
-/// the UUIDs, and how large the blocks of directories are.
+/// The parts of a superblock that decide how inodes and directories are read: sizes, versions and
+/// features, the UUIDs, and the size of directory blocks.
 fn identity(superblock: &[u8]) -> Option<Vec<u8>> {
     let parts = [(4, 48), (84, 92), (100, 108), (120, 126), (192, 193), (200, 204), (208, 220), (248, 264)];
     let parts = parts.map(|(start, end)| superblock.get(start..end));
     parts.into_iter().collect::<Option<Vec<_>>>().map(|parts| parts.concat())
 }
 
-/// What an inode is, if its list of extents or its data is in it, or its data is on this device
-/// (chapter "On-disk Inode").
+/// The type of an inode, if it is self-contained and its data is on this device (chapter "On-disk
+/// Inode").
 fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     /// `XFS_DINODE_FMT_LOCAL`
     const LOCAL: u8 = 1;
