@@ -1,11 +1,11 @@
-//! Whether KVM is of use on this host.
+//! Whether KVM is usable on this host.
 //!
-//! That `/dev/kvm` can be opened says little. There are hosts on which qemu aborts as soon as it
-//! uses it, and hosts whose KVM emulates every instruction and is a thousand times too slow without
-//! any error; neither qemu nor libguestfs falls back from those. What tells is time: a ROM of 64
-//! KiB (`kvm-probe.S`) enters long mode, counts to 100 million and leaves through qemu's
-//! `isa-debug-exit` device. The very qemu and CPU model of the appliance run it; real hardware
-//! needs a tenth of a second. The answer is kept until the next boot.
+//! An accessible `/dev/kvm` is not enough. On some hosts qemu aborts as soon as it uses KVM; on
+//! others KVM itself is emulated, a thousand times too slow, without any error. Neither qemu nor
+//! libguestfs falls back from these. So a test measures time: a ROM of 64 KiB (`kvm-probe.S`)
+//! enters long mode, counts to 100 million and leaves through qemu's `isa-debug-exit` device. It
+//! runs with the qemu and the CPU model of the appliance; real hardware needs a tenth of a second.
+//! The result is cached until the next boot.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -16,26 +16,26 @@ use std::process::Command;
 use std::time::Duration;
 use virt_bmap_child as child;
 
-/// What the user asks for.
+/// The user's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Acceleration {
-    /// KVM if it really runs code, else emulation.
+    /// KVM if the test succeeds, otherwise emulation.
     #[default]
     Auto,
-    /// KVM, whatever the probe would say.
+    /// KVM, without a test.
     Kvm,
     /// Emulation (qemu's TCG).
     Tcg,
 }
 
-/// What was decided, and why.
+/// The decision, and its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// The appliance runs on KVM.
     Kvm,
     /// The appliance is emulated.
     Tcg {
-        /// Why not KVM; empty where emulation was asked for.
+        /// Why not KVM; empty if the user chose emulation.
         because: String,
     },
 }
@@ -95,7 +95,7 @@ fn usable(qemu: &Path) -> Result<(), String> {
     }
     let answer = run_rom(qemu);
     if let Some(path) = cache {
-        // Only a convenience: without it the next run asks again.
+        // Only for speed: without it the next run tests again.
         let text = answer.as_ref().err().map_or("", String::as_str);
         let _ = keep(&path, text);
     }
@@ -103,14 +103,15 @@ fn usable(qemu: &Path) -> Result<(), String> {
 }
 
 fn run_rom(qemu: &Path) -> Result<(), String> {
-    let rom = rom_file().map_err(|error| format!("the KVM probe could not be written: {error}"))?;
+    let rom =
+        rom_file().map_err(|error| format!("the test program for KVM could not be written: {error}"))?;
     match child::run(rom_command(qemu, "kvm", rom.path()), DEADLINE) {
         Ok(output) if output.status.code() == Some(EXIT_CODE) => Ok(()),
-        Ok(output) => Err(format!("qemu does not get on with this host's KVM ({})", output.status)),
+        Ok(output) => Err(format!("qemu fails with KVM on this host ({})", output.status)),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            Err("this host's KVM hardly gets on: it emulates".into())
+            Err("KVM on this host is too slow to be real (nested software emulation)".into())
         }
-        Err(error) => Err(format!("qemu could not be asked: {error}")),
+        Err(error) => Err(format!("qemu could not be run: {error}")),
     }
 }
 
@@ -138,7 +139,7 @@ fn rom_file() -> io::Result<tempfile::NamedTempFile> {
     Ok(file)
 }
 
-/// Where the answer for this qemu, this `/dev/kvm` and this boot is kept.
+/// The cache file for this qemu, this `/dev/kvm` and this boot.
 fn cache_file(qemu: &Path, device: &Path) -> Option<PathBuf> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let qemu = File::open(qemu).ok()?.metadata().ok()?;
@@ -147,7 +148,7 @@ fn cache_file(qemu: &Path, device: &Path) -> Option<PathBuf> {
     Some(cache_directory()?.join(name))
 }
 
-/// Keeps an answer, all of it or nothing.
+/// Caches a result, atomically.
 fn keep(path: &Path, answer: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
@@ -173,8 +174,8 @@ mod tests {
         assert_eq!(decision.to_string(), "emulation");
     }
 
-    /// The same ROM under emulation shows that it is sound: only KVM can then be the reason of a
-    /// "no".
+    /// The same ROM under emulation shows that the ROM is correct, so that a failure under KVM is a
+    /// failure of KVM.
     #[test]
     fn the_rom_runs_under_emulation() {
         let rom = rom_file().unwrap();

@@ -1,4 +1,4 @@
-//! Uploads the probe agent into the appliance and runs it there.
+//! Uploads the agent into the appliance and runs it there.
 
 use super::{Appliance, CallError};
 use std::io::{self, Write as _};
@@ -7,29 +7,28 @@ use virt_bmap_agent_protocol::inventory::{self, Report};
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
-/// Where it is put in the appliance: `debug_upload` takes a path there, whatever its manual says of
-/// `/tmp`.
+/// Its path in the appliance: `debug_upload` takes any path there, in spite of its manual.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
 const KEY_PATH: &str = "/tmp/virt-bmap-key";
 /// Where libguestfs mounts the guest's `/`.
 pub const SYSROOT: &str = "/sysroot";
 
-/// Why the agent did not do its work.
+/// Why the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// What is to be uploaded could not be written to a temporary file.
+    /// The upload could not be written to a temporary file.
     #[error("cannot write a temporary file")]
     Temporary(#[source] io::Error),
     /// It could not be uploaded.
-    #[error("cannot upload the probe agent")]
+    #[error("cannot upload the agent")]
     Upload(#[source] CallError),
     /// It ended in failure.
-    #[error("the probe agent failed")]
+    #[error("the agent failed")]
     Run(#[source] CallError),
 }
 
 impl Appliance {
-    /// Uploads the agent and has it turn off all that reads ahead.
+    /// Uploads the agent and has it disable readahead.
     ///
     /// # Errors
     /// [`AgentError`]
@@ -38,7 +37,7 @@ impl Appliance {
         self.run("disable-readahead").map(drop)
     }
 
-    /// What the kernel has said since the last time, or since the agent was started.
+    /// The kernel's messages since the previous call, or since the agent was started.
     ///
     /// # Errors
     /// [`AgentError`]
@@ -46,20 +45,19 @@ impl Appliance {
         self.run("log")
     }
 
-    /// What the appliance's kernel knows of the guest's block devices: of those that are named,
-    /// then of all.
+    /// The agent's reports on the guest's block devices: first the named ones, then all.
     pub(super) fn describe(&self, named: &[String]) -> Result<Vec<Report>, AgentError> {
         let named: String = named.iter().map(|name| format!(" {}", quote(name))).collect();
         Ok(inventory::parse(&self.run(&format!("devices {}{named}", self.control))?))
     }
 
-    /// Has the agent do the task that lies on the control disk.
+    /// Has the agent do the task on the control disk.
     ///
     /// # Errors
     /// [`AgentError`]
     pub fn work(&self) -> Result<(), AgentError> {
         let spent = self.run(&format!("work {}", self.control))?;
-        tracing::debug!("the agent's time: {}", spent.trim_end());
+        tracing::debug!("time of the agent: {}", spent.trim_end());
         Ok(())
     }
 
@@ -76,8 +74,8 @@ impl Appliance {
     ) -> Result<Unlocked, AgentError> {
         self.upload(secret, KEY_PATH, 0o600)?;
         let kind = if bitlocker { "--type bitlk " } else { "" };
-        // udev has been ended; without the variable cryptsetup would wait for it for ever.
-        // Writable, because a journal may have to be replayed; what is written stays with us.
+        // udev was stopped; without the variable cryptsetup would wait for it forever. Writable,
+        // because a journal may have to be replayed; writes stay in the overlay.
         let command = format!(
             "DM_DISABLE_UDEV=1 timeout -k 5 {} cryptsetup open {kind}--key-file {KEY_PATH} {} {}",
             UNLOCKING.as_secs(),
@@ -88,7 +86,7 @@ impl Appliance {
         self.shell(&format!("rm -f {KEY_PATH}")).map_err(AgentError::Run)?;
         Ok(match ended.as_deref().map(str::trim) {
             Ok("0") => Unlocked::Yes,
-            // timeout(1): 124, or 137 where it had to use SIGKILL.
+            // timeout(1) exits with 124, or with 137 if it used SIGKILL.
             Ok("124" | "137") => Unlocked::Never,
             _ => Unlocked::No,
         })
@@ -111,17 +109,17 @@ impl Appliance {
 pub enum Unlocked {
     /// It is open.
     Yes,
-    /// The key is not one of it.
+    /// The key does not fit.
     No,
     /// It took longer than [`UNLOCKING`].
     Never,
 }
 
-/// How long it may take to unlock a device: a key that takes seconds to derive takes a minute under
-/// emulation. There are BitLocker headers for which cryptsetup never ends.
+/// Time limit for unlocking a device. A key derivation of seconds takes a minute under emulation,
+/// and for some BitLocker headers cryptsetup never ends.
 pub const UNLOCKING: Duration = Duration::from_secs(240);
 
-/// A word for the shell, whatever is in it.
+/// Quotes a word for the shell.
 pub(super) fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -1,5 +1,4 @@
-//! The libguestfs handle: what the `guestfs` crate has, and the little of the C library that it
-//! lacks.
+//! The libguestfs handle: the `guestfs` crate, and a few calls of the C library that it lacks.
 //!
 //! The crate offers neither error handlers nor event call-backs. Without the first, libguestfs
 //! prints every failed call to standard error itself; without the second, the appliance's console,
@@ -15,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct CallError {
-    /// What libguestfs says, control characters escaped; it may quote what the appliance said.
+    /// libguestfs's message, control characters escaped; it may quote output of the appliance.
     pub message: String,
 }
 
@@ -49,7 +48,7 @@ impl Console {
         }
     }
 
-    /// What the kernel said when it panicked, if it did, fit for a terminal.
+    /// The message of the kernel's panic, if it panicked, escaped for a terminal.
     pub fn panic(&self) -> Option<String> {
         const SAID: &str = "Kernel panic - not syncing: ";
         let tail = self.tail();
@@ -57,7 +56,7 @@ impl Console {
         Some(said.trim_end_matches(" ]---").to_owned())
     }
 
-    /// The last lines, oldest first, fit for a terminal.
+    /// The last lines, oldest first, escaped for a terminal.
     pub fn tail(&self) -> Vec<String> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.end_line();
@@ -77,9 +76,8 @@ impl ConsoleLines {
     }
 }
 
-/// Text from the appliance, fit for a terminal: what is no printable character is escaped, but for
-/// the control sequences (ECMA-48) with which a console is coloured and cleared, which are left
-/// out.
+/// Text from the appliance, escaped for a terminal. Control sequences (ECMA-48), with which
+/// consoles are coloured and cleared, are removed.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut printable = String::new();
@@ -144,9 +142,8 @@ pub(crate) struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Ends qemu, which may hang; the kill switch then still works. What closing does after
-        // that, it does with children, too (`rm` for its temporary directory), which must be left
-        // alone.
+        // This ends qemu, and may hang; the kill switch still works then. Closing the handle then
+        // starts children, too (`rm` for its temporary directory), which must not be killed.
         let _ = self.call(guestfs::Handle::shutdown);
         self.kill.disarm();
     }
@@ -157,13 +154,13 @@ impl Handle {
     /// the console goes to standard error instead.
     pub(crate) fn create(console: Arc<Console>, kill: KillSwitch, echo: bool) -> Result<Self, CallError> {
         kill.arm();
-        // Closing at exit would happen on another thread than the one that is in a call.
+        // Closing at exit would happen on another thread.
         let flags = guestfs::CreateFlags::new().create_no_close_on_exit_flag(true);
         let guestfs = guestfs::Handle::create_flags(flags)
-            .map_err(|_| CallError { message: "libguestfs cannot make a handle".into() })?;
+            .map_err(|_| CallError { message: "libguestfs cannot create a handle".into() })?;
         let handle = Self { guestfs, console, kill };
         #[allow(unsafe_code)]
-        // SAFETY: the handle is open; no handler needs no data.
+        // SAFETY: the handle is open; without a handler no data is needed.
         unsafe {
             ffi::guestfs_set_error_handler(handle.raw(), None, std::ptr::null_mut());
         }
@@ -200,7 +197,7 @@ impl Handle {
             let text = ffi::guestfs_last_error(self.raw());
             if text.is_null() { None } else { Some(printable(CStr::from_ptr(text).to_bytes())) }
         };
-        message.unwrap_or_else(|| "libguestfs gives no reason".into())
+        message.unwrap_or_else(|| "libguestfs reported an error without a message".into())
     }
 
     /// The C handle.

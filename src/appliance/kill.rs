@@ -1,4 +1,4 @@
-//! Ends an appliance from another thread than its own.
+//! Ends an appliance from another thread.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -6,14 +6,14 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a qemu that is about to make its temporary file is let live.
+/// How long a qemu that is about to make its temporary file is spared.
 const MAKING: Duration = Duration::from_secs(3);
 
 /// Ends whatever the session thread's libguestfs is waiting for.
 ///
 /// A libguestfs call cannot be interrupted, not even to ask for qemu's process id. But qemu and
 /// supermin are children of the thread that launches them, and when they die, the call fails. Only
-/// what that thread has started is ever killed, so other children of this process are safe.
+/// children of that thread are ever killed, so other children of this process are safe.
 #[derive(Clone, Debug, Default)]
 pub struct KillSwitch {
     shared: Arc<Shared>,
@@ -21,8 +21,8 @@ pub struct KillSwitch {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Kernel id of the session thread, 0 before it has said it and when its children are to be
-    /// left alone. Locked while they are being killed.
+    /// Kernel id of the session thread; 0 before the switch is armed and after it is disarmed.
+    /// Locked while children are being killed.
     thread: Mutex<i32>,
     /// When [`KillSwitch::throw`] was called first.
     thrown: OnceLock<Instant>,
@@ -34,7 +34,7 @@ impl KillSwitch {
         *self.thread() = rustix::thread::gettid().as_raw_pid();
     }
 
-    /// To be called when what the thread starts from now on is to be left alone. When this returns,
+    /// To be called when later children of the thread must not be killed. When this returns,
     /// nothing is being killed.
     pub fn disarm(&self) {
         *self.thread() = 0;
@@ -49,7 +49,7 @@ impl KillSwitch {
         self.shared.thrown.get().is_some()
     }
 
-    /// Kills what the session thread has started. To be repeated until the thread has ended: it may
+    /// Kills the children of the session thread. To be repeated until the thread has ended: it may
     /// be about to start the next child.
     pub fn throw(&self) {
         let thrown = self.shared.thrown.get_or_init(Instant::now);
@@ -60,7 +60,7 @@ impl KillSwitch {
         let children = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
         let children = children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?));
         let children: Vec<Pid> = children.collect();
-        // All of them wait: one is libguestfs's recovery process, which ends qemu should we die
+        // All of them are spared: one is libguestfs's recovery process, which ends qemu if we die
         // meanwhile.
         if thrown.elapsed() < MAKING && children.iter().any(|child| makes_overlay(*child)) {
             return;
@@ -72,8 +72,7 @@ impl KillSwitch {
     }
 }
 
-/// Whether the process is a qemu of libguestfs's that has not yet come to delete its temporary
-/// file.
+/// Whether the process is a qemu of libguestfs that has not yet deleted its temporary file.
 ///
 /// The appliance's own disk is given to it with `snapshot=on`. For that qemu makes a file
 /// `vl.XXXXXX` in `TMPDIR`, and deletes it as soon as it has it open (`bdrv_append_temp_snapshot`
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_to_delete_its_overlay_does_so_first_and_all_others_wait() {
+    fn a_qemu_that_makes_its_overlay_is_spared_for_a_moment() {
         let dir = tempfile::tempdir().unwrap();
         let (overlay, go) = (dir.path().join("vl.abcdef"), dir.path().join("go"));
         let script = "exec 9> $1; until [ -e $2 ]; do sleep 0.01; done; rm $1; read line";

@@ -1,7 +1,7 @@
-//! The guest session: a libguestfs appliance with the guest's disks, and what is done in it.
+//! The appliance of libguestfs with the guest's disks, and the commands that run in it.
 //!
 //! libguestfs is synchronous, and its handle stays on one thread. An [`Appliance`] is therefore
-//! made and used on a thread of its own; from elsewhere it can only be ended, through a
+//! created and used on a thread of its own; other threads can only end it, through a
 //! [`KillSwitch`].
 
 pub mod accel;
@@ -28,13 +28,13 @@ pub use virt_bmap_agent_protocol::inventory::{DeviceNumber, MdArray, MdMember};
 pub struct LaunchOptions {
     /// KVM or emulation.
     pub acceleration: Acceleration,
-    /// Memory in MiB; `None`: what libguestfs thinks fit.
+    /// Memory in MiB; `None`: libguestfs's default.
     pub memsize: Option<u32>,
     /// Number of virtual processors; `None`: one.
     pub smp: Option<u32>,
-    /// Have libguestfs and the appliance's kernel say what they do, on standard error.
+    /// Print messages of libguestfs and of the appliance's kernel on standard error.
     pub verbose: bool,
-    /// Have libguestfs print each of its calls to standard error.
+    /// Print each call into libguestfs on standard error.
     pub trace: bool,
 }
 
@@ -46,18 +46,18 @@ pub enum LaunchError {
     Configure {
         /// What was being set.
         what: &'static str,
-        /// What libguestfs says.
+        /// libguestfs's error.
         #[source]
         source: CallError,
     },
     /// The appliance did not come up.
-    #[error("the libguestfs appliance did not come up{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+    #[error("the libguestfs appliance did not start{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
     Launch {
         /// What may help.
         hint: Option<String>,
         /// The last lines of its console.
         console: Vec<String>,
-        /// What libguestfs says.
+        /// libguestfs's error.
         #[source]
         source: CallError,
     },
@@ -67,7 +67,7 @@ pub enum LaunchError {
 pub struct Appliance {
     handle: Handle,
     console: Arc<Console>,
-    /// The disk that is the agent's way out, as the appliance names it.
+    /// The control disk, as the appliance names it.
     control: String,
 }
 
@@ -76,10 +76,10 @@ const CONTROL_LABEL: &str = "control";
 
 impl Appliance {
     /// Launches an appliance whose disks are exports of the NBD server at `socket`: `disks`, in
-    /// order, and `control`. With KVM, an appliance that dies while it comes up is tried once more
-    /// under emulation, unless `kill` was its end.
+    /// order, and `control`. An appliance that dies under KVM while it boots is started once more
+    /// under emulation, unless `kill` ended it.
     ///
-    /// `announce` is told how the appliance is about to run, once for each try.
+    /// Calls `announce` with the decision before each try.
     ///
     /// # Errors
     /// [`LaunchError`], with the last lines of the console.
@@ -129,22 +129,21 @@ impl Appliance {
         set("set_verbose", &|g| g.set_verbose(options.verbose))?;
         set("set_trace", &|g| g.set_trace(options.trace))?;
         if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
-            // The default may be libvirt, which would keep our socket from qemu by SELinux or
-            // AppArmor.
+            // The default may be libvirt, whose SELinux or AppArmor rules deny qemu our socket.
             set("set_backend", &|g| g.set_backend("direct"))?;
         }
         if hangup::is_ignored() {
-            // Else a terminal that hangs up would end qemu.
+            // Otherwise a terminal that hangs up would end qemu.
             set("set_pgroup", &|g| g.set_pgroup(true))?;
         }
-        // Nothing of what is written is kept.
+        // Writes are not kept.
         set("set_autosync", &|g| g.set_autosync(false))?;
         let mut append = vec![ALL_APPEND.to_owned()];
         if let Decision::Tcg { .. } = decision {
             set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
             append.push(tcg_append(options.smp.unwrap_or(1)));
         }
-        // Of LIBGUESTFS_APPEND. What comes last counts.
+        // From LIBGUESTFS_APPEND. The last setting wins.
         let asked = handle
             .call(|g| Ok(g.get_append()?.map(str::to_owned)))
             .map_err(configure("get_append"))?
@@ -197,7 +196,7 @@ impl Appliance {
     /// Calls into libguestfs.
     ///
     /// # Errors
-    /// What libguestfs says.
+    /// libguestfs's error.
     pub fn call<T>(
         &self,
         call: impl FnOnce(&guestfs::Handle) -> Result<T, guestfs::Error>,
@@ -214,20 +213,19 @@ impl Appliance {
     }
 }
 
-/// What the appliance's kernel is told: what goes on after a driver has crashed in it is not to be
-/// relied on, and may hang.
+/// Kernel options of each appliance: after a driver has crashed, the kernel is not reliable and may
+/// hang, so it panics.
 const ALL_APPEND: &str = "oops=panic";
 
-/// What an emulated appliance's kernel is told besides.
+/// Further kernel options of an emulated appliance.
 ///
-/// It defends nobody against the tricks that processors are played: one program runs in it, and
-/// emulation has no such processor. Nor does it clear all memory that it hands out. Both cost more
-/// here than what they defend is worth. Security modules would be asked about each file that is
-/// opened, and have no policy to go by (`lsm=`: a tenth of the time that it takes to look files
-/// up). qemu emulates `rep movsb` byte by byte: a kernel that believes in fast strings copies at
-/// less than half the speed. And a processor that has nothing to do but wait for a disk is put to
-/// sleep and woken by the host's scheduler for each request, which takes longer than the request:
-/// where this machine has a processor to spare, those of the appliance wait awake.
+/// Mitigations of processor vulnerabilities are off: one program runs in the appliance, and
+/// emulation has no such processor. Memory is not cleared on allocation. Both cost more than they
+/// protect. Security modules are off: they would be called for each file that is opened, without a
+/// policy (a tenth of the time for looking up files). qemu emulates `rep movsb` byte by byte, so a
+/// kernel that uses fast strings copies at less than half the speed. A virtual processor that waits
+/// for a disk sleeps, and the host's scheduler wakes it for each request, which takes longer than
+/// the request. If the host has a processor to spare, the appliance's processors poll instead.
 fn tcg_append(smp: u32) -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";
@@ -249,13 +247,13 @@ fn launch_hint() -> Option<String> {
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
         .collect();
     if kernels.is_empty() {
-        return Some("there is no kernel in /boot for it: install one (Debian: linux-image-amd64)".into());
+        return Some("there is no kernel in /boot: install one (Debian: linux-image-amd64)".into());
     }
     if kernels.iter().any(|kernel| std::fs::File::open(kernel).is_ok()) {
         return None;
     }
     Some(format!(
-        "the kernels in /boot cannot be read by this user: `sudo chmod 0644 {}`, or set SUPERMIN_KERNEL",
+        "this user cannot read the kernels in /boot: run `sudo chmod 0644 {}`, or set SUPERMIN_KERNEL",
         kernels[0].display()
     ))
 }

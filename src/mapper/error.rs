@@ -33,8 +33,8 @@ pub enum MapError {
     /// The exports could not be named; a defect of this library.
     #[error(transparent)]
     Exports(#[from] ExportsError),
-    /// An image cannot be read any more.
-    #[error("an image was lost while it was read")]
+    /// An image became unreadable.
+    #[error("an image became unreadable while it was read")]
     Lost(#[source] io::Error),
     /// The appliance did not come up.
     #[error(transparent)]
@@ -42,10 +42,10 @@ pub enum MapError {
     /// The appliance came up, but the work in it failed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// What was found does not fit into a map.
+    /// The objects do not fit into a map.
     #[error(transparent)]
     Found(#[from] FoundError),
-    /// Nothing happened for too long.
+    /// There was no sign of life for too long.
     #[error("nothing happened for {} seconds while {during}; gave up (--timeout sets how long to wait)", limit.as_secs())]
     Hung {
         /// The limit.

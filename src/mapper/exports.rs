@@ -1,4 +1,4 @@
-//! What our NBD server offers to the appliance: the guest's disks and the control disk.
+//! The exports for the appliance: the guest's disks and the control disk.
 
 use crate::probe::channel::Channel;
 use crate::recorder::Recorder;
@@ -21,16 +21,16 @@ pub(super) const CONTROL_EXPORT: &str = "control";
 pub struct DiskExport {
     /// Its number.
     pub disk: DiskNumber,
-    /// The image, and what is written over it.
+    /// The image with its overlay.
     pub overlay: Arc<Overlay>,
-    /// Told of each read.
+    /// Records each read.
     pub recorder: Arc<Recorder>,
-    /// Set when the image as a whole is lost.
+    /// The error, once the image as a whole is lost.
     pub lost: Arc<OnceLock<io::Error>>,
 }
 
 impl DiskExport {
-    /// Remembers the error if the image as a whole is lost, not only a place in it.
+    /// Remembers the error if the image as a whole is lost, not only one place in it.
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result
             && let Some(ReadError::Gone { .. }) = error.get_ref().and_then(|inner| inner.downcast_ref())
@@ -47,7 +47,7 @@ impl Export for DiskExport {
     }
 
     fn is_read_only(&self) -> bool {
-        // Filesystems replay their journals even when they are mounted read-only.
+        // Filesystems replay their journals even if they are mounted read-only.
         false
     }
 
@@ -78,7 +78,7 @@ impl Export for DiskExport {
     }
 
     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {
-        // Nothing has to last longer than this process, so "durable" asks for nothing more.
+        // Writes need not outlive this process, so FUA needs no more than a write.
         self.overlay.write_at(data, DiskOffset(offset))
     }
 
@@ -96,7 +96,7 @@ impl Export for DiskExport {
     }
 }
 
-/// The agent's way out.
+/// The control disk.
 pub(super) struct ControlExport {
     pub(super) channel: Arc<Channel>,
 }
@@ -120,7 +120,7 @@ impl Export for ControlExport {
 
     fn write(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {
         if offset != 0 {
-            return Err(io::Error::other("a write to the control disk that is no frame"));
+            return Err(io::Error::other("a write to the control disk that is not a frame"));
         }
         self.channel.frame(data).map_err(io::Error::other)
     }

@@ -1,11 +1,11 @@
-//! What a map's header says of the images, and warns of.
+//! The descriptions and warnings of images in a map's header.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use virt_bmap_image::Image;
 use virt_bmap_map::{Cause, ImageFile, ImageInfo, Warning};
 
-/// What a map says of these images.
+/// The description of these images in a map's header.
 pub fn described(images: &[Image]) -> Vec<ImageInfo> {
     let file = |name: &Path, format: Option<virt_bmap_image::ImageFormat>| ImageFile {
         name: name.as_os_str().as_bytes().to_vec(),
@@ -20,7 +20,7 @@ pub fn described(images: &[Image]) -> Vec<ImageInfo> {
     (1..).zip(images).map(info).collect()
 }
 
-/// The map's warning for what was seen when an image was opened.
+/// The map's warning for a warning of the image.
 pub(super) fn image_warning(warning: &virt_bmap_image::Warning) -> Warning {
     let (path, cause) = match warning {
         virt_bmap_image::Warning::MayBeTorn { path } => (path, Cause::ImageMayBeTorn),

@@ -1,9 +1,9 @@
 //! Maps a guest: from its images to its block map.
 //!
-//! Everything else in this library is put together here: the images are opened, our NBD server
-//! serves them from a private socket, an appliance boots with that server as its disks, a probe has
-//! everything in there read, and what was recorded becomes the map. The caller's thread watches: it
-//! passes on progress, ends what hangs, and cleans up, whatever happens.
+//! This module opens the images, serves them over NBD on a private socket, boots an appliance with
+//! these exports as its disks, and has a probe read everything there; the recordings become the
+//! map. The caller's thread watches: it passes on progress, ends a session that hangs, and always
+//! cleans up.
 
 mod error;
 mod exports;
@@ -45,19 +45,18 @@ pub struct GuestDisk {
     pub format: Option<virt_bmap_image::ImageFormat>,
 }
 
-/// A map, and what is to be said of how it came about.
+/// A map, and facts about the run that made it.
 #[derive(Debug)]
 pub struct Mapped {
     /// The map.
     pub map: Map,
-    /// What was found.
+    /// Counts of its objects.
     pub counts: Counts,
-    /// Files that were taken over from the [earlier map](MapperOptions::baseline), and not read.
+    /// Files that were reused from the [baseline](MapperOptions::baseline), and not read.
     pub reused: u64,
     /// How long it took.
     pub elapsed: Duration,
-    /// What the guest's filesystems have written to the private layer of each disk as they were
-    /// mounted: a journal that was replayed, for instance.
+    /// Ranges of each disk's overlay that mounting wrote, for instance by replaying a journal.
     pub rewritten: Vec<RangeSet<DiskOffset>>,
 }
 
@@ -79,28 +78,28 @@ impl Cancel {
     }
 }
 
-/// What a run tells while it goes on.
+/// Events of a run.
 #[derive(Debug)]
 pub enum MapEvent<'a> {
     /// The images have been opened.
     Opened(&'a [Image]),
-    /// How the appliance is about to run.
+    /// The appliance is about to boot, in this way.
     Launching(Decision),
-    /// A filesystem took the appliance down. All is begun anew without it.
+    /// A filesystem made the appliance fail. The run starts again without it.
     LeftOut {
         /// Its device.
         device: &'a str,
-        /// How it did so.
+        /// How the appliance failed.
         cause: &'a Cause,
     },
-    /// Where things are; several times a second.
+    /// The progress, several times a second.
     Progress(&'a Phase, Snapshot),
 }
 
 /// Maps the guest that has these disks, in this order.
 ///
 /// # Errors
-/// [`MapError`]. Whatever the end, no child process, socket or temporary file is left.
+/// [`MapError`]. In any case no child process, socket or temporary file remains.
 pub fn map_guest(
     disks: &[GuestDisk],
     options: &MapperOptions,
@@ -127,8 +126,8 @@ pub fn map_guest(
     Ok(Mapped { elapsed: began.elapsed(), ..mapped })
 }
 
-/// Maps the guest whose disks these are, in this order. `images` is what the map says of them, and
-/// `warnings` what it is to warn of besides.
+/// Maps the guest with these disks, in this order. `images` describes them in the map's header, and
+/// `warnings` are added to it.
 ///
 /// # Errors
 /// As for [`map_guest`].
@@ -146,8 +145,7 @@ pub fn map_sources(
         let (result, phase) = attempt(sources, options, &left_out, cancel, observe)?;
         match result {
             Ok(done) => break done,
-            // A corrupt filesystem may be more than its driver can bear. The others are mapped all
-            // the same.
+            // A damaged filesystem may crash its driver. The others are mapped all the same.
             Err(error) => match fatal(&error, &phase) {
                 Some((device, cause))
                     if left_out.len() < MOST_LEFT_OUT && !left_out.contains_key(&device) =>
@@ -163,7 +161,7 @@ pub fn map_sources(
     let (mut found, mut all_warnings) = channel.take();
     warnings.into_iter().for_each(|warning| all_warnings.push(warning));
     let (counts, reused) = (found.counts(), channel.reused());
-    // Nothing in a header differs between two runs.
+    // Two runs make the same header.
     let header = found.header_mut();
     header.images = images;
     header.warnings = all_warnings.list();
@@ -174,11 +172,11 @@ pub fn map_sources(
 /// Filesystems that are not read, and why.
 type LeftOut = BTreeMap<String, Cause>;
 
-/// How many filesystems may take the appliance down with them, each of which costs a boot and
-/// perhaps the watchdog's patience.
+/// How many filesystems may make the appliance fail. Each costs a boot, and perhaps the time limit
+/// of the watchdog.
 const MOST_LEFT_OUT: usize = 20;
 
-/// The filesystem that an appliance did not survive, and how it ended.
+/// The filesystem that made an appliance fail, and how.
 fn fatal(error: &MapError, phase: &Phase) -> Option<(String, Cause)> {
     let Phase::Filesystem { name, kind, .. } = phase else { return None };
     let filesystem = kind.clone();

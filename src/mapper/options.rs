@@ -14,21 +14,20 @@ pub struct MapperOptions {
     pub force_share: bool,
     /// How to launch the appliance.
     pub launch: LaunchOptions,
-    /// Which way to read the guest's files.
+    /// How to read the guest's files.
     pub probe: Probe,
-    /// An earlier map of this guest: what is as it was is taken over, and not read again. The map
-    /// comes out the same. [`Probe::Guestfsd`] takes no notice of it.
+    /// An earlier map of this guest, whose unchanged files are reused. The map is the same as
+    /// without it. [`Probe::Guestfsd`] ignores it.
     pub baseline: Option<Arc<Baseline>>,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
-    /// Map what belongs to no file, too: metadata, symbolic links, free space. [`Probe::Guestfsd`]
-    /// cannot.
+    /// Map metadata, symbolic links and free space, too. [`Probe::Guestfsd`] cannot.
     pub metadata: bool,
     /// Which copies of mirrored data are in the map.
     pub legs: Legs,
-    /// Give up when nothing has happened for so long.
+    /// How long to wait without any sign of life before giving up.
     pub timeout: Duration,
-    /// Most bytes that the guest's filesystems may write to the private layer, for each disk.
+    /// Most bytes that the guest's filesystems may write to the overlay of each disk.
     pub overlay_limit: u64,
 }
 

@@ -1,5 +1,5 @@
-//! What a mapper tells while it works: one JSON object on a line of its standard error, by
-//! `--progress json`. Lines that are no such object are messages for people.
+//! Progress events of a mapper: with `--progress json`, one JSON object a line on standard error.
+//! Other lines are messages for people.
 
 use super::GuestDisk;
 use crate::probe::found::Counts;
@@ -9,7 +9,7 @@ use virt_bmap_image::{Image, Stamp};
 use virt_bmap_map::jsonl::Text;
 use virt_bmap_map::{Warning, diff};
 
-/// One event. A reader skips those that it does not know.
+/// One event. A reader ignores unknown events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 #[non_exhaustive]
@@ -19,27 +19,26 @@ pub enum ProgressEvent {
         /// The guest's disks, in order.
         disks: Vec<OpenedDisk>,
     },
-    /// How far it is; about once in a second.
+    /// The progress, about once a second.
     Progress {
-        /// What is being done, for people.
+        /// The current work, for people.
         doing: String,
-        /// How much of that has been done, from 0 to 1, where it is known.
+        /// The completed share of it, from 0 to 1, if known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         share: Option<f64>,
     },
-    /// Something could not be examined: it is missing from the map.
+    /// A warning that makes the map incomplete.
     Unexamined(Warning),
-    /// Something is worth knowing, though nothing is missing for it.
+    /// Another warning.
     Warning(Warning),
-    /// There is no map. What led to it follows as a message for people.
+    /// There is no map. The error follows as a message for people.
     Failed {
         /// How it failed.
         reason: FailureReason,
     },
-    /// The maps have been written, and differ so much from the earlier map that was given.
+    /// The maps have been written, and have these differences to the given earlier map.
     Changed(diff::Counts),
-    /// Most memory that the mapper's own process has had until now, without qemu's, which is a
-    /// process of its own.
+    /// Peak memory of the mapper's own process so far, without qemu.
     Memory {
         /// In bytes.
         peak: u64,
@@ -52,33 +51,33 @@ pub enum ProgressEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureReason {
-    /// Nothing happened for too long.
+    /// There was no sign of life for too long.
     Hung,
     /// In another way.
     Other,
 }
 
 impl ProgressEvent {
-    /// The event that tells of a warning.
+    /// The event for a warning.
     pub fn of_warning(warning: Warning) -> Self {
         if warning.is_incomplete() { Self::Unexamined(warning) } else { Self::Warning(warning) }
     }
 }
 
-/// A disk and the files that it is made of.
+/// A disk and the files of its chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenedDisk {
-    /// Bytes of the disk that the guest sees; absent if the mapper did not get so far.
+    /// Size of the disk in bytes, as the guest sees it; absent if the image was not opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// The image's format, stated or found out.
+    /// The image's format, stated or detected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
-    /// The image first, then what is below it.
+    /// The image, then the files below it.
     pub files: Vec<StampedFile>,
 }
 
-/// A file, and how it was when it was opened.
+/// A file with its stamp when it was opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StampedFile {
     path: Text,
@@ -87,7 +86,7 @@ pub struct StampedFile {
 }
 
 impl StampedFile {
-    /// The file at `path` as it is now. `None` if it cannot be looked at.
+    /// The file at `path` with its present stamp. `None` if the stamp cannot be read.
     pub fn now(path: &Path) -> Option<Self> {
         let stamp = Stamp::of(path).ok()?;
         Some(Self { path: path.as_os_str().into(), stamp })
@@ -98,19 +97,19 @@ impl StampedFile {
         self.path.to_path()
     }
 
-    /// Whether it is still as it was, as far as that can be seen.
+    /// Whether its stamp is still the same.
     pub fn is_same(&self) -> bool {
         Stamp::of(&self.path()).is_ok_and(|stamp| stamp == self.stamp)
     }
 
-    /// Whether a write to it would be seen: not so of a block device.
+    /// Whether a write to it would change the stamp: not so for a block device.
     pub fn is_telling(&self) -> bool {
         self.stamp.is_telling()
     }
 }
 
 impl OpenedDisk {
-    /// What can be said of a guest's disks before anybody has opened them: the images alone.
+    /// A guest's disks before they are opened: only the images.
     pub fn not_opened(disks: &[GuestDisk]) -> Vec<Self> {
         let disk = |disk: &GuestDisk| Self {
             size: None,
@@ -120,10 +119,9 @@ impl OpenedDisk {
         disks.iter().map(disk).collect()
     }
 
-    /// What there is to say of an image that has been opened.
+    /// An opened image.
     ///
-    /// Of an image of a stated format not everything below it need be known: what qemu alone can
-    /// open is left out.
+    /// Below an image with a stated format, files that only qemu can open are left out.
     pub fn of(image: &Image) -> Self {
         let files = image.chain.iter().flat_map(|link| [&link.filename].into_iter().chain(&link.data_files));
         Self {

@@ -16,17 +16,17 @@ use virt_bmap_image::{Overlay, Source};
 use virt_bmap_nbd::{Address, Exports, Limits, ListenAddress, Service};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, RangeSet};
 
-/// How often the caller's thread looks whether something happened.
+/// How often the caller's thread checks the session.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What an attempt gives: the conversation, and what was written to the disks' private layers.
+/// The result of an attempt: the channel with the objects, and the written ranges of the overlays.
 pub(super) type Attempt = (Arc<Channel>, Vec<RangeSet<DiskOffset>>);
 
-/// Maps the guest with an appliance of its own, but for some filesystems, and says how it ended,
-/// and where.
+/// Maps the guest in one run of an appliance, without the filesystems in `left_out`. Returns the
+/// result and the last phase.
 ///
 /// # Errors
-/// [`MapError`], where another attempt is no use.
+/// [`MapError`], if another attempt would be useless.
 pub(super) fn attempt(
     sources: &[Arc<dyn Source>],
     options: &MapperOptions,
@@ -57,7 +57,7 @@ pub(super) fn attempt(
     };
     let result = session.watch(cancel, &lost, observe);
     service.stop();
-    // Whatever else went wrong comes of that.
+    // Other errors are consequences of this one.
     if !cancel.is_cancelled()
         && let Some(error) = Arc::into_inner(lost).and_then(OnceLock::into_inner)
     {
@@ -67,7 +67,8 @@ pub(super) fn attempt(
     Ok((result.map(|()| (channel, rewritten())), session.phase()))
 }
 
-/// The guest's disks and the control disk, and what is written to the disks, in order.
+/// The exports of the guest's disks and of the control disk, and the overlays of the disks, in
+/// order.
 fn exports(
     sources: &[Arc<dyn Source>],
     recorder: &Arc<Recorder>,
@@ -75,7 +76,7 @@ fn exports(
     lost: &Arc<OnceLock<io::Error>>,
     options: &MapperOptions,
 ) -> Result<(Exports, Vec<Arc<Overlay>>), MapError> {
-    let what = "a temporary file for what the guest's file systems write";
+    let what = "a temporary file for what the guest's filesystems write";
     let mut exports =
         Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
     let mut overlays = Vec::new();
@@ -90,7 +91,7 @@ fn exports(
     Ok((exports, overlays))
 }
 
-/// The work that is done on a thread of its own, because libguestfs is synchronous.
+/// The work of a session. It runs on a thread of its own, because libguestfs is synchronous.
 #[derive(Clone)]
 struct Session {
     options: MapperOptions,
@@ -102,13 +103,13 @@ struct Session {
     left_out: LeftOut,
     kill: KillSwitch,
     phase: Arc<Mutex<Phase>>,
-    /// How the appliance runs, once for each try to launch it.
+    /// The decisions on acceleration, one for each launch, that were not yet reported.
     decision: Arc<Mutex<Vec<Decision>>>,
 }
 
 impl Session {
-    /// Runs the session and watches over it: the end is certain, be it by itself, by the watchdog
-    /// or by the user.
+    /// Runs the session and watches over it. It always ends: by itself, by the watchdog or by the
+    /// user.
     fn watch(
         &self,
         cancel: &Cancel,
@@ -142,7 +143,7 @@ impl Session {
             }
         }
         let result = thread.join().unwrap_or(Err(MapError::Panicked));
-        // Why the appliance died is known better here than there.
+        // The reason for the appliance's death is known here, not there.
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
         }
@@ -154,8 +155,8 @@ impl Session {
         }
     }
 
-    /// Something that changes as long as anything happens. To read the same over and over is
-    /// nothing, in a filesystem; when devices are looked at it is usual.
+    /// A value that changes as long as the session makes progress. Repeated reads of the same bytes
+    /// are no progress in a filesystem, but normal while devices are examined.
     fn signs_of_life(&self) -> (u64, u64, Phase) {
         let phase = self.phase();
         let reads = match phase {
@@ -208,11 +209,11 @@ impl Session {
     }
 }
 
-/// A phase, to follow "while".
+/// A phase, as the end of a sentence after "while".
 fn during(phase: &Phase) -> String {
     match phase {
-        Phase::Launching => "the appliance was coming up".into(),
-        Phase::Devices => "the guest's devices were being looked at".into(),
+        Phase::Launching => "the appliance was starting".into(),
+        Phase::Devices => "the guest's devices were being examined".into(),
         Phase::Filesystem { name, .. } => format!("{name} was being read"),
         Phase::Closing => "the appliance was being shut down".into(),
     }

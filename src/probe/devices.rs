@@ -59,7 +59,7 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
         let may_be_cached = computed.get(*device).is_some_and(Layout::is_partial);
         let is_cached = may_be_cached && read.is_none_or(Recording::is_empty);
         if !is_cached && !read.is_some_and(|read| proof.is_given_by(read)) {
-            tracing::debug!("{device} is not where it should be: {proof:?}, not {read:?}");
+            tracing::debug!("{device}: a proof failed: expected {proof:?}, read {read:?}");
             computed.remove(*device);
         }
     }

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn of_exfat_the_last_page_is_expected_as_far_as_the_cluster_goes() {
+    fn exfat_reads_the_last_page_up_to_the_cluster_end() {
         let of =
             |cluster: u64| Expectation::of(&[extent(0, 8192, 5120, 0)], 5000, cluster, &FsKind::Exfat, true);
         let blocks = |end: u64| Expectation::Blocks([Range::new(8192, end)].into_iter().collect());
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_driver_that_reads_through_the_devices_cache_whole_pages_are_expected_and_blocks_are_the_files() {
+    fn fuse_drivers_read_whole_pages_of_the_device() {
         let extents = [extent(0, 5120, 1024, 0), extent(1024, 13312, 512, Extent::LAST)];
         let of = |cluster: u64| Expectation::of(&extents, 1500, cluster, &FsKind::Ntfs, true);
         let met = |ranges: &[(u64, u64)]| of(512).is_met_by(&read(ranges), Some(&disk()), true);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn of_btrfs_what_lies_in_metadata_and_what_is_compressed_is_not_expected() {
+    fn btrfs_inline_and_compressed_extents_are_not_expected() {
         let of =
             |extents: &[Extent], has_layout| Expectation::of(extents, 5000, 4096, &FsKind::Btrfs, has_layout);
         let extents = [extent(0, 1 << 40, 4096, 0), extent(4096, 1 << 41, 8192, 0)];
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn of_one_leg_there_is_what_was_read() {
+    fn one_leg_is_what_was_read() {
         let members = [1, 2].map(|id| Member { id, major: 8, minor: 16 * id as u32 });
         let below = [1, 2].map(|disk| ((8, 16 * u32::from(disk)), Arc::new(Layout::of_disk(disk, 1 << 20))));
         let chunk = Chunk {

@@ -36,16 +36,16 @@ pub enum FoundError {
     #[error(transparent)]
     Build(#[from] BuildError),
     /// Its parent is unknown, or is not a directory.
-    #[error("object {0} is not a known directory")]
+    #[error("object {0} is not a directory of this filesystem")]
     Parent(ObjectNumber),
     /// It is not known.
-    #[error("object {0} is not known")]
+    #[error("there is no object {0}")]
     Unknown(ObjectNumber),
     /// An invalid name.
-    #[error("a name that no file can have")]
+    #[error("an invalid file name")]
     Name,
     /// More than [`MOST_OBJECTS`].
-    #[error("more than {MOST_OBJECTS} objects")]
+    #[error("there are more than {MOST_OBJECTS} objects")]
     TooMany,
 }
 

@@ -26,11 +26,11 @@ pub struct Key {
 pub enum KeyError {
     /// It has another form.
     #[error(
-        "{0:?} is no key: write SELECTOR:key:STRING or SELECTOR:file:NAME, with a device, a UUID or `all` as SELECTOR"
+        "{0:?} is not a key: write SELECTOR:key:STRING or SELECTOR:file:NAME, with a device, a UUID or `all` as SELECTOR"
     )]
     Form(String),
     /// Its file cannot be read.
-    #[error("the key file {path:?} cannot be read")]
+    #[error("cannot read the key file {path:?}")]
     File {
         /// The file.
         path: PathBuf,

@@ -99,7 +99,7 @@ pub enum Legs {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The inventory failed.
-    #[error("cannot take stock of the guest's devices")]
+    #[error("cannot list the guest's devices")]
     Inventory(#[source] CallError),
     /// The agent failed.
     #[error(transparent)]

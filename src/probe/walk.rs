@@ -31,7 +31,7 @@ pub(super) fn walk(
     let inodes = inodes.as_ref();
     match walk_as(context, filesystem, layouts, context.sample, context.baseline, inodes) {
         Err(ProbeError::Channel(error @ (ChannelError::ExtentMismatch | ChannelError::Damaged))) => {
-            tracing::debug!("{}: all of each file is read: {error}", filesystem.device);
+            tracing::debug!("{}: reading each file in full: {error}", filesystem.device);
             context.channel.forget_walk();
             unmount(context, filesystem)?;
             if mount(context, filesystem)? {

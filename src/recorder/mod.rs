@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_again_is_no_news() {
+    fn repeated_reads_are_not_news() {
         let recorder = Recorder::new();
         let read = |start| recorder.read(1, DiskRange::new(start, start + 512));
         (0..9).for_each(|_| read(0));

@@ -17,7 +17,7 @@ pub struct DmTarget {
 }
 
 impl DmTarget {
-    /// What stands in the line after its kind.
+    /// The words of the line after its kind.
     pub(super) fn words(&self) -> impl Iterator<Item = &str> {
         self.arguments.iter().map(String::as_str)
     }

@@ -1,4 +1,4 @@
-//! What the appliance's kernel found on the guest's disks.
+//! The inventory: the devices that the appliance's kernel has found.
 
 mod dm;
 mod sort;
@@ -19,8 +19,8 @@ use virt_bmap_map::Cause;
 pub struct BlockDevice {
     /// Its name, `/dev/sda1` or `/dev/vg/root`.
     pub path: String,
-    /// The kernel's name for it in the appliance, which may differ: the kernel names disks as it
-    /// finds them.
+    /// The kernel's name for it in the appliance, which may differ: the kernel names disks in the
+    /// order in which it finds them.
     pub node: String,
     /// Major and minor number.
     pub number: DeviceNumber,
@@ -30,7 +30,7 @@ pub struct BlockDevice {
     pub kind: DeviceKind,
 }
 
-/// Kinds of block devices, with what the kernel says of where they lie.
+/// Kinds of block devices, with the kernel's tables that describe their place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// A whole disk.
@@ -51,20 +51,20 @@ pub enum DeviceKind {
     Md(MdArray),
 }
 
-/// What a device holds that is not itself split into devices.
+/// The content of a device that is not itself split into devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
     /// The device.
     pub device: String,
     /// The kernel's name for that device in the appliance.
     pub node: String,
-    /// What it is, as blkid(8) says; `None` where that does not know.
+    /// Its type, according to blkid(8); `None` if unknown.
     pub kind: Option<FsKind>,
     /// The UUID of the filesystem or encrypted device.
     pub uuid: Option<String>,
 }
 
-/// All that was found, each list in a fixed order.
+/// All devices and their content, each list in a fixed order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// The guest's disks, in the order in which they were given.
@@ -75,16 +75,16 @@ pub struct Inventory {
     pub volumes: Vec<BlockDevice>,
     /// Other assembled devices: md arrays, unlocked encrypted devices, by name.
     pub others: Vec<BlockDevice>,
-    /// Devices that only others are made of: the parts of a mirrored volume, the pool of a thin
-    /// one.
+    /// Devices that exist only as parts of others: the legs of a mirrored volume, the pool of a
+    /// thin one.
     pub hidden: Vec<BlockDevice>,
-    /// What the devices hold, in order of their names.
+    /// The content of the devices, by name.
     pub contents: Vec<Content>,
-    /// Members of arrays, physical volumes and their like, by name.
+    /// Members of arrays, physical volumes and the like, by name.
     pub members: Vec<Content>,
-    /// Partitioned devices that hold something besides, as images of hybrid CDs do.
+    /// Partitioned devices that have content of their own, such as images of hybrid CDs.
     pub hybrids: BTreeSet<DeviceNumber>,
-    /// Devices that could not be looked at, and why.
+    /// Devices that could not be examined, and why.
     pub warnings: Vec<(String, Cause)>,
 }
 
@@ -94,7 +94,7 @@ impl Inventory {
         self.disks.iter().chain(&self.partitions).chain(&self.volumes).chain(&self.others)
     }
 
-    /// The physical volumes that no mapped device has a part on.
+    /// The physical volumes that no mapped device uses.
     fn idle_physical_volumes(&self, tables: &DmTable) -> Vec<String> {
         let used: BTreeSet<&str> = tables.0.values().flatten().flat_map(DmTarget::words).collect();
         let members = self.members.iter().filter(|member| member.kind == Some(FsKind::LvmMember));
@@ -117,10 +117,10 @@ impl Inventory {
 const SECTOR: u64 = 512;
 
 impl Appliance {
-    /// Takes stock. The agent must have been started.
+    /// Makes the inventory. The agent must have been started.
     ///
     /// # Errors
-    /// What libguestfs says.
+    /// libguestfs's error.
     pub fn inventory(&self) -> Result<Inventory, CallError> {
         let describe = |named: &[String]| {
             self.describe(named).map_err(|error| CallError { message: virt_bmap_ranges::error_chain(&error) })
@@ -144,7 +144,7 @@ impl Appliance {
         let mut inventory = sort(reports, &volumes, &tables);
         for device in inventory.idle_physical_volumes(&tables) {
             let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
-            // LVM may say more than it was asked.
+            // LVM may print further lines.
             if self.shell(&command)?.lines().any(|line| line.trim() == "[unknown]") {
                 inventory.warnings.push((device, Cause::VolumeGroupUnreadable));
             }
@@ -157,12 +157,12 @@ impl Appliance {
         Ok(inventory)
     }
 
-    /// Activates volumes of a group that is not whole, where none of what they need is missing.
-    /// Returns why not.
+    /// Tries to activate volumes of an incomplete group: it succeeds for those that need none of
+    /// the missing members. Returns LVM's last message for each volume.
     fn activate(&self, volumes: &[&String]) -> BTreeMap<String, String> {
         let mut why = BTreeMap::new();
         for &volume in volumes {
-            // udev has been ended, and would be waited for.
+            // udev was stopped; LVM would wait for it.
             let command = format!("DM_DISABLE_UDEV=1 lvm lvchange -ay {} 2>&1 || true", quote(volume));
             let said = self.shell(&command).unwrap_or_else(|error| error.to_string());
             let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
@@ -182,13 +182,14 @@ impl Appliance {
     /// The guest's logical volumes, by name.
     pub(crate) fn guest_volumes(&self) -> Result<Vec<String>, CallError> {
         let mut volumes = self.call(guestfs::Handle::lvs)?;
-        // Of damaged volume groups LVM says more, and libguestfs takes each line for a volume.
+        // LVM prints further lines about damaged volume groups, and libguestfs takes each line for
+        // a volume.
         volumes.retain(|volume| is_volume(volume));
         volumes.sort();
         Ok(volumes)
     }
 
-    /// What libguestfs takes for filesystems, by device.
+    /// The filesystems that libguestfs lists, by device.
     pub(crate) fn guest_filesystems(&self) -> Result<Vec<Content>, CallError> {
         let control = self.control_device()?;
         let filesystems: BTreeMap<String, String> =
@@ -207,21 +208,22 @@ impl Appliance {
 
     fn control_device(&self) -> Result<String, CallError> {
         let mut labels = self.call(guestfs::Handle::list_disk_labels)?;
-        labels.remove(CONTROL_LABEL).ok_or_else(|| CallError { message: "there is no control disk".into() })
+        labels
+            .remove(CONTROL_LABEL)
+            .ok_or_else(|| CallError { message: "the appliance has no control disk".into() })
     }
 
-    /// Ends udev's daemon. When a device that was open for writing is closed, as a filesystem's is
-    /// when it is unmounted, udev looks at it again, which would be recorded; and when a whole disk
-    /// is, the partitions are taken away and found anew.
+    /// Stops udev's daemon. When a device that was open for writing is closed, as happens when its
+    /// filesystem is unmounted, udev reads it again, and that would be recorded. After a whole disk
+    /// is closed, its partitions are removed and added again.
     ///
     /// # Errors
-    /// What libguestfs says.
+    /// libguestfs's error.
     pub fn stop_udev(&self) -> Result<(), CallError> {
         // Drivers that complain of a damaged filesystem would wait for the console, a serial line,
-        // with each line. What a panic says comes all the same.
+        // with each message. The message of a panic is printed all the same.
         let quieten = "read level _ < /proc/sys/kernel/printk; [ $level -gt 4 ] || dmesg -n 1";
-        // libguestfs runs udevadm before each call that has to do with a device, to wait for the
-        // daemon.
+        // libguestfs runs udevadm before each call that concerns a device, to wait for the daemon.
         let no_waiting = "ln -sf /bin/true \"$(command -v udevadm)\" || true";
         self.shell(&format!("udevadm settle; udevadm control --exit; {quieten}; {no_waiting}")).map(drop)
     }
@@ -234,14 +236,14 @@ fn is_volume(path: &str) -> bool {
     parts.len() == 2 && parts.iter().all(|part| !part.is_empty()) && !name.contains(char::is_whitespace)
 }
 
-/// Whether a device shows that there may be logical volumes.
+/// Whether a device indicates that there are logical volumes.
 fn may_have_volumes(report: &Report) -> bool {
     report.result.as_ref().is_ok_and(|device| {
         matches!(device.kind, ReportedKind::Dm { .. }) || device.content == Some(FsKind::LvmMember)
     })
 }
 
-/// Whether the agent could not find out what the device of this name is.
+/// Whether this reports that the agent could not examine the device of this name.
 fn has_failed(report: &Report, path: &str) -> bool {
     report.path == path && matches!(report.result, Err(ReportError::Failed(_)))
 }

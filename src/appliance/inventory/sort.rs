@@ -22,7 +22,7 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
                 continue;
             }
         };
-        // All is described once more after what was asked for by name.
+        // After the named devices, all devices are reported once more.
         if !seen.insert(device.number) {
             continue;
         }
@@ -80,9 +80,9 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
     inventory
 }
 
-/// The pieces of disks that volumes of Windows dynamic disks are made of: disk, first byte, and the
-/// byte after the last. The kernel shows some of them as partitions as well, and what seems to be
-/// in these is in a volume.
+/// The pieces of disks that make up volumes of Windows dynamic disks: disk, first byte, and the
+/// byte after the last. The kernel shows some of them as partitions, too, but their content belongs
+/// to a volume.
 fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
     let disks: BTreeSet<DeviceNumber> = inventory.disks.iter().map(|disk| disk.number).collect();
     let mut pieces = Vec::new();
@@ -90,7 +90,7 @@ fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
     for device in inventory.others.iter().chain(&inventory.hidden).filter(is_dynamic) {
         let DeviceKind::Dm { targets } = &device.kind else { continue };
         for target in targets {
-            // `linear` names a device and a sector; `striped` its number of stripes, a size, and
+            // `linear` has a device and a sector; `striped` has the number of stripes, a size, and
             // then such pairs.
             let (pairs, length) = match target.kind.as_str() {
                 "linear" => (target.arguments.as_slice(), target.length),
@@ -111,10 +111,10 @@ fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
     pieces
 }
 
-/// What is said of a device beside where it lies.
+/// What is known of a device besides its place.
 #[derive(Debug, Default)]
 struct Facts {
-    /// It is one of LVM's, though perhaps none that the guest's administrator sees.
+    /// It belongs to LVM, though perhaps not as a volume that the guest's administrator sees.
     is_volume: bool,
     /// It is a part of a volume of Windows dynamic disks.
     is_dynamic_part: bool,
@@ -122,7 +122,7 @@ struct Facts {
     uuid: Option<String>,
 }
 
-/// Puts together what the agent says of a device, and the device mapper's tables.
+/// Combines the agent's report on a device with the device mapper's tables.
 fn facts(path: String, description: Description, tables: &DmTable) -> (BlockDevice, Facts) {
     let Description { number, node, size, kind, content, uuid } = description;
     let mut facts = Facts { content, uuid, ..Facts::default() };

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_agent_looks_at_what_is_not_known_and_comes_to_nothing_else() {
+    fn host_listings_have_the_changed_entries_only() {
         let baseline = tree();
         let (directories, files) = known_in_tree(&baseline);
         let (_, mut listings) = Directories::new(&baseline, DEVICE, &directories, &files);

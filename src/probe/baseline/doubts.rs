@@ -116,7 +116,7 @@ mod tests {
     use virt_bmap_map::Filesystem;
 
     #[test]
-    fn words_put_each_device_that_they_name_into_doubt() {
+    fn a_sentence_casts_doubt_on_each_device_that_it_names() {
         let filesystem = |device: &[u8]| Filesystem { device: device.to_vec(), ..Filesystem::default() };
         let header = Header {
             filesystems: ["/dev/sda1", "/dev/sda10", "/dev/vg/a", "/dev/sdb"]

@@ -330,7 +330,7 @@ pub(in crate::probe) mod tests {
     }
 
     #[test]
-    fn a_directory_that_may_lack_something_is_listed() {
+    fn a_directory_with_missing_objects_is_listed() {
         let touched = |disk, range: DiskRange| (disk, range.start.0) == (1, TOP << 12);
         let unchanged = |baseline: &Baseline| {
             let unchanged = baseline.unchanged_directories(DEVICE, |_, _| true, touched);
@@ -355,7 +355,7 @@ pub(in crate::probe) mod tests {
     }
 
     #[test]
-    fn a_file_is_known_by_its_stamps_and_places_in_whatever_pieces_they_come() {
+    fn a_file_is_found_by_its_stamps_and_places() {
         let baseline = baseline_with(None).unwrap();
         let has = |device: &[u8], stamps, places: &[PlacedRange]| baseline.has_file(device, stamps, places);
         let places = [place(65536, 66560, 4096), place(66560, 69632, 5120), place(4096, 8192, 0)];
@@ -373,14 +373,14 @@ pub(in crate::probe) mod tests {
     }
 
     #[test]
-    fn what_was_written_since_is_not_known_any_more() {
+    fn files_in_written_places_are_not_reused() {
         let written = BTreeMap::from([(1, IndexedRanges::from_iter([DiskRange::new(69000, 69001)]))]);
         let baseline = Baseline::new(map(Vec::new(), Marks::empty()), written).unwrap();
         assert!(!baseline.has_file(b"/dev/sda1", STAMPS, &[place(4096, 8192, 0), place(65536, 69632, 4096)]));
     }
 
     #[test]
-    fn nothing_is_taken_over_that_was_not_read_as_promised() {
+    fn unverified_files_are_not_reused() {
         let failed = |device| Warning::on_path(device, b"/b", file_failed(FileOperation::Read));
         assert!(baseline_with(Warning::on_device("/dev/sda1", Cause::JournalReplayed)).is_some());
         assert!(baseline_with(failed("/dev/sda1")).is_none());
@@ -393,7 +393,7 @@ pub(in crate::probe) mod tests {
     }
 
     #[test]
-    fn a_file_system_of_another_kind_or_size_is_another_one() {
+    fn a_filesystem_of_another_kind_or_size_is_another_one() {
         let baseline = baseline_with(None).unwrap();
         assert!(baseline.has_filesystem(b"/dev/sda1", "ext4", 4096, 1 << 20));
         assert!(!baseline.has_filesystem(b"/dev/sda1", "ext4", 1024, 1 << 20));

@@ -20,7 +20,7 @@ impl State {
     /// Marks a file as encrypted.
     pub(super) fn encrypted(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
         let Some(file) = self.walk.batch.files.get_mut(&id) else {
-            return Err(ChannelError::Protocol("an encrypted object that is no file of the batch"));
+            return Err(ChannelError::Protocol("an encrypted object that is not in the batch"));
         };
         file.is_encrypted = true;
         self.found.mark(id, Marks::ENCRYPTED | Marks::ENCODED);

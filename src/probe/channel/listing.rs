@@ -18,9 +18,9 @@ impl State {
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
         let is_told = |id: &ObjectNumber| self.walk.directories.extents.contains_key(id);
-        let makes_sense = self.walk.placement.layout.is_some() && !self.walk.context.metadata;
-        if !makes_sense || !ids.iter().all(is_told) {
-            return Err(ChannelError::Protocol("a listing of what is no directory of known place"));
+        let is_valid = self.walk.placement.layout.is_some() && !self.walk.context.metadata;
+        if !is_valid || !ids.iter().all(is_told) {
+            return Err(ChannelError::Protocol("a listing of a directory without extents"));
         }
         self.tag(0, false, recorder)?;
         recorder.begin_series();

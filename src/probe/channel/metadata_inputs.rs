@@ -98,10 +98,10 @@ impl Walk {
     /// Notes the use of ranges of the device.
     pub(super) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> Result<(), ChannelError> {
         if !self.context.metadata {
-            return Err(ChannelError::Protocol("the use of space, which was not asked for"));
+            return Err(ChannelError::Protocol("the use of space, which is not wanted"));
         }
-        let makes_sense = self.placement.inputs.space(owner, pieces);
-        if makes_sense { Ok(()) } else { Err(ChannelError::Protocol("an impossible use of space")) }
+        let is_valid = self.placement.inputs.space(owner, pieces);
+        if is_valid { Ok(()) } else { Err(ChannelError::Protocol("an invalid use of space")) }
     }
 
     /// Notes where the inline data of a file lies.

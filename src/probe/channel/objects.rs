@@ -19,7 +19,7 @@ impl State {
         if !is_root {
             self.in_walk(object.parent)?;
         } else if object.kind != ObjectKind::Directory {
-            return Err(ChannelError::Protocol("a root that is no directory"));
+            return Err(ChannelError::Protocol("a root that is not a directory"));
         }
         if object.kind == ObjectKind::Directory {
             self.only_once(object.inode)?;
@@ -74,7 +74,7 @@ impl State {
             };
             self.walk.batch.files.insert(object.id, expected);
             if self.walk.batch.files.len() > MOST_FILES {
-                return Err(ChannelError::Protocol("a batch without end"));
+                return Err(ChannelError::Protocol("too many files in a batch"));
             }
         }
         self.snapshot.objects += 1;
@@ -137,6 +137,6 @@ impl State {
     /// Checks that this is an object of the filesystem being walked.
     pub(super) fn in_walk(&self, id: ObjectNumber) -> Result<(), ChannelError> {
         let known = self.walk.first != 0 && (self.walk.first..self.found.next()).contains(&id);
-        if known { Ok(()) } else { Err(ChannelError::Protocol("an object of no file system")) }
+        if known { Ok(()) } else { Err(ChannelError::Protocol("an object outside of the filesystem")) }
     }
 }

@@ -16,13 +16,13 @@ use virt_bmap_map::{Marks, PieceFlags, Role};
 impl State {
     pub(super) fn tag(&mut self, id: u32, reset: bool, recorder: &Recorder) -> Result<(), ChannelError> {
         if id >= FIRST_PROOF && self.walk.first != 0 {
-            return Err(ChannelError::Protocol("a proof during a walk"));
+            return Err(ChannelError::Protocol("a proof's tag during a walk"));
         }
         if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
-            return Err(ChannelError::Protocol("a tag that is no object"));
+            return Err(ChannelError::Protocol("a tag of an unknown object"));
         }
         if id < FIRST_PROOF && id & ATTRIBUTES != 0 && !self.walk.context.metadata {
-            return Err(ChannelError::Protocol("attributes, which were not asked for"));
+            return Err(ChannelError::Protocol("extended attributes, which are not wanted"));
         }
         self.end_series(recorder)?;
         let before = recorder.tag();
@@ -43,7 +43,7 @@ impl State {
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
         if !ids.iter().all(|id| self.walk.batch.files.contains_key(id)) {
-            return Err(ChannelError::Protocol("a series of what is no file of the batch"));
+            return Err(ChannelError::Protocol("a series with an object that is not in the batch"));
         }
         self.tag(0, false, recorder)?;
         recorder.begin_series();
@@ -64,7 +64,7 @@ impl State {
         }
         let reads = reads.unwrap_or_default();
         let Some(layout) = self.walk.placement.layout.clone() else {
-            return Err(ChannelError::Protocol("a series on a device of unknown place"));
+            return Err(ChannelError::Protocol("a series on a device without a layout"));
         };
         let files = ids.iter().filter_map(|id| self.walk.batch.files.get(id));
         let expectations: Vec<Expectation> = files.map(|file| self.walk.expectation(file)).collect();

@@ -29,12 +29,12 @@ impl State {
     /// Reuses these files where possible; the reply names the others, which are to be read.
     pub(super) fn select_files(&mut self, ids: Vec<ObjectNumber>) -> Result<(), ChannelError> {
         if !ids.iter().all(|id| self.walk.batch.files.contains_key(id)) {
-            return Err(ChannelError::Protocol("a choice of what is no file of the batch"));
+            return Err(ChannelError::Protocol("a question for an object that is not in the batch"));
         }
         let mut due = Vec::new();
         for id in ids {
             let Some(mut file) = self.walk.batch.files.remove(&id) else { continue };
-            if !self.take_over(id, &mut file)? {
+            if !self.reuse(id, &mut file)? {
                 due.push(id);
             }
             self.walk.batch.files.insert(id, file);
@@ -45,7 +45,7 @@ impl State {
 
     /// Accepts a file's extents if the baseline has the file in the same place and with the same
     /// stamps.
-    fn take_over(&mut self, id: ObjectNumber, file: &mut BatchFile) -> Result<bool, ChannelError> {
+    fn reuse(&mut self, id: ObjectNumber, file: &mut BatchFile) -> Result<bool, ChannelError> {
         if file.is_system || file.is_link || file.is_placed {
             return Ok(false);
         }

@@ -81,7 +81,7 @@ impl State {
 
     fn record(&mut self, record: Record, recorder: &Recorder) -> Result<(), ChannelError> {
         if self.conversation.done {
-            return Err(ChannelError::Protocol("a record after the last"));
+            return Err(ChannelError::Protocol("a record after the end of the task"));
         }
         match record {
             Record::Hello { version: VERSION } => {}
@@ -142,7 +142,7 @@ impl State {
     fn shared(&mut self, id: ObjectNumber) -> Result<(), ChannelError> {
         self.in_walk(id)?;
         let Some(last) = self.walk.batch.packed.clone() else {
-            return Err(ChannelError::Protocol("a shared block where none was read"));
+            return Err(ChannelError::Protocol("shared blocks before any were read"));
         };
         Ok(self.attribute_packed(id, &last)?)
     }

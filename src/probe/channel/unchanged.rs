@@ -16,18 +16,18 @@ impl State {
         name: &[u8],
     ) -> Result<(), ChannelError> {
         if id != self.found.next() {
-            return Err(ChannelError::Protocol("an object that is known, out of turn"));
+            return Err(ChannelError::Protocol("an unchanged object out of turn"));
         }
         self.in_walk(parent)?;
         let Some(unchanged) = self.walk.context.unchanged.clone() else {
-            return Err(ChannelError::Protocol("an object that is known, where none is"));
+            return Err(ChannelError::Protocol("an unchanged object in a walk without a baseline"));
         };
         if let Some(file) = unchanged.files.get(&inode) {
             self.unchanged_object(unchanged.baseline.object(*file), parent, name).map(drop)
         } else if let Some(directory) = unchanged.directories.get(inode) {
             self.unchanged_directory(&unchanged, directory, parent, name)
         } else {
-            Err(ChannelError::Protocol("an object that is known, and is not"))
+            Err(ChannelError::Protocol("an unchanged object that is not in the baseline"))
         }
     }
 

@@ -164,13 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_missing_device_holds_is_nowhere() {
+    fn chunks_of_a_missing_device_are_nowhere() {
         assert_eq!(places(1 | 1 << 4, 1, 2, Some(1), 1), [[(2, 0, 0)]]);
         assert_eq!(places(1 | RAID5, 1, 3, Some(2), 2), [vec![(1, 0, 0)], vec![]]);
     }
 
     #[test]
-    fn chunks_that_make_no_sense_are_refused() {
+    fn invalid_chunks_are_refused() {
         let members = [Member { id: 1, major: 8, minor: 16 }];
         let below = HashMap::from([((8, 16), Arc::new(Layout::of_disk(1, 1 << 30)))]);
         let good = Chunk {

@@ -58,7 +58,7 @@ fn a_volume_over_a_partition_and_a_disk() {
 }
 
 #[test]
-fn what_was_read_is_translated_back() {
+fn recordings_are_translated_back() {
     let all =
         layouts(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
     let back = |ranges: &[(u16, u64, u64)]| {
@@ -73,7 +73,7 @@ fn what_was_read_is_translated_back() {
 }
 
 #[test]
-fn a_cache_that_passes_all_through_is_its_origin() {
+fn a_passthrough_cache_is_its_origin() {
     let line = "cache 8:0 8:1 8:16 128 2 metadata2 passthrough smq 0";
     let all = layouts(&inventory(vec![target(0, 4096, line)]));
     assert_eq!(places(&all["/dev/vg/lv"]), [(2, 0, 4096)]);
@@ -114,7 +114,7 @@ fn mirrors_have_copies() {
 }
 
 #[test]
-fn what_the_tables_do_not_tell_is_absent() {
+fn devices_with_unknown_tables_have_no_layout() {
     for line in [
         "thin 253:5 1",
         "raid raid1 3 0 region_size 4096 2 253:1 253:2 253:3 253:4",

@@ -1,5 +1,5 @@
-//! btrfs: its extent tree tells what its address space is used for, but neither superblocks nor
-//! what is in no chunk has an address there ("On-disk Format" in the documentation of btrfs;
+//! btrfs: its extent tree says what its address space is used for, but neither superblocks nor
+//! unallocated space have an address there ("On-disk Format" in the documentation of btrfs;
 //! `btrfs_sb_offset` in the kernel's `fs/btrfs/disk-io.h`).
 
 use super::{Blocks, Facts, MetadataInputs};
@@ -7,23 +7,23 @@ use crate::probe::layout::{Layout, Segment};
 use crate::recorder::Recording;
 use virt_bmap_ranges::Range;
 
-/// Where the superblock and its copies are on each device, as far as that reaches.
+/// Where the superblock and its copies lie on each device that is large enough.
 const SUPERBLOCKS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 const SUPERBLOCK: u64 = 4 << 10;
 /// The beginning of each device is left to boot loaders (`BTRFS_DEVICE_RANGE_RESERVED`).
 const RESERVED: u64 = 1 << 20;
 
-/// What has no address, on the disks.
+/// What has no address, as places on the disks.
 #[derive(Default)]
 pub(super) struct Outside {
     pub(super) superblocks: Recording,
-    /// What was read and is none of them.
+    /// What was read and is neither of the others.
     pub(super) read: Recording,
-    /// What is in no chunk.
+    /// What belongs to no chunk.
     pub(super) unallocated: Recording,
 }
 
-pub(super) fn tell(facts: &mut Facts, inputs: &MetadataInputs, space: &Layout) {
+pub(super) fn describe(facts: &mut Facts, inputs: &MetadataInputs, space: &Layout) {
     let of_members = |from: u64, length: u64| -> Recording {
         let parts = inputs.members.iter().filter_map(move |member| {
             let end = from.saturating_add(length).min(member.size());
@@ -37,7 +37,7 @@ pub(super) fn tell(facts: &mut Facts, inputs: &MetadataInputs, space: &Layout) {
     }
     let chunks = on_disks(space.segments().chain(space.parity_segments()).copied());
     let unallocated = of_members(RESERVED, u64::MAX).difference(&chunks).difference(&superblocks);
-    // A chunk may lie around a superblock. That address is never used, in none of its copies.
+    // A chunk may contain a superblock. The address of that is never used, in any copy.
     let never = space.to_device_partly(&superblocks);
     let used = std::mem::replace(&mut facts.whole, of_chunks(space).difference(&never));
     facts.free = facts.free.take().map(|_| facts.whole.difference(&used));
@@ -46,7 +46,7 @@ pub(super) fn tell(facts: &mut Facts, inputs: &MetadataInputs, space: &Layout) {
     facts.outside = Outside { superblocks, read, unallocated };
 }
 
-/// All addresses that chunks have.
+/// All addresses of the chunks.
 fn of_chunks(space: &Layout) -> Blocks {
     space.segments().map(|segment| segment.device).collect()
 }
@@ -64,7 +64,7 @@ mod tests {
     use virt_bmap_ranges::DeviceOffset;
 
     #[test]
-    fn what_is_outside_of_chunks_is_free_but_for_superblocks() {
+    fn space_outside_of_chunks_is_free_except_superblocks() {
         const MIB: u64 = 1 << 20;
         let member = Arc::new(Layout::of_disk(1, 100 * MIB));
         // The only chunk is at its own address, around a copy of the superblock.
@@ -73,7 +73,7 @@ mod tests {
         inputs.untagged.insert(1, Range::new(90 * MIB, 90 * MIB + 512));
         let used = [Range::new(0, 60 * MIB)].into_iter().collect();
         let mut facts = Facts { whole: used, free: Some(Blocks::new()), ..Facts::default() };
-        tell(&mut facts, &inputs, &space);
+        describe(&mut facts, &inputs, &space);
         let outside = &facts.outside;
         let ranges = |places: &Recording| -> Vec<(u64, u64)> {
             places.iter().map(|(_, range)| (range.start.0, range.end.0)).collect()

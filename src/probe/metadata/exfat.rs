@@ -1,38 +1,38 @@
-//! exFAT: the kernel tells nothing of it, but its boot sector says where things are, its root
-//! directory where the bitmap of clusters is, and that what is free ("exFAT filesystem
-//! specification", Microsoft).
+//! exFAT: the kernel reports nothing of its metadata, but its boot sector says where its parts lie,
+//! its root directory where the bitmap of clusters lies, and the bitmap what is free ("exFAT
+//! filesystem specification", Microsoft).
 
 use super::{Blocks, Facts, bit, units};
 use crate::probe::device::{Device, Fields};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// Largest bitmap that is looked at: of 2³⁰ clusters.
+/// Largest bitmap that is read: of 2³⁰ clusters.
 const LARGEST: u64 = 128 << 20;
 
-/// Bytes of an entry of a directory.
+/// Bytes of a directory entry.
 const ENTRY: usize = 32;
 
-/// The first cluster's number.
+/// Number of the first cluster.
 const FIRST: u64 = 2;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let Some(layout) = device.read(0, 512).and_then(|sector| Layout::of(&sector)) else { return };
-    let _ = tell_by(facts, device, &layout, read);
+    let _ = describe_by(facts, device, &layout, read);
 }
 
-fn tell_by(facts: &mut Facts, device: &Device<'_>, layout: &Layout, read: &Blocks) -> Option<()> {
+fn describe_by(facts: &mut Facts, device: &Device<'_>, layout: &Layout, read: &Blocks) -> Option<()> {
     if layout.end() > device.size {
         return None;
     }
     let is_read = |range: Range<DeviceOffset>| read.overlap(range).next().is_some();
     let root = device.read(layout.place(layout.root)?, layout.cluster)?;
-    // The entries of the first bitmap and of the table of upper-case letters. A second bitmap goes
-    // with a second table.
+    // The entries of the first bitmap and of the up-case table. A second bitmap exists only with a
+    // second FAT.
     let bitmap = layout.entry(&root, 0x81, LARGEST)?;
     let bits = device.read(bitmap.start.0, layout.clusters.div_ceil(8))?;
     let free = (0..layout.clusters).filter(|number| bit(&bits, *number) == Some(false));
     facts.free = Some(units(free, layout.heap, layout.cluster));
-    // Between the tables and the first cluster nothing is kept, so that clusters are aligned.
+    // The gap between the tables and the first cluster is empty; it aligns the clusters.
     let (reserved, gap) = (Range::new(0, layout.table_start), Range::new(layout.table_end, layout.heap));
     let tables = Range::new(layout.table_start, layout.table_end);
     let letters = layout.entry(&root, 0x82, LARGEST);
@@ -46,12 +46,12 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, layout: &Layout, read: &Block
     Some(())
 }
 
-/// Where things are, in bytes.
+/// Where the parts of the filesystem lie, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 struct Layout {
     table_start: u64,
     table_end: u64,
-    /// Where the first cluster is.
+    /// Where the first cluster lies.
     heap: u64,
     cluster: u64,
     clusters: u64,
@@ -89,14 +89,13 @@ impl Layout {
         self.heap + self.clusters * self.cluster
     }
 
-    /// Where a cluster is.
+    /// Where a cluster lies.
     fn place(&self, number: u64) -> Option<u64> {
         let number = number.checked_sub(FIRST).filter(|number| *number < self.clusters)?;
         Some(self.heap + number * self.cluster)
     }
 
-    /// The clusters of what an entry of this kind in the root directory describes, which follow one
-    /// another.
+    /// The contiguous clusters that the root directory's entry of this kind describes.
     fn entry(&self, root: &[u8], kind: u8, most: u64) -> Option<Range<DeviceOffset>> {
         let entry =
             root.chunks_exact(ENTRY).take_while(|entry| entry[0] != 0).find(|entry| entry[0] == kind)?;
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn boot_sectors_that_make_no_sense_are_refused() {
+    fn invalid_boot_sectors_are_refused() {
         for (at, value) in [(3, 0), (80, 0), (84, 9), (108, 8), (108, 200), (109, 17), (109, 255)] {
             let mut sector = boot_sector();
             sector[at] = value;

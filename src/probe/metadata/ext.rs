@@ -1,19 +1,19 @@
-//! ext2, ext3 and ext4: what GETFSMAP does not tell.
+//! ext2, ext3 and ext4: what GETFSMAP does not report.
 //!
-//! The journal and other files without a name are inodes that no path leads to, and that the kernel
-//! does not open. debugfs(8) says where they lie.
+//! The journal and other files without a name are inodes that have no path and that the kernel does
+//! not open. debugfs(8) reports where they lie.
 
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Ext;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let Some(superblock) = device.read(Ext::AT, 1024) else { return };
-    let _ = tell_by(facts, device, &superblock, read);
+    let _ = describe_by(facts, device, &superblock, read);
 }
 
-fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
+fn describe_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
     let Ext { block, inode } = Ext::of(superblock)?;
     facts.unit = Some(inode).filter(|inode| inode.is_power_of_two() && (128..=block).contains(inode));
     // Blocks of 1 KiB begin after the boot sector, larger ones with it.
@@ -44,8 +44,8 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
                 Range::at(DeviceOffset(first.checked_mul(block)?), length)
             })
             .collect();
-        // The kernel reads the beginning of the journal when it mounts. Of the others it need not
-        // read any.
+        // The kernel reads the beginning of the journal when it mounts. It need not read the
+        // others.
         let verified =
             name != "[journal]" || blocks.first().is_some_and(|first| read.overlap(*first).next().is_some());
         if !blocks.is_empty() {

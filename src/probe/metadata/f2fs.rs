@@ -1,18 +1,18 @@
-//! F2FS: the superblock says where its areas are (`struct f2fs_super_block` of the kernel's
-//! `linux/f2fs_fs.h`); of the last one, in which nodes and data are, the kernel says which blocks
+//! F2FS: the superblock says where its areas lie (`struct f2fs_super_block` of the kernel's
+//! `linux/f2fs_fs.h`); the kernel reports which blocks of the last one, which holds nodes and data,
 //! are in use.
 
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
 use virt_bmap_ranges::Range;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     if let Some(superblock) = device.read(1024, 128) {
-        let _ = tell_by(facts, &superblock, read, device.size);
+        let _ = describe_by(facts, &superblock, read, device.size);
     }
 }
 
-fn tell_by(facts: &mut Facts, superblock: &[u8], read: &Blocks, size: u64) -> Option<()> {
+fn describe_by(facts: &mut Facts, superblock: &[u8], read: &Blocks, size: u64) -> Option<()> {
     const MAGIC: u32 = 0xf2f5_2010;
     let block = 1u64.checked_shl(superblock.le32(16)?).filter(|block| (512..=65536).contains(block))?;
     let place = |at| Some(u64::from(superblock.le32(at)?) * block);
@@ -42,7 +42,7 @@ mod tests {
             superblock[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
         }
         let mut facts = Facts::default();
-        tell_by(&mut facts, &superblock, &Blocks::new(), 1 << 30).unwrap();
+        describe_by(&mut facts, &superblock, &Blocks::new(), 1 << 30).unwrap();
         let bytes: Vec<_> =
             facts.named.iter().map(|named| (named.name, named.blocks.bytes() >> 12)).collect();
         assert_eq!(
@@ -55,9 +55,9 @@ mod tests {
                 ("[segment summary area]", 512)
             ]
         );
-        assert!(tell_by(&mut facts, &superblock, &Blocks::new(), 1 << 20).is_none());
+        assert!(describe_by(&mut facts, &superblock, &Blocks::new(), 1 << 20).is_none());
         superblock[88] = 0;
         superblock[89] = 0;
-        assert!(tell_by(&mut facts, &superblock, &Blocks::new(), 1 << 30).is_none());
+        assert!(describe_by(&mut facts, &superblock, &Blocks::new(), 1 << 30).is_none());
     }
 }

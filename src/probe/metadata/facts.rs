@@ -11,15 +11,15 @@ use virt_bmap_ranges::{DeviceOffset, Range};
 #[derive(Default)]
 pub(super) struct Facts {
     pub(super) named: Vec<Named>,
-    /// What is free, if that is known.
+    /// The free blocks, if they are known.
     pub(super) free: Option<Blocks>,
-    /// What is either free or in use.
+    /// All blocks that are free or in use.
     pub(super) whole: Blocks,
-    /// Size of the units in which data lies inside of metadata, if it is not the block's.
+    /// Size of the units in which inline data lies, if that is not the block size.
     pub(super) unit: Option<u64>,
-    /// Where the records of `$MFT` begin that objects lie in, and their size.
+    /// Size of the records of `$MFT`.
     pub(super) records: Option<u64>,
-    /// What is not among the addresses of a btrfs.
+    /// What lies outside of the address space of a btrfs.
     pub(super) outside: Outside,
 }
 
@@ -65,7 +65,7 @@ impl Facts {
         facts
     }
 
-    /// Names blocks. `proved`: something shows that they are what they are said to be.
+    /// Names blocks. `verified`: something confirms that they are what their name says.
     pub(super) fn name(
         &mut self,
         name: &'static str,

@@ -1,14 +1,14 @@
-//! FAT: the kernel tells nothing of it, but its boot sector says where the tables are, and these
-//! what is free ("Microsoft FAT Specification", also ECMA-107).
+//! FAT: the kernel reports nothing of its metadata, but its boot sector says where the tables lie,
+//! and the tables what is free ("Microsoft FAT Specification", also ECMA-107).
 
 use super::{Blocks, Facts, units};
 use crate::probe::device::{Device, Fields};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// Largest table that is looked at: of the 2²⁸ clusters that there can be, one in eight.
+/// Largest table that is read: enough for an eighth of the possible 2²⁸ clusters.
 const LARGEST: u64 = 128 << 20;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let Some(layout) = device.read(0, 512).and_then(|sector| Layout::of(&sector)) else { return };
     if layout.end > device.size || layout.table > LARGEST {
         return;
@@ -27,7 +27,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     for (number, range) in tables.iter().enumerate() {
         match number {
             0 => facts.name("[FAT 1]", [*range], is_read(*range)),
-            // The kernel reads the first alone. The others are copies of it.
+            // The kernel reads only the first. The others are copies of it.
             _ => {
                 let verified = device.read(range.start.0, range.len()).is_some_and(|copy| copy == table);
                 facts.name(if number == 1 { "[FAT 2]" } else { "[further FATs]" }, [*range], verified);
@@ -45,7 +45,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     facts.whole.insert(Range::new(0, layout.end));
 }
 
-/// Where things are, in bytes.
+/// Where the parts of the filesystem lie, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 struct Layout {
     /// Bits of an entry.
@@ -79,7 +79,7 @@ impl Layout {
             ..4085 => 12,
             _ => 16,
         };
-        // The first two entries stand for no clusters.
+        // The first two entries belong to no cluster.
         if (clusters + 2) * u64::from(bits) > table * 8 {
             return None;
         }
@@ -94,7 +94,7 @@ impl Layout {
                 Some(if number % 2 == 0 { pair & 0xfff } else { pair >> 4 })
             }
             16 => table.le16(2 * number).map(u32::from),
-            // The upper four bits are none of the entry's.
+            // The upper four bits do not belong to the entry.
             _ => table.le32(4 * number).map(|entry| entry & 0x0fff_ffff),
         }
     }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_boot_sectors_are_refused() {
         assert_eq!(Layout::of(&[0; 512]), None);
         assert_eq!(Layout::of(&[0xff; 512]), None);
         let no_room = sector(&[(11, &[0, 2, 1, 1, 0, 2, 224, 0, 0x40, 0x0b, 0xf0, 1, 0])]);

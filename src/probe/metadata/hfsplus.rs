@@ -1,27 +1,27 @@
-//! HFS+ and HFSX: the kernel tells nothing of them, but the volume header says where the files are
-//! that the filesystem keeps for itself, and one of these is the bitmap of what is in use (Apple's
+//! HFS+ and HFSX: the kernel reports nothing of their metadata, but the volume header says where
+//! the filesystem's own files lie, and one of these is the bitmap of blocks in use (Apple's
 //! Technical Note TN1150, "HFS Plus Volume Format").
 
 use super::{Blocks, Facts, units};
 use crate::probe::device::{Device, Fields};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// Largest bitmap that is looked at: of 2³⁰ blocks.
+/// Largest bitmap that is read: of 2³⁰ blocks.
 const LARGEST: u64 = 128 << 20;
 
-/// Where the volume header is, and how far from the end its copy.
+/// Where the volume header lies, and how far from the end its copy lies.
 const HEADER: u64 = 1024;
 const HEADER_SIZE: u64 = 512;
 
-/// Attributes of the volume: it was unmounted, it is not consistent, it has a journal.
+/// Attributes of the volume: it was unmounted; it is inconsistent; it has a journal.
 const UNMOUNTED: u32 = 1 << 8;
 const INCONSISTENT: u32 = 1 << 11;
 const JOURNALED: u32 = 1 << 13;
 
-/// Of a journal's flags: it is on this volume.
+/// A flag of the journal: it is on this volume.
 const JOURNAL_IS_HERE: u32 = 1;
 
-/// The files that the volume header describes, and where in it.
+/// The files that the volume header describes, and the offsets of their descriptions.
 const ALLOCATION_FILE: usize = 112;
 const FILES: [(&str, usize); 5] = [
     ("[allocation file]", ALLOCATION_FILE),
@@ -31,7 +31,7 @@ const FILES: [(&str, usize); 5] = [
     ("[startup file]", 432),
 ];
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let Some(header) = device.read(HEADER, HEADER_SIZE) else { return };
     let Some(volume) = Volume::of(&header).filter(|volume| volume.end() <= device.size) else { return };
     let is_read = |range: &Range<DeviceOffset>| read.overlap(*range).next().is_some();
@@ -47,16 +47,16 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     if let Some(block) = volume.journal {
         let journal = device.read(block.start.0, 52).and_then(|about| volume.journal(&about));
         let begins = |range: Range<DeviceOffset>| device.read(range.start.0, 4);
-        // In either order, by the machine that made it.
+        // The byte order is that of the machine that made it.
         let is_one = journal.and_then(begins).is_some_and(|magic| magic == *b"JNLx" || magic == *b"xLNJ");
         facts.name("[journal]", [block].into_iter().chain(journal), is_one);
     }
-    let _ = tell_free(facts, device, &volume, &header);
+    let _ = describe_free(facts, device, &volume, &header);
 }
 
-fn tell_free(facts: &mut Facts, device: &Device<'_>, volume: &Volume, header: &[u8]) -> Option<()> {
+fn describe_free(facts: &mut Facts, device: &Device<'_>, volume: &Volume, header: &[u8]) -> Option<()> {
     let length = volume.blocks.div_ceil(8);
-    // The kernel does not replay the journal: after that, other blocks would be in use.
+    // The kernel does not replay the journal, which may change the blocks in use.
     if !volume.is_clean || length > LARGEST {
         return None;
     }
@@ -72,19 +72,19 @@ fn tell_free(facts: &mut Facts, device: &Device<'_>, volume: &Volume, header: &[
     Some(())
 }
 
-/// The first block has the highest bit.
+/// The highest bit is the first block.
 fn is_free(bits: &[u8], block: u64) -> bool {
     bits.get((block / 8) as usize).is_some_and(|bits| bits << (block % 8) & 0x80 == 0)
 }
 
-/// What the volume header says.
+/// The content of the volume header.
 #[derive(Debug, PartialEq, Eq)]
 struct Volume {
     /// Bytes of an allocation block.
     block: u64,
     blocks: u64,
     is_clean: bool,
-    /// The block that says where the journal is.
+    /// The block that says where the journal lies.
     journal: Option<Range<DeviceOffset>>,
 }
 
@@ -110,13 +110,13 @@ impl Volume {
         self.blocks * self.block
     }
 
-    /// Where blocks are; `None` if they are not on the volume.
+    /// Where blocks lie; `None` if they are not on the volume.
     fn place(&self, first: u32, count: u32) -> Option<Range<DeviceOffset>> {
         let (first, last) = (u64::from(first), u64::from(first) + u64::from(count));
         (last <= self.blocks).then(|| Range::new(first * self.block, last * self.block))
     }
 
-    /// The extents of one of the [`FILES`]; `None` if there are more than the header has room for.
+    /// The extents of one of the [`FILES`]; `None` if it has more than fit into the header.
     fn extents(&self, header: &[u8], at: usize) -> Option<Vec<Range<DeviceOffset>>> {
         let mut left = header.be32(at + 12)?;
         let mut extents = Vec::new();
@@ -128,7 +128,7 @@ impl Volume {
         (left == 0).then_some(extents)
     }
 
-    /// Where the journal is, by the block that says so.
+    /// Where the journal lies, according to the block that describes it.
     fn journal(&self, about: &[u8]) -> Option<Range<DeviceOffset>> {
         let range = Range::at(DeviceOffset(about.be64(36)?), about.be64(44)?)?;
         (about.be32(0)? & JOURNAL_IS_HERE != 0 && range.end.0 <= self.end()).then_some(range)
@@ -139,7 +139,7 @@ impl Volume {
 mod tests {
     use super::*;
 
-    /// A journaled volume of 1000 blocks of 4 KiB; its bitmap is in two pieces.
+    /// A journaled volume of 1000 blocks of 4 KiB, whose bitmap has two extents.
     fn header() -> Vec<u8> {
         let mut header = vec![0; 512];
         header[..4].copy_from_slice(b"H+\0\x04");
@@ -185,12 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_make_no_sense_are_refused() {
+    fn invalid_headers_are_refused() {
         for (at, byte) in [(0, b'B'), (42, 0), (43, 1), (40, 0x80)] {
             assert_eq!(Volume::of(&with(at, byte)), None, "{at}");
         }
         let extents = |header: Vec<u8>| Volume::of(&header).unwrap().extents(&header, ALLOCATION_FILE);
-        // More extents, fewer blocks than in them, and what is not on the volume.
+        // More extents, fewer blocks than in them, and a place beyond the end of the volume.
         for (at, byte) in [(127, 4), (127, 2), (128, 0xff), (138, 4)] {
             assert_eq!(extents(with(at, byte)), None, "{at}");
         }

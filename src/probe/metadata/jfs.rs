@@ -1,6 +1,6 @@
-//! JFS: the kernel tells nothing of it, but its superblock says where things are, and the block
-//! allocation map which blocks are in use: the file of the second of the inodes that belong to the
-//! filesystem itself (`jfs_superblock.h`, `jfs_filsys.h`, `jfs_dinode.h` and `jfs_dmap.h` in the
+//! JFS: the kernel reports nothing of its metadata, but its superblock says where its parts lie.
+//! The block allocation map, the file of the second of the filesystem's own inodes, says which
+//! blocks are in use (`jfs_superblock.h`, `jfs_filsys.h`, `jfs_dinode.h` and `jfs_dmap.h` in the
 //! kernel's `fs/jfs`).
 
 mod tree;
@@ -10,24 +10,24 @@ use crate::probe::device::{Device, Fields, Read};
 use tree::{Extent, PAGE};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// Where the first superblock is, which is known to have a page; then follow the map of its own
-/// inodes, their table, and the second superblock.
+/// Where the first superblock lies. It has a page; the map of the filesystem's own inodes, their
+/// table, and the second superblock follow.
 const SUPERBLOCK: u64 = 0x8000;
 const INODE_MAP: u64 = SUPERBLOCK + PAGE;
 const INODE_TABLE: u64 = INODE_MAP + 2 * PAGE;
 const SECOND_SUPERBLOCK: u64 = INODE_TABLE + 32 * INODE;
 const SUPERBLOCK_SIZE: u64 = 184;
 
-/// Bytes of an inode, and the number of that of the block allocation map.
+/// Bytes of an inode, and the number of the inode of the block allocation map.
 const INODE: u64 = 512;
 const BLOCK_MAP: u64 = 2;
-/// Where an inode has the root of the tree of its extents.
+/// Where in an inode the root of its extent tree lies.
 const ROOT: usize = 224;
 
-/// A filesystem of more blocks is left alone: of 4 TiB.
+/// Most blocks of a filesystem whose map is read: 4 TiB.
 const MOST_BLOCKS: u64 = 1 << 30;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let of_device = |at, length| device.read(at, length);
     let superblock = device.read(SUPERBLOCK, SUPERBLOCK_SIZE);
     let Some(volume) = superblock.and_then(|superblock| Volume::of(&superblock)) else { return };
@@ -45,7 +45,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     facts.name("[aggregate inode map]", maps.into_iter().filter(is_here), maps.iter().all(is_read));
     facts.name("[aggregate inode table]", tables.into_iter().filter(is_here).filter(is_table), true);
     if let Some(log) = volume.log.filter(is_here) {
-        // Its superblock is in its second page.
+        // The journal's superblock is in its second page.
         let magic = device.read(log.start.0 + PAGE, 4).and_then(|bytes| bytes.le32(0));
         facts.name("[journal]", [log], magic == Some(0x8765_4321));
     }
@@ -55,7 +55,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     let places: Vec<_> = extents.iter().map(Extent::range).filter(is_here).collect();
     let is_map_read = places.iter().any(is_read);
     facts.name("[block allocation map]", places, is_map_read);
-    // The kernel does not replay the journal: after that, other blocks would be in use.
+    // The kernel does not replay the journal, which may change the blocks in use.
     if volume.is_clean {
         facts.free = free(&of_device, &extents, volume.blocks);
     }
@@ -64,7 +64,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     }
 }
 
-/// The extents of the block allocation map, by the table of inodes at this place.
+/// The extents of the block allocation map, according to the inode table at this place.
 fn block_map(read: Read<'_>, table: u64) -> Option<Vec<Extent>> {
     let inode = read(table.checked_add(BLOCK_MAP * INODE)?, INODE)?;
     // Its number.
@@ -74,8 +74,8 @@ fn block_map(read: Read<'_>, table: u64) -> Option<Vec<Extent>> {
     tree::extents(read, inode.get(ROOT..)?)
 }
 
-/// What is free by the block allocation map: a page for each 8192 blocks, after four that sum them
-/// up, and more such in between.
+/// The free blocks according to the block allocation map: a page for each 8192 blocks, after four
+/// pages of totals, with further such pages in between.
 fn free(read: Read<'_>, extents: &[Extent], blocks: u64) -> Option<Blocks> {
     const COUNT: u64 = 8192;
     const PAGES_AT_A_TIME: u64 = 256;
@@ -85,11 +85,11 @@ fn free(read: Read<'_>, extents: &[Extent], blocks: u64) -> Option<Blocks> {
     for part in places {
         let bytes = read(part.start.0, part.len())?;
         for bytes in bytes.chunks_exact(PAGE as usize) {
-            // The first page says of how many blocks the map is.
+            // The first page has the number of blocks of the map.
             if page == 0 && bytes.le64(0)? != blocks {
                 return None;
             }
-            // After each 1024, and each 1024² of them, there is another one that sums up.
+            // A page of totals follows each 1024, and each 1024², of them.
             if page == number + (number >> 10) + (number >> 20) + 4 && number * COUNT < blocks {
                 let first = number * COUNT;
                 let count = COUNT.min(blocks - first);
@@ -106,14 +106,14 @@ fn free(read: Read<'_>, extents: &[Extent], blocks: u64) -> Option<Blocks> {
     (number * COUNT >= blocks).then_some(free)
 }
 
-/// By the persistent one of the two bitmaps of a page: words of 32 blocks each, of which the first
-/// has the highest bit.
+/// According to the persistent one of the two bitmaps of a page: words of 32 blocks each, the first
+/// block in the highest bit.
 fn is_free(page: &[u8], block: u64) -> Option<bool> {
     let word = page.le32(3072 + (block / 32) as usize * 4)?;
     Some(word << (block % 32) & 1 << 31 == 0)
 }
 
-/// What the superblock says.
+/// The content of the superblock.
 #[derive(Debug, PartialEq, Eq)]
 struct Volume {
     blocks: u64,
@@ -121,7 +121,7 @@ struct Volume {
     second_table: Range<DeviceOffset>,
     second_map: Range<DeviceOffset>,
     log: Option<Range<DeviceOffset>>,
-    /// Where fsck keeps what it knows.
+    /// The work area of fsck.
     work: Range<DeviceOffset>,
 }
 
@@ -129,9 +129,9 @@ impl Volume {
     const MAGIC: &[u8; 4] = b"JFS1";
 
     fn of(superblock: &[u8]) -> Option<Self> {
-        /// Of its flags: the journal is here, and not on another device.
+        /// A flag: the journal is on this device.
         const LOG_IS_HERE: u32 = 0x800;
-        // The kernel knows blocks of 4 KiB alone.
+        // The kernel supports only blocks of 4 KiB.
         if superblock.get(..4)? != Self::MAGIC || u64::from(superblock.le32(16)?) != PAGE {
             return None;
         }
@@ -149,7 +149,7 @@ impl Volume {
     }
 }
 
-/// The blocks of an extent descriptor: 24 bits of a length, and 40 of a place.
+/// The blocks of an extent descriptor: 24 bits of length, and 40 bits of place.
 fn extent(bytes: &[u8], at: usize) -> Option<Range<DeviceOffset>> {
     let (length, low) = (bytes.le32(at)?, bytes.le32(at + 4)?);
     let first = u64::from(length >> 24) << 32 | u64::from(low);

@@ -1,13 +1,12 @@
-//! The objects that are no files: what a filesystem keeps for itself, what lies between partitions,
-//! and what is free.
+//! Metadata objects and free space: what a filesystem keeps for itself, what lies between
+//! partitions, and what is free.
 //!
-//! What the kernel reads while it mounts a filesystem and looks its files up, before any of their
-//! data, is that filesystem's metadata: it is recorded, too, and what is left of it when files,
-//! directories and all that has a name of its own are taken away, is called [`METADATA`]. Names
-//! come from the filesystem itself where it tells what its blocks are for (GETFSMAP), else from the
-//! few numbers of its superblock that say where things have their place. What is free is known
-//! where the filesystem says so, and then the rest is known, too: [`ALLOCATED`], in use for
-//! something that nothing told.
+//! The kernel reads a filesystem's metadata while it mounts the filesystem and looks up its files.
+//! These reads are recorded, too. What remains of them without files, directories and named
+//! metadata is [`METADATA`]. The names come from the filesystem itself if it reports the use of its
+//! blocks (GETFSMAP), otherwise from the few numbers in its superblock that say where its parts
+//! lie. If the filesystem reports what is free, the rest is known as well: it is [`ALLOCATED`], in
+//! use for an unknown purpose.
 
 mod btrfs;
 mod exfat;
@@ -38,11 +37,11 @@ use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::{Kind, Marks};
 use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
-/// What was read for a filesystem itself, and has no name of its own.
+/// What was read for the filesystem itself, and has no other name.
 const METADATA: &str = "[metadata]";
-/// What is in use, but was not read and has no name.
+/// What is in use, but was not read and has no other name.
 const ALLOCATED: &str = "[allocated]";
-/// Added to the path of an object, the blocks of its extended attributes.
+/// Added to the path of an object: the name of the blocks of its extended attributes.
 const ATTRIBUTES: &str = " [extended attributes]";
 
 /// Blocks of a device.
@@ -57,7 +56,7 @@ pub(super) fn filesystem(
 ) -> Result<(), ProbeError> {
     let kind = content.kind.clone().unwrap_or_default();
     let put = Put { context, device: &content.device };
-    // The addresses of btrfs are none of its device.
+    // The addresses of btrfs are not offsets on its device.
     let layout = if kind.facts().has_address_space { inputs.address_space.as_deref() } else { layout };
     let Some(layout) = layout else {
         return Ok(put.without_layout(inputs)?);
@@ -67,17 +66,17 @@ pub(super) fn filesystem(
     let mut facts = Facts::of_spaces(&inputs.spaces);
     let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
     match kind {
-        FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::tell(&mut facts, &mut device, &read),
-        FsKind::Xfs => xfs::tell(&mut facts, &mut device, &read),
-        FsKind::Btrfs => btrfs::tell(&mut facts, inputs, layout),
-        FsKind::F2fs => f2fs::tell(&mut facts, &mut device, &read),
-        FsKind::Vfat => fat::tell(&mut facts, &mut device, &read),
-        FsKind::Exfat => exfat::tell(&mut facts, &mut device, &read),
-        FsKind::Ntfs => ntfs::tell(&mut facts, &mut device),
-        FsKind::Udf => udf::tell(&mut facts, &mut device),
-        FsKind::Jfs => jfs::tell(&mut facts, &mut device, &read),
-        FsKind::Nilfs2 => nilfs2::tell(&mut facts, &mut device),
-        FsKind::Hfsplus => hfsplus::tell(&mut facts, &mut device, &read),
+        FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::describe(&mut facts, &mut device, &read),
+        FsKind::Xfs => xfs::describe(&mut facts, &mut device, &read),
+        FsKind::Btrfs => btrfs::describe(&mut facts, inputs, layout),
+        FsKind::F2fs => f2fs::describe(&mut facts, &mut device, &read),
+        FsKind::Vfat => fat::describe(&mut facts, &mut device, &read),
+        FsKind::Exfat => exfat::describe(&mut facts, &mut device, &read),
+        FsKind::Ntfs => ntfs::describe(&mut facts, &mut device),
+        FsKind::Udf => udf::describe(&mut facts, &mut device),
+        FsKind::Jfs => jfs::describe(&mut facts, &mut device, &read),
+        FsKind::Nilfs2 => nilfs2::describe(&mut facts, &mut device),
+        FsKind::Hfsplus => hfsplus::describe(&mut facts, &mut device, &read),
         _ => {}
     }
     put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;
@@ -116,7 +115,7 @@ pub(super) fn filesystem(
     Ok(())
 }
 
-/// A bit of a bitmap each byte of which begins with its lowest bit; `None` past the end.
+/// A bit of a bitmap whose bytes begin with the lowest bit; `None` past the end.
 fn bit(bitmap: &[u8], number: u64) -> Option<bool> {
     let byte = bitmap.get(usize::try_from(number / 8).ok()?)?;
     Some(byte >> (number % 8) & 1 == 1)
@@ -125,7 +124,7 @@ fn bit(bitmap: &[u8], number: u64) -> Option<bool> {
 /// Units of `size` bytes, counted from `start`, by their ascending numbers.
 fn units(numbers: impl Iterator<Item = u64>, start: u64, size: u64) -> Blocks {
     let mut blocks = Blocks::new();
-    // There may be millions of them, mostly side by side.
+    // There may be millions of units, mostly adjacent.
     let mut run: Range<DeviceOffset> = Range::new(0, 0);
     for number in numbers {
         let unit = Range::new(start + number * size, start + (number + 1) * size);
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn space_that_makes_no_sense_is_refused() {
+    fn invalid_space_is_refused() {
         let mut inputs = MetadataInputs::default();
         assert!(inputs.space(Owner::Free, &[(0, 4096), (8192, 4096)]));
         assert!(inputs.space(Owner::Unknown, &[(4096, 4096)]));

@@ -1,12 +1,12 @@
-//! nilfs2: the kernel says which of its segments are clean; outside of them are but the two
-//! superblocks, which are where they always are (`NILFS_SB_OFFSET_BYTES` and
-//! `NILFS_SB2_OFFSET_BYTES` of the kernel's `linux/nilfs2_ondisk.h`).
+//! nilfs2: the kernel reports which of its segments are clean. Only the two superblocks lie outside
+//! of the segments, at fixed places (`NILFS_SB_OFFSET_BYTES` and `NILFS_SB2_OFFSET_BYTES` of the
+//! kernel's `linux/nilfs2_ondisk.h`).
 
 use super::Facts;
 use crate::probe::device::{Device, Fields};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>) {
     let is_superblock = |range: &Range<DeviceOffset>| {
         device.read(range.start.0, range.len()).is_some_and(|bytes| is_superblock(&bytes))
     };
@@ -14,7 +14,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
     facts.name("[superblocks]", found, true);
 }
 
-/// Where superblocks are: behind the boot sector, and in the last whole 4 KiB.
+/// Where the superblocks lie: after the boot sector, and in the last whole 4 KiB.
 fn places(size: u64) -> [Range<DeviceOffset>; 2] {
     const SIZE: u64 = 1024;
     [1024, (size / 4096).saturating_sub(1) * 4096].map(|at| Range::new(at, at + SIZE))

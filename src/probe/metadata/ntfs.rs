@@ -1,27 +1,27 @@
 //! NTFS keeps its metadata in files, which ntfs-3g shows on demand: `$MFT`, `$LogFile`, `$Bitmap`,
-//! … They are walked like others, and are metadata objects with paths. What they have beside their
-//! data, such as named streams, ntfsinfo(8) lists. `$Bitmap` tells what is free.
+//! … They are walked like other files, and are metadata objects with paths. ntfsinfo(8) lists what
+//! they have besides their data, such as named streams. `$Bitmap` says what is free.
 
 use super::{Facts, bit, units};
 use crate::probe::device::{Device, Fields};
 use virt_bmap_agent_protocol::record::Extent;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// Largest bitmap that is looked at: a terabyte needs 32 MiB.
+/// Largest bitmap that is read: a terabyte needs 32 MiB.
 const LARGEST: u64 = 256 << 20;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>) {
     if let Some(sector) = device.read(0, 512) {
-        let _ = tell_by(facts, device, &sector);
+        let _ = describe_by(facts, device, &sector);
     }
 }
 
-fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> {
+fn describe_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> {
     if sector.get(3..11)? != b"NTFS    " {
         return None;
     }
     let bytes = u64::from(sector.le16(11)?);
-    // Above 128, the negative logarithm of the number.
+    // Numbers above 128 are the negative logarithm of the factor.
     let factor = match sector.u8_at(13)? {
         small @ ..=128 => u64::from(small),
         large => 1u64.checked_shl(256 - u32::from(large))?,
@@ -54,7 +54,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, sector: &[u8]) -> Option<()> 
     Some(())
 }
 
-/// Names what the files of the filesystem have allocated, all streams and attributes of them.
+/// Names all streams and attributes of the filesystem's own files.
 fn name_streams(facts: &mut Facts, device: &Device<'_>, cluster: u64) {
     const FILES: [(u32, &str); 15] = [
         (0, "/$MFT"),
@@ -84,8 +84,8 @@ fn name_streams(facts: &mut Facts, device: &Device<'_>, cluster: u64) {
     }
 }
 
-/// The first cluster and the number of clusters in a line of a run list: `0x0  0x508  0x41`. What
-/// is sparse has a word for the first cluster.
+/// The first cluster and the number of clusters in a line of a run list: `0x0  0x508  0x41`. A
+/// sparse run has a word instead of the first cluster.
 fn run(line: &str) -> Option<(u64, u64)> {
     let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
     match line.split_whitespace().collect::<Vec<_>>()[..] {
@@ -97,7 +97,7 @@ fn run(line: &str) -> Option<(u64, u64)> {
     }
 }
 
-/// Where on the device the record of an inode begins, by the extents of `$MFT`.
+/// Where on the device the record of an inode begins, according to the extents of `$MFT`.
 pub(super) fn place_of(inode: u64, record: u64, mft: &[Extent]) -> Option<u64> {
     // The upper 16 bits count how often the record was used.
     let at = (inode & 0xffff_ffff_ffff).checked_mul(record)?;

@@ -17,7 +17,7 @@ pub(super) struct Put<'a> {
 }
 
 impl Put<'_> {
-    /// Of a device that lies nobody knows where, what was read is known all the same.
+    /// The objects of a device without a layout: what was read is known all the same.
     pub(super) fn without_layout(&self, inputs: &MetadataInputs) -> Result<(), FoundError> {
         let mut owned = inputs.owned.clone();
         for (&object, attributes) in &inputs.attributes {
@@ -28,7 +28,7 @@ impl Put<'_> {
         self.places(Kind::Metadata, METADATA.as_bytes(), &inputs.untagged.difference(&owned))
     }
 
-    /// An object of what lies there on the disks, if there is anything.
+    /// An object of these ranges of the disks, if there are any.
     pub(super) fn places(&self, kind: Kind, name: &[u8], places: &Recording) -> Result<(), FoundError> {
         if places.is_empty() {
             return Ok(());
@@ -53,8 +53,8 @@ impl Put<'_> {
         })
     }
 
-    /// An object of these blocks. Of metadata there must be some; that nothing is free is worth
-    /// saying.
+    /// An object of these blocks. A metadata object needs blocks; free space is an object even if
+    /// nothing is free.
     pub(super) fn blocks(
         &self,
         kind: Kind,
@@ -79,7 +79,7 @@ impl Put<'_> {
         layout: &Layout,
     ) -> Result<(), FoundError> {
         self.context.channel.with(|found, _| {
-            // A filesystem may be larger than its device, if it is damaged.
+            // A damaged filesystem may be larger than its device.
             for part in layout.part(range).unwrap_or_default() {
                 let role = Role { copy: part.copy, flags };
                 found.range(number, part.disk, part.disk_range(), None, role)?;
@@ -88,7 +88,7 @@ impl Put<'_> {
         })
     }
 
-    /// What holds the data of objects that have no blocks.
+    /// Adds pieces with the role `inline` to objects whose data is inline.
     pub(super) fn inline(
         &self,
         facts: &Facts,
@@ -97,7 +97,8 @@ impl Put<'_> {
     ) -> Result<(), FoundError> {
         for inline in &inputs.inline {
             let (object, at, length) = match *inline {
-                // Nobody's data is in the boot sector: the filesystem does not say where it is.
+                // No data is in the boot sector: 0 means that the filesystem does not say where it
+                // is.
                 Inline::Block { at: 0, .. } => continue,
                 Inline::Block { object, at } => {
                     let unit = facts.unit.unwrap_or(4096);
@@ -116,8 +117,8 @@ impl Put<'_> {
         Ok(())
     }
 
-    /// The blocks of extended attributes: those that were read for them, and those that the kernel
-    /// names and that were read for them or before.
+    /// The blocks of extended attributes: those that were read for them, and their extents, which
+    /// are verified if they were read for them or before.
     pub(super) fn attributes(
         &self,
         inputs: &MetadataInputs,
@@ -125,7 +126,7 @@ impl Put<'_> {
         known: &mut Blocks,
         layout: &Layout,
     ) -> Result<(), FoundError> {
-        // Files share blocks of attributes, and only the first of them has them read.
+        // Files may share blocks of attributes, which are read only for the first of them.
         let mut seen = read.clone();
         for attributes in inputs.attributes.values() {
             add(&mut seen, &layout.to_device_partly(&attributes.recording));
@@ -141,7 +142,7 @@ impl Put<'_> {
             if let Some(number) = self.attributes_object(object, marks, blocks.is_empty())? {
                 blocks.iter().try_for_each(|range| self.range(number, range, PieceFlags::empty(), layout))?;
             }
-            // Known only at the end: the next file may share them.
+            // These are known only at the end: the next file may share them.
         }
         seen = seen.difference(read);
         add(known, &seen);
@@ -161,7 +162,7 @@ impl Put<'_> {
             let Some(path) = found.path_of(object).filter(|_| !is_empty) else { return Ok(None) };
             let path = [path, ATTRIBUTES.as_bytes()].concat();
             match found.metadata_object(Kind::Metadata, self.device, &path, marks) {
-                // The path was just short enough.
+                // The path of the object itself was just short enough.
                 Err(FoundError::Build(_)) => Ok(None),
                 result => result.map(Some),
             }

@@ -1,6 +1,6 @@
-//! UDF: the kernel tells nothing of it, but its descriptors say where things are, and in the plain
-//! case where there is a bitmap of the blocks that are free (ECMA-167, 3rd edition, part 4;
-//! "Universal Disk Format Specification", OSTA).
+//! UDF: the kernel reports nothing of its metadata, but its descriptors say where its parts lie,
+//! and a plain partition has a bitmap of free blocks (ECMA-167, 3rd edition, part 4; "Universal
+//! Disk Format Specification", OSTA).
 
 mod volume;
 
@@ -9,14 +9,14 @@ use crate::probe::device::{Device, Fields, Read};
 use virt_bmap_ranges::{DeviceOffset, Range};
 use volume::{Volume, descriptor};
 
-/// Largest bitmap that is looked at: of 2³⁰ blocks.
+/// Largest bitmap that is read: of 2³⁰ blocks.
 const LARGEST: u64 = 128 << 20;
 
 /// Bytes of a space bitmap descriptor in front of its bitmap (4/14.12), and its tag.
 const BITMAP_HEAD: u64 = 24;
 const SPACE_BITMAP: u16 = 264;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>) {
     let of_device = |at, length| device.read(at, length);
     let Some(volume) = Volume::find(&of_device) else { return };
     facts.name("[volume recognition sequence]", recognition(&of_device, volume.block), true);
@@ -39,7 +39,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
     {
         let found = space_bitmap(&of_device, &volume, bitmap);
         facts.name("[space bitmap]", [bitmap], found.is_some());
-        // What was not unmounted cleanly may have a bitmap of before.
+        // After an unclean unmount the bitmap may be out of date.
         facts.free = found.filter(|_| volume.is_closed);
     }
     if facts.free.is_some() {
@@ -47,7 +47,7 @@ pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>) {
     }
 }
 
-/// The descriptors that say which kind of filesystem this is (2/8.3), of 2 KiB each, or a block.
+/// The descriptors of the filesystem's type (2/8.3), of 2 KiB or one block each.
 fn recognition(read: Read<'_>, block: u64) -> Option<Range<DeviceOffset>> {
     const START: u64 = 32768;
     const MOST: u64 = 64;
@@ -61,10 +61,10 @@ fn recognition(read: Read<'_>, block: u64) -> Option<Range<DeviceOffset>> {
     (count > 0).then(|| Range::new(START, START + count * size))
 }
 
-/// What is free by the bitmap here: its bits are set, the lowest of each byte first.
+/// The free blocks according to the bitmap at this place: set bits, the lowest of each byte first.
 fn space_bitmap(read: Read<'_>, volume: &Volume, place: Range<DeviceOffset>) -> Option<Blocks> {
     let head = read(place.start.0, BITMAP_HEAD)?;
-    // Its place is counted from the partition's start.
+    // Its place is relative to the partition's start.
     let number = (place.start.0 - volume.partition.start.0) / volume.block;
     if volume::tag(&head, number)? != SPACE_BITMAP {
         return None;
@@ -113,9 +113,9 @@ mod tests {
         let of = |disk: &[u8]| space_bitmap(&reader(disk), &volume, volume.bitmap?);
         let free = of(&disk()).unwrap();
         let free: Vec<_> = free.iter().map(|range| (range.start.0 / 512, range.end.0 / 512)).collect();
-        // The bits behind the last block count for nothing.
+        // The bits after the last block are ignored.
         assert_eq!(free, [(17, 19), (34, 40)]);
-        // Another tag, a wrong sum, another place, a bitmap that is too short, and one that has no
+        // Another tag, a wrong checksum, another place, a bitmap that is too short, and one without
         // room.
         for (at, byte) in [(0, 9), (4, 0), (12, 3), (20, 3)] {
             let mut disk = disk();

@@ -1,4 +1,4 @@
-//! XFS without a reverse mapping tree, whose GETFSMAP tells what is free and no more. Numbers are
+//! XFS without a reverse mapping tree: its GETFSMAP reports only what is free. Numbers are
 //! big-endian ("XFS Algorithms & Data Structures", chapter "Allocation Groups").
 
 use super::{Blocks, Facts};
@@ -6,16 +6,16 @@ use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Xfs;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// More allocation groups than this are left to what was read.
+/// Most allocation groups whose headers are named.
 const MOST_GROUPS: u64 = 1 << 16;
 
-pub(super) fn tell(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks) {
     if let Some(superblock) = device.read(0, 512) {
-        let _ = tell_by(facts, device, &superblock, read);
+        let _ = describe_by(facts, device, &superblock, read);
     }
 }
 
-fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
+fn describe_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
     let Xfs { block, group_blocks, groups } = Xfs::of(superblock)?;
     let sector = u64::from(superblock.be16(102)?);
     let has_header = superblock.be16(100)? & 0xf == 5;
@@ -25,7 +25,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
         Range::at(DeviceOffset(start), sector * 4)
     });
     let headers: Vec<_> = headers.collect();
-    // Of the first group's headers all but the list have been read by now.
+    // The kernel has read the first group's headers, except the list.
     let verified = headers.first().is_some_and(|first| read.overlap(*first).next().is_some());
     let mut list = Vec::new();
     for header in &headers {
@@ -49,7 +49,7 @@ fn tell_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blo
     Some(())
 }
 
-/// The blocks that a group keeps ready for its own trees, by their numbers in the group.
+/// The blocks that a group reserves for its own trees, by their numbers in the group.
 fn free_list(group: &[u8], sector: usize, has_header: bool) -> Option<Vec<u32>> {
     let (agf, agfl) = (group.get(sector..2 * sector)?, group.get(3 * sector..4 * sector)?);
     if agf.get(..4)? != b"XAGF" {

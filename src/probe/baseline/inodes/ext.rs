@@ -52,7 +52,7 @@ impl Inodes {
                 if is_wide { (descriptor.le32(0x28)?, descriptor.le16(0x32)?) } else { (0, 0) };
             let unused = u64::from(descriptor.le16(0x1c)?) | u64::from(unused_high) << 16;
             let unused = match descriptor.le16(0x12)? {
-                _ if !geometry.tells_unused => 0,
+                _ if !geometry.has_unused_counts => 0,
                 flags if flags & INODE_UNINIT != 0 => geometry.inodes_per_group,
                 _ => unused,
             };
@@ -121,7 +121,7 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     const INLINE: u32 = 0x1000_0000;
     let flags = inode.le32(0x20)?;
     let is_inline = flags & INLINE != 0;
-    let is_so = if is_inline {
+    let points_to_data = if is_inline {
         flags & EXTENTS == 0 && has_inline_data(inode) == Some(true)
     } else if flags & EXTENTS != 0 {
         // A tree of extents, of depth 0.
@@ -131,9 +131,9 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
         (0..3).all(|indirect| inode.le32(0x58 + 4 * indirect) == Some(0))
     };
     match inode.le16(0)? & 0xf000 {
-        0x8000 if is_so => Some(SelfContained::File),
-        0x4000 if is_so && flags & ENCRYPT == 0 && is_inline => Some(SelfContained::InlineDirectory),
-        0x4000 if is_so && flags & ENCRYPT == 0 => Some(SelfContained::Directory),
+        0x8000 if points_to_data => Some(SelfContained::File),
+        0x4000 if points_to_data && flags & ENCRYPT == 0 && is_inline => Some(SelfContained::InlineDirectory),
+        0x4000 if points_to_data && flags & ENCRYPT == 0 => Some(SelfContained::Directory),
         _ => None,
     }
 }
@@ -186,14 +186,14 @@ fn identity(superblock: &[u8]) -> Option<Vec<u8>> {
     Some(identity)
 }
 
-/// What the superblock says.
+/// The content of the superblock.
 struct Geometry {
     block: u64,
     inode_size: u64,
     inodes_per_group: u64,
     groups: u64,
     /// Whether descriptors say how many inodes at the end of a table were never used.
-    tells_unused: bool,
+    has_unused_counts: bool,
     /// Size of a descriptor, and where the descriptors begin.
     descriptor: u64,
     descriptors_at: u64,
@@ -211,17 +211,17 @@ impl Geometry {
             block,
             inode_size,
             inodes_per_group: u64::from(superblock.le32(0x28)?),
-            tells_unused: superblock.le32(0x64)? & CHECKSUMS != 0,
+            has_unused_counts: superblock.le32(0x64)? & CHECKSUMS != 0,
             groups: blocks.checked_sub(first)?.checked_add(per_group.checked_sub(1)?)? / per_group,
             descriptor: if is_64 { u64::from(superblock.le16(0xfe)?) } else { 32 },
             descriptors_at: (first + 1) * block,
         };
-        let makes_sense = incompat & META_BG == 0
+        let is_valid = incompat & META_BG == 0
             && (1..=MOST_GROUPS).contains(&geometry.groups)
             && geometry.inodes_per_group > 0
             && (128..=block).contains(&inode_size)
             && (32..=1024).contains(&geometry.descriptor);
-        makes_sense.then_some(geometry)
+        is_valid.then_some(geometry)
     }
 }
 
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_superblock_that_makes_no_sense_tells_nothing() {
+    fn invalid_a_superblock_tells_nothing() {
         let mut superblock = vec![0; 1024];
         let mut put = |at: usize, bytes: &[u8]| superblock[at..at + bytes.len()].copy_from_slice(bytes);
         put(0x38, &[0x53, 0xef]);

@@ -33,12 +33,12 @@ impl Inodes {
             root: superblock.be64(56)?,
             identity: identity(superblock)?,
         };
-        let makes_sense = table.slot_bits < 16
+        let is_valid = table.slot_bits < 16
             && table.block_bits < 32
             && table.inode_size >= 256
             && table.measures.block == table.inode_size << table.slot_bits
             && table.measures.group_blocks <= 1 << table.block_bits;
-        makes_sense.then_some(table)
+        is_valid.then_some(table)
     }
 }
 

@@ -37,7 +37,7 @@ fn record_of(kind: u8, id: u32, number: u64) -> Record {
 
 proptest::proptest! {
     #[test]
-    fn whatever_an_agent_says_the_conversation_ends_in_order(
+    fn any_records_leave_the_channel_consistent(
         said in proptest::collection::vec(proptest::arbitrary::any::<(u8, u8, u8)>(), 0..60),
         sample in 0u32..3,
         metadata: bool,

@@ -178,7 +178,7 @@ fn an_agent_that_dies_leaves_what_it_had_read() {
 }
 
 #[test]
-fn encrypted_files_are_told_apart_from_those_of_which_nothing_is_known() {
+fn encrypted_files_are_counted_by_whether_their_place_is_known() {
     let mut agent = Agent::walking();
     agent.say(&[object(2, 1, ObjectKind::File, b"a", 4096), Record::Encrypted { id: 2 }]).unwrap();
     agent.say(&[extents(2, 8192, 4096), object(3, 1, ObjectKind::File, b"b", 512)]).unwrap();
@@ -198,8 +198,8 @@ fn encrypted_files_are_told_apart_from_those_of_which_nothing_is_known() {
 }
 
 #[test]
-fn what_makes_no_sense_ends_the_conversation() {
-    let nonsense: [&[Record]; 17] = [
+fn violations_of_the_protocol_end_the_conversation() {
+    let violations: [&[Record]; 17] = [
         &[Record::Encrypted { id: 1 }],
         &[Record::Hello { version: VERSION + 1 }],
         &[object(3, 1, ObjectKind::File, b"a", 0)],
@@ -218,7 +218,7 @@ fn what_makes_no_sense_ends_the_conversation() {
         &[Record::Shared { id: 1 }],
         &[Record::Member(record::Member { id: 1, major: 8, minor: 0 })],
     ];
-    for records in nonsense {
+    for records in violations {
         let mut agent = Agent::walking();
         assert!(agent.say(records).is_err(), "{records:?}");
         assert!(agent.say(&[Record::Done]).is_err(), "{records:?}");
@@ -270,7 +270,7 @@ fn warnings_name_their_place() {
 }
 
 #[test]
-fn what_belongs_to_no_data_is_kept_apart() {
+fn inputs_of_metadata_objects_are_gathered() {
     let mut agent = Agent::walking_for(true);
     agent.read(1 << 19, (1 << 19) + 512);
     agent.tag(1, false);
@@ -300,7 +300,7 @@ fn what_belongs_to_no_data_is_kept_apart() {
 }
 
 #[test]
-fn metadata_that_were_not_asked_for_make_no_sense() {
+fn metadata_that_is_not_wanted_violates_the_protocol() {
     let space = |pieces| Record::Space { owner: Owner::Free, pieces };
     assert!(Agent::walking().say(&[space(vec![(0, 1)])]).is_err());
     assert!(Agent::walking_for(true).say(&[space(vec![(u64::MAX, 2)])]).is_err());

@@ -5,7 +5,7 @@ use crate::probe::baseline::{self, Baseline, Directories, UnchangedObjects};
 use virt_bmap_map::Attributes;
 
 #[test]
-fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
+fn unchanged_files_are_reused_and_not_read() {
     use virt_bmap_map::{Header, MapBuilder, ObjectName};
     use virt_bmap_ranges::FileOffset;
     let mut builder = MapBuilder::new(Header {
@@ -43,7 +43,7 @@ fn what_is_as_it_was_in_an_earlier_map_is_not_read() {
 }
 
 #[test]
-fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
+fn an_unchanged_file_needs_only_its_name() {
     use virt_bmap_map::{Header, MapBuilder, ObjectName};
     let attributes = Attributes { inode: Some(12), size: Some(9), changed: Some(7), ..Attributes::default() };
     let attributes = Attributes { modified: Some(7), links: Some(1), ..attributes };
@@ -74,7 +74,7 @@ fn of_a_file_that_is_known_the_name_is_enough_and_no_other_may_be_given_so() {
 }
 
 #[test]
-fn with_a_directory_that_is_known_all_that_is_known_in_it_is_found_and_none_is_found_twice() {
+fn an_unchanged_directory_brings_its_unchanged_objects_once() {
     let baseline = Arc::new(baseline::tests::tree());
     let (directories, files) = baseline::tests::known_in_tree(&baseline);
     let device = baseline::tests::DEVICE;

@@ -4,7 +4,7 @@ use super::*;
 use virt_bmap_image::Overlay;
 
 #[test]
-fn of_a_file_whose_ends_are_where_the_kernel_says_all_is_taken_on_its_word() {
+fn extents_whose_spot_checks_succeed_are_accepted() {
     let mut agent = Agent::sampling(1);
     agent.find(&[(2, 65536), (3, 262_144)]);
     let ends: [(u32, &[(u64, u64)]); 2] =
@@ -17,7 +17,7 @@ fn of_a_file_whose_ends_are_where_the_kernel_says_all_is_taken_on_its_word() {
 }
 
 #[test]
-fn a_file_that_the_kernel_lies_about_is_read_in_full() {
+fn a_file_that_is_not_where_its_extents_say_is_read_in_full() {
     let mut agent = Agent::sampling(1);
     agent.find(&[(2, 65536), (3, 262_144)]);
     // The second begins where it should, but ends elsewhere.
@@ -39,7 +39,7 @@ fn a_file_that_the_kernel_lies_about_is_read_in_full() {
 }
 
 #[test]
-fn files_that_are_in_no_sample_are_believed_until_one_that_is_turns_out_a_lie() {
+fn files_without_a_spot_check_are_accepted_until_a_mismatch() {
     let mut agent = Agent::sampling(4);
     agent.find(&[(2, 65536), (3, 131_072), (4, 262_144)]);
     let ends: [(u32, &[(u64, u64)]); 1] = [(4, &[(262_144, 266_240), (323_584, 327_680)])];
@@ -66,7 +66,7 @@ fn a_file_of_which_an_end_was_not_read_is_read_in_full() {
 }
 
 #[test]
-fn three_lies_are_forgiven_where_each_file_is_proved() {
+fn three_mismatches_are_allowed_if_each_file_is_checked() {
     let mut agent = Agent::sampling(1);
     for id in 2..6 {
         agent.find(&[(id, 65536)]);
@@ -80,7 +80,7 @@ fn three_lies_are_forgiven_where_each_file_is_proved() {
 }
 
 #[test]
-fn a_stray_read_costs_a_read_in_full_and_no_more() {
+fn a_stray_read_only_makes_the_file_be_read_in_full() {
     let mut agent = Agent::sampling(1);
     for id in 2..20 {
         agent.find(&[(id, 65536)]);
@@ -97,7 +97,7 @@ fn a_stray_read_costs_a_read_in_full_and_no_more() {
 }
 
 #[test]
-fn what_was_written_since_is_read() {
+fn files_in_written_places_are_read_in_full() {
     use virt_bmap_image::{ImageFormat, OpenOptions, open};
     use virt_bmap_ranges::DiskOffset;
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -63,7 +63,7 @@ fn trees_may_have_levels() {
 }
 
 #[test]
-fn maps_that_make_no_sense_are_refused() {
+fn invalid_maps_are_refused() {
     // Another inode, a map of more blocks, pages of other ones or too few, a tree with more entries
     // than it has room for.
     let places =

@@ -20,7 +20,7 @@ pub(super) const ANCHOR_BLOCK: u64 = 256;
 /// More descriptors than this make no sense.
 const MOST: usize = 256;
 
-/// Where things are, in bytes.
+/// Where the parts of the filesystem lie, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Volume {
     pub(super) block: u64,
@@ -68,20 +68,20 @@ pub(super) fn tag(bytes: &[u8], number: u64) -> Option<u16> {
     (sum == bytes.u8_at(4)? && u64::from(bytes.le32(12)?) == number).then_some(bytes.le16(0)?)
 }
 
-/// The blocks that an extent descriptor names (3/7.1).
+/// The blocks of an extent descriptor (3/7.1).
 fn extent(bytes: &[u8], at: usize, block: u64) -> Option<Range<DeviceOffset>> {
     let (length, first) = (u64::from(bytes.le32(at)?), u64::from(bytes.le32(at + 4)?));
     Some(Range::new(first * block, first * block + length.next_multiple_of(block)))
 }
 
-/// The descriptors of the logical volume and of its partition, if that is the only one and plain.
-/// Of those of a kind, the one with the highest number counts (3/8.4.3).
+/// The descriptors of the logical volume and of its partition, if it has one plain partition. Of
+/// several descriptors of one kind, that with the highest number counts (3/8.4.3).
 fn sequence(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut logical: Option<(u32, Vec<u8>)> = None;
     let mut partitions: BTreeMap<u16, (u32, Vec<u8>)> = BTreeMap::new();
     let (mut at, mut end) = (range.start.0, range.end.0);
     for _ in 0..MOST {
-        // What was never written ends it, too.
+        // A block that was never written ends the sequence, too.
         let Some((tag, bytes)) = descriptor(read, block, at / block).filter(|_| at < end) else { break };
         at += block;
         match tag {
@@ -103,8 +103,7 @@ fn sequence(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> Option<(V
         }
     }
     let (_, logical) = logical?;
-    // One map, of type 1: a partition that is no table, no file, and has no spare blocks
-    // (3/10.7.2).
+    // One map, of type 1: an ordinary partition (3/10.7.2).
     let is_plain = logical.le32(268)? == 1 && logical.le16(440)? == 0x0601;
     if !is_plain || u64::from(logical.le32(212)?) != block {
         return None;
@@ -113,13 +112,13 @@ fn sequence(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> Option<(V
     Some((logical, partition))
 }
 
-/// The bitmap that the partition's header names (4/14.3), if there is no table of free space, nor
-/// any of what was freed.
+/// The bitmap that the partition's header names (4/14.3), if the partition has neither a table of
+/// free space nor one of freed space.
 fn bitmap(partition: &[u8], block: u64, range: Range<DeviceOffset>) -> Option<Range<DeviceOffset>> {
     let is_known = matches!(partition.get(25..31)?, b"+NSR02" | b"+NSR03");
     let others = [partition.le32(56)?, partition.le32(80)?, partition.le32(88)?];
     let (length, first) = (u64::from(partition.le32(64)?), u64::from(partition.le32(68)?));
-    // The upper two bits say of other extents that nothing is recorded there.
+    // The upper two bits mark extents where nothing is recorded.
     if !is_known || others != [0; 3] || length == 0 || length >= 1 << 30 {
         return None;
     }
@@ -128,7 +127,7 @@ fn bitmap(partition: &[u8], block: u64, range: Range<DeviceOffset>) -> Option<Ra
     (place.end <= range.end).then_some(place)
 }
 
-/// Whether the last of the integrity descriptors says that all was written (3/10.10).
+/// Whether the last integrity descriptor says that the volume was closed (3/10.10).
 fn is_closed(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> bool {
     const CLOSED: u32 = 1;
     let (mut at, mut end) = (range.start.0, range.end.0);

@@ -1,6 +1,6 @@
 //! Windows dynamic disks: the private header, and the database of the group of disks. On a disk
-//! with an MBR they are in sector 6 and where that says, on one with a GPT in a partition of their
-//! own (`block/partitions/ldm.h` of the kernel; `ldm.c` of libldm).
+//! with an MBR the header is in sector 6 and says where the database lies; on a disk with a GPT
+//! they have a partition of their own (`block/partitions/ldm.h` of the kernel; `ldm.c` of libldm).
 
 use super::{Found, SECTOR};
 use crate::probe::device::{Device, Fields};
@@ -9,10 +9,10 @@ use crate::probe::device::{Device, Fields};
 pub(super) const METADATA: [u8; 16] =
     [0xaa, 0xc8, 0x08, 0x58, 0x8f, 0x7e, 0xe0, 0x42, 0x85, 0xd2, 0xe1, 0xe9, 0x04, 0x34, 0xcf, 0xb3];
 
-/// Sectors before what the private header of a disk with an MBR describes.
+/// Sector of the private header on a disk with an MBR.
 const HEADER: u64 = 6;
 
-/// On a disk with an MBR, which says that all partitions are of type 0x42.
+/// On a disk with an MBR, where all partitions are of type 0x42.
 pub(super) fn on_disk(device: &Device<'_>) -> Option<[Found; 2]> {
     let header = device.read(HEADER * SECTOR, SECTOR)?;
     let database = database(&header)?;
@@ -22,14 +22,14 @@ pub(super) fn on_disk(device: &Device<'_>) -> Option<[Found; 2]> {
     ])
 }
 
-/// On a disk with a GPT, in this partition; the private header is its last sector.
+/// On a disk with a GPT: in this partition, whose last sector is the private header.
 pub(super) fn in_partition(device: &Device<'_>, (start, length): (u64, u64)) -> Option<Found> {
     let last = start.checked_add(length)?.checked_sub(SECTOR)?;
     let verified = device.read(last, SECTOR).is_some_and(|header| database(&header) == Some((start, length)));
     Some(("[LDM database]", vec![(start, length)], verified))
 }
 
-/// Where a private header says that the database is.
+/// Where the database lies, according to a private header.
 fn database(header: &[u8]) -> Option<(u64, u64)> {
     let sectors = |at| header.be64(at)?.checked_mul(SECTOR);
     header.starts_with(b"PRIVHEAD").then_some(())?;

@@ -5,7 +5,7 @@ use crate::probe::device::{Device, Fields};
 
 /// The LUKS1 and LUKS2 on-disk format specifications.
 pub(super) fn luks(device: &Device<'_>) -> Option<Vec<Found>> {
-    /// Of the two copies of a LUKS2 header with its JSON area.
+    /// Largest of the two copies of a LUKS2 header with its JSON area.
     const LARGEST: u64 = 4 << 20;
     let header = device.read(0, 4096)?;
     if header.get(..6)? != b"LUKS\xba\xbe" {
@@ -23,17 +23,17 @@ pub(super) fn luks(device: &Device<'_>) -> Option<Vec<Found>> {
     Some(vec![("[LUKS header]", vec![(0, offset)], true)])
 }
 
-/// BitLocker: the boot sector says where the three copies of the metadata are, each of which says
-/// that, too, and how many sectors of the volume's begin have been moved elsewhere to make room for
-/// the boot sector ("BitLocker Drive Encryption (BDE) format specification" of libbde; `lib/bitlk`
-/// of cryptsetup). Of Windows 7 and later.
+/// BitLocker: the boot sector says where the three copies of the metadata lie. Each copy repeats
+/// that, and says how many sectors at the volume's start were moved to make room for the boot
+/// sector ("BitLocker Drive Encryption (BDE) format specification" of libbde; `lib/bitlk` of
+/// cryptsetup). Only the format of Windows 7 and later is known here.
 pub(super) fn bitlocker(device: &Device<'_>) -> Option<Vec<Found>> {
-    /// Of each copy.
+    /// Bytes of each copy.
     const SIZE: u64 = 64 << 10;
     let boot = device.read(0, SECTOR)?;
     let offsets = match boot.get(3..11)? {
         b"-FVE-FS-" => 176,
-        // BitLocker To Go, which looks like a FAT to who does not know it.
+        // BitLocker To Go, which looks like a FAT.
         b"MSWIN4.1" => 440,
         _ => return None,
     };
@@ -46,7 +46,7 @@ pub(super) fn bitlocker(device: &Device<'_>) -> Option<Vec<Found>> {
     Some(vec![("[BitLocker header]", vec![(0, moved)], verified), ("[BitLocker metadata]", copies, verified)])
 }
 
-/// How many bytes have been moved, by a block of metadata that says that its copies are there.
+/// How many bytes were moved, according to a block of metadata with these copies.
 fn bitlocker_moved(block: &[u8], copies: [u64; 3]) -> Option<u64> {
     let said = [block.le64(32)?, block.le64(40)?, block.le64(48)?];
     let is_valid = block.starts_with(b"-FVE-FS-") && block.le16(10)? == 2 && said == copies;

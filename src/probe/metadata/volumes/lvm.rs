@@ -5,8 +5,8 @@ use crate::probe::device::{Device, Fields};
 use std::collections::HashMap;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// `label_header` and `pv_header` of LVM2's `lib/format_text/layout.h`: the label is in one of the
-/// first four sectors, and lists the areas of data and of metadata.
+/// `label_header` and `pv_header` of LVM2's `lib/format_text/layout.h`: the label lies in one of
+/// the first four sectors and lists the areas of data and of metadata.
 pub(super) fn physical_volume(device: &Device<'_>) -> Option<Vec<Found>> {
     let start = device.read(0, 4 * SECTOR)?;
     let (number, label) =
@@ -14,7 +14,7 @@ pub(super) fn physical_volume(device: &Device<'_>) -> Option<Vec<Found>> {
     let header = usize::try_from(label.le32(20)?).ok()?;
     let mut areas = Vec::new();
     let mut at = header.checked_add(40)?;
-    // Two lists of offset and size, each ended by zeroes.
+    // Two lists of offset and size, each terminated by zeroes.
     for list in 0..2 {
         while let (offset @ 1.., size) = (label.le64(at)?, label.le64(at + 8)?) {
             if list == 1 {
@@ -27,7 +27,7 @@ pub(super) fn physical_volume(device: &Device<'_>) -> Option<Vec<Found>> {
     Some(vec![("[LVM label]", vec![(number * SECTOR, SECTOR)], true), ("[LVM metadata]", areas, true)])
 }
 
-/// Free extents of the physical volumes, by the kernel's names of these.
+/// Free extents of the physical volumes, by the kernel's names of the volumes.
 pub(super) fn ask_for_free_extents(device: &Device<'_>) -> HashMap<String, Vec<Range<DeviceOffset>>> {
     let command = "lvm pvs --noheadings --segments --units b --nosuffix --separator , \
                    -o pv_name,pe_start,vg_extent_size,pvseg_start,pvseg_size,segtype 2>/dev/null";

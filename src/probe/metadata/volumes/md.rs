@@ -15,7 +15,7 @@ pub(super) fn array_member(device: &Device<'_>) -> Option<Vec<Found>> {
         }
         let length = (256 + 2 * u64::from(superblock.le32(220)?)).min(4096).next_multiple_of(SECTOR);
         let mut found = vec![("[md superblock]", vec![(at, length)], true)];
-        // Offsets from the superblock, with their signs.
+        // Signed offsets from the superblock.
         let near = |sectors: i32| at.checked_add_signed(i64::from(sectors) * SECTOR as i64);
         let (features, bitmap) = (superblock.le32(8)?, superblock.le32(96)?.cast_signed());
         if features & 1 != 0
@@ -32,7 +32,7 @@ pub(super) fn array_member(device: &Device<'_>) -> Option<Vec<Found>> {
         }
         return Some(found);
     }
-    // Version 0.90 keeps it in the last whole 64 KiB but one.
+    // Version 0.90 has it in the last whole 64 KiB but one.
     let at = (device.size & !0xffff).checked_sub(64 << 10)?;
     let superblock = device.read(at, 4096)?;
     (superblock.le32(0)? == MAGIC).then(|| vec![("[md superblock]", vec![(at, 4096)], true)])

@@ -1,9 +1,9 @@
-//! What lies around filesystems: partition tables, boot code and what is in no partition, labels
-//! and metadata of LVM, superblocks of md, headers of LUKS and BitLocker, databases of dynamic
-//! disks, swap.
+//! What lies around filesystems: partition tables, boot code and unpartitioned space, labels and
+//! metadata of LVM, superblocks of md, headers of LUKS and BitLocker, databases of dynamic disks,
+//! swap.
 //!
-//! The kernel and LVM have used all of these by now, and the devices that they describe exist. What
-//! is read here is where they begin and end; each is looked for by its magic number.
+//! The kernel and LVM have used all of these by now, so the devices that they describe exist. Only
+//! their places are read here; each is recognised by its magic number.
 
 mod dynamic;
 mod encrypted;
@@ -25,11 +25,11 @@ use virt_bmap_ranges::{DeviceOffset, Range};
 
 const SECTOR: u64 = 512;
 
-/// A name, and what has it. `true`: its magic number is there, and so is all that it says of
-/// itself.
+/// A name, the ranges that have it, and whether they are verified: by a magic number and consistent
+/// content.
 type Found = (&'static str, Vec<(u64, u64)>, bool);
 
-/// Adds the metadata objects of devices, whose layouts have been proved.
+/// Adds the metadata objects of devices with verified layouts.
 pub(in crate::probe) fn devices(
     context: &Context<'_>,
     inventory: &Inventory,

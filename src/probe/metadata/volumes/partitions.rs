@@ -1,4 +1,4 @@
-//! Partition tables, boot code, and what is in no partition.
+//! Partition tables, boot code, and unpartitioned space.
 
 use super::{Found, SECTOR, dynamic};
 use crate::appliance::{BlockDevice, DeviceKind, Inventory};
@@ -9,20 +9,20 @@ use virt_bmap_ranges::{DeviceOffset, Range};
 /// Most logical partitions; Linux has 256 minors at most.
 const MOST_LOGICAL: usize = 256;
 
-/// How much is looked at of the gap before the first partition, and of a partition for boot code.
+/// Most bytes that are read of the gap before the first partition, or of a partition for boot code.
 const LARGEST_GAP: u64 = 8 << 20;
 
-/// The name of what says where partitions are.
+/// The name of partition tables.
 const TABLE: &str = "[partition table]";
 
 /// The GUID of a partition's type, as it is on the disk.
 type Type = [u8; 16];
 
-/// Of the partition in which GRUB has its code where there is no such gap:
+/// Type of the partition for GRUB's code on disks without such a gap:
 /// 21686148-6449-6E6F-744E-656564454649.
 const BIOS_BOOT: Type = *b"Hah!IdontNeedEFI";
 
-/// The partitions of a device: where they begin, and their sizes.
+/// The partitions of a device, as start and size.
 pub(super) fn partitions(inventory: &Inventory, disk: &BlockDevice) -> Vec<(u64, u64)> {
     let all = inventory.partitions.iter().filter_map(|partition| match partition.kind {
         DeviceKind::Partition { of, start } if of == disk.number => Some((start, partition.size)),
@@ -31,9 +31,10 @@ pub(super) fn partitions(inventory: &Inventory, disk: &BlockDevice) -> Vec<(u64,
     all.collect()
 }
 
-/// What of a partitioned device is in no partition and has none of the names that were found.
+/// The parts of a partitioned device that are in no partition and have none of the names that were
+/// found.
 pub(super) fn unpartitioned(size: u64, partitions: &[(u64, u64)], found: &[Found]) -> Blocks {
-    // The kernel shows an extended partition as a small one, which begins with its table.
+    // The kernel shows an extended partition as a small one that begins with its table.
     let tables = found.iter().filter(|(name, ..)| *name == TABLE).flat_map(|(_, pieces, _)| pieces);
     let tables: Vec<u64> = tables.map(|(start, _)| *start).collect();
     let partitions = partitions.iter().filter(|(start, _)| !tables.contains(start));
@@ -42,7 +43,7 @@ pub(super) fn unpartitioned(size: u64, partitions: &[(u64, u64)], found: &[Found
     Blocks::from_iter([Range::new(0, size)]).difference(&used)
 }
 
-/// The tables of a device whose partitions these are.
+/// The tables of a device with these partitions.
 pub(super) fn tables(device: &Device<'_>, partitions: &[(u64, u64)]) -> Option<Vec<Found>> {
     /// Where boot code ends: the disk's signature and the four entries follow.
     const CODE: usize = 440;
@@ -75,12 +76,12 @@ pub(super) fn tables(device: &Device<'_>, partitions: &[(u64, u64)]) -> Option<V
     code.extend(gap.filter(|(at, _)| {
         !named.iter().any(|(start, length)| (*start..start.saturating_add(*length)).contains(at))
     }));
-    // What else could be there is not said anywhere.
+    // Nothing confirms that this is boot code.
     found.push(("[boot code]", code, false));
     Some(found)
 }
 
-/// The sectors there that are not all zeroes.
+/// The sectors in this range that are not all zeroes.
 fn written(device: &Device<'_>, start: u64, length: u64) -> Vec<(u64, u64)> {
     let bytes = device.read(start, length.min(LARGEST_GAP)).unwrap_or_default();
     let sectors = (start..).step_by(SECTOR as usize).zip(bytes.chunks(SECTOR as usize));
@@ -108,13 +109,13 @@ impl Gpt {
         let length = u64::from(header.le32(80)?).checked_mul(entry)?;
         let entries = (header.le64(72)?.checked_mul(SECTOR)?, length.next_multiple_of(SECTOR));
         // Tables of a megabyte have thousands of entries.
-        let makes_sense = length <= 1 << 20 && entry >= 128;
+        let is_valid = length <= 1 << 20 && entry >= 128;
         let other = header.le64(32)?;
-        makes_sense.then(|| Self { pieces: vec![(block * SECTOR, SECTOR), entries], other, entry })
+        is_valid.then(|| Self { pieces: vec![(block * SECTOR, SECTOR), entries], other, entry })
     }
 
-    /// First byte and length of the first partition of each of these types; a disk has one of each,
-    /// and may say that it has thousands.
+    /// Start and length of the first partition of each of these types. Only the first: a hostile
+    /// disk may claim thousands.
     fn first_of<const N: usize>(&self, device: &Device<'_>, types: [Type; N]) -> [Option<(u64, u64)>; N] {
         let (start, length) = self.pieces[1];
         let entries = device.read(start, length).unwrap_or_default();
@@ -130,7 +131,7 @@ impl Gpt {
     }
 }
 
-/// The sectors that chain the logical partitions inside of an extended one.
+/// The sectors that chain the logical partitions inside an extended one.
 fn logical_tables(device: &Device<'_>, sector: &[u8]) -> Vec<(u64, u64)> {
     let extended = |sector: &[u8]| {
         (0..4).map(|n| 446 + 16 * n).find_map(|at| {
