@@ -44,8 +44,8 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kvm => write!(f, "KVM"),
-            Self::Tcg { because } if because.is_empty() => write!(f, "emulation"),
-            Self::Tcg { because } => write!(f, "emulation, because {because}"),
+            Self::Tcg { because } if because.is_empty() => write!(f, "emulation (TCG)"),
+            Self::Tcg { because } => write!(f, "emulation (TCG): {because}"),
         }
     }
 }
@@ -86,7 +86,7 @@ fn usable(qemu: &Path) -> Result<(), String> {
         });
     }
     if !cfg!(target_arch = "x86_64") {
-        // The ROM is x86 code; elsewhere the launch itself has to tell.
+        // The ROM is x86 code. On other hosts only the launch shows whether KVM works.
         return Ok(());
     }
     let cache = cache_file(qemu, device);
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn emulation_on_request_needs_no_probe() {
         let decision = decide(Acceleration::Tcg, Path::new("/nonexistent"));
-        assert_eq!(decision.to_string(), "emulation");
+        assert_eq!(decision, Decision::Tcg { because: String::new() });
     }
 
     /// The same ROM under emulation shows that the ROM is correct, so that a failure under KVM is a

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// How long a qemu that is about to make its temporary file is spared.
 const MAKING: Duration = Duration::from_secs(3);
 
-/// Ends whatever the session thread's libguestfs is waiting for.
+/// Kills the processes that the session thread's libguestfs is waiting for.
 ///
 /// A libguestfs call cannot be interrupted, not even to ask for qemu's process id. But qemu and
 /// supermin are children of the thread that launches them, and when they die, the call fails. Only

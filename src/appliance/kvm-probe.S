@@ -1,4 +1,4 @@
-# A ROM that tells whether a virtual machine really runs code, and at what speed.
+# A ROM that tests whether a virtual machine really runs code, and at what speed.
 # real -> protected -> long mode with paging -> timed loop -> isa-debug-exit.
 # Writes R,P,L,T on port 0xE9 (isa-debugcon) as it passes each stage; exit code via 0xF4.
 .code16

@@ -44,7 +44,7 @@ pub enum LaunchError {
     /// libguestfs did not accept an option.
     #[error("libguestfs: {what}")]
     Configure {
-        /// What was being set.
+        /// The setting.
         what: &'static str,
         /// libguestfs's error.
         #[source]
@@ -53,7 +53,7 @@ pub enum LaunchError {
     /// The appliance did not come up.
     #[error("the libguestfs appliance did not start{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
     Launch {
-        /// What may help.
+        /// Advice.
         hint: Option<String>,
         /// The last lines of its console.
         console: Vec<String>,

@@ -21,7 +21,7 @@ pub enum MapError {
     /// The server, or the private directory with its socket, could not be set up.
     #[error("cannot set up {what}")]
     SetUp {
-        /// What could not be set up.
+        /// The thing that could not be set up.
         what: &'static str,
         /// The system's error.
         #[source]

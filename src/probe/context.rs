@@ -33,7 +33,7 @@ pub struct Context<'a> {
     pub overlays: &'a [Arc<Overlay>],
     /// Filesystems that are not read, and why.
     pub left_out: &'a BTreeMap<String, Cause>,
-    /// Called at the begin of each phase.
+    /// Called at the start of each phase.
     pub phase: &'a dyn Fn(Phase),
 }
 

@@ -14,7 +14,7 @@ pub type ObjectNumber = u32;
 /// Most objects of one guest. Numbers above are left for tags that are no objects.
 pub const MOST_OBJECTS: u32 = ATTRIBUTES - 1;
 
-/// Counts of what was found, as the summary gives them.
+/// Counts of objects, as in the summary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Partitions.
@@ -85,7 +85,7 @@ struct Before {
     next: ObjectNumber,
 }
 
-/// What the names of one file have in common.
+/// What all names of a file share.
 struct Shared {
     kind: Kind,
     attributes: Attributes,
@@ -131,12 +131,12 @@ impl Found {
         }
     }
 
-    /// What was counted.
+    /// The counts.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// What was counted of the current filesystem.
+    /// The counts of the current filesystem.
     pub fn filesystem_counts(&self) -> Counts {
         Counts {
             directories: self.counts.directories - self.before.counts.directories,

@@ -4,12 +4,12 @@
 //! survey ─┬─► unlock                            guestfsd (without the agent)
 //!         ├─► devices ─► layout                     │
 //!         ├─► filesystems ─► mount ◄────────────────┘
-//!         ├─► walk ─► channel ─┬─► layout
-//!         │                    ├─► baseline ─► layout
+//!         ├─► walk ─► channel ─┬─► baseline ─► expected ─► layout
 //!         │                    └─► found, warnings
-//!         └─► metadata ─► channel (for what a walk leaves to the metadata)
+//!         └─► metadata ─► channel (the inputs that a walk has gathered)
 //!
-//! all but channel, layout, baseline, found, warnings ─► context ─► channel, baseline, key
+//! survey, unlock, devices, filesystems, mount, walk, metadata, guestfsd
+//!         └─► context ─► channel, baseline, key
 //! ```
 //!
 //! * [`survey`] is the order of work with the agent, [`guestfsd`] the same work with the calls that

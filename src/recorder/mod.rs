@@ -42,7 +42,7 @@ impl Recording {
         self.is_changed
     }
 
-    /// What was read of `range` on `disk`, ascending.
+    /// The parts of `range` on `disk` that were read, ascending.
     pub fn overlap(&self, disk: DiskNumber, range: DiskRange) -> impl Iterator<Item = DiskRange> + '_ {
         let set = usize::from(disk).checked_sub(1).and_then(|index| self.disks.get(index));
         set.into_iter().flat_map(move |set| set.overlap(range))
@@ -119,13 +119,13 @@ impl Series {
         (self.missed == 0).then_some(self.reads)
     }
 
-    /// The first [`Series::CAPACITY`] reads, whatever else there was.
+    /// The first [`Series::CAPACITY`] reads, even if there were more.
     pub fn into_first_reads(self) -> Vec<(DiskNumber, DiskRange)> {
         self.reads
     }
 }
 
-/// The current tag, and what has been read under it.
+/// The current tag, and the recording under it.
 ///
 /// ```
 /// use virt_bmap_ranges::DiskRange;
@@ -184,14 +184,14 @@ impl Recorder {
         }
     }
 
-    /// Sets another tag, or none, and returns what was read since the last change.
+    /// Sets another tag, or none, and returns the recording since the previous change.
     pub fn switch(&self, tag: Option<Tag>) -> Recording {
         let mut state = self.state();
         state.tag = tag;
         std::mem::take(&mut state.current)
     }
 
-    /// Begins a series, under no tag, and returns what was read since the last change.
+    /// Begins a series, under no tag, and returns the recording since the previous change.
     pub fn begin_series(&self) -> Recording {
         let mut state = self.state();
         state.tag = None;

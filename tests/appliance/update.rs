@@ -167,8 +167,7 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     disk(&cwd, 2);
     tools::run("debugfs", ["-w", "-R", "ln /folder0/below /twice", cwd.join("twice.raw").to_str().unwrap()]);
     let run = run.sandbox.run(["update", "guest.jsonl", "--verbose"]);
-    run.assert_code(3)
-        .assert_says(&["was visited before", "the filesystem is damaged"]);
+    run.assert_code(3).assert_says(&["was visited before", "the filesystem is damaged"]);
     // All of the second but the one whose extents were swapped, and of the third all but the one that was deleted.
     let taken_over = FILES + 2 * FOLDERS;
     assert_eq!(run.taken_over(), Some(2 * taken_over as u64), "{}", run.stderr);

@@ -22,7 +22,7 @@ impl DmTarget {
         self.arguments.iter().map(String::as_str)
     }
 
-    /// How many members a `raid` target lacks: `-` stands for their devices.
+    /// How many members a `raid` target lacks: its line has `-` in place of their devices.
     pub fn missing_members(&self) -> u64 {
         let parameters = self.arguments.get(1).and_then(|count| count.parse::<usize>().ok());
         let devices = parameters.and_then(|count| self.arguments.get(count.checked_add(3)?..));

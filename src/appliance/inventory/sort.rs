@@ -111,7 +111,7 @@ fn dynamic_pieces(inventory: &Inventory) -> Vec<(DeviceNumber, u64, u64)> {
     pieces
 }
 
-/// What is known of a device besides its place.
+/// What is known of a device, apart from its place.
 #[derive(Debug, Default)]
 struct Facts {
     /// It belongs to LVM, though perhaps not as a volume that the guest's administrator sees.

@@ -36,7 +36,7 @@ pub struct WalkContext {
 }
 
 impl WalkContext {
-    /// How the agent reads files, and how their reads are told apart.
+    /// How the agent reads files, and how their reads are attributed.
     pub fn read_order(&self) -> ReadOrder {
         match self.sample {
             Some(sample) if self.accepts_extents() => ReadOrder::Ends(sample),

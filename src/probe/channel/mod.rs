@@ -75,8 +75,8 @@ impl Channel {
         Self { recorder, state: Mutex::default() }
     }
 
-    /// Takes in what was written to the control disk. When this returns, the recorder knows the
-    /// tag.
+    /// Takes in a frame that was written to the control disk. When this returns, the recorder has
+    /// the new tag.
     ///
     /// # Errors
     /// If the frame breaks the protocol, or an earlier frame did.

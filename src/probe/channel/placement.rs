@@ -9,7 +9,7 @@ use crate::recorder::Recording;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::record::Extent;
 
-/// What turns recordings of a walk into pieces.
+/// Turns the recordings of a walk into pieces.
 #[derive(Default)]
 pub(super) struct Placement {
     /// Which copies are in the map.
@@ -24,7 +24,7 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// Gives an object what was read of it. The extents tell which bytes of the object these are.
+    /// Gives an object its recording as pieces. Their file offsets follow from the extents.
     pub(super) fn attribute(
         &mut self,
         found: &mut Found,

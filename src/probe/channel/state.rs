@@ -46,7 +46,7 @@ pub(super) struct Conversation {
     pub(super) error: Option<ChannelError>,
 }
 
-/// What a walk may have to be taken back to.
+/// The state to which a walk may have to be taken back.
 #[derive(Default)]
 pub(super) struct BeforeWalk {
     pub(super) warnings: Warnings,

@@ -1,5 +1,5 @@
-//! The address space of a btrfs: its chunks, each in a profile of its own
-//! (`struct btrfs_chunk` of `linux/btrfs_tree.h`; `__btrfs_map_block` in `fs/btrfs/volumes.c`).
+//! The address space of a btrfs: its chunks, each with a profile (`struct btrfs_chunk` of
+//! `linux/btrfs_tree.h`; `__btrfs_map_block` in `fs/btrfs/volumes.c`).
 
 use super::{Builder, Layout};
 use crate::appliance::DeviceNumber;
@@ -12,13 +12,13 @@ const RAID0: u64 = 1 << 3;
 const RAID10: u64 = 1 << 6;
 const RAID5: u64 = 1 << 7;
 const RAID6: u64 = 1 << 8;
-/// All profiles that keep the same on each of their devices.
+/// All profiles whose devices all hold the same bytes.
 const MIRRORS: u64 = 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10;
 const PROFILES: u64 = RAID0 | RAID10 | RAID5 | RAID6 | MIRRORS;
 
-/// Where the address space lies, on devices whose layouts are `below`. Missing devices have the
-/// number 0:0; what only they hold is on no disk. `None`: a device's layout is not known, or the
-/// chunks make no sense.
+/// The layout of the address space, on devices with the layouts `below`. Missing devices have the
+/// number 0:0; bytes that only they hold are on no disk. `None` if the layout of a device is
+/// unknown, or the chunks are invalid.
 pub fn address_space(
     members: &[Member],
     chunks: &[Chunk],
@@ -65,7 +65,7 @@ fn map(builder: &mut Builder, chunk: &Chunk, devices: &HashMap<u64, Option<&Layo
         let number = done / stripe_length;
         let (row, column) = (number / columns, number % columns);
         let length = stripe_length.min(chunk.length - done);
-        // Parity takes the places behind the data, and all of them move on by one with each row.
+        // Parity follows the data, and all places move on by one with each row.
         let turn = if parities > 0 { row % count } else { 0 };
         let place = |index: u64| ((index + turn) % count, row.saturating_mul(stripe_length));
         let copies = (0..sub_stripes).map(|copy| place(column * sub_stripes + copy));
@@ -76,8 +76,8 @@ fn map(builder: &mut Builder, chunk: &Chunk, devices: &HashMap<u64, Option<&Layo
     Some(())
 }
 
-/// Puts a run of a chunk (where it begins, and its length) on its stripes: the number of each, and
-/// where on it.
+/// Maps a run of a chunk (start and length) to its stripes, each given as its number and the offset
+/// in it.
 fn put(
     builder: &mut Builder,
     chunk: &Chunk,
@@ -112,7 +112,7 @@ mod tests {
 
     const K64: u64 = 64 << 10;
 
-    /// Disk, place there, copy; of the first byte of each stripe.
+    /// Disk, offset and copy of the first byte of each stripe.
     fn places(
         profile: u64,
         sub_stripes: u16,

@@ -49,7 +49,7 @@ pub(super) enum Member<'a> {
 }
 
 /// Finds a member; `None` if it exists, but its place is not known, or not yet.
-type PlacedRange<'a> = dyn Fn(u64) -> Option<Member<'a>> + 'a;
+type FindMember<'a> = dyn Fn(u64) -> Option<Member<'a>> + 'a;
 
 /// Spreads a run of bytes (`start`, `length`) over members whose number of rows follows from it.
 pub(super) fn spread(
@@ -58,7 +58,7 @@ pub(super) fn spread(
     chunk: u64,
     disks: u64,
     run: (u64, u64),
-    place: &PlacedRange<'_>,
+    place: &FindMember<'_>,
 ) -> Option<()> {
     if level.is_mirror() {
         let mut copy = 0;
@@ -79,7 +79,7 @@ fn spread_rows(
     disks: u64,
     rows: u64,
     (start, length): (u64, u64),
-    place: &PlacedRange<'_>,
+    place: &FindMember<'_>,
 ) -> Option<()> {
     if chunk == 0 || disks <= level.parity_count() || disks > 1 << 10 {
         return None;

@@ -103,7 +103,7 @@ impl Level {
             "raid5_ra" => Self::Raid5(Rotation::RightAsymmetric),
             "raid5_ls" => Self::Raid5(Rotation::LeftSymmetric),
             "raid5_rs" => Self::Raid5(Rotation::RightSymmetric),
-            // Data lies as in md's; what differs is the order in which Q is computed.
+            // Data lies as in md's layouts; only the order in which Q is computed differs.
             "raid6_zr" => Self::Raid6(Rotation::RightAsymmetric),
             "raid10" if disks >= 2 => Self::Raid10 { near: 2, far: 1, offset: false },
             _ => return None,

@@ -124,7 +124,7 @@ fn devices_with_unknown_tables_have_no_layout() {
     ] {
         assert!(!layouts(&inventory(vec![target(0, 4096, line)])).contains_key("/dev/vg/lv"), "{line}");
     }
-    // Nor is what would lie past the end of the lower device.
+    // A volume that would reach past the end of the lower device has no layout, either.
     assert!(!layouts(&inventory(vec![target(0, 1 << 20, "linear 8:1 8")])).contains_key("/dev/vg/lv"));
     assert!(layouts(&inventory(Vec::new())).contains_key("/dev/sda1"));
 }
@@ -161,12 +161,13 @@ fn arrays() {
     assert_eq!(places(&linear), [(1, 4096, 64 << 10), (2, 4096, 512)]);
     let raid5 = array("raid5", 4096, 2, &[0, 1, 2], 3, 16384).unwrap();
     assert_eq!(places(&raid5), [(1, 4096, 4096), (2, 4096, 4096), (3, 8192, 4096), (1, 8192, 4096)]);
-    // Parity is known by what it protects.
+    // Parity is found by the bytes that it protects.
     let parity: Vec<_> =
         raid5.parity(Range::new(0, 16384)).map(|s| (s.disk, s.start.0, s.device.len())).collect();
     assert_eq!(parity, [(3, 4096, 4096), (3, 4096, 4096), (2, 8192, 4096), (2, 8192, 4096)]);
     assert_eq!(raid1.parity(Range::new(0, 8192)).count(), 0);
-    // A mirror does without one of its members; what a parity array had on one is on no disk.
+    // A mirror works without one of its members; the data of a missing member of a parity array is
+    // on no disk.
     let mirror = array("raid1", 0, 0, &[1], 2, 8192).unwrap();
     assert!(places(&mirror) == [(2, 4096, 8192)] && !mirror.is_partial());
     let degraded = array("raid5", 4096, 2, &[0, 2], 3, 16384).unwrap();

@@ -17,9 +17,9 @@ const RESERVED: u64 = 1 << 20;
 #[derive(Default)]
 pub(super) struct Outside {
     pub(super) superblocks: Recording,
-    /// What was read and is neither of the others.
+    /// Other metadata that was read.
     pub(super) read: Recording,
-    /// What belongs to no chunk.
+    /// Space in no chunk.
     pub(super) unallocated: Recording,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of the blocks of a filesystem.
+//! Named, free and used blocks of a filesystem.
 
 use super::btrfs::Outside;
 use super::{Blocks, METADATA};

@@ -89,7 +89,7 @@ struct State {
     self_contained: Contents,
 }
 
-/// What inodes are read from.
+/// The disks that inodes are read from, and how.
 #[derive(Clone, Copy)]
 pub(in crate::probe) struct InodeSource<'a> {
     /// The guest's disks, in order.

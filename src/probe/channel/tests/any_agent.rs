@@ -46,7 +46,7 @@ proptest::proptest! {
         let mut agent = Agent::walking_in(WalkContext { sample, metadata, ..WalkContext::default() });
         let mut next = 2;
         for (kind, id, number) in said {
-            // An object has the number that is due, or the walk would be over at once.
+            // Objects get the number that is due, otherwise the walk would end at once.
             let is_object = kind % 20 < 6 && id > 9;
             let id = if is_object { next } else { u32::from(id) % (next + 1) };
             if agent.say(&[record_of(kind, id, number.into())]).is_err() {

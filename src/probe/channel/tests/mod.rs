@@ -33,7 +33,7 @@ impl Agent {
         Self::walking_in(WalkContext { metadata, ..WalkContext::default() })
     }
 
-    /// An agent that reads the ends of every so-many-th extent.
+    /// An agent that spot-checks every `every`-th extent.
     fn sampling(every: u32) -> Self {
         let sample = std::num::NonZeroU32::new(every).map(|every| Sample { every });
         Self::walking_in(WalkContext { sample, ..WalkContext::default() })
@@ -65,7 +65,7 @@ impl Agent {
         self.say(&[Record::Tag { id, reset }]).unwrap();
     }
 
-    /// Finds files of 64 KiB, each of one extent that begins where it is said.
+    /// Reports files of 64 KiB, each with one extent that begins at the given offset.
     fn find(&mut self, files: &[(u32, u64)]) {
         for &(id, start) in files {
             let name = format!("file{id}");
@@ -74,8 +74,8 @@ impl Agent {
         }
     }
 
-    /// Reads files as a series, each in these pieces, and returns what the host wants to have read
-    /// in full.
+    /// Reads files as a series, each in these ranges, and returns the files that the host wants to
+    /// have read in full.
     fn read_series(&mut self, files: &[(u32, &[(u64, u64)])]) -> Vec<u32> {
         self.say(&[Record::Series { ids: files.iter().map(|(id, _)| *id).collect() }]).unwrap();
         for (start, end) in files.iter().flat_map(|(_, pieces)| *pieces) {
@@ -323,7 +323,7 @@ fn directories_that_are_listed_together_get_what_was_read_of_their_blocks() {
     agent.read(8192, 12288);
     agent.read(65536, 69632);
     agent.tag(0, false);
-    // Once it has been listed, a directory cannot be listed in a batch again.
+    // A directory that has been listed cannot be listed in a batch again.
     assert_eq!(agent.channel.state().walk.extents_held, 0);
     let lines = "1 2000 3000 d /dev/sda /dir2\n1 6000 7000 d /dev/sda /dir4\n1 7000 8000 d /dev/sda /dir5\n";
     assert!(agent.say(&[Record::Listing { ids: vec![2] }]).is_err());

@@ -29,7 +29,7 @@ fn unchanged_files_are_reused_and_not_read() {
     }
     let baseline = Baseline::new(Arc::new(builder.build()), std::collections::BTreeMap::new()).map(Arc::new);
     let mut agent = Agent::walking_in(WalkContext { baseline, ..WalkContext::default() });
-    // The second has been moved, the third has grown.
+    // The second file has been moved, the third one has grown.
     agent.find(&[(2, 65536), (3, 393_216), (4, 524_288)]);
     agent.say(&[Record::SelectFiles { ids: vec![2, 3, 4] }]).unwrap();
     assert_eq!(agent.channel.reply().files, [3, 4]);
@@ -85,7 +85,7 @@ fn an_unchanged_directory_brings_its_unchanged_objects_once() {
 
     let mut agent = walking();
     agent.say(&[found(2, baseline::tests::TOP, b"renamed")]).unwrap();
-    // What is left in it comes after what came with it.
+    // The rest of the directory comes after the objects that were reused with it.
     agent.say(&[object(7, 2, ObjectKind::File, b"changed", 0)]).unwrap();
     assert_eq!(agent.channel.reused(), 3);
     let map = agent.channel.take().0.into_map().unwrap();
@@ -103,7 +103,7 @@ fn an_unchanged_directory_brings_its_unchanged_objects_once() {
     assert_eq!(paths, expected);
     assert_eq!(map.pieces().len(), 5);
 
-    // It lies in another directory, too, or what came with it does.
+    // The directory lies in another one, too, or so does a directory that was reused with it.
     for inode in [baseline::tests::TOP, baseline::tests::CLEAN] {
         let again = Record::Object(Object { inode, ..directory(7) });
         let mut agent = walking();

@@ -48,7 +48,7 @@ fn files_without_a_spot_check_are_accepted_until_a_mismatch() {
     assert_eq!(agent.read_series(&[(8, &[(4096, 8192), (12288, 16384)])]), [8]);
     agent.tag(8, true);
     agent.read(4096, 65536 + 4096);
-    // The agent hears of it as soon as that is known.
+    // The agent gets the error as soon as the mismatch is known.
     assert!(agent.say(&[Record::Tag { id: 0, reset: false }, Record::BatchEnd]).is_err());
     assert!(matches!(agent.channel.end(), Err(ChannelError::ExtentMismatch)));
     agent.channel.forget_walk();

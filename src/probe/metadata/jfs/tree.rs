@@ -7,11 +7,11 @@ use virt_bmap_ranges::{DeviceOffset, Range};
 /// Bytes of a block, and of a page of the tree.
 pub(super) const PAGE: u64 = 4096;
 
-/// A file in more extents, or of a tree with more pages, makes no sense.
+/// Most extents of a file, and most pages of its tree.
 const MOST_EXTENTS: usize = 1 << 16;
 const MOST_PAGES: usize = 1 << 12;
 
-/// Blocks that follow one another.
+/// Contiguous blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     pub(super) first: u64,
@@ -19,7 +19,7 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// Where they are. A block's number has 40 bits, and a count 24.
+    /// Where they lie. A block's number has 40 bits, and a count 24.
     pub(super) fn range(&self) -> Range<DeviceOffset> {
         Range::new(self.first * PAGE, (self.first + self.count) * PAGE)
     }

@@ -1,6 +1,6 @@
-//! The descriptors of a volume (ECMA-167, 3rd edition, part 3), of which each block has one. The
-//! size of blocks is not said before they are found: the kernel tries one after the other, too
-//! (`udf_fill_super` in its `fs/udf/super.c`).
+//! The descriptors of a volume (ECMA-167, 3rd edition, part 3), one in each block. The block size
+//! is unknown before they are found, so all sizes are tried, as the kernel does (`udf_fill_super`
+//! in its `fs/udf/super.c`).
 
 use crate::probe::device::{Fields, Read};
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ const LOGICAL_VOLUME: u16 = 6;
 const TERMINATOR: u16 = 8;
 const INTEGRITY: u16 = 9;
 
-/// Where the first anchor is.
+/// Where the first anchor lies.
 pub(super) const ANCHOR_BLOCK: u64 = 256;
 
-/// More descriptors than this make no sense.
+/// Most descriptors of a sequence.
 const MOST: usize = 256;
 
 /// Where the parts of the filesystem lie, in bytes.
@@ -28,14 +28,14 @@ pub(super) struct Volume {
     pub(super) sequences: Vec<Range<DeviceOffset>>,
     pub(super) integrity: Vec<Range<DeviceOffset>>,
     pub(super) partition: Range<DeviceOffset>,
-    /// The bitmap of blocks that are not allocated, if that is all there is of the kind.
+    /// The bitmap of unallocated blocks, if free space is described by nothing else.
     pub(super) bitmap: Option<Range<DeviceOffset>>,
     /// Whether it was unmounted cleanly.
     pub(super) is_closed: bool,
 }
 
 impl Volume {
-    /// The volume whose one partition is a plain part of the device.
+    /// The volume, if its only partition is a plain part of the device.
     pub(super) fn find(read: Read<'_>) -> Option<Self> {
         [512, 1024, 2048, 4096].into_iter().find_map(|block| Self::of(read, block))
     }
@@ -55,7 +55,8 @@ impl Volume {
     }
 }
 
-/// The tag and the bytes of the descriptor in this block of the volume; `None` if it is none.
+/// The tag and the bytes of the descriptor in this block of the volume; `None` if it is not a
+/// descriptor.
 pub(super) fn descriptor(read: Read<'_>, block: u64, number: u64) -> Option<(u16, Vec<u8>)> {
     let bytes = read(number.checked_mul(block)?, block)?;
     Some((tag(&bytes, number)?, bytes))

@@ -3,8 +3,7 @@
 use super::*;
 use crate::probe::device::reader;
 
-/// Reads of a disk in memory.
-/// Makes a descriptor of what is here, by its tag.
+/// Reads of a disk in memory. Completes the descriptor at this offset with its tag.
 pub(in super::super) fn put(disk: &mut [u8], at: usize, tag: u16, number: u32) {
     disk[at..at + 2].copy_from_slice(&tag.to_le_bytes());
     disk[at + 12..at + 16].copy_from_slice(&number.to_le_bytes());
@@ -86,8 +85,8 @@ fn only_plain_volumes_are_understood() {
 fn free_space_is_a_bitmap_or_nothing() {
     let bitmap = |disk: &[u8]| find(disk).unwrap().bitmap;
     assert!(bitmap(&disk(512)).is_some());
-    // Tables, bitmaps of what was freed, none at all, one that is not in the partition, and
-    // contents that are something else.
+    // Tables, bitmaps of freed blocks, no bitmap, one outside of the partition, and contents that
+    // are something else.
     for (at, byte) in [(56, 1), (80, 1), (88, 1), (64, 0), (67, 0x40), (68, 30), (71, 0xff), (30, b'1')] {
         assert_eq!(bitmap(&with(281, at, byte)), None, "{at}");
     }
