@@ -13,6 +13,7 @@ mod fleet_slurm;
 mod image;
 mod nbd_kernel;
 mod nbd_server;
+mod packages;
 mod plugin;
 mod programs;
 mod questions;

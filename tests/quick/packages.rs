@@ -1,0 +1,108 @@
+//! What Cargo knows of the packages: which of them can be published, and what they depend on.
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+/// Packages that are no use without the rest of the repository.
+const PRIVATE: [&str; 4] = ["virt-bmap-agent", "virt-bmap-nbdkit", "virt-bmap-rs", "virt-bmap-testutil"];
+
+/// The categories of crates.io (its `categories.toml`) that suit the packages.
+const CATEGORIES: [&str; 9] = [
+    "asynchronous",
+    "command-line-utilities",
+    "data-structures",
+    "encoding",
+    "filesystem",
+    "network-programming",
+    "os::unix-apis",
+    "parser-implementations",
+    "virtualization",
+];
+
+fn cargo(arguments: &[&str]) -> String {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(arguments)
+        .args(["--offline", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The names of all crates that `package` is built from, for this system.
+fn dependencies(package: &str) -> BTreeSet<String> {
+    let tree = cargo(&["tree", "-p", package, "-e", "normal,build", "--prefix", "none"]);
+    tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+fn packages() -> Vec<Value> {
+    let metadata: Value =
+        serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1"])).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+#[test]
+fn the_plugin_builds_without_libguestfs() {
+    let names = dependencies("virt-bmap-nbdkit");
+    assert!(names.contains("virt-bmap-trace"), "{names:?}");
+    for banned in ["guestfs", "virt-bmap-rs", "virt-bmap-agent"] {
+        assert!(!names.contains(banned), "{banned}");
+    }
+}
+
+#[test]
+fn the_map_needs_no_libguestfs_no_runtime_and_no_image() {
+    let names = dependencies("virt-bmap-map");
+    assert!(names.contains("virt-bmap-ranges"), "{names:?}");
+    for banned in ["guestfs", "tokio", "nbd", "virt-bmap-image", "virt-bmap-nbd", "virt-bmap-child"] {
+        assert!(!names.contains(banned), "{banned}");
+    }
+}
+
+#[test]
+fn the_server_knows_no_images() {
+    let names = dependencies("virt-bmap-nbd");
+    assert!(
+        !names
+            .iter()
+            .any(|name| name == "guestfs" || name.starts_with("virt-bmap-") && name != "virt-bmap-nbd")
+    );
+}
+
+#[test]
+fn libraries_can_be_published_and_nothing_else_can() {
+    for package in packages() {
+        let name = package["name"].as_str().unwrap();
+        let is_private = package["publish"].as_array().is_some_and(Vec::is_empty);
+        assert_eq!(is_private, PRIVATE.contains(&name), "{name}: `publish`");
+        assert!(package["description"].is_string(), "{name}: no description");
+        if is_private {
+            continue;
+        }
+        let directory = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap();
+        let readme = package["readme"].as_str().unwrap_or_else(|| panic!("{name}: no readme"));
+        assert!(directory.join(readme).is_file(), "{name}: {readme} is missing");
+        for field in ["license", "repository"] {
+            assert!(package[field].is_string(), "{name}: no {field}");
+        }
+        let keywords = package["keywords"].as_array().unwrap();
+        assert!((1..=5).contains(&keywords.len()), "{name}: {} keywords", keywords.len());
+        for keyword in keywords {
+            assert!(keyword.as_str().unwrap().len() <= 20, "{name}: {keyword} is too long");
+        }
+        let categories = package["categories"].as_array().unwrap();
+        assert!((1..=5).contains(&categories.len()), "{name}: {} categories", categories.len());
+        for category in categories {
+            assert!(CATEGORIES.contains(&category.as_str().unwrap()), "{name}: category {category}");
+        }
+        // A dependency by its path alone cannot be published.
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let is_local = dependency["path"].is_string() && dependency["kind"] != "dev";
+            assert!(!is_local || dependency["req"] != "*", "{name}: {} has no version", dependency["name"]);
+        }
+    }
+}
