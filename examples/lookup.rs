@@ -4,8 +4,8 @@
 //! cargo run --example lookup -- guest.bmap 0x541000 2:1048576
 //! ```
 //!
-//! An offset is decimal or `0x` and hexadecimal, with the number of the disk and a colon before it if
-//! that is not 1.
+//! An offset is decimal or `0x` and hexadecimal, with the number of the disk and a colon before it
+//! if that is not 1.
 
 use std::path::Path;
 use virt_bmap_map as bmap;

@@ -23,8 +23,8 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Opens what the parameters name. Starts neither threads nor processes: nbdkit may leave them behind
-    /// when it goes into the background.
+    /// Opens what the parameters name. Starts neither threads nor processes: nbdkit may leave them
+    /// behind when it goes into the background.
     ///
     /// # Errors
     /// One of these is missing, cannot be opened, or does not go with another.

@@ -1,18 +1,21 @@
-//! `nbdkit-bmaplogger-plugin.so`: serves a disk image in [nbdkit], read-only, and logs which files are read.
+//! `nbdkit-bmaplogger-plugin.so`: serves a disk image in [nbdkit], read-only, and logs which files
+//! are read.
 //!
 //! ```text
 //! nbdkit -r ./nbdkit-bmaplogger-plugin.so file=win7.img bmap=win7.bmap logfile=win7.log \
 //!     --run 'qemu-system-x86_64 -m 2048 -snapshot -hda $nbd'
 //! ```
 //!
-//! It has the name, the parameters and the log of the original virt-bmap's plugin. This is nbdkit's side of
-//! it alone: image, map and log are the library's, as in `virt-bmap-rs trace`.
+//! It has the name, the parameters and the log of the original virt-bmap's plugin. This is nbdkit's
+//! side of it alone: image, map and log are the library's, as in `virt-bmap-rs trace`.
 //!
-//! nbdkit hands over the parameters one by one ([`parameters`]), has the [`disk`] opened, and then wants a
-//! [`Connection`] for each client. All of their requests may run at once; a thread that is started when nbdkit
-//! has forked for the last time writes the [`log`] meanwhile, and its end when nbdkit unloads the plugin.
+//! nbdkit hands over the parameters one by one ([`parameters`]), has the [`disk`] opened, and then
+//! wants a [`Connection`] for each client. All of their requests may run at once; a thread that is
+//! started when nbdkit has forked for the last time writes the [`log`] meanwhile, and its end when
+//! nbdkit unloads the plugin.
 //!
-//! A panic must not reach nbdkit, which is C: every call goes through [`guarded`], which makes an error of it.
+//! A panic must not reach nbdkit, which is C: every call goes through [`guarded`], which makes an
+//! error of it.
 //!
 //! [nbdkit]: https://gitlab.com/nbdkit/nbdkit
 

@@ -1,8 +1,8 @@
 //! The log, written behind the requests' backs as that of `virt-bmap-rs trace`.
 //!
-//! A thread writes it, which begins when nbdkit has forked for the last time. nbdkit waits for `unload`
-//! before it ends, also when the command of `--run` has (nbdkit-plugin(3), "SHUTDOWN"): so nothing is lost
-//! but by a signal that cannot be caught.
+//! A thread writes it, which begins when nbdkit has forked for the last time. nbdkit waits for
+//! `unload` before it ends, also when the command of `--run` has (nbdkit-plugin(3), "SHUTDOWN"): so
+//! nothing is lost but by a signal that cannot be caught.
 
 use crate::disk::Failure;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use virt_bmap_map::{Hit, Map};
-use virt_bmap_trace::output::{Form, Output};
+use virt_bmap_trace::{LogFormat, LogOutput};
 use virt_bmap_trace::{Overflow, Queue, TraceEvent, Tracer};
 
 /// The log.
@@ -25,7 +25,7 @@ pub(crate) struct Log {
 /// Who writes the log.
 enum Writer {
     /// Nobody yet.
-    None(Box<dyn Output>),
+    None(Box<dyn LogOutput>),
     /// A thread.
     Thread(Tracer),
     /// Nobody any more.
@@ -42,12 +42,13 @@ impl Log {
             None => (stdout()?, "standard output".to_owned()),
             Some(path) => (create(path, others)?, path.display().to_string()),
         };
-        let output = Telling { name, output: Form::Text.output(file, &[])? };
+        let output = Telling { name, output: LogFormat::Text.output(file, &[])? };
         let writer = Mutex::new(Writer::None(Box::new(output)));
         Ok(Self { queue: Arc::new(Queue::new(Overflow::Wait)), writer })
     }
 
-    /// Begins to write down what comes, with the objects of `map`. To be called when nobody forks any more.
+    /// Begins to write down what comes, with the objects of `map`. To be called when nobody forks
+    /// any more.
     ///
     /// # Errors
     /// There is no thread for it.
@@ -68,10 +69,11 @@ impl Log {
     }
 }
 
-/// A log that says when it cannot be written any further: that does not keep the guest from running.
+/// A log that says when it cannot be written any further: that does not keep the guest from
+/// running.
 struct Telling {
     name: String,
-    output: Box<dyn Output>,
+    output: Box<dyn LogOutput>,
 }
 
 impl Telling {
@@ -85,7 +87,7 @@ impl Telling {
     }
 }
 
-impl Output for Telling {
+impl LogOutput for Telling {
     fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let result = self.output.request(number, event, hits);
         self.tell(result)
@@ -97,8 +99,8 @@ impl Output for Telling {
     }
 }
 
-/// Says something that does not end the service. Where there is no standard error any more, there is
-/// nobody to be told.
+/// Says something that does not end the service. Where there is no standard error any more, there
+/// is nobody to be told.
 pub(crate) fn say(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "nbdkit: bmaplogger: {what}");
 }

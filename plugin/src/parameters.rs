@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// For `nbdkit --help`; `docs/trace.md` says the same.
 pub(crate) const HELP: &str = "\
 file=IMAGE      (required) The disk, raw.
-bmap=MAP        Its map, in any form that virt-bmap-rs reads; by default the file `bmap`.
+bmap=MAP        Its map, in any format that virt-bmap-rs reads; by default the file `bmap`.
 logfile=LOG     Where to write the log; by default standard output.
 force=BOOL      Take a map that seems to be of another disk or of an earlier time.";
 

@@ -40,7 +40,7 @@ impl<'a> Origin<'a> {
 
 /// The bytes that an object has on a disk.
 pub(super) fn place_of(object: Object<'_>, disk: DiskNumber) -> IndexedRanges {
-    hardlinks::spans(object).filter(|(number, _)| *number == disk).map(|(_, span)| span).collect()
+    hardlinks::disk_ranges(object).filter(|(number, _)| *number == disk).map(|(_, span)| span).collect()
 }
 
 /// Whose the bytes `asked` are in `map`. A byte of several objects is that of `itself` if it is one of

@@ -28,7 +28,7 @@ use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
 use virt_bmap_nbd::ListenAddress;
 use virt_bmap_ranges::{Human, Printable};
-use virt_bmap_trace::output::Form;
+use virt_bmap_trace::LogFormat;
 use virt_bmap_trace::{
     Amount, Captive, Live, Op, Outcome, Overflow, Session, Streams, Summary, TraceOptions, Writes, freshness,
     working_set,
@@ -236,10 +236,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     // The index is made before the guest begins.
     map.at(1, virt_bmap_ranges::DiskOffset(0));
     let form = match args.format {
-        FormArg::Text => Form::Text,
-        FormArg::Jsonl => Form::Jsonl,
-        FormArg::Csv => Form::Csv,
-        FormArg::Log => Form::Log,
+        FormArg::Text => LogFormat::Text,
+        FormArg::Jsonl => LogFormat::Jsonl,
+        FormArg::Csv => LogFormat::Csv,
+        FormArg::Log => LogFormat::Log,
     };
     let described = mapper::described(&images);
     let output = match args.log() {
@@ -354,7 +354,7 @@ impl<'a> Watch<'a> {
 
     fn look(&mut self) {
         let has_screen = self.top.as_ref().is_some_and(Top::has_screen);
-        if let Some(error) = self.session.trouble()
+        if let Some(error) = self.session.log_error()
             && self.beside.trouble.is_none()
         {
             let log = self.args.unwritable();
@@ -502,7 +502,7 @@ fn in_words(summary: &Summary, map: &Map) -> String {
 
 /// Says what is missing from the log, and returns whether nothing is.
 fn say(outcome: &Outcome, args: &TraceArgs) -> bool {
-    if let Some(error) = &outcome.trouble {
+    if let Some(error) = &outcome.log_error {
         note!("virt-bmap-rs: {} to its end: {error}", args.unwritable());
     }
     if outcome.dropped > 0 {

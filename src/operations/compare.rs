@@ -4,7 +4,7 @@ use super::{Operation, What};
 use hashbrown::{HashMap, HashSet};
 use std::cmp::Ordering;
 use virt_bmap_agent_protocol::FsKind;
-use virt_bmap_map::hardlinks::spans;
+use virt_bmap_map::hardlinks::disk_ranges;
 use virt_bmap_map::{Attributes, Kind, Map, Marks, Object, ObjectName, PieceFlags};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
 
@@ -105,7 +105,9 @@ impl<'a> Devices<'a> {
         let (name, kind) = (object.name(), object.kind());
         match object.attributes().inode {
             Some(inode) if !self.fickle.contains(name.device) => Some(Key::Inode(name.device, kind, inode)),
-            _ => spans(object).next().map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
+            _ => disk_ranges(object)
+                .next()
+                .map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
         }
     }
 
@@ -246,8 +248,8 @@ fn is_reused(old: Object<'_>, new: Object<'_>) -> bool {
 }
 
 fn share_bytes(a: Object<'_>, b: Object<'_>) -> bool {
-    let ours: Vec<(DiskNumber, DiskRange)> = spans(a).collect();
-    spans(b).any(|(disk, span)| {
+    let ours: Vec<(DiskNumber, DiskRange)> = disk_ranges(a).collect();
+    disk_ranges(b).any(|(disk, span)| {
         let first = ours.partition_point(|(at, range)| (*at, range.end) <= (disk, span.start));
         ours.get(first).is_some_and(|(at, range)| *at == disk && range.start < span.end)
     })
@@ -312,7 +314,7 @@ impl<'a> Change<'_, 'a> {
             }
             Ordering::Equal => {}
         }
-        if inside > 0 && !is_modified && !spans(self.old).eq(spans(self.new)) {
+        if inside > 0 && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
             put(What::Move, inside);
         } else if inside > 0 || is_modified && in_journal > 0 {
             put(What::Write, inside);

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use virt_bmap_testutil::places::built;
+use virt_bmap_testutil::tools::needs;
 
 fn example(name: &str) -> Command {
     Command::new(built(&format!("examples/{name}")))
@@ -37,4 +38,33 @@ fn the_lookup_example_answers() {
         String::from_utf8_lossy(&output.stdout),
         "0x1ff:\n  v /dev/sda\n2:3:\n  f /dev/sdb /a\\033\n  v /dev/sdb\n512:\n"
     );
+}
+
+#[test]
+fn two_maps_are_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    let [old, new] = ["old.bmap", "new.bmap"].map(|name| directory.path().join(name));
+    std::fs::write(&old, b"1 0 1000 f /dev/sda /log\n1 1000 1200 f /dev/sda /gone\n").unwrap();
+    std::fs::write(&new, b"1 0 1800 f /dev/sda /log\n").unwrap();
+    let output = example("diff_maps").args([&old, &new]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "grown 4096 6144 f /dev/sda /log\nremoved 512 0 f /dev/sda /gone\n"
+    );
+}
+
+#[test]
+fn a_guest_is_traced() {
+    needs!("nbdcopy");
+    let directory = tempfile::tempdir().unwrap();
+    let [image, map] = ["disk.raw", "disk.bmap"].map(|name| directory.path().join(name));
+    std::fs::write(&image, vec![7; 0x2000]).unwrap();
+    std::fs::write(&map, b"1 0 1000 f /dev/sda /read\n1 0 2000 v /dev/sda\n1 1000 2000 v /dev/sda\n")
+        .unwrap();
+    let output = example("trace_guest").args([&image, &map]).arg("nbdcopy \"$uri\" null:").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "4096 of 4096 bytes: f /dev/sda /read\n");
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains(" Read id=") && log.contains("/read"), "{log}");
 }

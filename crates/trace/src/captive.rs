@@ -13,12 +13,13 @@ use virt_bmap_nbd::Address;
 /// What a command has for standard input, output and error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Streams {
-    /// Those of this process. On a terminal it shares our process group, too, so that it can use the
-    /// terminal and a Ctrl-C reaches both; else it has one of its own, so that all of it can be ended.
+    /// Those of this process. On a terminal it shares our process group, too, so that it can use
+    /// the terminal and a Ctrl-C reaches both; else it has one of its own, so that all of it can be
+    /// ended.
     #[default]
     Ours,
-    /// Nothing to read, and the [`Tail`] of what it prints is kept. It has a session of its own, so that it
-    /// cannot open our terminal either.
+    /// Nothing to read, and the [`Tail`] of what it prints is kept. It has a session of its own, so
+    /// that it cannot open our terminal either.
     Kept,
 }
 
@@ -32,9 +33,9 @@ pub struct Captive {
 }
 
 impl Captive {
-    /// Starts a shell command, with the variables that nbdkit sets: `$nbd` and `$uri` are the URI of the
-    /// first disk, `$unixsocket` or `$port` where it is (the other is empty), and `$exportname` is empty.
-    /// The further disks are `$nbd2` and `$uri2`, and so on.
+    /// Starts a shell command, with the variables that nbdkit sets: `$nbd` and `$uri` are the URI
+    /// of the first disk, `$unixsocket` or `$port` where it is (the other is empty), and
+    /// `$exportname` is empty. The further disks are `$nbd2` and `$uri2`, and so on.
     ///
     /// It dies with the calling thread.
     ///

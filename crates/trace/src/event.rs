@@ -34,8 +34,8 @@ impl Op {
         }
     }
 
-    /// What an NBD command is in a log; `None` if it neither reads nor changes the disk's bytes, as a question
-    /// for the allocation.
+    /// What an NBD command is in a log; `None` if it neither reads nor changes the disk's bytes, as
+    /// a question for the allocation.
     pub(super) fn of(command: Command) -> Option<Self> {
         match command {
             Command::Read => Some(Self::Read),

@@ -1,8 +1,8 @@
 //! Freshness of a map: whether it is one of these disks, as they are now.
 //!
-//! A map that is not names the wrong files without any sign of it. What can be told is the number of the
-//! disks, their sizes, and whether an image was written to since the map was: by the times of the files.
-//! Who copies maps and images around may have to know better than these.
+//! A map that is not names the wrong files without any sign of it. What can be told is the number
+//! of the disks, their sizes, and whether an image was written to since the map was: by the times
+//! of the files. Who copies maps and images around may have to know better than these.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! What a trace is like right now, for those who look at it while it goes on.
 //!
-//! The tracer's thread tells of each request, others [look](Live::look). What is kept is bounded by the
-//! number of the map's objects.
+//! The tracer's thread tells of each request, others [look](Live::look). What is kept is bounded by
+//! the number of the map's objects.
 
 use super::event::{Op, TraceEvent};
 use super::summary::Amount;
@@ -19,14 +19,14 @@ pub struct Live(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    totals: Totals,
-    objects: HashMap<ObjectId, Usage>,
-    recent: VecDeque<Recent>,
+    totals: TraceTotals,
+    objects: HashMap<ObjectId, ObjectUsage>,
+    recent: VecDeque<RecentRequest>,
 }
 
 /// All requests, by what they do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct TraceTotals {
     /// Reads.
     pub read: Amount,
     /// What changes the disk: writes, zeroes and trims.
@@ -39,7 +39,7 @@ pub struct Totals {
 
 /// The requests for an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct ObjectUsage {
     /// Reads, with the bytes of this object alone.
     pub read: Amount,
     /// Writes, zeroes and trims, likewise.
@@ -50,7 +50,7 @@ pub struct Usage {
     number: u64,
 }
 
-impl Usage {
+impl ObjectUsage {
     /// Both directions.
     pub fn all(&self) -> Amount {
         Amount {
@@ -62,7 +62,7 @@ impl Usage {
 
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recent {
+pub struct RecentRequest {
     /// What was asked for.
     pub event: TraceEvent,
     /// The most specific object that it touches, of several such the first on the disk.
@@ -71,7 +71,7 @@ pub struct Recent {
 
 /// What objects are sorted by, the largest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Order {
+pub enum ObjectOrder {
     /// Bytes read and written.
     #[default]
     Bytes,
@@ -85,22 +85,22 @@ pub enum Order {
 
 /// What there is to see.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct LiveView {
     /// All requests.
-    pub totals: Totals,
+    pub totals: TraceTotals,
     /// How many objects were touched.
     pub objects: usize,
     /// The first of them in the order that was asked for.
-    pub top: Vec<(ObjectId, Usage)>,
+    pub top: Vec<(ObjectId, ObjectUsage)>,
     /// The most recent requests, the last one first.
-    pub recent: Vec<Recent>,
+    pub recent: Vec<RecentRequest>,
 }
 
 impl Live {
     /// Takes request `number`, from 1, in, and what it touches: the most specific first.
     ///
-    /// It counts for the objects of the most specific kind, of those that have the same bytes, such as the
-    /// names of a file, for the first.
+    /// It counts for the objects of the most specific kind, of those that have the same bytes, such
+    /// as the names of a file, for the first.
     pub fn add(&self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) {
         let mut state = self.state();
         let State { totals, objects, recent } = &mut *state;
@@ -129,27 +129,29 @@ impl Live {
             usage.last = usage.last.max(event.time);
         }
         recent.truncate(RECENT - 1);
-        recent.push_front(Recent { event: *event, object: hits.first().map(|hit| hit.object.id()) });
+        recent.push_front(RecentRequest { event: *event, object: hits.first().map(|hit| hit.object.id()) });
     }
 
     /// What there is to see now: up to `top` objects and `recent` requests.
-    pub fn look(&self, order: Order, top: usize, recent: usize) -> Look {
+    pub fn view(&self, order: ObjectOrder, top: usize, recent: usize) -> LiveView {
         let state = self.state();
-        let key = |usage: &Usage| match order {
-            Order::Bytes => u128::from(usage.all().bytes),
-            Order::Written => usage.written.bytes.into(),
-            Order::Requests => usage.all().requests.into(),
-            Order::Latest => usage.last.as_nanos(),
+        let key = |usage: &ObjectUsage| match order {
+            ObjectOrder::Bytes => u128::from(usage.all().bytes),
+            ObjectOrder::Written => usage.written.bytes.into(),
+            ObjectOrder::Requests => usage.all().requests.into(),
+            ObjectOrder::Latest => usage.last.as_nanos(),
         };
         let mut objects: Vec<_> = state.objects.iter().map(|(&object, &usage)| (object, usage)).collect();
         // Among equals the one that was touched last, so that those of today are seen.
-        let by = |(object, usage): &(ObjectId, Usage)| std::cmp::Reverse((key(usage), usage.number, *object));
+        let by = |(object, usage): &(ObjectId, ObjectUsage)| {
+            std::cmp::Reverse((key(usage), usage.number, *object))
+        };
         if top > 0 && top < objects.len() {
             objects.select_nth_unstable_by_key(top - 1, by);
         }
         objects.truncate(top);
         objects.sort_unstable_by_key(by);
-        Look {
+        LiveView {
             totals: state.totals,
             objects: state.objects.len(),
             top: objects,
@@ -205,33 +207,34 @@ mod tests {
         ];
         let live = live(&map, &events);
         let top = |order| -> Vec<_> {
-            let look = live.look(order, 9, 9);
+            let view = live.view(order, 9, 9);
             let name = |object| map.object(object).name().to_string();
-            look.top.iter().map(|(object, usage)| (name(*object), usage.all())).collect()
+            view.top.iter().map(|(object, usage)| (name(*object), usage.all())).collect()
         };
         let amount = |requests, bytes| Amount { requests, bytes };
         let two = ("f /dev/sda1 /two".to_owned(), amount(1, 0x400));
         let a = ("f /dev/sda1 /a".to_owned(), amount(2, 0x1200));
         let partition = ("p /dev/sda1".to_owned(), amount(1, 0x1000));
-        assert_eq!(top(Order::Bytes), [a.clone(), partition.clone(), two.clone()]);
-        assert_eq!(top(Order::Requests), [a.clone(), partition.clone(), two.clone()]);
-        assert_eq!(top(Order::Written)[0], a);
-        assert_eq!(top(Order::Latest), [partition.clone(), a, two]);
+        assert_eq!(top(ObjectOrder::Bytes), [a.clone(), partition.clone(), two.clone()]);
+        assert_eq!(top(ObjectOrder::Requests), [a.clone(), partition.clone(), two.clone()]);
+        assert_eq!(top(ObjectOrder::Written)[0], a);
+        assert_eq!(top(ObjectOrder::Latest), [partition.clone(), a, two]);
 
-        let look = live.look(Order::Latest, 1, 2);
-        assert_eq!((look.objects, look.top.len(), look.recent.len()), (3, 1, 2));
-        assert_eq!(look.recent[0].event, events[3]);
-        assert_eq!(look.recent[1].object, None, "a flush is about nothing");
-        let totals = Totals { read: amount(2, 0x2400), written: amount(1, 0x200), flushes: 1, failed: 1 };
-        assert_eq!(look.totals, totals);
+        let view = live.view(ObjectOrder::Latest, 1, 2);
+        assert_eq!((view.objects, view.top.len(), view.recent.len()), (3, 1, 2));
+        assert_eq!(view.recent[0].event, events[3]);
+        assert_eq!(view.recent[1].object, None, "a flush is about nothing");
+        let totals =
+            TraceTotals { read: amount(2, 0x2400), written: amount(1, 0x200), flushes: 1, failed: 1 };
+        assert_eq!(view.totals, totals);
     }
 
     #[test]
     fn only_so_many_requests_are_kept() {
         let map = text::read(MAP.as_bytes()).unwrap();
         let events: Vec<_> = (0..1000).map(|at| event(Op::Read, at, at + 1)).collect();
-        let look = live(&map, &events).look(Order::Bytes, 0, usize::MAX);
-        assert_eq!((look.recent.len(), look.recent[0].event.range.start.0), (RECENT, 999));
-        assert!(look.top.is_empty());
+        let view = live(&map, &events).view(ObjectOrder::Bytes, 0, usize::MAX);
+        assert_eq!((view.recent.len(), view.recent[0].event.range.start.0), (RECENT, 999));
+        assert!(view.top.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The forms of the log.
+//! The formats of the log.
 
 mod csv;
 mod jsonl;
@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use virt_bmap_map::{Hit, ImageInfo};
 
 /// Takes requests as they come to their ends.
-pub trait Output: Send {
+pub trait LogOutput: Send {
     /// Request number `number`, from 1, and what it touches: the most specific first.
     ///
     /// # Errors
@@ -27,9 +27,9 @@ pub trait Output: Send {
     fn flush(&mut self) -> io::Result<()>;
 }
 
-/// The form of a log. `docs/trace.md` describes each.
+/// The format of a log. `docs/trace.md` describes each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Form {
+pub enum LogFormat {
     /// That of the original bmaplogger.
     #[default]
     Text,
@@ -41,8 +41,8 @@ pub enum Form {
     Log,
 }
 
-impl Form {
-    /// All forms.
+impl LogFormat {
+    /// All formats.
     pub const ALL: [Self; 4] = [Self::Text, Self::Jsonl, Self::Csv, Self::Log];
 
     /// What it is called on the command line.
@@ -55,7 +55,7 @@ impl Form {
         }
     }
 
-    /// A log of this form. `images` are the guest's disks; the trace begins now.
+    /// A log of this format. `images` are the guest's disks; the trace begins now.
     ///
     /// # Errors
     /// The beginning of the log cannot be written.
@@ -63,7 +63,7 @@ impl Form {
         self,
         to: impl Write + Send + 'static,
         images: &[ImageInfo],
-    ) -> io::Result<Box<dyn Output>> {
+    ) -> io::Result<Box<dyn LogOutput>> {
         let to = BufWriter::with_capacity(1 << 16, to);
         Ok(match self {
             Self::Text => Box::new(text::Text::new(to)),
@@ -74,22 +74,22 @@ impl Form {
     }
 }
 
-impl fmt::Display for Form {
+impl fmt::Display for LogFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
     }
 }
 
-/// There is no form of this name.
+/// There is no log format of this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a log is one of text, jsonl, csv, log")]
-pub struct UnknownForm;
+pub struct UnknownLogFormat;
 
-impl FromStr for Form {
-    type Err = UnknownForm;
+impl FromStr for LogFormat {
+    type Err = UnknownLogFormat;
 
-    fn from_str(word: &str) -> Result<Self, UnknownForm> {
-        Self::ALL.into_iter().find(|form| form.word() == word).ok_or(UnknownForm)
+    fn from_str(word: &str) -> Result<Self, UnknownLogFormat> {
+        Self::ALL.into_iter().find(|format| format.word() == word).ok_or(UnknownLogFormat)
     }
 }
 

@@ -82,8 +82,8 @@ impl Queue {
         }
     }
 
-    /// Exchanges what is there for `events`, which is emptied, when a little time has passed. False when
-    /// the queue is closed and no more will come.
+    /// Exchanges what is there for `events`, which is emptied, when a little time has passed. False
+    /// when the queue is closed and no more will come.
     pub(super) fn take(&self, events: &mut Vec<TraceEvent>) -> bool {
         events.clear();
         let is_quiet = |state: &mut State| !state.is_closed && state.events.len() < self.room / 2;

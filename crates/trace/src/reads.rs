@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use virt_bmap_ranges::{DiskOffset, DiskRange, RangeSet};
 
-/// How many streams a reader may have at a time: a read is sequential if it begins where one of the last
-/// so many reads of the disk has ended.
+/// How many streams a reader may have at a time: a read is sequential if it begins where one of the
+/// last so many reads of the disk has ended.
 const STREAMS: usize = 16;
 
 /// Most ranges that are kept. They take 16 bytes each in one order, some 30 in the other.
@@ -80,8 +80,8 @@ impl DiskReads {
         Read { is_sequential: stream.is_some(), is_new }
     }
 
-    /// Joins ranges until there are half as many as may be. At first those that touch, which loses only what
-    /// [`first`](Self::first) loses as well.
+    /// Joins ranges until there are half as many as may be. At first those that touch, which loses
+    /// only what [`first`](Self::first) loses as well.
     fn coarsen(&mut self) {
         let mut gap = self.gap;
         self.first = joined(&self.first, gap);
@@ -110,14 +110,15 @@ impl DiskReads {
         self.seen.iter()
     }
 
-    /// What was read in the order in which it was read first, joined where no more than `gap` bytes lie
-    /// between.
+    /// What was read in the order in which it was read first, joined where no more than `gap` bytes
+    /// lie between.
     pub(super) fn first(&self, gap: u64) -> Vec<DiskRange> {
         joined(&self.first, gap)
     }
 }
 
-/// Joins ranges that no more than `gap` bytes lie between. Each comes where the first of its parts was.
+/// Joins ranges that no more than `gap` bytes lie between. Each comes where the first of its parts
+/// was.
 fn joined(first: &[DiskRange], gap: u64) -> Vec<DiskRange> {
     let mut places: Vec<(DiskRange, usize)> = first.iter().copied().zip(0..).collect();
     places.sort_unstable();
@@ -163,7 +164,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is read, what is to be prefetched is just that if no gaps are closed, in any order.
+        /// Whatever is read, what is to be prefetched is just that if no gaps are closed, in any
+        /// order.
         #[test]
         fn what_is_prefetched_is_what_was_read(
             reads in prop::collection::vec((0u64..64, 1u64..16), 1..40),

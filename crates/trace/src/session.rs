@@ -2,7 +2,7 @@
 
 use super::disk::{Storage, TracedDisk};
 use super::live::Live;
-use super::output::Output;
+use super::output::LogOutput;
 use super::queue::{Overflow, Queue};
 use super::tracer::{Outcome, Tracer};
 use std::io;
@@ -81,7 +81,7 @@ impl Session {
     pub fn start(
         images: Vec<Image>,
         map: Arc<Map>,
-        output: Box<dyn Output>,
+        output: Box<dyn LogOutput>,
         options: &TraceOptions,
     ) -> Result<Self, SessionError> {
         let queue = Arc::new(Queue::new(options.overflow));
@@ -126,8 +126,8 @@ impl Session {
     }
 
     /// Why the log has ended already, if it has.
-    pub fn trouble(&self) -> Option<&io::Error> {
-        self.tracer.trouble()
+    pub fn log_error(&self) -> Option<&io::Error> {
+        self.tracer.log_error()
     }
 
     /// How many requests are not in the log so far, as they came faster than it could be written.

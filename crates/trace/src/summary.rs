@@ -1,11 +1,11 @@
-//! What a trace was, as a whole: how much was read and written, how much of it twice, in which order, and
-//! which files that were.
+//! What a trace was, as a whole: how much was read and written, how much of it twice, in which
+//! order, and which files that were.
 
 use super::event::{Op, TraceEvent};
 use super::reads::DiskReads;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
-use virt_bmap_map::hardlinks::{File, files, spans};
+use virt_bmap_map::hardlinks::{File, disk_ranges, files};
 use virt_bmap_map::{Hit, Kind, Map, ObjectId};
 use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
@@ -20,7 +20,8 @@ pub struct Amount {
 
 /// A trace as a whole. What has failed is counted, and nothing else.
 ///
-/// It takes up to some 50 MiB for each disk and 50 bytes for each object of the map, however long the trace.
+/// It takes up to some 50 MiB for each disk and 50 bytes for each object of the map, however long
+/// the trace.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// By [`Op`].
@@ -112,8 +113,8 @@ impl Summary {
         self.disks.values().map(DiskReads::distinct).sum()
     }
 
-    /// Bytes between two ranges that were taken for read, too, since there were too many ranges; 0 if there
-    /// were not.
+    /// Bytes between two ranges that were taken for read, too, since there were too many ranges; 0
+    /// if there were not.
     pub fn gap(&self) -> u64 {
         self.disks.values().map(DiskReads::gap).max().unwrap_or(0)
     }
@@ -123,14 +124,14 @@ impl Summary {
         self.disks.iter().map(|(&number, disk)| (number, disk.ranges().collect()))
     }
 
-    /// What was read of each disk in the order in which it was read first, joined where no more than `gap`
-    /// bytes lie between.
+    /// What was read of each disk in the order in which it was read first, joined where no more
+    /// than `gap` bytes lie between.
     pub fn prefetch(&self, gap: u64) -> impl Iterator<Item = (DiskNumber, Vec<DiskRange>)> + '_ {
         self.disks.iter().map(move |(&number, disk)| (number, disk.first(gap)))
     }
 
-    /// Files, directories and metadata that were read, in the order in which they were read first. `map` is
-    /// that of the trace.
+    /// Files, directories and metadata that were read, in the order in which they were read first.
+    /// `map` is that of the trace.
     pub fn objects<'a>(&self, map: &'a Map) -> Vec<ReadObject<'a>> {
         let seen: BTreeMap<DiskNumber, IndexedRanges> =
             self.ranges().map(|(disk, ranges)| (disk, IndexedRanges::from_unsorted(ranges))).collect();
@@ -141,10 +142,10 @@ impl Summary {
         let mut read: Vec<_> = files(all.iter().map(|(object, _)| map.object(*object)))
             .into_iter()
             .map(|file| {
-                let bytes = |(disk, range)| seen.get(&disk).map_or(0, |spans| spans.bytes_in(range));
+                let bytes = |(disk, range)| seen.get(&disk).map_or(0, |ranges| ranges.bytes_in(range));
                 ReadObject {
                     first: times[&file.object.id()],
-                    bytes: spans(file.object).map(bytes).sum(),
+                    bytes: disk_ranges(file.object).map(bytes).sum(),
                     on_disk: virt_bmap_map::hardlinks::bytes_on_disk(file.object),
                     file,
                 }

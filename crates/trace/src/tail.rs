@@ -13,8 +13,8 @@ const ROOM: usize = 16 << 10;
 pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
-    /// Begins to read `from` to its end, on a thread of its own that nobody waits for: who inherits a stream
-    /// may keep it open for ever.
+    /// Begins to read `from` to its end, on a thread of its own that nobody waits for: who inherits
+    /// a stream may keep it open for ever.
     pub fn of(mut from: impl Read + Send + 'static) -> Self {
         let tail = Self::default();
         let kept = tail.clone();
@@ -34,8 +34,8 @@ impl Tail {
         kept.drain(..too_many);
     }
 
-    /// The last lines, up to `most`, as the command has written them. The first of them may lack its
-    /// beginning.
+    /// The last lines, up to `most`, as the command has written them. The first of them may lack
+    /// its beginning.
     pub fn lines(&self, most: usize) -> Vec<Vec<u8>> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = &*kept.make_contiguous();

@@ -2,7 +2,7 @@
 
 use super::event::TraceEvent;
 use super::live::Live;
-use super::output::Output;
+use super::output::LogOutput;
 use super::queue::Queue;
 use super::summary::Summary;
 use rustix::process::{getpriority_process, setpriority_process};
@@ -14,7 +14,7 @@ use virt_bmap_map::Map;
 /// A trace that is being written.
 pub struct Tracer {
     queue: Arc<Queue>,
-    trouble: Arc<OnceLock<io::Error>>,
+    log_error: Arc<OnceLock<io::Error>>,
     thread: JoinHandle<(u64, Summary)>,
 }
 
@@ -28,18 +28,19 @@ pub struct Outcome {
     /// How many of them are not in the log, as they came faster than it could be written.
     pub dropped: u64,
     /// Why the log ends before its time, if it does.
-    pub trouble: Option<io::Error>,
+    pub log_error: Option<io::Error>,
 }
 
 impl Outcome {
     /// Whether every request is in the log.
     pub fn is_whole(&self) -> bool {
-        self.dropped == 0 && self.trouble.is_none()
+        self.dropped == 0 && self.log_error.is_none()
     }
 }
 
-/// Has this thread give way to those that answer requests, where there are too few processors for all. It
-/// gets a fourth of one all the same, which is what it needs where a client asks for as much as it can.
+/// Has this thread give way to those that answer requests, where there are too few processors for
+/// all. It gets a fourth of one all the same, which is what it needs where a client asks for as
+/// much as it can.
 fn give_way() {
     const NICENESS: i32 = 5;
     let thread = Some(rustix::thread::gettid());
@@ -48,20 +49,20 @@ fn give_way() {
 }
 
 impl Tracer {
-    /// Begins to write the events of `queue`, with the objects of `map`, and to show them to who looks at
-    /// `live`.
+    /// Begins to write the events of `queue`, with the objects of `map`, and to show them to who
+    /// looks at `live`.
     ///
     /// # Errors
     /// There is no thread for it.
     pub fn start(
         queue: Arc<Queue>,
         map: Arc<Map>,
-        mut output: Box<dyn Output>,
+        mut output: Box<dyn LogOutput>,
         live: Option<Arc<Live>>,
     ) -> io::Result<Self> {
-        let trouble = Arc::new(OnceLock::new());
+        let log_error = Arc::new(OnceLock::new());
         let thread = std::thread::Builder::new().name("trace".into()).spawn({
-            let (queue, trouble) = (queue.clone(), trouble.clone());
+            let (queue, log_error) = (queue.clone(), log_error.clone());
             move || {
                 give_way();
                 let mut requests = 0;
@@ -79,29 +80,29 @@ impl Tracer {
                                 live.add(requests, event, hits);
                             }
                             // A log that cannot be written does not keep the guest from running.
-                            if trouble.get().is_none()
+                            if log_error.get().is_none()
                                 && let Err(error) = output.request(requests, event, hits)
                             {
-                                let _ = trouble.set(error);
+                                let _ = log_error.set(error);
                             }
                         });
                     }
-                    if trouble.get().is_none()
+                    if log_error.get().is_none()
                         && !events.is_empty()
                         && let Err(error) = output.flush()
                     {
-                        let _ = trouble.set(error);
+                        let _ = log_error.set(error);
                     }
                 }
                 (requests, summary)
             }
         })?;
-        Ok(Self { queue, trouble, thread })
+        Ok(Self { queue, log_error, thread })
     }
 
     /// Why the log has ended already, if it has.
-    pub fn trouble(&self) -> Option<&io::Error> {
-        self.trouble.get()
+    pub fn log_error(&self) -> Option<&io::Error> {
+        self.log_error.get()
     }
 
     /// How many requests were not logged so far, as they came faster than it could be written.
@@ -111,13 +112,13 @@ impl Tracer {
 
     /// Writes what is still on its way. To be called when the server has stopped.
     pub fn finish(self) -> Outcome {
-        let Self { queue, trouble, thread } = self;
+        let Self { queue, log_error, thread } = self;
         queue.close();
         let panicked = || io::Error::other("internal error: the log's thread panicked");
         let ((requests, summary), panic) =
             thread.join().map_or_else(|_| (Default::default(), Some(panicked())), |seen| (seen, None));
         let dropped = queue.dropped();
-        let trouble = Arc::into_inner(trouble).and_then(OnceLock::into_inner).or(panic);
-        Outcome { requests: requests + dropped, summary, dropped, trouble }
+        let log_error = Arc::into_inner(log_error).and_then(OnceLock::into_inner).or(panic);
+        Outcome { requests: requests + dropped, summary, dropped, log_error }
     }
 }

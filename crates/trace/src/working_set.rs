@@ -1,13 +1,14 @@
-//! What a guest needs, written down for those who want it there before the guest asks: as files, because
-//! places go stale when an image is built anew; as places, because names take too much with them.
+//! What a guest needs, written down for those who want it there before the guest asks: as files,
+//! because places go stale when an image is built anew; as places, because names take too much with
+//! them.
 
 use super::summary::Summary;
 use std::io::{self, Write};
 use virt_bmap_map::tabular::{device, json_object, letter, path};
 use virt_bmap_map::{Kind, Map};
 
-/// Writes files and ranges as one JSON document: the former in the order in which they were read first,
-/// the latter ascending.
+/// Writes files and ranges as one JSON document: the former in the order in which they were read
+/// first, the latter ascending.
 ///
 /// # Errors
 /// The output's.
@@ -51,8 +52,8 @@ pub fn write(summary: &Summary, map: &Map, out: &mut impl Write) -> io::Result<(
 /// Bytes between two ranges that are read along rather than asked for apart.
 const GAP: u64 = 64 << 10;
 
-/// Writes lines of `OFFSET LENGTH` in bytes, in the order in which the guest has read them first. Of
-/// several disks, each has a comment before its ranges.
+/// Writes lines of `OFFSET LENGTH` in bytes, in the order in which the guest has read them first.
+/// Of several disks, each has a comment before its ranges.
 ///
 /// # Errors
 /// The output's.
@@ -66,8 +67,9 @@ pub fn write_prefetch(summary: &Summary, out: &mut impl Write) -> io::Result<()>
     Ok(())
 }
 
-/// Writes the paths of the files that were read, one a line, in the order in which they were read first: the
-/// file list that overlaybd's `trace` takes. A path with a line feed has no place there and is left out.
+/// Writes the paths of the files that were read, one a line, in the order in which they were read
+/// first: the file list that overlaybd's `trace` takes. A path with a line feed has no place there
+/// and is left out.
 ///
 /// # Errors
 /// The output's.

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virt_bmap_map::Map;
-use virt_bmap_trace::live::Order;
+use virt_bmap_trace::ObjectOrder;
 use virt_bmap_trace::{Live, Tail};
 
 /// How often the screen is drawn.
@@ -36,7 +36,7 @@ pub(super) struct Top {
 enum Display {
     Screen {
         terminal: Terminal,
-        order: Order,
+        order: ObjectOrder,
         is_paused: bool,
         drawn: Option<Instant>,
     },
@@ -64,7 +64,7 @@ impl Top {
     pub(super) fn begin(live: Arc<Live>, map: Arc<Map>, title: Vec<String>) -> io::Result<Self> {
         let display = if can_be_taken() {
             let terminal = Terminal::take()?;
-            Display::Screen { terminal, order: Order::default(), is_paused: false, drawn: None }
+            Display::Screen { terminal, order: ObjectOrder::default(), is_paused: false, drawn: None }
         } else {
             Display::Lines(Lines::default())
         };
@@ -92,7 +92,7 @@ impl Top {
             Display::Gone => {}
             Display::Lines(lines) => {
                 if lines.is_time(elapsed) {
-                    let look = live.look(Order::Bytes, 1, 0);
+                    let look = live.view(ObjectOrder::Bytes, 1, 0);
                     pace.add(Instant::now(), look.totals);
                     lines.print(&mut io::stdout().lock(), elapsed, &look, pace.rate(), map, beside)?;
                 }
@@ -107,7 +107,7 @@ impl Top {
                     return Ok(());
                 }
                 *drawn = Some(Instant::now());
-                let look = live.look(*order, MOST, MOST);
+                let look = live.view(*order, MOST, MOST);
                 pace.add(Instant::now(), look.totals);
                 let (rate, order, is_paused) = (pace.rate(), *order, *is_paused);
                 let screen = Screen { title, elapsed, look: &look, rate, map, beside, order, is_paused };
@@ -122,13 +122,13 @@ impl Top {
 const CTRL_C: u8 = 3;
 
 /// Deals with a key, and returns whether it changes what is shown.
-fn press(key: u8, order: &mut Order, is_paused: &mut bool) -> bool {
+fn press(key: u8, order: &mut ObjectOrder, is_paused: &mut bool) -> bool {
     match key {
         b'q' | CTRL_C => interrupt(),
-        b'b' => *order = Order::Bytes,
-        b'w' => *order = Order::Written,
-        b'r' => *order = Order::Requests,
-        b't' => *order = Order::Latest,
+        b'b' => *order = ObjectOrder::Bytes,
+        b'w' => *order = ObjectOrder::Written,
+        b'r' => *order = ObjectOrder::Requests,
+        b't' => *order = ObjectOrder::Latest,
         b' ' => *is_paused = !*is_paused,
         _ => return false,
     }

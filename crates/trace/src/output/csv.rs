@@ -1,6 +1,6 @@
 //! A table: a row for each object that a request touches; one with no object if it touches none.
 
-use super::{Output, seconds};
+use super::{LogOutput, seconds};
 use crate::TraceEvent;
 use std::io::{self, Write};
 use virt_bmap_map::Hit;
@@ -36,7 +36,7 @@ impl<W: Write> Csv<W> {
     }
 }
 
-impl<W: Write + Send> Output for Csv<W> {
+impl<W: Write + Send> LogOutput for Csv<W> {
     fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let (time, latency) = (seconds(event.time), seconds(event.latency));
         let flag = |is_set: bool| Value::Number(is_set.into());

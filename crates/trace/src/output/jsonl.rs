@@ -1,6 +1,6 @@
 //! JSON Lines: an object for each request, in which everything is that is known of it.
 
-use super::{Output, seconds};
+use super::{LogOutput, seconds};
 use crate::TraceEvent;
 use std::io::{self, Write};
 use virt_bmap_map::tabular::{Cell, Value, device, json_fields, json_object, letter, path};
@@ -36,7 +36,7 @@ impl<W: Write> Jsonl<W> {
     }
 }
 
-impl<W: Write + Send> Output for Jsonl<W> {
+impl<W: Write + Send> LogOutput for Jsonl<W> {
     fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let out = &mut self.0;
         write!(

@@ -1,10 +1,10 @@
-//! A line for each request, in the manner of nbdkit's log filter (nbdkit-log-filter(1)): the time of day
-//! in UTC, the connection, the action with its range, how it ended, and the objects, the most specific
-//! first.
+//! A line for each request, in the manner of nbdkit's log filter (nbdkit-log-filter(1)): the time
+//! of day in UTC, the connection, the action with its range, how it ended, and the objects, the
+//! most specific first.
 //!
 //! What reads that filter's lines reads these, `lookup --ranges` for one.
 
-use super::{Output, seconds};
+use super::{LogOutput, seconds};
 use crate::{Op, TraceEvent};
 use chrono::{DateTime, Utc};
 use std::io::{self, Write};
@@ -34,7 +34,7 @@ fn action(op: Op) -> &'static str {
     }
 }
 
-impl<W: Write + Send> Output for Log<W> {
+impl<W: Write + Send> LogOutput for Log<W> {
     fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let out = &mut self.out;
         let since_1970 = (self.began + event.time).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -47,9 +47,9 @@ fn event(op: Op, start: u64, end: u64) -> TraceEvent {
     }
 }
 
-fn written(form: Form, events: &[TraceEvent]) -> Vec<u8> {
+fn written(format: LogFormat, events: &[TraceEvent]) -> Vec<u8> {
     let (map, memory) = (map(), Memory::default());
-    let mut output = form.output(memory.clone(), &[]).unwrap();
+    let mut output = format.output(memory.clone(), &[]).unwrap();
     for (number, event) in (1..).zip(events) {
         let hits = map.over(event.disk, event.range).most_specific_first();
         output.request(number, event, &hits).unwrap();
@@ -71,7 +71,7 @@ fn the_text_is_the_originals() {
         event(Op::Read, 0x2000, 0x2400),
     ];
     assert_eq!(
-        String::from_utf8(written(Form::Text, &events)).unwrap(),
+        String::from_utf8(written(LogFormat::Text, &events)).unwrap(),
         "\nread v /dev/sda\n 0-200\nread p /dev/sda1\n 1000-1200\nread v /dev/sda\n 200-400\n\
          read f /dev/sda1 /a\\012\"\\033\n 2000-9000 7000-8000\n\
          write f /dev/sda1 /a\\012\"\\033\n 7000-8000\nread d /dev/sda1 /\n 2000-2400"
@@ -84,14 +84,14 @@ fn what_touches_nothing_is_not_in_the_text_but_for_a_flush() {
     let flush = TraceEvent { range: DiskRange::new(0, 0), ..event(Op::Flush, 0, 0) };
     let events = [outside, flush, flush, event(Op::Trim, 0, 0x200), event(Op::Zero, 0, 0x200)];
     assert_eq!(
-        String::from_utf8(written(Form::Text, &events)).unwrap(),
+        String::from_utf8(written(LogFormat::Text, &events)).unwrap(),
         "\nflush\n\ntrim v /dev/sda\n 0-200\nzero v /dev/sda\n 0-200"
     );
 }
 
 #[test]
 fn json_has_every_object_and_the_offset_in_it() {
-    let text = String::from_utf8(written(Form::Jsonl, &[event(Op::Write, 0x5000, 0x6800)])).unwrap();
+    let text = String::from_utf8(written(LogFormat::Jsonl, &[event(Op::Write, 0x5000, 0x6800)])).unwrap();
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0]["format"], "virt-bmap-rs trace");
@@ -118,19 +118,19 @@ fn the_page_plays_what_is_written() {
         TraceEvent { range: DiskRange::new(0, 0), ..event(Op::Flush, 0, 0) },
         event(Op::Read, 0x4000, 0x5000),
     ];
-    for form in [Form::Text, Form::Jsonl] {
-        let trace = virt_bmap_map::report::trace::read(&written(form, &events)[..]).unwrap();
+    for format in [LogFormat::Text, LogFormat::Jsonl] {
+        let trace = virt_bmap_map::report::trace::read(&written(format, &events)[..]).unwrap();
         use virt_bmap_map::report::trace::Op::{Read, Write};
         let played: Vec<_> = trace.requests.iter().map(|r| (r.op, r.offset, r.length)).collect();
         let expected = [(Read, 0, 512), (Write, 512, 512), (Write, 1024, 1024), (Read, 0x4000, 0x1000)];
-        assert_eq!(played, expected, "{form}");
+        assert_eq!(played, expected, "{format}");
     }
 }
 
 #[test]
 fn a_table_has_a_row_for_each_object() {
     let outside = TraceEvent { disk: 2, ..event(Op::Read, 0, 512) };
-    let bytes = written(Form::Csv, &[event(Op::Read, 0x5000, 0x5200), outside]);
+    let bytes = written(LogFormat::Csv, &[event(Op::Read, 0x5000, 0x5200), outside]);
     let mut csv = ::csv::Reader::from_reader(&bytes[..]);
     let column = |name: &str, headers: &::csv::StringRecord| headers.iter().position(|h| h == name).unwrap();
     let headers = csv.headers().unwrap().clone();
@@ -144,7 +144,7 @@ fn a_table_has_a_row_for_each_object() {
 
 #[test]
 fn a_line_is_one_of_nbdkits_log_filter() {
-    let bytes = written(Form::Log, &[event(Op::Read, 0x5000, 0x5200), event(Op::Trim, 0, 512)]);
+    let bytes = written(LogFormat::Log, &[event(Op::Read, 0x5000, 0x5200), event(Op::Trim, 0, 512)]);
     let text = String::from_utf8(bytes.clone()).unwrap();
     assert!(text.contains(
         " connection=2 Read id=1 offset=0x5000 count=0x200 return=0 latency=0.000012 disk=1 \

@@ -1,14 +1,14 @@
 //! The log of the original bmaplogger.
 //!
-//! An empty line and one with the direction and an object whenever one of these is another than before;
-//! then the ranges of the requests, on one line, in hexadecimal. A request that touches several objects
-//! counts for the most specific, of several such for the first on the disk. One that touches nothing
-//! that the map knows is left out.
+//! An empty line and one with the direction and an object whenever one of these is another than
+//! before; then the ranges of the requests, on one line, in hexadecimal. A request that touches
+//! several objects counts for the most specific, of several such for the first on the disk. One
+//! that touches nothing that the map knows is left out.
 //!
-//! The original knew reads and writes alone. `zero`, `trim` and `flush` are ours; the last has neither
-//! object nor range.
+//! The original knew reads and writes alone. `zero`, `trim` and `flush` are ours; the last has
+//! neither object nor range.
 
-use super::Output;
+use super::LogOutput;
 use crate::{Op, TraceEvent};
 use std::io::{self, Write};
 use virt_bmap_map::{Hit, ObjectId, text};
@@ -26,7 +26,7 @@ impl<W: Write> Text<W> {
     }
 }
 
-impl<W: Write + Send> Output for Text<W> {
+impl<W: Write + Send> LogOutput for Text<W> {
     fn request(&mut self, _number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let object = hits.first().map(|hit| hit.object);
         if object.is_none() && event.op != Op::Flush {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use virt_bmap_map::Map;
 use virt_bmap_ranges::Human;
 use virt_bmap_trace::Amount;
-use virt_bmap_trace::live::Look;
+use virt_bmap_trace::LiveView;
 
 /// When a line was printed last, since the beginning.
 #[derive(Default)]
@@ -23,7 +23,7 @@ impl Lines {
         &mut self,
         out: &mut impl Write,
         elapsed: Duration,
-        look: &Look,
+        look: &LiveView,
         rate: Rate,
         map: &Map,
         beside: &Beside,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use virt_bmap_trace::Amount;
-use virt_bmap_trace::live::Totals;
+use virt_bmap_trace::TraceTotals;
 
 /// The span over which a rate is taken, unless nobody has looked for longer.
 const SPAN: Duration = Duration::from_secs(2);
@@ -16,14 +16,14 @@ pub(super) struct Rate {
 }
 
 /// What was there when somebody looked, the latest last; never empty.
-pub(super) struct Pace(VecDeque<(Instant, Totals)>);
+pub(super) struct Pace(VecDeque<(Instant, TraceTotals)>);
 
 impl Pace {
     pub(super) fn new(began: Instant) -> Self {
-        Self([(began, Totals::default())].into())
+        Self([(began, TraceTotals::default())].into())
     }
 
-    pub(super) fn add(&mut self, now: Instant, totals: Totals) {
+    pub(super) fn add(&mut self, now: Instant, totals: TraceTotals) {
         self.0.push_back((now, totals));
         // The last of those that are old enough is where the span begins.
         while let Some((second, _)) = self.0.get(1)
@@ -60,7 +60,7 @@ mod tests {
         for quarter in 1..=40u64 {
             // 100 reads a second at first, from the fifth second on none.
             let read = Amount { requests: 25 * quarter.min(20), bytes: 1000 * quarter.min(20) };
-            let totals = Totals { read, ..Totals::default() };
+            let totals = TraceTotals { read, ..TraceTotals::default() };
             pace.add(began + Duration::from_millis(250 * quarter), totals);
             let expected = if quarter <= 20 { 100 } else { 100 * (28u64.saturating_sub(quarter)) / 8 };
             assert!(pace.rate().read.requests.abs_diff(expected) <= 1, "{quarter}: {:?}", pace.rate());

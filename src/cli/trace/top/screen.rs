@@ -15,8 +15,8 @@ use std::time::Duration;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 use virt_bmap_map::{Map, ObjectId};
 use virt_bmap_ranges::{Human, Printable};
-use virt_bmap_trace::live::{Look, Order, Recent, Usage};
 use virt_bmap_trace::{Amount, Op};
+use virt_bmap_trace::{LiveView, ObjectOrder, ObjectUsage, RecentRequest};
 
 /// Lines for the most recent requests, with their heading.
 const RECENT: u16 = 7;
@@ -34,11 +34,11 @@ const KEYS: &str =
 pub(super) struct Screen<'a> {
     pub(super) title: &'a [String],
     pub(super) elapsed: Duration,
-    pub(super) look: &'a Look,
+    pub(super) look: &'a LiveView,
     pub(super) rate: Rate,
     pub(super) map: &'a Map,
     pub(super) beside: &'a Beside,
-    pub(super) order: Order,
+    pub(super) order: ObjectOrder,
     pub(super) is_paused: bool,
 }
 
@@ -124,14 +124,14 @@ impl Screen<'_> {
             Span::styled(text, Style::from(Modifier::BOLD | reversed))
         };
         let head = Line::from(vec![
-            heading("     BYTES", self.order == Order::Bytes),
-            heading("   WRITTEN", self.order == Order::Written),
-            heading("  REQUESTS", self.order == Order::Requests),
-            heading("      LAST", self.order == Order::Latest),
+            heading("     BYTES", self.order == ObjectOrder::Bytes),
+            heading("   WRITTEN", self.order == ObjectOrder::Written),
+            heading("  REQUESTS", self.order == ObjectOrder::Requests),
+            heading("      LAST", self.order == ObjectOrder::Latest),
             heading("  OBJECT", false),
             Span::raw(format!(" ({})", self.look.objects)),
         ]);
-        let row = |(object, usage): &(ObjectId, Usage)| {
+        let row = |(object, usage): &(ObjectId, ObjectUsage)| {
             let bytes = [usage.all().bytes, usage.written.bytes].map(Human);
             let ago = ago(self.elapsed.saturating_sub(usage.last));
             let numbers = format!("{:>10}{:>10}{:>10}{ago:>10}  ", bytes[0], bytes[1], usage.all().requests);
@@ -142,7 +142,7 @@ impl Screen<'_> {
     }
 
     fn recent(&self, area: Rect) -> Vec<Line<'static>> {
-        let row = |Recent { event, object }: &Recent| {
+        let row = |RecentRequest { event, object }: &RecentRequest| {
             let at = match event.op {
                 Op::Flush => String::new(),
                 _ => format!("{:#x} {}", event.range.start.0, Human(event.range.len())),

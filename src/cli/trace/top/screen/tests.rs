@@ -11,7 +11,7 @@ const MAP: &str = "1 0 1000 f /dev/sda1 /bin/busybox\n\
                    1 2000 3000 f /dev/sda1 /漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字\n\
                    1 3000 4000 f /dev/sda1 /e\u{301}e\u{301}\u{301}\u{301}\n";
 
-fn look(map: &Map, order: Order) -> Look {
+fn look(map: &Map, order: ObjectOrder) -> LiveView {
     let live = Live::default();
     let event = |op, start: u64, end: u64| TraceEvent {
         time: Duration::from_secs(start / 0x1000),
@@ -34,10 +34,10 @@ fn look(map: &Map, order: Order) -> Look {
     for (number, event) in (1..).zip(&events) {
         live.add(number, event, &map.over(event.disk, event.range).most_specific_first());
     }
-    live.look(order, 100, 100)
+    live.view(order, 100, 100)
 }
 
-fn drawn(width: u16, height: u16, order: Order, beside: &Beside) -> Vec<String> {
+fn drawn(width: u16, height: u16, order: ObjectOrder, beside: &Beside) -> Vec<String> {
     let map = text::read(MAP.as_bytes()).unwrap();
     let screen = Screen {
         title: &["virt-bmap-rs trace guest\u{1b}[31m.raw".into(), "nbd+unix:///?socket=/run/x".into()],
@@ -69,7 +69,7 @@ fn drawn(width: u16, height: u16, order: Order, beside: &Beside) -> Vec<String> 
 #[test]
 fn everything_has_its_place() {
     let beside = Beside { dropped: 3, trouble: Some("log: no\nspace".into()), tail: None };
-    let lines = drawn(100, 24, Order::Bytes, &beside);
+    let lines = drawn(100, 24, ObjectOrder::Bytes, &beside);
     let expected = [
         "virt-bmap-rs trace guest\\033[31m.raw                                                         1:02:05",
         "nbd+unix:///?socket=/run/x",
@@ -89,9 +89,9 @@ fn everything_has_its_place() {
         "read 0x3000 256 B              f /dev/sda1 /e\u{301}e\u{301}\u{301}\u{301}"
     );
     assert_eq!(lines[23], KEYS);
-    assert!(drawn(100, 24, Order::Written, &beside)[6].contains("/evil"));
-    assert!(drawn(100, 24, Order::Requests, &beside)[6].contains("漢字"));
-    assert!(drawn(100, 24, Order::Latest, &beside)[6].contains("/e\u{301}"));
+    assert!(drawn(100, 24, ObjectOrder::Written, &beside)[6].contains("/evil"));
+    assert!(drawn(100, 24, ObjectOrder::Requests, &beside)[6].contains("漢字"));
+    assert!(drawn(100, 24, ObjectOrder::Latest, &beside)[6].contains("/e\u{301}"));
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn what_the_command_says_is_escaped() {
     while tail.lines(2).len() < 2 {
         std::thread::yield_now();
     }
-    let lines = drawn(80, 30, Order::Bytes, &Beside { tail: Some(tail), ..Beside::default() });
+    let lines = drawn(80, 30, ObjectOrder::Bytes, &Beside { tail: Some(tail), ..Beside::default() });
     let place = lines.iter().position(|line| line == "THE COMMAND SAYS").unwrap();
     assert_eq!(lines[place + 1..place + 3], ["one", "\\033[2Jtwo"]);
 }
@@ -110,7 +110,7 @@ fn a_terminal_of_any_size_is_drawn_on() {
     let tail = Some(Tail::of(Cursor::new(b"says\n".to_vec())));
     let beside = Beside { dropped: 1, trouble: Some("trouble".into()), tail };
     for (width, height) in (0..60).flat_map(|width| (0..20).map(move |height| (width, height))) {
-        drawn(width, height, Order::Bytes, &beside);
+        drawn(width, height, ObjectOrder::Bytes, &beside);
     }
 }
 
