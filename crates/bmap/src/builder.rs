@@ -103,8 +103,8 @@ impl MapBuilder {
         self.objects.set_attributes(object.0, attributes);
     }
 
-    /// Says that a range of a disk holds data of an object, and where in the object it begins if that
-    /// is known. An empty range says nothing.
+    /// Says that a range of a disk holds data of an object, and where in the object it begins if
+    /// that is known. An empty range says nothing.
     ///
     /// # Errors
     /// [`BuildError::DiskZero`], [`BuildError::FileOffset`], [`BuildError::TooManyPieces`].
@@ -197,7 +197,8 @@ impl MapBuilder {
         self.objects.len()
     }
 
-    /// Forgets all objects and pieces but the first so many. No piece may be left of an object that is forgotten.
+    /// Forgets all objects and pieces but the first so many. No piece may be left of an object that
+    /// is forgotten.
     pub fn truncate(&mut self, objects: usize, pieces: usize) {
         self.objects.truncate(objects);
         self.pieces.truncate(pieces);
@@ -206,8 +207,9 @@ impl MapBuilder {
     /// Makes the map.
     ///
     /// Pieces of one object and role that touch or overlap become one if they agree where in the
-    /// object each byte lies. Where they disagree both stay: the object uses the bytes twice. A piece
-    /// of unknown file offset loses the bytes for which another piece of the same role knows it.
+    /// object each byte lies. Where they disagree both stay: the object uses the bytes twice. A
+    /// piece of unknown file offset loses the bytes for which another piece of the same role knows
+    /// it.
     pub fn build(self) -> Map {
         let Self { header, dialect, objects, mut pieces } = self;
         let (objects, renumbered) = objects.sort();
@@ -254,8 +256,8 @@ fn normalise(pieces: &mut Vec<PieceRecord>) {
     pieces.append(&mut extra);
 }
 
-/// Cuts what `known` covers out of `unknown`, whose pieces are disjoint and ascending. A piece may be
-/// left empty; what remains of one besides its first part goes to `extra`.
+/// Cuts what `known` covers out of `unknown`, whose pieces are disjoint and ascending. A piece may
+/// be left empty; what remains of one besides its first part goes to `extra`.
 fn subtract(unknown: &mut [PieceRecord], known: &[PieceRecord], extra: &mut Vec<PieceRecord>) {
     let mut cuts: Vec<(u64, u64)> = known.iter().map(|piece| (piece.start, piece.end)).collect();
     cuts.sort_unstable();

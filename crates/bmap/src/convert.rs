@@ -57,8 +57,8 @@ pub fn load(path: &Path) -> Result<Map, ConvertError> {
     map.map_err(|source| ConvertError::Read { path: path.to_owned(), source })
 }
 
-/// Writes a map to `path` in the format that its suffix says, or as text to standard output if that is
-/// `-`. The file is replaced when the new one is whole.
+/// Writes a map to `path` in the format that its suffix says, or as text to standard output if that
+/// is `-`. The file is replaced when the new one is whole.
 ///
 /// # Errors
 /// [`ConvertError::Write`], [`ConvertError::Output`].
@@ -68,8 +68,8 @@ pub fn save(map: &Map, path: &Path) -> Result<(), ConvertError> {
     Ok(output.commit()?)
 }
 
-/// Writes a map to an output that has been begun, in the format that its name says. It is still to be
-/// [committed](Output::commit).
+/// Writes a map to an output that has been begun, in the format that its name says. It is still to
+/// be [committed](Output::commit).
 ///
 /// # Errors
 /// [`ConvertError::Write`].
@@ -79,8 +79,8 @@ pub fn write(map: &Map, output: &mut Output) -> Result<(), ConvertError> {
     file.write(map, output).map_err(|source| ConvertError::Write { path, source })
 }
 
-/// Reads the map `input` and writes it to `output` in the format that its suffix says. They may be the
-/// same file.
+/// Reads the map `input` and writes it to `output` in the format that its suffix says. They may be
+/// the same file.
 ///
 /// # Errors
 /// See [`load`] and [`save`].

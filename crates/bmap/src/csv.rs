@@ -102,7 +102,8 @@ pub enum RowError {
     Build(#[from] BuildError),
 }
 
-/// A name as it stands in a cell: escaped to UTF-8, and so that no spreadsheet takes it for a formula.
+/// A name as it stands in a cell: escaped to UTF-8, and so that no spreadsheet takes it for a
+/// formula.
 pub(super) fn cell(name: &[u8]) -> Cow<'_, str> {
     let text = escape_to_utf8(name);
     match text.as_bytes().first() {

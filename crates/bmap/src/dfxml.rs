@@ -1,9 +1,9 @@
 //! The map as Digital Forensics XML, in the form of `fiwalk`. Written only.
 //!
-//! Each filesystem is a `volume`, each name of a file or directory in it a `fileobject`, and each of
-//! its ranges a `byte_run`. Elements and attributes are those of the schema that the DFXML working
-//! group publishes, in the order that it demands; what it has no words for has attributes of a
-//! namespace of our own. `docs/formats.md` says what of a map is in it and what is not.
+//! Each filesystem is a `volume`, each name of a file or directory in it a `fileobject`, and each
+//! of its ranges a `byte_run`. Elements and attributes are those of the schema that the DFXML
+//! working group publishes, in the order that it demands; what it has no words for has attributes
+//! of a namespace of our own. `docs/formats.md` says what of a map is in it and what is not.
 
 use chrono::{DateTime, SecondsFormat};
 use quick_xml::Writer;

@@ -1,14 +1,14 @@
 //! Names from inside a guest, made safe for a line of text and for a terminal.
 //!
-//! A name in a guest is a row of bytes: anything but NUL, in no encoding that one could rely on. Three
-//! escapes are kept here. All write a byte as a backslash and three octal digits, so
+//! A name in a guest is a row of bytes: anything but NUL, in no encoding that one could rely on.
+//! Three escapes are kept here. All write a byte as a backslash and three octal digits, so
 //! [`unescape`] undoes any of them:
 //!
 //! * [`escape`] is that of the text map: only what would break a line or a reader is escaped, and
 //!   the rest stays as it is, valid UTF-8 or not;
 //! * [`escape_to_utf8`] is for formats that hold text only, and escapes what is not UTF-8 as well;
-//! * [`Printable`](virt_bmap_ranges::Printable) is for messages: whatever could steer a terminal, or make a name look like
-//!   another, is escaped as well.
+//! * [`Printable`](virt_bmap_ranges::Printable) is for messages: whatever could steer a terminal,
+//!   or make a name look like another, is escaped as well.
 
 use std::borrow::Cow;
 use thiserror::Error;
@@ -60,9 +60,9 @@ pub fn escape(name: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// Makes a string of a name for a format that holds text only: writes as `\ooo`, byte by byte, what is
-/// not UTF-8, control characters, the backslash, and the two characters that no XML may have (U+FFFE
-/// and U+FFFF).
+/// Makes a string of a name for a format that holds text only: writes as `\ooo`, byte by byte, what
+/// is not UTF-8, control characters, the backslash, and the two characters that no XML may have
+/// (U+FFFE and U+FFFF).
 ///
 /// ```
 /// use virt_bmap_map::escape::escape_to_utf8;

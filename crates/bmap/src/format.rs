@@ -93,14 +93,14 @@ impl fmt::Display for Format {
     }
 }
 
-/// How much of a file is looked at to tell what it is. bmap-tools and others begin their XML with long
-/// comments.
+/// How much of a file is looked at to tell what it is. bmap-tools and others begin their XML with
+/// long comments.
 const BEGINNING: usize = 16 * 1024;
 
 impl FileType {
-    /// What a file of this name is, by its suffixes: `.jsonl`, `.csv`, `.xml`, `.parquet`, and after
-    /// any of them `.gz` or `.zst`. What has none of these is a text map: the original's are often
-    /// called just `bmap`.
+    /// What a file of this name is, by its suffixes: `.jsonl`, `.csv`, `.xml`, `.parquet`, and
+    /// after any of them `.gz` or `.zst`. What has none of these is a text map: the original's are
+    /// often called just `bmap`.
     ///
     /// ```
     /// use virt_bmap_map::{Compression, FileType, Format};
@@ -131,7 +131,8 @@ impl FileType {
         Self { format: known.map_or(Format::Text, |(_, format)| *format), compression }
     }
 
-    /// Whether a file that begins so is one that may hold a map and is no text: compressed, or Parquet.
+    /// Whether a file that begins so is one that may hold a map and is no text: compressed, or
+    /// Parquet.
     pub fn is_binary(beginning: &[u8]) -> bool {
         Compression::of_beginning(beginning).is_some()
             || Format::of_beginning(beginning) == Some(Format::Parquet)
@@ -215,8 +216,8 @@ impl Compression {
     }
 }
 
-/// Reads a map in whatever format it is in, compressed or not. What the file contains tells; where it
-/// begins like none of the formats, it is taken for what it was `named`.
+/// Reads a map in whatever format it is in, compressed or not. What the file contains tells; where
+/// it begins like none of the formats, it is taken for what it was `named`.
 ///
 /// # Errors
 /// See [`ReadError`].

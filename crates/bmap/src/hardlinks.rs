@@ -17,9 +17,9 @@ pub struct File<'a> {
     pub names: u32,
 }
 
-/// The bytes of an object on each disk: ascending, disjoint, joined where they touch. A file may use a
-/// byte in two places; it is here once.
-pub fn spans<'a>(object: Object<'a>) -> impl Iterator<Item = (DiskNumber, DiskRange)> + 'a {
+/// The bytes of an object on each disk: ascending, disjoint, joined where they touch. A file may
+/// use a byte in two places; it is here once.
+pub fn disk_ranges<'a>(object: Object<'a>) -> impl Iterator<Item = (DiskNumber, DiskRange)> + 'a {
     let mut pieces = object.pieces().map(|piece| (piece.disk, piece.range)).peekable();
     std::iter::from_fn(move || {
         let (disk, mut span) = pieces.next()?;
@@ -32,12 +32,12 @@ pub fn spans<'a>(object: Object<'a>) -> impl Iterator<Item = (DiskNumber, DiskRa
 
 /// Number of bytes that an object has on all disks, each counted once.
 pub fn bytes_on_disk(object: Object<'_>) -> u64 {
-    spans(object).map(|(_, span)| span.len()).sum()
+    disk_ranges(object).map(|(_, span)| span.len()).sum()
 }
 
 /// Whether two objects of one map are names of one file: of one kind on one device, with the same
-/// bytes, and the same inode where that is known. A file without bytes is told by its inode, if that
-/// has several links.
+/// bytes, and the same inode where that is known. A file without bytes is told by its inode, if
+/// that has several links.
 ///
 /// Copies that share all their blocks have inodes of their own, and are other files. In a map that
 /// knows no inodes they cannot be told apart, and are taken for one.
@@ -46,18 +46,19 @@ pub fn is_same_file(a: Object<'_>, b: Object<'_>) -> bool {
     let same = a.kind() == b.kind()
         && known_a.inode == known_b.inode
         && a.name().device == b.name().device
-        && spans(a).eq(spans(b));
+        && disk_ranges(a).eq(disk_ranges(b));
     let has_bytes = || a.pieces().next().is_some();
     same && (has_bytes() || (known_a.inode.is_some() && known_a == known_b && known_a.links > Some(1)))
 }
 
-/// Bytes of the disk, device and, if it is to be, inode in 64 bits. What is the same has equal numbers.
+/// Bytes of the disk, device and, if it is to be, inode in 64 bits. What is the same has equal
+/// numbers.
 pub fn fingerprint(state: &DefaultHashBuilder, object: Object<'_>, with_inode: bool) -> u64 {
     let mut hasher = state.build_hasher();
     let inode = object.attributes().inode.filter(|_| with_inode);
     hasher.write_u64(inode.unwrap_or(0));
     hasher.write(object.name().device);
-    for (disk, span) in spans(object) {
+    for (disk, span) in disk_ranges(object) {
         hasher.write_u16(disk);
         hasher.write_u64(span.start.0);
         hasher.write_u64(span.end.0);
@@ -65,8 +66,8 @@ pub fn fingerprint(state: &DefaultHashBuilder, object: Object<'_>, with_inode: b
     hasher.finish()
 }
 
-/// Takes the names of each file together. `objects` are in the order of the map, and so are the files.
-/// Objects that have no directory entry are each by itself.
+/// Takes the names of each file together. `objects` are in the order of the map, and so are the
+/// files. Objects that have no directory entry are each by itself.
 pub fn files<'a>(objects: impl Iterator<Item = Object<'a>>) -> Vec<File<'a>> {
     let state = DefaultHashBuilder::default();
     let mut files: Vec<File<'a>> = objects.map(|object| File { object, names: 1 }).collect();
@@ -150,7 +151,7 @@ mod tests {
         let map = builder.build();
         let object = map.objects().next().unwrap();
         assert_eq!(
-            spans(object).collect::<Vec<_>>(),
+            disk_ranges(object).collect::<Vec<_>>(),
             [(1, DiskRange::new(0, 32)), (1, DiskRange::new(40, 48))]
         );
         assert_eq!(bytes_on_disk(object), 40);

@@ -66,29 +66,32 @@ pub struct Filesystem {
     pub size: Option<u64>,
     /// Bytes of it that are free.
     pub free: Option<u64>,
-    /// Bytes of it that the map lists as [free](super::Kind::Free). `None`: it does not know which are.
+    /// Bytes of it that the map lists as [free](super::Kind::Free). `None`: it does not know which
+    /// are.
     pub free_mapped: Option<u64>,
     /// How many directories were found in it.
     pub directories: u64,
     /// How many names of regular files were found in it.
     pub files: u64,
-    /// What tells whether its inodes have changed; empty where that is not known. JSON Lines alone have it.
+    /// What tells whether its inodes have changed; empty where that is not known. JSON Lines alone
+    /// have it.
     pub inodes: InodeDigests,
 }
 
-/// Digests of a filesystem's inodes, by the number of the first of the [`INODES_PER_DIGEST`] that have it together. Only those
-/// that contain a regular file's or a directory's are there.
+/// Digests of a filesystem's inodes, by the number of the first of the [`INODES_PER_DIGEST`] that
+/// have it together. Only those that contain a regular file's or a directory's are there.
 pub type InodeDigests = BTreeMap<u64, Digest>;
 
-/// The first half of a SHA-256 of inodes, of what is in those that are directories, and of all else that decides where on the
-/// disks their files lie. Two maps can be compared by it; it tells nothing else.
+/// The first half of a SHA-256 of inodes, of what is in those that are directories, and of all else
+/// that decides where on the disks their files lie. Two maps can be compared by it; it tells
+/// nothing else.
 pub type Digest = [u8; 16];
 
 /// So many inodes have one digest, or fewer at the end of a table of inodes.
 pub const INODES_PER_DIGEST: u64 = 8;
 
-/// Most digests in a map; of a filesystem with which there would be more it has none. The first line of JSON Lines, which has
-/// them, stays shorter than the longest line that is read.
+/// Most digests in a map; of a filesystem with which there would be more it has none. The first
+/// line of JSON Lines, which has them, stays shorter than the longest line that is read.
 pub const MOST_DIGESTS: usize = 900_000;
 
 /// One file of an image's chain.

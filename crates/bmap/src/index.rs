@@ -1,15 +1,15 @@
 //! Finds what is at an offset.
 //!
-//! Each disk is cut at every place where a piece begins or ends. For each of these segments the
+//! Each disk is cut at every place where a piece begins or ends. For each of these intervals the
 //! index names the active piece that ends first, and for that one the active piece that ends next,
-//! and so on: a chain. What ends at the end of a segment is on top of its chain, so that the next
-//! segment's chain is the rest of it, shared. Where pieces are nested, as files are in partitions
+//! and so on: a chain. What ends at the end of an interval is on top of its chain, so that the next
+//! interval's chain is the rest of it, shared. Where pieces are nested, as files are in partitions
 //! and these in disks, all chains together have one link a piece. A piece that begins inside of
 //! another and ends outside of it needs one more link for each piece that it crosses in this way;
 //! each of them would be one more line in the text map, too.
 //!
 //! With millions of pieces a look-up is as slow as its waits for memory. They are few: one for the
-//! node of ten segments, and one for each piece that few other places share. Many look-ups wait
+//! node of ten intervals, and one for each piece that few other places share. Many look-ups wait
 //! together.
 
 use std::hint::black_box;
@@ -56,21 +56,21 @@ impl Index {
         let mut first = 0;
         for of_disk in pieces.chunk_by(|a, b| a.disk == b.disk) {
             let end = first + of_disk.len() as u32;
-            let segments = index.cut(pieces, first..end);
-            index.disks.push(DiskIndex::new(of_disk[0].disk, first..end, segments));
+            let intervals = index.cut(pieces, first..end);
+            index.disks.push(DiskIndex::new(of_disk[0].disk, first..end, intervals));
             first = end;
         }
         index
     }
 
-    /// Cuts a disk into segments and makes their chains. Its pieces are `range` of `pieces`.
-    fn cut(&mut self, pieces: &[PieceRecord], range: std::ops::Range<u32>) -> Segments {
-        let mut segments = Segments::with_capacity(2 * range.len());
+    /// Cuts a disk into intervals and makes their chains. Its pieces are `range` of `pieces`.
+    fn cut(&mut self, pieces: &[PieceRecord], range: std::ops::Range<u32>) -> Intervals {
+        let mut intervals = Intervals::with_capacity(2 * range.len());
         let mut top = NONE;
         let mut crossed = Vec::new();
         for piece in range.clone() {
             let PieceRecord { start, end, .. } = pieces[piece as usize];
-            top = self.end_up_to(start, top, pieces, piece, &mut segments);
+            top = self.end_up_to(start, top, pieces, piece, &mut intervals);
             // The new piece goes below those that end before it does.
             while top != NONE && pieces[self.piece(top) as usize].end < end {
                 crossed.push(self.piece(top));
@@ -83,10 +83,10 @@ impl Index {
                 self.below.push(top);
                 top = self.below.len() as u32 - 1;
             }
-            segments.begin(start, top, piece);
+            intervals.begin(start, top, piece);
         }
-        self.end_up_to(u64::MAX, top, pieces, range.end, &mut segments);
-        segments
+        self.end_up_to(u64::MAX, top, pieces, range.end, &mut intervals);
+        intervals
     }
 
     /// Takes what ends at `position` or before from a chain, and returns what is left.
@@ -96,7 +96,7 @@ impl Index {
         mut top: u32,
         pieces: &[PieceRecord],
         next_piece: u32,
-        segments: &mut Segments,
+        intervals: &mut Intervals,
     ) -> u32 {
         while top != NONE {
             let end = pieces[self.piece(top) as usize].end;
@@ -104,7 +104,7 @@ impl Index {
                 break;
             }
             top = self.below[top as usize];
-            segments.begin(end, top, next_piece);
+            intervals.begin(end, top, next_piece);
         }
         top
     }
@@ -143,8 +143,8 @@ impl Index {
         }
     }
 
-    /// The pieces on top of chains are each somewhere else in memory, and so are their objects. This asks for
-    /// all before any is needed.
+    /// The pieces on top of chains are each somewhere else in memory, and so are their objects.
+    /// This asks for all before any is needed.
     fn fetch(&self, map: &Map, found: &[Found]) {
         let tops = || found.iter().map(|found| found.top).filter(|&top| top != NONE);
         for top in tops() {
@@ -174,8 +174,8 @@ impl Index {
         self.over_found(map, disk, found[0], range)
     }
 
-    /// Looks many ranges up, some at a time, and calls `visit` with the place of each and its hits, the most
-    /// specific first.
+    /// Looks many ranges up, some at a time, and calls `visit` with the place of each and its hits,
+    /// the most specific first.
     pub(super) fn over_each<'a>(
         &'a self,
         map: &'a Map,
@@ -316,40 +316,40 @@ impl<'a> Iterator for Over<'a> {
     }
 }
 
-/// Segments in a [`Node`].
-const SEGMENTS: usize = 10;
+/// Intervals in a [`Node`].
+const INTERVALS: usize = 10;
 
 /// Nodes in a group. The search tree leads to groups: so it is small enough for the processor's
 /// cache, and the nodes of one group come from memory together.
 const GROUP: usize = 4;
 
-/// Some neighbouring segments, in two cache lines that the processor fetches together.
+/// Some neighbouring intervals, in two cache lines that the processor fetches together.
 #[derive(Clone)]
 #[repr(align(128))]
 struct Node {
-    /// Where each segment begins; it ends where the next begins. `u64::MAX` fills the last node.
-    starts: [u64; SEGMENTS],
-    /// Top of each segment's chain.
-    tops: [u32; SEGMENTS],
-    /// The first of [`Map`]'s pieces that begins in these segments or after them.
+    /// Where each interval begins; it ends where the next begins. `u64::MAX` fills the last node.
+    starts: [u64; INTERVALS],
+    /// Top of each interval's chain.
+    tops: [u32; INTERVALS],
+    /// The first of [`Map`]'s pieces that begins in these intervals or after them.
     next_piece: u32,
 }
 
-/// The segments of one disk, as they are found, ascending.
-struct Segments {
+/// The intervals of one disk, as they are found, ascending.
+struct Intervals {
     nodes: Vec<Node>,
-    /// How many segments the last node has.
+    /// How many intervals the last node has.
     last: usize,
 }
 
-impl Segments {
-    /// A segment less than the capacity is the most that can begin: the memory that is not needed
+impl Intervals {
+    /// A interval less than the capacity is the most that can begin: the memory that is not needed
     /// is never touched.
-    fn with_capacity(segments: usize) -> Self {
-        Self { nodes: Vec::with_capacity(segments.div_ceil(SEGMENTS)), last: SEGMENTS }
+    fn with_capacity(intervals: usize) -> Self {
+        Self { nodes: Vec::with_capacity(intervals.div_ceil(INTERVALS)), last: INTERVALS }
     }
 
-    /// A segment begins; one that began at the same place was none.
+    /// A interval begins; one that began at the same place was none.
     fn begin(&mut self, start: u64, top: u32, next_piece: u32) {
         if let Some(node) = self.nodes.last_mut()
             && node.starts[self.last - 1] == start
@@ -357,8 +357,8 @@ impl Segments {
             node.tops[self.last - 1] = top;
             return;
         }
-        if self.last == SEGMENTS {
-            self.nodes.push(Node { starts: [u64::MAX; SEGMENTS], tops: [NONE; SEGMENTS], next_piece });
+        if self.last == INTERVALS {
+            self.nodes.push(Node { starts: [u64::MAX; INTERVALS], tops: [NONE; INTERVALS], next_piece });
             self.last = 0;
         }
         if let Some(node) = self.nodes.last_mut() {
@@ -381,12 +381,12 @@ struct DiskIndex {
 }
 
 impl DiskIndex {
-    fn new(disk: DiskNumber, pieces: std::ops::Range<u32>, Segments { nodes, .. }: Segments) -> Self {
+    fn new(disk: DiskNumber, pieces: std::ops::Range<u32>, Intervals { nodes, .. }: Intervals) -> Self {
         let group_starts = Searchable::new(nodes.iter().step_by(GROUP).map(|node| node.starts[0]).collect());
         Self { disk, pieces, nodes, group_starts }
     }
 
-    /// Finds the segments of some offsets. Each step is made for all of them before the next.
+    /// Finds the intervals of some offsets. Each step is made for all of them before the next.
     fn find(&self, offsets: &[DiskOffset], found: &mut [Found]) {
         self.group_starts.count_up_to(offsets, found);
         for (found, offset) in found.iter_mut().zip(offsets) {
@@ -400,8 +400,8 @@ impl DiskIndex {
             found.next_piece = self.pieces.start;
             if let Some(node) = found.count.checked_sub(1) {
                 let Node { starts, tops, next_piece } = &self.nodes[node];
-                let segments = starts.iter().filter(|&&start| start <= offset.0).count();
-                found.top = tops[segments - 1];
+                let intervals = starts.iter().filter(|&&start| start <= offset.0).count();
+                found.top = tops[intervals - 1];
                 found.next_piece = *next_piece;
             }
         }
@@ -449,8 +449,8 @@ impl Searchable {
 
     /// Sets each `count` to how many of the numbers are up to the offset.
     fn count_up_to(&self, offsets: &[DiskOffset], found: &mut [Found]) {
-        // Of the level above, `count` numbers are up to the offset: the last of these begins the node
-        // in which the count of this level is decided.
+        // Of the level above, `count` numbers are up to the offset: the last of these begins the
+        // node in which the count of this level is decided.
         found.iter_mut().for_each(|found| found.count = 1);
         for level in self.levels.iter().rev() {
             for (found, offset) in found.iter_mut().zip(offsets) {
@@ -471,11 +471,11 @@ mod tests {
     use proptest::prelude::*;
 
     /// Kind, disk, start, length, file offset of a piece.
-    type Told = (usize, u16, u64, u64, Option<u64>);
+    type Drawn = (usize, u16, u64, u64, Option<u64>);
 
-    fn build(told: &[Told]) -> Map {
+    fn build(drawn: &[Drawn]) -> Map {
         let mut builder = MapBuilder::default();
-        for (i, &(kind, disk, start, length, offset)) in told.iter().enumerate() {
+        for (i, &(kind, disk, start, length, offset)) in drawn.iter().enumerate() {
             let kind = Kind::ALL[kind];
             let path = format!("/{}", i % 5);
             let path = if kind.has_path() == Some(false) { "" } else { &path };
@@ -508,10 +508,10 @@ mod tests {
     proptest! {
         #[test]
         fn look_ups_find_what_a_scan_finds(
-            told in prop::collection::vec((0usize..7, 1u16..3, 0u64..60, 0u64..30, prop::option::of(0u64..50)), 0..24),
+            drawn in prop::collection::vec((0usize..7, 1u16..3, 0u64..60, 0u64..30, prop::option::of(0u64..50)), 0..24),
             windows in prop::collection::vec((0u16..4, 0u64..100, 0u64..40), 20),
         ) {
-            let map = build(&told);
+            let map = build(&drawn);
             for byte in 0..100 {
                 let window = DiskRange::new(byte, byte + 1);
                 for disk in 0..4 {
@@ -555,8 +555,9 @@ mod tests {
 
     #[test]
     fn nested_pieces_have_one_link_each() {
-        let told: Vec<Told> = (0..1000).map(|i| (i % 7, 1, i as u64, 2 * (1000 - i as u64), None)).collect();
-        let map = build(&told);
+        let drawn: Vec<Drawn> =
+            (0..1000).map(|i| (i % 7, 1, i as u64, 2 * (1000 - i as u64), None)).collect();
+        let map = build(&drawn);
         assert_eq!(Index::new(&map.pieces).crossed.len(), 0);
     }
 

@@ -139,8 +139,8 @@ impl fmt::Debug for Object<'_> {
 /// not changed any more, but for its header.
 ///
 /// It is canonical: two maps that say the same are equal, whatever the order in which they were
-/// told. Objects are in the byte order of `TYPE DEVICE PATH`, pieces in the order of disk, start and
-/// object. Of one object no two pieces touch or overlap, unless their file offsets or their
+/// told. Objects are in the byte order of `TYPE DEVICE PATH`, pieces in the order of disk, start
+/// and object. Of one object no two pieces touch or overlap, unless their file offsets or their
 /// [`Role`]s tell them apart: a file may use one block of the disk in two places.
 #[derive(Clone)]
 pub struct Map {
@@ -174,7 +174,8 @@ impl Map {
         self.dialect
     }
 
-    /// Whether there is more in it than devices, directories and files: metadata, symbolic links, free space.
+    /// Whether there is more in it than devices, directories and files: metadata, symbolic links,
+    /// free space.
     pub fn lists_metadata(&self) -> bool {
         self.objects().any(|object| matches!(object.kind(), Kind::Metadata | Kind::Symlink | Kind::Free))
     }
@@ -228,8 +229,8 @@ impl Map {
         sweep::try_for_each_interval(&self.pieces, self.objects.len(), visit)
     }
 
-    /// What is at one byte: the objects that it belongs to, the most specific first, with its offset
-    /// in each. An object appears as often as it uses the byte.
+    /// What is at one byte: the objects that it belongs to, the most specific first, with its
+    /// offset in each. An object appears as often as it uses the byte.
     ///
     /// The first look-up builds the index, in time and memory proportional to the map.
     ///
@@ -299,9 +300,9 @@ impl Map {
         self.index().over(self, disk, range)
     }
 
-    /// Looks many ranges of a disk up, and calls `visit` with the place of each in `ranges`, in the order
-    /// given, and with what [`over`](Self::over) finds there, the most specific first. On a large map this is
-    /// faster, as the look-ups then wait for memory together.
+    /// Looks many ranges of a disk up, and calls `visit` with the place of each in `ranges`, in the
+    /// order given, and with what [`over`](Self::over) finds there, the most specific first. On a
+    /// large map this is faster, as the look-ups then wait for memory together.
     pub fn over_each<'a>(
         &'a self,
         disk: DiskNumber,

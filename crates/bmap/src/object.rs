@@ -120,7 +120,8 @@ impl<'a> ObjectName<'a> {
         Self { kind, device, path }
     }
 
-    /// The path of the directory that it is in, and its name there; `None` of a root, and of what has no path.
+    /// The path of the directory that it is in, and its name there; `None` of a root, and of what
+    /// has no path.
     ///
     /// ```
     /// use virt_bmap_map::{Kind, ObjectName};
@@ -375,8 +376,8 @@ impl Objects {
         }
     }
 
-    /// The kind of an object in a sorted store. Look-ups ask for it all the time, and an answer that
-    /// comes without a look at the record saves a wait for memory.
+    /// The kind of an object in a sorted store. Look-ups ask for it all the time, and an answer
+    /// that comes without a look at the record saves a wait for memory.
     #[inline]
     pub(super) fn kind(&self, object: u32) -> Kind {
         let known = self.kind_ends.iter().find(|(end, _)| object < *end);

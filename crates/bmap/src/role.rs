@@ -4,8 +4,8 @@ bitflags::bitflags! {
     /// In what a piece is more than plain data of its object, or less.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
     pub struct PieceFlags: u8 {
-        /// Allocated, but not yet written: reads as zeros, and the bytes on the disk are none of the
-        /// object's.
+        /// Allocated, but not yet written: reads as zeros, and the bytes on the disk are none of
+        /// the object's.
         const UNWRITTEN = 1;
         /// Parity that protects the object's data, and perhaps that of others.
         const PARITY = 1 << 1;
@@ -37,8 +37,8 @@ impl PieceFlags {
     }
 }
 
-/// What the bytes of a piece are to their object. By default they are its data, in the first or only
-/// copy.
+/// What the bytes of a piece are to their object. By default they are its data, in the first or
+/// only copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Role {
     /// Which copy this is, where a mirror or its like keeps several: 0 is the first.

@@ -13,8 +13,8 @@ pub struct Interval<'a> {
     pub disk: DiskNumber,
     /// The bytes. Never empty.
     pub range: DiskRange,
-    /// The objects that have data here, each once, in the byte order of `TYPE DEVICE PATH`. At least
-    /// one.
+    /// The objects that have data here, each once, in the byte order of `TYPE DEVICE PATH`. At
+    /// least one.
     pub objects: &'a [ObjectId],
 }
 

@@ -1,8 +1,8 @@
 //! Rows of a table with names from inside a guest, as CSV and as JSON.
 //!
 //! The names may be anything. In CSV they are written as [`Printable`] has it, and a name that a
-//! spreadsheet would take for a formula is preceded by an apostrophe. In JSON a name that is no UTF-8 has
-//! its bytes in a second field, in hexadecimal.
+//! spreadsheet would take for a formula is preceded by an apostrophe. In JSON a name that is no
+//! UTF-8 has its bytes in a second field, in hexadecimal.
 
 use serde_json::ser::Formatter;
 use std::io::{self, Write};
@@ -89,8 +89,9 @@ pub fn csv_row<W: Write>(csv: &mut csv::Writer<W>, row: &[Cell<'_>]) -> csv::Res
     csv.write_record(None::<&[u8]>)
 }
 
-/// A name in a cell of a table. Spreadsheets take what begins with one of these for a formula. A name
-/// that begins with the apostrophe itself gets another, so that one can be taken off from all alike.
+/// A name in a cell of a table. Spreadsheets take what begins with one of these for a formula. A
+/// name that begins with the apostrophe itself gets another, so that one can be taken off from all
+/// alike.
 fn cell_of_name(name: &[u8]) -> String {
     let text = Printable(name).to_string();
     if name.first().is_some_and(|first| b"=+-@\t\r'".contains(first)) { format!("'{text}") } else { text }

@@ -1,7 +1,9 @@
-//! What a map lacks, and what else its reader should know: as facts, which are turned into words only for people.
+//! What a map lacks, and what else its reader should know: as facts, which are turned into words
+//! only for people.
 //!
-//! A [`Warning`] has a [`Subject`] and a [`Cause`]. Whether something is missing from the map, and so the exit status,
-//! follows from the cause ([`Cause::is_incomplete`]); so does what an update may take over from the map.
+//! A [`Warning`] has a [`Subject`] and a [`Cause`]. Whether something is missing from the map, and
+//! so the exit status, follows from the cause ([`Cause::is_incomplete`]); so does what an update
+//! may take over from the map.
 
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -54,7 +56,8 @@ pub enum Subject {
 
 /// What the matter is.
 ///
-/// Text in it comes from other programs. It is stored as they said it, and made fit for a terminal when it is displayed.
+/// Text in it comes from other programs. It is stored as they said it, and made fit for a terminal
+/// when it is displayed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Cause {
@@ -84,7 +87,8 @@ pub enum Cause {
     },
     /// A btrfs lacks a device, and was mounted without it.
     FilesystemDeviceMissing,
-    /// A device holds a filesystem with the UUID of another one, as a clone does. Only the other one is mapped.
+    /// A device holds a filesystem with the UUID of another one, as a clone does. Only the other
+    /// one is mapped.
     SameUuid {
         /// The device of the other one.
         device: String,
@@ -138,7 +142,8 @@ pub enum Cause {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         offset: Option<u64>,
     },
-    /// A directory was met a second time, so the filesystem is damaged. What is below it was listed once.
+    /// A directory was met a second time, so the filesystem is damaged. What is below it was listed
+    /// once.
     DirectoryLoop,
     /// A call into libguestfs failed.
     CallFailed {
@@ -162,7 +167,8 @@ pub enum Cause {
         /// How many.
         count: u64,
     },
-    /// A warning of a map that keeps words only: a text map, or version 1 of JSON Lines. Displayed, it is these words.
+    /// A warning of a map that keeps words only: a text map, or version 1 of JSON Lines. Displayed,
+    /// it is these words.
     Sentence {
         /// The words.
         text: String,
@@ -277,8 +283,8 @@ impl Warning {
         }
     }
 
-    /// The words for a line of a text map, which escapes them by itself. Of a sentence that was read from one, exactly what
-    /// was read.
+    /// The words for a line of a text map, which escapes them by itself. Of a sentence that was
+    /// read from one, exactly what was read.
     pub(super) fn words(&self) -> Cow<'_, str> {
         match self {
             Self { subject: Subject::Guest, cause: Cause::Sentence { text } } => Cow::Borrowed(text),
@@ -293,8 +299,8 @@ impl Warning {
 }
 
 impl Cause {
-    /// Whether something that is on the disks is missing from the map. A run that meets with such a cause ends with status
-    /// 3.
+    /// Whether something that is on the disks is missing from the map. A run that meets with such a
+    /// cause ends with status 3.
     pub fn is_incomplete(&self) -> bool {
         match self {
             Self::DeviceFailed { .. }

@@ -419,10 +419,10 @@ fn the_page_knows_of_every_byte_what_the_map_knows() {
         "[1, 2].flatMap((number) => Array.from({length: 5120}, (_, block) => {
             const disk = app.model.disks.find((disk) => disk.number === number);
             const offset = block * 4096 + 100;
-            const segment = segmentAt(disk, offset);
-            const members = app.model.members(disk.owners[segment]);
-            const inside = fileOffsetAt(app.model, disk, segment, members[0]) + offset - disk.starts[segment];
-            return [members.map((member) => app.model.label(member)).join(), isNaN(inside) ? null : inside, roleText(app.model, disk, segment)];
+            const interval = intervalAt(disk, offset);
+            const members = app.model.members(disk.owners[interval]);
+            const inside = fileOffsetAt(app.model, disk, interval, members[0]) + offset - disk.starts[interval];
+            return [members.map((member) => app.model.label(member)).join(), isNaN(inside) ? null : inside, roleText(app.model, disk, interval)];
         }))",
     );
     let mut shared = 0;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::fmt;
 
-use crate::hardlinks::{File, bytes_on_disk, files, fingerprint, spans};
+use crate::hardlinks::{File, bytes_on_disk, disk_ranges, files, fingerprint};
 use crate::{Format, Kind, Map, Object, ObjectId, ReadError, WriteError};
 use virt_bmap_ranges::{DiskNumber, DiskRange, Range};
 
@@ -66,8 +66,8 @@ impl Change {
 pub struct Changed<'a> {
     /// What became of it.
     pub change: Change,
-    /// It in the old map; absent if it was added. Of a further or lost name, the object that had, or
-    /// has, the same bytes.
+    /// It in the old map; absent if it was added. Of a further or lost name, the object that had,
+    /// or has, the same bytes.
     pub old: Option<Object<'a>>,
     /// It in the new map; absent if it was removed.
     pub new: Option<Object<'a>>,
@@ -115,8 +115,9 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Makes two maps equally rich. Where one was read from text or CSV, the other must not know more files
-/// than those formats list, nor pieces that they leave out: it would seem that they had been added.
+/// Makes two maps equally rich. Where one was read from text or CSV, the other must not know more
+/// files than those formats list, nor pieces that they leave out: it would seem that they had been
+/// added.
 ///
 /// # Errors
 /// When the richer map cannot be written in the other's format.
@@ -162,8 +163,8 @@ pub enum LevelError {
     Read(#[from] ReadError),
 }
 
-/// Finds what differs. The changes are in the order of the new map, removed ones among them by name.
-/// Names of one file are taken together where all of them changed alike.
+/// Finds what differs. The changes are in the order of the new map, removed ones among them by
+/// name. Names of one file are taken together where all of them changed alike.
 pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
     let mut both = HashMap::new();
     let mut differing = Vec::new();
@@ -221,7 +222,7 @@ pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
 
 /// What became of an object that both maps have under one name.
 fn compare<'a>(old: Object<'a>, new: Object<'a>) -> Option<Changed<'a>> {
-    let same_place = spans(old).eq(spans(new));
+    let same_place = disk_ranges(old).eq(disk_ranges(new));
     let by_size = match (old.attributes().size, new.attributes().size) {
         (Some(old), Some(new)) => new.cmp(&old),
         _ => Ordering::Equal,
@@ -235,7 +236,7 @@ fn compare<'a>(old: Object<'a>, new: Object<'a>) -> Option<Changed<'a>> {
         Ordering::Less => Change::Shrunk,
         Ordering::Equal => Change::Moved,
     };
-    let kept = common(spans(old), spans(new));
+    let kept = common(disk_ranges(old), disk_ranges(new));
     Some(Changed {
         change,
         old: Some(old),
@@ -399,17 +400,19 @@ impl Same {
         a.kind() == b.kind()
             && a.name().device == b.name().device
             && (!self.by_inode || a.attributes().inode == b.attributes().inode)
-            && spans(a).eq(spans(b))
+            && disk_ranges(a).eq(disk_ranges(b))
     }
 }
 
 impl<'a> Changed<'a> {
-    /// Whether it is something that has bytes of its own: disks, partitions and volumes only hold those of others.
+    /// Whether it is something that has bytes of its own: disks, partitions and volumes only hold
+    /// those of others.
     pub fn has_bytes(&self) -> bool {
         self.subject().is_some_and(|object| object.kind().specificity() <= Kind::Metadata.specificity())
     }
 
-    /// The object whose name tells what the change is about: the new one, or else the one that is gone.
+    /// The object whose name tells what the change is about: the new one, or else the one that is
+    /// gone.
     pub fn subject(&self) -> Option<Object<'a>> {
         match self.change {
             Change::Removed | Change::Unlinked => self.old,
@@ -599,7 +602,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is gained and lost accounts for the difference, and a map does not differ from itself.
+        /// What is gained and lost accounts for the difference, and a map does not differ from
+        /// itself.
         #[test]
         fn bytes_add_up(
             a in prop::collection::vec((0usize..6, 0u64..40, 1u64..9), 0..12),

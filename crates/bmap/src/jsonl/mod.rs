@@ -1,7 +1,7 @@
 //! The map as JSON Lines, the format in which nothing of it is lost.
 //!
-//! The first line is a record of what the map says of itself, each further line one of an object with
-//! its ranges. `docs/formats.md` describes every field. What is read back is equal to what was
+//! The first line is a record of what the map says of itself, each further line one of an object
+//! with its ranges. `docs/formats.md` describes every field. What is read back is equal to what was
 //! written.
 
 mod record;
@@ -19,7 +19,8 @@ use virt_bmap_ranges::Printable;
 
 /// Version of the format that is written.
 ///
-/// Version 1 is read, too. It has sentences in place of warnings: see [`Cause::Sentence`](super::Cause::Sentence).
+/// Version 1 is read, too. It has sentences in place of warnings: see
+/// [`Cause::Sentence`](super::Cause::Sentence).
 pub const FORMAT_VERSION: u64 = 2;
 
 /// The oldest version that is read.
@@ -153,7 +154,8 @@ fn write_line(output: &mut impl Write, record: &impl Serialize) -> io::Result<()
 
 /// Reads a map.
 ///
-/// It is strict: a field that is not known, or a line less than the first one announces, is an error.
+/// It is strict: a field that is not known, or a line less than the first one announces, is an
+/// error.
 ///
 /// ```
 /// use virt_bmap_map::{jsonl, text};

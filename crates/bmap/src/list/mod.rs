@@ -60,7 +60,7 @@ pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
     let tell = |file: File<'a>| {
         let mut listed = Listed { file, on_disk: 0, pieces: 0, shared: 0, first: None };
         let is_file = file.object.kind() == Kind::File;
-        for (disk, span) in hardlinks::spans(file.object) {
+        for (disk, span) in hardlinks::disk_ranges(file.object) {
             listed.on_disk += span.len();
             listed.pieces += 1;
             listed.first.get_or_insert((disk, span));
@@ -80,7 +80,7 @@ impl Shared {
     fn of(map: &Map) -> Self {
         let files = hardlinks::files(map.objects().filter(|object| object.kind() == Kind::File));
         let mut spans: Vec<(DiskNumber, DiskRange)> =
-            files.iter().flat_map(|file| hardlinks::spans(file.object)).collect();
+            files.iter().flat_map(|file| hardlinks::disk_ranges(file.object)).collect();
         spans.sort_unstable();
         let mut disks = Vec::new();
         for spans in spans.chunk_by(|a, b| a.0 == b.0) {

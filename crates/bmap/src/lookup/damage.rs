@@ -20,7 +20,8 @@ pub struct FileHit<'a> {
     pub file: File<'a>,
     /// Number of its bytes on the disk that are hit, each counted once.
     pub bytes: u64,
-    /// The parts that are hit: by their place in the file where that is known, then by that on the disk.
+    /// The parts that are hit: by their place in the file where that is known, then by that on the
+    /// disk.
     pub ranges: Vec<HitRange>,
 }
 
@@ -45,8 +46,8 @@ impl Damage<'_> {
 
 /// Finds what `bad`, bytes of disk number `disk`, hits.
 ///
-/// The end of a file's last block, behind the end of the file, is no part of it, if the map knows the
-/// file's size and where in the file each range lies.
+/// The end of a file's last block, behind the end of the file, is no part of it, if the map knows
+/// the file's size and where in the file each range lies.
 pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &IndexedRanges) -> Damage<'a> {
     let mut found = Damage { hit: Vec::new(), whole: Vec::new(), unplaced: Vec::new() };
     let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Metadata);
@@ -64,9 +65,11 @@ pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &IndexedRanges) -> Damage
     found
 }
 
-/// The parts of `file` that are among `asked`, bytes of disk number `disk`; `None` if there are none.
+/// The parts of `file` that are among `asked`, bytes of disk number `disk`; `None` if there are
+/// none.
 ///
-/// Parity and what was never written are no parts of a file, and neither is what lies behind its end.
+/// Parity and what was never written are no parts of a file, and neither is what lies behind its
+/// end.
 pub fn hit<'a>(file: File<'a>, disk: DiskNumber, asked: &IndexedRanges) -> Option<FileHit<'a>> {
     let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
     let mut ranges: Vec<HitRange> = Vec::new();

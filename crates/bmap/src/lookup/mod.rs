@@ -1,7 +1,7 @@
 //! Ranges of a disk in, objects out: what is there, and how much of it.
 //!
-//! [`tally()`] shares a set of bytes out among the objects of a map; [`damage()`] says which files it hits,
-//! and where inside them. What is at a single offset, [`Map::at`](crate::Map::at) tells.
+//! [`tally()`] shares a set of bytes out among the objects of a map; [`damage()`] says which files
+//! it hits, and where inside them. What is at a single offset, [`Map::at`](crate::Map::at) tells.
 
 mod damage;
 mod size;

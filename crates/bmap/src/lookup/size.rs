@@ -1,6 +1,6 @@
 //! How large a disk is, as far as its map says.
 
-use crate::hardlinks::spans;
+use crate::hardlinks::disk_ranges;
 use crate::{Kind, Map};
 use virt_bmap_ranges::DiskNumber;
 
@@ -9,8 +9,8 @@ use virt_bmap_ranges::DiskNumber;
 pub enum DiskSize {
     /// The map has no such disk.
     NoDisk,
-    /// The map has the disk, but neither its size nor an object for all of it: lines were taken out.
-    /// It has at least so many bytes.
+    /// The map has the disk, but neither its size nor an object for all of it: lines were taken
+    /// out. It has at least so many bytes.
     AtLeast(u64),
     /// So many bytes.
     Bytes(u64),
@@ -23,7 +23,7 @@ pub fn disk_size(map: &Map, disk: DiskNumber) -> DiskSize {
     }
     let end = |(_, range): (DiskNumber, virt_bmap_ranges::DiskRange)| range.end.0;
     let disks = map.objects().filter(|object| object.kind() == Kind::Disk);
-    if let Some(size) = disks.flat_map(spans).filter(|(number, _)| *number == disk).map(end).max() {
+    if let Some(size) = disks.flat_map(disk_ranges).filter(|(number, _)| *number == disk).map(end).max() {
         return DiskSize::Bytes(size);
     }
     let ends = map.pieces().filter(|piece| piece.disk == disk).map(|piece| piece.range.end.0);

@@ -29,8 +29,8 @@ pub struct Share<'a> {
 /// Bytes of a disk, shared out.
 #[derive(Clone, Debug)]
 pub struct Tally<'a> {
-    /// The shares, the largest first; equal ones in the order of the map, and what is free or unmapped
-    /// after them.
+    /// The shares, the largest first; equal ones in the order of the map, and what is free or
+    /// unmapped after them.
     pub shares: Vec<Share<'a>>,
     /// How many bytes were asked for.
     pub bytes: u64,
@@ -71,8 +71,8 @@ pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &IndexedRanges) -> Tally
         let mut held: Vec<DiskRange> = Vec::new();
         for &holder in holders {
             let before = held.len();
-            let spans = hardlinks::spans(holder).filter(|(number, _)| *number == disk);
-            held.extend(spans.map(|(_, span)| span));
+            let ranges = hardlinks::disk_ranges(holder).filter(|(number, _)| *number == disk);
+            held.extend(ranges.map(|(_, span)| span));
             let bytes = held[before..].iter().map(|&span| rest.bytes_in(span)).sum();
             if bytes > 0 {
                 shares.push(Share { place: MapHit::Free(holder), bytes });

@@ -5,9 +5,9 @@
 //! ```
 //!
 //! Device, processor, sequence number, time, process, action, kind of request, first sector, `+`,
-//! number of sectors of 512 bytes, program. One request is there several times, once for each action
-//! on its way; as each byte counts once, that does no harm. Sectors count from the beginning of the
-//! device that was traced, a whole disk if the list is to be one of a disk.
+//! number of sectors of 512 bytes, program. One request is there several times, once for each
+//! action on its way; as each byte counts once, that does no harm. Sectors count from the beginning
+//! of the device that was traced, a whole disk if the list is to be one of a disk.
 
 use std::io::BufRead;
 

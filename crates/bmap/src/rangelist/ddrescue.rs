@@ -1,8 +1,8 @@
 //! The mapfile of GNU ddrescue, called logfile before 1.20: what of a disk could be read.
 //!
-//! After comments, one line says where ddrescue is (`POSITION STATUS [PASS]`), and each line after it
-//! what became of a range: `POSITION SIZE STATUS`. Numbers are decimal, hexadecimal with `0x`, or octal
-//! with `0` (manual of ddrescue 1.27, "Mapfile structure").
+//! After comments, one line says where ddrescue is (`POSITION STATUS [PASS]`), and each line after
+//! it what became of a range: `POSITION SIZE STATUS`. Numbers are decimal, hexadecimal with `0x`,
+//! or octal with `0` (manual of ddrescue 1.27, "Mapfile structure").
 
 use std::io::BufRead;
 

@@ -1,6 +1,7 @@
 //! JSON arrays whose entries are taken one at a time.
 //!
-//! The text is held in memory meanwhile: to parse it byte by byte as it comes takes three times as long.
+//! The text is held in memory meanwhile: to parse it byte by byte as it comes takes three times as
+//! long.
 
 use serde::de::{DeserializeOwned, DeserializeSeed, SeqAccess, Visitor};
 use std::fmt;

@@ -1,8 +1,9 @@
 //! Lists of disk ranges that other programs write: what changed, what is bad, what was read.
 //!
-//! [`read`] recognises whose list it is by its first lines, see [`Kind`], and takes those entries that
-//! count: the bad ones of a rescue map, the dirty ones of a bitmap. Each kind has a default for that,
-//! and [`RangeListOptions`] change it. The result is a set of bytes of one disk, a [`RangeList`].
+//! [`read`] recognises whose list it is by its first lines, see [`Kind`], and takes those entries
+//! that count: the bad ones of a rescue map, the dirty ones of a bitmap. Each kind has a default
+//! for that, and [`RangeListOptions`] change it. The result is a set of bytes of one disk, a
+//! [`RangeList`].
 //!
 //! ```
 //! use virt_bmap_map::rangelist::{Kind, RangeListOptions, read};
@@ -80,8 +81,8 @@ impl Kind {
         }
     }
 
-    /// Whether a list of this kind goes from the first byte of a disk to its last, so that its end is
-    /// the size of the disk.
+    /// Whether a list of this kind goes from the first byte of a disk to its last, so that its end
+    /// is the size of the disk.
     pub fn covers_disk(self) -> bool {
         matches!(self, Self::QemuImgMap | Self::Nbdinfo | Self::Ddrescue)
     }
@@ -121,7 +122,8 @@ pub enum Operation {
 pub struct RangeListOptions {
     /// Whose list it is, if that is not to be recognised.
     pub kind: Option<Kind>,
-    /// ddrescue: the statuses that count. By default `*`, `/`, `-` and `?`: all that was not rescued.
+    /// ddrescue: the statuses that count. By default `*`, `/`, `-` and `?`: all that was not
+    /// rescued.
     pub statuses: Option<Vec<u8>>,
     /// badblocks: bytes in a block. By default 1024, as `badblocks` has it.
     pub block_size: Option<u64>,
@@ -267,8 +269,8 @@ pub enum ListError {
 
 /// Reads a list.
 ///
-/// Ranges of a log or of a plain list may come in any order and overlap; each byte counts once. In the
-/// kinds whose programs write them in order, disorder is an error.
+/// Ranges of a log or of a plain list may come in any order and overlap; each byte counts once. In
+/// the kinds whose programs write them in order, disorder is an error.
 ///
 /// # Errors
 /// [`ListError`].

@@ -1,8 +1,9 @@
 //! `qemu-img map --output=json` (qemu-img(1)): which image of a chain holds each range of a disk.
 //!
-//! An entry counts if the image of the depth that is asked for (0, the top, if none is) has something
-//! for the range: data, or clusters that are written as zeroes. What is merely preallocated (no data,
-//! yet a place in the file), a hole of a raw image, and what is seen through from below do not count.
+//! An entry counts if the image of the depth that is asked for (0, the top, if none is) has
+//! something for the range: data, or clusters that are written as zeroes. What is merely
+//! preallocated (no data, yet a place in the file), a hole of a raw image, and what is seen through
+//! from below do not count.
 
 use serde::Deserialize;
 use std::io::BufRead;

@@ -1,8 +1,9 @@
 //! Columns of numbers and texts in one compressed block, as the page reads them.
 //!
-//! A number is a variable-length integer: seven bits a byte, the lowest first, the highest bit set in
-//! all bytes but the last. A text column is its lines, each ended by a line feed. All columns follow one another
-//! in a zlib stream, which stands in the page in base64. `decode.js` is the other end.
+//! A number is a variable-length integer: seven bits a byte, the lowest first, the highest bit set
+//! in all bytes but the last. A text column is its lines, each ended by a line feed. All columns
+//! follow one another in a zlib stream, which stands in the page in base64. `decode.js` is the
+//! other end.
 
 use base64::engine::general_purpose::STANDARD;
 use base64::write::EncoderWriter;

@@ -1,7 +1,8 @@
 //! The disks, cut where their owners change.
 //!
-//! Files, directories and metadata own bytes. A byte that none of them owns is of the innermost volume,
-//! partition or disk that holds it: mostly free space. Where several own a byte, they are a *group*.
+//! Files, directories and metadata own bytes. A byte that none of them owns is of the innermost
+//! volume, partition or disk that holds it: mostly free space. Where several own a byte, they are a
+//! *group*.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -12,8 +13,8 @@ use hashbrown::HashMap;
 use crate::hardlinks::is_same_file;
 use crate::{Kind, Map, Object, Piece, PieceFlags, Role};
 
-/// Of the owners of one byte at most so many are told. A block that thousands of snapshots share would
-/// otherwise make thousands of lists of thousands.
+/// Of the owners of one byte at most so many are told. A block that thousands of snapshots share
+/// would otherwise make thousands of lists of thousands.
 const MAX_GROUP: usize = 64;
 
 /// Of the pieces over one byte at most so many are looked at, names of one file among them.
@@ -22,16 +23,16 @@ const MAX_PIECES: usize = 256;
 /// An object by its place in the map.
 pub(super) type Number = u32;
 
-/// Whose a segment is: 0 nobody's, then the objects, then the groups.
+/// Whose an interval is: 0 nobody's, then the objects, then the groups.
 pub(super) type Owner = u32;
 
 /// A range of a disk with one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(super) struct Interval {
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) owner: Owner,
-    /// Where in its owner (of a group the first) the segment begins, if that is known.
+    /// Where in its owner (of a group the first) the interval begins, if that is known.
     pub(super) file_offset: Option<u64>,
     pub(super) role: Role,
 }
@@ -41,12 +42,12 @@ pub(super) struct Segment {
 pub(super) struct Disk {
     pub(super) number: DiskNumber,
     /// From the first byte to the last, without gaps.
-    pub(super) segments: Vec<Segment>,
+    pub(super) intervals: Vec<Interval>,
 }
 
 /// All disks, cut.
 #[derive(Debug, Default)]
-pub(super) struct Segments {
+pub(super) struct Intervals {
     /// Ascending by number.
     pub(super) disks: Vec<Disk>,
     /// The members of each group, the most specific first.
@@ -67,10 +68,10 @@ struct Active {
     piece: u32,
 }
 
-/// Cuts the disks. `first_name` has for each object the first name of its file: known for those that are it,
-/// found out here for the others; `None` is left where a file has no bytes. `size` tells how large a disk is,
-/// or at least is.
-pub(super) fn cut(map: &Map, first_name: &mut [Option<Number>], size: impl Fn(u16) -> u64) -> Segments {
+/// Cuts the disks. `first_name` has for each object the first name of its file: known for those
+/// that are it, found out here for the others; `None` is left where a file has no bytes. `size`
+/// tells how large a disk is, or at least is.
+pub(super) fn cut(map: &Map, first_name: &mut [Option<Number>], size: impl Fn(u16) -> u64) -> Intervals {
     let objects: Vec<Object<'_>> = map.objects().collect();
     let mut pieces: Vec<(Number, Piece)> = (0u32..)
         .zip(&objects)
@@ -81,17 +82,17 @@ pub(super) fn cut(map: &Map, first_name: &mut [Option<Number>], size: impl Fn(u1
     let mut disks = Vec::new();
     for pieces in pieces.chunk_by(|(_, a), (_, b)| a.disk == b.disk) {
         let number = pieces[0].1.disk;
-        let mut segments = cut_disk(pieces, &mut sharing);
-        let end = segments.last().map_or(0, |segment: &Segment| segment.end);
+        let mut intervals = cut_disk(pieces, &mut sharing);
+        let end = intervals.last().map_or(0, |interval: &Interval| interval.end);
         if end < size(number) {
-            push(&mut segments, Segment { start: end, end: size(number), ..NOBODYS });
+            push(&mut intervals, Interval { start: end, end: size(number), ..NOBODYS });
         }
-        disks.push(Disk { number, segments });
+        disks.push(Disk { number, intervals });
     }
-    Segments { disks, groups: sharing.groups }
+    Intervals { disks, groups: sharing.groups }
 }
 
-const NOBODYS: Segment = Segment {
+const NOBODYS: Interval = Interval {
     start: 0,
     end: 0,
     owner: 0,
@@ -99,8 +100,8 @@ const NOBODYS: Segment = Segment {
     role: Role { copy: 0, flags: PieceFlags::empty() },
 };
 
-fn cut_disk(pieces: &[(Number, Piece)], sharing: &mut Sharing<'_, '_>) -> Vec<Segment> {
-    let mut segments = Vec::with_capacity(2 * pieces.len());
+fn cut_disk(pieces: &[(Number, Piece)], sharing: &mut Sharing<'_, '_>) -> Vec<Interval> {
+    let mut intervals = Vec::with_capacity(2 * pieces.len());
     let mut active = BTreeSet::new();
     let mut ends = BinaryHeap::new();
     let mut waiting = (0u32..).zip(pieces).peekable();
@@ -110,7 +111,7 @@ fn cut_disk(pieces: &[(Number, Piece)], sharing: &mut Sharing<'_, '_>) -> Vec<Se
         let next_end = ends.peek().map(|Reverse((end, _))| *end);
         let Some(position) = next_start.into_iter().chain(next_end).min() else { break };
         if position > start {
-            push(&mut segments, sharing.segment(start, position, &active, pieces));
+            push(&mut intervals, sharing.interval(start, position, &active, pieces));
             start = position;
         }
         while let Some(&Reverse((end, place))) = ends.peek()
@@ -127,18 +128,18 @@ fn cut_disk(pieces: &[(Number, Piece)], sharing: &mut Sharing<'_, '_>) -> Vec<Se
             ends.push(Reverse((range.end.0, place)));
         }
     }
-    segments
+    intervals
 }
 
-/// Adds a segment, or makes the last one longer where the new one goes on with it.
-fn push(segments: &mut Vec<Segment>, new: Segment) {
-    if let Some(last) = segments.last_mut()
+/// Adds an interval, or makes the last one longer where the new one goes on with it.
+fn push(intervals: &mut Vec<Interval>, new: Interval) {
+    if let Some(last) = intervals.last_mut()
         && (last.owner, last.role) == (new.owner, new.role)
         && last.file_offset.map(|offset| offset + (new.start - last.start)) == new.file_offset
     {
         last.end = new.end;
     } else {
-        segments.push(new);
+        intervals.push(new);
     }
 }
 
@@ -152,19 +153,19 @@ struct Sharing<'a, 'm> {
 }
 
 impl Sharing<'_, '_> {
-    fn segment(
+    fn interval(
         &mut self,
         start: u64,
         end: u64,
         active: &BTreeSet<Active>,
         pieces: &[(Number, Piece)],
-    ) -> Segment {
-        let Some(first) = active.first() else { return Segment { start, end, ..NOBODYS } };
+    ) -> Interval {
+        let Some(first) = active.first() else { return Interval { start, end, ..NOBODYS } };
         let piece = pieces[first.piece as usize].1;
         let owned = owns(first.kind);
         let owner = if owned { self.owner(active) } else { first.object + 1 };
         let offset_at_start = |offset: u64| offset + (start - piece.range.start.0);
-        Segment {
+        Interval {
             start,
             end,
             owner,
@@ -212,29 +213,29 @@ mod tests {
     use proptest::prelude::*;
     use virt_bmap_ranges::{DiskRange, FileOffset};
 
-    /// Each segment as `start-end owner[,owner]`; objects by the last part of their names.
+    /// Each interval as `start-end owner[,owner]`; objects by the last part of their names.
     fn cuts(map: &Map, size: u64) -> Vec<String> {
         let count = map.objects().len();
         let mut first_name = vec![None; count];
-        let segments = cut(map, &mut first_name, |_| size);
+        let intervals = cut(map, &mut first_name, |_| size);
         let objects: Vec<_> = map.objects().collect();
         let name = |number: Number| {
             let name = objects[number as usize].name().to_string();
             name.rsplit(['/', ' ']).next().unwrap().to_owned()
         };
-        let tell = |segment: &Segment| {
-            let owners = match segment.owner as usize {
+        let tell = |interval: &Interval| {
+            let owners = match interval.owner as usize {
                 0 => "nobody".to_owned(),
                 owner if owner <= count => name(owner as u32 - 1),
                 owner => {
-                    let members = &segments.groups[owner - count - 1];
+                    let members = &intervals.groups[owner - count - 1];
                     members.iter().map(|&member| name(member)).collect::<Vec<_>>().join(",")
                 }
             };
-            let offset = segment.file_offset.map_or(String::new(), |offset| format!("@{offset:x}"));
-            format!("{:x}-{:x} {owners}{offset}", segment.start, segment.end)
+            let offset = interval.file_offset.map_or(String::new(), |offset| format!("@{offset:x}"));
+            format!("{:x}-{:x} {owners}{offset}", interval.start, interval.end)
         };
-        segments.disks.iter().flat_map(|disk| disk.segments.iter().map(tell)).collect()
+        intervals.disks.iter().flat_map(|disk| disk.intervals.iter().map(tell)).collect()
     }
 
     #[test]
@@ -299,10 +300,10 @@ mod tests {
         }
         let map = builder.build();
         let mut first_name = vec![None; 2000];
-        let segments = cut(&map, &mut first_name, |_| 0);
-        assert!(segments.groups.iter().all(|group| group.len() <= MAX_GROUP));
-        assert_eq!(segments.disks[0].segments.first().unwrap().start, 0);
-        assert_eq!(segments.disks[0].segments.last().unwrap().end, 4096 + 1999);
+        let intervals = cut(&map, &mut first_name, |_| 0);
+        assert!(intervals.groups.iter().all(|group| group.len() <= MAX_GROUP));
+        assert_eq!(intervals.disks[0].intervals.first().unwrap().start, 0);
+        assert_eq!(intervals.disks[0].intervals.last().unwrap().end, 4096 + 1999);
     }
 
     proptest! {
@@ -320,8 +321,8 @@ mod tests {
             }
             let map = builder.build();
             let mut first_name = vec![None; 4];
-            let segments = cut(&map, &mut first_name, |_| 100);
-            let rows = &segments.disks[0].segments;
+            let intervals = cut(&map, &mut first_name, |_| 100);
+            let rows = &intervals.disks[0].intervals;
             prop_assert!(rows.windows(2).all(|w| w[0].end == w[1].start && w[0].owner != w[1].owner));
             prop_assert_eq!((rows[0].start, rows[rows.len() - 1].end), (0, 100));
             for byte in 0..100u64 {
@@ -329,7 +330,7 @@ mod tests {
                 let mut expected: Vec<u32> = pieces.iter().filter(|(_, start, length)| (*start..start + length).contains(&byte)).map(|(file, ..)| u32::from(*file)).collect();
                 expected.sort_unstable();
                 expected.dedup();
-                let found = match row.owner { 0 => vec![], owner @ 1..=4 => vec![owner - 1], group => segments.groups[group as usize - 5].clone() };
+                let found = match row.owner { 0 => vec![], owner @ 1..=4 => vec![owner - 1], group => intervals.groups[group as usize - 5].clone() };
                 prop_assert_eq!(found, expected);
             }
         }

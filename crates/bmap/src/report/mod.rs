@@ -1,8 +1,9 @@
-//! A map to look at: one HTML page that shows each disk, its files and, with a log of requests, how they are read.
+//! A map to look at: one HTML page that shows each disk, its files and, with a log of requests, how
+//! they are read.
 //!
-//! The page needs nothing but itself and a browser, and no network. Each disk is cut into segments of one
-//! owner here; the page draws them along a Hilbert curve, on which neighbours on the disk are neighbours on the
-//! screen. What is measured of files is what [`list`](crate::list) says.
+//! The page needs nothing but itself and a browser, and no network. Each disk is cut into intervals
+//! of one owner here; the page draws them along a Hilbert curve, on which neighbours on the disk
+//! are neighbours on the screen. What is measured of files is what [`list`](crate::list) says.
 //!
 //! ```
 //! use virt_bmap_map::text;
@@ -16,9 +17,9 @@
 //! ```
 
 mod columns;
+mod intervals;
 mod objects;
 mod page;
-mod segments;
 pub mod trace;
 
 use serde::Serialize;
@@ -28,8 +29,8 @@ use thiserror::Error;
 use virt_bmap_ranges::{DiskNumber, Printable};
 
 use self::columns::{Columns, MAX_EXACT, zigzag};
+use self::intervals::{Disk, Intervals};
 use self::objects::Measured;
-use self::segments::{Disk, Segments};
 use self::trace::{Op, Trace};
 use crate::hardlinks;
 use crate::lookup::{DiskSize, disk_size};
@@ -91,7 +92,8 @@ pub struct ReportOptions<'a> {
     pub title: &'a str,
     /// Requests that are played over it.
     pub trace: Option<&'a Trace>,
-    /// Whether sizes are numbers of bytes and offsets decimal, instead of in the way that people read them.
+    /// Whether sizes are numbers of bytes and offsets decimal, instead of in the way that people
+    /// read them.
     pub bytes: bool,
 }
 
@@ -147,21 +149,21 @@ pub fn write(map: &Map, options: &ReportOptions<'_>, out: &mut impl Write) -> Re
         DiskSize::Bytes(size) | DiskSize::AtLeast(size) => size,
         DiskSize::NoDisk => 0,
     };
-    let segments = segments::cut(map, &mut first_names, size);
-    if segments.disks.is_empty() {
+    let intervals = intervals::cut(map, &mut first_names, size);
+    if intervals.disks.is_empty() {
         return Err(ReportError::Empty);
     }
     let mut columns = Columns::default();
     objects::add(map, &measured, &first_names, &mut columns);
     add_volumes(map, &mut columns);
-    let disks = add_segments(map, &segments, &mut columns)?;
+    let disks = add_intervals(map, &intervals, &mut columns)?;
     columns.numbers("table.largest", measured.top(TOP, |listed| listed.on_disk));
     columns.numbers(
         "table.fragmented",
         measured.top(TOP, |listed| if listed.pieces > 1 { listed.pieces } else { 0 }),
     );
     columns.numbers("table.shared", measured.top(TOP, |listed| listed.shared));
-    let trace = options.trace.map(|trace| add_trace(trace, &segments, &mut columns)).transpose()?;
+    let trace = options.trace.map(|trace| add_trace(trace, &intervals, &mut columns)).transpose()?;
 
     let header = map.header();
     let shown = |text: &str| Printable(text.as_bytes()).to_string();
@@ -192,56 +194,62 @@ pub fn write(map: &Map, options: &ReportOptions<'_>, out: &mut impl Write) -> Re
 
 /// Adds the places of disks, partitions and volumes: of those that hold others.
 fn add_volumes(map: &Map, columns: &mut Columns) {
-    let volumes = || (0u64..).zip(map.objects()).filter(|(_, object)| !segments::owns(object.kind()));
-    let spans =
-        || volumes().flat_map(|(number, object)| hardlinks::spans(object).map(move |span| (number, span)));
-    columns.numbers("volume.object", spans().map(|(number, _)| number));
-    columns.numbers("volume.disk", spans().map(|(_, (disk, _))| u64::from(disk)));
-    columns.numbers("volume.start", spans().map(|(_, (_, span))| span.start.0));
-    columns.numbers("volume.length", spans().map(|(_, (_, span))| span.len()));
+    let volumes = || (0u64..).zip(map.objects()).filter(|(_, object)| !intervals::owns(object.kind()));
+    let volume_ranges = || {
+        volumes().flat_map(|(number, object)| hardlinks::disk_ranges(object).map(move |span| (number, span)))
+    };
+    columns.numbers("volume.object", volume_ranges().map(|(number, _)| number));
+    columns.numbers("volume.disk", volume_ranges().map(|(_, (disk, _))| u64::from(disk)));
+    columns.numbers("volume.start", volume_ranges().map(|(_, (_, span))| span.start.0));
+    columns.numbers("volume.length", volume_ranges().map(|(_, (_, span))| span.len()));
 }
 
-/// Adds the segments of each disk, and who is in which group.
-fn add_segments(
+/// Adds the intervals of each disk, and who is in which group.
+fn add_intervals(
     map: &Map,
-    segments: &Segments,
+    intervals: &Intervals,
     columns: &mut Columns,
 ) -> Result<Vec<AboutDisk>, ReportError> {
-    columns.numbers("group.count", segments.groups.iter().map(|group| group.len() as u64));
-    columns.numbers("group.member", segments.groups.iter().flatten().map(|&member| u64::from(member)));
+    columns.numbers("group.count", intervals.groups.iter().map(|group| group.len() as u64));
+    columns.numbers("group.member", intervals.groups.iter().flatten().map(|&member| u64::from(member)));
     let images = &map.header().images;
     let image_name =
         |file: &ImageFile| format!("{} ({})", Printable(&file.name), Printable(file.format.as_bytes()));
-    // Where in each owner the next segment begins, if it goes on where the last one ended.
-    let mut next = vec![0u64; map.objects().len() + segments.groups.len() + 1];
-    segments
+    // Where in each owner the next interval begins, if it goes on where the last one ended.
+    let mut next = vec![0u64; map.objects().len() + intervals.groups.len() + 1];
+    intervals
         .disks
         .iter()
         .map(|disk| {
-            let Disk { number, segments } = disk;
+            let Disk { number, intervals } = disk;
             let unit = unit(disk)?;
             let name = |column: &str| format!("disk{number}.{column}");
-            columns
-                .numbers(name("length"), segments.iter().map(|segment| (segment.end - segment.start) / unit));
+            columns.numbers(
+                name("length"),
+                intervals.iter().map(|interval| (interval.end - interval.start) / unit),
+            );
             let mut last = 0;
-            let owners = segments.iter().map(|segment| {
-                let step = i64::from(segment.owner) - i64::from(std::mem::replace(&mut last, segment.owner));
+            let owners = intervals.iter().map(|interval| {
+                let step =
+                    i64::from(interval.owner) - i64::from(std::mem::replace(&mut last, interval.owner));
                 zigzag(step)
             });
             columns.numbers(name("owner"), owners);
-            let offsets = segments.iter().map(|segment| {
-                let Some(offset) = segment.file_offset.filter(|&offset| offset <= MAX_EXACT) else {
+            let offsets = intervals.iter().map(|interval| {
+                let Some(offset) = interval.file_offset.filter(|&offset| offset <= MAX_EXACT) else {
                     return 0;
                 };
-                let expected = &mut next[segment.owner as usize];
+                let expected = &mut next[interval.owner as usize];
                 let step = offset.cast_signed() - expected.cast_signed();
-                *expected = (offset + (segment.end - segment.start)).min(MAX_EXACT);
+                *expected = (offset + (interval.end - interval.start)).min(MAX_EXACT);
                 zigzag(step) + 1
             });
             columns.numbers(name("file_offset"), offsets);
-            columns.numbers(name("copy"), segments.iter().map(|segment| u64::from(segment.role.copy)));
-            columns
-                .numbers(name("flags"), segments.iter().map(|segment| u64::from(segment.role.flags.bits())));
+            columns.numbers(name("copy"), intervals.iter().map(|interval| u64::from(interval.role.copy)));
+            columns.numbers(
+                name("flags"),
+                intervals.iter().map(|interval| u64::from(interval.role.flags.bits())),
+            );
             let image = images.iter().find(|image| image.disk == *number);
             let files = image.into_iter().flat_map(|image| [&image.image].into_iter().chain(&image.chain));
             Ok(AboutDisk { number: *number, unit, images: files.map(image_name).collect() })
@@ -251,8 +259,8 @@ fn add_segments(
 
 /// The largest power of two that all edges of a disk are multiples of.
 fn unit(disk: &Disk) -> Result<u64, ReportError> {
-    let edges = disk.segments.iter().fold(0, |edges, segment| edges | segment.end);
-    let size = disk.segments.last().map_or(0, |segment| segment.end);
+    let edges = disk.intervals.iter().fold(0, |edges, interval| edges | interval.end);
+    let size = disk.intervals.last().map_or(0, |interval| interval.end);
     let unit = 1u64 << edges.trailing_zeros().min(63);
     if size / unit > MAX_EXACT {
         return Err(ReportError::TooLarge { disk: disk.number, size, unit });
@@ -261,13 +269,13 @@ fn unit(disk: &Disk) -> Result<u64, ReportError> {
 }
 
 /// Adds the requests of a log.
-fn add_trace(trace: &Trace, segments: &Segments, columns: &mut Columns) -> Result<AboutTrace, ReportError> {
+fn add_trace(trace: &Trace, intervals: &Intervals, columns: &mut Columns) -> Result<AboutTrace, ReportError> {
     let requests = &trace.requests;
     for request in requests {
         let disk = request.disk;
         let known =
-            segments.disks.iter().find(|known| known.number == disk).ok_or(ReportError::NoDisk { disk })?;
-        let size = known.segments.last().map_or(0, |segment| segment.end);
+            intervals.disks.iter().find(|known| known.number == disk).ok_or(ReportError::NoDisk { disk })?;
+        let size = known.intervals.last().map_or(0, |interval| interval.end);
         let end = request.offset.saturating_add(request.length);
         if end > size {
             return Err(ReportError::PastEnd { disk, offset: request.offset, end, size });

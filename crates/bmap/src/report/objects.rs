@@ -1,19 +1,19 @@
 //! The objects as columns: names, measures and attributes.
 //!
-//! A path is told as its directory, with the slash at its end, and the rest. The directories are a tree, so that
-//! the page can add up what is below each of them.
+//! A path is told as its directory, with the slash at its end, and the rest. The directories are a
+//! tree, so that the page can add up what is below each of them.
 
 use hashbrown::HashMap;
 use std::fmt;
 
 use super::columns::{Columns, known, zigzag};
-use super::segments::{Number, owns};
+use super::intervals::{Number, owns};
 use crate::list::{Listed, Select, list};
 use crate::{Kind, Map, Object, ObjectName};
 use virt_bmap_ranges::Printable;
 
-/// Below so many directories a path is not taken apart any more: else one path of 100,000 directories would
-/// have the page make 100,000 paths of it.
+/// Below so many directories a path is not taken apart any more: else one path of 100,000
+/// directories would have the page make 100,000 paths of it.
 const MAX_DEPTH: usize = 64;
 
 /// What was measured of the files, directories and metadata.
@@ -46,7 +46,8 @@ impl<'a> Measured<'a> {
         first_names
     }
 
-    /// Numbers of the `top` first by a measure, the largest first. Where it is zero nothing is told.
+    /// Numbers of the `top` first by a measure, the largest first. Where it is zero nothing is
+    /// told.
     pub(super) fn top(&self, top: usize, measure: impl Fn(&Listed<'a>) -> u64) -> Vec<u64> {
         let mut order: Vec<(u64, Number)> = self
             .listed

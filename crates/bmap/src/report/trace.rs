@@ -1,10 +1,11 @@
 //! Logs of a guest's requests, to be played over the map.
 //!
-//! Two kinds are read, and told apart by their first character. *JSON lines*: an object for each request with
-//! `time` (seconds, with a fraction), `op` (`read`, `write` or `zero`), `disk`, `offset` and `length` (bytes); other
-//! fields and lines with another `op` (`trim`, `flush`) or none are passed over. The *classical log* of the original
-//! virt-bmap: an empty line, one with the same words and the object, and then ` START-END` in hexadecimal for each
-//! request, all of disk 1; it knows the order and no times, so that each request is a second after the one before.
+//! Two kinds are read, and told apart by their first character. *JSON lines*: an object for each
+//! request with `time` (seconds, with a fraction), `op` (`read`, `write` or `zero`), `disk`,
+//! `offset` and `length` (bytes); other fields and lines with another `op` (`trim`, `flush`) or
+//! none are passed over. The *classical log* of the original virt-bmap: an empty line, one with the
+//! same words and the object, and then ` START-END` in hexadecimal for each request, all of disk 1;
+//! it knows the order and no times, so that each request is a second after the one before.
 //!
 //! Both are what `virt-bmap-trace` writes.
 
@@ -188,7 +189,8 @@ fn classical(mut log: impl BufRead, requests: &mut Vec<Request>) -> Result<bool,
     Ok(false)
 }
 
-/// Reads a line of ranges, which may be of any length. Returns whether there are more than can be taken.
+/// Reads a line of ranges, which may be of any length. Returns whether there are more than can be
+/// taken.
 fn ranges(
     log: &mut impl BufRead,
     requests: &mut Vec<Request>,
@@ -216,8 +218,8 @@ fn ranges(
     }
 }
 
-/// Reads up to the next space or the end of the line into `word`, but not much more than `longest`. Returns
-/// whether the line is at its end.
+/// Reads up to the next space or the end of the line into `word`, but not much more than `longest`.
+/// Returns whether the line is at its end.
 fn read_word(log: &mut impl BufRead, word: &mut Vec<u8>, longest: u64) -> io::Result<bool> {
     loop {
         let buffer = log.fill_buf()?;

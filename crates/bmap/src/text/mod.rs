@@ -6,13 +6,14 @@
 //! DISK START END TYPE DEVICE [PATH]
 //! ```
 //!
-//! `DISK` is decimal, from 1; `START` and `END` are lower-case hexadecimal without `0x`, `END` is the
-//! first byte after the range. Lines of one interval stand together, one for each of its objects, in
-//! the byte order of `TYPE DEVICE PATH`. Intervals ascend, do not overlap, and are cut only where the
-//! objects change. `docs/map-format.md` describes every field, and what a map does not say.
+//! `DISK` is decimal, from 1; `START` and `END` are lower-case hexadecimal without `0x`, `END` is
+//! the first byte after the range. Lines of one interval stand together, one for each of its
+//! objects, in the byte order of `TYPE DEVICE PATH`. Intervals ascend, do not overlap, and are cut
+//! only where the objects change. `docs/map-format.md` describes every field, and what a map does
+//! not say.
 //!
-//! Two [`Dialect`](super::Dialect)s differ in whether names are escaped; which one a file is in, its
-//! first line tells.
+//! Two [`Dialect`](super::Dialect)s differ in whether names are escaped; which one a file is in,
+//! its first line tells.
 
 mod header;
 mod reader;

@@ -307,8 +307,8 @@ struct Reader {
     /// For each object the last of its pieces.
     last: Vec<u32>,
     above: Option<Interval>,
-    /// The device that was last named, for each kind of device: with nearly every file its partition
-    /// and its disk come again.
+    /// The device that was last named, for each kind of device: with nearly every file its
+    /// partition and its disk come again.
     recent: [Option<(Vec<u8>, u32)>; Kind::ALL.len()],
 }
 

@@ -5,7 +5,7 @@ const PIECE_ROWS = 500;
 
 const KIND_NAMES = { f: "file", d: "directory", s: "symbolic link", m: "metadata", u: "unused", l: "logical volume", b: "mapped device", p: "partition", v: "disk" };
 
-// The pieces of an object: segments that follow one another on the disk and in the object are one. Volumes have those of
+// The pieces of an object: intervals that follow one another on the disk and in the object are one. Volumes have those of
 // the map.
 function piecesOf(model, object) {
   if (!model.owns(object)) {
@@ -13,10 +13,10 @@ function piecesOf(model, object) {
     return own.map(({ disk, start, end }) => ({ disk: model.disks.find(({ number }) => number === disk), start, end, fileOffset: NaN, role: "" }));
   }
   const pieces = [];
-  for (const { disk, segment } of model.segmentsOf(object)) {
-    const [start, end] = [disk.starts[segment], disk.starts[segment + 1]];
-    const fileOffset = fileOffsetAt(model, disk, segment, object);
-    const role = roleText(model, disk, segment);
+  for (const { disk, interval } of model.intervalsOf(object)) {
+    const [start, end] = [disk.starts[interval], disk.starts[interval + 1]];
+    const fileOffset = fileOffsetAt(model, disk, interval, object);
+    const role = roleText(model, disk, interval);
     const last = pieces[pieces.length - 1];
     const goesOn =
       last && last.disk === disk && last.end === start && last.role === role &&
@@ -27,27 +27,27 @@ function piecesOf(model, object) {
   return pieces;
 }
 
-// Where in the object a segment begins; of a group the map tells it of the first member.
-function fileOffsetAt(model, disk, segment, object) {
-  if (!disk.fileOffsets || model.members(disk.owners[segment])[0] !== model.file(object)) return NaN;
-  return disk.fileOffsets[segment];
+// Where in the object an interval begins; of a group the map tells it of the first member.
+function fileOffsetAt(model, disk, interval, object) {
+  if (!disk.fileOffsets || model.members(disk.owners[interval])[0] !== model.file(object)) return NaN;
+  return disk.fileOffsets[interval];
 }
 
-function roleText(model, disk, segment) {
-  const words = model.about.flags.filter((_, bit) => (disk.flags[segment] >> bit) & 1);
-  if (disk.copies[segment] > 0) words.unshift(`copy ${disk.copies[segment] + 1}`);
+function roleText(model, disk, interval) {
+  const words = model.about.flags.filter((_, bit) => (disk.flags[interval] >> bit) & 1);
+  if (disk.copies[interval] > 0) words.unshift(`copy ${disk.copies[interval] + 1}`);
   return words.join(", ");
 }
 
 // What is at a byte, in a few lines.
 function placeText(model, disk, offset) {
-  const segment = segmentAt(disk, offset);
-  const members = model.members(disk.owners[segment]);
+  const interval = intervalAt(disk, offset);
+  const members = model.members(disk.owners[interval]);
   const lines = [];
   for (const object of members.slice(0, 4)) {
     const letter = model.letter(object);
     if (!model.owns(object)) continue;
-    const inside = fileOffsetAt(model, disk, segment, object) + (offset - disk.starts[segment]);
+    const inside = fileOffsetAt(model, disk, interval, object) + (offset - disk.starts[interval]);
     const more = model.moreNames[object] ? ` (+${plural(model.moreNames[object], "name")})` : "";
     lines.push(`${model.label(object)}${more}${Number.isNaN(inside) ? "" : ` + ${offsetText(inside)}`}`);
     const pieces = model.pieces[object] > 1 ? ` in ${countText(model.pieces[object])} pieces` : "";
@@ -55,9 +55,9 @@ function placeText(model, disk, offset) {
     lines.push(`${KIND_NAMES[letter]}${size}, ${sizeText(model.onDisk[object])} on disk${pieces}`);
   }
   if (members.length > 4) lines.push(`and ${plural(members.length - 4, "more file")}`);
-  const role = roleText(model, disk, segment);
+  const role = roleText(model, disk, interval);
   if (role) lines.push(role);
-  if (lines.length === 0) lines.push(`in no file, for ${sizeText(disk.starts[segment + 1] - disk.starts[segment])}`);
+  if (lines.length === 0) lines.push(`in no file, for ${sizeText(disk.starts[interval + 1] - disk.starts[interval])}`);
   const volumes = model.volumesAt(disk, offset).map(({ object }) => model.deviceName(object));
   lines.push(`${disk.number}:${offsetText(offset)}${volumes.length ? ` on ${volumes.join(", ")}` : ""}`);
   return lines.join("\n");

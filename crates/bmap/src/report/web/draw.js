@@ -2,14 +2,14 @@
 
 // A pixel or two is the smallest that is painted: what lies in it is mixed.
 const SMALLEST = 2;
-// Of the segments in one pixel at most so many are mixed.
+// Of the intervals in one pixel at most so many are mixed.
 const MIXED = 64;
 
 // Paints the visible part of a disk into `pixels`. `square` is the whole disk's in pixels.
 function paint(pixels, width, height, square, disk, colours, lit) {
   const { starts, owners, size } = disk;
 
-  // The colour of the bytes from `from` to `to`, which are in the segments `low` to `high`.
+  // The colour of the bytes from `from` to `to`, which are in the intervals `low` to `high`.
   const mixed = (from, to, low, high) => {
     const step = Math.max(1, Math.floor((high - low) / MIXED));
     let [red, green, blue, sum] = [0, 0, 0, 0];

@@ -148,12 +148,12 @@ class App {
     const place = parseOffset(text);
     const disk = place && (place.disk === null ? this.disk : this.model.disks.find(({ number }) => number === place.disk));
     if (disk && place.offset < disk.size) {
-      const segment = segmentAt(disk, place.offset);
-      const [start, end] = [disk.starts[segment], disk.starts[segment + 1]];
+      const interval = intervalAt(disk, place.offset);
+      const [start, end] = [disk.starts[interval], disk.starts[interval + 1]];
       this.show(disk, start, end);
       this.hover = { disk, start, end, at: place.offset };
       this.light(null, placeText(this.model, disk, place.offset).replaceAll("\n", " · "));
-      const [object] = this.model.members(disk.owners[segment]);
+      const [object] = this.model.members(disk.owners[interval]);
       if (object !== undefined) results.append(this.resultRow(object));
       results.hidden = object === undefined;
       return;
@@ -226,7 +226,7 @@ class App {
   chooseAt(x, y) {
     const offset = this.canvas.view.offsetAt(this.disk, x, y);
     if (offset === null) return this.choose(null);
-    const [object] = this.model.members(this.disk.owners[segmentAt(this.disk, offset)]);
+    const [object] = this.model.members(this.disk.owners[intervalAt(this.disk, offset)]);
     this.choose(object !== undefined && this.model.owns(object) ? object : null);
     if (this.chosen === null) byId("status").textContent = placeText(this.model, this.disk, offset).replaceAll("\n", " · ");
   }
@@ -240,8 +240,8 @@ class App {
       this.hover = null;
       return this.redraw("overlay");
     }
-    const segment = segmentAt(this.disk, offset);
-    this.hover = { disk: this.disk, start: this.disk.starts[segment], end: this.disk.starts[segment + 1] };
+    const interval = intervalAt(this.disk, offset);
+    this.hover = { disk: this.disk, start: this.disk.starts[interval], end: this.disk.starts[interval + 1] };
     tip.textContent = placeText(this.model, this.disk, offset);
     const { ratio, width, height } = this.canvas.view;
     const [left, top] = [x / ratio, y / ratio];
@@ -270,7 +270,7 @@ class App {
     const isSmall = ({ start, end }) => this.canvas.view.side * Math.sqrt((end - start) / this.disk.size) < 12 * this.canvas.view.ratio;
     this.canvas.drawRings(context, this.disk, here.filter(isSmall).map(({ start, end }) => (start + end) / 2), THEMES[this.theme].lit);
     if (this.hover && this.hover.disk === this.disk) {
-      const owner = this.disk.owners[segmentAt(this.disk, this.hover.start)];
+      const owner = this.disk.owners[intervalAt(this.disk, this.hover.start)];
       const isFree = !this.model.members(owner).some((object) => this.model.owns(object));
       context.globalAlpha = isFree ? 0.08 : 0.42;
       context.fillStyle = THEMES[this.theme].read;

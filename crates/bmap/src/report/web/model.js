@@ -1,6 +1,6 @@
-// The map: objects, directories, and the disks with their segments.
+// The map: objects, directories, and the disks with their intervals.
 //
-// Objects are numbered as in the map. An *owner* is what a segment belongs to: 0 is nobody, then come the objects,
+// Objects are numbered as in the map. An *owner* is what an interval belongs to: 0 is nobody, then come the objects,
 // and then the groups of objects that share bytes.
 
 class Model {
@@ -12,7 +12,7 @@ class Model {
     const expected = new Float64Array(this.ownerCount);
     this.disks = about.disks.map((disk) => readDisk(disk, columns, expected));
     this.volumes = readVolumes(columns, this.kind);
-    this.indexSegments();
+    this.indexIntervals();
   }
 
   readObjects(columns) {
@@ -59,8 +59,8 @@ class Model {
     this.ownerCount = 1 + this.names.length + counts.length;
   }
 
-  // For each object the places of its segments: numbers in the segments of all disks, one disk after the other.
-  indexSegments() {
+  // For each object the places of its intervals: numbers in the intervals of all disks, one disk after the other.
+  indexIntervals() {
     const first = new Uint32Array(this.names.length + 1);
     let before = 0;
     for (const disk of this.disks) {
@@ -72,12 +72,12 @@ class Model {
     const next = first.slice();
     const places = new Uint32Array(first[first.length - 1]);
     for (const disk of this.disks) {
-      disk.owners.forEach((owner, segment) => {
-        this.eachMember(owner, (object) => (places[next[object]++] = disk.before + segment));
+      disk.owners.forEach((owner, interval) => {
+        this.eachMember(owner, (object) => (places[next[object]++] = disk.before + interval));
       });
     }
-    this.firstSegment = first;
-    this.segmentPlaces = places;
+    this.firstInterval = first;
+    this.intervalPlaces = places;
   }
 
   eachMember(owner, visit) {
@@ -87,7 +87,7 @@ class Model {
     for (let i = this.groupStart[group]; i < this.groupStart[group + 1]; i++) visit(this.groupMembers[i]);
   }
 
-  // The objects that own a segment, the most specific first.
+  // The objects that own an interval, the most specific first.
   members(owner) {
     const members = [];
     this.eachMember(owner, (object) => members.push(object));
@@ -99,17 +99,17 @@ class Model {
     return this.same[object] ? this.same[object] - 1 : object;
   }
 
-  // The segments of an object, as {disk, segment}.
-  segmentsOf(object) {
+  // The intervals of an object, as {disk, interval}.
+  intervalsOf(object) {
     const file = this.file(object);
-    const segments = [];
+    const intervals = [];
     let disk = 0;
-    for (let i = this.firstSegment[file]; i < this.firstSegment[file + 1]; i++) {
-      const place = this.segmentPlaces[i];
+    for (let i = this.firstInterval[file]; i < this.firstInterval[file + 1]; i++) {
+      const place = this.intervalPlaces[i];
       while (place >= this.disks[disk].before + this.disks[disk].owners.length) disk++;
-      segments.push({ disk: this.disks[disk], segment: place - this.disks[disk].before });
+      intervals.push({ disk: this.disks[disk], interval: place - this.disks[disk].before });
     }
-    return segments;
+    return intervals;
   }
 
   letter(object) {
@@ -146,7 +146,7 @@ function readDisk({ number, unit, images }, columns, expected) {
   const name = (column) => `disk${number}.${column}`;
   const lengths = columns.numbers(name("length"));
   const count = lengths.length;
-  // Where each segment starts in bytes, and where the last one ends.
+  // Where each interval starts in bytes, and where the last one ends.
   const starts = new Float64Array(count + 1);
   for (let i = 0; i < count; i++) starts[i + 1] = starts[i] + lengths[i] * unit;
 
@@ -199,8 +199,8 @@ function volumeLabels(model, disk) {
     .map(({ object, start, end }) => ({ start, end, text: model.deviceName(object) + (kinds.get(model.deviceName(object)) ?? "") }));
 }
 
-// The segment that holds a byte of a disk, which must be on it.
-function segmentAt(disk, offset) {
+// The interval that holds a byte of a disk, which must be on it.
+function intervalAt(disk, offset) {
   return lowerBound(disk.starts, offset + 0.5, 0, disk.owners.length) - 1;
 }
 

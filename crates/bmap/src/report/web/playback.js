@@ -84,7 +84,7 @@ class Playback {
     const lines = [];
     for (let i = done - 1; i >= Math.max(0, done - TOLD); i--) {
       const disk = this.model.disks.find(({ number }) => number === this.disks[i]);
-      const owner = disk.owners[segmentAt(disk, this.offsets[i])];
+      const owner = disk.owners[intervalAt(disk, this.offsets[i])];
       const [object] = this.model.members(owner);
       const name = object === undefined ? "nothing that the map knows" : this.model.label(object);
       const where = object !== undefined && !this.model.owns(object) ? ", in no file" : "";
