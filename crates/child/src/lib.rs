@@ -14,10 +14,10 @@ const MAX_OUTPUT: u64 = 1 << 20;
 /// Most characters of a child's complaint that go into a message.
 const MAX_MESSAGE: usize = 600;
 
-/// A command for `program` with everything about it settled that all our children share: messages in
-/// English, nothing on standard input, a process group of its own (so that a Ctrl-C on the terminal
-/// reaches us alone, and we end the child in our order), and death when the thread that spawned it
-/// dies.
+/// A command for `program` with everything about it settled that all our children share: messages
+/// in English, nothing on standard input, a process group of its own (so that a Ctrl-C on the
+/// terminal reaches us alone, and we end the child in our order), and death when the thread that
+/// spawned it dies.
 ///
 /// `PR_SET_PDEATHSIG` goes by *thread*, see prctl(2): whoever spawns the command must do so on a
 /// thread that lives as long as the child shall.
@@ -44,7 +44,8 @@ pub fn die_with_us(command: &mut Command, signal: Signal) {
     }
 }
 
-/// Has the command's process begin a session of its own, without a terminal, and a process group in it.
+/// Has the command's process begin a session of its own, without a terminal, and a process group in
+/// it.
 pub fn with_a_session(command: &mut Command) {
     // SAFETY: as in `die_with_us`: one plain system call.
     #[allow(unsafe_code)]
@@ -63,8 +64,8 @@ fn die_with(parent: Pid, signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Bounds what a child that reads a hostile image may use: 1 GiB of address space, and `cpu` of processor time,
-/// in whole seconds and at least one.
+/// Bounds what a child that reads a hostile image may use: 1 GiB of address space, and `cpu` of
+/// processor time, in whole seconds and at least one.
 pub fn limit(command: &mut Command, cpu: Duration) {
     let memory = Rlimit { current: Some(1 << 30), maximum: Some(1 << 30) };
     let seconds = Some(cpu.as_secs().max(1));
@@ -116,8 +117,8 @@ pub fn run(mut command: Command, time: Duration) -> io::Result<Output> {
     }
 }
 
-/// Runs `command` to its end while `read` takes what it prints, however much that is. Returns what it
-/// left, without standard output, and what `read` made of that.
+/// Runs `command` to its end while `read` takes what it prints, however much that is. Returns what
+/// it left, without standard output, and what `read` made of that.
 ///
 /// # Errors
 /// What the system says of starting it.

@@ -2,8 +2,8 @@
 //!
 //! A file name on qemu's command line may be read as a protocol (`nbd:…`, `json:…`), and an image
 //! without a stated driver is probed. A description by `--image-opts` (see qemu-img(1)) has neither
-//! problem: every key says what its value is, only a comma has to be doubled, and a name need not be
-//! UTF-8, which in a `json:` description it must.
+//! problem: every key says what its value is, only a comma has to be doubled, and a name need not
+//! be UTF-8, which in a `json:` description it must.
 
 use super::link::Link;
 use std::ffi::{OsStr, OsString};

@@ -1,10 +1,11 @@
-//! Follows an image to all files that it needs, before qemu does, and refuses what it must not need.
+//! Follows an image to all files that it needs, before qemu does, and refuses what it must not
+//! need.
 //!
-//! Whoever made an image chose what it names as its backing file or extents. As long as the user has
-//! stated the image's format, that choice is trusted. A format that was only *found out* is another
-//! matter: the guest of a raw disk can write any header into it, and then qemu would open on the
-//! host whatever that header names. So with a found format every file in the chain must be a plain
-//! local file, and qemu is told the whole chain instead of finding it out for itself.
+//! Whoever made an image chose what it names as its backing file or extents. As long as the user
+//! has stated the image's format, that choice is trusted. A format that was only *found out* is
+//! another matter: the guest of a raw disk can write any header into it, and then qemu would open
+//! on the host whatever that header names. So with a found format every file in the chain must be a
+//! plain local file, and qemu is told the whole chain instead of finding it out for itself.
 
 use super::error::FileRole;
 use super::file::PlainFile;

@@ -1,8 +1,10 @@
-//! Reads by ourselves what an image's file holds as it is, and asks the captive `qemu-nbd` for the rest.
+//! Reads by ourselves what an image's file holds as it is, and asks the captive `qemu-nbd` for the
+//! rest.
 //!
-//! `qemu-img map` tells for each range of the disk which image of the chain holds it and where in that image's
-//! file, or that it reads as zeroes; for what is compressed it tells no place. A read in the file costs one system
-//! call, a question to another process two wake-ups. As qemu keeps the images locked, what was told stays true.
+//! `qemu-img map` tells for each range of the disk which image of the chain holds it and where in
+//! that image's file, or that it reads as zeroes; for what is compressed it tells no place. A read
+//! in the file costs one system call, a question to another process two wake-ups. As qemu keeps the
+//! images locked, what was told stays true.
 //!
 //! What was told is proved at a few places of each image by reading them both ways.
 
@@ -30,7 +32,8 @@ const PROOF: u64 = 4096;
 pub(super) struct Direct {
     /// For all else; it also keeps the images locked.
     below: QemuNbd,
-    /// The files of the chain's images, from the top down; `None`: what is in it is left to qemu-nbd.
+    /// The files of the chain's images, from the top down; `None`: what is in it is left to
+    /// qemu-nbd.
     files: Vec<Option<RawFile>>,
     /// Ascending; what lies between them is left to qemu-nbd.
     runs: Vec<Run>,
@@ -64,8 +67,8 @@ impl StoredAt {
 }
 
 impl Direct {
-    /// Finds out where the bytes of the disk are that `below` serves. If that cannot be found out, all is
-    /// left to `below`.
+    /// Finds out where the bytes of the disk are that `below` serves. If that cannot be found out,
+    /// all is left to `below`.
     pub(super) fn new(below: QemuNbd, description: &Description, chain: &[Link]) -> Self {
         // What is no local file may not serve two at once.
         let is_local = chain
@@ -99,8 +102,8 @@ impl Direct {
         })
     }
 
-    /// Reads the beginning, the middle and the end of what each image holds both ways. An image that was not
-    /// told the truth about is left to qemu-nbd.
+    /// Reads the beginning, the middle and the end of what each image holds both ways. An image
+    /// that was not told the truth about is left to qemu-nbd.
     fn prove(&mut self) {
         for image in 0..self.files.len() {
             let held: Vec<_> = self
@@ -159,8 +162,8 @@ impl Direct {
         })
     }
 
-    /// Has `read` fill `buf`, piece by piece: told where on the disk each begins, and its place. Stops, and returns
-    /// false, where it does.
+    /// Has `read` fill `buf`, piece by piece: told where on the disk each begins, and its place.
+    /// Stops, and returns false, where it does.
     fn fill(
         &self,
         buf: &mut [u8],
@@ -315,7 +318,8 @@ mod tests {
         );
     }
 
-    /// A raw image, an overlay of it that is compressed in part, and on top one with data and zeroes.
+    /// A raw image, an overlay of it that is compressed in part, and on top one with data and
+    /// zeroes.
     fn chain(directory: &Path, format: &str) -> PathBuf {
         qemu("qemu-img", &["create", "-f", "raw", "base", "8M"], directory);
         qemu("qemu-io", &["-f", "raw", "-c", "write -P 1 1M 3M", "base"], directory);

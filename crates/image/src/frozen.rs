@@ -1,16 +1,16 @@
 //! A disk as it was at one moment, while it goes on being written to.
 //!
-//! [`Freezable`] stands before a disk that a guest writes to. [`freeze`] takes all disks of a guest at one
-//! moment, which costs nothing: from then on each write first copies what it is about to replace into the
-//! [`Frozen`] disk, and whoever reads that finds there what was copied, and all else on the disk itself.
-//! It thaws when the last reference to it is gone.
+//! [`Freezable`] stands before a disk that a guest writes to. [`freeze`] takes all disks of a guest
+//! at one moment, which costs nothing: from then on each write first copies what it is about to
+//! replace into the [`Frozen`] disk, and whoever reads that finds there what was copied, and all
+//! else on the disk itself. It thaws when the last reference to it is gone.
 //!
 //! # Concurrency
-//! A write holds its disk's gate for reading as long as it is under way, and freezing holds the gates of all
-//! disks for writing: no write lies half before the moment and half behind it. A reader of the frozen disk
-//! holds no lock. It reads, then looks whether any of the bytes that it took from the disk itself have been
-//! copied meanwhile; as they are copied before they are replaced, it has the old bytes if they have not, and
-//! reads once more if they have.
+//! A write holds its disk's gate for reading as long as it is under way, and freezing holds the
+//! gates of all disks for writing: no write lies half before the moment and half behind it. A
+//! reader of the frozen disk holds no lock. It reads, then looks whether any of the bytes that it
+//! took from the disk itself have been copied meanwhile; as they are copied before they are
+//! replaced, it has the old bytes if they have not, and reads once more if they have.
 
 use super::{Allocation, Overlay, Source, Writable};
 use std::io;
@@ -23,8 +23,8 @@ use virt_bmap_ranges::{DiskOffset, DiskRange, RangeSet};
 /// Bytes that are copied at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// Most ranges that are remembered of what was written: some 16 MiB of memory. From then on whole units of
-/// [`CHUNK`] bytes are said to be written.
+/// Most ranges that are remembered of what was written: some 16 MiB of memory. From then on whole
+/// units of [`CHUNK`] bytes are said to be written.
 const MOST_RANGES: usize = 1 << 18;
 
 /// A disk that is written to and can be frozen.
@@ -65,7 +65,8 @@ impl Freezable {
         Self { disk, gate: RwLock::new(Weak::new()), activity: Mutex::default() }
     }
 
-    /// When something was last written, if anything was since the last freezing, and whether any of it was flushed.
+    /// When something was last written, if anything was since the last freezing, and whether any of
+    /// it was flushed.
     pub fn last_write(&self) -> Option<(Instant, bool)> {
         let activity = self.activity();
         activity.last.map(|last| (last, activity.is_flushed))
@@ -91,9 +92,9 @@ impl Freezable {
     }
 }
 
-/// Freezes the disks of a guest at one moment, and says what was written to each since the last time. What is
-/// kept of them lies in unnamed files that are made in directory `dir`. What was frozen before cannot be read
-/// any further.
+/// Freezes the disks of a guest at one moment, and says what was written to each since the last
+/// time. What is kept of them lies in unnamed files that are made in directory `dir`. What was
+/// frozen before cannot be read any further.
 ///
 /// # Errors
 /// When the files cannot be made.
@@ -159,7 +160,8 @@ pub struct Frozen {
     disk: Arc<dyn Writable>,
     /// What the disk held where it has been written to since.
     kept: Overlay,
-    /// Writers keep by turns: of two that replace the same bytes, the second must not copy what the first wrote.
+    /// Writers keep by turns: of two that replace the same bytes, the second must not copy what the
+    /// first wrote.
     turn: Mutex<()>,
     /// Something could not be kept.
     is_torn: AtomicBool,
@@ -172,8 +174,9 @@ impl Frozen {
         Ok(Self { disk, kept, turn: Mutex::default(), is_torn: AtomicBool::new(false) })
     }
 
-    /// Copies what has not been copied of a range that is about to be written to. The guest does not suffer
-    /// for it if that fails, for want of space for instance: the frozen disk cannot be read any further then.
+    /// Copies what has not been copied of a range that is about to be written to. The guest does
+    /// not suffer for it if that fails, for want of space for instance: the frozen disk cannot be
+    /// read any further then.
     fn keep(&self, range: DiskRange) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_torn.load(Ordering::SeqCst) {

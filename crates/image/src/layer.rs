@@ -1,8 +1,9 @@
-//! What an image itself holds of its disk, what a bitmap in it says was written, and how it was at a snapshot.
+//! What an image itself holds of its disk, what a bitmap in it says was written, and how it was at
+//! a snapshot.
 
 use super::map_entry::MapEntry;
 use super::qemu_nbd::QemuNbd;
-use super::{Asked, Image, ImageFormat, OpenError, Source, qemu_img};
+use super::{Image, ImageFormat, OpenError, QemuArguments, Source, qemu_img};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,7 @@ impl Image {
     /// # Errors
     /// When qemu-img cannot be run, or fails.
     pub fn layer(&self) -> Result<Layer, OpenError> {
-        let Asked { description, top, force_share } = &self.asked;
+        let QemuArguments { description, top, force_share } = &self.qemu;
         let size = self.source.size();
         if self.chain.len() < 2 {
             let all = IndexedRanges::from_iter([DiskRange::new(0, size)]);
@@ -68,7 +69,7 @@ impl Image {
     /// # Errors
     /// When it is no qcow2 image, or has no such snapshot.
     pub fn snapshot(&self, name: &str) -> Result<Arc<dyn Source>, OpenError> {
-        let Asked { description, top, .. } = &self.asked;
+        let QemuArguments { description, top, .. } = &self.qemu;
         if self.format != ImageFormat::Qcow2 {
             let path = top.path.clone();
             return Err(OpenError::Unsupported {
@@ -88,19 +89,19 @@ impl Image {
         }
     }
 
-    /// Has `read` read the dirty bitmap `name` of a qcow2 image, or of one below it: what `nbdinfo --map --json`
-    /// prints of qemu-nbd's metadata context `qemu:dirty-bitmap:NAME`. The type of an extent there is `dirty` or
-    /// `clean`, by the granularity of the bitmap.
+    /// Has `read` read the dirty bitmap `name` of a qcow2 image, or of one below it: what `nbdinfo
+    /// --map --json` prints of qemu-nbd's metadata context `qemu:dirty-bitmap:NAME`. The type of an
+    /// extent there is `dirty` or `clean`, by the granularity of the bitmap.
     ///
     /// # Errors
-    /// When the programs cannot be run, the image has no such bitmap or none that can be relied upon, or `read`
-    /// fails.
+    /// When the programs cannot be run, the image has no such bitmap or none that can be relied
+    /// upon, or `read` fails.
     pub fn dirty_bitmap<T, E: std::error::Error>(
         &self,
         name: &str,
         read: impl FnOnce(&mut dyn io::Read) -> Result<T, E>,
     ) -> Result<T, OpenError> {
-        let Asked { description, top, .. } = &self.asked;
+        let QemuArguments { description, top, .. } = &self.qemu;
         if self.format != ImageFormat::Qcow2 {
             let path = top.path.clone();
             return Err(OpenError::Unsupported { path, kind: "no qcow2 image, and so it has no bitmaps" });

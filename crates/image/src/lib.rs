@@ -2,9 +2,9 @@
 //!
 //! # Inside
 //!
-//! Whoever serves a disk sees a [`Source`]: so many bytes that can be read at an offset. [`open`] makes
-//! one of an image: a raw file or block device is read directly, every other format by a captive
-//! `qemu-nbd`. A guest's writes stay in an [`Overlay`] over it.
+//! Whoever serves a disk sees a [`Source`]: so many bytes that can be read at an offset. [`open`]
+//! makes one of an image: a raw file or block device is read directly, every other format by a
+//! captive `qemu-nbd`. A guest's writes stay in an [`Overlay`] over it.
 //!
 //! See [`OpenError::Untrusted`] for what is refused unless the user states the image's format.
 
@@ -63,8 +63,8 @@ pub struct OpenOptions {
 /// An image that has been opened.
 #[non_exhaustive]
 pub struct Image {
-    /// The disk's bytes. What else it takes to read them (a child process, connections) goes with the
-    /// last clone.
+    /// The disk's bytes. What else it takes to read them (a child process, connections) goes with
+    /// the last clone.
     pub source: Arc<dyn Source>,
     /// The image's file name as it was given to [`open`].
     pub name: PathBuf,
@@ -74,12 +74,12 @@ pub struct Image {
     pub chain: Vec<ImageFile>,
     /// What the user should know of it.
     pub warnings: Vec<Warning>,
-    /// How to ask qemu's programs about it.
-    asked: Asked,
+    /// How to start qemu's programs on it.
+    qemu: QemuArguments,
 }
 
-/// How qemu's programs are asked about an image that has been opened.
-struct Asked {
+/// How to start qemu's programs on an image that has been opened.
+struct QemuArguments {
     /// The image and what is below it.
     description: Description,
     /// The image itself.
@@ -176,8 +176,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     if force_share {
         warnings.push(Warning::MayBeTorn { path: path.to_owned() });
     }
-    let told = Told { chain: &links, all: stated.is_none(), force_share };
-    let asked = Asked { description: told.description(0), top: links[0].clone(), force_share };
+    let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), force_share };
+    let qemu = QemuArguments { description: for_qemu.description(0), top: links[0].clone(), force_share };
     let source: Arc<dyn Source> = if format == ImageFormat::Raw {
         if !force_share {
             lock::hold(&top.file);
@@ -190,30 +190,31 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         Arc::new(raw)
     } else {
         if !force_share {
-            told.check(&dirty)?;
+            for_qemu.check(&dirty)?;
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
-        let captive = QemuNbd::start(&asked.description, &asked.top, None)?;
+        let captive = QemuNbd::start(&qemu.description, &qemu.top, None)?;
         // What another program writes to may move.
         if force_share {
             Arc::new(captive)
         } else {
-            Arc::new(Direct::new(captive, &asked.description, &links))
+            Arc::new(Direct::new(captive, &qemu.description, &links))
         }
     };
     let chain = links.into_iter().map(ImageFile::from).collect();
-    Ok(Image { source, name: path.to_owned(), format, chain, warnings, asked })
+    Ok(Image { source, name: path.to_owned(), format, chain, warnings, qemu })
 }
 
-/// What qemu is told of a chain: all of it; or, of an image that the user trusts, its format alone, and
-/// qemu follows what the image says.
-struct Told<'c> {
+/// Describes the images of a chain to qemu's programs.
+struct ChainForQemu<'c> {
     chain: &'c [Link],
+    /// Whether a description names every image below. Otherwise, for an image that the user trusts,
+    /// it names only the image, and qemu follows the references in it.
     all: bool,
     force_share: bool,
 }
 
-impl Told<'_> {
+impl ChainForQemu<'_> {
     /// The image at place `index` of the chain.
     fn description(&self, index: usize) -> Description {
         let end = if self.all { self.chain.len() } else { index + 1 };

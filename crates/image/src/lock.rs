@@ -1,9 +1,10 @@
 //! The locks by which qemu keeps two programs from using one image at once.
 //!
-//! qemu takes open-file-description locks, fcntl(2), on single bytes of an image: byte 100 + *n* says
-//! "I use permission *n*", byte 200 + *n* "nobody else may". Permission 0 is to read what stays
-//! consistent, 1 is to write (`BLK_PERM_*` in qemu's `include/block/block-common.h`, the bases in
-//! `block/file-posix.c`). The bytes need not exist in the file, and a lock changes nothing in it.
+//! qemu takes open-file-description locks, fcntl(2), on single bytes of an image: byte 100 + *n*
+//! says "I use permission *n*", byte 200 + *n* "nobody else may". Permission 0 is to read what
+//! stays consistent, 1 is to write (`BLK_PERM_*` in qemu's `include/block/block-common.h`, the
+//! bases in `block/file-posix.c`). The bytes need not exist in the file, and a lock changes nothing
+//! in it.
 
 use std::fs::File;
 use std::io;
@@ -27,9 +28,9 @@ pub(super) fn is_locked(file: &File) -> bool {
     })
 }
 
-/// Says by qemu's locks that we read the file and that nobody may write to it, for as long as `file`
-/// is open: a virtual machine that is started meanwhile is told so by its qemu. On a filesystem
-/// without locks this does nothing.
+/// Says by qemu's locks that we read the file and that nobody may write to it, for as long as
+/// `file` is open: a virtual machine that is started meanwhile is told so by its qemu. On a
+/// filesystem without locks this does nothing.
 pub(super) fn hold(file: &File) {
     for byte in [USES_READ, DENIES_WRITE] {
         if let Err(error) = fcntl(file, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, byte)) {
@@ -38,14 +39,15 @@ pub(super) fn hold(file: &File) {
     }
 }
 
-/// Says by qemu's locks that we read and write the file and that nobody else may write to it, for as long
-/// as `file` is open. False if another program does so, or counts on it that nobody writes.
+/// Says by qemu's locks that we read and write the file and that nobody else may write to it, for
+/// as long as `file` is open. False if another program does so, or counts on it that nobody writes.
 pub(super) fn hold_for_writing(file: &File) -> bool {
     let is_denied = || {
         let mut lock = one_byte(libc::F_WRLCK, DENIES_WRITE);
         fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != libc::F_UNLCK as libc::c_short
     };
-    // First ours, then the look at those of others: of two that come at once, at least one sees the other.
+    // First ours, then the look at those of others: of two that come at once, at least one sees the
+    // other.
     if let Err(error) = fcntl(file, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, USES_WRITE)) {
         tracing::debug!(%error, "cannot lock the image");
     }

@@ -31,8 +31,8 @@ impl MapEntry {
     }
 }
 
-/// Calls `each` with every entry of the array that `input` is. The text is held in memory meanwhile: to parse it
-/// byte by byte as it comes takes three times as long.
+/// Calls `each` with every entry of the array that `input` is. The text is held in memory
+/// meanwhile: to parse it byte by byte as it comes takes three times as long.
 pub(super) fn read(input: &mut (impl io::Read + ?Sized), each: impl FnMut(MapEntry)) -> io::Result<()> {
     let mut text = Vec::new();
     input.read_to_end(&mut text)?;

@@ -1,17 +1,17 @@
 //! Copy-on-write layer: takes a guest's writes so that they never reach the image.
 //!
 //! A filesystem that is mounted "read-only" still writes: a journal is replayed, a superblock is
-//! marked. [`Overlay`] keeps such writes in an unlinked sparse temporary file, at the same offsets as
-//! on the disk, and remembers in memory which bytes they are. As it does so byte for byte, no write
-//! ever has to read a surrounding block first, and what the guest did not write is read from the
-//! image itself, where the reads can be recorded.
+//! marked. [`Overlay`] keeps such writes in an unlinked sparse temporary file, at the same offsets
+//! as on the disk, and remembers in memory which bytes they are. As it does so byte for byte, no
+//! write ever has to read a surrounding block first, and what the guest did not write is read from
+//! the image itself, where the reads can be recorded.
 //!
 //! # Concurrency
 //! Writers take turns. A reader asks the map which bytes come from where and then reads without
 //! holding any lock, so neither side waits for the other's input and output. A read that overlaps a
-//! write, trim or write-zeroes still under way sees for each byte the old value or the new one, which
-//! is what NBD promises. A write publishes its range only when its data is in the file: no reader ever
-//! sees a half-written file through the map.
+//! write, trim or write-zeroes still under way sees for each byte the old value or the new one,
+//! which is what NBD promises. A write publishes its range only when its data is in the file: no
+//! reader ever sees a half-written file through the map.
 
 use super::{Allocation, Source, Writable};
 use rustix::fs::FallocateFlags;
@@ -105,8 +105,8 @@ impl Map {
 }
 
 impl Overlay {
-    /// A layer over `base` that holds at most `limit` written bytes, in an unnamed file that is made
-    /// in directory `dir`.
+    /// A layer over `base` that holds at most `limit` written bytes, in an unnamed file that is
+    /// made in directory `dir`.
     ///
     /// # Errors
     /// When the file cannot be made.

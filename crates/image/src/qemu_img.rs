@@ -73,8 +73,8 @@ pub(super) fn check(description: &Description, path: &Path, format: ImageFormat)
         }
         Err(error) => return Err(error),
     };
-    // 0: whole; 3: only leaked clusters; 63: a format without check; 2: corrupt; 1: could not finish,
-    // which for a VMDK is how damage is reported. See qemu-img(1).
+    // 0: whole; 3: only leaked clusters; 63: a format without check; 2: corrupt; 1: could not
+    // finish, which for a VMDK is how damage is reported. See qemu-img(1).
     let is_corrupt = match output.status.code() {
         Some(2) => true,
         Some(1) => output.stderr.windows(5).any(|window| window == b"ERROR"),
@@ -90,8 +90,8 @@ pub(super) fn check(description: &Description, path: &Path, format: ImageFormat)
     Err(OpenError::Corrupt { path: path.to_owned(), format, reason })
 }
 
-/// Has `each` told where every range of the disk of the image at `path` is, in ascending order. The program may use
-/// so much time of a processor: it reads all of the chain's tables.
+/// Has `each` told where every range of the disk of the image at `path` is, in ascending order. The
+/// program may use so much time of a processor: it reads all of the chain's tables.
 ///
 /// # Errors
 /// When it cannot be run, or fails.
@@ -106,8 +106,8 @@ pub(super) fn map(
     ask(QEMU_IMG, command, path, cpu, |stdout| map_entry::read(stdout, each))
 }
 
-/// Runs a program that is asked about an image, for so much time of a processor. What it complains of comes before
-/// what was read.
+/// Runs a program that is asked about an image, for so much time of a processor. What it complains
+/// of comes before what was read.
 ///
 /// # Errors
 /// When it cannot be run, fails, or gives an answer that is not understood.

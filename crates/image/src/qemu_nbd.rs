@@ -1,10 +1,10 @@
 //! Every format but raw: a captive `qemu-nbd` that reads the image and serves us alone.
 //!
-//! The child listens on a Unix socket in a private directory. As soon as all connections of the pool
-//! are open, socket and directory are removed: nothing of them is left however we end. Ways in which
-//! the child ends: it is killed when the [`QemuNbd`] is dropped; it ends by itself when its last client
-//! has gone, as our connections are closed with our process; and the kernel kills it when the thread
-//! that keeps it ends, which covers the moment before the first connection.
+//! The child listens on a Unix socket in a private directory. As soon as all connections of the
+//! pool are open, socket and directory are removed: nothing of them is left however we end. Ways in
+//! which the child ends: it is killed when the [`QemuNbd`] is dropped; it ends by itself when its
+//! last client has gone, as our connections are closed with our process; and the kernel kills it
+//! when the thread that keeps it ends, which covers the moment before the first connection.
 
 use super::block_device::Description;
 use super::link::Link;
@@ -24,8 +24,8 @@ use virt_bmap_ranges::DiskOffset;
 /// The program.
 const QEMU_NBD: &str = "qemu-nbd";
 
-/// Connections in the pool, and so the reads that can be under way at once. qemu-nbd serves all of them
-/// from one thread; a few suffice to keep it busy.
+/// Connections in the pool, and so the reads that can be under way at once. qemu-nbd serves all of
+/// them from one thread; a few suffice to keep it busy.
 const CONNECTIONS: usize = 4;
 
 /// Longest read in one request, by the NBD specification's default limit on payloads.
@@ -76,8 +76,8 @@ pub enum ReadError {
 }
 
 impl QemuNbd {
-    /// Starts a child that serves `description`, whose top is `link`; as it was at an internal snapshot, if that is
-    /// named.
+    /// Starts a child that serves `description`, whose top is `link`; as it was at an internal
+    /// snapshot, if that is named.
     ///
     /// # Errors
     /// When it does not start, or cannot open the image.
@@ -175,9 +175,9 @@ impl Source for QemuNbd {
     }
 }
 
-/// Whether an error of the `nbd` crate's client is an error that the server replied with, after which
-/// the connection is still in step. That crate gives these no number of the operating system, and
-/// no other error these kinds.
+/// Whether an error of the `nbd` crate's client is an error that the server replied with, after
+/// which the connection is still in step. That crate gives these no number of the operating system,
+/// and no other error these kinds.
 fn is_reply(error: &io::Error) -> bool {
     error.raw_os_error().is_none()
         && matches!(error.kind(), io::ErrorKind::Other | io::ErrorKind::PermissionDenied)
@@ -188,9 +188,9 @@ fn is_not_listening(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
 }
 
-/// A new directory that only this user may enter, for a Unix socket: its path leaves room for a name
-/// in the 108 bytes of a socket's address, see unix(7). Below `$XDG_RUNTIME_DIR` where there is one,
-/// else where temporary files are. Removed when dropped.
+/// A new directory that only this user may enter, for a Unix socket: its path leaves room for a
+/// name in the 108 bytes of a socket's address, see unix(7). Below `$XDG_RUNTIME_DIR` where there
+/// is one, else where temporary files are. Removed when dropped.
 ///
 /// # Errors
 /// When no such directory can be made.
@@ -212,8 +212,8 @@ fn private_directory() -> io::Result<tempfile::TempDir> {
     Err(last)
 }
 
-/// One connection, past its handshake. The `nbd` crate's client writes a request, and reads the head of
-/// a reply, in several pieces: buffers make one system call of them.
+/// One connection, past its handshake. The `nbd` crate's client writes a request, and reads the
+/// head of a reply, in several pieces: buffers make one system call of them.
 type Connection = NbdClient<Wire>;
 
 struct Wire {
@@ -308,9 +308,9 @@ struct Captive {
 }
 
 impl Captive {
-    /// Spawns `command` on a thread of its own, which then collects what the child says and stays until
-    /// the child has gone: the child dies with the thread that spawned it, and that must not be a
-    /// thread which happened to open the image.
+    /// Spawns `command` on a thread of its own, which then collects what the child says and stays
+    /// until the child has gone: the child dies with the thread that spawned it, and that must not
+    /// be a thread which happened to open the image.
     fn spawn(mut command: std::process::Command, path: &Path) -> Result<Self, OpenError> {
         let set_up = |source| OpenError::SetUp { program: QEMU_NBD, path: path.to_owned(), source };
         let said = Arc::new(Said::default());

@@ -1,9 +1,10 @@
-//! Which other files an image says it needs: read by ourselves, so that it is known before qemu, who
-//! would open them, sees the image.
+//! Which other files an image says it needs: read by ourselves, so that it is known before qemu,
+//! who would open them, sees the image.
 //!
-//! Only the formats that can refer to other files are looked at: qcow, qcow2, QED and VMDK. Layouts are
-//! those of qemu's `docs/interop/qcow2.txt` and `docs/interop/qed_spec.txt`, of its `block/qcow.c`,
-//! and of VMware's "Virtual Disk ImageFormat 5.0" with the reading that qemu's `block/vmdk.c` gives it.
+//! Only the formats that can refer to other files are looked at: qcow, qcow2, QED and VMDK. Layouts
+//! are those of qemu's `docs/interop/qcow2.txt` and `docs/interop/qed_spec.txt`, of its
+//! `block/qcow.c`, and of VMware's "Virtual Disk Format 5.0" with the reading that qemu's
+//! `block/vmdk.c` gives it.
 
 use super::error::FileRole;
 use super::file::{PlainFile, bytes_at};
@@ -64,8 +65,8 @@ fn broken<T>(reason: &str) -> Result<T, Unreadable> {
 }
 
 /// The format of a file, as far as it must be known before qemu sees the file: which of the formats
-/// that can refer to other files it has, for each file that qemu would take for one. `None` for
-/// all others, with one exception: what begins with a LUKS header is far more often the raw disk of a
+/// that can refer to other files it has, for each file that qemu would take for one. `None` for all
+/// others, with one exception: what begins with a LUKS header is far more often the raw disk of a
 /// guest that encrypts all of it than an image that qemu encrypts.
 pub(super) fn sniff(file: &PlainFile) -> io::Result<Option<ImageFormat>> {
     let head = file.read(0, PROBE_SIZE)?;
@@ -96,14 +97,14 @@ pub(super) fn read(file: &PlainFile, format: ImageFormat) -> Result<References, 
 }
 
 /// Whether a file ends like a VHD of fixed size, which has nothing else to be known by: the disk's
-/// bytes, and then a footer (Virtual Hard Disk Image ImageFormat Specification 1.0).
+/// bytes, and then a footer (Virtual Hard Disk Image Format Specification 1.0).
 pub(super) fn has_vhd_footer(file: &PlainFile) -> io::Result<bool> {
     Ok(file.read(file.size.saturating_sub(512), 8)? == b"conectix")
 }
 
-/// Whether a VHD only has the differences from a parent. qemu takes such a file for one of fixed size
-/// and would give its tables for the disk. The type is at byte 60 of the footer, of which a dynamic
-/// or differencing disk has a copy at its beginning.
+/// Whether a VHD only has the differences from a parent. qemu takes such a file for one of fixed
+/// size and would give its tables for the disk. The type is at byte 60 of the footer, of which a
+/// dynamic or differencing disk has a copy at its beginning.
 fn is_differencing_vhd(file: &PlainFile) -> io::Result<bool> {
     const DIFFERENCING: u32 = 4;
     let head = file.read(0, PROBE_SIZE)?;
@@ -231,8 +232,8 @@ fn qcow2(file: &PlainFile) -> Result<References, Unreadable> {
     Ok(References { files, needed: qcow2_size(file, &header, cluster)? })
 }
 
-/// How long the file must be to hold its tables. A table that is cut off is not noticed by qemu, who
-/// takes what lies past the end of a file for zeroes, that is for "not allocated".
+/// How long the file must be to hold its tables. A table that is cut off is not noticed by qemu,
+/// who takes what lies past the end of a file for zeroes, that is for "not allocated".
 fn qcow2_size(file: &PlainFile, header: &[u8], cluster: u64) -> Result<u64, Unreadable> {
     const TABLE_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
     let (count, offset) = (u64::from(be32(header, 36)?), be64(header, 40)?);
@@ -253,8 +254,8 @@ fn qcow2_size(file: &PlainFile, header: &[u8], cluster: u64) -> Result<u64, Unre
     Ok(needed)
 }
 
-/// How long a VDI must be to hold the blocks that it says it has allocated. The header's fields, all
-/// little-endian, are those of qemu's `block/vdi.c`.
+/// How long a VDI must be to hold the blocks that it says it has allocated. The header's fields,
+/// all little-endian, are those of qemu's `block/vdi.c`.
 fn vdi_size(file: &PlainFile) -> Result<u64, Unreadable> {
     let header = file.read(0, PROBE_SIZE)?;
     let data: u64 = le32(&header, 0x158)?.into();

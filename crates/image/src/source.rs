@@ -6,8 +6,8 @@ use virt_bmap_ranges::{DiskOffset, DiskRange};
 /// Unit in which a guest addresses its disk, in bytes.
 pub(super) const SECTOR: u64 = 512;
 
-/// Splits a read of `buf` at `offset` into what a file of `file_size` bytes has and what lies between
-/// its end and the next sector's, and fills the latter with zeroes.
+/// Splits a read of `buf` at `offset` into what a file of `file_size` bytes has and what lies
+/// between its end and the next sector's, and fills the latter with zeroes.
 pub(super) fn within_file(buf: &mut [u8], offset: DiskOffset, file_size: u64) -> io::Result<&mut [u8]> {
     let disk_size = file_size.next_multiple_of(SECTOR);
     let end = offset.0.checked_add(buf.len() as u64).filter(|end| *end <= disk_size);

@@ -1,8 +1,8 @@
 //! What a VMDK refers to: extents and the parent of a snapshot.
 //!
-//! A VMDK's text, the *descriptor*, is a file of its own or lies inside a sparse extent. Where qemu is
-//! lenient in reading it, this must be no stricter, or a hostile descriptor could hide a name from us
-//! that qemu finds; so the same loose grammar is followed.
+//! A VMDK's text, the *descriptor*, is a file of its own or lies inside a sparse extent. Where qemu
+//! is lenient in reading it, this must be no stricter, or a hostile descriptor could hide a name
+//! from us that qemu finds; so the same loose grammar is followed.
 
 use super::error::FileRole;
 use super::file::{PlainFile, bytes_at};
@@ -120,7 +120,8 @@ fn extents(text: &[u8]) -> Vec<Reference> {
 }
 
 /// The extent that is named where `text` begins: `RW <sectors> <type> "<name>" [<offset>]`. White
-/// space between these may be line ends, and may be missing where the next thing cannot be mistaken.
+/// space between these may be line ends, and may be missing where the next thing cannot be
+/// mistaken.
 fn extent(text: &[u8]) -> Option<Reference> {
     let mut scanner = Scanner(text);
     if scanner.word() != b"RW" {

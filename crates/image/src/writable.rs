@@ -17,8 +17,8 @@ pub trait Writable: Source {
     /// What the operating system says of the write.
     fn write_at(&self, buf: &[u8], offset: DiskOffset) -> io::Result<()>;
 
-    /// Makes `range` read as zeroes, and returns whether there is a faster way to do so than writing them;
-    /// if not, nothing has changed. With `allocate` it must not become a hole.
+    /// Makes `range` read as zeroes, and returns whether there is a faster way to do so than
+    /// writing them; if not, nothing has changed. With `allocate` it must not become a hole.
     ///
     /// # Errors
     /// As for [`write_at`](Self::write_at).
@@ -39,7 +39,8 @@ pub trait Writable: Source {
 
 /// A raw image that is written to.
 ///
-/// qemu's locks say so for as long as it is open: no virtual machine can be started on it by accident.
+/// qemu's locks say so for as long as it is open: no virtual machine can be started on it by
+/// accident.
 #[derive(Debug)]
 pub struct WritableRaw {
     reader: RawFile,
@@ -51,8 +52,8 @@ impl WritableRaw {
     ///
     /// # Errors
     /// [`OpenError::NotWritable`] for another format, and for a size that is no multiple of 512;
-    /// [`OpenError::Locked`] if a program reads the image and counts on it that nobody writes; and what the
-    /// system says.
+    /// [`OpenError::Locked`] if a program reads the image and counts on it that nobody writes; and
+    /// what the system says.
     pub fn open(image: Image) -> Result<Self, OpenError> {
         let path = image.name.clone();
         let refuse = |reason| OpenError::NotWritable { path: path.clone(), reason };

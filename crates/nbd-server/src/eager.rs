@@ -1,9 +1,10 @@
 //! A socket that is looked at a little longer before its task goes to sleep.
 //!
-//! A client with one request at a time sends the next one some ten microseconds after it has the reply. Until then the
-//! server has nothing to do; but to go to sleep and to be woken on another processor takes longer than that, and is most
-//! of the time of such a client. So, as QEMU's event loop does (`poll-max-ns` of its `iothread`), the server keeps
-//! asking the socket for a moment after a reply, and does so only while the client has been that quick before.
+//! A client with one request at a time sends the next one some ten microseconds after it has the
+//! reply. Until then the server has nothing to do; but to go to sleep and to be woken on another
+//! processor takes longer than that, and is most of the time of such a client. So, as QEMU's event
+//! loop does (`poll-max-ns` of its `iothread`), the server keeps asking the socket for a moment
+//! after a reply, and does so only while the client has been that quick before.
 
 use super::protocol::REQUEST_HEADER;
 use rustix::io::{Errno, read};
@@ -21,14 +22,16 @@ use tokio::task::coop;
 const MOMENT: Duration = Duration::from_micros(100);
 /// A look at the socket takes less, unless another thread has run meanwhile on this processor.
 const LOOK: Duration = Duration::from_micros(8);
-/// For how many requests nothing is looked at again where another thread wants this processor: perhaps it is the client.
+/// For how many requests nothing is looked at again where another thread wants this processor:
+/// perhaps it is the client.
 const PAUSE: u32 = 50;
 /// What is received at a time in that moment.
 const PIECE: usize = 1 << 10;
 /// Its name for sockets is `SIOCOUTQ`.
 const HOW_MUCH_IS_LEFT: Opcode = libc::TIOCOUTQ as Opcode;
-/// Most bytes of one request. A client that sends more at a time, or sends one before it has taken all replies, has several
-/// requests under way: it keeps the server busy, and answers leave together if the server lets them gather.
+/// Most bytes of one request. A client that sends more at a time, or sends one before it has taken
+/// all replies, has several requests under way: it keeps the server busy, and answers leave
+/// together if the server lets them gather.
 const ONE: usize = REQUEST_HEADER;
 
 /// A connected socket, in non-blocking mode.
@@ -59,8 +62,8 @@ impl<S: AsFd> Eager<S> {
 
     /// Whether the client has taken all that was sent, or over TCP its kernel.
     fn is_all_taken(&self) -> bool {
-        // SAFETY: it writes an `int`: how many bytes are still to be taken, see tcp(7); of a Unix socket, with what the
-        // kernel needs to keep them.
+        // SAFETY: it writes an `int`: how many bytes are still to be taken, see tcp(7); of a Unix
+        // socket, with what the kernel needs to keep them.
         #[allow(unsafe_code)]
         let left = unsafe { ioctl(&self.socket, Getter::<HOW_MUCH_IS_LEFT, c_int>::new()) };
         left.is_ok_and(|left| left == 0)
@@ -108,7 +111,8 @@ impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Eager<S> {
             this.received(buf.filled().len() - before);
             return Poll::Ready(result);
         }
-        // The runtime is told of what is received behind its back, so that other tasks have their turn.
+        // The runtime is told of what is received behind its back, so that other tasks have their
+        // turn.
         let turn = ready!(coop::poll_proceed(cx));
         match this.look(buf) {
             Some(result) => {

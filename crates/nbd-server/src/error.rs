@@ -65,7 +65,8 @@ pub enum ConnectionError {
         /// Number of bytes.
         length: u32,
     },
-    /// The client neither took its replies nor went on with its request for [`Limits::stall`](crate::Limits::stall).
+    /// The client neither took its replies nor went on with its request for
+    /// [`Limits::stall`](crate::Limits::stall).
     #[error("the NBD client made no progress for {limit:?}")]
     Stalled {
         /// The limit.
@@ -74,7 +75,8 @@ pub enum ConnectionError {
     /// The export panicked.
     #[error("an NBD export failed while it carried out a request")]
     Export(#[source] JoinError),
-    /// The server was stopped, and [`Limits::grace`](crate::Limits::grace) was too short for the requests in flight.
+    /// The server was stopped, and [`Limits::grace`](crate::Limits::grace) was too short for the
+    /// requests in flight.
     #[error("NBD requests were still in flight {limit:?} after the server was stopped")]
     Grace {
         /// The limit.

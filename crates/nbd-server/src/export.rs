@@ -36,8 +36,8 @@ pub trait Export: Send + Sync + 'static {
     }
 
     /// Whether no method ever waits, for a disk or for anything else. They are then called in the
-    /// connection's own task (but for some reads of more than 256 KiB), otherwise on a thread that may
-    /// block.
+    /// connection's own task (but for some reads of more than 256 KiB), otherwise on a thread that
+    /// may block.
     fn is_fast(&self) -> bool {
         false
     }
@@ -48,8 +48,9 @@ pub trait Export: Send + Sync + 'static {
         let _ = request;
     }
 
-    /// Told of each request that was carried out, or has failed while it was, as soon as it is known how
-    /// it ended. Called in the connection's task or on the thread that did the work: must be quick.
+    /// Told of each request that was carried out, or has failed while it was, as soon as it is
+    /// known how it ended. Called in the connection's task or on the thread that did the work: must
+    /// be quick.
     fn answered(&self, answered: &Answered<'_>) {
         let _ = answered;
     }
@@ -79,7 +80,8 @@ pub trait Export: Send + Sync + 'static {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    /// Makes `length` bytes at `offset` read as zeroes. By default, zeroes are [written](Self::write).
+    /// Makes `length` bytes at `offset` read as zeroes. By default, zeroes are
+    /// [written](Self::write).
     ///
     /// # Errors
     /// The bytes cannot be written, or [`Zeroing::fast`] was asked for and this would be no faster
@@ -105,9 +107,9 @@ pub trait Export: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Which parts of `length` bytes at `offset` are allocated, as consecutive extents that begin at
-    /// `offset`. With `one`, the first is enough. They may stop short of the range's end; what they
-    /// say beyond it is not sent.
+    /// Which parts of `length` bytes at `offset` are allocated, as consecutive extents that begin
+    /// at `offset`. With `one`, the first is enough. They may stop short of the range's end; what
+    /// they say beyond it is not sent.
     ///
     /// # Errors
     /// The state cannot be told.

@@ -9,8 +9,8 @@
 //! * `request`: whether a request may be carried out, and how that is done;
 //! * `reply`: how replies are encoded, batched and sent;
 //! * [`protocol`]: the numbers and wire structs of both;
-//! * `server` accepts connections; `service` is a server in threads of its own, for a program that is
-//!   not async;
+//! * `server` accepts connections; `service` is a server in threads of its own, for a program that
+//!   is not async;
 //! * `limits`: what one peer, and all of them together, may take.
 //!
 //! In a program that is async, [`Server::run`] takes a listener, and a future that ends it:

@@ -1,8 +1,8 @@
 //! The handshake: fixed newstyle negotiation and option haggling.
 //!
 //! Whatever a client asks for that this server does not do, TLS and extended headers among it, gets
-//! the error reply that the specification wants, and the haggling goes on. Only a peer that does not
-//! speak the protocol, or too much of it, is dropped.
+//! the error reply that the specification wants, and the haggling goes on. Only a peer that does
+//! not speak the protocol, or too much of it, is dropped.
 
 use super::error::ConnectionError;
 use super::export::{Export, Exports};

@@ -14,9 +14,9 @@ use tokio::io::AsyncWrite;
 /// that of a structured reply, a chunk header and the offset.
 pub(super) const DATA_ROOM: usize = CHUNK_HEADER + 8;
 
-/// Bytes that are gathered before more requests are answered inline. Large enough that several replies
-/// to small reads leave in one system call, small enough that a client on another processor has the
-/// first of a full queue, and works on them, while the others are read.
+/// Bytes that are gathered before more requests are answered inline. Large enough that several
+/// replies to small reads leave in one system call, small enough that a client on another processor
+/// has the first of a full queue, and works on them, while the others are read.
 pub(super) const BATCH: usize = 32 << 10;
 
 /// Descriptors in one block status reply; a client asks again for what is left.

@@ -160,7 +160,8 @@ impl Server {
                 .await
                 .map_err(|_| ConnectionError::Grace { limit: grace })??,
         }
-        // Lets streams with a closing message of their own send it; a peer that is gone is no error.
+        // Lets streams with a closing message of their own send it; a peer that is gone is no
+        // error.
         timeout(grace, transmission.stream().shutdown()).await.ok();
         Ok(())
     }

@@ -34,8 +34,8 @@ pub enum Address {
 }
 
 impl Address {
-    /// The URI of an export there, as the NBD project's `doc/uri.md` has it; an empty name is the default
-    /// export's.
+    /// The URI of an export there, as the NBD project's `doc/uri.md` has it; an empty name is the
+    /// default export's.
     pub fn uri(&self, export: &str) -> String {
         let export = percent_encoded(export.as_bytes());
         match self {
@@ -145,9 +145,9 @@ fn spawn<L: Listener + Send + Sync + 'static>(
     runtime.spawn(server.run(listener, stop))
 }
 
-/// A new directory that only this user may enter, for a Unix socket: its path leaves room for a name
-/// in the 108 bytes of a socket's address, see unix(7). Below `$XDG_RUNTIME_DIR` where there is one,
-/// else where temporary files are. Removed when dropped.
+/// A new directory that only this user may enter, for a Unix socket: its path leaves room for a
+/// name in the 108 bytes of a socket's address, see unix(7). Below `$XDG_RUNTIME_DIR` where there
+/// is one, else where temporary files are. Removed when dropped.
 ///
 /// # Errors
 /// When no such directory can be made.

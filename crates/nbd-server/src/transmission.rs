@@ -28,7 +28,8 @@ use tracing::{debug, trace, warn};
 /// What is received at a time, beside the payload of large writes.
 const RECEIVE_BUFFER: usize = 64 << 10;
 /// Longest read that is answered inline in one piece. Longer ones go to a blocking thread, or are
-/// answered in pieces, each when the one before it has left, and while it is in the processor's cache.
+/// answered in pieces, each when the one before it has left, and while it is in the processor's
+/// cache.
 const MAX_INLINE: u32 = 256 << 10;
 /// Longest payload of a refused write that is skipped; a longer one ends the connection.
 const MAX_SKIP: u32 = 2 * MAX_PAYLOAD;

@@ -73,8 +73,8 @@ impl IndexedRanges {
         self.bytes_from(self.first_ending_after(range.start.0), range)
     }
 
-    /// Answers [`bytes_in`](Self::bytes_in) for ranges that ascend by their starts, several times as
-    /// fast.
+    /// Answers [`bytes_in`](Self::bytes_in) for ranges that ascend by their starts, several times
+    /// as fast.
     #[inline]
     pub fn ascending(&self) -> impl FnMut(DiskRange) -> u64 + '_ {
         let mut first = 0;

@@ -6,9 +6,9 @@ use std::path::Path;
 
 /// A name as it may be shown on a terminal.
 ///
-/// Escaped as `\ooo`, byte by byte: control characters (C0, DEL, and C1, which some terminals obey),
-/// characters that change the direction of text (a name could read as another), Unicode's line and
-/// paragraph separators, bytes that are not UTF-8, and the backslash.
+/// Escaped as `\ooo`, byte by byte: control characters (C0, DEL, and C1, which some terminals
+/// obey), characters that change the direction of text (a name could read as another), Unicode's
+/// line and paragraph separators, bytes that are not UTF-8, and the backslash.
 ///
 /// ```
 /// use virt_bmap_ranges::Printable;
@@ -35,7 +35,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Text of another program, or names that are [`Printable`] already, as it may be shown on a terminal.
+/// Text of another program, or names that are [`Printable`] already, as it may be shown on a
+/// terminal.
 ///
 /// Escaped as [`Printable`] does it, but for the backslash, which may begin an escape.
 ///

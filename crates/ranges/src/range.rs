@@ -1,8 +1,8 @@
 //! Offsets and half-open ranges.
 //!
 //! An offset on a guest disk, an offset in a file and an offset on one of the appliance's block
-//! devices are all counts of bytes, and mixing them is the classic mistake of a block map. Each is a
-//! type of its own here, and [`Range`] and [`RangeSet`] take one of them as parameter.
+//! devices are all counts of bytes, and mixing them is the classic mistake of a block map. Each is
+//! a type of its own here, and [`Range`] and [`RangeSet`] take one of them as parameter.
 //!
 //! A range is always half-open: `start` belongs to it, `end` does not.
 
@@ -64,7 +64,8 @@ offset! {
     FileOffset
 }
 
-/// Number of a guest's disk: its place, counted from 1, in the order in which the images were given.
+/// Number of a guest's disk: its place, counted from 1, in the order in which the images were
+/// given.
 pub type DiskNumber = u16;
 
 /// Half-open range of bytes, `start..end`.
@@ -87,7 +88,8 @@ impl<O: Offset> Range<O> {
         Some(Self { start, end: O::from_bytes(end) })
     }
 
-    /// The range of `length` bytes that begins at `start`, cut where offsets no longer fit in 64 bits.
+    /// The range of `length` bytes that begins at `start`, cut where offsets no longer fit in 64
+    /// bits.
     pub fn saturating(start: u64, length: u64) -> Self {
         Self::new(start, start.saturating_add(length))
     }
@@ -167,7 +169,8 @@ impl<O: Offset> RangeSet<O> {
         self.ranges.iter().map(|(start, end)| end - start).sum()
     }
 
-    /// Adds a range, joining it with those that it overlaps or touches. Returns whether any of its bytes were new.
+    /// Adds a range, joining it with those that it overlaps or touches. Returns whether any of its
+    /// bytes were new.
     pub fn insert(&mut self, range: Range<O>) -> bool {
         if range.is_empty() {
             return false;

@@ -25,9 +25,9 @@ pub enum BadNumber {
 /// The units above a byte, each 1024 times the one before it.
 const PREFIXES: &[u8] = b"KMGTPE";
 
-/// Reads a number of bytes: decimal or `0x` and hexadecimal, and after it nothing, or one of `K`, `M`,
-/// `G`, `T`, `P`, `E` for powers of 1024. After a letter `iB` may follow. The case of letters does not
-/// matter.
+/// Reads a number of bytes: decimal or `0x` and hexadecimal, and after it nothing, or one of `K`,
+/// `M`, `G`, `T`, `P`, `E` for powers of 1024. After a letter `iB` may follow. The case of letters
+/// does not matter.
 ///
 /// # Errors
 /// [`BadNumber`].
@@ -63,8 +63,8 @@ pub fn parse_bytes(text: &[u8]) -> Result<u64, BadNumber> {
     number.checked_mul(1 << shift).ok_or_else(|| BadNumber::TooLarge { found: found() })
 }
 
-/// The number that these digits write in base `radix` (2 to 36); `None` if there is none, or one that
-/// does not fit in 64 bits.
+/// The number that these digits write in base `radix` (2 to 36); `None` if there is none, or one
+/// that does not fit in 64 bits.
 #[inline]
 pub fn parse_digits(digits: &[u8], radix: u32) -> Option<u64> {
     if digits.is_empty() {
