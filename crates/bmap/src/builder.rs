@@ -1,4 +1,4 @@
-//! Makes a canonical map of objects and pieces that come in any order.
+//! Makes a canonical map from objects and pieces in any order.
 
 use thiserror::Error;
 
@@ -8,20 +8,20 @@ use super::object::{Attributes, NameError, ObjectName, ObjectTable};
 use super::role::Role;
 use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset};
 
-/// An object that was given to a [`MapBuilder`]. Its number in the map will be another.
+/// An object of a [`MapBuilder`]. The map will give it another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NewObject(u32);
 
 /// Why a builder refused an object or a piece.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum BuildError {
-    /// The name is none that a map can hold.
+    /// A map cannot hold this name.
     #[error(transparent)]
     Name(#[from] NameError),
     /// Disks are numbered from 1.
     #[error("there is no disk 0: disks are numbered from 1")]
     DiskZero,
-    /// The piece ends past what 64 bits can count in its file.
+    /// The end of the piece in its file does not fit in 64 bits.
     #[error("{length} bytes at offset {file_offset} of a file end past what 64 bits can count")]
     FileOffset {
         /// Where in the file the piece begins.
@@ -37,10 +37,10 @@ pub enum BuildError {
     },
 }
 
-/// Collects objects and pieces, and makes the [`Map`] of them.
+/// Collects objects and pieces, and makes a [`Map`] of them.
 ///
-/// The order in which they come has no influence on the map. Pieces of one object may overlap and
-/// repeat: see [`build`](Self::build).
+/// Their order does not matter. Pieces of one object may overlap and repeat: see
+/// [`build`](Self::build).
 ///
 /// ```
 /// use virt_bmap_map::{Attributes, Header, Kind, MapBuilder, ObjectName, text};
@@ -68,17 +68,17 @@ pub struct MapBuilder {
 }
 
 impl MapBuilder {
-    /// A builder of a map with this header, in our own dialect, without any object.
+    /// A builder with this header and without objects, for a map in our own dialect.
     pub fn new(header: Header) -> Self {
         Self { header, ..Self::default() }
     }
 
-    /// The header, to be changed: what could not be examined is known only at the end.
+    /// The header, for changes: warnings are complete only at the end.
     pub fn header_mut(&mut self) -> &mut Header {
         &mut self.header
     }
 
-    /// Adds an object, or finds the one of that name, and adds to what is known of it.
+    /// Adds an object, or finds the one with this name, and merges the attributes.
     ///
     /// # Errors
     /// [`BuildError::Name`].
@@ -93,18 +93,18 @@ impl MapBuilder {
         self.objects.name(object.0)
     }
 
-    /// What is known of an object.
+    /// The attributes of an object.
     pub fn attributes(&self, object: NewObject) -> Attributes {
         self.objects.attributes(object.0)
     }
 
-    /// Adds to what is known of an object.
+    /// Adds attributes to those of an object.
     pub fn know(&mut self, object: NewObject, attributes: Attributes) {
         self.objects.set_attributes(object.0, attributes);
     }
 
-    /// Says that a range of a disk holds data of an object, and where in the object it begins if
-    /// that is known. An empty range says nothing.
+    /// Adds a range of a disk that holds data of an object, and its offset in the object if that is
+    /// known. An empty range is ignored.
     ///
     /// # Errors
     /// [`BuildError::DiskZero`], [`BuildError::FileOffset`], [`BuildError::TooManyPieces`].
@@ -118,7 +118,7 @@ impl MapBuilder {
         self.piece_as(object, disk, range, file_offset, Role::default())
     }
 
-    /// Says the same of a range that is more than plain data to the object, or less: see [`Role`].
+    /// Adds a range with a [`Role`]: parity, a further copy, unwritten bytes, and so on.
     ///
     /// ```
     /// use virt_bmap_map::{Attributes, Header, Kind, MapBuilder, ObjectName, PieceFlags, Role, text};
@@ -176,12 +176,12 @@ impl MapBuilder {
         Ok(())
     }
 
-    /// How many pieces there are so far.
+    /// Number of pieces so far.
     pub fn piece_count(&self) -> usize {
         self.pieces.len()
     }
 
-    /// The pieces after the first `count`, in the order in which they came.
+    /// The pieces after the first `count`, in the order in which they were added.
     pub fn pieces_after(
         &self,
         count: usize,
@@ -192,13 +192,13 @@ impl MapBuilder {
         })
     }
 
-    /// How many objects there are so far.
+    /// Number of objects so far.
     pub fn object_count(&self) -> usize {
         self.objects.len()
     }
 
-    /// Forgets all objects and pieces but the first so many. No piece may be left of an object that
-    /// is forgotten.
+    /// Removes all objects and pieces after the first so many. No remaining piece may belong to a
+    /// removed object.
     pub fn truncate(&mut self, objects: usize, pieces: usize) {
         self.objects.truncate(objects);
         self.pieces.truncate(pieces);
@@ -206,10 +206,9 @@ impl MapBuilder {
 
     /// Makes the map.
     ///
-    /// Pieces of one object and role that touch or overlap become one if they agree where in the
-    /// object each byte lies. Where they disagree both stay: the object uses the bytes twice. A
-    /// piece of unknown file offset loses the bytes for which another piece of the same role knows
-    /// it.
+    /// Pieces of one object and role that touch or overlap are joined if they agree on the file
+    /// offset of each byte. If they disagree, both stay: the object uses the bytes twice. A piece
+    /// without a file offset loses the bytes for which another piece of the same role has one.
     pub fn build(self) -> Map {
         let Self { header, dialect, objects, mut pieces } = self;
         let (objects, renumbered) = objects.sort();
@@ -224,14 +223,14 @@ impl MapBuilder {
     }
 }
 
-/// What the bytes of a piece have in common if they can be joined with those of another: the
-/// difference between their places on the disk and in the file. Unknown offsets come last.
+/// Pieces that can be joined have this in common: the difference between disk offset and file
+/// offset. Unknown offsets come last.
 fn join_key(piece: &PieceRecord) -> (u32, DiskNumber, Role, bool, u64) {
     let shift = if piece.has_offset() { piece.start.wrapping_sub(piece.file_offset) } else { 0 };
     (piece.object, piece.disk, piece.role, !piece.has_offset(), shift)
 }
 
-/// Joins pieces as [`MapBuilder::build`] says. Leaves them sorted by object.
+/// Joins pieces as [`MapBuilder::build`] describes, and sorts them by object.
 fn normalise(pieces: &mut Vec<PieceRecord>) {
     pieces.sort_unstable_by_key(|piece| (join_key(piece), piece.start));
     pieces.dedup_by(|piece, kept| {
@@ -242,8 +241,8 @@ fn normalise(pieces: &mut Vec<PieceRecord>) {
         joins
     });
 
-    // Now take from the unknown what is known. They are neighbours, so that the few objects that
-    // have both can be found and done one by one.
+    // Now cut the known offsets out of the unknown ones. Both are neighbours, so the few objects
+    // that have both are easy to find.
     let mut extra = Vec::new();
     for pieces in pieces.chunk_by_mut(|a, b| (a.object, a.disk, a.role) == (b.object, b.disk, b.role)) {
         let known = pieces.partition_point(PieceRecord::has_offset);
@@ -352,7 +351,7 @@ mod tests {
                 ((name, role.copy), range.start.0, range.len(), file_offset.map(|offset| offset.0))
             }).collect();
             prop_assert_eq!(model(&back), model(&told));
-            // An unknown offset is said only of bytes of which nothing is known.
+            // Only bytes without any known offset have an unknown one.
             let known = model(&told);
             for &(name, start, length, offset) in &back {
                 if offset.is_none() {

@@ -1,4 +1,4 @@
-//! Maps in files: reading one, writing one, and from one to the other.
+//! Reads, writes and converts the files of maps.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ pub enum ConvertError {
         /// Why.
         source: io::Error,
     },
-    /// The input is no map.
+    /// The input is not a map.
     #[error("{}: could not be read as a map", Printable::path(.path))]
     Read {
         /// The input.
@@ -37,12 +37,12 @@ pub enum ConvertError {
         /// Why.
         source: WriteError,
     },
-    /// The output could not be begun, or not be completed.
+    /// The output could not be created or completed.
     #[error(transparent)]
     Output(#[from] OutputError),
 }
 
-/// Reads the map in `path`, or on standard input if that is `-`, in whatever format it is.
+/// Reads the map in `path`, or on standard input if that is `-`, in any format that can be read.
 ///
 /// # Errors
 /// [`ConvertError::Open`], [`ConvertError::Read`].
@@ -57,8 +57,8 @@ pub fn load(path: &Path) -> Result<Map, ConvertError> {
     map.map_err(|source| ConvertError::Read { path: path.to_owned(), source })
 }
 
-/// Writes a map to `path` in the format that its suffix says, or as text to standard output if that
-/// is `-`. The file is replaced when the new one is whole.
+/// Writes a map to `path` in the format of its suffix, or as text to standard output if `path` is
+/// `-`. An existing file is replaced when the new one is complete.
 ///
 /// # Errors
 /// [`ConvertError::Write`], [`ConvertError::Output`].
@@ -68,8 +68,8 @@ pub fn save(map: &Map, path: &Path) -> Result<(), ConvertError> {
     Ok(output.commit()?)
 }
 
-/// Writes a map to an output that has been begun, in the format that its name says. It is still to
-/// be [committed](Output::commit).
+/// Writes a map to an open output, in the format of its suffix. The caller
+/// [commits](Output::commit) it.
 ///
 /// # Errors
 /// [`ConvertError::Write`].
@@ -79,8 +79,8 @@ pub fn write(map: &Map, output: &mut Output) -> Result<(), ConvertError> {
     file.write(map, output).map_err(|source| ConvertError::Write { path, source })
 }
 
-/// Reads the map `input` and writes it to `output` in the format that its suffix says. They may be
-/// the same file.
+/// Reads the map `input` and writes it to `output` in the format of its suffix. Both may be the
+/// same file.
 ///
 /// # Errors
 /// See [`load`] and [`save`].

@@ -1,7 +1,7 @@
 //! The map as a table: one row for each range of each object, as comma-separated values.
 //!
-//! `docs/formats.md` describes the columns. Of what is in a map, the header and the objects without
-//! any range have no place in a table.
+//! `docs/formats.md` describes the columns. The table has neither the header of a map nor objects
+//! without ranges.
 
 use ::csv::{ByteRecord, Position, ReaderBuilder, StringRecord, Terminator, WriterBuilder};
 use std::borrow::Cow;
@@ -48,8 +48,8 @@ pub enum ReadError {
     /// The file could not be read at all.
     #[error("the map could not be read")]
     Io(#[from] io::Error),
-    /// The first row is another.
-    #[error("this is no block map: its first row does not name the columns `{}`", COLUMNS.join(","))]
+    /// The first row does not name these columns.
+    #[error("this is not a block map: its first row does not name the columns `{}`", COLUMNS.join(","))]
     NotAMap,
     /// One row is wrong.
     #[error("line {line}: {problem}")]
@@ -76,12 +76,12 @@ pub enum RowError {
         /// How many it has.
         found: u64,
     },
-    /// A value is none that its column can have.
-    #[error("`{found}` is no {column}")]
+    /// A value is not valid in its column.
+    #[error("`{found}` is not a valid {column}")]
     Value {
         /// The column.
         column: &'static str,
-        /// What stands there, printable.
+        /// The value, printable.
         found: String,
     },
     /// The end is exclusive, and no range is empty; the length is the difference.
@@ -91,19 +91,18 @@ pub enum RowError {
         start: u64,
         /// First byte after it.
         end: u64,
-        /// What stands in the column.
+        /// The value of the column.
         length: u64,
     },
-    /// A backslash begins no escape.
+    /// A backslash does not begin an escape.
     #[error(transparent)]
     Escape(#[from] BadEscape),
-    /// The object or the range is none that a map can hold.
+    /// A map cannot hold the object or the range.
     #[error(transparent)]
     Build(#[from] BuildError),
 }
 
-/// A name as it stands in a cell: escaped to UTF-8, and so that no spreadsheet takes it for a
-/// formula.
+/// A name in a cell: escaped to UTF-8, and so that a spreadsheet does not read it as a formula.
 pub(super) fn cell(name: &[u8]) -> Cow<'_, str> {
     let text = escape_to_utf8(name);
     match text.as_bytes().first() {
@@ -112,7 +111,7 @@ pub(super) fn cell(name: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// The names of some marks or flags in one cell, parted by spaces.
+/// The names of marks or flags in one cell, separated by spaces.
 pub(super) fn list(out: &mut String, names: impl Iterator<Item = &'static str>) {
     for name in names {
         if !out.is_empty() {
@@ -180,7 +179,7 @@ fn number(row: &mut StringRecord, value: Option<impl fmt::Display>) {
     row.push_field(std::str::from_utf8(&digits[..20 - left]).unwrap_or_default());
 }
 
-/// Reads a map. Its header is that of a new one.
+/// Reads a map. It gets the header of a new map.
 ///
 /// ```
 /// use virt_bmap_map::csv;
@@ -231,7 +230,7 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
     Ok(builder.build())
 }
 
-/// Whether it is what [`Guard`] says.
+/// Whether [`Guard`] caused the error.
 fn is_too_long(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref()) == Some(&RowError::TooLong)
 }
@@ -317,8 +316,8 @@ fn wrong(column: &'static str, found: &[u8]) -> RowError {
     RowError::Value { column, found: Printable(&found[..found.len().min(40)]).to_string() }
 }
 
-/// Watches over the input of the CSV reader, which by itself would collect a row of any length, and
-/// would not tell a last row that was cut off from a whole one.
+/// Guards the input of the CSV reader, which would accept a row of any length, and would not notice
+/// that the last row was cut off.
 struct Guard<R> {
     input: R,
     /// Bytes since the last line feed.

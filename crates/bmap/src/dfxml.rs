@@ -1,9 +1,9 @@
-//! The map as Digital Forensics XML, in the form of `fiwalk`. Written only.
+//! The map as Digital Forensics XML, as `fiwalk` writes it. Written only.
 //!
 //! Each filesystem is a `volume`, each name of a file or directory in it a `fileobject`, and each
-//! of its ranges a `byte_run`. Elements and attributes are those of the schema that the DFXML
-//! working group publishes, in the order that it demands; what it has no words for has attributes
-//! of a namespace of our own. `docs/formats.md` says what of a map is in it and what is not.
+//! of its ranges a `byte_run`. Elements and attributes follow the schema of the DFXML working
+//! group, in the order that it demands. Attributes in a namespace of our own hold what the schema
+//! lacks. `docs/formats.md` lists the parts of a map that are in the file, and those that are not.
 
 use chrono::{DateTime, SecondsFormat};
 use quick_xml::Writer;
@@ -64,7 +64,7 @@ pub fn write(map: &Map, output: impl Write) -> io::Result<()> {
     xml.writer.get_mut().flush()
 }
 
-/// The devices that have a filesystem, each with the objects in it.
+/// The devices with a filesystem, each with its objects.
 fn volumes(map: &Map) -> BTreeMap<&[u8], Vec<ObjectId>> {
     let mut volumes: BTreeMap<&[u8], Vec<ObjectId>> = BTreeMap::new();
     for filesystem in &map.header().filesystems {
@@ -87,8 +87,8 @@ struct Numbers {
 struct Volume<'a> {
     device: &'a [u8],
     filesystem: Option<&'a Filesystem>,
-    /// Where the device lies: each of its pieces, with its offset in the device, ascending on the
-    /// disks. Empty if that is not known.
+    /// The place of the device: each of its pieces, with its offset in the device, ascending on the
+    /// disks. Empty if it is not known.
     pieces: Vec<(Piece, u64)>,
 }
 
@@ -167,7 +167,7 @@ impl<'a> Volume<'a> {
             xml.number("inode", Some(inode))?;
             xml.end("parent_object")?;
         }
-        // The root is what fiwalk calls it, and no file can be called.
+        // fiwalk's name for the root, which no file can have.
         let filename = name.path.strip_prefix(b"/").unwrap_or(name.path);
         let filename = if filename.is_empty() { &b"."[..] } else { filename };
         xml.text("filename", &escape_to_utf8(filename))?;
@@ -200,7 +200,7 @@ impl<'a> Volume<'a> {
         xml.end("fileobject")
     }
 
-    /// Writes the runs in the order of the file: what can be read one after the other is the file.
+    /// Writes the runs in the order of the file, so that reading them in this order gives the file.
     fn write_runs(&self, xml: &mut Xml<impl Write>, object: Object<'_>) -> io::Result<()> {
         let is_run = |piece: &Piece| piece.role.copy == 0 && !piece.role.flags.contains(PieceFlags::PARITY);
         let mut runs: Vec<Piece> = object.pieces().filter(is_run).collect();

@@ -1,14 +1,15 @@
 //! Names from inside a guest, made safe for a line of text and for a terminal.
 //!
-//! A name in a guest is a row of bytes: anything but NUL, in no encoding that one could rely on.
-//! Three escapes are kept here. All write a byte as a backslash and three octal digits, so
-//! [`unescape`] undoes any of them:
+//! A name in a guest is a sequence of bytes except NUL, in no reliable encoding. There are three
+//! ways to escape it. All write a byte as a backslash and three octal digits, so [`unescape`]
+//! reverses each of them:
 //!
-//! * [`escape`] is that of the text map: only what would break a line or a reader is escaped, and
-//!   the rest stays as it is, valid UTF-8 or not;
-//! * [`escape_to_utf8`] is for formats that hold text only, and escapes what is not UTF-8 as well;
-//! * [`Printable`](virt_bmap_ranges::Printable) is for messages: whatever could steer a terminal,
-//!   or make a name look like another, is escaped as well.
+//! * [`escape`] is for the text map. It escapes only bytes that would break a line or a reader, and
+//!   keeps all others, valid UTF-8 or not;
+//! * [`escape_to_utf8`] is for formats that hold only text. It also escapes bytes that are not
+//!   UTF-8;
+//! * [`Printable`](virt_bmap_ranges::Printable) is for messages. It also escapes characters that
+//!   could control a terminal or make a name look like another.
 
 use std::borrow::Cow;
 use thiserror::Error;
@@ -17,7 +18,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the backslash at byte {position} of the name is not followed by three octal digits (000 to 377)")]
 pub struct BadEscape {
-    /// Where in the escaped name the backslash is, from 0.
+    /// Position of the backslash in the escaped name, from 0.
     pub position: usize,
 }
 
@@ -60,8 +61,8 @@ pub fn escape(name: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// Makes a string of a name for a format that holds text only: writes as `\ooo`, byte by byte, what
-/// is not UTF-8, control characters, the backslash, and the two characters that no XML may have
+/// Makes a name a string, for formats that hold only text. Writes as `\ooo`, byte by byte: bytes
+/// that are not UTF-8, control characters, the backslash, and the two characters that XML forbids
 /// (U+FFFE and U+FFFF).
 ///
 /// ```
@@ -96,10 +97,10 @@ pub fn escape_to_utf8(name: &[u8]) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Puts each `\ooo` back to the byte that it stands for, also where the byte had needed no escape.
+/// Replaces each `\ooo` by its byte, even if the byte needed no escape.
 ///
 /// # Errors
-/// [`BadEscape`] for a backslash that begins nothing of that form.
+/// [`BadEscape`] for a backslash without three octal digits.
 pub fn unescape(name: &[u8]) -> Result<Cow<'_, [u8]>, BadEscape> {
     let Some(first) = memchr::memchr(b'\\', name) else { return Ok(Cow::Borrowed(name)) };
     let mut out = Vec::with_capacity(name.len());

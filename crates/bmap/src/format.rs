@@ -1,4 +1,4 @@
-//! The formats that maps are kept in: which one a file is in, reading it, writing it.
+//! The formats of maps: recognises, reads and writes them.
 
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -10,13 +10,13 @@ use thiserror::Error;
 use super::model::Map;
 use super::{csv, dfxml, jsonl, parquet, text};
 
-/// A format that maps are kept in.
+/// A format of maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
     /// The [text map](text).
     Text,
-    /// [JSON Lines](jsonl), in which nothing is lost.
+    /// [JSON Lines](jsonl), the only format that holds everything.
     JsonLines,
     /// [Comma-separated values](csv), one row for each range.
     Csv,
@@ -35,7 +35,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// What a file that holds a map is.
+/// Format and compression of a file that holds a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileType {
     /// The format of the map.
@@ -50,16 +50,16 @@ pub enum ReadError {
     /// The input failed, or its compression is damaged.
     #[error("the map could not be read")]
     Io(#[from] io::Error),
-    /// The input is no text map.
+    /// The input is not a text map.
     #[error(transparent)]
     Text(#[from] text::ReadError),
-    /// The input is no map in JSON Lines.
+    /// The input is not a map in JSON Lines.
     #[error(transparent)]
     JsonLines(#[from] jsonl::ReadError),
-    /// The input is no map in CSV.
+    /// The input is not a map in CSV.
     #[error(transparent)]
     Csv(#[from] csv::ReadError),
-    /// Maps in this format are not read.
+    /// Maps in this format cannot be read.
     #[error(
         "this is {0}, which is written only and cannot be read back: convert from the text map or JSON Lines"
     )]
@@ -72,7 +72,7 @@ pub enum WriteError {
     /// The output failed.
     #[error("the map could not be written")]
     Io(#[from] io::Error),
-    /// It cannot be a text map.
+    /// It cannot be written as a text map.
     #[error(transparent)]
     Text(#[from] text::WriteError),
     /// The Parquet file failed.
@@ -93,14 +93,14 @@ impl fmt::Display for Format {
     }
 }
 
-/// How much of a file is looked at to tell what it is. bmap-tools and others begin their XML with
-/// long comments.
+/// Number of bytes by which a format is recognised. bmap-tools and others begin their XML with long
+/// comments.
 const BEGINNING: usize = 16 * 1024;
 
 impl FileType {
-    /// What a file of this name is, by its suffixes: `.jsonl`, `.csv`, `.xml`, `.parquet`, and
-    /// after any of them `.gz` or `.zst`. What has none of these is a text map: the original's are
-    /// often called just `bmap`.
+    /// The type of a file by the suffixes of its name: `.jsonl`, `.csv`, `.xml`, `.parquet`, and
+    /// after any of them `.gz` or `.zst`. A file without any of these is a text map: those of the
+    /// original are often just called `bmap`.
     ///
     /// ```
     /// use virt_bmap_map::{Compression, FileType, Format};
@@ -131,8 +131,7 @@ impl FileType {
         Self { format: known.map_or(Format::Text, |(_, format)| *format), compression }
     }
 
-    /// Whether a file that begins so is one that may hold a map and is no text: compressed, or
-    /// Parquet.
+    /// Whether a file with this beginning may hold a map and is binary: compressed, or Parquet.
     pub fn is_binary(beginning: &[u8]) -> bool {
         Compression::of_beginning(beginning).is_some()
             || Format::of_beginning(beginning) == Some(Format::Parquet)
@@ -187,7 +186,7 @@ impl Format {
         }
     }
 
-    /// The format that a file begins like, if it is like any.
+    /// The format that the beginning of a file shows, if it shows any.
     fn of_beginning(bytes: &[u8]) -> Option<Self> {
         let finds = |what| memchr::memmem::find(bytes, what).is_some();
         match bytes {
@@ -216,8 +215,8 @@ impl Compression {
     }
 }
 
-/// Reads a map in whatever format it is in, compressed or not. What the file contains tells; where
-/// it begins like none of the formats, it is taken for what it was `named`.
+/// Reads a map in any format, compressed or not. The contents decide; if they show no format, the
+/// name does (`named`).
 ///
 /// # Errors
 /// See [`ReadError`].

@@ -1,6 +1,6 @@
-//! Names of one file, taken together.
+//! Groups the names of one file.
 //!
-//! A map has one object for each name. Who asks what changed, or what is damaged, means the file.
+//! A map has one object for each name. Questions about changes or damage are about files.
 
 use hashbrown::DefaultHashBuilder;
 use std::hash::{BuildHasher, Hasher as _};
@@ -35,12 +35,12 @@ pub fn bytes_on_disk(object: Object<'_>) -> u64 {
     disk_ranges(object).map(|(_, span)| span.len()).sum()
 }
 
-/// Whether two objects of one map are names of one file: of one kind on one device, with the same
-/// bytes, and the same inode where that is known. A file without bytes is told by its inode, if
-/// that has several links.
+/// Whether two objects of one map are names of one file: they have the same kind, device and bytes,
+/// and the same inode if it is known. For a file without bytes the inode decides, if it has several
+/// links.
 ///
-/// Copies that share all their blocks have inodes of their own, and are other files. In a map that
-/// knows no inodes they cannot be told apart, and are taken for one.
+/// Copies that share all their blocks have inodes of their own and are different files. A map
+/// without inodes cannot distinguish them, and they count as one file.
 pub fn is_same_file(a: Object<'_>, b: Object<'_>) -> bool {
     let (known_a, known_b) = (a.attributes(), b.attributes());
     let same = a.kind() == b.kind()
@@ -51,8 +51,8 @@ pub fn is_same_file(a: Object<'_>, b: Object<'_>) -> bool {
     same && (has_bytes() || (known_a.inode.is_some() && known_a == known_b && known_a.links > Some(1)))
 }
 
-/// Bytes of the disk, device and, if it is to be, inode in 64 bits. What is the same has equal
-/// numbers.
+/// A hash of the disk ranges, the device and, on request, the inode. Names of one file have equal
+/// hashes.
 pub fn fingerprint(state: &DefaultHashBuilder, object: Object<'_>, with_inode: bool) -> u64 {
     let mut hasher = state.build_hasher();
     let inode = object.attributes().inode.filter(|_| with_inode);
@@ -66,8 +66,8 @@ pub fn fingerprint(state: &DefaultHashBuilder, object: Object<'_>, with_inode: b
     hasher.finish()
 }
 
-/// Takes the names of each file together. `objects` are in the order of the map, and so are the
-/// files. Objects that have no directory entry are each by itself.
+/// Groups the names of each file. `objects` are in the order of the map, and so are the files. An
+/// object without a directory entry is a group of its own.
 pub fn files<'a>(objects: impl Iterator<Item = Object<'a>>) -> Vec<File<'a>> {
     let state = DefaultHashBuilder::default();
     let mut files: Vec<File<'a>> = objects.map(|object| File { object, names: 1 }).collect();

@@ -1,27 +1,27 @@
-//! What a map says of itself: the tool that made it, the images, and what it could not examine.
+//! The header of a map: the program that made it, the images, the filesystems, and warnings.
 
 use super::warning::Warning;
 use std::collections::BTreeMap;
 
-/// The words at the top of a map.
+/// The header of a map.
 ///
-/// There is no date among them: two runs on one image give the same map.
+/// It has no date: two runs on one image give the same map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Tool and version that made the map, for example `virt-bmap-rs 0.1.0`.
+    /// Program and version that made the map, for example `virt-bmap-rs 0.1.0`.
     pub generator: String,
     /// The images that were mapped, in the order of their disk numbers.
     pub images: Vec<ImageInfo>,
     /// The filesystems that were examined.
     pub filesystems: Vec<Filesystem>,
-    /// What could not be examined, and then what else is worth knowing.
+    /// Warnings of missing objects first, then the others.
     pub warnings: Vec<Warning>,
-    /// Other comment lines, as they stand in the file after the `#`, to be kept as they are.
+    /// Other comment lines of the file, without the `#`. They are kept unchanged.
     pub comments: Vec<Vec<u8>>,
 }
 
 impl Default for Header {
-    /// A header that names this crate and its version, and nothing else.
+    /// A header with the name and version of this program, and nothing else.
     fn default() -> Self {
         Self {
             generator: crate::GENERATOR.to_owned(),
@@ -34,20 +34,20 @@ impl Default for Header {
 }
 
 impl Header {
-    /// Whether nothing that is on the disks is missing from the map, as far as is known.
+    /// Whether the map is complete: no warning says that something is missing.
     pub fn is_complete(&self) -> bool {
         !self.warnings.iter().any(Warning::is_incomplete)
     }
 }
 
-/// One disk of the guest: the image that it was read from.
+/// A disk of the guest, and its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
     /// Number of the disk, from 1.
     pub disk: u16,
     /// Size of the disk that the guest sees, in bytes.
     pub size: u64,
-    /// The top image: what the user named.
+    /// The top image, which the user named.
     pub image: ImageFile,
     /// The images below it, from its direct backing file (or snapshot parent) down to the base.
     pub chain: Vec<ImageFile>,
@@ -58,40 +58,40 @@ pub struct ImageInfo {
 pub struct Filesystem {
     /// The device that it is on, as the appliance calls it. Not empty.
     pub device: Vec<u8>,
-    /// Its type, in the words of `blkid`: `ext4`, `xfs`, `vfat`, …
+    /// Its type, as `blkid` names it: `ext4`, `xfs`, `vfat`, …
     pub kind: String,
     /// Size of its blocks in bytes.
     pub block_size: Option<u64>,
     /// Its size in bytes, as `statfs` gives it.
     pub size: Option<u64>,
-    /// Bytes of it that are free.
+    /// Number of free bytes.
     pub free: Option<u64>,
-    /// Bytes of it that the map lists as [free](super::Kind::Free). `None`: it does not know which
-    /// are.
+    /// Number of bytes that the map lists as [free](super::Kind::Free). `None` if it is not known
+    /// which bytes are free.
     pub free_mapped: Option<u64>,
-    /// How many directories were found in it.
+    /// Number of directories that were found in it.
     pub directories: u64,
-    /// How many names of regular files were found in it.
+    /// Number of names of regular files that were found in it.
     pub files: u64,
-    /// What tells whether its inodes have changed; empty where that is not known. JSON Lines alone
-    /// have it.
+    /// Digests by which changes of its inodes are detected; empty if there are none. Only JSON
+    /// Lines have them.
     pub inodes: InodeDigests,
 }
 
-/// Digests of a filesystem's inodes, by the number of the first of the [`INODES_PER_DIGEST`] that
-/// have it together. Only those that contain a regular file's or a directory's are there.
+/// Digests of a filesystem's inodes. [`INODES_PER_DIGEST`] inodes share a digest; the key is the
+/// number of the first. Only groups with an inode of a regular file or a directory are there.
 pub type InodeDigests = BTreeMap<u64, Digest>;
 
-/// The first half of a SHA-256 of inodes, of what is in those that are directories, and of all else
-/// that decides where on the disks their files lie. Two maps can be compared by it; it tells
+/// The first half of a SHA-256 of inodes, of the blocks of those that are directories, and of all
+/// else that decides where their files lie on the disks. It serves to compare two maps and reveals
 /// nothing else.
 pub type Digest = [u8; 16];
 
-/// So many inodes have one digest, or fewer at the end of a table of inodes.
+/// Number of inodes that share a digest; fewer at the end of a table of inodes.
 pub const INODES_PER_DIGEST: u64 = 8;
 
-/// Most digests in a map; of a filesystem with which there would be more it has none. The first
-/// line of JSON Lines, which has them, stays shorter than the longest line that is read.
+/// Most digests in a map. A filesystem that would exceed it has none. The limit keeps the first
+/// line of JSON Lines, which has the digests, below the longest line that is read.
 pub const MOST_DIGESTS: usize = 900_000;
 
 /// One file of an image's chain.
@@ -99,6 +99,6 @@ pub const MOST_DIGESTS: usize = 900_000;
 pub struct ImageFile {
     /// File name, as the user typed it or as the image above refers to it. Not necessarily UTF-8.
     pub name: Vec<u8>,
-    /// Format, in qemu's words: `raw`, `qcow2`, `vmdk`, …
+    /// Format, as qemu names it: `raw`, `qcow2`, `vmdk`, …
     pub format: String,
 }

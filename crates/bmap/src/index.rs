@@ -2,15 +2,15 @@
 //!
 //! Each disk is cut at every place where a piece begins or ends. For each of these intervals the
 //! index names the active piece that ends first, and for that one the active piece that ends next,
-//! and so on: a chain. What ends at the end of an interval is on top of its chain, so that the next
-//! interval's chain is the rest of it, shared. Where pieces are nested, as files are in partitions
-//! and these in disks, all chains together have one link a piece. A piece that begins inside of
-//! another and ends outside of it needs one more link for each piece that it crosses in this way;
-//! each of them would be one more line in the text map, too.
+//! and so on: a chain. The piece that ends with an interval is on top of its chain, so the next
+//! interval shares the rest of the chain. Where pieces are nested, as files are in partitions and
+//! these in disks, all chains together have one link a piece. A piece that begins inside of another
+//! and ends outside of it needs one more link for each piece that it crosses in this way; each of
+//! them would be one more line in the text map, too.
 //!
-//! With millions of pieces a look-up is as slow as its waits for memory. They are few: one for the
-//! node of ten intervals, and one for each piece that few other places share. Many look-ups wait
-//! together.
+//! With millions of pieces, the time of a look-up is the time that it waits for memory. It waits a
+//! few times: once for the node of ten intervals, and once for each piece that few other places
+//! share. The waits of many look-ups overlap.
 
 use std::hint::black_box;
 
@@ -18,14 +18,14 @@ use super::model::{Map, Object, ObjectId, PieceRecord};
 use super::role::Role;
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, FileOffset};
 
-/// One object at the place that was asked for.
+/// One object at the queried place.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hit<'a> {
     /// The object.
     pub object: Object<'a>,
-    /// The part of the question that this piece of the object covers.
+    /// The part of the query that this piece of the object covers.
     pub range: DiskRange,
-    /// Where in the object that part begins, if the map knows it.
+    /// Offset of that part in the object, if the map knows it.
     pub file_offset: Option<FileOffset>,
     /// What the bytes are to the object: data, a further copy of it, parity, not yet written.
     pub role: Role,
@@ -34,7 +34,7 @@ pub struct Hit<'a> {
 /// No link, no piece.
 const NONE: u32 = u32::MAX;
 
-/// How many offsets are looked up at a time, so that the processor waits for their memory together.
+/// Offsets that are looked up at a time, so that the processor's waits for memory overlap.
 const BATCH: usize = 16;
 
 /// The index of a map.
@@ -143,8 +143,8 @@ impl Index {
         }
     }
 
-    /// The pieces on top of chains are each somewhere else in memory, and so are their objects.
-    /// This asks for all before any is needed.
+    /// The pieces on top of chains are scattered over memory, and so are their objects. This
+    /// prefetches all of them before any is needed.
     fn fetch(&self, map: &Map, found: &[Found]) {
         let tops = || found.iter().map(|found| found.top).filter(|&top| top != NONE);
         for top in tops() {
@@ -408,7 +408,7 @@ impl DiskIndex {
     }
 }
 
-/// What is known of an offset while it is looked up.
+/// The state of one look-up.
 #[derive(Clone, Copy)]
 struct Found {
     /// How many groups or nodes begin at the offset or before it.

@@ -1,4 +1,4 @@
-//! The lines of a map in text, none of them without end.
+//! Reads the lines of a map, with a limit on their length.
 
 use std::io::{self, BufRead as _, BufReader, Read};
 
@@ -29,7 +29,7 @@ impl<R: Read> Lines<R> {
         Self { input: BufReader::with_capacity(256 * 1024, input), line: Vec::new(), number: 0, limit }
     }
 
-    /// Goes on to the next line; `None`: there is none.
+    /// Reads the next line; `None` at the end.
     pub(super) fn next(&mut self) -> io::Result<Option<End>> {
         self.line.clear();
         (&mut self.input).take(self.limit as u64 + 1).read_until(b'\n', &mut self.line)?;

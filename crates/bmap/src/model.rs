@@ -16,7 +16,7 @@ pub enum Dialect {
     /// Ours: a header, and bytes that would break a line escaped.
     #[default]
     Escaped,
-    /// That of the original virt-bmap: no header, nothing escaped.
+    /// That of the original virt-bmap: without header and without escapes.
     Original,
 }
 
@@ -40,10 +40,10 @@ pub struct Piece {
     pub disk: DiskNumber,
     /// The bytes of the disk. Never empty.
     pub range: DiskRange,
-    /// Where in the object the range begins, if that is known. A map read from text knows it of no
-    /// piece.
+    /// Offset of the range in the object, if known. Maps that were read from text have none.
     pub file_offset: Option<FileOffset>,
-    /// What the bytes are to the object. In a map read from text they are plain data in each piece.
+    /// What the bytes are to the object. In maps that were read from text all pieces are plain
+    /// data.
     pub role: Role,
 }
 
@@ -68,7 +68,7 @@ impl PieceRecord {
         self.file_offset != Self::NO_OFFSET
     }
 
-    /// Where in the object the byte `at` of the disk lies, which must be in the piece.
+    /// The offset in the object of byte `at` of the disk, which must be in the piece.
     #[inline]
     pub(super) fn offset_at(&self, at: u64) -> Option<FileOffset> {
         self.has_offset().then(|| FileOffset(self.file_offset + (at - self.start)))
@@ -85,7 +85,7 @@ impl PieceRecord {
     }
 }
 
-/// An object of a map, with what is known of it.
+/// An object of a map, with its attributes and pieces.
 #[derive(Clone, Copy)]
 pub struct Object<'a> {
     pub(super) map: &'a Map,
@@ -108,7 +108,7 @@ impl<'a> Object<'a> {
         self.map.objects.name(self.id.0)
     }
 
-    /// What is known of it: inode, size, times, marks.
+    /// Its attributes: inode, size, times, marks.
     pub fn attributes(self) -> Attributes {
         self.map.objects.attributes(self.id.0)
     }
@@ -135,13 +135,13 @@ impl fmt::Debug for Object<'_> {
     }
 }
 
-/// A block map. Made by a [`MapBuilder`](super::MapBuilder) or a reader of one of the formats, and
-/// not changed any more, but for its header.
+/// A block map. A [`MapBuilder`](super::MapBuilder) or a reader makes it; afterwards only its
+/// header can be changed.
 ///
-/// It is canonical: two maps that say the same are equal, whatever the order in which they were
-/// told. Objects are in the byte order of `TYPE DEVICE PATH`, pieces in the order of disk, start
-/// and object. Of one object no two pieces touch or overlap, unless their file offsets or their
-/// [`Role`]s tell them apart: a file may use one block of the disk in two places.
+/// It is canonical: two maps with the same contents are equal, whatever the order in which the
+/// contents were added. Objects are in the byte order of `TYPE DEVICE PATH`, pieces in the order of
+/// disk, start and object. Of one object no two pieces touch or overlap, unless their file offsets
+/// or their [`Role`]s differ: a file may use one block of the disk in two places.
 #[derive(Clone)]
 pub struct Map {
     header: Header,
@@ -159,12 +159,12 @@ impl Map {
         Self { header, dialect, objects, pieces, index: OnceLock::new(), by_object: OnceLock::new() }
     }
 
-    /// What the map says of itself.
+    /// Images, filesystems, warnings and comments.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The header, to be changed.
+    /// The header, for changes.
     pub fn header_mut(&mut self) -> &mut Header {
         &mut self.header
     }
@@ -174,13 +174,13 @@ impl Map {
         self.dialect
     }
 
-    /// Whether there is more in it than devices, directories and files: metadata, symbolic links,
+    /// Whether it has other objects than devices, directories and files: metadata, symbolic links,
     /// free space.
     pub fn lists_metadata(&self) -> bool {
         self.objects().any(|object| matches!(object.kind(), Kind::Metadata | Kind::Symlink | Kind::Free))
     }
 
-    /// Whether it knows the inodes of files, as far as it has any.
+    /// Whether it has inodes of files, or no files.
     pub fn knows_inodes(&self) -> bool {
         let mut files = self.objects().filter(|object| object.kind() == Kind::File);
         files.next().is_none_or(|file| file.attributes().inode.is_some())
@@ -229,8 +229,8 @@ impl Map {
         sweep::try_for_each_interval(&self.pieces, self.objects.len(), visit)
     }
 
-    /// What is at one byte: the objects that it belongs to, the most specific first, with its
-    /// offset in each. An object appears as often as it uses the byte.
+    /// The objects that a byte belongs to, the most specific first, with its offset in each. An
+    /// object appears as often as it uses the byte.
     ///
     /// The first look-up builds the index, in time and memory proportional to the map.
     ///
@@ -248,9 +248,9 @@ impl Map {
         self.index().at(self, disk, offset)
     }
 
-    /// Looks many offsets up, and calls `visit` with each, in the order given, and with what
-    /// [`at`](Self::at) would find there. On a large map this is several times as fast, as the
-    /// look-ups then wait for memory together.
+    /// Looks up many offsets, and calls `visit` with each, in the order given, and with the result
+    /// of [`at`](Self::at). On a large map this is several times as fast as single look-ups,
+    /// because their waits for memory overlap.
     ///
     /// ```
     /// use virt_bmap_map::text;
@@ -273,8 +273,8 @@ impl Map {
         self.index().at_each(self, disk, offsets, visit);
     }
 
-    /// What a range of a disk touches, one [`Hit`] for each piece and cut to the range; first those
-    /// that begin before the range, then the others as they begin.
+    /// The objects that a range of a disk touches: one [`Hit`] for each piece, cut to the range.
+    /// The pieces that begin before the range come first, then the others by their starts.
     ///
     /// [`Over::most_specific_first`] sorts them.
     ///
@@ -300,9 +300,9 @@ impl Map {
         self.index().over(self, disk, range)
     }
 
-    /// Looks many ranges of a disk up, and calls `visit` with the place of each in `ranges`, in the
-    /// order given, and with what [`over`](Self::over) finds there, the most specific first. On a
-    /// large map this is faster, as the look-ups then wait for memory together.
+    /// Looks up many ranges of a disk, and calls `visit` with the index of each in `ranges`, in the
+    /// order given, and with the result of [`over`](Self::over), the most specific first. On a
+    /// large map this is faster than single look-ups, because their waits for memory overlap.
     pub fn over_each<'a>(
         &'a self,
         disk: DiskNumber,

@@ -1,7 +1,7 @@
-//! Objects, what a range of a disk can belong to, and their compact store.
+//! Objects, their names and attributes, and a compact store for them.
 //!
-//! A guest has millions of files. An object costs 16 bytes here plus its path, which lies with all
-//! the others in one block of memory, and 48 bytes more where anything is known of its inode.
+//! A guest has millions of files. An object takes 16 bytes plus its path, which lies with all
+//! others in one block of memory, and 48 bytes more if it has attributes.
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use std::cmp::Ordering;
@@ -18,7 +18,7 @@ pub const MAX_PATH: usize = 255 * 1024;
 /// Longest device name in bytes.
 pub const MAX_DEVICE: usize = 512;
 
-/// What kind of thing an object is.
+/// The kind of an object.
 ///
 /// The order of the variants is that of [`specificity`](Self::specificity).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,11 +32,11 @@ pub enum Kind {
     Symlink,
     /// `m`: metadata of a filesystem, a volume group, a partition table.
     Metadata,
-    /// `u`: what is known to be unused, such as the free space of a filesystem.
+    /// `u`: declared unused, such as the free space of a filesystem.
     Free,
     /// `l`: a logical volume.
     LogicalVolume,
-    /// `b`: another block device that the guest's kernel puts together, such as a RAID array or an
+    /// `b`: another block device that the guest's kernel assembles, such as a RAID array or an
     /// unlocked encrypted volume.
     MappedDevice,
     /// `p`: a partition.
@@ -79,13 +79,14 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.letter() == letter)
     }
 
-    /// How much an object of this kind says of a byte: 0 says most. A byte of a file is also one of
-    /// its partition and one of its disk, and who asks for the byte wants the file first.
+    /// How specific the kind is: 0 is the most specific. A byte of a file also belongs to its
+    /// partition and its disk, and a look-up should show the file first.
     pub fn specificity(self) -> u8 {
         self as u8
     }
 
-    /// Whether objects of this kind have a path besides their device; `None` where they may.
+    /// Whether objects of this kind have a path in addition to their device; `None` if the path is
+    /// optional.
     pub fn has_path(self) -> Option<bool> {
         match self {
             Self::File | Self::Directory | Self::Symlink => Some(true),
@@ -97,8 +98,8 @@ impl Kind {
     }
 }
 
-/// What an object is called: its kind, the device and, for what lies in a filesystem, the path from
-/// that filesystem's root. Names are bytes in no particular encoding.
+/// The name of an object: its kind, its device and, in a filesystem, the path from that
+/// filesystem's root. Names are bytes in no particular encoding.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ObjectName<'a> {
     /// The kind.
@@ -120,8 +121,8 @@ impl<'a> ObjectName<'a> {
         Self { kind, device, path }
     }
 
-    /// The path of the directory that it is in, and its name there; `None` of a root, and of what
-    /// has no path.
+    /// The path of its directory, and its name there; `None` for a root and for objects without a
+    /// path.
     ///
     /// ```
     /// use virt_bmap_map::{Kind, ObjectName};
@@ -211,7 +212,7 @@ pub enum NameError {
     /// A device with a path.
     #[error("an object of type `{}` is a device and has no path", char::from(.0.letter()))]
     UnexpectedPath(Kind),
-    /// A name that is longer than any a filesystem is likely to hold.
+    /// The name is too long.
     #[error("the {what} is {length} bytes long; at most {limit} can be mapped")]
     TooLong {
         /// Which part of the name.
@@ -231,53 +232,54 @@ pub enum NameError {
     },
 }
 
-/// What is known of an object besides its name and its ranges.
+/// The attributes of an object: all but its name and its ranges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Inode number in its filesystem. No filesystem uses 0, which is taken as unknown.
+    /// Inode number in its filesystem. No filesystem uses 0, which means unknown.
     pub inode: Option<u64>,
     /// Size in bytes, as `stat` gives it.
     pub size: Option<u64>,
-    /// Number of hard links. 0 is taken as unknown.
+    /// Number of hard links. 0 means unknown.
     pub links: Option<u32>,
     /// Bytes that the filesystem has allocated for it: `st_blocks` of `stat`, times 512.
     pub allocated: Option<u64>,
-    /// File type and permissions, as `st_mode` of Linux has them, which is 16 bits wide. 0 is taken
-    /// as unknown.
+    /// File type and permissions, as `st_mode` of Linux has them, which is 16 bits wide. 0 means
+    /// unknown.
     pub mode: Option<u16>,
     /// When its data was last modified: nanoseconds since 1970 in UTC.
     pub modified: Option<i64>,
     /// When its inode was last changed: nanoseconds since 1970 in UTC.
     pub changed: Option<i64>,
-    /// What is peculiar about it, or about what the map says of it.
+    /// Its marks.
     pub marks: Marks,
 }
 
 bitflags::bitflags! {
-    /// What is peculiar about an object, or about what the map says of it.
+    /// Special properties of an object, or of its ranges in the map.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
     pub struct Marks: u16 {
-        /// It has no blocks of its own: it is empty, or one hole, or its data lies in metadata.
+        /// It has no blocks of its own: it is empty, one hole, or its data lies in metadata.
         const NO_BLOCKS = 1;
         /// Its data, or the end of it, lies in metadata.
         const INLINE = 1 << 1;
         /// It has holes.
         const SPARSE = 1 << 2;
-        /// Data of it is compressed or otherwise encoded: bytes on the disk are not bytes of it.
+        /// Some of its data is compressed or otherwise encoded, so bytes on the disk differ from
+        /// those of the file.
         const ENCODED = 1 << 3;
         /// It is encrypted by its filesystem.
         const ENCRYPTED = 1 << 4;
-        /// Blocks are allocated that were never written.
+        /// It has blocks that are allocated and never written.
         const PREALLOCATED = 1 << 5;
-        /// It was not read exactly where the kernel says that it lies.
+        /// The reads of its data did not match the place that the kernel reports.
         const INEXACT = 1 << 6;
-        /// There was nothing with which its ranges could be compared.
+        /// Nothing was available to compare its ranges with.
         const UNVERIFIED = 1 << 7;
     }
 }
 
 impl Marks {
-    /// What each mark is called in the formats.
+    /// The name of each mark in the formats.
     pub const NAMES: [(Self, &'static str); 8] = [
         (Self::NO_BLOCKS, "no-blocks"),
         (Self::INLINE, "inline"),
@@ -289,7 +291,7 @@ impl Marks {
         (Self::UNVERIFIED, "unverified"),
     ];
 
-    /// The names of those that are set.
+    /// The names of the marks that are set.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter().filter(move |(mark, _)| self.contains(*mark)).map(|(_, name)| name)
     }
@@ -339,7 +341,7 @@ impl PackedAttributes {
     }
 }
 
-/// One object: where its name is.
+/// One object: the place of its name.
 #[derive(Clone, Copy)]
 struct Record {
     path: u64,
@@ -376,8 +378,8 @@ impl Objects {
         }
     }
 
-    /// The kind of an object in a sorted store. Look-ups ask for it all the time, and an answer
-    /// that comes without a look at the record saves a wait for memory.
+    /// The kind of an object in a sorted store. Look-ups need it often, and an answer without the
+    /// record saves a wait for memory.
     #[inline]
     pub(super) fn kind(&self, object: u32) -> Kind {
         let known = self.kind_ends.iter().find(|(end, _)| object < *end);
@@ -454,7 +456,7 @@ impl ObjectTable {
         self.objects.attributes(object)
     }
 
-    /// Adds what is known to what was known of the object before.
+    /// Merges attributes into those of the object.
     pub(super) fn set_attributes(&mut self, object: u32, attributes: Attributes) {
         if attributes == Attributes::default() {
             return;
@@ -479,7 +481,7 @@ impl ObjectTable {
         self.objects.len()
     }
 
-    /// Forgets all objects after the first `count`.
+    /// Removes all objects after the first `count`.
     pub(super) fn truncate(&mut self, count: usize) {
         let Objects { records, paths, attributes, .. } = &mut self.objects;
         if let Some(first) = records.get(count) {
@@ -490,8 +492,7 @@ impl ObjectTable {
         self.by_name.retain(|object| (*object as usize) < count);
     }
 
-    /// Puts the objects in the order of their names. Returns them and, for each former number, the
-    /// new one.
+    /// Sorts the objects by name. Returns them and, for each old number, the new one.
     pub(super) fn sort(self) -> (Objects, Vec<u32>) {
         let Self { mut objects, by_name, .. } = self;
         drop(by_name); // before the sort needs memory of its own
@@ -515,8 +516,8 @@ impl ObjectTable {
     }
 }
 
-/// Puts at each place what was at the place that `order`, a permutation, names. In place: a second
-/// copy of all objects would be the most memory that making a map takes.
+/// Reorders by the permutation `order`: each place gets the element from the place that `order`
+/// names. In place, since a second copy of all objects would set the peak of memory use.
 fn permute<T: Copy>(items: &mut [T], order: &[u32]) {
     let mut done = vec![false; order.len()];
     for first in 0..order.len() {

@@ -1,8 +1,8 @@
-//! Output files that are whole or not there.
+//! Output files that are either complete or absent.
 //!
-//! What is written goes to a temporary file beside the one that was named, and takes its name when
-//! all of it is safely on the disk. A reader never sees half of it, and a run that fails leaves the
-//! former file alone.
+//! The output goes to a temporary file in the same directory, which is renamed when all of it is on
+//! the disk. A reader never sees half a file, and a run that fails leaves an existing file as it
+//! is.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -13,13 +13,13 @@ use thiserror::Error;
 
 use virt_bmap_ranges::Printable;
 
-/// What went wrong with an output file, and what it was called.
+/// An error of an output file.
 #[derive(Debug, Error)]
 #[error("{}: {what}", Printable::path(.path))]
 pub struct OutputError {
     /// The file, as it was named.
     pub path: PathBuf,
-    /// What could not be done.
+    /// The step that failed.
     pub what: &'static str,
     /// Why.
     pub source: io::Error,
@@ -27,7 +27,7 @@ pub struct OutputError {
 
 /// An output file, or standard output if it is named `-`.
 ///
-/// Nothing is kept of a file that is dropped before [`commit`](Self::commit).
+/// If it is dropped before [`commit`](Self::commit), nothing is left of it.
 ///
 /// ```
 /// use std::io::Write;
@@ -51,24 +51,24 @@ pub struct Output {
 #[derive(Debug)]
 enum Target {
     Stdout(io::Stdout),
-    /// A pipe, a terminal, `/dev/null`: nothing that could be replaced.
+    /// A pipe, a terminal, `/dev/null`: it cannot be replaced, so it is written to directly.
     Direct(File),
     Temporary {
         file: NamedTempFile,
-        /// What it will be called: the named file, or what that is a symbolic link to.
+        /// The final name: the path that was given, or the target of that symbolic link.
         name: PathBuf,
     },
 }
 
 impl Output {
-    /// Begins the file `path`.
+    /// Creates the output `path`.
     ///
-    /// The permissions are those of the file that is replaced, or those that any new file gets. If
-    /// the name is a symbolic link, the file that it leads to is replaced. What exists and is no
-    /// regular file is written to directly.
+    /// The permissions are those of the file that is replaced, or those of any new file. If the
+    /// name is a symbolic link, its target is replaced. Anything that exists and is not a regular
+    /// file is written to directly.
     ///
     /// # Errors
-    /// If the file cannot be opened, or no other made beside it.
+    /// The file cannot be opened, or no temporary file can be created in its directory.
     pub fn create(path: &Path) -> Result<Self, OutputError> {
         let target = if path == Path::new("-") { Target::Stdout(io::stdout()) } else { Target::open(path)? };
         Ok(Self { path: path.to_owned(), target })
@@ -79,10 +79,10 @@ impl Output {
         &self.path
     }
 
-    /// Makes the file whole: it is on the disk and has its name when this returns.
+    /// Completes the file: when this returns, it is on the disk under its final name.
     ///
     /// # Errors
-    /// If that failed. The former file is then still there.
+    /// The file could not be completed. An earlier file of this name is still there.
     pub fn commit(self) -> Result<(), OutputError> {
         let Self { path, target } = self;
         let error = |what, source| OutputError { path: path.clone(), what, source };
@@ -96,8 +96,8 @@ impl Output {
                     .sync_all()
                     .map_err(|source| error("could not be written to the disk", source))?;
                 file.persist(&name).map_err(|failed| error("could not be replaced", failed.error))?;
-                // Not every filesystem can write a directory out on demand. The file has its name
-                // for all who look now; only a power cut could undo that.
+                // Not every filesystem can sync a directory. The file is visible under its name
+                // now; only a power cut could undo that.
                 if let Ok(directory) = File::open(directory_of(&name)) {
                     let _ = directory.sync_all();
                 }
@@ -137,7 +137,7 @@ impl Target {
             .tempfile_in(directory_of(&name))
             .map_err(|source| error("could not be created", source))?;
         if let Some(permissions) = replaced {
-            // Now without the umask, which the replaced file may have outgrown.
+            // Once more without the umask, which the replaced file need not have obeyed.
             let set = file.as_file().set_permissions(permissions);
             set.map_err(|source| error("could not be given its permissions", source))?;
         }

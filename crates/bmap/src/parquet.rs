@@ -1,8 +1,8 @@
 //! The map as a table in a Parquet file, for data engines. Written only.
 //!
-//! Rows and columns are those of [CSV](super::csv), with types: numbers of 64 bits without sign,
-//! times, and nulls for what is not known. `docs/formats.md` describes them. A [`FleetTable`] has
-//! the maps of several guests, and a first column that tells whose a row is.
+//! Rows and columns are those of [CSV](super::csv), with types: unsigned 64-bit numbers, times, and
+//! nulls for unknown values. `docs/formats.md` describes them. A [`FleetTable`] has the maps of
+//! several guests, and a first column with the guest.
 
 use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
@@ -19,11 +19,11 @@ use super::jsonl;
 use super::model::{Map, Piece};
 use super::object::{Attributes, ObjectName};
 
-/// Rows that are held in memory, and written as one group.
+/// Rows that are collected in memory and written as one group.
 const GROUP: usize = 256 * 1024;
 
-/// The key of the file's metadata under which the map's header is, as the first line of a map in
-/// JSON Lines has it.
+/// The key of the map's header in the file's metadata. Its value is the first line of a map in JSON
+/// Lines.
 pub const HEADER_KEY: &str = "virt-bmap";
 
 /// In the order of [`csv::COLUMNS`](super::csv::COLUMNS).

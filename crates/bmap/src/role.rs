@@ -1,16 +1,17 @@
-//! What the bytes of a piece are to their object, where they are not just its data.
+//! What the bytes of a piece are to their object: data, a copy, parity, …
 
 bitflags::bitflags! {
-    /// In what a piece is more than plain data of its object, or less.
+    /// In what way a piece is not plain data of its object.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
     pub struct PieceFlags: u8 {
-        /// Allocated, but not yet written: reads as zeros, and the bytes on the disk are none of
-        /// the object's.
+        /// Allocated and never written: it reads as zeroes, and the bytes on the disk do not belong
+        /// to the object's data.
         const UNWRITTEN = 1;
         /// Parity that protects the object's data, and perhaps that of others.
         const PARITY = 1 << 1;
-        /// The object's data in another form: compressed, encrypted, packed together with others'.
-        /// Bytes do not stand for one another one to one, and the file offset is that of the first.
+        /// The object's data in another form: compressed, encrypted, or packed together with data
+        /// of others. Bytes on the disk do not correspond one to one to bytes of the file; the file
+        /// offset is that of the first.
         const ENCODED = 1 << 2;
         /// The bytes lie in metadata, such as the object's inode.
         const INLINE = 1 << 3;
@@ -18,7 +19,7 @@ bitflags::bitflags! {
 }
 
 impl PieceFlags {
-    /// What each flag is called in the formats.
+    /// The name of each flag in the formats.
     pub const NAMES: [(Self, &'static str); 4] = [
         (Self::UNWRITTEN, "unwritten"),
         (Self::PARITY, "parity"),
@@ -26,7 +27,7 @@ impl PieceFlags {
         (Self::INLINE, "inline"),
     ];
 
-    /// The names of those that are set.
+    /// The names of the flags that are set.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter().filter(move |(flag, _)| self.contains(*flag)).map(|(_, name)| name)
     }
@@ -37,24 +38,23 @@ impl PieceFlags {
     }
 }
 
-/// What the bytes of a piece are to their object. By default they are its data, in the first or
-/// only copy.
+/// What the bytes of a piece are to their object. The default is its data, in the first or only
+/// copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Role {
-    /// Which copy this is, where a mirror or its like keeps several: 0 is the first.
+    /// Number of the copy, if there are several as in a mirror: 0 is the first.
     pub copy: u8,
-    /// The rest.
+    /// All else.
     pub flags: PieceFlags,
 }
 
 impl Role {
-    /// Plain data, in the copy of this number.
+    /// Plain data, in the copy with this number.
     pub fn copy(copy: u8) -> Self {
         Self { copy, ..Self::default() }
     }
 
-    /// Whether the object's data can be made of the bytes: it cannot of what was never written, nor
-    /// of parity alone.
+    /// Whether the bytes hold data of the object. Unwritten bytes and parity do not.
     pub fn holds_data(self) -> bool {
         !self.flags.intersects(PieceFlags::UNWRITTEN | PieceFlags::PARITY)
     }

@@ -32,8 +32,8 @@ struct Line {
     next: Vec<ObjectId>,
 }
 
-/// Walks over `pieces`, which are in map order. Takes O(n log n) for n pieces, and the time to say
-/// which objects each interval has.
+/// Walks over `pieces`, which are in map order. Takes O(n log n) for n pieces, and the time to
+/// report the objects of each interval.
 pub(super) fn try_for_each_interval<E>(
     pieces: &[PieceRecord],
     object_count: usize,
@@ -91,8 +91,8 @@ impl Line {
         }
     }
 
-    /// Whether what began and ended here leaves the set of objects as it was. Leaves in `touched`
-    /// the objects that come or go, sorted.
+    /// Whether the pieces that begin and end here leave the set of objects unchanged. Leaves in
+    /// `touched` the objects that come or go, sorted.
     fn is_unchanged(&mut self) -> bool {
         let Self { counts, active, touched, .. } = self;
         touched.sort_unstable();

@@ -1,8 +1,8 @@
 //! Rows of a table with names from inside a guest, as CSV and as JSON.
 //!
-//! The names may be anything. In CSV they are written as [`Printable`] has it, and a name that a
-//! spreadsheet would take for a formula is preceded by an apostrophe. In JSON a name that is no
-//! UTF-8 has its bytes in a second field, in hexadecimal.
+//! Names may hold any bytes. CSV has them as [`Printable`] displays them, and an apostrophe
+//! precedes a name that a spreadsheet would read as a formula. In JSON, a second field has the
+//! bytes of a name that is not UTF-8, in hexadecimal.
 
 use serde_json::ser::Formatter;
 use std::io::{self, Write};
@@ -15,13 +15,13 @@ use virt_bmap_ranges::Printable;
 pub enum Value<'a> {
     /// A name from inside the guest.
     Name(&'a [u8]),
-    /// A word of ours.
+    /// A word of this program.
     Word(&'a str),
     /// A number of bytes, an offset, or any other number.
     Number(u64),
-    /// A letter that stands for a kind.
+    /// The letter of a kind.
     Letter(u8),
-    /// Not known, or not there.
+    /// Unknown or absent.
     Nothing,
 }
 
@@ -37,7 +37,7 @@ impl<T: Into<Self>> From<Option<T>> for Value<'_> {
     }
 }
 
-/// A column and a row's value in it.
+/// A column's name and the value of a row in it.
 pub type Cell<'a> = (&'static str, Value<'a>);
 
 /// The path of an object, if it has one.
@@ -55,7 +55,7 @@ pub fn device(name: Option<ObjectName<'_>>) -> Value<'_> {
     name.map_or(Value::Nothing, |name| Value::Name(name.device))
 }
 
-/// Writes a table, the names of the columns first.
+/// Writes a table, with the names of the columns in the first row.
 ///
 /// # Errors
 /// The output's.
@@ -89,9 +89,9 @@ pub fn csv_row<W: Write>(csv: &mut csv::Writer<W>, row: &[Cell<'_>]) -> csv::Res
     csv.write_record(None::<&[u8]>)
 }
 
-/// A name in a cell of a table. Spreadsheets take what begins with one of these for a formula. A
-/// name that begins with the apostrophe itself gets another, so that one can be taken off from all
-/// alike.
+/// A name in a cell of a table. Spreadsheets read a cell that begins with one of these characters
+/// as a formula. A name that begins with an apostrophe gets another one, so that removing one
+/// apostrophe always restores the name.
 fn cell_of_name(name: &[u8]) -> String {
     let text = Printable(name).to_string();
     if name.first().is_some_and(|first| b"=+-@\t\r'".contains(first)) { format!("'{text}") } else { text }
@@ -107,7 +107,7 @@ pub fn json_object(out: &mut dyn Write, cells: &[Cell<'_>]) -> io::Result<()> {
     out.write_all(b"}")
 }
 
-/// Writes a row as the fields of an object.
+/// Writes a row as the fields of an object, without the braces.
 pub fn json_fields(out: &mut dyn Write, cells: &[Cell<'_>]) -> io::Result<()> {
     for (number, &(column, value)) in cells.iter().enumerate() {
         if number > 0 {
@@ -138,8 +138,8 @@ fn json_string(out: &mut dyn Write, text: &str) -> io::Result<()> {
     Ok(serde::Serialize::serialize(text, &mut serializer)?)
 }
 
-/// JSON escapes the controls below the space. Those above, and what turns text around, may steer a
-/// terminal as well.
+/// Escapes more than JSON demands: control characters above the space, and those that change the
+/// direction of text, may control a terminal as well.
 struct Harmless;
 
 impl Formatter for Harmless {

@@ -1,7 +1,7 @@
-//! What differs between two maps of one guest, made at different times.
+//! Compares two maps of one guest, made at different times.
 //!
-//! A map knows where things lie, not what is in them: a file that was rewritten in place looks
-//! unchanged here.
+//! A map has the places of files and not their contents: a file that was rewritten in place appears
+//! unchanged.
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 use serde::{Deserialize, Serialize};
@@ -19,22 +19,22 @@ pub enum Change {
     Added,
     /// It is gone.
     Removed,
-    /// It has another name: the same inode where both maps know it, and the same bytes of the disk.
+    /// It has another name: the same inode if both maps know it, and the same bytes of the disk.
     Renamed,
-    /// A further name of what was there before under another that it still has.
+    /// A new name of a file that also keeps an old one.
     Linked,
-    /// A name less of what is still there under another.
+    /// A lost name of a file that still has another.
     Unlinked,
-    /// As large as before, and elsewhere, wholly or in part.
+    /// The same size, in another place, wholly or in part.
     Moved,
-    /// Larger on the disk; or, if it has as many bytes there, larger by its size.
+    /// Larger on the disk; or, with as many bytes on the disk, a larger size.
     Grown,
     /// Smaller, likewise.
     Shrunk,
 }
 
 impl Change {
-    /// All changes, in the order in which they are summed up.
+    /// All changes, in the order of summaries.
     pub const ALL: [Self; 8] = [
         Self::Added,
         Self::Removed,
@@ -66,36 +66,36 @@ impl Change {
 pub struct Changed<'a> {
     /// What became of it.
     pub change: Change,
-    /// It in the old map; absent if it was added. Of a further or lost name, the object that had,
-    /// or has, the same bytes.
+    /// The object in the old map; `None` if it was added. For a new or lost name, the object with
+    /// the same bytes.
     pub old: Option<Object<'a>>,
-    /// It in the new map; absent if it was removed.
+    /// The object in the new map; `None` if it was removed.
     pub new: Option<Object<'a>>,
-    /// Number of names that changed alike.
+    /// Number of names of the file that changed in the same way.
     pub names: u32,
     /// Bytes on the disk in the old map.
     pub old_bytes: u64,
     /// Bytes on the disk in the new map.
     pub new_bytes: u64,
-    /// Bytes that it has now and had not before: what must have been written, at least.
+    /// Bytes of the disk that it gained: at least these were written.
     pub gained: u64,
-    /// Bytes that it had and has no more.
+    /// Bytes of the disk that it lost.
     pub lost: u64,
 }
 
-/// How many things changed, among those that have bytes of their own.
+/// Number of changed objects with bytes of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Those that were added.
+    /// Added objects.
     pub added: u64,
-    /// Those that were removed.
+    /// Removed objects.
     pub removed: u64,
-    /// Those that were moved or renamed, got another length, or got or lost a name.
+    /// Objects that moved, were renamed, grew or shrank, or gained or lost a name.
     pub changed: u64,
 }
 
 impl Counts {
-    /// How many these are.
+    /// Counts `changes`.
     pub fn of(changes: &[Changed<'_>]) -> Self {
         let mut counts = Self::default();
         for changed in changes.iter().filter(|changed| changed.has_bytes()) {
@@ -115,9 +115,8 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Makes two maps equally rich. Where one was read from text or CSV, the other must not know more
-/// files than those formats list, nor pieces that they leave out: it would seem that they had been
-/// added.
+/// Reduces the richer of two maps to the contents of the other's format. Text and CSV omit some
+/// files and pieces; if only one map had them, they would appear as added or removed.
 ///
 /// # Errors
 /// When the richer map cannot be written in the other's format.
@@ -125,7 +124,7 @@ pub fn level(old: Map, new: Map) -> Result<(Map, Map), LevelError> {
     let has_file = |map: &Map, test: fn(Object<'_>) -> bool| {
         map.objects().any(|object| object.kind() == Kind::File && test(object))
     };
-    // Text has no inodes, and CSV, which has no header, lists nothing that has no bytes.
+    // Text has no inodes; CSV has no header and lists no objects without bytes.
     let rank = |map: &Map| match (
         has_file(map, |_| true),
         has_file(map, |file| file.attributes().inode.is_some()),
@@ -152,19 +151,19 @@ pub fn level(old: Map, new: Map) -> Result<(Map, Map), LevelError> {
     Ok((lower(old)?, lower(new)?))
 }
 
-/// Why two maps cannot be made equally rich.
+/// Why [`level`] failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LevelError {
-    /// The richer one cannot be written in the other's format.
-    #[error("the maps are of different formats, and one cannot be written in that of the other")]
+    /// The richer map cannot be written in the other's format.
+    #[error("the maps have different formats, and one cannot be written in the format of the other")]
     Write(#[from] WriteError),
-    /// What was written cannot be read; a defect of this library.
-    #[error("the maps are of different formats, and one cannot be read in that of the other")]
+    /// The reduced map cannot be read; a defect of this library.
+    #[error("the maps have different formats, and one cannot be read in the format of the other")]
     Read(#[from] ReadError),
 }
 
-/// Finds what differs. The changes are in the order of the new map, removed ones among them by
-/// name. Names of one file are taken together where all of them changed alike.
+/// Finds the changes. They are in the order of the new map, with removed objects sorted among them
+/// by name. Names of one file are one change if all of them changed in the same way.
 pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
     let mut both = HashMap::new();
     let mut differing = Vec::new();
@@ -197,7 +196,7 @@ pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
     let olds: Vec<_> = differing.iter().filter_map(|new| both.get(&new.id())?.old).collect();
     let elsewhere = same.partners(&olds, added.iter().chain(&differing).copied());
     for ((&old, partner), new) in olds.iter().zip(elsewhere).zip(std::mem::take(&mut differing)) {
-        // What differs in its size alone is found again under its own name.
+        // An object that differs only in its size keeps its name.
         if partner.is_none() || same.is_same(old, new) {
             differing.push(new);
         } else {
@@ -220,7 +219,7 @@ pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
     found
 }
 
-/// What became of an object that both maps have under one name.
+/// The change of an object that both maps have under one name.
 fn compare<'a>(old: Object<'a>, new: Object<'a>) -> Option<Changed<'a>> {
     let same_place = disk_ranges(old).eq(disk_ranges(new));
     let by_size = match (old.attributes().size, new.attributes().size) {
@@ -269,7 +268,7 @@ fn common(
     bytes
 }
 
-/// What became of names that only one of the maps has, or that are another file's now.
+/// The changes of names that only one map has, or that belong to another file now.
 fn renamed<'a>(
     same: &Same,
     (old, new): (&'a Map, &'a Map),
@@ -336,10 +335,10 @@ fn renamed<'a>(
     found
 }
 
-/// Finds objects of two maps that are one under two names.
+/// Finds the same object in two maps under different names.
 struct Same {
     state: DefaultHashBuilder,
-    /// Both maps know inodes. If one does not, places alone decide.
+    /// Whether both maps have inodes. If not, only the places decide.
     by_inode: bool,
 }
 
@@ -349,7 +348,7 @@ impl Same {
         Self { state: DefaultHashBuilder::default(), by_inode: knows(old) && knows(new) }
     }
 
-    /// For each of `wanted` the first of `others` that is the same thing.
+    /// For each of `wanted` the first of `others` that is the same object.
     fn partners<'a>(
         &self,
         wanted: &[Object<'a>],
@@ -373,7 +372,7 @@ impl Same {
         wanted.iter().zip(&keys).map(partner).collect()
     }
 
-    /// For each of `wanted` one of `others` that is the same thing, and nobody else's partner.
+    /// For each of `wanted` one of `others` that is the same object and has no other partner.
     fn pairs<'a>(&self, wanted: &[Object<'a>], others: &[Object<'a>]) -> Vec<Option<Object<'a>>> {
         let mut by_key: HashMap<u64, Vec<Object<'a>>> = HashMap::new();
         for &other in others.iter().rev().filter(|&&other| self.can_be_told(other)) {
@@ -390,7 +389,7 @@ impl Same {
         fingerprint(&self.state, object, self.by_inode)
     }
 
-    /// Files without bytes are told apart by their inodes, or not at all.
+    /// Files without bytes are distinguished by their inodes, or not at all.
     fn can_be_told(&self, object: Object<'_>) -> bool {
         object.kind().has_path() == Some(true)
             && (object.pieces().next().is_some() || self.by_inode && object.attributes().inode.is_some())
@@ -405,14 +404,13 @@ impl Same {
 }
 
 impl<'a> Changed<'a> {
-    /// Whether it is something that has bytes of its own: disks, partitions and volumes only hold
-    /// those of others.
+    /// Whether the object has bytes of its own. Disks, partitions and volumes only hold those of
+    /// others.
     pub fn has_bytes(&self) -> bool {
         self.subject().is_some_and(|object| object.kind().specificity() <= Kind::Metadata.specificity())
     }
 
-    /// The object whose name tells what the change is about: the new one, or else the one that is
-    /// gone.
+    /// The object whose name identifies the change: the new one, or else the removed one.
     pub fn subject(&self) -> Option<Object<'a>> {
         match self.change {
             Change::Removed | Change::Unlinked => self.old,

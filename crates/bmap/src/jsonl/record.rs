@@ -28,7 +28,7 @@ pub(super) struct HeaderRecord {
     version: u64,
     generator: String,
     dialect: DialectName,
-    /// How many lines follow.
+    /// Number of lines that follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) records: Option<u64>,
     #[serde(default)]
@@ -154,7 +154,7 @@ impl From<&OsStr> for Text {
 }
 
 impl Text {
-    /// The bytes as the system takes them for a path.
+    /// The bytes as a path of the system.
     pub fn to_path(&self) -> PathBuf {
         OsStr::from_bytes(&self.0).into()
     }
@@ -259,7 +259,7 @@ names!(marks, super::Marks, "mark of an object");
 names!(flags, super::PieceFlags, "flag of a range");
 
 impl HeaderRecord {
-    /// Without the digests, which only an update needs.
+    /// The record without the digests, which only an update needs.
     pub(super) fn without_digests(map: &Map) -> Self {
         let mut record = Self::new(map);
         record.filesystems.iter_mut().for_each(|filesystem| filesystem.inodes.clear());
@@ -383,7 +383,7 @@ impl ObjectRecord {
         }
     }
 
-    /// Adds what the record says to the map that is being read.
+    /// Adds the record to the map that is being read.
     pub(super) fn add_to(&self, builder: &mut MapBuilder) -> Result<(), LineError> {
         let path = self.path.as_ref().map_or(&b""[..], |Text(path)| path);
         let name = ObjectName { kind: self.kind, device: &self.device.0, path };

@@ -1,4 +1,4 @@
-//! The files of a map: how much of the disk each takes, in how many pieces, and what it shares.
+//! Lists the files of a map: bytes on the disk, fragments, and shared bytes.
 
 use globset::{GlobBuilder, GlobMatcher};
 use std::ffi::OsStr;
@@ -9,29 +9,29 @@ use crate::hardlinks::{self, File};
 use crate::{Kind, Map, Object};
 use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
-/// What is told of a file.
+/// A file in the list.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<'a> {
-    /// It, by the first of its names that was asked for.
+    /// The file, by the first of its selected names.
     pub file: File<'a>,
-    /// Number of bytes that it has on all disks, each counted once.
+    /// Number of its bytes on all disks, each counted once.
     pub on_disk: u64,
-    /// Number of places on the disks that these bytes are in; 1 for a file that is not fragmented.
+    /// Number of ranges of the disks that these bytes form; 1 for a file that is not fragmented.
     pub pieces: u64,
-    /// How many of the bytes another file has, too.
+    /// Number of its bytes that another file has as well.
     pub shared: u64,
-    /// Where the first of them is: disk and range.
+    /// The first of its ranges: disk and range.
     pub first: Option<(DiskNumber, DiskRange)>,
 }
 
-/// Which objects are to be listed.
+/// Selects the objects to list.
 #[derive(Clone, Debug)]
 pub struct Select {
     /// The kinds.
     pub kinds: Vec<Kind>,
-    /// The device, if it is one.
+    /// Only this device, if given.
     pub device: Option<Vec<u8>>,
-    /// The path matches one of these; none is for any path.
+    /// The path must match one of these patterns; an empty list matches any path.
     pub globs: Vec<GlobMatcher>,
 }
 
@@ -45,15 +45,15 @@ impl Select {
     }
 }
 
-/// A pattern for whole paths: `*` and `?` match anything but a `/`, `**` matches that, too.
+/// A pattern for whole paths: `*` and `?` match anything but a `/`, and `**` matches a `/` as well.
 ///
 /// # Errors
-/// If the pattern makes no sense.
+/// The pattern is not valid.
 pub fn glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
     Ok(GlobBuilder::new(pattern).literal_separator(true).backslash_escape(true).build()?.compile_matcher())
 }
 
-/// The objects that are asked for, in the order of the map.
+/// The selected files, in the order of the map.
 pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
     let shared = Shared::of(map);
     let files = hardlinks::files(map.objects().filter(|object| select.wants(*object)));
@@ -73,7 +73,7 @@ pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
     files.into_iter().map(tell).collect()
 }
 
-/// The bytes that more than one file has, of each disk.
+/// For each disk, the bytes that several files have.
 struct Shared(Vec<(DiskNumber, IndexedRanges)>);
 
 impl Shared {
@@ -87,7 +87,8 @@ impl Shared {
             let mut twice = Vec::new();
             let mut end = spans[0].1.start;
             for &(_, span) in spans {
-                // A file's own spans are disjoint, so what is before `end` is another file's.
+                // The ranges of one file are disjoint, so bytes before `end` belong to another
+                // file.
                 twice.extend(span.intersection(DiskRange { start: span.start, end: end.max(span.start) }));
                 end = end.max(span.end);
             }

@@ -1,4 +1,4 @@
-//! Which files the bad parts of a disk hit.
+//! Finds the files that the bad parts of a disk hit.
 
 use crate::hardlinks::{self, File};
 use crate::{Kind, Map, Piece};
@@ -9,7 +9,7 @@ use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset, IndexedRanges, Range};
 pub struct HitRange {
     /// Where it is on the disk.
     pub disk: DiskRange,
-    /// Where it is in the file, if the map knows.
+    /// Its range in the file, if the map knows it.
     pub file: Option<Range<FileOffset>>,
 }
 
@@ -18,36 +18,35 @@ pub struct HitRange {
 pub struct FileHit<'a> {
     /// It.
     pub file: File<'a>,
-    /// Number of its bytes on the disk that are hit, each counted once.
+    /// Number of bad bytes among its bytes on the disk, each counted once.
     pub bytes: u64,
-    /// The parts that are hit: by their place in the file where that is known, then by that on the
-    /// disk.
+    /// The bad parts, sorted by file offset if known, then by disk offset.
     pub ranges: Vec<HitRange>,
 }
 
-/// What is hit, and what is whole.
+/// The result of [`damage`].
 #[derive(Clone, Debug)]
 pub struct Damage<'a> {
-    /// What is hit, in the order of the map: directories, files, metadata.
+    /// The objects that are hit, in the order of the map: directories, files, metadata.
     pub hit: Vec<FileHit<'a>>,
-    /// The files that are whole: none of their bytes is bad.
+    /// Number of whole files: none of their bytes is bad.
     pub whole: Vec<File<'a>>,
-    /// The files of which the map has no place on a disk, though they are not empty: they are kept
-    /// inside of metadata, or are one hole. Of them nothing is known.
+    /// Number of files that are not empty and have no place in the map: their data lies inside
+    /// metadata, or they are one hole. Whether they are whole is not known.
     pub unplaced: Vec<File<'a>>,
 }
 
 impl Damage<'_> {
-    /// Number of things of this kind that are hit.
+    /// Number of objects of this kind that are hit.
     pub fn count(&self, kind: Kind) -> usize {
         self.hit.iter().filter(|hit| hit.file.object.kind() == kind).count()
     }
 }
 
-/// Finds what `bad`, bytes of disk number `disk`, hits.
+/// Finds the objects that `bad`, bytes of disk number `disk`, hits.
 ///
-/// The end of a file's last block, behind the end of the file, is no part of it, if the map knows
-/// the file's size and where in the file each range lies.
+/// The rest of a file's last block, after the end of the file, does not count, if the map knows the
+/// file's size and the file offset of each range.
 pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &IndexedRanges) -> Damage<'a> {
     let mut found = Damage { hit: Vec::new(), whole: Vec::new(), unplaced: Vec::new() };
     let known = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Metadata);
@@ -55,7 +54,7 @@ pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &IndexedRanges) -> Damage
         if let Some(hit) = hit(file, disk, bad) {
             found.hit.push(hit);
         } else if file.object.kind() != Kind::File {
-            // Directories and metadata are of interest only where they are hit.
+            // Directories and metadata matter only if they are hit.
         } else if file.object.pieces().next().is_some() || file.object.attributes().size == Some(0) {
             found.whole.push(file);
         } else {
@@ -68,8 +67,7 @@ pub fn damage<'a>(map: &'a Map, disk: DiskNumber, bad: &IndexedRanges) -> Damage
 /// The parts of `file` that are among `asked`, bytes of disk number `disk`; `None` if there are
 /// none.
 ///
-/// Parity and what was never written are no parts of a file, and neither is what lies behind its
-/// end.
+/// Parity, unwritten ranges, and bytes after the end of the file do not count.
 pub fn hit<'a>(file: File<'a>, disk: DiskNumber, asked: &IndexedRanges) -> Option<FileHit<'a>> {
     let size = file.object.attributes().size.filter(|_| file.object.kind() == Kind::File);
     let mut ranges: Vec<HitRange> = Vec::new();
@@ -84,7 +82,7 @@ pub fn hit<'a>(file: File<'a>, disk: DiskNumber, asked: &IndexedRanges) -> Optio
     Some(FileHit { file, bytes, ranges })
 }
 
-/// The part of a piece, without what lies behind the end of the file; `None` if nothing is left.
+/// A piece without the bytes after the end of the file; `None` if nothing is left.
 fn inside(piece: &Piece, part: DiskRange, size: Option<u64>) -> Option<HitRange> {
     let Some(offset) = piece.file_offset else { return Some(HitRange { disk: part, file: None }) };
     let start = offset.0 + (part.start.0 - piece.range.start.0);

@@ -1,7 +1,8 @@
-//! Ranges of a disk in, objects out: what is there, and how much of it.
+//! Finds the objects that ranges of a disk belong to, and counts their bytes.
 //!
-//! [`tally()`] shares a set of bytes out among the objects of a map; [`damage()`] says which files
-//! it hits, and where inside them. What is at a single offset, [`Map::at`](crate::Map::at) tells.
+//! [`tally()`] divides a set of bytes among the objects of a map. [`damage()`] lists the files that
+//! a set of bad bytes hits, with the file offsets. For a single offset there is
+//! [`Map::at`](crate::Map::at).
 
 mod damage;
 mod size;

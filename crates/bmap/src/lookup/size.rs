@@ -1,4 +1,4 @@
-//! How large a disk is, as far as its map says.
+//! The size of a disk, as far as its map has it.
 
 use crate::hardlinks::disk_ranges;
 use crate::{Kind, Map};
@@ -9,8 +9,8 @@ use virt_bmap_ranges::DiskNumber;
 pub enum DiskSize {
     /// The map has no such disk.
     NoDisk,
-    /// The map has the disk, but neither its size nor an object for all of it: lines were taken
-    /// out. It has at least so many bytes.
+    /// The map has the disk, but neither its size nor the object of the disk, because lines were
+    /// removed. It has at least so many bytes.
     AtLeast(u64),
     /// So many bytes.
     Bytes(u64),

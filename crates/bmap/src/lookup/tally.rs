@@ -1,53 +1,53 @@
-//! Shares the bytes of a list out among the objects of a map.
+//! Divides the bytes of a list among the objects of a map.
 
 use crate::hardlinks::{self, File};
 use crate::{Kind, Map, Object, ObjectId, Piece};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, IndexedRanges};
 
-/// What a part of the bytes is.
+/// What some of the bytes belong to.
 #[derive(Clone, Copy, Debug)]
 pub enum MapHit<'a> {
-    /// Of this file, directory or metadata.
+    /// This file, directory or metadata object.
     Object(File<'a>),
-    /// On this volume, partition or disk, but of no file, directory or metadata there, and on no
-    /// volume inside it either: mostly free space.
+    /// This volume, partition or disk, but no file, directory or metadata object in it, and no
+    /// volume inside it: mostly free space.
     Free(Object<'a>),
-    /// In nothing that the map knows.
+    /// No object of the map.
     Unmapped,
 }
 
-/// A place and its part of the bytes.
+/// An object and its part of the bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Share<'a> {
-    /// The place.
+    /// What the bytes belong to.
     pub place: MapHit<'a>,
-    /// How many of the bytes are there. Each counts once, however often a file uses it; but where
-    /// several files share it, it counts in each of them.
+    /// Number of the bytes. Each counts once, however often the file uses it. A byte that several
+    /// files share counts in each of them.
     pub bytes: u64,
 }
 
-/// Bytes of a disk, shared out.
+/// Bytes of a disk, divided among objects.
 #[derive(Clone, Debug)]
 pub struct Tally<'a> {
-    /// The shares, the largest first; equal ones in the order of the map, and what is free or
-    /// unmapped after them.
+    /// The shares, the largest first; equal ones in the order of the map, then free and unmapped
+    /// bytes.
     pub shares: Vec<Share<'a>>,
-    /// How many bytes were asked for.
+    /// Number of queried bytes.
     pub bytes: u64,
-    /// How many of them are of at least one file, directory or metadata.
+    /// Number of them in at least one file, directory or metadata object.
     pub in_objects: u64,
-    /// How many are on a volume, partition or disk, but in none of these.
+    /// Number of them on a volume, partition or disk, but in none of these.
     pub free: u64,
-    /// How many are in nothing that the map knows.
+    /// Number of them in no object of the map.
     pub unmapped: u64,
 }
 
-/// Whether an object says whose a byte is. The others only hold such objects.
+/// Whether objects of this kind own bytes. The others only hold such objects.
 fn is_owner(kind: Kind) -> bool {
     kind.specificity() <= Kind::Metadata.specificity()
 }
 
-/// Shares `asked`, bytes of disk number `disk`, out among the objects of the map.
+/// Divides `asked`, bytes of disk number `disk`, among the objects of the map.
 ///
 /// Takes time for each piece of the map and each range, not for each pair of them.
 pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &IndexedRanges) -> Tally<'a> {
@@ -63,8 +63,8 @@ pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &IndexedRanges) -> Tally
     let mut rest = asked.without(owners(map, disk).map(|piece| piece.range));
     let in_objects = asked.bytes() - rest.bytes();
     let mut free = 0;
-    // From the inside out: what is on a logical volume is not, as far as free space goes, on the
-    // partition that the volume lies in.
+    // From the inside out: free space of a logical volume is not free space of the partition that
+    // holds the volume.
     let mut holders: Vec<_> = map.objects().filter(|object| !is_owner(object.kind())).collect();
     holders.sort_by_key(|holder| holder.kind().specificity());
     for holders in holders.chunk_by(|a, b| a.kind() == b.kind()) {
@@ -91,12 +91,12 @@ pub fn tally<'a>(map: &'a Map, disk: DiskNumber, asked: &IndexedRanges) -> Tally
     Tally { shares, bytes: asked.bytes(), in_objects, free, unmapped }
 }
 
-/// The pieces on a disk of what says whose a byte is, as they lie there.
+/// The pieces on a disk of the objects that own bytes, in the order of the disk.
 fn owners(map: &Map, disk: DiskNumber) -> impl Iterator<Item = Piece> {
     map.pieces().filter(move |piece| piece.disk == disk && is_owner(map.object(piece.object).kind()))
 }
 
-/// The objects that have some of the bytes, in the order of the map, each with how many.
+/// The objects that own some of the bytes, in the order of the map, with their numbers of bytes.
 fn owned(map: &Map, disk: DiskNumber, asked: &IndexedRanges) -> Vec<(ObjectId, u64)> {
     // In the order of the disk, where neighbours are near in both lists; then by object.
     let mut bytes_in = asked.ascending();

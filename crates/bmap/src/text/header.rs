@@ -16,11 +16,11 @@ use crate::escape::{needs_escape, push_escaped, unescape};
 use crate::header::{Filesystem, Header, ImageFile, ImageInfo, InodeDigests};
 use crate::warning::Warning;
 
-/// First word of the first line of every map in our dialect. Not the crate's name as Cargo has it:
-/// it is part of the format.
+/// First word of the first line of every map in our dialect. It is part of the format, whatever the
+/// package is called.
 const MAGIC: &[u8] = b"virt-bmap-rs ";
 
-/// Words that begin a comment line with a meaning.
+/// First words of comment lines that have a meaning.
 const DISK: &[u8] = b"disk ";
 const BACKING: &[u8] = b"backing ";
 const FILESYSTEM: &[u8] = b"filesystem ";
@@ -44,7 +44,7 @@ pub(super) fn parse_first(line: &[u8]) -> Result<Option<String>, LineError> {
     }
 }
 
-/// Adds what another comment line says to the header. `line` begins with `#`.
+/// Adds another comment line to the header. `line` begins with `#`.
 pub(super) fn parse(header: &mut Header, line: &[u8]) -> Result<(), LineError> {
     let Some(text) = line.strip_prefix(b"# ") else {
         header.comments.push(line[1..].to_vec());
@@ -85,7 +85,7 @@ fn field<'a>(fields: &'a [u8], key: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     split(fields.strip_prefix(key)?)
 }
 
-/// What is before and what is after the first space.
+/// The text before and after the first space.
 fn split(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let space = memchr::memchr(b' ', text)?;
     Some((&text[..space], &text[space + 1..]))
@@ -100,7 +100,7 @@ fn image_file(fields: &[u8]) -> Result<ImageFile, LineError> {
     Ok(ImageFile { name: unescape(name)?.into_owned(), format })
 }
 
-/// Reads the fields of a filesystem line. Those that are not known are left out of it.
+/// Reads the fields of a filesystem line. Unknown values are omitted from the line.
 fn filesystem(fields: &[u8]) -> Result<Filesystem, LineError> {
     let expected = |expected| LineError::Header { expected };
     let mut fields = fields.split(|&byte| byte == b' ').peekable();
@@ -162,10 +162,10 @@ pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError>
     push_comments(out, header, |comment| comment.strip_prefix(b" ").is_some_and(reserved))
 }
 
-/// Appends the header of a map in the original's dialect, which has room for free comments alone.
+/// Appends the header of a map in the original's dialect, which has only free comments.
 pub(super) fn push_original(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError> {
     let first = header.comments.first();
-    // As the first line it would make the file one of our dialect.
+    // As the first line it would change the dialect of the file.
     let reserved =
         |comment: &Vec<u8>| Some(comment) == first && parse_first(&[b"#", &comment[..]].concat()) != Ok(None);
     push_comments(out, header, reserved)
@@ -203,7 +203,7 @@ fn push_image_file(out: &mut Vec<u8>, file: &ImageFile) {
     out.push(b'\n');
 }
 
-/// Appends the free comments, each of which has to be read back as one.
+/// Appends the free comments. Each must be read back as a comment.
 fn push_comments(
     out: &mut Vec<u8>,
     header: &Header,

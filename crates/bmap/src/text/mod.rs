@@ -1,6 +1,6 @@
-//! The text map: the format of the original virt-bmap, with a header of our own above it.
+//! The text map: the format of the original virt-bmap, with a header of this program above it.
 //!
-//! A line says that a range of a disk belongs to an object:
+//! Each line is a range of a disk and an object that it belongs to:
 //!
 //! ```text
 //! DISK START END TYPE DEVICE [PATH]
@@ -10,10 +10,10 @@
 //! the first byte after the range. Lines of one interval stand together, one for each of its
 //! objects, in the byte order of `TYPE DEVICE PATH`. Intervals ascend, do not overlap, and are cut
 //! only where the objects change. `docs/map-format.md` describes every field, and what a map does
-//! not say.
+//! not contain.
 //!
-//! Two [`Dialect`](super::Dialect)s differ in whether names are escaped; which one a file is in,
-//! its first line tells.
+//! The two [`Dialect`](super::Dialect)s differ in whether names are escaped. The first line of a
+//! file shows its dialect.
 
 mod header;
 mod reader;

@@ -26,8 +26,8 @@ pub enum ReadError {
         "this is a .bmap of bmap-tools (XML: which blocks of an image are in use), not a block map: it has no file names"
     )]
     BmapTools,
-    /// It is something else.
-    #[error("this is no block map: its first line begins with `{found}`, not with the number of a disk")]
+    /// It is not a map.
+    #[error("this is not a block map: its first line begins with `{found}`, not with the number of a disk")]
     NotAMap {
         /// The beginning of the line, printable.
         found: String,
@@ -58,13 +58,13 @@ pub enum LineError {
         field: &'static str,
     },
     /// Not a number from 1 to 65535.
-    #[error("`{found}` is no disk number (decimal, from 1 to 65535)")]
+    #[error("`{found}` is not a disk number (decimal, from 1 to 65535)")]
     BadDisk {
         /// What stands there, printable.
         found: String,
     },
     /// Not a lower-case hexadecimal number of at most 64 bits.
-    #[error("`{found}` is no {field} offset (lower-case hexadecimal without 0x, at most 16 digits)")]
+    #[error("`{found}` is not a valid {field} offset (lower-case hexadecimal without 0x, at most 16 digits)")]
     BadNumber {
         /// `start` or `end`.
         field: &'static str,
@@ -94,24 +94,24 @@ pub enum LineError {
         above: DiskRange,
     },
     /// No kind of object has this name.
-    #[error("`{found}` is no type of object (one of f, d, s, m, u, l, b, p, v)")]
+    #[error("`{found}` is not a type of object (one of f, d, s, m, u, l, b, p, v)")]
     UnknownType {
         /// What stands there, printable.
         found: String,
     },
-    /// The object's name is none that a map can hold.
+    /// A map cannot hold the object's name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// A backslash begins no escape.
+    /// A backslash does not begin an escape.
     #[error(transparent)]
     Escape(#[from] BadEscape),
-    /// A header line that is not as it has to be.
+    /// A header line is not valid.
     #[error("the header lacks {expected} here")]
     Header {
-        /// What should stand there.
+        /// The expected field.
         expected: &'static str,
     },
-    /// A format that came after this program.
+    /// The format is newer than this program.
     #[error(
         "the map is in version {version} of the format, and this program knows only {FORMAT_VERSION}: use a newer one"
     )]
@@ -130,11 +130,11 @@ pub enum LineError {
     },
 }
 
-/// Reads a map. Which dialect it is in, the first line tells.
+/// Reads a map. The first line shows its dialect.
 ///
-/// The reader is strict where a mistake would give a wrong map, and lenient where it cannot: the
-/// objects of one interval may be in any order, neighbours that could be joined are joined, and
-/// `lvm_lv`, which the first version of the original wrote, is taken for `l`.
+/// The reader is strict where a mistake would give a wrong map, and lenient elsewhere: the objects
+/// of one interval may be in any order, neighbours that can be joined are joined, and `lvm_lv`,
+/// which the first version of the original wrote, is read as `l`.
 ///
 /// ```
 /// use virt_bmap_map::{Dialect, text};
@@ -191,7 +191,7 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
     Ok(reader.finish(header, dialect))
 }
 
-/// Goes on to the next line, if there is one.
+/// Reads the next line, if there is one.
 fn next(lines: &mut Lines<impl Read>) -> Result<bool, ReadError> {
     let problem = match lines.next()? {
         None => return Ok(false),
@@ -207,7 +207,7 @@ fn next(lines: &mut Lines<impl Read>) -> Result<bool, ReadError> {
     Err(ReadError::Line { line: lines.number, problem })
 }
 
-/// Says what the file is instead, as far as its beginning tells.
+/// The error for a file that is not a map, by its beginning.
 fn not_a_map(lines: &mut Lines<impl Read>) -> ReadError {
     // bmap-tools' files open with an XML declaration and a long comment.
     let mut start = std::mem::take(&mut lines.line);
@@ -270,7 +270,7 @@ fn field<'a>(text: &'a [u8], next: &'static str) -> Result<(&'a [u8], &'a [u8]),
     Ok((&text[..space], &text[space + 1..]))
 }
 
-/// A field as an error message shows it: printable, and not endless.
+/// A field in an error message: printable, and of limited length.
 fn shown(field: &[u8]) -> String {
     Printable(&field[..field.len().min(40)]).to_string()
 }
@@ -307,8 +307,8 @@ struct Reader {
     /// For each object the last of its pieces.
     last: Vec<u32>,
     above: Option<Interval>,
-    /// The device that was last named, for each kind of device: with nearly every file its
-    /// partition and its disk come again.
+    /// The latest device of each kind: nearly every file has lines of its partition and its disk as
+    /// well.
     recent: [Option<(Vec<u8>, u32)>; Kind::ALL.len()],
 }
 
@@ -369,7 +369,7 @@ impl Reader {
         {
             return Ok(*object);
         }
-        // The original escapes nothing: what is a device has only that in its line, spaces or not.
+        // The original escapes nothing: the rest of a device's line is its name, including spaces.
         let whole = dialect == Dialect::Original && is_device;
         let space = if whole { None } else { memchr::memchr(b' ', rest) };
         let (device, path) = space.map_or((rest, &b""[..]), |space| (&rest[..space], &rest[space + 1..]));

@@ -16,40 +16,40 @@ pub enum WriteError {
     /// The output failed.
     #[error("the map could not be written")]
     Io(#[from] io::Error),
-    /// The original's format has no way to write this name.
+    /// The original's format cannot express this name.
     #[error(
         "the original's map format cannot hold the name `{name}`, which has a {what}: write the map in the escaped dialect"
     )]
     Unwritable {
         /// The name, printable.
         name: String,
-        /// What is in the way.
+        /// The reason.
         what: &'static str,
     },
-    /// A free comment that is more than a line, or that would be read as something else.
+    /// A free comment that has several lines, or that would be read as something else.
     #[error("the comment `{}` would not be read back as one", Printable(.comment))]
     Comment {
         /// The comment.
         comment: Vec<u8>,
     },
     /// The generator's name does not fit the first line.
-    #[error("`{}` is no tool and version as the first line of a map has them", Printable(.generator.as_bytes()))]
+    #[error("`{}` is not a program and a version, as the first line of a map has them", Printable(.generator.as_bytes()))]
     Generator {
         /// The generator.
         generator: String,
     },
 }
 
-/// How much is collected before it is written.
+/// Bytes that are collected before a write.
 const BLOCK: usize = 64 * 1024;
 
 /// Writes `map` in its dialect. Needs no buffered output: it writes blocks.
 ///
-/// In the original's dialect there is no place for images and warnings; of the header only the free
-/// comments are written. File offsets and attributes have no place in either.
+/// The original's dialect has no images and warnings: of the header, only the free comments are
+/// written. Neither dialect has file offsets and attributes.
 ///
 /// # Errors
-/// See [`WriteError`]. What has been written by then is no whole map.
+/// See [`WriteError`]. The output is then incomplete.
 pub fn write(map: &Map, output: impl Write) -> Result<(), WriteError> {
     let mut writer = Writer { map, output, block: Vec::with_capacity(2 * BLOCK), prefix: Vec::new() };
     match map.dialect() {
@@ -112,7 +112,7 @@ pub fn push_name(block: &mut Vec<u8>, name: ObjectName<'_>) {
     }
 }
 
-/// Whether the name survives without escapes.
+/// Whether the name can be written without escapes.
 fn check_original(name: ObjectName<'_>) -> Result<(), WriteError> {
     let what = if name.path.contains(&b'\n') || name.device.contains(&b'\n') {
         "line feed"
