@@ -21,5 +21,6 @@ mod report;
 mod trace;
 mod trace_top;
 mod update;
+mod warnings;
 
 virt_bmap_testutil::program!(harness);
