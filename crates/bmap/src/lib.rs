@@ -1,9 +1,8 @@
-//! The block map: which objects every byte of a guest's disks belongs to.
+#![doc = include_str!("../README.md")]
 //!
-//! A [`Map`] has objects (disks, partitions, volumes, directories, files) and, of each, the pieces
-//! of the guest's disks that belong to it. The mapper makes one with a [`MapBuilder`]; [`load`],
-//! [`save`] and [`fn@convert`] keep maps in files, in any [`Format`]; [`Map::at`] and [`Map::over`]
-//! answer what is where. Nothing in here knows how a map comes to be.
+//! # Making a map
+//!
+//! The order of objects and pieces does not matter: two maps with the same contents are equal.
 //!
 //! ```
 //! use virt_bmap_map::{Attributes, Header, Kind, MapBuilder, ObjectName, text};

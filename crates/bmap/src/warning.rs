@@ -1,9 +1,10 @@
-//! What a map lacks, and what else its reader should know: as facts, which are turned into words
-//! only for people.
+//! Warnings of a map, as typed facts: what is missing from the map, and what else its reader should
+//! know.
 //!
-//! A [`Warning`] has a [`Subject`] and a [`Cause`]. Whether something is missing from the map, and
-//! so the exit status, follows from the cause ([`Cause::is_incomplete`]); so does what an update
-//! may take over from the map.
+//! A [`Warning`] has a [`Subject`] and a [`Cause`]. All decisions depend on the cause: whether the
+//! map is incomplete, and so the exit status ([`Cause::is_incomplete`]), and which files an update
+//! may reuse. Warnings become words only for people, by [`Display`](fmt::Display).
+//! `docs/formats.md` lists the kinds of causes with their data, as JSON Lines have them.
 
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -13,9 +14,9 @@ use virt_bmap_ranges::{Printable, PrintableText};
 
 mod record;
 
-/// One thing that could not be examined, or that is worth knowing.
+/// Something that could not be examined, or that is worth knowing.
 ///
-/// Displayed, it is one line that is fit for a terminal: the subject, a colon and the cause.
+/// It is displayed as one line that is safe for a terminal: the subject, a colon and the cause.
 ///
 /// ```
 /// use virt_bmap_map::{Cause, FileOperation, Warning};
@@ -30,9 +31,9 @@ mod record;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Warning {
-    /// What it is about.
+    /// The device, path or image that it is about.
     pub subject: Subject,
-    /// What is the matter.
+    /// The cause.
     pub cause: Cause,
 }
 
@@ -50,26 +51,26 @@ pub enum Subject {
     },
     /// A disk image, by the name that the user gave.
     Image(Vec<u8>),
-    /// No single one of these.
+    /// The guest as a whole.
     Guest,
 }
 
-/// What the matter is.
+/// The cause of a [`Warning`], with its data.
 ///
-/// Text in it comes from other programs. It is stored as they said it, and made fit for a terminal
-/// when it is displayed.
+/// Texts come from other programs. They are stored unchanged, and escaped for a terminal when the
+/// cause is displayed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Cause {
-    // What is missing from the map for it.
-    /// The appliance cannot say what a device is.
+    // Causes that mean that something is missing from the map.
+    /// The appliance failed to examine a device.
     DeviceFailed {
         /// The error.
         error: String,
     },
-    /// LVM cannot activate a logical volume.
+    /// LVM could not activate a logical volume.
     VolumeInactive {
-        /// What LVM says.
+        /// LVM's message.
         error: String,
     },
     /// A device is a physical volume of LVM, and its volume group cannot be read.
@@ -85,25 +86,24 @@ pub enum Cause {
         /// Whether the others do not hold all of its data.
         lost: bool,
     },
-    /// A btrfs lacks a device, and was mounted without it.
+    /// A btrfs was mounted without one of its devices.
     FilesystemDeviceMissing,
-    /// A device holds a filesystem with the UUID of another one, as a clone does. Only the other
-    /// one is mapped.
+    /// A filesystem has the UUID of another one, as a clone has. Only the other one is mapped.
     SameUuid {
-        /// The device of the other one.
+        /// The device that is mapped.
         device: String,
     },
-    /// A device is encrypted, and stays locked.
+    /// A device is encrypted and stays locked.
     Locked {
         /// Why.
         reason: LockReason,
     },
-    /// A device is encrypted, and deriving its key takes too long.
+    /// A device is encrypted, and deriving its key took too long.
     KeyTooSlow {
-        /// Seconds after which it was given up.
+        /// Seconds after which the attempt ended.
         seconds: u64,
     },
-    /// The appliance knows no filesystem that looks like this.
+    /// The appliance found no filesystem that it knows.
     UnknownContent,
     /// A filesystem cannot be mounted.
     MountFailed {
@@ -112,91 +112,92 @@ pub enum Cause {
         /// What the appliance says.
         error: String,
     },
-    /// A filesystem was left out, because nothing more happened when it was read.
+    /// A filesystem was left out, because reading it hung.
     Hung {
         /// Its type, as blkid(8) names it.
         filesystem: String,
-        /// Seconds without a sign of life.
+        /// Seconds without progress.
         seconds: u64,
     },
-    /// A filesystem was left out, because the appliance's kernel crashed when it was read.
+    /// A filesystem was left out, because reading it crashed the appliance's kernel.
     KernelCrashed {
         /// Its type, as blkid(8) names it.
         filesystem: String,
-        /// What the kernel said last.
+        /// The kernel's last message.
         panic: String,
     },
-    /// The walk of a filesystem ended before its end.
+    /// Only a part of a filesystem was read.
     WalkCutShort {
         /// Why.
         error: String,
     },
-    /// The appliance could not do something with a directory, a file, or all of a filesystem.
+    /// An operation on a directory, a file, or a filesystem failed.
     FileFailed {
-        /// What it could not do.
+        /// The operation.
         operation: FileOperation,
         /// The system's error number, `errno(3)`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         errno: Option<i32>,
-        /// Where in the file or on the device, in bytes.
+        /// The offset in the file or on the device, in bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         offset: Option<u64>,
     },
-    /// A directory was met a second time, so the filesystem is damaged. What is below it was listed
-    /// once.
+    /// A directory was reached a second time, so the filesystem is damaged. Its contents were
+    /// listed once.
     DirectoryLoop,
     /// A call into libguestfs failed.
     CallFailed {
-        /// What libguestfs says.
+        /// libguestfs's message.
         error: String,
     },
-    /// A name that libguestfs's own calls cannot pass on, as it is not UTF-8.
+    /// A name is not UTF-8, and libguestfs's own calls cannot pass it on.
     NameNotUtf8,
-    /// A map cannot hold an object.
+    /// A map cannot hold the object.
     Unmappable {
         /// Why.
         error: String,
     },
-    /// Encrypted files whose place on the disk cannot be found without their key.
+    /// Encrypted files cannot be located without their key.
     EncryptedFilesUnplaced {
         /// How many.
         count: u64,
     },
-    /// So many more warnings of missing objects were not kept.
+    /// Further warnings of missing objects were left out.
     MoreOmitted {
         /// How many.
         count: u64,
     },
-    /// A warning of a map that keeps words only: a text map, or version 1 of JSON Lines. Displayed,
-    /// it is these words.
+    /// The warning comes from a text map or from version 1 of JSON Lines, which have only words. It
+    /// is displayed as these words.
     Sentence {
         /// The words.
         text: String,
     },
 
-    // What is worth knowing, though nothing is missing.
+    // Causes without anything missing.
     /// A device is blank.
     Blank {
         /// Whether it is a whole disk.
         disk: bool,
     },
-    /// The copies of a mirrored device differ, and the one that was read is mapped.
+    /// The copies of a mirrored device differ. Only the copy that was read is mapped.
     CopiesDiffer,
-    /// The chunks of a btrfs are not known: of mirrored data, the copy that was read is mapped.
+    /// The chunks of a btrfs are not known. Of mirrored data, only the copy that was read is
+    /// mapped.
     ChunksUnknown,
     /// A journal was replayed when the filesystem was mounted.
     JournalReplayed,
-    /// Encrypted files, whose names are those that the kernel shows without the key.
+    /// Files are encrypted, and their names are those that the kernel shows without the key.
     EncryptedNames {
         /// How many.
         count: u64,
     },
-    /// Objects whose reads were not where the kernel says that they lie.
+    /// Objects were not read exactly where the kernel reports them.
     NotExact {
         /// How many.
         count: u64,
     },
-    /// Files that were read where the appliance had written.
+    /// Files were read where the appliance had written.
     Rewritten {
         /// How many.
         count: u64,
@@ -212,23 +213,23 @@ pub enum Cause {
         /// The size of the disk in bytes.
         rounded: u64,
     },
-    /// An image was not closed by its last user.
+    /// The last program that used an image did not close it.
     ImageUnclean,
 }
 
-/// Why a device stays [locked](Cause::Locked).
+/// The reason why a device stays [locked](Cause::Locked).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockReason {
-    /// No key was given for it.
+    /// No key was given for the device.
     NoKey,
-    /// None of the keys opens it.
+    /// None of the given keys opens the device.
     WrongKey,
     /// `--probe guestfsd` takes no keys.
     ProbeTakesNoKeys,
 }
 
-/// What could not be done with a [file](Cause::FileFailed).
+/// The operation that [failed](Cause::FileFailed).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FileOperation {
@@ -244,7 +245,7 @@ pub enum FileOperation {
     Extents,
     /// `listxattr(2)` or `getxattr(2)`
     Attributes,
-    /// The GETFSMAP ioctl, or what stands in for it.
+    /// The GETFSMAP ioctl, or its substitute for other filesystems.
     SpaceMap,
 }
 
@@ -265,17 +266,17 @@ impl Warning {
         Self { subject: Subject::Image(name.as_ref().to_vec()), cause }
     }
 
-    /// A warning about no single device or image.
+    /// A warning about the guest as a whole.
     pub fn on_guest(cause: Cause) -> Self {
         Self { subject: Subject::Guest, cause }
     }
 
-    /// A warning of which only the words are known.
+    /// A warning that has only words.
     pub fn sentence(text: impl Into<String>) -> Self {
         Self::on_guest(Cause::Sentence { text: text.into() })
     }
 
-    /// The device that it is about, or that has the path that it is about.
+    /// The device of the subject: the device itself, or the device of the path.
     pub fn device(&self) -> Option<&[u8]> {
         match &self.subject {
             Subject::Device(device) | Subject::Path { device, .. } => Some(device),
@@ -283,8 +284,8 @@ impl Warning {
         }
     }
 
-    /// The words for a line of a text map, which escapes them by itself. Of a sentence that was
-    /// read from one, exactly what was read.
+    /// The words for a line of a text map, whose writer escapes them. A sentence that was read from
+    /// a text map comes back unchanged.
     pub(super) fn words(&self) -> Cow<'_, str> {
         match self {
             Self { subject: Subject::Guest, cause: Cause::Sentence { text } } => Cow::Borrowed(text),
@@ -299,8 +300,8 @@ impl Warning {
 }
 
 impl Cause {
-    /// Whether something that is on the disks is missing from the map. A run that meets with such a
-    /// cause ends with status 3.
+    /// Whether something that is on the disks is missing from the map. A run with such a cause ends
+    /// with exit status 3.
     pub fn is_incomplete(&self) -> bool {
         match self {
             Self::DeviceFailed { .. }

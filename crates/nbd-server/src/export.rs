@@ -42,15 +42,14 @@ pub trait Export: Send + Sync + 'static {
         false
     }
 
-    /// Told of each valid request just before it is carried out, in the order in which the requests
-    /// of one connection arrived. Called in the connection's task: must not wait.
+    /// Called for each valid request just before it is carried out, in the order in which the
+    /// requests of one connection arrived. Runs in the connection's task: it must not wait.
     fn observe(&self, request: &Request) {
         let _ = request;
     }
 
-    /// Told of each request that was carried out, or has failed while it was, as soon as it is
-    /// known how it ended. Called in the connection's task or on the thread that did the work: must
-    /// be quick.
+    /// Called for each request that was carried out or failed, as soon as the outcome is known.
+    /// Runs in the connection's task or on the thread that did the work: it must be quick.
     fn answered(&self, answered: &Answered<'_>) {
         let _ = answered;
     }
@@ -90,7 +89,7 @@ pub trait Export: Send + Sync + 'static {
         write_zeroes_slowly(self, length, offset, how)
     }
 
-    /// Told that `length` bytes at `offset` are no longer needed: a hint that may be ignored.
+    /// Discards `length` bytes at `offset`, which are no longer needed: a hint that may be ignored.
     ///
     /// # Errors
     /// The discarding failed.
@@ -107,22 +106,22 @@ pub trait Export: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Which parts of `length` bytes at `offset` are allocated, as consecutive extents that begin
-    /// at `offset`. With `one`, the first is enough. They may stop short of the range's end; what
-    /// they say beyond it is not sent.
+    /// The allocation of `length` bytes at `offset`, as consecutive extents that begin at `offset`.
+    /// With `one`, the first is enough. They may end before the range does; whatever lies beyond
+    /// the range is not sent.
     ///
     /// # Errors
-    /// The state cannot be told.
+    /// The state cannot be determined.
     fn block_status(&self, length: u32, offset: u64, one: bool) -> io::Result<Vec<Extent>> {
         let _ = (offset, one);
         Ok(vec![Extent { length: length.into(), flags: StateFlags::empty() }])
     }
 }
 
-/// Writes zeroes where there is no better way: what [`Export::write_zeroes`] does by default.
+/// Writes zeroes as data: the default of [`Export::write_zeroes`].
 ///
 /// # Errors
-/// The export's, and [`io::ErrorKind::Unsupported`] if it was asked for something faster.
+/// The export's errors, and [`io::ErrorKind::Unsupported`] if [`Zeroing::fast`] is set.
 pub fn write_zeroes_slowly(
     export: &(impl Export + ?Sized),
     length: u32,
@@ -142,27 +141,27 @@ pub fn write_zeroes_slowly(
     Ok(())
 }
 
-/// How a request ended.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Answered<'a> {
     /// The request, as the client sent it.
     pub request: &'a Request,
     /// Number of the connection, from 1 in the order in which the server has met its clients.
     pub connection: u64,
-    /// When its header had come.
+    /// When its header arrived.
     pub received: Instant,
-    /// Why it has failed, if it has.
+    /// The error, if it failed.
     pub error: Option<&'a io::Error>,
 }
 
-/// How [`Export::write_zeroes`] is to be done.
+/// Options of [`Export::write_zeroes`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Zeroing {
     /// Force unit access: durable before it returns.
     pub fua: bool,
     /// The range must be allocated afterwards.
     pub no_hole: bool,
-    /// Fail rather than be as slow as a write.
+    /// Fail if zeroing is not faster than writing.
     pub fast: bool,
 }
 
@@ -197,11 +196,11 @@ pub enum ExportsError {
     /// Another export has that name.
     #[error("there are two NBD exports named {0:?}")]
     Duplicate(String),
-    /// The protocol has no room for that name.
-    #[error("an NBD export's name has 1 to {NBD_MAX_STRING} bytes and no NUL, not so {0:?}")]
+    /// The protocol does not allow that name.
+    #[error("{0:?} is not a valid NBD export name: it must have 1 to {NBD_MAX_STRING} bytes and no NUL")]
     BadName(String),
     /// The default must be one of the exports.
-    #[error("no NBD export is named {0:?}, so it cannot be the default")]
+    #[error("the default NBD export {0:?} does not exist")]
     Unknown(String),
 }
 
@@ -225,8 +224,8 @@ impl Exports {
         }
     }
 
-    /// Makes the export `name` the default, the one that clients get who ask for the empty name.
-    /// Without a default, they get none.
+    /// Makes the export `name` the default: clients that ask for the empty name get it. Without a
+    /// default they are refused.
     ///
     /// # Errors
     /// There is no such export.

@@ -2,18 +2,18 @@
 //!
 //! # Inside
 //!
-//! One file a phase of the protocol. Constants keep the names that they have in the specification.
+//! One file for each phase of the protocol. Constants have the names of the specification.
 //!
 //! * `negotiation`: fixed newstyle handshake and option haggling, up to the choice of an export;
 //! * `transmission`: requests and replies, many in flight, in one task for each connection;
-//! * `request`: whether a request may be carried out, and how that is done;
+//! * `request`: checks a request and carries it out;
 //! * `reply`: how replies are encoded, batched and sent;
 //! * [`protocol`]: the numbers and wire structs of both;
-//! * `server` accepts connections; `service` is a server in threads of its own, for a program that
-//!   is not async;
-//! * `limits`: what one peer, and all of them together, may take.
+//! * `server` accepts connections; `service` is a server with threads of its own, for programs that
+//!   are not async;
+//! * `limits`: bounds on one client, and on all clients together.
 //!
-//! In a program that is async, [`Server::run`] takes a listener, and a future that ends it:
+//! In an async program, [`Server::run`] takes a listener, and a future that stops it:
 //!
 //! ```
 //! use std::io;

@@ -1,4 +1,4 @@
-//! What one peer, and all of them together, may take.
+//! Bounds on the resources of one client, and of all clients together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bounds on everything that a peer controls.
 ///
-/// Beside the bytes in flight that are counted here, each connection has buffers of its own of at
-/// most 1.1 MiB.
+/// In addition to the bytes in flight that are counted here, each connection has buffers of at most
+/// 1.1 MiB.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections at a time. Further clients wait in the listener's queue until one leaves.
@@ -52,7 +52,7 @@ pub(super) struct Budget {
     server_limit: u32,
 }
 
-/// Leave to carry out one request, held until its reply has been sent.
+/// The permits of one request, held until its reply has been sent.
 #[derive(Debug)]
 pub(super) struct Permit {
     _request: OwnedSemaphorePermit,
@@ -72,7 +72,7 @@ impl Budget {
         }
     }
 
-    /// Leave for a request that needs `bytes` of memory, if it can be had at once.
+    /// The permits of a request that needs `bytes` of memory, if they are available at once.
     pub(super) fn try_admit(&self, bytes: u32) -> Option<Permit> {
         let (own, whole) = self.price(bytes);
         Some(Permit {
@@ -82,8 +82,8 @@ impl Budget {
         })
     }
 
-    /// Leave for a request that needs `bytes` of memory, when there is room; `None` never, as the
-    /// semaphores are never closed.
+    /// The permits of a request that needs `bytes` of memory; waits until they are available. Never
+    /// `None`, as the semaphores are never closed.
     ///
     /// There is no deadlock: a connection takes from the three in one order, waits for one request
     /// at a time, and what it holds for others is given back without its help, when they have been

@@ -1,8 +1,8 @@
 //! The handshake: fixed newstyle negotiation and option haggling.
 //!
-//! Whatever a client asks for that this server does not do, TLS and extended headers among it, gets
-//! the error reply that the specification wants, and the haggling goes on. Only a peer that does
-//! not speak the protocol, or too much of it, is dropped.
+//! An option that this server does not support, such as TLS or extended headers, gets the error
+//! reply of the specification, and the negotiation continues. Only a peer that violates the
+//! protocol, or sends too many options, is disconnected.
 
 use super::error::ConnectionError;
 use super::export::{Export, Exports};
@@ -63,10 +63,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     }
 }
 
-/// Why an option is refused: the reply type, and a sentence for people.
+/// The refusal of an option: the reply type, and a message for people.
 type Refused = (u32, &'static str);
 
-/// What an option leads to, besides the replies to it.
+/// The consequence of an option, apart from its replies.
 enum Next {
     Haggle,
     Transmission(Agreement),
@@ -90,7 +90,7 @@ fn transmission_flags(export: &dyn Export, structured: bool) -> TransmissionFlag
     flags
 }
 
-/// Leads one client through the handshake. `None` when the client ended it in due form.
+/// Performs the handshake with one client. `None` if the client ended it properly.
 pub(super) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
     peer: &mut Peer<S>,
     exports: &Exports,
@@ -144,7 +144,7 @@ struct Haggling<'a> {
 }
 
 impl Haggling<'_> {
-    /// Answers one option; fails only where the specification has no error reply.
+    /// Answers one option; fails only if the specification has no error reply.
     fn answer(&mut self, option: u32, data: &[u8], replies: &mut BytesMut) -> Result<Next, ConnectionError> {
         let result = match option {
             NBD_OPT_EXPORT_NAME => return self.export_name(data, replies).map(Next::Transmission),
@@ -307,7 +307,7 @@ fn put_name(wire: &mut BytesMut, name: &str) {
     wire.put_slice(name.as_bytes());
 }
 
-/// What fits of an export's description.
+/// The beginning of an export's description that fits in a reply.
 fn description(export: &dyn Export) -> &[u8] {
     let description = export.description();
     let end =

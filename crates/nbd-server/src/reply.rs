@@ -32,7 +32,7 @@ const MAX_SLICES: usize = 16;
 pub(super) struct Refusal {
     /// One of [`error_name`]'s.
     pub(super) error: u32,
-    /// Said to clients that take structured replies.
+    /// The message for clients with structured replies.
     pub(super) why: &'static str,
 }
 

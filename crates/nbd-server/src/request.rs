@@ -1,4 +1,4 @@
-//! One request: whether it may be carried out, and how that is done.
+//! Checks one request and carries it out.
 
 use super::export::{Export, Extent, Zeroing};
 use super::protocol::*;
@@ -19,7 +19,7 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    /// All that can be said against a request before it is carried out.
+    /// Checks a request before it is carried out.
     pub(super) fn check(&self, header: &RequestHeader) -> Result<Request, Refusal> {
         let refuse = |error, why| Err(Refusal { error, why });
         let no_flags = CommandFlags::empty();
@@ -71,12 +71,12 @@ impl Terms {
     }
 }
 
-/// What carrying out a request has given.
+/// The result of a request.
 pub(super) enum Outcome {
     Done,
-    /// What was read, after [`DATA_ROOM`] bytes for the header.
+    /// The bytes that were read, after [`DATA_ROOM`] bytes for the header.
     Data(Vec<u8>),
-    /// It was all zeroes.
+    /// All bytes that were read are zeroes.
     Hole,
     Extents(Vec<Extent>),
 }

@@ -24,16 +24,16 @@ pub struct Server {
     limits: Limits,
     connections: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    /// How many clients have come.
+    /// Number of clients so far.
     met: AtomicU64,
 }
 
-/// A place where clients connect.
+/// A listening socket.
 pub trait Listener {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Waits for the next client. Nothing is lost if it is dropped meanwhile.
+    /// Waits for the next client. It can be cancelled without losing a client.
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 
@@ -50,7 +50,7 @@ impl Listener for TcpListener {
 
     async fn next(&self) -> io::Result<Self::Stream> {
         let stream = self.accept().await?.0;
-        // Replies are sent together as it is; Nagle's algorithm would only hold them back.
+        // The server batches replies itself; Nagle's algorithm would only delay them.
         stream.set_nodelay(true)?;
         Ok(Eager::new(stream))
     }
@@ -66,10 +66,9 @@ impl Server {
 
     /// Serves the clients that connect to `listener` until `stop` is ready.
     ///
-    /// Then no more are accepted, those in their handshake are dropped, and the others get the
-    /// answers to their requests in flight, for which there is [`Limits::grace`]. When this
-    /// returns, every connection has been closed; an export's method that takes longer than that
-    /// may still run.
+    /// Then it accepts no more clients, drops those in their handshake, and answers the requests in
+    /// flight of the others within [`Limits::grace`]. When this returns, every connection is
+    /// closed; an export's method that takes longer may still run.
     pub async fn run(self, listener: impl Listener, stop: impl Future<Output = ()>) {
         let server = Arc::new(self);
         // All connections stop when the sender is dropped.
@@ -105,8 +104,8 @@ impl Server {
     /// [`run`](Self::run)). Does not count against [`Limits::connections`].
     ///
     /// # Errors
-    /// The connection ended otherwise than the protocol has it. That is the client's doing, or the
-    /// stream's; the server can go on.
+    /// The connection ended in violation of the protocol, or the stream failed. The server itself
+    /// is not affected.
     pub async fn serve<S>(&self, stream: S, stop: impl Future<Output = ()>) -> Result<(), ConnectionError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -168,8 +167,8 @@ impl Server {
 
     /// The next client, as soon as there is room for it.
     async fn accept<L: Listener>(&self, listener: &L) -> (L::Stream, Option<OwnedSemaphorePermit>) {
-        /// Until the next attempt, when the system cannot give us a connection (it has no more file
-        /// descriptors, say). Clients wait in the listener's queue.
+        /// Delay before the next attempt if the system cannot accept a connection, for example
+        /// because there are no more file descriptors. Clients wait in the listener's queue.
         const RETRY: Duration = Duration::from_millis(100);
 
         // Never closed, so there always is a slot.

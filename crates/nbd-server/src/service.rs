@@ -1,4 +1,4 @@
-//! A server that runs beside the program: on threads of its own, until it is stopped.
+//! A server with threads of its own, for programs that are not async.
 
 use super::export::Exports;
 use super::limits::Limits;
@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 pub enum ListenAddress {
     /// On a Unix socket in a new directory that only this user may enter.
     Private,
-    /// On these TCP addresses; the first that can be had is taken. There is no authentication: who
-    /// reaches the port reads the exports.
+    /// On the first of these TCP addresses that is free. There is no authentication: anyone who can
+    /// reach the port can read the exports, and write to those that are writable.
     Tcp(Vec<SocketAddr>),
 }
 
@@ -29,13 +29,13 @@ pub enum ListenAddress {
 pub enum Address {
     /// The path of a Unix socket.
     Unix(PathBuf),
-    /// A TCP address, with the port that was taken.
+    /// A TCP address, with the actual port.
     Tcp(SocketAddr),
 }
 
 impl Address {
-    /// The URI of an export there, as the NBD project's `doc/uri.md` has it; an empty name is the
-    /// default export's.
+    /// The NBD URI of an export (the NBD project's `doc/uri.md`). An empty name stands for the
+    /// default export.
     pub fn uri(&self, export: &str) -> String {
         let export = percent_encoded(export.as_bytes());
         match self {
@@ -50,7 +50,7 @@ impl Address {
     }
 }
 
-/// Writes as `%XX` what has a meaning in a URI.
+/// Escapes as `%XX` all bytes that may have a meaning in a URI.
 fn percent_encoded(bytes: &[u8]) -> String {
     let mut text = String::new();
     for &byte in bytes {
@@ -68,13 +68,13 @@ fn percent_encoded(bytes: &[u8]) -> String {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up {what}")]
 pub struct ServiceError {
-    /// What could not be set up.
+    /// The part that could not be set up.
     pub what: &'static str,
-    /// What the system says.
+    /// The system's error.
     pub source: io::Error,
 }
 
-/// A server that runs. [`stop`](Self::stop) ends it in good order.
+/// A running server. [`stop`](Self::stop) shuts it down cleanly.
 pub struct Service {
     runtime: Runtime,
     server: JoinHandle<()>,
@@ -88,7 +88,7 @@ impl Service {
     /// Starts a server of these exports.
     ///
     /// # Errors
-    /// There are no threads, or nothing can listen there.
+    /// The threads or the socket cannot be set up.
     pub fn start(exports: Exports, limits: Limits, place: &ListenAddress) -> Result<Self, ServiceError> {
         let set_up = |what| move |source| ServiceError { what, source };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -122,15 +122,15 @@ impl Service {
         Ok(Self { runtime, server, stop, address, _directory: directory })
     }
 
-    /// Where it listens.
+    /// The address of the server.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Ends it: clients get the answers to their requests in flight, see [`Server::run`].
+    /// Shuts the server down. Requests in flight are answered first: see [`Server::run`].
     pub fn stop(self) {
         drop(self.stop);
-        // A panic in the server has been reported by it; there is nothing left to serve.
+        // The server has reported its own panic, if any; there is nothing left to stop.
         let _ = self.runtime.block_on(self.server);
         self.runtime.shutdown_timeout(Duration::from_secs(1));
     }

@@ -1,10 +1,10 @@
 //! The transmission phase: requests in, replies out.
 //!
 //! One task owns the connection and all of its state; it waits for the next [`Event`] and then
-//! handles every request that has been received. What an export answers without waiting is
-//! answered right there, and the replies of one round leave together, so that a read of something
-//! in memory costs one system call to receive it, the export's own, and one to send the reply. All
-//! else goes to threads that may block, and comes back in the order in which it is done.
+//! handles every request that has been received. What an export answers without waiting is answered
+//! right there, and the replies of one round leave together, so that a read of something in memory
+//! costs one system call to receive it, the export's own, and one to send the reply. All other
+//! requests go to threads that may block, and are answered in the order in which they finish.
 
 use super::error::ConnectionError;
 use super::export::{Answered, Export};
@@ -301,7 +301,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 
     fn end_of_stream(&mut self) -> Result<(), ConnectionError> {
-        // A peer that disappears between two requests is a rude one, but not an error.
+        // A peer that disconnects between two requests without a goodbye is not an error.
         if !matches!(self.input, Input::Header) || !self.received.is_empty() {
             return Err(ConnectionError::Vanished);
         }
@@ -458,7 +458,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 }
 
-/// Watches over a peer that has something to do and does not do it.
+/// Detects a peer that must send or receive something and does not.
 struct Stall {
     limit: Duration,
     timer: Pin<Box<Sleep>>,

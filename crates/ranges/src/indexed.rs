@@ -1,8 +1,8 @@
-//! Bytes of one disk as a sorted list of ranges, made once and then asked often.
+//! Sets of bytes of one disk that are made once and then queried often.
 //!
-//! [`RangeSet`](crate::RangeSet) is for sets that grow and shrink; this is for those that are
-//! compared with a whole map. It is two numbers a range, and knows how many of its bytes lie before
-//! any place.
+//! [`RangeSet`](crate::RangeSet) is for sets that grow and shrink; this is for sets that are
+//! compared with a whole map. A range takes three numbers: its ends, and the number of bytes of the
+//! set before it.
 
 use crate::DiskRange;
 
@@ -10,7 +10,7 @@ use crate::DiskRange;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IndexedRanges {
     ranges: Vec<DiskRange>,
-    /// Bytes of the ranges before each range; and of all.
+    /// For each range the number of bytes before it; at the end, the number of all bytes.
     before: Vec<u64>,
 }
 
@@ -50,7 +50,7 @@ impl IndexedRanges {
         self.ranges.len()
     }
 
-    /// Whether there is no byte.
+    /// Whether the set is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
@@ -73,7 +73,7 @@ impl IndexedRanges {
         self.bytes_from(self.first_ending_after(range.start.0), range)
     }
 
-    /// Answers [`bytes_in`](Self::bytes_in) for ranges that ascend by their starts, several times
+    /// Computes [`bytes_in`](Self::bytes_in) for ranges that ascend by their starts, several times
     /// as fast.
     #[inline]
     pub fn ascending(&self) -> impl FnMut(DiskRange) -> u64 + '_ {
@@ -85,7 +85,7 @@ impl IndexedRanges {
     }
 
     /// Number of bytes in `range`; `first` is the first of the ranges that ends after its start.
-    // Asked for each object of a map, from another crate.
+    // Called for each object of a map, from another crate.
     #[inline]
     fn bytes_from(&self, first: usize, range: DiskRange) -> u64 {
         let after = first + count_near(&self.ranges[first..], |span| span.start < range.end);
@@ -110,7 +110,7 @@ impl IndexedRanges {
         let mut spans = self.ranges.iter().copied();
         let mut span = spans.next();
         for other in others {
-            // What ends before the next start, no later one can take away.
+            // No later range can remove bytes before the next start.
             while let Some(current) = span
                 && current.end <= other.start
             {

@@ -1,10 +1,10 @@
-//! Names from inside a guest in messages.
+//! Displays names from inside a guest safely.
 
 use std::fmt::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// A name as it may be shown on a terminal.
+/// Displays a name so that it is safe for a terminal.
 ///
 /// Escaped as `\ooo`, byte by byte: control characters (C0, DEL, and C1, which some terminals
 /// obey), characters that change the direction of text (a name could read as another), Unicode's
@@ -19,7 +19,7 @@ use std::path::Path;
 pub struct Printable<'a>(pub &'a [u8]);
 
 impl<'a> Printable<'a> {
-    /// A path on the host, which may be as hostile.
+    /// A path on the host, which may be just as hostile.
     pub fn path(path: &'a Path) -> Self {
         Self(path.as_os_str().as_bytes())
     }
@@ -35,10 +35,10 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Text of another program, or names that are [`Printable`] already, as it may be shown on a
+/// Displays text of another program, or names that were escaped already, so that it is safe for a
 /// terminal.
 ///
-/// Escaped as [`Printable`] does it, but for the backslash, which may begin an escape.
+/// Escapes as [`Printable`] does, except for the backslash, which may begin an escape.
 ///
 /// ```
 /// use virt_bmap_ranges::PrintableText;

@@ -1,8 +1,8 @@
 //! Offsets and half-open ranges.
 //!
-//! An offset on a guest disk, an offset in a file and an offset on one of the appliance's block
-//! devices are all counts of bytes, and mixing them is the classic mistake of a block map. Each is
-//! a type of its own here, and [`Range`] and [`RangeSet`] take one of them as parameter.
+//! Offsets on a guest disk, in a file, and on a block device of the appliance are all counts of
+//! bytes, and mixing them is the classic mistake of a block map. Each is a type of its own, and
+//! [`Range`] and [`RangeSet`] take one of them as parameter.
 //!
 //! A range is always half-open: `start` belongs to it, `end` does not.
 
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A kind of byte offset. Implemented by [`DiskOffset`], [`DeviceOffset`] and [`FileOffset`] alone.
+/// A kind of byte offset. Only [`DiskOffset`], [`DeviceOffset`] and [`FileOffset`] implement it.
 pub trait Offset: Copy + Ord + fmt::Debug + Send + Sync + 'static {
     /// Makes an offset of a count of bytes.
     fn from_bytes(bytes: u64) -> Self;
@@ -64,8 +64,7 @@ offset! {
     FileOffset
 }
 
-/// Number of a guest's disk: its place, counted from 1, in the order in which the images were
-/// given.
+/// Number of a guest's disk, from 1, in the order in which the images were given.
 pub type DiskNumber = u16;
 
 /// Half-open range of bytes, `start..end`.
@@ -81,15 +80,14 @@ pub struct Range<O> {
 pub type DiskRange = Range<DiskOffset>;
 
 impl<O: Offset> Range<O> {
-    /// The range of `length` bytes that begins at `start`, or `None` where its end would not fit
-    /// in 64 bits.
+    /// The range of `length` bytes that begins at `start`; `None` if its end does not fit in 64
+    /// bits.
     pub fn at(start: O, length: u64) -> Option<Self> {
         let end = start.bytes().checked_add(length)?;
         Some(Self { start, end: O::from_bytes(end) })
     }
 
-    /// The range of `length` bytes that begins at `start`, cut where offsets no longer fit in 64
-    /// bits.
+    /// The range of `length` bytes that begins at `start`, cut at the largest offset of 64 bits.
     pub fn saturating(start: u64, length: u64) -> Self {
         Self::new(start, start.saturating_add(length))
     }
@@ -104,12 +102,12 @@ impl<O: Offset> Range<O> {
         self.end.bytes() - self.start.bytes()
     }
 
-    /// Whether there is no byte in it.
+    /// Whether the range is empty.
     pub fn is_empty(self) -> bool {
         self.start >= self.end
     }
 
-    /// The bytes that both ranges hold; `None` if there are none.
+    /// The bytes that are in both ranges; `None` if there are none.
     pub fn intersection(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end.min(other.end);
@@ -199,7 +197,7 @@ impl<O: Offset> RangeSet<O> {
         true
     }
 
-    /// Takes every byte of `range` out of the set.
+    /// Removes every byte of `range` from the set.
     pub fn remove(&mut self, range: Range<O>) {
         if range.is_empty() {
             return;

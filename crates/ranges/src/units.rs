@@ -3,10 +3,10 @@
 use std::fmt;
 use thiserror::Error;
 
-/// A text that is no number of bytes.
+/// A text is not a number of bytes.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum BadNumber {
-    /// It is none at all.
+    /// The text is not a number.
     #[error(
         "`{found}` is no number (decimal or 0x hexadecimal, with K, M, G, T, P or E after it for powers of 1024)"
     )]
@@ -14,7 +14,7 @@ pub enum BadNumber {
         /// What stands there, printable.
         found: String,
     },
-    /// It is one that does not fit.
+    /// The number is too large.
     #[error("`{found}` does not fit in 64 bits")]
     TooLarge {
         /// What stands there, printable.

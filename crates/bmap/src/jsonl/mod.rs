@@ -1,8 +1,9 @@
-//! The map as JSON Lines, the format in which nothing of it is lost.
+//! The map as JSON Lines, the only format that holds everything.
 //!
-//! The first line is a record of what the map says of itself, each further line one of an object
-//! with its ranges. `docs/formats.md` describes every field. What is read back is equal to what was
-//! written.
+//! The first line is the header, and each further line is an object with its ranges.
+//! `docs/formats.md` describes every field. A map that is written and read back is equal to itself.
+//! The reader is strict: it refuses unknown versions, fields and kinds of warnings, and maps that
+//! were cut off.
 
 mod record;
 
@@ -19,8 +20,8 @@ use virt_bmap_ranges::Printable;
 
 /// Version of the format that is written.
 ///
-/// Version 1 is read, too. It has sentences in place of warnings: see
-/// [`Cause::Sentence`](super::Cause::Sentence).
+/// The reader also accepts version 1, whose warnings are sentences without kinds: see
+/// [`Cause::Sentence`](super::Cause::Sentence). Nothing else differs.
 pub const FORMAT_VERSION: u64 = 2;
 
 /// The oldest version that is read.
@@ -32,7 +33,7 @@ pub const MAX_LINE: usize = 64 << 20;
 /// Most ranges in one line. An object with more of them has several.
 pub const MAX_RANGES: usize = 4096;
 
-/// What `format` says in the first line.
+/// The value of `format` in the first line.
 const FORMAT: &str = "virt-bmap";
 
 /// Why a file could not be read as a map in JSON Lines.
@@ -41,13 +42,13 @@ pub enum ReadError {
     /// The file could not be read at all.
     #[error("the map could not be read")]
     Io(#[from] io::Error),
-    /// There is nothing in it.
+    /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// It is something else.
-    #[error("this is no block map: its first line is no JSON object with \"format\": \"virt-bmap\"")]
+    /// It is not a map.
+    #[error("this is not a block map: its first line is not a JSON object with \"format\": \"virt-bmap\"")]
     NotAMap,
-    /// It is of a version that is not known.
+    /// Its version is not known.
     #[error(
         "this map is of version {version} of the JSON Lines format; this program reads versions {OLDEST_VERSION} to {FORMAT_VERSION}"
     )]
@@ -55,12 +56,12 @@ pub enum ReadError {
         /// The version.
         version: u64,
     },
-    /// Objects were left out at the end.
-    #[error("the map is truncated: its first line says that {said} more follow, but {found} do")]
+    /// Lines are missing at the end.
+    #[error("the map is truncated: its first line announces {said} lines, and {found} follow")]
     Records {
-        /// As many lines as the first line announces.
+        /// Number of lines that the first line announces.
         said: u64,
-        /// As many there are.
+        /// Number of lines that follow.
         found: u64,
     },
     /// One line is wrong.
@@ -82,7 +83,7 @@ pub enum LineError {
     /// The line exceeds [`MAX_LINE`].
     #[error("the line is longer than {MAX_LINE} bytes")]
     TooLong,
-    /// It is no JSON, or has not the fields that it must have.
+    /// It is not JSON, or its fields are not valid.
     #[error("{what} (byte {column} of the line)")]
     Json {
         /// What is wrong, printable.
@@ -90,7 +91,7 @@ pub enum LineError {
         /// Where, from 1.
         column: usize,
     },
-    /// The object or one of its ranges is none that a map can hold.
+    /// A map cannot hold the object or one of its ranges.
     #[error(transparent)]
     Build(#[from] BuildError),
     /// The end is exclusive, and no range is empty.
@@ -104,7 +105,7 @@ pub enum LineError {
 }
 
 impl From<serde_json::Error> for LineError {
-    /// Leaves out the line, which is always 1 of what was parsed.
+    /// Without the line number, which is always 1, as lines are parsed one by one.
     fn from(error: serde_json::Error) -> Self {
         let text = error.to_string();
         let what = text.rfind(" at line ").map_or(&*text, |end| &text[..end]);
@@ -112,7 +113,7 @@ impl From<serde_json::Error> for LineError {
     }
 }
 
-/// Enough of the first line to know whether the rest of it can be understood.
+/// The fields of the first line that decide whether the rest can be read.
 #[derive(Deserialize)]
 struct Version {
     format: String,
@@ -141,9 +142,9 @@ pub fn write(map: &Map, output: impl Write) -> io::Result<()> {
     output.flush()
 }
 
-/// The first line alone, without its line feed and what only an update needs.
+/// The first line, without its line feed and without the digests that only an update needs.
 pub(super) fn header(map: &Map) -> Vec<u8> {
-    // Nothing in it can fail to be written, and neither can memory.
+    // Neither the record nor writing to memory can fail.
     serde_json::to_vec(&HeaderRecord::without_digests(map)).unwrap_or_default()
 }
 
@@ -154,8 +155,7 @@ fn write_line(output: &mut impl Write, record: &impl Serialize) -> io::Result<()
 
 /// Reads a map.
 ///
-/// It is strict: a field that is not known, or a line less than the first one announces, is an
-/// error.
+/// It is strict: an unknown field is an error, and so is a missing line.
 ///
 /// ```
 /// use virt_bmap_map::{jsonl, text};
@@ -204,7 +204,7 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
     Ok(map)
 }
 
-/// Goes on to the next line, if there is one.
+/// Reads the next line, if there is one.
 fn next(lines: &mut Lines<impl Read>) -> Result<bool, ReadError> {
     match lines.next()? {
         None => Ok(false),

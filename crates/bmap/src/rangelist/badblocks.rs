@@ -1,6 +1,6 @@
 //! The list of `badblocks -o`: numbers of blocks, one a line.
 //!
-//! The list does not say how large a block is; `badblocks` takes 1024 bytes if it is not told.
+//! The list does not contain the size of a block; the default of `badblocks` is 1024 bytes.
 
 use std::io::BufRead;
 

@@ -1,7 +1,7 @@
-//! The mapfile of GNU ddrescue, called logfile before 1.20: what of a disk could be read.
+//! The mapfile of GNU ddrescue, called logfile before 1.20: the parts of a disk that could be read.
 //!
-//! After comments, one line says where ddrescue is (`POSITION STATUS [PASS]`), and each line after
-//! it what became of a range: `POSITION SIZE STATUS`. Numbers are decimal, hexadecimal with `0x`,
+//! After comments, one line has ddrescue's own state (`POSITION STATUS [PASS]`). Each line after it
+//! is a range with its status: `POSITION SIZE STATUS`. Numbers are decimal, hexadecimal with `0x`,
 //! or octal with `0` (manual of ddrescue 1.27, "Mapfile structure").
 
 use std::io::BufRead;
@@ -10,10 +10,10 @@ use super::lines::{self, LineProblem, words};
 use super::{Entries, ListError, RangeListOptions};
 use virt_bmap_ranges::parse_digits;
 
-/// What a range can be: not tried, not trimmed, not scraped, bad, finished.
+/// The statuses of a range: not tried, not trimmed, not scraped, bad, finished.
 const STATUSES: &[u8] = b"?*/-+";
 
-/// What ddrescue can be doing: the same, and filling and generating.
+/// The statuses of ddrescue itself: the same, and filling and generating.
 const STATES: &[u8] = b"?*/-+FG";
 
 /// All that was not rescued.
@@ -35,7 +35,7 @@ fn status(word: &[u8], known: &[u8], expected: &'static str) -> Result<u8, LineP
     }
 }
 
-/// The line that says where ddrescue is.
+/// The line with ddrescue's own state.
 fn state(line: &[u8]) -> Result<(), LineProblem> {
     let mut words = words(line);
     number(words.next().unwrap_or_default())?;

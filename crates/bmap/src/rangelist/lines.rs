@@ -15,15 +15,15 @@ pub enum LineProblem {
     /// The line is longer than any that a program writes.
     #[error("the line is longer than {MAX_LINE} bytes")]
     TooLongLine,
-    /// It should be something else.
+    /// Something else was expected.
     #[error("`{found}` where {expected} should be")]
     Unexpected {
         /// What stands there, printable.
         found: String,
-        /// What should.
+        /// The expected text.
         expected: &'static str,
     },
-    /// A number is none.
+    /// A number is not valid.
     #[error(transparent)]
     Number(#[from] BadNumber),
     /// The range ends past what 64 bits can count.
@@ -58,7 +58,7 @@ pub(super) fn short(found: &[u8]) -> String {
     Printable(&found[..found.len().min(40)]).to_string()
 }
 
-/// Calls `visit` with each line that has words, without the comment that `#` may begin.
+/// Calls `visit` with each line that is not blank, without its `#` comment.
 pub(super) fn for_each(
     input: &mut impl BufRead,
     entries: &mut Entries,

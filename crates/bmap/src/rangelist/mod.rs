@@ -1,9 +1,9 @@
-//! Lists of disk ranges that other programs write: what changed, what is bad, what was read.
+//! Lists of disk ranges that other programs write: changed, bad or read ranges.
 //!
-//! [`read`] recognises whose list it is by its first lines, see [`Kind`], and takes those entries
-//! that count: the bad ones of a rescue map, the dirty ones of a bitmap. Each kind has a default
-//! for that, and [`RangeListOptions`] change it. The result is a set of bytes of one disk, a
-//! [`RangeList`].
+//! [`read`] recognises the format of a list by its first lines (see [`Kind`]), and selects the
+//! entries that count: the bad ones of a rescue map, the dirty ones of a bitmap. Each format has a
+//! default selection, and [`RangeListOptions`] change it. The result is a set of bytes of one disk,
+//! a [`RangeList`].
 //!
 //! ```
 //! use virt_bmap_map::rangelist::{Kind, RangeListOptions, read};
@@ -81,14 +81,14 @@ impl Kind {
         }
     }
 
-    /// Whether a list of this kind goes from the first byte of a disk to its last, so that its end
+    /// Whether a list of this format covers a disk from the first byte to the last, so that its end
     /// is the size of the disk.
     pub fn covers_disk(self) -> bool {
         matches!(self, Self::QemuImgMap | Self::Nbdinfo | Self::Ddrescue)
     }
 }
 
-/// What the list is, in a sentence about it.
+/// Name of the list in a message.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -103,7 +103,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What is done to a range in a log.
+/// The operation of an entry in a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Data are read.
@@ -116,11 +116,11 @@ pub enum Operation {
     Trim,
 }
 
-/// Which entries of a list count. A field that is `None` leaves the default of the list's kind; one
-/// that is given for a list of another kind is an error.
+/// Selects the entries of a list that count. `None` means the default of the format. An option for
+/// another format than that of the list is an error.
 #[derive(Clone, Debug, Default)]
 pub struct RangeListOptions {
-    /// Whose list it is, if that is not to be recognised.
+    /// Format of the list. By default it is recognised.
     pub kind: Option<Kind>,
     /// ddrescue: the statuses that count. By default `*`, `/`, `-` and `?`: all that was not
     /// rescued.
@@ -151,7 +151,7 @@ impl Operation {
     }
 }
 
-/// What the operation is, in a sentence about it.
+/// Name of the operation in a message.
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -181,7 +181,7 @@ impl RangeListOptions {
     }
 }
 
-/// Which images of a chain count.
+/// Selects images of a chain by their depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
     /// All.
@@ -195,13 +195,13 @@ pub enum Depth {
 pub struct RangeList {
     /// Whose list it is.
     pub kind: Kind,
-    /// The bytes that its entries name, of those that count.
+    /// The bytes of the entries that count.
     pub spans: IndexedRanges,
     /// Number of entries in the list.
     pub entries: u64,
     /// Number of entries that count.
     pub counted: u64,
-    /// Whether an entry that counts begins before the one above it, or overlaps another.
+    /// Whether an entry that counts begins before the one above it or overlaps another.
     pub is_unordered: bool,
     /// First byte after the last entry, whether it counts or not.
     pub end: u64,
@@ -212,13 +212,13 @@ pub struct RangeList {
 /// Why a list could not be read.
 #[derive(Debug, Error)]
 pub enum ListError {
-    /// It could not be read at all.
+    /// The list could not be read.
     #[error("the list could not be read")]
     Io(#[from] io::Error),
-    /// There is nothing in it.
-    #[error("the list is empty; if an empty one is meant, say whose it is with --from")]
+    /// The list is empty.
+    #[error("the list is empty; for an intentionally empty list, state its format with --from")]
     Empty,
-    /// It is none of the kinds that are known.
+    /// The format is not known.
     #[error(
         "the list begins with `{found}`, which is none of: qemu-img map and nbdinfo --map in JSON, ddrescue mapfile, badblocks, nbdkit log, blkparse, lines of OFFSET LENGTH"
     )]
@@ -231,7 +231,7 @@ pub enum ListError {
         "this is a qcow2 image and no list; name a dirty bitmap of it with --bitmap, or give what qemu-img map --output=json prints of it"
     )]
     Image,
-    /// An option for lists of another kind.
+    /// An option belongs to another format.
     #[error("{option} is not for this list, which is a {kind}")]
     Option {
         /// The option.
@@ -270,7 +270,7 @@ pub enum ListError {
 /// Reads a list.
 ///
 /// Ranges of a log or of a plain list may come in any order and overlap; each byte counts once. In
-/// the kinds whose programs write them in order, disorder is an error.
+/// formats whose programs write them in order, disorder is an error.
 ///
 /// # Errors
 /// [`ListError`].
@@ -308,7 +308,7 @@ pub fn read(mut input: impl Read, options: &RangeListOptions) -> Result<RangeLis
     })
 }
 
-/// An option that has no meaning for the list is a misunderstanding, and better told than ignored.
+/// An option without effect on the list is a misunderstanding, and is reported instead of ignored.
 fn refuse_strangers(options: &RangeListOptions, kind: Kind) -> Result<(), ListError> {
     let is_log = matches!(kind, Kind::NbdkitLog | Kind::Blkparse);
     let strangers = [

@@ -4,7 +4,7 @@
 //! 2026-11-20 16:10:45.744190 connection=1 Read id=1 offset=0x0 count=0x1000 ...
 //! ```
 //!
-//! What answers a request (`...Read id=1 return=0`) and what has no range is passed over.
+//! Lines without a range are skipped, and so are answers (`...Read id=1 return=0`).
 
 use std::io::BufRead;
 

@@ -1,4 +1,4 @@
-//! Whose list it is, by its beginning.
+//! Recognises the format of a list by its beginning.
 
 use super::lines::{short, without_comment};
 use super::{Kind, ListError};
@@ -7,7 +7,7 @@ use super::{badblocks, blkparse, ddrescue, nbdkit_log, plain};
 /// Bytes of the beginning that are looked at.
 pub(super) const LOOK_AHEAD: u64 = 64 * 1024;
 
-/// Tells by the first lines. Comments are passed over, since anyone may add one.
+/// Decides by the first lines. Comments are skipped, since anyone may add one.
 pub(super) fn kind(head: &[u8]) -> Result<Kind, ListError> {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     if text.starts_with(b"[") {
@@ -21,7 +21,7 @@ pub(super) fn kind(head: &[u8]) -> Result<Kind, ListError> {
         if line.is_empty() {
             continue;
         }
-        // Each is asked for what only its own lines have, so that the order matters little.
+        // Each format is tested for properties of its own lines only, so the order matters little.
         return if ddrescue::is_state(line) {
             Ok(Kind::Ddrescue)
         } else if blkparse::is_event(line) {
@@ -39,7 +39,7 @@ pub(super) fn kind(head: &[u8]) -> Result<Kind, ListError> {
     Err(ListError::Empty)
 }
 
-/// The names of the first entry's fields tell.
+/// Decides by the names of the first entry's fields.
 fn json(text: &[u8]) -> Result<Kind, ListError> {
     let first = text.split(|&byte| byte == b'}').next().unwrap_or(text);
     let has = |field: &[u8]| memchr::memmem::find(first, field).is_some();

@@ -1,4 +1,4 @@
-//! Columns of numbers and texts in one compressed block, as the page reads them.
+//! Columns of numbers and texts in one compressed block, for the page.
 //!
 //! A number is a variable-length integer: seven bits a byte, the lowest first, the highest bit set
 //! in all bytes but the last. A text column is its lines, each ended by a line feed. All columns
@@ -33,7 +33,7 @@ pub(super) struct Place {
 }
 
 impl Columns {
-    /// Adds a column of numbers. One that is all zeros is left out: the page takes it as such.
+    /// Adds a column of numbers. A column of zeroes is left out, and the page assumes zeroes.
     pub(super) fn numbers(&mut self, name: impl Into<String>, numbers: impl IntoIterator<Item = u64>) {
         let (start, mut count, mut seen) = (self.data.len(), 0, 0);
         for number in numbers {
@@ -84,12 +84,12 @@ impl Columns {
     }
 }
 
-/// A number of either sign as one without: 0, -1, 1, -2, 2, … are 0, 1, 2, 3, 4, …
+/// A signed number as an unsigned one: 0, -1, 1, -2, 2, … become 0, 1, 2, 3, 4, …
 pub(super) fn zigzag(number: i64) -> u64 {
     ((number << 1) ^ (number >> 63)).cast_unsigned()
 }
 
-/// What may be unknown, with 0 for that. What JavaScript could not count is unknown to the page.
+/// An optional number, with 0 for unknown. Numbers that JavaScript cannot count count as unknown.
 pub(super) fn known(number: Option<u64>) -> u64 {
     number.filter(|&number| number < MAX_EXACT).map_or(0, |number| number + 1)
 }

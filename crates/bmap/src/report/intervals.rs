@@ -1,8 +1,8 @@
 //! The disks, cut where their owners change.
 //!
-//! Files, directories and metadata own bytes. A byte that none of them owns is of the innermost
-//! volume, partition or disk that holds it: mostly free space. Where several own a byte, they are a
-//! *group*.
+//! Files, directories and metadata own bytes. A byte that none of them owns belongs to the
+//! innermost volume, partition or disk that holds it: mostly free space. If several objects own a
+//! byte, they are a *group*.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -13,17 +13,17 @@ use hashbrown::HashMap;
 use crate::hardlinks::is_same_file;
 use crate::{Kind, Map, Object, Piece, PieceFlags, Role};
 
-/// Of the owners of one byte at most so many are told. A block that thousands of snapshots share
-/// would otherwise make thousands of lists of thousands.
+/// Most owners of one byte that are listed. A block that thousands of snapshots share would
+/// otherwise make thousands of lists of thousands.
 const MAX_GROUP: usize = 64;
 
-/// Of the pieces over one byte at most so many are looked at, names of one file among them.
+/// Most pieces over one byte that are examined, including those of further names of a file.
 const MAX_PIECES: usize = 256;
 
 /// An object by its place in the map.
 pub(super) type Number = u32;
 
-/// Whose an interval is: 0 nobody's, then the objects, then the groups.
+/// The owner of an interval: 0 for none, then the objects, then the groups.
 pub(super) type Owner = u32;
 
 /// A range of a disk with one owner.
@@ -32,7 +32,7 @@ pub(super) struct Interval {
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) owner: Owner,
-    /// Where in its owner (of a group the first) the interval begins, if that is known.
+    /// Offset of the interval in its owner (for a group, in the first), if known.
     pub(super) file_offset: Option<u64>,
     pub(super) role: Role,
 }
@@ -59,7 +59,7 @@ pub(super) fn owns(kind: Kind) -> bool {
     kind <= Kind::Metadata
 }
 
-/// A piece over the present place. The order is that in which owners are told.
+/// A piece over the present place, in the order in which owners are listed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Active {
     kind: Kind,
@@ -131,7 +131,7 @@ fn cut_disk(pieces: &[(Number, Piece)], sharing: &mut Sharing<'_, '_>) -> Vec<In
     intervals
 }
 
-/// Adds an interval, or makes the last one longer where the new one goes on with it.
+/// Adds an interval, or extends the last one if the new one continues it.
 fn push(intervals: &mut Vec<Interval>, new: Interval) {
     if let Some(last) = intervals.last_mut()
         && (last.owner, last.role) == (new.owner, new.role)
@@ -143,7 +143,7 @@ fn push(intervals: &mut Vec<Interval>, new: Interval) {
     }
 }
 
-/// Who shares bytes with whom.
+/// The groups of owners that share bytes.
 struct Sharing<'a, 'm> {
     objects: &'a [Object<'m>],
     first_name: &'a mut [Option<Number>],
@@ -174,7 +174,7 @@ impl Sharing<'_, '_> {
         }
     }
 
-    /// The owner where these pieces are, of which the first owns.
+    /// The owner of bytes under these pieces, the first of which owns bytes.
     fn owner(&mut self, active: &BTreeSet<Active>) -> Owner {
         let mut members: Vec<Number> = Vec::new();
         for place in active.iter().take_while(|place| owns(place.kind)).take(MAX_PIECES) {

@@ -1,9 +1,9 @@
-//! A map to look at: one HTML page that shows each disk, its files and, with a log of requests, how
-//! they are read.
+//! A map as one HTML page that shows each disk, its files and, with a log of requests, how they are
+//! read.
 //!
-//! The page needs nothing but itself and a browser, and no network. Each disk is cut into intervals
-//! of one owner here; the page draws them along a Hilbert curve, on which neighbours on the disk
-//! are neighbours on the screen. What is measured of files is what [`list`](crate::list) says.
+//! The page needs only a browser and no network. Each disk is cut into intervals of one owner. The
+//! page draws them along a Hilbert curve, on which neighbours on the disk are neighbours on the
+//! screen. The sizes and fragments of files are those of [`list`](crate::list).
 //!
 //! ```
 //! use virt_bmap_map::text;
@@ -42,10 +42,10 @@ const TOP: usize = 200;
 /// Warnings of the map that the page shows.
 const MAX_WARNINGS: usize = 200;
 
-/// Why no page could be made.
+/// Why the page could not be made.
 #[derive(Debug, Error)]
 pub enum ReportError {
-    /// There is nothing to draw.
+    /// The map has no ranges.
     #[error("the map is empty: it has no range of any disk")]
     Empty,
     /// A disk that a browser cannot count.
@@ -60,20 +60,20 @@ pub enum ReportError {
         /// The largest power of two that all its ranges are multiples of.
         unit: u64,
     },
-    /// The log is one of another guest.
+    /// The log belongs to another guest.
     #[error("the log has a request for disk {disk}, which the map does not have")]
     NoDisk {
         /// Number of the disk.
         disk: DiskNumber,
     },
-    /// The log is one of another disk.
+    /// The log belongs to another disk.
     #[error(
         "the log has a request for bytes {offset} to {end} of disk {disk}, which has {size} bytes: is it of another guest?"
     )]
     PastEnd {
         /// Number of the disk.
         disk: DiskNumber,
-        /// First byte that was asked for.
+        /// First byte of the request.
         offset: u64,
         /// First byte after the request.
         end: u64,
@@ -85,19 +85,18 @@ pub enum ReportError {
     Write(#[from] io::Error),
 }
 
-/// What is to be in the page besides the map.
+/// Options of the page.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReportOptions<'a> {
-    /// What the map is called.
+    /// Title of the page.
     pub title: &'a str,
-    /// Requests that are played over it.
+    /// Requests to replay over the map.
     pub trace: Option<&'a Trace>,
-    /// Whether sizes are numbers of bytes and offsets decimal, instead of in the way that people
-    /// read them.
+    /// Whether sizes and offsets are decimal numbers of bytes, instead of rounded units.
     pub bytes: bool,
 }
 
-/// What the page's script is told as JSON; all else is in columns.
+/// The data that the page's script gets as JSON; all else is in columns.
 #[derive(Serialize)]
 struct About<'a> {
     title: String,
@@ -192,7 +191,7 @@ pub fn write(map: &Map, options: &ReportOptions<'_>, out: &mut impl Write) -> Re
     Ok(page::write(out, &about, &columns)?)
 }
 
-/// Adds the places of disks, partitions and volumes: of those that hold others.
+/// Adds the places of the objects that hold others: disks, partitions and volumes.
 fn add_volumes(map: &Map, columns: &mut Columns) {
     let volumes = || (0u64..).zip(map.objects()).filter(|(_, object)| !intervals::owns(object.kind()));
     let volume_ranges = || {
@@ -204,7 +203,7 @@ fn add_volumes(map: &Map, columns: &mut Columns) {
     columns.numbers("volume.length", volume_ranges().map(|(_, (_, span))| span.len()));
 }
 
-/// Adds the intervals of each disk, and who is in which group.
+/// Adds the intervals of each disk and the members of each group.
 fn add_intervals(
     map: &Map,
     intervals: &Intervals,
@@ -215,7 +214,7 @@ fn add_intervals(
     let images = &map.header().images;
     let image_name =
         |file: &ImageFile| format!("{} ({})", Printable(&file.name), Printable(file.format.as_bytes()));
-    // Where in each owner the next interval begins, if it goes on where the last one ended.
+    // Offset in each owner at which the next interval begins, if it continues the last one.
     let mut next = vec![0u64; map.objects().len() + intervals.groups.len() + 1];
     intervals
         .disks

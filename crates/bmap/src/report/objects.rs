@@ -1,7 +1,7 @@
 //! The objects as columns: names, measures and attributes.
 //!
-//! A path is told as its directory, with the slash at its end, and the rest. The directories are a
-//! tree, so that the page can add up what is below each of them.
+//! A path is split into its directory, with the slash at its end, and the rest. The directories are
+//! a tree, so that the page can add up what is below each of them.
 
 use hashbrown::HashMap;
 use std::fmt;
@@ -12,11 +12,11 @@ use crate::list::{Listed, Select, list};
 use crate::{Kind, Map, Object, ObjectName};
 use virt_bmap_ranges::Printable;
 
-/// Below so many directories a path is not taken apart any more: else one path of 100,000
-/// directories would have the page make 100,000 paths of it.
+/// Most levels of directories into which a path is split. Otherwise a path of 100,000 directories
+/// would make the page build 100,000 paths.
 const MAX_DEPTH: usize = 64;
 
-/// What was measured of the files, directories and metadata.
+/// The measures of files, directories and metadata.
 pub(super) struct Measured<'a> {
     /// In the order of the map.
     pub(super) listed: Vec<Listed<'a>>,
@@ -37,7 +37,7 @@ impl<'a> Measured<'a> {
         Self { listed, numbers }
     }
 
-    /// For each object of the map the first name of its file, where it is that name itself.
+    /// For each object that is the first name of its file, its own number.
     pub(super) fn first_names(&self, map: &Map) -> Vec<Option<Number>> {
         let mut first_names = vec![None; map.objects().len()];
         for &number in &self.numbers {
@@ -46,8 +46,7 @@ impl<'a> Measured<'a> {
         first_names
     }
 
-    /// Numbers of the `top` first by a measure, the largest first. Where it is zero nothing is
-    /// told.
+    /// Numbers of the `top` objects by a measure, the largest first, without those that have zero.
     pub(super) fn top(&self, top: usize, measure: impl Fn(&Listed<'a>) -> u64) -> Vec<u64> {
         let mut order: Vec<(u64, Number)> = self
             .listed
@@ -62,7 +61,8 @@ impl<'a> Measured<'a> {
     }
 }
 
-/// Adds all that is known of the objects. `first_names` has `None` for what has no bytes.
+/// Adds names, measures and attributes of the objects. `first_names` has `None` for objects without
+/// bytes.
 pub(super) fn add(map: &Map, measured: &Measured<'_>, first_names: &[Option<Number>], columns: &mut Columns) {
     let objects = || map.objects();
     let attributes = || objects().map(Object::attributes);

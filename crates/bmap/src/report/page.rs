@@ -1,9 +1,8 @@
 //! The page: one HTML file with its style, its script and its data inside.
 //!
-//! Nothing in it may come from elsewhere: a Content-Security-Policy forbids everything but the one
-//! style and the one script, which it knows by their SHA-256. Data stand in elements that no
-//! browser runs. All that comes from a guest is in them, and reaches the page's text by
-//! `textContent` alone.
+//! The page loads nothing: its Content-Security-Policy allows only the one style and the one
+//! script, identified by their SHA-256. Data is in elements that browsers do not run. All text from
+//! a guest is in them, and reaches the page only through `textContent`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -68,8 +67,8 @@ fn source(text: &str) -> String {
     format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
 }
 
-/// JSON that may stand in a script element: it cannot end that, nor begin a comment in it, and is
-/// valid JavaScript, too.
+/// JSON for a script element: it can neither end the element nor begin a comment in it, and is also
+/// valid JavaScript.
 fn embedded(value: &impl serde::Serialize) -> io::Result<String> {
     let json = serde_json::to_string(value)?;
     let mut text = String::with_capacity(json.len());

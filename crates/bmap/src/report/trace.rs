@@ -1,23 +1,23 @@
 //! Logs of a guest's requests, to be played over the map.
 //!
-//! Two kinds are read, and told apart by their first character. *JSON lines*: an object for each
-//! request with `time` (seconds, with a fraction), `op` (`read`, `write` or `zero`), `disk`,
-//! `offset` and `length` (bytes); other fields and lines with another `op` (`trim`, `flush`) or
-//! none are passed over. The *classical log* of the original virt-bmap: an empty line, one with the
-//! same words and the object, and then ` START-END` in hexadecimal for each request, all of disk 1;
-//! it knows the order and no times, so that each request is a second after the one before.
+//! Two formats are read, and distinguished by their first character. *JSON lines*: an object for
+//! each request with `time` (seconds, with a fraction), `op` (`read`, `write` or `zero`), `disk`,
+//! `offset` and `length` (bytes); other fields are ignored, and so are lines with another `op`
+//! (`trim`, `flush`) or none. The *classical log* of the original virt-bmap: an empty line, a line
+//! with the same words and the object, and then ` START-END` in hexadecimal for each request, all
+//! of disk 1. It has no times, so each request counts as one second after the one before.
 //!
-//! Both are what `virt-bmap-trace` writes.
+//! `virt-bmap-rs trace` writes both.
 
 use serde::Deserialize;
 use std::io::{self, BufRead};
 use thiserror::Error;
 use virt_bmap_ranges::{DiskNumber, Printable, parse_digits};
 
-/// A page plays at most so many requests; more make it slow and say little more.
+/// Most requests that a page replays; more make it slow and show little more.
 pub const MAX_REQUESTS: usize = 1_000_000;
 
-/// A line is at most so many bytes long, but for the lists of ranges in a classical log.
+/// Longest line in bytes, except for the lists of ranges in a classical log.
 const MAX_LINE: usize = 1 << 20;
 
 /// What a request does.
@@ -49,21 +49,21 @@ pub struct Request {
 /// The requests of a log in the order of their times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
-    /// Their times count from the first.
+    /// The requests; their times count from the first.
     pub requests: Vec<Request>,
-    /// Whether the log knows times. Without them `time` counts requests.
+    /// Whether the log has times. Otherwise `time` counts requests.
     pub is_timed: bool,
-    /// Whether the log had more than [`MAX_REQUESTS`]; these are then its first.
+    /// Whether the log had more than [`MAX_REQUESTS`]; then these are the first.
     pub is_cut: bool,
 }
 
 /// Why a log could not be read.
 #[derive(Debug, Error)]
 pub enum TraceError {
-    /// It could not be read at all.
+    /// The log could not be read.
     #[error("the log could not be read")]
     Read(#[from] io::Error),
-    /// A line that is no request.
+    /// A line is not a request.
     #[error(
         "line {line} of the log is no request: an object with time, op, disk, offset and length is wanted"
     )]
@@ -73,7 +73,7 @@ pub enum TraceError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// A time that is no number of seconds, or a range that does not end.
+    /// A time is not a number of seconds, or a range is not valid.
     #[error("line {line} of the log has {what}")]
     Value {
         /// Its number, from 1.
@@ -81,7 +81,7 @@ pub enum TraceError {
         /// What it has.
         what: &'static str,
     },
-    /// A line of a classical log that is none.
+    /// A line of a classical log is not valid.
     #[error(
         "line {line} of the log is neither `read OBJECT`, `write OBJECT` nor a list of ` START-END`: `{found}`"
     )]
@@ -91,7 +91,7 @@ pub enum TraceError {
         /// How it begins, printable.
         found: String,
     },
-    /// There is not a single request.
+    /// The log has no request.
     #[error("the log has no request")]
     Empty,
 }
@@ -163,7 +163,7 @@ fn next_line(log: &mut impl BufRead, text: &mut Vec<u8>, line: u64) -> Result<bo
 
 /// Returns whether there are more than can be taken.
 fn classical(mut log: impl BufRead, requests: &mut Vec<Request>) -> Result<bool, TraceError> {
-    // Of what the ranges are; of nothing that is played after a `trim`.
+    // The operation of the ranges; `None` after a `trim`, which is not replayed.
     let mut op: Option<Option<Op>> = None;
     let mut text = Vec::new();
     for line in 1.. {

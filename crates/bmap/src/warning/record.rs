@@ -1,4 +1,8 @@
-//! Warnings as JSON: their subject and cause as fields, and the words for people.
+//! Warnings in JSON Lines.
+//!
+//! Version 2 has an object with the subject (`image`, `device`, `path`), the `cause` with its `kind`
+//! and data, and the words in `text`, which are not read back. Version 1 had only the words: they
+//! are read as [`Cause::Sentence`], or as [`Cause::MoreOmitted`] if they count omitted warnings.
 
 use super::{Cause, Subject, Warning};
 use crate::jsonl::Text;
@@ -7,9 +11,10 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
-/// What version 1 of JSON Lines said in place of warnings that were not kept.
+/// The beginning of a warning of version 1 that counts omitted warnings.
 const VERSION_1_OMITTED: &str = "and more: ";
 
+/// The fields of a warning. `docs/formats.md` describes them.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WarningRecord {
@@ -20,7 +25,7 @@ struct WarningRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<Text>,
     cause: Cause,
-    /// For people, and for programs that show it to them. It is not read back.
+    /// The words for people. A reader ignores them.
     #[serde(default)]
     text: String,
 }
@@ -46,7 +51,7 @@ impl<'de> Deserialize<'de> for Warning {
     }
 }
 
-/// Takes an object, or a string as version 1 had it.
+/// Reads an object, or a string of version 1.
 struct WarningVisitor;
 
 impl<'de> Visitor<'de> for WarningVisitor {
