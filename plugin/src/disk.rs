@@ -1,4 +1,4 @@
-//! The disk that is served, with its map and the log.
+//! The served disk with its map and its log.
 
 use crate::log::{Log, say};
 use crate::parameters::Parameters;
@@ -11,10 +11,10 @@ use virt_bmap_map::{self as bmap, Map};
 use virt_bmap_ranges::{DiskOffset, DiskRange};
 use virt_bmap_trace::{Op, TraceEvent, freshness};
 
-/// What went wrong, in words for people.
+/// An error with a message for people.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// The disk; what is read of it is logged. Any number of threads may use it at once.
+/// The disk, whose reads are logged. Any number of threads may use it at once.
 pub(crate) struct Disk {
     source: Arc<dyn Source>,
     map: Arc<Map>,
@@ -23,15 +23,15 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Opens what the parameters name. Starts neither threads nor processes: nbdkit may leave them
-    /// behind when it goes into the background.
+    /// Opens the files that the parameters name. Starts neither threads nor processes, which nbdkit
+    /// might lose when it forks into the background.
     ///
     /// # Errors
-    /// One of these is missing, cannot be opened, or does not go with another.
+    /// A file is missing, cannot be opened, or does not fit the others.
     pub(crate) fn open(parameters: &Parameters) -> Result<Self, Failure> {
         let file = parameters.file.as_deref().ok_or("file=IMAGE is missing: the disk to serve")?;
         let bmap = parameters.bmap();
-        // The original served any file as it is, and its maps count the bytes of that.
+        // The original served the bytes of any file, and its maps count those bytes.
         let image =
             virt_bmap_image::open(file, &OpenOptions { format: Some(ImageFormat::Raw), force_share: false })?;
         let map =
@@ -51,15 +51,15 @@ impl Disk {
         Ok(Self { source: image.source, map: Arc::new(map), log, connections: AtomicU64::new(0) })
     }
 
-    /// Has what is read logged from now on. To be called when nbdkit has gone into the background.
+    /// Starts to log reads. Call it when nbdkit has forked into the background.
     ///
     /// # Errors
-    /// There is no thread for it.
+    /// The thread cannot be started.
     pub(crate) fn start(&self) -> io::Result<()> {
         self.log.start(self.map.clone())
     }
 
-    /// Has all of it in the log. To be called when all clients have gone.
+    /// Completes the log. Call it when all clients have disconnected.
     pub(crate) fn finish(&self) {
         self.log.finish();
     }
@@ -74,7 +74,7 @@ impl Disk {
         self.connections.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Carries a read out and writes it down.
+    /// Carries out a read and logs it.
     ///
     /// # Errors
     /// The bytes cannot be read.
@@ -97,7 +97,7 @@ impl Disk {
     /// Which parts of a range are holes.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn allocation(&self, length: u32, offset: u64) -> io::Result<Vec<Allocation>> {
         self.source.allocation(DiskRange::saturating(offset, length.into()))
     }

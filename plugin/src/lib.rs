@@ -6,16 +6,17 @@
 //!     --run 'qemu-system-x86_64 -m 2048 -snapshot -hda $nbd'
 //! ```
 //!
-//! It has the name, the parameters and the log of the original virt-bmap's plugin. This is nbdkit's
-//! side of it alone: image, map and log are the library's, as in `virt-bmap-rs trace`.
+//! It has the name, the parameters and the log of the original virt-bmap's plugin. The code here
+//! only connects nbdkit with the libraries: image, map and log are the same as in `virt-bmap-rs
+//! trace`.
 //!
-//! nbdkit hands over the parameters one by one ([`parameters`]), has the [`disk`] opened, and then
-//! wants a [`Connection`] for each client. All of their requests may run at once; a thread that is
-//! started when nbdkit has forked for the last time writes the [`log`] meanwhile, and its end when
-//! nbdkit unloads the plugin.
+//! nbdkit passes the parameters one by one ([`parameters`]), asks to open the [`disk`], and then
+//! creates a [`Connection`] for each client. All requests may run at once. A thread writes the
+//! [`log`]; it is started when nbdkit has forked for the last time, and ends when nbdkit unloads
+//! the plugin.
 //!
-//! A panic must not reach nbdkit, which is C: every call goes through [`guarded`], which makes an
-//! error of it.
+//! A panic must not reach nbdkit, which is C: every call goes through [`guarded`], which turns a
+//! panic into an error.
 //!
 //! [nbdkit]: https://gitlab.com/nbdkit/nbdkit
 
@@ -33,10 +34,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 /// The parameters so far.
 static PARAMETERS: Mutex<Parameters> = Mutex::new(Parameters::new());
 
-/// The disk, once all of them are there.
+/// The disk, once all parameters are there.
 static DISK: OnceLock<Disk> = OnceLock::new();
 
-/// An error as nbdkit takes it. The crate panics at a NUL in its text.
+/// An error for nbdkit. Without NUL bytes, at which the `nbdkit` crate panics.
 fn error(errno: i32, error: &(dyn std::error::Error + 'static)) -> Error {
     Error::new(errno, virt_bmap_ranges::error_chain(error).replace('\0', "\\0"))
 }
@@ -45,7 +46,8 @@ fn io_error(failure: &io::Error) -> Error {
     error(failure.raw_os_error().unwrap_or(libc::EIO), failure)
 }
 
-/// Does `work`; a panic in it becomes an error. What it says has gone to standard error already.
+/// Calls `work`; a panic in it becomes an error. The panic's message has gone to standard error
+/// already.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Error::new(libc::EIO, "internal error: the plugin panicked")))
@@ -95,7 +97,7 @@ impl Server for Connection {
     }
 
     fn unload() {
-        // An error would have nobody to go to; what the log lacks has been said.
+        // Nobody could receive an error; a failed log was reported before.
         let _ = guarded(|| {
             if let Some(disk) = DISK.get() {
                 disk.finish();
@@ -143,7 +145,7 @@ impl Server for Connection {
     }
 }
 
-/// The one function that nbdkit looks for; it names those of [`Connection`] that are there.
+/// The entry point of nbdkit, with the functions that [`Connection`] implements.
 mod entry {
     use super::Connection;
 

@@ -1,8 +1,8 @@
-//! The log, written behind the requests' backs as that of `virt-bmap-rs trace`.
+//! The log, which a thread of its own writes, as in `virt-bmap-rs trace`.
 //!
-//! A thread writes it, which begins when nbdkit has forked for the last time. nbdkit waits for
-//! `unload` before it ends, also when the command of `--run` has (nbdkit-plugin(3), "SHUTDOWN"): so
-//! nothing is lost but by a signal that cannot be caught.
+//! The thread is started when nbdkit has forked for the last time. nbdkit waits for `unload` before
+//! it ends, also when the command of `--run` has ended (nbdkit-plugin(3), "SHUTDOWN"), so only a
+//! signal that cannot be caught loses entries.
 
 use crate::disk::Failure;
 use std::fs::File;
@@ -17,23 +17,23 @@ use virt_bmap_trace::{Overflow, Queue, TraceEvent, Tracer};
 
 /// The log.
 pub(crate) struct Log {
-    /// The way to it. None is left out: requests wait where the log's reader does.
+    /// The queue of events. It drops none: if the reader of the log waits, so do requests.
     pub(crate) queue: Arc<Queue>,
     writer: Mutex<Writer>,
 }
 
-/// Who writes the log.
+/// The writer of the log.
 enum Writer {
-    /// Nobody yet.
+    /// Not started.
     None(Box<dyn LogOutput>),
     /// A thread.
     Thread(Tracer),
-    /// Nobody any more.
+    /// Ended.
     Gone,
 }
 
 impl Log {
-    /// Begins the log in a file, which may be none of `others`, or on standard output.
+    /// Opens the log: a file, which must not be one of `others`, or standard output.
     ///
     /// # Errors
     /// It cannot be written to.
@@ -42,16 +42,15 @@ impl Log {
             None => (stdout()?, "standard output".to_owned()),
             Some(path) => (create(path, others)?, path.display().to_string()),
         };
-        let output = Telling { name, output: LogFormat::Text.output(file, &[])? };
+        let output = ReportingLog { name, output: LogFormat::Text.output(file, &[])? };
         let writer = Mutex::new(Writer::None(Box::new(output)));
         Ok(Self { queue: Arc::new(Queue::new(Overflow::Wait)), writer })
     }
 
-    /// Begins to write down what comes, with the objects of `map`. To be called when nobody forks
-    /// any more.
+    /// Starts to write events, with the objects of `map`. Call it after the last fork.
     ///
     /// # Errors
-    /// There is no thread for it.
+    /// The thread cannot be started.
     pub(crate) fn start(&self, map: Arc<Map>) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Writer::None(output) = std::mem::replace(&mut *writer, Writer::Gone) {
@@ -60,7 +59,7 @@ impl Log {
         Ok(())
     }
 
-    /// Writes what is still on its way. To be called when no request comes any more.
+    /// Writes the remaining events. Call it after the last request.
     pub(crate) fn finish(&self) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Writer::Thread(tracer) = std::mem::replace(&mut *writer, Writer::Gone) {
@@ -69,14 +68,13 @@ impl Log {
     }
 }
 
-/// A log that says when it cannot be written any further: that does not keep the guest from
-/// running.
-struct Telling {
+/// A log that reports on standard error when it cannot be written any further. The guest goes on.
+struct ReportingLog {
     name: String,
     output: Box<dyn LogOutput>,
 }
 
-impl Telling {
+impl ReportingLog {
     fn tell(&self, result: io::Result<()>) -> io::Result<()> {
         result.inspect_err(|error| {
             let name = &self.name;
@@ -87,7 +85,7 @@ impl Telling {
     }
 }
 
-impl LogOutput for Telling {
+impl LogOutput for ReportingLog {
     fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()> {
         let result = self.output.request(number, event, hits);
         self.tell(result)
@@ -99,13 +97,12 @@ impl LogOutput for Telling {
     }
 }
 
-/// Says something that does not end the service. Where there is no standard error any more, there
-/// is nobody to be told.
+/// Prints a message to standard error, if that is still open.
 pub(crate) fn say(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "nbdkit: bmaplogger: {what}");
 }
 
-/// Standard output, kept: nbdkit takes it away from its plugins before it serves.
+/// A duplicate of standard output, since nbdkit closes it for its plugins before it serves.
 fn stdout() -> Result<File, Failure> {
     if !nbdkit::is_stdio_safe() {
         return Err(
@@ -115,7 +112,7 @@ fn stdout() -> Result<File, Failure> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-/// Begins a file, which may be none of `others`.
+/// Creates a file, which must not be one of `others`.
 fn create(path: &Path, others: &[&Path]) -> Result<File, Failure> {
     let identity = |path: &Path| {
         let metadata = path.metadata().ok().filter(|found| !found.file_type().is_char_device())?;

@@ -1,4 +1,4 @@
-//! What stands behind the plugin on nbdkit's command line.
+//! The parameters of the plugin on nbdkit's command line.
 
 use std::path::{Path, PathBuf};
 
@@ -15,9 +15,9 @@ pub(crate) struct Parameters {
     /// The disk.
     pub(crate) file: Option<PathBuf>,
     bmap: Option<PathBuf>,
-    /// Where the log goes; standard output if it is not said.
+    /// The file of the log; standard output by default.
     pub(crate) logfile: Option<PathBuf>,
-    /// Whether a stale map is taken.
+    /// Whether a stale map is accepted.
     pub(crate) force: bool,
 }
 
@@ -32,10 +32,10 @@ impl Parameters {
         self.bmap.as_deref().unwrap_or(Path::new("bmap"))
     }
 
-    /// Takes one of the parameters.
+    /// Sets a parameter.
     ///
     /// # Errors
-    /// There is no such parameter, or it cannot be that.
+    /// There is no such parameter, or the value is not valid.
     pub(crate) fn set(&mut self, key: &str, value: &str) -> nbdkit::Result<()> {
         match key {
             "file" => self.file = Some(value.into()),

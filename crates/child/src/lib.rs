@@ -11,21 +11,20 @@ use std::time::{Duration, Instant};
 /// Most bytes kept of what a child prints, on either stream.
 const MAX_OUTPUT: u64 = 1 << 20;
 
-/// Most characters of a child's complaint that go into a message.
+/// Most characters of a child's standard error in a message.
 const MAX_MESSAGE: usize = 600;
 
-/// A command for `program` with everything about it settled that all our children share: messages
-/// in English, nothing on standard input, a process group of its own (so that a Ctrl-C on the
-/// terminal reaches us alone, and we end the child in our order), and death when the thread that
-/// spawned it dies.
+/// A command for `program` with the settings of all children: messages in English, no standard
+/// input, a process group of its own (so that Ctrl-C on the terminal reaches only the parent, which
+/// ends the child in its own order), and death with the thread that spawned it.
 ///
-/// `PR_SET_PDEATHSIG` goes by *thread*, see prctl(2): whoever spawns the command must do so on a
-/// thread that lives as long as the child shall.
+/// `PR_SET_PDEATHSIG` follows the *thread*, see prctl(2): spawn the command on a thread that lives
+/// as long as the child should.
 pub fn command(program: &OsStr) -> Command {
     command_ended_by(program, Signal::KILL)
 }
 
-/// The same, but with another signal for its death: for a child that has something to put in order.
+/// As [`command`], with another signal in place of SIGKILL: for a child that has to clean up.
 pub fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
@@ -33,7 +32,7 @@ pub fn command_ended_by(program: &OsStr, signal: Signal) -> Command {
     command
 }
 
-/// Has the command's process sent `signal` when the thread that spawned it dies.
+/// Makes the kernel send `signal` to the command's process when the thread that spawned it dies.
 pub fn die_with_us(command: &mut Command, signal: Signal) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe functions may be
@@ -44,8 +43,7 @@ pub fn die_with_us(command: &mut Command, signal: Signal) {
     }
 }
 
-/// Has the command's process begin a session of its own, without a terminal, and a process group in
-/// it.
+/// Starts the command's process in a session and a process group of its own, without a terminal.
 pub fn with_a_session(command: &mut Command) {
     // SAFETY: as in `die_with_us`: one plain system call.
     #[allow(unsafe_code)]
@@ -54,7 +52,7 @@ pub fn with_a_session(command: &mut Command) {
     }
 }
 
-/// Asks for a signal when the thread that forked us ends.
+/// Requests a signal for the end of the thread that forked this process.
 fn die_with(parent: Pid, signal: Signal) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(signal))?;
     // It may have ended before the line above, and then no signal comes.
@@ -64,8 +62,8 @@ fn die_with(parent: Pid, signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Bounds what a child that reads a hostile image may use: 1 GiB of address space, and `cpu` of
-/// processor time, in whole seconds and at least one.
+/// Limits a child that reads a hostile image: 1 GiB of address space, and `cpu` of processor time,
+/// in whole seconds and at least one.
 pub fn limit(command: &mut Command, cpu: Duration) {
     let memory = Rlimit { current: Some(1 << 30), maximum: Some(1 << 30) };
     let seconds = Some(cpu.as_secs().max(1));
@@ -81,7 +79,7 @@ pub fn limit(command: &mut Command, cpu: Duration) {
     }
 }
 
-/// What a child that ran to its end left.
+/// The result of a child.
 #[derive(Debug)]
 pub struct Output {
     /// How it ended.
@@ -95,7 +93,7 @@ pub struct Output {
 /// Runs `command` to its end, but kills it after `time`.
 ///
 /// # Errors
-/// [`TimedOut`](io::ErrorKind::TimedOut) after `time`, and what the system says of starting it.
+/// [`TimedOut`](io::ErrorKind::TimedOut) after `time`, and the system's errors of starting it.
 pub fn run(mut command: Command, time: Duration) -> io::Result<Output> {
     let deadline = Instant::now() + time;
     let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
@@ -112,20 +110,20 @@ pub fn run(mut command: Command, time: Duration) -> io::Result<Output> {
         if left().is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        // Both its streams are closed, so it is as good as gone.
+        // It has closed both streams, so it is about to end.
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Runs `command` to its end while `read` takes what it prints, however much that is. Returns what
-/// it left, without standard output, and what `read` made of that.
+/// Runs `command` to its end while `read` reads its standard output, of any length. Returns the
+/// result of the child, without standard output, and that of `read`.
 ///
 /// # Errors
-/// What the system says of starting it.
+/// The system's errors of starting it.
 pub fn read<T>(mut command: Command, read: impl FnOnce(&mut dyn Read) -> T) -> io::Result<(Output, T)> {
     let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
     let stderr = drain(child.0.stderr.take());
-    // A reader that has seen enough closes the stream, which ends the child.
+    // If the reader stops early, the stream is closed, which ends the child.
     let taken = match child.0.stdout.take() {
         Some(mut stdout) => read(&mut stdout),
         None => read(&mut io::empty()),
@@ -136,13 +134,13 @@ pub fn read<T>(mut command: Command, read: impl FnOnce(&mut dyn Read) -> T) -> i
 }
 
 /// Reads a stream to its end, or to the limit, on a thread of its own. The thread ends with the
-/// child, who gets a SIGPIPE past the limit.
+/// child, which gets SIGPIPE past the limit.
 fn drain(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(stream) = stream {
-            // What came before an error is all there is.
+            // An error ends the stream like its end.
             let _ = stream.take(MAX_OUTPUT).read_to_end(&mut bytes);
         }
         let _ = sender.send(bytes);
@@ -160,8 +158,8 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// What a child complained of, fit for one line of a message: other people's bytes, so control
-/// characters are escaped, and the length is bounded.
+/// The child's standard error as one line of a message. It is untrusted text: control characters
+/// are escaped, and the length is bounded.
 pub fn message(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -186,8 +184,8 @@ pub fn message(stderr: &[u8]) -> String {
     if message.is_empty() { "it gave no reason".to_owned() } else { message }
 }
 
-/// Whether a character could make a terminal or a reader see something else than what is there:
-/// control characters, and those that turn the writing direction.
+/// Whether a character could deceive a terminal or a reader: control characters, and those that
+/// change the direction of text.
 fn is_hidden(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

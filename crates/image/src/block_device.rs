@@ -1,29 +1,29 @@
-//! Describes an image to qemu so that nothing in it is left to a guess.
+//! Describes an image to qemu completely, so that qemu guesses nothing.
 //!
 //! A file name on qemu's command line may be read as a protocol (`nbd:…`, `json:…`), and an image
 //! without a stated driver is probed. A description by `--image-opts` (see qemu-img(1)) has neither
-//! problem: every key says what its value is, only a comma has to be doubled, and a name need not
-//! be UTF-8, which in a `json:` description it must.
+//! problem: every value has a key, only commas have to be doubled, and a name need not be UTF-8, as
+//! it must in a `json:` description.
 
 use super::link::Link;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// A block device in the words of `--image-opts`.
+/// A block device in the syntax of `--image-opts`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Description(Vec<u8>);
 
 impl Description {
-    /// One image file on its own: for programs that do not open what is below it.
+    /// One image file on its own, for programs that do not open the images below it.
     pub(super) fn of_file(link: &Link, force_share: bool) -> Self {
         let mut description = Self::default();
         description.link("", link);
         description.end(force_share)
     }
 
-    /// An image and, each stated, all that is below it: qemu opens these files and no others,
-    /// whatever the images say by then. `chain` is from the top down.
+    /// An image and explicitly all images below it: qemu opens these files and no others, whatever
+    /// the images contain by then. `chain` is from the top down.
     pub(super) fn of_chain(chain: &[Link], force_share: bool) -> Self {
         let mut description = Self::default();
         let mut prefix = String::new();

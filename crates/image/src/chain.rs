@@ -1,11 +1,11 @@
-//! Follows an image to all files that it needs, before qemu does, and refuses what it must not
-//! need.
+//! Finds all files that an image needs, before qemu does, and refuses those that must not be
+//! opened.
 //!
-//! Whoever made an image chose what it names as its backing file or extents. As long as the user
-//! has stated the image's format, that choice is trusted. A format that was only *found out* is
-//! another matter: the guest of a raw disk can write any header into it, and then qemu would open
-//! on the host whatever that header names. So with a found format every file in the chain must be a
-//! plain local file, and qemu is told the whole chain instead of finding it out for itself.
+//! An image names its backing file or its extents. If the user has stated the image's format, these
+//! references are trusted. A *detected* format is not enough: the guest of a raw disk can write any
+//! header to it, and qemu would then open whatever that header names on the host. So with a
+//! detected format every file in the chain must be a plain local file, and qemu gets the whole
+//! chain instead of following it itself.
 
 use super::error::FileRole;
 use super::file::PlainFile;
@@ -21,13 +21,13 @@ use std::path::{Path, PathBuf};
 /// Most images in a chain.
 const MAX_LINKS: usize = 64;
 
-/// How far an image is trusted in what it refers to.
+/// Whether the references of an image are trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
     /// The user has stated the format: references are followed as far as they are local files, and
-    /// the rest is qemu's to open.
+    /// qemu opens the others.
     Stated,
-    /// The format was found out: every reference must be a plain local file.
+    /// The format was detected: every reference must be a plain local file.
     Found,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Chain {
 /// Follows the image at `path` down.
 ///
 /// # Errors
-/// By what is wrong with which file.
+/// [`OpenError`] names the file and the reason.
 pub(super) fn follow(
     path: &Path,
     stated: Option<ImageFormat>,
@@ -80,17 +80,17 @@ struct Walk {
     dirty: Vec<PathBuf>,
 }
 
-/// What is below an image in the chain.
+/// The next image below in the chain.
 enum Below {
-    /// A local file, and its format if the image says so.
+    /// A local file, and its format if the image states it.
     Local { file: PlainFile, path: PathBuf, format: Option<ImageFormat> },
-    /// Whatever it is that a trusted image names.
+    /// Anything else that a trusted image names.
     Other(Link),
 }
 
 impl Walk {
-    /// Takes `file` in as the next image of the chain. Its format is `known` if the user or the
-    /// image above says so.
+    /// Adds `file` as the next image of the chain. `known` is its format if the user or the image
+    /// above states it.
     fn link(
         &mut self,
         file: &PlainFile,
@@ -147,7 +147,7 @@ impl Walk {
                 FileRole::DataFile => link.data_file = self.data_file(&link, &reference)?,
             }
         }
-        // Only now that all it refers to is known to be harmless may qemu look at it.
+        // All its references are known to be harmless, so qemu may open it now.
         if is_sniffed && format != ImageFormat::Raw {
             self.ask(&link)?;
         }
@@ -155,7 +155,7 @@ impl Walk {
         Ok(below)
     }
 
-    /// Has qemu-img find out a format, or confirm it.
+    /// Detects a format with qemu-img, or confirms it.
     fn ask(&mut self, link: &Link) -> Result<Info, OpenError> {
         let info = qemu_img::info(link, self.force_share)?;
         if info.dirty_flag {
@@ -180,7 +180,7 @@ impl Walk {
         })
     }
 
-    /// The path of the extent or data file that `referrer` names; `None` if that is qemu's to open.
+    /// The path of the extent or data file that `referrer` names; `None` if qemu has to open it.
     fn data_file(&self, referrer: &Link, reference: &Reference) -> Result<Option<PathBuf>, OpenError> {
         if self.trust == Trust::Found
             && reference.role == FileRole::Extent
@@ -210,7 +210,8 @@ impl Walk {
         Ok(Some(path))
     }
 
-    /// Opens what `referrer` refers to. `None` if it is not a local file and the image is trusted.
+    /// Opens a file that `referrer` names. `None` if it is not a local file and the image is
+    /// trusted.
     fn open(
         &self,
         referrer: &Link,
@@ -250,7 +251,7 @@ impl Walk {
     }
 }
 
-/// The format that qemu-img found in a file that we ourselves had not known the format of.
+/// The format that qemu-img detected in a file whose format this crate does not recognise.
 fn found(info: &Info, link: &Link, file: &PlainFile) -> Result<ImageFormat, OpenError> {
     let unsupported = |kind| OpenError::Unsupported { path: link.path.clone(), kind };
     match info.format.parse() {
@@ -259,7 +260,7 @@ fn found(info: &Info, link: &Link, file: &PlainFile) -> Result<ImageFormat, Open
             let is_vhd = references::has_vhd_footer(file).map_err(|e| OpenError::from_io(&link.path, e))?;
             Ok(if is_vhd { ImageFormat::Vpc } else { ImageFormat::Raw })
         }
-        // We saw none of these where qemu does, so what it refers to is not known.
+        // qemu detects one of these and we did not, so its references are not known.
         Ok(ImageFormat::Qcow | ImageFormat::Qcow2 | ImageFormat::Qed | ImageFormat::Vmdk) => {
             Err(unsupported("of a format that cannot be told for sure"))
         }
@@ -286,7 +287,7 @@ fn leaves_directory(name: &OsStr) -> bool {
     !Path::new(name).components().all(|part| matches!(part, CurDir | Normal(_)))
 }
 
-/// Whether a file's name says that it is a raw image.
+/// Whether the name of a file promises a raw image.
 fn is_raw_by_name(path: &Path) -> bool {
     const SUFFIXES: [&str; 5] = ["img", "raw", "dd", "iso", "bin"];
     suffix(path).is_some_and(|suffix| SUFFIXES.contains(&suffix.as_str()))

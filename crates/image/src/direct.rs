@@ -1,12 +1,12 @@
-//! Reads by ourselves what an image's file holds as it is, and asks the captive `qemu-nbd` for the
-//! rest.
+//! Reads uncompressed data directly from an image's files, and the rest through the captive
+//! `qemu-nbd`.
 //!
-//! `qemu-img map` tells for each range of the disk which image of the chain holds it and where in
-//! that image's file, or that it reads as zeroes; for what is compressed it tells no place. A read
-//! in the file costs one system call, a question to another process two wake-ups. As qemu keeps the
-//! images locked, what was told stays true.
+//! For each range of the disk, `qemu-img map` reports the image of the chain that holds it and the
+//! offset in that image's file, or that it reads as zeroes. It reports no offset for compressed
+//! data. A read from the file costs one system call, a request to another process two wake-ups.
+//! qemu keeps the images locked, so the answers stay valid.
 //!
-//! What was told is proved at a few places of each image by reading them both ways.
+//! The answers are verified at a few places of each image by reading them both ways.
 
 use super::block_device::Description;
 use super::file::PlainFile;
@@ -19,27 +19,26 @@ use std::io;
 use std::time::Duration;
 use virt_bmap_ranges::{DiskOffset, DiskRange};
 
-/// Most runs that are kept, some 32 MiB. What lies behind the last of them is left to qemu-nbd.
+/// Most runs that are kept, some 32 MiB. qemu-nbd reads everything after the last of them.
 const MAX_RUNS: usize = 1 << 20;
 
-/// Most time on a processor for the question: more than it takes for the tables of some terabytes.
+/// Most processor time for `qemu-img map`: more than the tables of some terabytes take.
 const MAX_CPU: Duration = Duration::from_secs(20);
 
-/// Bytes that are compared at each place of the proof.
+/// Bytes that are compared at each verified place.
 const PROOF: u64 = 4096;
 
-/// A [`Source`] that knows the place of most bytes in the image's files.
+/// A [`Source`] that has the place of most bytes in the image's files.
 pub(super) struct Direct {
     /// For all else; it also keeps the images locked.
     below: QemuNbd,
-    /// The files of the chain's images, from the top down; `None`: what is in it is left to
-    /// qemu-nbd.
+    /// The files of the chain's images, from the top down. `None`: qemu-nbd reads this image.
     files: Vec<Option<RawFile>>,
-    /// Ascending; what lies between them is left to qemu-nbd.
+    /// Ascending; qemu-nbd reads the bytes between them.
     runs: Vec<Run>,
 }
 
-/// A row of bytes in one place.
+/// Consecutive bytes in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     range: DiskRange,
@@ -52,12 +51,12 @@ enum StoredAt {
     Zero,
     /// They are in the file of this image of the chain, from this offset on.
     File(u16, u64),
-    /// Only qemu-nbd knows.
+    /// They are read through qemu-nbd.
     Elsewhere,
 }
 
 impl StoredAt {
-    /// The place of what lies `ahead` bytes further.
+    /// The place that is `ahead` bytes further.
     fn after(self, ahead: u64) -> Self {
         match self {
             Self::File(image, offset) => Self::File(image, offset + ahead),
@@ -67,10 +66,9 @@ impl StoredAt {
 }
 
 impl Direct {
-    /// Finds out where the bytes of the disk are that `below` serves. If that cannot be found out,
-    /// all is left to `below`.
+    /// Finds the places of the bytes that `below` serves. If that fails, `below` reads everything.
     pub(super) fn new(below: QemuNbd, description: &Description, chain: &[Link]) -> Self {
-        // What is no local file may not serve two at once.
+        // Anything but a local file may not support two readers.
         let is_local = chain
             .iter()
             .flat_map(|link| [&link.path].into_iter().chain(&link.data_file))
@@ -102,8 +100,8 @@ impl Direct {
         })
     }
 
-    /// Reads the beginning, the middle and the end of what each image holds both ways. An image
-    /// that was not told the truth about is left to qemu-nbd.
+    /// Reads the beginning, the middle and the end of each image's data both ways. If they differ,
+    /// qemu-nbd reads this image.
     fn prove(&mut self) {
         for image in 0..self.files.len() {
             let held: Vec<_> = self
@@ -162,8 +160,8 @@ impl Direct {
         })
     }
 
-    /// Has `read` fill `buf`, piece by piece: told where on the disk each begins, and its place.
-    /// Stops, and returns false, where it does.
+    /// Fills `buf` piece by piece by calling `read` with the disk offset and the place of each.
+    /// Stops and returns false as soon as `read` does.
     fn fill(
         &self,
         buf: &mut [u8],
@@ -216,7 +214,7 @@ impl Source for Direct {
     }
 }
 
-/// The file of an image, if all that the image holds is in it and we may read it.
+/// The file of an image, if it holds all of the image's data and is readable.
 fn open(link: &Link) -> Result<Option<RawFile>, OpenError> {
     if link.format.is_none() || link.data_file.is_some() || !link.extents.is_empty() {
         return Ok(None);
@@ -227,7 +225,7 @@ fn open(link: &Link) -> Result<Option<RawFile>, OpenError> {
     Ok(Some(RawFile::new(file, size)))
 }
 
-/// What an entry says of `range`, its own within the disk.
+/// The place of `range`, which is the entry's range within the disk.
 fn place(entry: &MapEntry, range: DiskRange, files: &[Option<RawFile>]) -> StoredAt {
     if entry.zero {
         return StoredAt::Zero;
@@ -240,7 +238,7 @@ fn place(entry: &MapEntry, range: DiskRange, files: &[Option<RawFile>]) -> Store
     if file.is_some_and(is_inside) { StoredAt::File(image, offset) } else { StoredAt::Elsewhere }
 }
 
-/// Neighbours that go on in the same place are one run.
+/// Neighbours that continue in the same place become one run.
 fn append(runs: &mut Vec<Run>, run: Run) {
     match runs.last_mut() {
         Some(last)
@@ -248,7 +246,7 @@ fn append(runs: &mut Vec<Run>, run: Run) {
         {
             last.range.end = run.range.end;
         }
-        // They ascend; what does not is left to qemu-nbd.
+        // Entries ascend; qemu-nbd reads those that do not.
         Some(last) if last.range.end > run.range.start => {}
         _ => runs.push(run),
     }

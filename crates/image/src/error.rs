@@ -5,12 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Why an image cannot be opened. Each is one sentence that names the file and, where there is one,
-/// the remedy. File names are quoted and escaped; what qemu said is bounded and escaped too.
+/// Why an image cannot be opened. Each message names the file and, if there is one, the remedy.
+/// File names are quoted and escaped; messages of qemu are bounded and escaped too.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The file is not there.
+    /// The file does not exist.
     #[error("{path:?}: no such file")]
     NotFound {
         /// The image, as it was named.
@@ -27,16 +27,16 @@ pub enum OpenError {
     NotAFile {
         /// The image.
         path: PathBuf,
-        /// What it is instead.
+        /// What it is.
         kind: &'static str,
     },
     /// It has no bytes.
-    #[error("{path:?} is empty, so it is no disk image")]
+    #[error("{path:?} is empty and not a disk image")]
     Empty {
         /// The image, or a file that it refers to.
         path: PathBuf,
     },
-    /// We may not read it.
+    /// Permission is denied.
     #[error(
         "{path:?}: permission denied; make it, and the directories above it, readable for this user, \
          or run as a user who may read it"
@@ -54,14 +54,14 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
-    /// A file that the image refers to is not there.
+    /// A file that the image refers to does not exist.
     #[error("{referrer:?} needs the {role} {path:?}, which is missing; put it back there")]
     Missing {
         /// The file that is missing.
         path: PathBuf,
         /// The file that names it.
         referrer: PathBuf,
-        /// What the missing file is to the other.
+        /// The role of the missing file.
         role: FileRole,
     },
     /// A program writes to the image.
@@ -73,7 +73,7 @@ pub enum OpenError {
         /// The image, or a file that it refers to.
         path: PathBuf,
     },
-    /// It is to be written to, and cannot be.
+    /// It cannot be written to.
     #[error("{path:?} cannot be written to: {reason}; let the writes stay in the private layer")]
     NotWritable {
         /// The image.
@@ -82,17 +82,17 @@ pub enum OpenError {
         reason: &'static str,
     },
     /// The image is damaged.
-    #[error("{path:?} is no whole {format} image: {reason}; map a complete copy of it")]
+    #[error("{path:?} is a damaged {format} image: {reason}; use a complete copy of it")]
     Corrupt {
         /// The image, or a file that it refers to.
         path: PathBuf,
         /// The format that it should have.
         format: ImageFormat,
-        /// What is wrong, in our words or qemu's.
+        /// The damage, by this crate or by qemu.
         reason: String,
     },
-    /// A file is shorter than what the image says of it.
-    #[error("{path:?} is truncated: it has {actual} bytes and needs {needed}; map a complete copy of it")]
+    /// A file is shorter than its image states.
+    #[error("{path:?} is truncated: it has {actual} bytes and needs {needed}; use a complete copy of it")]
     Truncated {
         /// The image, or a file that it refers to.
         path: PathBuf,
@@ -112,28 +112,29 @@ pub enum OpenError {
     Unsupported {
         /// The image, or a file that it refers to.
         path: PathBuf,
-        /// Which kind.
+        /// The kind.
         kind: &'static str,
     },
-    /// An image whose format was found out, not stated, refers to something that must not be opened
-    /// on such a guess.
+    /// An image whose format was detected and not stated refers to something that must not be
+    /// opened.
     #[error(
         "{referrer:?} names the {role} {reference:?}, which is {reason} and is not opened for an image whose \
          format was only found out; if you trust the image, state its format with --format {format}"
     )]
     Untrusted {
-        /// The file that refers: the image itself or one that it needs.
+        /// The file with the reference: the image itself or one that it needs.
         referrer: PathBuf,
-        /// What it refers to, as it says.
+        /// The reference, as the file has it.
         reference: PathBuf,
-        /// What that is to the referrer.
+        /// The role of the other file.
         role: FileRole,
-        /// Why it is refused.
+        /// The reason.
         reason: &'static str,
-        /// The format that the image itself was found to have.
+        /// The detected format of the image itself.
         format: ImageFormat,
     },
-    /// An image that says "raw" by its name has the content of an image that refers to other files.
+    /// The name of an image promises a raw image, and its contents are those of an image that
+    /// refers to other files.
     #[error(
         "{path:?} is raw by its name but its content is {format} and names the {role} {reference:?}, which a \
          guest can write to its own raw disk; state which it is, with --format raw or --format {format}"
@@ -148,7 +149,7 @@ pub enum OpenError {
         /// What that is to the image.
         role: FileRole,
     },
-    /// A name promises a format and the content is none that is known.
+    /// The name of an image promises a format, and its contents have no known format.
     #[error(
         "{path:?} is {expected} by its name but not by its content, so it may be damaged; if it is a raw \
          image, state so with --format raw"
@@ -159,7 +160,7 @@ pub enum OpenError {
         /// The format that its name promises.
         expected: ImageFormat,
     },
-    /// The chain of backing files comes back to a file that is in it.
+    /// The chain of backing files contains a file twice.
     #[error("{path:?} is a backing file of itself")]
     Loop {
         /// The file that comes twice.
@@ -196,7 +197,7 @@ pub enum OpenError {
         program: &'static str,
         /// The image.
         path: PathBuf,
-        /// What it said.
+        /// Its message.
         reason: String,
     },
     /// One of qemu's programs did not answer in time.
@@ -206,7 +207,7 @@ pub enum OpenError {
         program: &'static str,
         /// The image.
         path: PathBuf,
-        /// The time that it had.
+        /// The limit.
         limit: Duration,
     },
     /// A child or its socket could not be set up.
@@ -222,15 +223,16 @@ pub enum OpenError {
     },
 }
 
-/// What a file is to the image that refers to it.
+/// The role of a file for the image that refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileRole {
-    /// Holds what the image itself does not: a qcow2 backing file, the parent of a VMDK snapshot.
+    /// Holds the data that the image itself does not: a qcow2 backing file, the parent of a VMDK
+    /// snapshot.
     Backing,
     /// Holds a part of the disk: an extent of a VMDK.
     Extent,
-    /// Holds all data of a qcow2 image, which itself has metadata alone.
+    /// Holds all data of a qcow2 image, which itself has only metadata.
     DataFile,
 }
 
@@ -245,11 +247,11 @@ impl std::fmt::Display for FileRole {
 }
 
 impl OpenError {
-    /// Sorts what the system said of opening or reading `path`.
+    /// Classifies an error of opening or reading `path`.
     pub(super) fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
-            // A path through a file is as little there.
+            // A path through a file does not exist either.
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound { path },
             io::ErrorKind::PermissionDenied => Self::PermissionDenied { path },
             _ => Self::Io { path, source },

@@ -14,7 +14,7 @@ pub(super) struct PlainFile {
     /// Size in bytes.
     pub(super) size: u64,
     pub(super) is_device: bool,
-    /// What tells this file from every other: device and inode number.
+    /// The identity of the file: device and inode number.
     pub(super) identity: (u64, u64),
 }
 
@@ -22,14 +22,14 @@ impl PlainFile {
     /// Opens a regular file or block device for reading, and nothing else.
     ///
     /// # Errors
-    /// By what is there instead.
+    /// [`OpenError`] says what `path` is instead.
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let fail = |error| OpenError::from_io(path, error);
         // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
         let file = match File::options().read(true).custom_flags(flags.cast_signed()).open(path) {
             Ok(file) => file,
-            // What open(2) says of a socket.
+            // open(2) fails in this way for a socket.
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
                 return Err(OpenError::NotAFile { path: path.to_owned(), kind: "socket" });
             }
@@ -58,7 +58,7 @@ impl PlainFile {
         Ok(Self { file, size, is_device, identity })
     }
 
-    /// The bytes from `offset` on, at most `length` and as many as there are.
+    /// The bytes from `offset` on, up to `length` or the end of the file.
     pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let there = self.size.saturating_sub(offset).min(length as u64) as usize;
         let mut bytes = vec![0; there];

@@ -1,4 +1,4 @@
-//! The image formats that are known, by the names that qemu gives them.
+//! The known image formats, by qemu's names.
 
 use std::fmt;
 use std::path::Path;
@@ -16,7 +16,7 @@ macro_rules! formats {
         }
 
         impl ImageFormat {
-            /// All of them.
+            /// All formats.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// Name of qemu's block driver.
@@ -30,7 +30,7 @@ macro_rules! formats {
 }
 
 formats! {
-    /// The disk's bytes and nothing else: a raw image, a block device.
+    /// Only the bytes of the disk: a raw image or a block device.
     Raw = "raw",
     /// qemu's format.
     Qcow2 = "qcow2",
@@ -62,11 +62,11 @@ impl fmt::Display for ImageFormat {
     }
 }
 
-/// A format's name that is not known.
+/// The name of a format is not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown image format {name:?}; known are {}", known())]
 pub struct UnknownFormat {
-    /// What was given.
+    /// The name.
     pub name: String,
 }
 
@@ -77,7 +77,7 @@ fn known() -> String {
 impl FromStr for ImageFormat {
     type Err = UnknownFormat;
 
-    /// Takes qemu's name, or `vhd` for [`ImageFormat::Vpc`].
+    /// Accepts qemu's name, or `vhd` for [`ImageFormat::Vpc`].
     fn from_str(name: &str) -> Result<Self, UnknownFormat> {
         let wanted = if name == "vhd" { "vpc" } else { name };
         let found = Self::ALL.iter().find(|format| format.driver() == wanted);
@@ -85,7 +85,7 @@ impl FromStr for ImageFormat {
     }
 }
 
-/// The format that a file's name promises.
+/// The format that the name of a file promises.
 pub(super) fn format_by_name(path: &Path) -> Option<ImageFormat> {
     match suffix(path)?.as_str() {
         "qcow" | "raw" => None,

@@ -1,9 +1,9 @@
-//! A disk as it was at one moment, while it goes on being written to.
+//! A disk as it was at one moment, while the guest goes on writing to it.
 //!
-//! [`Freezable`] stands before a disk that a guest writes to. [`freeze`] takes all disks of a guest
-//! at one moment, which costs nothing: from then on each write first copies what it is about to
-//! replace into the [`Frozen`] disk, and whoever reads that finds there what was copied, and all
-//! else on the disk itself. It thaws when the last reference to it is gone.
+//! [`Freezable`] wraps a disk that a guest writes to. [`freeze`] freezes all disks of a guest at
+//! one moment, at no cost: from then on each write first copies the bytes that it replaces to the
+//! [`Frozen`] disk. A reader of the frozen disk gets the copied bytes, and all others from the disk
+//! itself. The disk thaws when the last reference to the frozen one is dropped.
 //!
 //! # Concurrency
 //! A write holds its disk's gate for reading as long as it is under way, and freezing holds the
@@ -23,26 +23,26 @@ use virt_bmap_ranges::{DiskOffset, DiskRange, RangeSet};
 /// Bytes that are copied at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// Most ranges that are remembered of what was written: some 16 MiB of memory. From then on whole
-/// units of [`CHUNK`] bytes are said to be written.
+/// Most ranges of writes that are kept: some 16 MiB of memory. Beyond it, whole units of [`CHUNK`]
+/// bytes count as written.
 const MOST_RANGES: usize = 1 << 18;
 
 /// A disk that is written to and can be frozen.
 pub struct Freezable {
     disk: Arc<dyn Writable>,
-    /// What the disk's last freezing has made, as long as somebody has it.
+    /// The latest frozen disk, while it is in use.
     gate: RwLock<Weak<Frozen>>,
     activity: Mutex<Activity>,
 }
 
-/// What was written to a disk since it was last frozen.
+/// The writes to a disk since it was last frozen.
 #[derive(Clone, Debug, Default)]
 pub struct Activity {
     /// The bytes.
     pub written: RangeSet<DiskOffset>,
-    /// When the last of them were.
+    /// The time of the last write.
     pub last: Option<Instant>,
-    /// Whether the guest has asked for any of them to be made durable.
+    /// Whether the guest has flushed any of them.
     pub is_flushed: bool,
 }
 
@@ -65,8 +65,8 @@ impl Freezable {
         Self { disk, gate: RwLock::new(Weak::new()), activity: Mutex::default() }
     }
 
-    /// When something was last written, if anything was since the last freezing, and whether any of
-    /// it was flushed.
+    /// The time of the last write since the last freezing, if there was one, and whether any write
+    /// was flushed.
     pub fn last_write(&self) -> Option<(Instant, bool)> {
         let activity = self.activity();
         activity.last.map(|last| (last, activity.is_flushed))
@@ -76,7 +76,7 @@ impl Freezable {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes `range` by `write`, when what is there has been kept.
+    /// Keeps the bytes of `range`, and then changes them by `write`.
     fn change<T>(
         &self,
         range: DiskRange,
@@ -92,21 +92,21 @@ impl Freezable {
     }
 }
 
-/// Freezes the disks of a guest at one moment, and says what was written to each since the last
-/// time. What is kept of them lies in unnamed files that are made in directory `dir`. What was
-/// frozen before cannot be read any further.
+/// Freezes the disks of a guest at one moment, and returns the writes to each since the last time.
+/// Kept bytes lie in unnamed files in directory `dir`. Disks that were frozen before can no longer
+/// be read.
 ///
 /// # Errors
-/// When the files cannot be made.
+/// The files cannot be created.
 pub fn freeze(disks: &[Arc<Freezable>], dir: &Path) -> io::Result<Vec<(Arc<Frozen>, Activity)>> {
     let made =
         disks.iter().map(|disk| Frozen::new(disk.disk.clone(), dir)).collect::<io::Result<Vec<_>>>()?;
-    // Always in the same order, so that two who do so cannot wait for each other.
+    // Always in the same order, so that two callers cannot deadlock.
     let gates = disks.iter().map(|disk| disk.gate.write().unwrap_or_else(PoisonError::into_inner));
     let mut gates: Vec<_> = gates.collect();
     let frozen = made.into_iter().zip(&mut gates).zip(disks).map(|((frozen, gate), disk)| {
         let frozen = Arc::new(frozen);
-        // Nothing is kept for an earlier moment any more.
+        // From here on, nothing is kept for an earlier moment.
         if let Some(before) = std::mem::replace(&mut **gate, Arc::downgrade(&frozen)).upgrade() {
             before.is_torn.store(true, Ordering::SeqCst);
         }
@@ -158,10 +158,10 @@ impl Writable for Freezable {
 /// A disk as it was when it was frozen.
 pub struct Frozen {
     disk: Arc<dyn Writable>,
-    /// What the disk held where it has been written to since.
+    /// The former bytes of the ranges that have been written to since.
     kept: Overlay,
-    /// Writers keep by turns: of two that replace the same bytes, the second must not copy what the
-    /// first wrote.
+    /// Writers take turns at keeping: of two that replace the same bytes, the second must not copy
+    /// the data of the first.
     turn: Mutex<()>,
     /// Something could not be kept.
     is_torn: AtomicBool,
@@ -174,9 +174,9 @@ impl Frozen {
         Ok(Self { disk, kept, turn: Mutex::default(), is_torn: AtomicBool::new(false) })
     }
 
-    /// Copies what has not been copied of a range that is about to be written to. The guest does
-    /// not suffer for it if that fails, for want of space for instance: the frozen disk cannot be
-    /// read any further then.
+    /// Copies the bytes of a range that is about to be written, unless they were copied before. If
+    /// that fails, for example because the disk is full, the guest's write still succeeds, and the
+    /// frozen disk can no longer be read.
     fn keep(&self, range: DiskRange) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_torn.load(Ordering::SeqCst) {
@@ -191,7 +191,7 @@ impl Frozen {
     fn try_keep(&self, range: DiskRange) -> io::Result<()> {
         let mut buf = Vec::new();
         for left in self.kept.untouched(range) {
-            // Who gives the free space of a disk back gives up mostly holes.
+            // Trims are mostly of holes already.
             for Allocation { range, is_hole } in self.disk.allocation(left)? {
                 if is_hole {
                     self.kept.write_zeroes(range)?;
@@ -217,14 +217,14 @@ impl Frozen {
         Ok(())
     }
 
-    /// Does `read` until nothing of `range` is replaced meanwhile.
+    /// Repeats `read` until no bytes of `range` were replaced meanwhile.
     fn steadily<T>(&self, range: DiskRange, mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut untouched = self.kept.untouched(range);
         loop {
             let done = read()?;
             let now = self.kept.untouched(range);
             if now == untouched {
-                // Looked at last: what was read before something could not be kept is right.
+                // Checked last: bytes that were read before a copy failed are correct.
                 self.check()?;
                 return Ok(done);
             }

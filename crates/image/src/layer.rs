@@ -1,5 +1,4 @@
-//! What an image itself holds of its disk, what a bitmap in it says was written, and how it was at
-//! a snapshot.
+//! The data that an image itself holds, its dirty bitmaps, and its internal snapshots.
 
 use super::map_entry::MapEntry;
 use super::qemu_nbd::QemuNbd;
@@ -17,26 +16,27 @@ const NBDINFO: &str = "nbdinfo";
 /// Serves an image to nbdinfo.
 const QEMU_NBD: &str = "qemu-nbd";
 
-/// Most time on a processor for one of these programs: they read all of an image's tables.
+/// Most processor time for one of these programs: they read all of an image's tables.
 const MAX_CPU: Duration = Duration::from_secs(1800);
 
-/// What an image itself holds of the disk, and not the images below it.
+/// The bytes of the disk that an image itself holds, without the images below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
     /// The bytes of the disk that take room in the image's file.
     pub data: IndexedRanges,
-    /// The bytes that the image only says to be zeroes, whatever is below it.
+    /// The bytes that the image declares to be zeroes, whatever is below it.
     pub zeroes: IndexedRanges,
-    /// Bytes in which the image's file is allocated, if qemu knows: a write of one byte makes the
-    /// image hold so many.
+    /// Unit of allocation in the image, in bytes, if qemu knows it: a write of one byte allocates
+    /// so many.
     pub cluster: Option<u64>,
 }
 
 impl Image {
-    /// Asks `qemu-img map` what this image itself holds. One without images below it holds all.
+    /// The bytes that this image itself holds, by `qemu-img map`. An image without images below it
+    /// holds all.
     ///
     /// # Errors
-    /// When qemu-img cannot be run, or fails.
+    /// qemu-img cannot be run, or fails.
     pub fn layer(&self) -> Result<Layer, OpenError> {
         let QemuArguments { description, top, force_share } = &self.qemu;
         let size = self.source.size();
@@ -67,7 +67,7 @@ impl Image {
     /// The disk as it was at the internal snapshot `name` of a qcow2 image.
     ///
     /// # Errors
-    /// When it is no qcow2 image, or has no such snapshot.
+    /// It is not a qcow2 image, or has no such snapshot.
     pub fn snapshot(&self, name: &str) -> Result<Arc<dyn Source>, OpenError> {
         let QemuArguments { description, top, .. } = &self.qemu;
         if self.format != ImageFormat::Qcow2 {
@@ -89,13 +89,13 @@ impl Image {
         }
     }
 
-    /// Has `read` read the dirty bitmap `name` of a qcow2 image, or of one below it: what `nbdinfo
-    /// --map --json` prints of qemu-nbd's metadata context `qemu:dirty-bitmap:NAME`. The type of an
-    /// extent there is `dirty` or `clean`, by the granularity of the bitmap.
+    /// Passes the dirty bitmap `name` of a qcow2 image, or of one below it, to `read`: the output
+    /// of `nbdinfo --map --json` for qemu-nbd's metadata context `qemu:dirty-bitmap:NAME`. Its
+    /// extents are `dirty` or `clean`, in units of the bitmap's granularity.
     ///
     /// # Errors
-    /// When the programs cannot be run, the image has no such bitmap or none that can be relied
-    /// upon, or `read` fails.
+    /// The programs cannot be run, the image has no such bitmap, the bitmap is inconsistent, or
+    /// `read` fails.
     pub fn dirty_bitmap<T, E: std::error::Error>(
         &self,
         name: &str,
@@ -114,7 +114,7 @@ impl Image {
     }
 }
 
-/// Neighbours, of which most answers are long rows, cost no memory.
+/// Neighbours are joined: most answers are long rows of them.
 fn join(ranges: &mut Vec<DiskRange>, range: DiskRange) {
     match ranges.last_mut() {
         Some(last) if last.end == range.start => last.end = range.end,

@@ -2,11 +2,12 @@
 //!
 //! # Inside
 //!
-//! Whoever serves a disk sees a [`Source`]: so many bytes that can be read at an offset. [`open`]
-//! makes one of an image: a raw file or block device is read directly, every other format by a
-//! captive `qemu-nbd`. A guest's writes stay in an [`Overlay`] over it.
+//! A [`Source`] is a disk that can be read at any offset. [`open`] makes one from an image: a raw
+//! file or block device is read directly, every other format by a captive `qemu-nbd`. A guest's
+//! writes stay in an [`Overlay`] over it, or go to the image through a [`Writable`].
 //!
-//! See [`OpenError::Untrusted`] for what is refused unless the user states the image's format.
+//! [`OpenError::Untrusted`] lists the references that are refused unless the user states the
+//! image's format.
 
 mod block_device;
 mod chain;
@@ -53,8 +54,8 @@ use std::sync::Arc;
 /// How to open an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// The image's format, if the user states it. An image of a stated format is trusted in what it
-    /// refers to; raw is never looked into. `None`: find it out, and trust nothing.
+    /// The image's format, if the user states it. The references of an image with a stated format
+    /// are trusted; a raw image is never parsed. `None`: detect the format and trust no references.
     pub format: Option<ImageFormat>,
     /// Read the image although another program may be writing to it.
     pub force_share: bool,
@@ -63,16 +64,15 @@ pub struct OpenOptions {
 /// An image that has been opened.
 #[non_exhaustive]
 pub struct Image {
-    /// The disk's bytes. What else it takes to read them (a child process, connections) goes with
-    /// the last clone.
+    /// The disk's bytes. The child process and its connections, if any, end with the last clone.
     pub source: Arc<dyn Source>,
     /// The image's file name as it was given to [`open`].
     pub name: PathBuf,
-    /// Its format, stated or found out.
+    /// Its format, stated or detected.
     pub format: ImageFormat,
-    /// All images that the disk is made of, from the image itself down to the last backing file.
+    /// All images of the chain, from the image itself down to the base.
     pub chain: Vec<ImageFile>,
-    /// What the user should know of it.
+    /// Warnings for the user.
     pub warnings: Vec<Warning>,
     /// How to start qemu's programs on it.
     qemu: QemuArguments,
@@ -100,7 +100,7 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
-    /// All files that the disk is made of, those that hold an image's data before the image itself.
+    /// All files of the chain. The data files of an image come before the image itself.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.chain.iter().flat_map(|image| image.data_files.iter().chain([&image.filename]))
     }
@@ -110,17 +110,17 @@ impl Image {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImageFile {
-    /// Absolute path; or, where the user has trusted the image, what it says instead of one.
+    /// Absolute path; or any other reference of an image that the user trusts.
     pub filename: PathBuf,
-    /// Its format. `None` where the user has trusted the image and only qemu knows.
+    /// Its format. `None` if the user trusts the image and only qemu knows the format.
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
 }
 
-/// What the user should know of an image that has been opened all the same.
+/// A warning about an image that was opened.
 ///
-/// Exhaustive, so that who passes warnings on is made to think of each new one.
+/// Exhaustive, so that callers have to handle each new warning.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
     /// It was opened with [`OpenOptions::force_share`].
@@ -130,7 +130,7 @@ pub enum Warning {
         path: PathBuf,
     },
     /// Its size is no multiple of 512.
-    #[error("{path:?} has {size} bytes, which is no multiple of 512; zeroes are added to reach {rounded}")]
+    #[error("{path:?} has {size} bytes, not a multiple of 512; zeroes are added up to {rounded}")]
     RoundedUp {
         /// The image.
         path: PathBuf,
@@ -140,7 +140,7 @@ pub enum Warning {
         rounded: u64,
     },
     /// Its last user did not close it, so it has not been checked for damage.
-    #[error("{path:?} was not closed by its last user, and may not be whole")]
+    #[error("{path:?} was not closed by the last program that used it, and may be damaged")]
     Unclean {
         /// The image, or a file below it.
         path: PathBuf,
@@ -149,7 +149,7 @@ pub enum Warning {
 
 /// Opens the image at `path`, read-only.
 ///
-/// Blocks while qemu's programs look at it, some 50 ms for an image that is not raw.
+/// Blocks while qemu's programs examine it, some 50 ms for an image that is not raw.
 ///
 /// ```no_run
 /// use virt_bmap_image::{self as image, OpenOptions};
@@ -160,11 +160,12 @@ pub enum Warning {
 /// ```
 ///
 /// # Errors
-/// When it cannot be opened, is damaged, locked, or refers to what it must not: see [`OpenError`].
+/// The image cannot be opened, is damaged or locked, or has references that are refused: see
+/// [`OpenError`].
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     let OpenOptions { format: stated, force_share } = *options;
     let Chain { links, top, dirty } = chain::follow(path, stated, force_share)?;
-    // The top of a chain always has a format: stated, or found out.
+    // The top of a chain always has a format, stated or detected.
     let format = links.first().and_then(|link| link.format).unwrap_or(ImageFormat::Raw);
     if let (ImageFormat::Raw, None, false, Some(expected)) =
         (format, stated, top.is_device, format::format_by_name(path))
@@ -194,7 +195,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         let captive = QemuNbd::start(&qemu.description, &qemu.top, None)?;
-        // What another program writes to may move.
+        // Data that another program writes may move.
         if force_share {
             Arc::new(captive)
         } else {
@@ -221,8 +222,8 @@ impl ChainForQemu<'_> {
         Description::of_chain(&self.chain[index..end], self.force_share)
     }
 
-    /// Has each image of the chain checked, but for those that are known not to be in order and
-    /// those that only qemu finds.
+    /// Checks each image of the chain, except those that are known to be unclean and those that
+    /// only qemu finds.
     fn check(&self, dirty: &[PathBuf]) -> Result<(), OpenError> {
         for (index, link) in self.chain.iter().enumerate() {
             if let Some(format) = link.format

@@ -28,9 +28,9 @@ pub(super) fn is_locked(file: &File) -> bool {
     })
 }
 
-/// Says by qemu's locks that we read the file and that nobody may write to it, for as long as
-/// `file` is open: a virtual machine that is started meanwhile is told so by its qemu. On a
-/// filesystem without locks this does nothing.
+/// Takes qemu's locks for reading the file and against writers, for as long as `file` is open: a
+/// virtual machine that is started meanwhile fails to lock it. Does nothing on a filesystem without
+/// locks.
 pub(super) fn hold(file: &File) {
     for byte in [USES_READ, DENIES_WRITE] {
         if let Err(error) = fcntl(file, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, byte)) {
@@ -39,15 +39,15 @@ pub(super) fn hold(file: &File) {
     }
 }
 
-/// Says by qemu's locks that we read and write the file and that nobody else may write to it, for
-/// as long as `file` is open. False if another program does so, or counts on it that nobody writes.
+/// Takes qemu's locks for reading and writing the file and against other writers, for as long as
+/// `file` is open. False if another program writes to it, or forbids writers.
 pub(super) fn hold_for_writing(file: &File) -> bool {
     let is_denied = || {
         let mut lock = one_byte(libc::F_WRLCK, DENIES_WRITE);
         fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != libc::F_UNLCK as libc::c_short
     };
-    // First ours, then the look at those of others: of two that come at once, at least one sees the
-    // other.
+    // First take ours, then check those of others: of two programs at the same time, at least one
+    // notices the other.
     if let Err(error) = fcntl(file, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, USES_WRITE)) {
         tracing::debug!(%error, "cannot lock the image");
     }

@@ -13,13 +13,13 @@ pub(super) struct MapEntry {
     pub(super) length: u64,
     /// Which image of the chain: 0 is the top.
     pub(super) depth: u64,
-    /// Whether that image has something for the range. Absent before QEMU 6.1.
+    /// Whether that image has data or zeroes for the range. Absent before QEMU 6.1.
     #[serde(default)]
     pub(super) present: bool,
     #[serde(default)]
     pub(super) zero: bool,
     pub(super) data: bool,
-    /// Where in the image's file; absent where it takes no room there, and where it is compressed.
+    /// Offset in the image's file; absent if the range takes no space there or is compressed.
     pub(super) offset: Option<u64>,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn read(input: &mut (impl io::Read + ?Sized), each: impl FnMut(MapEnt
     Ok(json.end()?)
 }
 
-/// Takes an array's entries one at a time.
+/// Visits the entries of an array one at a time.
 struct Each<F>(F);
 
 impl<'de, F: FnMut(MapEntry)> Visitor<'de> for Each<F> {

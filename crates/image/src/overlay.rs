@@ -2,9 +2,9 @@
 //!
 //! A filesystem that is mounted "read-only" still writes: a journal is replayed, a superblock is
 //! marked. [`Overlay`] keeps such writes in an unlinked sparse temporary file, at the same offsets
-//! as on the disk, and remembers in memory which bytes they are. As it does so byte for byte, no
-//! write ever has to read a surrounding block first, and what the guest did not write is read from
-//! the image itself, where the reads can be recorded.
+//! as on the disk, and remembers in memory which bytes they are. It does so byte for byte, so that
+//! no write has to read a surrounding block first, and all other bytes are read from the image
+//! itself, where the reads can be recorded.
 //!
 //! # Concurrency
 //! Writers take turns. A reader asks the map which bytes come from where and then reads without
@@ -27,7 +27,7 @@ use virt_bmap_ranges::{DiskOffset, DiskRange, RangeSet};
 /// every other byte gets `ENOSPC` then.
 const MAX_RANGES: usize = 1 << 20;
 
-/// A [`Source`] whose writes are kept apart from the source below it.
+/// A [`Source`] that keeps writes apart from the source below it.
 pub struct Overlay {
     base: Arc<dyn Source>,
     /// Written bytes, each at its offset on the disk. Has no name.
@@ -109,7 +109,7 @@ impl Overlay {
     /// made in directory `dir`.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// The file cannot be created.
     pub fn new(base: Arc<dyn Source>, limit: u64, dir: &Path) -> io::Result<Self> {
         Ok(Self {
             base,
@@ -182,8 +182,8 @@ impl Overlay {
         self.write_zeroes(range)
     }
 
-    /// Does nothing: all that was written is visible to every reader already, and none of it is to
-    /// outlive the process.
+    /// Does nothing: all writes are visible to every reader already, and none of them outlives the
+    /// process.
     ///
     /// # Errors
     /// None.

@@ -1,4 +1,4 @@
-//! Asks `qemu-img` what an image is and whether it is whole.
+//! Runs `qemu-img` to identify and check images.
 
 use super::block_device::Description;
 use super::format::format_by_name;
@@ -21,7 +21,7 @@ const INFO_TIME: Duration = Duration::from_secs(20);
 /// Time for `qemu-img check`, which reads all of an image's tables: enough for some terabytes.
 const CHECK_TIME: Duration = Duration::from_secs(20);
 
-/// What `qemu-img info --output=json` says, see qemu's `qapi/block-core.json`, `ImageInfo`.
+/// The output of `qemu-img info --output=json`: `ImageInfo` in qemu's `qapi/block-core.json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Info {
@@ -36,11 +36,11 @@ pub(super) struct Info {
     pub(super) cluster_size: Option<u64>,
 }
 
-/// Asks about one file: which format it has, if `link` does not say, and else whether it really is
-/// of that format. Nothing that the image names as its backing file is opened.
+/// Identifies one file: detects its format, or confirms the format in `link`. Backing files are not
+/// opened.
 ///
 /// # Errors
-/// By what qemu-img says.
+/// qemu-img refuses the file, or cannot be run.
 pub(super) fn info(link: &Link, force_share: bool) -> Result<Info, OpenError> {
     let description = Description::of_file(link, force_share);
     let output = run("info", &description, &link.path, INFO_TIME, force_share)?;
@@ -58,12 +58,11 @@ pub(super) fn info(link: &Link, force_share: bool) -> Result<Info, OpenError> {
     Ok(info)
 }
 
-/// Has all tables of the image at the top of `description`, at `path`, checked: what they point to
-/// must be there. An image that takes too long is taken for whole, as is one whose format has no
-/// check.
+/// Checks all tables of the image at the top of `description`, at `path`: they must not point
+/// outside the file. An image passes if the check takes too long, or if its format has no check.
 ///
 /// # Errors
-/// [`OpenError::Corrupt`] if it is not whole.
+/// [`OpenError::Corrupt`] if it is damaged.
 pub(super) fn check(description: &Description, path: &Path, format: ImageFormat) -> Result<(), OpenError> {
     let output = match run("check", description, path, CHECK_TIME, false) {
         Ok(output) => output,
@@ -90,11 +89,11 @@ pub(super) fn check(description: &Description, path: &Path, format: ImageFormat)
     Err(OpenError::Corrupt { path: path.to_owned(), format, reason })
 }
 
-/// Has `each` told where every range of the disk of the image at `path` is, in ascending order. The
-/// program may use so much time of a processor: it reads all of the chain's tables.
+/// Calls `each` with the place of every range of the disk, in ascending order. `path` is the image.
+/// The limit is of processor time, since qemu-img reads all tables of the chain.
 ///
 /// # Errors
-/// When it cannot be run, or fails.
+/// qemu-img cannot be run, or fails.
 pub(super) fn map(
     description: &Description,
     path: &Path,
@@ -106,8 +105,8 @@ pub(super) fn map(
     ask(QEMU_IMG, command, path, cpu, |stdout| map_entry::read(stdout, each))
 }
 
-/// Runs a program that is asked about an image, for so much time of a processor. What it complains
-/// of comes before what was read.
+/// Runs a program on an image, with a limit on its processor time. An error of the program takes
+/// precedence over one of the reader.
 ///
 /// # Errors
 /// When it cannot be run, fails, or gives an answer that is not understood.
@@ -158,7 +157,7 @@ fn command(subcommand: &str, description: &Description, force_share: bool) -> Co
     command
 }
 
-/// Sorts the failure to start one of qemu's programs.
+/// Classifies the failure to start one of qemu's programs.
 pub(super) fn cannot_run(program: &'static str, path: &Path, source: io::Error) -> OpenError {
     let path = path.to_owned();
     match source.kind() {
@@ -169,7 +168,7 @@ pub(super) fn cannot_run(program: &'static str, path: &Path, source: io::Error) 
     }
 }
 
-/// Sorts what one of qemu's programs said when it refused an image.
+/// Classifies the message of one of qemu's programs that refused an image.
 pub(super) fn complaint(
     program: &'static str,
     stderr: &[u8],
@@ -181,7 +180,7 @@ pub(super) fn complaint(
     if said.contains("Failed to get") && said.contains("lock") {
         return OpenError::Locked { path };
     }
-    // qemu repeats the whole description, which says nothing to the user.
+    // qemu repeats the whole description, which is of no use to the user.
     let described = description.to_argument();
     let mut said = said.replace(&format!("'{}': ", described.to_string_lossy()), "");
     for prefix in ["qemu-img: ", "qemu-nbd: ", "Could not open ", "Failed to blk_new_open "] {

@@ -1,10 +1,10 @@
 //! Every format but raw: a captive `qemu-nbd` that reads the image and serves us alone.
 //!
 //! The child listens on a Unix socket in a private directory. As soon as all connections of the
-//! pool are open, socket and directory are removed: nothing of them is left however we end. Ways in
-//! which the child ends: it is killed when the [`QemuNbd`] is dropped; it ends by itself when its
-//! last client has gone, as our connections are closed with our process; and the kernel kills it
-//! when the thread that keeps it ends, which covers the moment before the first connection.
+//! pool are open, socket and directory are removed, so that nothing is left of them however this
+//! process ends. The child ends in one of three ways: dropping the [`QemuNbd`] kills it; it exits
+//! when its last client disconnects, as when this process ends; and the kernel kills it when the
+//! thread that started it ends, which covers the time before the first connection.
 
 use super::block_device::Description;
 use super::link::Link;
@@ -37,10 +37,10 @@ const START_TIME: Duration = Duration::from_secs(20);
 /// Buffer for replies: one system call is enough for a small read.
 const BUFFER: usize = 32 << 10;
 
-/// How much is kept of what the child says.
+/// Bytes that are kept of the child's messages.
 const MAX_SAID: usize = 8 << 10;
 
-/// A [`Source`] that asks a captive `qemu-nbd`.
+/// A [`Source`] that reads through a captive `qemu-nbd`.
 pub(super) struct QemuNbd {
     /// Closed before the child is killed.
     pool: Pool,
@@ -49,7 +49,7 @@ pub(super) struct QemuNbd {
     export_size: u64,
 }
 
-/// What the [`io::Error`]s of a read through qemu-nbd carry.
+/// The inner error of an [`io::Error`] of a read through qemu-nbd.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The child answered with an error, for instance because the image is damaged there.
@@ -65,22 +65,22 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
-    /// The child has gone, or broken its protocol.
+    /// The child ended, or violated the protocol.
     #[error("qemu-nbd, which reads {path:?}, has failed: {said}")]
     Gone {
         /// The image.
         path: PathBuf,
-        /// The last that it said.
+        /// Its last message.
         said: String,
     },
 }
 
 impl QemuNbd {
-    /// Starts a child that serves `description`, whose top is `link`; as it was at an internal
-    /// snapshot, if that is named.
+    /// Starts a child that serves `description`, whose top is `link`, or an internal snapshot of
+    /// it.
     ///
     /// # Errors
-    /// When it does not start, or cannot open the image.
+    /// The child does not start, or cannot open the image.
     pub(super) fn start(
         description: &Description,
         link: &Link,
@@ -121,7 +121,7 @@ impl QemuNbd {
                     }
                     std::thread::sleep(Duration::from_millis(2));
                 }
-                // It accepts, and then says nothing.
+                // It accepts the connection and sends nothing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(timed_out()),
                 Err(error) => return Err(set_up(error)),
             }
@@ -130,7 +130,7 @@ impl QemuNbd {
         Ok(Self { pool: Pool::new(connections), captive, export_size })
     }
 
-    /// Reads what the export has of the disk.
+    /// Reads from the export.
     fn read_export(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let length = buf.len();
         let gone = || {
@@ -237,7 +237,7 @@ impl Write for Wire {
     }
 }
 
-/// Opens a connection, and says how large the export is.
+/// Opens a connection, and returns the size of the export.
 fn connect(socket: &Path) -> io::Result<(Connection, u64)> {
     let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(START_TIME))?;
@@ -249,7 +249,7 @@ fn connect(socket: &Path) -> io::Result<(Connection, u64)> {
     Ok((NbdClient::new(wire, &export), export.size))
 }
 
-/// The connections that nobody uses right now.
+/// The pool of connections.
 struct Pool {
     state: Mutex<PoolState>,
     changed: Condvar,
@@ -290,7 +290,7 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    /// Forgets a connection that broke while it was in use.
+    /// Removes a connection that broke while it was in use.
     fn lose(&self) {
         self.state().alive -= 1;
         self.changed.notify_all();
@@ -349,7 +349,7 @@ impl Drop for Captive {
     }
 }
 
-/// The last that the child wrote to its standard error.
+/// The end of the child's standard error.
 #[derive(Default)]
 struct Said {
     /// The bytes, and whether there will be more.
@@ -362,7 +362,8 @@ impl Said {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads `stderr` to its end, so that the child never waits for us, and keeps the tail.
+    /// Reads `stderr` to its end, so that the child never waits for this process, and keeps the
+    /// tail.
     fn collect(&self, stderr: Option<ChildStderr>) {
         let mut buf = [0; 4096];
         if let Some(mut stderr) = stderr {
@@ -384,7 +385,7 @@ impl Said {
         self.ended.notify_all();
     }
 
-    /// What the child said, complete if it has gone or goes at once.
+    /// The child's messages, complete if it has ended or ends at once.
     fn wait_for_end(&self) -> Vec<u8> {
         const PATIENCE: Duration = Duration::from_millis(300);
         let wait = self.ended.wait_timeout_while(self.state(), PATIENCE, |(_, ended)| !*ended);

@@ -24,8 +24,8 @@ impl RawFile {
         Self { file, file_size, has_nowait: AtomicBool::new(true) }
     }
 
-    /// Where the next run of data (or, with `hole`, the next hole) begins, at or after `from`.
-    /// `None` if there is none, or the filesystem cannot tell.
+    /// Start of the next run of data (or, with `hole`, of the next hole), at or after `from`.
+    /// `None` if there is none, or if the filesystem does not support it.
     fn next(&self, from: u64, hole: bool) -> rustix::io::Result<Option<u64>> {
         let target = if hole { rustix::fs::SeekFrom::Hole(from) } else { rustix::fs::SeekFrom::Data(from) };
         match rustix::fs::seek(&self.file, target) {
@@ -70,8 +70,8 @@ impl Source for RawFile {
         })
     }
 
-    /// As `SEEK_DATA` and `SEEK_HOLE` tell, see lseek(2); a filesystem or device without them holds
-    /// data everywhere.
+    /// Uses `SEEK_DATA` and `SEEK_HOLE`, see lseek(2). Without their support, all bytes count as
+    /// data.
     fn allocation(&self, range: DiskRange) -> io::Result<Vec<Allocation>> {
         let mut all = Vec::new();
         let mut at = range.start.0;

@@ -1,5 +1,5 @@
-//! Which other files an image says it needs: read by ourselves, so that it is known before qemu,
-//! who would open them, sees the image.
+//! Reads the references of an image to other files, before qemu, which would open them, sees the
+//! image.
 //!
 //! Only the formats that can refer to other files are looked at: qcow, qcow2, QED and VMDK. Layouts
 //! are those of qemu's `docs/interop/qcow2.txt` and `docs/interop/qed_spec.txt`, of its
@@ -25,12 +25,12 @@ const MAX_HEADER: usize = 2 << 20;
 /// Largest first-level table that qemu accepts, in bytes.
 const MAX_L1: u64 = 32 << 20;
 
-/// What one image says of itself and of the files that it needs.
+/// The references of an image, and its own length.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct References {
     /// In the order in which the image names them.
     pub(super) files: Vec<Reference>,
-    /// How long the image's own file must be, where that is known.
+    /// Least length of the image's own file, if known.
     pub(super) needed: u64,
 }
 
@@ -38,11 +38,11 @@ pub(super) struct References {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reference {
     pub(super) role: FileRole,
-    /// As it stands in the image.
+    /// Its name in the image.
     pub(super) name: OsString,
-    /// Its format, if the image says so.
+    /// Its format, if the image states it.
     pub(super) format: Option<String>,
-    /// How long it must be, where that is known.
+    /// Its least length, if known.
     pub(super) needed: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What whoever serves a disk sees of it.
+//! The trait of disks that can be read.
 
 use std::io;
 use virt_bmap_ranges::{DiskOffset, DiskRange};
@@ -56,7 +56,7 @@ pub trait Source: Send + Sync + 'static {
 /// What [`Source::allocation`] knows of one range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    /// The bytes that this is about.
+    /// The range.
     pub range: DiskRange,
     /// Whether they are a hole: not allocated, and read as zeroes.
     pub is_hole: bool,

@@ -1,4 +1,4 @@
-//! By what one sees, without reading it, that a file is no longer what it was.
+//! Stamps of files, by which a change of a file is noticed without reading it.
 
 use serde::{Deserialize, Serialize};
 use std::fs::Metadata;
@@ -8,25 +8,24 @@ use std::path::Path;
 
 /// Size, time of the last write and inode of a file.
 ///
-/// A program that writes to the file and then sets its time back is not seen. A block device has
-/// no time that would tell of writes, so two stamps of one say nothing: see
-/// [`is_telling`](Self::is_telling).
+/// A program that writes to the file and then sets its time back goes unnoticed. A block device has
+/// no time of writes, so its stamps prove nothing: see [`is_telling`](Self::is_telling).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Bytes that it has; of a block device 0.
+    /// Its size in bytes; 0 for a block device.
     pub size: u64,
-    /// When it was last written to, in nanoseconds since 1970; absent of a block device.
+    /// Time of the last write in nanoseconds since 1970; `None` for a block device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modified: Option<i64>,
-    /// Its inode number: another file that was moved into its place has another one.
+    /// Its inode number, which changes if another file is moved into its place.
     pub inode: u64,
 }
 
 impl Stamp {
-    /// The stamp of what is at `path` now.
+    /// The current stamp of the file at `path`.
     ///
     /// # Errors
-    /// What the system says of the path.
+    /// The system's error.
     pub fn of(path: &Path) -> io::Result<Self> {
         Ok(Self::from(&path.metadata()?))
     }

@@ -1,4 +1,4 @@
-//! What a VMDK refers to: extents and the parent of a snapshot.
+//! The references of a VMDK: extents and the parent of a snapshot.
 //!
 //! A VMDK's text, the *descriptor*, is a file of its own or lies inside a sparse extent. Where qemu
 //! is lenient in reading it, this must be no stricter, or a hostile descriptor could hide a name
@@ -45,7 +45,7 @@ fn is_descriptor(mut text: &[u8]) -> bool {
     }
 }
 
-/// Reads what a VMDK refers to.
+/// Reads the references of a VMDK.
 pub(super) fn references(file: &PlainFile) -> Result<References, Unreadable> {
     let head = file.read(0, 512)?;
     let mut files = Vec::new();
@@ -104,7 +104,7 @@ fn until_nul(text: &[u8]) -> &[u8] {
     &text[..text.iter().position(|byte| *byte == 0).unwrap_or(text.len())]
 }
 
-/// The extents that a descriptor names. Lines that are none are passed over.
+/// The extents that a descriptor names. Other lines are skipped.
 fn extents(text: &[u8]) -> Vec<Reference> {
     let text = until_nul(text);
     let mut found = Vec::new();

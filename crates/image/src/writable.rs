@@ -1,4 +1,4 @@
-//! Disks that take writes.
+//! Disks that can be written to.
 
 use super::raw::RawFile;
 use super::{Allocation, Image, ImageFormat, OpenError, SECTOR, Source, lock};
@@ -17,29 +17,29 @@ pub trait Writable: Source {
     /// What the operating system says of the write.
     fn write_at(&self, buf: &[u8], offset: DiskOffset) -> io::Result<()>;
 
-    /// Makes `range` read as zeroes, and returns whether there is a faster way to do so than
-    /// writing them; if not, nothing has changed. With `allocate` it must not become a hole.
+    /// Makes `range` read as zeroes, if there is a faster way than writing them. Returns false, and
+    /// changes nothing, if there is none. With `allocate` it must not become a hole.
     ///
     /// # Errors
     /// As for [`write_at`](Self::write_at).
     fn try_write_zeroes(&self, range: DiskRange, allocate: bool) -> io::Result<bool>;
 
-    /// Told that `range` is not needed any more.
+    /// Discards `range`, which is no longer needed: a hint.
     ///
     /// # Errors
     /// As for [`write_at`](Self::write_at).
     fn trim(&self, range: DiskRange) -> io::Result<()>;
 
-    /// Makes durable all that was written before, if what is written is to last at all.
+    /// Makes all earlier writes durable, if writes last at all.
     ///
     /// # Errors
-    /// It may not be durable.
+    /// The writes may not be durable.
     fn flush(&self) -> io::Result<()>;
 }
 
 /// A raw image that is written to.
 ///
-/// qemu's locks say so for as long as it is open: no virtual machine can be started on it by
+/// It holds qemu's locks as long as it is open, so that no virtual machine is started on it by
 /// accident.
 #[derive(Debug)]
 pub struct WritableRaw {
@@ -48,12 +48,12 @@ pub struct WritableRaw {
 }
 
 impl WritableRaw {
-    /// Opens the raw image or block device that `image` is for writing, too.
+    /// Reopens the raw image or block device `image` for writing.
     ///
     /// # Errors
-    /// [`OpenError::NotWritable`] for another format, and for a size that is no multiple of 512;
-    /// [`OpenError::Locked`] if a program reads the image and counts on it that nobody writes; and
-    /// what the system says.
+    /// [`OpenError::NotWritable`] for another format, and for a size that is not a multiple of 512;
+    /// [`OpenError::Locked`] if another program uses the image and forbids writers; and the
+    /// system's errors.
     pub fn open(image: Image) -> Result<Self, OpenError> {
         let path = image.name.clone();
         let refuse = |reason| OpenError::NotWritable { path: path.clone(), reason };

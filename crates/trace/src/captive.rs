@@ -1,4 +1,4 @@
-//! A command that uses the server, and for which the server runs: as nbdkit-captive(1) has it.
+//! A command that uses the server, which runs as long as the command: see nbdkit-captive(1).
 
 use super::session::Session;
 use super::tail::Tail;
@@ -10,20 +10,20 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use virt_bmap_child as child;
 use virt_bmap_nbd::Address;
 
-/// What a command has for standard input, output and error.
+/// Standard input, output and error of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Streams {
-    /// Those of this process. On a terminal it shares our process group, too, so that it can use
-    /// the terminal and a Ctrl-C reaches both; else it has one of its own, so that all of it can be
-    /// ended.
+    /// Those of this process. On a terminal the command also shares this process group, so that it
+    /// can use the terminal and Ctrl-C reaches both. Otherwise it has a process group of its own,
+    /// so that all its processes can be ended.
     #[default]
     Ours,
-    /// Nothing to read, and the [`Tail`] of what it prints is kept. It has a session of its own, so
-    /// that it cannot open our terminal either.
+    /// Empty input, and the [`Tail`] of the output is kept. The command has a session of its own,
+    /// so that it cannot open this terminal.
     Kept,
 }
 
-/// A command that has been started. It is killed if this is dropped before it has ended.
+/// A running command. Dropping this kills it.
 #[derive(Debug)]
 pub struct Captive {
     child: Child,
@@ -33,9 +33,9 @@ pub struct Captive {
 }
 
 impl Captive {
-    /// Starts a shell command, with the variables that nbdkit sets: `$nbd` and `$uri` are the URI
-    /// of the first disk, `$unixsocket` or `$port` where it is (the other is empty), and
-    /// `$exportname` is empty. The further disks are `$nbd2` and `$uri2`, and so on.
+    /// Starts a shell command, with the variables of nbdkit: `$nbd` and `$uri` are the URI of the
+    /// first disk, `$unixsocket` or `$port` its address (the other is empty), and `$exportname` is
+    /// empty. Further disks have `$nbd2` and `$uri2`, and so on.
     ///
     /// It dies with the calling thread.
     ///
@@ -74,23 +74,23 @@ impl Captive {
         Ok(Self { child: command.spawn()?, has_group, tail })
     }
 
-    /// The end of what it has printed, if that is [kept](Streams::Kept).
+    /// The end of its output, if it is [kept](Streams::Kept).
     pub fn tail(&self) -> Option<&Tail> {
         self.tail.as_ref()
     }
 
-    /// How it has ended, if it has.
+    /// Its exit status, if it has ended.
     ///
     /// # Errors
-    /// What the system says of it.
+    /// The system's error.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
 
-    /// Sends it a signal, and all that it has started if it is not on a terminal.
+    /// Sends it a signal; unless it is on a terminal, also to all processes that it has started.
     pub fn signal(&self, signal: Signal) {
         let Some(id) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else { return };
-        // One that has ended need not be told.
+        // An error means that it has ended already.
         let _ = if self.has_group { kill_process_group(id, signal) } else { kill_process(id, signal) };
     }
 }

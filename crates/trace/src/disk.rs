@@ -1,4 +1,4 @@
-//! A guest's disk as it is served to the guest.
+//! The NBD export of a guest's disk.
 
 use super::event::{Op, TraceEvent};
 use super::queue::Queue;
@@ -8,11 +8,11 @@ use virt_bmap_image::{Source, Writable};
 use virt_bmap_nbd::{Answered, CommandFlags, Export, Extent, Zeroing, write_zeroes_slowly};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
 
-/// Where a disk's bytes are.
+/// The storage of a disk.
 pub enum Storage {
-    /// They can only be read.
+    /// It can only be read.
     ReadOnly(Arc<dyn Source>),
-    /// They can be written, too.
+    /// It can also be written to.
     Writable(Arc<dyn Writable>),
 }
 
@@ -32,7 +32,8 @@ impl Storage {
     }
 }
 
-/// A guest's disk: each request is carried out, and told to the queue when it is.
+/// A guest's disk as an NBD export: it carries out requests and pushes an event for each to the
+/// queue.
 pub struct TracedDisk {
     number: DiskNumber,
     storage: Storage,
@@ -40,12 +41,12 @@ pub struct TracedDisk {
 }
 
 impl TracedDisk {
-    /// TracedDisk `number` of a guest.
+    /// Disk number `number` of a guest.
     pub fn new(number: DiskNumber, storage: Storage, queue: Arc<Queue>) -> Self {
         Self { number, storage, queue }
     }
 
-    /// Does `write`, and makes it durable if that is asked for.
+    /// Calls `write`, and makes it durable if `fua` is set.
     fn write_with(&self, fua: bool, write: impl FnOnce(&dyn Writable) -> io::Result<()>) -> io::Result<()> {
         let disk = self.storage.writable()?;
         write(disk)?;

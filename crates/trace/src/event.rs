@@ -1,21 +1,21 @@
-//! What a guest asked of one of its disks.
+//! The requests of a guest, as events.
 
 use std::time::Duration;
 use virt_bmap_nbd::Command;
 use virt_bmap_ranges::{DiskNumber, DiskRange};
 
-/// What a request does.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// It reads.
     Read,
     /// It writes.
     Write,
-    /// It writes zeroes, which it does not send.
+    /// It writes zeroes without sending them.
     Zero,
-    /// It says that it needs the bytes no more.
+    /// It discards the bytes.
     Trim,
-    /// It has what was written before made durable. It is about no range.
+    /// It makes earlier writes durable. It has no range.
     Flush,
 }
 
@@ -34,8 +34,8 @@ impl Op {
         }
     }
 
-    /// What an NBD command is in a log; `None` if it neither reads nor changes the disk's bytes, as
-    /// a question for the allocation.
+    /// The operation of an NBD command; `None` if it neither reads nor changes bytes, such as block
+    /// status.
     pub(super) fn of(command: Command) -> Option<Self> {
         match command {
             Command::Read => Some(Self::Read),
@@ -48,23 +48,23 @@ impl Op {
     }
 }
 
-/// A request that has come to its end.
+/// A request that was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceEvent {
-    /// When it came, since the beginning of the trace.
+    /// When it arrived, since the beginning of the trace.
     pub time: Duration,
     /// How long it took until its answer was ready.
     pub latency: Duration,
-    /// Number of the connection that it came over, from 1.
+    /// Number of its connection, from 1.
     pub connection: u64,
     /// Number of the disk, from 1.
     pub disk: DiskNumber,
-    /// What it does.
+    /// Its operation.
     pub op: Op,
-    /// Whether it asked to be durable before it is answered (force unit access).
+    /// Whether it had to be durable before the answer (force unit access).
     pub fua: bool,
-    /// Whether it has failed.
+    /// Whether it failed.
     pub failed: bool,
-    /// The bytes that it is about; empty for a flush.
+    /// Its range; empty for a flush.
     pub range: DiskRange,
 }

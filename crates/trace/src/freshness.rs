@@ -1,8 +1,8 @@
-//! Freshness of a map: whether it is one of these disks, as they are now.
+//! Freshness of a map: whether it describes these disks as they are now.
 //!
-//! A map that is not names the wrong files without any sign of it. What can be told is the number
-//! of the disks, their sizes, and whether an image was written to since the map was: by the times
-//! of the files. Who copies maps and images around may have to know better than these.
+//! A stale map names wrong files without any sign of it. [`check`] compares the number and the
+//! sizes of the disks, and the times of the image files with that of the map. Copies of maps and
+//! images may have misleading times.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,32 +12,32 @@ use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::{Dialect, Map};
 use virt_bmap_ranges::{DiskNumber, Printable};
 
-/// Why a map is not to be trusted.
+/// Why a map is stale.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stale {
-    /// It is of a guest with another number of disks.
-    #[error("the map is of a guest with {map} disks, and {given} were given")]
+    /// The guest has another number of disks.
+    #[error("the map has {map} disks, and {given} were given")]
     Disks {
         /// Disks in the map.
         map: usize,
         /// Disks of the guest.
         given: usize,
     },
-    /// It is of a disk of another size.
+    /// A disk has another size.
     #[error("disk {disk} of the map has {size}, and {} has {actual}", Printable::path(.image))]
     Size {
         /// Number of the disk.
         disk: DiskNumber,
-        /// What the map says.
+        /// Size in the map.
         size: Bytes,
         /// The image.
         image: PathBuf,
-        /// What it has.
+        /// Actual size.
         actual: Bytes,
     },
-    /// It counts the bytes of the image's file, not those of the disk.
+    /// The map counts bytes of the image's file, not of the disk.
     #[error(
-        "the map is one of the original virt-bmap, which counts the bytes of the file, and {} is {format}",
+        "the original virt-bmap made this map, and counts bytes of the image file, but {} is {format}",
         Printable::path(.image)
     )]
     Container {
@@ -46,7 +46,7 @@ pub enum Stale {
         /// Its format.
         format: ImageFormat,
     },
-    /// The image was changed later.
+    /// An image was changed after the map was written.
     #[error("{} was changed after the map was written", Printable::path(.image))]
     Changed {
         /// The image, or a file below it.
@@ -54,7 +54,7 @@ pub enum Stale {
     },
 }
 
-/// A number of bytes, at least where the map does not know exactly.
+/// A number of bytes, or a lower bound if the map has no exact size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes {
     bytes: u64,
@@ -67,10 +67,10 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// Checks that `map`, which was read from the file `path`, is one of these images.
+/// Checks that `map`, which was read from the file `path`, describes these images.
 ///
 /// # Errors
-/// The first sign that it is not.
+/// [`Stale`] with the first difference.
 pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
     let last = map.pieces().map(|piece| piece.disk).max().unwrap_or(0);
     let disks = map.header().images.len().max(last.into());
@@ -98,7 +98,7 @@ pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
             });
         }
     }
-    // A map from a pipe has no time.
+    // A map from a pipe has no time of writing.
     let Some(written) = modified(path) else { return Ok(()) };
     match images
         .iter()
@@ -110,7 +110,7 @@ pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
     }
 }
 
-/// When a regular file was last written to. The time of a device says nothing of what is on it.
+/// The time of the last write to a regular file. The time of a device is not that of its contents.
 fn modified(path: &Path) -> Option<SystemTime> {
     let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
     metadata.modified().ok()

@@ -1,6 +1,6 @@
-//! What a trace is like right now, for those who look at it while it goes on.
+//! The state of a running trace, for a screen.
 //!
-//! The tracer's thread tells of each request, others [look](Live::look). What is kept is bounded by
+//! The tracer's thread tells of each request, others [look](Live::view). What is kept is bounded by
 //! the number of the map's objects.
 
 use super::event::{Op, TraceEvent};
@@ -10,10 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use virt_bmap_map::{Hit, ObjectId};
 
-/// How many of the most recent requests are kept.
+/// Number of the latest requests that are kept.
 const RECENT: usize = 64;
 
-/// What the guest has asked for so far. What has failed is counted, and nothing else.
+/// The requests of the guest so far. Of failed requests, only the number is kept.
 #[derive(Debug, Default)]
 pub struct Live(Mutex<State>);
 
@@ -24,12 +24,12 @@ struct State {
     recent: VecDeque<RecentRequest>,
 }
 
-/// All requests, by what they do.
+/// All requests, by direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TraceTotals {
     /// Reads.
     pub read: Amount,
-    /// What changes the disk: writes, zeroes and trims.
+    /// Writes, zeroes and trims.
     pub written: Amount,
     /// Flushes.
     pub flushes: u64,
@@ -40,11 +40,11 @@ pub struct TraceTotals {
 /// The requests for an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ObjectUsage {
-    /// Reads, with the bytes of this object alone.
+    /// Reads, with the bytes of this object only.
     pub read: Amount,
     /// Writes, zeroes and trims, likewise.
     pub written: Amount,
-    /// When the last of them came, since the beginning of the trace.
+    /// When the last of them arrived, since the beginning of the trace.
     pub last: Duration,
     /// Number of the last of them, from 1.
     number: u64,
@@ -63,13 +63,13 @@ impl ObjectUsage {
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecentRequest {
-    /// What was asked for.
+    /// The request.
     pub event: TraceEvent,
-    /// The most specific object that it touches, of several such the first on the disk.
+    /// The most specific object that it touches; of several, the first on the disk.
     pub object: Option<ObjectId>,
 }
 
-/// What objects are sorted by, the largest first.
+/// The order of objects, the largest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ObjectOrder {
     /// Bytes read and written.
@@ -83,24 +83,24 @@ pub enum ObjectOrder {
     Latest,
 }
 
-/// What there is to see.
+/// A view of the running trace.
 #[derive(Clone, Debug, Default)]
 pub struct LiveView {
     /// All requests.
     pub totals: TraceTotals,
-    /// How many objects were touched.
+    /// Number of objects that were touched.
     pub objects: usize,
-    /// The first of them in the order that was asked for.
+    /// The first of them in the given order.
     pub top: Vec<(ObjectId, ObjectUsage)>,
     /// The most recent requests, the last one first.
     pub recent: Vec<RecentRequest>,
 }
 
 impl Live {
-    /// Takes request `number`, from 1, in, and what it touches: the most specific first.
+    /// Adds request `number`, from 1, with the objects that it touches, the most specific first.
     ///
-    /// It counts for the objects of the most specific kind, of those that have the same bytes, such
-    /// as the names of a file, for the first.
+    /// It counts for the objects of the most specific kind. Of objects with the same bytes, such as
+    /// the names of a file, it counts for the first.
     pub fn add(&self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) {
         let mut state = self.state();
         let State { totals, objects, recent } = &mut *state;
@@ -132,7 +132,7 @@ impl Live {
         recent.push_front(RecentRequest { event: *event, object: hits.first().map(|hit| hit.object.id()) });
     }
 
-    /// What there is to see now: up to `top` objects and `recent` requests.
+    /// The current view: up to `top` objects and `recent` requests.
     pub fn view(&self, order: ObjectOrder, top: usize, recent: usize) -> LiveView {
         let state = self.state();
         let key = |usage: &ObjectUsage| match order {
@@ -142,7 +142,7 @@ impl Live {
             ObjectOrder::Latest => usage.last.as_nanos(),
         };
         let mut objects: Vec<_> = state.objects.iter().map(|(&object, &usage)| (object, usage)).collect();
-        // Among equals the one that was touched last, so that those of today are seen.
+        // Of equal objects, the one that was touched last comes first.
         let by = |(object, usage): &(ObjectId, ObjectUsage)| {
             std::cmp::Reverse((key(usage), usage.number, *object))
         };

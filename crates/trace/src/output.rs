@@ -12,15 +12,15 @@ use std::str::FromStr;
 use std::time::SystemTime;
 use virt_bmap_map::{Hit, ImageInfo};
 
-/// Takes requests as they come to their ends.
+/// Writes requests to a log, in one of the formats.
 pub trait LogOutput: Send {
-    /// Request number `number`, from 1, and what it touches: the most specific first.
+    /// Writes request `number`, from 1, with the objects that it touches, the most specific first.
     ///
     /// # Errors
     /// The log cannot be written.
     fn request(&mut self, number: u64, event: &TraceEvent, hits: &[Hit<'_>]) -> io::Result<()>;
 
-    /// Has all that was taken written out.
+    /// Writes out all buffered requests.
     ///
     /// # Errors
     /// The log cannot be written.
@@ -30,14 +30,14 @@ pub trait LogOutput: Send {
 /// The format of a log. `docs/trace.md` describes each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// That of the original bmaplogger.
+    /// Text of the original bmaplogger.
     #[default]
     Text,
     /// A JSON object a line, one for each request.
     Jsonl,
     /// A table, one row for each object of each request.
     Csv,
-    /// A line for each request, in the manner of nbdkit's log filter.
+    /// A line for each request, as nbdkit's log filter writes it.
     Log,
 }
 
@@ -45,7 +45,7 @@ impl LogFormat {
     /// All formats.
     pub const ALL: [Self; 4] = [Self::Text, Self::Jsonl, Self::Csv, Self::Log];
 
-    /// What it is called on the command line.
+    /// Its name on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -93,7 +93,7 @@ impl FromStr for LogFormat {
     }
 }
 
-/// A span of time in seconds, to the microsecond.
+/// A duration in seconds, to the microsecond.
 fn seconds(time: std::time::Duration) -> String {
     format!("{}.{:06}", time.as_secs(), time.subsec_micros())
 }

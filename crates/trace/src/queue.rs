@@ -1,39 +1,39 @@
-//! The way of events from the requests to the log.
+//! The queue of events between the requests and the log.
 //!
-//! A request must not wait for the log, and waking a thread for each would cost more than a small
-//! request takes. So events are put into a buffer, and the writer comes for them every few
-//! milliseconds, or when half of the buffer is full.
+//! A request must not wait for the log, and waking a thread for each request would take longer than
+//! a small request itself. So events go to a buffer, which the writer empties every few
+//! milliseconds, or when half of it is full.
 
 use super::event::TraceEvent;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What becomes of an event for which there is no room.
+/// What happens to an event when the queue is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
-    /// It is not logged, but counted.
+    /// It is counted and not logged.
     #[default]
     Drop,
     /// The request waits until there is room.
     Wait,
 }
 
-/// Most events that wait to be written: some 16 MiB.
+/// Most events in the queue: some 16 MiB.
 const ROOM: usize = 1 << 18;
 
-/// How often the writer looks.
+/// Interval between two visits of the writer.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Events on their way.
+/// A bounded queue of events.
 #[derive(Debug)]
 pub struct Queue {
     began: Instant,
     overflow: Overflow,
     room: usize,
     state: Mutex<State>,
-    /// Half of the room is taken, or the queue is closed.
+    /// Signalled when half of the room is taken, or the queue is closed.
     filling: Condvar,
-    /// There is room again.
+    /// Signalled when there is room again.
     emptied: Condvar,
 }
 
@@ -66,7 +66,7 @@ impl Queue {
         self.began
     }
 
-    /// Takes an event, or does with it what was said for want of room.
+    /// Adds an event; if the queue is full, follows [`Overflow`].
     pub fn push(&self, event: TraceEvent) {
         let mut state = self.state();
         while state.events.len() >= self.room && self.overflow == Overflow::Wait && !state.is_closed {
@@ -82,8 +82,8 @@ impl Queue {
         }
     }
 
-    /// Exchanges what is there for `events`, which is emptied, when a little time has passed. False
-    /// when the queue is closed and no more will come.
+    /// Waits up to a tick, and swaps the queued events with the emptied `events`. False when the
+    /// queue is closed and empty.
     pub(super) fn take(&self, events: &mut Vec<TraceEvent>) -> bool {
         events.clear();
         let is_quiet = |state: &mut State| !state.is_closed && state.events.len() < self.room / 2;
@@ -94,14 +94,14 @@ impl Queue {
         !state.is_closed || !events.is_empty()
     }
 
-    /// Takes no more events; nobody waits any longer.
+    /// Closes the queue: it accepts no more events, and nobody waits any longer.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
         self.filling.notify_all();
         self.emptied.notify_all();
     }
 
-    /// How many events were not logged for want of room.
+    /// Number of events that were not logged because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.state().dropped
     }

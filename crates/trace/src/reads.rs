@@ -1,28 +1,28 @@
-//! What was read of a disk: which bytes, and in which order for the first time.
+//! The reads of a disk: which bytes, and in which order they were read first.
 
 use std::collections::VecDeque;
 use virt_bmap_ranges::{DiskOffset, DiskRange, RangeSet};
 
-/// How many streams a reader may have at a time: a read is sequential if it begins where one of the
-/// last so many reads of the disk has ended.
+/// Number of streams that a reader may have at a time: a read is sequential if it begins where one
+/// of the last so many reads of the disk ended.
 const STREAMS: usize = 16;
 
 /// Most ranges that are kept. They take 16 bytes each in one order, some 30 in the other.
 const MOST: usize = 1 << 20;
 
-/// The smallest gap that is closed where there are more ranges.
+/// The smallest gap that is closed if there are more ranges.
 const FIRST_GAP: u64 = 4096;
 
 /// What was read of a disk.
 ///
-/// Where that are more than [`MOST`] ranges, those are joined between which little lies: see
+/// If there are more than [`MOST`] ranges, those with small gaps between them are joined: see
 /// [`gap`](Self::gap).
 #[derive(Clone, Debug)]
 pub(super) struct DiskReads {
     seen: RangeSet<DiskOffset>,
     /// Each range when it was read for the first time, in that order; neighbours are joined.
     first: Vec<DiskRange>,
-    /// Where the last reads have ended.
+    /// Ends of the last reads.
     ends: VecDeque<u64>,
     gap: u64,
     most: usize,
@@ -34,7 +34,7 @@ impl Default for DiskReads {
     }
 }
 
-/// A read, seen beside those before it.
+/// A read, compared with earlier reads.
 pub(super) struct Read {
     /// It begins where one of the last has ended.
     pub(super) is_sequential: bool,
@@ -47,7 +47,7 @@ impl DiskReads {
         Self { seen: RangeSet::new(), first: Vec::new(), ends: VecDeque::new(), gap: 0, most }
     }
 
-    /// Takes a read in.
+    /// Adds a read.
     pub(super) fn read(&mut self, range: DiskRange) -> Read {
         let stream = self.ends.iter().position(|&end| end == range.start.0);
         match stream {
@@ -80,8 +80,8 @@ impl DiskReads {
         Read { is_sequential: stream.is_some(), is_new }
     }
 
-    /// Joins ranges until there are half as many as may be. At first those that touch, which loses
-    /// only what [`first`](Self::first) loses as well.
+    /// Joins ranges until at most half of the limit remain. Begins with ranges that touch, as
+    /// [`first`](Self::first) does anyway.
     fn coarsen(&mut self) {
         let mut gap = self.gap;
         self.first = joined(&self.first, gap);
@@ -95,7 +95,7 @@ impl DiskReads {
         }
     }
 
-    /// Bytes between two ranges that are taken for read, too; 0 as long as all ranges are kept.
+    /// Largest gap between two ranges that counts as read; 0 as long as all ranges are kept.
     pub(super) fn gap(&self) -> u64 {
         self.gap
     }
@@ -105,20 +105,20 @@ impl DiskReads {
         self.seen.bytes()
     }
 
-    /// What was read, ascending.
+    /// The bytes that were read, as ascending ranges.
     pub(super) fn ranges(&self) -> impl Iterator<Item = DiskRange> + '_ {
         self.seen.iter()
     }
 
-    /// What was read in the order in which it was read first, joined where no more than `gap` bytes
-    /// lie between.
+    /// The ranges in the order of their first reads, joined where at most `gap` bytes lie between
+    /// them.
     pub(super) fn first(&self, gap: u64) -> Vec<DiskRange> {
         joined(&self.first, gap)
     }
 }
 
-/// Joins ranges that no more than `gap` bytes lie between. Each comes where the first of its parts
-/// was.
+/// Joins ranges with at most `gap` bytes between them. A joined range takes the place of its first
+/// part.
 fn joined(first: &[DiskRange], gap: u64) -> Vec<DiskRange> {
     let mut places: Vec<(DiskRange, usize)> = first.iter().copied().zip(0..).collect();
     places.sort_unstable();

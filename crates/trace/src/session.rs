@@ -14,25 +14,25 @@ use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, ListenAddress, Servi
 /// Where what the guest writes goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Writes {
-    /// Into a copy-on-write layer, which is gone at the end.
+    /// To a copy-on-write layer, which is discarded at the end.
     #[default]
     Private,
-    /// Into the image, which must be raw.
+    /// To the image, which must be raw.
     Through,
     /// Nowhere: the disks are read-only.
     Refused,
 }
 
-/// How to serve and watch.
+/// Options of a [`Session`].
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
     /// Where what the guest writes goes.
     pub writes: Writes,
-    /// What becomes of an event that the log has no room for.
+    /// What happens to an event when the queue is full.
     pub overflow: Overflow,
     /// Where to listen.
     pub place: ListenAddress,
-    /// Who looks at it while it goes on.
+    /// Receives the state of the running trace.
     pub live: Option<Arc<Live>>,
     /// Whether the disks can be [frozen](Session::freezable).
     pub freezable: bool,
@@ -50,12 +50,12 @@ pub enum SessionError {
     /// The server could not be started.
     #[error(transparent)]
     Serve(#[from] ServiceError),
-    /// Something else could not be set up.
+    /// Another part could not be set up.
     #[error("cannot set up {what}")]
     SetUp {
-        /// What could not be set up.
+        /// The part.
         what: &'static str,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -74,7 +74,8 @@ fn export_name(disk: usize) -> String {
 }
 
 impl Session {
-    /// Begins to serve `images`, and to write to `output` what is asked of them. `map` is theirs.
+    /// Starts to serve `images` and to log their requests to `output`. `map` is the map of these
+    /// images.
     ///
     /// # Errors
     /// [`SessionError`].
@@ -109,33 +110,33 @@ impl Session {
         Ok(Self { service, tracer, disks, freezable })
     }
 
-    /// Where clients connect.
+    /// The address of the server.
     pub fn address(&self) -> &Address {
         self.service.address()
     }
 
-    /// The disks as NBD URIs, in their order.
+    /// The NBD URIs of the disks, in their order.
     pub fn uris(&self) -> Vec<String> {
         let name = |disk| if disk == 1 { String::new() } else { export_name(disk) };
         (1..=self.disks).map(|disk| self.address().uri(&name(disk))).collect()
     }
 
-    /// The disks, to be frozen; none if that was not asked for, or nothing can be written to them.
+    /// The disks that can be frozen; none if the option is off or the disks are read-only.
     pub fn freezable(&self) -> Vec<Arc<Freezable>> {
         self.freezable.clone()
     }
 
-    /// Why the log has ended already, if it has.
+    /// The error that ended the log, if there was one.
     pub fn log_error(&self) -> Option<&io::Error> {
         self.tracer.log_error()
     }
 
-    /// How many requests are not in the log so far, as they came faster than it could be written.
+    /// Number of requests so far that are not in the log because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.tracer.dropped()
     }
 
-    /// Ends both: what clients have asked for is answered, and all of it written to the log.
+    /// Stops the server and the log. Requests in flight are answered, and all requests are logged.
     pub fn finish(self) -> Outcome {
         self.service.stop();
         self.tracer.finish()

@@ -1,5 +1,4 @@
-//! What a trace was, as a whole: how much was read and written, how much of it twice, in which
-//! order, and which files that were.
+//! The summary of a whole trace: amounts, distinct bytes, order of first reads, and files.
 
 use super::event::{Op, TraceEvent};
 use super::reads::DiskReads;
@@ -14,14 +13,14 @@ use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 pub struct Amount {
     /// How many there were.
     pub requests: u64,
-    /// Bytes, those that were asked for twice counted twice.
+    /// Number of bytes; bytes that were requested twice count twice.
     pub bytes: u64,
 }
 
-/// A trace as a whole. What has failed is counted, and nothing else.
+/// The summary of a trace. Of failed requests, only the number is kept.
 ///
-/// It takes up to some 50 MiB for each disk and 50 bytes for each object of the map, however long
-/// the trace.
+/// It takes up to 50 MiB for each disk and 50 bytes for each object of the map, however long the
+/// trace is.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// By [`Op`].
@@ -30,27 +29,27 @@ pub struct Summary {
     sequential: u64,
     last: Duration,
     disks: BTreeMap<DiskNumber, DiskReads>,
-    /// What was read, the first time that it was.
+    /// The objects that were read, with the times of their first reads.
     objects: Vec<(ObjectId, Duration)>,
-    /// Whether an object is among these, a bit for each.
+    /// A bit for each object: whether it was read.
     known: Vec<u64>,
 }
 
-/// A file or directory that was read, or metadata.
+/// A file, directory or metadata object that was read.
 #[derive(Clone, Debug)]
 pub struct ReadObject<'a> {
-    /// What it is, by the first of its names, and how many it has.
+    /// The object, by the first of its names, and the number of names.
     pub file: File<'a>,
     /// When it was read for the first time, since the beginning of the trace.
     pub first: Duration,
-    /// How many of its bytes were read, each counted once. With those of [gaps](Summary::gap).
+    /// Number of its bytes that were read, each counted once. Includes [gaps](Summary::gap).
     pub bytes: u64,
-    /// How many it has on the disks.
+    /// Number of its bytes on the disks.
     pub on_disk: u64,
 }
 
 impl Summary {
-    /// Takes a request in, and what it touches.
+    /// Adds a request with the objects that it touches.
     pub fn add(&mut self, event: &TraceEvent, hits: &[Hit<'_>]) {
         self.last = self.last.max(event.time + event.latency);
         if event.failed {
@@ -66,7 +65,7 @@ impl Summary {
         let disk = self.disks.entry(event.disk).or_default();
         let read = disk.read(event.range);
         self.sequential += u64::from(read.is_sequential);
-        // The objects of what was read before are known.
+        // The objects of bytes that were read before are known.
         if read.is_new || disk.gap() > 0 {
             for hit in hits.iter().take_while(|hit| has_content(hit.object.kind())) {
                 let object = hit.object.id();
@@ -77,7 +76,7 @@ impl Summary {
         }
     }
 
-    /// Whether an object was not known; it is now.
+    /// Marks an object as read, and returns whether it is the first time.
     fn is_new(&mut self, object: ObjectId) -> bool {
         let (word, bit) = (object.index() / 64, 1 << (object.index() % 64));
         if self.known.len() <= word {
@@ -93,12 +92,12 @@ impl Summary {
         self.amounts[op as usize]
     }
 
-    /// Requests that have failed.
+    /// Number of requests that failed.
     pub fn failed(&self) -> u64 {
         self.failed
     }
 
-    /// Reads that begin where one of the last has ended.
+    /// Number of reads that begin where one of the last reads ended.
     pub fn sequential(&self) -> u64 {
         self.sequential
     }
@@ -108,35 +107,35 @@ impl Summary {
         self.last
     }
 
-    /// Bytes that were read, each counted once. With those of [gaps](Self::gap).
+    /// Number of bytes that were read, each counted once. Includes [gaps](Self::gap).
     pub fn distinct(&self) -> u64 {
         self.disks.values().map(DiskReads::distinct).sum()
     }
 
-    /// Bytes between two ranges that were taken for read, too, since there were too many ranges; 0
-    /// if there were not.
+    /// Largest gap between two ranges that counts as read because there were too many ranges; 0 if
+    /// there were not.
     pub fn gap(&self) -> u64 {
         self.disks.values().map(DiskReads::gap).max().unwrap_or(0)
     }
 
-    /// What was read of each disk, ascending. With the [gaps](Self::gap).
+    /// The ranges of each disk that were read, ascending. Includes [gaps](Self::gap).
     pub fn ranges(&self) -> impl Iterator<Item = (DiskNumber, Vec<DiskRange>)> + '_ {
         self.disks.iter().map(|(&number, disk)| (number, disk.ranges().collect()))
     }
 
-    /// What was read of each disk in the order in which it was read first, joined where no more
-    /// than `gap` bytes lie between.
+    /// The ranges of each disk in the order of their first reads, joined where at most `gap` bytes
+    /// lie between them.
     pub fn prefetch(&self, gap: u64) -> impl Iterator<Item = (DiskNumber, Vec<DiskRange>)> + '_ {
         self.disks.iter().map(move |(&number, disk)| (number, disk.first(gap)))
     }
 
-    /// Files, directories and metadata that were read, in the order in which they were read first.
-    /// `map` is that of the trace.
+    /// Files, directories and metadata that were read, in the order of their first reads. `map` is
+    /// the map of the trace.
     pub fn objects<'a>(&self, map: &'a Map) -> Vec<ReadObject<'a>> {
         let seen: BTreeMap<DiskNumber, IndexedRanges> =
             self.ranges().map(|(disk, ranges)| (disk, IndexedRanges::from_unsorted(ranges))).collect();
         let mut all: Vec<_> = self.objects.clone();
-        // A file is known by the first of its names in the map.
+        // A file is represented by the first of its names in the map.
         all.sort_unstable_by_key(|(object, _)| *object);
         let times: HashMap<ObjectId, Duration> = all.iter().copied().collect();
         let mut read: Vec<_> = files(all.iter().map(|(object, _)| map.object(*object)))

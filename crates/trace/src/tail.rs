@@ -1,4 +1,4 @@
-//! The end of what a command prints.
+//! The end of a command's output.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -8,13 +8,13 @@ use std::thread;
 /// Most bytes that are kept.
 const ROOM: usize = 16 << 10;
 
-/// The last that came from a stream. It may be looked at while more comes.
+/// The last bytes of a stream. It can be read while more arrive.
 #[derive(Clone, Debug, Default)]
 pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
-    /// Begins to read `from` to its end, on a thread of its own that nobody waits for: who inherits
-    /// a stream may keep it open for ever.
+    /// Starts to read `from` to its end, on a thread of its own. Nobody waits for that thread,
+    /// since a process that inherits the stream may keep it open for ever.
     pub fn of(mut from: impl Read + Send + 'static) -> Self {
         let tail = Self::default();
         let kept = tail.clone();
@@ -34,8 +34,7 @@ impl Tail {
         kept.drain(..too_many);
     }
 
-    /// The last lines, up to `most`, as the command has written them. The first of them may lack
-    /// its beginning.
+    /// The last lines, up to `most`, as the command wrote them. The first may be incomplete.
     pub fn lines(&self, most: usize) -> Vec<Vec<u8>> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = &*kept.make_contiguous();

@@ -11,23 +11,23 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use virt_bmap_map::Map;
 
-/// A trace that is being written.
+/// The running log of a trace.
 pub struct Tracer {
     queue: Arc<Queue>,
     log_error: Arc<OnceLock<io::Error>>,
     thread: JoinHandle<(u64, Summary)>,
 }
 
-/// How a trace has ended.
+/// The outcome of a trace.
 #[derive(Debug)]
 pub struct Outcome {
-    /// How many requests were seen.
+    /// Number of requests.
     pub requests: u64,
-    /// Those that were not dropped, as a whole.
+    /// Summary of the requests that were not dropped.
     pub summary: Summary,
-    /// How many of them are not in the log, as they came faster than it could be written.
+    /// Number of them that are not in the log because the queue was full.
     pub dropped: u64,
-    /// Why the log ends before its time, if it does.
+    /// The error that ended the log early, if there was one.
     pub log_error: Option<io::Error>,
 }
 
@@ -38,22 +38,21 @@ impl Outcome {
     }
 }
 
-/// Has this thread give way to those that answer requests, where there are too few processors for
-/// all. It gets a fourth of one all the same, which is what it needs where a client asks for as
-/// much as it can.
+/// Lowers the priority of this thread below those that answer requests, in case there are too few
+/// processors. It still gets a fourth of one, which is enough for a client at full speed.
 fn give_way() {
     const NICENESS: i32 = 5;
     let thread = Some(rustix::thread::gettid());
-    // It goes as well without.
+    // A failure does no harm.
     let _ = getpriority_process(thread).and_then(|nice| setpriority_process(thread, nice + NICENESS));
 }
 
 impl Tracer {
-    /// Begins to write the events of `queue`, with the objects of `map`, and to show them to who
-    /// looks at `live`.
+    /// Starts to write the events of `queue` to `output`, with the objects of `map`, and to add
+    /// them to `live`.
     ///
     /// # Errors
-    /// There is no thread for it.
+    /// The thread cannot be started.
     pub fn start(
         queue: Arc<Queue>,
         map: Arc<Map>,
@@ -79,7 +78,7 @@ impl Tracer {
                             if let Some(live) = &live {
                                 live.add(requests, event, hits);
                             }
-                            // A log that cannot be written does not keep the guest from running.
+                            // A failed log does not stop the guest.
                             if log_error.get().is_none()
                                 && let Err(error) = output.request(requests, event, hits)
                             {
@@ -100,17 +99,17 @@ impl Tracer {
         Ok(Self { queue, log_error, thread })
     }
 
-    /// Why the log has ended already, if it has.
+    /// The error that ended the log, if there was one.
     pub fn log_error(&self) -> Option<&io::Error> {
         self.log_error.get()
     }
 
-    /// How many requests were not logged so far, as they came faster than it could be written.
+    /// Number of requests so far that were not logged because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.queue.dropped()
     }
 
-    /// Writes what is still on its way. To be called when the server has stopped.
+    /// Writes the remaining events. Call it when the server has stopped.
     pub fn finish(self) -> Outcome {
         let Self { queue, log_error, thread } = self;
         queue.close();

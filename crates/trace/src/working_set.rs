@@ -1,14 +1,13 @@
-//! What a guest needs, written down for those who want it there before the guest asks: as files,
-//! because places go stale when an image is built anew; as places, because names take too much with
-//! them.
+//! Writes the working set of a guest, for prefetching: as files, since ranges go stale when an
+//! image is rebuilt; and as ranges, since whole files are more than the guest reads.
 
 use super::summary::Summary;
 use std::io::{self, Write};
 use virt_bmap_map::tabular::{device, json_object, letter, path};
 use virt_bmap_map::{Kind, Map};
 
-/// Writes files and ranges as one JSON document: the former in the order in which they were read
-/// first, the latter ascending.
+/// Writes files and ranges as one JSON document: files in the order of their first reads, ranges
+/// ascending.
 ///
 /// # Errors
 /// The output's.
@@ -49,11 +48,11 @@ pub fn write(summary: &Summary, map: &Map, out: &mut impl Write) -> io::Result<(
     out.write_all(b"\n]}\n")
 }
 
-/// Bytes between two ranges that are read along rather than asked for apart.
+/// Largest gap between two ranges that is read with them instead of splitting the request.
 const GAP: u64 = 64 << 10;
 
-/// Writes lines of `OFFSET LENGTH` in bytes, in the order in which the guest has read them first.
-/// Of several disks, each has a comment before its ranges.
+/// Writes lines of `OFFSET LENGTH` in bytes, in the order of the guest's first reads. A comment
+/// with the number of the disk comes before its ranges.
 ///
 /// # Errors
 /// The output's.
@@ -67,9 +66,8 @@ pub fn write_prefetch(summary: &Summary, out: &mut impl Write) -> io::Result<()>
     Ok(())
 }
 
-/// Writes the paths of the files that were read, one a line, in the order in which they were read
-/// first: the file list that overlaybd's `trace` takes. A path with a line feed has no place there
-/// and is left out.
+/// Writes the paths of the files that were read, one a line, in the order of their first reads: the
+/// file list that overlaybd's `trace` accepts. Paths with a line feed are left out.
 ///
 /// # Errors
 /// The output's.

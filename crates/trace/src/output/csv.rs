@@ -1,4 +1,5 @@
-//! A table: a row for each object that a request touches; one with no object if it touches none.
+//! A table with a row for each object that a request touches, or one row without an object if it
+//! touches none.
 
 use super::{LogOutput, seconds};
 use crate::TraceEvent;

@@ -1,4 +1,4 @@
-//! JSON Lines: an object for each request, in which everything is that is known of it.
+//! JSON Lines: an object for each request, with all its properties.
 
 use super::{LogOutput, seconds};
 use crate::TraceEvent;

@@ -1,8 +1,8 @@
-//! A line for each request, in the manner of nbdkit's log filter (nbdkit-log-filter(1)): the time
-//! of day in UTC, the connection, the action with its range, how it ended, and the objects, the
-//! most specific first.
+//! A line for each request, as nbdkit's log filter writes it (nbdkit-log-filter(1)): the time of
+//! day in UTC, the connection, the action with its range, the outcome, and the objects, the most
+//! specific first.
 //!
-//! What reads that filter's lines reads these, `lookup --ranges` for one.
+//! Programs that read the lines of that filter can read these, such as `lookup --ranges`.
 
 use super::{LogOutput, seconds};
 use crate::{Op, TraceEvent};
@@ -71,7 +71,7 @@ impl<W: Write + Send> LogOutput for Log<W> {
     }
 }
 
-/// A name between quotes: one in it is escaped like all else.
+/// A name between quotes. Quotes in the name are escaped.
 fn quoted(out: &mut impl Write, name: &[u8]) -> io::Result<()> {
     for (number, part) in name.split(|&byte| byte == b'"').enumerate() {
         if number > 0 {

@@ -1,11 +1,11 @@
 //! The log of the original bmaplogger.
 //!
-//! An empty line and one with the direction and an object whenever one of these is another than
-//! before; then the ranges of the requests, on one line, in hexadecimal. A request that touches
-//! several objects counts for the most specific, of several such for the first on the disk. One
-//! that touches nothing that the map knows is left out.
+//! Whenever the operation or the object changes: an empty line, and a line with both. Then the
+//! ranges of the requests, on one line, in hexadecimal. A request that touches several objects
+//! counts for the most specific; of several such, for the first on the disk. A request that touches
+//! no object of the map is left out.
 //!
-//! The original knew reads and writes alone. `zero`, `trim` and `flush` are ours; the last has
+//! The original has only reads and writes. `zero`, `trim` and `flush` are additions; a flush has
 //! neither object nor range.
 
 use super::LogOutput;
