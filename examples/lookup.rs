@@ -1,4 +1,4 @@
-//! Says what lies at given offsets of a guest's disk, from its map.
+//! Prints the objects at given offsets of a guest's disk, from its map.
 //!
 //! ```text
 //! cargo run --example lookup -- guest.bmap 0x541000 2:1048576

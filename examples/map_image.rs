@@ -1,4 +1,4 @@
-//! Maps a guest and says which file takes up most of its disk.
+//! Maps a guest and prints the file that takes up most of its disk.
 //!
 //! ```text
 //! cargo run --release --example map_image -- guest.qcow2

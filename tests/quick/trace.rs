@@ -225,7 +225,7 @@ fn a_format_is_served_as_the_disk_that_it_holds() {
         "--run",
         "nbdcopy \"$uri\" copy.raw && cmp copy.raw disk.raw",
     ]);
-    run.assert_code(0).assert_says(&["warning: the map is one of the original virt-bmap"]);
+    run.assert_code(0).assert_says(&["warning: the original virt-bmap made this map"]);
     assert_eq!(ranges(&requests(&run.read("log"))).iter().map(|range| range.2).sum::<u64>(), SIZE);
 }
 

@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_map_cannot_hold_is_refused() {
+    fn invalid_names_are_refused() {
         let mut builder = MapBuilder::default();
         let none = Attributes::default();
         let mut refused = |kind, device: &[u8], path: &[u8]| {

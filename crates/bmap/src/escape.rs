@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_escape_is_told_by_its_place() {
+    fn an_invalid_escape_is_reported_by_its_place() {
         for (name, position) in
             [(&b"a\\"[..], 1), (b"\\12", 0), (b"ab\\128", 2), (b"\\012\\400", 4), (b"\\x41", 0)]
         {

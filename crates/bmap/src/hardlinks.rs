@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn inodes_tell_files_apart() {
+    fn inodes_distinguish_files() {
         let mut builder = MapBuilder::new(Header::default());
         for (path, inode, links, bytes) in [
             (&b"/copy"[..], 7, 1, 16),

@@ -1,4 +1,4 @@
-//! Finds what is at an offset.
+//! Finds the objects at an offset.
 //!
 //! Each disk is cut at every place where a piece begins or ends. For each of these intervals the
 //! index names the active piece that ends first, and for that one the active piece that ends next,
@@ -89,7 +89,7 @@ impl Index {
         intervals
     }
 
-    /// Takes what ends at `position` or before from a chain, and returns what is left.
+    /// Removes the pieces that end at `position` or before from a chain, and returns the rest.
     fn end_up_to(
         &self,
         position: u64,
@@ -199,7 +199,7 @@ impl Index {
         }
     }
 
-    /// What a range touches whose start was found.
+    /// The hits of a range whose start was looked up.
     fn over_found<'a>(
         &'a self,
         map: &'a Map,
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_address_space_can_be_asked_for() {
+    fn the_ends_of_the_address_space_can_be_queried() {
         let map = build(&[(0, 1, u64::MAX - 4, 4, None)]);
         assert_eq!(map.at(1, DiskOffset(u64::MAX - 1)).len(), 1);
         assert_eq!(map.at(1, DiskOffset(u64::MAX)).len(), 0);

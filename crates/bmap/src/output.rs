@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_appears_when_it_is_whole() {
+    fn a_file_appears_when_it_is_committed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out");
         write(&path, b"old").unwrap();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_committed_leaves_nothing() {
+    fn an_uncommitted_file_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out");
         write(&path, b"old").unwrap();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_stays_one() {
+    fn the_target_of_a_symbolic_link_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let (link, file) = (directory.path().join("link"), directory.path().join("file"));
         fs::write(&file, b"old").unwrap();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_written_to() {
+    fn a_pipe_is_written_to_directly() {
         write(Path::new("/dev/null"), b"text").unwrap();
         let mut full = Output::create(Path::new("/dev/full")).unwrap();
         assert_eq!(full.write_all(b"text").unwrap_err().kind(), io::ErrorKind::StorageFull);

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_unambiguous_and_steers_nothing() {
+    fn json_names_are_unambiguous_and_escaped() {
         assert_eq!(json(&[("path", Value::Name(b"/a \"b\"\\\n"))]), r#"{"path": "/a \"b\"\\\n"}"#);
         assert_eq!(
             json(&[("path", Value::Name("/é\u{9b}\u{202e}\u{7f}𝄞".as_bytes()))]),

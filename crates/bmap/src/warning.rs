@@ -109,7 +109,7 @@ pub enum Cause {
     MountFailed {
         /// Its type, as blkid(8) names it.
         filesystem: String,
-        /// What the appliance says.
+        /// The appliance's message.
         error: String,
     },
     /// A filesystem was left out, because reading it hung.

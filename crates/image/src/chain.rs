@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suffix_tells_a_raw_image() {
+    fn a_suffix_promises_a_raw_image() {
         assert!(is_raw_by_name("a.IMG".as_ref()));
         assert!(!is_raw_by_name("a.qcow2".as_ref()));
         assert!(!is_raw_by_name("img".as_ref()));

@@ -260,7 +260,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn runs_that_go_on_are_joined() {
+    fn continuing_runs_are_joined() {
         let mut runs = Vec::new();
         for (start, end, place) in [
             (0, 10, StoredAt::File(0, 100)),
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_is_not_where_it_was_said_to_be_is_left_to_qemu_nbd() {
+    fn qemu_nbd_reads_an_image_whose_place_is_wrong() {
         let directory = tempfile::tempdir().unwrap();
         let top = chain(directory.path(), "qcow2");
         let mut direct = open_chain(&top);

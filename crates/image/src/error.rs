@@ -50,7 +50,7 @@ pub enum OpenError {
     Io {
         /// The image, or a file that it refers to.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -186,7 +186,7 @@ pub enum OpenError {
         program: &'static str,
         /// The image that it was wanted for.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -217,7 +217,7 @@ pub enum OpenError {
         program: &'static str,
         /// The image.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read_back_and_no_other_driver_is() {
+    fn names_of_formats_are_a_closed_list() {
         for format in ImageFormat::ALL {
             assert_eq!(format.to_string().parse(), Ok(*format));
         }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suffix_tells_what_a_name_promises() {
+    fn a_suffix_promises_a_format() {
         assert_eq!(format_by_name("a.VMDK".as_ref()), Some(ImageFormat::Vmdk));
         assert_eq!(format_by_name("a.vhd".as_ref()), Some(ImageFormat::Vpc));
         assert_eq!(format_by_name("a.raw".as_ref()), None);

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_see_the_moment_while_others_write() {
+    fn readers_of_a_frozen_disk_see_the_moment() {
         let disk = disk();
         let then = content(&*disk);
         let frozen = freeze_one(&disk).0;
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_has_any_more_costs_nothing() {
+    fn a_dropped_frozen_disk_keeps_nothing() {
         let disk = disk();
         let (frozen, _) = freeze_one(&disk);
         disk.write_at(&[1; 512], DiskOffset(0)).unwrap();

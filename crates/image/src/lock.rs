@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_writer_is_seen_and_readers_are_not() {
+    fn writers_are_detected_and_readers_are_not() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let open = || File::options().read(true).write(true).open(file.path()).unwrap();
         let (ours, theirs) = (open(), open());

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cached_is_read_without_waiting() {
+    fn cached_bytes_are_read_without_waiting() {
         // /dev/shm is a tmpfs, on which preadv2(RWF_NOWAIT) has been there since Linux 4.14 or not
         // at all: the answer must be the bytes, or "not this way".
         let source = raw(&[9; 4096]);

@@ -40,14 +40,14 @@ pub trait Source: Send + Sync + 'static {
     /// Fills `buf` from `offset`; may block.
     ///
     /// # Errors
-    /// What the operating system says of the read.
+    /// The system's error.
     fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()>;
 
     /// Which parts of `range` hold data and which are known to read as zeroes: a partition of
     /// `range`, ascending. May block.
     ///
     /// # Errors
-    /// What the operating system says of the query.
+    /// The system's error.
     fn allocation(&self, range: DiskRange) -> io::Result<Vec<Allocation>> {
         Ok(vec![Allocation { range, is_hole: false }])
     }

@@ -50,7 +50,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn writes_and_replacements_are_seen() {
+    fn stamps_notice_writes_and_replacements() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         fs::write(&path, b"old").unwrap();

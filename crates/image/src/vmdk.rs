@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn extents_are_found_however_they_are_written() {
+    fn extents_are_found_in_every_spelling() {
         let flat = |name: &str, needed| (name.to_owned(), needed);
         for text in [
             "RW 8 FLAT \"a\" 2\n",

@@ -14,7 +14,7 @@ pub trait Writable: Source {
     /// Writes `buf` at `offset`.
     ///
     /// # Errors
-    /// What the operating system says of the write.
+    /// The system's error.
     fn write_at(&self, buf: &[u8], offset: DiskOffset) -> io::Result<()>;
 
     /// Makes `range` read as zeroes, if there is a faster way than writing them. Returns false, and
@@ -132,7 +132,7 @@ mod tests {
     use crate::{OpenOptions, open};
 
     #[test]
-    fn what_is_written_is_in_the_file() {
+    fn writes_reach_the_file() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
         let opened =

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_are_written_where_there_is_no_better_way() {
+    fn zeroes_are_written_as_data_by_default() {
         let log = Log::default();
         log.write_zeroes(0x2_0001, 7, Zeroing { fua: true, ..Zeroing::default() }).unwrap();
         assert_eq!(

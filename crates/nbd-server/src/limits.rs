@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_counted_too() {
+    fn requests_count_against_the_limit() {
         let limits = Limits { requests_per_connection: 2, ..Limits::default() };
         let budget = Budget::new(&limits, Arc::new(Semaphore::new(100)));
         let held = (budget.try_admit(0), budget.try_admit(0));

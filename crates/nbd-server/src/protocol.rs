@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_with_another_magic_is_none() {
+    fn a_request_with_another_magic_is_refused() {
         let mut wire = REQUEST;
         wire[3] = 0x14;
         assert_eq!(RequestHeader::decode(&wire), Err(0x2560_9514));

@@ -78,7 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn nothing_that_steers_a_terminal_is_printed() {
+    fn control_characters_are_escaped() {
         let cases: [(&[u8], &str); 6] = [
             (b"\x1b]0;title\x07", r"\033]0;title\007"),
             ("c1 \u{9b}31m".as_bytes(), r"c1 \302\23331m"),

@@ -117,7 +117,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn numbers_are_read() {
+    fn numbers_and_units_are_parsed() {
         for (text, number) in [
             ("0", 0),
             ("4096", 4096),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_refused() {
+    fn invalid_numbers_are_refused() {
         for text in ["", "K", "0x", "-1", "+1", "1 K", "1KB", "1.5G", "1s", "\u{661}", "0x-1", "1\u{1b}"] {
             let error = parse_bytes(text.as_bytes()).unwrap_err();
             assert!(matches!(error, BadNumber::NoNumber { .. }), "{text}: {error}");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_for_people() {
+    fn sizes_are_displayed_in_units() {
         for (bytes, text) in [
             (1, "1 B"),
             (1023, "1023 B"),

@@ -1,7 +1,7 @@
 //! The state of a running trace, for a screen.
 //!
-//! The tracer's thread tells of each request, others [look](Live::view). What is kept is bounded by
-//! the number of the map's objects.
+//! The thread of the tracer adds each request, and other threads take a [view](Live::view). Memory is
+//! bounded by the number of objects of the map.
 
 use super::event::{Op, TraceEvent};
 use super::summary::Amount;
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_requests_are_kept() {
+    fn the_number_of_recent_requests_is_bounded() {
         let map = text::read(MAP.as_bytes()).unwrap();
         let events: Vec<_> = (0..1000).map(|at| event(Op::Read, at, at + 1)).collect();
         let view = live(&map, &events).view(ObjectOrder::Bytes, 0, usize::MAX);

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_is_counted() {
+    fn dropped_events_are_counted() {
         let queue = Queue::with_room(Overflow::Drop, 4);
         (0..7).for_each(|number| queue.push(event(number)));
         let mut events = Vec::new();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_by_who_waits() {
+    fn a_waiting_sender_loses_nothing() {
         let queue = Arc::new(Queue::with_room(Overflow::Wait, 4));
         let sender = {
             let queue = queue.clone();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_frees_who_waits() {
+    fn closing_the_queue_releases_waiting_senders() {
         let queue = Arc::new(Queue::with_room(Overflow::Wait, 1));
         queue.push(event(0));
         let sender = {

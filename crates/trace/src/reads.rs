@@ -140,7 +140,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn however_much_is_read_only_so_many_ranges_are_kept() {
+    fn the_number_of_ranges_is_bounded() {
         let mut disk = DiskReads::with_most(1000);
         // Each 512 bytes of a MiB, from its end: all touch in the end, none when they are read.
         for sector in (0..2048u64).rev() {
@@ -167,7 +167,7 @@ mod tests {
         /// Whatever is read, what is to be prefetched is just that if no gaps are closed, in any
         /// order.
         #[test]
-        fn what_is_prefetched_is_what_was_read(
+        fn prefetched_ranges_are_those_that_were_read(
             reads in prop::collection::vec((0u64..64, 1u64..16), 1..40),
             most in 2usize..40,
         ) {

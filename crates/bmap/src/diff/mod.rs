@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn inodes_tell_a_rename_from_reused_blocks() {
+    fn inodes_distinguish_a_rename_from_reused_blocks() {
         let map = |files: &[(&str, u64, u64)]| {
             let mut builder = MapBuilder::new(Header::default());
             for &(path, inode, bytes) in files {
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_alone_can_tell() {
+    fn a_change_of_the_size_alone_is_found() {
         let map = |size| {
             let mut builder = MapBuilder::new(Header::default());
             for path in [&b"/log"[..], b"/log link"] {

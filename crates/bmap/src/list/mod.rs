@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn globs_choose_by_path() {
+    fn globs_select_by_path() {
         let paths =
             |globs: &[&str]| listed(globs, &[Kind::File]).into_iter().map(|l| l.0).collect::<Vec<_>>();
         assert_eq!(paths(&["/*"]), ["/a", "/b"]);

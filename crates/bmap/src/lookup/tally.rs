@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_is_shared_out() {
+    fn every_byte_is_divided_among_objects() {
         // A volume in a partition, a hard link, a byte of two files, a gap behind the partition.
         let map = "\
 1 0 100 v /dev/sda

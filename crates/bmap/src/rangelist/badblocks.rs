@@ -55,14 +55,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_of_bad_blocks_is_one() {
+    fn an_empty_list_of_bad_blocks_is_valid() {
         let options = RangeListOptions { kind: Some(Kind::Badblocks), ..RangeListOptions::default() };
         assert!(read(&b""[..], &options).unwrap().spans.is_empty());
         assert!(matches!(read(&b""[..], &RangeListOptions::default()), Err(ListError::Empty)));
     }
 
     #[test]
-    fn what_is_no_block_is_refused() {
+    fn invalid_block_numbers_are_refused() {
         for text in ["3\n0x4\n", "3\n-4\n", "3\n18446744073709551615\n"] {
             assert!(
                 matches!(

@@ -94,7 +94,7 @@ CPU1 (sda):
 ";
 
     #[test]
-    fn events_with_a_range_are_taken() {
+    fn events_with_a_range_count() {
         let list = read(TEXT.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::Blkparse);
         assert_eq!((list.entries, list.spans.bytes()), (5, 11 * 512));
@@ -105,7 +105,7 @@ CPU1 (sda):
     }
 
     #[test]
-    fn a_wrong_line_is_told() {
+    fn an_invalid_line_is_reported() {
         for tail in [
             "0 512\n",
             "  8,0 1 4 0.0 698 Q R 18446744073709551615 + 2 [x]\n",

@@ -94,7 +94,7 @@ mod tests {
 ";
 
     #[test]
-    fn what_is_not_rescued_counts() {
+    fn unrescued_ranges_count() {
         let list = read(MAPFILE.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::Ddrescue);
         assert_eq!(

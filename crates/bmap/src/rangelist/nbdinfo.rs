@@ -1,7 +1,7 @@
 //! `nbdinfo --map --json` (nbdinfo(1)): extents of a metadata context, whichever that is.
 //!
-//! By default `data` counts (of `base:allocation`), `dirty` (of a dirty bitmap) and `local` (of
-//! `qemu:allocation-depth`): what is there, what changed, what is in the top image.
+//! By default these types count: `data` (allocated bytes of `base:allocation`), `dirty` (changed
+//! bytes of a dirty bitmap) and `local` (bytes of the top image in `qemu:allocation-depth`).
 
 use serde::Deserialize;
 use std::io::BufRead;
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_says_nothing_has_to_be_chosen() {
+    fn a_numeric_type_counts_only_if_selected() {
         let text = r#"[{"offset":0,"length":7,"type":1}]"#;
         assert!(matches!(
             read(text.as_bytes(), &RangeListOptions::default()),

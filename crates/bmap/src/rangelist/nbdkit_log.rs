@@ -88,7 +88,7 @@ mod tests {
 ";
 
     #[test]
-    fn requests_are_taken() {
+    fn requests_count() {
         let list = read(LOG.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(list.kind, Kind::NbdkitLog);
         assert_eq!((list.entries, list.counted), (3, 3));
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_told() {
+    fn an_invalid_line_is_reported() {
         for tail in [
             "0 512\n",
             "2026-11-20 16:10:45.744190 connection=1 Read id=1 offset=0x1000\n",

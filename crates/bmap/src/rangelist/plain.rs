@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_told_by_its_number() {
+    fn an_invalid_line_is_reported_by_its_number() {
         for (text, wrong) in [
             ("0 512\n0 512 9\n", 2),
             ("0 512\n\n12\n", 3),

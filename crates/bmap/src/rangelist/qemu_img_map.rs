@@ -1,9 +1,8 @@
 //! `qemu-img map --output=json` (qemu-img(1)): which image of a chain holds each range of a disk.
 //!
-//! An entry counts if the image of the depth that is asked for (0, the top, if none is) has
-//! something for the range: data, or clusters that are written as zeroes. What is merely
-//! preallocated (no data, yet a place in the file), a hole of a raw image, and what is seen through
-//! from below do not count.
+//! An entry counts if the image at the selected depth (0, the top, by default) has data or written
+//! zeroes for the range. Preallocated ranges (a place in the file without data), holes of a raw
+//! image, and ranges of images below do not count.
 
 use serde::Deserialize;
 use std::io::BufRead;
@@ -67,7 +66,7 @@ mod tests {
 "#;
 
     #[test]
-    fn what_is_written_in_the_overlay_counts() {
+    fn writes_in_the_overlay_count() {
         let list = read(OVERLAY.as_bytes(), &RangeListOptions::default()).unwrap();
         assert_eq!(
             list.spans.iter().collect::<Vec<_>>(),

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_said_to_be_none() {
+    fn an_unknown_format_is_refused() {
         for head in [
             "1 0 200 v /dev/sda\n",
             "{\"start\": 0}",

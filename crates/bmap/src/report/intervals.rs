@@ -70,7 +70,7 @@ struct Active {
 
 /// Cuts the disks. `first_name` has for each object the first name of its file: known for those
 /// that are it, found out here for the others; `None` is left where a file has no bytes. `size`
-/// tells how large a disk is, or at least is.
+/// returns the size of a disk, or a lower bound.
 pub(super) fn cut(map: &Map, first_name: &mut [Option<Number>], size: impl Fn(u16) -> u64) -> Intervals {
     let objects: Vec<Object<'_>> = map.objects().collect();
     let mut pieces: Vec<(Number, Piece)> = (0u32..)
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_and_roles_are_kept_and_neighbours_that_go_on_are_joined() {
+    fn offsets_and_roles_are_kept_and_continuing_neighbours_are_joined() {
         let mut builder = MapBuilder::new(Header::default());
         let file =
             builder.object(ObjectName::path(Kind::File, b"/dev/sda1", b"/a"), Attributes::default()).unwrap();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_very_many_files_is_told_in_bounds() {
+    fn owners_of_a_shared_block_are_bounded() {
         let mut builder = MapBuilder::new(Header::default());
         for file in 0..2000u64 {
             let path = format!("/{file:04}");

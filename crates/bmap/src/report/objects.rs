@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_very_deep_directory_is_not_taken_apart() {
+    fn a_very_deep_directory_is_not_split() {
         let path = "/a".repeat(10_000);
         let mut tree = Tree::default();
         tree.place(ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes()));

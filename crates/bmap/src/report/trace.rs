@@ -1,4 +1,4 @@
-//! Logs of a guest's requests, to be played over the map.
+//! Logs of a guest's requests, for replay over the map.
 //!
 //! Two formats are read, and distinguished by their first character. *JSON lines*: an object for
 //! each request with `time` (seconds, with a fraction), `op` (`read`, `write` or `zero`), `disk`,
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_log_is_told() {
+    fn invalid_logs_are_refused() {
         for (log, word) in [
             ("", "no request"),
             ("{\"version\":1}\n", "no request"),

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_warning_steers_no_terminal() {
+    fn a_hostile_warning_is_escaped() {
         let json = r#"{"cause":{"kind":"call-failed","error":"\u001b[2Jgone\\012"}}"#;
         let warning: Warning = serde_json::from_str(json).unwrap();
         assert_eq!(warning.to_string(), r"\033[2Jgone\012");

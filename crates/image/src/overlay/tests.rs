@@ -167,7 +167,7 @@ fn a_write_past_the_end_is_refused() {
 }
 
 #[test]
-fn what_was_rewritten_is_not_asked_of_the_base_and_the_rest_is() {
+fn only_unwritten_bytes_are_read_from_the_base() {
     let (base, overlay) = overlay(SIZE, SIZE, false);
     overlay.write_at(&[1; 10], DiskOffset(10)).unwrap();
     overlay.write_zeroes(DiskRange::new(20, 30)).unwrap();
@@ -262,7 +262,7 @@ fn readers_and_writers_at_once_see_old_or_new_and_nothing_else() {
 }
 
 #[test]
-fn what_was_written_is_compared_with_the_base() {
+fn written_bytes_are_compared_with_the_base() {
     let (base, overlay) = overlay(SIZE, SIZE, true);
     let differs = |at: u64, length: usize| {
         let mut buf = vec![0; length];

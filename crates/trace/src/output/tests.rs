@@ -79,7 +79,7 @@ fn the_text_is_the_originals() {
 }
 
 #[test]
-fn what_touches_nothing_is_not_in_the_text_but_for_a_flush() {
+fn the_text_omits_requests_without_objects_except_flushes() {
     let outside = TraceEvent { disk: 2, ..event(Op::Read, 0, 512) };
     let flush = TraceEvent { range: DiskRange::new(0, 0), ..event(Op::Flush, 0, 0) };
     let events = [outside, flush, flush, event(Op::Trim, 0, 0x200), event(Op::Zero, 0, 0x200)];
@@ -143,7 +143,7 @@ fn a_table_has_a_row_for_each_object() {
 }
 
 #[test]
-fn a_line_is_one_of_nbdkits_log_filter() {
+fn a_line_is_read_as_one_of_nbdkits_log_filter() {
     let bytes = written(LogFormat::Log, &[event(Op::Read, 0x5000, 0x5200), event(Op::Trim, 0, 512)]);
     let text = String::from_utf8(bytes.clone()).unwrap();
     assert!(text.contains(
