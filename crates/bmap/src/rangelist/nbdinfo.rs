@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_numeric_type_counts_only_if_selected() {
+    fn a_numeric_type_must_be_selected() {
         let text = r#"[{"offset":0,"length":7,"type":1}]"#;
         assert!(matches!(
             read(text.as_bytes(), &RangeListOptions::default()),
