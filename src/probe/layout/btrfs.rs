@@ -60,8 +60,13 @@ fn map(builder: &mut Builder, chunk: &Chunk, devices: &HashMap<u64, Option<&Layo
         _ => 0,
     };
     let columns = count.checked_sub(parities)?.checked_div(sub_stripes).filter(|columns| *columns > 0)?;
+    if columns == 1 && parities == 0 {
+        // All stripes touch, so one segment for each copy is enough.
+        return put(builder, chunk, devices, (0, chunk.length), (0..sub_stripes).map(|copy| (copy, 0)), &[]);
+    }
     let mut done = 0;
     while done < chunk.length {
+        builder.count_chunk()?;
         let number = done / stripe_length;
         let (row, column) = (number / columns, number % columns);
         let length = stripe_length.min(chunk.length - done);
@@ -153,6 +158,9 @@ mod tests {
         assert_eq!(places(1 | 1 << 4, 1, 2, None, 1), [[(1, 0, 0), (2, 0, 1)]]);
         assert_eq!(places(1 | 1 << 9, 1, 3, None, 1), [[(1, 0, 0), (2, 0, 1), (3, 0, 2)]]);
         assert_eq!(places(1 | RAID0, 1, 2, None, 3), [[(1, 0, 0)], [(2, 0, 0)], [(1, K64, 0)]]);
+        assert_eq!(places(1 | RAID0, 1, 1, None, 2), [[(1, 0, 0)], [(1, K64, 0)]]);
+        let one_column = places(1 | RAID10, 2, 2, None, 2);
+        assert_eq!(one_column, [[(1, 0, 0), (2, 0, 1)], [(1, K64, 0), (2, K64, 1)]]);
         assert_eq!(
             places(1 | RAID10, 2, 4, None, 3),
             [[(1, 0, 0), (2, 0, 1)], [(3, 0, 0), (4, 0, 1)], [(1, K64, 0), (2, K64, 1)]]
@@ -167,6 +175,23 @@ mod tests {
     fn chunks_of_a_missing_device_are_nowhere() {
         assert_eq!(places(1 | 1 << 4, 1, 2, Some(1), 1), [[(2, 0, 0)]]);
         assert_eq!(places(1 | RAID5, 1, 3, Some(2), 2), [vec![(1, 0, 0)], vec![]]);
+    }
+
+    /// The stripes of missing devices become no segments, and would be counted for ever.
+    #[test]
+    fn a_chunk_with_more_stripes_than_any_disk_holds_is_refused() {
+        let members = [Member { id: 1, major: 0, minor: 0 }];
+        for (profile, stripe_length) in [(RAID0, 512), (RAID5, 512), (RAID6, 512), (RAID10, 512)] {
+            let chunk = Chunk {
+                start: 0,
+                length: u64::MAX,
+                stripe_length,
+                profile,
+                sub_stripes: 2,
+                stripes: vec![(1, 0); 4],
+            };
+            assert!(address_space(&members, &[chunk], &HashMap::new()).is_none(), "{profile:#x}");
+        }
     }
 
     #[test]
@@ -193,6 +218,7 @@ mod tests {
             Chunk { profile: RAID0, stripe_length: 0, ..good.clone() },
             Chunk { profile: RAID10, sub_stripes: 0, ..good.clone() },
             Chunk { profile: RAID5, ..good.clone() },
+            Chunk { profile: RAID0, length: 1 << 60, ..good.clone() },
         ] {
             assert!(!known(std::slice::from_ref(&bad)), "{bad:?}");
         }

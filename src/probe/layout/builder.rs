@@ -6,6 +6,11 @@ use virt_bmap_ranges::{DeviceOffset, Offset as _, Range};
 /// Most segments of a layout. A device with more is read instead.
 const MOST_SEGMENTS: usize = 1 << 22;
 
+/// Most chunks of a device that are looked at, whether or not they become segments: 16 TiB in
+/// chunks of 64 KiB. A table may claim any number of chunks, and those of missing members, or those
+/// that touch, add no segment that [`MOST_SEGMENTS`] could count.
+const MOST_CHUNKS: u64 = if cfg!(test) { 1 << 16 } else { 1 << 28 };
+
 /// Most copies of a layout.
 const MOST_COPIES: usize = 16;
 
@@ -15,10 +20,17 @@ pub(super) struct Builder {
     copies: Vec<Vec<Segment>>,
     parities: Vec<Vec<Segment>>,
     count: usize,
+    chunks: u64,
     pub(super) is_partial: bool,
 }
 
 impl Builder {
+    /// Counts a chunk that is about to be mapped; `None` if there are too many.
+    pub(super) fn count_chunk(&mut self) -> Option<()> {
+        self.chunks += 1;
+        (self.chunks <= MOST_CHUNKS).then_some(())
+    }
+
     /// Appends a segment that begins where the last one of its copy ends, or later.
     pub(super) fn push(&mut self, segment: Segment) {
         self.count += append(&mut self.copies, segment);

@@ -14,6 +14,9 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
     let below = |index| lower.get(&device_number(argument(index)?)?);
     let number = |index| argument(index)?.parse::<u64>().ok();
     let sectors = |index| number(index)?.checked_mul(SECTOR);
+    // A count or index of arguments, of which no table has as many.
+    let small = |index| number(index).filter(|n| *n <= 1 << 16).and_then(|n| usize::try_from(n).ok());
+    target.start.checked_add(target.length)?;
     match target.kind.as_str() {
         // <device> <offset>
         "linear" => drop(builder.map(target.start, target.length, below(0)?, sectors(1)?, 0)?),
@@ -32,6 +35,7 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
             let chunk = sectors(1).filter(|n| *n > 0)?;
             let mut done = 0;
             while done < target.length {
+                builder.count_chunk()?;
                 let number = done / chunk;
                 let column = 2 * usize::try_from(number % stripes).ok()?;
                 let from = sectors(3 + column)?.checked_add(number / stripes * chunk)?;
@@ -43,16 +47,16 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
         // <log type> <number of its arguments> <arguments>... <number of legs> (<device>
         // <offset>)...
         "mirror" => {
-            let legs = 2 + usize::try_from(number(1)?).ok()?;
+            let legs = 2 + small(1)?;
             let mut copy = 0;
-            for leg in 0..usize::try_from(number(legs)?).ok()? {
+            for leg in 0..small(legs)? {
                 let (device, offset) = (legs + 1 + 2 * leg, legs + 2 + 2 * leg);
                 copy += builder.map(target.start, target.length, below(device)?, sectors(offset)?, copy)?;
             }
         }
         // <type> <number of parameters> <parameters>... <number of devices> (<metadata> <data>)...
         "raid" => {
-            let parameters = usize::try_from(number(1)?).ok()?;
+            let parameters = small(1)?;
             // The first parameter is the size of a chunk. These others would move data.
             let chunk = sectors(2)?;
             let words = target.arguments.get(2..2 + parameters)?;

@@ -4,6 +4,9 @@ use super::raid::Level;
 use super::{Builder, Layout, Lower};
 use crate::appliance::MdArray;
 
+/// Most members of an array, present or missing: the kernel allows fewer.
+const MOST_MEMBERS: u64 = 1 << 10;
+
 /// Adds what an array of `size` bytes maps; `None` if that does not follow from the kernel's
 /// numbers.
 pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Lower) -> Option<()> {
@@ -60,6 +63,9 @@ pub(super) fn spread(
     run: (u64, u64),
     place: &FindMember<'_>,
 ) -> Option<()> {
+    if disks > MOST_MEMBERS {
+        return None;
+    }
     if level.is_mirror() {
         let mut copy = 0;
         for slot in 0..disks {
@@ -81,11 +87,12 @@ fn spread_rows(
     (start, length): (u64, u64),
     place: &FindMember<'_>,
 ) -> Option<()> {
-    if chunk == 0 || disks <= level.parity_count() || disks > 1 << 10 {
+    if chunk == 0 || disks <= level.parity_count() || disks > MOST_MEMBERS {
         return None;
     }
     let mut done = 0;
     while done < length {
+        builder.count_chunk()?;
         let piece = chunk.min(length - done);
         let mut copy = 0;
         for (slot, row) in level.places(done / chunk, disks, rows) {

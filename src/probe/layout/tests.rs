@@ -181,3 +181,22 @@ fn arrays() {
     assert_eq!(places(&raid10), [(1, 4096, 4096), (3, 4096, 4096), (2, 4096, 4096), (4, 4096, 4096)]);
     assert!(raid10.part(Range::new(0, 8192)).is_some_and(|parts| parts.len() == 4));
 }
+
+/// Tables and superblocks may claim what no disk can hold. A layout gives up instead of counting it.
+#[test]
+fn impossible_counts_give_no_layout() {
+    assert_eq!(array("raid1", 0, 0, &[0, 1], u64::MAX, 8192), None);
+    assert_eq!(array("raid5", 512, 2, &[3], 3, u64::MAX), None, "a member without a slot");
+    assert_eq!(array("raid4", 512, 0, &[3], 3, u64::MAX), None);
+    for line in [
+        "mirror core 18446744073709551615 2 8:0 8 8:16 16",
+        "mirror core 1 1024 18446744073709551615 8:0 8",
+        "raid raid1 18446744073709551615 0 2 - 8:0 - 8:16",
+        "raid raid1 3 0 region_size 4096 18446744073709551615 - 8:0 - 8:16",
+        "striped 18446744073709551615 8 8:0 0 8:16 0",
+    ] {
+        assert!(!layouts(&inventory(vec![target(0, 1 << 20, line)])).contains_key("/dev/vg/lv"), "{line}");
+    }
+    let past_the_end = target(u64::MAX - 511, 1024, "linear 8:1 8");
+    assert!(!layouts(&inventory(vec![past_the_end])).contains_key("/dev/vg/lv"));
+}
