@@ -1,8 +1,8 @@
-//! What the fuzz targets call, and the tests with the corpus: the whole server over a stream in
-//! memory, with a client that sends the input and then no more.
+//! Entry points of the fuzz targets for the NBD server: the whole server over a stream in memory,
+//! with a client that sends the input and nothing else. The tests call them with the corpora.
 //!
-//! Besides that nothing panics, no input may make the server hang, and its own side of the protocol
-//! must stay in step whatever it is sent.
+//! No input may cause a panic or make the server hang, and the server's replies must be
+//! well-formed.
 #![allow(dead_code, unreachable_pub, reason = "each target uses one of the two entries")]
 
 use bytes::{Buf, BufMut};
@@ -35,7 +35,7 @@ impl Export for Memory {
     fn is_fast(&self) -> bool {
         self.is_fast
     }
-    // Indexing panics where the server lets through what is past the end.
+    // Indexing panics if the server lets a request past the end through.
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         assert!(!buf.is_empty());
         let bytes = self.bytes.lock().map_err(|_| io::ErrorKind::Other)?;
@@ -50,7 +50,7 @@ impl Export for Memory {
     }
 }
 
-/// What the server says to a client that sends `input`.
+/// Returns the bytes that the server sends to a client that sends `input`.
 fn converse(input: &[u8]) -> Vec<u8> {
     let memory = |is_fast, is_read_only| -> Arc<dyn Export> {
         Arc::new(Memory { bytes: Mutex::new(vec![1; SIZE]), is_fast, is_read_only })
@@ -70,7 +70,7 @@ fn converse(input: &[u8]) -> Vec<u8> {
         let mut said = Vec::new();
         let client = async {
             let send = async {
-                // The server may hang up before it has heard everything.
+                // The server may close the connection before it has received everything.
                 requests.write_all(input).await.ok();
                 requests.shutdown().await.ok();
             };
@@ -79,7 +79,7 @@ fn converse(input: &[u8]) -> Vec<u8> {
         };
         let conversation = async { tokio::join!(server.serve(ours, std::future::pending()), client) };
         let ended = tokio::time::timeout(Duration::from_secs(20), conversation).await;
-        // That it drops the client is the server's good right.
+        // The server may drop the client, so its result does not matter.
         let (_result, _) = ended.expect("the server hangs");
         said
     })
@@ -99,8 +99,8 @@ pub fn negotiation(input: &[u8]) {
     // has come so far.
 }
 
-/// The first byte of the input chooses the export and the kind of replies; the rest is what a client
-/// sends after the handshake.
+/// The first byte of the input chooses the export and the kind of replies; the rest is what a
+/// client sends after the handshake.
 pub fn transmission(input: &[u8]) {
     let Some((&choice, requests)) = input.split_first() else {
         return;
@@ -126,12 +126,12 @@ pub fn transmission(input: &[u8]) {
     // Greeting, the acknowledgements with one context, size and flags.
     let handshake = 18 + if structured { 20 + (20 + 4 + 15) + 20 } else { 0 } + 10;
     if structured {
-        // The only kind of reply that can be taken apart without a look at the requests.
+        // Only structured replies can be parsed without knowing the requests.
         check_replies(&said[handshake..]);
     }
 }
 
-/// All replies are in step; the last may be cut off, where the server has dropped the client.
+/// All replies are well-formed. The last may be cut off if the server has dropped the client.
 fn check_replies(mut said: &[u8]) {
     while said.len() >= CHUNK_HEADER {
         match said.get_u32() {

@@ -1,7 +1,7 @@
-//! What the fuzz targets of the agent's protocol call, and the tests with random input: one entry for each direction, and
-//! one for the inventory of devices.
+//! Entry points of the fuzz targets for the agent's protocol: one for each direction, and one for
+//! the device inventory. The tests with random input call them as well.
 //!
-//! Besides that nothing panics, whatever is accepted is within the limits, and means the same when it is sent again.
+//! Nothing may panic, and an accepted message must be within the limits and round-trip.
 #![allow(dead_code, unreachable_pub, reason = "each target uses one of the entries")]
 
 use virt_bmap_agent_protocol::codec::{Message, decode, decode_area, encode_area};
@@ -28,19 +28,19 @@ pub fn agent_to_host(input: &[u8]) {
     }
 }
 
-/// The first byte of the input chooses the message and whether it has a header of its own; the rest is what the agent
-/// reads from the control disk.
+/// The first byte of the input chooses the message and whether it has a header; the agent reads the
+/// rest from the control disk.
 pub fn host_to_agent(input: &[u8]) {
     let Some((&choice, bytes)) = input.split_first() else { return };
     match choice % 4 {
-        0 => again(decode::<Task>(bytes).ok()),
-        1 => again(decode_area::<Task>(bytes).ok()),
-        2 => again(decode::<Reply>(bytes).ok()),
-        _ => again(decode_area::<Reply>(bytes).ok()),
+        0 => round_trip(decode::<Task>(bytes).ok()),
+        1 => round_trip(decode_area::<Task>(bytes).ok()),
+        2 => round_trip(decode::<Reply>(bytes).ok()),
+        _ => round_trip(decode_area::<Reply>(bytes).ok()),
     }
 }
 
-fn again<M: Message + PartialEq + std::fmt::Debug>(message: Option<M>) {
+fn round_trip<M: Message + PartialEq + std::fmt::Debug>(message: Option<M>) {
     let Some(message) = message else { return };
     assert!(message.check().is_ok(), "{message:?}");
     let area = encode_area(&message).expect("a message that was accepted before");

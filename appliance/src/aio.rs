@@ -1,23 +1,23 @@
-//! Many reads under way at once: the kernel's asynchronous input and output (`io_submit(2)`), which every
-//! appliance has. One call for many reads saves most of what a read costs, which under emulation is the way to the
-//! disk and back, not the data.
+//! Many reads at once by Linux's asynchronous I/O (`io_submit(2)`), which the kernel of every
+//! appliance has. Under emulation most of the cost of a read is the round trip to the disk, not the
+//! data, and one call for many reads saves most of that.
 
 use crate::buffer::AlignedBuffer;
 use rustix::fd::{AsRawFd as _, BorrowedFd};
 use rustix::io::Errno;
 
-/// Most reads under way. Many, because the kernel makes one request of those that lie side by side.
+/// Most reads at a time. Many, because the kernel merges adjacent reads into one request.
 const DEPTH: usize = 512;
 
-/// Most bytes of one read.
+/// Longest read in bytes.
 pub(crate) const LARGEST: usize = 8192;
 
-/// `struct iocb` of `linux/aio_abi.h`. What is not named here is 0.
+/// `struct iocb` of `linux/aio_abi.h`. The unnamed fields are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Iocb {
     data: u64,
-    /// `aio_key` and `aio_rw_flags`, in an order that depends on the machine's.
+    /// `aio_key` and `aio_rw_flags`, in an order that depends on the byte order.
     key_and_flags: [u32; 2],
     /// `IOCB_CMD_PREAD` is 0.
     opcode: u16,
@@ -41,7 +41,7 @@ struct IoEvent {
     result2: i64,
 }
 
-/// A read to be done.
+/// A read to do.
 #[derive(Clone, Copy)]
 pub(crate) struct Read<'a> {
     pub(crate) fd: BorrowedFd<'a>,
@@ -51,7 +51,7 @@ pub(crate) struct Read<'a> {
     pub(crate) length: usize,
 }
 
-/// Reads whose data nobody wants.
+/// A context for reads whose data is discarded.
 pub(crate) struct Aio {
     context: libc::c_ulong,
     memory: AlignedBuffer,
@@ -59,7 +59,7 @@ pub(crate) struct Aio {
 
 impl Aio {
     /// # Errors
-    /// Where the kernel has no such thing.
+    /// The error of `io_setup`, such as a kernel without asynchronous I/O.
     pub(crate) fn new() -> Result<Self, Errno> {
         let mut context: libc::c_ulong = 0;
         #[allow(unsafe_code)]
@@ -69,7 +69,8 @@ impl Aio {
         Ok(Self { context, memory: AlignedBuffer::new(DEPTH * LARGEST) })
     }
 
-    /// Does all of these reads, in no order, and waits for the last. Says of each how many bytes it gave.
+    /// Does all of these reads, in any order, and waits for the last. Returns the number of bytes
+    /// of each.
     pub(crate) fn read(&mut self, reads: &[Read<'_>]) -> Vec<Result<usize, Errno>> {
         reads.chunks(DEPTH).flat_map(|reads| self.read_few(reads)).collect()
     }
@@ -92,10 +93,10 @@ impl Aio {
         let (mut next, mut under_way) = (0, 0);
         while let Some(rest @ [_, ..]) = pointers.get(next..) {
             #[allow(unsafe_code)]
-            // SAFETY: each pointer is to an `Iocb`, laid out as `struct iocb`, that lives until the end of this
-            // function. Its buffer is a part of `self.memory` of its own, of `LARGEST` bytes, and its descriptor is
-            // borrowed: both outlive the read, because all that is under way is waited for below, before
-            // anything returns.
+            // SAFETY: each pointer is to an `Iocb`, laid out as `struct iocb`, that lives until the
+            // end of this function. Its buffer is a part of `self.memory` of its own, of `LARGEST`
+            // bytes, and its descriptor is borrowed: both outlive the read, because all that is
+            // under way is waited for below, before anything returns.
             let result = unsafe {
                 libc::syscall(libc::SYS_io_submit, self.context, rest.len() as libc::c_long, rest.as_ptr())
             };
@@ -105,7 +106,7 @@ impl Aio {
                     under_way += count;
                 }
                 refused => {
-                    // It is the first of them that is not taken.
+                    // The kernel refuses the first of the remaining reads.
                     results[next] = refused.and(Err(Errno::AGAIN));
                     next += 1;
                 }
@@ -116,8 +117,9 @@ impl Aio {
         while done < under_way {
             let left = (under_way - done) as libc::c_long;
             #[allow(unsafe_code)]
-            // SAFETY: `io_getevents` writes at most `left` events, of which there is room for `DEPTH`, and no more
-            // than `DEPTH` are under way. Without a time limit its last argument is null.
+            // SAFETY: `io_getevents` writes at most `left` events, of which there is room for
+            // `DEPTH`, and no more than `DEPTH` are under way. Without a time limit its last
+            // argument is null.
             let result = unsafe {
                 libc::syscall(
                     libc::SYS_io_getevents,
@@ -130,7 +132,7 @@ impl Aio {
             };
             let count = match check(result) {
                 Err(Errno::INTR) => continue,
-                // Without knowing that a read is over its buffer could not be given up.
+                // The buffer of a read that may still be running must not be freed.
                 Err(_) => std::process::abort(),
                 Ok(count) => count,
             };
@@ -155,13 +157,13 @@ impl Drop for Aio {
     }
 }
 
-/// What a system call of the C library's gave.
+/// The result of a system call through the C library.
 fn check(result: libc::c_long) -> Result<usize, Errno> {
     usize::try_from(result)
         .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
-/// What a read gave: bytes, or an error number below zero.
+/// The result of a read: a number of bytes, or a negative error number.
 fn outcome(result: i64) -> Result<usize, Errno> {
     usize::try_from(result)
         .map_err(|_| Errno::from_raw_os_error(i32::try_from(result.saturating_neg()).unwrap_or(libc::EIO)))

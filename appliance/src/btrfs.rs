@@ -1,12 +1,12 @@
-//! Where a btrfs lies: its devices, and the chunks of its address space, as the kernel gives them
-//! (`linux/btrfs.h`, `linux/btrfs_tree.h`), and what that space is used for. FIEMAP speaks of that address space.
+//! The devices of a btrfs, the chunks of its address space, and the purpose of the parts of that
+//! space (`linux/btrfs.h`, `linux/btrfs_tree.h`). FIEMAP gives offsets in that address space.
 
 use crate::getfsmap::{Spaces, push};
 use rustix::fd::AsFd;
 use rustix::fs::stat;
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
-use virt_bmap_agent_protocol::record::{Chunk, Member, Owner};
+use virt_bmap_agent_protocol::record::{BlockPurpose, Chunk, Member};
 
 /// `BTRFS_EXTENT_TREE_OBJECTID`
 const EXTENT_TREE: u64 = 2;
@@ -16,23 +16,23 @@ const CHUNK_TREE: u64 = 3;
 const CHUNKS: u64 = 256;
 /// `BTRFS_CHUNK_ITEM_KEY`
 const CHUNK_ITEM: u32 = 228;
-/// `BTRFS_EXTENT_ITEM_KEY`: its place is an extent's start and length.
+/// `BTRFS_EXTENT_ITEM_KEY`: its key has start and length of an extent.
 const EXTENT_ITEM: u32 = 168;
-/// `BTRFS_METADATA_ITEM_KEY`: its place is a node's start and level.
+/// `BTRFS_METADATA_ITEM_KEY`: its key has start and level of a node.
 const METADATA_ITEM: u32 = 169;
-/// `BTRFS_EXTENT_FLAG_TREE_BLOCK`, of the flags of a `struct btrfs_extent_item`.
+/// `BTRFS_EXTENT_FLAG_TREE_BLOCK`, a flag in `struct btrfs_extent_item`.
 const TREE_BLOCK: u64 = 1 << 1;
 
-/// Most devices that are asked for; a file system's numbers only grow.
+/// Highest device number that is tried; the numbers of a filesystem only grow.
 const MOST_DEVICES: u64 = 1 << 12;
 
-/// Most chunks that are taken in: a petabyte has a million.
+/// Most chunks: a petabyte has a million.
 const MOST_CHUNKS: usize = 1 << 20;
 
-/// A file system with more extents is left alone.
+/// Most extents. A filesystem with more is not examined.
 const MOST_EXTENTS: usize = 1 << 23;
 
-/// Bytes of items asked for at a time.
+/// Bytes of items in one call.
 const ROOM: usize = 64 << 10;
 
 /// `struct btrfs_ioctl_search_key`
@@ -78,7 +78,7 @@ struct DeviceInfo {
     path: [u8; 1024],
 }
 
-/// `struct btrfs_ioctl_fs_info_args`, as far as it is of interest.
+/// `struct btrfs_ioctl_fs_info_args`, with the fields that are used here.
 #[repr(C)]
 struct FilesystemInfo {
     max_id: u64,
@@ -100,10 +100,10 @@ fn information(root: impl AsFd) -> Result<FilesystemInfo, Errno> {
     }
 }
 
-/// The devices, also those that are missing.
+/// All devices, including missing ones.
 ///
 /// # Errors
-/// What the ioctl says.
+/// The error of the ioctl.
 pub(crate) fn members(root: impl AsFd) -> Result<Vec<Member>, Errno> {
     const DEVICE: Opcode = opcode::read_write::<DeviceInfo>(TYPE, 30);
     let info = information(root.as_fd())?;
@@ -134,7 +134,7 @@ pub(crate) fn members(root: impl AsFd) -> Result<Vec<Member>, Errno> {
 /// All chunks, ascending.
 ///
 /// # Errors
-/// What the ioctl says.
+/// The error of the ioctl.
 pub(crate) fn chunks(root: impl AsFd) -> Result<Vec<Chunk>, Errno> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let (first, last) =
@@ -148,10 +148,11 @@ pub(crate) fn chunks(root: impl AsFd) -> Result<Vec<Chunk>, Errno> {
     Ok(chunks)
 }
 
-/// What the address space is used for, by the extent tree: nodes of trees, and data. `None`: there are too many extents.
+/// The purpose of the parts of the address space, from the extent tree: nodes of trees, or data.
+/// `None` if there are too many extents.
 ///
 /// # Errors
-/// What the ioctl says.
+/// The error of the ioctl.
 pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
     let node = u64::from(information(root.as_fd())?.node_size);
     let mut spaces = Spaces::new();
@@ -159,13 +160,13 @@ pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
     search(root, EXTENT_TREE, ItemPlace::FIRST, ItemPlace::LAST, |item| {
         let place = item.place;
         let used = match place.kind {
-            METADATA_ITEM => Some((Owner::Metadata, node)),
-            EXTENT_ITEM if item.word(16)? & TREE_BLOCK != 0 => Some((Owner::Metadata, place.offset)),
-            EXTENT_ITEM => Some((Owner::Unknown, place.offset)),
+            METADATA_ITEM => Some((BlockPurpose::Metadata, node)),
+            EXTENT_ITEM if item.word(16)? & TREE_BLOCK != 0 => Some((BlockPurpose::Metadata, place.offset)),
+            EXTENT_ITEM => Some((BlockPurpose::Unknown, place.offset)),
             _ => None,
         };
-        if let Some((owner, length)) = used {
-            push(&mut spaces, owner, place.object, length);
+        if let Some((purpose, length)) = used {
+            push(&mut spaces, purpose, place.object, length);
             extents += 1;
         }
         Some(extents <= MOST_EXTENTS)
@@ -173,7 +174,7 @@ pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
     Ok((extents <= MOST_EXTENTS).then_some(spaces))
 }
 
-/// `struct btrfs_key`: what a tree is ordered by.
+/// `struct btrfs_key`: the key by which a tree is ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ItemPlace {
     object: u64,
@@ -183,10 +184,10 @@ struct ItemPlace {
 
 impl ItemPlace {
     const FIRST: Self = Self { object: 0, kind: 0, offset: 0 };
-    /// A type has a byte.
+    /// The type has one byte.
     const LAST: Self = Self { object: u64::MAX, kind: 255, offset: u64::MAX };
 
-    /// The next place that something can have.
+    /// The next possible key.
     fn next(self) -> Option<Self> {
         let Self { object, kind, offset } = self;
         if let Some(offset) = offset.checked_add(1) {
@@ -199,7 +200,7 @@ impl ItemPlace {
     }
 }
 
-/// What lies at a place of a tree.
+/// An item of a tree.
 struct Item<'a> {
     place: ItemPlace,
     body: &'a [u8],
@@ -219,8 +220,8 @@ fn short(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// Gives all items of a tree from one place to another, ascending, until there is enough. `None` from `each`: an item makes
-/// no sense.
+/// Calls `each` for all items of a tree between two keys, ascending, until it asks to stop. `each`
+/// returns `None` for an invalid item.
 fn search(
     root: impl AsFd,
     tree: u64,
@@ -228,7 +229,7 @@ fn search(
     last: ItemPlace,
     mut each: impl FnMut(Item<'_>) -> Option<bool>,
 ) -> Result<(), Errno> {
-    /// `BTRFS_IOC_TREE_SEARCH_V2`; the number counts the arguments without the buffer.
+    /// `BTRFS_IOC_TREE_SEARCH_V2`; the number has the size of the arguments without the buffer.
     const OPCODE: Opcode = opcode::read_write::<Search>(TYPE, 17);
     let mut from = first;
     let mut request =
@@ -270,7 +271,8 @@ fn search(
     }
 }
 
-/// Takes the first item off the buffer: a `struct btrfs_ioctl_search_header`, and as many bytes as it says.
+/// Takes the first item off the buffer: a `struct btrfs_ioctl_search_header`, and the bytes that it
+/// counts.
 fn item(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
     let kind_and_length = word(bytes, 24)?;
     let place = ItemPlace { object: word(bytes, 8)?, kind: kind_and_length as u32, offset: word(bytes, 16)? };

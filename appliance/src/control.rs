@@ -13,7 +13,7 @@ use virt_bmap_agent_protocol::{REPLY_OFFSET, REPLY_SIZE, Record, Reply, TASK_OFF
 pub(crate) struct Control {
     disk: OwnedFd,
     sequence: u32,
-    /// Bytes of records that have not been sent.
+    /// Encoded records that have not been sent.
     pending: Vec<u8>,
     /// The frame being sent, in memory that `O_DIRECT` accepts.
     out: AlignedBuffer,
@@ -34,21 +34,21 @@ impl Control {
         })
     }
 
-    /// Puts a record into the next frame.
+    /// Adds a record to the next frame.
     pub(crate) fn put(&mut self, record: &Record) {
         record.encode(&mut self.pending);
     }
 
-    /// Says whose the reads are from now on, and returns when the host knows.
+    /// Sets the tag of the reads that follow, and returns when the host has processed it.
     ///
-    /// Before a tag is set, all reads that others started (a file system's readahead is asynchronous)
-    /// must have come to their end.
+    /// Reads that were started before, such as the asynchronous readahead of a filesystem, must
+    /// have ended before the tag changes.
     pub(crate) fn tag(&mut self, id: u32, reset: bool) -> Result<(), Fatal> {
         self.put(&Record::Tag { id, reset });
         self.flush()
     }
 
-    /// Says that something could not be examined; see [`ReadFailure`] for `parent` and `name`.
+    /// Reports a failed system call; see [`ReadFailure`] for `parent` and `name`.
     pub(crate) fn read_failure(
         &mut self,
         operation: Operation,
@@ -61,7 +61,7 @@ impl Control {
         self.put(&Record::ReadFailure(ReadFailure { operation, errno, parent, name, offset }));
     }
 
-    /// Waits until no disk has a request under way.
+    /// Waits until no disk has a request in flight.
     pub(crate) fn settle(&self) -> Result<(), Fatal> {
         for disk in &self.disks {
             let mut text = [0; 64];
@@ -76,7 +76,7 @@ impl Control {
         Ok(())
     }
 
-    /// Sends all that is pending.
+    /// Sends all pending records.
     pub(crate) fn flush(&mut self) -> Result<(), Fatal> {
         for payload in self.pending.chunks(frame::ROOM) {
             let length = frame::fill(&mut self.out, self.sequence, payload);
@@ -91,7 +91,8 @@ impl Control {
         Ok(())
     }
 
-    /// Sends all that is pending, and reads the host's reply to the last of it: a choice of files, or a batch's end.
+    /// Sends all pending records and reads the host's reply to the last of them, which is a
+    /// selection of files or the end of a batch.
     pub(crate) fn reply(&mut self) -> Result<Reply, Fatal> {
         self.flush()?;
         let length = pread(&self.disk, &mut self.reply[..], REPLY_OFFSET).map_err(cannot_read)?;
@@ -108,9 +109,9 @@ fn open_disk(path: &str) -> Result<OwnedFd, Fatal> {
     Ok(open(path, flags, Mode::empty()).map_err(|error| format!("{path}: {error}"))?)
 }
 
-/// Reads what the host wants to have done.
+/// Reads the task.
 pub(crate) fn task(path: &str) -> Result<Task, Fatal> {
-    /// Bytes read at a time. Most tasks are shorter than the first read.
+    /// Bytes in one read. Most tasks are shorter.
     const FIRST: usize = 4096;
     const CHUNK: usize = 256 << 10;
     let disk = open_disk(path)?;

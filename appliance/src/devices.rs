@@ -1,9 +1,10 @@
-//! Describes the guest's block devices for the host: those that are named, then all that the kernel has. The format is in
+//! Prints the device inventory: the named devices, then all others of the kernel. The format is
+//! that of
 //! [`virt_bmap_agent_protocol::inventory`].
 //!
-//! The kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose `size` and `start` count 512 bytes
-//! (`Documentation/ABI/stable/sysfs-block`), and `md/` below it (`Documentation/admin-guide/md.rst`). The type
-//! and UUID of the content are what `blkid` says.
+//! The kernel's own tables are the source: `/sys/dev/block/MAJOR:MINOR`, whose `size` and `start`
+//! count 512 bytes (`Documentation/ABI/stable/sysfs-block`), and `md/` below it
+//! (`Documentation/admin-guide/md.rst`). The type and UUID of the content are what `blkid` says.
 
 use crate::Fatal;
 use rustix::fs::{Mode, OFlags, major, minor, open, stat};
@@ -20,13 +21,13 @@ const SECTOR: u64 = 512;
 
 /// A block device by two names.
 struct Device {
-    /// libguestfs's name: disks are called in the order in which they were given.
+    /// Its name in libguestfs, which names disks in the order in which they were given.
     name: String,
-    /// The kernel's name: disks are called in the order in which they happened to be found.
+    /// Its name in the kernel, which names disks in the order in which it finds them.
     node: String,
 }
 
-/// `control` is the disk that is the agent's way out.
+/// `control` is the control disk, which is left out.
 pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
     start_arrays();
     let same = |name: &&str| Device { name: (*name).to_owned(), node: (*name).to_owned() };
@@ -37,7 +38,7 @@ pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
     let contents = contents(&devices);
     for Device { name, node } in devices {
         let content = contents.get(&node).cloned().unwrap_or_default();
-        // One device less is a warning of the host's, not the end.
+        // The host warns about a device that cannot be described; the others are still mapped.
         let result = describe(&node, content).map_err(|error| ReportError::Failed(error.to_string()));
         println!("{}", Report { path: name, result });
     }
@@ -84,8 +85,8 @@ fn kernel_devices(control: &str) -> Result<Vec<Device>, Fatal> {
     Ok(devices)
 }
 
-/// Host, channel, target and LUN of a SCSI disk. libguestfs counts its drives by target; the kernel looks at
-/// them all at once, and names them as they answer.
+/// Host, channel, target and LUN of a SCSI disk. libguestfs numbers its drives by target; the
+/// kernel probes them in parallel, and names them in the order of their answers.
 fn scsi_address(disk: &str) -> Result<Vec<u64>, Fatal> {
     let device = fs::canonicalize(format!("/sys/block/{disk}/device"))?;
     let address = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -106,17 +107,17 @@ fn disk_name(mut index: usize) -> String {
     format!("sd{}", String::from_utf8_lossy(&letters))
 }
 
-/// What `blkid` says of a device's content.
+/// The content of a device according to `blkid`.
 #[derive(Clone, Default)]
 struct Content {
     kind: Option<FsKind>,
     uuid: Option<String>,
 }
 
-/// What `blkid` takes each device's content for, by the device.
+/// The content of each device according to `blkid`.
 fn contents(devices: &[Device]) -> HashMap<String, Content> {
     let nodes = devices.iter().map(|device| &device.node);
-    // It fails when a device has no type that it knows.
+    // It fails if it does not recognise the content of a device.
     let output = Command::new("blkid").args(["-c", "/dev/null", "-o", "export"]).args(nodes).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let mut contents = HashMap::<String, Content>::new();
@@ -168,22 +169,22 @@ fn number_in(text: &str) -> Result<DeviceNumber, Fatal> {
     device_number(text).ok_or_else(|| format!("{text} is no number of a device").into())
 }
 
-/// Starts the arrays that lack so many members that nothing else has started them. They write nothing before a
-/// file system does (`Documentation/admin-guide/md.rst`, `array_state`).
+/// Starts degraded arrays, which nothing else starts. They write nothing until a filesystem does
+/// (`Documentation/admin-guide/md.rst`, `array_state`).
 fn start_arrays() {
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let state = entry.path().join("md/array_state");
         if fs::read_to_string(&state).is_ok_and(|state| state.trim() == "inactive") {
-            // One that cannot be started stays as it is, which the host sees by its size.
+            // An array that cannot be started keeps the size 0, which the host recognises.
             fs::write(state, "read-auto").ok();
         }
     }
 }
 
-/// What the kernel says of an array. A resync or recovery would read and write behind our back, so it is
+/// The description of an array. A resync or recovery, which would read and write by itself, is
 /// stopped.
 fn array(directory: &Path) -> Result<MdArray, Fatal> {
-    // Fails for levels that have no redundancy.
+    // Fails for levels without redundancy.
     fs::write(directory.join("sync_action"), "frozen").ok();
     let read = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned());
     let number = |name: &str| read(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Turns off everything in the appliance that reads what nobody asked for.
+//! Turns off everything in the appliance that reads without a request.
 
 use crate::{Fatal, kernel_log};
 use rustix::fd::OwnedFd;
@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 const BLOCK: &str = "/sys/block";
 
-/// Sets the readahead of each block device to zero and its scheduler to `none`, and forgets what is
-/// cached and what the kernel has said. Must come before the first mount: file systems copy the readahead setting when they are
-/// mounted.
+/// Sets the readahead of each block device to zero and its scheduler to `none`, drops the caches,
+/// and skips the kernel's messages so far. Must come before the first mount: filesystems copy the
+/// readahead setting when they are mounted.
 pub(crate) fn run() -> Result<(), Fatal> {
     for device in devices()? {
         let queue = device.join("queue");
@@ -22,16 +22,17 @@ pub(crate) fn run() -> Result<(), Fatal> {
     drop_caches()
 }
 
-/// Has the kernel forget clean pages, directory entries and inodes.
+/// Makes the kernel drop clean pages, directory entries and inodes.
 pub(crate) fn drop_caches() -> Result<(), Fatal> {
     write(Path::new("/proc/sys/vm/drop_caches"), "3")
 }
 
-/// Of each disk the file that counts its requests under way.
+/// For each disk, the file with the number of its requests in flight.
 pub(crate) fn inflight_counters() -> Result<Vec<OwnedFd>, Fatal> {
     let mut counters = Vec::new();
     for device in devices()? {
-        // Stacked devices (dm-0, md0) have no `device` link; what they do ends up on a disk that has.
+        // Stacked devices (dm-0, md0) have no `device` link; their requests end on a disk that has
+        // one.
         if device.join("device").exists() {
             let path = device.join("inflight");
             counters.push(open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);

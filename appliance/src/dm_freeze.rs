@@ -1,16 +1,17 @@
-//! Keeps stacked devices from moving data about, which would be read and written behind our back.
+//! Keeps targets of the device mapper from moving data, which would cause reads and writes of their
+//! own.
 //!
-//! dm-cache copies what is read often to its fast device, and later reads come from there: from a place that
-//! holds something else in the image. No message stops it (`migration_threshold` bounds only what is written
-//! back), but its *passthrough* mode does: all reads are then the origin's
-//! (`Documentation/admin-guide/device-mapper/cache.rst`). That is right only of a cache without dirty blocks;
-//! of one that has some, at least nothing is written back.
+//! dm-cache copies blocks that are read often to its fast device, and later reads go there, to a
+//! place that holds other data in the image. No message stops it (`migration_threshold` only limits
+//! writing back), but its *passthrough* mode does: all reads then go to the origin
+//! (`Documentation/admin-guide/device-mapper/cache.rst`). That is correct only for a cache without
+//! dirty blocks. A cache that has some is at least kept from writing them back.
 //!
 //! The members of a `raid` target are not synchronised (`dm-raid.rst`).
 
 use std::process::Command;
 
-/// Must come before anything is read of these devices. What cannot be calmed stays as it is.
+/// Must come before the first read of these devices. A device that cannot be frozen stays as it is.
 pub(crate) fn run() {
     for (name, table) in lines("table") {
         match table.split(' ').nth(2) {
@@ -34,8 +35,8 @@ fn calm_cache(name: &str, table: &str) {
     }
 }
 
-/// The same table in passthrough mode. Its words: start, length, `cache`, three devices, the size of a block, the
-/// number of features, and the features.
+/// The same table in passthrough mode. Its words: start, length, `cache`, three devices, the size
+/// of a block, the number of features, and the features.
 fn as_passthrough(table: &str) -> Option<String> {
     let mut words: Vec<&str> = table.split(' ').collect();
     let count: usize = words.get(7)?.parse().ok()?;
@@ -50,7 +51,7 @@ fn dirty_blocks(status: &str) -> Option<u64> {
     status.split(' ').nth(13)?.parse().ok()
 }
 
-/// What `dmsetup` says of each device that has one target: its name, and the target.
+/// The name and the target of each device that has a single target, from `dmsetup`.
 fn lines(what: &str) -> Vec<(String, String)> {
     let text = dmsetup(&[what]).unwrap_or_default();
     let mut lines: Vec<(String, String)> = text
@@ -65,7 +66,7 @@ fn lines(what: &str) -> Vec<(String, String)> {
 
 /// Runs `dmsetup`; `None` if it fails.
 fn dmsetup(arguments: &[&str]) -> Option<String> {
-    // udev has been ended, and would be waited for.
+    // udev no longer runs, and dmsetup would wait for it.
     let output = Command::new("dmsetup").args(arguments).env("DM_DISABLE_UDEV", "1").output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }

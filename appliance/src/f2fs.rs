@@ -1,6 +1,6 @@
-//! Which blocks of an F2FS are in use: `/proc/fs/f2fs/DEVICE/segment_bits`, which the kernel makes of its table of
-//! segments (`segment_bits_seq_show` in its `fs/f2fs/sysfs.c`), and of the superblock where the segments begin
-//! (`struct f2fs_super_block` of `linux/f2fs_fs.h`).
+//! Which blocks of an F2FS are in use: `/proc/fs/f2fs/DEVICE/segment_bits`, which the kernel makes
+//! of its table of segments (`segment_bits_seq_show` in its `fs/f2fs/sysfs.c`), and of the
+//! superblock where the segments begin (`struct f2fs_super_block` of `linux/f2fs_fs.h`).
 
 use crate::getfsmap::{Spaces, push};
 use rustix::fd::OwnedFd;
@@ -8,13 +8,13 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
-use virt_bmap_agent_protocol::record::Owner;
+use virt_bmap_agent_protocol::record::BlockPurpose;
 
-/// A file system with more pieces is left alone.
+/// Most parts. A filesystem with more is not examined.
 const MOST: usize = 1 << 23;
 
-/// The blocks of all segments on the device at this path, by whether they are in use; `None` where the kernel does not tell, or
-/// tells too much.
+/// The blocks of all segments on the device at this path: free, or in use. `None` if the kernel
+/// does not report them, or reports too many.
 ///
 /// # Errors
 /// The device cannot be read.
@@ -35,12 +35,12 @@ pub(crate) fn spaces(path: &str, device: OwnedFd) -> Result<Option<Spaces>, Errn
     Ok(Some(spaces).filter(|spaces| !spaces.is_empty()))
 }
 
-/// Where segments are.
+/// The place of the segments.
 struct Segments {
-    /// Of the first one, in bytes.
+    /// Offset of the first segment, in bytes.
     start: u64,
     block: u64,
-    /// Blocks of each.
+    /// Number of blocks in a segment.
     blocks: u64,
 }
 
@@ -52,8 +52,8 @@ impl Segments {
         makes_sense.then_some(Self { start: u64::from(word(92)?) * block, block, blocks })
     }
 
-    /// Adds a segment's line: its number, its type, how many blocks are valid, and a bit for each, the highest first. The
-    /// lines above the table have another form.
+    /// Adds a segment's line: its number, its type, how many blocks are valid, and a bit for each,
+    /// the highest first. The lines above the table have another form.
     fn add(&self, line: &str, spaces: &mut Spaces) -> Option<()> {
         let mut parts = line.split('|');
         let number: u64 = parts.next()?.split_whitespace().next()?.parse().ok()?;
@@ -62,8 +62,8 @@ impl Segments {
         for byte in bits.take(usize::try_from(self.blocks / 8).ok()?) {
             let byte = byte.ok()?;
             for bit in (0..8).rev() {
-                let owner = if byte >> bit & 1 == 0 { Owner::Free } else { Owner::Unknown };
-                push(spaces, owner, at, self.block);
+                let purpose = if byte >> bit & 1 == 0 { BlockPurpose::Free } else { BlockPurpose::Unknown };
+                push(spaces, purpose, at, self.block);
                 at = at.checked_add(self.block)?;
             }
         }
@@ -92,8 +92,8 @@ mod tests {
             segments.add(line, &mut spaces);
         }
         let block = |number: u64, count: u64| ((100 + number) * 4096, count * 4096);
-        assert_eq!(spaces[&Owner::Unknown], [block(32, 1), block(47, 1)]);
-        assert_eq!(spaces[&Owner::Free], [block(33, 14), block(48, 16)]);
+        assert_eq!(spaces[&BlockPurpose::Unknown], [block(32, 1), block(47, 1)]);
+        assert_eq!(spaces[&BlockPurpose::Free], [block(33, 14), block(48, 16)]);
         superblock[16] = 200;
         assert!(Segments::of(&superblock).is_none() && Segments::of(&superblock[..90]).is_none());
     }

@@ -1,18 +1,19 @@
-//! Where a file lies on its device, as the kernel says: the FIEMAP ioctl
-//! (`Documentation/filesystems/fiemap.rst`, `linux/fiemap.h`), and the older FIBMAP, a call for each block,
-//! for file systems that lack it (`linux/fs.h`).
+//! The place of a file on its device: the FIEMAP ioctl (`Documentation/filesystems/fiemap.rst`,
+//! `linux/fiemap.h`), and the older FIBMAP, a call for each block, for filesystems that lack it
+//! (`linux/fs.h`).
 
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Updater, ioctl, opcode};
 use virt_bmap_agent_protocol::record::Extent;
 
-/// Extents asked for at first: most files have no more, and room for many must be cleared for each.
+/// Number of extents in the first call: most files have no more, and a larger buffer must be
+/// cleared for each file.
 const FEW: usize = 4;
-/// Extents asked for at a time after that.
+/// Number of extents in the following calls.
 const COUNT: usize = 128;
 
-/// A file with more extents than this is read whole, and its extents are not kept.
+/// Most extents of a file. A file with more is read whole, and its extents are not kept.
 const MOST: usize = 1 << 20;
 
 #[repr(C)]
@@ -43,28 +44,28 @@ struct Request<const ROOM: usize> {
     extents: [RawExtent; ROOM],
 }
 
-/// All extents of an open file or directory, in order; `None` where the file system has no FIEMAP, or
-/// the list is too long or makes no sense.
+/// All extents of an open file or directory, in order; `None` if the filesystem has no FIEMAP, or
+/// the list is too long or inconsistent.
 ///
 /// # Errors
-/// What the ioctl says, but for "not supported".
+/// The error of the ioctl, except "not supported".
 pub(crate) fn extents(file: impl AsFd) -> Result<Option<Vec<Extent>>, Errno> {
     fiemap(file, 0)
 }
 
-/// Where the extended attributes of an open file or directory lie. ext4 names their block only where none of
-/// them is in the inode.
+/// The extents of the extended attributes of an open file or directory. ext4 gives their block only
+/// if none of them is in the inode.
 pub(crate) fn attributes(file: impl AsFd) -> Vec<Extent> {
     /// `FIEMAP_FLAG_XATTR`
     const XATTR: u32 = 0x2;
-    // Having none is an error.
+    // The kernel returns an error if there are none.
     fiemap(file, XATTR).ok().flatten().unwrap_or_default()
 }
 
-/// Whether the file system has the call that gave this.
+/// Whether the filesystem supports the call that had this result.
 ///
 /// # Errors
-/// Whatever else it gave.
+/// Any other error.
 pub(crate) fn is_supported(result: Result<(), Errno>) -> Result<bool, Errno> {
     match result {
         Ok(()) => Ok(true),
@@ -85,22 +86,22 @@ fn fiemap(file: impl AsFd, flags: u32) -> Result<Option<Vec<Extent>>, Errno> {
     Ok(matches!(answer, Answer::All).then_some(extents))
 }
 
-/// What the kernel says when it is asked for extents.
+/// The answer to a request for extents.
 enum Answer {
-    /// It does not know, or makes no sense.
+    /// Unknown or inconsistent.
     Unknown,
-    /// There may be more.
+    /// Extents; there may be more.
     More,
     All,
 }
 
-/// Asks for the extents after those that are known.
+/// Requests the extents after the known ones.
 fn ask<const ROOM: usize>(
     file: BorrowedFd<'_>,
     flags: u32,
     extents: &mut Vec<Extent>,
 ) -> Result<Answer, Errno> {
-    /// `FS_IOC_FIEMAP`; the number counts the header alone.
+    /// `FS_IOC_FIEMAP`; the number has the size of the header alone.
     const OPCODE: rustix::ioctl::Opcode = opcode::read_write::<Header>(b'f', 11);
     let mut start = extents.last().map_or(0, |last| last.logical + last.length);
     let header =
@@ -131,13 +132,13 @@ fn ask<const ROOM: usize>(
     Ok(if mapped == 0 || last { Answer::All } else { Answer::More })
 }
 
-/// Files with more blocks than this are not asked for block by block.
+/// Most blocks of a file for FIBMAP.
 pub(crate) const MOST_BLOCKS: u64 = 4096;
 
-/// All blocks of a file of `size` bytes, joined where they lie one after the other. `None` where the file
-/// system has no FIBMAP, the file has more blocks than `most`, or some of its bytes have none and it is not certain that
-/// they are holes: a hole, a block out of the call's reach and data that lies in metadata all look the same, unless
-/// those that were received are all of the `allocated` bytes.
+/// All blocks of a file of `size` bytes; blocks that touch are joined. `None` if the filesystem has
+/// no FIBMAP, if the file has more blocks than `most`, or if the file may have data in places that
+/// FIBMAP does not show. FIBMAP gives the same answer for a hole, for a block out of its range and
+/// for data in metadata: they are holes if the other blocks add up to the `allocated` bytes.
 pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> Option<Vec<Extent>> {
     /// `FIBMAP` and `FIGETBSZ` are numbered without a type.
     const FIBMAP: rustix::ioctl::Opcode = opcode::none(0, 1);

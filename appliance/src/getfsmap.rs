@@ -1,4 +1,4 @@
-//! What each part of a filesystem's device is for, as the filesystem itself says: the GETFSMAP ioctl
+//! The purpose of each part of a filesystem's device: the GETFSMAP ioctl
 //! (`ioctl_getfsmap(2)`, `linux/fsmap.h`). ext4 and XFS have it.
 
 use crate::fiemap::is_supported;
@@ -6,12 +6,12 @@ use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use std::collections::BTreeMap;
-use virt_bmap_agent_protocol::record::Owner;
+use virt_bmap_agent_protocol::record::BlockPurpose;
 
-/// Records asked for at a time.
+/// Number of records in one call.
 const COUNT: usize = 1024;
 
-/// A filesystem in more pieces than this is left alone.
+/// Most records. A filesystem with more is not examined.
 const MOST: usize = 1 << 23;
 
 /// `FMR_OF_ATTR_FORK`, `FMR_OF_EXTENT_MAP`, `FMR_OF_SPECIAL_OWNER`, `FMR_OF_LAST`.
@@ -54,12 +54,12 @@ struct Request {
     records: [Fsmap; COUNT],
 }
 
-/// Pieces of a device, start and length in bytes, by what they are for.
-pub(crate) type Spaces = BTreeMap<Owner, Vec<(u64, u64)>>;
+/// Parts of a device (start and length in bytes) by their purpose.
+pub(crate) type Spaces = BTreeMap<BlockPurpose, Vec<(u64, u64)>>;
 
-/// Adds a piece, to the last one where it begins at its end.
-pub(crate) fn push(spaces: &mut Spaces, owner: Owner, start: u64, length: u64) {
-    let pieces = spaces.entry(owner).or_default();
+/// Adds a part, and joins it with the last one if they touch.
+pub(crate) fn push(spaces: &mut Spaces, purpose: BlockPurpose, start: u64, length: u64) {
+    let pieces = spaces.entry(purpose).or_default();
     match pieces.last_mut() {
         Some((before, so_far)) if before.checked_add(*so_far) == Some(start) => {
             *so_far = so_far.saturating_add(length);
@@ -68,13 +68,13 @@ pub(crate) fn push(spaces: &mut Spaces, owner: Owner, start: u64, length: u64) {
     }
 }
 
-/// The pieces of the filesystem of an open file, as far as they lie on `device`; `None` where it does not
-/// say, or says too much.
+/// The parts of the filesystem of an open file that lie on `device`; `None` if the filesystem does
+/// not report them, or reports too many.
 ///
 /// # Errors
-/// What the ioctl says, but for "not supported".
+/// The error of the ioctl, except "not supported".
 pub(crate) fn spaces(file: impl AsFd, device: u64) -> Result<Option<Spaces>, Errno> {
-    /// `FS_IOC_GETFSMAP`; the number counts the head alone.
+    /// `FS_IOC_GETFSMAP`; the number has the size of the head alone.
     const OPCODE: Opcode = opcode::read_write::<Head>(b'X', 59);
     let everything = Fsmap {
         device: u32::MAX,
@@ -100,9 +100,9 @@ pub(crate) fn spaces(file: impl AsFd, device: u64) -> Result<Option<Spaces>, Err
         let entries = (request.head.entries as usize).min(COUNT);
         let has_numbers = request.head.oflags & DEVICE_NUMBERS != 0;
         for record in &request.records[..entries] {
-            // A log or realtime device of its own is another device.
+            // An external log or realtime device is another device.
             if !has_numbers || u64::from(record.device) == device {
-                push(&mut spaces, owner(record), record.physical, record.length);
+                push(&mut spaces, purpose(record), record.physical, record.length);
             }
         }
         total += entries;
@@ -114,35 +114,36 @@ pub(crate) fn spaces(file: impl AsFd, device: u64) -> Result<Option<Spaces>, Err
     }
 }
 
-/// `FMR_OWN_*` of `linux/fsmap.h`, `XFS_FMR_OWN_*` of `xfs_fs.h`, `EXT4_FMR_OWN_*` of `fs/ext4/fsmap.h`.
-fn owner(record: &Fsmap) -> Owner {
+/// `FMR_OWN_*` of `linux/fsmap.h`, `XFS_FMR_OWN_*` of `xfs_fs.h`, `EXT4_FMR_OWN_*` of
+/// `fs/ext4/fsmap.h`.
+fn purpose(record: &Fsmap) -> BlockPurpose {
     if record.flags & SPECIAL == 0 {
         return match record.flags {
-            flags if flags & EXTENT_MAP != 0 => Owner::ExtentMaps,
-            flags if flags & ATTRIBUTES != 0 => Owner::Attributes,
-            _ => Owner::Unknown,
+            flags if flags & EXTENT_MAP != 0 => BlockPurpose::ExtentMaps,
+            flags if flags & ATTRIBUTES != 0 => BlockPurpose::Attributes,
+            _ => BlockPurpose::Unknown,
         };
     }
     const X: u64 = (b'X' as u64) << 32;
     const F: u64 = (b'f' as u64) << 32;
-    const OWNERS: [(u64, Owner); 14] = [
-        (1, Owner::Free),
-        (3, Owner::Metadata),
-        (X | 1, Owner::Superblocks),
-        (X | 2, Owner::Log),
-        (X | 3, Owner::FreeSpaceTrees),
-        (X | 4, Owner::InodeTrees),
-        (X | 5, Owner::Inodes),
-        (X | 6, Owner::ReferenceCounts),
-        (X | 7, Owner::Staging),
-        (X | 8, Owner::Defective),
-        (F | 1, Owner::GroupDescriptors),
-        (F | 2, Owner::ReservedDescriptors),
-        (F | 3, Owner::BlockBitmaps),
-        (F | 4, Owner::InodeBitmaps),
+    const PURPOSES: [(u64, BlockPurpose); 14] = [
+        (1, BlockPurpose::Free),
+        (3, BlockPurpose::Metadata),
+        (X | 1, BlockPurpose::Superblocks),
+        (X | 2, BlockPurpose::Log),
+        (X | 3, BlockPurpose::FreeSpaceTrees),
+        (X | 4, BlockPurpose::InodeTrees),
+        (X | 5, BlockPurpose::Inodes),
+        (X | 6, BlockPurpose::ReferenceCounts),
+        (X | 7, BlockPurpose::Staging),
+        (X | 8, BlockPurpose::Defective),
+        (F | 1, BlockPurpose::GroupDescriptors),
+        (F | 2, BlockPurpose::ReservedDescriptors),
+        (F | 3, BlockPurpose::BlockBitmaps),
+        (F | 4, BlockPurpose::InodeBitmaps),
     ];
-    let known = OWNERS.iter().find(|(code, _)| *code == record.owner);
-    known.map_or(Owner::Unknown, |(_, owner)| *owner)
+    let known = PURPOSES.iter().find(|(code, _)| *code == record.owner);
+    known.map_or(BlockPurpose::Unknown, |(_, purpose)| *purpose)
 }
 
 #[cfg(test)]
@@ -155,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_told_apart() {
-        let of = |flags, owner| self::owner(&Fsmap { flags, owner, ..Fsmap::default() });
-        assert_eq!(of(SPECIAL, 1), Owner::Free);
-        assert_eq!(of(SPECIAL, 2), Owner::Unknown);
-        assert_eq!(of(SPECIAL, 0x66_0000_0004), Owner::InodeBitmaps);
-        assert_eq!(of(SPECIAL, 0x58_0000_0002), Owner::Log);
-        assert_eq!(of(0, 1), Owner::Unknown);
-        assert_eq!(of(ATTRIBUTES, 130), Owner::Attributes);
-        assert_eq!(of(ATTRIBUTES | EXTENT_MAP, 130), Owner::ExtentMaps);
+    fn codes_become_purposes() {
+        let of = |flags, owner| self::purpose(&Fsmap { flags, owner, ..Fsmap::default() });
+        assert_eq!(of(SPECIAL, 1), BlockPurpose::Free);
+        assert_eq!(of(SPECIAL, 2), BlockPurpose::Unknown);
+        assert_eq!(of(SPECIAL, 0x66_0000_0004), BlockPurpose::InodeBitmaps);
+        assert_eq!(of(SPECIAL, 0x58_0000_0002), BlockPurpose::Log);
+        assert_eq!(of(0, 1), BlockPurpose::Unknown);
+        assert_eq!(of(ATTRIBUTES, 130), BlockPurpose::Attributes);
+        assert_eq!(of(ATTRIBUTES | EXTENT_MAP, 130), BlockPurpose::ExtentMaps);
     }
 }

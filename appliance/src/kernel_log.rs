@@ -1,4 +1,4 @@
-//! What the kernel has said: syslog(2).
+//! The kernel's messages: syslog(2).
 
 use crate::Fatal;
 use std::io::{self, Write as _};
@@ -7,18 +7,18 @@ const READ_CLEAR: libc::c_int = 4;
 const CLEAR: libc::c_int = 5;
 const SIZE_BUFFER: libc::c_int = 10;
 
-/// Prints what the kernel has said since the last time.
+/// Prints the kernel's messages since the last call.
 pub(crate) fn run() -> Result<(), Fatal> {
     let mut buffer = vec![0; syslog(SIZE_BUFFER, &mut [])?];
     let length = syslog(READ_CLEAR, &mut buffer)?;
-    // It repeats what is in a file system's label, for instance; libguestfs wants text.
+    // They may repeat any bytes, such as the label of a filesystem; libguestfs requires text.
     for byte in buffer.iter_mut().filter(|byte| !byte.is_ascii() || **byte == 0) {
         *byte = b'?';
     }
     Ok(io::stdout().write_all(buffer.get(..length).unwrap_or_default())?)
 }
 
-/// Forgets what it has said so far: a boot's words take longer to print than all that follows.
+/// Skips the messages so far: printing those of a boot takes longer than everything that follows.
 pub(crate) fn clear() -> Result<(), Fatal> {
     syslog(CLEAR, &mut []).map(drop)
 }

@@ -1,19 +1,20 @@
 //! The probe agent: reads a guest's devices and files inside the libguestfs appliance.
 //!
-//! It is uploaded by virt-bmap-rs and speaks to it over the control disk, see the crate `virt-bmap-agent-protocol`.
-//! Nobody calls it by hand; its commands are:
+//! virt-bmap-rs uploads and runs it, and they communicate over the control disk: see the crate
+//! `virt-bmap-agent-protocol`. Its commands are:
 //!
 //! ```text
-//! virt-bmap-agent quiet                         turn off everything that reads ahead
+//! virt-bmap-agent quiet                         turn off readahead, and freeze the device mapper
 //! virt-bmap-agent log                           print the kernel's messages since the last time
-//! virt-bmap-agent devices CONTROL [DEVICE...]   describe block devices, as text
-//! virt-bmap-agent work CONTROL                  do the task that lies on the control disk
+//! virt-bmap-agent devices CONTROL [DEVICE...]   print the device inventory
+//! virt-bmap-agent work CONTROL                  do the task on the control disk
 //! ```
 
 mod aio;
 mod btrfs;
 mod buffer;
 mod control;
+mod data_ranges;
 mod devices;
 mod disable_readahead;
 mod dm_freeze;
@@ -23,7 +24,6 @@ mod getfsmap;
 mod kernel_log;
 mod nilfs2;
 mod phases;
-mod pieces;
 mod reader;
 mod squashfs;
 mod tagged_read;
@@ -32,7 +32,7 @@ mod walk;
 use std::process::ExitCode;
 use virt_bmap_agent_protocol::Task;
 
-/// What stops the agent.
+/// An error that ends the agent.
 pub(crate) type Fatal = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {

@@ -1,9 +1,9 @@
-//! Which segments of a nilfs2 are clean, that is, free: the kernel's table of segments (NILFS_IOCTL_GET_SUINFO of
-//! `linux/nilfs2_api.h`), and of the superblock how large segments are (`struct nilfs_super_block` of
-//! `linux/nilfs2_ondisk.h`).
+//! Which segments of a nilfs2 are clean, that is, free: the kernel's table of segments
+//! (NILFS_IOCTL_GET_SUINFO of `linux/nilfs2_api.h`), and of the superblock how large segments are
+//! (`struct nilfs_super_block` of `linux/nilfs2_ondisk.h`).
 //!
-//! A segment that is not clean is taken as a whole: it may hold nothing but what was overwritten since, which the file system
-//! keeps until its cleaner comes.
+//! A segment that is not clean counts as used as a whole. It may hold only data that was
+//! overwritten since: the filesystem keeps that until its cleaner runs.
 
 use crate::fiemap::is_supported;
 use crate::getfsmap::{Spaces, push};
@@ -12,15 +12,15 @@ use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use virt_bmap_agent_protocol::record::Owner;
+use virt_bmap_agent_protocol::record::BlockPurpose;
 
 /// Magic number of its superblock.
 const MAGIC: u64 = 0x3434;
 
-/// Segments asked for at a time.
+/// Number of segments in one call.
 const COUNT: usize = 1024;
 
-/// A file system with more segments is left alone: with the usual ones of 8 MiB, of 64 TiB.
+/// Most segments. A filesystem with more is not examined; with the usual 8 MiB this is 64 TiB.
 const MOST: u64 = 1 << 23;
 
 /// `struct nilfs_sustat`
@@ -49,10 +49,11 @@ struct Usage {
     flags: u32,
 }
 
-/// All segments on the device, by whether they are in use; `None` where the kernel does not tell, or tells too much.
+/// All segments on the device: free, or in use. `None` if the kernel does not report them, or
+/// reports too many.
 ///
 /// # Errors
-/// What the ioctl says, but for "not supported"; or the device cannot be read.
+/// The error of the ioctl, except "not supported"; or the device cannot be read.
 pub(crate) fn spaces(root: impl AsFd, device: OwnedFd) -> Result<Option<Spaces>, Errno> {
     let mut superblock = [0; 64];
     File::from(device)
@@ -63,8 +64,8 @@ pub(crate) fn spaces(root: impl AsFd, device: OwnedFd) -> Result<Option<Spaces>,
     #[allow(unsafe_code)]
     // SAFETY: `Statistics` is laid out as `struct nilfs_sustat`, which the kernel fills in.
     let statistics = unsafe { ioctl(root.as_fd(), Getter::<STATISTICS, Statistics>::new()) };
-    // The kernel counts on it that nobody asks for segments behind the last one. If only the second superblock is sound, the
-    // first may say something else.
+    // The kernel does not check for segments past the last one. The first superblock may be damaged
+    // and give another number than the kernel, which then uses the second one.
     let is_same = statistics.as_ref().is_ok_and(|statistics| statistics.segments == segments.count);
     if !is_supported(statistics.map(drop))? || !is_same {
         return Ok(None);
@@ -96,20 +97,20 @@ fn usages(root: impl AsFd, first: u64, most: u64) -> Result<Vec<Usage>, Errno> {
         index: first,
     };
     #[allow(unsafe_code)]
-    // SAFETY: `Arguments` is laid out as `struct nilfs_argv`, and says where `count` elements are that are laid out as `struct
-    // nilfs_suinfo`, which the kernel fills in; both outlive the call.
+    // SAFETY: `Arguments` is laid out as `struct nilfs_argv`, and says where `count` elements are
+    // that are laid out as `struct nilfs_suinfo`, which the kernel fills in; both outlive the call.
     unsafe { ioctl(root.as_fd(), Updater::<OPCODE, Arguments>::new(&mut arguments)) }?;
     usages.truncate(arguments.count as usize);
     Ok(usages)
 }
 
-/// Where segments are.
+/// The place of the segments.
 #[derive(Debug, PartialEq, Eq)]
 struct Segments {
     count: u64,
-    /// Bytes of each.
+    /// Size of a segment in bytes.
     size: u64,
-    /// Where the first one really begins, behind the superblock.
+    /// Offset of the first segment, which begins behind the superblock.
     start: u64,
 }
 
@@ -133,9 +134,9 @@ impl Segments {
         let (start, end) = (number * self.size, (number + 1) * self.size);
         let begin = if number == 0 { self.start } else { start };
         if begin > start {
-            push(spaces, Owner::Unknown, start, begin - start);
+            push(spaces, BlockPurpose::Unknown, start, begin - start);
         }
-        push(spaces, if flags == 0 { Owner::Free } else { Owner::Unknown }, begin, end - begin);
+        push(spaces, if flags == 0 { BlockPurpose::Free } else { BlockPurpose::Unknown }, begin, end - begin);
     }
 }
 
@@ -165,8 +166,8 @@ mod tests {
         for (number, flags) in [(0, 0), (1, 0), (2, 2), (3, 1), (4, 0)] {
             segments.add(number, flags, &mut spaces);
         }
-        assert_eq!(spaces[&Owner::Free], [(4096, 2 * 65536 - 4096), (4 * 65536, 65536)]);
-        assert_eq!(spaces[&Owner::Unknown], [(0, 4096), (2 * 65536, 2 * 65536)]);
+        assert_eq!(spaces[&BlockPurpose::Free], [(4096, 2 * 65536 - 4096), (4 * 65536, 65536)]);
+        assert_eq!(spaces[&BlockPurpose::Unknown], [(0, 4096), (2 * 65536, 2 * 65536)]);
     }
 
     #[test]

@@ -1,29 +1,29 @@
-//! Where the time goes: how long the agent spent with what. Said at the end, for whoever asks with `--verbose`.
+//! The time that the agent spent in each phase. It is printed at the end, for `--verbose`.
 //!
-//! The clock is the appliance's. Where it is emulated on a busy machine that clock has been seen to run several
-//! times too fast, so the shares count, not the seconds.
+//! The clock is that of the appliance. Under emulation on a busy machine it has run several times
+//! too fast, so only the shares are meaningful, not the seconds.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// What the agent can be busy with.
+/// The phases.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// All else.
+    /// Everything else.
     Rest,
     /// Opening directories.
     Open,
-    /// Reading the names in directories, and saying whose reads these are.
+    /// Listing directories, and setting the tags for that.
     List,
-    /// Opening files, and asking for their attributes and extents.
+    /// Opening files, and getting their attributes and extents.
     LookUp,
-    /// Reading files, and saying whose reads these are.
+    /// Reading files, and setting the tags for that.
     Read,
 }
 
 const NAMES: [&str; 5] = ["rest", "open directories", "list directories", "look up files", "read files"];
 
-/// A stopwatch with a hand for each phase.
+/// A stopwatch for each phase.
 pub(crate) struct Phases {
     spent: [Duration; NAMES.len()],
     current: Phase,
@@ -35,7 +35,7 @@ impl Phases {
         Self { spent: [Duration::ZERO; NAMES.len()], current: Phase::Rest, since: Instant::now() }
     }
 
-    /// From now on it is this; returns what it was.
+    /// Begins a phase; returns the previous one.
     pub(crate) fn enter(&mut self, phase: Phase) -> Phase {
         let now = Instant::now();
         self.spent[self.current as usize] += now - self.since;

@@ -1,10 +1,10 @@
-//! Reads files that have been opened, so that the host knows which read is whose.
+//! Reads opened files in such a way that the host can attribute each read to its file.
 
 use crate::Fatal;
 use crate::aio::{self, Aio, Read};
 use crate::buffer::AlignedBuffer;
 use crate::control::Control;
-use crate::pieces::Piece;
+use crate::data_ranges::DataRange;
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, pread};
@@ -20,25 +20,25 @@ const CHUNK: usize = 1 << 20;
 /// Bytes in a page of the kernel.
 const PAGE: u64 = 4096;
 
-/// Read errors in one file after which the rest of it is left alone.
+/// Read errors in one file after which the rest of the file is skipped.
 const ERRORS_PER_FILE: usize = 16;
 
 /// A file that has been opened and is to be read.
 pub(crate) struct OpenFile {
     pub(crate) fd: OwnedFd,
     pub(crate) id: u32,
-    /// The directory that it was found in.
+    /// Number of its directory.
     pub(crate) parent: u32,
     pub(crate) name: CString,
-    /// What to read of it.
-    pub(crate) pieces: Vec<Piece>,
-    /// What to read of it where that is enough, see [`ReadOrder::Ends`].
+    /// The ranges to read.
+    pub(crate) data_ranges: Vec<DataRange>,
+    /// The ends of extents to read with [`ReadOrder::Ends`].
     pub(crate) ends: Vec<End>,
-    /// Whether the kernel has promised where all of its data lie.
+    /// Whether all its extents are plain or unwritten.
     pub(crate) is_promised: bool,
-    /// What is read at a time is a multiple of so many bytes.
+    /// Each read is a multiple of this number of bytes.
     pub(crate) unit: usize,
-    /// Where they lie on the block device, if its cache is what they are read through.
+    /// Its extents, if it is read through the cache of the block device.
     pub(crate) cached: Vec<Extent>,
 }
 
@@ -46,14 +46,14 @@ pub(crate) struct Reader {
     order: ReadOrder,
     /// Whether the host is asked which files to read.
     asks: bool,
-    /// Block size of the file system.
+    /// Block size of the filesystem.
     block: usize,
-    /// Whether data that are read for the first time bring metadata with them, such as checksums.
+    /// Whether the first read of data also reads metadata, such as checksums.
     warms_up: bool,
     buffer: AlignedBuffer,
-    /// The block device, if its cache is what the file system's driver reads through.
+    /// The block device, if the driver of the filesystem reads through its cache.
     device: Option<OwnedFd>,
-    /// Where ends are read, and the kernel can do many reads at once.
+    /// With [`ReadOrder::Ends`], if the kernel supports many reads at once.
     aio: Option<Aio>,
 }
 
@@ -70,18 +70,18 @@ impl Reader {
         Self { order, asks, block, warms_up, buffer: AlignedBuffer::new(CHUNK), device, aio }
     }
 
-    /// How the host tells one file's reads from another's.
+    /// How files are read.
     pub(crate) fn order(&self) -> ReadOrder {
         self.order
     }
 
-    /// Whether the host is asked which files to read.
+    /// Whether the agent asks the host which files to read.
     pub(crate) fn asks(&self) -> bool {
         self.asks
     }
 
-    /// Reads a batch of files, or those of them that the host chooses, and once more those that it asks for then. At
-    /// most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`] files.
+    /// Reads a batch of files, or those that the host selects, and then rereads those that it asks
+    /// for. A batch has at most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`] files.
     pub(crate) fn read(&mut self, control: &mut Control, batch: &[OpenFile]) -> Result<(), Fatal> {
         let mut chosen: Vec<&OpenFile> = batch.iter().collect();
         if self.asks && !chosen.is_empty() {
@@ -140,7 +140,8 @@ impl Reader {
         control.flush()
     }
 
-    /// Has the kernel forget a file's data, which would not be read otherwise. What of the metadata is cached stays.
+    /// Has the kernel forget a file's data, which would not be read otherwise. What of the metadata
+    /// is cached stays.
     fn forget(&self, file: &OpenFile) {
         fadvise(&file.fd, 0, None, Advice::DontNeed).ok();
         for (device, extent) in
@@ -155,11 +156,11 @@ impl Reader {
 
     /// Reads all of a file.
     fn file(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
-        self.pieces(control, file, &file.pieces, file.unit)
+        self.read_ranges(control, file, &file.data_ranges, file.unit)
     }
 
-    /// Reads the ends of files' extents, and not a block more: in the order of the device, where the kernel makes one
-    /// request of those that lie side by side.
+    /// Reads the ends of files' extents, and not a block more: in the order of the device, where
+    /// the kernel makes one request of those that lie side by side.
     fn ends(&mut self, control: &mut Control, files: &[&OpenFile]) -> Result<(), Fatal> {
         let mut ends: Vec<(&OpenFile, &End)> =
             files.iter().flat_map(|file| file.ends.iter().map(move |end| (*file, end))).collect();
@@ -179,32 +180,32 @@ impl Reader {
             // What goes wrong is tried in the plain way, which knows what to do about it.
             let is_read = results.as_ref().is_some_and(|results| results[number].is_ok());
             if !is_read {
-                let piece = Piece { start: end.logical, end: end.logical.saturating_add(end.length) };
-                self.pieces(control, file, &[piece], self.block)?;
+                let range = DataRange { start: end.logical, end: end.logical.saturating_add(end.length) };
+                self.read_ranges(control, file, &[range], self.block)?;
             }
         }
         Ok(())
     }
 
-    /// Reads pieces of a file, up to a multiple of `unit`.
-    fn pieces(
+    /// Reads ranges of a file, up to a multiple of `unit`.
+    fn read_ranges(
         &mut self,
         control: &mut Control,
         file: &OpenFile,
-        pieces: &[Piece],
+        data_ranges: &[DataRange],
         unit: usize,
     ) -> Result<(), Fatal> {
         let mut errors = 0;
-        for piece in pieces {
-            let mut at = piece.start;
-            while at < piece.end {
-                let left = usize::try_from(piece.end - at).unwrap_or(usize::MAX);
+        for range in data_ranges {
+            let mut at = range.start;
+            while at < range.end {
+                let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
                 let want = left.min(CHUNK).next_multiple_of(unit).min(CHUNK);
                 match pread(&file.fd, &mut self.buffer[..want], at) {
                     Ok(0) => break,
                     Ok(got) => at += got as u64,
                     Err(Errno::INTR) => {}
-                    // The file system has O_DIRECT, but not for this file.
+                    // The filesystem has O_DIRECT, but not for this file.
                     Err(Errno::INVAL) if fcntl_getfl(&file.fd)?.contains(OFlags::DIRECT) => {
                         fcntl_setfl(&file.fd, fcntl_getfl(&file.fd)? - OFlags::DIRECT)?;
                     }

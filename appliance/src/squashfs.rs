@@ -1,15 +1,16 @@
-//! The ends of files in squashfs, which packs them, and small files whole, into shared blocks (*fragments*).
+//! The ends of files in squashfs, which packs them, and small files whole, into shared blocks
+//! (*fragments*).
 //!
-//! The driver keeps the last few fragments in memory, apart from the page cache: of all files in one only the
-//! first has it read from the disk. So the ends are left out while the files are read, and come last. On a file
-//! system that has just been mounted nothing is in memory. A file whose end is then read without a look at the
-//! disk, after no more than one other has been, lies in the block that was read for that one. When a second
-//! block has been read it is no longer certain which of them a file lies in, and the file system is mounted
-//! afresh: about once for every block.
+//! The driver keeps the last few fragments in memory, apart from the page cache, so that only the
+//! first of several files in a fragment causes a read of the disk. The ends are therefore read
+//! last. Directly after mounting, nothing is in memory. Suppose that one fragment has been read
+//! since, and then a file's end is read without a read of the disk: it lies in that fragment. When
+//! a second fragment has been read, this conclusion is no longer possible, and the filesystem is
+//! mounted again, about once for each fragment.
 
 use crate::Fatal;
 use crate::control::Control;
-use crate::pieces::Piece;
+use crate::data_ranges::DataRange;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Dev, Mode, OFlags, major, minor, open, openat, stat};
 use rustix::io::{Errno, pread};
@@ -20,17 +21,17 @@ use std::fs;
 use virt_bmap_agent_protocol::record::Operation;
 use virt_bmap_agent_protocol::{FsKind, Record};
 
-/// Bytes in the largest block that squashfs has.
+/// Size in bytes of the largest block of squashfs.
 const LARGEST: usize = 1 << 20;
 
 const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// The ends that are still to be read.
+/// The ends of files that are still to be read.
 pub(crate) struct Tails {
-    /// Bytes in a block; only what does not fill one is packed together.
+    /// Size of a block in bytes; only parts that do not fill a block are packed.
     block: u64,
-    /// Of each directory its parent and its name there; the root is its own parent.
+    /// Parent of each directory, and its name there; the root is its own parent.
     directories: HashMap<u32, (u32, CString)>,
     files: Vec<Tail>,
 }
@@ -43,10 +44,10 @@ struct Tail {
     end: u64,
 }
 
-/// What the driver may have in memory.
+/// The fragments that the driver may have in memory.
 enum Cached {
     Nothing,
-    /// At most the block that was read last.
+    /// At most the fragment that was read last.
     One,
     Several,
 }
@@ -56,32 +57,34 @@ impl Tails {
         Self { block: block.max(1), directories: HashMap::new(), files: Vec::new() }
     }
 
-    /// Notes where a directory is.
+    /// Notes the place of a directory.
     pub(crate) fn directory(&mut self, id: u32, parent: u32, name: CString) {
         self.directories.insert(id, (parent, name));
     }
 
-    /// Keeps the end of a file of `size` bytes for later, and cuts it off what is to be read now.
-    pub(crate) fn put_off(
+    /// Keeps the end of a file of `size` bytes for later, and removes it from the ranges to read
+    /// now.
+    pub(crate) fn postpone(
         &mut self,
         id: u32,
         parent: u32,
         name: CString,
         size: u64,
-        pieces: &mut Vec<Piece>,
+        data_ranges: &mut Vec<DataRange>,
     ) {
         let start = size - size % self.block;
-        if start == size || !pieces.iter().any(|piece| piece.end > start) {
+        if start == size || !data_ranges.iter().any(|range| range.end > start) {
             return;
         }
-        pieces.retain(|piece| piece.start < start);
-        for piece in pieces {
-            piece.end = piece.end.min(start);
+        data_ranges.retain(|range| range.start < start);
+        for range in data_ranges {
+            range.end = range.end.min(start);
         }
         self.files.push(Tail { id, parent, name, start, end: size });
     }
 
-    /// Reads all the ends. Nothing of the file system, which is mounted at `root`, may be open.
+    /// Reads all the ends. No file or directory of the filesystem, which is mounted at `root`, may
+    /// be open.
     pub(crate) fn read(self, control: &mut Control, root: &str) -> Result<(), Fatal> {
         if self.files.is_empty() {
             return Ok(());
@@ -121,7 +124,7 @@ impl Tails {
                         cached =
                             if matches!(cached, Cached::Nothing) { Cached::One } else { Cached::Several };
                     }
-                    // A hole, or zeroes in the block that is in memory: another look will tell.
+                    // A hole, or zeroes in the fragment that is in memory: the second try decides.
                     Ok((false, true)) if !is_second_try && matches!(cached, Cached::One) => continue,
                     Ok((false, _)) if matches!(cached, Cached::One) => {
                         control.put(&Record::Shared { id: tail.id });
@@ -177,7 +180,7 @@ fn read(file: &OwnedFd, tail: &Tail, buffer: &mut [u8]) -> Result<usize, Errno> 
     Ok(done)
 }
 
-/// A mounted file system.
+/// A mounted filesystem.
 struct Mounted<'a> {
     root: &'a str,
     source: String,
@@ -192,7 +195,7 @@ impl<'a> Mounted<'a> {
             let (mount, filesystem) = line.split_once(" - ")?;
             (mount.split(' ').nth(4) == Some(root)).then(|| filesystem.split(' ').nth(1))?
         });
-        let source = source.ok_or("the file system is not mounted")?.to_owned();
+        let source = source.ok_or("the filesystem is not mounted")?.to_owned();
         Ok(Self { root, source, device: stat(root)?.st_dev })
     }
 

@@ -1,51 +1,49 @@
-//! Reads each directory and file of a mounted file system, each under its own tag.
+//! Walks a mounted filesystem and reads its directories and files, so that the host can attribute
+//! each read.
 //!
-//! The order of things is what makes the map exact. A file is opened, `fstat` and FIEMAP are called, all
-//! under no tag: that brings its inode and its extent tree into memory, so that the tagged read that
-//! follows fetches data and nothing else. To keep the number of round trips down, files are opened in
-//! batches, of several directories if these are small; the open descriptors keep what was fetched in
-//! memory. A directory is listed under its tag before anything in it is looked up, while its blocks are
-//! not in memory yet.
+//! The order of the steps makes the map exact. The agent opens a file and calls `fstat` and FIEMAP
+//! under no tag. That brings the inode and the extent tree into memory, so that the tagged read
+//! that follows reads data and nothing else. Files are opened in batches, of several directories if
+//! these are small, to save round trips; the open descriptors keep inodes and extent trees in
+//! memory. A directory is listed under its tag before its entries are looked up, while its blocks
+//! are not in memory yet.
 //!
-//! Paths are never put together: every step is relative to an open directory, so there is no limit on
-//! their length, and no symbolic link is followed.
+//! The agent never builds a path: every step is relative to an open directory. So the length of
+//! paths has no limit, and no symbolic link is followed.
 
 mod batches;
 mod encrypted;
 mod host_listings;
 mod list;
+mod look_up;
 mod metadata;
 
 use crate::Fatal;
-use crate::buffer::ALIGNMENT;
 use crate::control::Control;
 use crate::phases::{Phase, Phases};
-use crate::pieces::pieces;
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::Tails;
-use crate::{btrfs, disable_readahead, fiemap};
+use crate::{btrfs, disable_readahead};
 use encrypted::EncryptedFile;
 use list::{Entry, Listed, list};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{
-    Advice, AtFlags, FileType, Mode, OFlags, Stat, fadvise, fstat, fstatfs, open, openat, statat,
-};
-use rustix::io::Errno;
+use look_up::object;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, Stat, fstat, fstatfs, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::mem::MaybeUninit;
-use virt_bmap_agent_protocol::bounds::{EXTENTS_PER_RECORD, FILES_PER_BATCH};
-use virt_bmap_agent_protocol::record::{Extent, Filesystem, Object, ObjectKind, Operation};
+use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
+use virt_bmap_agent_protocol::record::{Filesystem, ObjectKind, Operation};
 use virt_bmap_agent_protocol::{FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan};
 
 /// Files opened at a time. At most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`].
 const BATCH: usize = 256;
 
-/// The same where little is read of them.
+/// The same if only the ends of their extents are read.
 const BATCH_OF_ENDS: usize = FILES_PER_BATCH;
 
-/// Files found after which a batch ends although few of them have to be read.
+/// Number of files found after which a batch ends, even if few of them must be read.
 const FOUND: usize = 4096;
 
 const TOO_MANY: &str = "more objects than there are numbers";
@@ -63,7 +61,7 @@ const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTO
 pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     let WalkPlan { sequence, first, root, order, metadata, asks, known, listings, lookahead } = plan;
     let root = root.as_str();
-    // One descriptor is held for each level of the tree.
+    // The walk holds a descriptor for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
     disable_readahead::drop_caches()?;
@@ -125,8 +123,9 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
-    // An open directory would keep squashfs, which tells nothing of its space, from being mounted afresh.
-    let again = (metadata && walker.tails.is_none()).then(|| place.try_clone()).transpose()?;
+    // An open directory would keep squashfs, which does not report the purpose of its blocks, from
+    // being mounted again.
+    let reopened = (metadata && walker.tails.is_none()).then(|| place.try_clone()).transpose()?;
     if walker.lists_in_batches() {
         let device = batches::block_device(walker.device, OFlags::empty());
         walker.block_device = device.map(|(_, device)| device);
@@ -140,7 +139,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     if let Some(tails) = walker.tails.take() {
         tails.read(&mut walker.control, root)?;
     }
-    if let Some(root) = again {
+    if let Some(root) = reopened {
         walker.put_spaces(&root, id);
     }
     walker.control.put(&Record::Done);
@@ -154,9 +153,9 @@ struct Walker {
     control: Control,
     phases: Phases,
     reader: Reader,
-    /// Which extents are read at their ends, where that is enough.
+    /// Which extents are spot-checked, with [`ReadOrder::Ends`].
     sample: Option<Sample>,
-    /// Block size of the file system, in bytes.
+    /// Block size of the filesystem, in bytes.
     block: u64,
     /// Files that have been opened and are to be read.
     batch: Vec<OpenFile>,
@@ -164,47 +163,49 @@ struct Walker {
     found: usize,
     /// Number of the next object.
     next: u32,
-    /// `st_dev` of the file system: others that are mounted below it are not entered.
+    /// `st_dev` of the filesystem: others that are mounted below it are not entered.
     device: u64,
     /// That device, where directories are listed in batches.
     block_device: Option<OwnedFd>,
-    /// As far as `statfs` tells it.
+    /// Kind of the filesystem, by its magic number.
     kind: FsKind,
-    /// Until the file system says no.
+    /// Whether the filesystem supports `O_DIRECT`; true until a call fails.
     has_direct: bool,
     has_fiemap: bool,
-    /// Whether what belongs to no file's data is wanted, too.
+    /// Whether metadata is mapped too.
     metadata: bool,
-    /// Files that need not be looked at.
+    /// Unchanged inodes.
     known: InodeSet,
-    /// Directories that have not been found, and need not be listed.
+    /// Host listings of directories that have not been found yet.
     listings: Listings,
-    /// What there is to look at in those that have been found, and not been entered, by number.
+    /// Host listings of directories that have been found and not entered yet, by the number of the
+    /// directory.
     host_listings: HashMap<u32, Vec<Entry>>,
-    /// Device and inode to number, of files with more than one name.
+    /// Numbers of the files with more than one name, by device and inode.
     links: HashMap<(u64, u64), u32>,
-    /// Devices and inodes of the directories seen, against loops in damaged file systems.
+    /// Devices and inodes of the directories found so far: a second visit is a loop in a damaged
+    /// filesystem.
     directories: HashSet<(u64, u64)>,
-    /// How many directories were listed.
+    /// Number of directories listed.
     listed: u64,
-    /// The directory that was last said to be unsure.
+    /// The directory that was last reported as unsure.
     last_unsure: u32,
-    /// Files that the kernel does not open, because their key is not there.
+    /// Files that the kernel does not open, because their key is missing.
     encrypted: Vec<EncryptedFile>,
-    /// Of squashfs: what is read only at the end.
+    /// With squashfs: ends of files, which are read last.
     tails: Option<Tails>,
 }
 
-/// A directory on the way from the root to where the walk is.
+/// A directory between the root and the current directory of the walk.
 struct Level {
     place: OwnedFd,
     id: u32,
-    /// Directories in it that have not been entered.
+    /// Its subdirectories that have not been entered yet.
     below: std::vec::IntoIter<(CString, u32)>,
 }
 
 impl Walker {
-    /// Says where a btrfs lies. Without that, what was read counts.
+    /// Sends devices and chunks of a btrfs. If they cannot be had, the host uses recordings alone.
     fn address_space(&mut self, root: &str) -> Result<(), Fatal> {
         let root = open(root, DIRECTORY, Mode::empty())?;
         if let (Ok(members), Ok(chunks)) = (btrfs::members(&root), btrfs::chunks(&root)) {
@@ -220,13 +221,14 @@ impl Walker {
         Ok(id)
     }
 
-    /// Whether something lies in another file system. The subvolumes of btrfs have device numbers of their
-    /// own, but nothing else can be mounted in there.
+    /// Whether a file is in another filesystem. Subvolumes of btrfs have device numbers of their
+    /// own, but no other filesystem can be mounted there.
     fn is_elsewhere(&self, stat: &Stat) -> bool {
         stat.st_dev != self.device && !self.kind.facts().has_address_space
     }
 
-    /// Visits a directory and all below it, without recursion: a tree may be deeper than any stack.
+    /// Visits a directory and everything below it. There is no recursion, because a tree may be
+    /// deeper than any stack.
     fn descend(&mut self, root: OwnedFd, id: u32) -> Result<(), Fatal> {
         let below = self.directory(&root, id)?.into_iter();
         let mut levels = vec![Level { place: root, id, below }];
@@ -247,8 +249,8 @@ impl Walker {
         Ok(())
     }
 
-    /// Lists one directory under its tag, unless the host knows it, and reads the files in it; returns the directories in
-    /// it.
+    /// Lists one directory under its tag, unless there is a host listing, and looks up its entries.
+    /// Returns its subdirectories.
     fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
         let mut below = Vec::new();
         if let Some(entries) = self.host_listings.remove(&id) {
@@ -318,214 +320,10 @@ impl Walker {
         Ok(())
     }
 
-    /// Counts what was found, and reads the batch when it is full.
+    /// Counts a file that was found, and reads the batch when it is full.
     fn found(&mut self) -> Result<(), Fatal> {
         self.found += 1;
         let most = if self.sample.is_some() || self.reader.asks() { BATCH_OF_ENDS } else { BATCH };
         if self.batch.len() >= most || self.found == FOUND { self.read() } else { Ok(()) }
     }
-
-    /// Looks the entries of a directory up; the files among them join the batch.
-    fn look_up(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        parent: u32,
-        entries: Vec<Entry>,
-        below: &mut Vec<(CString, u32)>,
-    ) -> Result<(), Fatal> {
-        for Entry { name, kind, inode } in entries {
-            if kind == FileType::Unknown {
-                self.unsure(parent);
-            }
-            if matches!(kind, FileType::Directory | FileType::Unknown)
-                && let Some(listing) = self.listings.take(inode)
-            {
-                self.known_directory(parent, inode, name, listing, below)?;
-                continue;
-            }
-            let kind = match kind {
-                FileType::RegularFile | FileType::Unknown if self.known.contains(inode) => {
-                    let id = self.number()?;
-                    self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
-                    self.found()?;
-                    continue;
-                }
-                FileType::Unknown => match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-                    Err(errno) => {
-                        self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
-                        continue;
-                    }
-                },
-                kind => kind,
-            };
-            match kind {
-                FileType::Directory => {
-                    if let Some(id) = self.find_directory(directory, parent, &name)? {
-                        below.push((name, id));
-                    }
-                }
-                FileType::RegularFile => {
-                    let found = self.find_file(directory, parent, &name)?;
-                    self.batch.extend(found.filter(|file| !file.pieces.is_empty()));
-                    self.found()?;
-                }
-                FileType::Symlink if self.metadata => {
-                    self.symlink(directory, parent, &name)?;
-                    self.found()?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells that it is not the blocks of a directory that say what is in it.
-    fn unsure(&mut self, directory: u32) {
-        if std::mem::replace(&mut self.last_unsure, directory) != directory {
-            self.control.put(&Record::Unsure { id: directory });
-        }
-    }
-
-    fn find_directory(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        parent: u32,
-        name: &CStr,
-    ) -> Result<Option<u32>, Fatal> {
-        let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(errno) => {
-                self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
-                return Ok(None);
-            }
-        };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || self.is_elsewhere(&stat) {
-            self.unsure(parent);
-            return Ok(None);
-        }
-        if !self.directories.insert((stat.st_dev, stat.st_ino)) {
-            self.control.read_failure(Operation::Loop, Errno::LOOP, parent, name.to_bytes(), 0);
-            return Ok(None);
-        }
-        let id = self.number()?;
-        self.control.put(&object(id, parent, ObjectKind::Directory, &stat, name.to_bytes()));
-        if let Some(tails) = &mut self.tails {
-            tails.directory(id, parent, name.to_owned());
-        }
-        Ok(Some(id))
-    }
-
-    fn find_file(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        parent: u32,
-        name: &CStr,
-    ) -> Result<Option<OpenFile>, Fatal> {
-        let fd = match self.open_file(directory, name) {
-            Ok(fd) => fd,
-            Err(Errno::NOKEY) => {
-                self.note_encrypted(directory, parent, name);
-                return Ok(None);
-            }
-            Err(errno) => {
-                self.control.read_failure(Operation::Open, errno, parent, name.to_bytes(), 0);
-                return Ok(None);
-            }
-        };
-        let stat = fstat(&fd)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || self.is_elsewhere(&stat) {
-            self.unsure(parent);
-            return Ok(None);
-        }
-        if stat.st_nlink > 1
-            && let Some(&id) = self.links.get(&(stat.st_dev, stat.st_ino))
-        {
-            self.control.put(&Record::Link { id, parent, name: name.to_bytes().to_vec() });
-            return Ok(None);
-        }
-        let id = self.number()?;
-        if stat.st_nlink > 1 {
-            self.links.insert((stat.st_dev, stat.st_ino), id);
-        }
-        let extents = match self.extents(&fd) {
-            Ok(None) => fiemap::blocks(
-                &fd,
-                stat.st_size as u64,
-                (stat.st_blocks as u64).saturating_mul(512),
-                self.most_blocks(&stat),
-            ),
-            Ok(extents) => extents,
-            Err(errno) => {
-                self.control.read_failure(Operation::Fiemap, errno, parent, name.to_bytes(), 0);
-                None
-            }
-        };
-        self.control.put(&object(id, parent, ObjectKind::File, &stat, name.to_bytes()));
-        if let Some(extents) = &extents {
-            self.put_extents(id, extents);
-        }
-        let mut pieces = pieces(&fd, &stat, extents.as_deref());
-        if let Some(tails) = &mut self.tails {
-            tails.put_off(id, parent, name.to_owned(), stat.st_size as u64, &mut pieces);
-        }
-        let is_plain = |extents: &Vec<Extent>| extents.iter().all(|e| e.is_plain() || e.is_unwritten());
-        let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
-        let size = stat.st_size as u64;
-        let ends = match (self.sample.filter(|_| is_promised), &extents) {
-            (Some(sample), Some(extents)) => sample.ends(id, extents, size, self.block).collect(),
-            _ => Vec::new(),
-        };
-        let cached = extents.clone().filter(|_| self.kind.is_fuse()).unwrap_or_default();
-        let (name, unit) = (name.to_owned(), ALIGNMENT);
-        let file = OpenFile { fd, id, parent, name, pieces, ends, is_promised, unit, cached };
-        if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
-            self.attributes_of_file(&file)?;
-        }
-        Ok(Some(file))
-    }
-
-    /// Opens a file to be read past the page cache, where the file system can do that.
-    fn open_file(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-        if self.has_direct {
-            match openat(directory, name, FILE | OFlags::DIRECT, Mode::empty()) {
-                Err(Errno::INVAL) => self.has_direct = false,
-                other => return other,
-            }
-        }
-        let fd = openat(directory, name, FILE, Mode::empty())?;
-        fadvise(&fd, 0, None, Advice::Random).ok();
-        Ok(fd)
-    }
-
-    fn extents(&mut self, fd: &OwnedFd) -> Result<Option<Vec<Extent>>, Errno> {
-        if self.has_fiemap { fiemap::extents(fd) } else { Ok(None) }
-    }
-
-    fn put_extents(&mut self, id: u32, extents: &[Extent]) {
-        if extents.is_empty() {
-            self.control.put(&Record::Extents { id, extents: Vec::new() });
-        }
-        for extents in extents.chunks(EXTENTS_PER_RECORD) {
-            self.control.put(&Record::Extents { id, extents: extents.to_vec() });
-        }
-    }
-}
-
-fn object(id: u32, parent: u32, kind: ObjectKind, stat: &Stat, name: &[u8]) -> Record {
-    let time =
-        |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-    Record::Object(Object {
-        id,
-        parent,
-        kind,
-        inode: stat.st_ino,
-        size: stat.st_size as u64,
-        allocated: (stat.st_blocks as u64).saturating_mul(512),
-        links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-        mode: stat.st_mode,
-        modified: time(stat.st_mtime, stat.st_mtime_nsec as i64),
-        changed: time(stat.st_ctime, stat.st_ctime_nsec as i64),
-        name: name.to_vec(),
-    })
 }

@@ -1,10 +1,11 @@
-//! Lists many directories at a time.
+//! Lists directories in batches.
 //!
-//! Where a directory's blocks lie is asked before it is listed. So the host can tell which directory each read was
-//! for by where it was, and one message does for a batch of them; a message takes longer than listing most
-//! directories. And their blocks are fetched together: they lie in the block device's cache, whose readahead can be
-//! asked for by hand. That goes for ext2, ext3 and ext4, whose directories have FIEMAP and blocks of their own, and
-//! nothing else is read when they are listed.
+//! The agent sends the extents of a directory before it lists the directory. The host can therefore
+//! attribute a read by its place, and one message announces a whole batch; a message takes longer
+//! than listing most directories. The blocks of a batch are also fetched together: they are in the
+//! cache of the block device, and `fadvise` requests readahead there. This works with ext2, ext3
+//! and ext4, whose directories have FIEMAP and blocks of their own, and where listing reads nothing
+//! else.
 
 use super::{DIRECTORY, Entry, Walker, list};
 use crate::Fatal;
@@ -22,15 +23,15 @@ use virt_bmap_agent_protocol::{ReadOrder, Record};
 /// Directories listed at a time.
 const BATCH: usize = 256;
 
-/// What the kernel fetches at a time, at least.
+/// The smallest unit that the kernel fetches.
 const PAGE: u64 = 4096;
 
-/// Larger directories are listed on their own, in turns.
+/// Size in bytes above which a directory is listed on its own, in several turns.
 const LARGEST: i64 = 64 << 10;
 
-/// A directory that has been found, and not been entered.
+/// A directory that has been found and not entered yet.
 struct Waiting {
-    /// The directory that it lies in, with its number.
+    /// Its parent directory, and the number of that.
     above: Rc<OwnedFd>,
     parent: u32,
     name: CString,
@@ -47,14 +48,14 @@ struct Opened {
 }
 
 impl Walker {
-    /// Whether directories are listed in batches: where the host knows the device's place. For their extended attributes
-    /// each needs tags of its own.
+    /// Whether directories are listed in batches: only if the host knows the layout of the device.
+    /// With metadata each directory needs tags of its own, for its extended attributes.
     pub(super) fn lists_in_batches(&self) -> bool {
         self.reader.order() != ReadOrder::Tags && !self.metadata && self.kind.facts().has_directory_blocks
     }
 
-    /// Visits a directory and all below it. What is found last is visited first, so that few descriptors are
-    /// held.
+    /// Visits a directory and everything below it. Directories that were found last come first, so
+    /// that few descriptors are open.
     pub(super) fn descend_in_batches(&mut self, root: OwnedFd, id: u32) -> Result<(), Fatal> {
         let mut waiting = vec![Waiting { above: Rc::new(root), parent: id, name: c".".to_owned(), id }];
         while !waiting.is_empty() {
@@ -101,7 +102,7 @@ impl Walker {
         Ok(())
     }
 
-    /// Has the kernel fetch these parts of the device, each by its start and length, all at a time.
+    /// Asks the kernel to fetch these parts of the device (start and length) at once.
     pub(super) fn fetch(&self, parts: impl IntoIterator<Item = (u64, u64)>) {
         let Some(device) = &self.block_device else { return };
         for (start, length) in parts {
@@ -109,7 +110,7 @@ impl Walker {
         }
     }
 
-    /// Lists directories whose extents the host has been told.
+    /// Lists directories whose extents have been sent.
     fn list_all(&mut self, directories: &mut [Opened]) -> Result<(), Fatal> {
         if directories.is_empty() {
             return Ok(());
@@ -120,8 +121,9 @@ impl Walker {
         let ids = directories.iter().map(|directory| directory.id).collect();
         self.control.put(&Record::Listing { ids });
         self.control.flush()?;
-        // All at once: the kernel would wait for each block of each directory. It fetches whole pages, so blocks must
-        // not be smaller: others in the page would be in memory when it is their directory's turn.
+        // Without this the kernel would wait for each block of each directory. It fetches whole
+        // pages, so this needs blocks of at least a page: a smaller block of another directory
+        // would come along, and that directory would then be listed without a read.
         if self.block >= PAGE {
             let extents = directories.iter().flat_map(|directory| &directory.extents);
             self.fetch(extents.map(|extent| (extent.physical, extent.length)));
@@ -142,7 +144,7 @@ impl Walker {
     }
 }
 
-/// The path of the block device with this number, and the device itself, opened with `flags` besides.
+/// The path of the block device with this number, and the device, opened for reading with `flags`.
 pub(super) fn block_device(number: u64, flags: OFlags) -> Option<(String, OwnedFd)> {
     let about = format!("/sys/dev/block/{}:{}/uevent", major(number), minor(number));
     let about = std::fs::read_to_string(about).ok()?;

@@ -1,14 +1,15 @@
-//! Files that their file system encrypts, without the key.
+//! Files that their filesystem encrypts, without the key.
 //!
-//! The kernel lists their directories, with names that stand for the encrypted ones (`fscrypt`: "no-key names"), but opens
-//! none of the files: so it tells no extents. Of ext4, debugfs(8) does, by the number of the inode; how many
-//! blocks there are is what `stat` has said. Each is then read from the block device at these places, as others are through
-//! the file.
+//! Without the key, the kernel lists directories with encoded names ("no-key names" of fscrypt),
+//! but does not open files, so that FIEMAP is not available. On ext4, debugfs(8) gives the extents
+//! by inode number. The agent checks their sum against `stat`, and reads the file from the block
+//! device at these places.
 
+use super::Walker;
 use super::batches::block_device;
-use super::{Walker, object};
+use super::look_up::object;
 use crate::Fatal;
-use crate::pieces::Piece;
+use crate::data_ranges::DataRange;
 use crate::reader::OpenFile;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, OFlags, Stat, statat};
@@ -20,10 +21,10 @@ use std::process::{Command, Stdio};
 use virt_bmap_agent_protocol::record::{Extent, ObjectKind, Operation};
 use virt_bmap_agent_protocol::{End, Record};
 
-/// Files that debugfs is asked about at a time.
+/// Number of files in one call of debugfs.
 const ASKED: usize = 1024;
 
-/// Where debugfs finds what it is asked.
+/// File with the commands for debugfs.
 const QUESTIONS: &str = "/tmp/virt-bmap-questions";
 
 /// A file that cannot be opened.
@@ -47,7 +48,7 @@ impl Walker {
         }
     }
 
-    /// Reads the files that were noted, as far as it can be found out where they lie.
+    /// Reads the noted files, as far as their places can be found.
     pub(super) fn read_encrypted(&mut self) -> Result<(), Fatal> {
         let encrypted = std::mem::take(&mut self.encrypted);
         let device = block_device(self.device, OFlags::DIRECT).filter(|_| self.kind.is_ext());
@@ -88,26 +89,26 @@ impl Walker {
         };
         let extents = &places.extents;
         self.put_extents(id, extents);
-        let size = (stat.st_size as u64).next_multiple_of(self.block);
+        let size = (stat.st_size as u64).checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
         let is_written = |extent: &&Extent| extent.flags & Extent::UNWRITTEN == 0 && extent.logical < size;
-        let pieces: Vec<Piece> = extents
+        let data_ranges: Vec<DataRange> = extents
             .iter()
             .filter(is_written)
             .map(|extent| {
                 let length = extent.length.min(size - extent.logical);
-                Piece { start: extent.physical, end: extent.physical + length }
+                DataRange { start: extent.physical, end: extent.physical + length }
             })
             .collect();
         let ends = self.sample.map(|sample| sample.ends(id, extents, size, self.block));
-        // It is the device that is read.
+        // The file descriptor is that of the device.
         let ends = ends.into_iter().flatten().map(|end| End { logical: end.physical, ..end }).collect();
-        if !pieces.is_empty() {
+        if !data_ranges.is_empty() {
             self.batch.push(OpenFile {
                 fd: device.try_clone()?,
                 id,
                 parent: *parent,
                 name: name.clone(),
-                pieces,
+                data_ranges,
                 ends,
                 is_promised: true,
                 unit: usize::try_from(self.block)?,
@@ -122,11 +123,11 @@ impl Walker {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Places {
     extents: Vec<Extent>,
-    /// Bytes of all its blocks, with those that hold extents or attributes.
+    /// Bytes of all its blocks, including those of extents and attributes.
     bytes: u64,
 }
 
-/// Asks debugfs about inodes.
+/// Asks debugfs for the places of inodes.
 fn ask(device: &str, inodes: impl Iterator<Item = u64>, block: u64) -> HashMap<u64, Places> {
     let mut questions = String::new();
     for inode in inodes {
@@ -139,8 +140,8 @@ fn ask(device: &str, inodes: impl Iterator<Item = u64>, block: u64) -> HashMap<u
     said.split("debugfs: stat <").skip(1).filter_map(|said| answer(said, block)).collect()
 }
 
-/// Finds an inode's number and blocks in what debugfs has said: `14>`, and after much else
-/// `(0-4):8234-8238, (5-9[u]):300-304, (ETB0):33`, where what begins with a letter is no data.
+/// Parses the answer of debugfs for one inode: `14>`, and later `(0-4):8234-8238, (5-9[u]):300-304,
+/// (ETB0):33`. Blocks whose label begins with a letter hold no data.
 fn answer(said: &str, block: u64) -> Option<(u64, Places)> {
     let (inode, said) = said.split_once('>')?;
     let (_, list) = said.split_once("\nEXTENTS:\n").or_else(|| said.split_once("\nBLOCKS:\n"))?;
@@ -173,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_found_in_what_debugfs_says() {
+    fn answers_of_debugfs_are_parsed() {
         let extent = |logical, physical, length, flags| Extent { logical, physical, length, flags };
         let said =
             "14>\nInode: 14   Type: regular\nFile ACL: 0\nEXTENTS:\n(ETB0):33, (0-4):8234-8238, (6[u]):7\n\n";

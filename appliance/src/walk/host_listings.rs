@@ -1,4 +1,4 @@
-//! Directories that need not be listed, because the host tells what is in them.
+//! Host listings: entries that the host has sent in place of listing a directory.
 
 use super::{Entry, TOO_MANY, Walker};
 use crate::Fatal;
@@ -7,7 +7,7 @@ use std::ffi::{CString, NulError};
 use virt_bmap_agent_protocol::{self as protocol, Listing, Record};
 
 impl Entry {
-    /// One that the host tells.
+    /// An entry of a host listing.
     fn from_host(entry: protocol::Entry) -> Result<Self, NulError> {
         let protocol::Entry { inode, is_directory, name } = entry;
         let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
@@ -16,7 +16,8 @@ impl Entry {
 }
 
 impl Walker {
-    /// Tells of a directory that the host knows. What is in it and known as well is told with it.
+    /// Reports an unchanged directory. The host adds the unchanged objects in and below it by
+    /// itself.
     pub(super) fn known_directory(
         &mut self,
         parent: u32,

@@ -6,24 +6,24 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 
-/// Bytes of directory entries taken in at a time; more of a directory is listed in a further turn.
+/// Bytes of directory entries in one turn; a larger directory takes several turns.
 const LISTING: usize = 1 << 20;
 
-/// What is in a directory.
+/// An entry of a directory.
 pub(super) struct Entry {
     pub(super) name: CString,
     pub(super) kind: FileType,
     pub(super) inode: u64,
 }
 
-/// What one turn of listing gave.
+/// The result of one turn.
 pub(super) struct Listed {
     pub(super) entries: Vec<Entry>,
-    /// Whether the directory has come to its end.
+    /// Whether the end of the directory was reached.
     pub(super) end: Result<bool, Errno>,
 }
 
-/// Takes in at most about [`LISTING`] bytes of entries.
+/// Lists at most about [`LISTING`] bytes of entries.
 pub(super) fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
     let mut entries = Vec::new();
     let mut bytes = 0;
@@ -42,7 +42,7 @@ pub(super) fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
                 let name = entry.file_name();
                 let (name, kind, inode) = (name.to_owned(), entry.file_type(), entry.ino());
                 let cookie = entry.next_entry_cookie();
-                // The driver of UDF gives the entry before a damaged one again and again.
+                // The UDF driver returns the entry before a damaged one for ever.
                 if raw.is_buffer_empty() {
                     let identity = Some((cookie, name.clone()));
                     if last_of_buffer == identity {
@@ -51,7 +51,7 @@ pub(super) fn list(stream: &OwnedFd, memory: &mut [MaybeUninit<u8>]) -> Listed {
                     last_of_buffer = identity;
                 }
                 bytes += name.to_bytes().len() + 32;
-                // A damaged file system may hold names that lead elsewhere.
+                // A damaged filesystem may hold names that lead elsewhere.
                 let escapes =
                     matches!(name.to_bytes(), b"" | b"." | b"..") || name.to_bytes().contains(&b'/');
                 if !escapes {

@@ -1,8 +1,9 @@
-//! What a walk reads beside directories and the data of files, when metadata are wanted: symbolic links,
-//! extended attributes, and what the file system says of its blocks.
+//! The part of a walk that maps metadata: symbolic links, extended attributes, and the purpose of
+//! the filesystem's blocks.
 
+use super::Walker;
 use super::batches::block_device;
-use super::{Walker, object};
+use super::look_up::object;
 use crate::reader::OpenFile;
 use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -20,10 +21,11 @@ use virt_bmap_agent_protocol::{FsKind, Record};
 const LARGEST: usize = 64 << 10;
 
 impl Walker {
-    /// Whether an inode has blocks that none of its extents names: those of extended attributes, or of the
-    /// tree of its extents.
+    /// Whether an inode has blocks that are in none of its extents: of extended attributes, or of
+    /// its extent tree.
     pub(super) fn has_more_blocks(&self, stat: &Stat, extents: Option<&[Extent]>) -> bool {
-        // btrfs keeps attributes in its one tree; of FUSE the number of blocks is an estimate.
+        // btrfs keeps attributes in a tree of the filesystem; in FUSE the number of blocks is an
+        // estimate.
         if self.kind.facts().has_address_space || self.kind.is_fuse() {
             return false;
         }
@@ -32,13 +34,14 @@ impl Walker {
         (stat.st_blocks as u64).saturating_mul(512) > named
     }
 
-    /// Whether it may be one of the files in which NTFS keeps its metadata. Some of them have been read by
-    /// ntfs-3g before, so that reading them touches less than they have.
+    /// Whether it may be a file in which NTFS keeps metadata. ntfs-3g has read some of them before,
+    /// so that a read touches only a part of their blocks.
     pub(super) fn is_system(&self, stat: &Stat) -> bool {
         self.metadata && stat.st_ino < self.kind.facts().reserved_inodes
     }
 
-    /// How many blocks of a file are asked for one by one: all of NTFS's `$MFT`, in which others are found.
+    /// Most blocks of a file for FIBMAP. The `$MFT` of NTFS has no limit, because other metadata is
+    /// found in it.
     pub(super) fn most_blocks(&self, stat: &Stat) -> u64 {
         if self.is_system(stat) && stat.st_ino == 0 { 1 << 22 } else { fiemap::MOST_BLOCKS }
     }
@@ -51,7 +54,8 @@ impl Walker {
         self.control.tag(0, false)
     }
 
-    /// Reads the extended attributes of a directory, if it may have blocks for them. Leaves their tag set.
+    /// Reads the extended attributes of a directory, if it may have blocks for them. Leaves their
+    /// tag set.
     pub(super) fn attributes_of_directory(&mut self, fd: &OwnedFd, id: u32) -> Result<(), Fatal> {
         self.control.tag(0, false)?;
         let extents = self.extents(fd).ok().flatten();
@@ -126,7 +130,7 @@ impl Walker {
         self.control.tag(0, false)
     }
 
-    /// Tells what the file system's blocks are for, where it says so.
+    /// Sends the purpose of the filesystem's blocks, if the filesystem reports it.
     pub(super) fn put_spaces(&mut self, root: &OwnedFd, id: u32) {
         let opened = openat(root, c".", super::DIRECTORY, Mode::empty());
         let spaces = opened.and_then(|root| match self.kind {
@@ -143,9 +147,9 @@ impl Walker {
         });
         match spaces {
             Ok(spaces) => {
-                for (owner, pieces) in spaces.unwrap_or_default() {
-                    for pieces in pieces.chunks(EXTENTS_PER_RECORD) {
-                        self.control.put(&Record::Space { owner, pieces: pieces.to_vec() });
+                for (purpose, parts) in spaces.unwrap_or_default() {
+                    for parts in parts.chunks(EXTENTS_PER_RECORD) {
+                        self.control.put(&Record::Space { purpose, parts: parts.to_vec() });
                     }
                 }
             }
@@ -154,7 +158,8 @@ impl Walker {
     }
 }
 
-/// Lists extended attributes and reads each. A file system that has none is no error.
+/// Lists extended attributes and reads each. It is no error if the filesystem does not support
+/// them.
 fn read_all(
     list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
     get: impl Fn(&CStr, &mut [u8]) -> Result<usize, Errno>,
@@ -169,7 +174,7 @@ fn read_all(
     for name in names[..length].split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
         match get(name, &mut value) {
-            // What is listed need not be there for the asking.
+            // A listed attribute need not be readable.
             Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno),
         }

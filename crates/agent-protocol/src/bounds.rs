@@ -1,8 +1,8 @@
-//! The limits of each message, all in one place. [`decode`](crate::codec::decode) refuses what exceeds one of them.
+//! The limits of each message. [`decode`](crate::codec::decode) refuses a message that exceeds one.
 //!
-//! What only the receiver can know (which objects exist, what may come when) the receiver checks.
+//! The receiver checks what only it can know: which objects exist, and which record may come when.
 
-use crate::codec::Message;
+use crate::codec::{self, Message};
 use crate::record::{Chunk, Object, ReadFailure};
 use crate::task::{DeviceReads, WalkPlan};
 use crate::{InodeSet, Listings, Record, Reply, Task};
@@ -13,31 +13,29 @@ pub const RECORD_BYTES: usize = 1 << 20;
 /// Most extents, or parts of a device, in one record. The agent splits longer lists.
 pub const EXTENTS_PER_RECORD: usize = 1024;
 
-/// Most files of one batch: of a series, of a choice, and of the reply to it.
+/// Most files of one batch: of a series, of a selection, and of the reply to it.
 pub const FILES_PER_BATCH: usize = 1023;
 
-/// Longest name in bytes. Filesystems have 255 characters, of up to four bytes each.
+/// Longest name in bytes. Filesystems allow 255 characters of up to four bytes each.
 pub const NAME_BYTES: usize = 1024;
 
-/// Most stripes of a chunk of a btrfs: its count has 16 bits.
+/// Most stripes of a btrfs chunk: btrfs stores their number in 16 bits.
 pub const STRIPES: usize = 65535;
 
-/// Longest encoding of a task in bytes. All of a walk plan's lists together are shorter.
+/// Longest encoding of a task in bytes. A walk plan stays below it even if all its lists are full.
 pub const TASK_BYTES: usize = 60 << 20;
 
-/// Most runs of inodes in a set.
+/// Most runs of consecutive inode numbers in a set.
 pub const INODE_RUNS: usize = 1 << 20;
 
-/// Longest encoding in bytes of the listings in a walk plan. The host leaves them away if they are longer.
+/// Longest encoding in bytes of the listings in a walk plan. The host sends none if they are
+/// longer.
 pub const LISTINGS_BYTES: usize = 16 << 20;
 
-/// Most entries of all listings in a walk plan: each takes at least three bytes.
-pub const LISTING_ENTRIES: usize = LISTINGS_BYTES / 3;
-
-/// Most parts of a device that are read in advance.
+/// Most parts of a device that the agent reads in advance.
 pub const LOOKAHEAD_PARTS: usize = 1 << 18;
 
-/// Most reads of devices in one task.
+/// Most device reads in one task.
 pub const DEVICE_READS: usize = 1 << 20;
 
 /// Longest path of a device, or of the root of a walk, in bytes.
@@ -55,21 +53,27 @@ pub enum Limit {
     /// Too many or too long.
     #[error("{what}: {got}, more than {most}")]
     Most {
-        /// What of.
+        /// The list, or the unit of a length.
         what: &'static str,
-        /// How many there are.
+        /// Actual number.
         got: usize,
-        /// How many there may be.
+        /// Largest allowed number.
         most: usize,
     },
-    /// Not in the order that the type asks for.
+    /// Not in the order that the type requires.
     #[error("{what} out of order")]
     Order {
-        /// What of.
+        /// The list.
+        what: &'static str,
+    },
+    /// A list of distinct numbers has one twice.
+    #[error("{what}: the same one twice")]
+    Repeated {
+        /// The list.
         what: &'static str,
     },
     /// A name that would lead out of its directory, or end early.
-    #[error("a name with a slash or a zero byte, or that is empty, \".\" or \"..\"")]
+    #[error("a name that is empty, \".\" or \"..\", or that contains a slash or a zero byte")]
     Name,
 }
 
@@ -93,10 +97,8 @@ impl Message for Record {
             | Self::Known { name: of, .. }
             | Self::ReadFailure(ReadFailure { name: of, .. }) => name(of),
             Self::Extents { extents, .. } => most("extents", extents.len(), EXTENTS_PER_RECORD),
-            Self::Space { pieces, .. } => most("parts of the device", pieces.len(), EXTENTS_PER_RECORD),
-            Self::Series { ids } | Self::Listing { ids } | Self::SelectFiles { ids } => {
-                most("files of a batch", ids.len(), FILES_PER_BATCH)
-            }
+            Self::Space { parts, .. } => most("parts of the device", parts.len(), EXTENTS_PER_RECORD),
+            Self::Series { ids } | Self::Listing { ids } | Self::SelectFiles { ids } => check_batch(ids),
             Self::Chunk(Chunk { stripes, .. }) => most("stripes", stripes.len(), STRIPES),
             Self::Hello { .. }
             | Self::Filesystem(_)
@@ -118,7 +120,7 @@ impl Message for Reply {
     const KINDS: Option<u8> = None;
 
     fn check(&self) -> Result<(), Limit> {
-        most("files of a batch", self.files.len(), FILES_PER_BATCH)
+        check_batch(&self.files)
     }
 }
 
@@ -143,7 +145,18 @@ impl Message for Task {
     }
 }
 
-/// The runs of a set are ascending, not empty, and apart from each other; lookups rely on that.
+/// A batch has each file once. The host computes the expected blocks of every file in the list, so
+/// that a file with many extents, named a thousand times, would cost a thousandfold.
+fn check_batch(ids: &[u32]) -> Result<(), Limit> {
+    const WHAT: &str = "files of a batch";
+    most(WHAT, ids.len(), FILES_PER_BATCH)?;
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    let is_distinct = sorted.windows(2).all(|pair| pair[0] != pair[1]);
+    if is_distinct { Ok(()) } else { Err(Limit::Repeated { what: WHAT }) }
+}
+
+/// Runs are ascending, not empty, and do not touch; lookups rely on that.
 fn check_inodes(inodes: &InodeSet) -> Result<(), Limit> {
     most("runs of inodes", inodes.runs.len(), INODE_RUNS)?;
     let is_run = inodes.runs.iter().all(|(first, end)| first < end);
@@ -151,11 +164,11 @@ fn check_inodes(inodes: &InodeSet) -> Result<(), Limit> {
     if is_run && is_ascending { Ok(()) } else { Err(Limit::Order { what: "runs of inodes" }) }
 }
 
-/// The names are opened by the agent: none leads out of its directory.
+/// The agent opens these names, so none may lead out of its directory. The limit on bytes bounds
+/// the number of directories and entries as well: each takes at least three.
 pub(crate) fn check_listings(listings: &Listings) -> Result<(), Limit> {
-    let mut entries = 0;
+    most("bytes of listings", codec::encoded_length(listings), LISTINGS_BYTES)?;
     for entry in listings.directories.values().flat_map(|listing| &listing.entries) {
-        entries += 1;
         name(&entry.name)?;
         let is_odd = matches!(&*entry.name, b"" | b"." | b"..")
             || entry.name.iter().any(|byte| matches!(byte, 0 | b'/'));
@@ -163,5 +176,5 @@ pub(crate) fn check_listings(listings: &Listings) -> Result<(), Limit> {
             return Err(Limit::Name);
         }
     }
-    most("entries of listings", entries, LISTING_ENTRIES)
+    Ok(())
 }

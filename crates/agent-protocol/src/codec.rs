@@ -1,20 +1,22 @@
-//! The one codec: postcard, with a header where a message's end has to be known.
+//! The codec of all messages: postcard, with a header where the end of a message must be known.
 //!
-//! Nothing here allocates by a length that the peer states: postcard compares each length with the bytes that are
-//! there, and the bytes of a message are bounded by [`Message::MOST_BYTES`] before anything is decoded.
+//! A length that the peer states does not decide how much memory is allocated. The bytes of a
+//! message are bounded by [`Message::MOST_BYTES`] before decoding begins. postcard compares the
+//! length of a string or of bytes with what is left of the message, and serde reserves at most 1
+//! MiB for a list before it has decoded its elements, each of which takes at least one byte.
 
 use crate::VERSION;
 use crate::bounds::Limit;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A type that travels on its own.
+/// A type that is sent on its own.
 pub trait Message: Serialize + DeserializeOwned {
-    /// What errors call it.
+    /// Its name in error messages.
     const NAME: &'static str;
     /// Longest encoding in bytes.
     const MOST_BYTES: usize;
-    /// How many kinds there are, where the first byte is the kind; a kind is less than 128.
+    /// Number of kinds, if the first byte of the encoding is a kind; at most 128.
     const KINDS: Option<u8>;
 
     /// Compares all lengths, counts and values with what the protocol allows.
@@ -24,7 +26,7 @@ pub trait Message: Serialize + DeserializeOwned {
     fn check(&self) -> Result<(), Limit>;
 }
 
-/// Why bytes are no message.
+/// Why bytes cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The length is above [`Message::MOST_BYTES`].
@@ -50,16 +52,16 @@ pub enum DecodeError {
     Malformed {
         /// [`Message::NAME`].
         message: &'static str,
-        /// What postcard says.
+        /// The reason, from postcard.
         #[source]
         source: postcard::Error,
     },
-    /// More bytes than the message has.
+    /// The message ends before the bytes do.
     #[error("a {message} with {bytes} bytes too many")]
     Trailing {
         /// [`Message::NAME`].
         message: &'static str,
-        /// How many.
+        /// Number of bytes after the message.
         bytes: usize,
     },
     /// The message exceeds a limit.
@@ -67,10 +69,10 @@ pub enum DecodeError {
     Limit {
         /// [`Message::NAME`].
         message: &'static str,
-        /// Which one.
+        /// The limit.
         limit: Limit,
     },
-    /// The area of the control disk was written by another version, or not at all.
+    /// The area of the control disk was written by another version, or was not written.
     #[error("the {message} is of version {version}, not {VERSION}")]
     Version {
         /// [`Message::NAME`].
@@ -80,7 +82,7 @@ pub enum DecodeError {
     },
 }
 
-/// Why a message cannot be sent: the peer would refuse it.
+/// Why a message cannot be sent. The peer would refuse it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// The message exceeds a limit.
@@ -88,7 +90,7 @@ pub enum EncodeError {
     Limit {
         /// [`Message::NAME`].
         message: &'static str,
-        /// Which one.
+        /// The limit.
         limit: Limit,
     },
     /// The encoding is above [`Message::MOST_BYTES`].
@@ -103,7 +105,7 @@ pub enum EncodeError {
     },
 }
 
-/// Writes to the end of a vector, so that no message is copied.
+/// Appends to a vector, so that no message is copied.
 struct Tail<'a>(&'a mut Vec<u8>);
 
 impl postcard::ser_flavors::Flavor for Tail<'_> {
@@ -126,23 +128,23 @@ impl postcard::ser_flavors::Flavor for Tail<'_> {
     }
 }
 
-/// Appends the encoding of a message to `out`. The message is not checked: the peer does that.
+/// Appends the encoding of a message to `out`, unchecked: the peer checks it.
 #[inline]
 pub(crate) fn append<M: Message>(message: &M, out: &mut Vec<u8>) {
     let result = postcard::serialize_with_flavor(message, Tail(out));
-    // A vector takes any bytes, and all sequences of messages know their lengths.
+    // Encoding fails only for a full output or a list of unknown length. Neither occurs here.
     debug_assert!(result.is_ok(), "{result:?}");
 }
 
-/// How many bytes the encoding of a part of a message has.
+/// Length in bytes of the encoding of a part of a message.
 pub(crate) fn encoded_length<T: Serialize>(part: &T) -> usize {
     postcard::experimental::serialized_size(part).unwrap_or(usize::MAX)
 }
 
-/// Reads a message back from all of `bytes`.
+/// Decodes a message, which takes up all of `bytes`.
 ///
 /// # Errors
-/// [`DecodeError`] for whatever is no such message, or exceeds a limit.
+/// [`DecodeError`] if the bytes are no such message, or the message exceeds a limit.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, DecodeError> {
     let message = M::NAME;
     if bytes.len() > M::MOST_BYTES {
@@ -162,10 +164,12 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, DecodeError> {
     Ok(decoded)
 }
 
-/// Bytes before a message in an area of the control disk: the version, two zeroes, and the length of the message.
+/// Bytes before a message in an area of the control disk: the version, two zeroes, and the length
+/// of the message.
 pub const AREA_HEADER: usize = 8;
 
-/// The content of an area of the control disk: a header and the message. Beyond it the area reads as zeroes.
+/// The content of an area of the control disk: a header and the message. Beyond it the area reads
+/// as zeroes.
 ///
 /// # Errors
 /// [`EncodeError`] if the message exceeds a limit, so that the peer would refuse it.
@@ -182,10 +186,11 @@ pub fn encode_area<M: Message>(message: &M) -> Result<Vec<u8>, EncodeError> {
     Ok(area)
 }
 
-/// How many bytes of an area hold its header and message, as the header says. `area` begins with the header.
+/// Length in bytes of header and message of an area, from its header. `area` begins with the
+/// header.
 ///
 /// # Errors
-/// [`DecodeError`] if there is no header, or one with another version or with an impossible length.
+/// [`DecodeError`] if the header is missing, is of another version, or has an impossible length.
 pub fn area_length<M: Message>(area: &[u8]) -> Result<usize, DecodeError> {
     let message = M::NAME;
     let Some(&[a, b, _, _, c, d, e, f]) = area.first_chunk::<AREA_HEADER>() else {
@@ -202,10 +207,10 @@ pub fn area_length<M: Message>(area: &[u8]) -> Result<usize, DecodeError> {
     Ok(AREA_HEADER + length as usize)
 }
 
-/// Reads a message back from an area of the control disk.
+/// Decodes a message in an area of the control disk.
 ///
 /// # Errors
-/// [`DecodeError`]
+/// [`DecodeError`], as for [`area_length`] and [`decode`].
 pub fn decode_area<M: Message>(area: &[u8]) -> Result<M, DecodeError> {
     let length = area_length::<M>(area)?;
     match area.get(AREA_HEADER..length) {

@@ -1,69 +1,73 @@
-//! What is known of each filesystem: one row each. A new filesystem takes one row here, and one file for its metadata.
+//! The properties of each filesystem, in one table. A new filesystem needs one row here, and one
+//! file for its metadata.
 
 use std::fmt;
 
-/// Which part of the appliance reads a filesystem.
+/// How the appliance reads a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// A driver in the kernel.
+    /// By a driver in the kernel.
     Kernel,
-    /// A program that is reached through FUSE. It reads through the cache of the block device, which is filled in
-    /// whole pages.
+    /// By a program through FUSE. The program reads through the cache of the block device, which
+    /// the kernel fills in whole pages.
     Fuse,
 }
 
-/// What the content of a device is for.
+/// Classes of content of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// It holds files, or is not known.
+    /// Files, or unknown.
     Filesystem,
-    /// The kernel pages to it.
+    /// Swap space.
     Swap,
-    /// It is encrypted, and holds something else when it is unlocked.
+    /// Encrypted; has other content when it is unlocked.
     Encrypted,
-    /// It is a part of another device.
+    /// A member of another device.
     Member,
 }
 
-/// What is known of a filesystem.
+/// The properties of a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FsFacts {
-    /// Its name in `blkid`, which is its name in maps.
+    /// Name in `blkid` and in maps.
     pub name: &'static str,
-    /// What it is for.
+    /// Class of its content.
     pub class: Class,
-    /// Its number in `statfs(2)` (`linux/magic.h`); `None`: nothing depends on it. Filesystems that share a driver
-    /// share the number.
+    /// Magic number in `statfs(2)` (`linux/magic.h`); `None` if nothing depends on it. Filesystems
+    /// with a common driver have a common number.
     pub magic: Option<u64>,
-    /// What reads it.
+    /// How it is read.
     pub driver: Driver,
-    /// Options to mount it with, besides `ro,nodev,nosuid,noexec`.
+    /// Mount options besides `ro,nodev,nosuid,noexec`.
     pub mount_options: Option<&'static str>,
-    /// A further option where metadata are mapped.
+    /// A further mount option with `--metadata`.
     pub metadata_option: Option<&'static str>,
-    /// A further option if it cannot be mounted without.
+    /// A further mount option for when mounting without it fails.
     pub degraded_option: Option<&'static str>,
-    /// Whether mounting it replays a journal.
+    /// Whether mounting replays a journal.
     pub has_journal: bool,
-    /// Whether a part of what a replay writes stays in memory.
+    /// Whether a part of the replayed writes stays in memory.
     pub replays_in_memory: bool,
-    /// Whether its driver reads a file's last page as far as the cluster goes.
+    /// Whether the driver reads the last page of a file up to the end of the cluster.
     pub reads_whole_pages: bool,
-    /// Whether FIEMAP gives places in an address space that may span devices, and not places on the device.
+    /// Whether FIEMAP gives offsets in an address space that may span devices, not offsets on the
+    /// device.
     pub has_address_space: bool,
-    /// Whether a directory has blocks of its own, which FIEMAP names, and listing it reads nothing else.
+    /// Whether a directory has blocks of its own that FIEMAP gives, and listing it reads nothing
+    /// else.
     pub has_directory_blocks: bool,
     /// Whether opening a directory reads its first block.
     pub reads_when_opened: bool,
-    /// Whether files share blocks, which are read once more at the end.
+    /// Whether files share blocks. These blocks are read at the end, once more.
     pub packs_files: bool,
-    /// Inodes below this number are the filesystem's own files; 0: there are none that can be opened.
+    /// Inodes below this number are the filesystem's own files; 0 if it has none that can be
+    /// opened.
     pub reserved_inodes: u64,
-    /// Whether inode numbers are made up at each mount, so that they do not identify a file.
+    /// Whether the driver invents inode numbers at each mount, so that they do not identify a file.
     pub has_volatile_inodes: bool,
 }
 
-/// A filesystem of which nothing special is known.
+/// A filesystem without special properties.
 const PLAIN: FsFacts = FsFacts {
     name: "",
     class: Class::Filesystem,
@@ -83,10 +87,10 @@ const PLAIN: FsFacts = FsFacts {
     has_volatile_inodes: false,
 };
 
-/// What ext2, ext3 and ext4 have in common: one driver reads them.
+/// The common properties of ext2, ext3 and ext4, which have one driver.
 const EXT: FsFacts = FsFacts {
     magic: Some(0xef53),
-    // What a guest's own kernel does about an error is not for this one: it may be to panic.
+    // The superblock may ask the kernel to panic at an error. That is for the guest's own kernel.
     mount_options: Some("errors=continue"),
     has_journal: true,
     has_directory_blocks: true,
@@ -95,19 +99,19 @@ const EXT: FsFacts = FsFacts {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident: $facts:expr,)*) => {
-        /// What a device holds.
+        /// Content of a device.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum FsKind {
             $($(#[$doc])* $kind,)*
-            /// Something else, by its name in `blkid`.
+            /// Other content, by its name in `blkid`.
             Other(String),
         }
 
         impl FsKind {
-            /// All that have a row.
+            /// All kinds that have a row.
             pub const ALL: &[Self] = &[$(Self::$kind),*];
 
-            /// What is known of it.
+            /// Its properties.
             pub fn facts(&self) -> &'static FsFacts {
                 match self {
                     $(Self::$kind => { static FACTS: FsFacts = $facts; &FACTS })*
@@ -129,18 +133,18 @@ kinds! {
     Xfs: FsFacts {
         name: "xfs",
         magic: Some(0x5846_5342),
-        // Two clones of one disk have the same UUID, and XFS would refuse the second one.
+        // Clones of a disk have the same UUID, and XFS would refuse the second.
         mount_options: Some("nouuid"),
         has_journal: true,
         replays_in_memory: true,
         reads_when_opened: true,
         ..PLAIN
     },
-    /// btrfs. It reads checksums, which lie elsewhere, along with data that it reads for the first time.
+    /// btrfs. With the first read of data it also reads the checksums, which lie elsewhere.
     Btrfs: FsFacts {
         name: "btrfs",
         magic: Some(0x9123_683e),
-        // The top level, with all subvolumes below it, whatever the default subvolume is.
+        // The top level with all subvolumes, whatever the default subvolume is.
         mount_options: Some("subvolid=5"),
         degraded_option: Some("degraded"),
         has_journal: true,
@@ -157,7 +161,7 @@ kinds! {
     Vfat: FsFacts { name: "vfat", has_volatile_inodes: true, ..PLAIN },
     /// FAT.
     Msdos: FsFacts { name: "msdos", has_volatile_inodes: true, ..PLAIN },
-    /// exFAT. FIBMAP tells the sectors of a file.
+    /// exFAT. FIBMAP gives the sectors of a file.
     Exfat: FsFacts {
         name: "exfat",
         magic: Some(0x2011_bab0),
@@ -165,7 +169,7 @@ kinds! {
         has_volatile_inodes: true,
         ..PLAIN
     },
-    /// NTFS, by ntfs-3g. It keeps its metadata in files, whose records are the first of `$MFT`.
+    /// NTFS, read by ntfs-3g. Its metadata is in files, which have the first records of `$MFT`.
     Ntfs: FsFacts {
         name: "ntfs",
         magic: Some(0x6573_5546),
@@ -178,7 +182,7 @@ kinds! {
     Udf: FsFacts { name: "udf", ..PLAIN },
     /// HFS+.
     Hfsplus: FsFacts { name: "hfsplus", ..PLAIN },
-    /// SquashFS. It says nothing of where its files lie.
+    /// SquashFS. It has no call for the place of a file.
     Squashfs: FsFacts { name: "squashfs", magic: Some(0x7371_7368), packs_files: true, ..PLAIN },
     /// Swap space.
     Swap: FsFacts { name: "swap", class: Class::Swap, ..PLAIN },
@@ -193,14 +197,15 @@ kinds! {
 }
 
 impl FsKind {
-    /// The one of this name in `blkid`.
+    /// The kind with this name in `blkid`.
     pub fn from_name(name: &str) -> Self {
         let known = Self::ALL.iter().find(|kind| kind.facts().name == name);
         known.cloned().unwrap_or_else(|| Self::Other(name.to_owned()))
     }
 
-    /// The one with this number in `statfs(2)`: the first of those that share it. What is decided by the number is
-    /// the same for all of them. Every program that is reached through FUSE has the number of NTFS's.
+    /// The kind with this magic number in `statfs(2)`. If several kinds have the number, it is the
+    /// first of them; the properties that depend on the number are the same for all. Every
+    /// filesystem in FUSE has the number that NTFS has here.
     pub fn from_magic(magic: u64) -> Option<Self> {
         Self::ALL.iter().find(|kind| kind.facts().magic == Some(magic)).cloned()
     }
@@ -213,7 +218,7 @@ impl FsKind {
         }
     }
 
-    /// What it is for.
+    /// Class of its content.
     pub fn class(&self) -> Class {
         match self {
             // `ddf_raid_member`, `zfs_member`, …
@@ -227,14 +232,14 @@ impl FsKind {
         matches!(self, Self::Ext2 | Self::Ext3 | Self::Ext4)
     }
 
-    /// Whether its driver is a program that is reached through FUSE.
+    /// Whether it is read through FUSE.
     pub fn is_fuse(&self) -> bool {
         self.facts().driver == Driver::Fuse
     }
 }
 
 impl Default for FsKind {
-    /// Nothing known, not even a name.
+    /// Unknown content without a name.
     fn default() -> Self {
         Self::Other(String::new())
     }
@@ -252,7 +257,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn each_name_leads_to_its_row_and_unknown_ones_are_kept() {
+    fn known_names_have_a_row_and_unknown_names_are_kept() {
         let names: HashSet<&str> = FsKind::ALL.iter().map(FsKind::name).collect();
         assert_eq!(names.len(), FsKind::ALL.len());
         for kind in FsKind::ALL {
@@ -266,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shares_a_magic_number_shares_what_is_decided_by_it() {
+    fn kinds_with_one_magic_number_have_the_same_properties() {
         for kind in FsKind::ALL {
             let Some(magic) = kind.facts().magic else { continue };
             let first = FsKind::from_magic(magic).unwrap();
@@ -277,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn members_of_all_kinds_are_told_by_their_names() {
+    fn members_are_recognised_by_their_names() {
         for name in ["LVM2_member", "linux_raid_member", "zfs_member", "ddf_raid_member"] {
             assert_eq!(FsKind::from_name(name).class(), Class::Member);
         }

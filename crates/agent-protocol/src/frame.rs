@@ -1,4 +1,4 @@
-//! Frames: what one write to the control disk carries.
+//! Frames: the unit in which the agent writes to the control disk.
 //!
 //! | bytes | what |
 //! |-------|------|
@@ -7,8 +7,8 @@
 //! | 8..12 | length of the payload in bytes |
 //! | 12..  | payload, then zeroes up to a multiple of [`ALIGNMENT`] |
 //!
-//! A frame is small enough that neither the appliance's kernel nor qemu splits it: two halves of one
-//! write could arrive in either order.
+//! A frame is so small that neither the appliance's kernel nor qemu splits it: the halves of a
+//! split write could arrive in either order.
 
 /// First bytes of each frame.
 pub const MAGIC: [u8; 4] = *b"vbm1";
@@ -19,33 +19,33 @@ pub const HEADER: usize = 12;
 /// Frames are whole sectors.
 pub const ALIGNMENT: usize = 512;
 
-/// Largest frame. Sixteen pages stay below every limit on the segments of one request.
+/// Largest frame in bytes. Sixteen pages are below every limit on the segments of one request.
 pub const MAX: usize = 64 << 10;
 
-/// Largest payload.
+/// Largest payload in bytes.
 pub const ROOM: usize = MAX - HEADER;
 
-/// What is wrong with a frame.
+/// Why bytes are not the expected frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Shorter than a header, longer than [`MAX`], or shorter than it says.
+    /// Shorter than a header, longer than [`MAX`], or shorter than its payload.
     #[error("frame of impossible length {0}")]
     Length(usize),
     /// Does not begin with [`MAGIC`].
     #[error("not a frame")]
     Magic,
-    /// Not the number that comes next.
+    /// Not the next sequence number.
     #[error("frame {got} arrived in place of frame {expected}")]
     Sequence {
-        /// The number that was due.
+        /// The number that comes next.
         expected: u32,
         /// The number in the frame.
         got: u32,
     },
 }
 
-/// Writes a frame into `buffer` and returns how many bytes it has. The buffer is in memory that `O_DIRECT` accepts, so
-/// the payload is copied only once.
+/// Writes a frame into `buffer` and returns its length in bytes. The caller's buffer is in memory
+/// that `O_DIRECT` accepts, so the payload is copied only once.
 ///
 /// # Panics
 /// If the payload is longer than [`ROOM`], or the buffer shorter than [`MAX`].
@@ -60,7 +60,7 @@ pub fn fill(buffer: &mut [u8], sequence: u32, payload: &[u8]) -> usize {
     length
 }
 
-/// A frame on its own.
+/// Returns a frame in a vector of its own.
 ///
 /// # Panics
 /// As [`fill`].
@@ -71,10 +71,10 @@ pub fn of(sequence: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Takes a frame apart and returns its payload. `expected` is the sequence number that is due.
+/// Returns the payload of a frame. `expected` is the sequence number that comes next.
 ///
 /// # Errors
-/// [`FrameError`] for whatever is not that frame.
+/// [`FrameError`] if the bytes are not that frame.
 pub fn open(frame: &[u8], expected: u32) -> Result<&[u8], FrameError> {
     let word = |at: usize| frame.get(at..at + 4).and_then(|w| w.first_chunk::<4>()).copied();
     let (Some(magic), Some(sequence), Some(length)) = (word(0), word(4), word(8)) else {
@@ -87,11 +87,11 @@ pub fn open(frame: &[u8], expected: u32) -> Result<&[u8], FrameError> {
     if got != expected {
         return Err(FrameError::Sequence { expected, got });
     }
-    let length = u32::from_le_bytes(length) as usize;
-    match frame.get(HEADER..).and_then(|payload| payload.get(..length)) {
-        Some(payload) if frame.len() <= MAX => Ok(payload),
-        _ => Err(FrameError::Length(length)),
+    if frame.len() > MAX {
+        return Err(FrameError::Length(frame.len()));
     }
+    let length = u32::from_le_bytes(length) as usize;
+    frame[HEADER..].get(..length).ok_or(FrameError::Length(length))
 }
 
 #[cfg(test)]
@@ -107,12 +107,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_refused() {
+    fn other_bytes_are_refused() {
         let mut frame = of(0, b"");
         assert_eq!(open(&frame, 1), Err(FrameError::Sequence { expected: 1, got: 0 }));
         assert_eq!(open(&frame[..11], 0), Err(FrameError::Length(11)));
         assert_eq!(open(&[0; 512], 0), Err(FrameError::Magic));
         frame[8..12].copy_from_slice(&501u32.to_le_bytes());
         assert_eq!(open(&frame, 0), Err(FrameError::Length(501)));
+        frame[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(open(&frame, 0), Err(FrameError::Length(u32::MAX as usize)));
+        let mut long = of(0, &[1; ROOM]);
+        assert_eq!(open(&long, 0).map(<[u8]>::len), Ok(ROOM));
+        long.push(0);
+        assert_eq!(open(&long, 0), Err(FrameError::Length(MAX + 1)));
     }
 }

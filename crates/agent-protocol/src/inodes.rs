@@ -1,22 +1,22 @@
-//! Inodes that the host knows: of a file with such a number the agent sends only the name.
+//! Unchanged inodes. For a file with such a number the agent sends only its name.
 
 use crate::bounds::INODE_RUNS;
 use serde::{Deserialize, Serialize};
 
-/// Numbers of inodes.
+/// A set of inode numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InodeSet {
-    /// The first of each run and the first after it; ascending, apart from each other.
+    /// First number of each run and the number after its last; ascending, and no two runs touch.
     pub(crate) runs: Vec<(u64, u64)>,
 }
 
 impl InodeSet {
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
-    /// Whether this is one of them.
+    /// Whether the set has this number.
     pub fn contains(&self, inode: u64) -> bool {
         let after = self.runs.partition_point(|&(first, _)| first <= inode);
         after.checked_sub(1).is_some_and(|run| inode < self.runs[run].1)
@@ -24,7 +24,8 @@ impl InodeSet {
 }
 
 impl FromIterator<u64> for InodeSet {
-    /// In whatever order they come. What would be a run beyond [`INODE_RUNS`] is left away.
+    /// Takes the numbers in any order. Those that would make more than [`INODE_RUNS`] runs are
+    /// omitted: the agent then looks at these files, which costs time and changes nothing else.
     fn from_iter<I: IntoIterator<Item = u64>>(inodes: I) -> Self {
         let mut inodes: Vec<u64> = inodes.into_iter().filter(|inode| *inode < u64::MAX).collect();
         inodes.sort_unstable();
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_in_is_in_it_and_nothing_else() {
+    fn a_set_has_its_numbers_and_no_others() {
         let inodes = [12, 13, 14, 2, 40, 13, u64::MAX - 1, u64::MAX];
         let set = InodeSet::from_iter(inodes);
         assert_eq!(set.runs, [(2, 3), (12, 15), (40, 41), (u64::MAX - 1, u64::MAX)]);

@@ -1,6 +1,6 @@
-//! The inventory of block devices: what the agent prints, and how the host parses it.
+//! The inventory of block devices, which the agent prints and the host parses.
 //!
-//! It is text, because it travels as the output of a command: one line for each device.
+//! It is text, because it is the output of a command, with one line for each device:
 //!
 //! ```text
 //! /dev/vg/root 253:0 node=/dev/vg/root size=209715200 dm=vg-root uuid=LVM-… type=ext4
@@ -10,8 +10,8 @@
 //! /dev/vg/lost error=No such file or directory
 //! ```
 //!
-//! All numbers are bytes, but for device numbers and counts. A member of an array is given by its slot, number, offset
-//! of its data, and size.
+//! Numbers are bytes, except device numbers and counts. A member of an array has its slot, device
+//! number, offset of its data, and size.
 
 use crate::FsKind;
 use crate::bounds::{INVENTORY_LINE_BYTES, INVENTORY_LINES};
@@ -20,16 +20,17 @@ use std::fmt;
 /// Major and minor number of a block device.
 pub type DeviceNumber = (u32, u32);
 
-/// What the agent says of one device.
+/// One line of the inventory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The device, by the name that libguestfs has for it: disks are called in the order in which they were given.
+    /// The device, under its name in libguestfs, which names disks in the order in which they were
+    /// given.
     pub path: String,
-    /// What it is.
+    /// Its description.
     pub result: Result<Description, ReportError>,
 }
 
-/// Why it is not known what a device is.
+/// Why a device has no description.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReportError {
     /// The agent could not find out.
@@ -40,18 +41,18 @@ pub enum ReportError {
     Malformed,
 }
 
-/// What a device is.
+/// Description of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// Its number.
+    /// Device number.
     pub number: DeviceNumber,
-    /// The kernel's name for it: disks are called in the order in which they happened to be found.
+    /// Its name in the kernel, which names disks in the order in which it finds them.
     pub node: String,
     /// Size in bytes.
     pub size: u64,
-    /// What the kernel says of where it lies.
+    /// Its kind, with the kernel's description of where it lies.
     pub kind: ReportedKind,
-    /// What it holds, as blkid(8) says; `None` where that does not know.
+    /// Its content, from blkid(8); `None` if unknown.
     pub content: Option<FsKind>,
     /// UUID of the content.
     pub uuid: Option<String>,
@@ -66,47 +67,48 @@ pub enum ReportedKind {
     Partition {
         /// The device that is partitioned.
         of: DeviceNumber,
-        /// Where the partition begins on it, in bytes.
+        /// Offset of the partition on that device, in bytes.
         start: u64,
     },
     /// A device of the device mapper.
     Dm {
         /// The device mapper's name for it.
         name: String,
-        /// Its UUID there, which begins with the name of the subsystem that made it; may be empty.
+        /// The device mapper's UUID, which begins with the name of the subsystem that made the
+        /// device; may be empty.
         uuid: String,
     },
     /// An md array.
     Md(MdArray),
 }
 
-/// An md array, as `/sys/block/md*/md` has it (`Documentation/admin-guide/md.rst`).
+/// An md array, from `/sys/block/md*/md` (`Documentation/admin-guide/md.rst`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MdArray {
     /// `linear`, `raid0`, `raid1`, …
     pub level: String,
-    /// How many members it should have.
+    /// Number of members of the complete array.
     pub disks: u64,
-    /// Bytes of a chunk; 0 where the level has none.
+    /// Size of a chunk in bytes; 0 if the level has none.
     pub chunk: u64,
-    /// How data and parity go round, in md's own numbers.
+    /// Order in which data and parity rotate, as a number of md.
     pub layout: u64,
-    /// Those that are there, by slot.
+    /// The members that are present.
     pub members: Vec<MdMember>,
-    /// Devices that wait to take the place of a member.
+    /// Spare devices.
     pub spares: Vec<DeviceNumber>,
 }
 
 /// A member of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MdMember {
-    /// Its place in the array, from 0.
+    /// Slot in the array, from 0.
     pub slot: u64,
     /// The device.
     pub device: DeviceNumber,
-    /// Where on it the array's data begins, in bytes.
+    /// Offset on the device where the data of the array begins, in bytes.
     pub offset: u64,
-    /// How many bytes of it the array uses.
+    /// Number of bytes that the array uses.
     pub size: u64,
 }
 
@@ -151,13 +153,13 @@ impl fmt::Display for Description {
     }
 }
 
-/// Parses all that the agent has printed. Lines beyond [`INVENTORY_LINES`] are left away.
+/// Parses the output of the agent. Lines beyond [`INVENTORY_LINES`] are ignored.
 pub fn parse(text: &str) -> Vec<Report> {
     text.lines().take(INVENTORY_LINES).map(Report::parse).collect()
 }
 
 impl Report {
-    /// Parses one line. What is wrong with it concerns its device alone.
+    /// Parses one line. A mistake in it affects only this device.
     pub fn parse(line: &str) -> Self {
         let (path, rest) = line.split_once(' ').unwrap_or((line, ""));
         let path = path.to_owned();
@@ -232,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_understood() {
+    fn lines_are_parsed() {
         let kind = |line| Report::parse(line).result.map(|description| description.kind);
         assert_eq!(kind("/dev/sda 8:0 size=1024"), Ok(ReportedKind::Disk));
         assert_eq!(
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_refused() {
+    fn long_lines_and_long_inventories_are_bounded() {
         let line = |bytes: usize| format!("/dev/sda error={}", "x".repeat(bytes - 15));
         assert!(matches!(Report::parse(&line(INVENTORY_LINE_BYTES)).result, Err(ReportError::Failed(_))));
         assert_eq!(Report::parse(&line(INVENTORY_LINE_BYTES + 1)).result, Err(ReportError::Malformed));

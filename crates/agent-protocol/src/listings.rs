@@ -1,33 +1,33 @@
-//! Directories of which the host knows what is in them: what it tells stands in for listing them.
+//! Host listings: the entries of unchanged directories. The host sends them, so that the agent need
+//! not list these directories.
 
-use crate::bounds::{self, LISTINGS_BYTES};
-use crate::codec;
+use crate::bounds;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Such directories, by their inodes.
+/// The host listings of a filesystem, by the inode number of the directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Listings {
     pub(crate) directories: BTreeMap<u64, Listing>,
 }
 
-/// What there is to do for such a directory.
+/// What the agent has to do in an unchanged directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
-    /// How many objects in it and below it the host takes for found when it hears of the directory. They have the numbers
-    /// after the directory's.
+    /// Number of objects in and below the directory that the host takes from the baseline when the
+    /// agent reports the directory. They get the numbers after the directory's.
     pub objects: u32,
-    /// What in it has to be looked at.
+    /// The entries that the agent has to look at.
     pub entries: Vec<Entry>,
 }
 
-/// A file or directory in a directory.
+/// A file or subdirectory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Number of its inode.
     pub inode: u64,
-    /// Whether it is a directory; else it is a regular file.
+    /// Whether it is a directory; otherwise it is a regular file.
     pub is_directory: bool,
     /// The name.
     #[serde(with = "serde_bytes")]
@@ -35,14 +35,14 @@ pub struct Entry {
 }
 
 impl Listings {
-    /// Takes out the one of a directory: no directory is in two places.
+    /// Removes and returns the listing of a directory: no directory is in two places.
     pub fn take(&mut self, inode: u64) -> Option<Listing> {
         self.directories.remove(&inode)
     }
 
-    /// Whether they can be sent: a walk plan has room for them, and the agent would accept the names.
+    /// Whether they can be sent: a walk plan has room for them, and the agent accepts the names.
     pub fn fit(&self) -> bool {
-        codec::encoded_length(self) <= LISTINGS_BYTES && bounds::check_listings(self).is_ok()
+        bounds::check_listings(self).is_ok()
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_so_much_and_no_more() {
+    fn listings_fit_up_to_their_limit_in_bytes() {
         let entry = Entry { inode: 1, is_directory: false, name: vec![b'a'; 1024] };
         let listings = |count| {
             let listing = Listing { objects: 0, entries: vec![entry.clone(); count] };

@@ -1,37 +1,39 @@
-//! Records: what the agent tells the host.
+//! Records: messages from the agent to the host.
 //!
-//! In the stream that the frames' payloads form, a record is four bytes of length (little-endian) and so many bytes of
-//! its encoding. Names are raw bytes, as the guest's filesystem has them. An object is known by its number, counted up
-//! by the agent from the first number that it was given; its path is its parent's path and its name, so that no limit on
+//! The payloads of the frames form a stream of records. A record is the length of its encoding
+//! (four bytes, little-endian), then the encoding. Names are raw bytes, as in the guest's
+//! filesystem. The agent numbers objects from [`WalkPlan::first`](crate::WalkPlan::first) upwards.
+//! A record has the number of the parent directory and the name, not the path, so that no limit on
 //! paths is needed.
 
 use crate::codec::{self, DecodeError, Message as _};
 use serde::{Deserialize, Serialize};
 
-/// Added to an object's number, the number of its extended attributes.
+/// Added to the number of an object, this gives the number of its extended attributes.
 pub const ATTRIBUTES: u32 = 1 << 30;
 
-/// One thing that the agent says.
+/// One message of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
-    /// The agent is there.
+    /// The first record: the agent is running.
     Hello {
         /// [`crate::VERSION`] of the agent.
         version: u16,
     },
-    /// The filesystem that is about to be walked, as `statfs(2)` has it.
+    /// The filesystem that is about to be walked.
     Filesystem(Filesystem),
-    /// An object has been found: it exists, it has been opened, nothing of its data has been read.
+    /// An object has been found and opened. None of its data has been read.
     Object(Object),
-    /// Extents of an object, as FIEMAP gives them: none for an object without blocks, more than one such
-    /// record where there are many, and no such record where the filesystem has no FIEMAP.
+    /// Extents of an object, from FIEMAP. The list is empty for an object without blocks and
+    /// continues in further records if it is long. There is no such record if the filesystem has no
+    /// FIEMAP.
     Extents {
         /// Number of the object.
         id: u32,
         /// In ascending order of `logical`.
         extents: Vec<Extent>,
     },
-    /// Another name of an object that is known already (a hard link).
+    /// Another name of an object that has been sent already (a hard link).
     Link {
         /// Number of the object.
         id: u32,
@@ -41,8 +43,9 @@ pub enum Record {
         #[serde(with = "serde_bytes")]
         name: Vec<u8>,
     },
-    /// A file has been found under an inode of the [set](crate::InodeSet) that the host has given, or a directory
-    /// of its [listings](crate::Listings): nothing of it but its name and place is looked at.
+    /// A file has been found whose inode is in the host's [set](crate::InodeSet), or a directory
+    /// with one of its [listings](crate::Listings). The agent looks at nothing but its name and
+    /// parent.
     Known {
         /// Number of the file or directory.
         id: u32,
@@ -54,103 +57,103 @@ pub enum Record {
         #[serde(with = "serde_bytes")]
         name: Vec<u8>,
     },
-    /// The blocks of this directory do not tell what is in it: of a name in there, its inode decided whether it is a file or
-    /// directory.
+    /// An unsure directory: for one of its entries, only the inode shows whether it is a directory.
     Unsure {
         /// Number of the directory.
         id: u32,
     },
-    /// What is read from now on belongs to this object; 0: to none.
+    /// Subsequent reads belong to this object, or to none if the number is 0.
     Tag {
         /// Number of the object, or 0; with [`ATTRIBUTES`] added, its extended attributes.
         id: u32,
-        /// Forget what was recorded for the object before.
+        /// Discard the earlier recording of the object.
         reset: bool,
     },
-    /// These files are read from now on, one after the other: each read is over before the next begins, so
-    /// their order tells whose they are. Ends with the next tag.
+    /// These files are read next, one after the other. Each read ends before the next begins, so
+    /// the host attributes the reads by their order. Ends with the next tag.
     Series {
-        /// Numbers of the files, at most [`crate::bounds::FILES_PER_BATCH`].
+        /// Numbers of the files: distinct, at most [`crate::bounds::FILES_PER_BATCH`].
         ids: Vec<u32>,
     },
-    /// These directories are listed from now on; of each the extents have been told, and are plain. Ends with the
+    /// These directories are listed next. Their extents have been sent and are plain. Ends with the
     /// next tag.
     Listing {
-        /// Numbers of the directories, at most [`crate::bounds::FILES_PER_BATCH`].
+        /// Numbers of the directories: distinct, at most [`crate::bounds::FILES_PER_BATCH`].
         ids: Vec<u32>,
     },
-    /// Before a batch is read: which of these files are to be read? The host's [`Reply`](crate::Reply) names them; of the
-    /// others it knows where they lie.
+    /// A question before a batch: which of these files must be read? The host answers with a
+    /// [`Reply`](crate::Reply). It knows where the other files lie.
     SelectFiles {
-        /// Numbers of the files, at most [`crate::bounds::FILES_PER_BATCH`].
+        /// Numbers of the files: distinct, at most [`crate::bounds::FILES_PER_BATCH`].
         ids: Vec<u32>,
     },
-    /// A batch has been read; the host may be asked for its [`Reply`](crate::Reply). After what that asks for has
-    /// been read, the batch ends once more.
+    /// A batch has been read. The host's [`Reply`](crate::Reply) names the files to read once more.
+    /// When they have been read, the batch ends a second time.
     BatchEnd,
-    /// Something could not be examined.
+    /// A system call failed, so something could not be examined.
     ReadFailure(ReadFailure),
-    /// What some pieces of the filesystem's device are for, as the filesystem says; several such records
-    /// where there are many.
+    /// The purpose of parts of the device, from the filesystem. A long list continues in further
+    /// records.
     Space {
-        /// What for.
-        owner: Owner,
-        /// Start and length of each, in bytes.
-        pieces: Vec<(u64, u64)>,
+        /// The purpose.
+        purpose: BlockPurpose,
+        /// Start and length of each part, in bytes.
+        parts: Vec<(u64, u64)>,
     },
-    /// The agent has come to its end.
+    /// The last record: the agent has finished.
     Done,
-    /// What is read from now on are blocks that files share, each under the tag of one of them.
+    /// Subsequent reads are of blocks that files share, each under the tag of one of these files.
     Packed,
-    /// Such a part of this object lies in what was read last, for another.
+    /// This object has data in the shared block that was read last, for another object.
     Shared {
         /// Number of the object.
         id: u32,
     },
-    /// This file, which has just been found, is encrypted by its filesystem, and cannot be opened without its key.
+    /// The file that has just been found is encrypted by its filesystem and cannot be opened
+    /// without its key.
     Encrypted {
         /// Number of the file.
         id: u32,
     },
-    /// A chunk of the address space of a btrfs that is about to be walked.
+    /// A chunk of the address space of the btrfs that is about to be walked.
     Chunk(Chunk),
-    /// One of the devices of that btrfs. They come before the chunks.
+    /// A device of that btrfs. The devices come before the chunks.
     Member(Member),
 }
 
-/// A chunk of a btrfs: where a part of its address space lies on its devices (`struct btrfs_chunk` of
-/// `linux/btrfs_tree.h`).
+/// A chunk of a btrfs: where a part of its address space lies on its devices (`struct btrfs_chunk`
+/// of `linux/btrfs_tree.h`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
-    /// Where it begins, in bytes.
+    /// First byte in the address space.
     pub start: u64,
-    /// How many bytes it has.
+    /// Length in bytes.
     pub length: u64,
-    /// Bytes that lie on one device before it is the next one's turn.
+    /// Bytes on one device before the next device follows.
     pub stripe_length: u64,
-    /// `BTRFS_BLOCK_GROUP_*`: what it holds, and in which profile.
+    /// `BTRFS_BLOCK_GROUP_*`: content and profile.
     pub profile: u64,
     /// Copies of each stripe in RAID 10.
     pub sub_stripes: u16,
-    /// Number of the device, and where on it, in bytes.
+    /// Number of the device and offset on it in bytes, for each stripe.
     pub stripes: Vec<(u64, u64)>,
 }
 
 /// A device of a btrfs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its number in the filesystem.
+    /// Number of the device in the filesystem.
     pub id: u64,
-    /// Major number; with the minor number 0 if the device is missing.
+    /// Major number. Major and minor number are 0 if the device is missing.
     pub major: u32,
     /// Minor number.
     pub minor: u32,
 }
 
-/// What `statfs(2)` says of a filesystem.
+/// The properties of a filesystem that `statfs(2)` gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filesystem {
-    /// Its magic number (`f_type`).
+    /// Magic number (`f_type`).
     pub magic: u64,
     /// Block size in bytes.
     pub block_size: u64,
@@ -158,13 +161,13 @@ pub struct Filesystem {
     pub blocks: u64,
     /// Free blocks.
     pub blocks_free: u64,
-    /// Inodes in all; 0 where the filesystem does not say.
+    /// Number of inodes; 0 if the filesystem does not report it.
     pub files: u64,
     /// Free inodes.
     pub files_free: u64,
 }
 
-/// What kind of object was found.
+/// Kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ObjectKind {
     /// A directory.
@@ -175,22 +178,23 @@ pub enum ObjectKind {
     Symlink,
 }
 
-/// What a part of a filesystem's device is for (`FMR_OWN_*` of `linux/fsmap.h`, and what ext4 and XFS add).
+/// The purpose of blocks of a filesystem's device (`FMR_OWN_*` of `linux/fsmap.h`, and those that
+/// ext4 and XFS add).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Owner {
-    /// Nothing: it is free.
+pub enum BlockPurpose {
+    /// Free space.
     Free,
-    /// Something that the filesystem does not tell, such as the data of a file.
+    /// In use for a purpose that the filesystem does not report, such as the data of files.
     Unknown,
     /// Metadata of no particular kind.
     Metadata,
-    /// Superblocks, and what else has its fixed place.
+    /// Superblocks and other metadata with a fixed place.
     Superblocks,
     /// The journal.
     Log,
     /// Block group descriptors.
     GroupDescriptors,
-    /// Room for more block group descriptors.
+    /// Reserved for more block group descriptors.
     ReservedDescriptors,
     /// Bitmaps of blocks.
     BlockBitmaps,
@@ -198,13 +202,13 @@ pub enum Owner {
     InodeBitmaps,
     /// Inodes.
     Inodes,
-    /// Trees that tell the free space and the owners of the rest.
+    /// Trees of free space and of owners.
     FreeSpaceTrees,
     /// Trees of inodes.
     InodeTrees,
     /// Trees that count references.
     ReferenceCounts,
-    /// Room that is kept for copies on write.
+    /// Reserved for copies on write.
     Staging,
     /// Bad blocks.
     Defective,
@@ -217,17 +221,17 @@ pub enum Owner {
 /// A directory or file of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
-    /// Its number.
+    /// Number of the object.
     pub id: u32,
-    /// Number of the directory that it lies in; its own number for the root.
+    /// Number of its directory; the root has its own number here.
     pub parent: u32,
-    /// What it is.
+    /// Kind.
     pub kind: ObjectKind,
     /// Inode number.
     pub inode: u64,
     /// Size in bytes (`st_size`).
     pub size: u64,
-    /// Bytes allocated to it (`st_blocks`, which counts 512 bytes).
+    /// Allocated bytes (`st_blocks` × 512).
     pub allocated: u64,
     /// Link count.
     pub links: u32,
@@ -237,7 +241,7 @@ pub struct Object {
     pub modified: i64,
     /// Time of last change of its inode, nanoseconds since 1970.
     pub changed: i64,
-    /// Its name; empty for the root.
+    /// Name in its directory; empty for the root.
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
 }
@@ -258,27 +262,28 @@ pub struct Extent {
 impl Extent {
     /// The last extent of the file.
     pub const LAST: u32 = 0x1;
-    /// Where the data lies is not known.
+    /// The place of the data is not known.
     pub const UNKNOWN: u32 = 0x2;
     /// Not allocated yet.
     pub const DELALLOC: u32 = 0x4;
     /// The data on disk is compressed or encrypted.
     pub const ENCODED: u32 = 0x8;
-    /// Does not begin or end on a block; see inline and tail.
+    /// Does not begin or end at a block boundary; set for inline data and tails.
     pub const NOT_ALIGNED: u32 = 0x100;
-    /// The data lies in the inode or another block of metadata.
+    /// The data is in the inode or in another block of metadata.
     pub const INLINE: u32 = 0x200;
-    /// The data shares its block with that of other files.
+    /// The data is in a block together with data of other files.
     pub const TAIL: u32 = 0x400;
-    /// Allocated, but not written: it reads as zeroes without a look at the disk.
+    /// Allocated, never written: reads return zeroes and do not touch the disk.
     pub const UNWRITTEN: u32 = 0x800;
 
-    /// Whether it is allocated at `physical`, but holds nothing yet.
+    /// Whether it is allocated at `physical` and was never written.
     pub fn is_unwritten(&self) -> bool {
         self.flags & Self::UNWRITTEN != 0 && Self { flags: self.flags & !Self::UNWRITTEN, ..*self }.is_plain()
     }
 
-    /// Whether the kernel promises that the file's bytes lie at `physical`, one for one.
+    /// Whether it is a plain extent: the bytes at `physical` are the bytes of the file, one for
+    /// one.
     pub fn is_plain(&self) -> bool {
         let odd = Self::UNKNOWN
             | Self::DELALLOC
@@ -291,7 +296,7 @@ impl Extent {
     }
 }
 
-/// What the agent was doing when something could not be examined.
+/// The operation of the agent that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// `openat(2)`
@@ -304,7 +309,7 @@ pub enum Operation {
     Read,
     /// The FIEMAP ioctl.
     Fiemap,
-    /// Going down into a directory that was visited before: the filesystem is damaged.
+    /// Entering a directory that was visited before: the filesystem is damaged.
     Loop,
     /// `listxattr(2)`, `getxattr(2)`
     Attributes,
@@ -312,30 +317,31 @@ pub enum Operation {
     Fsmap,
 }
 
-/// Something that could not be examined.
+/// A failed system call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadFailure {
-    /// What was being done.
+    /// The operation.
     pub operation: Operation,
-    /// `errno(3)`, 0 if none applies.
+    /// `errno(3)`; 0 if there is none.
     pub errno: i32,
-    /// The directory in which it happened; 0 where it has nothing to do with a directory.
+    /// Number of the directory; 0 for a failure that concerns a device.
     pub parent: u32,
-    /// Name in that directory; empty for the directory itself. A device's name where `parent` is 0.
+    /// Name in that directory; empty for the directory itself. The path of the device if `parent`
+    /// is 0.
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
-    /// Offset in bytes, where one applies.
+    /// Offset in bytes; 0 if none applies.
     pub offset: u64,
 }
 
-/// Bytes before the encoding of a record: its length.
+/// Size in bytes of the length before each record.
 const PREFIX: usize = 4;
 
 impl Record {
-    /// Appends the record's bytes to `out`.
+    /// Appends the length and the encoding of the record to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
-        // Most records are shorter, and so grow the vector once.
+        // Most records fit, so that the vector grows once.
         out.reserve(PREFIX + 128);
         out.extend_from_slice(&[0; PREFIX]);
         codec::append(self, out);
@@ -343,11 +349,11 @@ impl Record {
         out[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// Takes the first record off `bytes`: the record and how many bytes it took, or `None` when not
-    /// all of it is there yet.
+    /// Decodes the first record of `bytes`. Returns the record and its length in `bytes`, or `None`
+    /// if the record is not complete yet.
     ///
     /// # Errors
-    /// [`DecodeError`] for bytes that can never become a record.
+    /// [`DecodeError`] if more bytes cannot make this a record.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Self, usize)>, DecodeError> {
         let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
             return Ok(None);
@@ -365,7 +371,7 @@ impl Record {
 }
 
 impl Operation {
-    /// What was being done, to follow "cannot".
+    /// The operation in words that follow "cannot".
     pub fn verb(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -375,7 +381,7 @@ impl Operation {
             Self::Fiemap => "get the extents of",
             Self::Loop => "enter (visited before: the directories form a loop)",
             Self::Attributes => "read the extended attributes of",
-            Self::Fsmap => "ask what the blocks are for in",
+            Self::Fsmap => "get the purpose of the blocks of",
         }
     }
 }

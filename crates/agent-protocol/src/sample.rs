@@ -1,21 +1,23 @@
-//! Which bytes of a file are read where the kernel's promise is taken for the rest: those at both ends of each
-//! extent, or of every so-many-th. Agent and host both compute it, so that nothing has to be said about it.
+//! Spot checks: which bytes of a file are read to verify its extents. These are the first and the
+//! last page of each extent, or of every N-th. Agent and host compute them separately, so that no
+//! message is needed.
 
 use crate::record::Extent;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
-/// Bytes read at an end of an extent: a page, the least that a kernel reads through its cache.
+/// Bytes read at an end of an extent: a page, the smallest unit that the kernel reads into its
+/// cache.
 const END: u64 = 4096;
 
-/// Every so-many-th extent is read at its ends.
+/// Which extents are spot-checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// 1: each of them.
+    /// Every N-th extent; 1 means all.
     pub every: NonZeroU32,
 }
 
-/// A part of a file that is read as a proof.
+/// A part of a file that is read to verify an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
     /// Offset in the file, in bytes.
@@ -27,10 +29,12 @@ pub struct End {
 }
 
 impl Sample {
-    /// What is read of file number `id`: in ascending order of `logical`, if the extents are. `size` is the
-    /// file's in bytes, `block` that of the filesystem's blocks: past the file's last block nothing is read.
+    /// The parts of file number `id` that are read, in the order of `extents`. `size` is the size
+    /// of the file and `block` that of a block of the filesystem, both in bytes: nothing past the
+    /// last block of the file is read.
     ///
-    /// The number goes in, so that of many files with one extent each the sample hits every so-many-th.
+    /// The choice depends on `id`, so that of many files with one extent each every N-th is
+    /// checked.
     pub fn ends<'a>(
         self,
         id: u32,
@@ -80,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_of_each_extent_are_read_and_short_ones_at_once() {
+    fn both_ends_of_an_extent_are_read_and_a_short_one_whole() {
         let extents = [
             extent(0, 1 << 20, 65536, 0),
             extent(65536, 1 << 30, 4096, 0),
@@ -106,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_hits_every_so_many_th_file_or_extent() {
+    fn every_nth_extent_is_read() {
         let one = [extent(0, 0, 4096, 0)];
         let hits: Vec<u32> = (1..10).filter(|id| !ends(4, *id, &one, 4096, 4096).is_empty()).collect();
         assert_eq!(hits, [4, 8]);
@@ -115,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn extents_that_make_no_sense_give_no_overflow() {
+    fn impossible_extents_cause_no_overflow() {
         let extents = [extent(u64::MAX, u64::MAX, u64::MAX, 0), extent(u64::MAX - 1, 9, 9, 0)];
         ends(1, 1, &extents, u64::MAX, 4096);
         assert_eq!(ends(1, 1, &extents, 0, 0), []);

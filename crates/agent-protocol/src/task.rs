@@ -1,22 +1,23 @@
-//! What the host tells the agent.
+//! Messages from the host to the agent.
 
 use crate::{InodeSet, Listings, Sample};
 use serde::{Deserialize, Serialize};
 
-/// How the host tells one file's reads from another's.
+/// How files are read, and how the host attributes the reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadOrder {
     /// Each file is read under a tag of its own.
     Tags,
-    /// Files whose place the kernel promises are read in series: the host knows how far each goes, so one message
-    /// does for all. A message takes as long as a read. For filesystems whose device has a known place on the disks.
+    /// Files with plain extents are read in series: the host knows the expected blocks of each, so
+    /// one message announces all of them. A message takes as long as a read. This needs a device
+    /// whose layout is known.
     Series,
-    /// As in a series, but of each file only both ends of its extents, or of a sample of them: the rest is taken on
-    /// the kernel's word when these lie where it said.
+    /// As in a series, but only the two ends of each extent are read, or of every N-th. If they lie
+    /// where the extents say, the host accepts the extents.
     Ends(Sample),
 }
 
-/// What the agent is to do. It reads the task at [`TASK_OFFSET`](crate::TASK_OFFSET).
+/// The work of the agent, which reads it at [`TASK_OFFSET`](crate::TASK_OFFSET).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
     /// Read each directory and file of a mounted filesystem.
@@ -32,21 +33,21 @@ pub struct WalkPlan {
     pub sequence: u32,
     /// Number of the first object.
     pub first: u32,
-    /// Directory on which the filesystem is mounted.
+    /// Directory in which the filesystem is mounted.
     pub root: String,
     /// How files are read.
     pub order: ReadOrder,
-    /// Whether symbolic links and extended attributes are read, too, and the filesystem is asked what its blocks are
-    /// for.
+    /// Whether the agent also reads symbolic links and extended attributes, and reports the
+    /// [purpose](crate::record::BlockPurpose) of the filesystem's blocks.
     pub metadata: bool,
-    /// Whether the agent asks, for each batch of files, which of them to read.
+    /// Whether the agent asks for each batch which of its files to read.
     pub asks: bool,
-    /// Files with these inodes are not looked at: the agent sends only their names.
+    /// Unchanged inodes: the agent sends only the names of these files.
     pub known: InodeSet,
-    /// Directories that need not be listed, and what in them is to be looked at.
+    /// Unchanged directories, which the agent does not list.
     pub listings: Listings,
-    /// Parts of the device, by start and length in bytes, that are best read at once, before all else: those with
-    /// inodes.
+    /// Parts of the device that the agent reads into the cache before it looks files up, such as
+    /// inode tables: start and length in bytes.
     pub lookahead: Vec<(u64, u64)>,
 }
 
@@ -62,21 +63,21 @@ pub struct DeviceReads {
 /// One read of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRead {
-    /// What it is read under.
+    /// Tag of the read.
     pub tag: u32,
     /// Path of the device in the appliance.
     pub device: String,
-    /// Where to begin, in bytes.
+    /// First byte.
     pub offset: u64,
-    /// How many bytes; rounded up to whole sectors.
+    /// Number of bytes; rounded up to whole sectors.
     pub length: u64,
 }
 
-/// The host's answer to [`SelectFiles`](crate::Record::SelectFiles) or [`BatchEnd`](crate::Record::BatchEnd). The agent
-/// reads it at [`REPLY_OFFSET`](crate::REPLY_OFFSET).
+/// The host's answer to [`SelectFiles`](crate::Record::SelectFiles) or
+/// [`BatchEnd`](crate::Record::BatchEnd), which the agent reads at [`REPLY_OFFSET`](crate::REPLY_OFFSET).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
-    /// Numbers of the files to read, or to read once more: at most
+    /// Numbers of the files to read, or to read once more: distinct, and at most
     /// [`FILES_PER_BATCH`](crate::bounds::FILES_PER_BATCH).
     pub files: Vec<u32>,
 }

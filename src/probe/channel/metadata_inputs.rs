@@ -9,7 +9,7 @@ use crate::recorder::Recording;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::FsKind;
-use virt_bmap_agent_protocol::record::{self, Extent, Owner};
+use virt_bmap_agent_protocol::record::{self, Extent, BlockPurpose};
 use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
 /// Most ranges of a device whose use the agent may report.
@@ -23,7 +23,7 @@ pub struct MetadataInputs {
     /// Pieces of files and directories.
     pub(in crate::probe) owned: Recording,
     /// What the filesystem reports of the use of its blocks.
-    pub(in crate::probe) spaces: BTreeMap<Owner, RangeSet<DeviceOffset>>,
+    pub(in crate::probe) spaces: BTreeMap<BlockPurpose, RangeSet<DeviceOffset>>,
     pub(in crate::probe) pieces: usize,
     /// Blocks of extended attributes, by the number of the object that has them.
     pub(in crate::probe) attributes: BTreeMap<ObjectNumber, AttributeBlocks>,
@@ -57,7 +57,7 @@ pub(in crate::probe) enum Inline {
 impl MetadataInputs {
     /// Notes the use of ranges of the device, given as start and length; `false` if they are
     /// invalid.
-    pub(in crate::probe) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> bool {
+    pub(in crate::probe) fn space(&mut self, owner: BlockPurpose, pieces: &[(u64, u64)]) -> bool {
         self.pieces += pieces.len();
         let blocks = self.spaces.entry(owner).or_default();
         self.pieces <= MOST_PIECES
@@ -96,7 +96,7 @@ impl Walk {
     }
 
     /// Notes the use of ranges of the device.
-    pub(super) fn space(&mut self, owner: Owner, pieces: &[(u64, u64)]) -> Result<(), ChannelError> {
+    pub(super) fn space(&mut self, owner: BlockPurpose, pieces: &[(u64, u64)]) -> Result<(), ChannelError> {
         if !self.context.metadata {
             return Err(ChannelError::Protocol("the use of space, which is not wanted"));
         }

@@ -113,7 +113,7 @@ impl State {
             Record::SelectFiles { ids } => self.select_files(ids)?,
             Record::BatchEnd => self.batch_end()?,
             Record::ReadFailure(failure) => self.read_failure(&failure)?,
-            Record::Space { owner, pieces } => self.walk.space(owner, &pieces)?,
+            Record::Space { purpose, parts } => self.walk.space(purpose, &parts)?,
             Record::Done => self.conversation.done = true,
             Record::Packed => self.walk.batch.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,

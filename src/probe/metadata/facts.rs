@@ -3,7 +3,7 @@
 use super::btrfs::Outside;
 use super::{Blocks, METADATA};
 use std::collections::BTreeMap;
-use virt_bmap_agent_protocol::record::Owner;
+use virt_bmap_agent_protocol::record::BlockPurpose;
 use virt_bmap_map::Marks;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
@@ -31,26 +31,26 @@ pub(super) struct Named {
 }
 
 impl Facts {
-    pub(super) fn of_spaces(spaces: &BTreeMap<Owner, Blocks>) -> Self {
+    pub(super) fn of_spaces(spaces: &BTreeMap<BlockPurpose, Blocks>) -> Self {
         let mut facts = Self::default();
         for (&owner, blocks) in spaces {
             let name = match owner {
-                Owner::Free | Owner::Unknown => None,
-                Owner::Metadata => Some(METADATA),
-                Owner::Superblocks => Some("[superblocks]"),
-                Owner::Log => Some("[journal]"),
-                Owner::GroupDescriptors => Some("[group descriptors]"),
-                Owner::ReservedDescriptors => Some("[reserved group descriptors]"),
-                Owner::BlockBitmaps => Some("[block bitmaps]"),
-                Owner::InodeBitmaps => Some("[inode bitmaps]"),
-                Owner::Inodes => Some("[inodes]"),
-                Owner::FreeSpaceTrees => Some("[free space trees]"),
-                Owner::InodeTrees => Some("[inode trees]"),
-                Owner::ReferenceCounts => Some("[reference counts]"),
-                Owner::Staging => Some("[copy-on-write staging]"),
-                Owner::Defective => Some("[bad blocks]"),
-                Owner::Attributes => Some("[extended attributes]"),
-                Owner::ExtentMaps => Some("[extent maps]"),
+                BlockPurpose::Free | BlockPurpose::Unknown => None,
+                BlockPurpose::Metadata => Some(METADATA),
+                BlockPurpose::Superblocks => Some("[superblocks]"),
+                BlockPurpose::Log => Some("[journal]"),
+                BlockPurpose::GroupDescriptors => Some("[group descriptors]"),
+                BlockPurpose::ReservedDescriptors => Some("[reserved group descriptors]"),
+                BlockPurpose::BlockBitmaps => Some("[block bitmaps]"),
+                BlockPurpose::InodeBitmaps => Some("[inode bitmaps]"),
+                BlockPurpose::Inodes => Some("[inodes]"),
+                BlockPurpose::FreeSpaceTrees => Some("[free space trees]"),
+                BlockPurpose::InodeTrees => Some("[inode trees]"),
+                BlockPurpose::ReferenceCounts => Some("[reference counts]"),
+                BlockPurpose::Staging => Some("[copy-on-write staging]"),
+                BlockPurpose::Defective => Some("[bad blocks]"),
+                BlockPurpose::Attributes => Some("[extended attributes]"),
+                BlockPurpose::ExtentMaps => Some("[extent maps]"),
             };
             facts.named.extend(name.map(|name| Named {
                 name,
@@ -60,7 +60,7 @@ impl Facts {
             facts.whole.extend(blocks.iter());
         }
         if !spaces.is_empty() {
-            facts.free = Some(spaces.get(&Owner::Free).cloned().unwrap_or_default());
+            facts.free = Some(spaces.get(&BlockPurpose::Free).cloned().unwrap_or_default());
         }
         facts
     }

@@ -146,7 +146,7 @@ fn add(blocks: &mut Blocks, more: &Blocks) {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use virt_bmap_agent_protocol::record::Owner;
+    use virt_bmap_agent_protocol::record::BlockPurpose;
 
     #[test]
     fn units_side_by_side_are_one_range() {
@@ -162,9 +162,9 @@ mod tests {
     #[test]
     fn invalid_space_is_refused() {
         let mut inputs = MetadataInputs::default();
-        assert!(inputs.space(Owner::Free, &[(0, 4096), (8192, 4096)]));
-        assert!(inputs.space(Owner::Unknown, &[(4096, 4096)]));
-        assert!(!inputs.space(Owner::Free, &[(u64::MAX, 2)]));
+        assert!(inputs.space(BlockPurpose::Free, &[(0, 4096), (8192, 4096)]));
+        assert!(inputs.space(BlockPurpose::Unknown, &[(4096, 4096)]));
+        assert!(!inputs.space(BlockPurpose::Free, &[(u64::MAX, 2)]));
         let facts = Facts::of_spaces(&inputs.spaces);
         assert_eq!(facts.free.map(|free| free.bytes()), Some(8192));
         assert_eq!(facts.whole.bytes(), 12288);

@@ -1,11 +1,11 @@
-//! Each limit: what is at it passes, what is beyond it is refused.
+//! Each limit: a message at the limit is accepted, and one beyond it is refused.
 
 use virt_bmap_agent_protocol::bounds::*;
 use virt_bmap_agent_protocol::codec::{
     AREA_HEADER, DecodeError, EncodeError, Message, area_length, decode, decode_area, encode_area,
 };
 use virt_bmap_agent_protocol::record::{
-    Chunk, Extent, Filesystem, Member, Object, ObjectKind, Operation, Owner, ReadFailure,
+    BlockPurpose, Chunk, Extent, Filesystem, Member, Object, ObjectKind, Operation, ReadFailure,
 };
 use virt_bmap_agent_protocol::*;
 
@@ -62,7 +62,7 @@ fn one_of_each() -> Vec<Record> {
         Record::SelectFiles { ids: vec![5] },
         Record::BatchEnd,
         failure(name),
-        Record::Space { owner: Owner::Inodes, pieces: vec![(0, 4096), (1 << 40, 512)] },
+        Record::Space { purpose: BlockPurpose::Inodes, parts: vec![(0, 4096), (1 << 40, 512)] },
         Record::Done,
         Record::Packed,
         Record::Shared { id: 5 },
@@ -125,8 +125,8 @@ fn a_body_that_does_not_fit_its_kind_is_refused() {
 }
 
 #[test]
-fn what_is_inside_is_checked_as_well() {
-    // A kind of object, an owner, an operation, a truth value and a length that do not exist.
+fn values_that_do_not_exist_are_refused() {
+    // A kind of object, a purpose, an operation, a truth value and a length.
     let object = [&[2, 5, 4, 3][..], &[0; 9]].concat();
     for body in [&object[..], &[13, 17, 0], &[12, 8, 0, 0, 0, 0], &[7, 1, 2], &[8, 255, 255, 255, 255, 15]] {
         let record = [&(body.len() as u32).to_le_bytes()[..], body].concat();
@@ -139,7 +139,7 @@ fn what_is_inside_is_checked_as_well() {
 }
 
 #[test]
-fn long_records_are_refused_before_they_are_there() {
+fn a_long_record_is_refused_by_its_length() {
     let most = (RECORD_BYTES as u32).to_le_bytes();
     assert_eq!(Record::decode(&most), Ok(None));
     let beyond = (RECORD_BYTES as u32 + 1).to_le_bytes();
@@ -167,27 +167,31 @@ fn long_names_are_refused() {
 fn long_lists_are_refused() {
     accept(&extents(EXTENTS_PER_RECORD));
     refuse(&extents(EXTENTS_PER_RECORD + 1), "extents");
-    let space = |count| Record::Space { owner: Owner::Free, pieces: vec![(u64::MAX, u64::MAX); count] };
+    let space =
+        |count| Record::Space { purpose: BlockPurpose::Free, parts: vec![(u64::MAX, u64::MAX); count] };
     accept(&space(EXTENTS_PER_RECORD));
     refuse(&space(EXTENTS_PER_RECORD + 1), "parts of the device");
     accept(&chunk(STRIPES));
     refuse(&chunk(STRIPES + 1), "stripes");
-    let ids = |count| vec![u32::MAX; count];
+    let ids = |count: usize| (0..count as u32).map(|id| u32::MAX - id).collect::<Vec<_>>();
     for of in [|ids| Record::Series { ids }, |ids| Record::Listing { ids }, |ids| Record::SelectFiles { ids }]
     {
         accept(&of(ids(FILES_PER_BATCH)));
         refuse(&of(ids(FILES_PER_BATCH + 1)), "files of a batch");
+        let repeated = Record::decode(&bytes(&of(vec![7, 9, 7])));
+        let limit = Limit::Repeated { what: "files of a batch" };
+        assert_eq!(repeated, Err(DecodeError::Limit { message: "record", limit }));
     }
 }
 
 #[test]
 fn a_full_reply_fits_into_its_area_and_a_larger_one_is_not_sent() {
-    let reply = |count| Reply { files: vec![u32::MAX; count] };
+    let reply = |count: usize| Reply { files: (0..count as u32).map(|id| u32::MAX - id).collect() };
     let area = encode_area(&reply(FILES_PER_BATCH)).unwrap();
     assert!(area.len() <= REPLY_SIZE);
     let beyond = encode_area(&reply(FILES_PER_BATCH + 1));
     assert!(matches!(beyond, Err(EncodeError::Limit { message: "reply", .. })));
-    // Nor would it be taken in.
+    // Nor is it accepted.
     let mut bytes = vec![0x80, 8];
     bytes.extend([1; 1024]);
     assert!(matches!(decode::<Reply>(&bytes), Err(DecodeError::Limit { message: "reply", .. })));
@@ -257,6 +261,36 @@ fn names_in_listings_stay_in_their_directory() {
 }
 
 #[test]
+fn listings_are_limited_by_their_bytes() {
+    // Directories without entries count as well: they, too, take memory.
+    let listings = |count: u64| Listings::from_iter((0..count).map(|n| ((1 << 40) + n, Listing::default())));
+    let each = 6 + 1 + 1;
+    assert!(listings((LISTINGS_BYTES / each) as u64 - 1).fit());
+    let beyond = listings((LISTINGS_BYTES / each) as u64);
+    assert!(!beyond.fit());
+    let encoded = encode_area(&Task::Walk(WalkPlan { listings: beyond, ..walk() }));
+    let limit = Limit::Most { what: "bytes of listings", got: LISTINGS_BYTES + 4, most: LISTINGS_BYTES };
+    assert_eq!(encoded, Err(EncodeError::Limit { message: "task", limit }));
+}
+
+/// What 1 MiB of records can make the host hold: a list has at most a few times the bytes of its
+/// record.
+#[test]
+fn a_stated_length_alone_allocates_nothing_large() {
+    // The length of a name, of a list and of a list in a list: 2^40, followed by nothing.
+    let huge = [0x80, 0x80, 0x80, 0x80, 0x80, 0x20];
+    for head in [&[4, 5, 4][..], &[3, 5], &[13, 0], &[8], &[18, 0, 0, 0, 0, 0]] {
+        let body = [head, &huge[..]].concat();
+        let record = [&(body.len() as u32).to_le_bytes()[..], &body].concat();
+        assert!(matches!(Record::decode(&record), Err(DecodeError::Malformed { .. })), "{head:?}");
+    }
+    for head in [&[0, 1, 1][..], &[0, 1, 1, 0, 0, 0, 0], &[0, 1, 1, 0, 0, 0, 0, 0], &[1, 0]] {
+        let task = [head, &huge[..]].concat();
+        assert!(matches!(decode::<Task>(&task), Err(DecodeError::Malformed { .. })), "{head:?}");
+    }
+}
+
+#[test]
 fn sets_of_inodes_keep_their_order() {
     // A plan with two runs, as bytes.
     let plan = |runs: [u8; 4]| [&[0, 1, 1, 0, 0, 0, 0, 2][..], &runs[..], &[0, 0]].concat();
@@ -266,7 +300,7 @@ fn sets_of_inodes_keep_their_order() {
         let limit = Limit::Order { what: "runs of inodes" };
         assert_eq!(decode::<Task>(&plan(runs)), Err(DecodeError::Limit { message: "task", limit }));
     }
-    // What is beyond the limit is left away.
+    // Numbers beyond the limit are omitted.
     let set: InodeSet = (0..INODE_RUNS as u64 + 9).map(|n| n * 2).collect();
     assert!(set.contains(2 * INODE_RUNS as u64 - 2) && !set.contains(2 * INODE_RUNS as u64));
     assert!(encode_area(&Task::Walk(WalkPlan { known: set, ..self::walk() })).is_ok());

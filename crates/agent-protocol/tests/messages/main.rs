@@ -1,4 +1,4 @@
-//! All messages, in both directions: they round-trip, their limits hold, and no input does harm.
+//! Messages in both directions: they round-trip, limits are enforced, and no input causes a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 #![allow(clippy::needless_pass_by_value, reason = "cases are written where they are used")]
 

@@ -1,4 +1,4 @@
-//! Input of all kinds: random bytes, messages that were damaged, and what the fuzzer found worth keeping.
+//! Random bytes, damaged messages, and the corpora of the fuzz targets.
 
 use super::fuzz;
 use super::strategies::{record, reply, report, task};
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use virt_bmap_agent_protocol::codec::encode_area;
 
-/// Changes some bytes, and cuts the end off.
+/// Changes some bytes and cuts off the end.
 fn damage(mut bytes: Vec<u8>, changes: &[(prop::sample::Index, u8)], keep: prop::sample::Index) -> Vec<u8> {
     for (at, byte) in changes {
         if !bytes.is_empty() {

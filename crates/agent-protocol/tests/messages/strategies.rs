@@ -3,12 +3,13 @@
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 use virt_bmap_agent_protocol::inventory::{
     Description, DeviceNumber, MdArray, MdMember, Report, ReportError, ReportedKind,
 };
 use virt_bmap_agent_protocol::record::{
-    Chunk, Extent, Filesystem, Member, Object, ObjectKind, Operation, Owner, ReadFailure,
+    BlockPurpose, Chunk, Extent, Filesystem, Member, Object, ObjectKind, Operation, ReadFailure,
 };
 use virt_bmap_agent_protocol::{
     DeviceRead, DeviceReads, Entry, FsKind, InodeSet, Listing, Listings, ReadOrder, Record, Reply, Sample,
@@ -19,8 +20,13 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..300)
 }
 
+/// Distinct numbers, in any order.
 fn ids() -> impl Strategy<Value = Vec<u32>> {
-    vec(any::<u32>(), 0..1023)
+    vec(any::<u32>(), 0..1023).prop_map(|mut ids| {
+        let mut seen = HashSet::new();
+        ids.retain(|id| seen.insert(*id));
+        ids
+    })
 }
 
 fn pairs() -> impl Strategy<Value = Vec<(u64, u64)>> {
@@ -76,8 +82,9 @@ fn failure() -> impl Strategy<Value = Record> {
 }
 
 fn space() -> impl Strategy<Value = Record> {
-    let owner = prop_oneof![Just(Owner::Free), Just(Owner::Inodes), Just(Owner::ExtentMaps)];
-    (owner, pairs()).prop_map(|(owner, pieces)| Record::Space { owner, pieces })
+    let purpose =
+        prop_oneof![Just(BlockPurpose::Free), Just(BlockPurpose::Inodes), Just(BlockPurpose::ExtentMaps)];
+    (purpose, pairs()).prop_map(|(purpose, parts)| Record::Space { purpose, parts })
 }
 
 fn chunk() -> impl Strategy<Value = Record> {

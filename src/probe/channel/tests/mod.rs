@@ -10,7 +10,7 @@ use crate::probe::layout::Layout;
 use virt_bmap_agent_protocol::bounds::NAME_BYTES;
 use virt_bmap_agent_protocol::frame::{self, FrameError};
 use virt_bmap_agent_protocol::record::{
-    self, ATTRIBUTES, Extent, Filesystem, Object, ObjectKind, Operation, Owner,
+    self, ATTRIBUTES, Extent, Filesystem, Object, ObjectKind, Operation, BlockPurpose,
 };
 use virt_bmap_agent_protocol::{FsKind, Record, Sample, VERSION};
 use virt_bmap_map::{Cause, FileOperation, Kind, Marks, Warning, text};
@@ -287,7 +287,7 @@ fn inputs_of_metadata_objects_are_gathered() {
     agent.read(1 << 17, (1 << 17) + 512);
     agent.tag(0, false);
     agent.read(1 << 18, (1 << 18) + 512);
-    agent.say(&[Record::Space { owner: Owner::Free, pieces: vec![(1 << 20, 4096)] }]).unwrap();
+    agent.say(&[Record::Space { purpose: BlockPurpose::Free, parts: vec![(1 << 20, 4096)] }]).unwrap();
     agent.say(&[Record::BatchEnd, Record::Done]).unwrap();
     let remains = agent.channel.end().unwrap();
     let untagged: Vec<_> = remains.untagged.iter().map(|(_, range)| range.start.0).collect();
@@ -301,7 +301,7 @@ fn inputs_of_metadata_objects_are_gathered() {
 
 #[test]
 fn metadata_that_is_not_wanted_violates_the_protocol() {
-    let space = |pieces| Record::Space { owner: Owner::Free, pieces };
+    let space = |pieces| Record::Space { purpose: BlockPurpose::Free, parts: pieces };
     assert!(Agent::walking().say(&[space(vec![(0, 1)])]).is_err());
     assert!(Agent::walking_for(true).say(&[space(vec![(u64::MAX, 2)])]).is_err());
     for id in [ATTRIBUTES, ATTRIBUTES | 2] {
