@@ -1,37 +1,37 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
-# make check   installs what is missing and runs all tests; make check-quick  those that take seconds
+# make check   installs what is missing and runs all tests; make check-quick runs those that take seconds
 # make fleet-check    maps a fleet of twenty guests; make torture  maps corrupted guests
-# make update-torture    updates maps of guests that are changed at random
+# make update-torture    updates maps of guests that change at random
 # make plugin  builds the plugin for nbdkit
-# make audit   looks for licences, sources and versions of dependencies that must not be, by cargo-deny
+# make audit   checks licences, sources and versions of the dependencies with cargo-deny
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, instructions, clean-fixtures
-# make fmt, lint, typos, msrv, doc   what .ci/run checks besides
+# make fmt, lint, typos, msrv, doc   the other checks of .ci/run
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
-# Where nbdkit looks for plugins if it has the same prefix.
+# The plugin directory of an nbdkit with the same prefix.
 NBDKIT_PLUGINS = $(PREFIX)/lib/nbdkit/plugins
-# Where the installer of the Rust toolchain puts it, for shells that were started before.
+# rustup installs the toolchain here; a shell that is older than the installation does not know it.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-# Says when a step began and how long it took.
+# Prints when a step began and how long it took.
 STEP := scripts/step.sh
 
-# The tests of the root package, with the features that the whole workspace has: chosen alone it would have others, and
-# all of it would be compiled once more.
+# Always the whole workspace: with another choice of packages cargo unifies features in another way
+# and compiles everything once more.
 TEST := $(CARGO) test --workspace
 
 BIN := target/release/virt-bmap-rs
 PLUGIN := target/release/nbdkit-bmaplogger-plugin.so
 DEMO := target/demo
 
-# The checker of spelling, one version for everybody: another knows other words.
+# The spelling checker. The version is fixed, because each version knows other words.
 TYPOS_VERSION := 1.52.0
 TYPOS := target/typos-$(TYPOS_VERSION)/bin/typos
-# What of deny.toml is checked. The advisories have a workflow of their own, since their database must be fetched.
+# Checks of deny.toml. Advisories have a workflow of their own, because their database must be fetched.
 AUDIT ?= bans licenses sources
 
-# On a CI machine a test that cannot run is a failure.
+# On a CI machine a skipped test is a failure.
 ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
@@ -51,8 +51,8 @@ check-all:
 	$(STEP) check-quick $(MAKE) check-quick
 	$(STEP) check-appliance $(MAKE) check-appliance
 
-# Seconds: library, agent, protocol, formats. The plugin is tested in nbdkit: a program of its own tests would lack
-# nbdkit's functions.
+# Tests without an appliance, which take seconds. The plugin has no unit tests: they would not link
+# without nbdkit's functions, so the program "quick" tests it in nbdkit.
 check-quick:
 	$(STEP) build $(CARGO) build --workspace --lib --examples
 	$(STEP) "unit tests" $(CARGO) test --workspace --exclude virt-bmap-nbdkit --lib --bins --examples
@@ -60,8 +60,8 @@ check-quick:
 	$(STEP) "link quick" $(TEST) --no-run --test quick
 	$(STEP) quick $(TEST) --test quick
 
-# Minutes: real appliances on real images, two at a time. One that fails does not keep the others from being run. What
-# the programs without a harness print comes when they end.
+# Tests with real appliances on real images, two at a time, which take minutes. After a failure the
+# other tests still run. "accuracy" and "torture" print their output when they end.
 check-appliance:
 	$(STEP) "link appliance" $(TEST) --no-run --test appliance --test accuracy --test torture
 	$(MAKE) --keep-going check-guests check-others
@@ -81,12 +81,12 @@ check-corrupted check-changed: check-%:
 build:
 	$(CARGO) build --release --locked
 
-# Cargo has its own names for shared libraries; nbdkit wants this one.
+# Cargo names shared libraries differently from nbdkit.
 plugin:
 	$(CARGO) build --release --locked -p virt-bmap-nbdkit
 	cp target/release/libnbdkit_bmaplogger_plugin.so $(PLUGIN)
 
-# The plugin only where it was built.
+# Installs the plugin only if it was built.
 install: man
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-bmap-rs
 	if test -e $(PLUGIN); then install -D -m 755 -t $(DESTDIR)$(NBDKIT_PLUGINS) $(PLUGIN); fi
@@ -101,14 +101,16 @@ man: build
 	$(BIN) generate man target/man
 	@ls target/man/*.1
 
-# Makes and maps guests with every filesystem and layer; writes docs/accuracy.md. Takes half an hour under emulation.
+# Makes and maps guests with every filesystem and layer, and writes docs/accuracy.md. Takes half an
+# hour under emulation.
 accuracy: setup-tests
 	$(TEST) --test accuracy -- --all
 
 fleet-check: setup-tests
 	VIRT_BMAP_FLEET=20 $(TEST) --test appliance fleet:: -- --test-threads=1
 
-# Maps a guest fifty times, each time with every filesystem in it corrupted in another way. Half an hour under emulation.
+# Maps a guest fifty times, each time with other corruptions in its filesystems. Takes half an hour
+# under emulation.
 torture: setup-tests
 	$(TEST) --test torture -- corrupted --all
 
@@ -122,11 +124,12 @@ update-torture: setup-tests
 bench: setup-tests
 	$(CARGO) bench
 
-# What tracing costs: renews the tables of docs/trace.md. Three minutes on a machine that does nothing else.
+# Measures the cost of tracing and renews the tables of docs/trace.md. Takes three minutes on an idle
+# machine.
 bench-trace: setup-tests
 	scripts/bench-trace.sh --write
 
-# How many instructions the map's code takes, which no other work on the machine changes.
+# Counts the instructions of the map's code, a measure that does not depend on the load of the machine.
 instructions: setup-tests build
 	scripts/instructions.sh --write
 
@@ -137,7 +140,7 @@ lint:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
 
-# Spelling. A wheel of PyPI has the program for every machine.
+# Spelling. PyPI has a wheel of the program for every machine.
 typos: $(TYPOS)
 	$(TYPOS)
 
@@ -145,11 +148,13 @@ $(TYPOS):
 	python3 -m venv target/typos-$(TYPOS_VERSION)
 	target/typos-$(TYPOS_VERSION)/bin/pip install --quiet --disable-pip-version-check typos==$(TYPOS_VERSION)
 
-# The oldest compiler that Cargo.toml promises: by a build if it is installed, else by what each dependency says.
+# The oldest compiler that Cargo.toml promises: a build if it is installed, otherwise a check of the
+# versions that the dependencies state.
 msrv:
 	scripts/msrv.sh
 
-# Not in .ci/run: the database of advisories is not reachable from everywhere, and cargo-deny takes minutes to build.
+# Not in .ci/run: the database of advisories is not reachable everywhere, and building cargo-deny takes
+# minutes.
 audit:
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --workspace --all-features check $(AUDIT)

@@ -1,5 +1,5 @@
-//! Builds the probe agent, a static program that runs inside the appliance, and tells the library where
-//! it lies (`VIRT_BMAP_AGENT`), so that it can be embedded.
+//! Builds the probe agent, a static program that runs inside the appliance, and tells the library
+//! where it lies (`VIRT_BMAP_AGENT`), so that it can be embedded.
 
 use std::env;
 use std::path::PathBuf;
@@ -14,8 +14,8 @@ fn main() {
     let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("appliance/Cargo.toml");
     let target = PathBuf::from(variable("OUT_DIR")).join("agent");
-    // The appliance has the architecture of the host, whatever this build's target is; it has a C library
-    // of the host's, but a static program need not rely on that.
+    // The appliance has the architecture of the host, whatever this build's target is; it has a C
+    // library of the host's, but a static program need not rely on that.
     let triple = variable("TARGET");
     let status = Command::new(variable("CARGO"))
         .args(["build", "--release", "--quiet", "--locked", "--bin", "virt-bmap-agent", "--target", &triple])

@@ -4,9 +4,10 @@
 //! cargo bench --bench boot              # writes two tables in docs/performance.md
 //! ```
 //!
-//! The program maps an empty disk, in several ways by turns, and the fastest of three counts. Then once more with
-//! `--verbose`: what the appliance says on its console tells how far it is. To say it takes time, too, so the stages make
-//! more than the whole. Needs what mapping needs. Nothing else should run meanwhile.
+//! The program maps an empty disk, in several ways by turns, and the fastest of three counts. Then
+//! once more with `--verbose`: what the appliance says on its console tells how far it is. To say
+//! it takes time, too, so the stages make more than the whole. Needs what mapping needs. Nothing
+//! else should run meanwhile.
 
 #![allow(clippy::expect_used)]
 

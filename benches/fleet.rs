@@ -4,9 +4,10 @@
 //! cargo bench --bench fleet             # writes a table in docs/performance.md
 //! ```
 //!
-//! Four guests of 1,000 directories and files are mapped by `virt-bmap-rs fleet`, one at a time and two at a time, by turns; the
-//! fastest of two runs of each counts. Needs `mke2fs` (e2fsprogs), what mapping needs, and two processors. Ends with status 1 where two
-//! at a time get less than one and a half times as much done. Nothing else should run meanwhile.
+//! Four guests of 1,000 directories and files are mapped by `virt-bmap-rs fleet`, one at a time and
+//! two at a time, by turns; the fastest of two runs of each counts. Needs `mke2fs` (e2fsprogs),
+//! what mapping needs, and two processors. Ends with status 1 where two at a time get less than one
+//! and a half times as much done. Nothing else should run meanwhile.
 
 #![allow(clippy::expect_used)]
 

@@ -1,11 +1,14 @@
-//! The NBD server, with the recorder on, beside other people's servers of the same image: `cargo bench --bench nbd`.
+//! The NBD server, with the recorder on, beside other people's servers of the same image: `cargo
+//! bench --bench nbd`.
 //!
-//! Raw images are compared with `nbdkit file`, qcow2 and VMDK, which we read through a `qemu-nbd` of our own, with
-//! `qemu-nbd` alone. Clients are fio, `qemu-img` and `nbdcopy`. Runs alternate, and the one in the middle counts: of clients
-//! that copy memory some runs are half as long as the others, with any server, by where the scheduler has put the threads.
+//! Raw images are compared with `nbdkit file`, qcow2 and VMDK, which we read through a `qemu-nbd`
+//! of our own, with `qemu-nbd` alone. Clients are fio, `qemu-img` and `nbdcopy`. Runs alternate,
+//! and the one in the middle counts: of clients that copy memory some runs are half as long as the
+//! others, with any server, by where the scheduler has put the threads.
 //!
-//! With one request at a time all is waiting to be woken, and how long that takes depends on whether the scheduler
-//! has put client and server on one processor or on two, by more than all else: so both are measured, pinned.
+//! With one request at a time all is waiting to be woken, and how long that takes depends on
+//! whether the scheduler has put client and server on one processor or on two, by more than all
+//! else: so both are measured, pinned.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a benchmark that cannot run has nothing better to do
 
 #[path = "common/page.rs"]

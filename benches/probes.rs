@@ -6,10 +6,12 @@
 //! cargo bench --bench probes -- large         # some of medium, large, many, million; writes nothing
 //! ```
 //!
-//! Needs `mke2fs` (e2fsprogs) and what mapping needs. Only the medium guest is read by libguestfs's own calls,
-//! which takes minutes: the large one would take half an hour. The bars are printed beside, and exceeded bars end the run with status 1.
-//! All but the million, and the medium by libguestfs's own calls, are mapped three times, and the fastest counts. Each probe has a process of its own
-//! on each guest: memory that a process has once had it may keep. Nothing else should run meanwhile.
+//! Needs `mke2fs` (e2fsprogs) and what mapping needs. Only the medium guest is read by libguestfs's
+//! own calls, which takes minutes: the large one would take half an hour. The bars are printed
+//! beside, and exceeded bars end the run with status 1. All but the million, and the medium by
+//! libguestfs's own calls, are mapped three times, and the fastest counts. Each probe has a process
+//! of its own on each guest: memory that a process has once had it may keep. Nothing else should
+//! run meanwhile.
 
 #![allow(clippy::expect_used)]
 
@@ -44,7 +46,8 @@ const HUNDREDTH: Probe = Probe::Extents { every: NonZeroU32::new(100).expect("10
 /// What a full read by the agent may cost on the large guest, emulated.
 const MS_PER_OBJECT: f64 = 0.8;
 const SECONDS_IN_ALL: f64 = 25.0;
-/// How many times as fast as libguestfs's own calls the agent has to be, for each object of the same guest.
+/// How many times as fast as libguestfs's own calls the agent has to be, for each object of the
+/// same guest.
 const TIMES_AS_FAST: f64 = 150.0;
 /// What an object may cost among many where the ends of extents are read.
 const MS_PER_OBJECT_BY_ENDS: f64 = 0.12;

@@ -1,7 +1,7 @@
 //! Speed of the questions that a map answers, on maps and lists of a million ranges.
 //!
-//! `cargo bench --bench questions` measures the parts. `cargo bench --bench questions -- --files DIR`
-//! writes the maps and lists into a directory, for the program itself to be timed with.
+//! `cargo bench --bench questions` measures the parts. `cargo bench --bench questions -- --files
+//! DIR` writes the maps and lists into a directory, for the program itself to be timed with.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
 use criterion::{Criterion, Throughput};

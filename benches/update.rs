@@ -1,13 +1,14 @@
-//! How fast a map is brought up to date: a guest of 100,000 directories and files, of which 500 files change.
+//! How fast a map is brought up to date: a guest of 100,000 directories and files, of which 500
+//! files change.
 //!
 //! ```text
 //! cargo bench --bench update            # writes a table in docs/performance.md
 //! ```
 //!
-//! Needs `mke2fs` and `debugfs` (e2fsprogs), and what mapping needs. The guest is mapped from scratch and updated by
-//! turns, with each probe, three times; the fastest of each counts. Both maps have to be the same. Ends with status 1
-//! where an update takes more than a fifth of the time of a mapping by the same probe, beside the boot. Nothing else should run
-//! meanwhile.
+//! Needs `mke2fs` and `debugfs` (e2fsprogs), and what mapping needs. The guest is mapped from
+//! scratch and updated by turns, with each probe, three times; the fastest of each counts. Both
+//! maps have to be the same. Ends with status 1 where an update takes more than a fifth of the time
+//! of a mapping by the same probe, beside the boot. Nothing else should run meanwhile.
 
 #![allow(clippy::expect_used)]
 
@@ -135,7 +136,8 @@ fn written(map: &Map) -> Vec<u8> {
     bytes
 }
 
-/// Of the files that an upgrade would touch, replaces three in five, removes one, and adds one beside it.
+/// Of the files that an upgrade would touch, replaces three in five, removes one, and adds one
+/// beside it.
 fn change(map: &Map, image: &Path, directory: &Path) {
     let files: Vec<&[u8]> =
         map.objects().filter(|object| object.kind() == Kind::File).map(|object| object.name().path).collect();

@@ -1,18 +1,18 @@
 #!/bin/bash
-# Installs what virt-bmap-rs needs on Debian 12 or later: setup-debian.sh [--tests] [--check]
+# Installs the packages that virt-bmap-rs needs on Debian 12 or later: setup-debian.sh [--tests] [--check]
 #
-#   --tests   also the programs that the tests measure against
-#   --check   install nothing; say what is missing, and end with status 1 if anything is
+#   --tests   also install the programs that the tests need
+#   --check   install nothing; print the missing packages, and exit with status 1 if there are any
 #
-# Installs as root, or through sudo. Where all is there it takes well under a second and asks for no
-# privilege, so that it can stand before every build.
+# Installs as root, or through sudo. If nothing is missing it takes well under a second and needs no
+# privileges, so that it can run before every build.
 set -eu -o pipefail
 
 build=(ca-certificates gcc libc6-dev libguestfs-dev make pkg-config)
 run=(libguestfs0 libguestfs-xfs guestfish qemu-system-x86 qemu-utils)
-# What the appliance, which is made of this machine's own programs, mounts and repairs with.
+# libguestfs builds the appliance from the programs of this machine. These mount filesystems in it.
 filesystems=(btrfs-progs cryptsetup-bin dosfstools e2fsprogs exfatprogs f2fs-tools ldmtool lvm2 mdadm ntfs-3g xfsprogs)
-tests=(busybox-static chromium cpio fdisk fio fonts-dejavu-core gawk grub-common grub-pc-bin jfsutils jq kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils mount munge nbd-client nbdkit nilfs-tools openssh-server parallel python3-cryptography python3-libnbd python3-venv sleuthkit slurm-client slurmctld slurmd squashfs-tools tmux udftools util-linux valgrind xorriso zstd)
+tests=(busybox-static chromium cpio fdisk fio fonts-dejavu-core gawk grub-common grub-pc-bin jfsutils jq kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils mount munge nbd-client nbdkit nilfs-tools openssh-server parallel procps python3-cryptography python3-libnbd python3-venv sleuthkit slurm-client slurmctld slurmd squashfs-tools tmux udftools util-linux valgrind xorriso zstd)
 
 check=
 wanted=("${build[@]}" "${run[@]}" "${filesystems[@]}")
@@ -31,7 +31,7 @@ command -v dpkg-query >/dev/null || { say "this is no Debian; needed here: ${wan
 installed_version() { { dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null || :; } | sed -n 's/^installed //p'; }
 candidate_version() { LC_ALL=C apt-cache policy "$1" | sed -n 's/^  Candidate: //p'; }
 
-# Packages of `wanted` that are not installed.
+# Prints the packages of `wanted` that are not installed.
 missing_packages() {
     local package
     for package in "${wanted[@]}"; do
@@ -39,7 +39,7 @@ missing_packages() {
     done
 }
 
-# The appliance boots a kernel of this machine: any will do that has its modules.
+# The appliance boots a kernel of this machine. Any kernel with its modules is suitable.
 has_kernel() {
     local kernel
     for kernel in /boot/vmlinuz-*; do
@@ -66,8 +66,8 @@ elif [ ${#install[@]} -gt 0 ]; then
     say "installing ${install[*]}"
     "${root[@]}" apt-get update -q || say "apt-get update failed; going on with the lists that are there"
 
-    # Where the installed qemu-utils is newer than the qemu-system-x86 that the archive has (an image
-    # made with another mirror), apt finds the two impossible together: take the archive's for both.
+    # If the installed qemu-utils is newer than the qemu-system-x86 in the archive (an image that was made
+    # with another mirror), apt refuses the combination. Install the version of the archive for both.
     utils=$(installed_version qemu-utils)
     system=$(candidate_version qemu-system-x86)
     if [[ " ${install[*]} " == *" qemu-system-x86 "* ]] && [ -n "$utils" ] && [ "$utils" != "$system" ]; then
@@ -85,7 +85,7 @@ elif [ ${#install[@]} -gt 0 ]; then
     [ ${#install[@]} -eq 0 ] || { say "still missing: ${install[*]}"; exit 1; }
 fi
 
-# Ubuntu keeps kernels from ordinary users, and the appliance boots one of them.
+# On Ubuntu ordinary users cannot read kernels, and the appliance boots one of them.
 readable=
 for kernel in /boot/vmlinuz-*; do
     [ -r "$kernel" ] && readable=1

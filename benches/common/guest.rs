@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use virt_bmap::mapper::{Cancel, GuestDisk, MapEvent, Mapped, MapperOptions, map_guest};
 use virt_bmap::probe::Phase;
 
-/// A guest to be mapped: one ext4 file system on a whole disk.
+/// A guest to be mapped: one ext4 filesystem on a whole disk.
 pub(crate) struct Guest {
     pub(crate) name: &'static str,
     pub(crate) directories: usize,
     pub(crate) files: usize,
-    /// Mean size of a file; where it is a block, every other file has one, and the others are empty.
+    /// Mean size of a file; where it is a block, every other file has one, and the others are
+    /// empty.
     pub(crate) mean: u64,
     pub(crate) image_mib: u64,
     /// How often it is mapped with each probe.
@@ -81,7 +82,8 @@ impl Guest {
                 folder = tree.join(format!("d{}", number % 17)).join(format!("directory{number}"));
                 fs::create_dir_all(&folder).expect("a directory is made");
             }
-            // Sizes as in real guests: most files are small, a few are large, the mean is what is asked for.
+            // Sizes as in real guests: most files are small, a few are large, the mean is what is
+            // asked for.
             let mean = self.mean;
             let size = if mean == 4096 {
                 number as u64 % 2 * mean

@@ -1,4 +1,5 @@
-//! Tables of `docs/performance.md` that a benchmark writes, so that none is older than the command it names.
+//! Tables of `docs/performance.md` that a benchmark writes, so that none is older than the command
+//! it names.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! The oracle that needs no parser: it looks for the patterns on the disks, and judges a map by them.
+//! The oracle that needs no parser: it looks for the patterns on the disks, and judges a map by
+//! them.
 
 use crate::compressed;
 use crate::population::{SectorName, TestFile, bytes_of, name_in};
@@ -207,7 +208,8 @@ impl Seen {
             }
             let named: Vec<_> =
                 places.iter().copied().filter(|(place, length)| contains(mapped, *place, *length)).collect();
-            // Of the copies that a tree keeps of a file inside it, one may begin with a sector by chance.
+            // Of the copies that a tree keeps of a file inside it, one may begin with a sector by
+            // chance.
             let is_inside = places.iter().any(|((_, at), _)| at % SECTOR as u64 != 0);
             if places.is_empty() {
                 seen.hidden += 1;
@@ -279,7 +281,8 @@ fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rul
     if rules.metadata && scan.pattern_in(mapped).is_none() {
         return Verdict::Without("and metadata read along");
     }
-    // Inside a block that files share they cannot be told from other bytes: others must lie in it, too.
+    // Inside a block that files share they cannot be told from other bytes: others must lie in it,
+    // too.
     if rules.packed {
         let holds_others = |disk: u32, range: &Range| {
             let within = |(d, at): &Place| *d == disk && range.contains(at);
@@ -326,8 +329,8 @@ fn ranges_of(places: &[(Place, u64)]) -> Ranges {
     ranges
 }
 
-/// Each range, and the rest of the block that it begins or ends in. Where blocks begin does not matter:
-/// the rest is less than a block.
+/// Each range, and the rest of the block that it begins or ends in. Where blocks begin does not
+/// matter: the rest is less than a block.
 fn with_slack(ranges: &Ranges, block: u64) -> Ranges {
     let slack = |range: &Range| {
         let before = if range.start.is_multiple_of(SECTOR as u64) { 0 } else { block - 1 };

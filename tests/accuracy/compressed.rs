@@ -1,5 +1,5 @@
-//! Finds what is compressed on a disk, without knowing the filesystem: frames of zstd and streams of zlib
-//! are recognised by how they begin, and by decompressing to something.
+//! Finds what is compressed on a disk, without knowing the filesystem: frames of zstd and streams
+//! of zlib are recognised by how they begin, and by decompressing to something.
 
 use std::fs::File;
 use std::io::Read as _;

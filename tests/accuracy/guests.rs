@@ -65,7 +65,8 @@ struct Disk {
     parts: Vec<u64>,
     /// For `sfdisk`; empty for none.
     table: String,
-    /// Images that are made here: what makes them in a directory, and where on the disk they go, in bytes.
+    /// Images that are made here: what makes them in a directory, and where on the disk they go, in
+    /// bytes.
     images: Vec<(Image, u64)>,
     /// The format that the program is given.
     format: &'static str,
@@ -97,7 +98,8 @@ impl Guest {
         self.disks.push(Disk { size, parts, table: String::new(), images: Vec::new(), format: "raw" });
     }
 
-    /// Adds a disk with a GPT and partitions of these sizes in MiB, the first of which begins at 1 MiB.
+    /// Adds a disk with a GPT and partitions of these sizes in MiB, the first of which begins at 1
+    /// MiB.
     fn gpt(&mut self, parts: &[u64]) {
         let mut table = String::from("label: gpt\n");
         let mut at = 1;
@@ -153,7 +155,8 @@ impl Guest {
         (self.rows.len() as u32 + 1) * 1000
     }
 
-    /// Adds a row of files that are put into an image on this machine, at `at` MiB of the last disk.
+    /// Adds a row of files that are put into an image on this machine, at `at` MiB of the last
+    /// disk.
     fn made_here(
         &mut self,
         name: &'static str,
@@ -221,8 +224,8 @@ impl Guest {
         guestfish::run(dir, &script);
     }
 
-    /// Copies what the open encrypted device `name` holds to the last disk; its data begin at these MiB of
-    /// these disks, and are at most so many MiB.
+    /// Copies what the open encrypted device `name` holds to the last disk; its data begin at these
+    /// MiB of these disks, and are at most so many MiB.
     fn in_clear(&mut self, name: &str, copies: &[(u32, u64)], size: u64) {
         let at = self.plain.iter().map(|plain| plain.length).sum::<u64>();
         let disk = self.disks.len() as u32;
@@ -603,8 +606,9 @@ pub(crate) fn lvm() -> Guest {
     g
 }
 
-/// Fills a device with noise. Where all but one block of a stripe are zeroes, as free space is, its parity is
-/// that one block once more, and the oracle takes it for a copy. (The zeroes after the ends of files remain.)
+/// Fills a device with noise. Where all but one block of a stripe are zeroes, as free space is, its
+/// parity is that one block once more, and the oracle takes it for a copy. (The zeroes after the
+/// ends of files remain.)
 fn noise(device: &str) -> String {
     format!("dd status=none if=/dev/urandom of={device} bs=1M 2>/dev/null || true")
 }
@@ -704,8 +708,8 @@ pub(crate) fn small() -> Guest {
     g
 }
 
-/// Encryption. What the encrypted devices hold in the clear is copied to a third disk, which the oracle looks
-/// at and the program does not get.
+/// Encryption. What the encrypted devices hold in the clear is copied to a third disk, which the
+/// oracle looks at and the program does not get.
 pub(crate) fn luks() -> Guest {
     let mut g = Guest::new("luks");
     g.gpt(&[40, 48, 60]);

@@ -1,7 +1,7 @@
 //! How exact maps are, for each filesystem and layer: a table.
 //!
-//! `cargo test --test accuracy` measures the ext family alone. With `-- --all` (`make accuracy`) it makes
-//! and maps all guests and writes `docs/accuracy.md`; names of guests after `--` choose some.
+//! `cargo test --test accuracy` measures the ext family alone. With `-- --all` (`make accuracy`) it
+//! makes and maps all guests and writes `docs/accuracy.md`; names of guests after `--` choose some.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 

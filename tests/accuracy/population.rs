@@ -1,8 +1,8 @@
 //! The files that every filesystem of the table is filled with, and the script that writes them.
 //!
-//! Every 512 bytes of every file are a pattern of their own (see `common/special.rs`), so that a scan of
-//! the disks finds each sector without any parser. The files differ in what maps get wrong: their size
-//! against the block, holes, fragments, hard links, blocks that were never written.
+//! Every 512 bytes of every file are a pattern of their own (see `common/special.rs`), so that a
+//! scan of the disks finds each sector without any parser. The files differ in what maps get wrong:
+//! their size against the block, holes, fragments, hard links, blocks that were never written.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -53,7 +53,8 @@ impl Abilities {
     }
 }
 
-/// A part of a file that holds data: `length` bytes at `at`, which are those of file `id` at `from`.
+/// A part of a file that holds data: `length` bytes at `at`, which are those of file `id` at
+/// `from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     /// Where in the file.
@@ -130,7 +131,8 @@ pub(crate) fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
             how,
         });
     };
-    // A last sector of less than 16 bytes could not be told from others; two files are nothing else.
+    // A last sector of less than 16 bytes could not be told from others; two files are nothing
+    // else.
     for size in [0, 1, 15, 16, 100, 511, 512, 528, 700, 1023, 1024, 1041, 2047, 2048, 3000, 4095, 4096, 4113]
     {
         add(&[&format!("sizes/{size}")], size, &[(0, size)], How::Plain);
@@ -250,7 +252,8 @@ impl Blob {
     }
 }
 
-/// The bash function that the scripts of [`script`] call: source unit, place in the file, bytes, file.
+/// The bash function that the scripts of [`script`] call: source unit, place in the file, bytes,
+/// file.
 pub(crate) const PRELUDE: &str = r#"set -eu
 SRC=/dev/disk/guestfs/src
 w() {

@@ -1,5 +1,6 @@
-//! Second oracles: other people's programs that read a filesystem by themselves. They are asked about each
-//! filesystem that lies on one partition, and their answers counted; the patterns decide.
+//! Second oracles: other people's programs that read a filesystem by themselves. They are asked
+//! about each filesystem that lies on one partition, and their answers counted; the patterns
+//! decide.
 
 use crate::guests::{Place, Row};
 use std::collections::BTreeMap;
@@ -103,7 +104,8 @@ fn fiemap(filesystem: &Filesystem, place: &Place) -> Option<Files> {
     Some(files.filter_map(|(name, file)| Some((String::from_utf8(name).ok()?, file.on_disk))).collect())
 }
 
-/// Where the address space of a btrfs of one device lies on the disk, as `btrfs inspect-internal` prints it.
+/// Where the address space of a btrfs of one device lies on the disk, as `btrfs inspect-internal`
+/// prints it.
 fn chunks(flat: &Path, start: u64) -> Option<Vec<Segment>> {
     tools::find("btrfs")?;
     let args = ["inspect-internal", "dump-tree", "-t", "chunk"].map(OsStr::new);
@@ -149,7 +151,8 @@ fn debugfs(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     Some(files)
 }
 
-/// The blocks of data in what `debugfs` says of an inode: `(ETB0):10326, (0-3):9348-9351, (4-7[u]):9352-9355`.
+/// The blocks of data in what `debugfs` says of an inode: `(ETB0):10326, (0-3):9348-9351,
+/// (4-7[u]):9352-9355`.
 fn data_blocks(said: &str) -> Vec<Range> {
     let words = said.split([' ', ',', '\n']).filter_map(|word| word.strip_prefix('('));
     let pairs = words.filter_map(|word| word.split_once("):"));
@@ -188,7 +191,8 @@ fn ntfscluster(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     Some(files)
 }
 
-/// The runs of `$DATA`, which is 0x80, in `ntfscluster`'s dump of an inode: VCN, LCN and length in clusters.
+/// The runs of `$DATA`, which is 0x80, in `ntfscluster`'s dump of an inode: VCN, LCN and length in
+/// clusters.
 fn data_runs(text: &str, cluster: u64) -> Vec<Range> {
     let (mut is_data, mut runs) = (false, Vec::new());
     for line in text.lines() {

@@ -11,7 +11,8 @@ use std::time::Duration;
 use virt_bmap_testutil::ranges::Range;
 use virt_bmap_testutil::{ranges, sandbox, tools};
 
-/// A run may take so long: the slow probe needs a third of a second for each object, on an idle machine.
+/// A run may take so long: the slow probe needs a third of a second for each object, on an idle
+/// machine.
 const DEADLINE: Duration = Duration::from_secs(900);
 
 /// A way to map, as `--probe` has it.
@@ -57,8 +58,8 @@ pub(crate) struct Line {
     pub(crate) blocked: Option<String>,
 }
 
-/// Lines of type `f`: by path, and under it by device, or by whatever else tells apart the places where the
-/// path is found.
+/// Lines of type `f`: by path, and under it by device, or by whatever else tells apart the places
+/// where the path is found.
 type Files = BTreeMap<String, BTreeMap<String, Ranges>>;
 
 /// A map, as far as it is judged.
@@ -73,8 +74,8 @@ impl Map {
         Self { files: files_of(&text) }
     }
 
-    /// The files below a directory of this name, wherever it is: on a device, or in a subvolume that is shown as
-    /// a directory.
+    /// The files below a directory of this name, wherever it is: on a device, or in a subvolume
+    /// that is shown as a directory.
     fn instances(&self, directory: &str) -> Files {
         let mut found = Files::new();
         for (path, devices) in &self.files {
@@ -214,8 +215,8 @@ fn line(row: &Row, probe: &Probe, scan: &Scan, map: &Map, mut second: Option<&mu
     line
 }
 
-/// Fails unless the judge sees what is wrong with maps that were exact: with nothing in them, with something in
-/// another place, with more than a block too much.
+/// Fails unless the judge sees what is wrong with maps that were exact: with nothing in them, with
+/// something in another place, with more than a block too much.
 fn assert_awake(scan: &Scan, file: &TestFile, exact: &Ranges, rules: Rules) {
     let changed = |change: &dyn Fn(&Range) -> Range| -> Ranges {
         exact.iter().map(|(disk, list)| (*disk, list.iter().map(change).collect())).collect()

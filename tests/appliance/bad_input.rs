@@ -372,8 +372,8 @@ fn kernels_that_only_root_may_read() {
     sandbox.run(["guest.img", "-o", "out.bmap"]).assert_fails(&["/boot/vmlinuz-", "chmod"]);
 }
 
-/// Starts a run and kills, with `SIGKILL`, the helper whose command line has `name`, when it has gone as
-/// far as `moment` says; the run must fail, and say `words`.
+/// Starts a run and kills, with `SIGKILL`, the helper whose command line has `name`, when it has
+/// gone as far as `moment` says; the run must fail, and say `words`.
 fn killed(image: &Path, name: &str, moment: impl FnOnce(&mut Running), words: &[&str]) {
     let mut running = with_old_map().start([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
     let helper = running.helper(name);

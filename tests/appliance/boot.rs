@@ -1,5 +1,6 @@
-//! A guest boots from its disk, and the log tells what it read: boot code, loader, kernel, initrd, and just the
-//! files that the guest itself says on its console that it has read; and just what it did to its files.
+//! A guest boots from its disk, and the log tells what it read: boot code, loader, kernel, initrd,
+//! and just the files that the guest itself says on its console that it has read; and just what it
+//! did to its files.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -33,8 +34,8 @@ const DONE: [&str; 13] = [
     "write f /srv/work/over",
 ];
 
-/// Operations as lines of JSON, as a set. What is written to a file that was created before is a part of that, if the
-/// disks were looked at between.
+/// Operations as lines of JSON, as a set. What is written to a file that was created before is a
+/// part of that, if the disks were looked at between.
 fn operations(lines: &[u8]) -> BTreeSet<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut found = BTreeSet::new();
@@ -111,7 +112,8 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
         .sum();
     assert!(kernel >= 4 << 20, "{kernel} bytes of the kernel");
 
-    // Of the files that are there to be read, those that the guest says, in its order and whole; no other.
+    // Of the files that are there to be read, those that the guest says, in its order and whole; no
+    // other.
     let md5 = fs::read_to_string(dir.join("md5")).unwrap();
     let said: Vec<&str> =
         console.lines().filter_map(|line| line.trim().strip_prefix("GUEST read ")).collect();
@@ -129,7 +131,8 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
         assert!(!said.contains(&read) || bytes >= number * 30000, "{read}: {bytes}");
     }
 
-    // What it wrote went to metadata, the journal and what was free, and stayed private: the image is sealed.
+    // What it wrote went to metadata, the journal and what was free, and stayed private: the image
+    // is sealed.
     let writes: Vec<String> = requests.iter().filter(|request| request["op"] == "write").map(first).collect();
     assert!(writes.iter().any(|name| name == "/dev/sda2 [journal]"), "{writes:?}");
     assert!(writes.iter().all(|name| name.starts_with("/dev/sda2")), "{writes:?}");

@@ -1,5 +1,5 @@
-//! What an overlay changed, on a real one: another appliance creates, appends to, overwrites, renames,
-//! cuts and deletes files in it, and the program names all of them, and no other.
+//! What an overlay changed, on a real one: another appliance creates, appends to, overwrites,
+//! renames, cuts and deletes files in it, and the program names all of them, and no other.
 
 use crate::PROGRAM;
 use serde_json::Value;
@@ -27,7 +27,8 @@ fn ask(dir: &Path, line: &str, status: i32) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The rows of an answer about files (or, with another letter, about something else), by their names.
+/// The rows of an answer about files (or, with another letter, about something else), by their
+/// names.
 fn by_path<'a>(answer: &'a Value, letter: &str) -> BTreeMap<&'a str, &'a Value> {
     let name = |row: &'a Value| row["path"].as_str().or(row["old_path"].as_str()).unwrap();
     let rows = answer["rows"].as_array().unwrap().iter();

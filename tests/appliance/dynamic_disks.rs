@@ -1,6 +1,6 @@
-//! Windows dynamic disks (LDM): a group of three with a volume of each type, put together by `dynamic_disks.py`, since
-//! no free program makes them. `ldmtool` says whether they are what they should be, and the patterns in the files where their
-//! sectors are.
+//! Windows dynamic disks (LDM): a group of three with a volume of each type, put together by
+//! `dynamic_disks.py`, since no free program makes them. `ldmtool` says whether they are what they
+//! should be, and the patterns in the files where their sectors are.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -105,7 +105,8 @@ fn what_the_group_keeps_has_names(mapped: &Mapped, table: &str) {
         } else {
             assert!(!mapped.objects.contains_key(&header));
         }
-        // Of a group that has no more than its headers before the volumes, nothing is taken for boot code.
+        // Of a group that has no more than its headers before the volumes, nothing is taken for
+        // boot code.
         assert!(!mapped.objects.contains_key(&format!("m {disk} [boot code]")), "{disk}");
     }
 }

@@ -1,5 +1,5 @@
-//! What is encrypted, without its key: files that their filesystem encrypts lie where they lie all the same, and a
-//! volume of BitLocker is one warning.
+//! What is encrypted, without its key: files that their filesystem encrypts lie where they lie all
+//! the same, and a volume of BitLocker is one warning.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -15,9 +15,10 @@ use virt_bmap_testutil::{cache, layout, mastering};
 /// One disk: ext4 with blocks of 1 KiB and of 4 KiB, f2fs, and a volume of BitLocker.
 const PARTS: [u64; 4] = [32, 32, 64, 8];
 
-/// Each filesystem has a directory `plain` and an encrypted one, and in both the same files: of one byte, of many blocks
-/// in pieces, with holes, with blocks that were never written, with two names, below another directory. What the kernel says
-/// of their extents as long as it has the key is written down.
+/// Each filesystem has a directory `plain` and an encrypted one, and in both the same files: of one
+/// byte, of many blocks in pieces, with holes, with blocks that were never written, with two names,
+/// below another directory. What the kernel says of their extents as long as it has the key is
+/// written down.
 const SCRIPT: &str = r#"
 modprobe -a cts xts 2>/dev/null || true
 fill() {
@@ -72,7 +73,8 @@ fn disks() -> (PathBuf, PathBuf) {
     (dir.join("1.raw"), dir.join("2.raw"))
 }
 
-/// An encrypted file as the kernel knows it with the key: its size, and its extents that were written.
+/// An encrypted file as the kernel knows it with the key: its size, and its extents that were
+/// written.
 #[derive(Default)]
 struct Known {
     size: u64,

@@ -1,7 +1,7 @@
 //! A fleet of real guests, each with an appliance of its own, whose run is killed over and over.
 //!
-//! With `VIRT_BMAP_FLEET=20` so many guests are mapped instead of few, and it is killed ten times instead of once:
-//! `make fleet-check`.
+//! With `VIRT_BMAP_FLEET=20` so many guests are mapped instead of few, and it is killed ten times
+//! instead of once: `make fleet-check`.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -23,8 +23,8 @@ use virt_bmap_testutil::{cache, fixture, formats, layered, mapping, textmap, too
 
 /// Notes whom it is called for, and runs the program that is its first argument.
 ///
-/// The guest `hangs` gives up after a moment, as one does in which nothing happens. The appliance of `stuck` is stopped
-/// as it begins to read the first filesystem, so that the probe waits for it.
+/// The guest `hangs` gives up after a moment, as one does in which nothing happens. The appliance
+/// of `stuck` is stopped as it begins to read the first filesystem, so that the probe waits for it.
 const MAPPER: &str = r#"#!/bin/bash
 program=$1; shift
 for word; do image=$word; done
@@ -41,10 +41,12 @@ case $id in
 esac
 "#;
 
-/// The most memory that a guest may take on our side: its mapper, and the `qemu-nbd` that serves its image.
+/// The most memory that a guest may take on our side: its mapper, and the `qemu-nbd` that serves
+/// its image.
 const MAX_MEMORY: u64 = 100_000_000;
 
-/// Images by the guest's id, each with the raw image of which it is made, and whose map its own must be.
+/// Images by the guest's id, each with the raw image of which it is made, and whose map its own
+/// must be.
 struct Fleet {
     dir: tempfile::TempDir,
     made_of: BTreeMap<String, &'static Fixture>,
@@ -221,7 +223,8 @@ fn good_and_bad_guests() {
     check_counts(&fleet, &records);
     check_memory(&records, &watched);
 
-    // What is good is not made again: of what is left only the blank one gets as far as an appliance.
+    // What is good is not made again: of what is left only the blank one gets as far as an
+    // appliance.
     drop((holder, images));
     fs::remove_file(fleet.image("stuck.qcow2")).ok();
     let _images = sealed(fleet.images());
@@ -257,7 +260,8 @@ fn check_counts(fleet: &Fleet, records: &BTreeMap<String, Value>) {
     }
 }
 
-/// Compares what guests took of our memory with the bar, and what their records say with what was seen.
+/// Compares what guests took of our memory with the bar, and what their records say with what was
+/// seen.
 fn check_memory(records: &BTreeMap<String, Value>, watched: &BTreeMap<String, Memory>) {
     for (id, record) in records {
         let Some(peak) = record["peak_memory"].as_u64() else { continue };
@@ -380,7 +384,8 @@ fn mixed() -> &'static Fixture {
             fs::write(dir.join("sha256"), tools::sha256(&dir.join("1.raw"))).unwrap();
         });
         let (image, sha256) = (dir.join("1.raw"), fs::read_to_string(dir.join("sha256")).unwrap());
-        // The map that a run for this guest alone makes, with which that of the fleet is compared, is right.
+        // The map that a run for this guest alone makes, with which that of the fleet is compared,
+        // is right.
         let fixture =
             Fixture { image, sha256, partitions: vec![], logical_volumes: vec![], filesystems: vec![] };
         let (map, file) = (mapping::of(&[&fixture], &[]).map, File::open(&fixture.image).unwrap());

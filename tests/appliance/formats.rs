@@ -9,8 +9,8 @@ use virt_bmap_testutil::sandbox::{self, Finished, Sandbox};
 use virt_bmap_testutil::textmap::{TextMap, body};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Maps `image`, which holds the small guest, and compares with the raw image's map; `files` are all
-/// files of the image. Returns the run.
+/// Maps `image`, which holds the small guest, and compares with the raw image's map; `files` are
+/// all files of the image. Returns the run.
 fn same_as_raw(image: &Path, files: &[PathBuf], options: &[&str]) -> Finished {
     let raw = mapping::of(&[fixture::small()], &[]);
     let seal = sandbox::sealed(files);

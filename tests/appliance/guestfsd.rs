@@ -6,8 +6,8 @@ use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{fixture, mapping, oracle_ext4, oracle_fiemap};
 
 /// Every range that the agent gives a file, the reference gives it too; and what the reference has
-/// beyond is metadata that it reads anew for each object, since it drops all caches before. Each such
-/// byte is put down to the kind of metadata that it is, and none may be left.
+/// beyond is metadata that it reads anew for each object, since it drops all caches before. Each
+/// such byte is put down to the kind of metadata that it is, and none may be left.
 #[test]
 fn what_the_reference_has_beyond_is_metadata() {
     needs!("guestfish", "sfdisk", "mount", "dumpe2fs", "debugfs");

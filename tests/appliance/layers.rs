@@ -1,7 +1,8 @@
 //! Layers that are in a bad state, and what the map says of all copies and of parity.
 //!
-//! One guest of twenty disks is made by one appliance and mapped twice: whole, and with disks taken away, cloned
-//! and put into another order. `map_redundancy.rs` shows that copies and parity are what the map says.
+//! One guest of twenty disks is made by one appliance and mapped twice: whole, and with disks taken
+//! away, cloned and put into another order. `map_redundancy.rs` shows that copies and parity are
+//! what the map says.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -39,8 +40,8 @@ const DISKS: [(u64, &[u64]); 20] = [
 /// Bytes of each file: more than a stripe of everything here, and no whole number of blocks.
 const SIZE: usize = 300 * 1024 + 700;
 
-/// The file systems that hold `/file`: device in the whole guest, how it is made, and whether its journal is left
-/// unclean.
+/// The filesystems that hold `/file`: device in the whole guest, how it is made, and whether its
+/// journal is left unclean.
 const FILESYSTEMS: [(&str, &str, &str); 9] = [
     ("/dev/md1", "/dev/md/1", "mkfs.ext4 -q -b 4096"),
     ("/dev/md5", "/dev/md/5", "mkfs.ext4 -q -b 4096"),
@@ -161,10 +162,12 @@ fn with_one_leg_there_is_each_byte_once_and_no_parity() {
     }
 }
 
-/// What `/file` holds on a btrfs of two devices, by this machine's kernel. `None`: it cannot be read.
+/// What `/file` holds on a btrfs of two devices, by this machine's kernel. `None`: it cannot be
+/// read.
 fn on_btrfs(devices: &[PathBuf; 2]) -> Option<Vec<u8>> {
-    // A device that can be written to is mended from the other copy, even where it is mounted read-only: by
-    // Linux 6.18, in one of two cases, as the process id decides which copy is read first.
+    // A device that can be written to is mended from the other copy, even where it is mounted
+    // read-only: by Linux 6.18, in one of two cases, as the process id decides which copy is read
+    // first.
     let attach = |image: &PathBuf| {
         let options = ["--read-only", "--find", "--show"].map(AsRef::as_ref);
         let said = tools::run("losetup", options.into_iter().chain([image.as_os_str()]));
@@ -176,8 +179,9 @@ fn on_btrfs(devices: &[PathBuf; 2]) -> Option<Vec<u8>> {
     let mut mount = tools::command("mount");
     mount.args(["-t", "btrfs", "-o", &options, &loops[0]]).arg(dir.path());
     let is_mounted = mount.status().unwrap().success();
-    // Read by a process of its own: a file that is open here would be open in whatever another test is just
-    // starting, too, and the filesystem with what it has in memory would outlive its end here.
+    // Read by a process of its own: a file that is open here would be open in whatever another test
+    // is just starting, too, and the filesystem with what it has in memory would outlive its end
+    // here.
     let content = tools::command("cat").arg(dir.path().join("file")).output().unwrap();
     if is_mounted {
         tools::run("umount", [dir.path()]);
@@ -295,7 +299,8 @@ fn of_two_clones_what_cannot_be_told_apart_is_said() {
     assert!(map.pieces(&format!("f {}4 /file", device(mapped))).iter().all(|piece| piece.disk == mapped));
     let left_out = format!("{}4", device(original + clone - mapped));
     assert_eq!(map.cause(&left_out, "same-uuid")["device"], format!("{}4", device(mapped)));
-    // LVM activates nothing of which there are two. Of an array the second leg with one number is left out.
+    // LVM activates nothing of which there are two. Of an array the second leg with one number is
+    // left out.
     assert!(!map.objects.contains_key("f /dev/vgc/lv /file"));
     let error = &map.cause("/dev/vgc/lv", "volume-inactive")["error"];
     assert!(error.to_string().contains("duplicate"), "{error}");

@@ -1,7 +1,8 @@
-//! What needs an appliance: guests are made, mapped, and compared with what other programs say of them.
+//! What needs an appliance: guests are made, mapped, and compared with what other programs say of
+//! them.
 //!
-//! Each test starts one or more emulated machines. `cargo test --test appliance update::` runs the tests of
-//! one module, and `make check-appliance` all, two at a time.
+//! Each test starts one or more emulated machines. `cargo test --test appliance update::` runs the
+//! tests of one module, and `make check-appliance` all, two at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 

@@ -1,4 +1,5 @@
-//! `--metadata`: how much of a used disk has a name, and whether what is said to be free is just that.
+//! `--metadata`: how much of a used disk has a name, and whether what is said to be free is just
+//! that.
 //!
 //! One guest of three disks has everything that has metadata of its own; it is mapped once.
 
@@ -43,7 +44,8 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
         assert_eq!(difference(&all, &oracle), [], "not free on {device}");
         let mut missing = difference(&oracle, &all);
         if device == "/dev/sda5" {
-            // The sectors behind the last cluster can never be used; The Sleuth Kit calls them free.
+            // The sectors behind the last cluster can never be used; The Sleuth Kit calls them
+            // free.
             let end = oracle.last().unwrap().end;
             missing.retain(|range| range.end < end || range.end - range.start >= 2048);
         }
@@ -241,8 +243,8 @@ impl View<'_> {
         }
     }
 
-    /// A target that does not fit into the inode has blocks of its own, each with a header. No parser is needed to
-    /// find them.
+    /// A target that does not fit into the inode has blocks of its own, each with a header. No
+    /// parser is needed to find them.
     fn a_link_of_xfs_is_where_its_target_is(&self, device: &str) {
         const BLOCK: usize = 4096;
         let flat = fs::read(self.guest.flat(device)).unwrap();

@@ -1,5 +1,6 @@
-//! `--metadata` of btrfs and F2FS: what is said to be free is all that is not in use: by `btrfs inspect-internal dump-tree`
-//! with a translation of chunks that is none of ours, and by `dump.f2fs`.
+//! `--metadata` of btrfs and F2FS: what is said to be free is all that is not in use: by `btrfs
+//! inspect-internal dump-tree` with a translation of chunks that is none of ours, and by
+//! `dump.f2fs`.
 
 use super::with_metadata::{self, pieces};
 use std::ffi::OsStr;
@@ -17,8 +18,8 @@ const STRIPE: u64 = 64 << 10;
 const SIZE: u64 = 400 << 20;
 const SUPERBLOCKS: [u64; 2] = [64 << 10, 64 << 20];
 
-/// A file system on one disk, whose metadata is there twice, and one on two, with striped data and mirrored metadata. The
-/// second copy of a superblock lies at 64 MiB.
+/// A filesystem on one disk, whose metadata is there twice, and one on two, with striped data and
+/// mirrored metadata. The second copy of a superblock lies at 64 MiB.
 const SCRIPT: &str = r#"disk-create a.raw raw 400M
 disk-create b.raw raw 400M
 disk-create c.raw raw 400M
@@ -94,7 +95,8 @@ fn what_is_not_in_use_is_free() {
     assert!(bytes_of("/dev/sda") > 100 << 20 && bytes_of("/dev/sdb") > 200 << 20);
 }
 
-/// A chunk: where it is in the address space, and where its stripes are on devices, which count from 1.
+/// A chunk: where it is in the address space, and where its stripes are on devices, which count
+/// from 1.
 struct Chunk {
     start: u64,
     length: u64,
@@ -124,8 +126,8 @@ fn chunks(members: &[PathBuf]) -> Vec<Chunk> {
     chunks
 }
 
-/// Of each of the devices, what stands for the same address as a superblock on this device or another one. The file system
-/// never uses it.
+/// Of each of the devices, what stands for the same address as a superblock on this device or
+/// another one. The filesystem never uses it.
 fn never(chunks: &[Chunk], members: &[PathBuf]) -> Vec<Vec<Range>> {
     let mut never = vec![Vec::new(); members.len()];
     for chunk in chunks.iter().filter(|chunk| !chunk.is_striped) {

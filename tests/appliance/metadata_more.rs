@@ -1,5 +1,6 @@
-//! `--metadata` of HFS+, nilfs2, UDF and JFS: what is said to be free is what others say, and the raw disks: no sector of a file that is there, and every
-//! sector that is left of one that was deleted.
+//! `--metadata` of HFS+, nilfs2, UDF and JFS: what is said to be free is what others say, and the
+//! raw disks: no sector of a file that is there, and every sector that is left of one that was
+//! deleted.
 
 use super::with_metadata;
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ use virt_bmap_testutil::{cache, guestfish, mastering, oracle_pattern, special, t
 
 const MIB: u64 = 1 << 20;
 
-/// The files that are written first, of which two in three are deleted, and those that are written then.
+/// The files that are written first, of which two in three are deleted, and those that are written
+/// then.
 const FIRST: RangeInclusive<u32> = 1..=180;
 const THEN: RangeInclusive<u32> = 500..=520;
 
@@ -107,7 +109,8 @@ fn nilfs2(view: &View<'_>) {
     assert_eq!(superblocks, [1024..2048, view.size() - 4096..view.size() - 3072]);
 }
 
-/// By udfinfo, which tells where the parts of a volume are and counts what is free. Which blocks those are the patterns tell.
+/// By udfinfo, which tells where the parts of a volume are and counts what is free. Which blocks
+/// those are the patterns tell.
 fn udf(view: &View<'_>, block: u64) {
     let size = format!("--blocksize={block}");
     let said = tools::run("udfinfo", [OsStr::new(&size), view.image.as_os_str()]);
@@ -135,7 +138,8 @@ fn udf(view: &View<'_>, block: u64) {
     assert_eq!(view.read(&view.named("[space bitmap]")[0])[..2], 264u16.to_le_bytes());
 }
 
-/// By jfs_fsck, which compares the map with the files and counts what is free. Which blocks those are the patterns tell.
+/// By jfs_fsck, which compares the map with the files and counts what is free. Which blocks those
+/// are the patterns tell.
 fn jfs(view: &View<'_>) {
     const BLOCK: u64 = 4096;
     let said =

@@ -1,5 +1,6 @@
-//! What a guest does to files of several file systems, on several disks. The guest is the kernel of this machine,
-//! which changes copies of the disks; the blocks that differ are written to the served ones.
+//! What a guest does to files of several filesystems, on several disks. The guest is the kernel of
+//! this machine, which changes copies of the disks; the blocks that differ are written to the
+//! served ones.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +15,7 @@ const DISKS: [(&str, &str, &str); 3] = [
     ("btrfs", "128M", "mkfs.btrfs -q"),
 ];
 
-/// Runs a shell script in a mounted file system.
+/// Runs a shell script in a mounted filesystem.
 fn in_mounted(image: &Path, script: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mount = format!(

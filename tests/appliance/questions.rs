@@ -1,5 +1,5 @@
-//! The answers about a real guest, against other people's programs: `debugfs`, The Sleuth Kit, and an
-//! appliance that cannot read the bad parts of the disk.
+//! The answers about a real guest, against other people's programs: `debugfs`, The Sleuth Kit, and
+//! an appliance that cannot read the bad parts of the disk.
 
 use crate::PROGRAM;
 use serde_json::Value;
@@ -166,8 +166,8 @@ fn lookup_agrees_with_the_sleuth_kit() {
     assert!(agreed > 30, "{agreed}");
 }
 
-/// Another appliance reads every file through nbdkit's ddrescue filter, which fails what the mapfile
-/// says is bad.
+/// Another appliance reads every file through nbdkit's ddrescue filter, which fails what the
+/// mapfile says is bad.
 #[test]
 fn damaged_files_are_those_that_cannot_be_read() {
     needs!("guestfish", "sfdisk", "nbdkit");

@@ -1,8 +1,9 @@
-//! Copies and parity are what the map says: judged by the bytes of the images, and by what is left of a file when
-//! they are corrupted.
+//! Copies and parity are what the map says: judged by the bytes of the images, and by what is left
+//! of a file when they are corrupted.
 //!
-//! One guest has an array of each level, by md and by LVM, with `/file` on it. The members of an array lie at the
-//! same place of each of its disks, and free space is noise, so that parity is the copy of nothing.
+//! One guest has an array of each level, by md and by LVM, with `/file` on it. The members of an
+//! array lie at the same place of each of its disks, and free space is noise, so that parity is the
+//! copy of nothing.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,8 @@ enum Redundancy {
     P,
     /// And Q the sum of each times a power of two. md counts a row's data from the member behind Q…
     PQ,
-    /// …and in DDF's layouts, of which LVM's is one, from the first member, P and Q included (`raid6_idx_to_slot` in
-    /// `drivers/md/raid5.c`).
+    /// …and in DDF's layouts, of which LVM's is one, from the first member, P and Q included
+    /// (`raid6_idx_to_slot` in `drivers/md/raid5.c`).
     PQFromFirst,
 }
 
@@ -180,7 +181,8 @@ fn every_copy_is_the_file() {
     }
 }
 
-/// Twice `x` in the field of 256 elements that RAID 6 computes in (H. P. Anvin, "The mathematics of RAID-6").
+/// Twice `x` in the field of 256 elements that RAID 6 computes in (H. P. Anvin, "The mathematics of
+/// RAID-6").
 fn twice(x: u8) -> u8 {
     (x << 1) ^ if x & 0x80 == 0 { 0 } else { 0x1d }
 }
@@ -256,8 +258,8 @@ fn begins(disk: &Path, number: usize) -> u64 {
     places.find(|at| on_leg(disk, *at) == content(number)).expect("debugfs finds the file")
 }
 
-/// What `/file` holds in the filesystem that begins at `at` of one disk alone, by another program; nothing where there
-/// is none.
+/// What `/file` holds in the filesystem that begins at `at` of one disk alone, by another program;
+/// nothing where there is none.
 fn on_leg(disk: &Path, at: u64) -> Vec<u8> {
     let image = format!("{}?offset={at}", disk.display());
     tools::command("debugfs").args(["-R", "cat /file", &image]).output().unwrap().stdout

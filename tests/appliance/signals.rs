@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM at any moment: the run ends soon, with their status, and leaves nothing behind.
+//! SIGINT and SIGTERM at any moment: the run ends soon, with their status, and leaves nothing
+//! behind.
 
 use rustix::process::Signal;
 use std::ffi::OsStr;

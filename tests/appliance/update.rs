@@ -1,5 +1,5 @@
-//! `virt-bmap-rs update` of a guest in which files were changed: the new map is the one that is made from
-//! scratch, byte for byte, and what has changed is said.
+//! `virt-bmap-rs update` of a guest in which files were changed: the new map is the one that is
+//! made from scratch, byte for byte, and what has changed is said.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -108,10 +108,11 @@ fn a_fleet_brings_maps_up_to_date() {
     assert!(run.taken_over() > Some(50), "{}", run.stderr);
 }
 
-/// Inodes that are as they were do not hide that their files lie elsewhere: because the partition has been moved, or
-/// because what changed was in a block of extents or of a directory, without a trace in the inode. What the kernel cleans
-/// up when it mounts a file system is the same each time. A directory that is in another one as well, as only damage can
-/// bring it about, is in the map once.
+/// Inodes that are as they were do not hide that their files lie elsewhere: because the partition
+/// has been moved, or because what changed was in a block of extents or of a directory, without a
+/// trace in the inode. What the kernel cleans up when it mounts a filesystem is the same each time.
+/// A directory that is in another one as well, as only damage can bring it about, is in the map
+/// once.
 #[test]
 fn what_moved_without_a_change_of_its_inode_is_seen() {
     needs!("guestfish", "sfdisk", "debugfs", "mkfs.ext4", "mount");
@@ -167,11 +168,13 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     disk(&cwd, 2);
     tools::run("debugfs", ["-w", "-R", "ln /folder0/below /twice", cwd.join("twice.raw").to_str().unwrap()]);
     let run = run.sandbox.run(["update", "guest.jsonl", "--verbose"]);
-    run.assert_code(3).assert_says(&["was visited before", "the filesystem is damaged"]);
-    // All of the second but the one whose extents were swapped, and of the third all but the one that was deleted.
+    run.assert_code(3).assert_says(&["was visited before", "is damaged"]);
+    // All of the second but the one whose extents were swapped, and of the third all but the one
+    // that was deleted.
     let taken_over = FILES + 2 * FOLDERS;
     assert_eq!(run.taken_over(), Some(2 * taken_over as u64), "{}", run.stderr);
-    // Of the second the root, and those whose inodes have a digest together with that in which names were swapped.
+    // Of the second the root, and those whose inodes have a digest together with that in which
+    // names were swapped.
     let spent = run.stderr.lines().filter_map(|line| line.split_once("the agent's time: "));
     let listed: Vec<usize> =
         spent.map(|(_, spent)| spent.split_once(" directories listed").unwrap().0.parse().unwrap()).collect();
@@ -192,7 +195,7 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     assert_eq!(sizes, expected.map(|(device, size)| (device.to_owned(), size)));
 }
 
-/// Puts the two file systems on `guest.raw`, the first so far from its beginning.
+/// Puts the two filesystems on `guest.raw`, the first so far from its beginning.
 fn disk(cwd: &Path, mib: u64) {
     let table = format!("label: dos\nstart={mib}MiB, size=16MiB\nstart=20MiB, size=16MiB\n");
     let image = fs::File::create(cwd.join("guest.raw")).unwrap();
@@ -205,7 +208,7 @@ fn disk(cwd: &Path, mib: u64) {
     }
 }
 
-/// Makes `open.raw` a file system in whose journal is that a file was deleted while it was open.
+/// Makes `open.raw` a filesystem in whose journal is that a file was deleted while it was open.
 fn deleted_while_open(cwd: &Path) {
     let (image, root) = (cwd.join("open.raw"), cwd.join("root"));
     virt_bmap_testutil::mounted::mounted(&image, "ext4", "loop", &root, || {
@@ -238,7 +241,8 @@ fn swap_extents(image: &Path) {
     let block = said.split_once("(ETB0):").unwrap().1;
     let block: u64 = block[..block.find(|c: char| !c.is_ascii_digit()).unwrap()].parse().unwrap();
     let file = fs::OpenOptions::new().read(true).write(true).open(image).unwrap();
-    // After a header of 12 bytes, extents of 12 bytes each; the last four of them are where it lies.
+    // After a header of 12 bytes, extents of 12 bytes each; the last four of them are where it
+    // lies.
     let places = [24, 36].map(|end| block * 4096 + end - 4);
     let [mut first, mut second] = [[0; 4]; 2];
     file.read_exact_at(&mut first, places[0]).unwrap();
@@ -248,8 +252,8 @@ fn swap_extents(image: &Path) {
     file.write_all_at(&first, places[1]).unwrap();
 }
 
-/// A map of the release that wrote version 1 of JSON Lines, which kept warnings as sentences. They do not say reliably
-/// what of their device is not to be trusted, so nothing of it is taken over.
+/// A map of the release that wrote version 1 of JSON Lines, which kept warnings as sentences. They
+/// do not say reliably what of their device is not to be trusted, so nothing of it is taken over.
 #[test]
 fn of_a_map_of_version_1_no_device_with_a_warning_is_trusted() {
     needs!("zstd", "debugfs");

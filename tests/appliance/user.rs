@@ -41,7 +41,8 @@ fn vmdk() {
     }
 }
 
-/// The libvirt of `nobody`: a daemon that `virsh` starts when it is first asked, and images of one domain.
+/// The libvirt of `nobody`: a daemon that `virsh` starts when it is first asked, and images of one
+/// domain.
 struct Session {
     dir: tempfile::TempDir,
 }

@@ -1,4 +1,5 @@
-//! The formats of maps: round trips, frozen samples, input that is none, and other people's readers.
+//! The formats of maps: round trips, frozen samples, input that is none, and other people's
+//! readers.
 
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -769,8 +770,8 @@ mod oracles {
         tools::run("xmllint", [Path::new("--noout"), Path::new("--nonet"), &path]);
     }
 
-    /// `fiwalk` writes nothing that it does not know: elements, their parents and attributes of ours are
-    /// those of a document of its own.
+    /// `fiwalk` writes nothing that it does not know: elements, their parents and attributes of
+    /// ours are those of a document of its own.
     #[test]
     fn dfxml_has_the_form_of_fiwalks() {
         needs!("fiwalk", "mkfs.ext4");

@@ -523,7 +523,8 @@ mod refused {
         ];
         for (text, wanted) in cases {
             let line = text.strip_suffix(b"\n").unwrap_or(text).iter().filter(|&&byte| byte == b'\n').count();
-            // Below a good line of an earlier disk, in a map with header, and so on line 3 or later.
+            // Below a good line of an earlier disk, in a map with header, and so on line 3 or
+            // later.
             if !matches!(wanted, LineError::NotAscending { .. }) {
                 let mut whole = b"# virt-bmap-rs 9 map 1\n1 0 100 v /dev/sda\n".to_vec();
                 whole.extend_from_slice(

@@ -1,4 +1,5 @@
-//! The pages of the documentation: their examples are run, their links lead somewhere, and they name every option.
+//! The pages of the documentation: their examples are run, their links lead somewhere, and they
+//! name every option.
 //!
 //! How examples are written and renewed: see [`virt_bmap_testutil::pages`].
 

@@ -16,8 +16,8 @@ use virt_bmap_testutil::python::python;
 use virt_bmap_testutil::sandbox::{Finished, Running, Sandbox};
 use virt_bmap_testutil::tools::needs;
 
-/// A mapper that notes that it began, does what the image's name says, and ends well unless that says
-/// otherwise.
+/// A mapper that notes that it began, does what the image's name says, and ends well unless that
+/// says otherwise.
 const MAPPER: &str = r#"#!/bin/sh
 for word; do
     case $word in

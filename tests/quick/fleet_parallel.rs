@@ -1,4 +1,5 @@
-//! A fleet's shares by GNU parallel over ssh, with the commands of `docs/fleet.md` as they stand there.
+//! A fleet's shares by GNU parallel over ssh, with the commands of `docs/fleet.md` as they stand
+//! there.
 
 use crate::PROGRAM;
 use std::collections::BTreeMap;
@@ -33,7 +34,8 @@ for map in $maps; do echo "map of $image" > "$map"; done
 echo '{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0,"files":0}' >&2
 "#;
 
-/// A server of ssh on the loopback, which `host1`, `host2` and `host3` are, and a directory that they share.
+/// A server of ssh on the loopback, which `host1`, `host2` and `host3` are, and a directory that
+/// they share.
 struct Hosts {
     dir: tempfile::TempDir,
     server: Child,
@@ -104,7 +106,8 @@ impl Hosts {
         command
     }
 
-    /// Runs lines of the documentation in bash. That whose `/shared` is another directory is all that is changed.
+    /// Runs lines of the documentation in bash. That whose `/shared` is another directory is all
+    /// that is changed.
     fn run(&self, lines: &str) -> Output {
         let lines = lines.replace("/shared/", &format!("{}/", self.at("shared").display()));
         self.command("bash").arg("-c").arg(&lines).output().unwrap()
@@ -148,7 +151,8 @@ fn three_hosts_map_a_share_each() {
     plan.args(["-c", "virt-bmap-rs fleet plan shared/images -o shared/guests.jsonl"]);
     tools::output(&mut plan);
 
-    // One host is held up, and its mapper ended by somebody else: that guest is what the second run is for.
+    // One host is held up, and its mapper ended by somebody else: that guest is what the second run
+    // is for.
     fs::write(hosts.at("shared/images/g05.raw.slow"), b"").unwrap();
     let lines = documented();
     assert!(lines.contains("parallel --env fleet -S host1,host2,host3"), "{lines}");

@@ -17,7 +17,8 @@ use virt_bmap_testutil::tools::{self, needs};
 /// How long anything that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A controller, two nodes, and munge, as children of the test and with all their files in one directory.
+/// A controller, two nodes, and munge, as children of the test and with all their files in one
+/// directory.
 struct Cluster {
     dir: PathBuf,
     daemons: Vec<Child>,

@@ -1,5 +1,5 @@
-//! Linux's own NBD driver as a client, in a small emulated guest: this machine's kernel need not have it. The guest
-//! tells on its console what it has read; what it did is in the log, by name.
+//! Linux's own NBD driver as a client, in a small emulated guest: this machine's kernel need not
+//! have it. The guest tells on its console what it has read; what it did is in the log, by name.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -91,7 +91,8 @@ fn linux_reads_writes_and_trims() {
         log.iter().filter(is_direct).filter(is_half).map(|r| number(r, "connection")).collect()
     };
     let (half, rest) = (connections(0x10_1000..0x18_1000), connections(0x18_1000..0x20_1000));
-    // A guest has been seen, of nbdkit, that never listened to one of its connections; it goes on with the other.
+    // A guest has been seen, of nbdkit, that never listened to one of its connections; it goes on
+    // with the other.
     if !console.contains("Connection timed out") {
         assert_eq!((half.len(), rest.len()), (1, 1), "{half:?} {rest:?}");
         assert_ne!(half, rest);

@@ -1,5 +1,5 @@
-//! The plugin in Debian's nbdkit: it serves the right bytes and holes, its log is that of `virt-bmap-rs trace`,
-//! and what does not go together is refused. Needs no appliance.
+//! The plugin in Debian's nbdkit: it serves the right bytes and holes, its log is that of
+//! `virt-bmap-rs trace`, and what does not go together is refused. Needs no appliance.
 
 use std::fs;
 use std::process::Output;

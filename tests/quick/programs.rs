@@ -1,4 +1,5 @@
-//! The test programs hold all test files: what is in none of them would never be compiled, let alone run.
+//! The test programs hold all test files: what is in none of them would never be compiled, let
+//! alone run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,8 +19,8 @@ fn below(directory: &Path, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// The names in declarations of modules that are files, with what `#[path]` says of each. A declaration in a
-/// comment is none, nor is a module in braces.
+/// The names in declarations of modules that are files, with what `#[path]` says of each. A
+/// declaration in a comment is none, nor is a module in braces.
 fn declared(source: &str) -> Vec<(String, Option<String>)> {
     let mut modules = Vec::new();
     let mut path = None;
@@ -46,7 +47,8 @@ fn reach(file: &Path, directory: &Path, reached: &mut BTreeSet<PathBuf>) {
     reached.insert(file.to_owned());
     for (name, path) in declared(&fs::read_to_string(file).unwrap()) {
         if let Some(path) = path {
-            // Those that are given by their path are the code of others, and have no modules of their own.
+            // Those that are given by their path are the code of others, and have no modules of
+            // their own.
             reached.insert(file.parent().unwrap().join(path));
             continue;
         }

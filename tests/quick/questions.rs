@@ -1,4 +1,5 @@
-//! The commands that question a map, run as a user runs them, on the small maps in `tests/questions`.
+//! The commands that question a map, run as a user runs them, on the small maps in
+//! `tests/questions`.
 
 use crate::PROGRAM;
 use serde_json::Value;
@@ -91,8 +92,8 @@ fn each_command_has_a_man_page_with_examples() {
     assert!(pages.len() >= 7, "{pages:?}");
 }
 
-/// Images that fit the samples' maps: of an empty disk, and an overlay in which some of what differs
-/// between the maps was written.
+/// Images that fit the samples' maps: of an empty disk, and an overlay in which some of what
+/// differs between the maps was written.
 fn images(dir: &Path) {
     let writes = [
         // In a directory, in place in /etc/fstab, and all of /etc/passwd.

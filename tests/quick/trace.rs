@@ -1,5 +1,5 @@
-//! `virt-bmap-rs trace` with made-up maps and images: what clients of other people read and write is in the
-//! log by name, and nothing that they or the log do ends the service. Needs no appliance.
+//! `virt-bmap-rs trace` with made-up maps and images: what clients of other people read and write
+//! is in the log by name, and nothing that they or the log do ends the service. Needs no appliance.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -370,8 +370,8 @@ fn a_full_log_keeps_nobody_from_working() {
         .assert_code(9);
 }
 
-/// More requests than wait in memory, of 512 bytes each, while nobody reads the log; then somebody does. Returns
-/// how the program ended and how many requests were in the log.
+/// More requests than wait in memory, of 512 bytes each, while nobody reads the log; then somebody
+/// does. Returns how the program ended and how many requests were in the log.
 fn with_a_stalled_reader(args: &[&str]) -> (Finished, usize) {
     let sandbox = sandbox();
     let fifo = sandbox.cwd().join("fifo");

@@ -1,5 +1,5 @@
-//! `virt-bmap-rs trace --top` in a real terminal: tmux draws it, and tells what stands there and in which state
-//! the terminal is left. Needs no appliance.
+//! `virt-bmap-rs trace --top` in a real terminal: tmux draws it, and tells what stands there and in
+//! which state the terminal is left. Needs no appliance.
 
 use rustix::process::Signal;
 use std::fs;
@@ -13,7 +13,8 @@ use virt_bmap_testutil::traced::{NBDSH, sandbox};
 /// How long it may take until something is on the screen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Names that would clear the screen, set its title, turn the text around, or are wider than they have bytes.
+/// Names that would clear the screen, set its title, turn the text around, or are wider than they
+/// have bytes.
 const MAP: &str = "\
 1 0 1000 f /dev/sda1 /evil\u{1b}[2J\u{1b}]0;stolen\u{7}\u{202e}name
 1 1000 2000 f /dev/sda1 /漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字
@@ -21,8 +22,8 @@ const MAP: &str = "\
 1 3000 800000 p /dev/sda1
 ";
 
-/// A program in a terminal of 100 columns and 30 lines. When it has ended, its status and the terminal's state
-/// are printed on that.
+/// A program in a terminal of 100 columns and 30 lines. When it has ended, its status and the
+/// terminal's state are printed on that.
 struct Screen {
     running: Running,
     socket: PathBuf,
@@ -148,7 +149,8 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
 #[test]
 fn any_end_gives_the_terminal_back() {
     needs!("tmux", "nbdsh", "stty");
-    // Without a command, the screen tells where clients connect, and Ctrl-C is an end like any other.
+    // Without a command, the screen tells where clients connect, and Ctrl-C is an end like any
+    // other.
     let screen = Screen::start(sandbox(), &[]);
     let text =
         screen.wait("the URI", |text| text.contains("nbd+unix:///?socket=") && text.contains("REQUESTS"));

@@ -1,5 +1,6 @@
-//! `virt-bmap-rs update` with made-up maps and images: when it does nothing, why it would map again, and what
-//! it refuses. Where it would map, there is no appliance, so that it fails then; the old map must be untouched.
+//! `virt-bmap-rs update` with made-up maps and images: when it does nothing, why it would map
+//! again, and what it refuses. Where it would map, there is no appliance, so that it fails then;
+//! the old map must be untouched.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Guests that are corrupted or changed at random, by seeds.
 //!
-//! `cargo test --test torture` does one seed of each kind. Words after `--` choose: `corrupted` or `changed` one
-//! kind, `--all` every seed, and numbers these seeds, as in `-- corrupted 17 40`. `make torture` and
-//! `make update-torture` do all seeds of a kind.
+//! `cargo test --test torture` does one seed of each kind. Words after `--` choose: `corrupted` or
+//! `changed` one kind, `--all` every seed, and numbers these seeds, as in `-- corrupted 17 40`.
+//! `make torture` and `make update-torture` do all seeds of a kind.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
@@ -26,7 +26,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     check_places();
-    // Of the words of a harness none is known here; a name that is no kind is a test of another program.
+    // Of the words of a harness none is known here; a name that is no kind is a test of another
+    // program.
     let names: Vec<&String> =
         args.iter().filter(|arg| !arg.starts_with('-') && arg.parse::<u64>().is_err()).collect();
     let mut passed = true;

@@ -1,5 +1,5 @@
-//! Emulated guests. Each is made once, by `guest/kernel.sh` and a recipe: those that boot from their disks by
-//! `guest/disk.sh` as well.
+//! Emulated guests. Each is made once, by `guest/kernel.sh` and a recipe: those that boot from
+//! their disks by `guest/disk.sh` as well.
 
 use super::{cache, tools};
 use std::fs;
@@ -12,8 +12,8 @@ const DISK: &str = include_str!("guest/disk.sh");
 pub const QEMU: &str = "exec qemu-system-x86_64 -machine accel=tcg -m 256 -nodefaults -display none -no-reboot \
                         -serial file:console -drive file=$nbd,format=raw,if=virtio";
 
-/// The directory with the image of a guest of busybox alone: `boot.raw`; in `core-bytes` is how long the loader is, in
-/// `md5` what its files hold.
+/// The directory with the image of a guest of busybox alone: `boot.raw`; in `core-bytes` is how
+/// long the loader is, in `md5` what its files hold.
 pub fn busybox() -> PathBuf {
     guest("bootable", &[DISK, include_str!("guest/busybox.sh")], &[])
 }

@@ -204,8 +204,8 @@ pub fn lv_only() -> &'static Fixture {
     })
 }
 
-/// A disk on which `/dev/sda1` and `/dev/sda4` are sound ext4 filesystems, `/dev/sda2` is an ext4 whose
-/// superblock promises what its other blocks do not hold, and `/dev/sda3` is noise.
+/// A disk on which `/dev/sda1` and `/dev/sda4` are sound ext4 filesystems, `/dev/sda2` is an ext4
+/// whose superblock promises what its other blocks do not hold, and `/dev/sda3` is noise.
 pub fn damaged() -> &'static Fixture {
     static DAMAGED: OnceLock<Fixture> = OnceLock::new();
     DAMAGED.get_or_init(|| {

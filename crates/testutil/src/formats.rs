@@ -20,9 +20,10 @@ pub fn copy(raw: &Path, to: &Path) {
     tools::run("cp", [OsStr::new("--sparse=always"), raw.as_os_str(), to.as_os_str()]);
 }
 
-/// Makes a chain of three images below `dir`, each in a directory of its own and naming its parent by a
-/// relative path: `base` holds the raw image's first two thirds as they are and wrong bytes in the
-/// rest, the middle one corrects half of that, the top the other half. Returns all, the top last.
+/// Makes a chain of three images below `dir`, each in a directory of its own and naming its parent
+/// by a relative path: `base` holds the raw image's first two thirds as they are and wrong bytes in
+/// the rest, the middle one corrects half of that, the top the other half. Returns all, the top
+/// last.
 ///
 /// Each is finished before the next is made: a VMDK notes the content that its parent had.
 pub fn chain(raw: &Path, dir: &Path, format: &str) -> Vec<PathBuf> {

@@ -13,12 +13,13 @@ const LONGEST: &str = "900";
 /// Runs a guestfish script in `dir` and returns what it printed. The first command that fails is a
 /// panic with guestfish's own words.
 ///
-/// Disks are `/dev/sda` and so on in the order in which they are added, in `debug sh` too: the kernel of the
-/// appliance names them as it finds them, and libguestfs translates the names of its own calls only.
+/// Disks are `/dev/sda` and so on in the order in which they are added, in `debug sh` too: the
+/// kernel of the appliance names them as it finds them, and libguestfs translates the names of its
+/// own calls only.
 ///
 /// Under emulation unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise: libguestfs takes a
-/// `/dev/kvm` for granted that may not work, and a fixture is made once only. An appliance that hangs is ended, so that
-/// it fails a test instead of all that would come after it.
+/// `/dev/kvm` for granted that may not work, and a fixture is made once only. An appliance that
+/// hangs is ended, so that it fails a test instead of all that would come after it.
 pub fn run(dir: &Path, script: &str) -> String {
     let mut command = tools::command("timeout");
     command.args([LONGEST, "guestfish"]);
@@ -34,7 +35,8 @@ pub fn run(dir: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The script with labels for its disks, and these in place of names that libguestfs does not translate.
+/// The script with labels for its disks, and these in place of names that libguestfs does not
+/// translate.
 fn with_labels(script: &str) -> String {
     let mut letters = 'a'..='z';
     let line = |line: &str| match line.split_once(' ') {

@@ -12,7 +12,8 @@ pub const SOURCE: &str = include_str!("layered.rs");
 
 const MIB: u64 = 1 << 20;
 
-/// The disk with the files' contents is read in units of so many bytes, and each content begins in a new one.
+/// The disk with the files' contents is read in units of so many bytes, and each content begins in
+/// a new one.
 const UNIT: u64 = 4096;
 
 /// `/dev/sda` for 1, and so on.
@@ -27,8 +28,8 @@ pub fn pattern(id: u32, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// Commands that make a filesystem on `device`, mount it on `/mnt/ID`, and write `/file` into it, whose content is
-/// number `id` (from 1) of contents of `size` bytes each.
+/// Commands that make a filesystem on `device`, mount it on `/mnt/ID`, and write `/file` into it,
+/// whose content is number `id` (from 1) of contents of `size` bytes each.
 pub fn fill(device: &str, mkfs: &str, id: usize, size: usize) -> String {
     let from = (id as u64 - 1) * (size as u64).div_ceil(UNIT);
     format!(
@@ -38,8 +39,9 @@ pub fn fill(device: &str, mkfs: &str, id: usize, size: usize) -> String {
     )
 }
 
-/// Makes `1.raw` and so on in `dir`, each of so many MiB and with a GPT and partitions of so many MiB, if any, the
-/// first of which begins at 1 MiB. An appliance runs `script`, where disks are called `/dev/sda` and so on.
+/// Makes `1.raw` and so on in `dir`, each of so many MiB and with a GPT and partitions of so many
+/// MiB, if any, the first of which begins at 1 MiB. An appliance runs `script`, where disks are
+/// called `/dev/sda` and so on.
 pub fn make(dir: &Path, disks: &[(u64, &[u64])], files: &[Vec<u8>], script: &str) {
     for (number, (size, parts)) in (1..).zip(disks) {
         let path = dir.join(format!("{number}.raw"));

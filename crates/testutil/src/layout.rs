@@ -72,7 +72,8 @@ impl Volume {
     }
 }
 
-/// The partitions of the raw image `disk`, whose appliance name is `device`, as `sfdisk` reads them.
+/// The partitions of the raw image `disk`, whose appliance name is `device`, as `sfdisk` reads
+/// them.
 pub fn partitions(disk: &Path, device: &str) -> Vec<Volume> {
     #[derive(Deserialize)]
     struct Answer {

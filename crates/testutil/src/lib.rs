@@ -5,9 +5,9 @@
 //! [`mapped`], and compares it with what an oracle says. `docs/testing.md` explains how these fit
 //! together.
 //!
-//! The crate has no dependency on the program's own libraries: what a map should contain must not be
-//! computed by the code under test. It knows where the program is from the place of the test's own
-//! executable; [`program!`] has the compiler's word for that place compared with it.
+//! The crate has no dependency on the program's own libraries: what a map should contain must not
+//! be computed by the code under test. It knows where the program is from the place of the test's
+//! own executable; [`program!`] has the compiler's word for that place compared with it.
 //!
 //! Every function panics where it cannot do what it is asked for, since that is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]

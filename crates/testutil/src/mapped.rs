@@ -1,4 +1,5 @@
-//! A map as a test looks at it: its objects by name, and their pieces with what the text map does not tell.
+//! A map as a test looks at it: its objects by name, and their pieces with what the text map does
+//! not tell.
 
 use serde_json::Value;
 use std::collections::BTreeMap;

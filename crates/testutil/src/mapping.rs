@@ -27,8 +27,8 @@ pub struct Mapping {
 
 /// The map of `images`, in this order, with `options`.
 ///
-/// Made in a sandbox, that is, with all that [`sandbox::Running::finish`] checks; and the images are
-/// still what they were when they were made.
+/// Made in a sandbox, that is, with all that [`sandbox::Running::finish`] checks; and the images
+/// are still what they were when they were made.
 pub fn of(images: &[&Fixture], options: &[&str]) -> Mapping {
     let built = fs::metadata(program()).unwrap();
     let names: Vec<_> = images.iter().map(|f| &f.image).collect();

@@ -1,5 +1,5 @@
-//! Filesystems that this machine makes whole from a directory, as optical media are mastered, and what only
-//! Windows makes: dynamic disks and BitLocker.
+//! Filesystems that this machine makes whole from a directory, as optical media are mastered, and
+//! what only Windows makes: dynamic disks and BitLocker.
 
 use super::{python, tools};
 use std::ffi::OsStr;
@@ -33,8 +33,8 @@ pub fn hfsplus(root: &Path, image: &Path, size: u64) {
     fs::write(image, &filesystem).unwrap();
 }
 
-/// Makes an HFS+ filesystem of `size` bytes that can be written to, with most of it free. What xorriso makes is locked and full:
-/// its bitmap says of so many more blocks that they are free.
+/// Makes an HFS+ filesystem of `size` bytes that can be written to, with most of it free. What
+/// xorriso makes is locked and full: its bitmap says of so many more blocks that they are free.
 pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     hfsplus(root, image, size);
     let mut bytes = fs::read(image).unwrap();
@@ -56,7 +56,8 @@ pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     set(&mut bytes, 280, 64 << 10);
     let bits = bitmap as usize * block as usize;
     bytes[bits..][..block as usize].fill(0);
-    // The last but one block of before, the bitmap, is in use; the last one was the second header's.
+    // The last but one block of before, the bitmap, is in use; the last one was the second
+    // header's.
     let used = (0..old - 1).chain([blocks - 1]).inspect(|n| assert!(*n < blocks));
     let used = used.fold(0, |count, n| {
         bytes[bits + n as usize / 8] |= 0x80 >> (n % 8);
@@ -80,7 +81,8 @@ pub const SOURCE: &str = include_str!("mastering.rs");
 /// What dynamic disks and volumes of BitLocker are made by.
 pub const MAKERS: [&str; 2] = [include_str!("dynamic_disks.py"), include_str!("bitlocker.py")];
 
-/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them. `table`: `mbr` or `gpt`.
+/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them. `table`:
+/// `mbr` or `gpt`.
 pub fn dynamic_disks(table: &str, images: &[PathBuf], size: u64) {
     images.iter().for_each(|image| drop(File::create(image).unwrap()));
     let maker = images[0].with_extension("py");
@@ -101,7 +103,8 @@ pub fn bitlocker(image: &Path, size: u64, password: &str) {
     tools::output(python.arg(&maker).arg(image).args(["0", &size, password]));
 }
 
-/// Makes an empty UDF filesystem of `size` bytes, in blocks of so many, which looks like no partitioned disk.
+/// Makes an empty UDF filesystem of `size` bytes, in blocks of so many, which looks like no
+/// partitioned disk.
 pub fn udf(image: &Path, size: u64, block: u64) {
     File::create(image).unwrap().set_len(size).unwrap();
     let block = format!("--blocksize={block}");

@@ -4,8 +4,8 @@ use super::tools;
 use std::fs;
 use std::path::Path;
 
-/// Mounts the image at `root`, which is made if need be, while `work` does something to what is in it. `kind` and `options` are
-/// mount(8)'s.
+/// Mounts the image at `root`, which is made if need be, while `work` does something to what is in
+/// it. `kind` and `options` are mount(8)'s.
 pub fn mounted(image: &Path, kind: &str, options: &str, root: &Path, work: impl FnOnce()) {
     fs::create_dir_all(root).unwrap();
     tools::output(tools::command("mount").args(["-t", kind, "-o", options]).arg(image).arg(root));

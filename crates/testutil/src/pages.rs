@@ -1,16 +1,17 @@
 //! The examples on the pages of the documentation, run as their reader would run them.
 //!
 //! A block of ```` ```console ```` holds commands, after `$ `, each with what it prints on standard
-//! output. A command continues on lines that begin with `> `, and a line `…` in its output stands for
-//! any number of lines. These comments may stand above a block:
+//! output. A command continues on lines that begin with `> `, and a line `…` in its output stands
+//! for any number of lines. These comments may stand above a block:
 //!
 //! - `<!-- not run: REASON -->`: the block needs an appliance, a network or the like.
 //! - `<!-- setup`, commands, `-->`: run first, and not shown to the reader.
 //!
 //! Of a block with both that `needs an appliance`, [`Page::check_with_appliance`] is the test.
 //!
-//! All blocks of a page run in one directory, which begins as a copy of `tests/questions` and `tests/formats`.
-//! With `VIRT_BMAP_BLESS=1` in the environment, what the commands print is put into the pages.
+//! All blocks of a page run in one directory, which begins as a copy of `tests/questions` and
+//! `tests/formats`. With `VIRT_BMAP_BLESS=1` in the environment, what the commands print is put
+//! into the pages.
 
 use crate::tools;
 use std::fs;
@@ -42,7 +43,8 @@ struct Block {
     needs_appliance: bool,
 }
 
-/// The blocks of a page. Text between a comment and its block is an error: the comment would be lost.
+/// The blocks of a page. Text between a comment and its block is an error: the comment would be
+/// lost.
 fn blocks(page: &str, lines: &[&str]) -> Vec<Block> {
     let mut blocks = Vec::new();
     let (mut setup, mut is_run, mut needs_appliance) = (None, true, false);
@@ -121,8 +123,8 @@ fn push_lines(text: &mut String, lines: &[&str]) {
 }
 
 impl Page {
-    /// Runs the blocks that are not marked, and compares what is printed with what the page shows. `root` is the
-    /// directory of the repository, `program` what is to be run as `virt-bmap-rs`.
+    /// Runs the blocks that are not marked, and compares what is printed with what the page shows.
+    /// `root` is the directory of the repository, `program` what is to be run as `virt-bmap-rs`.
     pub fn check(&self, root: &Path, program: &Path) {
         self.check_blocks(root, program, |block| block.is_run);
     }

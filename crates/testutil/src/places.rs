@@ -2,9 +2,10 @@
 //!
 //! Only the compiler of an integration test knows these places (`CARGO_BIN_EXE_…`,
 //! `CARGO_TARGET_TMPDIR`), and this crate is not compiled as one. They follow from the place of the
-//! test's own executable, `<target directory>/<profile>/deps/<test>-<hash>`. Cargo builds the program
-//! into the directory above before it runs a test of the same package, so what is found there is never
-//! older than the sources. Each test program says [`program!`](crate::program), which checks it.
+//! test's own executable, `<target directory>/<profile>/deps/<test>-<hash>`. Cargo builds the
+//! program into the directory above before it runs a test of the same package, so what is found
+//! there is never older than the sources. Each test program says [`program!`](crate::program),
+//! which checks it.
 
 use super::tools;
 use std::env;
@@ -38,8 +39,8 @@ pub fn target_tmpdir() -> PathBuf {
 /// A file that cargo builds for this workspace but not for a test: `examples/NAME`, or the plugin's
 /// library. The first call has cargo build them, in case that sources have changed.
 ///
-/// The command is that of `make check-quick`, after which there is nothing to do. Another choice of packages
-/// would unify features in another way and compile the library once more.
+/// The command is that of `make check-quick`, after which there is nothing to do. Another choice of
+/// packages would unify features in another way and compile the library once more.
 pub fn built(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {

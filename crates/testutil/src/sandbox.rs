@@ -241,7 +241,8 @@ impl Running {
         }
     }
 
-    /// The id of the program under test, where the wrapper is one that has ended and left it running.
+    /// The id of the program under test, where the wrapper is one that has ended and left it
+    /// running.
     pub fn program_in_terminal(&self) -> i32 {
         let program = self.sandbox.program.to_string_lossy().into_owned();
         let ours = |(_, line): &(i32, String)| line.starts_with(&program);

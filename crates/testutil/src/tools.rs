@@ -17,8 +17,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Says that a test is skipped and why; where everything must be there (`VIRT_BMAP_REQUIRE_TOOLS=1`,
-/// set on the CI machine), fails instead.
+/// Says that a test is skipped and why; where everything must be there
+/// (`VIRT_BMAP_REQUIRE_TOOLS=1`, set on the CI machine), fails instead.
 pub fn skip(why: &str) {
     assert!(
         env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none_or(|v| v != "1"),
@@ -48,9 +48,11 @@ pub fn is_root(purpose: &str) -> bool {
     root
 }
 
-/// A map of a Fedora 20 guest by the original program, compressed, which lies beside the project and not in it.
+/// A map of a Fedora 20 guest by the original program, compressed, which lies beside the project
+/// and not in it.
 ///
-/// Must be there where everything must be, unless `VIRT_BMAP_WITHOUT_ORIGINAL=1` says that it cannot.
+/// Must be there where everything must be, unless `VIRT_BMAP_WITHOUT_ORIGINAL=1` says that it
+/// cannot.
 pub fn original_map() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/fedora-20.bmap.gz");
     if path.exists() {
@@ -92,9 +94,9 @@ pub fn output(command: &mut Command) -> Output {
 
 /// Copies a program that is to be run at once.
 ///
-/// A process of its own does it: were the copy open for writing in this one, a child that another test
-/// starts at that moment would have it open until it executes something, and Linux runs no program that
-/// somebody can write to.
+/// A process of its own does it: were the copy open for writing in this one, a child that another
+/// test starts at that moment would have it open until it executes something, and Linux runs no
+/// program that somebody can write to.
 pub fn copy_program(program: &Path, to: &Path) {
     run("cp", [program, to]);
 }

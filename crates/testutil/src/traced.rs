@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt as _;
 /// Size of the image.
 pub const SIZE: u64 = 8 << 20;
 
-/// A disk whose first MiB is in no partition; then a partition with a directory and two files, of which the
-/// second is in two pieces.
+/// A disk whose first MiB is in no partition; then a partition with a directory and two files, of
+/// which the second is in two pieces.
 pub const MAP: &str = "\
 1 0 100000 v /dev/sda
 1 100000 101000 d /dev/sda1 /
@@ -29,7 +29,8 @@ pub const MAP: &str = "\
 1 402000 800000 v /dev/sda
 ";
 
-/// A sandbox with `disk.raw`, every 4 KiB of which begin with their number, and its map `disk.bmap`.
+/// A sandbox with `disk.raw`, every 4 KiB of which begin with their number, and its map
+/// `disk.bmap`.
 pub fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     let image = fs::File::create(sandbox.cwd().join("disk.raw")).unwrap();

@@ -167,8 +167,8 @@ fn nothing_is_left_of_a_program_that_ends_or_is_killed() {
     assert_eq!(images.checksums(), before);
 }
 
-/// Before the first connection only the parent's death signal ends the child: a stopped qemu-nbd never
-/// accepts one.
+/// Before the first connection only the parent's death signal ends the child: a stopped qemu-nbd
+/// never accepts one.
 #[test]
 fn a_child_that_never_served_dies_with_the_program() {
     if !have(&["qemu-img"]) {

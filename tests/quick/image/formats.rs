@@ -168,7 +168,8 @@ fn images_that_hold_nothing_yet_are_whole() {
     let images = Images::new();
     for format in ["qcow2", "vmdk", "vdi", "vhdx", "qed", "parallels"] {
         for size in ["512k", "1M", "3M", "700M", "20G"] {
-            // A name of its own: a process that another test is just starting may still have the last one open.
+            // A name of its own: a process that another test is just starting may still have the
+            // last one open.
             let name = format!("{size}.{format}");
             images.qemu_img(&["create", "-q", "-f", format, &name, size]);
             let image = open(&images.path(&name), None).unwrap_or_else(|e| panic!("{format} {size}: {e:?}"));

@@ -479,8 +479,8 @@ fn no_extent_that_qemu_finds_is_hidden_from_us() {
     assert!(found > 10, "{found}");
 }
 
-/// A sparse extent without a capacity carries a descriptor, whose extents are found all the same, and
-/// so it may not be the extent of another.
+/// A sparse extent without a capacity carries a descriptor, whose extents are found all the same,
+/// and so it may not be the extent of another.
 #[test]
 fn a_descriptor_inside_an_extent_is_seen() {
     if !have(&["qemu-img"]) {

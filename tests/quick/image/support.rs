@@ -16,8 +16,8 @@ use virt_bmap_testutil::places::built;
 /// Size of the guest disk that the tests put into images.
 pub(crate) const DISK: u64 = 12 << 20;
 
-/// Says whether the tools are there. If not, the test is to return: with `VIRT_BMAP_REQUIRE_TOOLS=1` it
-/// fails here instead.
+/// Says whether the tools are there. If not, the test is to return: with
+/// `VIRT_BMAP_REQUIRE_TOOLS=1` it fails here instead.
 pub(crate) fn have(tools: &[&str]) -> bool {
     for tool in tools {
         if Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
@@ -102,7 +102,8 @@ impl Images {
         text.lines().filter_map(|l| l.split_once(' ')).map(|(a, b)| (b.to_owned(), a.to_owned())).collect()
     }
 
-    /// Opens an image, reads it whole, compares with the oracle, and checks that no file has changed.
+    /// Opens an image, reads it whole, compares with the oracle, and checks that no file has
+    /// changed.
     pub(crate) fn check(&self, name: &str, stated: Option<ImageFormat>, format: ImageFormat, links: usize) {
         let before = self.checksums();
         let wanted = self.oracle(name, format.driver());

@@ -161,7 +161,8 @@ async fn vanishing_in_the_middle_of_reads() {
     }
 }
 
-/// Requests that no thread has begun are dropped when their client vanishes, the others are waited for.
+/// Requests that no thread has begun are dropped when their client vanishes, the others are waited
+/// for.
 #[test]
 fn vanishing_with_writes_in_flight() {
     let one_thread =

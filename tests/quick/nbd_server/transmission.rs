@@ -88,7 +88,8 @@ async fn a_structured_read_is_data_or_a_hole() {
     }
 }
 
-/// The chunks of a structured read, put together, and how many there were. The last may be an error.
+/// The chunks of a structured read, put together, and how many there were. The last may be an
+/// error.
 async fn read_in_pieces(peer: &mut Peer, offset: u64, length: u32) -> (Result<Vec<u8>, u32>, usize) {
     peer.request(header(NBD_CMD_READ, 5, offset, length), &[]).await;
     pieces(peer, offset).await

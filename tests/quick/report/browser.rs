@@ -1,7 +1,7 @@
 //! A headless Chromium, driven with the DevTools protocol.
 //!
-//! The protocol runs over a pair of pipes (`--remote-debugging-pipe`: JSON messages that end in a zero byte, on descriptors
-//! 3 and 4). A shell puts the child's standard input and output there.
+//! The protocol runs over a pair of pipes (`--remote-debugging-pipe`: JSON messages that end in a
+//! zero byte, on descriptors 3 and 4). A shell puts the child's standard input and output there.
 
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -22,7 +22,8 @@ pub(crate) struct Browser {
     from: Receiver<Value>,
     session: Option<String>,
     last: u64,
-    /// What the page complained about: messages of the console, exceptions, violations of its policy.
+    /// What the page complained about: messages of the console, exceptions, violations of its
+    /// policy.
     pub(crate) complaints: Vec<String>,
     /// What was loaded from anywhere.
     pub(crate) requests: Vec<String>,

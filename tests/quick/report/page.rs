@@ -221,7 +221,8 @@ fn the_page_follows_the_preferred_colours_and_its_own_switch() {
     browser.eval("byId('theme').click()");
     assert_eq!(browser.text(background), "rgb(255, 255, 255)");
 
-    // Each scheme has a legend whose bytes are the whole disk, and whose swatches are in the picture.
+    // Each scheme has a legend whose bytes are the whole disk, and whose swatches are in the
+    // picture.
     for scheme in ["directory", "type", "fragmentation", "device"] {
         browser.eval(&format!(
             "byId('scheme').value = '{scheme}'; byId('scheme').dispatchEvent(new Event('change'))"

@@ -1,4 +1,4 @@
-//! Changes a mounted file system at random: whatever programs do to files.
+//! Changes a mounted filesystem at random: whatever programs do to files.
 
 use rustix::fs::{FallocateFlags, fallocate, ioctl_ficlone};
 use std::fs::{self, File, OpenOptions};
@@ -20,7 +20,8 @@ pub(crate) fn begin(root: &Path, random: &mut Random) {
     }
 }
 
-/// Does `count` things to the tree, of which some may fail: the file system may be full, or cannot do it.
+/// Does `count` things to the tree, of which some may fail: the filesystem may be full, or cannot
+/// do it.
 pub(crate) fn change(root: &Path, kind: &str, count: usize, random: &mut Random) {
     let tree = root.join("work");
     for number in 0..count {
@@ -132,7 +133,8 @@ fn defragment(file: &Path, kind: &str) -> std::io::Result<()> {
     tools::command(command[0]).args(&command[1..]).output().map(drop)
 }
 
-/// Writes the files of a directory anew, each beside its place and then into it, as package managers do.
+/// Writes the files of a directory anew, each beside its place and then into it, as package
+/// managers do.
 fn upgrade(directory: &Path, random: &mut Random) -> std::io::Result<()> {
     for file in all(directory).0 {
         let new = file.with_extension("dpkg-new");

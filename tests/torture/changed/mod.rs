@@ -1,9 +1,10 @@
-//! `virt-bmap-rs update` of guests whose files were changed at random: whatever was done to them, the map is the one
-//! that is made from scratch, byte for byte, and what nobody touched is not read.
+//! `virt-bmap-rs update` of guests whose files were changed at random: whatever was done to them,
+//! the map is the one that is made from scratch, byte for byte, and what nobody touched is not
+//! read.
 //!
-//! A guest has a disk for each kind of file system that this kernel can mount and change. A seed chooses what is done,
-//! and how the guest is mapped. `cargo test --test torture -- changed` does one; with `--all` (`make update-torture`)
-//! there are more, and numbers are seeds.
+//! A guest has a disk for each kind of filesystem that this kernel can mount and change. A seed
+//! chooses what is done, and how the guest is mapped. `cargo test --test torture -- changed` does
+//! one; with `--all` (`make update-torture`) there are more, and numbers are seeds.
 
 mod changes;
 use std::fs::File;
@@ -19,10 +20,10 @@ const SEEDS: std::ops::Range<u64> = 0..8;
 /// How often a guest is changed and updated, each time from the map before.
 const ROUNDS: usize = 2;
 
-/// What is done to each file system in a round.
+/// What is done to each filesystem in a round.
 const CHANGES: usize = 120;
 
-/// How many files are never touched, in each file system.
+/// How many files are never touched, in each filesystem.
 const STILL: u64 = 6 * 12;
 
 /// A run has so long. An idle machine needs a tenth of it.

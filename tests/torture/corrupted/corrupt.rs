@@ -15,8 +15,8 @@ fn metadata(disk: &File, extent: &Range<u64>) -> Vec<u64> {
     sectors.filter(|(_, bytes)| holds(bytes)).map(|(at, _)| at).collect()
 }
 
-/// Corrupts the partition at `extent` of `disk`: bits, sectors and blocks of it, most of them where it keeps its
-/// metadata. Says what was done.
+/// Corrupts the partition at `extent` of `disk`: bits, sectors and blocks of it, most of them where
+/// it keeps its metadata. Says what was done.
 pub(crate) fn corrupt(disk: &File, extent: &Range<u64>, random: &mut Random) -> String {
     let metadata = metadata(disk, extent);
     let (kind, count) = (random.below(6), 1 + random.below(12));

@@ -1,7 +1,8 @@
-//! The guest that is corrupted: a partition for each kind of filesystem and layer, and one that is left alone.
+//! The guest that is corrupted: a partition for each kind of filesystem and layer, and one that is
+//! left alone.
 //!
-//! It is made once, by one appliance. Every sector of every file is a pattern (see `common/special.rs`): what is
-//! neither zeroes nor a pattern is metadata.
+//! It is made once, by one appliance. Every sector of every file is a pattern (see
+//! `common/special.rs`): what is neither zeroes nor a pattern is metadata.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;

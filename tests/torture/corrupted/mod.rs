@@ -1,9 +1,10 @@
-//! Corrupted filesystems: whatever is on a disk, the program neither hangs nor panics, maps what can be mapped and
-//! says what cannot.
+//! Corrupted filesystems: whatever is on a disk, the program neither hangs nor panics, maps what
+//! can be mapped and says what cannot.
 //!
-//! A guest has a partition for each kind of filesystem and layer. A seed corrupts all of them but one, each in its
-//! own way, and the program maps the whole. `cargo test --test torture -- corrupted` does so with one seed; with
-//! `--all` (`make torture`) there are fifty, and numbers are seeds.
+//! A guest has a partition for each kind of filesystem and layer. A seed corrupts all of them but
+//! one, each in its own way, and the program maps the whole. `cargo test --test torture --
+//! corrupted` does so with one seed; with `--all` (`make torture`) there are fifty, and numbers are
+//! seeds.
 
 mod corrupt;
 mod guest;
@@ -58,8 +59,8 @@ pub(crate) fn run(args: &[String]) -> bool {
     failed.is_empty()
 }
 
-/// Corrupts all partitions but the last, maps the guest, and checks what the program did. Returns what of the
-/// guest it could not map.
+/// Corrupts all partitions but the last, maps the guest, and checks what the program did. Returns
+/// what of the guest it could not map.
 fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("guest.raw");

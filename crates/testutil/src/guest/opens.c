@@ -1,4 +1,4 @@
-/* opens DIR READY: tells which files of the file system of DIR are opened, executed and read, from now on, each once:
+/* opens DIR READY: tells which files of the filesystem of DIR are opened, executed and read, from now on, each once:
  * lines of "open PATH", "exec PATH" and "read PATH". Makes the file READY when it has begun. See fanotify(7). */
 #define _GNU_SOURCE
 #include <fcntl.h>
