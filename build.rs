@@ -1,5 +1,5 @@
-//! Builds the probe agent, a static program that runs inside the appliance, and tells the library
-//! where it lies (`VIRT_BMAP_AGENT`), so that it can be embedded.
+//! Builds the probe agent, a static program that runs in the appliance, and passes its path to the
+//! library (`VIRT_BMAP_AGENT`), which embeds it.
 
 use std::env;
 use std::path::PathBuf;
