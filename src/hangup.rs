@@ -1,8 +1,10 @@
-//! SIGHUP, and that nohup(1) has it ignored.
+//! Whether SIGHUP is ignored, as under nohup(1).
 
-/// Whether SIGHUP was ignored when this process began, as proc(5) says, or is by now. Where that cannot be read, it is not.
+/// Whether this process ignores SIGHUP, because it began that way or by now, according to the
+/// `SigIgn` of proc(5); false if that cannot be read.
 ///
-/// What we start has to be kept from it by other means: qemu and qemu-nbd catch it whatever they find.
+/// Child processes need other protection: qemu and qemu-nbd catch SIGHUP even if they inherit it as
+/// ignored.
 pub fn is_ignored() -> bool {
     const NUMBER: u32 = 1;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

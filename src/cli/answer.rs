@@ -1,6 +1,6 @@
-//! How the commands that question a map answer: for people, as CSV or as JSON.
+//! Output of the commands that query a map: as text, CSV or JSON.
 //!
-//! Names come from inside a guest, and may be anything: see [`virt_bmap_map::tabular`].
+//! Names come from inside a guest and may hold any bytes: see [`virt_bmap_map::tabular`].
 
 use anyhow::Result;
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -12,64 +12,65 @@ use virt_bmap_ranges::{Human, Printable};
 
 use super::Exit;
 
-/// The form of the answer: options of all questions alike.
+/// The output options that all queries share.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct AnswerFormat {
-    /// Answer in CSV, one line for each row and the names of the columns first
+    /// Print CSV: a line with the column names, then one line for each row
     #[arg(long, conflicts_with = "json")]
     csv: bool,
-    /// Answer in JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     /// Print sizes as numbers of bytes, and offsets in decimal
     #[arg(long)]
     bytes: bool,
-    /// Print only the first so many
+    /// Print only the first N rows
     #[arg(long, value_name = "N")]
     top: Option<usize>,
 }
 
 impl AnswerFormat {
-    /// Whether people are to read it.
-    pub(super) fn is_for_people(self) -> bool {
+    /// Whether to print text.
+    pub(super) fn is_text(self) -> bool {
         !self.csv && !self.json
     }
 
-    /// A number of bytes for people.
+    /// A number of bytes, as text.
     pub(super) fn size(self, bytes: u64) -> String {
         if self.bytes { bytes.to_string() } else { Human(bytes).to_string() }
     }
 
-    /// An offset for people.
+    /// An offset, as text.
     pub(super) fn offset(self, offset: u64) -> String {
         if self.bytes { offset.to_string() } else { format!("{offset:#x}") }
     }
 
-    /// Those that are to be printed.
+    /// The rows to print, as limited by `--top`.
     pub(super) fn first<T>(self, all: &[T]) -> &[T] {
         &all[..self.top.unwrap_or(usize::MAX).min(all.len())]
     }
 
-    /// How many are not printed, for people; nothing if all are.
-    pub(super) fn say_more(self, out: &mut dyn Write, found: usize) -> io::Result<()> {
+    /// Prints, as text, how many rows `--top` left out, if any.
+    pub(super) fn print_more(self, out: &mut dyn Write, found: usize) -> io::Result<()> {
         match self.top {
             Some(top) if found > top => writeln!(out, "and {} more", found - top),
             _ => Ok(()),
         }
     }
 
-    /// Lets `write` write the answer. That nobody reads it to its end (`… | head`) is no error.
+    /// Lets `write` write the answer to standard output. A closed pipe (`… | head`) is not an error.
     pub(super) fn print(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
         match write(&mut out).and_then(|()| out.flush()) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                Err(anyhow::Error::from(error).context("the answer could not be written"))
+                Err(anyhow::Error::from(error).context("cannot write the answer to standard output"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Writes rows, and in JSON the summary after them. Each row has the same columns.
+    /// Writes the rows as CSV or JSON, and in JSON the summary after them. All rows have the same
+    /// columns.
     pub(super) fn rows<'a, const N: usize>(
         self,
         out: &mut dyn Write,
@@ -91,7 +92,7 @@ impl AnswerFormat {
     }
 }
 
-/// An object for people.
+/// An object's name, as text.
 pub(super) fn object_name(name: ObjectName<'_>) -> String {
     match name.kind {
         Kind::Free => format!("free space of {}", Printable(name.device)),
@@ -99,12 +100,12 @@ pub(super) fn object_name(name: ObjectName<'_>) -> String {
     }
 }
 
-/// A file for people: its first name and how many more it has.
+/// A file's first name and the number of its other names, as text.
 pub(super) fn file_name(file: &File<'_>) -> String {
     name_and_more(&file.object.name().to_string(), file.names)
 }
 
-/// A name and how many more there are.
+/// A name and the number of other names, as text.
 pub(super) fn name_and_more(name: &str, names: u32) -> String {
     match names - 1 {
         0 => name.to_owned(),
@@ -113,7 +114,7 @@ pub(super) fn name_and_more(name: &str, names: u32) -> String {
     }
 }
 
-/// The end of a command that has nothing more to say.
+/// The exit status of a command that only prints.
 pub(super) fn done(printed: Result<()>) -> Result<Exit> {
     printed.map(|()| Exit::Success)
 }

@@ -82,7 +82,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0    the question was answered
   1    failed
-  2    the command line makes no sense
+  2    usage error
   3    answered, but a part of the guest could not be examined, or not be
        compared; standard error says what
   4    with --exit-code: files changed
@@ -101,7 +101,7 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     let pair = Pair::open(args)?;
     let (written, trouble) = pair.written(args)?;
     if let Some(error) = trouble {
-        maker.is_whole = false;
+        maker.is_complete = false;
         let size = args.form.size(written.unknown.bytes());
         note!(
             "virt-bmap-rs: warning: {size} could not be compared: {}",
@@ -120,7 +120,7 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     let changes = changed::changes(&old, &new, args.disk, &written);
     let form = args.form;
     form.print(|out| {
-        if form.is_for_people() {
+        if form.is_text() {
             People { args, pair: &pair, written: &written }.print(out, &changes)
         } else if args.places {
             let places = form
@@ -133,7 +133,7 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
         }
     })?;
     let has_changed = changes.files.iter().any(|file| kind(file) == Some(Kind::File));
-    Ok(match (maker.is_whole, args.exit_code && has_changed) {
+    Ok(match (maker.is_complete, args.exit_code && has_changed) {
         (false, _) => Exit::Incomplete,
         (true, true) => Exit::Found,
         (true, false) => Exit::Success,
@@ -236,7 +236,7 @@ impl People<'_> {
             for file in self.args.form.first(group) {
                 self.file(out, file)?;
             }
-            self.args.form.say_more(out, group.len())?;
+            self.args.form.print_more(out, group.len())?;
         }
         Ok(())
     }

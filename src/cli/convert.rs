@@ -1,4 +1,4 @@
-//! `virt-bmap-rs convert`: from one map format to another.
+//! `virt-bmap-rs convert`: converts a map from one format to another.
 
 use super::Exit;
 use anyhow::Result;
@@ -7,26 +7,27 @@ use virt_bmap_map as bmap;
 
 /// Convert a map into another format.
 ///
-/// Reads IN, whose content tells its format: a text map (also one of the original virt-bmap), JSON Lines or
-/// CSV, compressed with gzip or zstd or not. Writes OUT, whose suffix tells the format: .jsonl for JSON
-/// Lines, in which nothing is lost; .csv; .xml for DFXML and .parquet, which cannot be read back; .gz or
-/// .zst may follow any of them. Anything else is the text map. Text is written back to the same bytes.
+/// IN can be a text map (also one of the original virt-bmap), JSON Lines or CSV, and can be
+/// compressed with gzip or zstd; its format is detected from its content. The suffix of OUT selects
+/// the format: .jsonl for JSON Lines, which loses nothing; .csv; .xml for DFXML and .parquet, which
+/// cannot be read back. Any of them can be followed by .gz or .zst. All other suffixes select the text
+/// map. Converting a text map to text gives the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ConvertArgs {
-    /// The map to read; `-` is standard input
+    /// The map to read; `-` reads standard input
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// The map to write; `-` is standard output
+    /// The map to write; `-` writes standard output
     #[arg(value_name = "OUT")]
     output: PathBuf,
 }
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0  OUT is written
-  1  failed, and OUT is what it was
-  2  the command line makes no sense
+  0  OUT was written
+  1  error; OUT was not changed
+  2  usage error
 
 Examples:
   virt-bmap-rs convert guest.bmap guest.jsonl.zst

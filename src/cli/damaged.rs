@@ -54,7 +54,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0  no file is hit, nor a directory or metadata: all files in the map are whole
   1  failed
-  2  the command line makes no sense
+  2  usage error
   3  as 0, but a part of the image could not be examined; standard error
      says what
   4  files are hit
@@ -85,9 +85,9 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     let nowhere = shared_out.free + shared_out.unmapped;
     let form = args.form;
     form.print(|out| {
-        if form.is_for_people() {
+        if form.is_text() {
             writeln!(out, "{}", describe(&list, &form.size(shared_out.bytes)))?;
-            for_people(args, out, &found)?;
+            print_text(args, out, &found)?;
             writeln!(out, "{} of the bad bytes are in no file, directory or metadata", form.size(nowhere))?;
             return Ok(());
         }
@@ -109,10 +109,10 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
         note!("virt-bmap-rs: warning: the map does not know all files: {warning}");
     }
-    Ok(match (found.count(Kind::File), found.hit.len(), maker.is_whole) {
+    Ok(match (found.count(Kind::File), found.hit.len(), maker.is_complete) {
         (0, 0, true) => Exit::Success,
         (0, 0, false) => Exit::Incomplete,
-        (0, ..) => Exit::FoundBesideFiles,
+        (0, ..) => Exit::FoundOutsideFiles,
         _ => Exit::Found,
     })
 }
@@ -130,11 +130,11 @@ fn is_image(path: &Path, format: Option<ImageFormat>) -> Result<bool> {
     File::open(path)
         .and_then(|file| file.take(BEGINNING).read_to_end(&mut beginning))
         .with_context(|| format!("{} could not be opened", path.display()))?;
-    let is_descriptor = beginning.starts_with(b"# GuestDisk DescriptorFile");
+    let is_descriptor = beginning.starts_with(b"# Disk DescriptorFile");
     Ok(is_descriptor || beginning.contains(&0) && !bmap::FileType::is_binary(&beginning))
 }
 
-fn for_people(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io::Result<()> {
+fn print_text(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io::Result<()> {
     let form = args.form;
     let number = args.list.disk;
     for hit in form.first(&found.hit) {
@@ -152,7 +152,7 @@ fn for_people(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io
             }
         }
     }
-    form.say_more(out, found.hit.len())?;
+    form.print_more(out, found.hit.len())?;
     if args.whole {
         found.whole.iter().try_for_each(|file| writeln!(out, "whole {}", file_name(file)))?;
         found.unplaced.iter().try_for_each(|file| writeln!(out, "unknown {}", file_name(file)))?;

@@ -41,7 +41,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0  the question was answered
   1  failed
-  2  the command line makes no sense
+  2  usage error
   4  with --exit-code: the maps differ
 
 Examples:
@@ -81,8 +81,8 @@ pub(super) fn print_changes(form: AnswerFormat, changes: &[Changed<'_>]) -> Resu
     let shown = form.first(changes);
     let sums = Sums::of(changes);
     form.print(|out| {
-        if form.is_for_people() {
-            return for_people(form, out, shown, &sums, changes.len());
+        if form.is_text() {
+            return print_text(form, out, shown, &sums, changes.len());
         }
         let summary: Vec<Cell<'_>> = sums
             .0
@@ -132,7 +132,7 @@ impl Sums {
     }
 }
 
-fn for_people(
+fn print_text(
     form: AnswerFormat,
     out: &mut dyn Write,
     shown: &[Changed<'_>],
@@ -162,7 +162,7 @@ fn for_people(
         };
         writeln!(out, "{more}")?;
     }
-    form.say_more(out, found)?;
+    form.print_more(out, found)?;
     for Sum { change, count, gained, lost } in sums.0.iter().filter(|sum| sum.count > 0) {
         writeln!(out, "{count} {}: {} gained, {} lost", change.word(), form.size(*gained), form.size(*lost))?;
     }

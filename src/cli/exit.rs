@@ -5,21 +5,23 @@ use std::process::ExitCode;
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// All that was asked for was done.
+    /// The command did all that it was asked to do.
     Success,
-    /// Failed.
+    /// An error.
     Failed,
-    /// The command line makes no sense.
+    /// A usage error.
     Usage,
-    /// A map was written, but something could not be examined. `trace`: requests are missing from the log.
+    /// A map was written, but something could not be examined. `trace`: requests or operations are
+    /// missing from the output.
     Incomplete,
-    /// `damaged`: files are hit. `diff --exit-code`: the maps differ.
+    /// `damaged`: files are damaged. `diff --exit-code`: the maps differ. `changed --exit-code`:
+    /// files changed.
     Found,
-    /// `damaged`: no file is hit, but directories or metadata are.
-    FoundBesideFiles,
+    /// `damaged`: no file is damaged, but directories or metadata are.
+    FoundOutsideFiles,
     /// `trace`: the status of the command that was run.
     Command(u8),
-    /// Ended by this signal.
+    /// A signal ended the run or its command.
     Signal(i32),
 }
 
@@ -31,9 +33,9 @@ impl From<Exit> for ExitCode {
             Exit::Usage => 2,
             Exit::Incomplete => 3,
             Exit::Found => 4,
-            Exit::FoundBesideFiles => 5,
+            Exit::FoundOutsideFiles => 5,
             Exit::Command(status) => status,
-            // As shells say it: 130 for SIGINT.
+            // The convention of shells: 130 for SIGINT.
             Exit::Signal(signal) => 128 + (signal & 0x7f) as u8,
         })
     }

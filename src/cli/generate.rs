@@ -9,17 +9,17 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 pub(super) struct GenerateArgs {
     #[command(subcommand)]
-    what: What,
+    artifact: Artifact,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum What {
+enum Artifact {
     /// Write the man pages into a directory
     Man {
         /// The directory
         directory: PathBuf,
     },
-    /// Write a shell's completions to standard output
+    /// Write the completions of a shell to standard output
     Completions {
         /// The shell
         shell: Shell,
@@ -27,12 +27,12 @@ enum What {
 }
 
 pub(super) fn run(args: &GenerateArgs, mut command: clap::Command) -> Result<Exit> {
-    match &args.what {
-        What::Man { directory } => {
+    match &args.artifact {
+        Artifact::Man { directory } => {
             clap_mangen::generate_to(command, directory)
-                .with_context(|| format!("cannot write man pages into {}", directory.display()))?;
+                .with_context(|| format!("{}: cannot write the man pages", directory.display()))?;
         }
-        What::Completions { shell } => {
+        Artifact::Completions { shell } => {
             clap_complete::generate(*shell, &mut command, "virt-bmap-rs", &mut std::io::stdout());
         }
     }

@@ -48,7 +48,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0  the question was answered
   1  failed
-  2  the command line makes no sense
+  2  usage error
 
 Examples:
   virt-bmap-rs list guest.bmap
@@ -102,8 +102,8 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
     let form = args.form;
     let shown = form.first(&listed);
     done(form.print(|out| {
-        if form.is_for_people() {
-            for_people(form, out, shown)?;
+        if form.is_text() {
+            print_text(form, out, shown)?;
             let size = form.size(on_disk);
             return writeln!(out, "{found} found, {size} on disk, {fragmented} in more than one piece");
         }
@@ -132,7 +132,7 @@ fn sort(listed: &mut [Listed<'_>], by: Sort) {
     }
 }
 
-fn for_people(form: AnswerFormat, out: &mut dyn Write, listed: &[Listed<'_>]) -> io::Result<()> {
+fn print_text(form: AnswerFormat, out: &mut dyn Write, listed: &[Listed<'_>]) -> io::Result<()> {
     writeln!(out, "{:>12} {:>12} {:>6} {:>12}  name", "on disk", "shared", "pieces", "at")?;
     for file in listed {
         let at = file

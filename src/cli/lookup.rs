@@ -55,7 +55,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0  the question was answered
   1  failed
-  2  the command line makes no sense
+  2  usage error
 
 Examples:
   virt-bmap-rs lookup guest.bmap 0x100a00 1M 1:1048576
@@ -121,7 +121,7 @@ fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
     let form = args.form;
     let shown = form.first(&places);
     form.print(|out| {
-        if form.is_for_people() {
+        if form.is_text() {
             return shown.iter().try_for_each(|&(disk, offset)| {
                 writeln!(out, "{disk}:{}", form.offset(offset))?;
                 let hits = map.at(disk, DiskOffset(offset));
@@ -167,8 +167,8 @@ fn share(bytes: u64, of: u64) -> String {
 fn ranges(form: AnswerFormat, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
     let shown = form.first(&tally.shares);
     form.print(|out| {
-        if form.is_for_people() {
-            return ranges_for_people(form, out, tally, shown, list);
+        if form.is_text() {
+            return print_ranges(form, out, tally, shown, list);
         }
         let shares: Vec<String> = shown.iter().map(|part| share(part.bytes, tally.bytes)).collect();
         let rows = shown.iter().zip(&shares).map(|(part, share)| share_row(part, share));
@@ -192,7 +192,7 @@ fn ranges(form: AnswerFormat, tally: &Tally<'_>, list: &RangeList) -> Result<()>
     })
 }
 
-fn ranges_for_people(
+fn print_ranges(
     form: AnswerFormat,
     out: &mut dyn Write,
     tally: &Tally<'_>,
@@ -209,7 +209,7 @@ fn ranges_for_people(
         };
         writeln!(out, "{:>12} {:>6} %  {what}", form.size(part.bytes), share(part.bytes, tally.bytes))?;
     }
-    form.say_more(out, tally.shares.len())?;
+    form.print_more(out, tally.shares.len())?;
     writeln!(
         out,
         "in files, directories and metadata {}, on volumes but in none of these {}, elsewhere {}",

@@ -1,4 +1,4 @@
-//! Makes the map that a question needs, where none is given.
+//! Makes the map that a query needs if the user gave none.
 
 use super::Exit;
 use super::map::{MapOptions, commit, make, refuse_to_overwrite};
@@ -11,8 +11,9 @@ use virt_bmap::mapper::{Cancel, GuestDisk};
 use virt_bmap_image::ImageFormat;
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Map};
+use virt_bmap_ranges::Printable;
 
-/// Makes a map that is not kept. The inner error is the end of a command that a signal has ended.
+/// Makes a map that is not written to a file. The inner error is the exit status after a signal.
 pub(super) fn make_or_interrupted(
     disks: &[GuestDisk],
     options: &MapOptions,
@@ -28,23 +29,24 @@ pub(super) fn make_or_interrupted(
     Ok(Ok(mapped.map))
 }
 
-/// Disks of formats that are stated by `--image-format`: once for all of them, or for each.
+/// The disks with the formats of `--image-format`, which was given once for all or once for each.
 pub(super) fn with_formats(images: &[PathBuf], formats: &[ImageFormat]) -> Result<Vec<GuestDisk>> {
     if formats.len() > 1 && formats.len() != images.len() {
-        bail!("{} formats for {} images; give --image-format once, or for each", formats.len(), images.len());
+        bail!("--image-format was given {} times for {} images; give it once for all images, or once for each", formats.len(), images.len());
     }
     let format = |index: usize| formats.get(index).or(formats.first()).copied();
-    let named = images.iter().enumerate();
-    Ok(named.map(|(index, path)| GuestDisk { path: path.clone(), format: format(index) }).collect())
+    let numbered = images.iter().enumerate();
+    Ok(numbered.map(|(index, path)| GuestDisk { path: path.clone(), format: format(index) }).collect())
 }
 
-/// How a map is made that is not given, and whether it is kept.
+/// Options for a map that is made because none was given.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Options for making a map")]
 pub(super) struct MakeOptions {
-    /// Keep the map that is made, of the newest image if there are two. May be given several times
+    /// Write the map that is made to this file; can be repeated
     ///
-    /// The suffix tells the format, as when an image is mapped.
+    /// If two maps are made, this is the map of the newer image. The suffix selects the format, as
+    /// when an image is mapped.
     #[arg(short, long, value_name = "OUT")]
     output: Vec<PathBuf>,
 
@@ -53,51 +55,52 @@ pub(super) struct MakeOptions {
 }
 
 impl MakeOptions {
-    /// What is there already need not be kept.
+    /// Refuses `-o` if the map was given.
     pub(super) fn refuse_output(&self, map: &Path) -> Result<()> {
         if !self.output.is_empty() {
-            bail!("{map:?} is a map, and -o is for one that is made; use convert for another format");
+            bail!("{}: this is a map, and -o is only for maps made from an image; use `convert` to write another format", map.display());
         }
         Ok(())
     }
 }
 
-/// A command that may have to make maps.
+/// Makes the maps that a command needs.
 pub(super) struct Maker<'a> {
     options: &'a MakeOptions,
     cancel: Cancel,
     interruption: Interruption,
-    /// Whether all of each guest was examined.
-    pub(super) is_whole: bool,
+    /// Whether everything in each guest was examined.
+    pub(super) is_complete: bool,
 }
 
 impl<'a> Maker<'a> {
-    /// From now on a signal that comes while a map is made ends the command in good order.
+    /// Catches signals from now on: one that arrives while a map is made ends the command in an
+    /// orderly way.
     pub(super) fn new(options: &'a MakeOptions) -> Result<Self> {
         options.mapping.start_log();
         let cancel = Cancel::default();
         let interruption = Interruption::watch(cancel.clone())?;
-        interruption.set_at_rest(true);
-        Ok(Self { options, cancel, interruption, is_whole: true })
+        interruption.set_idle(true);
+        Ok(Self { options, cancel, interruption, is_complete: true })
     }
 
-    /// The map of one disk, kept if that is wanted and it `is_newest`. `None` if a signal came.
+    /// The map of one disk; written to the files of `-o` if it `is_newest`. `None` after a signal.
     pub(super) fn make(&mut self, disk: &GuestDisk, is_newest: bool) -> Result<Option<Map>> {
         let disks = std::slice::from_ref(disk);
         let outs = if is_newest { &self.options.output[..] } else { &[] };
         refuse_to_overwrite(disks, outs)?;
-        // Made before the work, so that a directory that cannot be written to is found out before it.
+        // Created before the long work, so that an unwritable directory is reported first.
         let mut outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
         if !self.options.mapping.quiet {
-            note!("mapping {:?}", disk.path);
+            note!("mapping {}", Printable::path(&disk.path));
         }
-        self.interruption.set_at_rest(false);
+        self.interruption.set_idle(false);
         let began = SystemTime::now();
         let mapped = make(disks, &self.options.mapping, &self.cancel)?;
-        self.interruption.set_at_rest(true);
+        self.interruption.set_idle(true);
         let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
         print_warnings(self.options.mapping.progress, &mapped);
-        self.is_whole &= mapped.map.header().is_complete();
+        self.is_complete &= mapped.map.header().is_complete();
         for output in &mut outputs {
             bmap::write(&mapped.map, output)?;
         }
@@ -105,7 +108,7 @@ impl<'a> Maker<'a> {
         Ok(Some(mapped.map))
     }
 
-    /// The end of a command that a signal has ended.
+    /// Reports the interruption and returns the exit status.
     pub(super) fn interrupted(&self) -> Exit {
         note!("virt-bmap-rs: interrupted");
         Exit::Signal(self.interruption.signal())

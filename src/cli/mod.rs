@@ -1,8 +1,8 @@
-//! The command line: one definition that the parser, the help, the man pages and the shell completions
-//! come from, and one file for each subcommand.
+//! The command line: one definition from which the parser, the help, the man pages and the shell
+//! completions are made, and one file for each subcommand.
 
-/// Writes a line to standard error. If nobody hears it any more, as after `2>&1 | head`, that is no reason to end, and
-/// least of all to panic, as `eprintln!` does, with an appliance running.
+/// Writes a line to standard error. An error is ignored: when standard error is closed, as after
+/// `2>&1 | head`, the run goes on. `eprintln!` would panic while an appliance is running.
 macro_rules! note {
     ($($words:tt)*) => {{
         use std::io::Write as _;
@@ -34,11 +34,12 @@ mod update;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub(crate) use exit::Exit;
 
-/// Tells which file every byte of a virtual machine's disk belongs to.
+/// Find out which file each byte of a virtual machine's disks belongs to.
 ///
-/// Boots a libguestfs appliance with the guest's disks, has every partition, logical volume, directory and
-/// file in there read, records what is read where, and writes it down: the block map. The images are
-/// opened read-only and are never changed; the guest must not be running.
+/// Boots a libguestfs appliance with the guest's disks, reads every partition, logical volume,
+/// directory and file in it, records which bytes of the disks each read touches, and writes the
+/// result: the block map. The images are opened read-only and are never changed. The guest must not
+/// be running.
 #[derive(Debug, Parser)]
 #[command(
     name = "virt-bmap-rs",
@@ -56,22 +57,22 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0    everything was examined
-  1    failed, and no map was written
-  2    the command line makes no sense
+  0    everything was examined, and the map was written
+  1    error; no map was written
+  2    usage error
   3    a map was written, but something could not be examined; standard error
-       and the map's first lines say what
-  130  interrupted (143: terminated), and no map was written
+       and the first lines of the map list what
+  130  interrupted (143: terminated); no map was written
 
 Examples:
-  virt-bmap-rs guest.vmdk                     writes guest.bmap
+  virt-bmap-rs guest.vmdk                     write guest.bmap
   virt-bmap-rs system.qcow2 data.raw -o -     one guest with two disks
-  virt-bmap-rs lookup guest.bmap 0x541000     what is there
-  virt-bmap-rs changed top.qcow2              what the overlay changed
+  virt-bmap-rs lookup guest.bmap 0x541000     which objects lie at this offset
+  virt-bmap-rs changed top.qcow2              which files the overlay changed
   virt-bmap-rs damaged guest.bmap --mapfile rescue.map
   virt-bmap-rs convert old.bmap new.bmap
-  virt-bmap-rs update guest.bmap              maps again what has changed since
-  virt-bmap-rs fleet images/                  one map for each image in there";
+  virt-bmap-rs update guest.bmap              update a map after its guest has changed
+  virt-bmap-rs fleet images/                  one map for each image in the directory";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -89,7 +90,7 @@ enum Command {
     Generate(generate::GenerateArgs),
 }
 
-/// Parses the command line and does what it says.
+/// Parses the command line and runs the command.
 pub(crate) fn run() -> Exit {
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
@@ -114,15 +115,15 @@ pub(crate) fn run() -> Exit {
         None => map::run(&cli.map, &matches),
     };
     result.unwrap_or_else(|error| {
-        // One line with the whole chain of causes.
+        // One line with the error and all its causes.
         note!("virt-bmap-rs: {error:#}");
         Exit::Failed
     })
 }
 
-/// Help and version are no errors; everything else that clap has to say is one of usage.
+/// Prints what clap returned. Help and version are not errors; everything else is a usage error.
 fn usage(error: &clap::Error) -> Exit {
-    // Nothing to be done about a closed standard error.
+    // An error is ignored: standard error may be closed.
     let _ = error.print();
     if error.use_stderr() { Exit::Usage } else { Exit::Success }
 }
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_definition_is_valid() {
         Cli::command().debug_assert();
     }
 }

@@ -40,7 +40,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0  the page was written
   1  failed, and no page was written
-  2  the command line makes no sense
+  2  usage error
 
 Examples:
   virt-bmap-rs report guest.bmap

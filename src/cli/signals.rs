@@ -1,5 +1,6 @@
-//! SIGINT, SIGTERM, SIGHUP and SIGQUIT end a run in good order, which takes a second or two. Who has waited for
-//! longer and sends another one ends it at once. nohup(1) has SIGHUP ignored, and that it stays.
+//! SIGINT, SIGTERM, SIGHUP and SIGQUIT end a run in an orderly way, which takes a second or two. If
+//! that takes longer than [`PATIENCE`], another signal ends the program at once. SIGHUP stays ignored
+//! if it was ignored from the start, as under nohup(1).
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -10,38 +11,39 @@ use std::time::{Duration, Instant};
 use virt_bmap::hangup;
 use virt_bmap::mapper::Cancel;
 
-/// How long an orderly end may take before a further signal ends the program at once.
+/// Time for an orderly end; after it, another signal ends the program at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The first signal that came.
+/// The signals received so far.
 #[derive(Clone, Default)]
 pub(super) struct Interruption {
+    /// The first one; 0 if there was none.
     signal: Arc<AtomicI32>,
-    /// How many came.
+    /// How many were received.
     count: Arc<AtomicU32>,
-    /// Nothing is under way that has to be ended in good order.
-    at_rest: Arc<AtomicBool>,
+    /// Whether nothing is running that needs an orderly end.
+    idle: Arc<AtomicBool>,
 }
 
 impl Interruption {
-    /// Has the signals cancel a run from now on.
+    /// Catches the signals from now on; each sets `cancel`.
     pub(super) fn watch(cancel: Cancel) -> Result<Self> {
         let interruption = Self::default();
         let hangup = Some(SIGHUP).filter(|_| !hangup::is_ignored());
         let caught = [SIGINT, SIGTERM, SIGQUIT].into_iter().chain(hangup);
-        let mut signals = Signals::new(caught).context("cannot catch signals")?;
-        let Self { signal: first, count, at_rest } = interruption.clone();
+        let mut signals = Signals::new(caught).context("cannot install the signal handlers")?;
+        let Self { signal: first, count, idle } = interruption.clone();
         std::thread::spawn(move || {
-            let mut began = None;
+            let mut first_at = None;
             for signal in signals.forever() {
-                let is_late = began.get_or_insert_with(Instant::now).elapsed() > PATIENCE;
-                if is_late || at_rest.load(Ordering::SeqCst) {
-                    super::terminal::give_back();
-                    // Children follow: qemu-nbd by its parent-death signal, qemu by libguestfs's recovery
-                    // process.
+                let is_late = first_at.get_or_insert_with(Instant::now).elapsed() > PATIENCE;
+                if is_late || idle.load(Ordering::SeqCst) {
+                    super::terminal::restore();
+                    // The children end too: qemu-nbd by its parent-death signal, qemu by
+                    // libguestfs's recovery process.
                     std::process::exit(128 + signal);
                 }
-                // Only the first one counts for the exit status.
+                // The first signal decides the exit status.
                 let _ = first.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
                 count.fetch_add(1, Ordering::SeqCst);
                 cancel.cancel();
@@ -50,17 +52,17 @@ impl Interruption {
         Ok(interruption)
     }
 
-    /// Says whether nothing is under way, so that a signal may end the program at once.
-    pub(super) fn set_at_rest(&self, at_rest: bool) {
-        self.at_rest.store(at_rest, Ordering::SeqCst);
+    /// Declares whether nothing is running, so that a signal may end the program at once.
+    pub(super) fn set_idle(&self, idle: bool) {
+        self.idle.store(idle, Ordering::SeqCst);
     }
 
-    /// How many signals have come.
+    /// The number of signals received so far.
     pub(super) fn count(&self) -> u32 {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// The signal; SIGINT if none came.
+    /// The first signal; SIGINT if there was none.
     pub(super) fn signal(&self) -> i32 {
         match self.signal.load(Ordering::SeqCst) {
             0 => SIGINT,

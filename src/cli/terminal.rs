@@ -1,5 +1,5 @@
-//! The terminal, taken for a screen of ours and given back however the program ends: by itself, by a panic
-//! of any thread, or by a signal (see [`signals`](super::signals)).
+//! Switches the terminal to a screen of this program, and restores it however the program ends: in
+//! the normal way, by a panic of any thread, or by a signal (see [`signals`](super::signals)).
 
 use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::execute;
@@ -12,44 +12,45 @@ use std::io::{self, IsTerminal as _, Stdout};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What the keys that are no characters begin with.
+/// The first byte that a key which is not a character sends.
 const ESCAPE: u8 = 0x1b;
 
-/// Whether the terminal is taken.
+/// Whether this program uses the terminal as a screen now.
 static IS_TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Whether there is a terminal on which one can draw, and somebody at it.
+/// Whether standard output is a terminal that can show a screen and standard input a terminal that
+/// sends keys.
 pub(super) fn can_be_taken() -> bool {
     let can_draw = std::env::var_os("TERM").is_some_and(|kind| !kind.is_empty() && kind != "dumb");
     can_draw && io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
-/// Gives the terminal back, if it is taken. It may be called at any time, by any thread.
-pub(super) fn give_back() {
+/// Restores the terminal if a screen is shown. Any thread may call this at any time.
+pub(super) fn restore() {
     if IS_TAKEN.swap(false, Ordering::SeqCst) {
-        // Nothing can be done for a terminal that is gone.
+        // The errors of a terminal that no longer exists are ignored.
         let _ = disable_raw_mode();
         let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
     }
 }
 
-/// The terminal, while it is taken.
+/// The terminal while it shows a screen; restored when this is dropped.
 pub(super) struct Terminal {
     screen: ratatui::Terminal<CrosstermBackend<Stdout>>,
 }
 
 impl Terminal {
-    /// Takes the terminal of standard output.
+    /// Switches the terminal of standard output to a screen.
     ///
     /// # Errors
-    /// What the system says.
+    /// Those of the terminal.
     pub(super) fn take() -> io::Result<Self> {
         static PANICS: Once = Once::new();
         PANICS.call_once(|| {
-            let say = std::panic::take_hook();
+            let default_hook = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |panic| {
-                give_back();
-                say(panic);
+                restore();
+                default_hook(panic);
             }));
         });
         IS_TAKEN.store(true, Ordering::SeqCst);
@@ -58,17 +59,17 @@ impl Terminal {
             execute!(io::stdout(), EnterAlternateScreen)?;
             ratatui::Terminal::new(CrosstermBackend::new(io::stdout()))
         };
-        take().map(|screen| Self { screen }).inspect_err(|_| give_back())
+        take().map(|screen| Self { screen }).inspect_err(|_| restore())
     }
 
-    /// The characters that were typed since somebody asked last. Never waits. What other keys than those of
-    /// characters send is left out.
+    /// The characters that were typed since the last call. Never waits. Keys that are not characters
+    /// are left out.
     ///
-    /// This is not left to crossterm, whose reader (0.29) forgets a key that comes together with a change of
-    /// the terminal's size until the next key comes.
+    /// crossterm's own reader (0.29) is not used: when a key arrives together with a change of the
+    /// terminal's size, it returns that key only after the next one.
     ///
     /// # Errors
-    /// What the system says, or that nobody types there any more.
+    /// Those of the terminal, or [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if it was closed.
     pub(super) fn keys(&self) -> io::Result<Vec<u8>> {
         let stdin = io::stdin();
         let mut ready = [PollFd::new(&stdin, PollFlags::IN)];
@@ -83,10 +84,10 @@ impl Terminal {
         }
     }
 
-    /// Draws, unless somebody has given the terminal back.
+    /// Draws a frame, unless the terminal was [restored](restore()).
     ///
     /// # Errors
-    /// What the system says.
+    /// Those of the terminal.
     pub(super) fn draw(&mut self, draw: impl FnOnce(&mut ratatui::Frame<'_>)) -> io::Result<()> {
         if IS_TAKEN.load(Ordering::SeqCst) {
             self.screen.draw(draw)?;
@@ -97,6 +98,6 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        give_back();
+        restore();
     }
 }

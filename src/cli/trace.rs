@@ -126,7 +126,7 @@ Exit status:
   that of the command; 128 and the signal's number if a signal ended it
   0    without a command: served until SIGINT or SIGTERM came
   1    failed
-  2    the command line makes no sense
+  2    usage error
   3    the command ended with 0, or there was none, but requests are missing
        from the log, or operations; standard error says why
   130  interrupted (143: terminated) before the command had ended

@@ -73,7 +73,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0    nothing has changed, or everything was examined again
   1    failed, and the old map is as it was
-  2    the command line makes no sense
+  2    usage error
   3    a map was written, but something could not be examined; standard error
        and the map's first lines say what
   130  interrupted (143: terminated), and the old map is as it was
@@ -118,7 +118,7 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         if args.output.is_some() {
             bmap::save(&old, out)?;
         }
-        if args.form.is_for_people() {
+        if args.form.is_text() {
             args.form.print(|out| writeln!(out, "unchanged"))?;
         } else {
             print_changes(args.form, &[])?;

@@ -53,7 +53,7 @@ const AFTER_HELP: &str = "\
 Exit status:
   0    every guest's map is there and whole
   1    failed; what was finished until then is kept
-  2    the command line makes no sense
+  2    usage error
   3    some guests have no map, or an incomplete one; the table says which
   130  interrupted (143: terminated); the same command goes on
 
@@ -79,7 +79,7 @@ const PLAN_AFTER_HELP: &str = "\
 Exit status:
   0  the manifest was written
   1  failed: a place cannot be read, or libvirt not be asked
-  2  the command line makes no sense
+  2  usage error
   3  some domains were left out; standard error says which
 
 Examples:
@@ -98,7 +98,7 @@ const STATUS_AFTER_HELP: &str = "\
 Exit status:
   0  every guest's map is there and whole
   1  failed: there is no fleet in the directory, or it cannot be read
-  2  the command line makes no sense
+  2  usage error
   3  some guests have no map, or an incomplete one
 
 Examples:
@@ -318,7 +318,7 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
         );
         return Ok(Exit::Signal(interruption.signal()));
     }
-    interruption.set_at_rest(true);
+    interruption.set_idle(true);
     let ours = guests.iter().filter(|guest| args.shard.has(&guest.id));
     let rows = ours.map(|guest| Row::of_record(&store, guest)).collect::<Result<Vec<_>>>()?;
     table::print(args.form, &rows)

@@ -88,8 +88,8 @@ pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
     let sums = words.map(|word| (word, rows.iter().filter(|row| row.word() == word).count() as u64));
     let shown = form.first(rows);
     form.print(|out| {
-        if form.is_for_people() {
-            return for_people(form, out, shown, &sums, rows.len());
+        if form.is_text() {
+            return print_text(form, out, shown, &sums, rows.len());
         }
         // Cells borrow their text: seconds and reasons are made first.
         let texts: Vec<_> = shown
@@ -127,7 +127,7 @@ pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
     Ok(if rows.iter().all(Row::is_good) { Exit::Success } else { Exit::Incomplete })
 }
 
-fn for_people(
+fn print_text(
     form: AnswerFormat,
     out: &mut dyn Write,
     rows: &[Row<'_>],
@@ -155,7 +155,7 @@ fn for_people(
         );
         writeln!(out, "{}", line.trim_end())?;
     }
-    form.say_more(out, all)?;
+    form.print_more(out, all)?;
     let sums = sums.iter().filter(|(_, count)| *count > 0);
     let sums: Vec<String> = sums.map(|(word, count)| format!("{count} {word}")).collect();
     writeln!(out, "{all} guests: {}", sums.join(", "))
