@@ -6,35 +6,37 @@ use std::sync::{Mutex, PoisonError};
 use virt_bmap_image::Source;
 use virt_bmap_ranges::{DiskOffset, DiskRange, IndexedRanges};
 
-/// Bytes that are compared at a time. Ranges that differ are not joined across its multiples.
+/// Number of bytes compared at a time. Differing ranges are not joined across multiples of this.
 const CHUNK: u64 = 1 << 20;
 
-/// A guest writes whole sectors, so what lies between two bytes of one that differ was written, too.
+/// A guest writes whole sectors, so equal bytes between two differing bytes of a sector were
+/// written too.
 const SECTOR: usize = 512;
 
-/// Fewer equal bytes than that between what differs in two sectors are there by chance.
+/// Fewer equal bytes than this between differing bytes of two sectors are taken to be equal by
+/// chance.
 const CHANCE: u64 = 16;
 
-/// Reads that are under way at once, of each state.
+/// Number of concurrent reads of each state.
 const WORKERS: usize = 4;
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Default)]
 pub struct Compared {
-    /// The bytes that differ: of each sector of 512 bytes from the first to the last, as what lies
-    /// between them was written with them.
+    /// The bytes that differ: in each sector of 512 bytes, from the first to the last differing
+    /// byte, because those between them were written too.
     pub differs: IndexedRanges,
     /// The bytes that could not be read in one of the states.
     pub unknown: IndexedRanges,
-    /// Why not, the first time.
-    pub trouble: Option<io::Error>,
+    /// The first read error.
+    pub error: Option<io::Error>,
 }
 
-/// Compares the bytes `within` two states of a disk. Where `old` has ended it reads as zeroes, as the
-/// disk of an image does that is longer than the one below it. What is behind the end of `new` is not
-/// looked at.
+/// Compares the ranges `within` of two states of a disk. After its end, `old` counts as zeroes, as
+/// for an image that is longer than the one below it. Bytes after the end of `new` are not
+/// compared.
 ///
-/// `progress` is told, from several threads, how many more bytes have been compared.
+/// Several threads call `progress` with the number of bytes that they have just compared.
 pub fn compare(
     old: &dyn Source,
     new: &dyn Source,
@@ -47,14 +49,14 @@ pub fn compare(
     let next = AtomicUsize::new(0);
     let all = Mutex::new((Vec::new(), Vec::new(), None));
     let work = || {
-        let (mut differs, mut unknown, mut trouble) = (Vec::new(), Vec::new(), None);
+        let (mut differs, mut unknown, mut first_error) = (Vec::new(), Vec::new(), None);
         let mut buffers = [Vec::new(), Vec::new()];
         while let Some(&chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
             match read_both(old, new, chunk, &mut buffers) {
                 Ok(()) => differences(&buffers[0], &buffers[1], chunk.start.0, &mut differs),
                 Err(error) => {
                     unknown.push(chunk);
-                    trouble.get_or_insert(error);
+                    first_error.get_or_insert(error);
                 }
             }
             progress(chunk.len());
@@ -62,21 +64,22 @@ pub fn compare(
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
         all.0.append(&mut differs);
         all.1.append(&mut unknown);
-        all.2 = all.2.take().or(trouble);
+        all.2 = all.2.take().or(first_error);
     };
     std::thread::scope(|scope| (0..WORKERS).for_each(|_| drop(scope.spawn(work))));
-    let (differs, unknown, trouble) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (differs, unknown, error) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
     Compared {
         differs: IndexedRanges::from_unsorted(differs),
         unknown: IndexedRanges::from_unsorted(unknown),
-        trouble,
+        error,
     }
 }
 
-/// What is not a hole in both states of a disk: nothing else can differ. What is behind the end of `new` is not among it.
+/// The ranges that are data in at least one state of a disk; only these can differ. They do not
+/// extend past the end of `new`.
 ///
 /// # Errors
-/// When the holes cannot be told.
+/// If the holes cannot be determined.
 pub fn not_in_holes(old: &dyn Source, new: &dyn Source) -> io::Result<IndexedRanges> {
     let mut data = Vec::new();
     for source in [old, new] {
@@ -172,11 +175,11 @@ mod tests {
     }
 
     proptest! {
-        // Each is one of megabytes.
+        // Each case compares megabytes.
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
-        fn each_byte_that_differs_is_found_and_few_others(
-            // In some places many.
+        fn each_differing_byte_is_found_and_few_others(
+            // Several changes in each of a few places.
             places in prop::collection::vec(0usize..(3 << 20) - 2000, 0..8),
             changes in prop::collection::btree_map((0usize..8, 0usize..2000), 1u8.., 0..60),
             from in 0u64..2 << 20,
@@ -194,7 +197,7 @@ mod tests {
             let inside = changes.keys().filter(|&&at| (from..from + length).contains(&(at as u64)));
             prop_assert!(inside.clone().all(|&at| found.differs.bytes_in(DiskRange::new(at as u64, at as u64 + 1)) == 1));
             for range in found.differs.iter() {
-                // It begins and ends with one that differs, and equal ones between are few.
+                // A range begins and ends with a differing byte and has few equal bytes in between.
                 let differing: Vec<_> = inside.clone().filter(|&&at| (range.start.0..range.end.0).contains(&(at as u64))).collect();
                 prop_assert_eq!(*differing[0] as u64, range.start.0);
                 prop_assert_eq!(**differing.last().unwrap() as u64 + 1, range.end.0);
@@ -203,12 +206,12 @@ mod tests {
                 };
                 prop_assert!(differing.windows(2).all(is_near));
             }
-            prop_assert!(found.unknown.is_empty() && found.trouble.is_none());
+            prop_assert!(found.unknown.is_empty() && found.error.is_none());
         }
     }
 
     #[test]
-    fn an_older_disk_that_is_shorter_goes_on_with_zeroes() {
+    fn a_shorter_old_disk_continues_with_zeroes() {
         let mut bytes = vec![0; 4096];
         bytes[3000] = 1;
         let all = IndexedRanges::from_iter([DiskRange::new(0, 1 << 30)]);
@@ -219,13 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_known() {
+    fn unreadable_bytes_are_unknown() {
         let old = Memory(vec![0; 3 << 20], DiskRange::new(5 << 18, (5 << 18) + 1));
         let new = disk(vec![1; 3 << 20]);
         let all = IndexedRanges::from_iter([DiskRange::new(0, 3 << 20)]);
         let found = compare(&old, &new, &all, &|_| ());
         assert_eq!(found.unknown.iter().collect::<Vec<_>>(), [DiskRange::new(1 << 20, 2 << 20)]);
         assert_eq!(found.differs.bytes(), 2 << 20);
-        assert_eq!(found.trouble.unwrap().to_string(), "bad");
+        assert_eq!(found.error.unwrap().to_string(), "bad");
     }
 }

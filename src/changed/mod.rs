@@ -1,10 +1,10 @@
 //! What was written between two states of a guest's disk, file by file.
 //!
-//! Two maps tell where everything lay before and where it lies now; [`mod@diff`] makes
-//! the names of changes of them. [`Written`] are the bytes of the disk that the newer state's image holds
-//! itself, compared with those of the older one by [`compare()`]. [`changes`] puts them together: what became
-//! of each file, how many of its bytes were written, whose these were before, and whose those are now that
-//! it has no more. And it shares out what the image holds, so that its size is explained.
+//! The inputs are a map of each state, and the [`Written`] bytes: those that the image of the newer
+//! state holds itself, compared with the older state by [`compare()`]. [`mod@diff`] finds the
+//! objects that changed. [`changes`] combines both: for each file the kind of change, the number of
+//! bytes written, the former owners of these bytes, and the present owners of the bytes that it
+//! gave up. [`Shares`] explains the size of the newer image.
 
 mod compare;
 mod owners;
@@ -17,37 +17,37 @@ pub use shares::Shares;
 use hashbrown::{DefaultHashBuilder, HashSet};
 use std::cmp::Reverse;
 
-use owners::{is_owner, origin, place_of};
+use owners::{is_owner, origin, ranges_of};
 use virt_bmap_map::diff::{self, Change, diff};
 use virt_bmap_map::hardlinks::{File, bytes_on_disk, fingerprint};
 use virt_bmap_map::lookup::{self, HitRange, damage};
 use virt_bmap_map::{Kind, Map, Marks, Object, PieceFlags};
 use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
-/// What the newer state of a disk has written over the older one.
+/// The bytes that were written between two states of a disk.
 #[derive(Clone, Debug, Default)]
 pub struct Written {
-    /// The bytes that take room in the newer image.
+    /// The bytes that take space in the newer image.
     pub held: IndexedRanges,
-    /// The bytes that it only says to be zeroes.
+    /// The bytes that the newer image marks as zeroes without storing them.
     pub zeroes: IndexedRanges,
-    /// Of all of these, those that are not what they were.
+    /// Those of the above that differ from the older state.
     pub differs: IndexedRanges,
-    /// Of the others, those that could not be compared.
+    /// Those of the above that could not be compared.
     pub unknown: IndexedRanges,
 }
 
-/// A number of bytes, as far as it is known.
+/// A number of bytes, with its uncertainty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Amount {
-    /// So many differ.
+    /// Number of bytes that differ.
     pub exact: u64,
-    /// So many more could not be compared.
+    /// Number of further bytes that could not be compared.
     pub unknown: u64,
 }
 
 impl Amount {
-    /// How many it can be at most.
+    /// The maximum number.
     pub fn most(self) -> u64 {
         self.exact + self.unknown
     }
@@ -61,7 +61,7 @@ impl std::ops::AddAssign for Amount {
 }
 
 impl Written {
-    /// Of a range, the bytes that differ and those that could not be compared.
+    /// The numbers of bytes in a range that differ and that could not be compared.
     fn amount(&self, range: DiskRange) -> Amount {
         Amount { exact: self.differs.bytes_in(range), unknown: self.unknown.bytes_in(range) }
     }
@@ -72,20 +72,20 @@ impl Written {
         sum
     }
 
-    /// The bytes that differ, and those that may.
+    /// The bytes that differ or may differ.
     fn possible(&self) -> IndexedRanges {
         self.differs.iter().chain(self.unknown.iter()).collect()
     }
 }
 
-/// What became of a file.
+/// The kind of change of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// What the maps tell, see [`diff`](mod@virt_bmap_map::diff).
+    /// A change between the maps, see [`diff`](mod@virt_bmap_map::diff).
     Mapped(Change),
-    /// It lies where it lay, and its bytes are others.
+    /// In the same place, with other content.
     Rewritten,
-    /// It lies where it lay, in what was written; whether its bytes are others is not known.
+    /// In the same place, which was written; it is not known whether the content differs.
     Touched,
 }
 
@@ -100,31 +100,31 @@ impl Fate {
     }
 }
 
-/// A file, directory or piece of metadata that changed.
+/// A file, directory or metadata object that changed.
 #[derive(Clone, Debug)]
 pub struct ChangedFile<'a> {
-    /// What became of it.
+    /// The kind of change.
     pub fate: Fate,
-    /// It before; absent if it was added.
+    /// The object in the old map; absent if it was added.
     pub old: Option<Object<'a>>,
-    /// It now; absent if it was removed.
+    /// The object in the new map; absent if it was removed.
     pub new: Option<Object<'a>>,
-    /// Number of its names that changed alike.
+    /// Number of its names that changed in the same way.
     pub names: u32,
-    /// Of the bytes that it has now, those that are not what they were.
+    /// Number of its present bytes that differ from the older state.
     pub written: Amount,
-    /// Where these are. Those that could not be compared are among them.
+    /// The ranges of these bytes, including those that could not be compared.
     pub ranges: Vec<HitRange>,
-    /// Whose these were before.
+    /// The former owners of these bytes.
     pub before: Origin<'a>,
-    /// Of the bytes that it had and has no more, those that are not what they were.
+    /// Number of bytes that it gave up and that differ from the older state.
     pub overwritten: Amount,
-    /// Whose these are now.
+    /// The present owners of these bytes.
     pub after: Origin<'a>,
 }
 
 impl<'a> ChangedFile<'a> {
-    /// The object whose name tells what this is about: it as it is now, or else as it was.
+    /// The object by whose name the change is reported: the new one, or else the old one.
     pub fn subject(&self) -> Option<Object<'a>> {
         match self.fate {
             Fate::Mapped(Change::Removed | Change::Unlinked) => self.old,
@@ -133,33 +133,33 @@ impl<'a> ChangedFile<'a> {
     }
 }
 
-/// All that changed.
+/// All changes.
 #[derive(Clone, Debug)]
 pub struct Changes<'a> {
-    /// What changed: the most written first, and then the most overwritten.
+    /// The changed objects, by bytes written and then by bytes overwritten, the most first.
     pub files: Vec<ChangedFile<'a>>,
-    /// What the image's size is made of.
+    /// What the size of the newer image consists of.
     pub shares: Shares<'a>,
 }
 
-/// Finds what changed between two states of a guest, of whose disk number `disk` it is known what was
-/// `written`.
+/// Finds the changes between two states of a guest, given the bytes `written` to disk number
+/// `disk`.
 ///
-/// Both maps are to be equally rich, see [`diff::level`]. Takes time for each object and each written
-/// range, not for each pair of them.
+/// Both maps must hold the same kinds of attributes, see [`diff::level`]. The run time grows with
+/// the sum of objects and written ranges, not with their product.
 pub fn changes<'a>(old: &'a Map, new: &'a Map, disk: DiskNumber, written: &Written) -> Changes<'a> {
     let possible = written.possible();
     let find = Finder { old, new, disk, written, possible: &possible };
     let mut files = Vec::new();
-    let mut told = HashSet::new();
+    let mut reported = HashSet::new();
     let state = DefaultHashBuilder::default();
     let is_owned =
         |changed: &diff::Changed<'_>| changed.subject().is_some_and(|object| is_owner(object.kind()));
-    // Devices only hold what these are.
+    // Devices only contain the objects that own bytes.
     for changed in diff(old, new).into_iter().filter(is_owned) {
-        // A name more or less is no change of the file.
+        // Adding or removing a hard link does not change the file's data.
         if !matches!(changed.change, Change::Linked | Change::Unlinked) {
-            told.extend(changed.new.map(|object| fingerprint(&state, object, true)));
+            reported.extend(changed.new.map(|object| fingerprint(&state, object, true)));
         }
         let diff::Changed { change, old, new, names, .. } = changed;
         files.push(find.file(Fate::Mapped(change), old, new, names));
@@ -169,7 +169,7 @@ pub fn changes<'a>(old: &'a Map, new: &'a Map, disk: DiskNumber, written: &Writt
     let in_files: IndexedRanges = in_files.flat_map(|hit| &hit.ranges).map(|range| range.disk).collect();
     for hit in hit {
         let object = hit.file.object;
-        if !told.contains(&fingerprint(&state, object, true)) {
+        if !reported.contains(&fingerprint(&state, object, true)) {
             let here: IndexedRanges = hit.ranges.iter().map(|range| range.disk).collect();
             let fate = if written.amounts(&here).exact > 0 { Fate::Rewritten } else { Fate::Touched };
             files.push(find.file(fate, old.find(object.name()), Some(object), hit.file.names));
@@ -177,14 +177,15 @@ pub fn changes<'a>(old: &'a Map, new: &'a Map, disk: DiskNumber, written: &Writt
     }
     files.extend(
         rewritten_in_metadata(old, new)
-            .filter(|(_, new)| !told.contains(&fingerprint(&state, *new, true)))
+            .filter(|(_, new)| !reported.contains(&fingerprint(&state, *new, true)))
             .map(|(old, new)| find.file(Fate::Rewritten, Some(old), Some(new), 1)),
     );
     files.sort_by_key(|file| (Reverse(file.written.most()), Reverse(file.overwritten.most())));
     Changes { files, shares: Shares::of(new, disk, written, &in_files) }
 }
 
-/// Files that lie in their inodes, and are of another time. Nothing else tells that they changed.
+/// Files stored in their inodes whose modification time changed: the only sign that they were
+/// rewritten.
 fn rewritten_in_metadata<'a>(old: &'a Map, new: &'a Map) -> impl Iterator<Item = (Object<'a>, Object<'a>)> {
     let is_inline = |object: &Object<'_>| {
         object.kind() == Kind::File
@@ -199,7 +200,7 @@ fn rewritten_in_metadata<'a>(old: &'a Map, new: &'a Map) -> impl Iterator<Item =
     })
 }
 
-/// What it takes to say more of a change.
+/// Finds the details of a change.
 struct Finder<'a, 'w> {
     old: &'a Map,
     new: &'a Map,
@@ -227,7 +228,8 @@ impl<'a> Finder<'a, '_> {
             overwritten: Amount::default(),
             after: Origin::default(),
         };
-        // Of a name more or less the bytes are told with the file's own change, if it has one.
+        // For a hard link added or removed, the bytes are reported with the file's own change, if
+        // any.
         if let Fate::Mapped(Change::Linked | Change::Unlinked) = fate {
             return found;
         }
@@ -241,7 +243,7 @@ impl<'a> Finder<'a, '_> {
         let old_hit = old.and_then(|object| lookup::hit(File { object, names }, self.disk, self.possible));
         if let Some(hit) = old_hit {
             let had: IndexedRanges = hit.ranges.iter().map(|range| range.disk).collect();
-            let has = new.map(|object| place_of(object, self.disk)).unwrap_or_default();
+            let has = new.map(|object| ranges_of(object, self.disk)).unwrap_or_default();
             let lost = had.without(has.iter());
             found.overwritten = self.written.amounts(&lost);
             found.after = origin(self.new, self.disk, &lost, new, self.written);
@@ -250,7 +252,7 @@ impl<'a> Finder<'a, '_> {
     }
 }
 
-/// Number of bytes that an object has on all disks, before or now; 0 if it was not there.
+/// Number of bytes of an object on all disks; 0 if it does not exist.
 pub fn bytes(object: Option<Object<'_>>) -> u64 {
     object.map_or(0, bytes_on_disk)
 }
@@ -286,7 +288,7 @@ mod tests {
         ranges.iter().map(|&(start, end)| DiskRange::new(start, end)).collect()
     }
 
-    fn told(changes: &Changes<'_>) -> Vec<String> {
+    fn lines(changes: &Changes<'_>) -> Vec<String> {
         let path = |object: Object<'_>| String::from_utf8_lossy(object.name().path).into_owned();
         let origin = |origin: &Origin<'_>| -> String {
             let part = |(owner, amount): (Owner<'_>, Amount)| {
@@ -343,7 +345,7 @@ mod tests {
             zeroes: spans(&[(0x1000, 0x1100)]),
             differs: spans(&[
                 (0x40, 0x80),
-                // The end of the file, and what lies behind it.
+                // The end of the file, and bytes after it.
                 (0x280, 0x2f0),
                 (0x300, 0x400),
                 (0x410, 0x420),
@@ -358,7 +360,7 @@ mod tests {
         };
         let changes = changes(&old, &new, 1, &written);
         assert_eq!(
-            told(&changes),
+            lines(&changes),
             [
                 "added /added 300?0 was /deleted:100?0 /shrunk:100?0 nobody:100?0; 0?0 now",
                 "moved /moved 100?0 was nobody:100?0; 0?0 now",
@@ -383,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_its_inode_is_told_by_its_time() {
+    fn a_rewritten_inline_file_is_found_by_its_time() {
         let map = |modified| {
             let mut builder = MapBuilder::new(Header::default());
             for (path, modified) in [(&b"/small"[..], modified), (b"/other", 5)] {
@@ -400,6 +402,6 @@ mod tests {
         };
         let (old, new) = (map(1), map(2));
         let changes = changes(&old, &new, 1, &Written::default());
-        assert_eq!(told(&changes), ["rewritten /small 0?0 was; 0?0 now"]);
+        assert_eq!(lines(&changes), ["rewritten /small 0?0 was; 0?0 now"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Whose bytes of a disk are, of those that hold data and not only others.
+//! The owners of bytes of a disk: files, directories and metadata.
 
 use super::{Amount, Written};
 use hashbrown::HashMap;
@@ -7,30 +7,30 @@ use virt_bmap_map::hardlinks::{self, is_same_file};
 use virt_bmap_map::{Kind, Map, Object};
 use virt_bmap_ranges::{DiskNumber, DiskRange, IndexedRanges};
 
-/// Whose some bytes are, or were.
+/// The owner of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Owner<'a> {
-    /// The file's that is asked about.
+    /// The file in question.
     Itself,
-    /// Another file's, directory's or metadata's.
+    /// Another file, a directory or metadata.
     Other(Object<'a>),
-    /// Nobody's that the map knows.
+    /// No owner in the map.
     Nobody,
 }
 
-/// Some bytes, by their owners.
+/// Numbers of bytes by owner.
 #[derive(Clone, Debug, Default)]
 pub struct Origin<'a> {
-    /// The file that is asked about.
+    /// Of the file in question.
     pub itself: Amount,
-    /// Others: the one with the most bytes first.
+    /// Of other owners: the one with the most bytes first.
     pub others: Vec<(Object<'a>, Amount)>,
-    /// Nobody that the map knows: free space, mostly.
+    /// Without an owner in the map: mostly free space.
     pub nobody: Amount,
 }
 
 impl<'a> Origin<'a> {
-    /// All owners that have some of the bytes.
+    /// All owners with at least one of the bytes.
     pub fn parts(&self) -> impl Iterator<Item = (Owner<'a>, Amount)> + '_ {
         let others = self.others.iter().map(|&(object, amount)| (Owner::Other(object), amount));
         let all = std::iter::once((Owner::Itself, self.itself)).chain(others);
@@ -38,13 +38,14 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// The bytes that an object has on a disk.
-pub(super) fn place_of(object: Object<'_>, disk: DiskNumber) -> IndexedRanges {
+/// The ranges of an object on a disk.
+pub(super) fn ranges_of(object: Object<'_>, disk: DiskNumber) -> IndexedRanges {
     hardlinks::disk_ranges(object).filter(|(number, _)| *number == disk).map(|(_, span)| span).collect()
 }
 
-/// Whose the bytes `asked` are in `map`. A byte of several objects is that of `itself` if it is one of
-/// them, and else the most specific one's that begins first.
+/// The owners of the bytes `asked` in `map`. A byte of several objects belongs to `itself` if that
+/// is one of them, otherwise to the most specific object, and of several to the one that begins
+/// first.
 pub(super) fn origin<'a>(
     map: &'a Map,
     disk: DiskNumber,
@@ -67,9 +68,9 @@ pub(super) fn origin<'a>(
         for hits in hits.chunk_by(|a, b| a.0 == b.0) {
             let mut taken = range.start;
             for &(rank, range, object) in hits {
-                let fresh = DiskRange::new(range.start.max(taken).0, range.end.0);
+                let remaining = DiskRange::new(range.start.max(taken).0, range.end.0);
                 taken = taken.max(range.end);
-                for part in rest.overlap(fresh) {
+                for part in rest.overlap(remaining) {
                     let amount = written.amount(part);
                     if rank == 0 {
                         origin.itself += amount;
@@ -87,12 +88,12 @@ pub(super) fn origin<'a>(
     origin
 }
 
-/// Whether an object says whose a byte is. The others only hold such objects.
+/// Whether objects of this kind own bytes. All others only contain such objects.
 pub(super) fn is_owner(kind: Kind) -> bool {
     kind.specificity() <= Kind::Metadata.specificity()
 }
 
-/// Who of several owners is named.
+/// The rank among several owners; the lowest one is used.
 fn rank(kind: Kind, is_itself: bool) -> u8 {
     if is_itself { 0 } else { kind.specificity() + 1 }
 }

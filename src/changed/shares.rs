@@ -1,4 +1,4 @@
-//! What the size of the newer image is made of.
+//! What the size of the newer image consists of.
 
 use super::owners::is_owner;
 use super::{Amount, Written};
@@ -6,35 +6,35 @@ use virt_bmap_map::lookup::{MapHit, tally};
 use virt_bmap_map::{Kind, Map, Object, Piece};
 use virt_bmap_ranges::{DiskNumber, IndexedRanges};
 
-/// The bytes that take room in the newer image, by what they are now. Each is in one of these.
+/// The bytes that take space in the newer image, by their present use. Each byte is counted once.
 #[derive(Clone, Debug, Default)]
 pub struct Shares<'a> {
     /// In files.
     pub files: Amount,
-    /// In the last blocks of files, behind their ends.
+    /// After the ends of files, in their last blocks.
     pub tails: Amount,
     /// In directories, and in no file.
     pub directories: Amount,
     /// In metadata, and in no file or directory.
     pub metadata: Amount,
-    /// Parity of files, and what they have allocated and never written.
+    /// Parity of files, and blocks that were allocated and never written.
     pub unused: Amount,
-    /// On a volume, partition or disk, but in none of these: free space, and metadata that the map does
-    /// not know. The one with the most first.
+    /// On a volume, partition or disk, but in none of the above: free space, and metadata that is
+    /// not in the map. The device with the most bytes first.
     pub free: Vec<(Object<'a>, Amount)>,
-    /// In nothing that the map knows.
+    /// In no object of the map.
     pub unmapped: Amount,
-    /// What they were before: written again with the same content, or there because clusters are
-    /// larger than what was written.
+    /// Unchanged: rewritten with the same content, or filling up clusters that are larger than the
+    /// write.
     pub same: u64,
-    /// All of them.
+    /// The sum of all the above.
     pub held: u64,
-    /// Besides: bytes that are zeroes now, which take no room, and were others.
+    /// In addition: bytes that were changed to zeroes and take no space in the image.
     pub zeroed: Amount,
 }
 
 impl<'a> Shares<'a> {
-    /// Shares out; `in_files` are the bytes of files that differ or may.
+    /// Computes the shares; `in_files` are the bytes of files that differ or may differ.
     pub(super) fn of(map: &'a Map, disk: DiskNumber, written: &Written, in_files: &IndexedRanges) -> Self {
         let held = |spans: &IndexedRanges| spans.without(written.zeroes.iter());
         let rests = [held(&written.differs), held(&written.unknown)];
@@ -62,7 +62,7 @@ impl<'a> Shares<'a> {
         let unknown = unknown.iter().map(|share| (share.place, Amount { exact: 0, unknown: share.bytes }));
         for (place, amount) in exact.chain(unknown) {
             match place {
-                // What is an object's has been taken.
+                // These bytes were counted above.
                 MapHit::Object(_) => {}
                 MapHit::Free(holder) => match free.iter_mut().find(|(known, _)| *known == holder) {
                     Some((_, sum)) => *sum += amount,
@@ -77,11 +77,11 @@ impl<'a> Shares<'a> {
     }
 }
 
-/// The bytes that are not shared out yet: those that differ, and those that could not be compared.
+/// The bytes not counted yet: those that differ, and those that could not be compared.
 struct Rests([IndexedRanges; 2]);
 
 impl Rests {
-    /// Keeps what `without` leaves, and says how much it took.
+    /// Keeps the bytes that `without` leaves, and returns the number of those that it removed.
     fn take(&mut self, without: impl Fn(&IndexedRanges) -> IndexedRanges) -> Amount {
         let [exact, unknown] = [0, 1].map(|which| {
             let left = without(&self.0[which]);

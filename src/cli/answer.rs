@@ -58,7 +58,8 @@ impl AnswerFormat {
         }
     }
 
-    /// Lets `write` write the answer to standard output. A closed pipe (`… | head`) is not an error.
+    /// Lets `write` write the answer to standard output. A closed pipe (`… | head`) is not an
+    /// error.
     pub(super) fn print(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
         match write(&mut out).and_then(|()| out.flush()) {

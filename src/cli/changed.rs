@@ -1,4 +1,4 @@
-//! `virt-bmap-rs changed`: what was written between two states of a disk, file by file.
+//! `virt-bmap-rs changed`: shows what was written between two states of a disk, file by file.
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
@@ -18,14 +18,15 @@ use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap_map::{self as bmap, Kind, Map, Object};
 use virt_bmap_ranges::{DiskNumber, IndexedRanges, Printable};
 
-/// Tell which files an overlay or a snapshot changed, and what its size is made of.
+/// Show which files an overlay or a snapshot changed, and what its size consists of.
 ///
-/// TOP is an image over another one: a qcow2 overlay, a VMDK snapshot. What it holds itself is compared
-/// with the image below it, byte for byte, and two maps tell whose the bytes are that differ: which files
-/// were added, grown, rewritten, moved, shrunk, removed or renamed, how much of each was written, whose
-/// place that was before, and whose it is now. With --base two whole disks are compared, of any format.
+/// TOP is an image on top of another one: a qcow2 overlay or a VMDK snapshot. The bytes that TOP
+/// itself holds are compared with the image below it. Two maps attribute the differences to files:
+/// which files were added, grown, rewritten, moved, shrunk, removed or renamed, how many bytes of
+/// each were written, and which files owned these bytes before and own them now. With --base, two
+/// whole disks of any format are compared.
 ///
-/// The maps are made, one after the other, unless they are given.
+/// Maps that are not given are made, one after the other.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ChangedArgs {
@@ -33,37 +34,37 @@ pub(super) struct ChangedArgs {
     #[arg(value_name = "TOP")]
     image: PathBuf,
 
-    /// A map of the guest before: of the image below TOP
+    /// Map of the older state: of the image below TOP, or of OLD
     #[arg(long, value_name = "BASE.bmap")]
     map: Option<PathBuf>,
 
-    /// A map of the guest now: of TOP
+    /// Map of the newer state: of TOP
     #[arg(long, value_name = "NEW.bmap", conflicts_with = "output")]
     new: Option<PathBuf>,
 
     /// The older image, if it is not the one below TOP
     ///
-    /// Both are then compared from end to end.
+    /// The whole disks are then compared.
     #[arg(long, value_name = "OLD")]
     base: Option<PathBuf>,
 
-    /// ImageFormat of TOP, if it is not to be found out; its images below are then trusted
+    /// Format of TOP; detected by default. If given, the images that TOP refers to are trusted
     #[arg(long, value_name = "FORMAT")]
     format: Option<ImageFormat>,
 
-    /// ImageFormat of OLD, if it is not to be found out
+    /// Format of OLD; detected by default
     #[arg(long, value_name = "FORMAT", requires = "base")]
     base_format: Option<ImageFormat>,
 
-    /// The disk of the maps that TOP is
+    /// Number of the disk in the maps that TOP is an image of
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     disk: DiskNumber,
 
-    /// Do not compare: all that TOP holds may differ
+    /// Do not compare: treat all bytes that TOP holds as possibly changed
     #[arg(long, conflicts_with = "base")]
     no_compare: bool,
 
-    /// Tell where each file was written
+    /// Show which ranges of each file were written
     #[arg(long = "where")]
     places: bool,
 
@@ -80,11 +81,11 @@ pub(super) struct ChangedArgs {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0    the question was answered
-  1    failed
+  0    success
+  1    error
   2    usage error
-  3    answered, but a part of the guest could not be examined, or not be
-       compared; standard error says what
+  3    success, but a part of the guest could not be examined or compared;
+       standard error lists what
   4    with --exit-code: files changed
   130  interrupted (143: terminated)
 
@@ -95,18 +96,15 @@ Examples:
 
 pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     if args.map.is_some() && args.map == args.new && args.map.as_deref() == Some(Path::new("-")) {
-        bail!("only one of the maps can come from standard input");
+        bail!("--map and --new cannot both read standard input");
     }
     let mut maker = Maker::new(&args.make)?;
     let pair = Pair::open(args)?;
-    let (written, trouble) = pair.written(args)?;
-    if let Some(error) = trouble {
+    let (written, error) = pair.written(args)?;
+    if let Some(error) = error {
         maker.is_complete = false;
         let size = args.form.size(written.unknown.bytes());
-        note!(
-            "virt-bmap-rs: warning: {size} could not be compared: {}",
-            virt_bmap_ranges::error_chain(&error)
-        );
+        note!("virt-bmap-rs: warning: cannot compare {size}: {}", virt_bmap_ranges::error_chain(&error));
     }
     let size = |source: &Arc<dyn Source>| source.size();
     let mut map = |given: &Option<PathBuf>, disk, source, is_newest| match given {
@@ -121,7 +119,7 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     let form = args.form;
     form.print(|out| {
         if form.is_text() {
-            People { args, pair: &pair, written: &written }.print(out, &changes)
+            TextOutput { args, pair: &pair, written: &written }.print(out, &changes)
         } else if args.places {
             let places = form
                 .first(&changes.files)
@@ -140,13 +138,13 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     })
 }
 
-/// A map that was given, if it can be one of such a disk.
+/// Loads a map, and checks that its disk has the size of the image.
 fn load(path: &Path, disk: DiskNumber, size: u64) -> Result<Map> {
     let map = bmap::load(path)?;
     match disk_size(&map, disk) {
-        DiskSize::NoDisk => bail!("{} has no disk {disk}", path.display()),
+        DiskSize::NoDisk => bail!("{}: the map has no disk {disk}", path.display()),
         DiskSize::Bytes(has) if has != size => bail!(
-            "{} is a map of another disk: disk {disk} has {has} bytes in it, and the image {size}",
+            "{}: this is a map of another disk: its disk {disk} has {has} bytes, the image has {size}",
             path.display()
         ),
         _ => Ok(map),
@@ -172,12 +170,13 @@ impl Pair {
         let old_disk = match (&args.base, new.chain.get(1)) {
             (Some(base), _) => GuestDisk { path: base.clone(), format: args.base_format },
             (None, None) => bail!(
-                "{} is no overlay of another image; name the older state of the disk with --base",
+                "{}: the image has no image below it; name the older state of the disk with --base",
                 args.image.display()
             ),
             (None, Some(below)) => {
-                // Raw is safe to say. Anything else would have the image be trusted in what it refers to:
-                // that is for the user to say, of the top.
+                // Stating raw is safe. Stating another format makes the program trust the
+                // references of the image, which only the user can allow, by --format for the top
+                // image.
                 let is_stated = args.format.is_some() || below.format == Some(ImageFormat::Raw);
                 GuestDisk { path: below.filename.clone(), format: below.format.filter(|_| is_stated) }
             }
@@ -186,11 +185,11 @@ impl Pair {
         Ok(Self { old, new, old_disk, new_disk })
     }
 
-    /// What was written, and why some of it could not be compared.
+    /// What was written, and the first error if some of it could not be compared.
     fn written(&self, args: &ChangedArgs) -> Result<(Written, Option<io::Error>)> {
         let (held, zeroes) = if args.base.is_some() {
             let asked = not_in_holes(&*self.old.source, &*self.new.source);
-            (asked.context("the holes of the images cannot be told")?, IndexedRanges::default())
+            (asked.context("cannot find out which parts of the images are holes")?, IndexedRanges::default())
         } else {
             let layer = self.new.layer()?;
             (layer.data, layer.zeroes)
@@ -203,26 +202,26 @@ impl Pair {
         let progress = |bytes| counter.add(bytes);
         let found = compare(&*self.old.source, &*self.new.source, &asked, &progress);
         counter.finish();
-        let Compared { differs, unknown, trouble } = found;
-        // Of two whole disks none holds more than what differs.
+        let Compared { differs, unknown, error } = found;
+        // Two whole disks: only the differences count as held by the newer one.
         let held = if args.base.is_some() { differs.iter().chain(unknown.iter()).collect() } else { held };
-        Ok((Written { held, zeroes, differs, unknown }, trouble))
+        Ok((Written { held, zeroes, differs, unknown }, error))
     }
 }
 
-/// The kind of what changed.
+/// The kind of a changed object.
 fn kind(file: &ChangedFile<'_>) -> Option<Kind> {
     file.subject().map(Object::kind)
 }
 
-/// Writes the answer for people.
-struct People<'a> {
+/// Prints the answer as text.
+struct TextOutput<'a> {
     args: &'a ChangedArgs,
     pair: &'a Pair,
     written: &'a Written,
 }
 
-impl People<'_> {
+impl TextOutput<'_> {
     fn print(&self, out: &mut dyn Write, changes: &Changes<'_>) -> io::Result<()> {
         self.shares(out, &changes.shares)?;
         let (files, others): (Vec<_>, Vec<_>) =
@@ -241,7 +240,7 @@ impl People<'_> {
         Ok(())
     }
 
-    /// What the image's size is made of.
+    /// Prints what the image's size consists of.
     fn shares(&self, out: &mut dyn Write, shares: &Shares<'_>) -> io::Result<()> {
         let form = self.args.form;
         let old = match (&self.args.base, self.pair.old_disk.path.file_name()) {
@@ -271,17 +270,24 @@ impl People<'_> {
             writeln!(out, "{:>14} {share:>6} %  {what}", self.amount(amount))
         };
         line(shares.files, "in files")?;
-        line(shares.tails, "behind the ends of files, in their last blocks")?;
+        line(shares.tails, "after the end of files, in their last blocks")?;
         line(shares.directories, "in directories")?;
         line(shares.metadata, "in metadata")?;
-        line(shares.unused, "in parity, or allocated for files and never written")?;
+        line(shares.unused, "in parity, or allocated to files and never written")?;
         for (holder, amount) in &shares.free {
             line(*amount, &format!("in no file on {}", holder.name()))?;
         }
-        line(shares.unmapped, "in nothing that the map knows")?;
-        line(Amount { exact: shares.same, unknown: 0 }, "as before, beside what differs or written again")?;
+        line(shares.unmapped, "in no object of the map")?;
+        line(
+            Amount { exact: shares.same, unknown: 0 },
+            "unchanged: rewritten with the same content, or filling up clusters",
+        )?;
         if shares.zeroed.most() > 0 {
-            writeln!(out, "besides, {} are zeroes now, which takes no room", self.amount(shares.zeroed))?;
+            writeln!(
+                out,
+                "{} were also zeroed, which takes no space in the image",
+                self.amount(shares.zeroed)
+            )?;
         }
         Ok(())
     }
@@ -312,13 +318,13 @@ impl People<'_> {
         };
         writeln!(out, "{more}")?;
         if file.before.others.is_empty() && file.before.nobody.most() == 0 {
-            // It was written over itself alone, which need not be said.
+            // All of its written bytes were its own before: nothing to report.
         } else {
-            writeln!(out, "{:>14}  was {}", "", self.origin(&file.before))?;
+            writeln!(out, "{:>14}  before: {}", "", self.origin(&file.before))?;
         }
         if file.overwritten.most() > 0 {
             let amount = self.amount(file.overwritten);
-            writeln!(out, "{:>14}  {amount} of what it had is now {}", "", self.origin(&file.after))?;
+            writeln!(out, "{:>14}  {amount} of its old bytes: now {}", "", self.origin(&file.after))?;
         }
         if self.args.places {
             for HitRange { disk, file } in &file.ranges {
@@ -326,7 +332,7 @@ impl People<'_> {
                 let number = self.args.disk;
                 write!(out, "{:>14}  ", "")?;
                 if let Some(file) = file {
-                    write!(out, "{} to {} of it, ", form.offset(file.start.0), form.offset(file.end.0))?;
+                    write!(out, "file bytes {} to {}, ", form.offset(file.start.0), form.offset(file.end.0))?;
                 }
                 writeln!(out, "{start} to {end} of disk {number}")?;
             }
@@ -334,7 +340,7 @@ impl People<'_> {
         Ok(())
     }
 
-    /// Whose bytes are or were, the three with the most.
+    /// The owners of some bytes, limited to the three with the most.
     fn origin(&self, origin: &Origin<'_>) -> String {
         const MOST: usize = 3;
         let parts: Vec<_> = origin.parts().collect();
@@ -344,7 +350,7 @@ impl People<'_> {
             .map(|(owner, amount)| {
                 let amount = self.amount(*amount);
                 match owner {
-                    Owner::Itself => format!("its own ({amount})"),
+                    Owner::Itself => format!("itself ({amount})"),
                     Owner::Other(object) => format!("{} ({amount})", object.name()),
                     Owner::Nobody => format!("in no file ({amount})"),
                 }

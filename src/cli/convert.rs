@@ -10,8 +10,8 @@ use virt_bmap_map as bmap;
 /// IN can be a text map (also one of the original virt-bmap), JSON Lines or CSV, and can be
 /// compressed with gzip or zstd; its format is detected from its content. The suffix of OUT selects
 /// the format: .jsonl for JSON Lines, which loses nothing; .csv; .xml for DFXML and .parquet, which
-/// cannot be read back. Any of them can be followed by .gz or .zst. All other suffixes select the text
-/// map. Converting a text map to text gives the same bytes.
+/// cannot be read back. Any of them can be followed by .gz or .zst. All other suffixes select the
+/// text map. Converting a text map to text gives the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ConvertArgs {

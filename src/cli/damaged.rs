@@ -1,4 +1,4 @@
-//! `virt-bmap-rs damaged`: which files the bad parts of a disk hit.
+//! `virt-bmap-rs damaged`: shows which files the bad areas of a disk damage.
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, file_name, path};
@@ -14,25 +14,25 @@ use virt_bmap_map::lookup::{Damage, HitRange, damage, tally};
 use virt_bmap_map::{self as bmap, Kind, hardlinks};
 use virt_bmap_ranges::DiskNumber;
 
-/// Tell which files the bad parts of a disk hit, and where inside of them.
+/// Show which files the bad areas of a disk damage, and which parts of them.
 ///
-/// The mapfile is GNU ddrescue's: what it could not read is bad. Any other list that `lookup --ranges`
-/// reads will do, too, a list of badblocks for one.
+/// The mapfile is that of GNU ddrescue: the areas that it could not read are bad. All other lists
+/// that `lookup --ranges` reads are accepted too, such as the output of badblocks.
 ///
-/// A file is whole if the map knows where its bytes lie and none of them is bad. What becomes of the files
-/// below a directory that is hit, or of a filesystem whose metadata are, is not judged.
+/// A file is whole if the map knows where all its bytes lie and none of them is bad. Damaged
+/// directories and metadata are reported as such; their effect on other files is not.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct DamagedArgs {
-    /// The map; or the image, as far as it was rescued, of which a map is then made
+    /// The map, or the rescued image, which is then mapped first
     #[arg(value_name = "MAP|IMAGE")]
     subject: PathBuf,
 
-    /// What is bad; `-` is standard input
+    /// The list of bad areas; `-` is standard input
     #[arg(long, value_name = "FILE")]
     mapfile: PathBuf,
 
-    /// List the whole files, too
+    /// Also list the files that are whole
     #[arg(long)]
     whole: bool,
 
@@ -42,7 +42,7 @@ pub(super) struct DamagedArgs {
     #[command(flatten)]
     list: ListOptions,
 
-    /// ImageFormat of the image, if it is not to be found out
+    /// Format of the image; detected by default
     #[arg(long, value_name = "FORMAT", help_heading = "Options for making a map")]
     format: Option<ImageFormat>,
 
@@ -52,13 +52,13 @@ pub(super) struct DamagedArgs {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0  no file is hit, nor a directory or metadata: all files in the map are whole
-  1  failed
+  0  nothing is damaged: all files in the map are whole
+  1  error
   2  usage error
   3  as 0, but a part of the image could not be examined; standard error
-     says what
-  4  files are hit
-  5  no file is hit, but directories or metadata are
+     lists what
+  4  files are damaged
+  5  no file is damaged, but directories or metadata are
 
 Examples:
   virt-bmap-rs damaged guest.raw --mapfile rescue.map -o guest.jsonl
@@ -68,7 +68,7 @@ Examples:
 
 pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     let mut maker = Maker::new(&args.make)?;
-    // First, so that one that makes no sense is found out before the work.
+    // The list is read before the long work, so that an invalid one is reported first.
     let list = args.list.read(&args.mapfile, &args.subject)?;
     let map = if is_image(&args.subject, args.format)? {
         let disk = GuestDisk { path: args.subject.clone(), format: args.format };
@@ -81,12 +81,12 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     args.list.check(&list, &map)?;
     let disk = args.list.disk;
     let found = damage(&map, disk, &list.spans);
-    let shared_out = tally(&map, disk, &list.spans);
-    let nowhere = shared_out.free + shared_out.unmapped;
+    let tally = tally(&map, disk, &list.spans);
+    let nowhere = tally.free + tally.unmapped;
     let form = args.form;
     form.print(|out| {
         if form.is_text() {
-            writeln!(out, "{}", describe(&list, &form.size(shared_out.bytes)))?;
+            writeln!(out, "{}", describe(&list, &form.size(tally.bytes)))?;
             print_text(args, out, &found)?;
             writeln!(out, "{} of the bad bytes are in no file, directory or metadata", form.size(nowhere))?;
             return Ok(());
@@ -96,7 +96,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
             ("entries", list.entries.into()),
             ("counted", list.counted.into()),
             ("rule", Value::Word(&list.rule)),
-            ("bytes", shared_out.bytes.into()),
+            ("bytes", tally.bytes.into()),
             ("in_no_file", nowhere.into()),
             ("files_hit", (found.count(Kind::File) as u64).into()),
             ("directories_hit", (found.count(Kind::Directory) as u64).into()),
@@ -107,7 +107,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
         form.rows(out, rows(args, &found), &summary, COLUMNS)
     })?;
     for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
-        note!("virt-bmap-rs: warning: the map does not know all files: {warning}");
+        note!("virt-bmap-rs: warning: the map is incomplete: {warning}");
     }
     Ok(match (found.count(Kind::File), found.hit.len(), maker.is_complete) {
         (0, 0, true) => Exit::Success,
@@ -117,11 +117,11 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     })
 }
 
-/// How much of a file's beginning is looked at.
+/// Number of bytes at the beginning of a file by which maps and images are told apart.
 const BEGINNING: u64 = 16 * 1024;
 
-/// Whether a file is an image of a disk, and no map: it has a byte of zero in its beginning, as all
-/// image formats and partition tables do, and neither text nor a compressed map is.
+/// Whether a file is an image rather than a map: its beginning has a zero byte, as in all image
+/// formats and partition tables, and is not that of a compressed map; or it is a VMDK descriptor.
 fn is_image(path: &Path, format: Option<ImageFormat>) -> Result<bool> {
     if format.is_some() || path == Path::new("-") {
         return Ok(format.is_some());
@@ -129,7 +129,7 @@ fn is_image(path: &Path, format: Option<ImageFormat>) -> Result<bool> {
     let mut beginning = Vec::new();
     File::open(path)
         .and_then(|file| file.take(BEGINNING).read_to_end(&mut beginning))
-        .with_context(|| format!("{} could not be opened", path.display()))?;
+        .with_context(|| format!("{}: cannot open the map or image", path.display()))?;
     let is_descriptor = beginning.starts_with(b"# Disk DescriptorFile");
     Ok(is_descriptor || beginning.contains(&0) && !bmap::FileType::is_binary(&beginning))
 }
@@ -146,7 +146,7 @@ fn print_text(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io
             match file {
                 Some(file) => {
                     let (from, to) = (form.offset(file.start.0), form.offset(file.end.0));
-                    writeln!(out, "    {from} to {to} of it, {start} to {end} of disk {number}")?;
+                    writeln!(out, "    file bytes {from} to {to}, {start} to {end} of disk {number}")?;
                 }
                 None => writeln!(out, "    {start} to {end} of disk {number}")?,
             }
@@ -159,7 +159,7 @@ fn print_text(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io
     }
     writeln!(
         out,
-        "{} files, {} directories and {} pieces of metadata are damaged; {} files are whole",
+        "{} files, {} directories and {} metadata objects are damaged; {} files are whole",
         found.count(Kind::File),
         found.count(Kind::Directory),
         found.count(Kind::Metadata),
@@ -168,7 +168,7 @@ fn print_text(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io
     if !found.unplaced.is_empty() {
         writeln!(
             out,
-            "{} files have no place of their own on the disk, so nothing is known of them",
+            "{} files have no blocks of their own on the disk, so their state is unknown",
             found.unplaced.len()
         )?;
     }

@@ -1,4 +1,4 @@
-//! `virt-bmap-rs diff`: what differs between two maps.
+//! `virt-bmap-rs diff`: shows the differences between two maps.
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
@@ -11,11 +11,12 @@ use virt_bmap_map::diff::{self, Change, Changed};
 use virt_bmap_map::{self as bmap, Map};
 use virt_bmap_ranges::Printable;
 
-/// Tell what differs between two maps of one guest.
+/// Show the differences between two maps of one guest.
 ///
-/// Files are compared by their places on the disks: added, removed, renamed (the same inode where both maps
-/// know it, and the same bytes of the disk), linked and unlinked (a name more, or less, of a file that is
-/// there in both), moved, grown and shrunk. What was rewritten in place looks unchanged.
+/// Files are compared by the ranges of the disks that they occupy. They are added, removed, renamed
+/// (same ranges, and the same inode if both maps have inodes), linked or unlinked (a file in both
+/// maps has one name more or less), moved, grown or shrunk. A file that was rewritten in place
+/// counts as unchanged.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct DiffArgs {
@@ -25,7 +26,7 @@ pub(super) struct DiffArgs {
     /// The later map
     new: PathBuf,
 
-    /// What to sort by
+    /// Sort order
     #[arg(long, value_enum, default_value_t = Sort::Bytes)]
     sort: Sort,
 
@@ -39,8 +40,8 @@ pub(super) struct DiffArgs {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0  the question was answered
-  1  failed
+  0  success
+  1  error
   2  usage error
   4  with --exit-code: the maps differ
 
@@ -48,24 +49,24 @@ Examples:
   virt-bmap-rs diff guest.bmap later.bmap
   virt-bmap-rs diff guest.bmap later.bmap --sort name --csv";
 
-/// What changes are sorted by.
+/// Sort order of changes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Sort {
-    /// Bytes that are gained or lost, from the most down
+    /// By bytes gained and lost, the most first
     Bytes,
-    /// The order of the map: kind, device, path
+    /// In the order of the map: kind, device, path
     Name,
 }
 
 pub(super) fn run(args: &DiffArgs) -> Result<Exit> {
     if args.old == Path::new("-") && args.new == Path::new("-") {
-        bail!("only one of the maps can come from standard input");
+        bail!("the two maps cannot both come from standard input");
     }
     let differ = print(args.form, args.sort, bmap::load(&args.old)?, bmap::load(&args.new)?)?;
     Ok(if args.exit_code && differ { Exit::Found } else { Exit::Success })
 }
 
-/// Prints what differs between two maps, and tells whether anything does.
+/// Prints the differences between two maps and returns whether there are any.
 pub(super) fn print(form: AnswerFormat, sort: Sort, old: Map, new: Map) -> Result<bool> {
     let (old, new) = diff::level(old, new)?;
     let mut changes = diff::diff(&old, &new);
@@ -76,7 +77,7 @@ pub(super) fn print(form: AnswerFormat, sort: Sort, old: Map, new: Map) -> Resul
     Ok(!changes.is_empty())
 }
 
-/// Prints changes in their order.
+/// Prints changes in the given order.
 pub(super) fn print_changes(form: AnswerFormat, changes: &[Changed<'_>]) -> Result<()> {
     let shown = form.first(changes);
     let sums = Sums::of(changes);
@@ -96,7 +97,7 @@ pub(super) fn print_changes(form: AnswerFormat, changes: &[Changed<'_>]) -> Resu
     })
 }
 
-/// How the sums are called, in the order of [`Change::ALL`].
+/// Names of the sums, in the order of [`Change::ALL`].
 const NAMES: [[&str; 3]; 8] = [
     ["added", "added_gained", "added_lost"],
     ["removed", "removed_gained", "removed_lost"],
@@ -115,8 +116,8 @@ struct Sum {
     lost: u64,
 }
 
-/// One sum for each kind of change, of what has bytes of its own: disks, partitions and volumes only
-/// hold those of others.
+/// One sum for each kind of change, over the objects with bytes of their own: disks, partitions and
+/// volumes only contain other objects.
 struct Sums([Sum; 8]);
 
 impl Sums {

@@ -1,4 +1,4 @@
-//! `virt-bmap-rs list`: the files of a map.
+//! `virt-bmap-rs list`: lists the files of a map.
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, done, file_name, path};
@@ -10,33 +10,34 @@ use std::path::PathBuf;
 use virt_bmap_map::list::{Listed, Select, glob, list};
 use virt_bmap_map::{self as bmap, Kind};
 
-/// List the files of a map: how much of the disk each takes, in how many pieces, and what it shares.
+/// List the files of a map with their bytes on disk, number of pieces, and shared bytes.
 ///
-/// A file with several names (hard links) is listed once, by the first of those that were asked for. Bytes
-/// that a file shares are on the disk once, and belong to another file, too.
+/// A file with several names (hard links) is listed once, under the first name that matches. Shared
+/// bytes are on the disk once and belong to several files.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ListArgs {
     /// The map
     map: PathBuf,
 
-    /// List only what has such a path: `*` and `?` stand for anything but `/`, `**` for that, too
+    /// List only objects with a matching path: `*` and `?` match anything but `/`, `**` also
+    /// matches `/`
     #[arg(value_name = "PATH-GLOB")]
     globs: Vec<String>,
 
-    /// Kinds of objects, by their letters
+    /// Kinds of objects to list, by their letters
     #[arg(long = "type", value_name = "LETTERS", default_value = "f", value_parser = kinds)]
     kinds: Kinds,
 
-    /// List only what is on this device
+    /// List only objects on this device
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// What to sort by; numbers from the largest down, all else up
+    /// Sort order; numbers descend, all else ascends
     #[arg(long, value_enum, default_value_t = Sort::Name)]
     sort: Sort,
 
-    /// Sort the other way round
+    /// Reverse the sort order
     #[arg(short, long)]
     reverse: bool,
 
@@ -46,8 +47,8 @@ pub(super) struct ListArgs {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0  the question was answered
-  1  failed
+  0  success
+  1  error
   2  usage error
 
 Examples:
@@ -66,9 +67,9 @@ enum Sort {
     Size,
     /// Number of pieces
     Pieces,
-    /// Bytes that another file has, too
+    /// Bytes shared with other files
     Shared,
-    /// Place on the disk
+    /// Offset on the disk
     Offset,
 }
 
@@ -78,13 +79,13 @@ struct Kinds(Vec<Kind>);
 fn kinds(letters: &str) -> Result<Kinds, String> {
     let kind = |letter: u8| {
         let known: String = Kind::ALL.iter().map(|kind| char::from(kind.letter())).collect();
-        Kind::from_letter(letter).ok_or_else(|| format!("only these letters stand for a kind: {known}"))
+        Kind::from_letter(letter).ok_or_else(|| format!("the letters of the kinds are {known}"))
     };
     letters.bytes().map(kind).collect::<Result<_, _>>().map(Kinds)
 }
 
 pub(super) fn run(args: &ListArgs) -> Result<Exit> {
-    let pattern = |pattern: &String| glob(pattern).with_context(|| format!("`{pattern}` is no pattern"));
+    let pattern = |pattern: &String| glob(pattern).with_context(|| format!("invalid pattern `{pattern}`"));
     let select = Select {
         kinds: args.kinds.0.clone(),
         device: args.device.as_ref().map(|device| device.clone().into_bytes()),
@@ -116,7 +117,7 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
     }))
 }
 
-/// All sorts keep the order of the map among equals.
+/// Sorts stably: equal rows keep the order of the map.
 fn sort(listed: &mut [Listed<'_>], by: Sort) {
     match by {
         Sort::Name => {}

@@ -1,4 +1,4 @@
-//! `virt-bmap-rs lookup`: what is at these offsets, or in these ranges.
+//! `virt-bmap-rs lookup`: shows which objects lie at given offsets or in given ranges.
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, done, file_name, letter, object_name, path};
@@ -12,16 +12,16 @@ use virt_bmap_map::rangelist::RangeList;
 use virt_bmap_map::{self as bmap, Hit, Kind, Map};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, parse_bytes};
 
-/// Tell what is at given offsets of a guest's disks, or in a list of ranges.
+/// Show which objects lie at given offsets of a guest's disks, or in a list of ranges.
 ///
-/// At each OFFSET the objects that it belongs to are named, the most specific first, with the offset
-/// inside of them where the map knows it.
+/// For each OFFSET, lists the objects that the byte belongs to, the most specific first, with the
+/// offset inside each object if the map has it.
 ///
-/// With --ranges the files that have bytes in a list of ranges are named, with how many, the largest
-/// first; and so is what is on a partition or volume but in no file, and what is in nothing that the map
-/// knows. Whose list it is, is recognised: `qemu-img map --output=json`, `nbdinfo --map --json` (also of
-/// dirty bitmaps), a mapfile of GNU ddrescue, a list of badblocks, nbdkit's log, blkparse's text, or lines
-/// of OFFSET LENGTH.
+/// With --ranges, lists the files with bytes in the ranges and their number of bytes, the largest
+/// first; then the bytes on a partition or volume that are in no file, and those that are in no
+/// object of the map. The format of the list is detected: `qemu-img map --output=json`, `nbdinfo
+/// --map --json` (also of dirty bitmaps), a mapfile of GNU ddrescue, the output of badblocks, the
+/// log of nbdkit's log filter, the text of blkparse, or lines of OFFSET LENGTH.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = AFTER_HELP,
@@ -31,12 +31,12 @@ pub(super) struct LookupArgs {
     /// The map
     map: PathBuf,
 
-    /// Offsets in bytes: decimal or 0x hexadecimal, with K, M, G or T for powers of 1024, and before it
-    /// the number of the disk and a colon if that is not 1
-    #[arg(value_name = "[DISK:]OFFSET", value_parser = place)]
+    /// Offsets in bytes, decimal or 0x hexadecimal, with an optional suffix K, M, G or T for powers
+    /// of 1024; DISK: is the number of the disk, see --disk
+    #[arg(value_name = "[DISK:]OFFSET", value_parser = offset)]
     offsets: Vec<At>,
 
-    /// A sector; of 512 bytes unless its size is said
+    /// A sector number; SIZE is the sector size in bytes, by default 512
     #[arg(long, value_name = "N[:SIZE]", value_parser = sector)]
     sector: Vec<u64>,
 
@@ -53,8 +53,8 @@ pub(super) struct LookupArgs {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0  the question was answered
-  1  failed
+  0  success
+  1  error
   2  usage error
 
 Examples:
@@ -65,18 +65,24 @@ Examples:
   virt-bmap-rs lookup guest.bmap --ranges bad-blocks.txt --block-size 512 --csv
   virt-bmap-rs lookup guest.bmap --ranges rescue.map --status - --json";
 
-/// An offset, and the disk if one is said.
+/// An offset, and the number of the disk if it was given.
 #[derive(Clone, Copy, Debug)]
 struct At {
     disk: Option<DiskNumber>,
     offset: u64,
 }
 
-fn place(text: &str) -> Result<At, String> {
+fn offset(text: &str) -> Result<At, String> {
     let (disk, offset) = match text.split_once(':') {
         Some((disk, offset)) => {
             let number = disk.parse().ok().filter(|&number| number > 0);
-            (Some(number.ok_or("before the colon stands the number of a disk, from 1 to 65535")?), offset)
+            (
+                Some(
+                    number
+                        .ok_or("the part before the colon must be the number of a disk, from 1 to 65535")?,
+                ),
+                offset,
+            )
         }
         None => (None, text),
     };
@@ -89,7 +95,7 @@ fn sector(text: &str) -> Result<u64, String> {
     let read = |text: &str| parse_bytes(text.as_bytes()).map_err(|error| error.to_string());
     read(number)?
         .checked_mul(read(size)?)
-        .ok_or_else(|| "the sector is past what 64 bits can count".to_owned())
+        .ok_or_else(|| "the offset of this sector does not fit into 64 bits".to_owned())
 }
 
 pub(super) fn run(args: &LookupArgs) -> Result<Exit> {
@@ -113,7 +119,7 @@ fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
         match disk_size(map, disk) {
             DiskSize::NoDisk => bail!("the map has no disk {disk}"),
             DiskSize::Bytes(size) if offset >= size => {
-                bail!("offset {offset} ({offset:#x}) is past the end of disk {disk}, which has {size} bytes")
+                bail!("offset {offset} ({offset:#x}) is past the end of disk {disk} ({size} bytes)")
             }
             _ => {}
         }
@@ -126,7 +132,7 @@ fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
                 writeln!(out, "{disk}:{}", form.offset(offset))?;
                 let hits = map.at(disk, DiskOffset(offset));
                 if hits.is_empty() {
-                    writeln!(out, "  nothing that the map knows")?;
+                    writeln!(out, "  in no object of the map")?;
                 }
                 hits.iter().try_for_each(|hit| match hit.file_offset {
                     Some(inside) => {
@@ -158,7 +164,7 @@ fn hit_row<'a>(disk: DiskNumber, offset: u64, hit: Option<Hit<'a>>) -> [Cell<'a>
     ]
 }
 
-/// A share in hundredths of a per cent, rounded.
+/// A percentage with two decimals, rounded.
 fn share(bytes: u64, of: u64) -> String {
     let hundredths = (u128::from(bytes) * 10_000 + u128::from(of) / 2) / u128::from(of.max(1));
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
@@ -205,14 +211,14 @@ fn print_ranges(
             MapHit::Object(file) => file_name(&file),
             MapHit::Free(holder) if holder.kind() == Kind::Free => object_name(holder.name()),
             MapHit::Free(holder) => format!("in no file on {}", holder.name()),
-            MapHit::Unmapped => "in nothing that the map knows".to_owned(),
+            MapHit::Unmapped => "in no object of the map".to_owned(),
         };
         writeln!(out, "{:>12} {:>6} %  {what}", form.size(part.bytes), share(part.bytes, tally.bytes))?;
     }
     form.print_more(out, tally.shares.len())?;
     writeln!(
         out,
-        "in files, directories and metadata {}, on volumes but in none of these {}, elsewhere {}",
+        "{} in files, directories and metadata; {} elsewhere on devices; {} in no object of the map",
         form.size(tally.in_objects),
         form.size(tally.free),
         form.size(tally.unmapped)

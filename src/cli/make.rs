@@ -32,7 +32,11 @@ pub(super) fn make_or_interrupted(
 /// The disks with the formats of `--image-format`, which was given once for all or once for each.
 pub(super) fn with_formats(images: &[PathBuf], formats: &[ImageFormat]) -> Result<Vec<GuestDisk>> {
     if formats.len() > 1 && formats.len() != images.len() {
-        bail!("--image-format was given {} times for {} images; give it once for all images, or once for each", formats.len(), images.len());
+        bail!(
+            "--image-format was given {} times for {} images; give it once for all images, or once for each",
+            formats.len(),
+            images.len()
+        );
     }
     let format = |index: usize| formats.get(index).or(formats.first()).copied();
     let numbered = images.iter().enumerate();
@@ -58,7 +62,10 @@ impl MakeOptions {
     /// Refuses `-o` if the map was given.
     pub(super) fn refuse_output(&self, map: &Path) -> Result<()> {
         if !self.output.is_empty() {
-            bail!("{}: this is a map, and -o is only for maps made from an image; use `convert` to write another format", map.display());
+            bail!(
+                "{}: this is a map, and -o is only for maps made from an image; use `convert` to write another format",
+                map.display()
+            );
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! Without a subcommand: maps a guest.
+//! `virt-bmap-rs` without a subcommand: maps a guest.
 
-use super::progress::{Progress, ProgressMode, print_warnings, say_changed, say_done, say_failed};
+use super::progress::{Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings};
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -27,45 +27,46 @@ use virt_bmap_map::{self as bmap, Map, diff};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
-    /// The guest's disks, in order: image files or block devices
+    /// The guest's disks in order: image files or block devices
     #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain"])]
     images: Vec<PathBuf>,
 
-    /// Map the disks of this libvirt domain: name, UUID or number. A running one only with --force-share
+    /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs
+    /// --force-share
     #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format"])]
     domain: Option<String>,
 
-    /// The libvirt host of the domain, as `virsh -c` has it
+    /// Connection URI of the domain's libvirt host, as for `virsh -c`
     #[arg(short, long, value_name = "URI", requires = "domain")]
     connect: Option<String>,
 
-    /// A further disk of the guest, as in the guestfs tools
+    /// Add a disk of the guest, as in the guestfs tools; can be repeated
     #[arg(short, long, value_name = "IMAGE")]
     add: Vec<PathBuf>,
 
-    /// Where to write the map; `-` is standard output. May be given several times
+    /// File to write the map to; `-` is standard output; can be repeated
     ///
-    /// The suffix tells the format: .jsonl for JSON Lines, in which nothing is lost, .csv, .xml for DFXML,
-    /// .parquet; .gz or .zst may follow. Anything else is the text map.
+    /// The suffix selects the format: .jsonl for JSON Lines, which loses nothing, .csv, .xml for
+    /// DFXML, .parquet; .gz or .zst may follow. All other suffixes select the text map.
     ///
-    /// [default: the first image's file name with its suffix replaced by .bmap, in the current directory; of a domain its
-    /// name]
+    /// [default: in the current directory, the first image's file name with the suffix .bmap, or
+    /// the domain's name with that suffix]
     #[arg(short, long, value_name = "OUT")]
     output: Vec<PathBuf>,
 
-    /// ImageFormat of the images: raw, qcow2, vmdk, vdi, vpc, vhdx, …
+    /// Format of the images (raw, qcow2, vmdk, vdi, vpc, vhdx, …); detected by default
     ///
-    /// By default it is found out; an image that refers to others by anything but plain file names is then
-    /// refused, because who wrote the image could have this host open what it must not. Given once, it
-    /// holds for all images; given several times, each holds for the images after it, and an empty one
-    /// (`--format=`) finds it out again.
+    /// With a detected format, an image that refers to other images by anything but plain file
+    /// names is refused: whoever wrote the image could otherwise make this host open any file. If
+    /// given once, the option applies to all images; if repeated, each applies to the images after
+    /// it, and an empty value (`--format=`) returns to detection.
     #[arg(long, value_name = "FORMAT")]
     format: Vec<String>,
 
-    /// A map of this guest from before, as JSON Lines: what is as it was is taken over, and not read
+    /// The baseline: an earlier map of this guest as JSON Lines; unchanged files are not read again
     ///
-    /// The new map is the same as without this. How much differs is said on standard error. `update` does this, too,
-    /// and finds out before whether anything has changed at all.
+    /// The new map is the same as without this option. Standard error reports how much changed.
+    /// `update` does the same, and first checks whether anything has changed at all.
     #[arg(long, value_name = "MAP")]
     earlier: Option<PathBuf>,
 
@@ -73,16 +74,17 @@ pub(super) struct MapArgs {
     mapping: MapOptions,
 }
 
-/// How a guest is mapped: options of all commands that make a map.
+/// How to map a guest: the options of all commands that make a map.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct MapOptions {
-    /// Read an image although another program has locked it
+    /// Read an image even if another program has locked it
     ///
-    /// If that program writes meanwhile, the map is torn: parts of it show the disk at different times.
+    /// If that program writes to the image meanwhile, the map is inconsistent: parts of it show the
+    /// disk at different times.
     #[arg(long)]
     pub(super) force_share: bool,
 
-    /// How to run the appliance
+    /// Acceleration of the appliance
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     accel: Accel,
 
@@ -90,33 +92,34 @@ pub(super) struct MapOptions {
     #[arg(long, value_enum, default_value_t = ProbeArg::Extents)]
     probe: ProbeArg,
 
-    /// Read the ends of every N-th extent alone, and believe what is said of the others
+    /// Verify only every N-th extent, and accept the others from the kernel's extent list
     ///
-    /// The choice is the same in each run. When one of those that are read is not where it should be, all
-    /// files of that filesystem are read in full.
+    /// An extent is verified by reading its first and last page. The choice is the same in each
+    /// run. When files turn out to lie elsewhere than their extents say, all files of that
+    /// filesystem are read in full.
     #[arg(long, value_name = "N")]
     spot_check: Option<NonZeroU32>,
 
-    /// An earlier map, of which is taken over what is as it was.
+    /// The earlier map, from which unchanged files are reused.
     #[arg(skip)]
     pub(super) baseline: Option<Arc<Baseline>>,
 
-    /// Map metadata, symbolic links and free space, too
+    /// Also map metadata, symbolic links and free space
     ///
-    /// What is read of a filesystem beside files and directories (superblocks, inode tables, journals, …),
-    /// partition tables, boot code, what LVM, md, LUKS and BitLocker keep for themselves, and swap become
-    /// objects of type `m`, symbolic links `s`, and what is known to be free `u`. Needs the agent.
+    /// Objects of type `m` are the metadata of filesystems (superblocks, inode tables, journals,
+    /// …), partition tables, boot code, the metadata of LVM, md, LUKS and BitLocker, and swap.
+    /// Symbolic links are `s`, free space is `u`. Not possible with --probe guestfsd.
     #[arg(long)]
     pub(super) metadata: bool,
 
-    /// Key of an encrypted device, as in the guestfs tools
+    /// Key of an encrypted device, as in the guestfs tools; can be repeated
     ///
-    /// SELECTOR:key:PASSPHRASE or SELECTOR:file:NAME, where SELECTOR is a device (`/dev/sda2`), the UUID of
-    /// the encrypted device, or `all`. May be given several times.
+    /// SELECTOR:key:PASSPHRASE or SELECTOR:file:NAME, where SELECTOR is a device (`/dev/sda2`), the
+    /// UUID of the encrypted device, or `all`.
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     key: Vec<Key>,
 
-    /// Which copies of mirrored data are in the map
+    /// Which copies of mirrored data to map
     #[arg(long, value_enum, default_value_t = LegsArg::All)]
     legs: LegsArg,
 
@@ -124,45 +127,46 @@ pub(super) struct MapOptions {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
     pub(super) memsize: Option<u32>,
 
-    /// Number of the appliance's processors
+    /// Number of processors of the appliance
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     smp: Option<u32>,
 
-    /// Give up when nothing has happened for so long; if it was a file system that hung, without it
+    /// Seconds without any progress after which the run gives up, or goes on without a filesystem
+    /// that hangs
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) timeout: u64,
 
-    /// Say nothing but what went wrong
+    /// Print only errors and warnings
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// How to say on standard error what is being done
+    /// Progress output on standard error
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto)]
     pub(super) progress: ProgressMode,
 
-    /// Say everything that goes on, here and in the appliance
+    /// Log everything, also from inside the appliance
     #[arg(short, long)]
     verbose: bool,
 
-    /// Trace the calls into libguestfs
+    /// Trace libguestfs calls
     #[arg(short = 'x')]
     trace: bool,
 }
 
-/// MapperOptions that a fleet does not pass on to the mapper of each guest: it has its own mode of speaking.
-const OWN: [&str; 4] = ["quiet", "progress", "verbose", "trace"];
+/// Options that a fleet does not pass on to its mappers, because it has its own output.
+const NOT_PASSED_ON: [&str; 4] = ["quiet", "progress", "verbose", "trace"];
 
-/// MapperOptions on which it depends what a map has in it.
-const TELLING: [&str; 4] = ["probe", "metadata", "key", "legs"];
+/// Options that affect the content of a map.
+const AFFECT_CONTENT: [&str; 4] = ["probe", "metadata", "key", "legs"];
 
 impl MapOptions {
-    /// The options that were given, as another run of this program takes them; and those of them on which it
-    /// depends what a map has in it, without passphrases.
+    /// The options of this command line, as arguments for another run of this program; and those
+    /// that affect the content of a map, without passphrases.
     pub(super) fn passed_on(matches: &ArgMatches) -> (Vec<OsString>, Vec<OsString>) {
-        let (mut all, mut telling) = (Vec::new(), Vec::new());
+        let (mut all, mut noted) = (Vec::new(), Vec::new());
         for arg in Self::augment_args(clap::Command::new("")).get_arguments() {
             let (id, Some(long)) = (arg.get_id().as_str(), arg.get_long()) else { continue };
-            if OWN.contains(&id) || matches.value_source(id) != Some(ValueSource::CommandLine) {
+            if NOT_PASSED_ON.contains(&id) || matches.value_source(id) != Some(ValueSource::CommandLine) {
                 continue;
             }
             let given: Vec<OsString> = if arg.get_action().takes_values() {
@@ -171,32 +175,32 @@ impl MapOptions {
             } else {
                 vec![format!("--{long}").into()]
             };
-            if TELLING.contains(&id) {
-                telling.extend(given.iter().map(|option| without_passphrase(option)));
+            if AFFECT_CONTENT.contains(&id) {
+                noted.extend(given.iter().map(|option| without_passphrase(option)));
             }
             all.extend(given);
         }
-        (all, telling)
+        (all, noted)
     }
 
-    /// The usage error, if the options contradict each other.
+    /// Prints a usage error if the options contradict each other, and returns its exit status.
     pub(super) fn contradiction(&self) -> Option<Exit> {
         let text = if self.metadata && matches!(self.probe, ProbeArg::Guestfsd) {
-            "--metadata needs the agent; --probe guestfsd reads files and directories alone"
+            "--metadata cannot be used with --probe guestfsd, which reads only files and directories"
         } else if self.spot_check.is_some() && !matches!(self.probe, ProbeArg::Extents) {
-            "--spot-check needs --probe extents; the others read all of each file"
+            "--spot-check needs --probe extents; the other probes read every file in full"
         } else {
             return None;
         };
         Some(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)))
     }
 
-    /// Says everything that goes on from now on, if that is wanted.
+    /// Starts the debug log of `--verbose`.
     pub(super) fn start_log(&self) {
         if self.verbose {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
-                // It would say with a panic that nobody hears.
+                // Reporting its own errors on a closed standard error would panic.
                 .log_internal_errors(false)
                 .with_max_level(tracing::Level::DEBUG)
                 .init();
@@ -204,7 +208,7 @@ impl MapOptions {
     }
 }
 
-/// `--key=SELECTOR:key:PASSPHRASE` without the passphrase; anything else as it is.
+/// `--key=SELECTOR:key:PASSPHRASE` without the passphrase; all else unchanged.
 fn without_passphrase(option: &OsStr) -> OsString {
     let is_key = |option: &str| option.starts_with("--key=");
     match option.to_str().filter(|option| is_key(option)).and_then(|option| option.split_once(":key:")) {
@@ -215,7 +219,7 @@ fn without_passphrase(option: &OsStr) -> OsString {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Accel {
-    /// KVM if it really runs code, else emulation
+    /// KVM if it works, else emulation
     Auto,
     /// KVM
     Kvm,
@@ -225,20 +229,20 @@ enum Accel {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ProbeArg {
-    /// By a program that is uploaded into the appliance: the ends of each file's extents, to prove where the kernel says
-    /// that they lie, and all of those files of which it does not say
+    /// An uploaded program reads both ends of each extent, which verifies the kernel's extent list,
+    /// and reads files without usable extents in full
     Extents,
-    /// By the same program: every byte. The map is the same
+    /// The same program reads every byte; the map is the same
     Agent,
-    /// By libguestfs's own daemon: slow, nothing is uploaded
+    /// The daemon of libguestfs reads every byte; slow, nothing is uploaded
     Guestfsd,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LegsArg {
-    /// All copies, and in formats that can tell it from data the parity that protects them
+    /// All copies, and the parity in map formats that can mark it
     All,
-    /// The copy that was read
+    /// Only the copy that was read
     One,
 }
 
@@ -264,12 +268,16 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         None => vec![default_output(&disks)?],
     };
     let mut options = args.mapping.clone();
-    let earlier = args.earlier.as_deref().map(load_earlier).transpose()?.flatten().map(Arc::new);
+    let earlier = args.earlier.as_deref().map(load_baseline).transpose()?.flatten().map(Arc::new);
     options.baseline = earlier.clone().and_then(|map| Baseline::new(map, BTreeMap::new())).map(Arc::new);
     Ok(match map_to(&disks, &outs, &options)? {
         Ok(mapped) => {
             if let Some(earlier) = earlier {
-                say_changed(&options, diff::Counts::of(&diff::diff(&earlier, &mapped.map)));
+                print_changes(
+                    options.progress,
+                    options.quiet,
+                    diff::Counts::of(&diff::diff(&earlier, &mapped.map)),
+                );
             }
             summarise(&mapped, &outs, &options)
         }
@@ -277,22 +285,28 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     })
 }
 
-/// A map from before. One that cannot be read is no reason not to map the guest.
-fn load_earlier(path: &Path) -> Result<Option<Map>> {
+/// Loads the earlier map. If it cannot be read, the guest is mapped without it.
+fn load_baseline(path: &Path) -> Result<Option<Map>> {
     if bmap::FileType::of(path).format != bmap::Format::JsonLines {
-        bail!("{}: only of a map as JSON Lines (.jsonl) can anything be taken over", path.display());
+        bail!(
+            "{}: the earlier map must be in JSON Lines (.jsonl); other formats lack the file attributes that are compared",
+            path.display()
+        );
     }
     match bmap::load(path) {
         Ok(map) => Ok(Some(map)),
         Err(error) => {
-            note!("virt-bmap-rs: warning: {}; everything is read", virt_bmap_ranges::error_chain(&error));
+            note!(
+                "virt-bmap-rs: warning: {}; mapping without an earlier map",
+                virt_bmap_ranges::error_chain(&error)
+            );
             Ok(None)
         }
     }
 }
 
-/// Maps a guest and writes the map to all of these files. The inner error is the end of a run that a signal
-/// has ended.
+/// Maps a guest and writes the map to all of these files. The inner error is the exit status after
+/// a signal.
 pub(super) fn map_to(
     disks: &[GuestDisk],
     outs: &[PathBuf],
@@ -301,7 +315,7 @@ pub(super) fn map_to(
     refuse_to_overwrite(disks, outs)?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
-    // Made before the work, so that a directory that cannot be written to is found out before it.
+    // Created before the long work, so that an unwritable directory is reported first.
     let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
     let began = SystemTime::now();
@@ -309,7 +323,7 @@ pub(super) fn map_to(
         note!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
-    // On a thread of its own, because a pipe that nobody reads takes for ever.
+    // On its own thread: writing to a pipe that nobody reads would block for ever.
     let writer = std::thread::spawn(move || write(mapped, outputs));
     let grace = if outs.iter().all(|out| is_file(out)) { Duration::MAX } else { PIPE_GRACE };
     let mut cancelled_for = Duration::ZERO;
@@ -322,26 +336,26 @@ pub(super) fn map_to(
         return Ok(Err(Exit::Signal(interruption.signal())));
     }
     let (mapped, outputs) = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
-    // All that can fail for want of space has been done for each of them.
+    // All outputs are complete on disk, so the renames cannot fail for lack of space.
     commit(outputs, began)?;
     Ok(Ok(mapped))
 }
 
-/// Gives maps their names, and the time at which their making `began`: what is written to an image from its
-/// opening on is newer than the map.
+/// Renames the maps to their final names. Their modification time becomes `began`, so that every
+/// write to an image after it was opened is newer than the map.
 pub(super) fn commit(outputs: Vec<Output>, began: SystemTime) -> Result<()> {
     for output in outputs {
         let path = output.path().to_owned();
         output.commit()?;
         if is_file(&path) {
-            // A file system that keeps no such time is no reason to fail.
+            // A filesystem that cannot set this time is no reason to fail.
             let _ = File::open(&path).and_then(|file| file.set_modified(began));
         }
     }
     Ok(())
 }
 
-/// Maps a guest, and shows how that goes. `None` if it was cancelled.
+/// Maps a guest and shows the progress. `None` if the run was cancelled.
 pub(super) fn make(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
     let mut progress = Progress::new(options.quiet, options.progress);
     let mapped = map_guest(disks, &mapper_options(options), cancel, &mut |event| {
@@ -353,20 +367,20 @@ pub(super) fn make(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -
         Err(MapError::Cancelled) => Ok(None),
         Err(error) => {
             print_console(&error);
-            say_failed(options.progress, &error);
+            print_failure(options.progress, &error);
             Err(error.into())
         }
     }
 }
 
-/// How often it is looked whether the map has been written.
+/// Interval of the check whether the map has been written.
 const TICK: Duration = Duration::from_millis(5);
 
-/// How long a run that has been cancelled waits for a pipe that nobody may be reading. Files are waited for,
-/// so that none is left half-written beside its place.
+/// How long a cancelled run waits for a pipe that possibly nobody reads. Writes to files are always
+/// awaited, so that no temporary file is left behind.
 const PIPE_GRACE: Duration = Duration::from_millis(500);
 
-/// Whether what is written to this name ends up in a file.
+/// Whether this path is, or will be, a regular file.
 fn is_file(out: &Path) -> bool {
     out != Path::new("-") && out.metadata().map_or(true, |metadata| metadata.is_file())
 }
@@ -378,15 +392,15 @@ fn write(mapped: Mapped, mut outputs: Vec<Output>) -> Result<(Mapped, Vec<Output
     Ok((mapped, outputs))
 }
 
-/// Says how it went, and with which status to exit.
+/// Prints the summary of a run and returns the exit status.
 pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions) -> Exit {
     print_warnings(options.progress, mapped);
     if options.progress == ProgressMode::Json {
-        say_done(mapped);
+        print_done(mapped);
     } else if !options.quiet {
         let c = mapped.counts;
         note!(
-            "successfully examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
+            "examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
             c.partitions,
             c.volumes,
             c.filesystems,
@@ -394,7 +408,7 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions)
             c.files
         );
         if options.baseline.is_some() {
-            note!("{} files were taken over from the earlier map, and not read", mapped.reused);
+            note!("{} files reused from the baseline without reading them", mapped.reused);
         }
         note!(
             "wrote {} in {:.1} s, {} warnings",
@@ -410,7 +424,7 @@ fn shown(out: &Path) -> String {
     if out == Path::new("-") { "the map".to_owned() } else { out.display().to_string() }
 }
 
-/// When the appliance failed, its last words come before the error.
+/// Prints the last lines of the appliance's console if the appliance failed.
 fn print_console(error: &MapError) {
     let (MapError::Launch(LaunchError::Launch { console, .. })
     | MapError::Probe(ProbeError::Died { console, .. })) = error
@@ -422,7 +436,7 @@ fn print_console(error: &MapError) {
     }
 }
 
-/// How the library is told to map.
+/// The options for the library.
 pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
     MapperOptions {
         force_share: args.force_share,
@@ -454,38 +468,40 @@ pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
     }
 }
 
-/// The disks in the order in which they stand on the command line, each with its format.
+/// The disks in the order of the command line, each with its format.
 fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<GuestDisk>> {
     let parse = |format: &String| -> Result<Option<ImageFormat>> {
         if format.is_empty() { Ok(None) } else { Ok(Some(format.parse::<ImageFormat>()?)) }
     };
     let formats = args.format.iter().map(parse).collect::<Result<Vec<_>>>()?;
-    let places = |id: &str| matches.indices_of(id).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
-    let format_places = places("format");
-    let format_at = |place: usize| match formats.as_slice() {
+    let positions = |id: &str| matches.indices_of(id).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+    let format_positions = positions("format");
+    let format_for = |position: usize| match formats.as_slice() {
         [only] => *only,
         several => {
-            let before = format_places.partition_point(|at| *at < place);
+            let before = format_positions.partition_point(|at| *at < position);
             before.checked_sub(1).and_then(|index| several[index])
         }
     };
-    let named = places("images").into_iter().zip(&args.images);
-    let added = places("add").into_iter().zip(&args.add);
+    let named = positions("images").into_iter().zip(&args.images);
+    let added = positions("add").into_iter().zip(&args.add);
     let mut disks: Vec<(usize, &PathBuf)> = named.chain(added).collect();
     disks.sort_unstable();
-    Ok(disks.into_iter().map(|(at, path)| GuestDisk { path: path.clone(), format: format_at(at) }).collect())
+    Ok(disks.into_iter().map(|(at, path)| GuestDisk { path: path.clone(), format: format_for(at) }).collect())
 }
 
 fn default_output(disks: &[GuestDisk]) -> Result<PathBuf> {
     let first = disks.first().ok_or_else(|| anyhow!("no image was given"))?;
-    let name = first
-        .path
-        .file_name()
-        .with_context(|| format!("{} has no file name; name the map with -o", first.path.display()))?;
+    let name = first.path.file_name().with_context(|| {
+        format!(
+            "{}: cannot derive the name of the map from this path; name the map with -o",
+            first.path.display()
+        )
+    })?;
     Ok(Path::new(name).with_extension("bmap"))
 }
 
-/// A map must not take the place of an image, nor of another.
+/// Refuses outputs that would overwrite an image, or each other.
 pub(super) fn refuse_to_overwrite(disks: &[GuestDisk], outs: &[PathBuf]) -> Result<()> {
     let identity = |path: &Path| {
         let metadata = path
@@ -497,10 +513,13 @@ pub(super) fn refuse_to_overwrite(disks: &[GuestDisk], outs: &[PathBuf]) -> Resu
     for (number, out) in outs.iter().enumerate() {
         let target = identity(out);
         if target.is_some() && disks.iter().any(|disk| identity(&disk.path) == target) {
-            bail!("{} is an image of the guest; name another file with -o", out.display());
+            bail!(
+                "{}: refusing to overwrite an image of the guest; name another file with -o",
+                out.display()
+            );
         }
         if outs[..number].iter().any(|other| other == out || target.is_some() && identity(other) == target) {
-            bail!("{} is named twice with -o", out.display());
+            bail!("{}: given twice with -o", out.display());
         }
     }
     Ok(())

@@ -1,7 +1,6 @@
-//! Says on standard error what is being done: bars on a terminal, plain lines elsewhere, or events for
+//! Progress output on standard error: bars on a terminal, lines elsewhere, or JSON events for
 //! programs.
 
-use super::map::MapOptions;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,67 +14,70 @@ use virt_bmap::probe::channel::Snapshot;
 use virt_bmap_map::{Cause, diff};
 use virt_bmap_ranges::Printable;
 
-/// How often a plain line is printed.
-pub(super) const PLAIN_EVERY: Duration = Duration::from_secs(5);
+/// Time between two progress lines.
+pub(super) const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// How a run says what it does.
+/// Time between two lines of a phase that only has an elapsed time to report.
+const ELAPSED_EVERY: Duration = Duration::from_secs(15);
+
+/// Form of the progress output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum ProgressMode {
     /// Bars on a terminal, lines elsewhere
     Auto,
-    /// One JSON object on a line for each event
+    /// One JSON object per line for each event
     Json,
 }
 
-/// Writes an event for a program.
-fn say(event: &progress::ProgressEvent) {
+/// Writes an event for programs.
+fn emit(event: &progress::ProgressEvent) {
     if let Ok(line) = serde_json::to_string(event) {
         note!("{line}");
     }
 }
 
-/// Prints what could not be examined, and what else is worth knowing.
+/// Prints the warnings of a map.
 pub(super) fn print_warnings(mode: ProgressMode, mapped: &Mapped) {
     for warning in &mapped.map.header().warnings {
         match mode {
-            ProgressMode::Json => say(&progress::ProgressEvent::of_warning(warning.clone())),
+            ProgressMode::Json => emit(&progress::ProgressEvent::of_warning(warning.clone())),
             ProgressMode::Auto if warning.is_incomplete() => note!("virt-bmap-rs: {warning}"),
             ProgressMode::Auto => note!("virt-bmap-rs: warning: {warning}"),
         }
     }
 }
 
-/// Tells a program how a run failed. The message for people is printed where the program ends.
-pub(super) fn say_failed(mode: ProgressMode, error: &MapError) {
+/// Writes the event of a failed run. The message for people is printed when the program ends.
+pub(super) fn print_failure(mode: ProgressMode, error: &MapError) {
     let reason = match error {
         MapError::Hung { .. } => FailureReason::Hung,
         _ => FailureReason::Other,
     };
     if mode == ProgressMode::Json {
-        say(&progress::ProgressEvent::Failed { reason });
+        emit(&progress::ProgressEvent::Failed { reason });
     }
 }
 
-/// Says how much differs from an earlier map.
-pub(super) fn say_changed(options: &MapOptions, counts: diff::Counts) {
-    if options.progress == ProgressMode::Json {
-        say(&progress::ProgressEvent::Changed(counts));
-    } else if !options.quiet {
-        note!("{counts} since the earlier map");
+/// Prints how much differs from the baseline.
+pub(super) fn print_changes(mode: ProgressMode, quiet: bool, counts: diff::Counts) {
+    if mode == ProgressMode::Json {
+        emit(&progress::ProgressEvent::Changed(counts));
+    } else if !quiet {
+        note!("{counts} since the baseline");
     }
 }
 
-/// Says that the maps have been written, and what that took.
-pub(super) fn say_done(mapped: &Mapped) {
+/// Writes the last events of a run: its peak memory, and that the maps were written.
+pub(super) fn print_done(mapped: &Mapped) {
     if let Some(peak) = fleet::capacity::peak_memory() {
-        say(&progress::ProgressEvent::Memory { peak });
+        emit(&progress::ProgressEvent::Memory { peak });
     }
-    say(&progress::ProgressEvent::Done(mapped.counts));
+    emit(&progress::ProgressEvent::Done(mapped.counts));
 }
 
-/// Shows a run's progress.
+/// Shows the progress of a run.
 pub(super) enum Progress {
-    /// Says nothing.
+    /// No output.
     Quiet,
     /// Bars.
     Bars(Bars),
@@ -107,7 +109,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bars off the screen.
+    /// Removes the bars from the screen.
     pub(super) fn finish(self) {
         if let Self::Bars(bars) = self
             && let Some(bar) = bars.current
@@ -117,25 +119,26 @@ impl Progress {
     }
 }
 
-/// What is said of a phase when it begins.
+/// The words for a phase.
 fn title(phase: &Phase) -> String {
     match phase {
         Phase::Launching => "starting the appliance".into(),
-        Phase::Devices => "looking at disks, partitions and volumes".into(),
+        Phase::Devices => "examining disks, partitions and volumes".into(),
         Phase::Filesystem { name, kind, number, of } => {
             let (name, kind) = (Printable(name.as_bytes()), Printable(kind.as_bytes()));
             format!("[{number}/{of}] reading {name} ({kind})")
         }
-        Phase::Closing => "shutting the appliance down".into(),
+        Phase::Closing => "shutting down the appliance".into(),
     }
 }
 
-/// That a filesystem is left out from now on.
-fn begun_anew(device: &str, cause: &Cause) -> String {
-    format!("{}: {cause}. Starting again without it", Printable(device.as_bytes()))
+/// The message that a filesystem is left out from now on.
+fn restart_message(device: &str, cause: &Cause) -> String {
+    format!("{}: {cause}; restarting the appliance without this filesystem", Printable(device.as_bytes()))
 }
 
-/// How much of a file system has been read: by bytes, or by objects where there are more of them.
+/// The part of a filesystem that has been read, from 0 to 1: by bytes or by objects, whichever
+/// gives more.
 fn share(snapshot: Snapshot) -> f64 {
     let part = |done: u64, of: u64| if of == 0 { 0.0 } else { done as f64 / of as f64 };
     part(snapshot.bytes, snapshot.bytes_expected)
@@ -147,7 +150,7 @@ fn amounts(snapshot: Snapshot) -> String {
     format!("{} objects, {}", snapshot.objects, HumanBytes(snapshot.bytes))
 }
 
-/// A spinner for what has no measure, a bar for each file system.
+/// A bar for each filesystem, and a spinner for the phases of unknown length.
 #[derive(Default)]
 pub(super) struct Bars {
     screen: MultiProgress,
@@ -155,7 +158,7 @@ pub(super) struct Bars {
     current: Option<ProgressBar>,
 }
 
-/// Steps of a bar.
+/// Number of steps of a bar.
 const STEPS: u64 = 1000;
 
 impl Bars {
@@ -166,7 +169,7 @@ impl Bars {
                 let _ = self.screen.println(format!("starting the appliance under {decision}"));
             }
             MapEvent::LeftOut { device, cause } => {
-                let _ = self.screen.println(begun_anew(device, cause));
+                let _ = self.screen.println(restart_message(device, cause));
             }
             MapEvent::Progress(phase, snapshot) => self.update(phase, *snapshot),
         }
@@ -204,6 +207,7 @@ impl Bars {
 #[derive(Default)]
 pub(super) struct Plain {
     phase: Option<Phase>,
+    began: Option<Instant>,
     printed: Option<Instant>,
 }
 
@@ -213,61 +217,76 @@ impl Plain {
             MapEvent::Opened(_) => {}
             MapEvent::Launching(decision) => {
                 note!("starting the appliance under {decision}");
-                self.phase = Some(Phase::Launching);
-                self.printed = Some(Instant::now());
+                self.begin(&Phase::Launching);
             }
-            MapEvent::LeftOut { device, cause } => note!("{}", begun_anew(device, cause)),
+            MapEvent::LeftOut { device, cause } => note!("{}", restart_message(device, cause)),
             MapEvent::Progress(phase, snapshot) => {
-                let is_new = self.phase.as_ref() != Some(phase);
-                let is_time = self.printed.is_none_or(|printed| printed.elapsed() >= PLAIN_EVERY);
-                if is_new && **phase != Phase::Launching {
-                    note!("{}", title(phase));
-                } else if is_time && let Phase::Filesystem { .. } = phase {
-                    let percent = (share(*snapshot) * 100.0) as u32;
-                    note!("{}: {}, about {percent}%", title(phase), amounts(*snapshot));
-                } else if is_time {
-                    note!("{}…", title(phase));
-                } else {
+                if self.phase.as_ref() != Some(phase) {
+                    // MapEvent::Launching prints the line of this phase.
+                    if **phase != Phase::Launching {
+                        note!("{}", title(phase));
+                    }
+                    self.begin(phase);
                     return;
                 }
-                self.phase = Some((*phase).clone());
+                let is_time = |every| self.printed.is_none_or(|printed| printed.elapsed() >= every);
+                if let Phase::Filesystem { .. } = phase {
+                    if !is_time(LINE_EVERY) {
+                        return;
+                    }
+                    let percent = (share(*snapshot) * 100.0) as u32;
+                    note!("{}: {}, about {percent}%", title(phase), amounts(*snapshot));
+                } else {
+                    if !is_time(ELAPSED_EVERY) {
+                        return;
+                    }
+                    let elapsed = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+                    note!("{}: {} s so far", title(phase), elapsed.as_secs());
+                }
                 self.printed = Some(Instant::now());
             }
         }
     }
+
+    /// Notes that a phase has begun and that its line was printed.
+    fn begin(&mut self, phase: &Phase) {
+        let now = Some(Instant::now());
+        *self = Self { phase: Some((*phase).clone()), began: now, printed: now };
+    }
 }
 
-/// An event when a phase begins, and one every second while it lasts, which is a sign of life as well.
+/// An event when a phase begins, and one every second while it lasts. The latter also shows that
+/// the run is alive.
 #[derive(Default)]
 pub(super) struct Json {
     phase: Option<Phase>,
-    said: Option<Instant>,
+    emitted: Option<Instant>,
 }
 
 impl Json {
     fn show(&mut self, event: &MapEvent<'_>) {
         match event {
             MapEvent::Opened(images) => {
-                say(&progress::ProgressEvent::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
+                emit(&progress::ProgressEvent::Opened { disks: images.iter().map(OpenedDisk::of).collect() });
             }
-            // What was left out is among the warnings at the end.
+            // The warnings at the end list what was left out.
             MapEvent::Launching(_) | MapEvent::LeftOut { .. } => {}
             MapEvent::Progress(phase, snapshot) => {
                 let is_new = self.phase.as_ref() != Some(phase);
-                if is_new || self.said.is_none_or(|said| said.elapsed() >= Duration::from_secs(1)) {
+                if is_new || self.emitted.is_none_or(|emitted| emitted.elapsed() >= Duration::from_secs(1)) {
                     let share = matches!(phase, Phase::Filesystem { .. }).then(|| share(*snapshot));
-                    say(&progress::ProgressEvent::Progress { doing: title(phase), share });
+                    emit(&progress::ProgressEvent::Progress { doing: title(phase), share });
                     self.phase = Some((*phase).clone());
-                    self.said = Some(Instant::now());
+                    self.emitted = Some(Instant::now());
                 }
             }
         }
     }
 }
 
-/// Shows how much of a known amount of bytes has been worked through. May be told from several threads.
+/// Shows how many of a known number of bytes have been processed. Several threads may call it.
 pub(super) enum Counter {
-    /// Says nothing.
+    /// No output.
     Quiet,
     /// A bar.
     Bar(ProgressBar),
@@ -277,22 +296,22 @@ pub(super) enum Counter {
 
 /// A line every few seconds.
 pub(super) struct PlainCounter {
-    what: &'static str,
+    label: &'static str,
     done: AtomicU64,
     of: u64,
     printed: Mutex<Instant>,
 }
 
 impl Counter {
-    pub(super) fn new(quiet: bool, what: &'static str, of: u64) -> Self {
+    pub(super) fn new(quiet: bool, label: &'static str, of: u64) -> Self {
         if quiet {
             return Self::Quiet;
         }
         if !std::io::stderr().is_terminal() {
             let printed = Mutex::new(Instant::now());
-            return Self::Plain(PlainCounter { what, done: AtomicU64::new(0), of, printed });
+            return Self::Plain(PlainCounter { label, done: AtomicU64::new(0), of, printed });
         }
-        let bar = ProgressBar::new(of).with_prefix(what);
+        let bar = ProgressBar::new(of).with_prefix(label);
         if let Ok(style) =
             ProgressStyle::with_template("{prefix} {bar:24} {percent}% of {total_bytes}, {eta} left")
         {
@@ -305,18 +324,18 @@ impl Counter {
         match self {
             Self::Quiet => {}
             Self::Bar(bar) => bar.inc(bytes),
-            Self::Plain(PlainCounter { what, done, of, printed }) => {
+            Self::Plain(PlainCounter { label, done, of, printed }) => {
                 let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
                 let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
-                if printed.elapsed() >= PLAIN_EVERY {
+                if printed.elapsed() >= LINE_EVERY {
                     *printed = Instant::now();
-                    note!("{what}: {} of {}", HumanBytes(done), HumanBytes(*of));
+                    note!("{label}: {} of {}", HumanBytes(done), HumanBytes(*of));
                 }
             }
         }
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub(super) fn finish(&self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();

@@ -1,4 +1,4 @@
-//! The options that say how a list of ranges is read, and the check that it is one of this disk.
+//! The options for reading a list of ranges, and the check that the list fits the disk.
 
 use anyhow::{Context as _, Result, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -12,57 +12,57 @@ use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, RangeList, RangeListOptions};
 use virt_bmap_ranges::{DiskNumber, parse_bytes};
 
-/// Which entries of a list count.
+/// How to read a list, and which of its entries to select.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Options for lists")]
 pub(super) struct ListOptions {
-    /// The disk of the list, and of what is given without one
+    /// Number of the disk that the list, and offsets without DISK:, refer to
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) disk: DiskNumber,
 
-    /// Whose list it is, instead of recognising it
+    /// Format of the list; detected by default
     #[arg(long, value_name = "KIND", value_parser = words(&Kind::ALL, Kind::word))]
     from: Option<Kind>,
 
-    /// The file is a qcow2 image, and the list is its dirty bitmap of this name
+    /// Read this dirty bitmap; the file is then a qcow2 image
     #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "status", "block_size", "depth", "types", "operations"])]
     bitmap: Option<String>,
 
-    /// ddrescue: the statuses that count, of `?*/-+` [default: *-/?]
+    /// ddrescue: statuses to select, of `?*/-+` [default: *-/?]
     #[arg(long, value_name = "CHARS", allow_hyphen_values = true, value_parser = statuses)]
     status: Option<Statuses>,
 
-    /// badblocks: size of a block in bytes [default: 1024]
+    /// badblocks: block size in bytes [default: 1024]
     #[arg(short, long, value_name = "SIZE", value_parser = block_size)]
     block_size: Option<u64>,
 
-    /// qemu-img map: depth of the images whose data count, 0 being the top, or `all` [default: 0]
+    /// qemu-img map: depth of the image whose data to select, or `all`; 0 is the top [default: 0]
     #[arg(long, value_name = "N", value_parser = depth)]
     depth: Option<Depth>,
 
-    /// nbdinfo: types that count, by description or number [default: data, dirty, local]
+    /// nbdinfo: types to select, by description or number [default: data, dirty, local]
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
 
-    /// nbdkit log, blkparse: operations that count [default: all]
+    /// nbdkit log, blkparse: operations to select [default: all]
     #[arg(long = "op", value_name = "OP", value_delimiter = ',', value_parser = words(&Operation::ALL, Operation::word))]
     operations: Vec<Operation>,
 
-    /// Take a list that is not of a disk of this size
+    /// Accept a list that does not fit the size of the disk
     ///
-    /// What lies past the end of the disk is then in nothing that the map knows.
+    /// Ranges past the end of the disk are then in no object of the map.
     #[arg(long)]
     force: bool,
 }
 
-/// The values of an option: all of a kind, each with its word and what that stands for.
+/// The possible values of an option, each with its description.
 fn words<T: Copy + fmt::Display + Send + Sync + 'static>(
     all: &'static [T],
     word: fn(T) -> &'static str,
 ) -> impl TypedValueParser<Value = T> {
     let values = all.iter().map(|&value| PossibleValue::new(word(value)).help(value.to_string()));
     PossibleValuesParser::new(values)
-        .try_map(move |given| all.iter().copied().find(|&value| word(value) == given).ok_or("no such word"))
+        .try_map(move |given| all.iter().copied().find(|&value| word(value) == given).ok_or("unknown value"))
 }
 
 #[derive(Clone, Debug)]
@@ -71,14 +71,14 @@ struct Statuses(Vec<u8>);
 fn statuses(text: &str) -> Result<Statuses, String> {
     let known = "?*/-+";
     if text.is_empty() || !text.chars().all(|status| known.contains(status)) {
-        return Err(format!("only these are statuses: {known}"));
+        return Err(format!("the statuses of ddrescue are {known}"));
     }
     Ok(Statuses(text.as_bytes().to_vec()))
 }
 
 fn block_size(text: &str) -> Result<u64, String> {
     match parse_bytes(text.as_bytes()) {
-        Ok(0) => Err("a block has at least one byte".to_owned()),
+        Ok(0) => Err("the block size must be at least 1".to_owned()),
         Ok(size) => Ok(size),
         Err(error) => Err(error.to_string()),
     }
@@ -88,7 +88,7 @@ fn depth(text: &str) -> Result<Depth, String> {
     if text == "all" {
         return Ok(Depth::Any);
     }
-    text.parse().map(Depth::Of).map_err(|_| "a number, or `all`".to_owned())
+    text.parse().map(Depth::Of).map_err(|_| "the depth must be a number or `all`".to_owned())
 }
 
 impl ListOptions {
@@ -103,7 +103,8 @@ impl ListOptions {
         }
     }
 
-    /// Reads the list in `path`, or on standard input if that is `-`. `map` is where the map comes from.
+    /// Reads the list from `path`, or from standard input if that is `-`. `map` is the path of the
+    /// map.
     pub(super) fn read(&self, path: &Path, map: &Path) -> Result<RangeList> {
         if let Some(bitmap) = &self.bitmap {
             let options = rangelist::RangeListOptions::of(Kind::Nbdinfo);
@@ -111,39 +112,41 @@ impl ListOptions {
             return Ok(image.dirty_bitmap(bitmap, |list| rangelist::read(list, &options))?);
         }
         if path == Path::new("-") && map == path {
-            bail!("only one of the map and the list can come from standard input");
+            bail!("the map and the list cannot both come from standard input");
         }
         let options = self.options();
         let list = if path == Path::new("-") {
             rangelist::read(io::stdin().lock(), &options)
         } else {
-            let file = File::open(path).with_context(|| format!("{} could not be opened", path.display()))?;
+            let file =
+                File::open(path).with_context(|| format!("{}: cannot open the list", path.display()))?;
             rangelist::read(file, &options)
         };
-        list.with_context(|| format!("{} could not be read as a list of ranges", path.display()))
+        list.with_context(|| format!("{}: cannot read this as a list of ranges", path.display()))
     }
 
-    /// Checks that the list is of the map's disk: one of another gives wrong answers that look right.
+    /// Checks that the list fits the map's disk. A list of another disk would give plausible but
+    /// wrong answers.
     pub(super) fn check(&self, list: &RangeList, map: &Map) -> Result<()> {
         let (kind, disk) = (list.kind, self.disk);
         match disk_size(map, disk) {
             DiskSize::NoDisk => bail!("the map has no disk {disk}"),
             DiskSize::Bytes(size) if kind.covers_disk() && list.end != size => {
-                let advice = format!(
-                    "the {kind} is of a disk of {} bytes, and disk {disk} of the map has {size}",
+                let problem = format!(
+                    "the {kind} is for a disk of {} bytes, but disk {disk} of the map has {size} bytes",
                     list.end
                 );
-                self.refuse(&advice)
+                self.refuse(&problem)
             }
             DiskSize::Bytes(size) if list.spans.end() > size => {
                 let end = list.spans.end();
                 self.refuse(&format!(
-                    "the {kind} goes up to byte {end}, and disk {disk} of the map has {size}"
+                    "the {kind} ends at byte {end}, but disk {disk} of the map has {size} bytes"
                 ))
             }
             DiskSize::AtLeast(_) => {
                 note!(
-                    "virt-bmap-rs: warning: the map does not say how large disk {disk} is, so the {kind} may be of another"
+                    "virt-bmap-rs: warning: the map has no size for disk {disk}, so the {kind} may be for another disk"
                 );
                 Ok(())
             }
@@ -153,17 +156,17 @@ impl ListOptions {
 
     fn refuse(&self, problem: &str) -> Result<()> {
         if !self.force {
-            bail!("{problem}; --force takes it all the same");
+            bail!("{problem}; use --force to accept it");
         }
         note!("virt-bmap-rs: warning: {problem}");
         Ok(())
     }
 }
 
-/// What was read, in a sentence.
+/// Describes in one line what was read.
 pub(super) fn describe(list: &RangeList, size: &str) -> String {
     format!(
-        "{}: {} of {} entries count ({}): {size} in {} ranges",
+        "{}: {} of {} entries selected ({}): {size} in {} ranges",
         list.kind,
         list.counted,
         list.entries,

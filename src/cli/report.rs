@@ -1,4 +1,4 @@
-//! `virt-bmap-rs report`: a map as a page to look at.
+//! `virt-bmap-rs report`: writes a map as an HTML page.
 
 use super::Exit;
 use anyhow::{Context as _, Result, bail};
@@ -9,13 +9,12 @@ use virt_bmap_map::report::{self, trace};
 use virt_bmap_map::{self as bmap, output::Output};
 use virt_bmap_ranges::{Human, Printable};
 
-/// Draw a map: one HTML page that shows each disk, which file lies where, and with a log of requests how they
-/// are read.
+/// Draw a map: an HTML page that shows where each file lies on the disks.
 ///
-/// The page holds all that it needs, and opens in any browser of today without network. It can be zoomed with
-/// mouse, fingers and keyboard; colours stand for directory, type, age, fragmentation or device; a file can be
-/// searched for, and its blocks light up. What a map of text does not know (times, sizes, offsets in
-/// files), the page does not show.
+/// The page is self-contained and opens in any current browser without a network. It can be zoomed
+/// with mouse, touch and keyboard. Colours show directory, type, age, fragmentation or device. A
+/// search highlights the blocks of a file. With --trace, the page plays a log of requests. Text
+/// maps lack times, sizes and file offsets, so the page shows none of these for a text map.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ReportArgs {
@@ -26,8 +25,8 @@ pub(super) struct ReportArgs {
     #[arg(short, long, value_name = "FILE", default_value = "report.html")]
     output: PathBuf,
 
-    /// Play these requests over the map: JSON lines with time, op, disk, offset and length, or a log of the
-    /// original's logger; `-` is standard input
+    /// Log of requests to play on the page: JSON Lines with time, op, disk, offset and length, or a
+    /// log of the original bmaplogger; `-` is standard input
     #[arg(long, value_name = "LOG")]
     trace: Option<PathBuf>,
 
@@ -39,7 +38,7 @@ pub(super) struct ReportArgs {
 const AFTER_HELP: &str = "\
 Exit status:
   0  the page was written
-  1  failed, and no page was written
+  1  error; no page was written
   2  usage error
 
 Examples:
@@ -49,28 +48,34 @@ Examples:
 pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
     let stdin = Path::new("-");
     if args.map == stdin && args.trace.as_deref() == Some(stdin) {
-        bail!("map and log cannot both come from standard input");
+        bail!("the map and the log cannot both come from standard input");
     }
     for input in [Some(&args.map), args.trace.as_ref()].into_iter().flatten() {
         if is_same(input, &args.output) {
-            bail!("{} would be replaced by the page; name another with --output", show(input));
+            bail!(
+                "{}: refusing to overwrite an input with the page; name another file with --output",
+                show(input)
+            );
         }
     }
     let map = bmap::load(&args.map)?;
     let trace = args.trace.as_deref().map(read_trace).transpose()?;
     if trace.as_ref().is_some_and(|trace| trace.is_cut) {
-        note!("warning: the log has more than {} requests; the page plays these", trace::MAX_REQUESTS);
+        note!(
+            "virt-bmap-rs: warning: the log is longer than {} requests; the page plays only the first ones",
+            trace::MAX_REQUESTS
+        );
     }
     let title = args
         .map
         .file_name()
         .filter(|_| args.map != stdin)
-        .map_or("a map".into(), |name| name.to_string_lossy());
+        .map_or("standard input".into(), |name| name.to_string_lossy());
     let mut output = Output::create(&args.output)?;
     let mut counted = Counted { out: BufWriter::with_capacity(1 << 16, &mut output), bytes: 0 };
     let options = report::ReportOptions { title: &title, trace: trace.as_ref(), bytes: args.bytes };
     report::write(&map, &options, &mut counted)?;
-    counted.flush().context("the page could not be written")?;
+    counted.flush().context("cannot write the page")?;
     let bytes = counted.bytes;
     drop(counted);
     output.commit()?;
@@ -83,13 +88,13 @@ fn read_trace(path: &Path) -> Result<trace::Trace> {
         Box::new(io::stdin().lock())
     } else {
         Box::new(BufReader::new(
-            File::open(path).with_context(|| format!("{}: could not be opened", show(path)))?,
+            File::open(path).with_context(|| format!("{}: cannot open the log", show(path)))?,
         ))
     };
-    trace::read(log).with_context(|| format!("{}: could not be read", show(path)))
+    trace::read(log).with_context(|| format!("{}: cannot read the log", show(path)))
 }
 
-/// Whether both names are of one file that is there.
+/// Whether both paths name the same existing file.
 fn is_same(a: &Path, b: &Path) -> bool {
     matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
@@ -98,7 +103,7 @@ fn show(path: &Path) -> String {
     Printable(path.as_os_str().as_encoded_bytes()).to_string()
 }
 
-/// Counts what is written.
+/// Counts the bytes written.
 struct Counted<W> {
     out: W,
     bytes: u64,

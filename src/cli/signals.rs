@@ -1,6 +1,6 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGQUIT end a run in an orderly way, which takes a second or two. If
-//! that takes longer than [`PATIENCE`], another signal ends the program at once. SIGHUP stays ignored
-//! if it was ignored from the start, as under nohup(1).
+//! that takes longer than [`PATIENCE`], another signal ends the program at once. SIGHUP stays
+//! ignored if it was ignored from the start, as under nohup(1).
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};

@@ -62,8 +62,8 @@ impl Terminal {
         take().map(|screen| Self { screen }).inspect_err(|_| restore())
     }
 
-    /// The characters that were typed since the last call. Never waits. Keys that are not characters
-    /// are left out.
+    /// The characters that were typed since the last call. Never waits. Keys that are not
+    /// characters are left out.
     ///
     /// crossterm's own reader (0.29) is not used: when a key arrives together with a change of the
     /// terminal's size, it returns that key only after the next one.

@@ -1,4 +1,4 @@
-//! `virt-bmap-rs trace`: which files a guest reads and writes.
+//! `virt-bmap-rs trace`: logs which files a guest reads and writes.
 
 mod operations;
 mod top;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use top::{Beside, Top};
+use top::{Top, TopStatus};
 use virt_bmap::mapper::{self, Cancel, GuestDisk};
 use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
 use virt_bmap_map::output::Output;
@@ -34,10 +34,10 @@ use virt_bmap_trace::{
     working_set,
 };
 
-/// Watch a guest: serve its disks over NBD, and log which files it reads and writes.
+/// Serve a guest's disks over NBD and log which files it reads and writes.
 ///
-/// Each request is looked up in the guest's map, which is made first if none is given. What the guest writes
-/// stays in a private layer and is gone at the end, unless --write says otherwise.
+/// Each request is looked up in the guest's map, which is made first if none is given. The guest's
+/// writes go to a private layer, which is discarded at the end, unless --write through is given.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct TraceArgs {
@@ -45,75 +45,77 @@ pub(super) struct TraceArgs {
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<PathBuf>,
 
-    /// The guest's map; made if it is not given
+    /// The guest's map; made first if it is not given
     #[arg(long, value_name = "MAP")]
     map: Option<PathBuf>,
 
-    /// Where to write the log; `-` is standard output, the default but with --top
+    /// File to write the log to; `-` is standard output, the default without --top
     #[arg(short, long, value_name = "LOG")]
     output: Option<PathBuf>,
 
-    /// Form of the log
+    /// Format of the log
     #[arg(long, value_enum, default_value_t = FormArg::Text)]
     format: FormArg,
 
-    /// Show what the guest does while it does it: on a terminal as a screen, elsewhere a line every 5 s
+    /// Show the guest's activity live: a screen on a terminal, elsewhere a line every 5 s
     ///
-    /// Standard output is for this, and a log is written only with -o. On a terminal, the keys b, w, r and t
-    /// sort the files by bytes, bytes written, requests, and the time of the last; space holds the screen;
-    /// q and Ctrl-C end as Ctrl-C does otherwise. The command of --run has no terminal then: it reads nothing,
-    /// the end of what it prints is on the screen, and its last lines on standard error afterwards.
+    /// The display uses standard output; a log is written only with -o. On a terminal, the keys b,
+    /// w, r and t sort the files by bytes, bytes written, requests, and time of the last request;
+    /// space pauses the screen; q and Ctrl-C end the trace. The command of --run then has no
+    /// terminal: it has no input, its latest output is shown on the screen, and its last lines are
+    /// printed to standard error at the end.
     #[arg(long)]
     top: bool,
 
-    /// Write down what was read: files in the order of their first reads, and ranges, as JSON
+    /// Write the working set: files in the order of their first reads, and ranges, as JSON
     #[arg(long, value_name = "FILE")]
     working_set: Option<PathBuf>,
 
-    /// Write down what to prefetch: lines of `OFFSET LENGTH` in bytes, in the order of the first reads
+    /// Write the ranges to prefetch: lines of `OFFSET LENGTH` in bytes, in the order of the first
+    /// reads
     #[arg(long, value_name = "FILE")]
     prefetch: Option<PathBuf>,
 
-    /// Write down which files to prefetch: a path a line, in the order of the first reads
+    /// Write the files to prefetch: one path per line, in the order of the first reads
     #[arg(long, value_name = "FILE")]
     prefetch_files: Option<PathBuf>,
 
-    /// Run a shell command with the disks, and end when it ends
+    /// Run a shell command that uses the disks, and end when it ends
     ///
-    /// $nbd and $uri are the URI of the first disk, $nbd2 and $uri2 that of the second, and so on;
-    /// $unixsocket is the path of the server's socket, or $port its TCP port.
+    /// In the command, $nbd and $uri are the URI of the first disk, $nbd2 and $uri2 that of the
+    /// second, and so on; $unixsocket is the path of the server's socket, or $port its TCP port.
     #[arg(long, value_name = "CMD", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     run: Option<String>,
 
-    /// Listen on a TCP port, not on a private Unix socket
+    /// Listen on a TCP port instead of a private Unix socket
     ///
-    /// Port 0 is any that is free. Nobody has to prove who he is: who reaches the port has the disks.
+    /// Port 0 selects any free port. There is no authentication: anyone who can reach the port can
+    /// read the disks.
     #[arg(long, value_name = "ADDR:PORT", value_parser = listen)]
     listen: Option<Listen>,
 
-    /// Where what the guest writes goes
+    /// Where the guest's writes go
     #[arg(long, value_enum, default_value_t = WriteArg::Private)]
     write: WriteArg,
 
     #[command(flatten)]
-    what_is_done: OperationsArgs,
+    operations: OperationsArgs,
 
     /// Refuse all writes
     #[arg(long, conflicts_with = "write")]
     read_only: bool,
 
-    /// Have the guest wait where the log cannot keep up, rather than leave requests out of it
+    /// Make the guest wait if the log cannot keep up, instead of dropping requests from the log
     #[arg(long)]
     no_drop: bool,
 
-    /// Take a map that seems to be of another disk or of an earlier time
+    /// Accept a map that seems to be of another disk or older than the images
     #[arg(long)]
     force: bool,
 
-    /// ImageFormat of the images: raw, qcow2, vmdk, …
+    /// Format of the images (raw, qcow2, vmdk, …); detected by default
     ///
-    /// By default it is found out, as when a guest is mapped. Given once, it holds for all images; given
-    /// several times, for one after the other.
+    /// If given once, it applies to all images; if repeated, to one image after the other.
     #[arg(long, value_name = "FORMAT")]
     image_format: Vec<ImageFormat>,
 
@@ -123,12 +125,12 @@ pub(super) struct TraceArgs {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  that of the command; 128 and the signal's number if a signal ended it
-  0    without a command: served until SIGINT or SIGTERM came
-  1    failed
+  that of the command; 128 plus the signal's number if a signal ended it
+  0    without a command: served until SIGINT or SIGTERM
+  1    error
   2    usage error
-  3    the command ended with 0, or there was none, but requests are missing
-       from the log, or operations; standard error says why
+  3    the command ended with 0, or there was none, but requests or operations
+       are missing from the output; standard error says why
   130  interrupted (143: terminated) before the command had ended
 
 Examples:
@@ -142,21 +144,21 @@ Examples:
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum FormArg {
-    /// That of the original bmaplogger
+    /// The format of the original bmaplogger
     Text,
-    /// A JSON object a line, one for each request
+    /// One JSON object per line for each request
     Jsonl,
-    /// A table, one row for each object of each request
+    /// CSV with a row for each object of each request
     Csv,
-    /// A line for each request, in the mode of nbdkit's log filter
+    /// A line for each request, as nbdkit's log filter writes it
     Log,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum WriteArg {
-    /// Into a private layer, which is gone at the end
+    /// To a private layer, which is discarded at the end
     Private,
-    /// Into the image, which must be raw
+    /// To the image, which must be raw
     Through,
 }
 
@@ -167,20 +169,20 @@ struct Listen(Vec<SocketAddr>);
 fn listen(text: &str) -> Result<Listen, String> {
     match text.to_socket_addrs() {
         Ok(addresses) => Ok(Listen(addresses.collect())),
-        Err(error) => Err(format!("an address and a port, such as localhost:10809: {error}")),
+        Err(error) => Err(format!("expected an address and a port, such as localhost:10809: {error}")),
     }
 }
 
 impl TraceArgs {
-    /// Where the log goes, if there is to be one.
+    /// The path of the log, if one is written.
     fn log(&self) -> Option<&Path> {
         let default = (!self.top).then_some(Path::new(STDOUT));
         self.output.as_deref().or(default)
     }
 
-    /// That the log could not be written.
-    fn unwritable(&self) -> String {
-        format!("{}: the log could not be written", Printable::path(self.log().unwrap_or(Path::new(STDOUT))))
+    /// The message that the log cannot be written.
+    fn log_error(&self) -> String {
+        format!("{}: cannot write the log", Printable::path(self.log().unwrap_or(Path::new(STDOUT))))
     }
 }
 
@@ -190,27 +192,27 @@ const STDOUT: &str = "-";
 pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     args.mapping.start_log();
     if args.top && args.output.as_deref() == Some(Path::new(STDOUT)) {
-        bail!("--top and the log cannot both have standard output; name a file for the log with -o");
+        bail!("--top and the log cannot both use standard output; name a file for the log with -o");
     }
     let disks = with_formats(&args.images, &args.image_format)?;
     let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
-    let named = after.into_iter().chain([&args.what_is_done.operations]).flatten().map(PathBuf::as_path);
+    let named = after.into_iter().chain([&args.operations.output]).flatten().map(PathBuf::as_path);
     let outputs: Vec<PathBuf> = named.chain(args.log()).map(Path::to_owned).collect();
     if outputs.iter().filter(|output| *output == Path::new(STDOUT)).count() > 1 {
-        bail!("only one of the outputs can be standard output; name a file for the log with -o");
+        bail!("several outputs use standard output; name a file for the log with -o");
     }
     refuse_to_overwrite(&disks, &outputs)?;
     for output in outputs.iter().filter(|output| *output != Path::new(STDOUT)) {
         if let Some(map) = &args.map
             && matches!((map.canonicalize(), output.canonicalize()), (Ok(map), Ok(output)) if map == output)
         {
-            bail!("{} is the map; name another file", map.display());
+            bail!("{}: refusing to overwrite the map; name another file", map.display());
         }
     }
-    // Begun before the work, so that a directory that cannot be written to is found out before it.
+    // Created before the long work, so that an unwritable directory is reported first.
     let begin = |path: &Option<PathBuf>| path.as_deref().map(Output::create).transpose();
     let [working_set, prefetch, prefetch_files] = [begin(after[0])?, begin(after[1])?, begin(after[2])?];
-    let operations = args.what_is_done.begin()?;
+    let operations = args.operations.begin()?;
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
     let (images, map) = match &args.map {
@@ -224,7 +226,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             Err(exit) => return Ok(exit),
         },
     };
-    // Operations are told by inodes, which text maps do not have.
+    // Operations need inode numbers, which text maps do not have.
     let before = match &operations {
         None => None,
         Some(_) if map.knows_inodes() => Some(map.clone()),
@@ -233,7 +235,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             Err(exit) => return Ok(exit),
         },
     };
-    // The index is made before the guest begins.
+    // The first lookup builds the index; it must not delay the guest's first request.
     map.at(1, virt_bmap_ranges::DiskOffset(0));
     let form = match args.format {
         FormArg::Text => LogFormat::Text,
@@ -246,7 +248,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         Some(path) => form.output(create(path, args)?, &described),
         None => form.output(io::sink(), &described),
     };
-    let output = output.with_context(|| args.unwritable())?;
+    let output = output.with_context(|| args.log_error())?;
     let live = args.top.then(Arc::<Live>::default);
     let options = TraceOptions {
         writes: match (args.read_only, args.write) {
@@ -268,7 +270,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         operations.zip(before).map(|(begun, before)| begun.watch(&session, before, described, &args.mapping));
     let watched = watched.transpose()?;
     let served = Watch::begin(args, &session, live, &map).and_then(|watch| match &args.run {
-        Some(script) => captive(script, watch, &cancel, &interruption),
+        Some(script) => run_command(script, watch, &cancel, &interruption),
         None => Ok(serve(watch, &cancel)),
     });
     let outcome = session.finish();
@@ -278,10 +280,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     write(prefetch, |out| working_set::write_prefetch(summary, out))?;
     write(prefetch_files, |out| working_set::write_file_list(summary, &map, out))?;
     if !args.mapping.quiet && outcome.requests > 0 {
-        note!("{}", in_words(summary, &map).trim_end_matches('\n'));
+        note!("{}", describe(summary, &map).trim_end_matches('\n'));
     }
-    let is_whole = watched.is_none_or(|watched| watched.finish(args.mapping.quiet, &interruption));
-    Ok(if say(&outcome, args) & is_whole || exit != Exit::Success { exit } else { Exit::Incomplete })
+    let is_complete = watched.is_none_or(|watched| watched.finish(args.mapping.quiet, &interruption));
+    Ok(if print_problems(&outcome, args) & is_complete || exit != Exit::Success {
+        exit
+    } else {
+        Exit::Incomplete
+    })
 }
 
 fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
@@ -299,36 +305,37 @@ fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
     Ok(images)
 }
 
-/// Reads the map, and refuses one that is not of these images.
+/// Loads the map, and refuses one that does not fit the images.
 fn load(path: &Path, images: &[Image], args: &TraceArgs) -> Result<Map> {
     let map = bmap::load(path)?;
     if let Err(stale) = freshness::check(&map, path, images) {
         if !args.force {
-            bail!("{stale}; make it anew, or take it all the same with --force");
+            bail!("{stale}; make a new map, or use --force to accept this one");
         }
         note!("virt-bmap-rs: warning: {stale}");
     }
     Ok(map)
 }
 
-/// Begins the log. It is written where it is, so that it can be watched and outlives whatever happens.
+/// Creates the log. It is written in place, not to a temporary file, so that it can be followed and
+/// survives a crash.
 fn create(path: &Path, args: &TraceArgs) -> Result<File> {
     if path == Path::new(STDOUT) {
         let stdout = io::stdout().as_fd().try_clone_to_owned();
-        return Ok(stdout.context("standard output cannot be used for the log")?.into());
+        return Ok(stdout.context("cannot use standard output for the log")?.into());
     }
-    File::create(path).with_context(|| args.unwritable())
+    File::create(path).with_context(|| args.log_error())
 }
 
-/// How often it is looked whether something has happened.
+/// Interval of the checks while a trace runs.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Looks at a session that goes on: shows it, and says when the log has ended, once.
+/// Watches a running session: shows its activity, and reports once that the log has failed.
 struct Watch<'a> {
     args: &'a TraceArgs,
     session: &'a Session,
     top: Option<Top>,
-    beside: Beside,
+    status: TopStatus,
 }
 
 impl<'a> Watch<'a> {
@@ -348,53 +355,58 @@ impl<'a> Watch<'a> {
         let images: Vec<_> = args.images.iter().map(|image| image.display().to_string()).collect();
         title.insert(0, format!("virt-bmap-rs trace {}", images.join(" ")));
         let top = live.map(|live| Top::begin(live, map.clone(), title)).transpose();
-        let top = top.context("the terminal cannot be used for --top")?;
-        Ok(Self { args, session, top, beside: Beside::default() })
+        let top = top.context("cannot use the terminal for --top")?;
+        Ok(Self { args, session, top, status: TopStatus::default() })
     }
 
-    fn look(&mut self) {
+    fn step(&mut self) {
         let has_screen = self.top.as_ref().is_some_and(Top::has_screen);
         if let Some(error) = self.session.log_error()
-            && self.beside.trouble.is_none()
+            && self.status.log_error.is_none()
         {
-            let log = self.args.unwritable();
-            let trouble = format!("{log} any further: {error}; the disks are served all the same");
+            let log = self.args.log_error();
+            let message = format!("{log} any further: {error}; the disks are still served");
             if !has_screen {
-                note!("virt-bmap-rs: {trouble}");
+                note!("virt-bmap-rs: {message}");
             }
-            self.beside.trouble = Some(trouble);
+            self.status.log_error = Some(message);
         }
         if let Some(top) = &mut self.top {
-            self.beside.dropped = self.session.dropped();
-            top.step(&self.beside);
+            self.status.dropped = self.session.dropped();
+            top.step(&self.status);
         }
     }
 }
 
-/// Serves until a signal comes.
+/// Serves until a signal arrives.
 fn serve(mut watch: Watch<'_>, cancel: &Cancel) -> Exit {
     while !cancel.is_cancelled() {
-        watch.look();
+        watch.step();
         std::thread::sleep(TICK);
     }
     Exit::Success
 }
 
-/// How long a command may take to end after a signal, before it is killed.
+/// Time that a command has to end after a signal before it is killed.
 const GRACE: Duration = Duration::from_secs(4);
 
-/// Most lines of what a command has printed that are said again when the screen is gone.
+/// Number of lines of a command's output that are printed again after the screen is closed.
 const LAST_LINES: usize = 20;
 
-/// Serves until the command has ended.
-fn captive(script: &str, mut watch: Watch<'_>, cancel: &Cancel, interruption: &Interruption) -> Result<Exit> {
+/// Runs the command and serves until it has ended.
+fn run_command(
+    script: &str,
+    mut watch: Watch<'_>,
+    cancel: &Cancel,
+    interruption: &Interruption,
+) -> Result<Exit> {
     let has_screen = watch.top.as_ref().is_some_and(Top::has_screen);
     let streams = if has_screen { Streams::Kept } else { Streams::Ours };
     let mut captive = Captive::start(&OsString::from(script), watch.session, streams)
-        .context("the command could not be started")?;
-    watch.beside.tail = captive.tail().cloned();
+        .context("cannot start the command")?;
+    watch.status.tail = captive.tail().cloned();
     let exit = wait(&mut captive, &mut watch, cancel, interruption);
-    // The screen is gone with it.
+    // This closes the screen.
     drop(watch);
     for line in captive.tail().map_or_else(Vec::new, |tail| tail.lines(LAST_LINES)) {
         note!("{}", Printable(&line));
@@ -402,7 +414,7 @@ fn captive(script: &str, mut watch: Watch<'_>, cancel: &Cancel, interruption: &I
     exit
 }
 
-/// Waits for the end of a command, or ends it after a signal.
+/// Waits for the command to end, or ends it after a signal.
 fn wait(
     captive: &mut Captive,
     watch: &mut Watch<'_>,
@@ -411,12 +423,12 @@ fn wait(
 ) -> Result<Exit> {
     let mut signalled: Option<Instant> = None;
     loop {
-        watch.look();
-        if let Some(status) = captive.try_wait().context("the command cannot be waited for")? {
+        watch.step();
+        if let Some(status) = captive.try_wait().context("cannot wait for the command")? {
             if signalled.is_none() {
                 return Ok(exit_of(status));
             }
-            // What it has left running in the background does not listen, or would have gone.
+            // Its background processes ignored the signal, or they would have ended.
             captive.signal(Signal::KILL);
             return Ok(Exit::Signal(interruption.signal()));
         }
@@ -440,16 +452,16 @@ fn exit_of(status: ExitStatus) -> Exit {
     }
 }
 
-/// Writes one of the files that are made at the end.
+/// Writes one of the outputs that are written at the end.
 fn write(output: Option<Output>, write: impl FnOnce(&mut BufWriter<Output>) -> io::Result<()>) -> Result<()> {
     let Some(output) = output else { return Ok(()) };
     let path = output.path().display().to_string();
     let mut out = BufWriter::new(output);
-    write(&mut out).with_context(|| format!("{path}: could not be written"))?;
+    write(&mut out).with_context(|| format!("{path}: cannot write this file"))?;
     Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?.commit()?)
 }
 
-/// A number of things.
+/// A number with its noun.
 fn counted(number: u64, word: &str) -> String {
     match (number, word) {
         (1, word) => format!("1 {word}"),
@@ -458,8 +470,8 @@ fn counted(number: u64, word: &str) -> String {
     }
 }
 
-/// The trace for people.
-fn in_words(summary: &Summary, map: &Map) -> String {
+/// The summary of a trace as text.
+fn describe(summary: &Summary, map: &Map) -> String {
     let read = summary.amount(Op::Read);
     let distinct = summary.distinct();
     let of = |op: Op, word: &str| match summary.amount(op) {
@@ -478,12 +490,12 @@ fn in_words(summary: &Summary, map: &Map) -> String {
     let (directories, ..) = of_kind(Kind::Directory);
     let gaps = match summary.gap() {
         0 => String::new(),
-        gap => format!("read: too many ranges to keep, so gaps of up to {} count for read\n", Human(gap)),
+        gap => format!("read: too many ranges to keep; gaps of up to {} were counted as read\n", Human(gap)),
     };
     format!(
         "{} of {}{}{}{}{} in {:.1} s\n\
-         read: {} distinct, {} again; {} of {} reads sequential\n{gaps}\
-         {files} files, {} of the {} that they have; {directories} directories\n",
+         read: {} distinct, {} repeated; {} of {} reads sequential\n{gaps}\
+         {files} files, {} of their {}; {directories} directories\n",
         counted(read.requests, "read"),
         Human(read.bytes),
         of(Op::Write, "write"),
@@ -500,14 +512,14 @@ fn in_words(summary: &Summary, map: &Map) -> String {
     )
 }
 
-/// Says what is missing from the log, and returns whether nothing is.
-fn say(outcome: &Outcome, args: &TraceArgs) -> bool {
+/// Reports what is missing from the log, and returns whether the log is complete.
+fn print_problems(outcome: &Outcome, args: &TraceArgs) -> bool {
     if let Some(error) = &outcome.log_error {
-        note!("virt-bmap-rs: {} to its end: {error}", args.unwritable());
+        note!("virt-bmap-rs: {} to its end: {error}", args.log_error());
     }
     if outcome.dropped > 0 {
         note!(
-            "virt-bmap-rs: {} of {} requests are not in the log, which was too slow; --no-drop has the guest wait",
+            "virt-bmap-rs: {} of {} requests are missing from the log, which was too slow; use --no-drop to make the guest wait",
             outcome.dropped,
             outcome.requests
         );

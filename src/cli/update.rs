@@ -1,4 +1,4 @@
-//! `virt-bmap-rs update`: makes a map again if its guest has changed.
+//! `virt-bmap-rs update`: brings a map up to date if its guest has changed.
 
 use super::Exit;
 use super::answer::AnswerFormat;
@@ -14,51 +14,53 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
-use virt_bmap::update::{Since, reason};
+use virt_bmap::update::{self, Since};
 use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
 use virt_bmap_map::{self as bmap, FileType, Format as MapFormat, Header, Map};
 use virt_bmap_ranges::{DiskNumber, Human, IndexedRanges};
 
-/// Make a map again if its guest has changed, and tell what differs.
+/// Update a map if its guest has changed, and show the differences.
 ///
-/// The map names its images. If none of them, nor of the files below them, is newer than the map's file, or of
-/// another size or format, nothing is done. Otherwise the guest is gone through again; of a map as JSON Lines only
-/// those files are read that are not as they were, of a text map all. The new map takes the place of the old one, and is
-/// the one that is made from scratch. Options that are not told by the map (--probe guestfsd, --legs, --key) have to be
-/// given as when it was made; --metadata is told by it.
+/// The map names its images. If none of them and none of their backing files is newer than the
+/// map's file or has another size or format, nothing is done. Otherwise the guest is mapped again:
+/// with a map in JSON Lines as baseline, only changed files are read; with a text map, all files.
+/// The new map replaces the old one and is the same as one made from scratch. The map does not
+/// record --probe guestfsd, --legs and --key: give them as when the map was made. --metadata is
+/// detected.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct UpdateArgs {
-    /// The map, in a file
+    /// The map: a file, not standard input
     map: PathBuf,
 
-    /// Where the guest's disk is now, if not where the map says; for several disks once for each, in order
+    /// Where the guest's disk is now, if it has moved since; give it once for each disk, in order
     #[arg(long, value_name = "IMAGE")]
     image: Vec<PathBuf>,
 
-    /// Format of the images: raw, qcow2, vmdk, …
+    /// Format of the images (raw, qcow2, vmdk, …); detected by default
     ///
-    /// By default it is found out, as when a guest is mapped, and must be the one that the map says. Given once,
-    /// it holds for all images; given several times, for one after the other.
+    /// Detected by default, as when a guest is mapped; it must be the format that the map records.
+    /// If given once, it applies to all images; if repeated, to one image after the other.
     #[arg(long, value_name = "FORMAT")]
     image_format: Vec<ImageFormat>,
 
-    /// Who knows what was written since the map was made: bitmap:NAME, snapshot:NAME or image:PATH
+    /// Source for what was written since the map was made: bitmap:NAME, snapshot:NAME or image:PATH
     ///
-    /// A dirty bitmap of the qcow2 image, a snapshot inside of it, or the disk as it was, in a file; from the time on at
-    /// which the map was made, or from before. If nothing was written, nothing has changed, whatever the time of the
-    /// image says. Otherwise files that lie where something was written are read again, whatever their times say. Given
-    /// once, it holds for all images; given several times, for one after the other.
+    /// A dirty bitmap of the qcow2 image, an internal snapshot of it, or an image of the older
+    /// disk, taken when the map was made or before. If nothing was written, the guest counts as
+    /// unchanged, whatever the image's modification time is. Otherwise files in the written ranges
+    /// are read again, whatever their times are. If given once, it applies to all images; if
+    /// repeated, to one image after the other.
     #[arg(long, value_name = "WHAT")]
     since: Vec<Since>,
 
-    /// Map again even if nothing seems to have changed, and read everything
+    /// Map again even if nothing seems to have changed, and read all files
     #[arg(long)]
     again: bool,
 
-    /// Write the map here, changed or not, and leave the old one
+    /// Write the map to this file, changed or not, and keep the old map
     ///
-    /// The suffix tells the format, as when an image is mapped.
+    /// The suffix selects the format, as when an image is mapped.
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
 
@@ -72,11 +74,11 @@ pub(super) struct UpdateArgs {
 const AFTER_HELP: &str = "\
 Exit status:
   0    nothing has changed, or everything was examined again
-  1    failed, and the old map is as it was
+  1    error; the old map was not changed
   2    usage error
   3    a map was written, but something could not be examined; standard error
-       and the map's first lines say what
-  130  interrupted (143: terminated), and the old map is as it was
+       and the first lines of the map list what
+  130  interrupted (143: terminated); the old map was not changed
 
 Examples:
   virt-bmap-rs update guest.bmap
@@ -85,11 +87,11 @@ Examples:
 pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     let old_file = args.map.as_path();
     if old_file == Path::new("-") {
-        bail!("the map has to be in a file, whose time tells how old it is");
+        bail!("the map must be a file: its modification time is compared with that of the images");
     }
     let out = args.output.as_deref().unwrap_or(old_file);
     if out == Path::new("-") {
-        bail!("what has changed goes to standard output; name a file with -o");
+        bail!("the list of changes goes to standard output; name a file with -o");
     }
     let old = bmap::load(old_file)?;
     let images = named_images(&old, args)?;
@@ -105,16 +107,16 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     options.start_log();
     let disks = with_formats(&images, &args.image_format)?;
     refuse_to_overwrite(&disks, &[out.to_owned()])?;
-    // Closed again before the guest is mapped, by whom they are opened and locked.
-    let (why, written) = {
+    // The images are closed before the guest is mapped, because the mapper opens and locks them.
+    let (reason, written) = {
         let images = open(&disks, old.header(), options.force_share)?;
         let written = written(&images, &args.since, options.force_share)?;
-        (why(&old, old_file, &images, written.as_ref()), written.unwrap_or_default())
+        (reason(&old, old_file, &images, written.as_ref()), written.unwrap_or_default())
     };
-    let why = why
+    let reason = reason
         .or_else(|| args.again.then(|| "--again was given".to_owned()))
         .or_else(|| (options.metadata && !had_metadata).then(|| "the map has no metadata".to_owned()));
-    let Some(why) = why else {
+    let Some(reason) = reason else {
         if args.output.is_some() {
             bmap::save(&old, out)?;
         }
@@ -126,7 +128,7 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         return Ok(Exit::Success);
     };
     if !options.quiet && options.progress != ProgressMode::Json {
-        note!("mapping again: {why}");
+        note!("mapping again: {reason}");
     }
     let old = Arc::new(old);
     if !args.again {
@@ -143,30 +145,34 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Why the map has to be made again, as far as its images tell.
-fn why(
+/// Why the map must be made again, judged from its images and from what was written.
+fn reason(
     old: &Map,
     old_file: &Path,
     images: &[Image],
     written: Option<&BTreeMap<DiskNumber, IndexedRanges>>,
 ) -> Option<String> {
-    let reason = reason(old, old_file, images);
+    let reason = update::reason(old, old_file, images);
     let Some(written) = written else { return reason.map(|reason| reason.to_string()) };
     let bytes: u64 = written.values().map(IndexedRanges::bytes).sum();
     match reason {
-        Some(reason) if !reason.is_of_time() => Some(reason.to_string()),
-        _ => (bytes > 0).then(|| format!("{} were written since", Human(bytes))),
+        Some(reason) if !reason.is_only_time() => Some(reason.to_string()),
+        _ => (bytes > 0).then(|| format!("{} were written since the map was made", Human(bytes))),
     }
 }
 
-/// What was written to the disks, by those who know it; `None` if nobody was named.
+/// What was written to each disk according to `--since`; `None` without that option.
 fn written(
     images: &[Image],
     since: &[Since],
     force_share: bool,
 ) -> Result<Option<BTreeMap<DiskNumber, IndexedRanges>>> {
     if since.len() > 1 && since.len() != images.len() {
-        bail!("{} times --since for {} disks; give it once, or for each", since.len(), images.len());
+        bail!(
+            "--since was given {} times for {} disks; give it once for all disks, or once for each",
+            since.len(),
+            images.len()
+        );
     }
     let Some(first) = since.first() else { return Ok(None) };
     let each = since.iter().chain(std::iter::repeat(first));
@@ -176,14 +182,14 @@ fn written(
     (1..).zip(images).zip(each).map(of_disk).collect::<Result<_>>().map(Some)
 }
 
-/// The images that the map names, or those that are given in their place.
+/// The images of `--image`, or else those that the map names.
 fn named_images(map: &Map, args: &UpdateArgs) -> Result<Vec<PathBuf>> {
     let named = &map.header().images;
     if named.is_empty() {
         let file = args.map.display();
         bail!(
-            "{file} does not say of which images it is (the original's text maps and CSV do not); map them \
-             instead, and compare: virt-bmap-rs IMAGE... -o NEW; virt-bmap-rs diff {file} NEW"
+            "{file}: the map does not name its images (text maps of the original virt-bmap and CSV do not); \
+             make a new map and compare: virt-bmap-rs IMAGE... -o NEW; virt-bmap-rs diff {file} NEW"
         );
     }
     if args.image.is_empty() {
@@ -191,7 +197,7 @@ fn named_images(map: &Map, args: &UpdateArgs) -> Result<Vec<PathBuf>> {
     }
     if args.image.len() != named.len() {
         bail!(
-            "the map is of a guest with {} disks, and --image was given {} times",
+            "the guest of the map has {} disks, but --image was given {} times",
             named.len(),
             args.image.len()
         );
@@ -199,33 +205,36 @@ fn named_images(map: &Map, args: &UpdateArgs) -> Result<Vec<PathBuf>> {
     Ok(args.image.clone())
 }
 
-/// Refuses to write a map in a format in which less can be said than in that which it was read from.
+/// Refuses to replace a map by a text map, if that would lose attributes of its objects.
 fn refuse_lossy(old: &Map, out: &Path) -> Result<()> {
     let has_inodes = || old.objects().any(|object| object.attributes().inode.is_some());
     if FileType::of(out).format == MapFormat::Text && has_inodes() {
         bail!(
-            "{} holds more than a text map, which its name stands for; name a .jsonl with -o",
+            "{}: this map holds attributes that a text map, the format of its suffix, cannot hold; name a .jsonl file with -o",
             out.display()
         );
     }
     Ok(())
 }
 
-/// Opens the images to see what they are. Who writes to a raw disk could make it look like another format, so
-/// that has to be stated.
+/// Opens the images and checks their formats. A guest can write data to a raw disk that look like
+/// another format, so a changed format must be stated by the user.
 fn open(disks: &[GuestDisk], header: &Header, force_share: bool) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (disk, info) in disks.iter().zip(&header.images) {
         let image = virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })
             .with_context(|| match disk.path.exists() {
                 true => format!("disk {} of the map", info.disk),
-                false => format!("disk {} of the map is not there; --image says where it is now", info.disk),
+                false => format!(
+                    "disk {} of the map does not exist at its old path; name the new one with --image",
+                    info.disk
+                ),
             })?;
         if disk.format.is_none() && image.format.to_string() != info.image.format {
             let (path, was) = (disk.path.display(), &info.image.format);
             bail!(
-                "{path} was {was} when it was mapped, and looks like {} now; if it is, state that with \
-                 --image-format",
+                "{path}: the format was {was} when it was mapped, and {} is detected now; confirm the new format \
+                 with --image-format",
                 image.format
             );
         }

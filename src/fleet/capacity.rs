@@ -1,25 +1,26 @@
-//! How many guests this machine maps at once, what one takes of its memory, and whether the maps will fit.
+//! The number of guests that this machine can map at the same time, and the disk space for their
+//! maps.
 
 use super::Store;
 use super::error::FleetError;
 use std::num::NonZero;
 use std::path::Path;
 
-/// Memory of one run beside that of its appliance: our own, and what qemu needs for itself.
+/// Memory of one mapper in addition to its appliance's: its own, and qemu's overhead.
 const OVERHEAD: u64 = 200 << 20;
 
-/// Space that the maps of one guest need, where no guest has been mapped that would tell better: a map has
-/// some 100 bytes for each piece of a file, so this is enough for a million of them.
+/// Assumed size of the maps of one guest while no guest has been mapped. A map has about 100 bytes
+/// for each piece, so this is enough for a million pieces.
 const MAPS_OF_ONE: u64 = 100 << 20;
 
-/// Memory of an appliance in bytes, if nobody states it: what libguestfs thinks fit.
+/// Default memory of an appliance in bytes: that of libguestfs.
 fn appliance_memory() -> u64 {
     let mebibytes = guestfs::Handle::create().ok().and_then(|handle| handle.get_memsize().ok());
     mebibytes.and_then(|size| u64::try_from(size).ok()).unwrap_or(1280) << 20
 }
 
-/// How many guests are mapped at once: one for each processor, as far as there is memory for their
-/// appliances, of `memsize` MiB each or of as many as libguestfs thinks fit.
+/// Default number of guests to map at the same time: one for each processor, limited by the memory
+/// for their appliances, of `memsize` MiB each or of libguestfs's default size.
 pub fn default_jobs(memsize: Option<u32>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let each = memsize.map_or_else(appliance_memory, |size| u64::from(size) << 20) + OVERHEAD;
@@ -27,16 +28,17 @@ pub fn default_jobs(memsize: Option<u32>) -> usize {
     processors.min(fitting).max(1)
 }
 
-/// Bytes that new processes may use: what the system has left, or the control group, whichever is less.
+/// Bytes of memory available to new processes: the lesser of what the system and the control group
+/// have left.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let system = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
-    Some(system.min(left_in_group().unwrap_or(u64::MAX)))
+    Some(system.min(available_in_group().unwrap_or(u64::MAX)))
 }
 
-/// Bytes that our control group, version 2, still allows.
-fn left_in_group() -> Option<u64> {
+/// Bytes of memory that the control group (version 2) of this process still allows.
+fn available_in_group() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let group = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let directory = Path::new("/sys/fs/cgroup").join(group);
@@ -44,39 +46,40 @@ fn left_in_group() -> Option<u64> {
     Some(number("memory.max")?.saturating_sub(number("memory.current")?))
 }
 
-/// Most memory in bytes that this process has had, if the kernel tells.
+/// Peak resident memory of this process in bytes, if the kernel reports it.
 pub fn peak_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
 
-/// How much space the maps of a fleet need.
+/// The disk space that the maps of a fleet need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes that are free in the directory of the maps.
+    /// Bytes free in the directory of the maps.
     pub free: u64,
-    /// Bytes that the maps of one guest are thought to need.
+    /// Estimated bytes of the maps of one guest.
     pub each: u64,
 }
 
 impl Space {
-    /// Looks at the directory and at the maps of the guests that are there: `known` bytes each.
+    /// Estimates from the free space of the directory and from the sizes `known` of existing maps.
     ///
     /// # Errors
-    /// If the file system does not say what is free.
+    /// If the filesystem does not report its free space.
     pub fn of(store: &Store, known: impl Iterator<Item = u64>) -> Result<Self, FleetError> {
         let directory = store.directory();
-        let stat = rustix::fs::statvfs(directory)
-            .map_err(|error| FleetError::io(directory, "does not say how much is free")(error.into()))?;
+        let stat = rustix::fs::statvfs(directory).map_err(|error| {
+            FleetError::io(directory, "cannot read the free space of this filesystem")(error.into())
+        })?;
         let (sum, count) =
             known.fold((0u64, 0u64), |(sum, count), bytes| (sum.saturating_add(bytes), count + 1));
-        // Half as much again, as no two guests are alike.
+        // One and a half times the mean, as guests differ.
         let each = sum.checked_div(count).map_or(MAPS_OF_ONE, |mean| mean.saturating_add(mean / 2));
         Ok(Self { free: stat.f_bavail.saturating_mul(stat.f_frsize), each })
     }
 
-    /// Fails unless so many guests' maps fit.
+    /// Checks that the maps of this number of guests fit.
     ///
     /// # Errors
     /// [`FleetError::Space`].
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn space_is_looked_at() {
+    fn space_is_checked() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         let space = Space::of(&store, [100, 300].into_iter()).unwrap();
@@ -109,6 +112,6 @@ mod tests {
         assert!(space.check(&store, 1).is_ok());
         let full = Space { free: 599, each: 300 };
         let error = full.check(&store, 2).unwrap_err().to_string();
-        assert!(error.contains("599 bytes are free, and 600 are needed"), "{error}");
+        assert!(error.contains("need 600 bytes, and 599 bytes are free"), "{error}");
     }
 }

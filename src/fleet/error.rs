@@ -1,24 +1,25 @@
-//! What goes wrong with a fleet as a whole. What goes wrong with one guest is in its record.
+//! Errors of a fleet as a whole. The error of one guest is in its record.
 
 use super::{BadId, Shard};
+use crate::mapper::MOST_DISKS;
 use std::io;
 use std::path::{Path, PathBuf};
 use virt_bmap_image::UnknownFormat;
 use virt_bmap_map::output::OutputError;
 use virt_bmap_ranges::Printable;
 
-/// Why a fleet could not be worked on.
+/// An error of a fleet.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FleetError {
     /// A file or directory could not be used.
-    #[error("{}: {what}", shown(.path))]
+    #[error("{}: {action}", shown(.path))]
     Io {
         /// The file.
         path: PathBuf,
-        /// What could not be done.
-        what: &'static str,
-        /// What the system says.
+        /// What failed.
+        action: &'static str,
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -26,68 +27,68 @@ pub enum FleetError {
     #[error(transparent)]
     Output(#[from] OutputError),
     /// A line of a manifest is wrong.
-    #[error("{}, line {line}: {what}", shown(.path))]
+    #[error("{}, line {line}: {reason}", shown(.path))]
     Manifest {
         /// The manifest.
         path: PathBuf,
         /// Number of the line, from 1.
         line: u64,
-        /// What is wrong, in one printable sentence.
-        what: String,
+        /// What is wrong, printable.
+        reason: String,
     },
-    /// There is nothing to do.
-    #[error("no guest was found in {}", .places.iter().map(|place| shown(place)).collect::<Vec<_>>().join(", "))]
+    /// There are no guests.
+    #[error("no guest found in {}", .places.iter().map(|place| shown(place)).collect::<Vec<_>>().join(", "))]
     NoGuest {
-        /// Where it was looked for.
+        /// Where guests were searched for.
         places: Vec<PathBuf>,
     },
-    /// Another run works on the same guests.
+    /// Another run holds the lock on some of the guests.
     #[error(
-        "another run is at work in {}{}; wait for it, or end it", shown(.path),
-        if *.other == Shard::WHOLE { String::new() } else { format!(" (on share {})", .other) }
+        "{}: another run is using this directory{}; wait for it or end it", shown(.path),
+        if *.other == Shard::WHOLE { String::new() } else { format!(" (shard {})", .other) }
     )]
     Busy {
         /// The directory.
         path: PathBuf,
-        /// What the other run works on.
+        /// The shard of the other run.
         other: Shard,
     },
-    /// A record is not one of ours.
-    #[error("{}: this is no record of a guest ({what}); remove it, and the guest is mapped again", shown(.path))]
+    /// A record cannot be parsed.
+    #[error("{}: invalid record of a guest ({reason}); remove it to map the guest again", shown(.path))]
     Record {
         /// The record.
         path: PathBuf,
         /// What is wrong.
-        what: String,
+        reason: String,
     },
-    /// The maps would not fit.
+    /// The maps will not fit on the disk.
     #[error(
-        "{}: {free} bytes are free, and {needed} are needed for the maps of the guests that are mapped at once",
+        "{}: not enough disk space: the maps of the guests being mapped need {needed} bytes, and {free} bytes are free; free some space, or lower --jobs",
         shown(.path)
     )]
     Space {
         /// The directory.
         path: PathBuf,
-        /// Bytes that are free.
+        /// Bytes free.
         free: u64,
-        /// Bytes that are needed.
+        /// Bytes needed.
         needed: u64,
     },
-    /// A table of all maps could not be made.
-    #[error("the map of {guest} could not be taken in")]
+    /// The table of all maps could not be written.
+    #[error("cannot add the map of {guest} to the table")]
     Table {
         /// The guest's id.
         guest: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl FleetError {
-    /// For `map_err`: `what` could not be done with `path`.
-    pub(super) fn io(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { path: path.to_owned(), what, source }
+    /// For `map_err`: the error that `action` failed on `path`.
+    pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), action, source }
     }
 }
 
@@ -95,19 +96,19 @@ pub(super) fn shown(path: &Path) -> String {
     Printable::path(path).to_string()
 }
 
-/// What is wrong with a guest in a manifest.
+/// An error in the line of one guest in a manifest.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GuestError {
-    #[error("it is no guest: {0}")]
+    #[error("invalid guest: {0}")]
     Json(String),
     #[error(transparent)]
     Id(#[from] BadId),
     #[error(transparent)]
     Format(#[from] UnknownFormat),
-    #[error("{0} has no disks, or too many")]
+    #[error("{0} has no disks, or more than {MOST_DISKS}")]
     Disks(String),
-    #[error("a disk of {0} has an empty path, or one with a NUL in it")]
+    #[error("a disk of {0} has a path that is empty or contains a NUL byte")]
     Path(String),
-    #[error("{0} is there a second time")]
+    #[error("the ID {0} occurs twice")]
     Twice(String),
 }

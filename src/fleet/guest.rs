@@ -1,4 +1,4 @@
-//! A guest of a fleet, and what it is called.
+//! A guest of a fleet and its ID.
 
 use crate::mapper::GuestDisk;
 use serde::{Deserialize, Serialize};
@@ -6,39 +6,39 @@ use sha2::{Digest as _, Sha256};
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
-/// Longest id in bytes: with the longest suffix of ours it still is a file name.
+/// Maximum length of an ID in bytes. With the longest suffix it is still a valid file name.
 const MAX_ID: usize = 200;
 
 /// A machine whose disks are mapped together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// Its name within the fleet, and that of its files.
+    /// Its name in the fleet and the base name of its files.
     pub id: GuestId,
     /// Its disks in order; at least one.
     pub disks: Vec<GuestDisk>,
 }
 
-/// A guest's name, safe as a file's: 1 to 200 of the characters `A-Z a-z 0-9 . _ + ~ % @ = -`, the first
-/// neither a dot nor a hyphen.
+/// The name of a guest, safe as a file name: 1 to 200 of the characters `A-Z a-z 0-9 . _ + ~ % @ =
+/// -`, the first neither a dot nor a hyphen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GuestId(String);
 
-/// A name that could not be a file's, or would be read as something else.
+/// A text that is not a valid ID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{id:?} cannot be a guest's id: it must have 1 to {MAX_ID} of the characters A-Z a-z 0-9 . _ + ~ % @ = -, \
-     and begin with neither . nor -"
+    "{id:?} is not a valid guest ID: it must have 1 to {MAX_ID} of the characters A-Z a-z 0-9 . _ + ~ % @ = - \
+     and must not begin with . or -"
 )]
 pub struct BadId {
-    /// The name.
+    /// The text, cut to the maximum length.
     pub id: String,
 }
 
 impl GuestId {
-    /// An id made of any name. Different names have different ids, as long as nobody looks for two of
-    /// one SHA-256: `/` becomes `+`, everything that is not safe `%` and two hexadecimal digits, and what
-    /// is too long is cut and ends in `~` and a part of its hash.
+    /// Derives an ID from any name. `/` becomes `+`; every other unsafe byte becomes `%` and two
+    /// hexadecimal digits; a name that is too long is cut and ends in `~` and a part of its
+    /// SHA-256. So different names have different IDs, unless their hashes collide.
     pub fn of_name(name: &[u8]) -> Self {
         let mut id = String::new();
         for (at, &byte) in name.iter().enumerate() {
@@ -61,7 +61,7 @@ impl GuestId {
         Self(id)
     }
 
-    /// This id with a part of the SHA-256 of `name` at its end, to tell it from another.
+    /// This ID with a part of the SHA-256 of `name` appended, to make it unique.
     pub(super) fn with_hash_of(mut self, name: &[u8]) -> Self {
         self.0.truncate(MAX_ID - HASH - 1);
         self.0.push('~');
@@ -71,13 +71,13 @@ impl GuestId {
         self
     }
 
-    /// The id as text.
+    /// The ID as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Hexadecimal digits of a hash in an id.
+/// Number of hexadecimal digits of a hash in an ID.
 const HASH: usize = 16;
 
 impl TryFrom<String> for GuestId {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_name_is_no_id() {
+    fn unsafe_names_are_not_ids() {
         for id in ["", ".", "..", ".hidden", "-o", "a/b", "a b", "a\n", "é", &"x".repeat(201)] {
             assert!(id.parse::<GuestId>().is_err(), "{id:?}");
         }

@@ -1,4 +1,4 @@
-//! The domains of a libvirt host as guests, as `virsh` tells of them.
+//! The domains of a libvirt host as guests, as listed by `virsh`.
 
 use super::{Guest, GuestId};
 use crate::mapper::GuestDisk;
@@ -11,65 +11,65 @@ use std::time::Duration;
 use virt_bmap_child as child;
 use virt_bmap_image::ImageFormat;
 
-/// How long `virsh` may take to answer, be it from another host.
+/// Time limit for an answer of `virsh`, which may come from another host.
 const TIME: Duration = Duration::from_secs(60);
 
-/// Why a host's domains are not known.
+/// Why a host or a domain cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LibvirtError {
     /// `virsh` could not be run.
-    #[error("virsh cannot be run (Debian: libvirt-clients)")]
+    #[error("cannot run virsh; install it (Debian package: libvirt-clients)")]
     Virsh(#[source] io::Error),
-    /// `virsh` has failed.
-    #[error("virsh {command}: {said}")]
+    /// `virsh` failed.
+    #[error("virsh {command}: {message}")]
     Failed {
-        /// What it was asked.
+        /// Its arguments.
         command: String,
-        /// What it says.
-        said: String,
+        /// Its error message.
+        message: String,
     },
-    /// A domain is running, and so writes to its disks.
-    #[error("{name} is running; shut it down, or map it as it is now with --force-share")]
+    /// A domain is running, so it may write to its disks.
+    #[error("{name}: the domain is running; shut it down, or use --force-share to map it while it runs")]
     Running {
         /// The domain's name.
         name: String,
     },
-    /// A domain has no disk that holds data of its own.
-    #[error("{name} has no disks")]
+    /// A domain has no disks, other than removable media.
+    #[error("{name}: the domain has no disks")]
     NoDisk {
         /// The domain's name.
         name: String,
     },
-    /// A disk is no image or block device of this machine.
-    #[error("the disk {target} of {name} cannot be mapped: {why}")]
+    /// A disk is not an image or block device on this machine.
+    #[error("{name}: cannot map disk {target}: {reason}")]
     Disk {
         /// The domain's name.
         name: String,
-        /// What the domain calls the disk: `vda`, `sdb`.
+        /// The disk's name in the domain: `vda`, `sdb`.
         target: String,
-        /// Why.
-        why: String,
+        /// The reason.
+        reason: String,
     },
-    /// A description of a domain cannot be understood.
-    #[error("the description of a domain cannot be understood: {0}")]
+    /// The XML description of a domain cannot be parsed.
+    #[error("cannot parse the XML description of a domain: {0}")]
     Xml(String),
 }
 
 /// A libvirt host.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// As `virsh -c` has it; `None`: the default.
+    /// The URI, as for `virsh -c`; `None` for the default.
     pub uri: Option<String>,
-    /// Take running domains as well.
+    /// Include running domains.
     pub force_share: bool,
 }
 
 impl Host {
-    /// All domains, ordered by id, and why those are left out that are.
+    /// All usable domains, ordered by ID, and the reasons why others were left out.
     ///
     /// # Errors
-    /// When the host does not answer.
+    /// If the host does not answer.
     pub fn guests(&self) -> Result<(Vec<Guest>, Vec<LibvirtError>), LibvirtError> {
         let (mut guests, mut left_out) = (Vec::new(), Vec::new());
         for uuid in self.virsh(&["list", "--all", "--uuid"])?.split_whitespace() {
@@ -83,10 +83,10 @@ impl Host {
         Ok((guests, left_out))
     }
 
-    /// One domain, by name, UUID or number.
+    /// One domain, by name, UUID or libvirt's ID.
     ///
     /// # Errors
-    /// When there is none of that name, when it is running, when a disk of it is nothing that could be mapped.
+    /// If it does not exist, is running, or has a disk that cannot be mapped.
     pub fn guest(&self, domain: &str) -> Result<Guest, LibvirtError> {
         let domain = format!("--domain={domain}");
         let described = Domain::parse(&self.virsh(&["dumpxml", &domain])?)?;
@@ -104,19 +104,22 @@ impl Host {
 
     fn disk(&self, name: &str, disk: &DiskXml) -> Result<GuestDisk, LibvirtError> {
         let target = disk.target.clone();
-        let cannot = |why| LibvirtError::Disk { name: name.to_owned(), target: target.clone(), why };
+        let cannot = |reason| LibvirtError::Disk { name: name.to_owned(), target: target.clone(), reason };
         let path = match (disk.kind.as_str(), disk.source("file"), disk.source("dev")) {
             ("file", Some(path), _) | ("block", _, Some(path)) => path.to_owned(),
             ("volume", ..) => {
                 let named = |option, attribute| {
-                    let value =
-                        disk.source(attribute).ok_or_else(|| cannot("its volume has no name".into()))?;
+                    let value = disk
+                        .source(attribute)
+                        .ok_or_else(|| cannot("its <source> names no pool or volume".into()))?;
                     Ok(format!("--{option}={value}"))
                 };
                 let answer = self.virsh(&["vol-path", &named("pool", "pool")?, &named("vol", "volume")?])?;
                 answer.trim_end_matches('\n').to_owned()
             }
-            (kind, ..) => return Err(cannot(format!("it is of type {kind:?}, no file or block device"))),
+            (kind, ..) => {
+                return Err(cannot(format!("its type is {kind:?}, not a file, block device or volume")));
+            }
         };
         let format = disk.format.as_deref().map(str::parse::<ImageFormat>).transpose();
         Ok(GuestDisk {
@@ -132,15 +135,15 @@ impl Host {
         }
         command.arg("--readonly").args(words);
         let output = child::run(command, TIME).map_err(LibvirtError::Virsh)?;
-        let failed = |said| LibvirtError::Failed { command: words.join(" "), said };
+        let failed = |message| LibvirtError::Failed { command: words.join(" "), message };
         if !output.status.success() {
             return Err(failed(child::message(&output.stderr)));
         }
-        String::from_utf8(output.stdout).map_err(|_| failed("its answer is no UTF-8".to_owned()))
+        String::from_utf8(output.stdout).map_err(|_| failed("the output is not UTF-8".to_owned()))
     }
 }
 
-/// What a domain's description says of it.
+/// The parts of a domain's description that matter here.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Domain {
     name: String,
@@ -150,7 +153,7 @@ struct Domain {
 /// A `<disk>`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct DiskXml {
-    /// Its `type`: what its source is.
+    /// Its `type`: the kind of its source.
     kind: String,
     /// Its `device`: `disk`, `lun`, `cdrom`, `floppy`.
     device: String,
@@ -160,7 +163,7 @@ struct DiskXml {
 }
 
 impl DiskXml {
-    /// Whether it is a disk, and no drive for media.
+    /// Whether it is a disk, not a drive for removable media.
     fn holds_data(&self) -> bool {
         ["", "disk", "lun"].contains(&self.device.as_str())
     }
@@ -199,10 +202,15 @@ impl Domain {
                 _ => {}
             }
         }
-        if domain.name.is_empty() { Err(LibvirtError::Xml("it has no name".to_owned())) } else { Ok(domain) }
+        if domain.name.is_empty() {
+            Err(LibvirtError::Xml("the domain has no name".to_owned()))
+        } else {
+            Ok(domain)
+        }
     }
 
-    /// Takes in an element. Those deeper in a disk, in its `<backingStore>` or `<mirror>`, are of other images.
+    /// Handles an element. Elements deeper in a disk, in its `<backingStore>` or `<mirror>`,
+    /// describe other images and are ignored.
     fn element(&mut self, at: &[&str], element: &BytesStart<'_>) -> Result<(), quick_xml::Error> {
         let mut attributes = BTreeMap::new();
         for attribute in element.attributes() {
@@ -237,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_description_is_understood() {
+    fn a_description_is_parsed() {
         let domain = Domain::parse(
             "<domain type='kvm'><name>web &amp; db</name><metadata><name>other</name></metadata><devices>
                <disk type='file' device='disk'>
@@ -260,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_description_is_refused() {
+    fn an_invalid_description_is_refused() {
         for xml in ["", "<domain/>", "<domain><name>", "<domain><name>a</domain>", "nonsense"] {
             assert!(matches!(Domain::parse(xml), Err(LibvirtError::Xml(_))), "{xml}");
         }

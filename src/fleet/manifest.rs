@@ -1,5 +1,5 @@
-//! The list of a fleet's guests as a file: JSON Lines, one guest each. `docs/fleet.md` describes it, and
-//! `docs/fleet-manifest.schema.json` says it to programs.
+//! The manifest: the list of a fleet's guests as JSON Lines. `docs/fleet.md` describes it, and
+//! `docs/fleet-manifest.schema.json` is its schema.
 
 use super::error::{FleetError, GuestError};
 use super::{Guest, GuestId};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use virt_bmap_map::jsonl::Text;
 use virt_bmap_ranges::Printable;
 
-/// Longest line in bytes that is read.
+/// Maximum length of a line in bytes.
 const MAX_LINE: u64 = 4 << 20;
 
 /// One line.
@@ -35,7 +35,7 @@ struct DiskLine {
 /// Writes the guests.
 ///
 /// # Errors
-/// If the output fails.
+/// Those of the output.
 pub fn write(guests: &[Guest], mut output: impl Write) -> io::Result<()> {
     for guest in guests {
         let disk = |disk: &GuestDisk| DiskLine {
@@ -49,10 +49,11 @@ pub fn write(guests: &[Guest], mut output: impl Write) -> io::Result<()> {
     output.flush()
 }
 
-/// Reads a manifest that is called `name`. Relative paths in it start from the directory `base`.
+/// Reads a manifest. `name` is its path for errors; relative paths in it start from the directory
+/// `base`.
 ///
 /// # Errors
-/// Which line is wrong, and why; ids that are there twice are, too.
+/// If a line is invalid or repeats an ID; the error names the line and the reason.
 pub fn read(mut input: impl BufRead, name: &Path, base: &Path) -> Result<Vec<Guest>, FleetError> {
     let mut guests = Vec::new();
     let mut seen = HashSet::new();
@@ -62,7 +63,7 @@ pub fn read(mut input: impl BufRead, name: &Path, base: &Path) -> Result<Vec<Gue
         (&mut input)
             .take(MAX_LINE + 1)
             .read_until(b'\n', &mut line)
-            .map_err(FleetError::io(name, "could not be read"))?;
+            .map_err(FleetError::io(name, "cannot read this manifest"))?;
         if line.is_empty() {
             break;
         }
@@ -76,7 +77,7 @@ pub fn read(mut input: impl BufRead, name: &Path, base: &Path) -> Result<Vec<Gue
         let wrong = |error: GuestError| FleetError::Manifest {
             path: name.to_owned(),
             line: number,
-            what: error.to_string(),
+            reason: error.to_string(),
         };
         guests.push(guest.map_err(wrong)?);
     }
@@ -134,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_line() {
+    fn errors_name_their_line() {
         let good = r#"{"id":"a","disks":[{"path":"x"}]}"#;
         for (line, why) in [
-            (good, "second time"),
-            ("nonsense", "no guest"),
-            (r#"{"id":"../a","disks":[{"path":"x"}]}"#, "cannot be a guest's id"),
+            (good, "occurs twice"),
+            ("nonsense", "invalid guest"),
+            (r#"{"id":"../a","disks":[{"path":"x"}]}"#, "not a valid guest ID"),
             (r#"{"id":"b","disks":[]}"#, "no disks"),
-            (r#"{"id":"b","disks":[{"path":""}]}"#, "empty path"),
+            (r#"{"id":"b","disks":[{"path":""}]}"#, "that is empty"),
             (r#"{"id":"b","disks":[{"path":"x\u0000y"}]}"#, "NUL"),
             (r#"{"id":"b","disks":[{"path":"x","format":"nbd"}]}"#, "unknown image format"),
             (r#"{"id":"b","disks":[{"path":"x","formt":"raw"}]}"#, "formt"),
@@ -149,12 +150,12 @@ mod tests {
             let error = parse(format!("{good}\n{line}\n").as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("m, line 2: ") && error.contains(why), "{error}");
         }
-        assert!(parse(b"\n\n").unwrap_err().to_string().contains("no guest was found in m"));
+        assert!(parse(b"\n\n").unwrap_err().to_string().contains("no guest found in m"));
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(names in prop::collection::btree_set(prop::collection::vec(1u8.., 1..20), 1..9)) {
+        fn a_written_manifest_reads_back(names in prop::collection::btree_set(prop::collection::vec(1u8.., 1..20), 1..9)) {
             let guests: Vec<Guest> = names
                 .into_iter()
                 .map(|name| Guest {

@@ -1,20 +1,23 @@
-//! Many guests: mapped one process each, with results that survive whatever happens to the run.
+//! Many guests: each is mapped by a process of its own, and finished results survive any end of the
+//! run.
 //!
 //! ```text
 //! paths ──► plan ──► manifest ──► run ──► one mapper process a guest ──► store ──► merge
 //!                                  │                                      ▲
-//!                                  └── what is missing, failed or changed ┘
+//!                                  └─── missing, failed or changed ────────┘
 //! ```
 //!
-//! * a [`Guest`] is an id and its disks; [`plan`] finds guests below directories, [`libvirt`]
-//!   asks a host for its domains, [`manifest`] keeps them in a file;
-//! * a [`Store`] is the directory with the maps and one [`Record`] for each guest, which takes its name
-//!   when all of it is on the disk: so whatever is killed when, nothing finished is lost, and nothing
-//!   is there twice;
-//! * [`run`](run::run) has a [`Mapper`] map what has no record, or one that is no longer right. The mapper
-//!   is a program: what a hostile guest does to it, a crash, a hang, memory without end, ends with that
-//!   one process. It tells by [`Event`]s on standard error how it goes;
-//! * a [`Shard`] is a share of the guests for one machine of several, the same at each run.
+//! * a [`Guest`] is an ID and disks; [`plan`] finds guests in directories, [`libvirt`] asks a host
+//!   for its domains, [`manifest`] stores guests in a file;
+//! * a [`Store`] is the directory with the maps and one [`Record`] for each guest. Files are
+//!   renamed to their final names when they are complete on disk, so a killed run loses nothing
+//!   that was finished;
+//! * [`run`](run::run) starts a [`Mapper`] for each guest without a current record. The mapper is a
+//!   separate program, so a hostile guest that makes it crash, hang or exhaust its memory harms
+//!   only that process. It reports its progress on standard error as
+//!   [`ProgressEvent`](crate::mapper::progress::ProgressEvent)s;
+//! * a [`Shard`] is the part of the guests that one of several machines maps; it is the same in
+//!   each run.
 
 pub mod capacity;
 mod error;

@@ -1,4 +1,4 @@
-//! Finds the guests among images and below directories: each image is one guest.
+//! Finds guests: each image, named or found in a directory, is one guest.
 
 use super::error::FleetError;
 use super::{Guest, GuestId};
@@ -8,28 +8,30 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use virt_bmap_image::ImageFormat;
 
-/// Deepest directory below the one that was named.
+/// Maximum depth of directories that are searched.
 const MAX_DEPTH: usize = 32;
 
-/// Suffixes of images that are no format's name.
+/// Suffixes of images, besides the names of the formats.
 const MORE_SUFFIXES: [&str; 3] = ["img", "vhd", "dd"];
 
-/// The guests of these images and directories, ordered by id. Paths become absolute.
+/// The guests of these images and directories, ordered by ID. Paths become absolute.
 ///
-/// An image that is named is a guest whatever it is called. Below a directory those are whose suffix is
-/// that of an image format, but for the parts of a VMDK that its descriptor names; symbolic links to files
-/// are followed, those to directories are not. What has two names is one guest.
+/// A named image is a guest whatever its suffix. In a directory, a file is a guest if its suffix is
+/// that of an image format and its name is not that of a part of a VMDK. Symbolic links to files
+/// are followed, links to directories are not. A path that was found twice is one guest.
 ///
-/// The id is the path below the directory without its suffix, or the file's name; where two would have the
-/// same, each gets a part of its path's hash.
+/// The ID is the path below the directory without its suffix, or the file's name. If two guests
+/// would have the same ID, a part of the hash of the path is appended to each.
 ///
 /// # Errors
-/// When a path is not there or a directory cannot be read, and when there is no image at all.
+/// If a path does not exist, a directory cannot be read, or no image is found.
 pub fn plan(places: &[PathBuf]) -> Result<Vec<Guest>, FleetError> {
     let mut found: Vec<Found> = Vec::new();
     for place in places {
-        let metadata = place.metadata().map_err(FleetError::io(place, "could not be looked at"))?;
-        let place = std::path::absolute(place).map_err(FleetError::io(place, "has no absolute path"))?;
+        let metadata =
+            place.metadata().map_err(FleetError::io(place, "cannot find this file or directory"))?;
+        let place =
+            std::path::absolute(place).map_err(FleetError::io(place, "cannot make this path absolute"))?;
         if metadata.is_dir() {
             walk(&place, &place, 0, &mut found)?;
         } else {
@@ -62,7 +64,7 @@ pub fn plan(places: &[PathBuf]) -> Result<Vec<Guest>, FleetError> {
 struct Found {
     /// Absolute.
     path: PathBuf,
-    /// What it is called below the directory that was named.
+    /// Its path below the directory that was given.
     name: PathBuf,
 }
 
@@ -74,7 +76,7 @@ impl Found {
 }
 
 fn walk(top: &Path, directory: &Path, depth: usize, found: &mut Vec<Found>) -> Result<(), FleetError> {
-    let unreadable = || FleetError::io(directory, "could not be listed");
+    let unreadable = || FleetError::io(directory, "cannot list this directory");
     for entry in directory.read_dir().map_err(unreadable())? {
         let entry = entry.map_err(unreadable())?;
         let path = entry.path();
@@ -93,14 +95,14 @@ fn walk(top: &Path, directory: &Path, depth: usize, found: &mut Vec<Found>) -> R
     Ok(())
 }
 
-/// Whether the suffix is one that images have.
+/// Whether the suffix is that of an image.
 fn is_image(path: &Path) -> bool {
     let Some(suffix) = path.extension().and_then(|suffix| suffix.to_str()) else { return false };
     let suffix = suffix.to_ascii_lowercase();
     suffix.parse::<ImageFormat>().is_ok() || MORE_SUFFIXES.contains(&&*suffix)
 }
 
-/// Whether it is called like a part of a VMDK: `disk-flat.vmdk`, `disk-s001.vmdk`.
+/// Whether the name is that of a part of a VMDK: `disk-flat.vmdk`, `disk-s001.vmdk`.
 fn is_part(path: &Path) -> bool {
     let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { return false };
     let is_vmdk = path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("vmdk"));
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_told_apart() {
+    fn equal_ids_become_unique() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for name in ["a", "b"] {
@@ -162,8 +164,10 @@ mod tests {
         assert!(guests[0].id.as_str().starts_with("disk~") && guests[1].id.as_str().starts_with("disk~"));
         assert_ne!(guests[0].id, guests[1].id);
         assert_eq!(guests[2].id.as_str(), "odd");
-        assert!(plan(&[at("missing")]).unwrap_err().to_string().contains("could not be looked at"));
+        assert!(
+            plan(&[at("missing")]).unwrap_err().to_string().contains("cannot find this file or directory")
+        );
         fs::create_dir(at("empty")).unwrap();
-        assert!(plan(&[at("empty")]).unwrap_err().to_string().contains("no guest was found in"));
+        assert!(plan(&[at("empty")]).unwrap_err().to_string().contains("no guest found in"));
     }
 }

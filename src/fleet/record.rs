@@ -1,4 +1,4 @@
-//! What became of one guest.
+//! The result of mapping one guest.
 
 use super::{Guest, GuestId};
 use crate::mapper::progress::OpenedDisk;
@@ -11,23 +11,23 @@ use virt_bmap_map::{Warning, diff};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// All of it was examined.
+    /// There is a map, and everything was examined.
     Complete,
     /// There is a map, but something could not be examined.
     Incomplete,
     /// There is no map.
     Failed,
-    /// There is no map: it took too long, or showed no sign of life.
+    /// There is no map: the mapper took too long, or made no progress.
     Hung,
-    /// There is no map: the mapper was ended by a signal that we did not send.
+    /// There is no map: a signal ended the mapper that the fleet did not send.
     Crashed,
 }
 
 impl Status {
-    /// All of them, in the order in which they are summed up.
+    /// All of them, in the order in which sums are printed.
     pub const ALL: [Self; 5] = [Self::Complete, Self::Incomplete, Self::Failed, Self::Hung, Self::Crashed];
 
-    /// The word for it, as it is in a record.
+    /// The word for it, as in a record.
     pub fn word(self) -> &'static str {
         match self {
             Self::Complete => "complete",
@@ -44,62 +44,62 @@ impl Status {
     }
 }
 
-/// What became of one guest: a line of `fleet.jsonl`.
+/// The result of mapping one guest: a line of `fleet.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The guest.
     pub id: GuestId,
     /// How it ended.
     pub status: Status,
-    /// The mapper's exit status; absent if a signal ended it, or if it could not be started.
+    /// Exit status of the mapper; absent if a signal ended it or it could not be started.
     pub exit_code: Option<i32>,
     /// The signal that ended the mapper.
     pub signal: Option<i32>,
     /// Why there is no map.
     pub error: Option<String>,
-    /// How often it was tried.
+    /// Number of attempts.
     pub tries: u32,
-    /// When the last try began, as RFC 3339 has it.
+    /// When the last attempt began, in the format of RFC 3339.
     pub started: String,
-    /// Seconds that the last try took.
+    /// Duration of the last attempt in seconds.
     pub seconds: f64,
-    /// Most memory in bytes that the mapper had, without its appliance's, where there is a map.
+    /// Peak memory of the mapper in bytes, without its appliance; present if there is a map.
     #[serde(default)]
     pub peak_memory: Option<u64>,
-    /// How much was found, where there is a map.
+    /// Numbers of objects found; present if there is a map.
     pub counts: Option<Counts>,
-    /// How much is other than in its map before, where that was brought up to date.
+    /// Number of changes since the earlier map, if that was updated.
     pub changes: Option<diff::Counts>,
     /// What could not be examined: at most 100 warnings.
     pub unexamined: Vec<Warning>,
-    /// What else is worth knowing: at most 100 warnings.
+    /// All other warnings: at most 100.
     pub warnings: Vec<Warning>,
-    /// The disks as the manifest has them, with what was found when they were opened.
+    /// The disks of the manifest, with the properties found when they were opened.
     pub disks: Vec<MappedDisk>,
-    /// The maps, beside the record's directory.
+    /// The maps.
     pub maps: Vec<MapFile>,
-    /// How it was mapped: those of the mapper's options on which it depends what the map has in it.
+    /// The options of the mapper that affect the content of the map.
     pub options: Vec<Text>,
-    /// The program and version that wrote this.
+    /// The program and version that wrote this record.
     pub generator: String,
 }
 
-/// Most warnings of each sort that a record keeps.
+/// Maximum number of warnings of each sort in a record.
 pub(super) const MAX_WARNINGS: usize = 100;
 
 /// A disk of a guest that was mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappedDisk {
-    /// The image, as the manifest has it.
+    /// The path of the image in the manifest.
     pub path: Text,
     /// The format, if the manifest states it.
     pub stated: Option<String>,
-    /// What was found when it was opened, before it was read.
+    /// The properties found when it was opened, before it was read.
     pub opened: Option<OpenedDisk>,
 }
 
 impl MappedDisk {
-    /// The disks of a guest, of which as many as are given were opened.
+    /// The disks of a guest, with the properties of those that were opened.
     pub(super) fn all(guest: &Guest, opened: Vec<OpenedDisk>) -> Vec<Self> {
         let opened = opened.into_iter().map(Some).chain(std::iter::repeat(None));
         let disks = guest.disks.iter().zip(opened);
@@ -118,6 +118,6 @@ impl MappedDisk {
 pub struct MapFile {
     /// Its name in the directory of the maps.
     pub name: String,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! Maps what has to be mapped, several guests at a time.
+//! Maps the guests without a current map, several at a time.
 
 use super::capacity::Space;
 use super::error::FleetError;
@@ -16,24 +16,24 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use virt_bmap_map::{Cause, Warning};
 
-/// How to work through a fleet.
+/// How to map a fleet.
 #[derive(Clone, Debug)]
 pub struct FleetOptions {
-    /// Which guests.
+    /// The guests to map.
     pub shard: Shard,
-    /// How many at a time; at least one.
+    /// Number of guests mapped at the same time; at least one.
     pub jobs: usize,
-    /// How often a guest of which there is no map is tried again.
+    /// Number of further attempts for a guest whose mapping failed.
     pub retries: u32,
-    /// A mapper that says nothing for so long is given up.
+    /// A mapper without any output for this time is ended.
     pub silence: Duration,
-    /// So is one that takes so long.
+    /// A mapper that takes longer than this is ended.
     pub limit: Option<Duration>,
-    /// How long a mapper that is given up may take to end in good order.
+    /// Time for an orderly end, after which the mapper is killed.
     pub grace: Duration,
-    /// Map again what may have changed, too: see [`Store::stale`].
-    pub doubt: bool,
-    /// Bring the maps of guests that have changed up to date, instead of reading all of these.
+    /// Also map guests again for which changes cannot be detected: see [`Store::stale`].
+    pub remap_uncertain: bool,
+    /// Update the maps of changed guests, instead of reading these guests in full.
     pub update: bool,
 }
 
@@ -46,62 +46,62 @@ impl Default for FleetOptions {
             silence: Duration::from_secs(330),
             limit: None,
             grace: Duration::from_secs(10),
-            doubt: false,
+            remap_uncertain: false,
             update: false,
         }
     }
 }
 
-/// What a run tells while it goes on, from several threads.
+/// What a run reports while it works, from several threads.
 #[derive(Debug)]
 pub enum Notice<'a> {
-    /// What is to be done has been found out.
+    /// The work has been determined.
     Planned {
-        /// Guests that are to be mapped.
+        /// Number of guests to map.
         pending: usize,
-        /// Guests whose maps are good.
+        /// Number of guests whose maps are current.
         current: usize,
     },
-    /// A guest's mapper is started.
+    /// The mapper of a guest is started.
     Started {
         /// The guest.
         id: &'a GuestId,
-        /// Why it has to be mapped.
+        /// Why the guest is mapped.
         why: &'a Stale,
-        /// From 1.
+        /// Number of the attempt, from 1.
         attempt: u32,
     },
-    /// Where a guest's mapper is.
+    /// Progress of the mapper of a guest.
     Progress {
         /// The guest.
         id: &'a GuestId,
-        /// What is being done; from outside, not yet printable.
+        /// The current phase; untrusted text, not yet printable.
         doing: String,
-        /// How much of that has been done, from 0 to 1.
+        /// The finished part of the phase, from 0 to 1.
         share: Option<f64>,
     },
-    /// A guest is finished, and its record kept.
+    /// A guest is finished, and its record is stored.
     Finished(&'a Record),
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Guests of the share.
+    /// Number of guests in the shard.
     pub guests: usize,
-    /// Those of them whose maps were good already.
+    /// Number of guests whose maps were already current.
     pub current: usize,
-    /// Those that were finished now.
+    /// Number of guests that this run finished.
     pub finished: usize,
 }
 
-/// Maps those of `guests` that are in the share and have no good map in `store`. Another run on the same
-/// guests is excluded meanwhile. A guest that fails is a record and no error. The store keeps `guests` as
-/// its manifest; if it was not a share but all, the records are merged.
+/// Maps those of `guests` that are in the shard and have no current map in `store`. A lock excludes
+/// other runs on the same guests. The failure of a guest is a record, not an error. The store keeps
+/// `guests` as its manifest. If the shard is the whole fleet, the records are merged.
 ///
 /// # Errors
-/// When another run is at work; when records cannot be read, or written; when the maps would not fit. What
-/// has been finished until then is kept.
+/// If another run holds the lock, records cannot be read or written, or the maps will not fit. The
+/// results finished so far are kept.
 pub fn run(
     store: &Store,
     guests: &[Guest],
@@ -119,11 +119,11 @@ pub fn run(
     for guest in guests.iter().filter(|guest| options.shard.has(&guest.id)) {
         summary.guests += 1;
         let record = store.record(&guest.id)?;
-        match store.stale(guest, record.as_ref(), &noted, options.doubt) {
+        match store.stale(guest, record.as_ref(), &noted, options.remap_uncertain) {
             Some(stale) => pending.push((guest, stale)),
             None => {
                 summary.current += 1;
-                // A run that was killed may have kept the record and no more.
+                // A killed run may have stored the record without removing its working directory.
                 remove(&store.workplace(&guest.id))?;
             }
         }
@@ -148,7 +148,7 @@ pub fn run(
             && let Some((guest, why)) = next()
         {
             let job = Job { store, guest, mapper, options, cancel, observe };
-            // A statement of its own: the lock is not held while the guest is mapped.
+            // A separate statement, so that the lock is not held while the guest is mapped.
             let space = space(&lock(&sizes));
             let result = space.and_then(|space| space.check(store, 1)).and_then(|()| job.run(why));
             match result {
@@ -166,7 +166,8 @@ pub fn run(
             }
         }
     };
-    // A mapper ends with the thread that started it, so these threads last as long as the work does.
+    // A mapper is ended with the thread that started it, so these threads last until all work is
+    // done.
     std::thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(work);
@@ -185,7 +186,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One guest's turn.
+/// The mapping of one guest.
 struct Job<'a> {
     store: &'a Store,
     guest: &'a Guest,
@@ -196,12 +197,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Maps the guest, if need be several times. `None` if that was cancelled.
+    /// Maps the guest, with retries. `None` if the run was cancelled.
     fn run(&self, why: &Stale) -> Result<Option<Record>, FleetError> {
         let id = &self.guest.id;
         let workplace = self.store.workplace(id);
-        let earlier = self.store.map(id, RICH_SUFFIX);
-        let is_of_use = self.options.update && why.has_map();
+        let baseline = self.store.map(id, RICH_SUFFIX);
+        let can_update = self.options.update && why.has_map();
         let patience =
             Patience { silence: self.options.silence, limit: self.options.limit, grace: self.options.grace };
         for attempt in 1.. {
@@ -210,13 +211,13 @@ impl Job<'_> {
             let started = DateTime::<Utc>::from(SystemTime::now());
             let began = Instant::now();
             let before = OpenedDisk::not_opened(&self.guest.disks);
-            // It may be the map that the mapper cannot bear.
-            let earlier = Some(earlier.as_path()).filter(|_| is_of_use && attempt == 1);
+            // The baseline may be the cause of a failure, so retries do without it.
+            let baseline = Some(baseline.as_path()).filter(|_| can_update && attempt == 1);
             let mut progress = |doing, share| (self.observe)(Notice::Progress { id, doing, share });
             let mut outcome = worker::map(
                 self.mapper,
                 self.guest,
-                earlier,
+                baseline,
                 &workplace,
                 patience,
                 self.cancel,
@@ -229,7 +230,7 @@ impl Job<'_> {
                 remove(&workplace)?;
                 return Ok(None);
             };
-            // 2: the command line makes no sense, and will not at the next try.
+            // Exit status 2 is a usage error: another attempt would fail in the same way.
             if !status.has_map() && outcome.exit_code != Some(2) && attempt <= self.options.retries {
                 continue;
             }
@@ -260,9 +261,9 @@ impl Job<'_> {
         Ok(None)
     }
 
-    /// Takes what the mapper has left: the maps get their names, if all of them are there.
+    /// Fills the record from the outcome, and renames the maps to their final names if all exist.
     fn take(&self, record: &mut Record, outcome: Outcome, workplace: &Path) -> Result<(), FleetError> {
-        let is_torn = !outcome.images_are_same();
+        let has_changed = !outcome.images_are_same();
         record.peak_memory = outcome.peak_memory;
         record.counts = outcome.counts;
         record.changes = outcome.changes;
@@ -272,7 +273,7 @@ impl Job<'_> {
         if !record.status.has_map() {
             return Ok(());
         }
-        if is_torn {
+        if has_changed {
             record.warnings.push(Warning::on_guest(Cause::ImageChanged));
         }
         for suffix in MAP_SUFFIXES {
@@ -280,26 +281,27 @@ impl Job<'_> {
             let map = self.store.map(&record.id, suffix);
             let Ok(metadata) = made.metadata() else {
                 record.status = Status::Failed;
-                record.error = Some(format!("the mapper ended well, but there is no map.{suffix}"));
+                record.error = Some(format!("the mapper reported success but wrote no map.{suffix}"));
                 return Ok(());
             };
-            fs::rename(&made, &map).map_err(FleetError::io(&map, "could not be put in its place"))?;
+            fs::rename(&made, &map)
+                .map_err(FleetError::io(&map, "cannot rename the new map to this path"))?;
             record.maps.push(MapFile { name: format!("{}.{suffix}", record.id), bytes: metadata.len() });
         }
         Ok(())
     }
 }
 
-/// Makes the directory, without what a run that was killed may have left there.
+/// Creates the directory; the files of a killed run in it are removed.
 fn empty(workplace: &Path) -> Result<(), FleetError> {
     remove(workplace)?;
-    fs::create_dir(workplace).map_err(FleetError::io(workplace, "could not be created"))
+    fs::create_dir(workplace).map_err(FleetError::io(workplace, "cannot create this directory"))
 }
 
 fn remove(workplace: &Path) -> Result<(), FleetError> {
     match fs::remove_dir_all(workplace) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(FleetError::io(workplace, "could not be removed")(error))
+            Err(FleetError::io(workplace, "cannot remove this directory")(error))
         }
         _ => Ok(()),
     }

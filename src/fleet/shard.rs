@@ -1,12 +1,12 @@
-//! A share of a fleet's guests, for one machine of several.
+//! A shard: the part of a fleet's guests that one of several machines maps.
 
 use super::GuestId;
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
-/// Share number `index` of `of`. Which guests are in it depends on their ids alone, so it is the same on
-/// every machine and at every run, and a guest that is added moves no other.
+/// Shard number `index` of `of`. The shard of a guest depends only on its ID, so it is the same on
+/// every machine and in every run, and adding a guest moves no other guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shard {
     /// From 1.
@@ -15,9 +15,9 @@ pub struct Shard {
     of: u32,
 }
 
-/// A text that is no share.
+/// A text that is not a shard.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no share: it is I/N with I from 1 to N, for example 2/8")]
+#[error("{text:?} is not a shard: expected I/N with I from 1 to N, for example 2/8")]
 pub struct BadShard {
     /// The text.
     pub text: String,
@@ -27,17 +27,17 @@ impl Shard {
     /// All guests.
     pub const WHOLE: Self = Self { index: 1, of: 1 };
 
-    /// The share's number, from 1.
+    /// The number of the shard, from 1.
     pub fn index(self) -> u32 {
         self.index
     }
 
-    /// How many shares there are.
+    /// The number of shards.
     pub fn of(self) -> u32 {
         self.of
     }
 
-    /// Whether the guest is in this share.
+    /// Whether the guest is in this shard.
     pub fn has(self, id: &GuestId) -> bool {
         let digest = Sha256::digest(id.as_str());
         let number = digest[..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_guest_is_in_one_share() {
+    fn each_guest_is_in_one_shard() {
         for number in 0..500 {
             let id = GuestId::of_name(format!("guest{number}").as_bytes());
             assert!(Shard::WHOLE.has(&id));
@@ -79,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_frozen() {
+    fn shards_are_frozen() {
         let all = ["web1", "web2", "db", "mail"].map(|name| GuestId::of_name(name.as_bytes()));
         let shard = "1/2".parse::<Shard>().unwrap();
         assert_eq!(all.each_ref().map(|id| shard.has(id)), [true, false, true, false]);
     }
 
     #[test]
-    fn what_is_no_share_is_refused() {
+    fn invalid_shards_are_refused() {
         for text in ["", "1", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b"] {
             assert!(text.parse::<Shard>().is_err(), "{text}");
         }

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! maps/web1.bmap, maps/web1.jsonl.zst     the maps of the guest web1
-//! maps/fleet.jsonl                        all records, put together by `merge`
-//! maps/fleet.parquet                      all maps as one table, made on demand
-//! maps/.fleet/guests/web1.json            its record: written last, so what has one is finished
-//! maps/.fleet/work/web1/                  where its mapper writes; whatever is there is in the making
-//! maps/.fleet/lock.2-8                    held by whoever works on share 2 of 8
+//! maps/fleet.jsonl                        all records, merged by `merge`
+//! maps/fleet.parquet                      all maps as one table, written on demand
+//! maps/.fleet/guests/web1.json            its record: written last, so a guest with one is finished
+//! maps/.fleet/work/web1/                  the working directory of its mapper: unfinished files
+//! maps/.fleet/lock.2-8                    locked by the run that maps shard 2 of 8
 //! ```
 //!
-//! Every file takes its name when all of it is on the disk. A run that is killed leaves at most a
-//! directory below `work`, which the next one that maps the guest empties.
+//! Every file is renamed to its final name when it is complete on disk. A killed run leaves at most
+//! a directory below `work`, which the next run that maps the guest empties.
 
 use super::error::{FleetError, shown};
 use super::{Guest, GuestId, MappedDisk, Record, Shard};
@@ -24,10 +24,10 @@ use virt_bmap_map::jsonl::Text;
 use virt_bmap_map::output::Output;
 use virt_bmap_map::parquet::FleetTable;
 
-/// What the maps of a guest are called after its id.
+/// Suffixes of the maps of a guest; the ID comes before them.
 pub const MAP_SUFFIXES: [&str; 2] = ["bmap", RICH_SUFFIX];
 
-/// That of the map in which nothing is lost.
+/// Suffix of the map in JSON Lines, which holds all attributes.
 pub const RICH_SUFFIX: &str = "jsonl.zst";
 
 /// A directory with maps and records.
@@ -36,66 +36,66 @@ pub struct Store {
     directory: PathBuf,
 }
 
-/// Why a guest is to be mapped.
+/// Why a guest must be mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stale {
-    /// It never was.
+    /// It was never mapped.
     Missing,
-    /// There is no map because of this.
+    /// The last mapping ended in this way, without a map.
     Failed(super::Status),
-    /// One of its maps is gone.
+    /// This map does not exist any more, or has another size.
     MapGone(String),
-    /// The manifest has other disks than it had.
+    /// The manifest lists other disks now.
     OtherDisks,
     /// It was mapped with other options.
     OtherOptions,
-    /// This image is no longer what it was.
+    /// This image has changed.
     Changed(PathBuf),
-    /// Whether this image was written to cannot be told, and that is wanted.
-    Untold(PathBuf),
+    /// Changes of this image cannot be detected, and such guests are mapped again on request.
+    Undetectable(PathBuf),
 }
 
-/// Says that a share of the guests is being worked on, for as long as it lives.
+/// The lock on a shard; released when this is dropped.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl Store {
-    /// The directory, which is made if it is not there.
+    /// Opens the directory, and creates it if it does not exist.
     ///
     /// # Errors
-    /// If that cannot be done.
+    /// If it cannot be created.
     pub fn create(directory: &Path) -> Result<Self, FleetError> {
         let store = Self { directory: directory.to_owned() };
         for inner in [store.inner("guests"), store.inner("work")] {
-            fs::create_dir_all(&inner).map_err(FleetError::io(&inner, "could not be created"))?;
+            fs::create_dir_all(&inner).map_err(FleetError::io(&inner, "cannot create this directory"))?;
         }
         Ok(store)
     }
 
-    /// A directory that a run has made.
+    /// Opens a directory that a run has created.
     ///
     /// # Errors
-    /// If none has.
+    /// If it does not exist or is not that of a fleet.
     pub fn open(directory: &Path) -> Result<Self, FleetError> {
         let store = Self { directory: directory.to_owned() };
         let inner = store.inner("guests");
-        inner.metadata().map_err(FleetError::io(&inner, "there is no fleet's record here"))?;
+        inner.metadata().map_err(FleetError::io(&inner, "cannot find the records of a fleet here"))?;
         Ok(store)
     }
 
-    /// Where the maps are.
+    /// The directory of the maps.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// A map of a guest, there or not.
+    /// The path of a map of a guest, whether it exists or not.
     pub fn map(&self, id: &GuestId, suffix: &str) -> PathBuf {
         self.directory.join(format!("{id}.{suffix}"))
     }
 
-    /// Where the mapper of a guest writes.
+    /// The working directory of the mapper of a guest.
     pub(super) fn workplace(&self, id: &GuestId) -> PathBuf {
         self.inner("work").join(id.as_str())
     }
@@ -104,16 +104,18 @@ impl Store {
         self.directory.join(".fleet").join(name)
     }
 
-    /// Takes the guests of a share for us. Shares of one division may be worked on at the same time, those
-    /// of different divisions may not, as they have guests in common.
+    /// Locks a shard. Different shards of the same N can be locked at the same time. Shards of
+    /// different N cannot, as they may have guests in common.
     ///
     /// # Errors
-    /// [`FleetError::Busy`] if another run is at work on any of them.
+    /// [`FleetError::Busy`] if another run holds a lock that conflicts.
     pub fn lock(&self, shard: Shard) -> Result<Lock, FleetError> {
         let Some(ours) = self.try_lock(shard)? else { return Err(self.busy(shard)) };
-        // Who comes at the same moment with another division sees this lock, as we see theirs.
+        // A run that locks a shard of another N at the same moment sees this lock, as this run sees
+        // its lock.
         let inner = self.directory.join(".fleet");
-        for entry in inner.read_dir().map_err(FleetError::io(&inner, "could not be listed"))?.flatten() {
+        for entry in inner.read_dir().map_err(FleetError::io(&inner, "cannot list this directory"))?.flatten()
+        {
             let name = entry.file_name();
             let other = name.to_str().and_then(|name| name.strip_prefix("lock."));
             let other = other.and_then(|other| other.replacen('-', "/", 1).parse::<Shard>().ok());
@@ -130,19 +132,19 @@ impl Store {
         FleetError::Busy { path: self.directory.clone(), other }
     }
 
-    /// `None` if another has it. The kernel frees it when its holder ends, however that comes about.
+    /// `None` if another process holds the lock. The kernel releases a lock when its holder ends.
     fn try_lock(&self, shard: Shard) -> Result<Option<File>, FleetError> {
         let path = self.inner(&format!("lock.{}-{}", shard.index(), shard.of()));
         let file = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(FleetError::io(&path, "could not be opened"))?;
+        let file = file.map_err(FleetError::io(&path, "cannot open this file"))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(FleetError::io(&path, "could not be locked")(error.into())),
+            Err(error) => Err(FleetError::io(&path, "cannot lock this file")(error.into())),
         }
     }
 
-    /// Keeps the list of guests, for whoever asks later which are missing.
+    /// Stores the list of guests, so that later commands know which are missing.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -151,33 +153,33 @@ impl Store {
         write(&path, |out| super::manifest::write(guests, out))
     }
 
-    /// The list of guests that the last run worked on.
+    /// The list of guests of the last run.
     ///
     /// # Errors
-    /// If it is not there, or damaged.
+    /// If it does not exist or is invalid.
     pub fn manifest(&self) -> Result<Vec<Guest>, FleetError> {
         let path = self.inner("manifest.jsonl");
-        let file = File::open(&path).map_err(FleetError::io(&path, "could not be opened"))?;
+        let file = File::open(&path).map_err(FleetError::io(&path, "cannot open this file"))?;
         super::manifest::read(BufReader::new(file), &path, Path::new("/"))
     }
 
-    /// What became of a guest; `None` if nothing has yet.
+    /// The record of a guest; `None` if the guest is not finished.
     ///
     /// # Errors
-    /// If there is a record that cannot be read.
+    /// If the record cannot be read or is invalid.
     pub fn record(&self, id: &GuestId) -> Result<Option<Record>, FleetError> {
         let path = self.record_path(id);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(FleetError::io(&path, "could not be read")(error)),
+            Err(error) => return Err(FleetError::io(&path, "cannot read this file")(error)),
         };
-        let wrong = |what: String| FleetError::Record { path: path.clone(), what };
+        let wrong = |reason: String| FleetError::Record { path: path.clone(), reason };
         let record: Record = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-        if record.id == *id { Ok(Some(record)) } else { Err(wrong(format!("it is of {}", record.id))) }
+        if record.id == *id { Ok(Some(record)) } else { Err(wrong(format!("its ID is {}", record.id))) }
     }
 
-    /// Keeps what became of a guest. Once this returns, it is finished.
+    /// Stores the record of a guest. After that the guest is finished.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -192,15 +194,15 @@ impl Store {
         self.inner("guests").join(format!("{id}.json"))
     }
 
-    /// Why the guest has to be mapped; `None` if its maps are what a run would make now, as far as can be
-    /// seen without reading the images. `record` is what became of it. A block device never tells whether it
-    /// was written to: its map is taken for good, unless `doubt` is set.
+    /// Why the guest must be mapped; `None` if its maps are current, as far as can be judged
+    /// without reading the images. `record` is its record. Writes to a block device cannot be
+    /// detected: its map counts as current, unless `remap_uncertain` is set.
     pub fn stale(
         &self,
         guest: &Guest,
         record: Option<&Record>,
         options: &[Text],
-        doubt: bool,
+        remap_uncertain: bool,
     ) -> Option<Stale> {
         let Some(record) = record else { return Some(Stale::Missing) };
         if !record.status.has_map() {
@@ -215,9 +217,9 @@ impl Store {
             return Some(Stale::OtherDisks);
         }
         for map in &record.maps {
-            let is_there =
+            let is_present =
                 self.directory.join(&map.name).metadata().is_ok_and(|metadata| metadata.len() == map.bytes);
-            if !is_there {
+            if !is_present {
                 return Some(Stale::MapGone(map.name.clone()));
             }
         }
@@ -226,18 +228,18 @@ impl Store {
             if !file.is_same() {
                 return Some(Stale::Changed(file.path()));
             }
-            if doubt && !file.is_telling() {
-                return Some(Stale::Untold(file.path()));
+            if remap_uncertain && !file.is_telling() {
+                return Some(Stale::Undetectable(file.path()));
             }
         }
         None
     }
 
-    /// Writes `fleet.jsonl`, the records of these guests in their order, and returns them; those that have
-    /// none are left out.
+    /// Writes the records of these guests to `fleet.jsonl`, in the order of the guests, and returns
+    /// them. Guests without a record are left out.
     ///
     /// # Errors
-    /// If a record cannot be read, or the file not be written.
+    /// If a record cannot be read or the file cannot be written.
     pub fn merge(&self, guests: &[Guest]) -> Result<Vec<Record>, FleetError> {
         let records = guests.iter().filter_map(|guest| self.record(&guest.id).transpose());
         let records = records.collect::<Result<Vec<_>, _>>()?;
@@ -253,11 +255,11 @@ impl Store {
 }
 
 impl Store {
-    /// Writes the table `fleet.parquet`: the rows of all maps that these records name, with a column `guest`.
-    /// One map is held in memory at a time.
+    /// Writes the table `fleet.parquet`: the rows of all maps of these records, with a column
+    /// `guest`. Only one map at a time is in memory.
     ///
     /// # Errors
-    /// If a map cannot be read, or the table not be written.
+    /// If a map cannot be read or the table cannot be written.
     pub fn write_table(&self, records: &[Record]) -> Result<(), FleetError> {
         let mut output = Output::create(&self.directory.join("fleet.parquet"))?;
         let failed = |guest: &str, source| FleetError::Table { guest: guest.to_owned(), source };
@@ -273,19 +275,19 @@ impl Store {
     }
 }
 
-/// Writes a file that is whole or not there.
+/// Writes a file atomically: it is complete or does not exist.
 fn write(path: &Path, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<(), FleetError> {
     let mut out = BufWriter::new(Output::create(path)?);
     let written = fill(&mut out).and_then(|()| out.flush());
-    written.map_err(FleetError::io(path, "could not be written"))?;
+    written.map_err(FleetError::io(path, "cannot write this file"))?;
     let out = out.into_inner().map_err(io::IntoInnerError::into_error);
-    Ok(out.map_err(FleetError::io(path, "could not be written"))?.commit()?)
+    Ok(out.map_err(FleetError::io(path, "cannot write this file"))?.commit()?)
 }
 
 impl Stale {
-    /// Whether there is a map of the same disks, made when they were others.
+    /// Whether there is a map of the same disks that an update can start from.
     pub fn has_map(&self) -> bool {
-        matches!(self, Self::Changed(_) | Self::Untold(_) | Self::OtherOptions)
+        matches!(self, Self::Changed(_) | Self::Undetectable(_) | Self::OtherOptions)
     }
 }
 
@@ -293,12 +295,12 @@ impl std::fmt::Display for Stale {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Missing => f.write_str("not mapped yet"),
-            Self::Failed(status) => write!(f, "{} the last time", status.word()),
-            Self::MapGone(name) => write!(f, "{name} is gone, or of another size"),
-            Self::OtherDisks => f.write_str("its disks are others now"),
+            Self::Failed(status) => write!(f, "last attempt: {}", status.word()),
+            Self::MapGone(name) => write!(f, "{name} is missing, or its size has changed"),
+            Self::OtherDisks => f.write_str("the manifest lists other disks now"),
             Self::OtherOptions => f.write_str("it was mapped with other options"),
             Self::Changed(path) => write!(f, "{} has changed", shown(path)),
-            Self::Untold(path) => write!(f, "{} may have changed", shown(path)),
+            Self::Undetectable(path) => write!(f, "{} may have changed", shown(path)),
         }
     }
 }
@@ -308,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_exclude_what_overlaps_them() {
+    fn shards_exclude_overlapping_ones() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         let shard = |text: &str| text.parse::<Shard>().unwrap();
@@ -316,25 +318,27 @@ mod tests {
         let _second = store.lock(shard("2/3")).unwrap();
         for other in ["1/3", "2/3", "1/2", "1/1"] {
             let error = store.lock(shard(other)).unwrap_err().to_string();
-            assert!(error.contains("another run is at work"), "{error}");
+            assert!(error.contains("another run is using"), "{error}");
         }
         drop(first);
         store.lock(shard("1/3")).unwrap();
-        assert!(store.lock(Shard::WHOLE).is_err(), "the second share is still being worked on");
+        assert!(store.lock(Shard::WHOLE).is_err(), "the second share is still locked");
         drop(_second);
         let _whole = store.lock(Shard::WHOLE).unwrap();
         assert!(store.lock(shard("3/3")).is_err());
     }
 
     #[test]
-    fn a_damaged_record_is_said() {
+    fn a_damaged_record_is_reported() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Store::open(dir.path()).unwrap_err().to_string().contains("no fleet's record"));
+        assert!(
+            Store::open(dir.path()).unwrap_err().to_string().contains("cannot find the records of a fleet")
+        );
         let store = Store::create(dir.path()).unwrap();
         let id: GuestId = "a".parse().unwrap();
         assert_eq!(store.record(&id).unwrap(), None);
         fs::write(store.record_path(&id), b"{}").unwrap();
         let error = store.record(&id).unwrap_err().to_string();
-        assert!(error.contains("a.json: this is no record of a guest"), "{error}");
+        assert!(error.contains("a.json: invalid record of a guest"), "{error}");
     }
 }

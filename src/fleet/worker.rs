@@ -1,4 +1,4 @@
-//! One guest: its mapper is started, watched, and ended if need be.
+//! Runs the mapper of one guest: starts it, watches it, and ends it if it hangs.
 
 use super::record::MAX_WARNINGS;
 use super::{Guest, Status};
@@ -18,59 +18,60 @@ use virt_bmap_child as child;
 use virt_bmap_map::jsonl::Text;
 use virt_bmap_map::{Warning, diff};
 
-/// The program that maps a guest. What it is called with is this program's own command line: `arguments`,
-/// `--progress=json`, an `-o` for each map, perhaps an `--earlier=` map, and each disk after a `--format=` of its own.
+/// The program that maps a guest. Its command line is that of this program: `options`,
+/// `--progress=json`, an `-o` for each map, in an update `--earlier=MAP`, and for each disk a
+/// `--format=` and an `-a`.
 #[derive(Clone, Debug)]
 pub struct Mapper {
     /// The program.
     pub program: PathBuf,
-    /// Its first arguments, before all of ours.
+    /// Its first arguments, before the arguments of the mapping.
     pub wrapper: Vec<OsString>,
-    /// How to map.
+    /// Options for mapping.
     pub options: Vec<OsString>,
-    /// Those of the options on which it depends what a map has in it, without what is secret in them. They
-    /// are kept in the records, and a guest that was mapped with others is mapped again.
+    /// The options that affect the content of a map, without secrets. They are stored in the
+    /// records; a guest that was mapped with other options is mapped again.
     pub noted: Vec<OsString>,
 }
 
 impl Mapper {
-    /// The options as a record keeps them.
+    /// The noted options, as stored in a record.
     pub fn noted_options(&self) -> Vec<Text> {
         self.noted.iter().map(|option| option.as_os_str().into()).collect()
     }
 
     /// The command that maps `guest` to files `map.SUFFIX` in `workplace`.
-    fn command(&self, guest: &Guest, earlier: Option<&Path>, workplace: &Path) -> Command {
-        // SIGTERM: it has sockets and temporary files to put away, and an appliance to end.
+    fn command(&self, guest: &Guest, baseline: Option<&Path>, workplace: &Path) -> Command {
+        // SIGTERM lets it remove its sockets and temporary files and end its appliance.
         let mut command = child::command_ended_by(self.program.as_os_str(), Signal::TERM);
         command.args(&self.wrapper).args(&self.options).arg("--progress=json");
         for suffix in super::MAP_SUFFIXES {
             command.arg("-o").arg(workplace.join(format!("map.{suffix}")));
         }
-        if let Some(earlier) = earlier {
-            command.arg([OsStr::new("--earlier="), earlier.as_os_str()].into_iter().collect::<OsString>());
+        if let Some(baseline) = baseline {
+            command.arg([OsStr::new("--earlier="), baseline.as_os_str()].into_iter().collect::<OsString>());
         }
         for disk in &guest.disks {
             let format = disk.format.map_or("", |format| format.driver());
-            // As an option's value, so that no path is taken for an option.
+            // As the value of an option, so that no path is parsed as an option.
             command.arg(format!("--format={format}")).arg("-a").arg(&disk.path);
         }
         command
     }
 }
 
-/// When a mapper is given up.
+/// When a mapper is ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// It has said nothing for so long.
+    /// Maximum time without output.
     pub(super) silence: Duration,
-    /// It has taken so long.
+    /// Maximum duration.
     pub(super) limit: Option<Duration>,
-    /// How long it may take to end in good order before it is killed.
+    /// Time for an orderly end, after which it is killed.
     pub(super) grace: Duration,
 }
 
-/// What one try came to.
+/// The outcome of one attempt.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) status: Option<Status>,
@@ -83,58 +84,58 @@ pub(super) struct Outcome {
     pub(super) changes: Option<diff::Counts>,
     pub(super) unexamined: Vec<Warning>,
     pub(super) warnings: Vec<Warning>,
-    /// Why the mapper says that there is no map.
+    /// The reason in the mapper's event `failed`.
     pub(super) failure: Option<FailureReason>,
 }
 
-/// How often it is looked whether the mapper is to be ended.
+/// Interval of the checks whether the mapper must be ended.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long after its mapper we may hear that all is to end.
-const HEARSAY: Duration = Duration::from_secs(1);
+/// Maximum delay between a signal to the mapper and the same signal to this process.
+const SIGNAL_DELAY: Duration = Duration::from_secs(1);
 
-/// Longest line in bytes that is read of a mapper.
+/// Maximum length in bytes of a line of the mapper's output.
 const MAX_LINE: u64 = 1 << 20;
 
-/// How many lines that are no events are kept.
+/// Number of last lines kept that are not events.
 const TAIL: usize = 20;
 
-/// Maps a guest once, with what can be taken over from an earlier map. The outcome has no status if that was
+/// Maps a guest once, with a baseline if one is given. The outcome has no status if the run was
 /// cancelled.
 pub(super) fn map(
     mapper: &Mapper,
     guest: &Guest,
-    earlier: Option<&Path>,
+    baseline: Option<&Path>,
     workplace: &Path,
     patience: Patience,
     cancel: &Cancel,
     progress: &mut dyn FnMut(String, Option<f64>),
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut command = mapper.command(guest, earlier, workplace);
+    let mut command = mapper.command(guest, baseline, workplace);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = match child {
         Ok(child) => child,
         Err(error) => {
             outcome.status = Some(Status::Failed);
-            outcome.error = Some(format!("{} could not be started: {error}", mapper.program.display()));
+            outcome.error = Some(format!("{}: cannot start the mapper: {error}", mapper.program.display()));
             return outcome;
         }
     };
     let lines = lines(child.stderr.take());
     let group = Group(Pid::from_child(&child));
-    let mut said = VecDeque::new();
+    let mut messages = VecDeque::new();
     let began = Instant::now();
-    let mut heard = began;
-    let mut given_up = None;
+    let mut last_output = began;
+    let mut ended_for = None;
     loop {
         let line = lines.recv_timeout(TICK);
         match &line {
             Ok(line) => {
-                heard = Instant::now();
-                outcome.take(line, &mut said, progress);
+                last_output = Instant::now();
+                outcome.take(line, &mut messages, progress);
             }
-            // What it has started may hold the other end still, or it has closed it itself.
+            // The pipe is closed, but the mapper or its children may still run.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -142,51 +143,52 @@ pub(super) fn map(
             break;
         }
         let why = if cancel.is_cancelled() {
-            Some(GivenUp::Cancelled)
+            Some(EndReason::Cancelled)
         } else if patience.limit.is_some_and(|limit| began.elapsed() > limit) {
-            Some(GivenUp::Late)
-        } else if heard.elapsed() > patience.silence {
-            Some(GivenUp::Silent)
+            Some(EndReason::Late)
+        } else if last_output.elapsed() > patience.silence {
+            Some(EndReason::Silent)
         } else {
             None
         };
-        if let (Some(why), None) = (why, &given_up) {
+        if let (Some(why), None) = (why, &ended_for) {
             group.signal(Signal::TERM);
-            given_up = Some((why, Instant::now()));
+            ended_for = Some((why, Instant::now()));
         }
-        if given_up.as_ref().is_some_and(|(_, since)| since.elapsed() > patience.grace) {
+        if ended_for.as_ref().is_some_and(|(_, since)| since.elapsed() > patience.grace) {
             group.kill();
         }
     }
-    // Whatever it has left behind goes with it, while its id still is its own.
+    // Kill the processes that it left behind, while its process ID cannot be reused yet.
     group.kill();
     let status = child.wait();
     while let Ok(line) = lines.recv_timeout(TICK) {
-        outcome.take(&line, &mut said, progress);
+        outcome.take(&line, &mut messages, progress);
     }
-    let mut given_up = given_up.map(|(why, _)| why);
-    // Who ends all processes of a job, as batch systems do, ends us as well: it may be that we have not heard yet.
-    if given_up.is_none() && status.as_ref().is_ok_and(|status| was_told_to_end(*status)) {
+    let mut ended_for = ended_for.map(|(why, _)| why);
+    // A batch system that ends a job signals all its processes. The signal to this process may
+    // arrive after the mapper has ended.
+    if ended_for.is_none() && status.as_ref().is_ok_and(|status| was_terminated(*status)) {
         let begun = Instant::now();
-        while !cancel.is_cancelled() && begun.elapsed() < HEARSAY {
+        while !cancel.is_cancelled() && begun.elapsed() < SIGNAL_DELAY {
             std::thread::sleep(TICK);
         }
-        given_up = cancel.is_cancelled().then_some(GivenUp::Cancelled);
+        ended_for = cancel.is_cancelled().then_some(EndReason::Cancelled);
     }
-    outcome.end(status, given_up, &said, patience);
+    outcome.end(status, ended_for, &messages, patience);
     outcome
 }
 
-/// Whether a mapper ended because somebody told it to.
-fn was_told_to_end(status: ExitStatus) -> bool {
+/// Whether a mapper was ended by SIGHUP, SIGINT or SIGTERM.
+fn was_terminated(status: ExitStatus) -> bool {
     let signal = status.signal().or_else(|| status.code().map(|code| code - 128));
-    let polite = [Signal::HUP, Signal::INT, Signal::TERM].map(Signal::as_raw);
-    signal.is_some_and(|signal| polite.contains(&signal))
+    let terminating = [Signal::HUP, Signal::INT, Signal::TERM].map(Signal::as_raw);
+    signal.is_some_and(|signal| terminating.contains(&signal))
 }
 
-/// Why a mapper was ended.
+/// Why the fleet ended a mapper.
 #[derive(Clone, Copy)]
-enum GivenUp {
+enum EndReason {
     Cancelled,
     Late,
     Silent,
@@ -196,7 +198,7 @@ impl Outcome {
     fn take(
         &mut self,
         line: &[u8],
-        said: &mut VecDeque<String>,
+        messages: &mut VecDeque<String>,
         progress: &mut dyn FnMut(String, Option<f64>),
     ) {
         match serde_json::from_slice(line) {
@@ -209,10 +211,10 @@ impl Outcome {
             Ok(ProgressEvent::Memory { peak }) => self.peak_memory = Some(peak),
             Ok(ProgressEvent::Done(counts)) => self.counts = Some(counts),
             Err(_) => {
-                if said.len() == TAIL {
-                    said.pop_front();
+                if messages.len() == TAIL {
+                    messages.pop_front();
                 }
-                said.push_back(child::message(line));
+                messages.push_back(child::message(line));
             }
         }
     }
@@ -220,49 +222,51 @@ impl Outcome {
     fn end(
         &mut self,
         status: io::Result<ExitStatus>,
-        given_up: Option<GivenUp>,
-        said: &VecDeque<String>,
+        ended_for: Option<EndReason>,
+        messages: &VecDeque<String>,
         patience: Patience,
     ) {
         let status = match status {
             Ok(status) => status,
             Err(error) => {
                 self.status = Some(Status::Failed);
-                self.error = Some(format!("its end could not be waited for: {error}"));
+                self.error = Some(format!("cannot wait for the mapper: {error}"));
                 return;
             }
         };
         self.exit_code = status.code();
         self.signal = status.signal();
-        let complaint = || {
-            let line = said.iter().rev().find_map(|line| line.strip_prefix("virt-bmap-rs: "));
-            line.or(said.back().map(String::as_str)).unwrap_or("it gave no reason").to_owned()
+        let last_message = || {
+            let line = messages.iter().rev().find_map(|line| line.strip_prefix("virt-bmap-rs: "));
+            line.or(messages.back().map(String::as_str)).unwrap_or("the mapper printed no message").to_owned()
         };
-        let (status, error) = match (status.code(), given_up) {
-            // It was done before it was told to end.
+        let (status, error) = match (status.code(), ended_for) {
+            // It had finished before the signal arrived.
             (Some(0), _) => (Status::Complete, None),
             (Some(3), _) => (Status::Incomplete, None),
-            (_, Some(GivenUp::Cancelled)) => return,
-            (_, Some(GivenUp::Late)) => {
+            (_, Some(EndReason::Cancelled)) => return,
+            (_, Some(EndReason::Late)) => {
                 let limit = patience.limit.unwrap_or_default().as_secs_f64();
-                (Status::Hung, Some(format!("it took longer than {limit} seconds, and was ended")))
+                (Status::Hung, Some(format!("ended because it took longer than {limit} seconds")))
             }
-            (_, Some(GivenUp::Silent)) => {
+            (_, Some(EndReason::Silent)) => {
                 let silence = patience.silence.as_secs_f64();
-                (Status::Hung, Some(format!("it said nothing for {silence} seconds, and was ended")))
+                (Status::Hung, Some(format!("ended because it printed nothing for {silence} seconds")))
             }
             (None, None) => {
                 let signal = status.signal().unwrap_or_default();
-                (Status::Crashed, Some(format!("the mapper was ended by signal {signal}; {}", complaint())))
+                (Status::Crashed, Some(format!("signal {signal} ended the mapper; {}", last_message())))
             }
-            (Some(_), None) if self.failure == Some(FailureReason::Hung) => (Status::Hung, Some(complaint())),
-            (Some(_), None) => (Status::Failed, Some(complaint())),
+            (Some(_), None) if self.failure == Some(FailureReason::Hung) => {
+                (Status::Hung, Some(last_message()))
+            }
+            (Some(_), None) => (Status::Failed, Some(last_message())),
         };
         self.status = Some(status);
         self.error = error;
     }
 
-    /// Whether the images are still as they were when they were opened.
+    /// Whether the images are unchanged since they were opened.
     pub(super) fn images_are_same(&self) -> bool {
         self.opened.iter().flat_map(|disk| &disk.files).all(StampedFile::is_same)
     }
@@ -274,8 +278,8 @@ fn keep(warnings: &mut Vec<Warning>, warning: Warning) {
     }
 }
 
-/// Reads a stream's lines on a thread of its own, which ends with the stream. Few are held: who does not
-/// read them stops the writer.
+/// Reads the lines of a stream on its own thread, which ends with the stream. The queue is bounded:
+/// if the receiver stops, so does the writer.
 fn lines(stream: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::sync_channel(64);
     std::thread::spawn(move || {
@@ -292,17 +296,17 @@ fn lines(stream: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// The mapper and what it has started, as far as that has not left its process group.
+/// The process group of the mapper: the mapper and its children.
 struct Group(Pid);
 
 impl Group {
-    /// Whether the mapper itself has ended. It is not waited for, so that its id stays its own.
+    /// Whether the mapper itself has ended. It is not reaped, so that its process ID is not reused.
     fn has_ended(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         !matches!(waitid(WaitId::Pid(self.0), options), Ok(None))
     }
 
-    /// Sends the mapper a signal. That it may have ended is no matter.
+    /// Sends the mapper a signal. An error is ignored: the mapper may have ended.
     fn signal(&self, signal: Signal) {
         let _ = kill_process(self.0, signal);
     }

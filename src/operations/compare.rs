@@ -1,6 +1,6 @@
-//! Two maps of one guest, and what was written between them, as operations.
+//! Derives operations from two maps of one guest and the ranges written between them.
 
-use super::{Operation, What};
+use super::{Action, Operation};
 use hashbrown::{HashMap, HashSet};
 use std::cmp::Ordering;
 use virt_bmap_agent_protocol::FsKind;
@@ -8,20 +8,22 @@ use virt_bmap_map::hardlinks::disk_ranges;
 use virt_bmap_map::{Attributes, Kind, Map, Marks, Object, ObjectName, PieceFlags};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
 
-/// What was written between two maps, for each disk in order.
+/// The ranges written between two maps, for each disk in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// By the guest.
     pub seen: Vec<RangeSet<DiskOffset>>,
-    /// By the replay of its journals: data that it has written to a journal alone lies there.
+    /// By the replay of its journals: these ranges hold data that the guest wrote only to a
+    /// journal.
     pub replayed: Vec<RangeSet<DiskOffset>>,
 }
 
-/// Makes operations of what differs between two maps. First come those on what is gone, the deepest first, then
-/// all others by name.
+/// Derives operations from the differences between two maps. Operations on removed objects come
+/// first, the deepest first, then all others by name.
 ///
-/// Files are told by their inodes, and where these do not last (vfat, exfat) by their first block. File systems that
-/// only the old map has say nothing: they could not be examined.
+/// Files are identified by their inode numbers; on filesystems without lasting inode numbers (vfat,
+/// exfat) by their first block. Filesystems that only the old map has could not be examined, so
+/// they give no operations.
 pub fn compare<'a>(old: &'a Map, new: &'a Map, written: &Written) -> Vec<Operation<'a>> {
     let devices = Devices::of(old, new);
     let (mut kept, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
@@ -34,7 +36,7 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, written: &Written) -> Vec<Operati
     });
     let mut names = Names::of(&devices, &gone, &come, &kept);
     let mut found = names.operations();
-    // A file with several names is looked at once.
+    // A file with several names is compared once.
     let mut seen = HashSet::new();
     let pairs = kept.iter().copied().chain(names.pairs.iter().copied());
     for (old, new) in pairs {
@@ -44,7 +46,7 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, written: &Written) -> Vec<Operati
         }
     }
     for operation in &mut found {
-        if operation.what == What::Create
+        if operation.action == Action::Create
             && let Some(object) = new.find(operation.name)
         {
             operation.written = touched(object, &written.seen).map(|(bytes, _)| bytes).sum();
@@ -56,22 +58,22 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, written: &Written) -> Vec<Operati
         is_gone(b)
             .cmp(&is_gone(a))
             .then(if is_gone(a) { by_name.reverse() } else { by_name })
-            .then(a.what.cmp(&b.what))
+            .then(a.action.cmp(&b.action))
     });
     found
 }
 
-/// What is known of the file systems.
+/// Facts about the filesystems.
 struct Devices<'a> {
-    /// Those that the new map has, and their blocks in bytes.
+    /// The filesystems of the new map, and their block sizes in bytes.
     blocks: HashMap<&'a [u8], u64>,
-    /// Those whose inodes have other numbers each time they are mounted.
-    fickle: HashSet<&'a [u8]>,
-    /// Whether both maps have symbolic links, as far as there are any.
+    /// Those whose inode numbers change with each mount.
+    volatile: HashSet<&'a [u8]>,
+    /// Whether both maps list symbolic links.
     has_symlinks: bool,
 }
 
-/// What a file is told by.
+/// What identifies a file.
 #[derive(PartialEq, Eq, Hash, Clone, Copy)]
 enum Key<'a> {
     Inode(&'a [u8], Kind, u64),
@@ -81,9 +83,10 @@ enum Key<'a> {
 impl<'a> Devices<'a> {
     fn of(old: &'a Map, new: &'a Map) -> Self {
         let filesystems = new.header().filesystems.iter();
-        let fickle = filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind).facts().has_volatile_inodes);
+        let volatile =
+            filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind).facts().has_volatile_inodes);
         Self {
-            fickle: fickle.map(|fs| fs.device.as_slice()).collect(),
+            volatile: volatile.map(|fs| fs.device.as_slice()).collect(),
             blocks: filesystems
                 .map(|fs| (fs.device.as_slice(), fs.block_size.unwrap_or(4096).max(1)))
                 .collect(),
@@ -91,7 +94,7 @@ impl<'a> Devices<'a> {
         }
     }
 
-    fn is_told(&self, object: Object<'_>) -> bool {
+    fn is_compared(&self, object: Object<'_>) -> bool {
         let name = object.name();
         let is_kind = match object.kind() {
             Kind::File | Kind::Directory => true,
@@ -104,30 +107,28 @@ impl<'a> Devices<'a> {
     fn key(&self, object: Object<'a>) -> Option<Key<'a>> {
         let (name, kind) = (object.name(), object.kind());
         match object.attributes().inode {
-            Some(inode) if !self.fickle.contains(name.device) => Some(Key::Inode(name.device, kind, inode)),
-            _ => disk_ranges(object)
-                .next()
-                .map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
+            Some(inode) if !self.volatile.contains(name.device) => Some(Key::Inode(name.device, kind, inode)),
+            _ => spans(object).next().map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
         }
     }
 
-    /// Whether objects of one name are one file.
+    /// Whether objects of the same name are the same file.
     fn is_same(&self, old: Object<'a>, new: Object<'a>) -> bool {
-        let is_fickle = self.fickle.contains(new.name().device);
+        let is_volatile = self.volatile.contains(new.name().device);
         let (before, after) = (old.attributes().inode, new.attributes().inode);
-        is_fickle || before.is_none() || after.is_none() || before == after
+        is_volatile || before.is_none() || after.is_none() || before == after
     }
 }
 
-/// Goes through the objects of both maps that operations can be about, those of one name together.
+/// Visits the objects of both maps that operations can concern; objects of the same name together.
 fn merge<'a>(
     old: &'a Map,
     new: &'a Map,
     devices: &Devices<'a>,
     mut visit: impl FnMut(Option<Object<'a>>, Option<Object<'a>>),
 ) {
-    let mut olds = old.objects().filter(|object| devices.is_told(*object)).peekable();
-    let mut news = new.objects().filter(|object| devices.is_told(*object)).peekable();
+    let mut olds = old.objects().filter(|object| devices.is_compared(*object)).peekable();
+    let mut news = new.objects().filter(|object| devices.is_compared(*object)).peekable();
     loop {
         let order = match (olds.peek(), news.peek()) {
             (Some(old), Some(new)) => old.name().cmp(&new.name()),
@@ -141,10 +142,10 @@ fn merge<'a>(
     }
 }
 
-/// Names that have come and gone, by file.
+/// Names that were added and removed, grouped by file.
 struct Names<'a> {
     files: Vec<Group<'a>>,
-    /// What is to be compared because it has another name now.
+    /// Objects of the same file with different names, which remain to be compared.
     pairs: Vec<(Object<'a>, Object<'a>)>,
 }
 
@@ -202,25 +203,25 @@ impl<'a> Names<'a> {
             renamed.extend(gone.iter().copied().zip(come.iter().copied()).take(pairs));
             let stays = kept.is_some() || pairs > 0;
             for old in &gone[pairs..] {
-                let what = match old.kind() {
-                    Kind::Directory => What::Rmdir,
-                    _ if stays => What::Unlink,
-                    _ => What::Delete,
+                let action = match old.kind() {
+                    Kind::Directory => Action::Rmdir,
+                    _ if stays => Action::Unlink,
+                    _ => Action::Delete,
                 };
-                found.push(operation(what, Some(*old), None));
+                found.push(operation(action, Some(*old), None));
             }
             let mut from = kept.or_else(|| come.first().copied().filter(|_| pairs > 0));
             for new in &come[pairs..] {
-                let what = match (new.kind(), from) {
-                    (Kind::Directory, _) => What::Mkdir,
-                    (_, Some(_)) => What::Link,
-                    (_, None) => What::Create,
+                let action = match (new.kind(), from) {
+                    (Kind::Directory, _) => Action::Mkdir,
+                    (_, Some(_)) => Action::Link,
+                    (_, None) => Action::Create,
                 };
-                found.push(Operation { from: from.map(Object::name), ..operation(what, None, Some(*new)) });
+                found.push(Operation { from: from.map(Object::name), ..operation(action, None, Some(*new)) });
                 from.get_or_insert(*new);
             }
         }
-        // What lies in a directory that was renamed has another path for that alone.
+        // An object in a renamed directory has a new path for that reason alone.
         let of_directory = |(old, new): &(Object<'a>, Object<'a>)| {
             let (old, new) = (old.name(), new.name());
             (old.kind == Kind::Directory).then_some(((old.device, old.path), new.path))
@@ -233,7 +234,7 @@ impl<'a> Names<'a> {
             });
             if !is_implied {
                 let from = Some(old.name());
-                found.push(Operation { from, ..operation(What::Rename, Some(*old), Some(*new)) });
+                found.push(Operation { from, ..operation(Action::Rename, Some(*old), Some(*new)) });
             }
         }
         self.pairs = renamed;
@@ -241,7 +242,8 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Whether another file has an inode that was given back. Renaming changes neither a file's data nor the time of that.
+/// Whether a freed inode was reused for another file. Renaming changes neither the data of a file
+/// nor its modification time.
 fn is_reused(old: Object<'_>, new: Object<'_>) -> bool {
     let is_file = old.kind() == Kind::File;
     is_file && old.attributes().modified != new.attributes().modified && !share_bytes(old, new)
@@ -255,13 +257,14 @@ fn share_bytes(a: Object<'_>, b: Object<'_>) -> bool {
     })
 }
 
-fn operation<'a>(what: What, old: Option<Object<'a>>, new: Option<Object<'a>>) -> Operation<'a> {
+fn operation<'a>(action: Action, old: Option<Object<'a>>, new: Option<Object<'a>>) -> Operation<'a> {
     let attributes = |object: Option<Object<'a>>| object.map(Object::attributes);
     let name = new.or(old).map_or(ObjectName::device(Kind::File, b""), Object::name);
-    Operation { what, name, from: None, before: attributes(old), after: attributes(new), written: 0 }
+    Operation { action, name, from: None, before: attributes(old), after: attributes(new), written: 0 }
 }
 
-/// The bytes of an object that were written, with their place in it if that is known. Of mirrors, one copy.
+/// The written bytes of an object, with their offset in it if that is known. Only one copy of a
+/// mirror is counted.
 fn touched<'a>(
     object: Object<'a>,
     written: &'a [RangeSet<DiskOffset>],
@@ -279,7 +282,7 @@ fn touched<'a>(
     })
 }
 
-/// A file or directory that both maps have.
+/// A file or directory in both maps.
 struct Change<'c, 'a> {
     old: Object<'a>,
     new: Object<'a>,
@@ -290,13 +293,13 @@ struct Change<'c, 'a> {
 impl<'a> Change<'_, 'a> {
     fn put(&self, found: &mut Vec<Operation<'a>>) {
         let (before, after) = (self.old.attributes(), self.new.attributes());
-        let mut put = |what, written| {
-            found.push(Operation { written, ..operation(what, Some(self.old), Some(self.new)) });
+        let mut put = |action, written| {
+            found.push(Operation { written, ..operation(action, Some(self.old), Some(self.new)) });
         };
         if let (Some(old), Some(new)) = (before.mode, after.mode)
             && old != new
         {
-            put(What::Chmod, 0);
+            put(Action::Chmod, 0);
         }
         if self.new.kind() != Kind::File {
             return;
@@ -307,27 +310,28 @@ impl<'a> Change<'_, 'a> {
         let (in_journal, behind_in_journal) =
             self.written_before_and_behind(old_size, new_size, &self.written.replayed);
         match new_size.cmp(&old_size) {
-            Ordering::Less => put(What::Truncate, 0),
+            Ordering::Less => put(Action::Truncate, 0),
             Ordering::Greater => {
                 let has_data = behind > 0 || behind_in_journal > 0 || is_without_blocks(&after);
-                put(if has_data { What::Append } else { What::Truncate }, behind);
+                put(if has_data { Action::Append } else { Action::Truncate }, behind);
             }
             Ordering::Equal => {}
         }
-        if inside > 0 && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
-            put(What::Move, inside);
+        if inside > 0 && !is_modified && !spans(self.old).eq(spans(self.new)) {
+            put(Action::Move, inside);
         } else if inside > 0 || is_modified && in_journal > 0 {
-            put(What::Write, inside);
+            put(Action::Write, inside);
         } else if is_modified && new_size == old_size {
-            // What lies in the inode is written with it.
+            // Data in the inode is written with the inode.
             let is_inline = new_size > 0 && is_without_blocks(&after);
-            put(if is_inline { What::Write } else { What::Touch }, 0);
+            put(if is_inline { Action::Write } else { Action::Touch }, 0);
         }
     }
 
-    /// How many bytes were written of what it had before, and of what it has got. The block in which it ended is
-    /// written as a whole when something is appended, and counts as got; and that in which it ends now when it is cut,
-    /// as what is behind the end is made zeroes.
+    /// The numbers of bytes written before and after the old end of the file. The block with the
+    /// old end is written as a whole when data is appended, and counts as appended. When a file is
+    /// truncated, the block with the new end does not count, because the bytes after the end are
+    /// zeroed.
     fn written_before_and_behind(
         &self,
         old_size: u64,

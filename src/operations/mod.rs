@@ -1,64 +1,65 @@
-//! What a guest does to its files: its writes, as operations with names.
+//! The operations of a guest on its files, derived from its writes.
 //!
-//! A write is a row of bytes at an offset. What it *means* depends on the file system, and on writes that come
-//! later: data precedes the inode that will point to it, and all of it may go to a journal first. So nothing is
-//! made of single writes here. The disks are [frozen](virt_bmap_image::freeze) now and then, and mapped by an
-//! appliance while the guest runs on; what differs between two maps, by inode, name, size and time, and where
-//! the guest has written between them, is what it has done. That works for every file system that can be
-//! mapped. A journal is replayed in the private layer of that appliance, never on the guest's disk.
+//! A write is only bytes at an offset. Its *meaning* depends on the filesystem and on later writes:
+//! data is written before the inode that points to it, and everything may go to a journal first. So
+//! single writes are not interpreted. Instead, the disks are [frozen](virt_bmap_image::freeze) from
+//! time to time, and an appliance maps them while the guest runs on. The differences between two
+//! maps (inode, name, size, time) and the ranges written between them give the operations. This
+//! works for every filesystem that can be mapped. A journal is replayed in the private layer of
+//! that appliance, never on the guest's disk.
 //!
 //! ```text
 //! guest ─► disk ─► Freezable ──── freeze ───► Frozen ─► mapper ─► map ─┐
-//!                      └─ what was written ────────────────────────────┼─► compare ─► output
-//!                                                     the map before ──┘
+//!                      └─ written ranges ──────────────────────────────┼─► compare ─► output
+//!                                                       previous map ──┘
 //! ```
 //!
-//! * [`Watcher`] decides when, and has the disks mapped;
-//! * [`compare`](fn@compare) makes operations of two maps and of what was written;
-//! * [`Form`] is how they are written down.
+//! * [`Watcher`] decides when to look, and starts the mapping;
+//! * [`compare`](fn@compare) derives operations from two maps and the written ranges;
+//! * [`OperationsFormat`] is the output format.
 
 mod compare;
 mod output;
 mod watcher;
 
 pub use compare::{Written, compare};
-pub use output::{Form, Span};
+pub use output::{OperationsFormat, Span};
 pub use watcher::{Ended, MapDisks, MapDisksError, MappedDisks, Watcher, WatcherOptions};
 
 use virt_bmap_map::{Attributes, ObjectName};
 
-/// What was done to a file, directory or symbolic link.
+/// An operation on a file, directory or symbolic link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum What {
-    /// A directory is gone.
+pub enum Action {
+    /// A directory was removed.
     Rmdir,
-    /// A file is gone.
+    /// A file was removed.
     Delete,
-    /// A name is gone; its file has others.
+    /// A name was removed; the file has others.
     Unlink,
-    /// It has another name.
+    /// The name changed.
     Rename,
-    /// A directory is new.
+    /// A directory was created.
     Mkdir,
-    /// A file or symbolic link is new.
+    /// A file or symbolic link was created.
     Create,
-    /// A file that was there has a further name.
+    /// An existing file got another name.
     Link,
-    /// It is shorter; or longer, and nothing was written there.
+    /// A file became shorter, or longer without data being written.
     Truncate,
-    /// Bytes that it had were written.
+    /// Existing bytes were written.
     Write,
-    /// It is longer.
+    /// A file became longer.
     Append,
-    /// Its data lies elsewhere, and is not modified: it was defragmented, for instance.
+    /// The data moved without being modified, for example by defragmentation.
     Move,
-    /// Its time of modification differs, and nothing was seen to be written to it.
+    /// The modification time changed without any write to the data.
     Touch,
-    /// It has other permissions.
+    /// The permissions changed.
     Chmod,
 }
 
-impl What {
+impl Action {
     /// The word for it.
     pub fn word(self) -> &'static str {
         match self {
@@ -82,16 +83,16 @@ impl What {
 /// One operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation<'a> {
-    /// What was done.
-    pub what: What,
-    /// To what: the name that it has afterwards; of what is gone, the name that it had.
+    /// Its kind.
+    pub action: Action,
+    /// The name of the object afterwards; its former name if it was removed.
     pub name: ObjectName<'a>,
-    /// Of a rename, the name before; of a link, a name that the file has besides.
+    /// For a rename the former name; for a link another name of the file.
     pub from: Option<ObjectName<'a>>,
-    /// What was known of it before, if it was there.
+    /// Its attributes before, if it existed.
     pub before: Option<Attributes>,
-    /// What is known of it afterwards, if it is there.
+    /// Its attributes afterwards, if it exists.
     pub after: Option<Attributes>,
-    /// How many bytes of its blocks were written by this; 0 where that is not known.
+    /// Number of bytes of its blocks that the operation wrote; 0 if unknown.
     pub written: u64,
 }

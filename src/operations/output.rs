@@ -1,4 +1,4 @@
-//! How operations are written down.
+//! Output of operations.
 
 use super::Operation;
 use std::io::{self, Write};
@@ -9,27 +9,28 @@ use virt_bmap_map::tabular::{Cell, Value, device, json_object, letter, path};
 use virt_bmap_map::text::push_name;
 use virt_bmap_map::{Attributes, ObjectName};
 
-/// The time in which operations happened, since the trace began.
+/// The time span in which operations happened, counted from the start of the trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// When what was known before was true.
+    /// The time of the previous map.
     pub from: Duration,
-    /// When what is known now was.
+    /// The time of the present map.
     pub to: Duration,
 }
 
-/// How operations are written down.
+/// Output format of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// A line for each: `create f /dev/sda1 /home/x`, names escaped as in a text map; of a rename or link both names with
-    /// ` -> ` between them. Before those of a span a comment says when that was.
+pub enum OperationsFormat {
+    /// A line for each: `create f /dev/sda1 /home/x`, names escaped as in a text map; for a rename
+    /// or link both names with ` -> ` between them. A comment line with the times precedes the
+    /// operations of a span.
     Text,
-    /// A JSON object for each, one a line.
+    /// One JSON object per line for each.
     Jsonl,
 }
 
-impl Form {
-    /// The form that a file's name stands for.
+impl OperationsFormat {
+    /// The format that the suffix of a file selects.
     pub fn of(path: &Path) -> Self {
         if path.extension().is_some_and(|extension| extension == "jsonl") { Self::Jsonl } else { Self::Text }
     }
@@ -72,7 +73,7 @@ impl std::fmt::Display for Seconds {
 }
 
 fn text(line: &mut Vec<u8>, operation: &Operation<'_>) {
-    line.extend_from_slice(operation.what.word().as_bytes());
+    line.extend_from_slice(operation.action.word().as_bytes());
     line.push(b' ');
     let Some(from) = operation.from else { return push_name(line, operation.name) };
     push_name(line, ObjectName { path: b"", ..from });
@@ -82,10 +83,10 @@ fn text(line: &mut Vec<u8>, operation: &Operation<'_>) {
     push_path(line, operation.name.path);
 }
 
-/// Between two names.
+/// Separator of two names.
 const ARROW: &[u8] = b" -> ";
 
-/// Appends a path in which nothing looks like what stands between two.
+/// Appends a path in which the separator of two names is escaped.
 fn push_path(line: &mut Vec<u8>, path: &[u8]) {
     let escaped = escape(path);
     let mut rest = &escaped[..];
@@ -104,7 +105,7 @@ fn json(out: &mut dyn Write, span: Span, operation: &Operation<'_>) -> io::Resul
     let size = |attributes: Option<Attributes>| Value::from(attributes.and_then(|known| known.size));
     let time = |time: Option<i64>| Value::from(time.and_then(|time| u64::try_from(time).ok()));
     let mut cells: Vec<Cell<'_>> = vec![
-        ("op", Value::Word(operation.what.word())),
+        ("op", Value::Word(operation.action.word())),
         ("type", letter(name)),
         ("device", device(name)),
         ("path", path(name)),
@@ -128,13 +129,13 @@ fn json(out: &mut dyn Write, span: Span, operation: &Operation<'_>) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operations::What;
+    use crate::operations::Action;
     use virt_bmap_map::Kind;
 
-    fn written(form: Form, operations: &[Operation<'_>]) -> String {
+    fn written(format: OperationsFormat, operations: &[Operation<'_>]) -> String {
         let span = Span { from: Duration::ZERO, to: Duration::from_millis(2500) };
         let mut out = Vec::new();
-        form.write(&mut out, span, operations).unwrap();
+        format.write(&mut out, span, operations).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -144,7 +145,7 @@ mod tests {
         let known =
             Attributes { inode: Some(12), size: Some(5), mode: Some(0o100_644), ..Attributes::default() };
         let create = Operation {
-            what: What::Create,
+            action: Action::Create,
             name: name(b"/a\n\xc3\xa9"),
             from: None,
             before: None,
@@ -152,28 +153,31 @@ mod tests {
             written: 4096,
         };
         let rename = Operation {
-            what: What::Rename,
+            action: Action::Rename,
             from: Some(name(b"/a -> b")),
             before: Some(known),
             written: 0,
             ..create
         };
         assert_eq!(
-            written(Form::Text, &[create, rename]),
+            written(OperationsFormat::Text, &[create, rename]),
             "# 0.000 s to 2.500 s\ncreate f /dev/sda1 /a\\012é\nrename f /dev/sda1 /a\\040-> b -> /a\\012é\n"
         );
-        let lines = written(Form::Jsonl, &[create, rename]);
+        let lines = written(OperationsFormat::Jsonl, &[create, rename]);
         let lines: Vec<serde_json::Value> =
             lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines[0]["path"], "/a\né");
         assert_eq!((&lines[0]["op"], &lines[0]["old_size"]), (&"create".into(), &serde_json::Value::Null));
         assert_eq!((&lines[1]["from_path"], &lines[1]["old_size"]), (&"/a -> b".into(), &5.into()));
         assert_eq!((&lines[1]["from_ns"], &lines[1]["to_ns"]), (&0.into(), &2_500_000_000u64.into()));
-        assert_eq!(written(Form::Text, &[]), "");
+        assert_eq!(written(OperationsFormat::Text, &[]), "");
     }
 
     #[test]
-    fn a_file_s_name_tells_the_form() {
-        assert_eq!([Form::of("a.jsonl".as_ref()), Form::of("a.log".as_ref())], [Form::Jsonl, Form::Text]);
+    fn the_suffix_selects_the_format() {
+        assert_eq!(
+            [OperationsFormat::of("a.jsonl".as_ref()), OperationsFormat::of("a.log".as_ref())],
+            [OperationsFormat::Jsonl, OperationsFormat::Text]
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! When the disks are frozen, and what is made of it.
+//! Decides when to freeze and map the disks, and writes the operations found.
 
-use super::{Form, Span, What, Written, compare};
+use super::{Action, OperationsFormat, Span, Written, compare};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,65 +11,66 @@ use virt_bmap_image::{Freezable, Source, freeze};
 use virt_bmap_map::{Map, Warning};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 
-/// A guest that has asked for its writes to be made durable, and then writes nothing for so long, has done something.
+/// A guest that flushed its writes and then wrote nothing for this time has finished an action.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether it is time.
+/// Interval of the checks whether it is time to look.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Maps frozen disks, which are given in their order. It comes from outside, as does the way to end it early.
+/// Maps frozen disks, given in their order. The caller supplies it, and the means to cancel it.
 pub type MapDisks = Box<dyn FnMut(&[Arc<dyn Source>]) -> Result<MappedDisks, MapDisksError> + Send>;
 
 /// Why disks could not be mapped.
 pub type MapDisksError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What [`MapDisks`] has found.
+/// The result of [`MapDisks`].
 #[derive(Debug)]
 pub struct MappedDisks {
-    /// The map, whose warnings say what is missing from it.
+    /// The map; its warnings list what is missing.
     pub map: Map,
-    /// Of each disk, what its filesystems have written as they were mounted, to a private layer: a replayed
-    /// journal, for instance.
+    /// For each disk, the ranges that its filesystems wrote to the private layer when they were
+    /// mounted, for example by replaying a journal.
     pub replayed: Vec<RangeSet<DiskOffset>>,
 }
 
-/// When to look for operations, and how to write them down.
+/// When to look for operations, and how to write them.
 #[derive(Debug)]
 pub struct WatcherOptions {
-    /// Look so often if anything was written, however busy the guest is.
+    /// Look after this time if anything was written, however busy the guest is.
     pub every: Option<Duration>,
-    /// Look when this is set, which is unset then.
-    pub now: Arc<AtomicBool>,
-    /// How operations are written down.
-    pub form: Form,
+    /// Look when this is set; it is then cleared.
+    pub look_now: Arc<AtomicBool>,
+    /// The output format.
+    pub format: OperationsFormat,
 }
 
-/// Finds out what a guest does to its files, on a thread of its own. To be [finished](Self::finish).
+/// Finds the operations of a guest, on its own thread. Call [`finish`](Self::finish) at the end.
 #[derive(Debug)]
 pub struct Watcher {
     is_ending: Arc<AtomicBool>,
     thread: JoinHandle<Ended>,
 }
 
-/// How it has ended.
+/// The result of a [`Watcher`].
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// How many operations were found, of each kind.
-    pub counts: BTreeMap<What, u64>,
-    /// How often the disks were looked at.
-    pub spans: u64,
-    /// What could not be found out, in sentences fit for a terminal; empty if all was.
+    /// Number of operations of each kind.
+    pub counts: BTreeMap<Action, u64>,
+    /// Number of times that the disks were mapped.
+    pub looks: u64,
+    /// What could not be determined, as printable messages; empty if the result is complete.
     pub missing: Vec<String>,
 }
 
-/// Most sentences of what is missing that are kept.
+/// Maximum number of messages kept in [`Ended::missing`].
 const MOST_MISSING: usize = 100;
 
 impl Watcher {
-    /// Begins to watch what is written to `disks`. They are now as `before` says, and `map` maps them again.
+    /// Begins to watch the writes to `disks`, whose present state `before` describes; `map` maps
+    /// them again.
     ///
     /// # Errors
-    /// There is no thread for it.
+    /// If the thread cannot be started.
     pub fn start(
         disks: Vec<Arc<Freezable>>,
         before: Map,
@@ -94,7 +95,7 @@ impl Watcher {
         let thread = std::thread::Builder::new().name("operations".into()).spawn({
             let is_ending = is_ending.clone();
             move || {
-                // The last look comes when the guest can write no more.
+                // The last look happens after the guest's last write.
                 while !is_ending.load(Ordering::SeqCst) {
                     if work.is_time() {
                         work.look();
@@ -108,30 +109,32 @@ impl Watcher {
         Ok(Self { is_ending, thread })
     }
 
-    /// Has it look a last time, when nothing is written any more, and end.
+    /// Requests a last look and the end. Call it after the guest's last write.
     pub fn end(&self) {
         self.is_ending.store(true, Ordering::SeqCst);
     }
 
-    /// Whether it has done so.
+    /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Ends it, waits for that, and tells how it went.
+    /// Ends it, waits for the end, and returns the result.
     pub fn finish(self) -> Ended {
         self.end();
-        let panicked =
-            || Ended { missing: vec!["internal error: a thread panicked".into()], ..Ended::default() };
+        let panicked = || Ended {
+            missing: vec!["internal error: the thread for operations panicked".into()],
+            ..Ended::default()
+        };
         self.thread.join().unwrap_or_else(|_| panicked())
     }
 }
 
 struct Work {
     disks: Vec<Arc<Freezable>>,
-    /// What is known of them.
+    /// Their previous map.
     before: Map,
-    /// What was written since.
+    /// The ranges written since then.
     seen: Vec<RangeSet<DiskOffset>>,
     output: Box<dyn Write + Send>,
     map: MapDisks,
@@ -144,7 +147,7 @@ struct Work {
 
 impl Work {
     fn is_time(&self) -> bool {
-        let is_wanted = self.options.now.swap(false, Ordering::SeqCst);
+        let is_wanted = self.options.look_now.swap(false, Ordering::SeqCst);
         let mut writes = self.disks.iter().filter_map(|disk| disk.last_write()).peekable();
         if writes.peek().is_none() {
             return false;
@@ -153,7 +156,7 @@ impl Work {
         is_wanted || is_due || writes.all(|(last, is_flushed)| is_flushed && last.elapsed() >= QUIET)
     }
 
-    /// Freezes the disks, maps them, and writes down what was done to the files.
+    /// Freezes the disks, maps them, and writes the operations.
     fn look(&mut self) {
         let is_written = self.disks.iter().any(|disk| disk.last_write().is_some());
         if !is_written && self.seen.iter().all(RangeSet::is_empty) {
@@ -161,7 +164,7 @@ impl Work {
         }
         if let Err(error) = self.try_look() {
             self.note_missing(format!(
-                "what was done until {:.1} s: {error}",
+                "those up to {:.1} s, because the disks could not be mapped: {error}",
                 self.began.elapsed().as_secs_f64()
             ));
         }
@@ -182,10 +185,10 @@ impl Work {
         let written = Written { seen, replayed: mapped.replayed };
         let operations = compare(&self.before, &mapped.map, &written);
         for operation in &operations {
-            *self.ended.counts.entry(operation.what).or_default() += 1;
+            *self.ended.counts.entry(operation.action).or_default() += 1;
         }
-        self.ended.spans += 1;
-        let result = self.options.form.write(&mut *self.output, Span { from: self.from, to }, &operations);
+        self.ended.looks += 1;
+        let result = self.options.format.write(&mut *self.output, Span { from: self.from, to }, &operations);
         let warnings = mapped.map.header().warnings.clone();
         self.before = mapped.map;
         self.from = to;
@@ -195,10 +198,10 @@ impl Work {
         Ok(result?)
     }
 
-    fn note_missing(&mut self, what: String) {
-        tracing::debug!("{what}");
-        if self.ended.missing.len() < MOST_MISSING && !self.ended.missing.contains(&what) {
-            self.ended.missing.push(what);
+    fn note_missing(&mut self, reason: String) {
+        tracing::debug!("{reason}");
+        if self.ended.missing.len() < MOST_MISSING && !self.ended.missing.contains(&reason) {
+            self.ended.missing.push(reason);
         }
     }
 }

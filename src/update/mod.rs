@@ -1,9 +1,9 @@
-//! Whether a map has to be made again.
+//! Decides whether a map must be made again.
 //!
-//! A map has no times in it, so that two runs on one image give the same bytes. What is left are the time at
-//! which its file was written, and what it says of the images: their sizes, formats and backing files. Nothing
-//! of the disks is read for that. It is not seen when an image's time is set back, or when the map's file got
-//! a later one by being copied.
+//! A map contains no times, so that two runs on the same image give the same bytes. The decision
+//! uses the modification time of the map's file, and the sizes, formats and backing files of the
+//! images as recorded in the map. No data of the disks is read. Two cases are not detected: the
+//! modification time of an image was set back, or copying the map gave its file a later time.
 
 mod since;
 
@@ -16,39 +16,41 @@ use virt_bmap_map::Map;
 use virt_bmap_ranges::Printable;
 use virt_bmap_trace::freshness::{self, Stale};
 
-/// Why a map has to be made again.
+/// Why a map must be made again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    /// It is of another disk, or of an earlier time.
+    /// The map is of another disk, or older than the image.
     #[error(transparent)]
     Stale(#[from] Stale),
-    /// The image is of another format, or has other backing files.
-    #[error("{} is made of other files or formats than when it was mapped", Printable::path(.image))]
+    /// The image has another format or other backing files than when it was mapped.
+    #[error("{}: the format or the backing files have changed since it was mapped", Printable::path(.image))]
     Chain {
         /// The image.
         image: PathBuf,
     },
-    /// It cannot be told.
-    #[error("{} may have changed: it has no time that tells whether it was written to", Printable::path(.file))]
-    Untold {
+    /// Changes of the image cannot be detected.
+    #[error("{} may have changed: writes to a block device cannot be detected", Printable::path(.file))]
+    Undetectable {
         /// A block device.
         file: PathBuf,
     },
 }
 
 impl Reason {
-    /// Whether it is the image's file alone that seems to have been written to: who knows block for block that nothing
-    /// was, knows better.
-    pub fn is_of_time(&self) -> bool {
-        matches!(self, Self::Stale(Stale::Changed { .. }) | Self::Untold { .. })
+    /// Whether the only evidence of a change is the modification time of a file, or its absence. A
+    /// source that knows the written blocks overrides such a reason.
+    pub fn is_only_time(&self) -> bool {
+        matches!(self, Self::Stale(Stale::Changed { .. }) | Self::Undetectable { .. })
     }
 }
 
-/// Why `map`, which was read from the file `path`, has to be made again of these images; `None` if a new one
-/// would be the same, as far as can be seen. What is [of time](Reason::is_of_time) alone comes last. Under which name the images are given is no matter.
+/// Why `map`, which was read from the file `path`, must be made again from these images; `None` if
+/// a new map would be the same, as far as can be detected. A reason that is [only a
+/// time](Reason::is_only_time) is returned only if there is no other. The paths of the images may
+/// differ from those in the map.
 pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
     let stale = freshness::check(map, path, images).err();
-    let (of_time, other) = match stale {
+    let (only_time, other) = match stale {
         Some(changed @ Stale::Changed { .. }) => (Some(changed), None),
         other => (None, other),
     };
@@ -61,7 +63,7 @@ pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
             return Some(Reason::Chain { image: image.name.clone() });
         }
     }
-    if let Some(changed) = of_time {
+    if let Some(changed) = only_time {
         return Some(changed.into());
     }
     let is_telling = |file: &&PathBuf| Stamp::of(file).is_ok_and(|stamp| stamp.is_telling());
@@ -69,5 +71,5 @@ pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
         .iter()
         .flat_map(Image::files)
         .find(|file| !is_telling(file))
-        .map(|file| Reason::Untold { file: file.clone() })
+        .map(|file| Reason::Undetectable { file: file.clone() })
 }

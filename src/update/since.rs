@@ -1,4 +1,4 @@
-//! What has been written to a disk since its map was made, by who knows it block for block.
+//! Sources that know which blocks of a disk were written since its map was made.
 
 use crate::changed::{Compared, compare, not_in_holes};
 use std::io;
@@ -8,21 +8,22 @@ use virt_bmap_image::{self, Image, OpenError, OpenOptions};
 use virt_bmap_map::rangelist;
 use virt_bmap_ranges::IndexedRanges;
 
-/// Who knows what was written to a disk, from about the time on at which its map was made.
+/// A source of the blocks that were written to a disk since its map was made, or since an earlier
+/// time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Since {
     /// A dirty bitmap of the qcow2 image.
     Bitmap(String),
-    /// An internal snapshot of the qcow2 image, with which it is compared.
+    /// An internal snapshot of the qcow2 image, which is compared with the image.
     Snapshot(String),
-    /// An image of the disk as it was. If it is the one below, what the image itself holds was written; else both
-    /// are compared.
+    /// An image of the older disk. If it is the image below, the written blocks are those that the
+    /// upper image itself holds; otherwise both are compared.
     Image(PathBuf),
 }
 
-/// A word that is none of these.
+/// A text that names no source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is none of bitmap:NAME, snapshot:NAME and image:PATH")]
+#[error("expected bitmap:NAME, snapshot:NAME or image:PATH")]
 pub struct BadSince;
 
 impl FromStr for Since {
@@ -39,19 +40,19 @@ impl FromStr for Since {
     }
 }
 
-/// Why it is not known what was written.
+/// Why a source cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SinceError {
-    /// The image, its bitmap or its snapshot cannot be read, nor can the other image.
+    /// The image, its bitmap, its snapshot, or the older image cannot be read.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Which parts of the images are holes cannot be told.
-    #[error("the holes of the images cannot be told")]
+    /// The holes of the images cannot be determined.
+    #[error("cannot find out which parts of the images are holes")]
     Holes(#[source] io::Error),
 }
 
 impl Since {
-    /// The bytes of the disk that may be other than they were. What cannot be read is among them.
+    /// The bytes of the disk that may have changed, including those that cannot be read.
     ///
     /// # Errors
     /// [`SinceError`]
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_say_what_they_are_of() {
+    fn sources_are_parsed() {
         assert_eq!("bitmap:a:b".parse(), Ok(Since::Bitmap("a:b".into())));
         assert_eq!("snapshot:s".parse(), Ok(Since::Snapshot("s".into())));
         assert_eq!("image:/a/b.raw".parse(), Ok(Since::Image("/a/b.raw".into())));

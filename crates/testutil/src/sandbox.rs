@@ -346,7 +346,7 @@ impl Finished {
     /// How many files it says that it took over from an earlier map.
     pub fn taken_over(&self) -> Option<u64> {
         let number = |line: &str| {
-            line.strip_suffix(" files were taken over from the earlier map, and not read")?.parse().ok()
+            line.strip_suffix(" files reused from the baseline without reading them")?.parse().ok()
         };
         self.stderr.lines().find_map(number)
     }

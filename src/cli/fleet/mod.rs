@@ -22,11 +22,11 @@ use virt_bmap::fleet::{self, Guest, Mapper, Shard, Store, capacity, manifest};
 use virt_bmap::mapper::Cancel;
 use virt_bmap_map::output::Output;
 
-/// Map many guests, each in a process of its own, and go on where a run was ended.
+/// Map many guests, each in a process of its own; an interrupted run can be continued.
 ///
-/// Each image is a guest, and below directories each file whose suffix is that of an image format; guests with
-/// several disks stand in a manifest. The maps of guest ID are ID.bmap and ID.jsonl.zst. What is there, and
-/// made of images that have not changed since, is not made again.
+/// Each image is a guest; in directories, each file with the suffix of an image format is a guest.
+/// Guests with several disks need a manifest. The maps of guest ID are ID.bmap and ID.jsonl.zst. A
+/// guest with a map whose images have not changed since is skipped.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -41,7 +41,8 @@ pub(super) struct FleetArgs {
     #[arg(value_name = "PLACE", required_unless_present_any = ["manifest", "connect"], conflicts_with = "manifest")]
     places: Vec<PathBuf>,
 
-    /// Map every domain of this libvirt host, as `virsh -c` has it; a running one only with --force-share
+    /// Map every domain of this libvirt host (URI as for `virsh -c`); running ones need
+    /// --force-share
     #[arg(short, long, value_name = "URI", conflicts_with_all = ["places", "manifest"])]
     connect: Option<String>,
 
@@ -51,11 +52,11 @@ pub(super) struct FleetArgs {
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0    every guest's map is there and whole
-  1    failed; what was finished until then is kept
+  0    every guest has a complete map
+  1    error; the maps finished so far are kept
   2    usage error
-  3    some guests have no map, or an incomplete one; the table says which
-  130  interrupted (143: terminated); the same command goes on
+  3    some guests have no map, or an incomplete one; the table lists them
+  130  interrupted (143: terminated); the same command continues the run
 
 Examples:
   virt-bmap-rs fleet /var/lib/libvirt/images
@@ -78,9 +79,9 @@ enum Command {
 const PLAN_AFTER_HELP: &str = "\
 Exit status:
   0  the manifest was written
-  1  failed: a place cannot be read, or libvirt not be asked
+  1  error: a PLACE cannot be read, or libvirt does not answer
   2  usage error
-  3  some domains were left out; standard error says which
+  3  some domains were left out; standard error lists them
 
 Examples:
   virt-bmap-rs fleet plan /var/lib/libvirt/images -o guests.jsonl
@@ -96,8 +97,8 @@ Examples:
 
 const STATUS_AFTER_HELP: &str = "\
 Exit status:
-  0  every guest's map is there and whole
-  1  failed: there is no fleet in the directory, or it cannot be read
+  0  every guest has a complete map
+  1  error: the directory holds no fleet, or cannot be read
   2  usage error
   3  some guests have no map, or an incomplete one
 
@@ -113,22 +114,22 @@ Examples:
   virt-bmap-rs fleet merge --out-dir /shared/maps
   virt-bmap-rs fleet merge --parquet --out-dir maps";
 
-/// Write down the guests: a manifest, one JSON object on a line for each
+/// Write a manifest: a line with a JSON object for each guest
 #[derive(Debug, clap::Args)]
 struct PlanArgs {
     /// Images, and directories with images
     #[arg(value_name = "PLACE", required_unless_present = "connect")]
     places: Vec<PathBuf>,
 
-    /// Take every domain of this libvirt host, as `virsh -c` has it
+    /// List every domain of this libvirt host (URI as for `virsh -c`)
     #[arg(short, long, value_name = "URI", conflicts_with = "places")]
     connect: Option<String>,
 
-    /// Take running domains, too
+    /// Include running domains
     #[arg(long, requires = "connect")]
     force_share: bool,
 
-    /// Where to write the manifest; `-` is standard output
+    /// File to write the manifest to; `-` is standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     output: PathBuf,
 }
@@ -136,50 +137,51 @@ struct PlanArgs {
 /// Map the guests of a manifest
 #[derive(Debug, clap::Args)]
 struct RunArgs {
-    /// The guests; `-` is standard input
+    /// The manifest that lists the guests; `-` is standard input
     ///
-    /// [default of `fleet run`: those that the last run in the directory worked on]
+    /// [default of `fleet run`: the guests of the last run in the directory]
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
 
     #[command(flatten)]
-    place: RunLocation,
+    location: RunLocation,
 
-    /// How many guests are mapped at once
+    /// Number of guests to map at the same time
     ///
-    /// [default: one for each processor, as far as there is memory]
+    /// [default: one for each processor, limited by the available memory]
     #[arg(short, long, value_name = "N")]
     jobs: Option<NonZero<usize>>,
 
-    /// Map this share of the guests alone: number I of N
+    /// Map only shard number I of N
     ///
-    /// Which guests are in a share depends on their ids alone. Shares of one N may be worked on at the same time,
-    /// in one directory, by several machines.
+    /// The shard of a guest depends only on its ID. Several machines can map different shards of
+    /// the same N at the same time, in one directory.
     #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
     shard: Shard,
 
-    /// How often a guest of which there is no map is tried again
+    /// Number of further attempts for a guest whose mapping fails
     #[arg(long, value_name = "N", default_value_t = 1)]
     retries: u32,
 
-    /// End a guest's mapping when it has taken so long
+    /// Seconds after which the mapping of a guest is ended
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     time_limit: Option<u64>,
 
-    /// Map guests on block devices again: they do not tell whether they were written to
+    /// Map guests on block devices again, because writes to a block device cannot be detected
     #[arg(long)]
     again: bool,
 
-    /// Bring the map of a guest that has changed up to date, instead of reading all of the guest
+    /// Update the map of a guest that has changed, instead of reading the whole guest
     ///
-    /// What is as it was is taken over from the map that is there; the new map is the same as without this. The record
-    /// then says how much changed.
+    /// Unchanged files are reused from the existing map; the new map is the same as without this
+    /// option. The record then holds the number of changes.
     #[arg(long)]
     update: bool,
 
-    /// Run this program with our arguments after its own in place of ours, to map a guest
+    /// Program that maps a guest, instead of this one; can be repeated for its arguments
     ///
-    /// For example `--mapper nice --mapper virt-bmap-rs`; given several times, each is one argument.
+    /// The arguments of virt-bmap-rs follow those given here. Example: `--mapper nice --mapper
+    /// virt-bmap-rs`.
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     mapper: Vec<OsString>,
 
@@ -190,27 +192,28 @@ struct RunArgs {
     mapping: MapOptions,
 }
 
-/// Tell which guests are mapped, and how that went
+/// Show the state of each guest
 ///
-/// Reads the records and looks whether the images have changed. May be asked while runs are at work.
+/// Reads the records and checks whether the images have changed. Can be used while runs are in
+/// progress.
 #[derive(Debug, clap::Args)]
 struct StatusArgs {
     #[command(flatten)]
-    place: RunLocation,
+    location: RunLocation,
 
     #[command(flatten)]
     form: AnswerFormat,
 }
 
-/// Put the records of all shares together: fleet.jsonl
+/// Merge the records of all shards into fleet.jsonl
 #[derive(Debug, clap::Args)]
 struct MergeArgs {
-    /// Write fleet.parquet as well: the rows of all maps, with a column that tells the guest
+    /// Also write fleet.parquet: the rows of all maps, with a column for the guest
     #[arg(long)]
     parquet: bool,
 
     #[command(flatten)]
-    place: RunLocation,
+    location: RunLocation,
 
     #[command(flatten)]
     form: AnswerFormat,
@@ -218,7 +221,7 @@ struct MergeArgs {
 
 #[derive(Debug, clap::Args)]
 struct RunLocation {
-    /// Where the maps and records are
+    /// Directory of the maps and records
     #[arg(long, value_name = "DIR", default_value = "maps")]
     out_dir: PathBuf,
 }
@@ -231,7 +234,7 @@ pub(super) fn run(args: &FleetArgs, matches: &ArgMatches) -> Result<Exit> {
             let matches = matches.subcommand_matches("run").context("internal error: no matches")?;
             let guests = match &args.manifest {
                 Some(manifest) => read_manifest(manifest)?,
-                None => Store::open(&args.place.out_dir)?.manifest()?,
+                None => Store::open(&args.location.out_dir)?.manifest()?,
             };
             map(args, &guests, matches)
         }
@@ -247,20 +250,20 @@ pub(super) fn run(args: &FleetArgs, matches: &ArgMatches) -> Result<Exit> {
     }
 }
 
-/// The guests in these places, or of a libvirt host; and whether none was left out.
+/// The guests in these places or of a libvirt host, and whether the list is complete.
 fn find(places: &[PathBuf], uri: Option<&String>, force_share: bool) -> Result<(Vec<Guest>, bool)> {
     let Some(uri) = uri else { return Ok((fleet::plan::plan(places)?, true)) };
     let (guests, left_out) = Host { uri: Some(uri.clone()), force_share }.guests()?;
     for why in &left_out {
-        note!("virt-bmap-rs: warning: left out: {why}");
+        note!("virt-bmap-rs: warning: domain left out: {why}");
     }
     if guests.is_empty() {
-        bail!("{uri} has no domain that could be mapped");
+        bail!("{uri}: no domain of this host can be mapped");
     }
     Ok((guests, left_out.is_empty()))
 }
 
-/// A fleet in which guests were left out is not complete.
+/// Makes a success incomplete if guests were left out.
 fn unless_all(exit: Exit, is_all: bool) -> Exit {
     if exit == Exit::Success && !is_all { Exit::Incomplete } else { exit }
 }
@@ -268,7 +271,8 @@ fn unless_all(exit: Exit, is_all: bool) -> Exit {
 fn plan(args: &PlanArgs) -> Result<Exit> {
     let (guests, is_all) = find(&args.places, args.connect.as_ref(), args.force_share)?;
     let mut output = Output::create(&args.output)?;
-    manifest::write(&guests, BufWriter::new(&mut output)).context("the manifest could not be written")?;
+    manifest::write(&guests, BufWriter::new(&mut output))
+        .with_context(|| format!("{}: cannot write the manifest", args.output.display()))?;
     output.commit()?;
     Ok(unless_all(Exit::Success, is_all))
 }
@@ -278,19 +282,21 @@ fn read_manifest(path: &Path) -> Result<Vec<Guest>> {
     if path == Path::new("-") {
         return Ok(manifest::read(io::stdin().lock(), path, &here)?);
     }
-    let file = File::open(path).with_context(|| format!("{}: could not be opened", path.display()))?;
+    let file = File::open(path).with_context(|| format!("{}: cannot open the manifest", path.display()))?;
     let path = std::path::absolute(path)?;
     let base = path.parent().unwrap_or(&here);
     Ok(manifest::read(BufReader::new(file), &path, base)?)
 }
 
 fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
-    let store = Store::create(&args.place.out_dir)?;
+    let store = Store::create(&args.location.out_dir)?;
     let (options, noted) = MapOptions::passed_on(matches);
     let mut words = args.mapper.iter().cloned();
     let program = match words.next() {
         Some(program) => program.into(),
-        None => std::env::current_exe().context("where this program itself is cannot be found out")?,
+        None => {
+            std::env::current_exe().context("cannot find the path of this program; name it with --mapper")?
+        }
     };
     let mapper = Mapper { program, wrapper: words.collect(), options, noted };
     let jobs = args.jobs.map_or_else(|| capacity::default_jobs(args.mapping.memsize), NonZero::get);
@@ -298,10 +304,10 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
         shard: args.shard,
         jobs,
         retries: args.retries,
-        // The mapper itself gives up what hangs, and says so; this is for a mapper that hangs.
+        // The mapper reports a guest that hangs; this is the limit for a mapper that hangs itself.
         silence: Duration::from_secs(args.mapping.timeout.saturating_add(30)),
         limit: args.time_limit.map(Duration::from_secs),
-        doubt: args.again,
+        remap_uncertain: args.again,
         update: args.update,
         ..Default::default()
     };
@@ -313,7 +319,7 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
     let summary = result?;
     if cancel.is_cancelled() {
         note!(
-            "virt-bmap-rs: interrupted; {} guests were finished, the same command goes on",
+            "virt-bmap-rs: interrupted after {} guests; run the same command again to continue",
             summary.finished
         );
         return Ok(Exit::Signal(interruption.signal()));
@@ -325,14 +331,14 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
 }
 
 fn status(args: &StatusArgs) -> Result<Exit> {
-    let store = Store::open(&args.place.out_dir)?;
+    let store = Store::open(&args.location.out_dir)?;
     let guests = store.manifest()?;
     let rows = guests.iter().map(|guest| Row::of_now(&store, guest)).collect::<Result<Vec<_>>>()?;
     table::print(args.form, &rows)
 }
 
 fn merge(args: &MergeArgs) -> Result<Exit> {
-    let store = Store::open(&args.place.out_dir)?;
+    let store = Store::open(&args.location.out_dir)?;
     let guests = store.manifest()?;
     let records = store.merge(&guests)?;
     if args.parquet {

@@ -1,7 +1,7 @@
-//! Says on standard error how a fleet's run goes: a bar for each guest that is being mapped and one for all,
-//! or a line for each guest.
+//! Progress of a fleet's run on standard error: on a terminal a bar for each guest that is being
+//! mapped and one for all guests, elsewhere a line for each guest.
 
-use crate::cli::progress::PLAIN_EVERY;
+use crate::cli::progress::LINE_EVERY;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
@@ -11,10 +11,10 @@ use virt_bmap::fleet::run::Notice;
 use virt_bmap::fleet::{GuestId, Record, Stale};
 use virt_bmap_ranges::Printable;
 
-/// Steps of a guest's bar.
+/// Number of steps of a guest's bar.
 const STEPS: u64 = 1000;
 
-/// Shows a run. May be told from several threads.
+/// Shows the progress of a run. Several threads may call it.
 pub(super) struct Screen {
     inner: Mutex<Inner>,
 }
@@ -25,7 +25,7 @@ struct Inner {
     pending: usize,
     finished: usize,
     began: Instant,
-    said: Instant,
+    printed: Instant,
 }
 
 struct Bars {
@@ -38,7 +38,7 @@ impl Screen {
     pub(super) fn new(is_quiet: bool) -> Self {
         let bars = (!is_quiet && std::io::stderr().is_terminal()).then(Bars::new);
         let now = Instant::now();
-        let inner = Inner { bars, is_quiet, pending: 0, finished: 0, began: now, said: now };
+        let inner = Inner { bars, is_quiet, pending: 0, finished: 0, began: now, printed: now };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -46,7 +46,7 @@ impl Screen {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).show(notice);
     }
 
-    /// Takes the bars off the screen.
+    /// Removes the bars from the screen.
     pub(super) fn finish(&self) {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bars) = &inner.bars {
@@ -63,14 +63,14 @@ impl Inner {
                 if let Some(bars) = &self.bars {
                     bars.all.set_length(*pending as u64);
                 }
-                self.print(&format!("{pending} guests to map, {current} maps are good already"));
+                self.print(&format!("{pending} guests to map, {current} maps are current"));
             }
             Notice::Started { id, why, attempt } => {
                 if let Some(bars) = &mut self.bars {
                     bars.start(id);
                 }
                 if *attempt > 1 {
-                    self.print(&format!("{id}: failed, try {attempt}"));
+                    self.print(&format!("{id}: failed; starting attempt {attempt}"));
                 } else if self.bars.is_none() || **why != Stale::Missing {
                     self.print(&format!("{id}: starting ({why})"));
                 }
@@ -79,7 +79,7 @@ impl Inner {
                 if let Some(bar) = self.bars.as_ref().and_then(|bars| bars.running.get(*id)) {
                     bar.set_position((share.unwrap_or(0.0) * STEPS as f64) as u64);
                     bar.set_message(Printable(doing.as_bytes()).to_string());
-                } else if self.said.elapsed() >= 6 * PLAIN_EVERY {
+                } else if self.printed.elapsed() >= 6 * LINE_EVERY {
                     let estimate = self.estimate();
                     self.print(&format!("{} of {} guests done{estimate}", self.finished, self.pending));
                 }
@@ -89,12 +89,12 @@ impl Inner {
                 if let Some(bars) = &mut self.bars {
                     bars.end(&record.id);
                 }
-                self.print(&format!("[{}/{}] {}", self.finished, self.pending, sentence(record)));
+                self.print(&format!("[{}/{}] {}", self.finished, self.pending, summary(record)));
             }
         }
     }
 
-    /// How long the rest takes if it goes on like this.
+    /// The estimated time for the remaining guests.
     fn estimate(&self) -> String {
         let Some(each) = self.began.elapsed().checked_div(self.finished as u32) else { return String::new() };
         let left = each * (self.pending - self.finished) as u32;
@@ -102,7 +102,7 @@ impl Inner {
     }
 
     fn print(&mut self, line: &str) {
-        self.said = Instant::now();
+        self.printed = Instant::now();
         if self.is_quiet {
         } else if let Some(bars) = &self.bars {
             let _ = bars.screen.println(line);
@@ -112,7 +112,7 @@ impl Inner {
     }
 }
 
-fn sentence(record: &Record) -> String {
+fn summary(record: &Record) -> String {
     let why = record.error.as_deref().map(|error| format!(": {}", Printable(error.as_bytes())));
     let found = record.counts.map(|counts| format!(", {} files", counts.files));
     let changes = record.changes.map(|changes| format!(", {changes}"));

@@ -1,4 +1,4 @@
-//! The guests and what became of them, for people and for programs.
+//! The table of guests with their results: as text, CSV or JSON.
 
 use crate::cli::Exit;
 use crate::cli::answer::{AnswerFormat, Cell, Value};
@@ -11,17 +11,17 @@ use virt_bmap_ranges::Printable;
 pub(super) struct Row<'a> {
     id: &'a GuestId,
     record: Option<Record>,
-    /// Why its map is not good any more.
+    /// Why its map is no longer current.
     stale: Option<String>,
 }
 
 impl<'a> Row<'a> {
-    /// What the record says.
+    /// The state according to the record.
     pub(super) fn of_record(store: &Store, guest: &'a Guest) -> Result<Self> {
         Ok(Self { id: &guest.id, record: store.record(&guest.id)?, stale: None })
     }
 
-    /// What the record says, and whether the images are still as they were.
+    /// The state according to the record and to the images as they are now.
     pub(super) fn of_now(store: &Store, guest: &'a Guest) -> Result<Self> {
         let record = store.record(&guest.id)?;
         let with_map = record.as_ref().filter(|record| record.status.has_map());
@@ -41,11 +41,11 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn is_good(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.status() == Some(Status::Complete) && self.stale.is_none()
     }
 
-    /// Why it is not complete, in a few words.
+    /// Why the guest is not complete, in a few words.
     fn why(&self) -> Option<String> {
         let record = self.record.as_ref()?;
         let unexamined = || {
@@ -82,7 +82,8 @@ const COLUMNS: [&str; 17] = [
     "why",
 ];
 
-/// Prints the guests and how many are in which state. The exit status says whether all are complete.
+/// Prints the guests and the number of guests in each state. The exit status reports whether all
+/// are complete.
 pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
     let words = ["complete", "incomplete", "failed", "hung", "crashed", "stale", "pending"];
     let sums = words.map(|word| (word, rows.iter().filter(|row| row.word() == word).count() as u64));
@@ -91,7 +92,7 @@ pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
         if form.is_text() {
             return print_text(form, out, shown, &sums, rows.len());
         }
-        // Cells borrow their text: seconds and reasons are made first.
+        // Cells borrow their text, so it is made first.
         let texts: Vec<_> = shown
             .iter()
             .map(|row| (row.record.as_ref().map(|record| format!("{:.1}", record.seconds)), row.why()))
@@ -124,7 +125,7 @@ pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
         let summary: Vec<Cell<'_>> = sums.iter().map(|(word, count)| (*word, (*count).into())).collect();
         form.rows(out, cells, &summary, COLUMNS)
     })?;
-    Ok(if rows.iter().all(Row::is_good) { Exit::Success } else { Exit::Incomplete })
+    Ok(if rows.iter().all(Row::is_complete) { Exit::Success } else { Exit::Incomplete })
 }
 
 fn print_text(

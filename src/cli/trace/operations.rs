@@ -1,4 +1,4 @@
-//! `virt-bmap-rs trace --operations`: what the guest does to its files.
+//! `virt-bmap-rs trace --operations`: logs the operations of the guest on its files.
 
 use super::super::map::{MapOptions, mapper_options};
 use super::super::signals::Interruption;
@@ -12,56 +12,60 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use virt_bmap::mapper::{Cancel, MapperOptions, map_sources};
-use virt_bmap::operations::{Ended, Form, MapDisks, MappedDisks, Watcher, WatcherOptions};
+use virt_bmap::operations::{Ended, MapDisks, MappedDisks, OperationsFormat, Watcher, WatcherOptions};
 use virt_bmap_map::{ImageInfo, Map};
 use virt_bmap_ranges::Printable;
 use virt_bmap_trace::Session;
 
-/// What is asked for.
+/// The options for operations.
 #[derive(Debug, clap::Args)]
 pub(super) struct OperationsArgs {
-    /// Write down what the guest does to its files: create, write, append, truncate, rename, delete, …
+    /// Write the guest's file operations: create, write, append, truncate, rename, delete, …
     ///
-    /// The disks are frozen now and then and mapped while the guest runs on: when it has flushed its writes and been
-    /// quiet for a second, as often as --operations-every says, when SIGUSR1 comes, and at the end. `-` is
-    /// standard output. A name that ends in .jsonl gets a JSON object for each operation.
-    #[arg(long, value_name = "FILE", conflicts_with = "read_only")]
-    pub(super) operations: Option<PathBuf>,
+    /// The disks are frozen from time to time and mapped while the guest runs on: one second after
+    /// its last write if that was flushed, as often as --operations-every says, on SIGUSR1, and at
+    /// the end. `-` is standard output. A FILE that ends in .jsonl gets one JSON object per line
+    /// for each operation.
+    #[arg(long = "operations", id = "operations", value_name = "FILE", conflicts_with = "read_only")]
+    pub(super) output: Option<PathBuf>,
 
-    /// Look every so many seconds, if anything was written, however busy the guest is
+    /// Also look for operations every SECS seconds if anything was written, however busy the guest
+    /// is
     #[arg(long, value_name = "SECS", requires = "operations", value_parser = clap::value_parser!(u64).range(1..))]
     operations_every: Option<u64>,
 }
 
 impl OperationsArgs {
-    /// Begins the output, if there is to be any.
-    pub(super) fn begin(&self) -> Result<Option<Begun<'_>>> {
-        let Some(path) = self.operations.as_deref() else { return Ok(None) };
+    /// Opens the output, if operations are wanted.
+    pub(super) fn begin(&self) -> Result<Option<Output<'_>>> {
+        let Some(path) = self.output.as_deref() else { return Ok(None) };
         let out: Box<dyn Write + Send> = if path == Path::new(STDOUT) {
             Box::new(io::stdout())
         } else {
             Box::new(BufWriter::new(File::create(path).with_context(|| unwritable(path))?))
         };
-        let now = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(SIGUSR1, now.clone()).context("cannot catch signals")?;
-        Ok(Some(Begun { args: self, path, out, now }))
+        let look_now = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGUSR1, look_now.clone())
+            .context("cannot install the handler of SIGUSR1")?;
+        Ok(Some(Output { args: self, path, out, look_now }))
     }
 }
 
 fn unwritable(path: &Path) -> String {
-    format!("{}: the operations could not be written", Printable::path(path))
+    format!("{}: cannot write the operations", Printable::path(path))
 }
 
-/// What is ready for the guest to begin.
-pub(super) struct Begun<'a> {
+/// The opened output, before the guest starts.
+pub(super) struct Output<'a> {
     args: &'a OperationsArgs,
     path: &'a Path,
     out: Box<dyn Write + Send>,
-    now: Arc<AtomicBool>,
+    /// Set by SIGUSR1.
+    look_now: Arc<AtomicBool>,
 }
 
-impl Begun<'_> {
-    /// Begins to watch what is written to the session's disks, which are as `before` says.
+impl Output<'_> {
+    /// Begins to watch the writes to the session's disks, whose state `before` describes.
     pub(super) fn watch(
         self,
         session: &Session,
@@ -82,26 +86,26 @@ impl Begun<'_> {
         });
         let options = WatcherOptions {
             every: self.args.operations_every.map(Duration::from_secs),
-            now: self.now,
-            form: Form::of(self.path),
+            look_now: self.look_now,
+            format: OperationsFormat::of(self.path),
         };
         let watcher = Watcher::start(session.freezable(), before, self.out, map, options);
-        Ok(Watched { watcher: watcher.context("there is no thread for the operations")?, cancel })
+        Ok(Watched { watcher: watcher.context("cannot start the thread for operations")?, cancel })
     }
 }
 
-/// What is being watched.
+/// The running search for operations.
 pub(super) struct Watched {
     watcher: Watcher,
     cancel: Cancel,
 }
 
 impl Watched {
-    /// Looks a last time, and says how that went. Returns whether all was found out. Who does not want to wait for
-    /// that sends a signal more.
+    /// Looks for operations a last time and prints a summary. Returns whether the output is
+    /// complete. Another signal cancels the last look.
     pub(super) fn finish(self, quiet: bool, interruption: &Interruption) -> bool {
         if !quiet {
-            note!("looking what was done to the files");
+            note!("looking for the last operations");
         }
         let before = interruption.count();
         self.watcher.end();
@@ -111,20 +115,20 @@ impl Watched {
             }
             std::thread::sleep(TICK);
         }
-        let Ended { counts, spans, missing } = self.watcher.finish();
-        for what in &missing {
-            note!("virt-bmap-rs: operations are missing: {what}");
+        let Ended { counts, looks, missing } = self.watcher.finish();
+        for reason in &missing {
+            note!("virt-bmap-rs: operations are missing: {reason}");
         }
         if !quiet {
             let counts: Vec<String> =
-                counts.iter().map(|(what, count)| format!("{count} {}", what.word())).collect();
+                counts.iter().map(|(action, count)| format!("{count} {}", action.word())).collect();
             let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
-            let times = match spans {
+            let times = match looks {
                 1 => "once",
                 2 => "twice",
-                _ => &format!("{spans} times"),
+                _ => &format!("{looks} times"),
             };
-            note!("operations: {counts}; the disks were looked at {times}");
+            note!("operations: {counts}; the disks were mapped {times}");
         }
         missing.is_empty()
     }

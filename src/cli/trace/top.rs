@@ -1,4 +1,4 @@
-//! `--top`: the trace while it goes on, as a screen on a terminal and as lines elsewhere.
+//! `--top`: the running trace, as a screen on a terminal and as lines elsewhere.
 
 mod lines;
 mod pace;
@@ -16,17 +16,17 @@ use virt_bmap_map::Map;
 use virt_bmap_trace::ObjectOrder;
 use virt_bmap_trace::{Live, Tail};
 
-/// How often the screen is drawn.
+/// Time between two frames of the screen.
 const FRAME: Duration = Duration::from_millis(250);
 
-/// Most objects and requests that a screen may have room for.
+/// Maximum number of objects and requests on a screen.
 const MOST: usize = 1000;
 
-/// The trace while it goes on.
+/// The display of a running trace.
 pub(super) struct Top {
     live: Arc<Live>,
     map: Arc<Map>,
-    /// What stands above all else: the images, and where they are served.
+    /// The first lines of the screen: the images, and the addresses where they are served.
     title: Vec<String>,
     began: Instant,
     pace: Pace,
@@ -41,18 +41,18 @@ enum Display {
         drawn: Option<Instant>,
     },
     Lines(Lines),
-    /// Nobody looks any more.
-    Gone,
+    /// The terminal or the reader of standard output no longer exists.
+    Closed,
 }
 
-/// What there is to say beside that which [`Live`] knows.
+/// What the display shows in addition to the counters of [`Live`].
 #[derive(Default)]
-pub(super) struct Beside {
-    /// Requests that are not in the log.
+pub(super) struct TopStatus {
+    /// Number of requests missing from the log.
     pub(super) dropped: u64,
-    /// Why the log has ended, if it has.
-    pub(super) trouble: Option<String>,
-    /// What the command prints, if that is kept.
+    /// The error that ended the log, if there was one.
+    pub(super) log_error: Option<String>,
+    /// The latest output of the command, if it is captured.
     pub(super) tail: Option<Tail>,
 }
 
@@ -60,7 +60,7 @@ impl Top {
     /// Begins to show `live`, whose objects are those of `map`.
     ///
     /// # Errors
-    /// The terminal cannot be taken.
+    /// If the terminal cannot be switched to a screen.
     pub(super) fn begin(live: Arc<Live>, map: Arc<Map>, title: Vec<String>) -> io::Result<Self> {
         let display = if can_be_taken() {
             let terminal = Terminal::take()?;
@@ -72,29 +72,29 @@ impl Top {
         Ok(Self { live, map, title, began, pace: Pace::new(began), display })
     }
 
-    /// Whether there is a screen, on which nobody else may write.
+    /// Whether a screen is shown, so that nothing else may write to the terminal.
     pub(super) fn has_screen(&self) -> bool {
         matches!(self.display, Display::Screen { .. })
     }
 
-    /// Deals with keys, and shows what there is if it is time to. Never waits. A terminal or a reader that is
-    /// gone does not end the trace.
-    pub(super) fn step(&mut self, beside: &Beside) {
-        if self.try_step(beside).is_err() {
-            self.display = Display::Gone;
+    /// Handles keys, and updates the display if it is time. Never waits. A closed terminal or
+    /// output does not end the trace.
+    pub(super) fn step(&mut self, status: &TopStatus) {
+        if self.try_step(status).is_err() {
+            self.display = Display::Closed;
         }
     }
 
-    fn try_step(&mut self, beside: &Beside) -> io::Result<()> {
+    fn try_step(&mut self, status: &TopStatus) -> io::Result<()> {
         let Self { live, map, title, began, pace, display } = self;
         let elapsed = began.elapsed();
         match display {
-            Display::Gone => {}
+            Display::Closed => {}
             Display::Lines(lines) => {
                 if lines.is_time(elapsed) {
                     let look = live.view(ObjectOrder::Bytes, 1, 0);
                     pace.add(Instant::now(), look.totals);
-                    lines.print(&mut io::stdout().lock(), elapsed, &look, pace.rate(), map, beside)?;
+                    lines.print(&mut io::stdout().lock(), elapsed, &look, pace.rate(), map, status)?;
                 }
             }
             Display::Screen { terminal, order, is_paused, drawn } => {
@@ -110,7 +110,7 @@ impl Top {
                 let look = live.view(*order, MOST, MOST);
                 pace.add(Instant::now(), look.totals);
                 let (rate, order, is_paused) = (pace.rate(), *order, *is_paused);
-                let screen = Screen { title, elapsed, look: &look, rate, map, beside, order, is_paused };
+                let screen = Screen { title, elapsed, look: &look, rate, map, status, order, is_paused };
                 terminal.draw(|frame| screen.draw(frame))?;
             }
         }
@@ -118,10 +118,10 @@ impl Top {
     }
 }
 
-/// What Ctrl-C is on a terminal that makes no signal of it.
+/// Ctrl-C on a terminal in raw mode, which does not turn it into a signal.
 const CTRL_C: u8 = 3;
 
-/// Deals with a key, and returns whether it changes what is shown.
+/// Handles a key and returns whether the display changes.
 fn press(key: u8, order: &mut ObjectOrder, is_paused: &mut bool) -> bool {
     match key {
         b'q' | CTRL_C => interrupt(),
@@ -135,7 +135,7 @@ fn press(key: u8, order: &mut ObjectOrder, is_paused: &mut bool) -> bool {
     true
 }
 
-/// Does what Ctrl-C does on a terminal that is not taken.
+/// Sends the signal that Ctrl-C sends outside raw mode.
 fn interrupt() {
     let _ = kill_process(getpid(), Signal::INT);
 }

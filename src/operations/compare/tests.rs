@@ -2,7 +2,8 @@ use super::*;
 use virt_bmap_map::{Filesystem, Header, MapBuilder};
 use virt_bmap_ranges::FileOffset;
 
-/// A file or directory: path, inode, size, time of modification, mode, first byte of its blocks on the disk.
+/// A file or directory: path, inode, size, time of modification, mode, first byte of its blocks on
+/// the disk.
 type Spec<'s> = (&'s [u8], u64, u64, i64, u16, &'s [u64]);
 
 const BLOCK: u64 = 4096;
@@ -45,13 +46,13 @@ fn operations(kind: &str, old: &[Spec<'_>], new: &[Spec<'_>], written: &[(u64, u
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let line = |operation: &Operation<'_>| {
         let from = operation.from.map(|from| format!("{} -> ", text(from.path))).unwrap_or_default();
-        format!("{} {from}{} {}", operation.what.word(), text(operation.name.path), operation.written)
+        format!("{} {from}{} {}", operation.action.word(), text(operation.name.path), operation.written)
     };
     compare(&old, &new, &written).iter().map(line).collect()
 }
 
 #[test]
-fn what_comes_and_goes() {
+fn added_and_removed_objects() {
     let old: &[Spec<'_>] = &[
         (b"/", 2, 4096, 1, DIRECTORY, &[0]),
         (b"/d", 11, 4096, 1, DIRECTORY, &[4096]),
@@ -69,7 +70,7 @@ fn what_comes_and_goes() {
 }
 
 #[test]
-fn a_directory_that_is_renamed_takes_with_it_what_is_in_it() {
+fn renaming_a_directory_moves_its_content() {
     let old: &[Spec<'_>] = &[
         (b"/a", 11, 4096, 1, DIRECTORY, &[0]),
         (b"/a/b", 12, 4096, 1, DIRECTORY, &[4096]),
@@ -86,7 +87,7 @@ fn a_directory_that_is_renamed_takes_with_it_what_is_in_it() {
 }
 
 #[test]
-fn a_file_is_told_by_its_inode() {
+fn a_file_is_identified_by_its_inode() {
     // Replaced by renaming another over it; and two that change their names.
     let old: &[Spec<'_>] = &[
         (b"/f", 11, 100, 1, FILE, &[0]),
@@ -121,7 +122,7 @@ fn names_of_one_file() {
 }
 
 #[test]
-fn what_is_done_to_a_file_s_bytes() {
+fn operations_on_the_data_of_a_file() {
     let file = |size, modified, mode, blocks| -> Vec<Spec<'static>> {
         vec![(b"/f", 11, size, modified, mode, blocks)]
     };
@@ -154,11 +155,11 @@ fn data_in_a_journal_is_data() {
     let new = map("ext4", &[(b"/f", 11, 6000, 2, FILE, &[0, 8192])]);
     let replayed = vec![[DiskRange::new(0, 4096)].into_iter().collect()];
     let found = compare(&old, &new, &Written { seen: vec![RangeSet::new()], replayed });
-    assert_eq!(found.iter().map(|operation| operation.what).collect::<Vec<_>>(), [What::Write]);
+    assert_eq!(found.iter().map(|operation| operation.action).collect::<Vec<_>>(), [Action::Write]);
 }
 
 #[test]
-fn without_lasting_inodes_a_file_is_told_by_its_place() {
+fn without_lasting_inodes_a_file_is_identified_by_its_place() {
     let old: &[Spec<'_>] = &[(b"/a", 100, 100, 1, FILE, &[0]), (b"/k", 101, 100, 1, FILE, &[4096])];
     let new: &[Spec<'_>] = &[(b"/b", 200, 100, 1, FILE, &[0]), (b"/k", 201, 100, 1, FILE, &[4096])];
     assert_eq!(operations("vfat", old, new, &[]), ["rename /a -> /b 0"]);

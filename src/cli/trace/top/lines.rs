@@ -1,8 +1,8 @@
-//! A line from time to time, where there is no terminal.
+//! The display without a terminal: a line from time to time.
 
-use super::Beside;
+use super::TopStatus;
 use super::pace::Rate;
-use crate::cli::progress::PLAIN_EVERY;
+use crate::cli::progress::LINE_EVERY;
 use std::io::{self, Write};
 use std::time::Duration;
 use virt_bmap_map::Map;
@@ -10,13 +10,13 @@ use virt_bmap_ranges::Human;
 use virt_bmap_trace::Amount;
 use virt_bmap_trace::LiveView;
 
-/// When a line was printed last, since the beginning.
+/// When the last line was printed, counted from the start of the trace.
 #[derive(Default)]
 pub(super) struct Lines(Duration);
 
 impl Lines {
     pub(super) fn is_time(&self, elapsed: Duration) -> bool {
-        elapsed.saturating_sub(self.0) >= PLAIN_EVERY
+        elapsed.saturating_sub(self.0) >= LINE_EVERY
     }
 
     pub(super) fn print(
@@ -26,7 +26,7 @@ impl Lines {
         look: &LiveView,
         rate: Rate,
         map: &Map,
-        beside: &Beside,
+        status: &TopStatus,
     ) -> io::Result<()> {
         self.0 = elapsed;
         let amount = |amount: Amount, rate: Amount| {
@@ -44,8 +44,8 @@ impl Lines {
         if let Some((object, usage)) = look.top.first() {
             write!(out, ", most {} of {}", Human(usage.all().bytes), map.object(*object).name())?;
         }
-        if beside.dropped > 0 {
-            write!(out, ", {} not in the log", beside.dropped)?;
+        if status.dropped > 0 {
+            write!(out, ", {} missing from the log", status.dropped)?;
         }
         writeln!(out)?;
         out.flush()

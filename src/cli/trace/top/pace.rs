@@ -1,21 +1,21 @@
-//! How fast it goes.
+//! The rate of requests.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use virt_bmap_trace::Amount;
 use virt_bmap_trace::TraceTotals;
 
-/// The span over which a rate is taken, unless nobody has looked for longer.
+/// The time over which a rate is computed, unless the last sample is older.
 const SPAN: Duration = Duration::from_secs(2);
 
-/// Requests and bytes in a second.
+/// Requests and bytes per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rate {
     pub(super) read: Amount,
     pub(super) written: Amount,
 }
 
-/// What was there when somebody looked, the latest last; never empty.
+/// Samples of the totals, the latest last; never empty.
 pub(super) struct Pace(VecDeque<(Instant, TraceTotals)>);
 
 impl Pace {
@@ -25,7 +25,7 @@ impl Pace {
 
     pub(super) fn add(&mut self, now: Instant, totals: TraceTotals) {
         self.0.push_back((now, totals));
-        // The last of those that are old enough is where the span begins.
+        // The latest sample that is old enough begins the time span.
         while let Some((second, _)) = self.0.get(1)
             && self.0.len() > 2
             && now.duration_since(*second) >= SPAN
@@ -39,10 +39,10 @@ impl Pace {
             return Rate::default();
         };
         let seconds = ended.duration_since(*began).as_secs_f64().max(1e-3);
-        let a_second = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds).round() as u64;
+        let per_second = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds).round() as u64;
         let rate = |now: Amount, before: Amount| Amount {
-            requests: a_second(now.requests, before.requests),
-            bytes: a_second(now.bytes, before.bytes),
+            requests: per_second(now.requests, before.requests),
+            bytes: per_second(now.bytes, before.bytes),
         };
         Rate { read: rate(now.read, before.read), written: rate(now.written, before.written) }
     }

@@ -1,9 +1,9 @@
-//! What stands on the terminal.
+//! The screen on the terminal.
 //!
-//! Names come from the guest, and the command may print what the guest does: all of it is escaped, and cut
-//! to what fits by the columns that a terminal gives to each character.
+//! Names come from the guest, and so may the output of the command. All of them are escaped and cut
+//! to the width of the screen, by the columns that a terminal gives to each character.
 
-use super::Beside;
+use super::TopStatus;
 use super::pace::Rate;
 use crate::cli::trace::counted;
 use ratatui::Frame;
@@ -18,32 +18,32 @@ use virt_bmap_ranges::{Human, Printable};
 use virt_bmap_trace::{Amount, Op};
 use virt_bmap_trace::{LiveView, ObjectOrder, ObjectUsage, RecentRequest};
 
-/// Lines for the most recent requests, with their heading.
+/// Lines for the most recent requests, including the heading.
 const RECENT: u16 = 7;
 
-/// Lines for what the command prints, with their heading.
+/// Lines for the output of the command, including the heading.
 const OUTPUT: u16 = 6;
 
-/// Fewest lines for objects, with their heading; what is below gives way before that.
+/// Minimum number of lines for objects, including the heading; the sections below shrink first.
 const OBJECTS: u16 = 6;
 
 const KEYS: &str =
-    "sort by: b bytes  w written  r requests  t time of the last request   space: hold   q: end";
+    "sort by: b bytes  w written  r requests  t time of the last request   space: pause   q: quit";
 
-/// What is to be shown.
+/// The content of the screen.
 pub(super) struct Screen<'a> {
     pub(super) title: &'a [String],
     pub(super) elapsed: Duration,
     pub(super) look: &'a LiveView,
     pub(super) rate: Rate,
     pub(super) map: &'a Map,
-    pub(super) beside: &'a Beside,
+    pub(super) status: &'a TopStatus,
     pub(super) order: ObjectOrder,
     pub(super) is_paused: bool,
 }
 
 impl Screen<'_> {
-    /// Draws it, as far as there is room.
+    /// Draws the screen, as far as there is room.
     pub(super) fn draw(&self, frame: &mut Frame<'_>) {
         let area = frame.area();
         let head = self.head(area.width.into());
@@ -51,12 +51,12 @@ impl Screen<'_> {
         let mut room = area.height.saturating_sub(head_height + OBJECTS + 1);
         let mut takes = |lines: u16| {
             let lines = lines.min(room);
-            // A heading alone says nothing.
+            // A heading without rows is useless.
             let lines = if lines < 2 { 0 } else { lines };
             room -= lines;
             lines
         };
-        let output_height = if self.beside.tail.is_some() { takes(OUTPUT) } else { 0 };
+        let output_height = if self.status.tail.is_some() { takes(OUTPUT) } else { 0 };
         let recent_height = takes(RECENT);
         let rows = Layout::vertical([
             Constraint::Length(head_height),
@@ -76,7 +76,7 @@ impl Screen<'_> {
     fn head(&self, width: usize) -> Vec<Line<'static>> {
         let seconds = self.elapsed.as_secs();
         let clock = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-        let clock = if self.is_paused { format!("{clock} (held)") } else { clock };
+        let clock = if self.is_paused { format!("{clock} (paused)") } else { clock };
         let mut lines = Vec::new();
         for (number, title) in self.title.iter().enumerate() {
             let title = Printable(title.as_bytes()).to_string();
@@ -105,11 +105,11 @@ impl Screen<'_> {
         if totals.failed > 0 {
             missing.push(format!("{} failed", totals.failed));
         }
-        if self.beside.dropped > 0 {
-            missing.push(format!("{} not in the log, which is too slow", self.beside.dropped));
+        if self.status.dropped > 0 {
+            missing.push(format!("{} missing from the log, which is too slow", self.status.dropped));
         }
-        if let Some(trouble) = &self.beside.trouble {
-            missing.push(Printable(trouble.as_bytes()).to_string());
+        if let Some(error) = &self.status.log_error {
+            missing.push(Printable(error.as_bytes()).to_string());
         }
         if !missing.is_empty() {
             lines.push(bold(missing.join("; ")));
@@ -159,13 +159,13 @@ impl Screen<'_> {
     }
 
     fn output(&self, area: Rect) -> Vec<Line<'static>> {
-        let Some(tail) = &self.beside.tail else { return Vec::new() };
+        let Some(tail) = &self.status.tail else { return Vec::new() };
         let lines = tail.lines(area.height.saturating_sub(1).into());
         let lines = lines.iter().map(|line| Line::from(Printable(line).to_string()));
-        [bold("THE COMMAND SAYS".into())].into_iter().chain(lines).collect()
+        [bold("OUTPUT OF THE COMMAND".into())].into_iter().chain(lines).collect()
     }
 
-    /// A line that ends with the name of an object, of which the beginning gives way.
+    /// A line that ends with the name of an object; a long name loses its beginning.
     fn with_name(&self, mut line: String, object: Option<ObjectId>, area: Rect) -> Line<'static> {
         if let Some(object) = object {
             let name = self.map.object(object).name().to_string();
@@ -179,7 +179,7 @@ fn bold(text: String) -> Line<'static> {
     Line::from(text).style(Modifier::BOLD)
 }
 
-/// How long ago, in up to six characters.
+/// The time since an event, in up to six characters.
 fn ago(time: Duration) -> String {
     match time.as_secs() {
         0 => "now".into(),
@@ -189,7 +189,7 @@ fn ago(time: Duration) -> String {
     }
 }
 
-/// The end of a text, as much of it as `width` columns hold: of a path that is its most telling part.
+/// The end of a text that fits into `width` columns. The end is the most useful part of a path.
 fn fit(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
@@ -203,7 +203,7 @@ fn fit(text: &str, width: usize) -> String {
         let Some(rest) = room.checked_sub(character.width().unwrap_or(0)) else { break };
         (room, start) = (rest, place);
     }
-    // What combines with a character that is cut off would combine with the mark.
+    // A combining character whose base was cut off would combine with the ellipsis.
     let rest = text[start..].trim_start_matches(|character: char| character.width() == Some(0));
     format!("…{rest}")
 }

@@ -37,7 +37,7 @@ fn look(map: &Map, order: ObjectOrder) -> LiveView {
     live.view(order, 100, 100)
 }
 
-fn drawn(width: u16, height: u16, order: ObjectOrder, beside: &Beside) -> Vec<String> {
+fn drawn(width: u16, height: u16, order: ObjectOrder, status: &TopStatus) -> Vec<String> {
     let map = text::read(MAP.as_bytes()).unwrap();
     let screen = Screen {
         title: &["virt-bmap-rs trace guest\u{1b}[31m.raw".into(), "nbd+unix:///?socket=/run/x".into()],
@@ -45,7 +45,7 @@ fn drawn(width: u16, height: u16, order: ObjectOrder, beside: &Beside) -> Vec<St
         look: &look(&map, order),
         rate: Rate { read: Amount { requests: 7, bytes: 2048 }, written: Amount::default() },
         map: &map,
-        beside,
+        status,
         order,
         is_paused: false,
     };
@@ -68,8 +68,8 @@ fn drawn(width: u16, height: u16, order: ObjectOrder, beside: &Beside) -> Vec<St
 
 #[test]
 fn everything_has_its_place() {
-    let beside = Beside { dropped: 3, trouble: Some("log: no\nspace".into()), tail: None };
-    let lines = drawn(100, 24, ObjectOrder::Bytes, &beside);
+    let status = TopStatus { dropped: 3, log_error: Some("log: no\nspace".into()), tail: None };
+    let lines = drawn(100, 24, ObjectOrder::Bytes, &status);
     let expected = [
         "virt-bmap-rs trace guest\\033[31m.raw                                                         1:02:05",
         "nbd+unix:///?socket=/run/x",
@@ -89,9 +89,9 @@ fn everything_has_its_place() {
         "read 0x3000 256 B              f /dev/sda1 /e\u{301}e\u{301}\u{301}\u{301}"
     );
     assert_eq!(lines[23], KEYS);
-    assert!(drawn(100, 24, ObjectOrder::Written, &beside)[6].contains("/evil"));
-    assert!(drawn(100, 24, ObjectOrder::Requests, &beside)[6].contains("漢字"));
-    assert!(drawn(100, 24, ObjectOrder::Latest, &beside)[6].contains("/e\u{301}"));
+    assert!(drawn(100, 24, ObjectOrder::Written, &status)[6].contains("/evil"));
+    assert!(drawn(100, 24, ObjectOrder::Requests, &status)[6].contains("漢字"));
+    assert!(drawn(100, 24, ObjectOrder::Latest, &status)[6].contains("/e\u{301}"));
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn what_the_command_says_is_escaped() {
     while tail.lines(2).len() < 2 {
         std::thread::yield_now();
     }
-    let lines = drawn(80, 30, ObjectOrder::Bytes, &Beside { tail: Some(tail), ..Beside::default() });
+    let lines = drawn(80, 30, ObjectOrder::Bytes, &TopStatus { tail: Some(tail), ..TopStatus::default() });
     let place = lines.iter().position(|line| line == "THE COMMAND SAYS").unwrap();
     assert_eq!(lines[place + 1..place + 3], ["one", "\\033[2Jtwo"]);
 }
@@ -108,9 +108,9 @@ fn what_the_command_says_is_escaped() {
 #[test]
 fn a_terminal_of_any_size_is_drawn_on() {
     let tail = Some(Tail::of(Cursor::new(b"says\n".to_vec())));
-    let beside = Beside { dropped: 1, trouble: Some("trouble".into()), tail };
+    let status = TopStatus { dropped: 1, log_error: Some("trouble".into()), tail };
     for (width, height) in (0..60).flat_map(|width| (0..20).map(move |height| (width, height))) {
-        drawn(width, height, ObjectOrder::Bytes, &beside);
+        drawn(width, height, ObjectOrder::Bytes, &status);
     }
 }
 
