@@ -227,7 +227,7 @@ shutdown
     let none = ask(dir, "changed none.qcow2 --map guest.jsonl --new guest.jsonl --exit-code", 0);
     assert!(none["rows"].as_array().unwrap().is_empty());
     for (line, words) in [
-        ("changed guest.raw --map guest.jsonl --new later.jsonl", "no overlay"),
+        ("changed guest.raw --map guest.jsonl --new later.jsonl", "--base"),
         ("changed none.qcow2 --map guest.jsonl --new guest.jsonl --disk 2", "has no disk 2"),
         ("changed missing.qcow2", "no such file"),
         ("changed none.qcow2 --map rescue.map", "could not be read as a map"),

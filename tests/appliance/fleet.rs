@@ -229,7 +229,7 @@ fn good_and_bad_guests() {
     fs::remove_file(fleet.image("stuck.qcow2")).ok();
     let _images = sealed(fleet.images());
     let again = fleet.sandbox().run(fleet.args());
-    again.assert_code(3).assert_says(&["3 guests to map", "locked: starting (failed the last time)"]);
+    again.assert_code(3).assert_says(&["3 guests to map", "locked: starting (last attempt: failed)"]);
     assert_eq!(fleet.records()["locked"]["status"], "complete");
     fleet.check_maps();
 }

@@ -207,7 +207,7 @@ fn the_summary_counts_what_there_is() {
     let (directories, files) =
         trees.fold((3, 2), |(d, f), tree| (d + tree.directories.len(), f + tree.files.len()));
     let expected = format!(
-        "successfully examined 4 partitions, 2 logical volumes, 4 filesystems, {directories} directories, {files} files"
+        "examined 4 partitions, 2 logical volumes, 4 filesystems, {directories} directories, {files} files"
     );
     let said = guest().stderr;
     assert!(said.contains(&expected), "not {expected:?} in:\n{said}");

@@ -101,7 +101,7 @@ fn a_fleet_brings_maps_up_to_date() {
     assert_eq!((&record["changes"]["added"], &record["changes"]["removed"]), (&1.into(), &0.into()));
     let earlier = ["guest.raw", "--earlier", "maps/guest.jsonl.zst", "-o", "again.bmap"];
     let run = run.sandbox.run(earlier);
-    run.assert_code(0).assert_says(&["0 added, 0 removed, 0 changed since the earlier map"]);
+    run.assert_code(0).assert_says(&["0 added, 0 removed, 0 changed since the baseline"]);
     // The fleet names images by their absolute paths.
     let [again, fleet] = ["again.bmap", "maps/guest.bmap"].map(|name| run.read(name));
     assert!(textmap::body(&again) == textmap::body(&fleet));

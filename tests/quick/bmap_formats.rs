@@ -661,7 +661,7 @@ mod refused {
                 .unwrap();
             assert_eq!(output.status.code(), Some(1));
             let stderr = String::from_utf8_lossy(&output.stderr);
-            assert!(stderr.contains(&format!("{out} is named twice with -o")), "{stderr}");
+            assert!(stderr.contains(&format!("{out}: given twice with -o")), "{stderr}");
         }
     }
 }

@@ -342,7 +342,7 @@ fn what_is_told_to_end_and_does_not_is_killed() {
     assert_eq!(records["stubborn"]["status"], "hung");
     assert_eq!(records["stubborn"]["signal"], 9);
     assert_eq!(records["silent"]["signal"], 15);
-    assert!(records["silent"]["error"].as_str().unwrap().contains("said nothing for 1.5 seconds"));
+    assert!(records["silent"]["error"].as_str().unwrap().contains("printed nothing for 1.5 seconds"));
     assert_eq!(records["good"]["status"], "complete");
 }
 
@@ -387,7 +387,7 @@ fn runs_exclude_each_other_and_shares_do_not() {
         first.wait(Duration::from_millis(20));
     }
     for other in [&slow[..], "--shard=1/1", "--shard=2/2"] {
-        fleet.run(&[other]).assert_fails(&["another run is at work in", &slow["--shard=".len()..]]);
+        fleet.run(&[other]).assert_fails(&["another run is using", &slow["--shard=".len()..]]);
     }
     for share in 1..=3 {
         if Some(share) != slow_share {
@@ -434,7 +434,7 @@ fn hostile_names_stay_in_the_directory() {
         fs::write(&manifest, format!("{{\"id\":\"{id}\",\"disks\":[{{\"path\":\"x\"}}]}}\n")).unwrap();
         let args: [OsString; 4] =
             ["fleet".into(), "run".into(), "--manifest".into(), manifest.clone().into_os_string()];
-        fleet.sandbox().run(args).assert_fails(&["bad.jsonl, line 1", "cannot be a guest's id"]);
+        fleet.sandbox().run(args).assert_fails(&["bad.jsonl, line 1", "not a valid guest ID"]);
     }
 }
 
@@ -678,12 +678,12 @@ fn the_kubernetes_job_is_one() {
 #[test]
 fn what_makes_no_sense_is_said() {
     let fleet = Fleet::new(&[]);
-    fleet.run(&[]).assert_fails(&["no guest was found in"]);
-    fleet.run(&["--shard=3/2"]).assert_code(2).assert_says(&["3/2", "is no share"]);
+    fleet.run(&[]).assert_fails(&["no guest found in"]);
+    fleet.run(&["--shard=3/2"]).assert_code(2).assert_says(&["3/2", "is not a shard"]);
     let at = |words: &[&str]| fleet.sandbox().run(words.iter().map(OsString::from));
     at(&["fleet"]).assert_code(2);
-    at(&["fleet", "status"]).assert_fails(&["maps/.fleet/guests", "there is no fleet's record here"]);
-    at(&["fleet", "run", "--manifest", "missing"]).assert_fails(&["missing: could not be opened"]);
+    at(&["fleet", "status"]).assert_fails(&["maps/.fleet/guests", "cannot find the records of a fleet"]);
+    at(&["fleet", "run", "--manifest", "missing"]).assert_fails(&["missing: cannot open the manifest"]);
     let fleet = Fleet::new(&["a.raw"]);
     let args = |mapper: &str| {
         let mut args = fleet.args(&[]);

@@ -184,7 +184,7 @@ fn bad_input_is_told_plainly() {
         (&["lookup", "guest.bmap", "--ranges", "far.txt"], 1, &["line 2", "64 bits"]),
         (&["lookup", "-", "--ranges", "-"], 1, &["standard input"]),
         (&["changed", "missing", "--map", "-", "--new", "-"], 1, &["standard input"]),
-        (&["list", "guest.bmap", "/[a"], 1, &["no pattern"]),
+        (&["list", "guest.bmap", "/[a"], 1, &["invalid pattern"]),
         (&["diff", "-", "-"], 1, &["standard input"]),
     ];
     for (args, code, words) in cases {
@@ -413,9 +413,9 @@ fn what_an_overlay_holds_is_explained() {
         assert_eq!(row("/var/log/syslog.1")["was_itself"], 16 << 10, "{top}");
     }
     let refused = [
-        (vec!["changed", "guest.raw", "--map", "guest.bmap"], "no overlay"),
+        (vec!["changed", "guest.raw", "--map", "guest.bmap"], "--base"),
         (vec!["changed", "top.qcow2", "--map", "guest.bmap", "--new", "small.bmap"], "another disk"),
-        (vec!["changed", "top.qcow2", "--map", "guest.bmap", "-o", "top.qcow2"], "is an image of the guest"),
+        (vec!["changed", "top.qcow2", "--map", "guest.bmap", "-o", "top.qcow2"], "an image of the guest"),
     ];
     let small =
         fs::read_to_string(dir.path().join("guest.bmap")).unwrap().replace("size=8388608", "size=8389120");

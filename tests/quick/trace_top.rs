@@ -154,7 +154,7 @@ fn any_end_gives_the_terminal_back() {
     let screen = Screen::start(sandbox(), &[]);
     let text =
         screen.wait("the URI", |text| text.contains("nbd+unix:///?socket=") && text.contains("REQUESTS"));
-    assert!(text.contains("q: end"), "{text}");
+    assert!(text.contains("q: quit"), "{text}");
     screen.keys("C-c");
     let (_, run) = screen.end("0");
     assert!(!run.files().iter().any(|name| name == "-"), "{:?}", run.files());
@@ -173,7 +173,7 @@ fn any_end_gives_the_terminal_back() {
     // A log that is full is said on the screen, and again afterwards.
     let client = format!("{NBDSH} -u \"$uri\" -c 'h.pread(512, 0)'; sleep 2");
     let screen = Screen::start(sandbox(), &["-o", "/dev/full", "--run", &client]);
-    screen.wait("that the log is full", |text| text.contains("/dev/full: the log could not be written any"));
+    screen.wait("that the log is full", |text| text.contains("/dev/full: cannot write the log any"));
     let (text, _) = screen.end("3");
     assert!(text.contains("/dev/full"), "{text}");
 }

@@ -150,9 +150,9 @@ fn what_is_not_there_is_said() {
     fs::remove_file(sandbox.cwd().join("disk.raw")).unwrap();
     let run = assert_refuses(sandbox, &["disk.bmap"], &["disk 1 of the map", "--image", "disk.raw"]);
     let two = ["disk.bmap", "--image", "a", "--image", "b"];
-    let run = assert_refuses(run.sandbox, &two, &["guest with 1 disks", "--image was given 2 times"]);
+    let run = assert_refuses(run.sandbox, &two, &["has 1 disks", "--image was given 2 times"]);
     let run = assert_refuses(run.sandbox, &["none.bmap"], &["none.bmap: could not be opened"]);
-    assert_refuses(run.sandbox, &["-"], &["the map has to be in a file"]);
+    assert_refuses(run.sandbox, &["-"], &["the map must be a file"]);
 }
 
 #[test]
@@ -178,12 +178,12 @@ fn maps_that_name_no_image_are_refused() {
         assert_eq!(run.read(name), text.as_bytes());
     };
     let how = "virt-bmap-rs IMAGE... -o NEW";
-    refused("old.bmap", MAP, &["old.bmap does not say of which images it is", how, "diff old.bmap NEW"]);
+    refused("old.bmap", MAP, &["old.bmap does not name its images it is", how, "diff old.bmap NEW"]);
     let xml = "<?xml version=\"1.0\" ?>\n<bmap version=\"2.0\">\n<ImageSize> 8388608 </ImageSize></bmap>\n";
     refused("tools.bmap", xml, &["bmap-tools"]);
 
     let run = sandbox().run(["convert", "disk.bmap", "disk.csv"]);
-    let run = assert_refuses(run.sandbox, &["disk.csv"], &["does not say of which images", how]);
+    let run = assert_refuses(run.sandbox, &["disk.csv"], &["does not name its images", how]);
     let run = run.sandbox.run(["convert", "disk.bmap", "disk.xml"]);
     assert_refuses(run.sandbox, &["disk.xml"], &["DFXML", "cannot be read back"]);
 }
@@ -219,7 +219,7 @@ fn metadata_is_taken_from_the_map() {
     fs::write(sandbox.cwd().join("disk.bmap"), with).unwrap();
     let run = assert_unchanged(sandbox, &["disk.bmap", "--metadata"]);
     let run = update(run.sandbox, &["disk.bmap", "--probe", "guestfsd"]);
-    run.assert_code(2).assert_says(&["--metadata needs the agent"]);
+    run.assert_code(2).assert_says(&["--metadata cannot be used"]);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn who_knows_what_was_written_is_asked() {
         run = assert_refuses(run.sandbox, &["disk.bmap", "--since", since], &[words]);
     }
     let twice = ["disk.bmap", "--since", "bitmap:monday", "--since", "bitmap:monday"];
-    run = assert_refuses(run.sandbox, &twice, &["2 times --since for 1 disks"]);
+    run = assert_refuses(run.sandbox, &twice, &["2 times for 1 disks"]);
     let run = update(run.sandbox, &["disk.bmap", "--since", "monday"]);
-    run.assert_code(2).assert_says(&["bitmap:NAME, snapshot:NAME and image:PATH"]);
+    run.assert_code(2).assert_says(&["bitmap:NAME, snapshot:NAME or image:PATH"]);
 }

@@ -85,7 +85,7 @@ fn bad_input_is_told_plainly_and_leaves_no_page() {
         (&["guest.bmap", "--trace", "other.log"], 1, "another guest"),
         (&["guest.bmap", "--trace", "two.log"], 1, "disk 2"),
         (&["guest.bmap", "--trace", "cut.log"], 1, "line 1"),
-        (&["guest.bmap", "-o", "./guest.bmap"], 1, "would be replaced"),
+        (&["guest.bmap", "-o", "./guest.bmap"], 1, "refusing to overwrite"),
         (&["-", "--trace", "-"], 1, "standard input"),
     ];
     let before = fs::read_dir(dir.path()).unwrap().count();
