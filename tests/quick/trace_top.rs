@@ -112,7 +112,7 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
     let text = screen.wait("the flush", |text| text.contains("1 flush") && text.contains("I read"));
     assert!(text.lines().next().unwrap().starts_with("virt-bmap-rs trace disk.raw"), "{text}");
     assert!(text.contains("read 2.5 KiB in 4") && text.contains("wrote 512 B in 1"), "{text}");
-    assert!(text.contains("THE COMMAND SAYS\nI read \\033[2J\n"), "{text}");
+    assert!(text.contains("OUTPUT OF THE COMMAND\nI read \\033[2J\n"), "{text}");
     // By bytes, then by requests, bytes written, and time.
     let first = |name: &'static str| move |text: &str| row(text, 1).contains(name);
     let text = screen.wait("the first of the files", |text| row(text, 1).contains("1.5 KiB"));

@@ -74,7 +74,7 @@ fn everything_has_its_place() {
         "virt-bmap-rs trace guest\\033[31m.raw                                                         1:02:05",
         "nbd+unix:///?socket=/run/x",
         "read 5.3 KiB in 4 (2 KiB/s in 7)   wrote 1 KiB in 1 (0 B/s in 0)   1 flush",
-        "3 not in the log, which is too slow; log: no\\012space",
+        "3 missing from the log, which is too slow; log: no\\012space",
         "",
         "     BYTES   WRITTEN  REQUESTS      LAST  OBJECT (4)",
         "     4 KiB       0 B         1    62 min  f /dev/sda1 /bin/busybox",
@@ -95,13 +95,13 @@ fn everything_has_its_place() {
 }
 
 #[test]
-fn what_the_command_says_is_escaped() {
+fn the_output_of_the_command_is_escaped() {
     let tail = Tail::of(Cursor::new(b"one\n\x1b[2Jtwo\n".to_vec()));
     while tail.lines(2).len() < 2 {
         std::thread::yield_now();
     }
     let lines = drawn(80, 30, ObjectOrder::Bytes, &TopStatus { tail: Some(tail), ..TopStatus::default() });
-    let place = lines.iter().position(|line| line == "THE COMMAND SAYS").unwrap();
+    let place = lines.iter().position(|line| line == "OUTPUT OF THE COMMAND").unwrap();
     assert_eq!(lines[place + 1..place + 3], ["one", "\\033[2Jtwo"]);
 }
 
