@@ -140,7 +140,7 @@ pub(super) struct MapOptions {
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// Progress output on standard error
+    /// Progress output
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto)]
     pub(super) progress: ProgressMode,
 

@@ -128,7 +128,7 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
     screen.keys("t");
     screen.wait("the last file", first("/written"));
     screen.keys("Space");
-    screen.wait("that it is held", |text| text.contains("(held)"));
+    screen.wait("that it is held", |text| text.contains("(paused)"));
     screen.keys("Space");
     // Another size is drawn on at once, and names are cut to it.
     screen.tmux(&["resize-window", "-x", "60", "-y", "12"]);
