@@ -108,7 +108,7 @@ impl<'a> Devices<'a> {
         let (name, kind) = (object.name(), object.kind());
         match object.attributes().inode {
             Some(inode) if !self.volatile.contains(name.device) => Some(Key::Inode(name.device, kind, inode)),
-            _ => spans(object).next().map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
+            _ => disk_ranges(object).next().map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
         }
     }
 
@@ -317,7 +317,7 @@ impl<'a> Change<'_, 'a> {
             }
             Ordering::Equal => {}
         }
-        if inside > 0 && !is_modified && !spans(self.old).eq(spans(self.new)) {
+        if inside > 0 && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
             put(Action::Move, inside);
         } else if inside > 0 || is_modified && in_journal > 0 {
             put(Action::Write, inside);

@@ -9,7 +9,7 @@ use crate::recorder::Recording;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::FsKind;
-use virt_bmap_agent_protocol::record::{self, Extent, BlockPurpose};
+use virt_bmap_agent_protocol::record::{self, BlockPurpose, Extent};
 use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
 /// Most ranges of a device whose use the agent may report.

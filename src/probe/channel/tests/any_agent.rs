@@ -20,7 +20,9 @@ fn record_of(kind: u8, id: u32, number: u64) -> Record {
         13 => Record::SelectFiles { ids },
         14 => Record::Listing { ids },
         15 => Record::Link { id, parent, name },
-        16 => Record::Space { purpose: BlockPurpose::Free, parts: vec![(start, length), (number, id.into())] },
+        16 => {
+            Record::Space { purpose: BlockPurpose::Free, parts: vec![(start, length), (number, id.into())] }
+        }
         17 => Record::ReadFailure(record::ReadFailure {
             operation: Operation::Read,
             errno: id as i32,

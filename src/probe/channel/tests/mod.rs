@@ -10,7 +10,7 @@ use crate::probe::layout::Layout;
 use virt_bmap_agent_protocol::bounds::NAME_BYTES;
 use virt_bmap_agent_protocol::frame::{self, FrameError};
 use virt_bmap_agent_protocol::record::{
-    self, ATTRIBUTES, Extent, Filesystem, Object, ObjectKind, Operation, BlockPurpose,
+    self, ATTRIBUTES, BlockPurpose, Extent, Filesystem, Object, ObjectKind, Operation,
 };
 use virt_bmap_agent_protocol::{FsKind, Record, Sample, VERSION};
 use virt_bmap_map::{Cause, FileOperation, Kind, Marks, Warning, text};
