@@ -14,8 +14,8 @@ fn main() -> anyhow::Result<()> {
     let [old, new] = &arguments[..] else {
         anyhow::bail!("usage: diff_maps OLD NEW");
     };
-    // A text map lists less than JSON Lines. `level` reduces the richer of the two maps, so that only
-    // differences of the guest remain.
+    // A text map lists less than JSON Lines. `level` reduces the richer of the two maps, so that
+    // only differences of the guest remain.
     let (old, new) = diff::level(load(Path::new(old))?, load(Path::new(new))?)?;
     let changes = diff::diff(&old, &new);
     for changed in &changes {

@@ -108,7 +108,9 @@ impl<'a> Devices<'a> {
         let (name, kind) = (object.name(), object.kind());
         match object.attributes().inode {
             Some(inode) if !self.volatile.contains(name.device) => Some(Key::Inode(name.device, kind, inode)),
-            _ => disk_ranges(object).next().map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
+            _ => disk_ranges(object)
+                .next()
+                .map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
         }
     }
 

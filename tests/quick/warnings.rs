@@ -1,4 +1,5 @@
-//! The table of warnings in `docs/formats.md` has every kind of cause, its data and its exit status.
+//! The table of warnings in `docs/formats.md` has every kind of cause, its data and its exit
+//! status.
 
 use std::collections::BTreeSet;
 use virt_bmap_map::Cause;

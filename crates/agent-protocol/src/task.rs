@@ -74,7 +74,8 @@ pub struct DeviceRead {
 }
 
 /// The host's answer to [`SelectFiles`](crate::Record::SelectFiles) or
-/// [`BatchEnd`](crate::Record::BatchEnd), which the agent reads at [`REPLY_OFFSET`](crate::REPLY_OFFSET).
+/// [`BatchEnd`](crate::Record::BatchEnd), which the agent reads at
+/// [`REPLY_OFFSET`](crate::REPLY_OFFSET).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// Numbers of the files to read, or to read once more: distinct, and at most

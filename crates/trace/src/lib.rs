@@ -14,7 +14,8 @@
 //! ```
 //!
 //! * [`TracedDisk`] is the NBD export: it carries out requests and pushes an event for each answer;
-//! * [`Queue`] accepts events without waiting for the log, and counts those that it has no room for;
+//! * [`Queue`] accepts events without waiting for the log, and counts those that it has no room
+//!   for;
 //! * [`Tracer`] is the thread that takes the events, finds their objects and writes the log;
 //! * [`LogFormat`] and [`LogOutput`] are the formats of the log;
 //! * [`Live`] holds the current state of a running trace, for a screen;
@@ -25,8 +26,8 @@
 //!
 //! # Limits
 //!
-//! * A queue holds 262,144 events (16 MiB). [`Overflow`] decides between dropping further events and
-//!   making the guest wait.
+//! * A queue holds 262,144 events (16 MiB). [`Overflow`] decides between dropping further events
+//!   and making the guest wait.
 //! * A summary takes up to 50 MiB for each disk and 50 bytes for each object of the map, however
 //!   long the trace is.
 //! * The NBD server has no authentication: see [`virt_bmap_nbd`].

@@ -1,7 +1,7 @@
 //! The state of a running trace, for a screen.
 //!
-//! The thread of the tracer adds each request, and other threads take a [view](Live::view). Memory is
-//! bounded by the number of objects of the map.
+//! The thread of the tracer adds each request, and other threads take a [view](Live::view). Memory
+//! is bounded by the number of objects of the map.
 
 use super::event::{Op, TraceEvent};
 use super::summary::Amount;

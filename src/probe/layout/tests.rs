@@ -182,7 +182,8 @@ fn arrays() {
     assert!(raid10.part(Range::new(0, 8192)).is_some_and(|parts| parts.len() == 4));
 }
 
-/// Tables and superblocks may claim what no disk can hold. A layout gives up instead of counting it.
+/// Tables and superblocks may claim what no disk can hold. A layout gives up instead of counting
+/// it.
 #[test]
 fn impossible_counts_give_no_layout() {
     assert_eq!(array("raid1", 0, 0, &[0, 1], u64::MAX, 8192), None);

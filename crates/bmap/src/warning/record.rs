@@ -1,8 +1,9 @@
 //! Warnings in JSON Lines.
 //!
-//! Version 2 has an object with the subject (`image`, `device`, `path`), the `cause` with its `kind`
-//! and data, and the words in `text`, which are not read back. Version 1 had only the words: they
-//! are read as [`Cause::Sentence`], or as [`Cause::MoreOmitted`] if they count omitted warnings.
+//! Version 2 has an object with the subject (`image`, `device`, `path`), the `cause` with its
+//! `kind` and data, and the words in `text`, which are not read back. Version 1 had only the words:
+//! they are read as [`Cause::Sentence`], or as [`Cause::MoreOmitted`] if they count omitted
+//! warnings.
 
 use super::{Cause, Subject, Warning};
 use crate::jsonl::Text;
