@@ -53,7 +53,7 @@ pub enum MapError {
         /// The work that was interrupted.
         during: String,
     },
-    /// [`Cancel`] was used.
+    /// [`Cancel`](super::Cancel) was used.
     #[error("interrupted")]
     Cancelled,
     /// The thread of the session panicked; a defect of this library or of a binding.
