@@ -22,8 +22,7 @@ fn every_kind_of_vmdk() {
     ] {
         let images = Images::new();
         images.convert("disk.vmdk", "vmdk", &["-o", &format!("subformat={kind}")]);
-        images.check("disk.vmdk", None, ImageFormat::Vmdk, 1);
-        images.check("disk.vmdk", Some(ImageFormat::Vmdk), ImageFormat::Vmdk, 1);
+        images.check_each("disk.vmdk", &[None, Some(ImageFormat::Vmdk)], ImageFormat::Vmdk, 1);
     }
 }
 
@@ -74,8 +73,7 @@ fn vmdk_snapshots_three_deep_with_parents_in_other_directories() {
     images.overlay("b/s1.vmdk", "vmdk", absolute.to_str().unwrap(), "vmdk");
     images.overlay("b/c/s2.vmdk", "vmdk", "../s1.vmdk", "vmdk");
     images.overlay("top.vmdk", "vmdk", "b/c/s2.vmdk", "vmdk");
-    images.check("top.vmdk", None, ImageFormat::Vmdk, 4);
-    images.check("top.vmdk", Some(ImageFormat::Vmdk), ImageFormat::Vmdk, 4);
+    images.check_each("top.vmdk", &[None, Some(ImageFormat::Vmdk)], ImageFormat::Vmdk, 4);
     // A parent whose data is in extents of its own.
     images.convert("a/flat.vmdk", "vmdk", &["-o", "subformat=twoGbMaxExtentFlat"]);
     images.overlay("b/f1.vmdk", "vmdk", "../a/flat.vmdk", "vmdk");
@@ -127,8 +125,7 @@ fn qcow2_with_its_data_in_another_file() {
         let arguments = ["create", "-q", "-f", "qcow2", "-o", version, "outside.qcow2", "12M"];
         images.qemu_img(&arguments);
         images.run("qemu-io", &["-f", "qcow2", "-c", "write -P 5 1M 3M", "outside.qcow2"]);
-        images.check("outside.qcow2", None, ImageFormat::Qcow2, 1);
-        images.check("outside.qcow2", Some(ImageFormat::Qcow2), ImageFormat::Qcow2, 1);
+        images.check_each("outside.qcow2", &[None, Some(ImageFormat::Qcow2)], ImageFormat::Qcow2, 1);
     }
 }
 
@@ -155,8 +152,7 @@ fn all_other_formats() {
     ] {
         let name = format!("disk.{format}");
         images.convert(&name, format.driver(), options);
-        images.check(&name, None, format, 1);
-        images.check(&name, Some(format), format, 1);
+        images.check_each(&name, &[None, Some(format)], format, 1);
     }
 }
 
