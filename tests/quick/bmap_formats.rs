@@ -516,13 +516,13 @@ mod refused {
                 Format::Dfxml,
                 "bmap-tools",
             ),
-            (b"<html/>", Format::Text, "no block map"),
+            (b"<html/>", Format::Text, "not a block map"),
             (b"", Format::Text, "empty"),
             (b"", Format::JsonLines, "empty"),
             (b"", Format::Csv, "does not name the columns"),
             (b"hello\n", Format::JsonLines, "\"format\": \"virt-bmap\""),
             (b"{}\n", Format::Text, "\"format\": \"virt-bmap\""),
-            (b"{\"format\":\"other\",\"version\":1}\n", Format::Text, "no block map"),
+            (b"{\"format\":\"other\",\"version\":1}\n", Format::Text, "not a block map"),
             (b"a,b,c\n", Format::Csv, "does not name the columns `disk,start"),
             (b"disk,start,end\n", Format::Csv, "does not name the columns"),
             (b"hello", Format::Parquet, "written only"),
@@ -539,7 +539,7 @@ mod refused {
         save(&sample(), &path).unwrap();
         let mut twice = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         twice.write_all(&fs::read(&path).unwrap()).unwrap();
-        assert!(message(&twice.finish().unwrap(), Format::Text).contains("no block map"));
+        assert!(message(&twice.finish().unwrap(), Format::Text).contains("not a block map"));
     }
 
     #[test]
@@ -568,7 +568,7 @@ mod refused {
         let json = written(&map, Format::JsonLines);
         let last = json[..json.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap();
         let said = message(&json[..=last], Format::JsonLines);
-        assert!(said.starts_with("the map is truncated: its first line says"), "{said}");
+        assert!(said.starts_with("the map is truncated: its first line announces"), "{said}");
     }
 
     #[test]
@@ -625,15 +625,15 @@ mod refused {
         let cases = [
             ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,", "the row has 17 columns, not 18"),
             ("0,0,512,512,v,/dev/sda,,,0,,,,,,,,,", "no disk 0"),
-            ("x,0,512,512,v,/dev/sda,,,0,,,,,,,,,", "`x` is no disk"),
-            (",0,512,512,v,/dev/sda,,,0,,,,,,,,,", "`` is no disk"),
+            ("x,0,512,512,v,/dev/sda,,,0,,,,,,,,,", "`x` is not valid in column disk"),
+            (",0,512,512,v,/dev/sda,,,0,,,,,,,,,", "`` is not valid in column disk"),
             ("1,0,512,511,v,/dev/sda,,,0,,,,,,,,,", "cannot be 511 bytes long"),
             ("1,512,512,0,v,/dev/sda,,,0,,,,,,,,,", "cannot be 0 bytes long"),
-            ("1,0,512,512,q,/dev/sda,,,0,,,,,,,,,", "`q` is no type"),
+            ("1,0,512,512,q,/dev/sda,,,0,,,,,,,,,", "`q` is not valid in column type"),
             ("1,0,512,512,f,/dev/sda,,,0,,,,,,,,,", "needs a path"),
             ("1,0,512,512,f,/dev/sda,/\\9,,0,,,,,,,,,", "backslash"),
-            ("1,0,512,512,v,/dev/sda,,,0,odd,,,,,,,,", "`odd` is no flags"),
-            ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,,\x1b", "`\\033` is no marks"),
+            ("1,0,512,512,v,/dev/sda,,,0,odd,,,,,,,,", "`odd` is not valid in column flags"),
+            ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,,\x1b", "`\\033` is not valid in column marks"),
         ];
         for (row, words) in cases {
             let said = message(format!("{header}\n{row}\n").as_bytes(), Format::Text);

@@ -602,9 +602,9 @@ mod refused {
         assert!(message(b"").contains("empty"));
         assert!(message(b"# only a comment\n").contains("nothing in it but comments"));
         assert!(message(b"\x1f\x8b\x08\x00").contains(r"begins with `\037\213\010\000`"));
-        assert!(message(&[0; 5000]).contains("no block map"));
-        assert!(message(b"{\"version\": 1}\n").contains("no block map"));
-        assert!(message(b"<?xml version=\"1.0\"?>\n<dfxml/>\n").contains("no block map"));
+        assert!(message(&[0; 5000]).contains("not a block map"));
+        assert!(message(b"{\"version\": 1}\n").contains("not a block map"));
+        assert!(message(b"<?xml version=\"1.0\"?>\n<dfxml/>\n").contains("not a block map"));
         let comment = "<!-- ".to_owned() + &"words ".repeat(300) + "-->\n\n";
         let bmap_tools = format!("<?xml version=\"1.0\" ?>\n{comment}<bmap version=\"2.0\">\n</bmap>\n");
         assert!(message(bmap_tools.as_bytes()).contains("bmap-tools"));

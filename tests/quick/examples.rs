@@ -50,7 +50,7 @@ fn two_maps_are_compared() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        "grown 4096 6144 f /dev/sda /log\nremoved 512 0 f /dev/sda /gone\n"
+        "removed 512 0 f /dev/sda /gone\ngrown 4096 6144 f /dev/sda /log\n"
     );
 }
 
@@ -60,7 +60,7 @@ fn a_guest_is_traced() {
     let directory = tempfile::tempdir().unwrap();
     let [image, map] = ["disk.raw", "disk.bmap"].map(|name| directory.path().join(name));
     std::fs::write(&image, vec![7; 0x2000]).unwrap();
-    std::fs::write(&map, b"1 0 1000 f /dev/sda /read\n1 0 2000 v /dev/sda\n1 1000 2000 v /dev/sda\n")
+    std::fs::write(&map, b"1 0 1000 f /dev/sda /read\n1 0 1000 v /dev/sda\n1 1000 2000 v /dev/sda\n")
         .unwrap();
     let output = example("trace_guest").args([&image, &map]).arg("nbdcopy \"$uri\" null:").output().unwrap();
     assert!(output.status.success(), "{output:?}");

@@ -211,7 +211,7 @@ fn a_format_is_served_as_the_disk_that_it_holds() {
         ["convert".into(), "-O".into(), "qcow2".into(), path("disk.raw"), path("disk.qcow2")],
     );
     let run = sandbox.run(["trace", "disk.qcow2", "--map", "disk.bmap", "--run", "true"]);
-    run.assert_fails(&["counts the bytes of the file", "qcow2", "--force"]);
+    run.assert_fails(&["counts bytes of the image file", "qcow2", "--force"]);
     let run = run.sandbox.run([
         "trace",
         "disk.qcow2",

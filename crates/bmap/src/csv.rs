@@ -77,7 +77,7 @@ pub enum RowError {
         found: u64,
     },
     /// A value is not valid in its column.
-    #[error("`{found}` is not a valid {column}")]
+    #[error("`{found}` is not valid in column {column}")]
     Value {
         /// The column.
         column: &'static str,
