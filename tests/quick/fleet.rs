@@ -169,7 +169,7 @@ fn each_guest_ends_in_its_own_way() {
     }
     for (id, error) in [
         ("crashes", "signal 11"),
-        ("empty", "there is no map.bmap"),
+        ("empty", "no map.bmap"),
         ("fails", "no good"),
         ("silent", "longer than 2 seconds"),
         ("wrong", "unknown option"),
@@ -358,7 +358,7 @@ fn a_signal_ends_a_run_in_good_order() {
         }
         run.signal(signal);
         let run = run.finish();
-        run.assert_code(128 + signal.as_raw()).assert_says(&["interrupted; 0 guests were finished"]);
+        run.assert_code(128 + signal.as_raw()).assert_says(&["interrupted after 0 guests"]);
         assert_eq!(fs::read_dir(fleet.maps(".fleet/work")).unwrap().count(), 0);
         fleet.begun();
     }
@@ -634,9 +634,9 @@ fn the_domains_of_a_libvirt_host_are_guests() {
     };
     let planned = plan(&[]);
     planned.assert_code(3).assert_says(&[
-        "left out: busy is running",
-        "the disk vda of remote cannot be mapped: it is of type \"network\"",
-        "diskless has no disks",
+        "left out: busy: the domain is running",
+        "remote: cannot map disk vda: its type is \"network\"",
+        "diskless: the domain has no disks",
     ]);
     let web = one("web%20%26%20co", "web");
     assert_eq!(String::from_utf8(planned.stdout).unwrap(), format!("{db}{web}"));
@@ -650,7 +650,7 @@ fn the_domains_of_a_libvirt_host_are_guests() {
     assert_eq!(statuses(&run).into_values().collect::<Vec<_>>(), ["complete", "complete"]);
 
     let domain = |name: &str| fleet.sandbox().run(["-d", name, "-c", &uri]);
-    domain("busy").assert_fails(&["busy is running", "--force-share"]);
+    domain("busy").assert_fails(&["busy: the domain is running", "--force-share"]);
     domain("missing").assert_fails(&["virsh dumpxml --domain=missing", "missing"]);
     // It gets as far as its first disk, which is no qcow2.
     domain("db").assert_fails(&["db-system", "qcow2"]);
@@ -691,5 +691,5 @@ fn what_makes_no_sense_is_said() {
         args
     };
     fleet.sandbox().run(args("/no/such/mapper")).assert_code(3);
-    assert!(fleet.records()["a"]["error"].as_str().unwrap().contains("/no/such/mapper could not be started"));
+    assert!(fleet.records()["a"]["error"].as_str().unwrap().contains("/no/such/mapper: cannot start"));
 }

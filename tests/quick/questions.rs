@@ -201,7 +201,7 @@ fn bad_input_is_told_plainly() {
         ask(dir.path(), &["lookup", "guest.bmap", "--ranges", "past.txt", "--force", "--bytes"]);
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("warning"), "{err}");
-    assert!(out.contains("256  50.00 %  in nothing that the map knows"), "{out}");
+    assert!(out.contains("256  50.00 %  in no object of the map"), "{out}");
     let (code, _, err) = ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "other.map", "--force"]);
     assert_eq!(code, 4, "{err}");
     // An empty list that is meant is an answer.
@@ -295,7 +295,7 @@ fn every_offset_is_answered() {
     let (code, out, _) = ask_with(dir.path(), &["lookup", "-", "0", "--csv"], files.as_bytes());
     assert_eq!((code, out.as_str()), (0, "disk,offset,type,device,path,file_offset\n1,0,unmapped,,,\n"));
     let (code, out, _) = ask_with(dir.path(), &["lookup", "-", "0"], files.as_bytes());
-    assert_eq!((code, out.as_str()), (0, "1:0x0\n  nothing that the map knows\n"));
+    assert_eq!((code, out.as_str()), (0, "1:0x0\n  in no object of the map\n"));
 }
 
 #[test]

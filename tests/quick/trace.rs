@@ -496,7 +496,7 @@ fn what_was_read_is_written_down_for_those_who_prefetch() {
     run.assert_code(0).assert_says(&[
         "4 reads of 24 KiB, 1 write of 512 B",
         "read: 16 KiB distinct, 8 KiB repeated; 0 of 4 reads sequential",
-        "2 files, 16 KiB of the 1 MiB that they have; 0 directories",
+        "2 files, 16 KiB of their 1 MiB; 0 directories",
     ]);
     assert_eq!(run.read("files"), b"/a \"second\"\n/first\n");
     assert_eq!(

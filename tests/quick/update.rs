@@ -125,7 +125,7 @@ fn files_below_an_image_count() {
     rebase.args(["rebase", "-q", "-u", "-b", "base.raw", "-F", "raw", "top.qcow2"]);
     tools::output(rebase.current_dir(&cwd));
     fs::write(cwd.join("disk.bmap"), map).unwrap();
-    assert_maps_again(other, &["disk.bmap"], &["top.qcow2 is made of other files or formats"]);
+    assert_maps_again(other, &["disk.bmap"], &["top.qcow2: the format or the backing files"]);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_guest_cannot_choose_its_format() {
     fs::remove_file(cwd.join("disk.raw")).unwrap();
     let mut create = tools::command("qemu-img");
     tools::output(create.args(["create", "-q", "-f", "qcow2", "disk.raw", "8M"]).current_dir(&cwd));
-    let words = ["disk.raw was raw when it was mapped", "looks like qcow2 now", "--image-format"];
+    let words = ["disk.raw: the format was raw", "qcow2 is detected now", "--image-format"];
     let run = assert_refuses(sandbox, &["disk.bmap"], &words);
     let stated = ["disk.bmap", "--image-format", "qcow2"];
     assert_maps_again(run.sandbox, &stated, &["disk.raw"]);
@@ -177,20 +177,20 @@ fn maps_that_name_no_image_are_refused() {
         let run = assert_refuses(sandbox, &[name], words);
         assert_eq!(run.read(name), text.as_bytes());
     };
-    let how = "virt-bmap-rs IMAGE... -o NEW";
-    refused("old.bmap", MAP, &["old.bmap does not name its images it is", how, "diff old.bmap NEW"]);
+    let advice = "virt-bmap-rs IMAGE... -o NEW";
+    refused("old.bmap", MAP, &["old.bmap: the map does not name its images", advice, "diff old.bmap NEW"]);
     let xml = "<?xml version=\"1.0\" ?>\n<bmap version=\"2.0\">\n<ImageSize> 8388608 </ImageSize></bmap>\n";
     refused("tools.bmap", xml, &["bmap-tools"]);
 
     let run = sandbox().run(["convert", "disk.bmap", "disk.csv"]);
-    let run = assert_refuses(run.sandbox, &["disk.csv"], &["does not name its images", how]);
+    let run = assert_refuses(run.sandbox, &["disk.csv"], &["does not name its images", advice]);
     let run = run.sandbox.run(["convert", "disk.bmap", "disk.xml"]);
     assert_refuses(run.sandbox, &["disk.xml"], &["DFXML", "cannot be read back"]);
 }
 
 #[test]
 fn outputs_take_nothing_away() {
-    let run = assert_refuses(sandbox(), &["disk.bmap", "-o", "disk.raw"], &["disk.raw is an image"]);
+    let run = assert_refuses(sandbox(), &["disk.bmap", "-o", "disk.raw"], &["overwrite an image"]);
     let run = assert_refuses(run.sandbox, &["disk.bmap", "-o", "-"], &["standard output", "-o"]);
     update(run.sandbox, &["disk.bmap", "--again", "-o", "no/such/map"]).assert_fails(&["no/such/map"]);
 }
@@ -204,7 +204,7 @@ fn a_rich_map_does_not_become_a_poor_one() {
     let object = "\"type\":\"f\",";
     assert!(rich.contains(object), "{rich}");
     fs::write(cwd.join("rich"), rich.replacen(object, "\"type\":\"f\",\"inode\":12,", 1)).unwrap();
-    let run = assert_refuses(run.sandbox, &["rich"], &["rich holds more than a text map", ".jsonl"]);
+    let run = assert_refuses(run.sandbox, &["rich"], &["rich: this map holds attributes", ".jsonl"]);
     fs::rename(cwd.join("rich"), cwd.join("rich.jsonl")).unwrap();
     let run = update(run.sandbox, &["rich.jsonl"]);
     run.assert_code(0);
@@ -261,7 +261,7 @@ fn who_knows_what_was_written_is_asked() {
     // An overlay holds what was written over the image below; its chain is another all the same.
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "top.qcow2"]);
     let top = ["disk.bmap", "--image", "top.qcow2", "--since", "image:disk.qcow2"];
-    run = assert_maps_again(run.sandbox, &top, &["top.qcow2 is made of other files"]);
+    run = assert_maps_again(run.sandbox, &top, &["top.qcow2: the format or the backing files"]);
 
     for (since, words) in
         [("bitmap:tuesday", "tuesday"), ("snapshot:never", "never"), ("image:none.raw", "none.raw")]
