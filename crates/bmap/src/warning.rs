@@ -363,7 +363,7 @@ impl fmt::Display for Cause {
             }
             Self::VolumeInactive { error } => write!(f, "LVM cannot activate it: {}", PrintableText(error)),
             Self::VolumeGroupUnreadable => {
-                f.write_str("it is a physical volume of LVM, but its volume group cannot be read")
+                f.write_str("it is a physical volume of LVM, but no volume group that uses it can be read")
             }
             Self::BesideDynamicVolumes => f.write_str(
                 "it is on a Windows dynamic disk, but in none of the volumes that could be assembled, and \

@@ -144,8 +144,10 @@ impl Appliance {
         let mut inventory = sort(reports, &volumes, &tables);
         for device in inventory.idle_physical_volumes(&tables) {
             let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
-            // LVM may print further lines.
-            if self.shell(&command)?.lines().any(|line| line.trim() == "[unknown]") {
+            // A volume that LVM does not recognise any more has no line, one in no group an empty
+            // one. LVM may print further lines.
+            let has_group = |line: &str| !matches!(line.trim(), "" | "[unknown]");
+            if !self.shell(&command)?.lines().any(has_group) {
                 inventory.warnings.push((device, Cause::VolumeGroupUnreadable));
             }
         }
