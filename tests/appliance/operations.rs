@@ -114,7 +114,7 @@ fn what_was_done_to_files_of_several_file_systems() {
     let images = images.each_ref().map(|image| image.to_str().unwrap());
     let options = ["--image-format", "raw", "-o", "log", "--operations", "done", "--run", &client];
     let run = sandbox.run(["trace"].into_iter().chain(images).chain(options));
-    run.assert_code(0).assert_says(&["looked at twice"]);
+    run.assert_code(0).assert_says(&["mapped twice"]);
     let said = String::from_utf8(run.read("done")).unwrap();
     let done: BTreeSet<&str> = said.lines().filter(|line| !line.starts_with('#')).collect();
     let devices = ["/dev/sda", "/dev/sdb", "/dev/sdc"];

@@ -144,9 +144,12 @@ impl Appliance {
         let mut inventory = sort(reports, &volumes, &tables);
         for device in inventory.idle_physical_volumes(&tables) {
             let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
-            // A volume that LVM does not recognise any more has no line, one in no group an empty
-            // one. LVM may print further lines.
-            let has_group = |line: &str| !matches!(line.trim(), "" | "[unknown]");
+            // LVM prints nothing about a volume that it does not recognise any more, an empty line
+            // about one in no group, and messages besides. Only a name has no space in it.
+            let has_group = |line: &str| {
+                let name = line.trim();
+                !name.is_empty() && name != "[unknown]" && !name.contains(' ')
+            };
             if !self.shell(&command)?.lines().any(has_group) {
                 inventory.warnings.push((device, Cause::VolumeGroupUnreadable));
             }
