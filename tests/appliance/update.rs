@@ -175,10 +175,8 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     assert_eq!(run.taken_over(), Some(2 * taken_over as u64), "{}", run.stderr);
     // Of the second the root, and those whose inodes have a digest together with that in which
     // names were swapped.
-    let spent = run.stderr.lines().filter_map(|line| line.split_once("the agent's time: "));
-    let listed: Vec<usize> =
-        spent.map(|(_, spent)| spent.split_once(" directories listed").unwrap().0.parse().unwrap()).collect();
-    let all = FOLDERS + 3;
+    let listed = run.directories_listed();
+    let all = FOLDERS as u64 + 3;
     assert!(
         matches!(listed[..], [first, 2..=4, third, twice] if [first, third, twice] == [all; 3]),
         "{listed:?}"

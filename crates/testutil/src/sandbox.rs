@@ -351,6 +351,16 @@ impl Finished {
         self.stderr.lines().find_map(number)
     }
 
+    /// How many directories the agent listed in each filesystem, which `--verbose` prints.
+    pub fn directories_listed(&self) -> Vec<u64> {
+        // The appliance's own log, which --verbose prints as well, has the rest of the line too.
+        let number = |line: &str| {
+            let (_, spent) = line.split_once("time of the agent: ")?;
+            spent.split_once(" directories listed, ")?.0.parse().ok()
+        };
+        self.stderr.lines().filter_map(number).collect()
+    }
+
     /// Fails unless standard error has all of `words`, in any case of letters.
     #[track_caller]
     pub fn assert_says(&self, words: &[&str]) -> &Self {
