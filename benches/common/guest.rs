@@ -64,7 +64,7 @@ pub(crate) fn map(image: &Path, options: &MapperOptions) -> Run {
 }
 
 impl Guest {
-    /// Makes the image, if it is not there from a baseline run.
+    /// Makes the image, if no earlier run has left it.
     pub(crate) fn image(&self, directory: &Path) -> PathBuf {
         let image = directory.join(format!("{}.img", self.name));
         if image.exists() {

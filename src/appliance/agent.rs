@@ -25,6 +25,9 @@ pub enum AgentError {
     /// It ended in failure.
     #[error("the agent failed")]
     Run(#[source] CallError),
+    /// Its inventory is too long.
+    #[error(transparent)]
+    Inventory(#[from] inventory::TooManyLines),
 }
 
 impl Appliance {
@@ -48,7 +51,7 @@ impl Appliance {
     /// The agent's reports on the guest's block devices: first the named ones, then all.
     pub(super) fn describe(&self, named: &[String]) -> Result<Vec<Report>, AgentError> {
         let named: String = named.iter().map(|name| format!(" {}", quote(name))).collect();
-        Ok(inventory::parse(&self.run(&format!("devices {}{named}", self.control))?))
+        Ok(inventory::parse(&self.run(&format!("devices {}{named}", self.control))?)?)
     }
 
     /// Has the agent do the task on the control disk.

@@ -160,14 +160,14 @@ impl Handle {
             .map_err(|_| CallError { message: "libguestfs cannot create a handle".into() })?;
         let handle = Self { guestfs, console, kill };
         #[allow(unsafe_code)]
-        // SAFETY: the handle is open; without a handler no data is needed.
+        // SAFETY: the handle is open. A null handler takes no data.
         unsafe {
             ffi::guestfs_set_error_handler(handle.raw(), None, std::ptr::null_mut());
         }
         if !echo {
             #[allow(unsafe_code)]
-            // SAFETY: the call-back takes the pointer for a `Console`, which `handle.console` keeps
-            // alive until the handle has been closed.
+            // SAFETY: the callback gets a pointer to a `Console`, which `handle.console` keeps alive
+            // until the handle has been closed.
             unsafe {
                 let opaque = Arc::as_ptr(&handle.console).cast_mut().cast();
                 ffi::guestfs_set_event_callback(handle.raw(), on_console, ffi::EVENT_APPLIANCE, 0, opaque);
@@ -191,8 +191,8 @@ impl Handle {
 
     fn last_error(&self) -> String {
         #[allow(unsafe_code)]
-        // SAFETY: the handle is open; the text belongs to it until its next call and is copied
-        // here.
+        // SAFETY: the handle is open. It owns the text until its next call, and the text is copied
+        // before that.
         let message = unsafe {
             let text = ffi::guestfs_last_error(self.raw());
             if text.is_null() { None } else { Some(printable(CStr::from_ptr(text).to_bytes())) }
@@ -204,8 +204,8 @@ impl Handle {
     fn raw(&self) -> *mut c_void {
         const { assert!(size_of::<guestfs::Handle>() == size_of::<*mut c_void>()) };
         #[allow(unsafe_code)]
-        // SAFETY: `guestfs::Handle` is a struct with one field, the C pointer; being of a pointer's
-        // size, as asserted, that is all it is.
+        // SAFETY: the only field of `guestfs::Handle` is the C pointer, and the assertion above
+        // shows that there is no room for another.
         unsafe {
             std::mem::transmute_copy(&self.guestfs)
         }
@@ -227,8 +227,8 @@ unsafe extern "C" fn on_console(
     if buf.is_null() {
         return;
     }
-    // SAFETY: `opaque` is what `Handle::create` gave, a `Console` that outlives the handle;
-    // libguestfs passes `buf_len` bytes that are valid during the call.
+    // SAFETY: `opaque` is the pointer that `Handle::create` registered, to a `Console` that
+    // outlives the handle. libguestfs passes `buf_len` bytes that are valid during the call.
     let (console, text) =
         unsafe { (&*opaque.cast::<Console>(), std::slice::from_raw_parts(buf.cast::<u8>(), buf_len)) };
     console.append(text);

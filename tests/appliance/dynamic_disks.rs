@@ -120,7 +120,7 @@ fn a_disk_that_is_missing_is_said() {
     assert!(file == pattern(1, SIZE));
     // Parts of the volumes that lack a disk; of the mirrored one a half is enough.
     for part in ["/dev/sda2", "/dev/sda3", "/dev/sda5"] {
-        mapped.cause(part, "beside-dynamic-volumes");
+        mapped.cause(part, "outside-dynamic-volumes");
     }
     let file = mapped.file("f /dev/mapper/ldm_vol_group_Mirrored /file", 0, SIZE);
     assert!(file == pattern(4, SIZE));

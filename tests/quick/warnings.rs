@@ -11,7 +11,7 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"device-failed","error":"no"}"#,
     r#"{"kind":"volume-inactive","error":"no"}"#,
     r#"{"kind":"volume-group-unreadable"}"#,
-    r#"{"kind":"beside-dynamic-volumes"}"#,
+    r#"{"kind":"outside-dynamic-volumes"}"#,
     r#"{"kind":"array-member-unused"}"#,
     r#"{"kind":"members-missing","count":1,"lost":false}"#,
     r#"{"kind":"filesystem-device-missing"}"#,

@@ -153,9 +153,18 @@ impl fmt::Display for Description {
     }
 }
 
-/// Parses the output of the agent. Lines beyond [`INVENTORY_LINES`] are ignored.
-pub fn parse(text: &str) -> Vec<Report> {
-    text.lines().take(INVENTORY_LINES).map(Report::parse).collect()
+/// The inventory has more than [`INVENTORY_LINES`] lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the probe agent reports more than {INVENTORY_LINES} devices")]
+pub struct TooManyLines;
+
+/// Parses the output of the agent.
+///
+/// # Errors
+/// [`TooManyLines`]; a mistake in a line affects only the device of that line.
+pub fn parse(text: &str) -> Result<Vec<Report>, TooManyLines> {
+    let reports: Vec<Report> = text.lines().take(INVENTORY_LINES + 1).map(Report::parse).collect();
+    if reports.len() > INVENTORY_LINES { Err(TooManyLines) } else { Ok(reports) }
 }
 
 impl Report {
@@ -277,6 +286,8 @@ mod tests {
         let line = |bytes: usize| format!("/dev/sda error={}", "x".repeat(bytes - 15));
         assert!(matches!(Report::parse(&line(INVENTORY_LINE_BYTES)).result, Err(ReportError::Failed(_))));
         assert_eq!(Report::parse(&line(INVENTORY_LINE_BYTES + 1)).result, Err(ReportError::Malformed));
-        assert_eq!(parse(&"x\n".repeat(INVENTORY_LINES + 1)).len(), INVENTORY_LINES);
+        let lines = |count| parse(&"x\n".repeat(count)).map(|reports| reports.len());
+        assert_eq!(lines(INVENTORY_LINES), Ok(INVENTORY_LINES));
+        assert_eq!(lines(INVENTORY_LINES + 1), Err(TooManyLines));
     }
 }

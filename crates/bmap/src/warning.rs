@@ -76,7 +76,7 @@ pub enum Cause {
     /// A device is a physical volume of LVM, and its volume group cannot be read.
     VolumeGroupUnreadable,
     /// A partition lies on a Windows dynamic disk, but in none of its volumes.
-    BesideDynamicVolumes,
+    OutsideDynamicVolumes,
     /// A device is a member of an array that does not use it.
     ArrayMemberUnused,
     /// An array or volume lacks members.
@@ -307,7 +307,7 @@ impl Cause {
             Self::DeviceFailed { .. }
             | Self::VolumeInactive { .. }
             | Self::VolumeGroupUnreadable
-            | Self::BesideDynamicVolumes
+            | Self::OutsideDynamicVolumes
             | Self::ArrayMemberUnused
             | Self::FilesystemDeviceMissing
             | Self::SameUuid { .. }
@@ -365,7 +365,7 @@ impl fmt::Display for Cause {
             Self::VolumeGroupUnreadable => {
                 f.write_str("it is a physical volume of LVM, but no volume group that uses it can be read")
             }
-            Self::BesideDynamicVolumes => f.write_str(
+            Self::OutsideDynamicVolumes => f.write_str(
                 "it is on a Windows dynamic disk, but in none of the volumes that could be assembled, and \
                  cannot be mounted beside them. If it is part of a volume whose other disks are missing, name \
                  all disks of the guest",

@@ -68,7 +68,7 @@ pub fn limit(command: &mut Command, cpu: Duration) {
     let memory = Rlimit { current: Some(1 << 30), maximum: Some(1 << 30) };
     let seconds = Some(cpu.as_secs().max(1));
     let cpu = Rlimit { current: seconds, maximum: seconds };
-    // SAFETY: as in `command`: two plain system calls.
+    // SAFETY: as in `die_with_us`: two plain system calls.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(move || {

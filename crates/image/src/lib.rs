@@ -66,7 +66,7 @@ pub struct OpenOptions {
 pub struct Image {
     /// The disk's bytes. The child process and its connections, if any, end with the last clone.
     pub source: Arc<dyn Source>,
-    /// The image's file name as it was given to [`open`].
+    /// The path that [`open`] was given.
     pub name: PathBuf,
     /// Its format, stated or detected.
     pub format: ImageFormat,

@@ -62,8 +62,8 @@ impl<S: AsFd> Eager<S> {
 
     /// Whether the client has taken all that was sent, or over TCP its kernel.
     fn is_all_taken(&self) -> bool {
-        // SAFETY: it writes an `int`: how many bytes are still to be taken, see tcp(7); of a Unix
-        // socket, with what the kernel needs to keep them.
+        // SAFETY: the call writes one `int` (SIOCOUTQ in tcp(7)): the number of sent bytes that the
+        // client has not taken. For a Unix socket the kernel's own overhead is counted as well.
         #[allow(unsafe_code)]
         let left = unsafe { ioctl(&self.socket, Getter::<HOW_MUCH_IS_LEFT, c_int>::new()) };
         left.is_ok_and(|left| left == 0)
@@ -111,8 +111,8 @@ impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Eager<S> {
             this.received(buf.filled().len() - before);
             return Poll::Ready(result);
         }
-        // The runtime is told of what is received behind its back, so that other tasks have their
-        // turn.
+        // The runtime does not see these reads, and would never let another task have its turn.
+        // So they are charged to its budget here.
         let turn = ready!(coop::poll_proceed(cx));
         match this.look(buf) {
             Some(result) => {

@@ -15,6 +15,7 @@
 
 pub mod bootable;
 pub mod cache;
+pub mod corpus;
 pub mod fixture;
 pub mod fleet;
 pub mod formats;

@@ -143,14 +143,9 @@ impl Appliance {
         }
         let mut inventory = sort(reports, &volumes, &tables);
         for device in inventory.idle_physical_volumes(&tables) {
-            let command = format!("lvm pvs --noheadings -o vg_name {} 2>/dev/null || true", quote(&device));
-            // LVM prints nothing about a volume that it does not recognise any more, an empty line
-            // about one in no group, and messages besides. Only a name has no space in it.
-            let has_group = |line: &str| {
-                let name = line.trim();
-                !name.is_empty() && name != "[unknown]" && !name.contains(' ')
-            };
-            if !self.shell(&command)?.lines().any(has_group) {
+            let command =
+                format!("lvm pvs --reportformat json -o vg_name {} 2>/dev/null || true", quote(&device));
+            if group_in_report(&self.shell(&command)?).is_none() {
                 inventory.warnings.push((device, Cause::VolumeGroupUnreadable));
             }
         }
@@ -241,6 +236,17 @@ fn is_volume(path: &str) -> bool {
     parts.len() == 2 && parts.iter().all(|part| !part.is_empty()) && !name.contains(char::is_whitespace)
 }
 
+/// The volume group that a report of `lvm pvs` names (`--reportformat json`, lvmreport(7)). LVM
+/// prints messages to standard output as well, and reports nothing of a volume that it does not
+/// recognise any more.
+fn group_in_report(printed: &str) -> Option<String> {
+    let report = printed.find('{').map(|at| &printed[at..])?;
+    let mut values = serde_json::Deserializer::from_str(report).into_iter::<serde_json::Value>();
+    let report = values.next()?.ok()?;
+    let name = report["report"][0]["pv"][0]["vg_name"].as_str()?;
+    (!name.is_empty() && name != "[unknown]").then(|| name.to_owned())
+}
+
 /// Whether a device indicates that there are logical volumes.
 fn may_have_volumes(report: &Report) -> bool {
     report.result.as_ref().is_ok_and(|device| {
@@ -263,7 +269,7 @@ mod tests {
         let tables = DmTable::parse_all(
             "vg0-root: 0 409600 linear 8:2 2048\nvg0-root: 409600 8192 linear 8:17 2048\nNo devices found\n",
         );
-        let reports = inventory::parse("/dev/vg0/root 253:0 size=512 dm=vg0-root uuid=LVM-x\n");
+        let reports = inventory::parse("/dev/vg0/root 253:0 size=512 dm=vg0-root uuid=LVM-x\n").unwrap();
         let inventory = sort(reports, &["/dev/vg0/root".to_owned()], &tables);
         let DeviceKind::Dm { targets } = &inventory.volumes[0].kind else {
             panic!("no device-mapper device");
@@ -274,8 +280,19 @@ mod tests {
     }
 
     #[test]
+    fn the_group_of_a_physical_volume_is_in_the_report() {
+        let report =
+            |pv: &str| format!("  Retrying metadata scan.\n  {{ \"report\": [ {{ \"pv\": [{pv}] }} ] }}\n");
+        assert_eq!(group_in_report(&report(r#"{"vg_name":"vg0"}"#)).as_deref(), Some("vg0"));
+        let without = [r#"{"vg_name":""}"#, r#"{"vg_name":"[unknown]"}"#, ""].map(report);
+        for printed in without.iter().map(String::as_str).chain(["", "  WARNING: wrong checksum\n"]) {
+            assert_eq!(group_in_report(printed), None, "{printed}");
+        }
+    }
+
+    #[test]
     fn a_device_that_could_not_be_examined_is_worth_a_warning() {
-        let reports = inventory::parse("/dev/sdb error=No medium\n/dev/sdc 8:32\n");
+        let reports = inventory::parse("/dev/sdb error=No medium\n/dev/sdc 8:32\n").unwrap();
         assert!(has_failed(&reports[0], "/dev/sdb") && !has_failed(&reports[1], "/dev/sdc"));
         let warnings = sort(reports, &[], &DmTable::default()).warnings;
         let malformed = "the probe agent's description of it is malformed";
@@ -299,10 +316,10 @@ mod tests {
             "ldm_part_g_V-1-1: 0 4 linear 8:0 64\nldm_vol_g_S: 0 16 linear 8:0 2\n\
              ldm_vol_g_T: 0 16 striped 2 4 8:0 40 8:16 8\n",
         );
-        let inventory = sort(inventory::parse(text), &[], &tables);
+        let inventory = sort(inventory::parse(text).unwrap(), &[], &tables);
         let contents: Vec<&str> = inventory.contents.iter().map(|c| c.device.as_str()).collect();
         assert_eq!(contents, ["/dev/mapper/ldm_vol_g_S", "/dev/mapper/ldm_vol_g_T"]);
-        assert_eq!(inventory.warnings, [("/dev/sda2".to_owned(), Cause::BesideDynamicVolumes)]);
+        assert_eq!(inventory.warnings, [("/dev/sda2".to_owned(), Cause::OutsideDynamicVolumes)]);
         assert_eq!(inventory.partitions.len(), 3);
         assert_eq!((inventory.others.len(), inventory.hidden.len()), (2, 1));
     }
@@ -319,7 +336,8 @@ mod tests {
                     /dev/dm-1 253:1 size=4096 dm=luks uuid=CRYPT-c type=ext4\n\
                     /dev/dm-2 253:2 size=4096 dm=vg-root uuid=LVM-a type=xfs\n\
                     /dev/md127 9:127 size=4096 md=raid1 type=crypto_LUKS\n";
-        let inventory = sort(inventory::parse(text), &["/dev/vg/root".to_owned()], &DmTable::default());
+        let inventory =
+            sort(inventory::parse(text).unwrap(), &["/dev/vg/root".to_owned()], &DmTable::default());
         let paths = |devices: &[BlockDevice]| devices.iter().map(|d| d.path.clone()).collect::<Vec<_>>();
         assert_eq!(paths(&inventory.disks), ["/dev/sda", "/dev/sdb"]);
         assert_eq!(paths(&inventory.partitions), ["/dev/sda1", "/dev/sda2", "/dev/sda5"]);

@@ -54,16 +54,16 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
         let DeviceKind::Partition { of, start } = partition.kind else { continue };
         let end = start.saturating_add(partition.size);
         let is_volume = dynamic.iter().any(|piece| piece.0 == of && piece.1 < end && start < piece.2);
-        let is_beside = dynamic.iter().any(|piece| piece.0 == of);
+        let is_on_dynamic_disk = dynamic.iter().any(|piece| piece.0 == of);
         let is_it = |(number, content): &(DeviceNumber, Content)| {
-            *number == partition.number && (is_volume || is_beside && content.kind.is_some())
+            *number == partition.number && (is_volume || is_on_dynamic_disk && content.kind.is_some())
         };
         if let Some(index) = kinds.iter().position(is_it) {
             kinds.remove(index);
             // The kernel lets the device mapper have the whole disk, so the partition cannot be
             // mounted.
             if !is_volume {
-                inventory.warnings.push((partition.path.clone(), Cause::BesideDynamicVolumes));
+                inventory.warnings.push((partition.path.clone(), Cause::OutsideDynamicVolumes));
             }
         }
     }

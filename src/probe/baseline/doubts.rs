@@ -81,7 +81,7 @@ impl Doubt {
             Cause::DeviceFailed { .. }
             | Cause::VolumeInactive { .. }
             | Cause::VolumeGroupUnreadable
-            | Cause::BesideDynamicVolumes
+            | Cause::OutsideDynamicVolumes
             | Cause::ArrayMemberUnused
             | Cause::MembersMissing { .. }
             | Cause::FilesystemDeviceMissing

@@ -54,7 +54,7 @@ pub struct Baseline {
     /// Verified files, sorted by device and stamps. A file with several names is here several
     /// times.
     files: Vec<ObjectId>,
-    /// Devices of which the map may lack an object.
+    /// Devices whose objects in the map may be incomplete.
     incomplete: HashSet<Vec<u8>>,
     /// What has been written since, of the disks of which that is known.
     written: BTreeMap<DiskNumber, IndexedRanges>,

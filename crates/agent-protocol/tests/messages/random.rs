@@ -4,9 +4,8 @@ use super::fuzz;
 use super::strategies::{record, reply, report, task};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use std::fs;
-use std::path::Path;
 use virt_bmap_agent_protocol::codec::encode_area;
+use virt_bmap_testutil::corpus::replay;
 
 /// Changes some bytes and cuts off the end.
 fn damage(mut bytes: Vec<u8>, changes: &[(prop::sample::Index, u8)], keep: prop::sample::Index) -> Vec<u8> {
@@ -71,18 +70,6 @@ proptest! {
         let text: String = reports.iter().map(|report| format!("{report}\n")).collect();
         fuzz::device_inventory(&damage(text.into_bytes(), &changes, keep));
     }
-}
-
-fn replay(target: &str, entry: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let mut count = 0;
-    for file in fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        eprintln!("{}", path.display());
-        entry(&fs::read(path).unwrap());
-        count += 1;
-    }
-    assert!(count > 10, "{count} inputs only");
 }
 
 #[test]
