@@ -198,11 +198,11 @@ fn a_boot_of_systemd_is_what_the_guest_says_it_opened() {
     }
     // The files that were opened according to the guest.
     let opens = String::from_utf8_lossy(&run.read("opens")).into_owned();
-    let told = |words: &[&str]| -> BTreeSet<&str> {
+    let reported = |words: &[&str]| -> BTreeSet<&str> {
         let lines = opens.lines().filter_map(|line| line.split_once(' '));
         lines.filter(|(word, _)| words.contains(word)).map(|(_, path)| path).collect()
     };
-    let (used, opened) = (told(&["exec", "read"]), told(&["exec", "read", "open"]));
+    let (used, opened) = (reported(&["exec", "read"]), reported(&["exec", "read", "open"]));
     for expected in ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-journald", "/etc/guest-3"] {
         assert!(used.contains(expected), "{expected} was not used:\n{opens}");
     }

@@ -72,7 +72,7 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     view.devices_have_their_metadata();
     view.what_is_in_no_partition_is_free("/dev/sda", &guest.disks[0]);
     view.what_is_in_no_partition_is_free("/dev/sdb", &guest.disks[1]);
-    view.exfat_is_told(&guest.disks[2]);
+    view.exfat_is_mapped(&guest.disks[2]);
 
     // The text map names metadata and free space too, and `lookup` names free space.
     let text = fs::read_to_string(run.sandbox.cwd().join("guest.bmap")).unwrap();
@@ -274,7 +274,7 @@ impl View<'_> {
 
     /// An exFAT directly on a disk: its free space, and that at least 99 % of its used bytes have a
     /// name.
-    fn exfat_is_told(&self, disk: &Path) {
+    fn exfat_is_mapped(&self, disk: &Path) {
         const SECTOR: u64 = 512;
         let oracle = normalise(free_by_sleuthkit(disk, "exfat", SECTOR));
         let ours = self.free("/dev/sdc");
