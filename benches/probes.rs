@@ -1,9 +1,9 @@
 //! How fast guests are mapped: all probes on the same images, in one run.
 //!
 //! ```text
-//! cargo bench --bench probes                  # three guests; writes a table in docs/performance.md
-//! cargo bench --bench probes -- million       # 1,000,000 files; writes another one
-//! cargo bench --bench probes -- large         # some of medium, large, many, million; writes nothing
+//! cargo bench --bench probes              # three guests; writes a table in docs/performance.md
+//! cargo bench --bench probes -- million   # 1,000,000 files; writes another table there
+//! cargo bench --bench probes -- large     # any of medium, large, many, million; writes nothing
 //! ```
 //!
 //! Needs `mke2fs` (e2fsprogs) and what mapping needs. Only the medium guest is also read by
