@@ -45,7 +45,7 @@ fn main() -> ExitCode {
             continue;
         }
         println!("{}…", guest.name);
-        // If a guest cannot be made or mapped, the rows of the others are measured all the same.
+        // If a guest cannot be made or mapped, the rows of the others are still measured.
         let measured = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| table::measure(&guest)));
         failed |= measured.is_err();
         let measured = measured.unwrap_or_else(|_| table::unmeasured(&guest));

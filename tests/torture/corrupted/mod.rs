@@ -43,7 +43,7 @@ pub(crate) fn run(args: &[String]) -> bool {
     let image = guest::image();
     let (mut failed, mut lost) = (Vec::new(), BTreeMap::<&str, usize>::new());
     for seed in &seeds {
-        // If one seed fails, the others run all the same.
+        // If one seed fails, the others still run.
         match catch_unwind(AssertUnwindSafe(|| torture(&image, *seed))) {
             Ok(unmapped) => unmapped.into_iter().for_each(|name| *lost.entry(name).or_default() += 1),
             Err(_) => failed.push(*seed),
