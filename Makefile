@@ -1,10 +1,13 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
-# make check   installs what is missing and runs all tests; make check-quick runs those that take seconds
-# make fleet-check    maps a fleet of twenty guests; make torture  maps corrupted guests
+# make check   installs what is missing and runs all tests
+# make check-quick    runs the tests that take seconds
+# make fleet-check    maps a fleet of twenty guests
+# make torture        maps corrupted guests
 # make update-torture    updates maps of guests that change at random
 # make plugin  builds the plugin for nbdkit
 # make audit   checks licences, sources and versions of the dependencies with cargo-deny
-# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, instructions, clean-fixtures
+# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace
+# make instructions, clean-fixtures
 # make fmt, lint, typos, msrv, doc   the other checks of .ci/run
 
 PREFIX ?= /usr/local
@@ -17,8 +20,8 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # Prints when a step began and how long it took.
 STEP := scripts/step.sh
 
-# Always the whole workspace: with another choice of packages cargo unifies features in another way
-# and compiles everything once more.
+# Always build the whole workspace. With another choice of packages, cargo unifies features
+# differently and compiles everything again.
 TEST := $(CARGO) test --workspace
 
 BIN := target/release/virt-bmap-rs
@@ -28,7 +31,8 @@ DEMO := target/demo
 # The spelling checker. The version is fixed, because each version knows other words.
 TYPOS_VERSION := 1.52.0
 TYPOS := target/typos-$(TYPOS_VERSION)/bin/typos
-# Checks of deny.toml. Advisories have a workflow of their own, because their database must be fetched.
+# Checks of deny.toml. A separate workflow checks the advisories, since their database must be
+# fetched.
 AUDIT ?= bans licenses sources
 
 # On a CI machine a skipped test is a failure.
@@ -124,12 +128,13 @@ update-torture: setup-tests
 bench: setup-tests
 	$(CARGO) bench
 
-# Measures the cost of tracing and renews the tables of docs/trace.md. Takes three minutes on an idle
-# machine.
+# Measures the cost of tracing and renews the tables of docs/trace.md. Takes three minutes on an
+# idle machine.
 bench-trace: setup-tests
 	scripts/bench-trace.sh --write
 
-# Counts the instructions of the map's code, a measure that does not depend on the load of the machine.
+# Counts the instructions of the map's code, a measure that does not depend on the load of the
+# machine.
 instructions: setup-tests build
 	scripts/instructions.sh --write
 
@@ -153,8 +158,8 @@ $(TYPOS):
 msrv:
 	scripts/msrv.sh
 
-# Not in .ci/run: the database of advisories is not reachable everywhere, and building cargo-deny takes
-# minutes.
+# .ci/run does not run it: the database of advisories is not reachable everywhere, and building
+# cargo-deny takes minutes.
 audit:
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --workspace --all-features check $(AUDIT)

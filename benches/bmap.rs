@@ -1,9 +1,9 @@
-//! Speed of the block map: on a real map where it is at hand, and on one of five million pieces.
+//! Speed of the block map, on a real map if it exists and on a map of five million pieces.
 //!
 //! `cargo bench --bench bmap` measures times. `cargo bench --bench bmap -- --memory WHAT` does one
-//! thing and prints the most memory that the whole process had: `objects` builds a map of 1,000,000
-//! files, `pieces` builds one of 5,000,000 pieces and looks things up in it, `text` reads one of
-//! 5,000,000 lines, `jsonl` reads JSON Lines of 1,000,000 files and ranges.
+//! thing and prints the peak memory of the whole process. `objects` builds a map of 1,000,000
+//! files. `pieces` builds a map of 5,000,000 pieces and looks things up in it. `text` reads a map
+//! of 5,000,000 lines. `jsonl` reads JSON Lines of 1,000,000 files and ranges.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
 use criterion::{BatchSize, Criterion, Throughput};
@@ -17,8 +17,8 @@ use virt_bmap_map::{
 use virt_bmap_ranges::{DiskOffset, DiskRange, FileOffset};
 use virt_bmap_testutil::random::Random;
 
-/// A disk with one partition and as many files, each in so many pieces of 4 to 64 KiB, most of them
-/// apart from one another.
+/// A disk with one partition. It has `files` files, each with `pieces_per_file` pieces of 4 to 64
+/// KiB. Most pieces do not touch each other.
 fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
     let mut random = Random::of(0, 1);
     let mut builder = MapBuilder::new(Header::default());
@@ -42,7 +42,8 @@ fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
         .collect();
     let mut end = 1 << 20;
     for piece in 0..files * pieces_per_file {
-        // Each piece goes to a file by chance, so that none are neighbours.
+        // Each piece goes to a random file, so that neighbouring pieces rarely belong to the same
+        // file.
         let file = handles[random.below(files) as usize];
         let start = end + 4096 * random.below(3);
         end = start + 4096 * (1 + random.below(16));
@@ -184,7 +185,7 @@ fn formats(c: &mut Criterion) {
     group.finish();
 }
 
-/// Text of a map of five million lines, made while it is read.
+/// The text of a map of five million lines, which is made while it is read.
 struct Lines {
     random: Random,
     lines: u64,
@@ -223,7 +224,7 @@ impl Read for Lines {
     }
 }
 
-/// Does one thing in this process, and prints how long it took and the most memory that was in use.
+/// Does one thing in this process, and prints how long it took and the peak memory.
 fn memory(what: &str) {
     let start = Instant::now();
     let map = match what {
@@ -242,7 +243,7 @@ fn memory(what: &str) {
         "jsonl" => {
             let mut file = tempfile::tempfile().unwrap();
             if std::env::var_os("BENCH_JSONL").is_none() {
-                // In a process of its own: what it takes to make the file is not to be counted.
+                // Another process makes the file, so that its memory is not counted.
                 let mut child = std::process::Command::new(std::env::current_exe().unwrap());
                 let child = child.args(["--memory", "jsonl"]).env("BENCH_JSONL", "1");
                 assert!(child.stdout(file.try_clone().unwrap()).status().unwrap().success());

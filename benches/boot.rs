@@ -1,13 +1,11 @@
-//! Where the time goes before anything is read: the appliance's boot.
+//! The time before anything is read: the appliance's boot.
 //!
-//! ```text
-//! cargo bench --bench boot              # writes two tables in docs/performance.md
-//! ```
+//! ```text cargo bench --bench boot # writes two tables in docs/performance.md ```
 //!
-//! The program maps an empty disk, in several ways by turns, and the fastest of three counts. Then
-//! once more with `--verbose`: what the appliance says on its console tells how far it is. To say
-//! it takes time, too, so the stages make more than the whole. Needs what mapping needs. Nothing
-//! else should run meanwhile.
+//! The program maps an empty disk, in several ways in turns. The fastest of three runs counts. Then
+//! it maps the disk with `--verbose`, and the messages on the appliance's console show when each
+//! stage ends. Printing these messages takes time too, so the stages add up to more than the total.
+//! Needs what mapping needs. Nothing else should run at the same time.
 
 #![allow(clippy::expect_used)]
 
@@ -23,13 +21,13 @@ use std::time::{Duration, Instant};
 
 const RUNS: usize = 3;
 
-/// A way to boot.
+/// A way to boot the appliance.
 struct Way {
     what: &'static str,
-    /// How many empty disks.
+    /// The number of empty disks.
     disks: usize,
     options: &'static [&'static str],
-    /// For the appliance's kernel (`LIBGUESTFS_APPEND`).
+    /// Options for the appliance's kernel (`LIBGUESTFS_APPEND`).
     append: &'static str,
 }
 
@@ -48,7 +46,7 @@ const WAYS: [Way; 7] = [
     Way { what: "20 disks", disks: 20, options: &[], append: "" },
 ];
 
-/// What is said on the console when a stage ends, and what the stage was.
+/// The message on the console at the end of each stage, and a description of the stage.
 const STAGES: [(&str, &str); 10] = [
     ("Linux version", "libguestfs finds its appliance, qemu starts, the kernel unpacks itself"),
     ("Run /init", "the kernel starts"),

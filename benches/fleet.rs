@@ -1,13 +1,11 @@
-//! What it gains to map guests of a fleet two at a time.
+//! Compares a fleet that maps two guests at a time with one that maps one guest at a time.
 //!
-//! ```text
-//! cargo bench --bench fleet             # writes a table in docs/performance.md
-//! ```
+//! ```text cargo bench --bench fleet # writes a table in docs/performance.md ```
 //!
-//! Four guests of 1,000 directories and files are mapped by `virt-bmap-rs fleet`, one at a time and
-//! two at a time, by turns; the fastest of two runs of each counts. Needs `mke2fs` (e2fsprogs),
-//! what mapping needs, and two processors. Ends with status 1 where two at a time get less than one
-//! and a half times as much done. Nothing else should run meanwhile.
+//! `virt-bmap-rs fleet` maps four guests of 1,000 directories and files, one at a time and two at a
+//! time in turns. The faster of two runs of each counts. Needs `mke2fs` (e2fsprogs), what mapping
+//! needs, and two processors. Ends with status 1 if two at a time are less than one and a half
+//! times as fast. Nothing else should run at the same time.
 
 #![allow(clippy::expect_used)]
 
@@ -27,7 +25,7 @@ const GUESTS: usize = 4;
 
 const RUNS: usize = 2;
 
-/// How many times as much two at a time must get done.
+/// How many times as fast two at a time must be.
 const BAR: f64 = 1.5;
 
 fn main() -> ExitCode {
@@ -55,7 +53,7 @@ fn main() -> ExitCode {
     if ratio < BAR { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// How long it takes to map all guests, so many at a time.
+/// How long it takes to map all guests, `at_a_time` at a time.
 fn fleet(directory: &Path, at_a_time: u32) -> Duration {
     let maps = directory.join("maps");
     let began = Instant::now();

@@ -1,14 +1,15 @@
-//! The NBD server, with the recorder on, beside other people's servers of the same image: `cargo
+//! Compares the NBD server, with the recorder on, with other servers of the same image: `cargo
 //! bench --bench nbd`.
 //!
-//! Raw images are compared with `nbdkit file`, qcow2 and VMDK, which we read through a `qemu-nbd`
-//! of our own, with `qemu-nbd` alone. Clients are fio, `qemu-img` and `nbdcopy`. Runs alternate,
-//! and the one in the middle counts: of clients that copy memory some runs are half as long as the
-//! others, with any server, by where the scheduler has put the threads.
+//! Raw images are compared with `nbdkit file`. qcow2 and VMDK, which the program reads through its
+//! own `qemu-nbd`, are compared with `qemu-nbd` alone. The clients are fio, `qemu-img` and
+//! `nbdcopy`. Runs of the servers alternate, and the median counts. With clients that copy memory,
+//! some runs take half the time of others, with any server. The reason is where the scheduler has
+//! put the threads.
 //!
-//! With one request at a time all is waiting to be woken, and how long that takes depends on
-//! whether the scheduler has put client and server on one processor or on two, by more than all
-//! else: so both are measured, pinned.
+//! With one request at a time, client and server mostly wait to be woken. The time for this depends
+//! more than anything else on whether the scheduler puts them on one processor or on two. So both
+//! cases are measured, with pinned processes.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a benchmark that cannot run has nothing better to do
 
 #[path = "common/page.rs"]
@@ -28,12 +29,12 @@ use virt_bmap::recorder::{Recorder, Tag};
 use virt_bmap_image::{self, OpenOptions, Overlay};
 use virt_bmap_nbd::{Exports, Limits, Server};
 
-/// Size of the image.
+/// The size of the image.
 const SIZE: usize = 512 << 20;
-/// Runs of each client with each server. Odd, so that there is one in the middle.
+/// The number of runs of each client with each server. It is odd, so that the median is one run.
 const RUNS: usize = 9;
 
-/// Serves an image until it is killed: this is what the benchmark starts itself as.
+/// Serves an image until the process is killed. The benchmark starts itself in this way.
 fn serve(image: &Path, socket: &Path) {
     let image = virt_bmap_image::open(image, &OpenOptions::default()).unwrap();
     let overlay = Overlay::new(image.source.clone(), 1 << 30, &std::env::temp_dir()).unwrap();
@@ -82,7 +83,7 @@ impl Place {
     }
 }
 
-/// A server under test; ends with this.
+/// A server under test. It is killed when this value is dropped.
 struct Running(Child);
 
 impl Running {
@@ -100,20 +101,20 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // qemu-nbd's child of ours ends with ours, by its parent-death signal.
+        // Our server's child, qemu-nbd, then gets its parent-death signal and ends.
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 }
 
-/// What reads the disk.
+/// A client, which reads the disk.
 #[derive(Clone, Copy)]
 struct Client {
     name: &'static str,
     program: &'static str,
-    /// `URI` stands for the server's.
+    /// `URI` stands for the URI of the server.
     arguments: &'static [&'static str],
-    /// Whether all is waiting to be woken.
+    /// Whether client and server mostly wait to be woken.
     one_at_a_time: bool,
 }
 
@@ -177,7 +178,7 @@ const CLIENTS: [Client; 6] = [
 ];
 
 impl Client {
-    /// Returns how long it took.
+    /// Runs the client and returns how long it took.
     fn run(&self, place: Place, socket: &Path) -> Duration {
         let uri = format!("nbd+unix:///?socket={}", socket.display());
         let mut command = place.pinned(Path::new(self.program), 0);
@@ -190,7 +191,7 @@ impl Client {
     }
 }
 
-/// A server by its command: the image and the socket.
+/// Makes the command of a server for an image and a socket.
 type Start = fn(Place, &Path, &Path) -> Command;
 
 fn ours(place: Place, image: &Path, socket: &Path) -> Command {
@@ -237,7 +238,7 @@ fn main() {
     let directory = tempfile::tempdir().unwrap();
     let images: Vec<PathBuf> =
         ["raw", "qcow2", "vmdk"].map(|format| directory.path().join("disk").with_extension(format)).into();
-    // Nothing that a client or server could skip.
+    // The content has nothing that a client or server could skip.
     let mut noise = vec![0u8; SIZE];
     let mut state = 1u64;
     for word in noise.chunks_exact_mut(8) {

@@ -1,17 +1,17 @@
 //! How fast guests are mapped: all probes on the same images, in one run.
 //!
 //! ```text
-//! cargo bench --bench probes                  # three guests; writes a table in docs/performance.md
-//! cargo bench --bench probes -- million       # 1,000,000 files; writes another one
-//! cargo bench --bench probes -- large         # some of medium, large, many, million; writes nothing
+//! cargo bench --bench probes              # three guests; writes a table in docs/performance.md
+//! cargo bench --bench probes -- million   # 1,000,000 files; writes another table there
+//! cargo bench --bench probes -- large     # any of medium, large, many, million; writes nothing
 //! ```
 //!
-//! Needs `mke2fs` (e2fsprogs) and what mapping needs. Only the medium guest is read by libguestfs's
-//! own calls, which takes minutes: the large one would take half an hour. The bars are printed
-//! beside, and exceeded bars end the run with status 1. All but the million, and the medium by
-//! libguestfs's own calls, are mapped three times, and the fastest counts. Each probe has a process
-//! of its own on each guest: memory that a process has once had it may keep. Nothing else should
-//! run meanwhile.
+//! Needs `mke2fs` (e2fsprogs) and what mapping needs. Only the medium guest is also read by
+//! libguestfs's own calls, which takes minutes. The large one would take half an hour. The limits
+//! are printed with the results, and a result above its limit ends the run with status 1. A guest
+//! is mapped three times with each probe, and the fastest run counts. The million files, and
+//! libguestfs's own calls, run only once. Each probe has a new process for each guest, since a
+//! process may keep the memory that it once had. Nothing else should run at the same time.
 
 #![allow(clippy::expect_used)]
 
@@ -43,36 +43,36 @@ static GUESTS: [Guest; 4] = [MEDIUM, LARGE, MANY, MILLION];
 const EACH: Probe = Probe::Extents { every: NonZeroU32::MIN };
 const HUNDREDTH: Probe = Probe::Extents { every: NonZeroU32::new(100).expect("100 is not 0") };
 
-/// What a full read by the agent may cost on the large guest, emulated.
+/// The most that a full read by the agent may cost on the large guest, in an emulated appliance.
 const MS_PER_OBJECT: f64 = 0.8;
 const SECONDS_IN_ALL: f64 = 25.0;
-/// How many times as fast as libguestfs's own calls the agent has to be, for each object of the
-/// same guest.
+/// How many times as fast the agent must be as libguestfs's own calls, for each object of the same
+/// guest.
 const TIMES_AS_FAST: f64 = 150.0;
-/// What an object may cost among many where the ends of extents are read.
+/// What an object may cost among many if spot checks read the ends of extents.
 const MS_PER_OBJECT_BY_ENDS: f64 = 0.12;
 const PEAK_MEMORY: f64 = 200.0;
 
-/// What the runs of one probe on one guest gave.
+/// The results of the runs of one probe on one guest.
 struct Measured {
     guest: &'static str,
     probe: Probe,
     figures: Figures,
 }
 
-/// A process tells them the one that started it.
+/// The figures that a measuring process prints for the process that started it.
 #[derive(Serialize, Deserialize)]
 struct Figures {
     objects: u64,
     bytes: u64,
-    /// The fastest of the runs.
+    /// The time of the fastest run.
     reading: Duration,
     total: Duration,
-    /// Most memory that the process had, in MB.
+    /// The peak memory of the process, in MB.
     peak: f64,
-    /// Processor time of the process, of all runs, in each.
+    /// The processor time of the process for all runs, divided by their number.
     processor: Duration,
-    /// What the agent was busy with in the fastest run, and for how long by its own clock.
+    /// What the agent did in the fastest run, and for how long by its own clock.
     phases: Vec<(String, f64)>,
 }
 
@@ -82,7 +82,7 @@ impl Figures {
     }
 }
 
-/// The word before a guest and a probe, for the process that measures them.
+/// The first argument of a process that measures one guest with one probe.
 const ONE: &str = "one";
 
 fn main() -> ExitCode {
@@ -119,7 +119,7 @@ fn main() -> ExitCode {
     judge(&all)
 }
 
-/// Compares with the bars those that were measured.
+/// Compares the results that exist with the limits.
 fn judge(all: &[Measured]) -> ExitCode {
     let of = |guest: &str, probe| all.iter().find(|m| m.guest == guest && m.probe == probe);
     let mut bars: Vec<(String, f64, f64)> = Vec::new();
@@ -186,7 +186,7 @@ fn table(all: &[Measured]) -> String {
     table
 }
 
-/// What the agent was busy with, in percent.
+/// What the agent did, in percent of its time.
 fn table_of_phases(all: &[Measured]) -> String {
     let mut table = String::new();
     for Measured { guest, probe, figures } in all.iter().filter(|m| !m.figures.phases.is_empty()) {
@@ -207,7 +207,7 @@ fn table_of_phases(all: &[Measured]) -> String {
     table
 }
 
-/// Has a guest mapped by a process of its own.
+/// Lets another process map a guest.
 fn measured(guest: &'static Guest, probe: Probe) -> Measured {
     let this = std::env::current_exe().expect("this program is somewhere");
     let output = Command::new(this).args([ONE, guest.name, &name(probe)]).stderr(Stdio::inherit()).output();
@@ -219,7 +219,8 @@ fn measured(guest: &'static Guest, probe: Probe) -> Measured {
     Measured { guest: guest.name, probe, figures: serde_json::from_str(figures).expect("figures") }
 }
 
-/// Maps a guest as often as it says, and tells how that went, in a last line the [`Figures`].
+/// Maps a guest as often as its description says, and prints the results. The last line has the
+/// [`Figures`].
 fn measure(guest: &str, probe: &str, directory: &Path) -> ExitCode {
     let guest = GUESTS.iter().find(|known| known.name == guest).expect("a guest");
     let probe = *[Probe::Guestfsd, Probe::Agent, EACH, HUNDREDTH]
@@ -243,7 +244,7 @@ fn measure(guest: &str, probe: &str, directory: &Path) -> ExitCode {
         processor: Duration::ZERO,
         phases: Vec::new(),
     };
-    // libguestfs's own calls take minutes.
+    // With libguestfs's own calls a run takes minutes.
     let runs = if probe == Probe::Guestfsd { 1 } else { guest.runs };
     for _ in 0..runs {
         log.clear();
@@ -273,7 +274,7 @@ fn measure(guest: &str, probe: &str, directory: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What the library tells of its work.
+/// The file with the log of the library.
 #[derive(Clone)]
 struct Log(PathBuf);
 
@@ -286,7 +287,7 @@ impl Log {
         self.file().set_len(0).expect("the log can be emptied");
     }
 
-    /// What the agent was busy with while it walked.
+    /// What the agent did while it walked.
     fn phases(&self) -> Vec<(String, f64)> {
         let log = fs::read_to_string(&self.0).expect("the log can be read");
         let mut spent =
@@ -302,13 +303,13 @@ impl Log {
     }
 }
 
-/// Bytes of all directories and files.
+/// The bytes of all directories and files.
 fn bytes(map: &Map) -> u64 {
     let named = map.objects().filter(|object| !object.name().path.is_empty());
     named.flat_map(Object::pieces).map(|piece| piece.range.len()).sum()
 }
 
-/// Processor time of this process and its threads, without that of the appliance.
+/// The processor time of this process and its threads, without that of the appliance.
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

@@ -1,7 +1,8 @@
-//! Speed of the questions that a map answers, on maps and lists of a million ranges.
+//! Speed of the answers to questions about a map, with maps and lists of a million ranges.
 //!
-//! `cargo bench --bench questions` measures the parts. `cargo bench --bench questions -- --files
-//! DIR` writes the maps and lists into a directory, for the program itself to be timed with.
+//! `cargo bench --bench questions` measures the parts of the code. `cargo bench --bench questions
+//! -- --files DIR` writes the maps and lists into a directory, so that the program itself can be
+//! measured.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
 use criterion::{Criterion, Throughput};
@@ -59,7 +60,8 @@ fn map(generation: u64) -> Map {
     builder.build()
 }
 
-/// A million ranges of 4 to 128 KiB over the files, as lines and as `qemu-img map` has them.
+/// A million ranges of 4 to 128 KiB across the files, as plain lines and as output of `qemu-img
+/// map`.
 fn lists() -> (String, String) {
     let mut random = Random::of(0, 3);
     let (mut plain, mut json) = (String::new(), String::from("["));

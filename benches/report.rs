@@ -1,8 +1,8 @@
-//! Speed and size of the report, on maps of a million ranges: `cargo bench --bench report`.
+//! Speed and size of the report for maps of a million ranges: `cargo bench --bench report`.
 //!
-//! Measures what the program does: reads a map, makes the page, writes it. It fails where that
-//! takes more than 5 s or the page has more than 30 MB. `cargo bench --bench report -- --files DIR`
-//! writes maps and pages into a directory, for a browser to open.
+//! Like the program it reads a map, makes the page, and writes it. It fails if that takes more than
+//! 5 s or if the page has more than 30 MB. `cargo bench --bench report -- --files DIR` writes maps
+//! and pages into a directory, so that a browser can open them.
 #![allow(clippy::unwrap_used)] // a benchmark that cannot run has nothing better to do
 
 use std::path::Path;
@@ -17,8 +17,8 @@ const RANGES: u64 = 1_000_000;
 const MOST_TIME: Duration = Duration::from_secs(5);
 const MOST_BYTES: usize = 30_000_000;
 
-/// A disk with one partition and a million pieces of 4 to 64 KiB, which go to so many files by
-/// chance.
+/// A disk with one partition and a million pieces of 4 to 64 KiB. Each piece belongs to a random
+/// one of `files` files.
 fn map(files: u64) -> Map {
     let mut random = Random::of(0, 1);
     let mut builder = MapBuilder::new(Header::default());

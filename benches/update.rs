@@ -1,14 +1,11 @@
-//! How fast a map is brought up to date: a guest of 100,000 directories and files, of which 500
-//! files change.
+//! How fast a map is updated. The guest has 100,000 directories and files, and 500 files change.
 //!
-//! ```text
-//! cargo bench --bench update            # writes a table in docs/performance.md
-//! ```
+//! ```text cargo bench --bench update # writes a table in docs/performance.md ```
 //!
 //! Needs `mke2fs` and `debugfs` (e2fsprogs), and what mapping needs. The guest is mapped from
-//! scratch and updated by turns, with each probe, three times; the fastest of each counts. Both
-//! maps have to be the same. Ends with status 1 where an update takes more than a fifth of the time
-//! of a mapping by the same probe, beside the boot. Nothing else should run meanwhile.
+//! scratch and updated in turns, three times with each probe. The fastest time of each counts. Both
+//! maps must be equal. Ends with status 1 if an update takes more than a fifth of the time of a
+//! mapping with the same probe, without the boot. Nothing else should run at the same time.
 
 #![allow(clippy::expect_used)]
 
@@ -31,10 +28,11 @@ use virt_bmap::probe::Probe;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap_map::{Kind, Map, jsonl};
 
-/// Files that are changed: replaced, removed and added.
+/// The number of files that are replaced, removed or added.
 const CHANGED: usize = 500;
 
-/// What an update may take of the time of a mapping by the same probe, beside the boot.
+/// The largest part of the time of a mapping with the same probe that an update may take. The boot
+/// is not counted.
 const BAR: f64 = 0.2;
 
 /// The times of one probe.
@@ -129,15 +127,15 @@ fn table(all: &[Times]) -> String {
     table
 }
 
-/// A map as a file.
+/// A map as the bytes of its file.
 fn written(map: &Map) -> Vec<u8> {
     let mut bytes = Vec::new();
     jsonl::write(map, &mut bytes).expect("a map is written");
     bytes
 }
 
-/// Of the files that an upgrade would touch, replaces three in five, removes one, and adds one
-/// beside it.
+/// Changes a sample of the files, as an upgrade does. Of five files it replaces three, removes one,
+/// and adds a file beside one.
 fn change(map: &Map, image: &Path, directory: &Path) {
     let files: Vec<&[u8]> =
         map.objects().filter(|object| object.kind() == Kind::File).map(|object| object.name().path).collect();

@@ -4,8 +4,8 @@
 //! cargo run --example lookup -- guest.bmap 0x541000 2:1048576
 //! ```
 //!
-//! An offset is decimal or `0x` and hexadecimal, with the number of the disk and a colon before it
-//! if that is not 1.
+//! An offset is decimal, or hexadecimal after `0x`. If the disk is not disk 1, its number and a
+//! colon precede the offset.
 
 use std::path::Path;
 use virt_bmap_map as bmap;

@@ -30,7 +30,7 @@ impl Export for FileExport {
 
     fn observe(&self, request: &Request) {
         if !self.quiet && request.command == Command::Read {
-            // A closed standard output is no reason to stop serving.
+            // If standard output is closed, the server goes on.
             writeln!(io::stdout(), "{:#x} {:#x}", request.offset, request.length).ok();
         }
     }

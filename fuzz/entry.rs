@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use virt_bmap_nbd::protocol::*;
 use virt_bmap_nbd::{Export, Exports, Limits, Server};
 
-/// More than one piece of a large read.
+/// The size of the export. A read of all of it is answered in more than one piece.
 const SIZE: usize = 300_000;
 
 struct Memory {

@@ -1,21 +1,24 @@
 #!/bin/bash
-# What tracing costs a guest: `virt-bmap-rs trace` and the plugin beside plain `nbdkit file`, on the same image:
-# bench-trace.sh [--write] [RUNS] [MIB] [BYTES]
+# What tracing costs a guest. Compares `virt-bmap-rs trace` and the plugin with plain `nbdkit file`
+# on the same image: bench-trace.sh [--write] [RUNS] [MIB] [BYTES]
 #
 #   file      nbdkit file
-#   lines     trace, with a map of 66,425 lines, which is how long the original's example of a Fedora guest is
-#   ranges    trace, with a map of 1,000,000 ranges of BYTES (4096): every block is another file's
-#   plugin    nbdkit with our plugin and the map of 66,425 lines; the thread that writes the log shares nbdkit's processor
+#   lines     trace, with a map of 66,425 lines, as long as the original's example of a Fedora guest
+#   ranges    trace, with a map of 1,000,000 ranges of BYTES (4096), each in a different file
+#   plugin    nbdkit with our plugin and the map of 66,425 lines; the thread that writes the log
+#             shares nbdkit's processor
 #
-# Runs alternate, and the fastest of RUNS (5) of each counts: what else a machine does can only slow a run down. Each
-# reads MIB (128) of the first 512 MiB of an image, which are in memory. With one request at a time all is waiting to be woken,
-# which depends on whether client and server are on one processor or on two: so both are measured, pinned. Printed
-# are milliseconds as fio counts them, and by how many percent each takes longer than `nbdkit file`; then the server's
-# processor time for the same, that for the log included, which depends less on what else the machine does.
+# Runs of the servers alternate. The fastest of RUNS (5) of each counts, since other work on the
+# machine can only slow a run down. Each run reads MIB (128) from the first 512 MiB of an image,
+# which are in memory. With one request at a time, client and server mostly wait to be woken. The
+# time for this depends on whether they are on one processor or on two. So both cases are measured,
+# with pinned processes. The script prints milliseconds as fio counts them, and by how many percent
+# each server takes longer than `nbdkit file`. Then it prints the server's processor time for the
+# same, with the time for the log. This depends less on other work on the machine.
 #
-# The tables are in docs/trace.md, too, between two comments there: `make bench-trace` renews them.
+# docs/trace.md has the tables too, between two comments. `make bench-trace` renews them.
 #
-# Needs nbdkit, fio and taskset, two processors, and nothing else to do.
+# Needs nbdkit, fio and taskset, two processors, and an idle machine.
 set -eu -o pipefail
 
 cd "$(dirname "$0")/.."
@@ -44,7 +47,8 @@ cd "$directory"
 
 head -c 512M /dev/urandom >image.raw
 truncate -s 4G image.raw
-# COUNT ranges of BYTES bytes, each a file's, from the disk's beginning; the rest, a range more, is nobody's.
+# Prints a map of COUNT ranges of BYTES bytes from the beginning of the disk, each in a different
+# file. The rest of the disk is one more range, in no file.
 map() {
     awk -v count="$1" -v bytes="$2" 'BEGIN {
         for (i = 0; i < count; i++) printf "1 %x %x f /dev/sda1 /usr/share/%d/%d\n", i * bytes, (i + 1) * bytes, i / 100, i
@@ -54,7 +58,7 @@ map() {
 map 66424 8082 >lines.bmap
 map 999999 "$bytes" >ranges.bmap
 
-# Starts the server $1 on processor $2, and notes its URI.
+# Starts the server $1 on processor $2, and writes down its URI.
 start() {
     local uri=
     rm -f "$1.sock"
@@ -78,24 +82,26 @@ start() {
     exit 1
 }
 
-# Milliseconds of processor time that the process $1 has used, with all of its threads.
+# Prints the processor time in milliseconds that the process $1 has used with all its threads.
 used() {
     awk -v hertz="$(getconf CLK_TCK)" '{ print int(($14 + $15) * 1000 / hertz) }' "/proc/$1/stat"
 }
 
-# Runs the client with the server $1, whose process is $2: adds milliseconds and processor time to its files.
+# Runs the client with the server $1, whose process is $2. Appends the milliseconds and the
+# processor time to the server's files.
 client() {
     local server=$1 pid=$2 before
     shift 2
     before=$(used "$pid")
     taskset -c 0 fio --name=x --ioengine=nbd --uri="$(cat "$server.uri")" --size=512M --io_size="${mib}M" --randseed=1 \
         --output-format=terse --terse-version=3 "$@" | awk -F ';' 'NF > 9 { print $9 }' >>"$server.times"
-    # The log is written a little later.
+    # The server writes the log a little later.
     sleep 0.2
     echo $(($(used "$pid") - before)) >>"$server.used"
 }
 
-# A table's row: the least of each server's figures in files *.$2, and by how much they are more than the first's.
+# Prints a row of a table: the least figure of each server in its file *.$2, and by how much it
+# exceeds that of the first server.
 row() {
     local base least server
     base=$(sort -n "${servers[0]}.$2" | head -n 1)
@@ -127,7 +133,7 @@ for place in "on one processor:0" "on two processors:1"; do
         case $name in
             *"one at a time") how=(--rw=randread --bs=4k --iodepth=1) ;;
             *"32 at a time") how=(--rw=randread --bs=4k --iodepth=32) ;;
-            # As many bytes take a tenth of the time in large requests.
+            # Large requests need a tenth of the time for the same bytes, so more bytes are read.
             *) how=(--rw=read --bs=256k --iodepth=4 --io_size="$((mib * 16))M") ;;
         esac
         rm -f ./*.times ./*.used

@@ -13,7 +13,7 @@ shift 2
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 
-# map PROGRAM NAME DISKS...: prints the exit status.
+# map PROGRAM NAME DISKS...: maps a guest and prints the exit status.
 map() {
     local program=$1 name=$2 status=0
     shift 2

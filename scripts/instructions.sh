@@ -3,11 +3,13 @@
 #
 #     scripts/instructions.sh [--write] [RANGES]
 #
-# A clock tells little of a change of a few percent where others use the machine, too; the number of instructions is the same
-# each time, to a few thousand. Maps with so many ranges (66,425 unless said) are made up, read, written and asked.
+# If others use the machine too, the time says little about a change of a few percent. The number
+# of instructions is the same each time, except for a few thousand. The script makes up maps with
+# RANGES ranges (66,425 by default), and lets the program read, write and query them.
 #
-# The table is in docs/performance.md, too, between two comments there, which --write renews. For where the
-# instructions go, keep callgrind's file: VIRT_BMAP_CALLGRIND=DIRECTORY, then callgrind_annotate.
+# docs/performance.md has the table too, between two comments. --write renews it. To see where the
+# instructions go, keep callgrind's files with VIRT_BMAP_CALLGRIND=DIRECTORY and use
+# callgrind_annotate.
 #
 # Needs valgrind.
 set -eu -o pipefail
@@ -28,7 +30,7 @@ mkdir -p "$kept"
 kept=$(realpath "$kept")
 cd "$directory"
 
-# Files of four ranges each, on a partition of a disk.
+# A made-up map of files with four ranges each, on one partition of a disk.
 awk -v ranges="$ranges" 'BEGIN {
     print "1 0 100000 v /dev/sda"
     for (n = 0; n < ranges; n++) {
@@ -39,7 +41,7 @@ awk -v ranges="$ranges" 'BEGIN {
             printf "1 %x %x p /dev/sda1\n1 %x %x v /dev/sda\n", end - 4096, end, end - 4096, end
     }
 }' >made-up.bmap
-# As it writes it itself.
+# The text as the program itself writes it.
 "$program" convert made-up.bmap map.bmap
 "$program" convert map.bmap map.jsonl
 awk -v ranges="$ranges" 'BEGIN { for (n = 0; n < ranges; n += 7) print 1048576 + n * 8192, 4096 }' >list

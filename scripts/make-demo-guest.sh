@@ -1,8 +1,9 @@
 #!/bin/bash
-# Makes a small guest's disk to try virt-bmap-rs on: make-demo-guest.sh OUT.raw
+# Makes the disk of a small guest to try virt-bmap-rs on: make-demo-guest.sh OUT.raw
 #
-# GPT, /boot on ext4, and a volume group with an ext4 and an xfs volume, filled with files of this
-# machine's /usr. Needs guestfish, but neither root nor KVM; takes half a minute under emulation.
+# The disk has a GPT, /boot on ext4, and a volume group with an ext4 and an xfs volume. They are
+# filled with files of this machine's /usr. Needs guestfish, but neither root nor KVM. Takes half a
+# minute under emulation.
 set -eu -o pipefail
 
 if [ $# -ne 1 ]; then
@@ -17,7 +18,7 @@ out=$1
 work=$(mktemp -d "${TMPDIR:-/tmp}/demo-guest.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# A /dev/kvm that is there need not work; emulation always does.
+# An existing /dev/kvm may not work. Emulation always works.
 export LIBGUESTFS_BACKEND=${LIBGUESTFS_BACKEND-direct}
 export LIBGUESTFS_BACKEND_SETTINGS=${LIBGUESTFS_BACKEND_SETTINGS-force_tcg}
 

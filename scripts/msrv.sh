@@ -1,8 +1,9 @@
 #!/bin/bash
-# Whether the oldest compiler that Cargo.toml promises can build this.
+# Checks whether the oldest compiler that Cargo.toml promises can build the workspace.
 #
-# Builds with it where rustup has it (rustup toolchain install VERSION). Elsewhere it looks at what every
-# package in Cargo.lock says that it needs, which finds a dependency that has become too new.
+# If rustup has that compiler (rustup toolchain install VERSION), the script builds with it.
+# Otherwise it checks the compiler version that every package in Cargo.lock states. This finds a
+# dependency that has become too new.
 set -eu -o pipefail
 
 cd "$(dirname "$0")/.."
@@ -11,7 +12,7 @@ toolchain=$({ rustup toolchain list 2>/dev/null || :; } | sed -n "s/^\(${version
 
 if [ -n "$toolchain" ]; then
     echo "building with $toolchain"
-    # The agent is built for musl by a build script, where that target is there.
+    # A build script builds the agent for musl if that target is installed.
     exec cargo "+$toolchain" check --workspace --locked --target-dir target/msrv
 fi
 

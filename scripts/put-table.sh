@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts what is on standard input into a page, in place of what stands there between two comments:
+# Replaces the text between two comments of a page with standard input:
 #
 #     scripts/put-table.sh PAGE NAME        <!-- begin NAME --> ... <!-- end NAME -->
 #

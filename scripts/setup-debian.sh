@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs the packages that virt-bmap-rs needs on Debian 12 or later: setup-debian.sh [--tests] [--check]
+# Installs the packages that virt-bmap-rs needs on Debian 12 or later:
+# setup-debian.sh [--tests] [--check]
 #
 #   --tests   also install the programs that the tests need
 #   --check   install nothing; print the missing packages, and exit with status 1 if there are any
@@ -66,8 +67,9 @@ elif [ ${#install[@]} -gt 0 ]; then
     say "installing ${install[*]}"
     "${root[@]}" apt-get update -q || say "apt-get update failed; going on with the lists that are there"
 
-    # If the installed qemu-utils is newer than the qemu-system-x86 in the archive (an image that was made
-    # with another mirror), apt refuses the combination. Install the version of the archive for both.
+    # The installed qemu-utils may be newer than the qemu-system-x86 in the archive, in an image
+    # that was made with another mirror. Then apt refuses the combination. Install the version of
+    # the archive for both.
     utils=$(installed_version qemu-utils)
     system=$(candidate_version qemu-system-x86)
     if [[ " ${install[*]} " == *" qemu-system-x86 "* ]] && [ -n "$utils" ] && [ "$utils" != "$system" ]; then

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Shows some of a text map, and looks an offset up in it: show-map.sh MAP
+# Shows a part of a text map, and looks up an offset in it: show-map.sh MAP
 set -eu -o pipefail
 
 map=$1
@@ -7,7 +7,7 @@ echo
 echo "$map: $(wc -l <"$map") lines; DISK START END TYPE DEVICE PATH, offsets in hex, END exclusive:"
 grep -v '^#' "$map" | awk '$4 == "f" && ++n % 200 == 1 && n < 1200'
 
-# Any text tool will do to look something up: the objects whose ranges hold one byte.
+# Any text tool can look something up: it finds the objects with a range that contains one byte.
 line=$(grep -v '^#' "$map" | awk '$4 == "f"' | sed -n '100p')
 [ -n "$line" ] || exit 0
 start=$(cut -d' ' -f2 <<<"$line")

@@ -1,17 +1,18 @@
 #!/bin/bash
-# Runs one step of a check, says when it began and how long it took, and notes that for a table.
+# Runs one step of a check. Prints when it began and how long it took, and notes this for a table.
 #
 #   scripts/step.sh NAME COMMAND [ARGUMENT...]   ends with the command's status
-#   scripts/step.sh --table                      prints the table of what was noted in $STEPS
+#   scripts/step.sh --table                      prints the table of the notes in $STEPS
 #
-# A step may have steps of its own, which the table has below it, indented. The outermost step prints the
-# table at its end, unless STEPS names a file of notes: then whoever set it does.
+# A step may consist of other steps, which the table lists indented below it. The outermost step
+# prints the table at its end. If STEPS already names a file of notes, it does not: then the caller
+# that set STEPS prints the table.
 set -u
 
 table() {
     echo
     echo "== time of each step"
-    # Each is noted at its end; in the order in which they began, a step stands before its own.
+    # A step is noted at its end. Sorted by their beginnings, a step precedes the steps in it.
     sort -n "$1" | while IFS=$'\t' read -r _ depth seconds status name; do
         [ "$status" = 0 ] && failed= || failed="  FAILED, status $status"
         printf '%6d s  %*s%s%s\n' "$seconds" $((depth * 2)) '' "$name" "$failed"
@@ -34,7 +35,7 @@ name=$1
 shift
 echo
 echo "== $name ($(date +%T))"
-# In nanoseconds, since several steps may begin in one second.
+# In nanoseconds, since several steps may begin in the same second.
 begun=$(date +%s%N)
 SECONDS=0
 STEP_DEPTH=$((depth + 1)) "$@"
@@ -42,7 +43,7 @@ status=$?
 echo "== $name: $SECONDS s"
 printf '%s\t%s\t%s\t%s\t%s\n' "$begun" "$depth" "$SECONDS" "$status" "$name" >> "$STEPS"
 if [ -n "$is_outermost" ]; then
-    # Of one step all has been said.
+    # A table of one step would add nothing to the lines above.
     [ "$(wc -l < "$STEPS")" -le 1 ] || table "$STEPS"
     rm -f "$STEPS"
 fi

@@ -1,4 +1,4 @@
-//! Guests that benchmarks map, and how long that takes.
+//! Guests that benchmarks map, and the time that it takes.
 
 #![allow(dead_code)] // no benchmark uses all of it
 
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use virt_bmap::mapper::{Cancel, GuestDisk, MapEvent, Mapped, MapperOptions, map_guest};
 use virt_bmap::probe::Phase;
 
-/// A guest to be mapped: one ext4 filesystem on a whole disk.
+/// A guest that is mapped: a disk with one ext4 filesystem and no partitions.
 pub(crate) struct Guest {
     pub(crate) name: &'static str,
     pub(crate) directories: usize,
     pub(crate) files: usize,
-    /// Mean size of a file; where it is a block, every other file has one, and the others are
-    /// empty.
+    /// The mean size of a file. If it is one block, every second file has one block, and the others
+    /// are empty.
     pub(crate) mean: u64,
     pub(crate) image_mib: u64,
     /// How often it is mapped with each probe.
@@ -27,16 +27,16 @@ pub(crate) const MEDIUM: Guest =
 pub(crate) const MANY: Guest =
     Guest { name: "many", directories: 5_000, files: 95_000, mean: 6_000, image_mib: 1_600, runs: 3 };
 
-/// Copies an image, with its holes.
+/// Copies an image and keeps its holes.
 pub(crate) fn copy(image: &Path, to: &Path) {
     let status = Command::new("cp").arg("--sparse=always").args([image, to]).status();
     assert!(status.expect("cp runs").success());
 }
 
-/// What mapping an image once gave.
+/// The result of mapping an image once.
 pub(crate) struct Run {
     pub(crate) mapped: Mapped,
-    /// From the first filesystem to the appliance's shutdown.
+    /// The time from the first filesystem to the appliance's shutdown.
     pub(crate) reading: Duration,
 }
 
@@ -82,8 +82,8 @@ impl Guest {
                 folder = tree.join(format!("d{}", number % 17)).join(format!("directory{number}"));
                 fs::create_dir_all(&folder).expect("a directory is made");
             }
-            // Sizes as in real guests: most files are small, a few are large, the mean is what is
-            // asked for.
+            // Sizes as in real guests: most files are small, a few are large, and the mean is
+            // `mean`.
             let mean = self.mean;
             let size = if mean == 4096 {
                 number as u64 % 2 * mean
@@ -102,7 +102,7 @@ impl Guest {
         file.set_len(self.image_mib << 20).expect("an image gets its size");
         let status = Command::new("mke2fs")
             .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-N"])
-            // The directories above those of the files, and what every ext4 has, need some too.
+            // The parents of the directories, and the inodes that every ext4 has, are counted too.
             .arg((self.files + self.directories * 2 + 64).to_string())
             .arg("-d")
             .arg(&tree)

@@ -1,10 +1,10 @@
-//! Tables of `docs/performance.md` that a benchmark writes, so that none is older than the command
-//! it names.
+//! Tables of `docs/performance.md` that a benchmark writes. So no table is older than the command
+//! that it names.
 
 use std::fs;
 use std::path::Path;
 
-/// Replaces what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+/// Replaces the text between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 ///
 /// # Panics
 /// If the page cannot be read or written, or has no such marks.

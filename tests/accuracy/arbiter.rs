@@ -1,5 +1,5 @@
-//! The oracle that needs no parser: it looks for the patterns on the disks, and judges a map by
-//! them.
+//! The first oracle, which needs no parser. It looks for the patterns of the files on the disks,
+//! and judges a map by the places where it finds them.
 
 use crate::compressed;
 use crate::population::{SectorName, TestFile, bytes_of, name_in};
@@ -11,29 +11,29 @@ use std::path::Path;
 use virt_bmap_testutil::ranges::{Range, bytes, difference, normalise};
 use virt_bmap_testutil::special::{MAGIC, SECTOR};
 
-/// A byte of a guest: number of the disk, from 1, and offset.
+/// A byte of a guest: the number of its disk, counted from 1, and the offset there.
 pub(crate) type Place = (u32, u64);
 
-/// Ranges on a guest's disks, normalised for each.
+/// Ranges on a guest's disks, by disk. The list of each disk is normalised.
 pub(crate) type Ranges = BTreeMap<u32, Vec<Range>>;
 
-/// What is encrypted on a guest's disks.
+/// An encrypted area on a guest's disks.
 #[derive(Clone, Debug)]
 pub(crate) struct Plain {
-    /// Where it is in the clear.
+    /// Where a decrypted copy of it lies.
     pub(crate) at: Place,
-    /// How many bytes there are at most.
+    /// Its largest possible length in bytes.
     pub(crate) length: u64,
-    /// Where it lies encrypted, in each copy.
+    /// Where it lies encrypted, for each copy.
     pub(crate) copies: Vec<Place>,
 }
 
-/// The disks of a guest, and where on them the sectors of patterns stand.
+/// The disks of a guest, and the places of the sectors of patterns on them.
 pub(crate) struct Scan {
     disks: Vec<File>,
     plain: Vec<Plain>,
     found: BTreeMap<SectorName, Vec<Place>>,
-    /// The same for what is compressed: the bytes that must be read to have a sector.
+    /// The same for compressed data: the place and length of each frame that holds the sector.
     frames: BTreeMap<SectorName, Vec<(Place, u64)>>,
 }
 
@@ -48,7 +48,7 @@ impl Scan {
             let size = file.metadata().unwrap().len();
             let mut at = 0;
             while at < size {
-                // Holes hold nothing.
+                // Skip the holes of the image.
                 at = match seek(file, SeekFrom::Data(at)) {
                     Ok(data) => data,
                     Err(_) => break,
@@ -66,7 +66,7 @@ impl Scan {
         Self { disks, plain: plain.to_vec(), found, frames: BTreeMap::new() }
     }
 
-    /// Looks for patterns in what is compressed, too.
+    /// Looks for patterns in compressed data too.
     pub(crate) fn decompress(&mut self) {
         let mut frames: BTreeMap<SectorName, Vec<(Place, u64)>> = BTreeMap::new();
         for (disk, file) in (1..).zip(&self.disks) {
@@ -83,7 +83,8 @@ impl Scan {
         self.frames = frames;
     }
 
-    /// Bytes of a disk, decrypted where they are encrypted, cut short by its end.
+    /// Reads bytes of a disk, decrypted if they are encrypted. At the end of the disk there may be
+    /// fewer than `length`.
     fn read(&self, (mut disk, mut at): Place, length: usize) -> Vec<u8> {
         for plain in &self.plain {
             let mut copies = plain.copies.iter();
@@ -100,7 +101,8 @@ impl Scan {
         bytes
     }
 
-    /// Where on the disks a place lies that may be one of what is encrypted.
+    /// The places that the program should name for a place: in a decrypted copy, the encrypted
+    /// places of the same bytes, otherwise the place itself.
     fn encrypted(&self, place: Place) -> Vec<Place> {
         let (disk, at) = place;
         let within =
@@ -109,7 +111,7 @@ impl Scan {
         plain.copies.iter().map(|copy| (copy.0, copy.1 + (at - plain.at.1))).collect()
     }
 
-    /// The first sector of a pattern in `ranges`.
+    /// The first sector of a pattern in `ranges`, and its place.
     fn pattern_in(&self, ranges: &Ranges) -> Option<(Place, SectorName)> {
         for (disk, list) in ranges {
             for range in list {
@@ -123,7 +125,7 @@ impl Scan {
         None
     }
 
-    /// Where `length` bytes of a sector stand: places, and how much there belongs to it.
+    /// The places of the first `length` bytes of a sector, each with the number of bytes there.
     fn places(&self, name: SectorName, length: usize, compressible: bool) -> Vec<(Place, u64)> {
         if compressible && let Some(frames) = self.frames.get(&name) {
             return frames.clone();
@@ -135,63 +137,64 @@ impl Scan {
     }
 }
 
-/// No block of metadata is larger. The one that a file lies in may be named as the file's.
+/// The size of the largest block of metadata. If a file lies inside metadata, the map may name this
+/// block as the file's.
 const NODE: u64 = 16 << 10;
 
-/// Fewer bytes of a sector cannot be told from anything else.
+/// The fewest bytes of a sector that the oracle can distinguish from other data.
 const SHORTEST: usize = 16;
 
-/// What a row of the table expects, besides the files.
+/// What the map of a row may and must name, besides the places of the files.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// Bytes in a block: a file's last block may be named whole.
+    /// Bytes in a block. The map may name the whole last block of a file.
     pub(crate) block: u64,
     /// Which copies of a block the map must name.
     pub(crate) copies: Copies,
-    /// Whether contents compress.
+    /// Whether the contents of files compress.
     pub(crate) compressible: bool,
-    /// Whether files share blocks that hold nothing but files' data.
+    /// Whether several files share blocks that hold only data of files.
     pub(crate) packed: bool,
-    /// Whether the probe reads a file's metadata along with it.
+    /// Whether the probe names the metadata that it reads together with a file.
     pub(crate) metadata: bool,
 }
 
-/// Which copies of a block the map must name, where there are several.
+/// Which copies the map must name if a block has several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Copies {
     /// All of them.
     All,
-    /// The one that is in use; others are left over, and cannot be told from it.
+    /// Only the one in use. The others are left over, and the oracle cannot distinguish them.
     Any,
 }
 
-/// What is to be said of one file in the map.
+/// How the map of one file is judged.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
-    /// The map names its blocks and nothing else.
+    /// The map names the file's blocks and nothing else.
     Exact,
-    /// It has no blocks of its own, for this reason, and the map names none.
+    /// The file has no blocks of its own, for this reason, and the map names none.
     Without(&'static str),
-    /// The oracle does not see it: its bytes are not in the clear.
+    /// The oracle does not find the file, for this reason.
     Unseen(&'static str),
-    /// One copy of each block is named exactly, others are not.
+    /// The map names one copy of each block exactly, but not the other copies.
     OneCopy,
     /// The map is wrong.
     Wrong(String),
 }
 
-/// Where the sectors of a file were seen.
+/// Where the oracle has found the sectors of a file.
 #[derive(Default)]
 struct Seen {
-    /// Every place of every sector that lies in a block of files' data.
+    /// All places of the sectors that lie in blocks of files' data.
     places: Vec<(Place, u64)>,
-    /// Sectors of which the map names no place.
+    /// The number of sectors of which the map names no place.
     unnamed: usize,
-    /// Sectors that lie in metadata.
+    /// The number of sectors that lie in metadata.
     inside: usize,
-    /// Where, as far as the map names the place.
+    /// The places of those sectors that the map names.
     held: Vec<(Place, u64)>,
-    /// Sectors that were not found.
+    /// The number of sectors that were not found.
     hidden: usize,
 }
 
@@ -199,17 +202,17 @@ impl Seen {
     fn of(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Self {
         let mut seen = Self::default();
         let is_named = total(mapped) > 0;
-        // Shorter ones could not be told from anything else.
+        // The oracle cannot distinguish shorter sectors from other data.
         for (name, length) in file.sectors().into_iter().filter(|(_, length)| *length >= SHORTEST) {
             let mut places = scan.places(name, length, rules.compressible);
             if places.is_empty() && !is_named {
-                // Inside metadata a file may lie in pieces, of which the first is large enough.
+                // Metadata may hold a file in pieces. The first piece is long enough to be found.
                 places = scan.places(name, length.min(2 * SHORTEST), rules.compressible);
             }
             let named: Vec<_> =
                 places.iter().copied().filter(|(place, length)| contains(mapped, *place, *length)).collect();
-            // Of the copies that a tree keeps of a file inside it, one may begin with a sector by
-            // chance.
+            // A tree may hold several copies of a file in its nodes. By chance one of them may lie
+            // at the beginning of a sector.
             let is_inside = places.iter().any(|((_, at), _)| at % SECTOR as u64 != 0);
             if places.is_empty() {
                 seen.hidden += 1;
@@ -225,7 +228,7 @@ impl Seen {
     }
 }
 
-/// Judges what the map says of a file.
+/// Judges the ranges that the map gives to a file.
 pub(crate) fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
     let sectors = file.sectors();
     if !sectors.is_empty() && sectors.iter().all(|(_, length)| *length < SHORTEST) {
@@ -269,7 +272,7 @@ pub(crate) fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules)
     }
 }
 
-/// A file of a few bytes: what the map names must begin with them.
+/// Judges a file of a few bytes. The ranges that the map names must begin with these bytes.
 fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rules: Rules) -> Verdict {
     let [(name, length)] = sectors[..] else { unreachable!("a file of a few bytes has one sector") };
     let content = &bytes_of(name, rules.compressible)[..length];
@@ -281,8 +284,8 @@ fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rul
     if rules.metadata && scan.pattern_in(mapped).is_none() {
         return Verdict::Without("and metadata read along");
     }
-    // Inside a block that files share they cannot be told from other bytes: others must lie in it,
-    // too.
+    // In a block that files share the oracle cannot find so few bytes. It looks for other files in
+    // the block.
     if rules.packed {
         let holds_others = |disk: u32, range: &Range| {
             let within = |(d, at): &Place| *d == disk && range.contains(at);
@@ -305,7 +308,7 @@ fn judge_tiny(scan: &Scan, sectors: &[(SectorName, usize)], mapped: &Ranges, rul
                 && bytes.starts_with(content)
                 && bytes[length..].iter().all(|b| *b == 0)
         });
-    // How many copies there are, the oracle cannot tell.
+    // The oracle cannot tell how many copies there are.
     if right {
         return Verdict::Exact;
     }
@@ -320,7 +323,7 @@ fn contains(mapped: &Ranges, (disk, at): Place, length: u64) -> bool {
 fn ranges_of(places: &[(Place, u64)]) -> Ranges {
     let mut ranges = Ranges::new();
     for &((disk, at), length) in places {
-        // A sector is the least that a disk reads.
+        // A disk reads whole sectors.
         let sector = SECTOR as u64;
         let end = if at.is_multiple_of(sector) { at + length.next_multiple_of(sector) } else { at + length };
         ranges.entry(disk).or_default().push(at..end);
@@ -329,8 +332,8 @@ fn ranges_of(places: &[(Place, u64)]) -> Ranges {
     ranges
 }
 
-/// Each range, and the rest of the block that it begins or ends in. Where blocks begin does not
-/// matter: the rest is less than a block.
+/// Each range with the rest of the blocks in which it begins and ends. The rest is less than a
+/// block, so it does not matter where blocks begin.
 fn with_slack(ranges: &Ranges, block: u64) -> Ranges {
     let slack = |range: &Range| {
         let before = if range.start.is_multiple_of(SECTOR as u64) { 0 } else { block - 1 };
@@ -349,7 +352,7 @@ fn total(ranges: &Ranges) -> u64 {
     ranges.values().map(|list| bytes(list)).sum()
 }
 
-/// Ranges as a finding says them, the first few of many.
+/// Ranges as text for a finding. Of many ranges only the first few are shown.
 fn show(ranges: &Ranges) -> String {
     let all: Vec<String> = ranges
         .iter()

@@ -1,20 +1,20 @@
-//! Finds what is compressed on a disk, without knowing the filesystem: frames of zstd and streams
-//! of zlib are recognised by how they begin, and by decompressing to something.
+//! Finds compressed data on a disk without knowledge of the filesystem. A frame of zstd or a stream
+//! of zlib must have the right first bytes, and it must decompress.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt;
 
-/// Filesystems compress at most so much at a time.
+/// The most bytes that filesystems compress in one piece.
 const MOST: usize = 128 << 10;
 
-/// RFC 8878: the number that a frame begins with.
+/// RFC 8878: the magic number at the beginning of a frame.
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// RFC 1950: the header of a stream with a window of 32 KiB, at the highest level.
 const ZLIB: [u8; 2] = [0x78, 0xda];
 
-/// Every frame of a disk: where it begins, how long it is, and what it decompresses to.
+/// All frames of a disk: for each its offset, its length, and its decompressed content.
 pub(crate) fn frames(disk: &File) -> Vec<(u64, u64, Vec<u8>)> {
     let size = disk.metadata().unwrap().len();
     let mut frames = Vec::new();

@@ -1,6 +1,7 @@
-//! The guests of the table: which disks they have, what is on them, and how they are made.
+//! The guests of the table: their disks, what is on the disks, and how the guests are made.
 //!
-//! Each is made once, by one appliance, from a script of its own, and kept under `target/fixtures`.
+//! One appliance makes each guest once, from the guest's script. The guest is kept under
+//! `target/fixtures`.
 
 use crate::arbiter::{Copies, Plain, Rules};
 use crate::population::{self, Abilities, Blob, TestFile};
@@ -12,47 +13,47 @@ use virt_bmap_testutil::{cache, guestfish, mastering, tools};
 
 /// One row of the table: a filesystem, or a layer with a filesystem on it.
 pub(crate) struct Row {
-    /// What it is called.
+    /// Its name in the table.
     pub(crate) name: &'static str,
-    /// Versions of the files; a filesystem and its snapshot may hold different ones.
+    /// The files. A filesystem and its snapshot may hold different versions of them.
     pub(crate) files: Vec<TestFile>,
-    /// How they are judged.
+    /// The rules by which the files are judged.
     pub(crate) rules: Rules,
-    /// On how many devices each path is to be found: 2 where there is a snapshot.
+    /// On how many devices the map must have each path: 2 if there is a snapshot.
     pub(crate) instances: usize,
-    /// Where the filesystem lies, if that is in one piece and not changed by any layer.
+    /// Where the filesystem lies, if it lies in one piece and no layer changes its bytes.
     pub(crate) place: Option<Place>,
 }
 
-/// Where a filesystem lies in one piece.
+/// Where a filesystem lies that is in one piece.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    /// Number of the disk, from 1.
+    /// The number of the disk, counted from 1.
     pub(crate) disk: u32,
-    /// First byte on the disk.
+    /// The offset of the first byte on the disk.
     pub(crate) start: u64,
     /// Number of bytes.
     pub(crate) length: u64,
-    /// The driver that mounts it.
+    /// The name of the driver that mounts it.
     pub(crate) kind: &'static str,
 }
 
-/// A guest to be.
+/// A guest that is to be made.
 pub(crate) struct Guest {
-    /// Name of its directory.
+    /// The name of its directory.
     pub(crate) name: &'static str,
-    /// Its disks, `disk1.raw` and so on.
+    /// Its disks: `disk1.raw` and so on.
     disks: Vec<Disk>,
-    /// What is run in the appliance.
+    /// The script that the appliance runs.
     script: String,
     blob: Blob,
-    /// Programs that must be there to make it.
+    /// The programs on this machine that make it.
     pub(crate) tools: Vec<&'static str>,
-    /// Its rows.
+    /// Its rows in the table.
     pub(crate) rows: Vec<Row>,
-    /// What the program is told besides the images.
+    /// The options with which the program maps it.
     pub(crate) options: Vec<&'static str>,
-    /// What is encrypted on its disks.
+    /// The encrypted areas on its disks.
     pub(crate) plain: Vec<Plain>,
     /// Whether it is small enough for a probe that needs a third of a second for each object.
     pub(crate) is_small: bool,
@@ -61,18 +62,17 @@ pub(crate) struct Guest {
 struct Disk {
     /// In MiB.
     size: u64,
-    /// Sizes of its partitions in MiB, where they lie one after the other.
+    /// Sizes of its partitions in MiB. The partitions lie one after the other.
     parts: Vec<u64>,
-    /// For `sfdisk`; empty for none.
+    /// The partition table as input for `sfdisk`. Empty if the disk has none.
     table: String,
-    /// Images that are made here: what makes them in a directory, and where on the disk they go, in
-    /// bytes.
+    /// Images that this machine makes, each with its offset on the disk in bytes.
     images: Vec<(Image, u64)>,
-    /// The format that the program is given.
+    /// The format of the image that the program maps.
     format: &'static str,
 }
 
-/// Makes an image in a directory from the files, and returns its path.
+/// Makes an image in a directory, and returns the path of the image.
 type Image = Box<dyn Fn(&Path) -> PathBuf>;
 
 const MIB: u64 = 1 << 20;
@@ -98,7 +98,7 @@ impl Guest {
         self.disks.push(Disk { size, parts, table: String::new(), images: Vec::new(), format: "raw" });
     }
 
-    /// Adds a disk with a GPT and partitions of these sizes in MiB, the first of which begins at 1
+    /// Adds a disk with a GPT and partitions of these sizes in MiB. The first partition begins at 1
     /// MiB.
     fn gpt(&mut self, parts: &[u64]) {
         let mut table = String::from("label: gpt\n");
@@ -111,7 +111,8 @@ impl Guest {
         self.disks.push(Disk { size: at + 1, parts, table, images: Vec::new(), format: "raw" });
     }
 
-    /// Where a partition lies that [`Guest::gpt`] made, or a whole disk for partition 0.
+    /// Where partition `part` of a disk lies that [`Guest::gpt`] made. Partition 0 is the whole
+    /// disk.
     fn place(&self, disk: u32, part: usize, kind: &'static str) -> Option<Place> {
         let on = &self.disks[disk as usize - 1];
         let (start, length) = match part.checked_sub(1) {
@@ -121,12 +122,13 @@ impl Guest {
         Some(Place { disk, start: start * MIB, length: length * MIB, kind })
     }
 
-    /// Adds commands.
+    /// Adds commands to the script.
     fn run(&mut self, commands: &str) {
         writeln!(self.script, "{commands}").unwrap();
     }
 
-    /// Adds a row of files, and the commands that make them in the mounted filesystem `device`.
+    /// Adds a row of files, and the commands that mount a filesystem and write the files there.
+    /// `mount` has the options and the device.
     fn fill(&mut self, name: &'static str, slug: &str, mount: &str, can: Abilities, block: u64) -> &mut Row {
         let mut files = population::files(slug, self.next_id(), can);
         if self.is_small {
@@ -155,8 +157,8 @@ impl Guest {
         (self.rows.len() as u32 + 1) * 1000
     }
 
-    /// Adds a row of files that are put into an image on this machine, at `at` MiB of the last
-    /// disk.
+    /// Adds a row of files. This machine makes the image with the files. It goes to the last disk,
+    /// at `at` MiB.
     fn made_here(
         &mut self,
         name: &'static str,
@@ -178,11 +180,12 @@ impl Guest {
         self.row(name, files, can, block)
     }
 
-    /// The raw images of its disks, made if they are not there.
+    /// The raw images of its disks. They are made if they do not exist.
     pub(crate) fn images(&self) -> Vec<PathBuf> {
         let sources = (include_str!("guests.rs"), include_str!("population.rs"), mastering::MAKERS);
         let recipe: Vec<_> = self.disks.iter().map(|d| (d.size, &d.table, d.images.len())).collect();
-        // What is made here is made by code, which the script does not show.
+        // The script does not show how this machine makes images, so the key includes the source
+        // code.
         let here = self.disks.iter().any(|disk| !disk.images.is_empty()).then_some(sources);
         let key = cache::key((&self.script, recipe, here));
         let dir = cache::directory(&format!("accuracy-{}", self.name), &key, |dir| self.make(dir));
@@ -224,8 +227,9 @@ impl Guest {
         guestfish::run(dir, &script);
     }
 
-    /// Copies what the open encrypted device `name` holds to the last disk; its data begin at these
-    /// MiB of these disks, and are at most so many MiB.
+    /// Copies the content of the open encrypted device `name` to the last disk. `copies` says on
+    /// which disks the encrypted data lie, and at how many MiB they begin. `size` is their largest
+    /// possible length in MiB.
     fn in_clear(&mut self, name: &str, copies: &[(u32, u64)], size: u64) {
         let at = self.plain.iter().map(|plain| plain.length).sum::<u64>();
         let disk = self.disks.len() as u32;
@@ -238,7 +242,7 @@ impl Guest {
         self.plain.push(Plain { at: (disk, at), length: size * MIB, copies });
     }
 
-    /// The formats of its disks that the program gets.
+    /// The formats of the disks that the program maps.
     pub(crate) fn formats(&self) -> Vec<&'static str> {
         let given = self.disks.len() - usize::from(!self.plain.is_empty());
         self.disks[..given].iter().map(|disk| disk.format).collect()
@@ -285,7 +289,7 @@ pub(crate) fn ext() -> Guest {
         let row = g.fill(name, slug, &format!("{options}/dev/sda{part}"), can, block);
         row.place = place;
         if part == 7 {
-            // What went through the journal is still in it.
+            // The data that went through the journal are still in it.
             row.rules.copies = Copies::Any;
         }
     }
@@ -364,7 +368,7 @@ pub(crate) fn btrfs() -> Guest {
                 g.run(&noise(device));
             }
         }
-        // Trimmed, the noise would be zeroes again.
+        // `-K` prevents a trim, which would turn the noise into zeroes.
         g.run(&format!("mkfs.btrfs -q -f -K -d {profile} -m raid1 {devices}"));
         let row = g.fill(name, slug, &format!("/dev/sda{part}"), can, 4096);
         if part >= 13 {
@@ -376,7 +380,7 @@ pub(crate) fn btrfs() -> Guest {
     g
 }
 
-/// BitLocker. What it keeps for itself is in the last MiB of the volume.
+/// BitLocker. Its metadata lie in the last 4 MiB of the volume.
 pub(crate) fn bitlocker() -> Guest {
     let mut g = Guest::new("bitlocker");
     g.tools.push("python3");
@@ -397,7 +401,7 @@ pub(crate) fn bitlocker() -> Guest {
     g
 }
 
-/// Windows dynamic disks. What the appliance puts together is there when the script begins.
+/// Windows dynamic disks. The appliance has assembled the volumes before the script begins.
 pub(crate) fn dynamic() -> Guest {
     const DISKS: usize = 3;
     let mut g = Guest::new("dynamic");
@@ -432,7 +436,7 @@ pub(crate) fn dynamic() -> Guest {
     g
 }
 
-/// Filesystems of other systems.
+/// Filesystems of other operating systems.
 pub(crate) fn foreign() -> Guest {
     let mut g = Guest::new("foreign");
     let plain = UNIX.no_unwritten();
@@ -462,7 +466,7 @@ pub(crate) fn foreign() -> Guest {
         let row = g.fill(name, slug, &format!("{mount} /dev/sda{part}"), can, block);
         row.place = place;
         if part == 8 {
-            // A log keeps what it wrote before.
+            // The log keeps older versions of the data.
             row.rules.copies = Copies::Any;
         }
     }
@@ -478,12 +482,12 @@ pub(crate) fn foreign() -> Guest {
     g
 }
 
-/// Filesystems that are made whole: on partitions, and directly on the disk.
+/// Filesystems that a program makes from a directory: on partitions, and directly on a disk.
 pub(crate) fn optical() -> Guest {
     let mut g = Guest::new("optical");
     g.tools.extend(["mksquashfs", "xorriso"]);
     let can = Abilities { unwritten: false, ..UNIX };
-    // A hole becomes blocks of zeroes.
+    // iso9660 stores a hole as blocks of zeroes.
     let iso_can = Abilities { holes: false, ..can };
     g.gpt(&[24, 24, 24]);
     let place = g.place(1, 1, "iso9660");
@@ -494,7 +498,7 @@ pub(crate) fn optical() -> Guest {
     g.made_here("squashfs, gzip", "squashfs-gzip", 49, can.compressible(), 131_072, |root, image| {
         mastering::squashfs(root, image, &[]);
     });
-    // Small files and the ends of large ones share blocks.
+    // In squashfs small files and the ends of large files share blocks.
     for row in &mut g.rows[1..] {
         row.rules.packed = true;
     }
@@ -510,7 +514,7 @@ pub(crate) fn optical() -> Guest {
     g
 }
 
-/// Partition tables, disks without any, and formats.
+/// Partition tables, disks without a table, and image formats.
 pub(crate) fn tables() -> Guest {
     let mut g = Guest::new("tables");
     let start = |mib: u64| mib * 2048;
@@ -606,9 +610,9 @@ pub(crate) fn lvm() -> Guest {
     g
 }
 
-/// Fills a device with noise. Where all but one block of a stripe are zeroes, as free space is, its
-/// parity is that one block once more, and the oracle takes it for a copy. (The zeroes after the
-/// ends of files remain.)
+/// Fills a device with noise. Free space is zeroes. If all blocks of a row but one are zeroes, the
+/// parity equals that one block, and the oracle takes the parity for a copy. (Zeroes remain after
+/// the ends of files.)
 fn noise(device: &str) -> String {
     format!("dd status=none if=/dev/urandom of={device} bs=1M 2>/dev/null || true")
 }
@@ -668,7 +672,7 @@ pub(crate) fn md() -> Guest {
     g
 }
 
-/// A few files on each of some filesystems, for the probe that is slow.
+/// A few files on some filesystems, for the slow probe.
 pub(crate) fn small() -> Guest {
     let mut g = Guest::new("small");
     g.is_small = true;
@@ -708,8 +712,8 @@ pub(crate) fn small() -> Guest {
     g
 }
 
-/// Encryption. What the encrypted devices hold in the clear is copied to a third disk, which the
-/// oracle looks at and the program does not get.
+/// Encrypted devices. Their decrypted content is copied to a third disk. Only the oracle reads that
+/// disk. The program does not map it.
 pub(crate) fn luks() -> Guest {
     let mut g = Guest::new("luks");
     g.gpt(&[40, 48, 60]);
@@ -720,7 +724,7 @@ pub(crate) fn luks() -> Guest {
         "luks() { printf secret | cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \"$@\" -; }",
     );
     g.run("open() { printf secret | cryptsetup open $1 $2 -d -; }");
-    // The last word is where the data begin, in sectors.
+    // `--offset` is where the data begin, in sectors.
     for (part, name, slug, kind) in [
         (1, "LUKS1", "luks1", "--type luks1 --offset 4096"),
         (2, "LUKS2", "luks2", "--type luks2 --offset 32768"),

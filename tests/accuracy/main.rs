@@ -1,7 +1,8 @@
-//! How exact maps are, for each filesystem and layer: a table.
+//! Measures how exact maps are, for each filesystem and layer, and prints a table.
 //!
-//! `cargo test --test accuracy` measures the ext family alone. With `-- --all` (`make accuracy`) it
-//! makes and maps all guests and writes `docs/accuracy.md`; names of guests after `--` choose some.
+//! `cargo test --test accuracy` measures only the ext family. With `-- --all` (`make accuracy`) it
+//! measures all guests and writes `docs/accuracy.md`. Names of guests after `--` choose these
+//! guests.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 virt_bmap_testutil::program!();
 
-/// How many findings of a row are printed.
+/// How many findings are printed for each row.
 const SHOWN: usize = 12;
 
 fn main() -> ExitCode {
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
             continue;
         }
         println!("{}…", guest.name);
-        // A guest that cannot be made or mapped must not cost the others' rows.
+        // If a guest cannot be made or mapped, the rows of the others are still measured.
         let measured = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| table::measure(&guest)));
         failed |= measured.is_err();
         let measured = measured.unwrap_or_else(|_| table::unmeasured(&guest));

@@ -1,8 +1,9 @@
-//! The files that every filesystem of the table is filled with, and the script that writes them.
+//! The files of every filesystem in the table, and the script that writes them.
 //!
-//! Every 512 bytes of every file are a pattern of their own (see `common/special.rs`), so that a
-//! scan of the disks finds each sector without any parser. The files differ in what maps get wrong:
-//! their size against the block, holes, fragments, hard links, blocks that were never written.
+//! Every sector of every file has a different pattern (see `special.rs` of the crate `testutil`),
+//! so that a scan of the disks finds each sector without a parser. The files differ in what maps
+//! get wrong: their size compared with the block, holes, fragments, hard links, blocks that were
+//! never written.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,21 +12,22 @@ use std::path::Path;
 use virt_bmap_testutil::special::{MAGIC, SECTOR, sector};
 
 const K: u64 = 1024;
-/// What the script writes at a time, and where a file's source begins in the blob.
+/// The unit in which the script writes. The source of each file begins at a multiple of it in the
+/// blob.
 const UNIT: u64 = 4 * K;
 
-/// What a filesystem can do, which decides the files it gets.
+/// What a filesystem can do. This decides which files it gets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
     /// Files may have holes.
     pub(crate) holes: bool,
-    /// `fallocate` works, and blocks that were not written are known as such.
+    /// `fallocate` works, and the filesystem knows which blocks were not written.
     pub(crate) unwritten: bool,
     /// A file may have several names.
     pub(crate) links: bool,
     /// Files may share blocks.
     pub(crate) reflinks: bool,
-    /// Contents that compress well, for a filesystem that compresses.
+    /// The filesystem compresses, so the files have contents that compress well.
     pub(crate) compressible: bool,
 }
 
@@ -37,55 +39,55 @@ impl Abilities {
     pub(crate) const FAT: Self =
         Self { holes: false, unwritten: false, links: false, reflinks: false, compressible: false };
 
-    /// Without blocks that are allocated and not written.
+    /// The same without blocks that are allocated but not written.
     pub(crate) const fn no_unwritten(self) -> Self {
         Self { unwritten: false, ..self }
     }
 
-    /// With shared blocks.
+    /// The same with shared blocks.
     pub(crate) const fn with_reflinks(self) -> Self {
         Self { reflinks: true, ..self }
     }
 
-    /// With contents that compress well.
+    /// The same with contents that compress well.
     pub(crate) const fn compressible(self) -> Self {
         Self { compressible: true, ..self }
     }
 }
 
-/// A part of a file that holds data: `length` bytes at `at`, which are those of file `id` at
-/// `from`.
+/// A part of a file that holds data: the `length` bytes at offset `at` are those of the pattern of
+/// file `id` at offset `from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
-    /// Where in the file.
+    /// The offset in the file.
     pub(crate) at: u64,
-    /// How many bytes.
+    /// The number of bytes.
     pub(crate) length: u64,
-    /// Whose pattern.
+    /// The file whose pattern it is.
     pub(crate) id: u32,
-    /// Where in that file's pattern.
+    /// The offset in that file's pattern.
     pub(crate) from: u64,
 }
 
-/// A sector of a file, as the pattern has it.
+/// The name of a sector: the numbers that its pattern contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SectorName {
-    /// Number of the file that the pattern was made for.
+    /// The number of the file for which the pattern was made.
     pub(crate) id: u32,
-    /// Number of the sector in that file.
+    /// The number of the sector in that file.
     pub(crate) number: u32,
 }
 
 /// One file of a population.
 #[derive(Clone, Debug)]
 pub(crate) struct TestFile {
-    /// Its names, absolute in its filesystem.
+    /// Its names, as absolute paths in its filesystem.
     pub(crate) names: Vec<String>,
     /// Size in bytes.
     pub(crate) size: u64,
-    /// Where it holds data.
+    /// Its parts that hold data.
     pub(crate) parts: Vec<Part>,
-    /// Number of the pattern.
+    /// The number of its pattern.
     id: u32,
     how: How,
 }
@@ -93,11 +95,12 @@ pub(crate) struct TestFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
     Plain,
-    /// Blocks allocated for so many bytes before data are written, beyond the end of the file.
+    /// Before data are written, blocks are allocated for this many bytes. The size of the file does
+    /// not grow.
     Preallocated(u64),
-    /// Written in turns with the others of this kind.
+    /// Written in turns with the other files of this kind.
     Interleaved,
-    /// Shares the blocks of the file before it, and gets its own parts with another `id`.
+    /// Shares the blocks of the plain file before it. Then its parts with its own `id` are written.
     Clone,
 }
 
@@ -131,8 +134,8 @@ pub(crate) fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
             how,
         });
     };
-    // A last sector of less than 16 bytes could not be told from others; two files are nothing
-    // else.
+    // The oracle cannot distinguish a sector of less than 16 bytes. Only two files, of 1 and of 15
+    // bytes, end with such a sector.
     for size in [0, 1, 15, 16, 100, 511, 512, 528, 700, 1023, 1024, 1041, 2047, 2048, 3000, 4095, 4096, 4113]
     {
         add(&[&format!("sizes/{size}")], size, &[(0, size)], How::Plain);
@@ -189,7 +192,7 @@ pub(crate) fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
     list
 }
 
-/// Whether a file is one of the few that stand for all.
+/// Whether a file belongs to the small selection for the slow probe.
 pub(crate) fn is_one_of_few(file: &TestFile) -> bool {
     const FEW: [&str; 12] = [
         "sizes/0",
@@ -220,11 +223,11 @@ pub(crate) fn bytes_of(name: SectorName, compressible: bool) -> [u8; SECTOR] {
     bytes
 }
 
-/// The sources of many files, one after the other, for the script to copy from.
+/// The sources from which the script copies the files, one after the other.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Blob {
     files: Vec<(u32, u64, bool)>,
-    /// Units of all of them.
+    /// The number of units of all sources.
     units: u64,
 }
 
@@ -238,7 +241,7 @@ impl Blob {
         first
     }
 
-    /// Writes it out, as a disk image.
+    /// Writes the blob as a disk image.
     pub(crate) fn write(&self, path: &Path) {
         let mut out = BufWriter::new(File::create(path).unwrap());
         for &(id, units, compressible) in &self.files {
@@ -246,14 +249,14 @@ impl Blob {
                 out.write_all(&bytes_of(SectorName { id, number: number as u32 }, compressible)).unwrap();
             }
         }
-        // A disk must have a size.
+        // The size of a disk cannot be 0.
         out.write_all(&[0; UNIT as usize]).unwrap();
         out.flush().unwrap();
     }
 }
 
-/// The bash function that the scripts of [`script`] call: source unit, place in the file, bytes,
-/// file.
+/// The bash function that the scripts of [`script`] call. Its arguments are the unit in the blob,
+/// the unit in the file, the number of bytes, and the file.
 pub(crate) const PRELUDE: &str = r#"set -eu
 SRC=/dev/disk/guestfs/src
 w() {
@@ -261,8 +264,8 @@ w() {
 }
 "#;
 
-/// The commands that make `files` in the current directory, which is the filesystem's root. Their
-/// sources are added to `blob`.
+/// The commands that make `files` in the current directory, which is the root of the filesystem.
+/// Appends the sources of the files to `blob`.
 pub(crate) fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> String {
     let mut s = String::from("mkdir -p");
     let mut directories: Vec<&str> =
@@ -300,7 +303,8 @@ pub(crate) fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> Str
             writeln!(s, "ln '{name}' '{}'", &link[1..]).unwrap();
         }
     }
-    // Odd units after even ones, by turns, each on the disk before the next is asked for.
+    // The files are written in turns, first the even units, then the odd ones. Each write is synced
+    // to the disk before the next.
     let units = turns.first().map_or(0, |(_, _, size)| size / UNIT);
     for unit in (0..units).step_by(2).chain((1..units).step_by(2)) {
         for (source, name, _) in &turns {
@@ -311,7 +315,8 @@ pub(crate) fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> Str
     s
 }
 
-/// Writes the files below `root` on this machine, for filesystems that are made from a directory.
+/// Writes the files below `root` on this machine, for filesystems that a program makes from a
+/// directory.
 pub(crate) fn write_tree(root: &Path, files: &[TestFile], can: Abilities) {
     use std::os::unix::fs::FileExt as _;
     for file in files {
@@ -337,7 +342,7 @@ pub(crate) fn write_tree(root: &Path, files: &[TestFile], can: Abilities) {
     }
 }
 
-/// Whether these bytes begin like a sector of a pattern, and of which.
+/// The name of the sector of a pattern that these bytes begin with, if they begin with one.
 pub(crate) fn name_in(bytes: &[u8]) -> Option<SectorName> {
     let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     bytes.starts_with(&MAGIC).then_some(())?;

@@ -1,6 +1,6 @@
-//! Second oracles: other people's programs that read a filesystem by themselves. They are asked
-//! about each filesystem that lies on one partition, and their answers counted; the patterns
-//! decide.
+//! Second oracles: other programs that read a filesystem themselves. They are asked about each
+//! filesystem that lies on one partition, and the table counts how often they agree with the map.
+//! The patterns alone decide whether a map is right.
 
 use crate::guests::{Place, Row};
 use std::collections::BTreeMap;
@@ -11,20 +11,21 @@ use virt_bmap_testutil::layout::{Segment, Volume};
 use virt_bmap_testutil::ranges::{Range, difference, normalise, round_out};
 use virt_bmap_testutil::{oracle_fiemap, oracle_fiwalk, tools};
 
-/// What one oracle says: bytes of the guest's disk, by path.
+/// The answer of one oracle: for each path, ranges of the guest's disk.
 type Files = BTreeMap<String, Vec<Range>>;
 
-/// What the oracles for a row say.
+/// The answers of all oracles for a row.
 pub(crate) struct Second {
     disk: u32,
     block: u64,
     answers: Vec<(&'static str, Files)>,
-    /// How many files each was right about, and how many it was asked about.
+    /// For each oracle, the number of files for which it agrees with the map, and the number of
+    /// files that were compared.
     agreed: Vec<(usize, usize)>,
 }
 
 impl Second {
-    /// Asks all oracles that know this kind of filesystem and can run here.
+    /// Asks all oracles that know this kind of filesystem and can run on this machine.
     pub(crate) fn of(row: &Row, disks: &[PathBuf]) -> Option<Self> {
         let place = row.place.as_ref()?;
         let dir = tempfile::tempdir().unwrap();
@@ -48,19 +49,19 @@ impl Second {
         Some(Self { disk: place.disk, block: row.rules.block, answers, agreed })
     }
 
-    /// Counts from the beginning, for another map.
+    /// Resets the counts for another map.
     pub(crate) fn begin(&mut self) {
         self.agreed.fill((0, 0));
     }
 
-    /// Compares what a map says of a file. Returns the oracles that say something else.
+    /// Compares the ranges that a map gives to a file. Returns the answers that differ.
     pub(crate) fn compare(&mut self, name: &str, mapped: &crate::arbiter::Ranges) -> Vec<String> {
         let mut others = Vec::new();
         let mapped = mapped.get(&self.disk).map_or(&[][..], Vec::as_slice);
         for ((oracle, files), (right, asked)) in self.answers.iter().zip(&mut self.agreed) {
             let Some(said) = files.get(name) else { continue };
             *asked += 1;
-            // The file's last block may be named whole.
+            // The map may name the whole last block of the file.
             let slack = normalise(said.iter().map(|range| range.start..range.end + self.block - 1));
             if difference(&round_out(said, 512), mapped).is_empty() && difference(mapped, &slack).is_empty() {
                 *right += 1;
@@ -71,7 +72,7 @@ impl Second {
         others
     }
 
-    /// For the table: each oracle, and of how many files it says the same.
+    /// For the table: each oracle, and for how many files it agrees with the map.
     pub(crate) fn summary(&self) -> String {
         let each = self.answers.iter().zip(&self.agreed);
         each.filter(|(_, (_, asked))| *asked > 0)
@@ -80,7 +81,8 @@ impl Second {
     }
 }
 
-/// The Sleuth Kit. Blocks that were never written it takes for a file's own.
+/// The Sleuth Kit. Files with unwritten blocks are left out, since it counts these blocks as
+/// theirs.
 fn fiwalk(filesystem: &Filesystem) -> Option<Files> {
     const KNOWN: [&str; 6] = ["ext4", "ntfs", "vfat", "exfat", "iso9660", "hfsplus"];
     let can = KNOWN.contains(&filesystem.kind) && tools::find("fiwalk").is_some();
@@ -104,8 +106,8 @@ fn fiemap(filesystem: &Filesystem, place: &Place) -> Option<Files> {
     Some(files.filter_map(|(name, file)| Some((String::from_utf8(name).ok()?, file.on_disk))).collect())
 }
 
-/// Where the address space of a btrfs of one device lies on the disk, as `btrfs inspect-internal`
-/// prints it.
+/// The segments of the address space of a btrfs on one device, as `btrfs inspect-internal` prints
+/// them.
 fn chunks(flat: &Path, start: u64) -> Option<Vec<Segment>> {
     tools::find("btrfs")?;
     let args = ["inspect-internal", "dump-tree", "-t", "chunk"].map(OsStr::new);
@@ -129,7 +131,7 @@ fn chunks(flat: &Path, start: u64) -> Option<Vec<Segment>> {
     Some(segments)
 }
 
-/// ext2, ext3, ext4: the numbers of each file's blocks.
+/// The blocks of each file on ext2, ext3 or ext4, from `debugfs`.
 fn debugfs(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     if filesystem.kind != "ext4" || tools::find("debugfs").is_none() {
         return None;
@@ -140,7 +142,7 @@ fn debugfs(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     std::fs::write(script.path(), lines).unwrap();
     let args = [OsStr::new("-f"), script.path().as_os_str(), filesystem.flat.as_os_str()];
     let text = String::from_utf8_lossy(&tools::run("debugfs", args)).into_owned();
-    // Each request is printed, then what it gives.
+    // debugfs prints each request, then its answer.
     let mut files = Files::new();
     for said in text.split("debugfs: ").skip(1) {
         let Some((asked, said)) = said.split_once('\n') else { continue };
@@ -151,12 +153,12 @@ fn debugfs(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     Some(files)
 }
 
-/// The blocks of data in what `debugfs` says of an inode: `(ETB0):10326, (0-3):9348-9351,
+/// The data blocks in the output of `debugfs` for an inode: `(ETB0):10326, (0-3):9348-9351,
 /// (4-7[u]):9352-9355`.
 fn data_blocks(said: &str) -> Vec<Range> {
     let words = said.split([' ', ',', '\n']).filter_map(|word| word.strip_prefix('('));
     let pairs = words.filter_map(|word| word.split_once("):"));
-    // Tables of blocks and extents have letters there, blocks that were never written a mark.
+    // Blocks of pointers and of extents have letters in parentheses. Unwritten blocks have a mark.
     let data = pairs.filter(|(logical, _)| logical.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'));
     let ranges = data.filter_map(|(_, physical)| {
         let (first, last) = physical.split_once('-').unwrap_or((physical, physical));
@@ -165,7 +167,7 @@ fn data_blocks(said: &str) -> Vec<Range> {
     ranges.collect()
 }
 
-/// Bytes in a block of an ext filesystem: a power of two, in its superblock.
+/// Bytes in a block of an ext filesystem. The superblock has it as a power of two.
 fn block_size(flat: &Path) -> u64 {
     use std::os::unix::fs::FileExt as _;
     let mut bytes = [0; 4];
@@ -173,7 +175,7 @@ fn block_size(flat: &Path) -> u64 {
     1024 << u32::from_le_bytes(bytes)
 }
 
-/// ntfsprogs: the clusters of each file that has any.
+/// The clusters of each file that has clusters, from `ntfscluster` of ntfsprogs.
 fn ntfscluster(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     if filesystem.kind != "ntfs" || tools::find("ntfscluster").is_none() {
         return None;
@@ -191,8 +193,8 @@ fn ntfscluster(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     Some(files)
 }
 
-/// The runs of `$DATA`, which is 0x80, in `ntfscluster`'s dump of an inode: VCN, LCN and length in
-/// clusters.
+/// The runs of the attribute `$DATA`, which is 0x80, in the output of `ntfscluster` for an inode. A
+/// line has the VCN, the LCN and the length in clusters.
 fn data_runs(text: &str, cluster: u64) -> Vec<Range> {
     let (mut is_data, mut runs) = (false, Vec::new());
     for line in text.lines() {
@@ -200,7 +202,7 @@ fn data_runs(text: &str, cluster: u64) -> Vec<Range> {
         match words[..] {
             [kind, "-", _] => is_data = kind == "0x80",
             [_, place, length] if is_data => {
-                // The line above the numbers has words.
+                // The line above the numbers is a heading.
                 let (Ok(place), Ok(length)) = (place.parse::<u64>(), length.parse::<u64>()) else { continue };
                 runs.push(place * cluster..(place + length) * cluster);
             }
@@ -210,7 +212,7 @@ fn data_runs(text: &str, cluster: u64) -> Vec<Range> {
     normalise(runs)
 }
 
-/// Without the files that have blocks that were never written.
+/// `files` without those that have unwritten blocks.
 fn written(mut files: Files) -> Files {
     files.retain(|name, _| !name.contains("/unwritten/"));
     files

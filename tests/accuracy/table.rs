@@ -1,4 +1,4 @@
-//! Maps the guests, judges every file, and puts it all into a table.
+//! Maps the guests, judges every file, and makes the table.
 
 use crate::arbiter::{Copies, Ranges, Rules, Scan, Verdict, judge};
 use crate::guests::{Guest, Row};
@@ -11,25 +11,25 @@ use std::time::Duration;
 use virt_bmap_testutil::ranges::Range;
 use virt_bmap_testutil::{ranges, sandbox, tools};
 
-/// A run may take so long: the slow probe needs a third of a second for each object, on an idle
+/// The time limit of a run. The slow probe needs a third of a second for each object on an idle
 /// machine.
 const DEADLINE: Duration = Duration::from_secs(900);
 
-/// A way to map, as `--probe` has it.
+/// A value of `--probe`.
 pub(crate) struct Probe {
     /// Its name.
     pub(crate) name: &'static str,
-    /// What it is told besides.
+    /// Further options for the program.
     options: &'static [&'static str],
-    /// Whether it needs so long for each object that it gets the small guest alone.
+    /// Whether it is so slow for each object that it maps only the small guest.
     is_slow: bool,
-    /// Whether it reads with cold caches, so that metadata counts as the file's.
+    /// Whether it reads with cold caches, so that the file's ranges include metadata.
     reads_metadata: bool,
-    /// Whether it tells of the copy that it read alone.
+    /// Whether it names only the copy that it read.
     is_one_leg: bool,
 }
 
-/// All ways to map, in the order of the table.
+/// All probes, in the order of the table.
 pub(crate) const PROBES: [Probe; 3] = [
     Probe { name: "agent", options: &[], is_slow: false, reads_metadata: false, is_one_leg: false },
     Probe { name: "extents", options: &[], is_slow: false, reads_metadata: false, is_one_leg: false },
@@ -38,44 +38,44 @@ pub(crate) const PROBES: [Probe; 3] = [
 
 /// One line of the table.
 pub(crate) struct Line {
-    /// Filesystem or layer.
+    /// The filesystem or layer.
     pub(crate) name: String,
-    /// Which way it was mapped.
+    /// The probe that mapped it.
     pub(crate) probe: &'static str,
-    /// How many files were compared; a file on a snapshot and on its origin counts twice.
+    /// How many files were compared. A file on a snapshot and on its origin counts twice.
     pub(crate) files: usize,
     /// How many are exact.
     pub(crate) exact: usize,
-    /// Said to be without blocks, or not exact, and how many of which kind.
+    /// How many files have no blocks of their own or were not found, by reason.
     pub(crate) marked: BTreeMap<&'static str, usize>,
-    /// What is wrong: path and how.
+    /// The files with a wrong map: the path, and what is wrong.
     pub(crate) wrong: Vec<(String, String)>,
-    /// What other oracles say.
+    /// How often the second oracles agree.
     pub(crate) second: String,
-    /// Where other oracles say something else: path and what.
+    /// The files for which a second oracle differs: the path, and both answers.
     pub(crate) differing: Vec<(String, String)>,
-    /// Why there are no numbers.
+    /// Why there are no numbers, if there are none.
     pub(crate) blocked: Option<String>,
 }
 
-/// Lines of type `f`: by path, and under it by device, or by whatever else tells apart the places
-/// where the path is found.
+/// The files of a map, by path. A path may occur on several devices, or in several subvolumes of
+/// one device, so below the path the ranges are by place.
 type Files = BTreeMap<String, BTreeMap<String, Ranges>>;
 
-/// A map, as far as it is judged.
+/// The part of a map that is judged.
 struct Map {
     files: Files,
 }
 
 impl Map {
-    /// Lines of types that are not known here are none of our business.
+    /// Reads the lines of files, and ignores lines of other types.
     fn parse(text: &[u8]) -> Self {
         let text = String::from_utf8_lossy(text);
         Self { files: files_of(&text) }
     }
 
-    /// The files below a directory of this name, wherever it is: on a device, or in a subvolume
-    /// that is shown as a directory.
+    /// The files below a directory of this name. The directory may be on any device, or in a
+    /// subvolume, which the map shows as a directory.
     fn instances(&self, directory: &str) -> Files {
         let mut found = Files::new();
         for (path, devices) in &self.files {
@@ -89,7 +89,7 @@ impl Map {
     }
 }
 
-/// The probes that map a guest.
+/// The probes with which a guest is mapped.
 fn probes(guest: &Guest) -> impl Iterator<Item = &'static Probe> {
     let is_small = guest.is_small;
     PROBES.iter().filter(move |probe| is_small || !probe.is_slow)
@@ -141,7 +141,7 @@ fn map(guest: &Guest, probe: &Probe, images: &[PathBuf]) -> Map {
     Map::parse(&map)
 }
 
-/// The rows of a guest that could not be made or mapped.
+/// The lines of a guest that could not be made or mapped.
 pub(crate) fn unmeasured(guest: &Guest) -> Vec<Line> {
     let rows = guest.rows.iter().flat_map(|row| probes(guest).map(move |probe| (row, probe)));
     rows.map(|(row, probe)| Line { blocked: Some("not measured".into()), ..Line::new(row, probe) }).collect()
@@ -215,8 +215,8 @@ fn line(row: &Row, probe: &Probe, scan: &Scan, map: &Map, mut second: Option<&mu
     line
 }
 
-/// Fails unless the judge sees what is wrong with maps that were exact: with nothing in them, with
-/// something in another place, with more than a block too much.
+/// Checks the judge itself: three wrong versions of an exact map must be judged wrong. One is
+/// empty, one names another place, and one names more than a block too much.
 fn assert_awake(scan: &Scan, file: &TestFile, exact: &Ranges, rules: Rules) {
     let changed = |change: &dyn Fn(&Range) -> Range| -> Ranges {
         exact.iter().map(|(disk, list)| (*disk, list.iter().map(change).collect())).collect()

@@ -1,6 +1,7 @@
-//! Bad input ends in one clear sentence; nothing hangs, panics, stays behind or is changed.
+//! For bad input the program prints one clear sentence and fails. It does not hang or panic, leaves
+//! nothing behind and changes no file.
 //!
-//! That no process and no temporary file is left is checked by the sandbox, for every run.
+//! For every run the sandbox checks that no process and no temporary file is left.
 
 use rustix::process::Signal;
 use std::fs::{self, File};
@@ -15,17 +16,18 @@ use virt_bmap_testutil::sandbox::{self, Finished, Running, Sandbox, kill, sealed
 use virt_bmap_testutil::textmap::{TextMap, body};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// What a map that was there before holds; a failed run must leave it.
+/// The content of a map that exists before the run. A failed run must not change it.
 const OLD: &[u8] = b"1 0 200 v /dev/old\n";
 
-/// A sandbox in whose working directory `out.bmap` is already there.
+/// A sandbox whose working directory already has an `out.bmap`.
 fn with_old_map() -> Sandbox {
     let sandbox = Sandbox::new();
     fs::write(sandbox.cwd().join("out.bmap"), OLD).unwrap();
     sandbox
 }
 
-/// Maps `image` with `options`; it must fail, name the image, say `words`, and leave the old map.
+/// Maps `image` with `options`. The run must fail, its message must name the image and contain
+/// `words`, and the old map must be unchanged.
 #[track_caller]
 fn fails(image: &Path, options: &[&str], words: &[&str]) -> Finished {
     fails_in(with_old_map(), image, options, words)
@@ -43,7 +45,7 @@ fn fails_in(sandbox: Sandbox, image: &Path, options: &[&str], words: &[&str]) ->
     run
 }
 
-/// The small guest in another format, in a directory of its own.
+/// The small guest in another format, in a new directory.
 fn small_as(format: &str, options: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join(format!("guest.{format}"));
@@ -123,7 +125,7 @@ fn a_truncated_qcow2() {
 fn a_corrupt_qcow2() {
     needs!("guestfish", "sfdisk", "qemu-img");
     let (_dir, image) = small_as("qcow2", "");
-    // The size of the level-1 table, at byte 36.
+    // The size of the level-1 table is at byte 36.
     File::options().write(true).open(&image).unwrap().write_all_at(&[0xff; 4], 36).unwrap();
     let seal = sealed([&image]);
     fails(&image, &[], &[]);
@@ -144,7 +146,8 @@ fn a_truncated_vmdk() {
 fn a_corrupt_vmdk() {
     needs!("guestfish", "sfdisk", "qemu-img");
     let (_dir, image) = small_as("vmdk", "subformat=monolithicSparse");
-    // Capacity, grain size and what follows, in the header behind magic, version and flags.
+    // The header starts with magic, version and flags. The capacity, the grain size and other
+    // fields follow.
     File::options().write(true).open(&image).unwrap().write_all_at(&[0xff; 64], 12).unwrap();
     let seal = sealed([&image]);
     fails(&image, &[], &[]);
@@ -190,7 +193,7 @@ fn a_reference_to_what_is_no_local_file_is_refused() {
             .arg(&image)
             .arg("1M");
         tools::output(&mut create);
-        // Refused, with what the reference is, and how to say that it is meant.
+        // The message says what the reference is, and which option accepts it.
         fails(&image, &[], &["--format"]);
     }
 }
@@ -214,7 +217,7 @@ fn a_locked_image() {
         std::thread::sleep(Duration::from_millis(20));
     }
     fails(&image, &[], &["--force-share"]);
-    // Nobody writes, so that the map is whole all the same.
+    // `qemu-nbd` only holds the lock and nobody writes, so the map is complete.
     let run = sandbox::run([image.as_os_str(), "--force-share".as_ref(), "-o".as_ref(), "out.bmap".as_ref()]);
     run.assert_code(0).assert_says(&["warning"]);
     assert!(body(&run.read("out.bmap")) == body(&mapping::of(&[fixture::small()], &[]).text));
@@ -230,8 +233,8 @@ fn a_blank_disk() {
     assert!(mapping.stderr.to_lowercase().contains("warning"), "{}", mapping.stderr);
 }
 
-/// The map of a disk of which `bad` could not be examined: that is said on standard error and in
-/// the map, and the other filesystems are as they should be.
+/// Maps a disk whose devices `bad` cannot be examined, and returns the map. Standard error and the
+/// header of the map must name these devices, and the other filesystems must be mapped.
 fn all_but(fixture: &Fixture, bad: &[&str]) -> TextMap {
     let mapping = mapping::of(&[fixture], &[]);
     assert_eq!(mapping.code, 3, "{}", mapping.stderr);
@@ -284,7 +287,7 @@ fn out_in_a_missing_directory() {
     needs!("guestfish", "sfdisk");
     let run = sandbox::run([fixture::small().image.as_os_str(), "-o".as_ref(), "missing/out.bmap".as_ref()]);
     run.assert_fails(&["missing"]);
-    // That can be known before an appliance is started.
+    // The program can find this out before it starts an appliance.
     assert!(run.elapsed.as_secs() < 5, "{:?}", run.elapsed);
     assert_eq!(run.files(), [""; 0]);
 }
@@ -305,7 +308,7 @@ fn out_in_a_full_directory() {
     if !tools::is_root("mount a tmpfs") {
         return;
     }
-    // A map of the small guest has some kilobytes; the directory has room for one page.
+    // The map of the small guest has some kilobytes. The tmpfs has room for one page.
     let script = "mkdir full && mount -t tmpfs -o size=4k tmpfs full && printf old > full/out.bmap && \"$@\"; code=$?; \
         test \"$(ls -A full)\" = out.bmap && test \"$(cat full/out.bmap)\" = old || exit 99; exit $code";
     let sandbox = Sandbox::new().wrapper(["unshare", "--mount", "sh", "-c", script, "sh"]);
@@ -335,7 +338,8 @@ fn libguestfs_without_an_appliance() {
     assert!(run.read("out.bmap") == OLD);
 }
 
-/// Runs in a `/boot` of its own, that `prepare` fills; without the appliance that libguestfs keeps.
+/// Runs the program with a new `/boot`, which the shell commands `prepare` fill. The real `/boot`
+/// is at `/mnt`.
 fn with_boot(sandbox: Sandbox, prepare: &str) -> Sandbox {
     let script = format!(
         "k=$(ls /boot/vmlinuz-* | tail -n 1) && mount --bind /boot /mnt && mount -t tmpfs tmpfs /boot && {{ {prepare}; }} && exec \"$@\""
@@ -368,12 +372,12 @@ fn kernels_that_only_root_may_read() {
     let image = sandbox.cwd().join("guest.img");
     formats::copy(&fixture::plain().image, &image);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();
-    // What to do about it is said too.
+    // The message also says how to solve the problem.
     sandbox.run(["guest.img", "-o", "out.bmap"]).assert_fails(&["/boot/vmlinuz-", "chmod"]);
 }
 
-/// Starts a run and kills, with `SIGKILL`, the helper whose command line has `name`, when it has
-/// gone as far as `moment` says; the run must fail, and say `words`.
+/// Starts a run and waits until `moment` returns. Then it kills, with `SIGKILL`, the helper process
+/// whose command line contains `name`. The run must fail with a message that contains `words`.
 fn killed(image: &Path, name: &str, moment: impl FnOnce(&mut Running), words: &[&str]) {
     let mut running = with_old_map().start([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
     let helper = running.helper(name);
@@ -404,7 +408,7 @@ fn qemu_killed_as_it_works() {
 #[test]
 fn qemu_nbd_killed_as_it_serves() {
     needs!("guestfish", "sfdisk", "qemu-img");
-    // What is compressed only qemu-nbd can read.
+    // Only qemu-nbd can read compressed images.
     let (_dir, image) = small_as("vmdk", "subformat=streamOptimized");
     let seal = sealed([&image]);
     let serves = |running: &mut Running| running.wait(Duration::from_millis(3000));
@@ -415,7 +419,7 @@ fn qemu_nbd_killed_as_it_serves() {
 #[test]
 fn no_progress_for_too_long() {
     needs!("guestfish", "sfdisk");
-    // A stopped qemu answers nothing.
+    // A stopped qemu does not answer.
     let mut running = with_old_map().start([
         fixture::guest().image.as_os_str(),
         "-o".as_ref(),
@@ -448,7 +452,7 @@ fn a_filesystem_that_hangs_the_appliance_is_left_out() {
     kill(helper, Signal::STOP);
     let run = running.finish();
     run.assert_code(3);
-    // It may have come to the next by then.
+    // The appliance may have come to the next filesystem before it was stopped.
     let said = |device: &str| {
         run.stderr.contains(&format!("\nvirt-bmap-rs: /dev/{device}: left out; nothing happened"))
     };

@@ -1,6 +1,6 @@
-//! A guest boots from its disk, and the log tells what it read: boot code, loader, kernel, initrd,
-//! and just the files that the guest itself says on its console that it has read; and just what it
-//! did to its files.
+//! A guest boots from a traced disk. The log must name what the guest read: boot code, loader,
+//! kernel, initrd, and exactly the files that the guest reports on its console. The list of
+//! operations must name exactly what the guest did to its files.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -10,14 +10,14 @@ use virt_bmap_testutil::formats;
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// A request's most specific object, as `DEVICE PATH`; of a flush, only a space.
+/// A request's most specific object, as `DEVICE PATH`. For a flush it is a single space.
 fn first(request: &Value) -> String {
     let object = &request["objects"][0];
     let word = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
     format!("{} {}", word("device"), word("path"))
 }
 
-/// What the guest does to its files, as its `/sbin/init` has it.
+/// What the `/sbin/init` of the guest does to its files.
 const DONE: [&str; 13] = [
     "append f /srv/work/grown",
     "chmod f /srv/work/mode",
@@ -34,8 +34,9 @@ const DONE: [&str; 13] = [
     "write f /srv/work/over",
 ];
 
-/// Operations as lines of JSON, as a set. What is written to a file that was created before is a
-/// part of that, if the disks were looked at between.
+/// The operations in `lines`, which are JSON Lines, as a set. If the disks were compared between
+/// the creation of a file and a write to it, the log has both. The write is left out here, since it
+/// belongs to the creation.
 fn operations(lines: &[u8]) -> BTreeSet<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut found = BTreeSet::new();
@@ -61,7 +62,7 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
     let _sealed = sealed([&image]);
     let image = image.to_str().unwrap();
 
-    // The map is made first, and the guest started when it is there.
+    // `trace` first makes the map, then starts the guest.
     let options = ["-o", "log", "--format", "jsonl", "--operations", "done.jsonl", "--run", QEMU];
     let run = Sandbox::new().run(["trace", image, "--metadata"].into_iter().chain(options));
     run.assert_code(0);
@@ -75,7 +76,7 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
     let console = String::from_utf8_lossy(&run.read("console")).into_owned();
     assert!(console.contains("GUEST done"), "{console}");
 
-    // First of all the firmware reads the boot sector, then that reads the loader behind it.
+    // The firmware reads the boot sector first. The boot sector then reads the loader behind it.
     assert_eq!((&requests[0]["offset"], &requests[0]["length"]), (&0.into(), &512.into()));
     assert_eq!(first(&requests[0]), "/dev/sda [boot code]");
     let core: u64 = fs::read_to_string(dir.join("core-bytes")).unwrap().trim().parse().unwrap();
@@ -103,7 +104,7 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
     assert!(boot.map(last).is_sorted(), "{:?}", boot.map(reads));
     assert!(!reads("/dev/sda2 /bin/busybox").is_empty());
 
-    // Every byte of the kernel was asked for, by its offset in the file.
+    // The guest read every byte of the kernel. The log has the offsets in the file.
     let kernel: u64 = requests
         .iter()
         .flat_map(|request| request["objects"].as_array().unwrap())
@@ -112,8 +113,8 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
         .sum();
     assert!(kernel >= 4 << 20, "{kernel} bytes of the kernel");
 
-    // Of the files that are there to be read, those that the guest says, in its order and whole; no
-    // other.
+    // Of the files in /srv/read and /srv/left, the guest read those that it reports on its console,
+    // in that order and completely. It read no other file there.
     let md5 = fs::read_to_string(dir.join("md5")).unwrap();
     let said: Vec<&str> =
         console.lines().filter_map(|line| line.trim().strip_prefix("GUEST read ")).collect();
@@ -131,14 +132,14 @@ fn the_log_of_a_boot_has_all_that_the_guest_says_it_read_and_did() {
         assert!(!said.contains(&read) || bytes >= number * 30000, "{read}: {bytes}");
     }
 
-    // What it wrote went to metadata, the journal and what was free, and stayed private: the image
-    // is sealed.
+    // The guest's writes went to metadata, the journal and free space. None reached the image,
+    // which is sealed.
     let writes: Vec<String> = requests.iter().filter(|request| request["op"] == "write").map(first).collect();
     assert!(writes.iter().any(|name| name == "/dev/sda2 [journal]"), "{writes:?}");
     assert!(writes.iter().all(|name| name.starts_with("/dev/sda2")), "{writes:?}");
     assert!(requests.iter().any(|request| request["op"] == "flush"));
 
-    // What that did to its files.
+    // The operations on the guest's files.
     assert_eq!(operations(&run.read("done.jsonl")), DONE.map(str::to_owned).into());
 }
 
@@ -148,7 +149,7 @@ fn what_was_flushed_outlives_a_guest_that_is_killed() {
     let sandbox = Sandbox::new();
     let image = sandbox.cwd().join("boot.raw");
     formats::copy(&bootable::busybox().join("boot.raw"), &image);
-    // With a second disk the guest does not switch itself off.
+    // With a second disk the guest sleeps at the end and does not switch itself off.
     let script = format!(
         "({QEMU} -drive driver=null-co,size=1M,if=virtio) & until grep -q 'GUEST worked' console 2>/dev/null; do sleep 0.1; kill -0 $! || exit 7; done; kill -9 $!; wait $!; exit 5"
     );
@@ -156,7 +157,8 @@ fn what_was_flushed_outlives_a_guest_that_is_killed() {
     let run = sandbox.run(["trace", "boot.raw"].into_iter().chain(args));
     run.assert_code(5);
     assert_eq!(operations(&run.read("done.jsonl")), DONE.map(str::to_owned).into());
-    // By other programs: the journal is sound, and what the guest had synchronised is there.
+    // Other programs check that the journal is sound, and that the image has what the guest
+    // synchronised.
     let root = run.sandbox.cwd().join("root");
     let (start, sectors) = ((2048 + 48 * 2048) * 512, 24 * 2048 * 512);
     fs::write(&root, &fs::read(&image).unwrap()[start..start + sectors]).unwrap();
@@ -184,7 +186,7 @@ fn a_boot_of_systemd_is_what_the_guest_says_it_opened() {
     let console = String::from_utf8_lossy(&run.read("console")).into_owned();
     assert!(console.contains("GUEST is up"), "{console}");
 
-    // By the log.
+    // The files that were read according to the log.
     let mut logged: BTreeSet<String> = BTreeSet::new();
     for line in run.read("log").split(|&byte| byte == b'\n').skip(1).filter(|line| !line.is_empty()) {
         let request: Value = serde_json::from_slice(line).unwrap();
@@ -194,20 +196,20 @@ fn a_boot_of_systemd_is_what_the_guest_says_it_opened() {
             }
         }
     }
-    // By the guest.
+    // The files that were opened according to the guest.
     let opens = String::from_utf8_lossy(&run.read("opens")).into_owned();
-    let told = |words: &[&str]| -> BTreeSet<&str> {
+    let reported = |words: &[&str]| -> BTreeSet<&str> {
         let lines = opens.lines().filter_map(|line| line.split_once(' '));
         lines.filter(|(word, _)| words.contains(word)).map(|(_, path)| path).collect()
     };
-    let (used, opened) = (told(&["exec", "read"]), told(&["exec", "read", "open"]));
+    let (used, opened) = (reported(&["exec", "read"]), reported(&["exec", "read", "open"]));
     for expected in ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-journald", "/etc/guest-3"] {
         assert!(used.contains(expected), "{expected} was not used:\n{opens}");
     }
     assert!(used.len() > 50, "{used:?}");
     let missing: Vec<_> = used.iter().filter(|path| !logged.contains(**path)).collect();
     assert!(missing.is_empty(), "used, and not in the log: {missing:?}");
-    // What was read before the guest could tell.
+    // The guest read these files before it could report opens.
     let before = ["/usr/sbin/init", "/usr/bin/busybox", "/usr/sbin/opens"];
     let beside: Vec<_> = logged
         .iter()

@@ -1,5 +1,6 @@
-//! What an overlay changed, on a real one: another appliance creates, appends to, overwrites,
-//! renames, cuts and deletes files in it, and the program names all of them, and no other.
+//! `changed` on an overlay that a guest really wrote. A second appliance creates, appends to,
+//! overwrites, renames, truncates and deletes files in it. The program must name all of these
+//! files, and no other.
 
 use crate::PROGRAM;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use virt_bmap_testutil::fixture;
 use virt_bmap_testutil::guestfish;
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Runs a command line of the program.
+/// Runs a shell command line in `dir`, with the program in `PATH`.
 fn run(dir: &Path, line: &str) -> Output {
     let path =
         format!("{}:{}", Path::new(PROGRAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
@@ -20,22 +21,21 @@ fn run(dir: &Path, line: &str) -> Output {
     output
 }
 
-/// The answer in JSON to a command line that ends with this status.
+/// Runs a command line with `--json`, which must end with `status`, and returns the answer.
 fn ask(dir: &Path, line: &str, status: i32) -> Value {
     let output = run(dir, &format!("virt-bmap-rs {line} --json"));
     assert_eq!(output.status.code(), Some(status), "{line}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The rows of an answer about files (or, with another letter, about something else), by their
-/// names.
+/// The rows of an answer whose type is `letter` (`f` for files), by their names.
 fn by_path<'a>(answer: &'a Value, letter: &str) -> BTreeMap<&'a str, &'a Value> {
     let name = |row: &'a Value| row["path"].as_str().or(row["old_path"].as_str()).unwrap();
     let rows = answer["rows"].as_array().unwrap().iter();
     rows.filter(|row| row["type"] == letter).map(|row| (name(row), row)).collect()
 }
 
-/// Names and what became of them.
+/// The changes of files in an answer, by the names of the files.
 fn changes(answer: &Value) -> BTreeMap<&str, &str> {
     by_path(answer, "f").into_iter().map(|(name, row)| (name, row["change"].as_str().unwrap())).collect()
 }
@@ -56,7 +56,8 @@ fn an_overlay_is_told_file_by_file() {
     let image = fixture.image.to_str().unwrap();
     tools::run("cp", ["--sparse=always", image, dir.join("guest.raw").to_str().unwrap()]);
 
-    // All of the disk is bad: all files are hit, and the map of it is kept.
+    // The mapfile says that the whole disk is bad. All files with blocks are damaged, and `-o`
+    // keeps the map.
     let size = fixture.size();
     fs::write(dir.join("rescue.map"), format!("0 - 1\n0 {size} -\n")).unwrap();
     let example = &examples(dir, "damaged")[0];
@@ -75,7 +76,7 @@ fn an_overlay_is_told_file_by_file() {
     assert_eq!(damaged["summary"]["files_hit"], with_blocks);
     assert_eq!(damaged["summary"]["files_whole"], files.iter().filter(|(_, size, _)| *size == 0).count());
 
-    // Some of them are changed. None with a name that a script would have to quote.
+    // Files to be changed. Names that a shell script would have to quote are left out.
     let plain = |path: &str| path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
     let mut chosen: Vec<_> = files
         .iter()
@@ -84,7 +85,7 @@ fn an_overlay_is_told_file_by_file() {
         .collect();
     chosen.sort_by_key(|(_, size, _)| std::cmp::Reverse(*size));
     let [victim, overwritten, replaced, renamed, truncated] = chosen[..5] else { panic!("{chosen:?}") };
-    // Appended to in its last block, and into a further one.
+    // This file is appended to within its last block, and `long` beyond its last block.
     let appended = *chosen[5..].iter().find(|(_, size, _)| (1..4000).contains(&(size % 4096))).unwrap();
     let long = *chosen[5..].iter().find(|file| file.0 != appended.0).unwrap();
     assert!(victim.1 > 100_000 && truncated.1 > 10_000, "{chosen:?}");
@@ -159,11 +160,11 @@ shutdown
     assert_eq!(number("/made/created", "written"), 150_000);
     assert!((4000..=5000).contains(&number(long.0, "written")), "{:?}", rows[long.0]);
     assert_eq!(number(truncated.0, "new_size"), 4096);
-    // What was deleted has been written over, for the most part by the one that had no other place.
+    // Most blocks of the deleted file were overwritten by `/reuser`, which found no other space.
     assert_eq!(rows["/reuser"]["was_path"], victim.0);
     assert!(number(victim.0, "now_other") * 2 > number(victim.0, "old_bytes"), "{:?}", rows[victim.0]);
     assert!(by_path(&made, "d").contains_key("/made"));
-    // All of the image is accounted for.
+    // The summary accounts for all bytes of the image.
     let sum = |answer: &Value, names: &[&str]| -> u64 {
         names.iter().map(|name| answer["summary"][name].as_u64().unwrap()).sum()
     };
@@ -177,7 +178,8 @@ shutdown
     let held: u64 = map.as_array().unwrap().iter().filter(held).map(|e| e["length"].as_u64().unwrap()).sum();
     assert_eq!(sum(&made, &["held"]), held);
 
-    // With both maps at hand: where, and two raw disks, and without comparing.
+    // With both maps given: with `--where`, for two raw disks, and without a comparison of the
+    // data.
     tools::run("sh", ["-c", &format!("cd {} && qemu-img convert -O raw top.qcow2 later.raw", dir.display())]);
     for line in &lines[1..] {
         let output = run(dir, &format!("virt-bmap-rs {line}"));
@@ -197,7 +199,8 @@ shutdown
         assert!(row["written_at_most"].as_u64().unwrap() >= exact, "{row}");
         assert!(rows.contains_key(path) || row["change"] == "touched", "{row}");
     }
-    // Text maps, which know neither sizes nor empty files; also against one that does.
+    // Text maps know neither sizes nor empty files. They are compared with each other, and with a
+    // map that knows both.
     assert!(
         run(
             dir,
@@ -212,11 +215,11 @@ shutdown
     let mut expected = expected.clone();
     expected.remove("/made/empty");
     let mut found = changes(&text);
-    // Text does not tell that a file has grown within its last block.
+    // A text map does not show that a file has grown within its last block.
     assert!(matches!(found.insert(appended.0, "grown"), Some("rewritten" | "grown")));
     assert_eq!(found, expected);
 
-    // Nothing changed at all.
+    // Nothing changed.
     tools::run(
         "sh",
         [

@@ -1,4 +1,4 @@
-//! Examples on the pages of the documentation that need an appliance.
+//! Tests of the examples in the documentation that need an appliance.
 
 use std::path::Path;
 use virt_bmap_testutil::pages::Page;

@@ -1,6 +1,6 @@
-//! Windows dynamic disks (LDM): a group of three with a volume of each type, put together by
-//! `dynamic_disks.py`, since no free program makes them. `ldmtool` says whether they are what they
-//! should be, and the patterns in the files where their sectors are.
+//! Windows dynamic disks (LDM): a group of three disks with a volume of each type. No free program
+//! makes such disks, so `dynamic_disks.py` writes them. `ldmtool` checks that they are valid, and
+//! the patterns in the files show where their sectors are.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -10,11 +10,11 @@ use virt_bmap_testutil::mapped::Mapped;
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{cache, mastering};
 
-/// The types of volumes, and how many copies of its data each has.
+/// The types of volumes, and how many copies each keeps of its data.
 const VOLUMES: [(&str, u64); 5] =
     [("Simple", 1), ("Spanned", 1), ("Striped", 1), ("Mirrored", 2), ("Raid5", 1)];
 
-/// Bytes of each file: the spanned volume's does not fit on its first disk.
+/// Bytes of each file. The file of the spanned volume does not fit on the volume's first disk.
 const SIZE: usize = (14 << 20) + 700;
 
 fn script() -> String {
@@ -27,7 +27,7 @@ fn script() -> String {
     script
 }
 
-/// With such a partition table: `mbr` or `gpt`.
+/// The disks of the group, with a partition table of the type `mbr` or `gpt`.
 fn disks(table: &str) -> Vec<PathBuf> {
     let key = cache::key((mastering::MAKERS[0], script(), SIZE, layered::SOURCE));
     let dir = cache::directory(&format!("dynamic-disks-{table}"), &key, |dir| {
@@ -53,7 +53,7 @@ fn volumes_on_disks_with_gpt_are_mapped() {
 
 fn volumes_are_mapped(table: &str) {
     let disks = disks(table);
-    // What opens them says that they are a group with these volumes.
+    // ldmtool, another program, finds the group.
     let said =
         tools::run("ldmtool", [OsStr::new("scan")].into_iter().chain(disks.iter().map(|d| d.as_os_str())));
     assert!(String::from_utf8_lossy(&said).contains('-'), "ldmtool finds no group");
@@ -61,7 +61,7 @@ fn volumes_are_mapped(table: &str) {
     let mapped = Mapped::of(&disks, &["--metadata"]);
     assert_eq!(mapped.code, 0, "{}", mapped.stderr);
     what_the_group_keeps_has_names(&mapped, table);
-    // Nothing is found twice, neither in the kernel's partitions nor in the parts of volumes.
+    // No file is found twice, in the kernel's partitions or in the parts of volumes.
     let files: Vec<&String> = mapped.objects.keys().filter(|name| name.ends_with("/file")).collect();
     assert_eq!(files.len(), VOLUMES.len(), "{files:?}");
     for (id, (volume, copies)) in (1..).zip(VOLUMES) {
@@ -88,7 +88,8 @@ fn volumes_are_mapped(table: &str) {
     }
 }
 
-/// On each disk the database, with its tables of contents and its records, and the private header.
+/// Each disk must have the private header, and the database with its tables of contents and
+/// records.
 fn what_the_group_keeps_has_names(mapped: &Mapped, table: &str) {
     for (number, disk) in (1..).zip(["/dev/sda", "/dev/sdb", "/dev/sdc"]) {
         let database = mapped.pieces(&format!("m {disk} [LDM database]"));
@@ -105,8 +106,8 @@ fn what_the_group_keeps_has_names(mapped: &Mapped, table: &str) {
         } else {
             assert!(!mapped.objects.contains_key(&header));
         }
-        // Of a group that has no more than its headers before the volumes, nothing is taken for
-        // boot code.
+        // The group has only its headers in front of the volumes. Nothing of them is taken for boot
+        // code.
         assert!(!mapped.objects.contains_key(&format!("m {disk} [boot code]")), "{disk}");
     }
 }
@@ -118,7 +119,7 @@ fn a_disk_that_is_missing_is_said() {
     assert_eq!(mapped.code, 3, "{}", mapped.stderr);
     let file = mapped.file("f /dev/mapper/ldm_vol_group_Simple /file", 0, SIZE);
     assert!(file == pattern(1, SIZE));
-    // Parts of the volumes that lack a disk; of the mirrored one a half is enough.
+    // These parts belong to volumes that lack a disk. One half of the mirrored volume is enough.
     for part in ["/dev/sda2", "/dev/sda3", "/dev/sda5"] {
         mapped.cause(part, "outside-dynamic-volumes");
     }

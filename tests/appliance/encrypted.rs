@@ -1,5 +1,5 @@
-//! What is encrypted, without its key: files that their filesystem encrypts lie where they lie all
-//! the same, and a volume of BitLocker is one warning.
+//! Encrypted data, mapped without the key. Files that their filesystem encrypts are mapped where
+//! they lie. A volume of BitLocker causes one warning.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,13 +12,14 @@ use virt_bmap_testutil::mapped::Mapped;
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{cache, layout, mastering};
 
-/// One disk: ext4 with blocks of 1 KiB and of 4 KiB, f2fs, and a volume of BitLocker.
+/// Sizes of the partitions in MiB: ext4 with blocks of 1 KiB, ext4 with blocks of 4 KiB, f2fs, and
+/// a volume of BitLocker.
 const PARTS: [u64; 4] = [32, 32, 64, 8];
 
-/// Each filesystem has a directory `plain` and an encrypted one, and in both the same files: of one
-/// byte, of many blocks in pieces, with holes, with blocks that were never written, with two names,
-/// below another directory. What the kernel says of their extents as long as it has the key is
-/// written down.
+/// Each filesystem has a directory `plain` and an encrypted directory, with the same files in both:
+/// files of one byte, of many blocks in pieces, with holes, with blocks that were never written,
+/// with two names, and in a subdirectory. While the kernel has the key, the script writes down what
+/// FIEMAP reports for their extents.
 const SCRIPT: &str = r#"
 modprobe -a cts xts 2>/dev/null || true
 fill() {
@@ -73,15 +74,15 @@ fn disks() -> (PathBuf, PathBuf) {
     (dir.join("1.raw"), dir.join("2.raw"))
 }
 
-/// An encrypted file as the kernel knows it with the key: its size, and its extents that were
-/// written.
+/// What the kernel, which has the key, reports for an encrypted file: its size, and those of its
+/// extents that were written.
 #[derive(Default)]
 struct Known {
     size: u64,
     extents: Vec<(u64, u64)>,
 }
 
-/// By partition and inode, what the making of the disk has written down.
+/// The files in the list that the script wrote, by partition and inode number.
 fn known(list: &Path) -> BTreeMap<(u32, u64), Known> {
     /// `FIEMAP_EXTENT_UNWRITTEN`
     const UNWRITTEN: u32 = 0x800;
@@ -93,11 +94,11 @@ fn known(list: &Path) -> BTreeMap<(u32, u64), Known> {
         match words[..] {
             ["file", part, inode, size] => {
                 let file = (part.parse().unwrap(), inode.parse().unwrap());
-                // Again under its second name.
+                // A file with two names is in the list twice. The second entry replaces the first.
                 known.insert(file, Known { size: size.parse().unwrap(), extents: Vec::new() });
                 current = Some(file);
             }
-            // Sectors: in the file, on the device, how many; and flags.
+            // A line of extents, in sectors: range in the file, range on the device, length, flags.
             [number, _, place, _, flags] if number.ends_with(':') && place.contains("..") => {
                 let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).unwrap();
                 if flags & UNWRITTEN == 0 {
@@ -123,7 +124,7 @@ fn encrypted_files_are_where_the_kernel_says_with_the_key() {
     let known = known(&list);
     let partitions = layout::partitions(&disk, "/dev/sda");
     let mapped = Mapped::of(std::slice::from_ref(&disk), &["--metadata"]);
-    // Of f2fs nothing says where they lie, and the volume of BitLocker has no key.
+    // Nothing tells where the encrypted files of f2fs lie, and there is no key for BitLocker.
     assert_eq!(mapped.code, 3, "{}", mapped.stderr);
     assert_eq!(mapped.cause("/dev/sda1", "encrypted-names")["count"], 8);
     assert!(mapped.cause("/dev/sda3", "encrypted-files-unplaced")["count"].as_u64() > Some(0));
@@ -161,14 +162,14 @@ fn encrypted_files_are_where_the_kernel_says_with_the_key() {
         seen += u32::from(!file.extents.is_empty());
     }
     assert!(seen >= 12, "only {seen} encrypted files have blocks");
-    // What is not encrypted is as ever.
+    // Files that are not encrypted are mapped as usual.
     let plain = mapped.file("f /dev/sda2 /plain/large", 0, 1 << 20);
     assert!(plain == pattern(1, 1 << 20));
     let link = mapped.objects.keys().filter(|name| name.starts_with("f /dev/sda2 /secret/")).count();
     assert_eq!(link, 9, "with the second name of one of them");
 }
 
-/// As `cryptsetup` says of the volume, which begins at `start`.
+/// Compares BitLocker's metadata with what `cryptsetup` reports. The volume begins at `start`.
 fn what_bitlocker_keeps_has_names(mapped: &Mapped, start: u64) {
     let volume = mapped.images[0].with_file_name("bitlocker");
     let said = tools::run("cryptsetup", [OsStr::new("bitlkDump"), volume.as_os_str()]);
@@ -190,7 +191,8 @@ fn what_bitlocker_keeps_has_names(mapped: &Mapped, start: u64) {
         pieces.map(|piece| (piece.start, piece.end - piece.start)).collect()
     };
     assert_eq!(places("[BitLocker metadata]"), areas, "{said}");
-    // From there the beginning of the volume has been moved elsewhere.
+    // BitLocker has moved the volume's original first sectors elsewhere. Its header is in their
+    // place.
     assert_eq!(places("[BitLocker header]"), [(start, number(header, "Size:"))], "{said}");
     for at in areas.iter().map(|(at, _)| *at).chain([start + 3]) {
         assert_eq!(mapped.read(1, at, 8), b"-FVE-FS-");

@@ -1,11 +1,12 @@
-//! What is told of the ends of extents is the same map as a full read gives, byte for byte.
+//! With spot checks at the ends of extents, the map is the same, byte for byte, as after a full
+//! read.
 
 use virt_bmap_testutil::fixture;
 use virt_bmap_testutil::mapping;
 use virt_bmap_testutil::sandbox;
 use virt_bmap_testutil::tools::needs;
 
-/// The map of the shared guest, made with these options.
+/// Maps the shared guest with `options`.
 fn map(options: &[&str]) -> Vec<u8> {
     let image = fixture::guest().image.as_os_str();
     let options = options.iter().chain(&["-o", "out.bmap"]).map(std::ffi::OsStr::new);
@@ -14,7 +15,7 @@ fn map(options: &[&str]) -> Vec<u8> {
     run.read("out.bmap")
 }
 
-/// Fails where a map is not the one that a full read gives.
+/// Fails if `told`, a map from accepted extents, differs from `read`, the map of a full read.
 #[track_caller]
 fn assert_same(read: &[u8], told: &[u8]) {
     if read != told {

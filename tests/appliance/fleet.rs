@@ -1,7 +1,7 @@
-//! A fleet of real guests, each with an appliance of its own, whose run is killed over and over.
+//! A fleet of real guests, with an appliance for each guest. The run is killed and started again.
 //!
-//! With `VIRT_BMAP_FLEET=20` so many guests are mapped instead of few, and it is killed ten times
-//! instead of once: `make fleet-check`.
+//! By default there are seven guests and one kill. With `VIRT_BMAP_FLEET=20` there are 20 guests
+//! and ten kills: `make fleet-check`.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -21,10 +21,12 @@ use virt_bmap_testutil::sandbox::{Sandbox, processes_with, sealed};
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, fixture, formats, layered, mapping, textmap, tools};
 
-/// Notes whom it is called for, and runs the program that is its first argument.
+/// The mapper of the fleet. It writes down the guest's id, and runs the program that is its first
+/// argument.
 ///
-/// The guest `hangs` gives up after a moment, as one does in which nothing happens. The appliance
-/// of `stuck` is stopped as it begins to read the first filesystem, so that the probe waits for it.
+/// The guest `hangs` has a timeout of one second, so that it fails as a guest does in which nothing
+/// happens. The appliance of `stuck` is stopped when it begins to read the first filesystem, so
+/// that the probe waits for it.
 const MAPPER: &str = r#"#!/bin/bash
 program=$1; shift
 for word; do image=$word; done
@@ -41,12 +43,12 @@ case $id in
 esac
 "#;
 
-/// The most memory that a guest may take on our side: its mapper, and the `qemu-nbd` that serves
-/// its image.
+/// The most memory in bytes that a guest may take on the host: its mapper, and the `qemu-nbd` that
+/// serves its image.
 const MAX_MEMORY: u64 = 100_000_000;
 
-/// Images by the guest's id, each with the raw image of which it is made, and whose map its own
-/// must be.
+/// The guests of the fleet by id: the raw image from which each image is converted and whose map
+/// the guest's map must equal, and the status that is expected.
 struct Fleet {
     dir: tempfile::TempDir,
     made_of: BTreeMap<String, &'static Fixture>,
@@ -54,7 +56,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Seven guests, or as many as are wanted: then of all kinds of filesystems as well.
+    /// Seven guests. If more are wanted, the others have all kinds of filesystems.
     fn new(wanted: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("images")).unwrap();
@@ -69,7 +71,7 @@ impl Fleet {
         fleet.add("hangs", blank, "raw", "", "hung");
         fleet.add("locked", blank, "raw", "", "failed");
         fleet.add("corrupt", blank, "qcow2", "", "failed");
-        // The pointer to the table of its clusters leads nowhere.
+        // The offset of the level-1 table, at byte 40, is invalid.
         let corrupt = File::options().write(true).open(fleet.image("corrupt.qcow2")).unwrap();
         corrupt.write_all_at(&u64::MAX.to_be_bytes(), 40).unwrap();
         if wanted > fleet.expected.len() {
@@ -122,14 +124,14 @@ impl Fleet {
         args
     }
 
-    /// Whom a mapper was started for, since the last time that this was asked.
+    /// The guests for which a mapper was started since the last call.
     fn started(&self) -> Vec<String> {
         let started = fs::read_to_string(self.at("started")).unwrap_or_default();
         fs::remove_file(self.at("started")).ok();
         started.lines().map(str::to_owned).collect()
     }
 
-    /// The guests that have a record and a map, as it stands there.
+    /// The guests that have a record and a map, with the text of the record.
     fn finished(&self) -> BTreeMap<String, String> {
         let records = fs::read_dir(self.at("maps/.fleet/guests")).into_iter().flatten().flatten();
         let records = records.filter_map(|entry| {
@@ -143,7 +145,7 @@ impl Fleet {
         records.collect()
     }
 
-    /// Fails unless what has the name of a map is a whole map, and the right one.
+    /// Fails unless each file with the name of a map is a complete and correct map.
     fn check_maps(&self) {
         let maps = fs::read_dir(self.at("maps")).into_iter().flatten().flatten();
         for path in maps.map(|entry| entry.path()) {
@@ -152,12 +154,12 @@ impl Fleet {
             };
             let alone = mapping::of(&[self.made_of[id]], &[]);
             let map = fs::read(&path).unwrap();
-            // In it a filesystem is left out.
+            // The map of `stuck` lacks a filesystem.
             if id != "stuck" {
                 assert!(textmap::body(&map) == textmap::body(&alone.text), "{id}");
             }
             let Ok(whole) = load(&self.at("maps").join(format!("{id}.jsonl.zst"))) else {
-                // A run that was killed between two names.
+                // The run was killed after it had put one of the two maps in place.
                 assert!(!self.finished().contains_key(id), "{id} has no map as JSON Lines");
                 continue;
             };
@@ -167,7 +169,7 @@ impl Fleet {
         }
     }
 
-    /// The records in `fleet.jsonl`, by id; none may be there twice.
+    /// The records in `fleet.jsonl`, by id. No id may occur twice.
     fn records(&self) -> BTreeMap<String, Value> {
         virt_bmap_testutil::fleet::records(&self.at("maps/fleet.jsonl"))
     }
@@ -189,7 +191,7 @@ fn good_and_bad_guests() {
         let mut run = fleet.sandbox().start(fleet.args());
         run.wait(Duration::from_millis(random.below(latest)));
         run.signal(Signal::KILL);
-        // Checks that no process and no temporary file is left.
+        // This also checks that no process and no temporary file is left.
         let run = run.finish();
         assert!([128 + 9, 3].contains(&run.code()), "{}", run.stderr);
         let after = fleet.finished();
@@ -217,14 +219,14 @@ fn good_and_bad_guests() {
     assert_eq!(records.iter().map(status).collect::<BTreeMap<_, _>>(), expected.collect(), "{}", run.stderr);
     assert_eq!(fs::read_dir(fleet.at("maps/.fleet/work")).unwrap().count(), 0);
     let with_maps = records.values().filter(|record| record["maps"] != serde_json::json!([])).count();
-    // Beside the maps: fleet.jsonl and .fleet.
+    // The other two entries are fleet.jsonl and .fleet.
     assert_eq!(fs::read_dir(fleet.at("maps")).unwrap().count(), 2 * with_maps + 2);
     check_reasons(&records);
     check_counts(&fleet, &records);
     check_memory(&records, &watched);
 
-    // What is good is not made again: of what is left only the blank one gets as far as an
-    // appliance.
+    // Guests that have a map are not mapped again. Of the three others, `locked` is no longer
+    // locked and succeeds.
     drop((holder, images));
     fs::remove_file(fleet.image("stuck.qcow2")).ok();
     let _images = sealed(fleet.images());
@@ -234,7 +236,7 @@ fn good_and_bad_guests() {
     fleet.check_maps();
 }
 
-/// What the records say of the guests that are not as they should be.
+/// Checks what the records say of the guests that could not be mapped completely.
 fn check_reasons(records: &BTreeMap<String, Value>) {
     let error = |id: &str| records[id]["error"].as_str().unwrap().to_owned();
     assert!(error("corrupt").contains("corrupt.qcow2"), "{}", error("corrupt"));
@@ -250,7 +252,8 @@ fn check_reasons(records: &BTreeMap<String, Value>) {
     }
 }
 
-/// The maps have as many files as the records say, or fewer, where files have no bytes.
+/// A map has as many files as its record counts, or fewer, since files without bytes are counted
+/// too.
 fn check_counts(fleet: &Fleet, records: &BTreeMap<String, Value>) {
     for (id, record) in records.iter().filter(|(_, record)| record["counts"]["filesystems"] != 0) {
         let Some(counted) = record["counts"]["files"].as_u64() else { continue };
@@ -260,8 +263,8 @@ fn check_counts(fleet: &Fleet, records: &BTreeMap<String, Value>) {
     }
 }
 
-/// Compares what guests took of our memory with the bar, and what their records say with what was
-/// seen.
+/// Compares the memory of each guest with the limit, and the peak in its record with what was
+/// observed.
 fn check_memory(records: &BTreeMap<String, Value>, watched: &BTreeMap<String, Memory>) {
     for (id, record) in records {
         let Some(peak) = record["peak_memory"].as_u64() else { continue };
@@ -269,7 +272,7 @@ fn check_memory(records: &BTreeMap<String, Value>, watched: &BTreeMap<String, Me
         let helpers = seen.helpers as f64 / 1e6;
         eprintln!("{id}: {:.1} MB, and {helpers:.1} MB of qemu-nbd", peak as f64 / 1e6);
         assert!(peak + seen.helpers <= MAX_MEMORY, "{id}: {peak} and {seen:?}");
-        // It was read at other moments.
+        // The record and the observation are of different moments.
         let tolerance = 8 << 20;
         assert!(seen.mapper.saturating_sub(tolerance) <= peak && peak > tolerance, "{id}: {peak}, {seen:?}");
     }
@@ -277,22 +280,22 @@ fn check_memory(records: &BTreeMap<String, Value>, watched: &BTreeMap<String, Me
     assert!(both.count() > 0, "no mapper was seen: {watched:?}");
 }
 
-/// The most bytes that a guest's processes had.
+/// The peak memory of a guest's processes, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Memory {
     mapper: u64,
-    /// All its children but the appliance.
+    /// All `qemu-nbd` processes that the mapper started.
     helpers: u64,
 }
 
-/// Looks at the processes of a fleet's run until it is ended.
+/// Watches the processes of a fleet's run until the run has ended.
 struct MemoryWatch {
     thread: thread::JoinHandle<BTreeMap<String, Memory>>,
     is_over: &'static AtomicBool,
 }
 
 impl MemoryWatch {
-    /// Of the run that writes this list of whom it has started.
+    /// Watches the run whose mappers write to the list `started`.
     fn of(started: &Path) -> Self {
         let mark = format!("STARTED={}", started.display());
         let is_over: &AtomicBool = Box::leak(Box::default());
@@ -328,14 +331,14 @@ impl MemoryWatch {
         Self { thread, is_over }
     }
 
-    /// What was seen, by guest.
+    /// Stops watching and returns the peaks, by guest.
     fn end(self) -> BTreeMap<String, Memory> {
         self.is_over.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
 }
 
-/// A process, as proc(5) has it.
+/// A process, as described in proc(5).
 struct Process {
     pid: u32,
     name: String,
@@ -345,14 +348,14 @@ struct Process {
 }
 
 impl Process {
-    /// The guest that it maps.
+    /// The id of the guest that this process maps.
     fn guest(&self) -> Option<String> {
         let work = self.arguments.split("/.fleet/work/").nth(1)?;
         Some(work.split('/').next()?.to_owned())
     }
 }
 
-/// The processes in whose environment `mark` is.
+/// The processes whose environment contains `mark`.
 fn processes(mark: &str) -> Vec<Process> {
     let look = |directory: &Path| {
         let status = fs::read_to_string(directory.join("status")).ok()?;
@@ -369,7 +372,7 @@ fn processes(mark: &str) -> Vec<Process> {
     processes_with(mark).iter().filter_map(|(_, directory)| look(directory)).collect()
 }
 
-/// A disk with a filesystem of each of five kinds, in each of which one file of known content is.
+/// A disk with five filesystems of different kinds. Each has one file whose content is known.
 fn mixed() -> &'static Fixture {
     static MIXED: std::sync::OnceLock<Fixture> = std::sync::OnceLock::new();
     MIXED.get_or_init(|| {
@@ -384,8 +387,8 @@ fn mixed() -> &'static Fixture {
             fs::write(dir.join("sha256"), tools::sha256(&dir.join("1.raw"))).unwrap();
         });
         let (image, sha256) = (dir.join("1.raw"), fs::read_to_string(dir.join("sha256")).unwrap());
-        // The map that a run for this guest alone makes, with which that of the fleet is compared,
-        // is right.
+        // The fleet's map is compared with the map of a run for this guest alone. Check here that
+        // the latter is right.
         let fixture =
             Fixture { image, sha256, partitions: vec![], logical_volumes: vec![], filesystems: vec![] };
         let (map, file) = (mapping::of(&[&fixture], &[]).map, File::open(&fixture.image).unwrap());
@@ -402,7 +405,7 @@ fn mixed() -> &'static Fixture {
     })
 }
 
-/// Holds an image open as long as it lives, as a running virtual machine does.
+/// Holds an image open until it is dropped, as a running virtual machine does.
 struct Holder(Child);
 
 impl Holder {
@@ -425,7 +428,7 @@ impl Drop for Holder {
     }
 }
 
-/// Whether anybody holds a lock on the file.
+/// Whether any process holds a lock on the file.
 fn is_locked(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let inode = format!(":{} ", path.metadata().unwrap().ino());

@@ -1,4 +1,4 @@
-//! Whatever format the image is in, the map is that of the raw image, but for its header.
+//! The map of a disk is the same for every image format, except for its header.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use virt_bmap_testutil::sandbox::{self, Finished, Sandbox};
 use virt_bmap_testutil::textmap::{TextMap, body};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Maps `image`, which holds the small guest, and compares with the raw image's map; `files` are
-/// all files of the image. Returns the run.
+/// Maps `image`, which holds the small guest, and compares the map with that of the raw image.
+/// `files` are all files of the image. Returns the run.
 fn same_as_raw(image: &Path, files: &[PathBuf], options: &[&str]) -> Finished {
     let raw = mapping::of(&[fixture::small()], &[]);
     let seal = sandbox::sealed(files);
@@ -48,7 +48,7 @@ fn converted(format: &str, options: &str) -> Finished {
     formats::convert(&fixture::small().image, &image, format, options);
     let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
     let run = same_as_raw(&image, &files, &[]);
-    // The header tells what was mapped.
+    // The header says which image was mapped.
     let header = TextMap::parse(&run.read("out.bmap")).header.join("\n");
     assert!(header.contains(image.to_str().unwrap()) || header.contains("guest."), "{header}");
     assert!(header.contains(format), "{header}");
@@ -82,8 +82,8 @@ formats! {
 #[test]
 fn vpc_rounds_its_size_up() {
     needs!("guestfish", "sfdisk", "qemu-img");
-    // Without `force_size` the format has room for whole cylinders only, so that the disk may be
-    // larger than the raw image: all but the whole disk's end is the same.
+    // Without `force_size` a VHD holds whole cylinders only, so that the disk may be larger than
+    // the raw image. Then only the end of the whole disk differs.
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("guest.vhd");
     let raw = fixture::small();

@@ -1,4 +1,4 @@
-//! The map of a whole guest, against what other programs say of the same image.
+//! The map of a whole guest, compared with what other programs report for the same image.
 
 use std::collections::BTreeMap;
 use virt_bmap_testutil::fixture::{self, EFI_FILE, Filesystem, Fixture};
@@ -10,20 +10,20 @@ use virt_bmap_testutil::textmap::TextMap;
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{oracle_fiwalk, oracle_pattern, special};
 
-/// The map that most tests here look at.
+/// The map that most tests of this file use.
 fn guest() -> Mapping {
     let mapping = mapping::of(&[fixture::guest()], &[]);
     assert_eq!(mapping.code, 0, "{}", mapping.stderr);
     mapping
 }
 
-/// What a map says of the files of a filesystem, rounded out to its blocks.
+/// The files of a filesystem according to a map, with ranges rounded out to its blocks.
 fn files(map: &TextMap, filesystem: &Filesystem) -> BTreeMap<Vec<u8>, Vec<Range>> {
     let files = map.paths(1, 'f', &filesystem.volume.device).into_iter();
     files.map(|(path, ranges)| (path, round_out(&ranges, filesystem.block))).collect()
 }
 
-/// Fails with the first few files where the map and an oracle are of different opinions.
+/// Fails if the map and an oracle differ, and prints the first few files that differ.
 #[track_caller]
 fn assert_same_files(map: &BTreeMap<Vec<u8>, Vec<Range>>, oracle: &BTreeMap<Vec<u8>, Vec<Range>>) {
     let names = map.keys().chain(oracle.keys()).collect::<std::collections::BTreeSet<_>>();
@@ -44,13 +44,13 @@ fn assert_same_files(map: &BTreeMap<Vec<u8>, Vec<Range>>, oracle: &BTreeMap<Vec<
     );
 }
 
-/// All files of a tree that own blocks, as a map has them.
+/// All files of a tree that own blocks, in the form of [`files`].
 fn with_blocks(tree: &Tree) -> BTreeMap<Vec<u8>, Vec<Range>> {
     let files = tree.files.iter().filter(|(_, file)| !file.on_disk.is_empty());
     files.map(|(name, file)| (name.clone(), file.on_disk.clone())).collect()
 }
 
-/// Every file of a fixture's ext4 and xfs filesystems is exactly where the kernel says.
+/// Each file of a fixture's ext4 and XFS filesystems must lie exactly where the kernel says.
 fn assert_exact(fixture: &Fixture, map: &TextMap) {
     for filesystem in fixture.filesystems.iter().filter(|f| f.kind != "vfat") {
         let tree = oracle_fiemap::tree(filesystem);
@@ -81,7 +81,7 @@ fn files_are_exact_by_the_sleuth_kit() {
         let map = files(&mapping.map, filesystem);
         let mut compared = 0;
         for (name, ranges) in oracle_fiwalk::files(filesystem) {
-            // It counts unwritten blocks as the file's, and writes odd bytes as `^` or `\x5C`.
+            // fiwalk counts unwritten blocks as the file's, and writes odd bytes as `^` or `\x5C`.
             if ranges.is_empty() || name.contains("unwritten") || name.contains(['^', '\\']) {
                 continue;
             }
@@ -89,7 +89,7 @@ fn files_are_exact_by_the_sleuth_kit() {
             assert_eq!(*found, round_out(&ranges, filesystem.block), "{name:?}");
             compared += 1;
         }
-        // Of the names that it writes as they are, it knows all but the very deep ones.
+        // Of the names that fiwalk writes unchanged, it finds all but the very deep ones.
         let is_plain = |name: &&Vec<u8>| {
             std::str::from_utf8(name).is_ok_and(|name| {
                 !name.contains("unwritten") && !name.contains(|c: char| c.is_control() || "^\\".contains(c))
@@ -109,7 +109,7 @@ fn patterned_files_are_where_their_sectors_are() {
         let map = files(&mapping.map, filesystem);
         for file in filesystem.special_files() {
             let expected = round_out(&oracle_pattern::on_disk(&found, file.id), filesystem.block);
-            // Hard links: one line for each name.
+            // A file with hard links has one line for each name.
             for name in &file.names {
                 let shown = String::from_utf8_lossy(&name[..name.len().min(80)]);
                 assert_eq!(map.get(name), Some(&expected), "{} {shown:?}", filesystem.volume.device);
@@ -132,7 +132,8 @@ fn files_on_vfat_are_where_their_sectors_are() {
     let map = guest().map.paths(1, 'f', "/dev/sda1");
     let names: Vec<_> = map.keys().map(|name| String::from_utf8_lossy(name)).collect();
     assert_eq!(names, ["/EFI/BOOT/BOOTX64.CSV", "/EFI/BOOT/BOOTX64.EFI"]);
-    // Its clusters are larger than sectors; what is beyond the file's end is at most one.
+    // FAT allocates whole clusters, which are larger than sectors. The map may have up to one
+    // cluster more than the file's sectors.
     let found = &map[b"/EFI/BOOT/BOOTX64.EFI".as_slice()];
     assert_eq!(difference(&expected, found), []);
     assert!(virt_bmap_testutil::ranges::bytes(&difference(found, &expected)) < 32768);
@@ -203,7 +204,7 @@ fn the_summary_counts_what_there_is() {
     }
     let guest_fixture = fixture::guest();
     let trees = guest_fixture.filesystems.iter().filter(|f| f.kind != "vfat").map(oracle_fiemap::tree);
-    // On vfat: `/`, `/EFI`, `/EFI/BOOT`, and two files.
+    // The vfat filesystem has `/`, `/EFI`, `/EFI/BOOT`, and two files.
     let (directories, files) =
         trees.fold((3, 2), |(d, f), tree| (d + tree.directories.len(), f + tree.files.len()));
     let expected = format!(

@@ -1,13 +1,14 @@
-//! The probe agent against libguestfs's own `bmap_file`, the reference.
+//! Compares the agent with the reference: the command `bmap_file` of libguestfs.
 
 use std::collections::BTreeMap;
 use virt_bmap_testutil::ranges::{bytes, difference, intersection, normalise, round_out};
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{fixture, mapping, oracle_ext4, oracle_fiemap};
 
-/// Every range that the agent gives a file, the reference gives it too; and what the reference has
-/// beyond is metadata that it reads anew for each object, since it drops all caches before. Each
-/// such byte is put down to the kind of metadata that it is, and none may be left.
+/// Every range that the agent gives to a file, the reference gives to it too. The reference drops
+/// all caches before it reads an object, so it reads metadata again for each object and gives these
+/// ranges to the object. The test finds the kind of metadata for each range that only the reference
+/// has. None may be left.
 #[test]
 fn what_the_reference_has_beyond_is_metadata() {
     needs!("guestfish", "sfdisk", "mount", "dumpe2fs", "debugfs");

@@ -1,8 +1,8 @@
-//! Layers that are in a bad state, and what the map says of all copies and of parity.
+//! Layers in a bad state, and what the map says of all copies and of parity.
 //!
-//! One guest of twenty disks is made by one appliance and mapped twice: whole, and with disks taken
-//! away, cloned and put into another order. `map_redundancy.rs` shows that copies and parity are
-//! what the map says.
+//! One appliance makes a guest of twenty disks. The guest is mapped twice: complete, and with some
+//! disks removed, one cloned, and the others in another order. `redundancy.rs` tests that copies
+//! and parity are what the map says.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +13,7 @@ use virt_bmap_testutil::layered::{self, device, pattern};
 use virt_bmap_testutil::mapped::{Mapped, Piece};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Sizes of the guest's disks in MiB, and of their partitions.
+/// For each disk of the guest, its size and the sizes of its partitions, in MiB.
 const DISKS: [(u64, &[u64]); 20] = [
     (72, &[20, 24, 24]),
     (72, &[20, 24, 24]),
@@ -37,11 +37,11 @@ const DISKS: [(u64, &[u64]); 20] = [
     (8, &[]),
 ];
 
-/// Bytes of each file: more than a stripe of everything here, and no whole number of blocks.
+/// Bytes of each file: more than a row of every array here, and not a whole number of blocks.
 const SIZE: usize = 300 * 1024 + 700;
 
-/// The filesystems that hold `/file`: device in the whole guest, how it is made, and whether its
-/// journal is left unclean.
+/// The filesystems that hold `/file`: the device's name in the map of the complete guest, its name
+/// when the guest is made, and the command that makes the filesystem.
 const FILESYSTEMS: [(&str, &str, &str); 9] = [
     ("/dev/md1", "/dev/md/1", "mkfs.ext4 -q -b 4096"),
     ("/dev/md5", "/dev/md/5", "mkfs.ext4 -q -b 4096"),
@@ -72,7 +72,8 @@ fn script() -> String {
     all.extend((9..=20).map(|disk| (device(disk), "mkfs.ext4 -q -b 1024".to_owned())));
     for (id, (device, mkfs)) in (1..).zip(&all) {
         s.push_str(&layered::fill(device, mkfs, id, SIZE));
-        // What ends up in the journal alone: the log is written, but nothing else is.
+        // These two journals are left unclean: XFS's `shutdown -f` writes the log, but nothing
+        // else.
         let unclean = if matches!(device.as_str(), "/dev/sdd" | "/dev/sde") {
             format!("touch /mnt/{id}/later; xfs_io -x -c 'shutdown -f' /mnt/{id}\n")
         } else {
@@ -84,7 +85,7 @@ fn script() -> String {
     s
 }
 
-/// The images of the guest's disks.
+/// The images of the guest's disks, in order.
 fn disks() -> Vec<PathBuf> {
     let key = cache::key((script(), DISKS, SIZE, layered::SOURCE));
     let dir = cache::directory("layers", &key, |dir| {
@@ -99,7 +100,7 @@ fn whole() -> &'static Mapped {
     WHOLE.get_or_init(|| Mapped::of(&disks(), &[]))
 }
 
-/// The files of the whole guest, and what is in them.
+/// The files of the complete guest, as names of objects, with their content.
 fn files() -> Vec<(String, Vec<u8>)> {
     let tiny = (9..=20).map(device);
     let devices = FILESYSTEMS.iter().map(|(device, ..)| (*device).to_owned()).chain(tiny);
@@ -137,7 +138,7 @@ fn with_one_leg_there_is_each_byte_once_and_no_parity() {
     for object in all.objects.keys() {
         let (every, mut rest) = (all.pieces(object), one.pieces(object));
         assert!(rest.iter().all(|piece| !piece.is_parity), "{object}");
-        // Each piece is one of all, or a part of one.
+        // Each piece is a piece of the map with all legs, or a part of such a piece.
         for piece in &rest {
             let holds = |of: &&Piece| {
                 (of.disk, of.copy, of.is_parity) == (piece.disk, piece.copy, false)
@@ -148,7 +149,7 @@ fn with_one_leg_there_is_each_byte_once_and_no_parity() {
             assert!(every.iter().any(|of| holds(&of)), "{object}: {piece:?} is none of {every:?}");
         }
         if object.ends_with(" /file") {
-            // From the beginning to the end of the last block.
+            // The pieces cover the file from its beginning to the end of its last block.
             rest.sort_by_key(|piece| piece.offset);
             let end = rest.iter().fold(0, |at, piece| {
                 assert_eq!(piece.offset, Some(at), "{object}: {rest:?}");
@@ -162,12 +163,12 @@ fn with_one_leg_there_is_each_byte_once_and_no_parity() {
     }
 }
 
-/// What `/file` holds on a btrfs of two devices, by this machine's kernel. `None`: it cannot be
-/// read.
+/// What this machine's kernel reads from `/file` on a btrfs of two devices. `None` if it cannot
+/// read the file.
 fn on_btrfs(devices: &[PathBuf; 2]) -> Option<Vec<u8>> {
-    // A device that can be written to is mended from the other copy, even where it is mounted
-    // read-only: by Linux 6.18, in one of two cases, as the process id decides which copy is read
-    // first.
+    // The loop devices are read-only, since btrfs repairs a writable device from the other copy
+    // even when it is mounted read-only. Linux 6.18 does so in one of two cases: the process id
+    // decides which copy is read first.
     let attach = |image: &PathBuf| {
         let options = ["--read-only", "--find", "--show"].map(AsRef::as_ref);
         let said = tools::run("losetup", options.into_iter().chain([image.as_os_str()]));
@@ -179,9 +180,9 @@ fn on_btrfs(devices: &[PathBuf; 2]) -> Option<Vec<u8>> {
     let mut mount = tools::command("mount");
     mount.args(["-t", "btrfs", "-o", &options, &loops[0]]).arg(dir.path());
     let is_mounted = mount.status().unwrap().success();
-    // Read by a process of its own: a file that is open here would be open in whatever another test
-    // is just starting, too, and the filesystem with what it has in memory would outlive its end
-    // here.
+    // Another process reads the file. If this process opened it, a program that another test starts
+    // at this moment would inherit the open file. The filesystem, with what it has in memory, would
+    // then live on after it was unmounted here.
     let content = tools::command("cat").arg(dir.path().join("file")).output().unwrap();
     if is_mounted {
         tools::run("umount", [dir.path()]);
@@ -212,13 +213,14 @@ fn a_file_on_btrfs_is_lost_with_the_last_of_its_copies() {
         for piece in map.pieces("f /dev/sdf /file").iter().filter(|piece| piece.copy == lost) {
             piece.corrupt(&legs[piece.disk - 6]);
         }
-        // Its checksums tell the kernel which copy is right.
+        // The checksums of btrfs tell the kernel which copy is right.
         let served = on_btrfs(&legs);
         assert_eq!(served.is_some_and(|served| served == pattern(7, SIZE)), lost == 0, "after copy {lost}");
     }
 }
 
-/// The guest without its second and its seventh disk, with a clone of the eighth, in reverse.
+/// The map of the guest without its second and its seventh disk. The other disks are in reverse
+/// order, and a clone of the eighth follows them. The numbers of the disks are in the given order.
 fn bad() -> &'static (Mapped, Vec<usize>) {
     static BAD: OnceLock<(Mapped, Vec<usize>)> = OnceLock::new();
     BAD.get_or_init(|| {
@@ -238,7 +240,7 @@ fn what_is_there_is_mapped_and_what_is_missing_is_said() {
     needs!("guestfish", "sfdisk");
     let (whole, (map, order)) = (whole(), bad());
     assert_eq!(map.code, 3, "{}", map.stderr);
-    // Where a disk has gone to, and what it is called there.
+    // The number that a disk of the complete guest has in this map. Removed disks have none.
     let now = |disk: usize| order.iter().position(|old| *old == disk).map(|at| at + 1);
     let moved = |pieces: Vec<Piece>| -> Vec<Piece> {
         let moved = pieces.into_iter().filter_map(|piece| Some(Piece { disk: now(piece.disk)?, ..piece }));
@@ -253,7 +255,7 @@ fn what_is_there_is_mapped_and_what_is_missing_is_said() {
     }
     assert_eq!(map.pieces("f /dev/vgm/whole /file"), moved(whole.pieces("f /dev/vgm/whole /file")));
 
-    // Mirrors have the other leg.
+    // Mirrors still have one leg.
     for (object, id) in
         [("f /dev/md1 /file".to_owned(), 1), (format!("f {} /file", device(now(6).unwrap())), 7)]
     {
@@ -263,7 +265,8 @@ fn what_is_there_is_mapped_and_what_is_missing_is_said() {
     assert_eq!(map.cause("/dev/md1", "members-missing")["count"], 1);
     map.cause(&device(now(6).unwrap()), "filesystem-device-missing");
 
-    // Of a RAID 5 the blocks on the other members, all of them in their place, and the parity.
+    // The RAID 5 still has the blocks on the other members, each in its place, and the parity
+    // there.
     let of = |pieces: Vec<Piece>, is_parity| {
         pieces.into_iter().filter(|p| p.is_parity == is_parity).collect::<Vec<_>>()
     };
@@ -274,7 +277,7 @@ fn what_is_there_is_mapped_and_what_is_missing_is_said() {
     assert!(marks.contains("inexact"), "{marks}");
     assert_eq!(map.cause("/dev/md5", "members-missing")["count"], 1);
 
-    // A volume that needs the missing disk.
+    // This volume needs the missing disk.
     assert!(!map.objects.contains_key("f /dev/vgm/lv /file"));
     map.cause("/dev/vgm/lv", "volume-inactive");
 }
@@ -285,7 +288,7 @@ fn of_two_clones_what_cannot_be_told_apart_is_said() {
     let (map, order) = bad();
     let original = order.iter().position(|disk| *disk == 8).unwrap() + 1;
     let clone = order.len() + 1;
-    // XFS does not mind: both are there, each on its own disk.
+    // XFS may occur twice. Both filesystems are mapped, each on its own disk.
     for disk in [original, clone] {
         let root = format!("d {}3 /", device(disk));
         assert!(map.pieces(&root).iter().all(|piece| piece.disk == disk), "{root}");
@@ -299,8 +302,8 @@ fn of_two_clones_what_cannot_be_told_apart_is_said() {
     assert!(map.pieces(&format!("f {}4 /file", device(mapped))).iter().all(|piece| piece.disk == mapped));
     let left_out = format!("{}4", device(original + clone - mapped));
     assert_eq!(map.cause(&left_out, "same-uuid")["device"], format!("{}4", device(mapped)));
-    // LVM activates nothing of which there are two. Of an array the second leg with one number is
-    // left out.
+    // LVM does not activate a volume that it finds twice. Of two array members with the same
+    // number, the second is left out.
     assert!(!map.objects.contains_key("f /dev/vgc/lv /file"));
     let error = &map.cause("/dev/vgc/lv", "volume-inactive")["error"];
     assert!(error.to_string().contains("duplicate"), "{error}");

@@ -1,5 +1,5 @@
-//! What needs an appliance: guests are made, mapped, and compared with what other programs say of
-//! them.
+//! Tests that need an appliance. They make guests, map them, and compare the maps with what other
+//! programs report.
 //!
 //! Each test starts one or more emulated machines. `cargo test --test appliance update::` runs the
 //! tests of one module, and `make check-appliance` all, two at a time.

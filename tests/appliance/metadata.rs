@@ -1,7 +1,7 @@
-//! `--metadata`: how much of a used disk has a name, and whether what is said to be free is just
-//! that.
+//! `--metadata`: how much of a used disk has a name, and whether the map's free space is really
+//! unused.
 //!
-//! One guest of three disks has everything that has metadata of its own; it is mapped once.
+//! One guest of three disks has all kinds of metadata. It is mapped once.
 
 use super::with_metadata;
 use std::ffi::OsStr;
@@ -15,7 +15,7 @@ use virt_bmap_testutil::sandbox::Sandbox;
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, guestfish, tools};
 
-/// What is not read and has no name is not counted as named.
+/// The object for allocated bytes that are not read and have no name. It does not count as a name.
 const ALLOCATED: &[u8] = b"[allocated]";
 
 #[test]
@@ -23,7 +23,7 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     needs!("guestfish", "sfdisk", "tar", "dumpe2fs", "debugfs", "xfs_db", "blkls", "mmls");
     let guest = Guest::get();
     let (run, map) = with_metadata::map(&guest.disks, &["-o", "guest.bmap"]);
-    // The encrypted partition is all that cannot be examined.
+    // Only the encrypted partition cannot be examined.
     assert_eq!(run.status.code(), Some(3), "{}", run.stderr);
     assert!(run.stderr.lines().all(|line| line.contains("/dev/sda9: ")), "{}", run.stderr);
     let view = View { map: &map, guest: &guest };
@@ -38,13 +38,13 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     ] {
         let oracle = guest.free(device);
         let ours = view.free(device);
-        // XFS keeps a few blocks of free space ready for the trees that tell free space.
+        // XFS reserves a few free blocks for the trees that list free space.
         let kept = view.ranges(Kind::Metadata, device, b"[free list]");
         let all = normalise(ours.iter().chain(&kept).cloned());
         assert_eq!(difference(&all, &oracle), [], "not free on {device}");
         let mut missing = difference(&oracle, &all);
         if device == "/dev/sda5" {
-            // The sectors behind the last cluster can never be used; The Sleuth Kit calls them
+            // The sectors behind the last cluster can never be used, but The Sleuth Kit calls them
             // free.
             let end = oracle.last().unwrap().end;
             missing.retain(|range| range.end < end || range.end - range.start >= 2048);
@@ -58,7 +58,7 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
         let share = bytes(&named) as f64 / bytes(&used) as f64;
         eprintln!("{device}: {:.3} % of {} used bytes have a name", 100.0 * share, bytes(&used));
         assert!(share >= least, "{device}: {share}, not {:?}", difference(&used, &named));
-        // And nothing at all is left unsaid, up to where the filesystem ends.
+        // Every used byte is named or allocated, except at the end of the filesystem.
         let rest = view.ranges(Kind::Metadata, device, ALLOCATED);
         let end = guest.volume(device).on_disk().last().unwrap().end;
         let mut unsaid = difference(&difference(&used, &named), &rest);
@@ -72,9 +72,9 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     view.devices_have_their_metadata();
     view.what_is_in_no_partition_is_free("/dev/sda", &guest.disks[0]);
     view.what_is_in_no_partition_is_free("/dev/sdb", &guest.disks[1]);
-    view.exfat_is_told(&guest.disks[2]);
+    view.exfat_is_mapped(&guest.disks[2]);
 
-    // Without the option there is nothing of this.
+    // The text map names metadata and free space too, and `lookup` names free space.
     let text = fs::read_to_string(run.sandbox.cwd().join("guest.bmap")).unwrap();
     assert!(text.contains(" m /dev/sda1 [inodes]\n") && text.contains(" u /dev/sda1\n"));
     let free = view.free("/dev/sda1")[0].start;
@@ -88,7 +88,7 @@ fn what_is_used_has_a_name_and_what_is_free_is_free() {
     assert!(said.contains("\n  free space of /dev/sda1\n"), "{said}");
 }
 
-/// The image and what oracles say of it.
+/// The guest's disks, and what oracles say of them.
 struct Guest {
     disks: [PathBuf; 3],
     volumes: Vec<Volume>,
@@ -106,12 +106,12 @@ impl Guest {
         self.volumes.iter().find(|volume| volume.device == device).unwrap()
     }
 
-    /// The copy of a partition of the first disk.
+    /// The file with a copy of one partition of the first disk.
     fn flat(&self, device: &str) -> PathBuf {
         self.disks[0].with_file_name(device.trim_start_matches("/dev/"))
     }
 
-    /// What is free on a device, as places on the disk.
+    /// The free space of a device according to an oracle, in disk offsets.
     fn free(&self, device: &str) -> Vec<Range> {
         let flat = self.flat(device);
         let ranges = match device {
@@ -136,7 +136,7 @@ fn run(program: &str, args: &[&str], flat: &Path) -> String {
     String::from_utf8_lossy(&tools::run(program, args)).into_owned()
 }
 
-/// `first-last` or `first`, of blocks.
+/// The range in bytes of blocks that are written as `first-last`, or as `first` for one block.
 fn blocks(text: &str, block: u64) -> Range {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     first.parse::<u64>().unwrap() * block..(last.parse::<u64>().unwrap() + 1) * block
@@ -191,7 +191,7 @@ impl View<'_> {
         self.ranges(Kind::Free, device, b"")
     }
 
-    /// What belongs to anything that has a name on this device.
+    /// The ranges of all objects on this device that have a name.
     fn named(&self, device: &str) -> Vec<Range> {
         let is_named = |kind| matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Metadata);
         let objects = self.map.objects().filter(|object| {
@@ -233,7 +233,7 @@ impl View<'_> {
         assert!(self.guest.read(1, &link[0]).starts_with(b"7777"));
         let short = self.map.find(ObjectName::path(Kind::Symlink, device.as_bytes(), b"/shortlink")).unwrap();
         assert!(short.attributes().marks.contains(Marks::NO_BLOCKS | Marks::INLINE));
-        // The two files have the same attributes, and so one block of them.
+        // The attributes of these files are equal, so ext4 stores them in the same block.
         for path in ["/adir", "/with-attributes", "/with-attributes-too"] {
             let said = run("debugfs", &["-R", &format!("stat {path}")], &flat);
             let block = said.split_once("File ACL: ").unwrap().1.lines().next().unwrap().trim();
@@ -243,8 +243,8 @@ impl View<'_> {
         }
     }
 
-    /// A target that does not fit into the inode has blocks of its own, each with a header. No
-    /// parser is needed to find them.
+    /// XFS stores the target of a symbolic link in blocks of its own if it does not fit into the
+    /// inode. Each of these blocks has a header, so the test finds them without a parser.
     fn a_link_of_xfs_is_where_its_target_is(&self, device: &str) {
         const BLOCK: usize = 4096;
         let flat = fs::read(self.guest.flat(device)).unwrap();
@@ -272,8 +272,9 @@ impl View<'_> {
         }
     }
 
-    /// exFAT, directly on a disk. Besides, what has no name at all is less than a hundredth.
-    fn exfat_is_told(&self, disk: &Path) {
+    /// An exFAT directly on a disk: its free space, and that at least 99 % of its used bytes have a
+    /// name.
+    fn exfat_is_mapped(&self, disk: &Path) {
         const SECTOR: u64 = 512;
         let oracle = normalise(free_by_sleuthkit(disk, "exfat", SECTOR));
         let ours = self.free("/dev/sdc");
@@ -294,7 +295,8 @@ impl View<'_> {
         assert_eq!(self.guest.read(3, &bitmap[0])[0], 0xff);
     }
 
-    /// What The Sleuth Kit calls unallocated, without what has a name.
+    /// The free space of a disk must be what The Sleuth Kit calls unallocated, without named
+    /// objects.
     fn what_is_in_no_partition_is_free(&self, device: &str, disk: &Path) {
         let text = run("mmls", &["-A"], disk);
         let rows = text.lines().filter_map(|line| {
@@ -313,7 +315,7 @@ impl View<'_> {
             let first = ranges.first().unwrap_or_else(|| panic!("nothing begins with {magic:?}"));
             assert!(self.guest.read(disk, first).starts_with(magic), "{ranges:?}");
         };
-        // An MBR with code, then the chain of the four logical partitions.
+        // An MBR with code, then the chain of tables for the four logical partitions.
         assert_eq!(of("/dev/sda", "[boot code]"), [0..440, 1024..1536]);
         let tables = of("/dev/sda", "[partition table]");
         assert_eq!(tables.len(), 6, "{tables:?}");
@@ -321,9 +323,9 @@ impl View<'_> {
         begins(2, &of("/dev/sdb", "[partition table copy]")[..1], &[]);
         let copy = of("/dev/sdb", "[partition table copy]");
         assert!(self.guest.read(2, &copy[0])[16384..].starts_with(b"EFI PART"), "{copy:?}");
-        // 32 sectors of entries with their header; in front the MBR before both.
+        // The MBR, the GPT header, and 32 sectors of entries.
         assert_eq!(of("/dev/sdb", "[partition table]"), [0..34 * 512]);
-        // GRUB's place on disks with such a table.
+        // The partition in which GRUB keeps its code on disks with a GPT.
         let place = 43008 * 512;
         assert_eq!(of("/dev/sdb", "[boot code]"), [place..place + 512, place + 4096..place + 4608]);
         assert_eq!(of("/dev/sda7", "[swap]"), self.guest.volume("/dev/sda7").on_disk());
@@ -342,7 +344,7 @@ impl View<'_> {
     }
 }
 
-/// Makes the disks. Parts of it are made by hand in [`make`].
+/// Makes the disks. [`make`] adds some parts by hand.
 const SCRIPT: &str = r#"disk-create a.raw raw 640M
 disk-create b.raw raw 32M
 disk-create c.raw raw 32M
@@ -405,7 +407,8 @@ fn make(dir: &Path) {
     let tar = staging.path().join("files.tar");
     guestfish::run(dir, &SCRIPT.replace("{tar}", &tar.display().to_string()));
     let image = dir.join("a.raw");
-    // Boot code: in the MBR, and in the gap behind it; in a partition of its own.
+    // Boot code: on the first disk in the MBR and in the gap behind it, on the second disk in a
+    // partition for it.
     let file = File::options().write(true).open(&image).unwrap();
     file.write_all_at(b"\xeb\x63boot code", 0).unwrap();
     file.write_all_at(b"and more of it", 1024).unwrap();
@@ -418,7 +421,7 @@ fn make(dir: &Path) {
     }
 }
 
-/// Some small files of this machine, relative to `/`, and the directories that they are in.
+/// Up to `most` small files of this machine that are below `from`, relative to `/`.
 fn walk(from: &Path, most: usize) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![from.to_owned()];

@@ -1,6 +1,6 @@
-//! `--metadata` of btrfs and F2FS: what is said to be free is all that is not in use: by `btrfs
-//! inspect-internal dump-tree` with a translation of chunks that is none of ours, and by
-//! `dump.f2fs`.
+//! `--metadata` of btrfs and F2FS: the map's free space is exactly what is not in use. The oracle
+//! for btrfs is `btrfs inspect-internal dump-tree` with a translation of chunks that does not use
+//! our code. The oracle for F2FS is `dump.f2fs`.
 
 use super::with_metadata::{self, pieces};
 use std::ffi::OsStr;
@@ -12,14 +12,14 @@ use virt_bmap_testutil::ranges::{Range, bytes, difference, normalise};
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, guestfish, tools};
 
-/// A node of a tree, as mkfs makes it.
+/// Bytes of a node of a tree, as mkfs.btrfs makes it.
 const NODE: u64 = 16 << 10;
 const STRIPE: u64 = 64 << 10;
 const SIZE: u64 = 400 << 20;
 const SUPERBLOCKS: [u64; 2] = [64 << 10, 64 << 20];
 
-/// A filesystem on one disk, whose metadata is there twice, and one on two, with striped data and
-/// mirrored metadata. The second copy of a superblock lies at 64 MiB.
+/// Makes a btrfs on one disk with two copies of its metadata, a btrfs on two disks with striped
+/// data and mirrored metadata, and an F2FS. The second copy of a btrfs superblock lies at 64 MiB.
 const SCRIPT: &str = r#"disk-create a.raw raw 400M
 disk-create b.raw raw 400M
 disk-create c.raw raw 400M
@@ -67,7 +67,7 @@ fn what_is_not_in_use_is_free() {
             let free = difference(&difference(&[0..SIZE], &taken), &never);
             assert!(bytes(&free) > 100 << 20 && bytes(used) > 25 << 20, "{free:?}");
             assert_eq!(on(Kind::Free, b""), free, "disk {disk}");
-            // And everything else has a name.
+            // All used ranges have a name.
             let objects = map.objects().filter(|object| {
                 !matches!(object.kind(), Kind::Free | Kind::Disk) && object.name().device == device.as_bytes()
             });
@@ -81,11 +81,11 @@ fn what_is_not_in_use_is_free() {
     assert_eq!(on(Kind::Free, b""), free);
     let objects = map.objects().filter(|object| !matches!(object.kind(), Kind::Free | Kind::Disk));
     let known = normalise(objects.flat_map(|object| pieces(&map, 4, &object.name())));
-    // Behind the superblocks a little is left for alignment.
+    // Between the superblocks and the checkpoints a few bytes are unused, for alignment.
     let main = on(Kind::Metadata, b"[checkpoints]")[0].start..free.last().unwrap().end;
     assert_eq!(difference(&difference(&[main], &free), &known), []);
 
-    // What the kernel reads there is what the name says.
+    // The disk has the magic number of btrfs where the map has the superblock's second copy.
     let mut magic = [0; 8];
     File::open(&disks[2]).unwrap().read_exact_at(&mut magic, (64 << 20) + 64).unwrap();
     assert_eq!(&magic, b"_BHRfS_M");
@@ -95,8 +95,8 @@ fn what_is_not_in_use_is_free() {
     assert!(bytes_of("/dev/sda") > 100 << 20 && bytes_of("/dev/sdb") > 200 << 20);
 }
 
-/// A chunk: where it is in the address space, and where its stripes are on devices, which count
-/// from 1.
+/// A chunk of btrfs: its range in the address space, and for each stripe the number of the device,
+/// counted from 1, and the offset there.
 struct Chunk {
     start: u64,
     length: u64,
@@ -126,8 +126,8 @@ fn chunks(members: &[PathBuf]) -> Vec<Chunk> {
     chunks
 }
 
-/// Of each of the devices, what stands for the same address as a superblock on this device or
-/// another one. The filesystem never uses it.
+/// For each device, the ranges that btrfs never uses: those that have the same address as a
+/// superblock of this or another device.
 fn never(chunks: &[Chunk], members: &[PathBuf]) -> Vec<Vec<Range>> {
     let mut never = vec![Vec::new(); members.len()];
     for chunk in chunks.iter().filter(|chunk| !chunk.is_striped) {
@@ -141,7 +141,7 @@ fn never(chunks: &[Chunk], members: &[PathBuf]) -> Vec<Vec<Range>> {
     never.into_iter().map(normalise).collect()
 }
 
-/// What is used of each of the devices.
+/// For each device, the ranges that extents use.
 fn used(chunks: &[Chunk], members: &[PathBuf]) -> Vec<Vec<Range>> {
     let mut used = vec![Vec::new(); members.len()];
     for line in tree("extent", members).lines() {
@@ -176,7 +176,7 @@ fn tree(name: &str, members: &[PathBuf]) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// By its table of segments, of which the first begins at `main`.
+/// Free space according to the segment table of F2FS. The first segment begins at `main`.
 fn free_of_f2fs(disk: &Path, main: u64) -> Vec<Range> {
     const SEGMENT: u64 = 2 << 20;
     let dir = tempfile::tempdir().unwrap();
@@ -187,7 +187,7 @@ fn free_of_f2fs(disk: &Path, main: u64) -> Vec<Range> {
         if let Some(rest) = line.strip_prefix("segno:") {
             let words: Vec<&str> = rest.split_whitespace().collect();
             at = main + words[0].parse::<u64>().unwrap() * SEGMENT;
-            // Of a segment without valid blocks no bits are printed.
+            // dump.f2fs prints no bits for a segment without valid blocks.
             free.extend((words[1..3] == ["vblocks:", "0"]).then_some(at..at + SEGMENT));
             continue;
         }

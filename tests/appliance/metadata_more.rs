@@ -1,6 +1,6 @@
-//! `--metadata` of HFS+, nilfs2, UDF and JFS: what is said to be free is what others say, and the
-//! raw disks: no sector of a file that is there, and every sector that is left of one that was
-//! deleted.
+//! `--metadata` of HFS+, nilfs2, UDF and JFS. The map's free space is compared with what other
+//! programs report, and with the patterns on the raw disks: it has no sector of a file that exists,
+//! and every sector that is left of a deleted file.
 
 use super::with_metadata;
 use std::collections::BTreeMap;
@@ -15,14 +15,14 @@ use virt_bmap_testutil::{cache, guestfish, mastering, oracle_pattern, special, t
 
 const MIB: u64 = 1 << 20;
 
-/// The files that are written first, of which two in three are deleted, and those that are written
-/// then.
+/// The ids of the files that are written first, of which two thirds are deleted, and of those that
+/// are written after that.
 const FIRST: RangeInclusive<u32> = 1..=180;
 const THEN: RangeInclusive<u32> = 500..=520;
 
 const DISKS: [&str; 5] = ["hfsplus", "nilfs2", "udf", "udf-2k", "jfs"];
 
-/// Makes the files.
+/// Makes the nilfs2 and the JFS, and fills all filesystems.
 const SCRIPT: &str = r#"debug-upload {staged}/first.tar /tmp/first.tar 0600
 debug-upload {staged}/then.tar /tmp/then.tar 0600
 debug-upload {staged}/fill.sh /tmp/fill.sh 0700
@@ -35,7 +35,7 @@ debug sh 'mount -t jfs /dev/sde /t && dd if=/dev/zero of=/t/big bs=1M count=40 2
 debug sh 'mount -i -t nilfs2 -o ro /dev/sdb /t && lssu -a /dev/sdb'
 "#;
 
-/// Has the filesystem in many pieces.
+/// Writes and deletes files so that the free space is in many pieces.
 const FILL: &str = "set -eu
 cd /t
 tar --no-same-owner -xf /tmp/first.tar
@@ -82,16 +82,16 @@ fn hfsplus(view: &View<'_>) {
     let headers = view.named("[volume headers]");
     assert_eq!(headers, [1024..1536, view.size() - 1024..view.size() - 512]);
     for name in ["[catalog file]", "[extents overflow file]"] {
-        // The first node is the tree's header.
+        // The first node of a tree is its header node.
         assert_eq!(view.read(&view.named(name)[0])[8], 1, "{name}");
     }
 }
 
-/// By its table of segments, which nilfs-tools list: those without any flag are clean.
+/// The oracle for nilfs2 is the segment table that `lssu` lists. Segments without a flag are clean.
 fn nilfs2(view: &View<'_>) {
     const SEGMENT: u64 = 16 * 4096;
     let said = fs::read_to_string(view.image.with_file_name("lssu")).unwrap();
-    // Makers of filesystems have said something before.
+    // The output of the mkfs programs precedes the table.
     let (_, table) = said.split_once("SEGNUM").unwrap();
     let lines = table.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -109,8 +109,8 @@ fn nilfs2(view: &View<'_>) {
     assert_eq!(superblocks, [1024..2048, view.size() - 4096..view.size() - 3072]);
 }
 
-/// By udfinfo, which tells where the parts of a volume are and counts what is free. Which blocks
-/// those are the patterns tell.
+/// The oracle for UDF is `udfinfo`, which lists the parts of a volume and counts the free blocks.
+/// The patterns show which blocks are free.
 fn udf(view: &View<'_>, block: u64) {
     let size = format!("--blocksize={block}");
     let said = tools::run("udfinfo", [OsStr::new(&size), view.image.as_os_str()]);
@@ -134,12 +134,12 @@ fn udf(view: &View<'_>, block: u64) {
     let descriptors = normalise([parts("MVDS"), parts("RVDS")].concat());
     assert_eq!(view.named("[volume descriptors]"), descriptors);
     assert_eq!(difference(&parts("LVID"), &view.named("[integrity descriptors]")), []);
-    // Its tag.
+    // The tag of the space bitmap.
     assert_eq!(view.read(&view.named("[space bitmap]")[0])[..2], 264u16.to_le_bytes());
 }
 
-/// By jfs_fsck, which compares the map with the files and counts what is free. Which blocks those
-/// are the patterns tell.
+/// The oracle for JFS is `jfs_fsck`, which compares the block map with the files and counts the
+/// free blocks. The patterns show which blocks are free.
 fn jfs(view: &View<'_>) {
     const BLOCK: u64 = 4096;
     let said =
@@ -153,17 +153,17 @@ fn jfs(view: &View<'_>) {
     assert_eq!(bytes(&view.free()), number("Free block count:") * BLOCK, "{said}");
     let (log, work) = (view.named("[journal]"), view.named("[fsck work area]"));
     let end = number("Block count:") * BLOCK;
-    // The map is of all but these two, with which the volume ends.
+    // The volume ends with the fsck work area and the journal. The block map does not cover them.
     assert_eq!((work[0].end, log[0].end), (log[0].start, end));
     view.leaves_nothing_out(0..end);
     for superblock in view.named("[superblocks]") {
         assert!(view.read(&superblock).starts_with(b"JFS1"));
     }
     let map = view.named("[block allocation map]");
-    // How many blocks it is of, and how many of them are free.
+    // The block map begins with the number of blocks that it covers, and how many of them are free.
     let words = [work[0].start / BLOCK, number("Free block count:")].map(u64::to_le_bytes).concat();
     assert!(view.read(&map[0]).starts_with(&words));
-    // Files lie in more than one of the map's pages.
+    // The files use blocks of more than one page of the block map.
     let is_far = |places: &Vec<Range>| places.iter().any(|range| range.start > 8192 * BLOCK);
     assert!(view.patterns().iter().any(|(id, places)| view.has(*id) && is_far(places)));
 }
@@ -176,7 +176,7 @@ fn free_by_sleuthkit(image: &Path, unit: u64) -> Vec<Range> {
     normalise(units.map(|n| n * unit..(n + 1) * unit))
 }
 
-/// What the map says of a disk.
+/// One disk of the map, and its image.
 struct View<'a> {
     map: &'a Map,
     disk: u16,
@@ -196,14 +196,14 @@ impl View<'_> {
         self.pieces(Kind::Free, b"")
     }
 
-    /// Where a metadata object is that there must be.
+    /// The ranges of a metadata object, which must exist.
     fn named(&self, name: &str) -> Vec<Range> {
         let found = self.pieces(Kind::Metadata, name.as_bytes());
         assert!(!found.is_empty(), "{}: no {name}", self.device());
         found
     }
 
-    /// What belongs to anything but the disk and free space.
+    /// The ranges of all objects but the disk and free space.
     fn known(&self) -> Vec<Range> {
         let device = self.device();
         let is_known = |object: &bmap::Object<'_>| {
@@ -213,7 +213,7 @@ impl View<'_> {
         normalise(pieces.map(|piece| piece.range.start.0..piece.range.end.0))
     }
 
-    /// Everything here is either free or something else.
+    /// Every byte of `all` must be free or belong to another object.
     fn leaves_nothing_out(&self, all: Range) {
         let rest = difference(&difference(&[all], &self.free()), &self.known());
         assert_eq!(rest, [], "{}", self.device());
@@ -227,7 +227,7 @@ impl View<'_> {
         fs::read(self.image).unwrap()[range.start as usize..range.end as usize].to_vec()
     }
 
-    /// Free space is all that is nothing else's, and no part of a file that is there.
+    /// Free space must have no byte of another object, and no sector of a file that exists.
     fn is_as_the_disk_says(&self) {
         let (device, free, known) = (self.device(), self.free(), self.known());
         eprintln!("{device}: {} bytes are free, in {} pieces", bytes(&free), free.len());
@@ -237,7 +237,7 @@ impl View<'_> {
         let mut there = 0;
         for (id, places) in self.patterns() {
             if self.has(id) {
-                // nilfs2 keeps what was there before.
+                // Deleted files are checked elsewhere, since nilfs2 keeps their sectors.
                 assert_eq!(intersection(&places, &free), [], "{device}: {}", name(id));
                 there += 1;
             }
@@ -245,7 +245,7 @@ impl View<'_> {
         assert!(there > 50, "{device}: {there} files");
     }
 
-    /// Free space is in many pieces, and what is left of files that were deleted is there.
+    /// Free space must be in many pieces, and have all that is left of deleted files.
     fn has_what_is_left_of_files(&self) {
         let (device, free) = (self.device(), self.free());
         assert!(free.len() > 10, "{device}: {free:?}");
@@ -262,7 +262,7 @@ impl View<'_> {
         self.map.find(ObjectName::path(Kind::File, self.device().as_bytes(), path.as_bytes())).is_some()
     }
 
-    /// Where sectors of each file are.
+    /// The sectors of each file, by the file's id, found by their patterns.
     fn patterns(&self) -> Vec<(u32, Vec<Range>)> {
         let found = oracle_pattern::scan(self.image);
         let range = |at: &u64| *at..*at + special::SECTOR as u64;
@@ -295,7 +295,7 @@ fn make(dir: &Path) {
     fs::write(dir.join("lssu"), said).unwrap();
 }
 
-/// Packs patterned files.
+/// Packs files with patterns into an archive.
 fn archive(root: &Path, ids: RangeInclusive<u32>, size: impl Fn(u32) -> u64) {
     let files: Vec<PathBuf> = ids.clone().map(|id| name(id).into()).collect();
     for (id, file) in ids.zip(&files) {

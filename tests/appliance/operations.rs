@@ -1,6 +1,6 @@
-//! What a guest does to files of several filesystems, on several disks. The guest is the kernel of
-//! this machine, which changes copies of the disks; the blocks that differ are written to the
-//! served ones.
+//! The operations of a guest on several filesystems, on several disks. In place of a guest, this
+//! machine's kernel changes copies of the disks. A client then writes the blocks that differ to the
+//! traced disks.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ const DISKS: [(&str, &str, &str); 3] = [
     ("btrfs", "128M", "mkfs.btrfs -q"),
 ];
 
-/// Runs a shell script in a mounted filesystem.
+/// Mounts a filesystem and runs a shell script in it.
 fn in_mounted(image: &Path, script: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mount = format!(
@@ -41,7 +41,7 @@ const DOING: &str = "
     mv old $'new\\nname'; mv d made/moved; rm doomed other; chmod 600 mode; ln grown hard
     yes later | head -c 9000 >empty";
 
-/// What that is.
+/// The operations that `DOING` amounts to.
 const DONE: [&str; 12] = [
     "delete f DEVICE /doomed",
     "unlink f DEVICE /other",
@@ -57,7 +57,7 @@ const DONE: [&str; 12] = [
     "write f DEVICE /over",
 ];
 
-/// Writes the blocks that differ of the disks that are named, and flushes but for the first disk.
+/// Writes the blocks that differ to the named disks. It flushes all disks but the first.
 const CLIENT: &str = r#"
 import nbd, os, sys
 for number, name in enumerate(["ext4", "xfs", "btrfs"], 1):
@@ -106,7 +106,8 @@ fn what_was_done_to_files_of_several_file_systems() {
         in_mounted(&copy, DOING);
     }
     fs::write(sandbox.cwd().join("client.py"), CLIENT).unwrap();
-    // What was not flushed is looked at when the signal comes, the rest at the end.
+    // The first disk is not flushed, so its changes are found when the signal comes. The changes of
+    // the others are found at the end.
     let client = format!("/usr/bin/python3 client.py '{}'", dir.display());
     let client = format!(
         "{client} ext4; kill -USR1 $PPID; until grep -q sda done; do sleep 0.1; done; {client} xfs btrfs"
@@ -121,7 +122,7 @@ fn what_was_done_to_files_of_several_file_systems() {
     let expected: BTreeSet<String> =
         devices.iter().flat_map(|device| DONE.map(|line| line.replace("DEVICE", device))).collect();
     assert_eq!(done, expected.iter().map(String::as_str).collect());
-    // Where they are gone first, the deepest first; then by name.
+    // Operations that remove a name come first, the deepest first. The others follow by name.
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), 2 + 3 * DONE.len(), "{said}");
     assert!(lines[0].starts_with("# 0.000 s to "), "{said}");

@@ -1,5 +1,5 @@
-//! The fixtures and the oracles, checked against each other: what three ways of looking at the same
-//! image agree on is what the program is then measured by.
+//! Checks the fixtures and the oracles against each other. Other tests measure the program by what
+//! three oracles agree on for the same image.
 
 use virt_bmap_testutil::ranges::{bytes, difference, intersection, round_out};
 use virt_bmap_testutil::tools::{self, needs};
@@ -59,7 +59,7 @@ fn the_kernel_agrees_with_the_patterns() {
         for name in special::without_blocks() {
             assert_eq!(tree.files[&name].on_disk, [], "{:?}", String::from_utf8_lossy(&name));
         }
-        // The fixture is what it says: more extents than an ext4 inode has room for.
+        // These files must have more extents than an ext4 inode has room for.
         for name in [b"/special/fragments-a", b"/special/fragments-b", b"/special/fragments-c"] {
             assert!(tree.files[name.as_slice()].extents > 4, "{} is whole", String::from_utf8_lossy(name));
         }
@@ -81,7 +81,7 @@ fn the_sleuth_kit_agrees_with_the_kernel() {
         let mut compared = 0;
         for (name, ranges) in &sleuth_kit {
             let Some(file) = kernel.files.get(name.as_bytes()) else { continue };
-            // Unwritten blocks count as a file's own there.
+            // The Sleuth Kit counts unwritten blocks as the file's own.
             if name.contains("unwritten") {
                 continue;
             }
@@ -126,7 +126,7 @@ fn the_small_images_are_what_they_say() {
         fixture.partitions[partition].extract(&fixture.image, &flat);
         flat
     };
-    // What blkid takes for a filesystem, and no kernel mounts.
+    // blkid finds a filesystem here, but no kernel mounts it.
     let broken = copy(fixture::damaged(), 1);
     let kind = tools::run(
         "blkid",

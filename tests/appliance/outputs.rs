@@ -1,4 +1,4 @@
-//! One run, several outputs, in each of the formats.
+//! One run with several outputs, one in each format.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -32,7 +32,7 @@ fn all_formats_of_one_run_say_the_same() {
     assert!(run.read("e.parquet").starts_with(b"PAR1"));
     assert!(whole.objects().any(|object| object.kind() == Kind::File && object.attributes().inode.is_some()));
 
-    // The Sleuth Kit finds the same in the image: each file, and each byte of it.
+    // The Sleuth Kit finds the same files in the image, with the same bytes.
     let filesystem = small.filesystem("/dev/sda1");
     let xml = String::from_utf8(run.read("d.xml")).unwrap();
     let ours: BTreeMap<String, _> = oracle_fiwalk::parse(&xml, "img_offset").into_iter().collect();

@@ -1,5 +1,5 @@
-//! The answers about a real guest, against other people's programs: `debugfs`, The Sleuth Kit, and
-//! an appliance that cannot read the bad parts of the disk.
+//! Compares answers about a real guest with other programs: `debugfs`, The Sleuth Kit, and an
+//! appliance that cannot read the bad parts of the disk.
 
 use crate::PROGRAM;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use virt_bmap_testutil::oracle_ext4;
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{guestfish, mapping};
 
-/// Runs the program, and reads its answer.
+/// Runs the program with `--json` and returns its answer. It must end with one of `statuses`.
 fn ask(dir: &Path, args: &[&str], statuses: &[i32]) -> Value {
     let output = Command::new(PROGRAM).args(args).arg("--json").current_dir(dir).output().unwrap();
     let code = output.status.code().unwrap();
@@ -21,7 +21,7 @@ fn ask(dir: &Path, args: &[&str], statuses: &[i32]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A directory with the map of `fixture`.
+/// A directory with the map of `fixture`, `guest.bmap`.
 fn map_of(fixture: &Fixture) -> tempfile::TempDir {
     let mapping = mapping::of(&[fixture], &[]);
     assert_eq!(mapping.code, 0, "{}", mapping.stderr);
@@ -30,12 +30,12 @@ fn map_of(fixture: &Fixture) -> tempfile::TempDir {
     dir
 }
 
-/// So many numbers below `limit`, spread by a fixed rule.
+/// Up to `count` numbers below `limit`, spread by a fixed rule.
 fn spread(limit: u64, count: u64) -> BTreeSet<u64> {
     (0..count).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % limit).collect()
 }
 
-/// The answers of `debugfs` to one request with many arguments.
+/// The answers of `debugfs` to `request` for many numbers.
 fn debugfs(flat: &Path, request: &str, numbers: impl Iterator<Item = u64>) -> Vec<(u64, String)> {
     let numbers: Vec<String> = numbers.map(|number| number.to_string()).collect();
     let mut script = tempfile::NamedTempFile::new().unwrap();
@@ -50,7 +50,7 @@ fn debugfs(flat: &Path, request: &str, numbers: impl Iterator<Item = u64>) -> Ve
     String::from_utf8_lossy(&out).lines().filter_map(pair).collect()
 }
 
-/// Which names the program gives for each of some blocks: of files and directories only.
+/// For each of `blocks`, the names of files and directories that the program finds there.
 fn names_at(
     dir: &Path,
     block: u64,
@@ -92,7 +92,7 @@ fn lookup_agrees_with_debugfs() {
     let wanted: BTreeSet<u64> = inodes.values().flatten().copied().collect();
     let mut names: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
     for (inode, name) in debugfs(&filesystem.flat, "ncheck", wanted.iter().copied()) {
-        // It begins names with two slashes where it begins with the root's own.
+        // debugfs may begin a name with two slashes.
         names.entry(inode).or_default().insert(format!("/{}", name.trim_start_matches('/')));
     }
     let (mut agreed, mut free) = (0, 0);
@@ -104,11 +104,12 @@ fn lookup_agrees_with_debugfs() {
             continue;
         };
         let Some(names) = names.get(inode) else {
-            // The journal and the like: inodes without a name.
+            // Inodes without a name, such as the journal.
             assert!(found.is_empty() || *inode == 2, "block {block} of inode {inode}: {found:?}");
             continue;
         };
-        // Neither blocks that hold extents nor those that were never written are read for a file.
+        // The map leaves out blocks that hold extents, and blocks that were never written. Reading
+        // a file does not read them.
         let disk = start + block * filesystem.block;
         let is_extents =
             || oracle_ext4::extent_blocks(filesystem, *inode).iter().any(|range| range.contains(&disk));
@@ -116,7 +117,7 @@ fn lookup_agrees_with_debugfs() {
         if found.is_empty() && (is_extents() || is_unwritten()) {
             continue;
         }
-        // What debugfs cannot print on one line, it prints otherwise than JSON.
+        // debugfs and our JSON escape unusual characters differently.
         if names.iter().chain(found).all(|name| name.chars().all(|c| c.is_ascii_graphic())) {
             assert!(names.is_subset(found), "block {block} of inode {inode}: {names:?}, ours: {found:?}");
             agreed += 1;
@@ -138,7 +139,8 @@ fn lookup_agrees_with_the_sleuth_kit() {
     let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut agreed = 0;
     for block in &blocks {
-        // No file: "Inode not found"; the blocks of inodes and bitmaps: "Meta Data".
+        // ifind prints "Inode not found" if no file has the block, and "Meta Data" for the blocks
+        // of inodes and bitmaps.
         let out = tools::command("ifind")
             .args(["-f", "ext4", "-d", &block.to_string()])
             .arg(&filesystem.flat)
@@ -153,7 +155,7 @@ fn lookup_agrees_with_the_sleuth_kit() {
             let args = ["-a", "-f", "ext4"].map(std::ffi::OsStr::new);
             let out = tools::command("ffind").args(args).arg(&filesystem.flat).arg(&inode).output().unwrap();
             let out = String::from_utf8_lossy(&out.stdout).into_owned();
-            // A deleted name is marked with an asterisk.
+            // ffind marks a deleted name with an asterisk.
             out.lines().filter(|line| line.starts_with('/')).map(str::to_owned).collect()
         });
         if names.iter().any(|name| found.contains(name)) {
@@ -166,8 +168,8 @@ fn lookup_agrees_with_the_sleuth_kit() {
     assert!(agreed > 30, "{agreed}");
 }
 
-/// Another appliance reads every file through nbdkit's ddrescue filter, which fails what the
-/// mapfile says is bad.
+/// A second appliance reads every file through the ddrescue filter of nbdkit. The filter fails
+/// reads of ranges that the mapfile calls bad.
 #[test]
 fn damaged_files_are_those_that_cannot_be_read() {
     needs!("guestfish", "sfdisk", "nbdkit");
@@ -183,7 +185,8 @@ fn damaged_files_are_those_that_cannot_be_read() {
         .collect();
     assert!(files.len() > 50, "{}", files.len());
 
-    // The first sector of every fifth file is bad, and of some the rest of the block as well.
+    // The first sector of every fifth file is bad. For some of these files the next sector is bad
+    // too.
     let mut mapfile = String::from("0x0 ? 1\n");
     let mut end = 0;
     for (number, (_, start, _)) in files.iter().enumerate().filter(|(number, _)| number % 5 == 2) {
@@ -230,7 +233,7 @@ fn damaged_files_are_those_that_cannot_be_read() {
     for (path, _, _) in &files {
         let place = lines.iter().position(|line| line == path).unwrap();
         let is_read = lines.get(place + 1).is_some_and(|line| is_sum(line));
-        // Of a file with several names the program says the first one.
+        // For a file with several names, the program reports the first one.
         let is_damaged = damaged.contains(path);
         assert_eq!(
             is_read,
@@ -245,7 +248,7 @@ fn damaged_files_are_those_that_cannot_be_read() {
     assert!(unreadable >= 10);
 }
 
-/// Ends with the test.
+/// A server that is killed when the test ends.
 struct Server(std::process::Child);
 
 impl Drop for Server {

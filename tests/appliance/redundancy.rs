@@ -1,9 +1,9 @@
-//! Copies and parity are what the map says: judged by the bytes of the images, and by what is left
-//! of a file when they are corrupted.
+//! Copies and parity are what the map says. The bytes of the images show this, and what is left of
+//! a file after copies were corrupted.
 //!
-//! One guest has an array of each level, by md and by LVM, with `/file` on it. The members of an
-//! array lie at the same place of each of its disks, and free space is noise, so that parity is the
-//! copy of nothing.
+//! One guest has arrays of each level, made by md and by LVM, each with a `/file`. The members of
+//! an array lie at the same offset on each of its disks. Free space is filled with noise, so that
+//! parity does not happen to be a copy of data.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,17 +14,18 @@ use virt_bmap_testutil::mapped::{CORRUPT, Mapped, Piece};
 use virt_bmap_testutil::tools::{self, needs};
 
 const MIB: u64 = 1 << 20;
-/// Each member is one of a disk's partitions, of so many MiB. Each array has a row of them.
+/// The size of each partition in MiB. Each member is one partition. The members of an array are the
+/// partitions with the array's number on several disks.
 const PART: u64 = 8;
 const DISKS: [(u64, &[u64]); 5] = [(PART * 10 + 2, &[PART; 10]); 5];
 
-/// Bytes of each file: several rows of each array, and no whole number of blocks.
+/// Bytes of each file: several rows of each array, and not a whole number of blocks.
 const SIZE: usize = 1500 * 1024 + 700;
 const BLOCK: u64 = 4096;
 
-/// An array.
+/// An array of the guest.
 struct Array {
-    /// What is told to `mdadm` or `lvcreate`.
+    /// The options for `mdadm` or `lvcreate`.
     how: &'static str,
     by: By,
     disks: usize,
@@ -39,14 +40,16 @@ enum By {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Redundancy {
-    /// Each disk has all.
+    /// Each disk has all data.
     Mirror,
-    /// P is the sum of a row's data.
+    /// P is the sum of the data of a row.
     P,
-    /// And Q the sum of each times a power of two. md counts a row's data from the member behind Q…
+    /// As `P`. In addition, Q is the sum of the data, each multiplied by a power of two. md counts
+    /// the data of a row from the member behind Q.
     PQ,
-    /// …and in DDF's layouts, of which LVM's is one, from the first member, P and Q included
-    /// (`raid6_idx_to_slot` in `drivers/md/raid5.c`).
+    /// As `PQ`, but the members are counted from the first one, and P and Q are counted too. DDF's
+    /// layouts do this, and LVM's layout is one of them (`raid6_idx_to_slot` in
+    /// `drivers/md/raid5.c`).
     PQFromFirst,
 }
 
@@ -78,12 +81,12 @@ impl Array {
         }
     }
 
-    /// Its file, as the map calls it.
+    /// The name of the array's file in the map.
     fn file(&self, number: usize) -> String {
         format!("f {} /file", self.device(number))
     }
 
-    /// How many members hold each byte's parity.
+    /// How many blocks of parity each row has.
     fn parities(&self) -> usize {
         match self.redundancy {
             Mirror => 0,
@@ -93,7 +96,7 @@ impl Array {
     }
 }
 
-/// The arrays, their numbers and the numbers of their files.
+/// The arrays with their numbers. The number is also the number of the array's file.
 fn arrays() -> impl Iterator<Item = (usize, &'static Array)> {
     (1..).zip(&ARRAYS)
 }
@@ -169,7 +172,7 @@ fn every_copy_is_the_file() {
         let is_known = |piece: &Piece| piece.is_parity || piece.copy < copies;
         assert!(map.pieces(&object).iter().all(is_known), "{object}");
         assert!(map.objects[&object].get("marks").is_none(), "{object}: {}", map.objects[&object]["marks"]);
-        // The text map cannot tell parity from data, so it has data alone.
+        // The text map cannot distinguish parity from data, so it lists only data.
         let ending = format!(" {object}");
         let lines = map.text.lines().filter_map(|line| line.strip_suffix(ending.as_str()));
         let bytes = |line: &str| {
@@ -187,10 +190,10 @@ fn twice(x: u8) -> u8 {
     (x << 1) ^ if x & 0x80 == 0 { 0 } else { 0x1d }
 }
 
-/// What P and Q of a row's `data` are.
+/// P and Q of a row with `data`.
 fn parity(data: &[Vec<u8>]) -> [Vec<u8>; 2] {
     let [mut p, mut q] = [0, 1].map(|_| vec![0; BLOCK as usize]);
-    // By Horner: the first is multiplied with the lowest power.
+    // Horner's method: the first block is multiplied by the lowest power.
     for block in data.iter().rev() {
         for ((p, q), byte) in p.iter_mut().zip(&mut q).zip(block) {
             *p ^= byte;
@@ -200,7 +203,7 @@ fn parity(data: &[Vec<u8>]) -> [Vec<u8>; 2] {
     [p, q]
 }
 
-/// The disk that a block of an object lies on at `at`, of those pieces that `is_one`.
+/// The disks of the pieces that contain the offset `at` and for which `is_one` holds.
 fn disks_at(pieces: &[Piece], at: u64, is_one: impl Fn(&Piece) -> bool) -> Vec<usize> {
     let here = pieces.iter().filter(|piece| (piece.start..piece.end).contains(&at) && is_one(piece));
     here.map(|piece| piece.disk).collect()
@@ -251,15 +254,16 @@ fn parity_is_that_of_its_row() {
     }
 }
 
-/// Where the data of a mirror's leg begin on its disk: those that `debugfs` finds the file at.
+/// Where the data of a mirror's leg begin on its disk: at the offset where `debugfs` finds the
+/// file.
 fn begins(disk: &Path, number: usize) -> u64 {
     let part = (1 + PART * (number as u64 - 1)) * MIB;
     let mut places = (part..part + PART * MIB).step_by(MIB as usize);
     places.find(|at| on_leg(disk, *at) == content(number)).expect("debugfs finds the file")
 }
 
-/// What `/file` holds in the filesystem that begins at `at` of one disk alone, by another program;
-/// nothing where there is none.
+/// What `debugfs` reads from `/file` in the filesystem at offset `at` of one disk. The result is
+/// empty if there is no such filesystem.
 fn on_leg(disk: &Path, at: u64) -> Vec<u8> {
     let image = format!("{}?offset={at}", disk.display());
     tools::command("debugfs").args(["-R", "cat /file", &image]).output().unwrap().stdout

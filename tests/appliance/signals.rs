@@ -1,5 +1,5 @@
-//! SIGINT and SIGTERM at any moment: the run ends soon, with their status, and leaves nothing
-//! behind.
+//! SIGINT and SIGTERM at any moment: the run ends soon, with the status of the signal, and leaves
+//! nothing behind.
 
 use rustix::process::Signal;
 use std::ffi::OsStr;
@@ -10,17 +10,17 @@ use virt_bmap_testutil::fixture;
 use virt_bmap_testutil::sandbox::{Running, Sandbox};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// The longest that a run may live on after a signal.
+/// The longest time that a run may take to end after a signal.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Starts the mapping of the big guest, with an old map in its place.
+/// Starts to map the big guest. The output file already has an old map.
 fn start() -> Running {
     let sandbox = Sandbox::new();
     fs::write(sandbox.cwd().join("out.bmap"), "old").unwrap();
     sandbox.start([fixture::guest().image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()])
 }
 
-/// Sends the signal and checks the end.
+/// Sends the signal and checks how the run ends.
 fn end(running: Running, signal: Signal) {
     let sent = Instant::now();
     running.signal(signal);
@@ -36,7 +36,7 @@ fn at_once() {
     needs!("guestfish", "sfdisk");
     for signal in [Signal::INT, Signal::TERM] {
         let mut running = start();
-        // Not before the program's own first steps: until then it is the kernel that ends it.
+        // Before its first steps the program handles no signals, and the kernel would end it.
         running.wait(Duration::from_millis(100));
         end(running, signal);
     }
@@ -75,7 +75,7 @@ fn as_files_are_read() {
 fn as_the_map_is_written() {
     needs!("guestfish", "sfdisk");
     for signal in [Signal::INT, Signal::TERM] {
-        // Standard output is a pipe that nobody empties once the first bytes are through.
+        // Standard output is a pipe from which only the first byte is read.
         let (mut reader, writer) = std::io::pipe().unwrap();
         let sandbox = Sandbox::new().stdout(writer);
         let running = sandbox.start([fixture::guest().image.as_os_str(), "-o".as_ref(), "-".as_ref()]);
@@ -95,11 +95,11 @@ fn a_reader_that_goes_away() {
     drop(reader);
     let run =
         Sandbox::new().stdout(writer).run([fixture::plain().image.as_os_str(), "-o".as_ref(), "-".as_ref()]);
-    // Like any other filter: no panic, and no success.
+    // The program must fail without a panic, as other filters do.
     assert_ne!(run.code(), 0);
 }
 
-/// Nobody has to hear what is said: the map is made, and the appliance ended in good order.
+/// If nobody reads standard error, the map is still made, and the appliance is ended properly.
 #[test]
 fn nobody_listens() {
     needs!("guestfish", "sfdisk", "bash");
@@ -113,7 +113,8 @@ fn nobody_listens() {
     }
 }
 
-/// A terminal that hangs up says so to the whole process group.
+/// When a terminal hangs up, the kernel sends SIGHUP to the whole process group. A run under
+/// `nohup` must go on.
 #[test]
 fn nohup_is_respected() {
     needs!("guestfish", "sfdisk", "nohup");
@@ -136,7 +137,7 @@ fn twice() {
     running.helper("-device virtio-scsi");
     running.wait(Duration::from_secs(2));
     running.signal(Signal::INT);
-    // An impatient user.
+    // An impatient user sends a second signal.
     running.wait(Duration::from_millis(50));
     end(running, Signal::INT);
 }
@@ -144,7 +145,7 @@ fn twice() {
 #[test]
 fn from_the_terminal_to_all_its_processes() {
     needs!("guestfish", "sfdisk", "setsid");
-    // Ctrl-C goes to the whole foreground process group: qemu and qemu-nbd get it too.
+    // Ctrl-C sends SIGINT to the whole foreground process group, so qemu and qemu-nbd get it too.
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("guest.qcow2");
     virt_bmap_testutil::formats::convert(&fixture::small().image, &image, "qcow2", "");

@@ -1,5 +1,5 @@
-//! `virt-bmap-rs update` of a guest in which files were changed: the new map is the one that is
-//! made from scratch, byte for byte, and what has changed is said.
+//! `virt-bmap-rs update` of a guest whose files were changed. The new map must be equal to a map
+//! that is made from scratch, byte for byte, and the answer must list the changes.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ fn an_updated_map_is_one_from_scratch() {
     fs::write(cwd.join("guest.bmap"), &mapping.text).unwrap();
     fs::write(cwd.join("made"), vec![b'+'; 300_000]).unwrap();
 
-    // Changed by another program, in the partition where it lies in the image.
+    // debugfs, another program, changes the filesystem in the image.
     let plain = |path: &str| path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
     let text = String::from_utf8_lossy(&mapping.text).into_owned();
     let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
@@ -68,7 +68,8 @@ fn an_updated_map_is_one_from_scratch() {
     let began = SystemTime::now();
     let run = run.sandbox.run(["guest.raw", "-o", "scratch.bmap"]);
     run.assert_code(0);
-    // What is written to the image while it is mapped must be newer than the map.
+    // The map's modification time is the start of the mapping. Thus an image that is written during
+    // the mapping is newer than the map.
     let age = cwd.join("scratch.bmap").metadata().unwrap().modified().unwrap().duration_since(began).unwrap();
     assert!(age < run.elapsed / 2, "{age:?} of {:?}", run.elapsed);
     assert!(run.read("guest.bmap") == run.read("scratch.bmap"), "not the map from scratch");
@@ -102,17 +103,16 @@ fn a_fleet_brings_maps_up_to_date() {
     let earlier = ["guest.raw", "--earlier", "maps/guest.jsonl.zst", "-o", "again.bmap"];
     let run = run.sandbox.run(earlier);
     run.assert_code(0).assert_says(&["0 added, 0 removed, 0 changed since the baseline"]);
-    // The fleet names images by their absolute paths.
+    // Only the bodies are compared, since the fleet names images by their absolute paths.
     let [again, fleet] = ["again.bmap", "maps/guest.bmap"].map(|name| run.read(name));
     assert!(textmap::body(&again) == textmap::body(&fleet));
     assert!(run.taken_over() > Some(50), "{}", run.stderr);
 }
 
-/// Inodes that are as they were do not hide that their files lie elsewhere: because the partition
-/// has been moved, or because what changed was in a block of extents or of a directory, without a
-/// trace in the inode. What the kernel cleans up when it mounts a filesystem is the same each time.
-/// A directory that is in another one as well, as only damage can bring it about, is in the map
-/// once.
+/// An unchanged inode does not hide that its file lies elsewhere. On `/dev/sda1` the partition was
+/// moved. On `/dev/sda2` a block of extents and a block of a directory were changed, which leaves
+/// no trace in the inode. What the kernel cleans up when it mounts a filesystem is the same each
+/// time. A directory with two parents, which only damage can cause, is in the map once.
 #[test]
 fn what_moved_without_a_change_of_its_inode_is_seen() {
     needs!("guestfish", "sfdisk", "debugfs", "mkfs.ext4", "mount");
@@ -140,7 +140,7 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     fs::write(tree.join("pieces"), vec![b'+'; 64 * 4096]).unwrap();
     for name in ["first", "second", "open.raw", "twice.raw"] {
         fs::File::create_new(cwd.join(name)).unwrap().set_len(16 * MIB).unwrap();
-        // Without checksums, so that a block of extents can be changed by hand.
+        // Without checksums the test can change a block of extents by hand.
         let seed = "hash_seed=aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa";
         let options = ["-q", "-F", "-b", "4096", "-O", "^metadata_csum", "-E", seed, "-d"];
         let mut mkfs = tools::command("mkfs.ext4");
@@ -169,12 +169,12 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     tools::run("debugfs", ["-w", "-R", "ln /folder0/below /twice", cwd.join("twice.raw").to_str().unwrap()]);
     let run = run.sandbox.run(["update", "guest.jsonl", "--verbose"]);
     run.assert_code(3).assert_says(&["was visited before", "is damaged"]);
-    // All of the second but the one whose extents were swapped, and of the third all but the one
-    // that was deleted.
+    // Reused are all files of /dev/sda2 but `/pieces`, whose extents were swapped, and all files of
+    // /dev/sdb but `/file7`, which was deleted.
     let taken_over = FILES + 2 * FOLDERS;
     assert_eq!(run.taken_over(), Some(2 * taken_over as u64), "{}", run.stderr);
-    // Of the second the root, and those whose inodes have a digest together with that in which
-    // names were swapped.
+    // On /dev/sda2 the agent lists the root, and the directories that share an inode digest with
+    // `/folder3`, in which names were swapped.
     let listed = run.directories_listed();
     let all = FOLDERS as u64 + 3;
     assert!(
@@ -193,7 +193,7 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     assert_eq!(sizes, expected.map(|(device, size)| (device.to_owned(), size)));
 }
 
-/// Puts the two filesystems on `guest.raw`, the first so far from its beginning.
+/// Puts the two filesystems on `guest.raw`. The first begins at `mib` MiB.
 fn disk(cwd: &Path, mib: u64) {
     let table = format!("label: dos\nstart={mib}MiB, size=16MiB\nstart=20MiB, size=16MiB\n");
     let image = fs::File::create(cwd.join("guest.raw")).unwrap();
@@ -206,7 +206,7 @@ fn disk(cwd: &Path, mib: u64) {
     }
 }
 
-/// Makes `open.raw` a filesystem in whose journal is that a file was deleted while it was open.
+/// Makes `open.raw` a filesystem whose journal says that a file was deleted while it was open.
 fn deleted_while_open(cwd: &Path) {
     let (image, root) = (cwd.join("open.raw"), cwd.join("root"));
     virt_bmap_testutil::mounted::mounted(&image, "ext4", "loop", &root, || {
@@ -219,7 +219,7 @@ fn deleted_while_open(cwd: &Path) {
     fs::rename(cwd.join("copy"), &image).unwrap();
 }
 
-/// Swaps the names of two files, in the block of their directory.
+/// Swaps the names of two files of `/folder3`, in the directory's block.
 fn swap_names(image: &Path) {
     let said = tools::run("debugfs", ["-R", "blocks /folder3", image.to_str().unwrap()]);
     let at = String::from_utf8(said).unwrap().trim().parse::<u64>().unwrap() * 4096;
@@ -232,15 +232,16 @@ fn swap_names(image: &Path) {
     file.write_all_at(b"one", at + two).unwrap();
 }
 
-/// Swaps where the first two extents of `/pieces` lie, in the block that its inode points to.
+/// Swaps the places of the first two extents of `/pieces`, in the block of extents that its inode
+/// points to.
 fn swap_extents(image: &Path) {
     let said = tools::run("debugfs", ["-R", "stat /pieces", image.to_str().unwrap()]);
     let said = String::from_utf8(said).unwrap();
     let block = said.split_once("(ETB0):").unwrap().1;
     let block: u64 = block[..block.find(|c: char| !c.is_ascii_digit()).unwrap()].parse().unwrap();
     let file = fs::OpenOptions::new().read(true).write(true).open(image).unwrap();
-    // After a header of 12 bytes, extents of 12 bytes each; the last four of them are where it
-    // lies.
+    // The block has a header of 12 bytes, then extents of 12 bytes each. The last four bytes of an
+    // extent say where it lies.
     let places = [24, 36].map(|end| block * 4096 + end - 4);
     let [mut first, mut second] = [[0; 4]; 2];
     file.read_exact_at(&mut first, places[0]).unwrap();
@@ -250,8 +251,9 @@ fn swap_extents(image: &Path) {
     file.write_all_at(&first, places[1]).unwrap();
 }
 
-/// A map of the release that wrote version 1 of JSON Lines, which kept warnings as sentences. They
-/// do not say reliably what of their device is not to be trusted, so nothing of it is taken over.
+/// The baseline is a map of the release that wrote version 1 of JSON Lines. That version kept
+/// warnings as sentences. They do not say reliably which files of their device are affected, so no
+/// file of such a device is reused.
 #[test]
 fn of_a_map_of_version_1_no_device_with_a_warning_is_trusted() {
     needs!("zstd", "debugfs");
@@ -275,7 +277,7 @@ fn of_a_map_of_version_1_no_device_with_a_warning_is_trusted() {
     let (first, second) = (of_device("/dev/sda1"), of_device("/dev/sda2"));
     assert_eq!((first, second), (9, 8));
     let mut run = run;
-    // Of the new map, which says what its warning is about, all files can be taken over.
+    // The new map says what its warning is about, so all its files can be reused.
     for (earlier, taken_over) in
         [("guest.jsonl", first), ("more.jsonl", 0), ("scratch.jsonl", first + second)]
     {

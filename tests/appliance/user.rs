@@ -11,12 +11,12 @@ use virt_bmap_testutil::sandbox::{NOBODY, Sandbox, kill};
 use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Maps the small guest in `format` as `nobody`, in a network namespace without any interface.
+/// Maps the small guest in `format` as `nobody`, in a network namespace without a network.
 fn mapped_by_nobody(format: &str) {
     let sandbox = Sandbox::new().wrapper(["unshare", "--net"]).run_as_nobody();
     let image = sandbox.cwd().join(format!("guest.{format}"));
     formats::convert(&fixture::small().image, &image, format, "");
-    // Readable, and no more than that.
+    // The user may read the image, but not write it.
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
     let before = tools::sha256(&image);
     let run = sandbox.run([&format!("guest.{format}")]);
@@ -41,8 +41,8 @@ fn vmdk() {
     }
 }
 
-/// The libvirt of `nobody`: a daemon that `virsh` starts when it is first asked, and images of one
-/// domain.
+/// The libvirt of the user `nobody`: a daemon that `virsh` starts when it needs one, and the images
+/// of one domain.
 struct Session {
     dir: tempfile::TempDir,
 }
@@ -65,7 +65,7 @@ impl Session {
         self.dir.path().join(name)
     }
 
-    /// Has libvirt know a domain with these disks: images and their formats.
+    /// Defines a domain with these disks in libvirt: their images and formats.
     fn define(&self, name: &str, disks: &[(PathBuf, &str)]) {
         let disks = disks.iter().zip('a'..).map(|((image, format), letter)| {
             format!(
@@ -94,13 +94,13 @@ impl Session {
         virsh
     }
 
-    /// A sandbox in which this is the session's libvirt.
+    /// A sandbox in which programs use this session's libvirt.
     fn sandbox(&self) -> Sandbox {
         let sandbox = Sandbox::new().run_as_nobody();
         sandbox.env("HOME", self.at("home")).env("XDG_RUNTIME_DIR", self.at("run"))
     }
 
-    /// Ends the daemon. The next one that asks starts another.
+    /// Ends the daemon. The next program that needs a daemon starts another.
     fn end_daemon(&self) {
         let Ok(pid) = fs::read_to_string(self.at("run/libvirt/libvirtd.pid")) else { return };
         let pid: i32 = pid.trim().parse().unwrap();
@@ -133,7 +133,7 @@ fn domains_of_the_users_own_libvirt() {
     session.define("two disks", &images);
     let alone = mapping::of(&[fixture::small(), fixture::lv_only()], &[]);
 
-    // Whoever asks first starts the daemon, which stays.
+    // The first program that asks starts the daemon, which stays.
     session.end_daemon();
     let plan = session.sandbox().run(["fleet", "plan", "-c", "qemu:///session"]);
     plan.assert_code(0);

@@ -6,7 +6,8 @@ use virt_bmap_map::{self as bmap, Map, ObjectName};
 use virt_bmap_testutil::ranges::{Range, normalise};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox};
 
-/// Maps `disks` with metadata, and with `options` besides; the map is loaded by the library.
+/// Maps `disks` with `--metadata` and `options`. Returns the run, and the map as our library loads
+/// it.
 pub(crate) fn map(disks: &[PathBuf], options: &[&str]) -> (Finished, Map) {
     let words = ["--metadata", "--quiet", "-o", "guest.jsonl"].iter().chain(options).map(OsStr::new);
     let run = Sandbox::new().run(words.chain(disks.iter().map(|disk| disk.as_os_str())));
@@ -15,7 +16,7 @@ pub(crate) fn map(disks: &[PathBuf], options: &[&str]) -> (Finished, Map) {
     (run, map)
 }
 
-/// What an object has of a disk; nothing, if there is no such object.
+/// The ranges of an object on a disk. There are none if the object does not exist.
 pub(crate) fn pieces(map: &Map, disk: u16, name: &ObjectName<'_>) -> Vec<Range> {
     let pieces = map.find(*name).into_iter().flat_map(bmap::Object::pieces);
     normalise(pieces.filter(|piece| piece.disk == disk).map(|piece| piece.range.start.0..piece.range.end.0))

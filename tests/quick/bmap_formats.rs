@@ -1,5 +1,5 @@
-//! The formats of maps: round trips, frozen samples, input that is none, and other people's
-//! readers.
+//! The formats of maps: round trips, frozen samples, input that is not a map, and readers of other
+//! projects.
 
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ const FORMATS: [(Format, &str); 5] = [
     (Format::Parquet, "parquet"),
 ];
 
-/// Names that break what is careless.
+/// Names that careless readers and writers handle wrongly.
 const HOSTILE: [&[u8]; 12] = [
     b"/a\tb \\ \xff",
     b"/two\nlines\r\n",
@@ -57,7 +57,7 @@ fn json_lines_keep_what_a_warning_is_about() {
         Warning::on_guest(Cause::MoreOmitted { count: 7 }),
     ];
     assert_eq!(jsonl::read(&written(&map, Format::JsonLines)[..]).unwrap(), map);
-    // A text map has a line of words for each.
+    // A text map has one line of text for each warning.
     let text = written(&map, Format::Text);
     let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"# warning ")).count();
     assert_eq!(lines, 4);
@@ -70,7 +70,7 @@ fn file(name: &[u8], format: &str) -> ImageFile {
     ImageFile { name: name.to_vec(), format: format.to_owned() }
 }
 
-/// A map that has everything.
+/// A map that uses everything a map can have.
 fn sample() -> Map {
     let header = Header {
         generator: "virt-bmap-rs 0.1.0".to_owned(),
@@ -171,7 +171,8 @@ fn written(map: &Map, format: Format) -> Vec<u8> {
 mod frozen {
     use super::*;
 
-    /// Compares what is written with a file that was looked at; `VIRT_BMAP_BLESS=1` writes it anew.
+    /// Compares what is written with a file that a person has checked. `VIRT_BMAP_BLESS=1` writes
+    /// the file again.
     fn frozen(format: Format, suffix: &str) -> Vec<u8> {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats").join(format!("sample.{suffix}"));
@@ -201,7 +202,7 @@ mod frozen {
     fn csv() {
         let bytes = frozen(Format::Csv, "csv");
         assert!(std::str::from_utf8(&bytes).is_ok());
-        // No line of it is more than one row, and no cell a formula.
+        // No line has more than one row, and no cell is a formula.
         let map = csv::read(&bytes[..]).unwrap();
         assert_eq!(bytes.iter().filter(|&&byte| byte == b'\n').count(), map.pieces().len() + 1);
         assert!(!bytes.windows(2).any(|pair| pair[0] == b',' && b"=+@".contains(&pair[1])));
@@ -244,7 +245,7 @@ mod round_trips {
         let files = prop::collection::vec((bytes(), any::<String>()), 1..4);
         let images = prop::collection::vec((1u16..9, any::<u64>(), files), 0..3);
         let numbers = any::<([Option<u64>; 4], [u64; 2])>();
-        // Close to each other, so that some follow one another.
+        // The inode numbers are close to each other, so that some groups of eight are neighbours.
         let first = prop_oneof![0..200u64, any::<u64>()].prop_map(|inode| inode / 8 * 8 + 1);
         let inodes = prop::collection::btree_map(first, any::<[u8; 16]>(), 0..9);
         let filesystems = prop::collection::vec((bytes(), any::<String>(), numbers, inodes), 0..3);
@@ -291,9 +292,9 @@ mod round_trips {
         }
     }
 
-    /// What a table has of a map: for each row the object and the piece.
+    /// What a table keeps of a map: for each row the object and the piece.
     fn table(map: &Map) -> Vec<(String, Attributes, Piece)> {
-        // Numbers of objects differ where some have no piece.
+        // The numbers of objects differ if some objects have no piece.
         let first = map.objects().next().map(Object::id);
         let row = |piece: Piece| {
             let object = map.object(piece.object);
@@ -345,7 +346,7 @@ mod round_trips {
             let _ = virt_bmap_map::read(&input[..], format.0);
         }
 
-        /// Input that gets far into the readers, since it is nearly a map.
+        /// The input is nearly a map, so that readers get far before they refuse it.
         #[test]
         fn any_map_with_a_mistake_is_read_or_refused(
             map in map(),
@@ -470,7 +471,7 @@ mod recognition {
             save(&sample(), &path).unwrap();
             let plain = tools::run(program, [Path::new("-dc"), &path]);
             assert!(plain == written(&sample(), Format::JsonLines));
-            // And the other way, in two members, as their manuals allow it.
+            // In the other direction, gzip and zstd write two members, as their manuals allow.
             let half = plain.len() / 2;
             let mut members = Vec::new();
             for part in [&plain[..half], &plain[half..]] {
@@ -533,7 +534,7 @@ mod refused {
             assert!(message.contains(words), "{}: {message}", String::from_utf8_lossy(input));
             assert!(!message.contains('\n'));
         }
-        // Compressed twice.
+        // A map that is compressed twice.
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("map.gz");
         save(&sample(), &path).unwrap();
@@ -549,7 +550,7 @@ mod refused {
             let whole = written(&map, format);
             for end in 0..whole.len() {
                 let result = virt_bmap_map::read(&whole[..end], format);
-                // Of CSV that ends with a row nobody can tell.
+                // If CSV is truncated at the end of a row, a reader cannot notice.
                 if format != Format::Csv || end == 0 || whole[end - 1] != b'\n' {
                     assert!(result.is_err(), "{format} of {end} bytes");
                 }
@@ -770,8 +771,8 @@ mod oracles {
         tools::run("xmllint", [Path::new("--noout"), Path::new("--nonet"), &path]);
     }
 
-    /// `fiwalk` writes nothing that it does not know: elements, their parents and attributes of
-    /// ours are those of a document of its own.
+    /// Our DFXML has only what `fiwalk` knows: it writes the same elements, with the same parents
+    /// and attributes.
     #[test]
     fn dfxml_has_the_form_of_fiwalks() {
         needs!("fiwalk", "mkfs.ext4");
@@ -802,7 +803,7 @@ mod oracles {
             form
         };
         let (ours, theirs) = (form(&path), form(&theirs));
-        // In the schema, but not in what fiwalk writes of that image.
+        // These are in the schema, but `fiwalk` does not write them for that image.
         let more = ["volume/allocated_only", "fileobject/compressed"];
         for (element, attributes) in ours {
             if more.contains(&element.as_str()) {

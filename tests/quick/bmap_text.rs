@@ -1,4 +1,5 @@
-//! The text map against maps by the original, a model of bytes, and input that is no map.
+//! The text map, compared with maps of the original and with a model of bytes, and input that is
+//! not a map.
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ fn written(map: &Map) -> Vec<u8> {
     out
 }
 
-/// A map of a Fedora 20 guest by the original program.
+/// A map of a Fedora 20 guest that the original program made.
 fn fedora() -> Option<Vec<u8>> {
     let file = std::fs::File::open(tools::original_map()?).unwrap();
     let mut text = Vec::new();
@@ -112,12 +113,12 @@ mod the_original {
     }
 }
 
-/// A line of a map, taken apart without the reader.
+/// A line of a map, parsed without our reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
     disk: u16,
     range: DiskRange,
-    /// `TYPE DEVICE PATH`, as it stands there.
+    /// `TYPE DEVICE PATH` as the line has it.
     object: Vec<u8>,
 }
 
@@ -147,7 +148,7 @@ fn object_string(name: ObjectName<'_>) -> Vec<u8> {
     string
 }
 
-/// `object_string` as our dialect writes it, by the rule in the words of the documentation.
+/// `object_string` in our dialect, according to the rule in the documentation.
 fn escaped_string(name: ObjectName<'_>) -> Vec<u8> {
     let mut string = vec![name.kind.letter(), b' '];
     let mut push = |part: &[u8], space: bool| {
@@ -221,24 +222,24 @@ mod properties {
         let lines = b"1 0 20 f /dev/sda1 /a\n1 30 40 f /dev/sda1 /a\n1 60 70 f /dev/sda1 /a\n";
         assert!(text.ends_with(lines), "{}", String::from_utf8_lossy(&text));
         assert_eq!(text::read(&text[..]).unwrap().pieces().len(), 3);
-        // Look-ups know them, and say what they are.
+        // Lookups find the pieces that text leaves out, with their roles.
         let roles = |at| map.at(1, DiskOffset(at)).iter().map(|hit| hit.role).collect::<Vec<_>>();
         assert_eq!(roles(64), [PieceFlags::UNWRITTEN.into()]);
         assert_eq!(roles(8).len(), 2);
     }
 
-    /// A piece: which object, disk, start, length.
-    type Told = (usize, u16, u64, u64);
+    /// A piece: the index of its object, its disk, start and length.
+    type PieceInput = (usize, u16, u64, u64);
 
-    /// Some objects, and pieces of them.
-    fn told() -> impl Strategy<Value = (Vec<Name>, Vec<Told>)> {
+    /// Names of objects, and pieces of these objects.
+    fn objects_and_pieces() -> impl Strategy<Value = (Vec<Name>, Vec<PieceInput>)> {
         prop::collection::vec(name(), 1..8).prop_flat_map(|names| {
             let pieces = prop::collection::vec((0..names.len(), 1u16..4, 0u64..80, 0u64..30), 0..30);
             (Just(names), pieces)
         })
     }
 
-    fn build(names: &[Name], pieces: &[Told]) -> Map {
+    fn build(names: &[Name], pieces: &[PieceInput]) -> Map {
         let mut builder = MapBuilder::new(Header::default());
         for &(name, disk, start, length) in pieces {
             let object = builder.object(names[name].as_ref(), Attributes::default()).unwrap();
@@ -251,7 +252,7 @@ mod properties {
 
     proptest! {
         #[test]
-        fn every_byte_has_its_objects((names, pieces) in told()) {
+        fn every_byte_has_its_objects((names, pieces) in objects_and_pieces()) {
             let map = build(&names, &pieces);
             let text = written(&map);
             let lines = lines(&text);
@@ -272,7 +273,7 @@ mod properties {
             prop_assert_eq!(said, model);
 
             // Intervals ascend, are disjoint, and differ from the neighbours that they touch. The
-            // order of lines is that of the names before they were escaped.
+            // lines of an interval are sorted by the names before these are escaped.
             let intervals: Vec<&[Line]> = lines.chunk_by(|a, b| (a.disk, a.range) == (b.disk, b.range)).collect();
             for pair in intervals.windows(2) {
                 let (a, b) = (&pair[0][0], &pair[1][0]);
@@ -287,12 +288,12 @@ mod properties {
         }
 
         #[test]
-        fn what_is_written_is_read_back((names, pieces) in told()) {
+        fn what_is_written_is_read_back((names, pieces) in objects_and_pieces()) {
             let map = build(&names, &pieces);
             let text = written(&map);
             let back = text::read(&text[..]).unwrap();
             prop_assert_eq!(&written(&back), &text);
-            // Objects without any byte are not in a text map.
+            // A text map lacks objects without pieces.
             let with_pieces: Vec<_> = map.objects().filter(|object| object.pieces().next().is_some()).map(Object::name).collect();
             prop_assert_eq!(back.objects().map(Object::name).collect::<Vec<_>>(), with_pieces);
             for byte in 0..110 {
@@ -302,7 +303,7 @@ mod properties {
         }
 
         #[test]
-        fn the_original_dialect_is_read_back((names, pieces) in told()) {
+        fn the_original_dialect_is_read_back((names, pieces) in objects_and_pieces()) {
             let mut map = build(&names, &pieces);
             map.set_dialect(Dialect::Original);
             let mut text = Vec::new();
@@ -337,10 +338,10 @@ mod properties {
             let _ = text::read(&input[..]);
         }
 
-        /// Input that gets far into the reader, since it is nearly a map.
+        /// The input is nearly a map, so that the reader gets far before it refuses it.
         #[test]
         fn any_map_with_a_mistake_is_read_or_refused(
-            (names, pieces) in told(),
+            (names, pieces) in objects_and_pieces(),
             original in any::<bool>(),
             edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 0..6),
         ) {
@@ -455,7 +456,7 @@ fn the_format_is_frozen() {
 mod refused {
     use super::*;
 
-    /// The line and what is wrong with it.
+    /// The number of the line that is refused, and what is wrong with it.
     fn problem(text: &[u8]) -> (u64, LineError) {
         match text::read(text) {
             Err(ReadError::Line { line, problem }) => (line, problem),
@@ -523,8 +524,8 @@ mod refused {
         ];
         for (text, wanted) in cases {
             let line = text.strip_suffix(b"\n").unwrap_or(text).iter().filter(|&&byte| byte == b'\n').count();
-            // Below a good line of an earlier disk, in a map with header, and so on line 3 or
-            // later.
+            // The text is repeated below a header and a valid line of an earlier disk. The error is
+            // then on line 3 or later.
             if !matches!(wanted, LineError::NotAscending { .. }) {
                 let mut whole = b"# virt-bmap-rs 9 map 1\n1 0 100 v /dev/sda\n".to_vec();
                 whole.extend_from_slice(
@@ -626,7 +627,7 @@ mod refused {
 
 #[test]
 fn what_cannot_harm_is_forgiven() {
-    // Objects out of order, one of them twice, and neighbours that are cut for no reason.
+    // The objects are out of order, one occurs twice, and an interval is split without a reason.
     let text = b"1 0 10 v /dev/sda\n1 0 10 p /dev/sda1\n1 0 10 v /dev/sda\n1 10 20 p /dev/sda1\n1 10 20 v /dev/sda\n";
     assert_eq!(written(&text::read(&text[..]).unwrap()), b"1 0 20 p /dev/sda1\n1 0 20 v /dev/sda\n");
 }
@@ -654,7 +655,7 @@ fn errors_name_the_file_and_the_cause() {
     assert!(format!("{error:#}").contains("missing/out: could not be created: "), "{error:#}");
 }
 
-/// The map is larger than the file may become: the write fails half-way, as on a full disk.
+/// The map is larger than the limit for files, so the write fails halfway, as on a full disk.
 #[test]
 fn a_failed_write_leaves_the_former_file() {
     const CHILD: &str = "BMAP_TEST_SAVE_TO";

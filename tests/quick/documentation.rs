@@ -1,7 +1,7 @@
-//! The pages of the documentation: their examples are run, their links lead somewhere, and they
-//! name every option.
+//! Tests of the pages of the documentation. Their examples must work, their links must lead
+//! somewhere, and they must name every option.
 //!
-//! How examples are written and renewed: see [`virt_bmap_testutil::pages`].
+//! [`virt_bmap_testutil::pages`] explains how examples are written and renewed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +26,7 @@ const PAGES: [Page; 10] = [
     Page { path: "docs/update.md", run: 1, not_run: 1, tools: &[] },
 ];
 
-/// Where the options of each subcommand are described; the first is mapping itself.
+/// The page that describes the options of each subcommand. The first row is mapping itself.
 const OPTIONS: [(&str, &str); 11] = [
     ("", "docs/mapping.md"),
     ("changed", "docs/questions.md"),
@@ -41,7 +41,7 @@ const OPTIONS: [(&str, &str); 11] = [
     ("update", "docs/update.md"),
 ];
 
-/// Runs what is to be run on a page.
+/// Runs the blocks of a page that can be run.
 fn check(path: &str) {
     let page = PAGES.iter().find(|page| page.path == path).expect("the page is listed");
     page.check(Path::new(ROOT), Path::new(PROGRAM));
@@ -97,7 +97,7 @@ fn update() {
     check("docs/update.md");
 }
 
-/// The pages, from the root of the repository.
+/// The paths of all pages.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![Path::new(ROOT).join("README.md")];
     let mut directories = vec![Path::new(ROOT).join("docs")];
@@ -114,7 +114,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// A new page with examples has to be listed, and so has its test.
+/// Fails if a page has examples but is not in `PAGES` or has no test.
 #[test]
 fn no_page_is_forgotten() {
     for path in pages() {
@@ -174,7 +174,7 @@ fn options(command: &[&str]) -> BTreeSet<String> {
     lines.flat_map(long_options).collect()
 }
 
-/// The long options in a line.
+/// The long options that a line names.
 fn long_options(line: &str) -> Vec<String> {
     let words = line.split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
     let is_option = |word: &&str| word.starts_with("--") && word.len() > 2;
@@ -211,7 +211,7 @@ fn each_option_is_on_its_page() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
-/// The command lines on the pages: of blocks of code, and between backquotes.
+/// The command lines on the pages are in blocks of code and between backquotes.
 #[test]
 fn no_page_shows_an_option_that_is_not_there() {
     let known: BTreeMap<&str, BTreeSet<String>> =

@@ -1,4 +1,4 @@
-//! The programs in `examples/` that need no appliance, run as a reader of the documentation would.
+//! Runs the programs in `examples/` that need no appliance, as a reader of the documentation would.
 
 use std::process::Command;
 use virt_bmap_testutil::places::built;

@@ -1,4 +1,4 @@
-//! A fleet's run without appliances: a script stands in for the mapper of each guest.
+//! Runs of a fleet without appliances. A script replaces the mapper of each guest.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -16,8 +16,8 @@ use virt_bmap_testutil::python::python;
 use virt_bmap_testutil::sandbox::{Finished, Running, Sandbox};
 use virt_bmap_testutil::tools::needs;
 
-/// A mapper that notes that it began, does what the image's name says, and ends well unless that
-/// says otherwise.
+/// A script in place of the mapper. It writes down that it was started, does what the image's name
+/// says, and succeeds unless the name says otherwise.
 const MAPPER: &str = r#"#!/bin/sh
 for word; do
     case $word in
@@ -50,7 +50,7 @@ echo '{"event":"done","partitions":1,"volumes":0,"filesystems":1,"directories":2
 exit ${code:-0}
 "#;
 
-/// A directory with images, the stand-in, and the log of whom it was started for.
+/// A directory with images, the script, and the log of the guests for which it was started.
 struct Fleet {
     dir: tempfile::TempDir,
 }
@@ -79,7 +79,7 @@ impl Fleet {
         Sandbox::new().env("LOG", self.at("log"))
     }
 
-    /// The arguments of a run on all images.
+    /// The arguments of a run that maps all images.
     fn args(&self, more: &[&str]) -> Vec<OsString> {
         let mut args: Vec<OsString> = vec!["fleet".into(), self.at("images").into()];
         args.extend([
@@ -100,7 +100,7 @@ impl Fleet {
         self.sandbox().run(self.args(more))
     }
 
-    /// Whom the mapper was started for, since the last time that this was asked.
+    /// The guests for which the mapper was started since the last call, as names of images.
     fn begun(&self) -> Vec<String> {
         let log = fs::read_to_string(self.at("log")).unwrap_or_default();
         fs::remove_file(self.at("log")).ok();
@@ -109,13 +109,13 @@ impl Fleet {
         begun
     }
 
-    /// The records in `fleet.jsonl`, by id; none may be there twice.
+    /// The records in `fleet.jsonl`, by id. No id may occur twice.
     fn records(&self) -> BTreeMap<String, Value> {
         virt_bmap_testutil::fleet::records(&self.maps("fleet.jsonl"))
     }
 }
 
-/// Words of an answer in JSON, by guest.
+/// The statuses in an answer in JSON, by guest.
 fn statuses(run: &Finished) -> BTreeMap<String, String> {
     let answer: Value = serde_json::from_slice(&run.stdout).unwrap();
     let word = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
@@ -208,7 +208,7 @@ fn an_update_gives_the_mapper_the_map_before_where_there_is_one() {
     let row = answer["rows"].as_array().unwrap().iter().find(|row| row["id"] == "a").unwrap();
     assert_eq!((&row["added"], &row["removed"], &row["changed"]), (&1.into(), &2.into(), &3.into()));
 
-    // Should it be the map that the mapper cannot bear, the next try does without it.
+    // If the mapper fails with a baseline, the next attempt does without it.
     fs::rename(fleet.at("images/b.raw"), fleet.at("images/second.raw")).unwrap();
     fs::write(fleet.at("images/second.raw.tried"), b"").unwrap();
     fs::remove_file(fleet.at("images/fails.raw")).unwrap();
@@ -218,7 +218,7 @@ fn an_update_gives_the_mapper_the_map_before_where_there_is_one() {
     fleet.begun();
     fleet.run(&["--update"]).assert_code(0);
     assert_eq!(fleet.begun(), ["second.jsonl.zst", "second.raw", "second.raw"]);
-    // Without the option all is read.
+    // Without `--update` the mapper gets no baseline.
     fs::write(fleet.at("images/a.raw"), b"image, again").unwrap();
     fleet.run(&[]).assert_code(0);
     assert_eq!(fleet.begun(), ["a.raw"]);
@@ -240,7 +240,7 @@ fn only_what_is_missing_failed_or_changed_is_done_again() {
     fs::write(fleet.at("images/b.raw"), b"IMAGE").unwrap();
     fs::write(fleet.at("images/d.raw"), b"new").unwrap();
     assert_eq!(again(&[], 0), ["a.raw", "b.raw", "d.raw"]);
-    // Options that change what a map has in it make all maps old; others do not.
+    // Options that change the content of a map make all maps stale. Other options do not.
     assert!(again(&["--smp=2", "--accel=tcg"], 0).is_empty());
     assert_eq!(again(&["--metadata"], 0).len(), 4);
     assert!(again(&["--metadata"], 0).is_empty());
@@ -278,10 +278,10 @@ fn a_run_that_is_killed_loses_nothing_and_does_nothing_twice() {
             .map(|path| (path.clone(), fs::read(path).unwrap()))
             .collect();
         let mut run = fleet.sandbox().env("PACE", "0.03").start(fleet.args(&["-j3", "-q"]));
-        // Moments that differ, at whatever they hit: some tenths of a second at most.
+        // A different moment in each round, up to some tenths of a second.
         run.wait(Duration::from_millis(60 + 37 * (round * 7 % 10)));
         run.signal(Signal::KILL);
-        // Checks that no process is left.
+        // This also checks that no process is left.
         let run = run.finish();
         assert!(run.code() == 128 + 9 || run.code() == 0, "{}", run.stderr);
         for (path, content) in before {
@@ -415,7 +415,7 @@ fn hostile_names_stay_in_the_directory() {
     let fleet = Fleet::new(&["..\x1b[31m.raw", "-o.raw", "=cmd().raw", "a b\n.raw"]);
     let odd = OsString::from_vec(b"\xff.raw".to_vec());
     fs::write(fleet.at("images").join(&odd), b"image").unwrap();
-    // A name that begins with a dot is skipped below a directory, but may be given.
+    // Images whose names begin with a dot are skipped in a directory, but can be given by name.
     fs::remove_file(fleet.at("images/..\x1b[31m.raw")).unwrap();
     let hidden = fleet.at("..\x1b[31m.raw");
     fs::write(&hidden, b"image").unwrap();
@@ -459,7 +459,7 @@ fn a_manifest_says_disks_and_formats() {
              {{\"id\":\"b\",\"disks\":[{{\"path\":\"{images}/b.img\"}}]}}\n"
         )
     );
-    // Paths are relative to the manifest; what the mapper is called with is noted by another.
+    // Paths are relative to the manifest. Another script writes down the mapper's arguments.
     let two = "{\"id\":\"two\",\"disks\":[{\"path\":\"images/a.raw\",\"format\":\"raw\"},{\"path\":\"images/b.img\"}]}\n";
     fs::write(&manifest, two).unwrap();
     fs::write(fleet.at("mapper"), "#!/bin/sh\nprintf '%s\\n' \"$@\" > \"$LOG\"\n").unwrap();
@@ -499,12 +499,13 @@ fn a_manifest_says_disks_and_formats() {
     );
     let record = fs::read_to_string(fleet.maps("fleet.jsonl")).unwrap();
     assert!(record.contains("--key=all:key") && !record.contains("secret"), "{record}");
-    // Without a manifest it goes on with the one that it has kept.
+    // Without a manifest the run uses the one that the earlier run has kept.
     run(&[]).assert_code(3);
     assert!(Path::new(&fleet.maps(".fleet/manifest.jsonl")).exists());
 }
 
-/// Two guests of which one shares half of its `/bin/sh` with another file, as CSV.
+/// The maps of two guests, as CSV. In one of them `/bin/sh` shares half of its bytes with another
+/// file.
 const MAPS: [(&str, &str); 2] = [
     (
         "a",
@@ -530,7 +531,7 @@ fn one_table_answers_for_all_guests() {
         ["fleet".into(), "merge".into(), "--parquet".into(), "--out-dir".into(), fleet.at("maps").into()];
     fleet.sandbox().run::<OsString>(merge).assert_code(3);
 
-    // The query of the documentation.
+    // The query that docs/fleet.md shows.
     let document = include_str!("../../docs/fleet.md");
     let query = document.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
     let query = query.replace("/usr/bin/bash", "/bin/sh");
@@ -574,17 +575,17 @@ fn the_schema_says_what_a_manifest_is() {
     let output = virt_bmap_testutil::tools::output(python.args(["-c", script, schema, &lines]));
     let valid: Vec<bool> = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(valid, [[true; 3].as_slice(), [false; 6].as_slice()].concat());
-    // And the program thinks the same of them.
+    // The program accepts the same lines as the schema.
     for (line, is_good) in lines.lines().zip(valid) {
         let read = manifest::read(line.as_bytes(), Path::new("m"), Path::new("/"));
         assert_eq!(read.is_ok(), is_good, "{line}");
     }
 }
 
-/// A libvirt host of its test driver: `virsh` alone, without a daemon.
+/// The URI of a libvirt host with the test driver. It needs only `virsh` and no daemon.
 fn libvirt_host(fleet: &Fleet) -> String {
     let images = fleet.at("images").display().to_string();
-    // The ids, which must stay from one call to the next, are the names' lengths.
+    // Each id ends in the length of the name, so that it is the same in each call.
     let domain = |name: &str, state: u32, disks: &str| {
         format!(
             "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\
@@ -652,7 +653,7 @@ fn the_domains_of_a_libvirt_host_are_guests() {
     let domain = |name: &str| fleet.sandbox().run(["-d", name, "-c", &uri]);
     domain("busy").assert_fails(&["busy: the domain is running", "--force-share"]);
     domain("missing").assert_fails(&["virsh dumpxml --domain=missing", "missing"]);
-    // It gets as far as its first disk, which is no qcow2.
+    // The mapper starts and fails at the first disk, which is not a qcow2.
     domain("db").assert_fails(&["db-system", "qcow2"]);
     let nowhere = fleet.sandbox().run(["fleet", "-c", "test:///no/such/host.xml"]);
     nowhere.assert_fails(&["virsh list"]);
@@ -670,7 +671,7 @@ fn the_kubernetes_job_is_one() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes/fleet.yaml");
     let output = virt_bmap_testutil::tools::output(python.args(["-c", script, file]));
     let shares = String::from_utf8(output.stdout).unwrap();
-    // What is run does as many shares as there are indices.
+    // The command must use as many shares as there are indices.
     let command = format!("--shard \"$((JOB_COMPLETION_INDEX + 1))/{}\"", shares.trim());
     assert!(fs::read_to_string(file).unwrap().contains(&command), "{command}");
 }

@@ -1,5 +1,4 @@
-//! A fleet's shares by GNU parallel over ssh, with the commands of `docs/fleet.md` as they stand
-//! there.
+//! GNU parallel runs the shares of a fleet over ssh, with the commands that `docs/fleet.md` shows.
 
 use crate::PROGRAM;
 use std::collections::BTreeMap;
@@ -13,16 +12,17 @@ use std::time::{Duration, Instant};
 use virt_bmap_testutil::sandbox::{kill, processes_with};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Guests in the fleet.
+/// The number of guests in the fleet.
 const GUESTS: usize = 12;
 
-/// Stands in for the program: maps no guest, but does all else.
+/// Runs the program with a script as the mapper.
 const PROGRAM_WITH_MAPPER: &str = r#"#!/bin/sh
 case "$2" in run) set -- "$@" --mapper "$SHARED/mapper" ;; esac
 exec "$PROGRAM" "$@"
 "#;
 
-/// Notes for whom it was called and from where; the guest that is to hold its host up does so once.
+/// A script in place of the mapper. It writes down the guest, and from where it was started. If the
+/// image has a `.slow` file, the script removes the file and sleeps.
 const MAPPER: &str = r#"#!/bin/sh
 for word; do
     case $word in */map.*) maps="$maps $word" ;; esac
@@ -34,8 +34,8 @@ for map in $maps; do echo "map of $image" > "$map"; done
 echo '{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0,"files":0}' >&2
 "#;
 
-/// A server of ssh on the loopback, which `host1`, `host2` and `host3` are, and a directory that
-/// they share.
+/// An ssh server on the loopback interface, and a directory. The names `host1`, `host2` and `host3`
+/// are this server, and share the directory.
 struct Hosts {
     dir: tempfile::TempDir,
     server: Child,
@@ -95,7 +95,7 @@ impl Hosts {
         fs::read_to_string(self.at(name)).unwrap_or_default()
     }
 
-    /// A command on this machine, which sees what the hosts see.
+    /// A command on this machine, with the same environment as on the hosts.
     fn command(&self, program: &str) -> Command {
         let path = format!("{}:{}", self.at("bin").display(), std::env::var("PATH").unwrap());
         let mut command = tools::command(program);
@@ -106,14 +106,13 @@ impl Hosts {
         command
     }
 
-    /// Runs lines of the documentation in bash. That whose `/shared` is another directory is all
-    /// that is changed.
+    /// Runs lines of the documentation in bash. Only `/shared` is replaced by another directory.
     fn run(&self, lines: &str) -> Output {
         let lines = lines.replace("/shared/", &format!("{}/", self.at("shared").display()));
         self.command("bash").arg("-c").arg(&lines).output().unwrap()
     }
 
-    /// Where mappers were started, by guest.
+    /// From where mappers were started, by guest.
     fn begun(&self) -> BTreeMap<String, Vec<String>> {
         let mut begun: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in self.log("shared/log").lines() {
@@ -131,7 +130,7 @@ impl Drop for Hosts {
     }
 }
 
-/// The lines that `docs/fleet.md` shows.
+/// The command lines that `docs/fleet.md` shows.
 fn documented() -> String {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/fleet.md")).unwrap();
     let (_, rest) = page.split_once("GNU parallel over ssh, for three machines").unwrap();
@@ -151,8 +150,7 @@ fn three_hosts_map_a_share_each() {
     plan.args(["-c", "virt-bmap-rs fleet plan shared/images -o shared/guests.jsonl"]);
     tools::output(&mut plan);
 
-    // One host is held up, and its mapper ended by somebody else: that guest is what the second run
-    // is for.
+    // The mapper of one guest sleeps, and the test kills it. The second run maps this guest.
     fs::write(hosts.at("shared/images/g05.raw.slow"), b"").unwrap();
     let lines = documented();
     assert!(lines.contains("parallel --env fleet -S host1,host2,host3"), "{lines}");
@@ -190,7 +188,7 @@ fn three_hosts_map_a_share_each() {
     assert_eq!(tables.map(|table| table.lines().count() - 1).sum::<usize>(), GUESTS);
 }
 
-/// Ends the mapper that sleeps, which is known by its environment.
+/// Kills the mapper that sleeps. Its environment identifies it.
 fn end_sleeper(shared: &Path) {
     let mark = format!("SHARED={}", shared.display());
     let mut processes = processes_with(&mark).into_iter();

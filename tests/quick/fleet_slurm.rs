@@ -1,4 +1,4 @@
-//! A fleet as a Slurm job array, on a cluster of two nodes that this machine plays.
+//! A fleet as a Slurm job array. The cluster has two nodes, and both run on this machine.
 
 use crate::PROGRAM;
 use serde_json::Value;
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use virt_bmap_testutil::sandbox::run;
 use virt_bmap_testutil::tools::{self, needs};
 
-/// How long anything that is waited for may take.
+/// The time limit for everything that the test waits for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A controller, two nodes, and munge, as children of the test and with all their files in one
-/// directory.
+/// A controller, two nodes, and munge. They are children of the test, and all their files are in
+/// one directory.
 struct Cluster {
     dir: PathBuf,
     daemons: Vec<Child>,
@@ -26,7 +26,7 @@ struct Cluster {
 
 impl Cluster {
     fn start(dir: &Path) -> Self {
-        // munged wants the way to its socket open, and its key closed.
+        // munged requires that other users can reach its socket, but cannot read its key.
         fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
         for name in ["state", "spool.n1", "spool.n2"] {
             fs::create_dir(dir.join(name)).unwrap();
@@ -68,7 +68,7 @@ impl Cluster {
         self.daemons.push(command.spawn().unwrap());
     }
 
-    /// What a client says; nothing if it fails.
+    /// The output of a client of Slurm. It is empty if the client fails.
     fn ask(&self, program: &str, args: &[&str]) -> String {
         let output = self.command(program).args(args).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -93,7 +93,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         let _ = self.command("scancel").args(["--state=PENDING", "--me"]).output();
         let _ = self.command("scancel").args(["--state=RUNNING", "--me"]).output();
-        // Nodes first, then the controller, then munge.
+        // Stop the nodes first, then the controller, then munge.
         for daemon in self.daemons.iter_mut().rev() {
             let pid = rustix::process::Pid::from_child(daemon);
             rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
@@ -108,7 +108,8 @@ impl Drop for Cluster {
     }
 }
 
-/// The cluster: no accounting, no control groups, one process the parent of all.
+/// The configuration of the cluster. It has no accounting and no control groups. Slurm finds the
+/// processes of a job by their parents.
 fn configuration(dir: &Path) -> String {
     let listeners: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let ports: Vec<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
@@ -151,7 +152,7 @@ PartitionName=main Nodes=n[1-2] Default=YES MaxTime=60 State=UP
     )
 }
 
-/// Stands in for the mapper of each guest.
+/// A script in place of the mapper of each guest.
 const MAPPER: &str = r#"#!/bin/sh
 for word; do
     case $word in */map.*) maps="$maps $word" ;; esac
@@ -201,7 +202,7 @@ fn a_job_array_whose_task_is_killed_and_queued_again() {
     let log = || fs::read_to_string(at("log")).unwrap_or_default();
     let begun_by = |task: &str| log().lines().filter(|line| line.split(' ').nth(1) == Some(task)).count();
 
-    // Killed in the middle of its second guest, if it has so many.
+    // The second task is requeued in the middle of its second guest.
     cluster.wait("the second task's second guest", || begun_by("2.0") >= 2);
     tools::output(cluster.command("scontrol").args(["requeue", &format!("{array}_2")]));
     cluster.wait("the task to begin again", || begun_by("2.1") >= 1);
@@ -213,7 +214,7 @@ fn a_job_array_whose_task_is_killed_and_queued_again() {
     assert_eq!(answer["summary"]["complete"], 24);
     assert_eq!(fs::read_to_string(at("maps").join("fleet.jsonl")).unwrap().lines().count(), 24);
     assert_eq!(fs::read_dir(at("maps/.fleet/work")).unwrap().count(), 0);
-    // Every guest once, but for the one in whose middle the task was killed.
+    // Every guest was mapped once, except for the one that the requeued task was mapping.
     let mut begun: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in log().lines() {
         let (guest, by) = line.split_once(' ').unwrap();

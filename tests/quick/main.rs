@@ -1,5 +1,5 @@
-//! What needs no appliance: formats, images, the NBD server, and the commands that read maps and
-//! logs.
+//! Tests that need no appliance: formats, images, the NBD server, and the commands that read maps
+//! and logs.
 //!
 //! `cargo test --test quick trace::` runs the tests of one module.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]

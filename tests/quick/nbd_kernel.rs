@@ -1,5 +1,6 @@
-//! Linux's own NBD driver as a client, in a small emulated guest: this machine's kernel need not
-//! have it. The guest tells on its console what it has read; what it did is in the log, by name.
+//! The NBD driver of Linux as a client. It runs in a small emulated guest, since this machine's
+//! kernel may not have it. The guest prints on its console what it has read. The log must have what
+//! the guest did, with the names of the objects.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -18,7 +19,7 @@ fn md5(bytes: &[u8]) -> String {
     line.split(' ').next().unwrap().to_owned()
 }
 
-/// What `yes LINE` writes.
+/// Fills `part` with the output of `yes LINE`.
 fn fill(line: &str, part: &mut [u8]) {
     let text = format!("{line}\n");
     part.iter_mut().zip(text.bytes().cycle()).for_each(|(byte, wanted)| *byte = wanted);
@@ -68,7 +69,7 @@ fn linux_reads_writes_and_trims() {
     said("done");
     assert_eq!(said("disk "), format!("{} write back", traced::SIZE));
 
-    // What it read is what is there, with what it had written itself.
+    // The guest read what the disk holds, and later what it had written itself.
     let second = [&before[0x20_1000..0x20_3000], &before[0x40_0000..0x40_2000]].concat();
     assert_eq!(said("second"), md5(&second));
     assert_eq!(said("first"), md5(&before[0x10_1000..0x20_1000]));
@@ -80,7 +81,7 @@ fn linux_reads_writes_and_trims() {
     assert_eq!(said("disk-after"), md5(&after));
     assert_eq!(said("disk-again"), md5(&after));
 
-    // And it is in the log: the two halves of the first file, each over a connection of its own ...
+    // The log has the reads. Each half of the first file was read over a different connection.
     let log = run.read("log");
     let lines = log.split(|&byte| byte == b'\n').skip(1).filter(|line| !line.is_empty());
     let log: Vec<Value> = lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
@@ -91,14 +92,14 @@ fn linux_reads_writes_and_trims() {
         log.iter().filter(is_direct).filter(is_half).map(|r| number(r, "connection")).collect()
     };
     let (half, rest) = (connections(0x10_1000..0x18_1000), connections(0x18_1000..0x20_1000));
-    // A guest has been seen, of nbdkit, that never listened to one of its connections; it goes on
-    // with the other.
+    // With nbdkit as the server, a guest was seen that never listened on one of its connections. It
+    // then goes on with the other.
     if !console.contains("Connection timed out") {
         assert_eq!((half.len(), rest.len()), (1, 1), "{half:?} {rest:?}");
         assert_ne!(half, rest);
     }
 
-    // ... and all that it changed, in this order.
+    // The log has all changes, in this order.
     let changes: Vec<_> = log
         .iter()
         .filter(|request| request["op"] != "read")
@@ -113,7 +114,7 @@ fn linux_reads_writes_and_trims() {
     expected.push(("flush", 0, 0, false, ""));
     expected.push(("write", 0x40_0000, 4096, true, name));
     expected.push(("trim", 0x20_1000, 0x2000, false, name));
-    // Whether there is a flush at other times, too, is the driver's matter.
+    // The driver may flush at other times too.
     let (flushed, rest) = changes.split_at(expected.len() - 2);
     assert_eq!(flushed, &expected[..flushed.len()]);
     let rest: Vec<_> = rest.iter().filter(|change| change.0 != "flush").copied().collect();

@@ -1,11 +1,11 @@
-//! What Cargo knows of the packages: which of them can be published, and what they depend on.
+//! Tests of the packages' metadata: which packages can be published, and what they depend on.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-/// Packages that are no use without the rest of the repository.
+/// Packages that are useless without the rest of the repository.
 const PRIVATE: [&str; 4] = ["virt-bmap-agent", "virt-bmap-nbdkit", "virt-bmap-rs", "virt-bmap-testutil"];
 
 /// The categories of crates.io (its `categories.toml`) that suit the packages.
@@ -33,7 +33,7 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The names of all crates that `package` is built from, for this system.
+/// The names of all crates that `package` is built from on this system.
 fn dependencies(package: &str) -> BTreeSet<String> {
     let tree = cargo(&["tree", "-p", package, "-e", "normal,build", "--prefix", "none"]);
     tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
@@ -99,7 +99,7 @@ fn libraries_can_be_published_and_nothing_else_can() {
         for category in categories {
             assert!(CATEGORIES.contains(&category.as_str().unwrap()), "{name}: category {category}");
         }
-        // A dependency by its path alone cannot be published.
+        // A package with a dependency that has only a path cannot be published.
         for dependency in package["dependencies"].as_array().unwrap() {
             let is_local = dependency["path"].is_string() && dependency["kind"] != "dev";
             assert!(!is_local || dependency["req"] != "*", "{name}: {} has no version", dependency["name"]);

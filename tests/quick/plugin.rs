@@ -1,5 +1,5 @@
-//! The plugin in Debian's nbdkit: it serves the right bytes and holes, its log is that of
-//! `virt-bmap-rs trace`, and what does not go together is refused. Needs no appliance.
+//! The plugin in Debian's nbdkit. It must serve the right bytes and holes, write the same log as
+//! `virt-bmap-rs trace`, and refuse images and maps that do not fit together. Needs no appliance.
 
 use std::fs;
 use std::process::Output;
@@ -11,14 +11,14 @@ use virt_bmap_testutil::traced::{SIZE, nbdsh, sandbox};
 
 const PLUGIN: &str = "./nbdkit-bmaplogger-plugin.so";
 
-/// A sandbox with the disk, its map, and the plugin under the name that nbdkit wants.
+/// A sandbox with the disk, its map, and the plugin under the file name that nbdkit expects.
 fn with_plugin() -> Sandbox {
     let sandbox = sandbox();
     std::os::unix::fs::symlink(built("libnbdkit_bmaplogger_plugin.so"), sandbox.cwd().join(PLUGIN)).unwrap();
     sandbox
 }
 
-/// `nbdkit` on a private socket, so that tests can run at once. It must not hang.
+/// Runs `nbdkit` on a private socket, so that tests can run at the same time. It must not hang.
 fn nbdkit(sandbox: &Sandbox, args: &[&str]) -> Output {
     run(sandbox, &["-U", "-"], args)
 }
@@ -29,7 +29,7 @@ fn run(sandbox: &Sandbox, how: &[&str], args: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// Serves the disk to `script`, which must succeed, and returns what nbdkit and it said.
+/// Serves the disk to `script`, which must succeed, and returns the output of both.
 fn serve(sandbox: &Sandbox, parameters: &[&str], script: &str) -> Output {
     let args = [&["-r", PLUGIN, "file=disk.raw", "bmap=disk.bmap"], parameters, &["--run", script]].concat();
     let output = nbdkit(sandbox, &args);
@@ -73,7 +73,8 @@ fn bytes_and_holes_are_those_of_the_image() {
     hole(0x70_0000, 0x10_0000);
     fs::write(sandbox.cwd().join("disk.bmap"), virt_bmap_testutil::traced::MAP).unwrap();
 
-    // All of it, on several connections with many requests at once: it is all in the log, once.
+    // The whole disk is read over several connections with many requests at the same time. The log
+    // must have each byte once.
     let copy = "nbdcopy --no-extents --connections=4 --requests=16 --request-size=65536 \"$uri\" copy.raw && \
                 cmp disk.raw copy.raw && nbdinfo --is read-only \"$uri\" && nbdinfo --can multi-conn \"$uri\" && \
                 nbdinfo --size \"$uri\" >size && nbdinfo --map \"$uri\" >map";
@@ -90,7 +91,7 @@ fn bytes_and_holes_are_those_of_the_image() {
     assert_eq!((ranges[0].0, ranges[ranges.len() - 1].1), (0, SIZE));
     assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0), "{ranges:x?}");
 
-    // nbdkit's own plugin for files has the same holes.
+    // nbdkit's own plugin for files must report the same holes.
     let own = nbdkit(&sandbox, &["-r", "file", "disk.raw", "--run", "nbdinfo --map \"$uri\""]);
     assert_eq!(read("map"), String::from_utf8_lossy(&own.stdout));
     assert!(read("map").contains("hole,zero"));
@@ -143,7 +144,7 @@ fn what_does_not_go_together_is_refused() {
     image.set_len(SIZE + 4096).unwrap();
     refused(&[file, bmap], &["8388608 bytes", "8392704 bytes"]);
 
-    // Standard output is the connection.
+    // With `-s` standard output is the connection, so the log cannot go there.
     let output = run(&sandbox, &["-s"], &[PLUGIN, file, bmap, "force=true"]);
     assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("logfile="), "{output:?}");
@@ -157,7 +158,7 @@ fn neither_log_nor_image_ends_the_service() {
     let said = String::from_utf8_lossy(&full.stderr).into_owned();
     assert_eq!(said.matches("No space left").count(), 1, "{said}");
 
-    // An image that shrinks gives an error to who reads it, and only to him.
+    // If an image shrinks, only reads of the lost bytes fail.
     let client = nbdsh(
         &sandbox,
         "import os\nos.truncate('disk.raw', 4 << 20)\n\

@@ -1,5 +1,5 @@
-//! The test programs hold all test files: what is in none of them would never be compiled, let
-//! alone run.
+//! All test files must belong to a test program. A file that belongs to none would never be
+//! compiled or run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The files of Rust below a directory.
+/// The Rust files below a directory.
 fn below(directory: &Path, found: &mut BTreeSet<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -19,8 +19,8 @@ fn below(directory: &Path, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// The names in declarations of modules that are files, with what `#[path]` says of each. A
-/// declaration in a comment is none, nor is a module in braces.
+/// The names of modules that are declared in `source` and are files, each with its `#[path]` if it
+/// has one. Comments and modules in braces are no such declarations.
 fn declared(source: &str) -> Vec<(String, Option<String>)> {
     let mut modules = Vec::new();
     let mut path = None;
@@ -42,13 +42,12 @@ fn declared(source: &str) -> Vec<(String, Option<String>)> {
     modules
 }
 
-/// A file, and all that it declares. `directory` is where its modules are.
+/// Adds a file and all files that it declares. `directory` is where its modules are.
 fn reach(file: &Path, directory: &Path, reached: &mut BTreeSet<PathBuf>) {
     reached.insert(file.to_owned());
     for (name, path) in declared(&fs::read_to_string(file).unwrap()) {
         if let Some(path) = path {
-            // Those that are given by their path are the code of others, and have no modules of
-            // their own.
+            // A file that is declared by its path belongs to other code, and has no modules.
             reached.insert(file.parent().unwrap().join(path));
             continue;
         }
@@ -78,13 +77,13 @@ fn every_test_file_is_in_a_program() {
         left_out.is_empty(),
         "these files are in no test program; declare them by `mod` in a tests/*/main.rs: {left_out:#?}"
     );
-    // Else the declarations were not read as the compiler reads them.
+    // If a file is missing, the declarations were not read as the compiler reads them.
     let missing: Vec<_> = reached.iter().filter(|file| !file.exists()).collect();
     assert!(missing.is_empty(), "{missing:#?}");
     assert!(reached.contains(&tests.join("quick/programs.rs")), "{reached:#?}");
 }
 
-/// A program that no target of the Makefile runs is as good as none.
+/// A program that no target of the Makefile runs is useless.
 #[test]
 fn every_program_is_run_by_make_check() {
     let makefile = fs::read_to_string(Path::new(ROOT).join("Makefile")).unwrap();

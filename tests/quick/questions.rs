@@ -1,5 +1,5 @@
-//! The commands that question a map, run as a user runs them, on the small maps in
-//! `tests/questions`.
+//! The commands that answer questions about a map. They run as a user runs them, on the small maps
+//! in `tests/questions`.
 
 use crate::PROGRAM;
 use serde_json::Value;
@@ -11,7 +11,7 @@ use virt_bmap_testutil::tools::needs;
 
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/questions");
 
-/// A copy of the samples to work in.
+/// A directory with a copy of the samples.
 fn samples() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(SAMPLES).unwrap() {
@@ -21,14 +21,14 @@ fn samples() -> tempfile::TempDir {
     dir
 }
 
-/// A command line as a shell runs it, which finds the program by its name.
+/// Runs a command line in a shell that has the program in its `PATH`.
 fn shell(dir: &Path, line: &str) -> Output {
     let path =
         format!("{}:{}", Path::new(PROGRAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
     Command::new("sh").args(["-c", line]).current_dir(dir).env("PATH", path).output().unwrap()
 }
 
-/// Runs the program in the samples; its exit status, standard output and standard error.
+/// Runs the program in the samples. Returns its exit status, standard output and standard error.
 fn ask(dir: &Path, args: &[&str]) -> (i32, String, String) {
     ask_with(dir, args, b"")
 }
@@ -42,7 +42,7 @@ fn ask_with(dir: &Path, args: &[&str], input: &[u8]) -> (i32, String, String) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The program may refuse before it has read.
+    // The program may end before it has read the input.
     child.stdin.take().unwrap().write_all(input).ok();
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).expect("the answer is UTF-8");
@@ -63,7 +63,7 @@ fn the_examples_in_the_help_work() {
     for command in ["lookup", "list", "damaged", "diff", "convert"] {
         let (code, help, _) = ask(dir.path(), &[command, "--help"]);
         assert_eq!(code, 0);
-        // Those that take an image have an appliance started: tests/appliance/changed.rs runs them.
+        // Examples with an image start an appliance. tests/appliance/changed.rs runs them.
         let lines = help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs "));
         for line in lines.filter(|line| !line.contains("guest.raw")) {
             let output = shell(dir.path(), &format!("virt-bmap-rs {line}"));
@@ -92,15 +92,15 @@ fn each_command_has_a_man_page_with_examples() {
     assert!(pages.len() >= 7, "{pages:?}");
 }
 
-/// Images that fit the samples' maps: of an empty disk, and an overlay in which some of what
-/// differs between the maps was written.
+/// Makes images that fit the maps of the samples: an empty disk, and an overlay. The overlay was
+/// written in some places where the maps differ.
 fn images(dir: &Path) {
     let writes = [
-        // In a directory, in place in /etc/fstab, and all of /etc/passwd.
+        // Bytes of a directory, bytes of /etc/fstab, which stays in place, and all of /etc/passwd.
         ("0x100810", "64"),
         ("0x100a10", "7"),
         ("0x100e00", "512"),
-        // The end of a file, two new ones, and free space.
+        // The end of a file, two new files, and free space.
         ("0x320000", "32k"),
         ("0x508000", "16k"),
         ("0x600000", "4k"),
@@ -204,14 +204,14 @@ fn bad_input_is_told_plainly() {
     assert!(out.contains("256  50.00 %  in no object of the map"), "{out}");
     let (code, _, err) = ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "other.map", "--force"]);
     assert_eq!(code, 4, "{err}");
-    // An empty list that is meant is an answer.
+    // With `--from` an empty list is accepted.
     let (code, out, err) =
         ask(dir.path(), &["damaged", "guest.bmap", "--mapfile", "empty", "--from", "badblocks"]);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("0 files, 0 directories") && out.contains("6 files are whole"), "{out}");
 }
 
-/// Each question refuses each map that is none, in one line that says why.
+/// Each question refuses each input that is not a map, with one line that says why.
 #[test]
 fn a_bad_map_is_refused_by_every_question() {
     let dir = samples();
@@ -322,7 +322,7 @@ fn names_from_inside_the_guest_are_harmless() {
     for question in questions {
         for form in [None, Some("--csv"), Some("--json")] {
             let args: Vec<&str> = question.iter().copied().chain(form).collect();
-            // It is UTF-8, or this fails.
+            // `ask` fails if the answer is not UTF-8.
             let (_, out, err) = ask(dir.path(), &args);
             assert!(out.lines().count() >= names.len(), "{args:?}: {out}{err}");
             let steers = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
@@ -384,7 +384,7 @@ fn damage_shows_in_the_exit_status() {
     assert_eq!(ask(dir.path(), &["diff", "guest.bmap", "later.bmap", "--exit-code"]).0, 4);
 }
 
-/// A VMDK snapshot; and clusters of a qcow2 overlay that only say that they are zeroes.
+/// The overlays are a VMDK snapshot, and a qcow2 with clusters that are only marked as zeroes.
 #[test]
 fn what_an_overlay_holds_is_explained() {
     needs!("qemu-img", "qemu-io", "qemu-nbd");
@@ -398,7 +398,7 @@ fn what_an_overlay_holds_is_explained() {
         "qemu-img convert -O vmdk guest.raw guest.vmdk && qemu-img create -q -f vmdk -b guest.vmdk -F vmdk top.vmdk",
     );
     run("qemu-img create -q -f qcow2 -b guest.raw -F raw top.qcow2");
-    // Of the two files there 16 KiB and all but 1 KiB.
+    // Of two files there, 16 KiB and all but 1 KiB are written.
     let writes = "-c 'write -q -P 6 0x304000 16k' -c 'write -q -P 6 0x320000 31k'";
     run(&format!("qemu-io -f vmdk {writes} top.vmdk && qemu-io -f qcow2 {writes} top.qcow2"));
     run("qemu-io -f qcow2 -c 'write -q -z 0x3a0000 128k' -c 'write -q -z 5M 64k' top.qcow2");
@@ -431,7 +431,7 @@ fn what_an_overlay_holds_is_explained() {
     assert!(code == 1 && err.contains("backing file") && err.contains("missing"), "{err}");
 }
 
-/// The same ranges, as each program writes them, give the same answer.
+/// Several programs list the same ranges, each in its own format. The answers must be equal.
 #[test]
 fn lists_by_the_programs_themselves_are_read() {
     needs!("qemu-img", "qemu-io", "nbdinfo", "nbdkit", "qemu-nbd");
@@ -473,7 +473,7 @@ fn lists_by_the_programs_themselves_are_read() {
         assert_eq!(answer["rows"], expected["rows"], "{list}");
     }
 
-    // The bitmap by its name: the program asks for it itself.
+    // A bitmap can be given by its name. Then the program reads it from the image.
     let of_image = |image: &'static str, bitmap: &'static str| {
         ["lookup", "guest.bmap", "--ranges", image, "--bitmap", bitmap]
     };

@@ -1,5 +1,6 @@
-//! `virt-bmap-rs trace` with made-up maps and images: what clients of other people read and write
-//! is in the log by name, and nothing that they or the log do ends the service. Needs no appliance.
+//! `virt-bmap-rs trace` with made-up maps and images. The log must name what clients of other
+//! projects read and write. Neither the clients nor a log that cannot be written may end the
+//! service. Needs no appliance.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -17,14 +18,14 @@ fn trace(sandbox: Sandbox, args: &[&str]) -> Finished {
     sandbox.run(TRACE.iter().chain(args))
 }
 
-/// Runs `script` with the disk, logged as JSON lines in `log`.
+/// Serves the disk to `script`, with a log `log` in JSON Lines.
 fn trace_json(sandbox: Sandbox, script: &str, args: &[&str]) -> (Finished, Vec<Value>) {
     let run = trace(sandbox, &[&["--format", "jsonl", "-o", "log", "--run", script], args].concat());
     let log = requests(&run.read("log"));
     (run, log)
 }
 
-/// The requests of a log.
+/// The requests in a log.
 fn requests(log: &[u8]) -> Vec<Value> {
     let lines = log.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     let all: Vec<Value> = lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
@@ -35,7 +36,7 @@ fn requests(log: &[u8]) -> Vec<Value> {
     all[1..].to_vec()
 }
 
-/// Operation, offset and length of each request.
+/// The operation, offset and length of each request.
 fn ranges(log: &[Value]) -> Vec<(&str, u64, u64)> {
     let number = |value: &Value| value.as_u64().unwrap();
     let range = |r: &'_ Value| (number(&r["offset"]), number(&r["length"]));
@@ -62,7 +63,7 @@ fn the_log_is_that_of_the_original() {
          read f /dev/sda1 /a \"second\"\n 401000-402000\n\
          write f /dev/sda1 /a \"second\"\n 401000-402000\nflush\n"
     );
-    // Standard output is where it goes by default, as with the original.
+    // The log goes to standard output by default, as with the original.
     let run = trace(sandbox(), &["--run", "qemu-io -r -f raw -c 'read -q 0 512' \"$uri\""]);
     assert_eq!(String::from_utf8_lossy(&run.stdout), "\nread v /dev/sda\n 0-200");
 }
@@ -103,7 +104,7 @@ fn clients_of_other_people_read_what_is_there() {
             *all.entry(r["connection"].as_u64().unwrap()).or_default() += r["length"].as_u64().unwrap();
             all
         });
-    // fio reads every block once, over a connection of its own; so does each of the copies.
+    // fio reads every block once, over one connection. So does each of the two copies.
     assert!(log.iter().all(|request| request["op"] == "read" || request["op"] == "flush"));
     assert_eq!(connections.values().sum::<u64>(), 3 * SIZE, "{connections:?}");
     let last = log.last().unwrap()["connection"].as_u64().unwrap();
@@ -157,7 +158,7 @@ fn writes_through_outlive_the_client() {
     assert_eq!(image.len() as u64, SIZE);
     assert_eq!(at(0x10_5000)[8..], [0x5a; 4088]);
 
-    // The server itself is killed: what it had said is durable is there.
+    // The server itself is killed. The image must have what the client flushed.
     let sandbox = self::sandbox();
     let client =
         nbdsh(&sandbox, "h.pwrite(b'k' * 4096, 0x101000)\nh.flush()\nimport os\nos.kill(os.getppid(), 9)\n");
@@ -275,7 +276,7 @@ fn a_signal_ends_the_command_and_all_that_it_started() {
         running.signal(signal);
         running.finish().assert_code(code);
     }
-    // One that does not listen is killed.
+    // A command that ignores the signals is killed.
     let script = "trap '' INT TERM; echo ready >&2; sleep 1000; sleep 1000";
     let mut running = sandbox().start(TRACE.iter().chain(&["--run", script]));
     running.wait_until_said("ready");
@@ -305,7 +306,7 @@ fn without_a_command_it_serves_until_a_signal_comes() {
         run.assert_code(0);
         assert_eq!(String::from_utf8(run.read("log")).unwrap(), "\nread v /dev/sda\n 0-200");
     }
-    // nohup(1) is for who hangs up.
+    // Under nohup(1) SIGHUP does not end the server.
     let mut running = sandbox().wrapper(["nohup"]).start([&TRACE[..], &["-o", "log"]].concat());
     let uri = uri(&mut running);
     for _ in 0..2 {
@@ -324,7 +325,7 @@ fn a_client_that_vanishes_takes_nothing_with_it() {
     needs!("nbdsh");
     let sandbox = sandbox();
     let cwd = sandbox.cwd();
-    // Some requests are under way, one is not even sent whole.
+    // The client vanishes while requests are in flight. It has sent one of them only in part.
     fs::write(
         cwd.join("vanish.py"),
         "import os, socket, struct\n\
@@ -365,13 +366,13 @@ fn a_full_log_keeps_nobody_from_working() {
     tools::run("umount", [&small]);
     run.assert_code(3).assert_says(&["small/log", "no space left"]);
     assert!(log.starts_with(b"{\"format\"") && log.len() > 32 << 10, "what came before is there");
-    // The command's own failure says more.
+    // If the command fails too, its exit status is used.
     trace(self::sandbox(), &["-o", "/dev/full", "--run", "qemu-io -f raw -c 'read 0 512' $nbd; exit 9"])
         .assert_code(9);
 }
 
-/// More requests than wait in memory, of 512 bytes each, while nobody reads the log; then somebody
-/// does. Returns how the program ended and how many requests were in the log.
+/// A client makes more requests, of 512 bytes each, than fit in memory, while nobody reads the log.
+/// Then a thread reads it. Returns how the program ended, and how many requests the log had.
 fn with_a_stalled_reader(args: &[&str]) -> (Finished, usize) {
     let sandbox = sandbox();
     let fifo = sandbox.cwd().join("fifo");
@@ -382,7 +383,7 @@ fn with_a_stalled_reader(args: &[&str]) -> (Finished, usize) {
         STALLED * 512
     );
     let done = sandbox.cwd().join("done");
-    // Who waits cannot end before the log is read; who does not ends without it.
+    // With `--no-drop` the client cannot end before the log is read. Otherwise it ends first.
     let waits = args.contains(&"--no-drop");
     let reader = std::thread::spawn(move || {
         let log = fs::File::open(fifo).unwrap();
@@ -398,7 +399,7 @@ fn with_a_stalled_reader(args: &[&str]) -> (Finished, usize) {
     (run, reader.join().unwrap())
 }
 
-/// As many requests as wait in memory, those of one round of the log's thread, and some.
+/// More requests than fit in memory and in one round of the thread that writes the log.
 const STALLED: usize = 600_000;
 
 #[test]
@@ -510,7 +511,7 @@ fn what_was_read_is_written_down_for_those_who_prefetch() {
     assert_eq!(column("bytes"), [4096, 12288]);
     assert_eq!(set["ranges"].as_array().unwrap().len(), 3);
 
-    // Another command of ours reads the list of ranges.
+    // The command `lookup` can read the list of ranges.
     let run = run.sandbox.run(["lookup", "disk.bmap", "--ranges", "ranges", "--csv"]);
     let answer = String::from_utf8_lossy(&run.assert_code(0).stdout).into_owned();
     assert!(answer.contains("4096") && answer.contains("/first"), "{answer}");

@@ -1,5 +1,5 @@
-//! `virt-bmap-rs trace --top` in a real terminal: tmux draws it, and tells what stands there and in
-//! which state the terminal is left. Needs no appliance.
+//! `virt-bmap-rs trace --top` in a real terminal, which tmux draws. tmux reports the text on the
+//! screen and the state in which the program leaves the terminal. Needs no appliance.
 
 use rustix::process::Signal;
 use std::fs;
@@ -10,11 +10,11 @@ use virt_bmap_testutil::sandbox::{Finished, Running, Sandbox};
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::traced::{NBDSH, sandbox};
 
-/// How long it may take until something is on the screen.
+/// How long the test waits for something to appear on the screen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Names that would clear the screen, set its title, turn the text around, or are wider than they
-/// have bytes.
+/// Names that would clear the screen, set its title or reverse the text, and a name in characters
+/// that are two columns wide.
 const MAP: &str = "\
 1 0 1000 f /dev/sda1 /evil\u{1b}[2J\u{1b}]0;stolen\u{7}\u{202e}name
 1 1000 2000 f /dev/sda1 /漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字
@@ -22,8 +22,8 @@ const MAP: &str = "\
 1 3000 800000 p /dev/sda1
 ";
 
-/// A program in a terminal of 100 columns and 30 lines. When it has ended, its status and the
-/// terminal's state are printed on that.
+/// A program in a terminal of 100 columns and 30 lines. When the program has ended, its status and
+/// the state of the terminal are printed there.
 struct Screen {
     running: Running,
     socket: PathBuf,
@@ -50,16 +50,16 @@ impl Screen {
         self.tmux(&["send-keys", keys]);
     }
 
-    /// What stands there.
+    /// The text on the screen.
     fn text(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// Waits until what stands there is as it shall be.
+    /// Waits until the text on the screen satisfies `reached`, and returns it.
     #[track_caller]
     fn wait(&self, what: &str, reached: impl Fn(&str) -> bool) -> String {
         let began = Instant::now();
-        // The server may not be there yet.
+        // tmux may not have started yet.
         while !self.socket.exists() {
             assert!(began.elapsed() < PATIENCE, "tmux does not start");
             sleep(Duration::from_millis(20));
@@ -74,7 +74,7 @@ impl Screen {
         }
     }
 
-    /// Waits for the end of the program, and checks that the terminal is as it was.
+    /// Waits for the end of the program, and checks that the terminal is in its original state.
     #[track_caller]
     fn end(self, status: &str) -> (String, Finished) {
         let ended = format!("ended with {status}\n");
@@ -89,7 +89,7 @@ impl Screen {
     }
 }
 
-/// A command that reads and writes, says something, and waits.
+/// A command that reads and writes, prints a line, and waits.
 fn command(sandbox: &Sandbox) -> String {
     let script = "import sys, time\nh.pread(1024, 0)\nh.pread(512, 0x1000)\nh.pread(512, 0x1200)\nh.pread(512, 0x1400)\n\
                   h.pwrite(b'x' * 512, 0x2000)\nh.flush()\nprint('I read \\x1b[2J', flush=True)\n\
@@ -113,7 +113,8 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
     assert!(text.lines().next().unwrap().starts_with("virt-bmap-rs trace disk.raw"), "{text}");
     assert!(text.contains("read 2.5 KiB in 4") && text.contains("wrote 512 B in 1"), "{text}");
     assert!(text.contains("OUTPUT OF THE COMMAND\nI read \\033[2J\n"), "{text}");
-    // By bytes, then by requests, bytes written, and time.
+    // The files are sorted by bytes that were read. Keys sort them by bytes written, by requests
+    // and by time.
     let first = |name: &'static str| move |text: &str| row(text, 1).contains(name);
     let text = screen.wait("the first of the files", |text| row(text, 1).contains("1.5 KiB"));
     assert!(row(&text, 1).contains("…") && row(&text, 1).ends_with("漢字漢字"), "{text}");
@@ -130,7 +131,7 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
     screen.keys("Space");
     screen.wait("that it is held", |text| text.contains("(paused)"));
     screen.keys("Space");
-    // Another size is drawn on at once, and names are cut to it.
+    // After a change of the size the screen is drawn at once, and names are shortened to fit.
     screen.tmux(&["resize-window", "-x", "60", "-y", "12"]);
     let text = screen.wait("a smaller screen", |text| text.contains("1.5 KiB") && text.lines().count() <= 12);
     assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
@@ -149,8 +150,8 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
 #[test]
 fn any_end_gives_the_terminal_back() {
     needs!("tmux", "nbdsh", "stty");
-    // Without a command, the screen tells where clients connect, and Ctrl-C is an end like any
-    // other.
+    // Without a command, the screen shows where clients connect, and Ctrl-C ends the program
+    // normally.
     let screen = Screen::start(sandbox(), &[]);
     let text =
         screen.wait("the URI", |text| text.contains("nbd+unix:///?socket=") && text.contains("REQUESTS"));
@@ -158,11 +159,11 @@ fn any_end_gives_the_terminal_back() {
     screen.keys("C-c");
     let (_, run) = screen.end("0");
     assert!(!run.files().iter().any(|name| name == "-"), "{:?}", run.files());
-    // The command's own end.
+    // The program ends when the command ends.
     let screen = Screen::start(sandbox(), &["--run", "sleep 1; exit 7"]);
     screen.wait("the screen", |text| text.contains("REQUESTS"));
     screen.end("7");
-    // Signals: one that is waited for, and one that is not.
+    // Signals end the program.
     for (signal, status) in [(Signal::TERM, "143"), (Signal::HUP, "129"), (Signal::QUIT, "131")] {
         let screen = Screen::start(sandbox(), &["--run", "sleep 1000"]);
         screen.wait("the screen", |text| text.contains("REQUESTS"));
@@ -170,7 +171,7 @@ fn any_end_gives_the_terminal_back() {
         virt_bmap_testutil::sandbox::kill(program, signal);
         screen.end(status);
     }
-    // A log that is full is said on the screen, and again afterwards.
+    // The screen shows that the log is full. The message is repeated after the end.
     let client = format!("{NBDSH} -u \"$uri\" -c 'h.pread(512, 0)'; sleep 2");
     let screen = Screen::start(sandbox(), &["-o", "/dev/full", "--run", &client]);
     screen.wait("that the log is full", |text| text.contains("/dev/full: cannot write the log any"));

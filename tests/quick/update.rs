@@ -1,6 +1,5 @@
-//! `virt-bmap-rs update` with made-up maps and images: when it does nothing, why it would map
-//! again, and what it refuses. Where it would map, there is no appliance, so that it fails then;
-//! the old map must be untouched.
+//! `virt-bmap-rs update` with made-up maps and images: when it does nothing, why it maps again, and
+//! what it refuses. There is no appliance, so the mapping fails. The old map must be unchanged.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -9,14 +8,14 @@ use virt_bmap_testutil::sandbox::{Finished, Sandbox};
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::traced::{self, MAP, SIZE};
 
-/// A sandbox with `disk.raw`, and `disk.bmap`, which names it.
+/// A sandbox with `disk.raw`, and `disk.bmap`, which names that image.
 fn sandbox() -> Sandbox {
     let sandbox = traced::sandbox();
     write_map(&sandbox.cwd(), &format!("# disk 1 size={SIZE} format=raw name=disk.raw\n"));
     sandbox
 }
 
-/// Writes `disk.bmap`, a map of our dialect with these header lines.
+/// Writes `disk.bmap`, a map in our dialect with these header lines.
 fn write_map(cwd: &Path, header: &str) {
     fs::write(cwd.join("disk.bmap"), format!("# virt-bmap-rs 0.1.0 map 1\n{header}{MAP}")).unwrap();
 }
@@ -28,7 +27,7 @@ fn update(sandbox: Sandbox, args: &[&str]) -> Finished {
     run
 }
 
-/// Fails unless it says that nothing has changed, at once, and leaves the map alone.
+/// Fails unless the program says at once that nothing has changed, and leaves the map unchanged.
 #[track_caller]
 fn assert_unchanged(sandbox: Sandbox, args: &[&str]) -> Finished {
     let before = fs::read(sandbox.cwd().join("disk.bmap")).unwrap();
@@ -40,7 +39,8 @@ fn assert_unchanged(sandbox: Sandbox, args: &[&str]) -> Finished {
     run
 }
 
-/// Fails unless it begins to map again, says why, and leaves the map alone when that fails.
+/// Fails unless the program begins to map again, says why, and leaves the map unchanged when the
+/// mapping fails.
 #[track_caller]
 fn assert_maps_again(sandbox: Sandbox, args: &[&str], why: &[&str]) -> Finished {
     let before = fs::read(sandbox.cwd().join("disk.bmap")).unwrap();
@@ -51,7 +51,7 @@ fn assert_maps_again(sandbox: Sandbox, args: &[&str], why: &[&str]) -> Finished 
     run
 }
 
-/// Fails unless it refuses before anything is mapped.
+/// Fails unless the program refuses before it maps anything.
 #[track_caller]
 fn assert_refuses(sandbox: Sandbox, args: &[&str], words: &[&str]) -> Finished {
     let run = update(sandbox, args);
@@ -117,7 +117,7 @@ fn files_below_an_image_count() {
     touch(&run.sandbox.cwd().join("disk.raw"));
     assert_maps_again(run.sandbox, &["disk.bmap"], &["disk.raw was changed after"]);
 
-    // The same bytes under another name, older than the map.
+    // The backing file has the same bytes under another name, and is older than the map.
     let other = chained();
     let (cwd, map) = (other.cwd(), fs::read(other.cwd().join("disk.bmap")).unwrap());
     fs::rename(cwd.join("disk.raw"), cwd.join("base.raw")).unwrap();
@@ -232,7 +232,8 @@ fn who_knows_what_was_written_is_asked() {
         let mut qemu_io = tools::command("qemu-io");
         tools::output(qemu_io.args(["-c", "write -P 7 2M 512", image]).current_dir(&cwd));
     };
-    // The disk as it was, in another file: what counts is what differs, not when somebody wrote.
+    // `image:` names a copy of the disk. What counts is whether the bytes differ, not when somebody
+    // wrote.
     fs::copy(cwd.join("disk.raw"), cwd.join("old.raw")).unwrap();
     touch(&cwd.join("disk.raw"));
     let run = assert_unchanged(sandbox, &["disk.bmap", "--since", "image:old.raw"]);
@@ -251,14 +252,14 @@ fn who_knows_what_was_written_is_asked() {
     }
     let mut qemu_io = tools::command("qemu-io");
     tools::output(qemu_io.args(["-c", "write -P 9 4M 512", "disk.qcow2"]).current_dir(&cwd));
-    // Even if the image seems to be older than its map.
+    // The map is newer than the image, but the bitmap and the snapshot still show the write.
     write_map(&cwd, &format!("# disk 1 size={SIZE} format=qcow2 name=disk.qcow2\n"));
-    // A bitmap knows it by its granularity.
+    // A bitmap knows the written bytes only in units of its granularity.
     for (since, words) in [("bitmap:monday", "64 KiB were"), ("snapshot:then", "512 B were")] {
         run = assert_maps_again(run.sandbox, &["disk.bmap", "--since", since], &[words]);
     }
 
-    // An overlay holds what was written over the image below; its chain is another all the same.
+    // An overlay holds what was written since. But its chain differs from that in the map.
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "top.qcow2"]);
     let top = ["disk.bmap", "--image", "top.qcow2", "--since", "image:disk.qcow2"];
     run = assert_maps_again(run.sandbox, &top, &["top.qcow2: the format or the backing files"]);

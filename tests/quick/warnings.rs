@@ -1,12 +1,12 @@
-//! The table of warnings in `docs/formats.md` has every kind of cause, its data and its exit
-//! status.
+//! The tables of warnings in `docs/formats.md` must have every kind of cause, with its data and its
+//! exit status.
 
 use std::collections::BTreeSet;
 use virt_bmap_map::Cause;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats.md");
 
-/// One of each kind.
+/// One sample of each kind.
 const SAMPLES: &[&str] = &[
     r#"{"kind":"device-failed","error":"no"}"#,
     r#"{"kind":"volume-inactive","error":"no"}"#,
@@ -44,13 +44,13 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"image-unclean"}"#,
 ];
 
-/// All kinds that a reader knows: it names them when it is given another.
+/// All kinds that a reader knows. The error for an unknown kind lists them.
 fn kinds() -> BTreeSet<String> {
     let error = serde_json::from_str::<Cause>(r#"{"kind":"?"}"#).unwrap_err().to_string();
     error.split('`').skip(1).step_by(2).filter(|&kind| kind != "?").map(str::to_owned).collect()
 }
 
-/// The tables of the section: for each kind its data, and the number of its table from 0.
+/// The tables of the section: for each kind its data, and the number of its table, counted from 0.
 fn documented() -> Vec<(String, BTreeSet<String>, usize)> {
     let page = std::fs::read_to_string(PAGE).unwrap();
     let section = page.split("\n### Warnings\n").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -85,7 +85,7 @@ fn the_documentation_has_the_data_and_the_status_of_each_kind() {
         let (_, data, table) = documented.iter().find(|(name, ..)| name == kind).unwrap();
         let known: BTreeSet<String> = fields.keys().filter(|&key| key != "kind").cloned().collect();
         assert_eq!(*data, known, "{kind}");
-        // The third table has what depends on the data.
+        // The third table has the kinds whose exit status depends on the data.
         assert!(*table == 2 || cause.is_incomplete() == (*table == 0), "{kind}: table {table}");
         sampled.insert(kind.to_owned());
     }

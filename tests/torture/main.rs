@@ -1,8 +1,8 @@
-//! Guests that are corrupted or changed at random, by seeds.
+//! Tests with guests that are corrupted or changed at random. A seed determines what happens.
 //!
-//! `cargo test --test torture` does one seed of each kind. Words after `--` choose: `corrupted` or
-//! `changed` one kind, `--all` every seed, and numbers these seeds, as in `-- corrupted 17 40`.
-//! `make torture` and `make update-torture` do all seeds of a kind.
+//! `cargo test --test torture` runs one seed of each kind. After `--`, the words `corrupted` and
+//! `changed` choose a kind, `--all` chooses every seed, and numbers choose these seeds, as in `--
+//! corrupted 17 40`. `make torture` and `make update-torture` run all seeds of one kind.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 virt_bmap_testutil::program!();
 
-/// A kind of torture. It is given the arguments and says whether it passed.
+/// Runs one kind of torture with the arguments, and returns whether it passed.
 type Run = fn(&[String]) -> bool;
 
 /// The kinds, by the words that choose them.
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     check_places();
-    // Of the words of a harness none is known here; a name that is no kind is a test of another
+    // Options of a test harness are ignored. A name that is not a kind is that of a test in another
     // program.
     let names: Vec<&String> =
         args.iter().filter(|arg| !arg.starts_with('-') && arg.parse::<u64>().is_err()).collect();

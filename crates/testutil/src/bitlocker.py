@@ -1,9 +1,10 @@
 """Makes an empty volume of BitLocker: bitlocker.py IMAGE START SIZE PASSWORD
 
-No free program makes one; `cryptsetup`, which opens it, is what is measured against. In IMAGE, SIZE bytes from START become a
-volume of Windows 7 and later, encrypted by XTS-AES with 128 bits, with one password. What it holds is noise: the
-filesystem is made by who opens it, and must leave the last 4 MiB alone, where the metadata are ("BitLocker Drive
-Encryption (BDE) format specification" of libbde).
+No free program makes such a volume. `cryptsetup`, which opens it, checks that it is valid. In IMAGE,
+SIZE bytes from START become a volume of Windows 7 and later. It is encrypted by XTS-AES with 128 bits
+and has one password. Its content is noise. The user of the volume makes the filesystem, which must
+not use the last 4 MiB, since the metadata lie there ("BitLocker Drive Encryption (BDE) format
+specification" of libbde).
 """
 
 import hashlib
@@ -25,7 +26,7 @@ def entry(kind, value, data):
 
 
 def sealed(kind, key, secret, method, counter):
-    """A key, encrypted by another."""
+    """A key that is encrypted with another key."""
     clear = struct.pack("<HHHHI", 12 + len(secret), 0, 1, 1, method) + secret
     nonce = struct.pack("<QI", NOW, counter)
     data = AESCCM(key, tag_length=16).encrypt(nonce, clear, None)

@@ -1,5 +1,5 @@
-//! Emulated guests. Each is made once, by `guest/kernel.sh` and a recipe: those that boot from
-//! their disks by `guest/disk.sh` as well.
+//! Emulated guests. `guest/kernel.sh` and a recipe make each guest once. A guest that boots from
+//! its disk also needs `guest/disk.sh`.
 
 use super::{cache, tools};
 use std::fs;
@@ -8,23 +8,24 @@ use std::path::PathBuf;
 const KERNEL: &str = include_str!("guest/kernel.sh");
 const DISK: &str = include_str!("guest/disk.sh");
 
-/// How a guest is started whose first disk is `$nbd`; more options may follow.
+/// The command that starts a guest whose first disk is `$nbd`. More options may follow.
 pub const QEMU: &str = "exec qemu-system-x86_64 -machine accel=tcg -m 256 -nodefaults -display none -no-reboot \
                         -serial file:console -drive file=$nbd,format=raw,if=virtio";
 
-/// The directory with the image of a guest of busybox alone: `boot.raw`; in `core-bytes` is how
-/// long the loader is, in `md5` what its files hold.
+/// The directory of a guest with busybox only. `boot.raw` is its image, `core-bytes` has the length
+/// of its loader, and `md5` has the checksums of its files.
 pub fn busybox() -> PathBuf {
     guest("bootable", &[DISK, include_str!("guest/busybox.sh")], &[])
 }
 
-/// The same of a guest of Debian's systemd that tells on its second serial port what is opened.
+/// The same for a guest with Debian's systemd. On its second serial port it prints which files are
+/// opened.
 pub fn systemd() -> PathBuf {
     let recipe = [DISK, include_str!("guest/systemd.sh")];
     guest("systemd", &recipe, &[("opens.c", include_str!("guest/opens.c"))])
 }
 
-/// The directory with `kernel` and `initrd` of a guest that is a client of NBD, see `guest/nbd.sh`.
+/// The directory with `kernel` and `initrd` of a guest that is an NBD client, see `guest/nbd.sh`.
 pub fn nbd() -> PathBuf {
     guest("nbd", &[include_str!("guest/nbd.sh")], &[])
 }

@@ -1,5 +1,5 @@
-//! Things that take long to make, kept under `target/fixtures` and made once, whatever number of
-//! test processes ask for them at the same time.
+//! Keeps things that take long to make under `target/fixtures`. Each is made once, even if several
+//! test processes ask for it at the same time.
 
 use crate::places;
 use rustix::fs::{FlockOperation, flock};
@@ -7,28 +7,29 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-/// Where everything is kept.
+/// The directory in which everything is kept.
 pub fn root() -> PathBuf {
     let root = places::target_tmpdir().with_file_name("fixtures");
     fs::create_dir_all(&root).unwrap();
     root
 }
 
-/// A short name for the content of `recipe`.
+/// A short name that depends on the content of `recipe`.
 pub fn key(recipe: impl Hash) -> String {
     let mut hasher = DefaultHasher::new();
     recipe.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 
-/// The directory of the thing `name` in its version `key`, made by `build` if it is not there.
+/// The directory of the thing `name` in its version `key`. If it does not exist, `build` makes it.
 ///
-/// `build` fills a directory that only then gets its final name, so what is found is always whole.
-/// Other versions of the same thing that nobody has made or used for an hour are removed.
+/// `build` fills a directory with another name, which is renamed when it is complete. So a
+/// directory that is found is always complete. Other versions of the same thing are removed if they
+/// have not been made or used for an hour.
 pub fn directory(name: &str, key: &str, build: impl FnOnce(&Path)) -> PathBuf {
     let root = root();
     let path = root.join(format!("{name}-{key}"));
-    // Held until this function returns; the kernel frees it even when the process is killed.
+    // The lock is held until this function returns. The kernel frees it if the process is killed.
     let lock = File::create(root.join(format!("{name}.lock"))).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     if !path.exists() {

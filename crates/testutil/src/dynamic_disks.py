@@ -1,12 +1,13 @@
 """Makes Windows dynamic disks: dynamic_disks.py mbr|gpt MIB IMAGE...
 
-No free program makes them; `ldmtool`, which opens them, and Linux (`block/partitions/ldm.c`) are what is
-measured against. The images become disks of one group with a volume of each type, as far as there are disks for
-it: simple, spanned, striped, mirrored, raid5.
+No free program makes such disks. `ldmtool`, which opens them, and Linux (`block/partitions/ldm.c`)
+check that they are valid. The images become disks of one group. The group has a volume of each type
+for which there are enough disks: simple, spanned, striped, mirrored, raid5.
 
-A disk has an MBR whose one partition is of type 0x42, a PRIVHEAD in sector 6, and in its last MiB the database: a table of
-contents and records (VBLK) of the group, disks, volumes, components and partitions. With a GPT, the database is a partition, as
-is what the volumes lie in, and the PRIVHEAD is the last sector of the former. All numbers are big-endian.
+A disk with an MBR has one partition of type 0x42, a PRIVHEAD in sector 6, and the database in its last
+MiB: a table of contents, and records (VBLK) of the group, disks, volumes, components and partitions. A
+disk with a GPT has a partition for the database and a partition for the volumes. The PRIVHEAD is the
+last sector of the partition for the database. All numbers are big-endian.
 """
 
 import struct
@@ -17,7 +18,7 @@ import uuid
 SECTOR, MIB = 512, 2048
 DATABASE = 2048
 FIRST = {"mbr": 2048, "gpt": 4096}
-# What of a disk is behind the volumes, but for the database of one with an MBR: the second GPT.
+# Sectors behind the volumes: the second GPT. The database of a disk with an MBR is not counted.
 BEHIND = {"mbr": 0, "gpt": 2048}
 GPT_DATABASE = 2048
 CHUNK = 128
@@ -34,7 +35,7 @@ def padded(text, length):
 
 
 def number(value):
-    """An integer after its length."""
+    """The length of an integer in bytes, then the integer."""
     data = value.to_bytes(max(1, (value.bit_length() + 7) // 8), "big")
     return bytes([len(data)]) + data
 
@@ -68,7 +69,10 @@ class Group:
         return self.last_id
 
     def volume(self, name, size, parts, component, columns=0, copies=1):
-        """Of so many MiB; `parts` are its disks, with MiB. Mirrored volumes have a component for each copy."""
+        """Adds a volume of `size` MiB. `parts` has its disks, with the MiB on each.
+
+        A mirrored volume has a component for each copy.
+        """
         kind, word = (4, "raid5") if component == 3 else (3, "gen")
         body = string(name) + string(word) + string("") + padded("ACTIVE", 14)
         body += bytes([kind, 0, 1, 0, 0, 0, 0]) + number(copies) + bytes(16) + number(size * MIB) + bytes(4)
@@ -89,7 +93,7 @@ class Group:
                 offset += 0 if columns else length * MIB
 
     def database(self):
-        """The last MiB of each disk, without its PRIVHEADs."""
+        """The database in the last MiB of each disk, without its PRIVHEADs."""
         blocks = bytearray()
         for sequence, (kind, flags, body) in enumerate(self.records, 4):
             head = struct.pack(">4sIIHHHBBI", b"VBLK", sequence, sequence, 0, 1, 0, flags, kind, len(body))

@@ -1,4 +1,4 @@
-//! The images that the tests map, made through libguestfs itself, once, and kept.
+//! The images that the tests map. libguestfs makes each of them once, and they are kept.
 
 use super::layout::{self, LVS, Volume};
 use super::special::{self, Special};
@@ -9,21 +9,21 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// What must be installed for any fixture.
+/// The programs that every fixture needs.
 pub const TOOLS: [&str; 4] = ["guestfish", "sfdisk", "tar", "sha256sum"];
 
 /// A filesystem of a fixture.
 #[derive(Clone, Debug)]
 pub struct Filesystem {
-    /// Where it lies.
+    /// Where it lies on the disk.
     pub volume: Volume,
-    /// Its kind, as `mount -t` has it.
+    /// Its kind, as `mount -t` names it.
     pub kind: &'static str,
-    /// Bytes in a block of it.
+    /// Bytes in one of its blocks.
     pub block: u64,
-    /// Copy of the volume alone, for oracles that know nothing of partitions and LVM.
+    /// A copy of the volume, for oracles that do not know partitions and LVM.
     pub flat: PathBuf,
-    /// Number of the first patterned file, where there are any.
+    /// The number of the first patterned file, if there are any.
     pub specials: Option<u32>,
 }
 
@@ -34,9 +34,9 @@ impl Filesystem {
     }
 }
 
-/// An image and what is known of it.
+/// An image, and what it contains.
 pub struct Fixture {
-    /// The image, raw.
+    /// The raw image.
     pub image: PathBuf,
     /// Its SHA-256 when it was made.
     pub sha256: String,
@@ -60,9 +60,9 @@ impl Fixture {
     }
 }
 
-/// The image that most tests look at: GPT with an EFI system partition (vfat), `/boot` (ext4, with
-/// 1 KiB blocks), swap, and a physical volume with the logical volumes `root` (ext4, in two
-/// segments) and `home` (xfs). Some 9,000 objects.
+/// The image that most tests use. It has a GPT with an EFI system partition (vfat), `/boot` (ext4,
+/// 1 KiB blocks), swap, and a physical volume. The physical volume has the logical volumes `root`
+/// (ext4, in two segments) and `home` (xfs). There are about 9,000 objects.
 pub fn guest() -> &'static Fixture {
     static GUEST: OnceLock<Fixture> = OnceLock::new();
     GUEST.get_or_init(|| {
@@ -170,10 +170,10 @@ shutdown
     }
 }
 
-/// Number of the patterned file on the EFI system partition, `/EFI/BOOT/BOOTX64.EFI`.
+/// The number of the patterned file `/EFI/BOOT/BOOTX64.EFI` on the EFI system partition.
 pub const EFI_FILE: u32 = 900;
 
-/// A disk with an MBR and one ext4 filesystem of about 100 files: quick to map.
+/// A disk with an MBR and one ext4 filesystem of about 100 files. It is quick to map.
 pub fn small() -> &'static Fixture {
     static SMALL: OnceLock<Fixture> = OnceLock::new();
     SMALL.get_or_init(|| {
@@ -183,7 +183,7 @@ pub fn small() -> &'static Fixture {
     })
 }
 
-/// A disk that is one ext4 filesystem, without partitions.
+/// A disk without partitions that holds one ext4 filesystem.
 pub fn plain() -> &'static Fixture {
     static PLAIN: OnceLock<Fixture> = OnceLock::new();
     PLAIN.get_or_init(|| {
@@ -192,20 +192,20 @@ pub fn plain() -> &'static Fixture {
     })
 }
 
-/// A disk that is one physical volume, without partitions, with one logical volume.
+/// A disk without partitions that is a physical volume with one logical volume.
 pub fn lv_only() -> &'static Fixture {
     static LV_ONLY: OnceLock<Fixture> = OnceLock::new();
     LV_ONLY.get_or_init(|| {
         let dir = few();
         let report = fs::read_to_string(dir.join("lvs")).unwrap();
-        // It was the third disk when it was made, and is the only one when it is mapped.
+        // The disk was the third one when it was made. It is the only one when it is mapped.
         let volumes = layout::logical_volumes(&report, |_| 0);
         fixture(&dir, "lv.raw", Vec::new(), volumes, &["/dev/vgone/only"])
     })
 }
 
-/// A disk on which `/dev/sda1` and `/dev/sda4` are sound ext4 filesystems, `/dev/sda2` is an ext4
-/// whose superblock promises what its other blocks do not hold, and `/dev/sda3` is noise.
+/// A disk with a damaged filesystem. `/dev/sda1` and `/dev/sda4` are sound ext4 filesystems.
+/// `/dev/sda2` is an ext4 with a valid superblock and overwritten metadata. `/dev/sda3` is noise.
 pub fn damaged() -> &'static Fixture {
     static DAMAGED: OnceLock<Fixture> = OnceLock::new();
     DAMAGED.get_or_init(|| {
@@ -231,7 +231,7 @@ pub fn blank() -> &'static Fixture {
     BLANK.get_or_init(|| fixture(&few(), "blank.raw", Vec::new(), Vec::new(), &[]))
 }
 
-/// The directory of the small images, all made in one appliance.
+/// The directory of the small images. One appliance makes all of them.
 fn few() -> PathBuf {
     cache::directory(
         "few",
@@ -310,8 +310,8 @@ shutdown
     );
     let printed = guestfish::run(dir, &script);
     fs::write(dir.join("lvs"), printed.split_once("==\n").unwrap().1).unwrap();
-    // Damage: the first superblock of the second partition stays, what it describes goes; the
-    // third was never formatted.
+    // Damage the second partition behind its first superblock, and fill the third partition with
+    // noise.
     let image = File::options().write(true).open(dir.join("damaged.raw")).unwrap();
     let noise: Vec<u8> = (0..1 << 15).flat_map(|n| special::sector(999, n)).collect();
     image.write_all_at(&noise[..8 << 20], (43008 << 9) + 2048).unwrap();
@@ -322,8 +322,8 @@ shutdown
     }
 }
 
-/// Makes, in the small image, the files whose reading touches more than their data: one with so
-/// many extents that they need blocks of their own, and names that need escapes.
+/// Makes special files in the small image: a file with so many extents that reading it touches
+/// further blocks, which hold the extents, files without blocks, and names that need escapes.
 const SMALL_SPECIALS: &str = r#"set -eu
 mkdir -p special/links
 : > special/empty
@@ -341,7 +341,7 @@ mkfifo special/fifo
 sync
 "#;
 
-/// Puts together what is known of one of the small images.
+/// The description of one of the small images.
 fn fixture(
     dir: &Path,
     name: &str,
@@ -378,17 +378,17 @@ fn fixture(
     }
 }
 
-/// First byte of a partition on the disk.
+/// The first byte of a partition on the disk.
 fn start_of(partitions: &[Volume], device: &str) -> u64 {
     partitions.iter().find(|p| p.device == device).unwrap().segments[0].disk
 }
 
-/// Name of the file that holds a copy of a device.
+/// The name of the file that holds a copy of a device.
 fn flat_name(device: &str) -> String {
     format!("{}.flat", device.trim_start_matches("/dev/").replace('/', "-"))
 }
 
-/// Packs the patterned files of a filesystem and the script that puts them in their places.
+/// Packs the patterned files of a filesystem, and the script that writes them to the filesystem.
 fn special_archive(staging: &Path, name: &str, first: u32) {
     let files = special::files(first);
     let dir = staging.join(name);
@@ -401,14 +401,15 @@ fn special_archive(staging: &Path, name: &str, first: u32) {
     guestfish::tar(&staging.join(format!("{name}-special.tar")), staging, &names);
 }
 
-/// Files and symbolic links of this machine, relative to `/`, up to so many and so many bytes.
+/// Files and symbolic links of this machine, relative to `/`: at most `most` of them, with at most
+/// `most_bytes` bytes.
 fn real_files(most: usize, most_bytes: u64) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = most_bytes;
     for dir in
         ["usr/share/perl", "usr/lib/python3", "usr/include", "usr/share/doc", "usr/lib/x86_64-linux-gnu"]
     {
-        // No tree may take all the places.
+        // One directory tree may give only a third of the files.
         let share = found.len() + most / 3;
         collect(&Path::new("/").join(dir), share.min(most), &mut left, &mut found);
     }

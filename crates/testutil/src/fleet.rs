@@ -1,11 +1,11 @@
-//! What a fleet's run leaves behind.
+//! Reads what the run of a fleet has written.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// The records in a `fleet.jsonl`, by id; none may be there twice.
+/// The records in a `fleet.jsonl`, by id. No id may occur twice.
 pub fn records(path: &Path) -> BTreeMap<String, Value> {
     let mut records = BTreeMap::new();
     for line in fs::read_to_string(path).unwrap().lines() {

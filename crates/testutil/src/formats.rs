@@ -1,4 +1,4 @@
-//! Turns a raw image into the other formats, with `qemu-img`.
+//! Converts a raw image to other formats with `qemu-img`.
 
 use super::tools;
 use std::ffi::{OsStr, OsString};
@@ -15,17 +15,18 @@ pub fn convert(raw: &Path, to: &Path, format: &str, options: &str) {
     tools::run("qemu-img", args);
 }
 
-/// Copies a raw image, holes and all.
+/// Copies a raw image and keeps its holes.
 pub fn copy(raw: &Path, to: &Path) {
     tools::run("cp", [OsStr::new("--sparse=always"), raw.as_os_str(), to.as_os_str()]);
 }
 
-/// Makes a chain of three images below `dir`, each in a directory of its own and naming its parent
-/// by a relative path: `base` holds the raw image's first two thirds as they are and wrong bytes in
-/// the rest, the middle one corrects half of that, the top the other half. Returns all, the top
-/// last.
+/// Makes a chain of three images below `dir`, each in a different directory. An image names its
+/// parent by a relative path. `base` has the content of the raw image in the first two thirds, and
+/// wrong bytes in the rest. `middle` corrects one half of the rest, and `top` the other half.
+/// Returns all images, the top one last.
 ///
-/// Each is finished before the next is made: a VMDK notes the content that its parent had.
+/// Each image is complete before the next one is made, since a VMDK records its parent's content
+/// id.
 pub fn chain(raw: &Path, dir: &Path, format: &str) -> Vec<PathBuf> {
     let content = fs::read(raw).unwrap();
     let size = content.len() as u64;

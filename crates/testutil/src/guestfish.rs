@@ -7,19 +7,19 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-/// Seconds after which a script is taken to hang; the longest takes three minutes under emulation.
+/// The time limit of a script in seconds. The longest script takes three minutes under emulation.
 const LONGEST: &str = "900";
 
-/// Runs a guestfish script in `dir` and returns what it printed. The first command that fails is a
-/// panic with guestfish's own words.
+/// Runs a guestfish script in `dir` and returns what it printed. If a command fails, the function
+/// panics with the message of guestfish.
 ///
-/// Disks are `/dev/sda` and so on in the order in which they are added, in `debug sh` too: the
-/// kernel of the appliance names them as it finds them, and libguestfs translates the names of its
-/// own calls only.
+/// The disks are `/dev/sda` and so on, in the order in which they are added, in `debug sh` too. The
+/// appliance's kernel may name them in another order, and libguestfs translates names only in its
+/// own calls.
 ///
-/// Under emulation unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise: libguestfs takes a
-/// `/dev/kvm` for granted that may not work, and a fixture is made once only. An appliance that
-/// hangs is ended, so that it fails a test instead of all that would come after it.
+/// The appliance is emulated unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise. libguestfs
+/// assumes that an existing `/dev/kvm` works, which may be wrong, and a fixture is made only once.
+/// An appliance that hangs is killed, so that one test fails and the others run.
 pub fn run(dir: &Path, script: &str) -> String {
     let mut command = tools::command("timeout");
     command.args([LONGEST, "guestfish"]);
@@ -35,7 +35,7 @@ pub fn run(dir: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The script with labels for its disks, and these in place of names that libguestfs does not
+/// Adds a label for each disk to the script. The labels replace the names that libguestfs does not
 /// translate.
 fn with_labels(script: &str) -> String {
     let mut letters = 'a'..='z';
@@ -51,12 +51,12 @@ fn with_labels(script: &str) -> String {
     script.lines().map(line).collect()
 }
 
-/// Commands for the appliance's shell, with the disks' labels in place of their names.
+/// Commands for the appliance's shell, with the labels of the disks in place of their names.
 pub fn by_label(commands: &str) -> String {
     commands.replace("/dev/sd", "/dev/disk/guestfs/sd")
 }
 
-/// Packs `files`, named relative to `base`, into the tar archive `archive`.
+/// Packs `files`, whose names are relative to `base`, into the tar archive `archive`.
 pub fn tar(archive: &Path, base: &Path, files: &[std::path::PathBuf]) {
     use std::os::unix::ffi::OsStrExt;
     let mut list = tempfile::NamedTempFile::new().unwrap();

@@ -1,4 +1,4 @@
-//! Guests of several disks, made by one appliance from a script.
+//! Guests of several disks. One appliance makes a guest from a script.
 
 use super::special::{SECTOR, sector};
 use super::{guestfish, tools};
@@ -7,13 +7,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-/// What the images depend on besides a script.
+/// The code that the images depend on, in addition to a script.
 pub const SOURCE: &str = include_str!("layered.rs");
 
 const MIB: u64 = 1 << 20;
 
-/// The disk with the files' contents is read in units of so many bytes, and each content begins in
-/// a new one.
+/// The disk with the contents of the files is read in units of this many bytes. Each content begins
+/// in a new unit.
 const UNIT: u64 = 4096;
 
 /// `/dev/sda` for 1, and so on.
@@ -21,15 +21,15 @@ pub fn device(disk: usize) -> String {
     format!("/dev/sd{}", char::from(b'a' + disk as u8 - 1))
 }
 
-/// What a file of `size` bytes holds whose every sector is a pattern (see `special.rs`).
+/// The content of a file of `size` bytes in which every sector is a pattern (see `special.rs`).
 pub fn pattern(id: u32, size: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..size.div_ceil(SECTOR) as u32).flat_map(|n| sector(id, n)).collect();
     bytes.truncate(size);
     bytes
 }
 
-/// Commands that make a filesystem on `device`, mount it on `/mnt/ID`, and write `/file` into it,
-/// whose content is number `id` (from 1) of contents of `size` bytes each.
+/// Commands that make a filesystem on `device`, mount it on `/mnt/ID`, and write `/file`. The
+/// file's content is number `id`, counted from 1, of the contents, which have `size` bytes each.
 pub fn fill(device: &str, mkfs: &str, id: usize, size: usize) -> String {
     let from = (id as u64 - 1) * (size as u64).div_ceil(UNIT);
     format!(
@@ -39,9 +39,9 @@ pub fn fill(device: &str, mkfs: &str, id: usize, size: usize) -> String {
     )
 }
 
-/// Makes `1.raw` and so on in `dir`, each of so many MiB and with a GPT and partitions of so many
-/// MiB, if any, the first of which begins at 1 MiB. An appliance runs `script`, where disks are
-/// called `/dev/sda` and so on.
+/// Makes `1.raw` and so on in `dir`. For each disk, `disks` has its size and the sizes of its
+/// partitions in MiB. A disk with partitions has a GPT, and the first partition begins at 1 MiB. An
+/// appliance runs `script`, in which the disks are `/dev/sda` and so on.
 pub fn make(dir: &Path, disks: &[(u64, &[u64])], files: &[Vec<u8>], script: &str) {
     for (number, (size, parts)) in (1..).zip(disks) {
         let path = dir.join(format!("{number}.raw"));
@@ -61,7 +61,7 @@ pub fn make(dir: &Path, disks: &[(u64, &[u64])], files: &[Vec<u8>], script: &str
     fill_made(dir, disks.len(), files, script);
 }
 
-/// The same for `disks` images that are there.
+/// The same for disks whose images exist already.
 pub fn fill_made(dir: &Path, disks: usize, files: &[Vec<u8>], script: &str) {
     let mut fish = String::new();
     for number in 1..=disks {

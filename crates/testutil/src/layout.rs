@@ -1,4 +1,4 @@
-//! Where the volumes of a fixture lie on its disk, as `sfdisk` and `lvs` tell it.
+//! Where the volumes of a fixture lie on its disk, according to `sfdisk` and `lvs`.
 
 use super::ranges::{Range, normalise};
 use super::tools;
@@ -12,20 +12,20 @@ use std::path::Path;
 /// A partition or logical volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Volume {
-    /// The appliance's name of it: `/dev/sda2`, `/dev/vg0/root`.
+    /// Its name in the appliance: `/dev/sda2`, `/dev/vg0/root`.
     pub device: String,
-    /// Where its bytes are, in the order of the volume.
+    /// Where its bytes lie, in the order of the volume.
     pub segments: Vec<Segment>,
 }
 
 /// A piece of a volume that is contiguous on the disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Segment {
-    /// First byte on the volume.
+    /// The first byte on the volume.
     pub volume: u64,
-    /// First byte on the disk.
+    /// The first byte on the disk.
     pub disk: u64,
-    /// Number of bytes.
+    /// The number of bytes.
     pub length: u64,
 }
 
@@ -40,7 +40,7 @@ impl Volume {
         normalise(self.segments.iter().map(|s| s.disk..s.disk + s.length))
     }
 
-    /// Where ranges of the volume lie on the disk.
+    /// The places on the disk of ranges of the volume.
     pub fn to_disk(&self, ranges: &[Range]) -> Vec<Range> {
         normalise(ranges.iter().flat_map(|range| {
             self.segments.iter().map(move |s| {
@@ -51,7 +51,7 @@ impl Volume {
         }))
     }
 
-    /// Copies the volume's content out of the raw image `disk` into the sparse file `flat`.
+    /// Copies the volume's content from the raw image `disk` to the sparse file `flat`.
     pub fn extract(&self, disk: &Path, flat: &Path) {
         let source = File::open(disk).unwrap();
         let target = File::create_new(flat).unwrap();
@@ -72,8 +72,8 @@ impl Volume {
     }
 }
 
-/// The partitions of the raw image `disk`, whose appliance name is `device`, as `sfdisk` reads
-/// them.
+/// The partitions of the raw image `disk`, as `sfdisk` reads them. In the appliance the disk is
+/// called `device`.
 pub fn partitions(disk: &Path, device: &str) -> Vec<Volume> {
     #[derive(Deserialize)]
     struct Answer {
@@ -104,12 +104,13 @@ pub fn partitions(disk: &Path, device: &str) -> Vec<Volume> {
         .collect()
 }
 
-/// The commands by which the appliance tells how its logical volumes lie, for [`logical_volumes`].
+/// The commands with which the appliance lists its physical and logical volumes, for
+/// [`logical_volumes`].
 pub const LVS: &str = "lvm pvs --noheadings --units b --nosuffix -o vg_name,pv_name,pe_start,vg_extent_size | sed s/^/PV/; \
     lvm lvs --segments --noheadings --units b --nosuffix -o vg_name,lv_name,seg_start,seg_size,seg_pe_ranges | sed s/^/LV/";
 
-/// The linear logical volumes of which [`LVS`] printed `report`. `disk_offset` gives the first byte
-/// on the disk of a physical volume's device.
+/// The linear logical volumes in `report`, which [`LVS`] printed. `disk_offset` returns the first
+/// byte on the disk of the device of a physical volume.
 pub fn logical_volumes(report: &str, disk_offset: impl Fn(&str) -> u64) -> Vec<Volume> {
     let fields = |kind: &str| -> Vec<Vec<String>> {
         let lines = report.lines().filter_map(|l| l.strip_prefix(kind).map(str::to_owned));
@@ -119,7 +120,7 @@ pub fn logical_volumes(report: &str, disk_offset: impl Fn(&str) -> u64) -> Vec<V
     let mut volumes: Vec<Volume> = Vec::new();
     for lv in fields("LV") {
         let [vg, name, start, size, places] = lv.as_slice() else { panic!("not a linear segment: {lv:?}") };
-        // PV:FIRST-LAST, in extents.
+        // The form is PV:FIRST-LAST, counted in extents.
         let (pv, extents) = places.split_once(':').unwrap();
         let first: u64 = extents.split_once('-').unwrap().0.parse().unwrap();
         let pv = pvs.iter().find(|line| line[1] == pv).unwrap();

@@ -1,15 +1,15 @@
-//! What the test programs share: tools, fixtures, oracles, and a sandbox to run the program in.
+//! Shared code of the test programs: tools, fixtures, oracles, and a sandbox that runs the program.
 //!
-//! A test calls [`needs!`] with the programs that it cannot do without, takes an image from
-//! [`fixture`] or [`layered`], runs the program by [`sandbox`] or takes a map from [`mapping`] or
-//! [`mapped`], and compares it with what an oracle says. `docs/testing.md` explains how these fit
-//! together.
+//! A test calls [`needs!`] with the programs that it needs and takes an image from [`fixture`] or
+//! [`layered`]. It runs the program in a [`sandbox`], or takes a map from [`mapping`] or
+//! [`mapped`]. Then it compares the result with that of an oracle. `docs/testing.md` explains how
+//! these fit together.
 //!
-//! The crate has no dependency on the program's own libraries: what a map should contain must not
-//! be computed by the code under test. It knows where the program is from the place of the test's
-//! own executable; [`program!`] has the compiler's word for that place compared with it.
+//! The crate does not depend on the program's own libraries, since the code under test must not
+//! compute what a map should contain. It finds the program by the path of the test's own
+//! executable. [`program!`] compares the result with the path that the compiler knows.
 //!
-//! Every function panics where it cannot do what it is asked for, since that is how a test fails.
+//! Every function panics if it cannot do what it is asked for, since that is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 

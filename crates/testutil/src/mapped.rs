@@ -1,5 +1,5 @@
-//! A map as a test looks at it: its objects by name, and their pieces with what the text map does
-//! not tell.
+//! A map for a test: its objects by name, and their pieces with properties that the text map does
+//! not have.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -8,27 +8,27 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// What [`Piece::corrupt`] writes.
+/// The byte that [`Piece::corrupt`] writes.
 pub const CORRUPT: u8 = 0x5a;
 
-/// A map of some disks, and what the program said.
+/// A map of some disks, and the output of the program.
 pub struct Mapped {
     /// The images of its disks.
     pub images: Vec<PathBuf>,
-    /// Lines of JSON by `TYPE DEVICE PATH`.
+    /// The lines of JSON, by `TYPE DEVICE PATH`.
     pub objects: BTreeMap<String, Value>,
-    /// The warnings in the header: what each is about, and its cause.
+    /// The warnings in the header, each with its subject and its cause.
     pub warnings: Vec<Value>,
     /// The text map.
     pub text: String,
-    /// What the program said.
+    /// What the program wrote to standard error.
     pub stderr: String,
     /// Its exit status.
     pub code: i32,
 }
 
 impl Mapped {
-    /// Maps disks; the program is told `options` besides.
+    /// Maps disks with `options`.
     pub fn of(images: &[PathBuf], options: &[&str]) -> Self {
         let outs = ["-o", "out.jsonl", "-o", "out.bmap"].iter().chain(options).map(OsString::from);
         let run = super::sandbox::run(images.iter().map(|image| image.clone().into_os_string()).chain(outs));
@@ -49,7 +49,7 @@ impl Mapped {
         }
     }
 
-    /// Pieces of an object (`TYPE DEVICE PATH`).
+    /// The pieces of an object, which is named by `TYPE DEVICE PATH`.
     pub fn pieces(&self, object: &str) -> Vec<Piece> {
         let object = self
             .objects
@@ -75,7 +75,7 @@ impl Mapped {
         bytes
     }
 
-    /// One copy of a file of `size` bytes in blocks of 4 KiB, put together from the images.
+    /// One copy of a file of `size` bytes in blocks of 4 KiB, assembled from the images.
     pub fn file(&self, object: &str, copy: u64, size: usize) -> Vec<u8> {
         let mut bytes = vec![0; size.next_multiple_of(4096)];
         for piece in self.pieces(object).iter().filter(|piece| piece.copy == copy && !piece.is_parity) {
@@ -87,13 +87,14 @@ impl Mapped {
         bytes
     }
 
-    /// The causes of this kind in the warnings about a device.
+    /// The causes of kind `kind` in the warnings about a device.
     pub fn causes(&self, device: &str, kind: &str) -> Vec<&Value> {
         let warnings = self.warnings.iter().filter(|warning| warning["device"] == device);
         warnings.map(|warning| &warning["cause"]).filter(|cause| cause["kind"] == kind).collect()
     }
 
-    /// The cause in the one warning of this kind about a device. The program has printed it, too.
+    /// The cause in the only warning of kind `kind` about a device. The program must have printed
+    /// it too.
     #[track_caller]
     pub fn cause(&self, device: &str, kind: &str) -> &Value {
         let [cause] = self.causes(device, kind)[..] else {
@@ -111,22 +112,22 @@ impl Mapped {
 /// A piece of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Number of the disk, from 1.
+    /// The number of the disk, counted from 1.
     pub disk: usize,
-    /// First byte on it.
+    /// The first byte on the disk.
     pub start: u64,
-    /// The byte after the last.
+    /// The byte behind the last one.
     pub end: u64,
-    /// Where in the file it begins.
+    /// The offset in the file, if it is known.
     pub offset: Option<u64>,
-    /// Which copy of these bytes, or which parity, from 0.
+    /// The number of the copy, or of the parity, counted from 0.
     pub copy: u64,
-    /// Whether it is no data.
+    /// Whether the piece is parity and not data.
     pub is_parity: bool,
 }
 
 impl Piece {
-    /// Overwrites it, where its disk is `image`.
+    /// Overwrites the piece in `image`, the image of its disk.
     pub fn corrupt(&self, image: &Path) {
         let disk = File::options().write(true).open(image).unwrap();
         disk.write_all_at(&vec![CORRUPT; (self.end - self.start) as usize], self.start).unwrap();

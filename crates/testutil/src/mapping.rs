@@ -1,4 +1,4 @@
-//! Maps that many tests look at, made once for each build of the program and kept.
+//! Maps that many tests use. They are made once for each build of the program, and kept.
 
 use super::fixture::Fixture;
 use super::places::program;
@@ -9,17 +9,17 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-/// What a run of the program gave.
+/// The results of a run of the program.
 pub struct Mapping {
     /// The map, byte for byte.
     pub text: Vec<u8>,
-    /// The map, read.
+    /// The map, parsed.
     pub map: TextMap,
     /// Standard error.
     pub stderr: String,
     /// Exit status.
     pub code: i32,
-    /// Peak memory of the program's own process, in KiB.
+    /// The peak memory of the program's own process, in KiB.
     pub peak_kib: u64,
     /// How long the run took.
     pub elapsed: Duration,
@@ -27,8 +27,8 @@ pub struct Mapping {
 
 /// The map of `images`, in this order, with `options`.
 ///
-/// Made in a sandbox, that is, with all that [`sandbox::Running::finish`] checks; and the images
-/// are still what they were when they were made.
+/// The program runs in a sandbox, so all checks of [`sandbox::Running::finish`] apply. The images
+/// must not change.
 pub fn of(images: &[&Fixture], options: &[&str]) -> Mapping {
     let built = fs::metadata(program()).unwrap();
     let names: Vec<_> = images.iter().map(|f| &f.image).collect();

@@ -1,5 +1,5 @@
-//! Filesystems that this machine makes whole from a directory, as optical media are mastered, and
-//! what only Windows makes: dynamic disks and BitLocker.
+//! Filesystems that this machine makes from a directory in one step, as optical media are mastered,
+//! and what otherwise only Windows makes: dynamic disks and BitLocker.
 
 use super::{python, tools};
 use std::ffi::OsStr;
@@ -11,12 +11,14 @@ pub fn iso(root: &Path, image: &Path) {
     xorriso(&["-R"], root, image);
 }
 
-/// Makes an HFS+ filesystem of `size` bytes: a hybrid image holds one, which is cut out of it.
+/// Makes an HFS+ filesystem of `size` bytes. xorriso makes a hybrid image, and the filesystem is
+/// copied from it.
 pub fn hfsplus(root: &Path, image: &Path, size: u64) {
     let hybrid = image.with_extension("hybrid");
     xorriso(&["-hfsplus"], root, &hybrid);
     let bytes = fs::read(&hybrid).unwrap();
-    // The volume header, 1 KiB from the start of the filesystem: its signature and version.
+    // The volume header begins 1 KiB behind the start of the filesystem, with signature and
+    // version.
     let at = (0..bytes.len() - 1024)
         .step_by(512)
         .find(|at| bytes[at + 1024..].starts_with(b"H+\x00\x04"))
@@ -26,15 +28,15 @@ pub fn hfsplus(root: &Path, image: &Path, size: u64) {
     let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
     let header = filesystem[1024..1536].to_vec();
     assert!(filesystem.len() as u64 + 1024 <= size, "the files do not fit");
-    // The second header is looked for at the end of the partition.
+    // Programs look for the second header at the end of the partition.
     filesystem.resize(size as usize, 0);
     let end = filesystem.len() - 1024;
     filesystem[end..end + 512].copy_from_slice(&header);
     fs::write(image, &filesystem).unwrap();
 }
 
-/// Makes an HFS+ filesystem of `size` bytes that can be written to, with most of it free. What
-/// xorriso makes is locked and full: its bitmap says of so many more blocks that they are free.
+/// Makes a writable HFS+ filesystem of `size` bytes that is mostly free. xorriso makes a filesystem
+/// that is locked and full. This function unlocks it and adds free blocks to its bitmap.
 pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     hfsplus(root, image, size);
     let mut bytes = fs::read(image).unwrap();
@@ -49,15 +51,15 @@ pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     let set = |bytes: &mut Vec<u8>, at: usize, value: u32| {
         bytes[header + at..][..4].copy_from_slice(&value.to_be_bytes());
     };
-    // No software lock; the bitmap has another length, and the catalog grows in few pieces.
+    // Clear the software lock, extend the bitmap, and let the catalog grow in few pieces.
     set(&mut bytes, 4, attributes & !0x8000);
     set(&mut bytes, 44, blocks);
     set(&mut bytes, 116, blocks.div_ceil(8));
     set(&mut bytes, 280, 64 << 10);
     let bits = bitmap as usize * block as usize;
     bytes[bits..][..block as usize].fill(0);
-    // The last but one block of before, the bitmap, is in use; the last one was the second
-    // header's.
+    // All old blocks but the last are in use, and so is the new last block. The old last block held
+    // the second header.
     let used = (0..old - 1).chain([blocks - 1]).inspect(|n| assert!(*n < blocks));
     let used = used.fold(0, |count, n| {
         bytes[bits + n as usize / 8] |= 0x80 >> (n % 8);
@@ -69,19 +71,19 @@ pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     fs::write(image, &bytes).unwrap();
 }
 
-/// Makes a squashfs with these options of `mksquashfs`.
+/// Makes a squashfs with `options` of `mksquashfs`.
 pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
     let options = options.iter().copied().chain(["-quiet"]).map(OsStr::new);
     tools::run("mksquashfs", [root.as_os_str(), image.as_os_str()].into_iter().chain(options));
 }
 
-/// This file, for the keys of fixtures that it makes.
+/// This file, for the keys of the fixtures that it makes.
 pub const SOURCE: &str = include_str!("mastering.rs");
 
-/// What dynamic disks and volumes of BitLocker are made by.
+/// The scripts that make dynamic disks and volumes of BitLocker.
 pub const MAKERS: [&str; 2] = [include_str!("dynamic_disks.py"), include_str!("bitlocker.py")];
 
-/// Makes Windows dynamic disks of so many MiB each, and a volume of each type on them. `table`:
+/// Makes Windows dynamic disks of `size` MiB each, and a volume of each type on them. `table` is
 /// `mbr` or `gpt`.
 pub fn dynamic_disks(table: &str, images: &[PathBuf], size: u64) {
     images.iter().for_each(|image| drop(File::create(image).unwrap()));
@@ -92,7 +94,7 @@ pub fn dynamic_disks(table: &str, images: &[PathBuf], size: u64) {
     tools::run("python3", words.into_iter().chain(images.iter().map(|image| image.as_os_str())));
 }
 
-/// Makes an empty volume of BitLocker of `size` bytes, of which the last 4 MiB must be left alone.
+/// Makes an empty volume of BitLocker of `size` bytes. Its last 4 MiB must not be written.
 pub fn bitlocker(image: &Path, size: u64, password: &str) {
     File::create(image).unwrap().set_len(size).unwrap();
     let maker = image.with_extension("py");
@@ -103,8 +105,8 @@ pub fn bitlocker(image: &Path, size: u64, password: &str) {
     tools::output(python.arg(&maker).arg(image).args(["0", &size, password]));
 }
 
-/// Makes an empty UDF filesystem of `size` bytes, in blocks of so many, which looks like no
-/// partitioned disk.
+/// Makes an empty UDF filesystem of `size` bytes with blocks of `block` bytes. It does not look
+/// like a partitioned disk.
 pub fn udf(image: &Path, size: u64, block: u64) {
     File::create(image).unwrap().set_len(size).unwrap();
     let block = format!("--blocksize={block}");

@@ -1,11 +1,11 @@
-//! Filesystems that the host's kernel mounts for as long as something is done to them.
+//! Filesystems that this machine's kernel mounts for a limited time.
 
 use super::tools;
 use std::fs;
 use std::path::Path;
 
-/// Mounts the image at `root`, which is made if need be, while `work` does something to what is in
-/// it. `kind` and `options` are mount(8)'s.
+/// Mounts the image at `root`, calls `work`, and unmounts it. Makes the directory `root` if it does
+/// not exist. `kind` and `options` are those of mount(8).
 pub fn mounted(image: &Path, kind: &str, options: &str, root: &Path, work: impl FnOnce()) {
     fs::create_dir_all(root).unwrap();
     tools::output(tools::command("mount").args(["-t", kind, "-o", options]).arg(image).arg(root));
@@ -15,7 +15,7 @@ pub fn mounted(image: &Path, kind: &str, options: &str, root: &Path, work: impl 
     tools::run("umount", [root]);
 }
 
-/// Unmounts where the work has failed.
+/// Unmounts the filesystem even if `work` panics.
 struct Unmount<'a>(&'a Path);
 
 impl Drop for Unmount<'_> {

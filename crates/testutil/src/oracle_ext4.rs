@@ -1,4 +1,4 @@
-//! What an ext4 filesystem keeps beside its files' data, as `dumpe2fs` and `debugfs` tell it.
+//! The metadata of an ext4 filesystem according to `dumpe2fs` and `debugfs`.
 
 use super::fixture::Filesystem;
 use super::ranges::{Range, normalise};
@@ -6,11 +6,11 @@ use super::tools;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
-/// Where the metadata of an ext4 filesystem lie on the guest disk, by what they are.
+/// The places on the guest disk of the metadata of an ext4 filesystem, by kind.
 pub fn metadata(filesystem: &Filesystem) -> BTreeMap<&'static str, Vec<Range>> {
     let text = String::from_utf8(tools::run("dumpe2fs", [&filesystem.flat])).unwrap();
     let mut found: BTreeMap<&'static str, Vec<Range>> = BTreeMap::new();
-    // "  Primary superblock at 0, Group descriptors at 1-1" and the like, several to a line.
+    // A line may have several parts such as "Primary superblock at 0, Group descriptors at 1-1".
     let kinds = [
         ("superblock", "superblock at "),
         ("group descriptors", "Group descriptors at "),
@@ -31,7 +31,7 @@ pub fn metadata(filesystem: &Filesystem) -> BTreeMap<&'static str, Vec<Range>> {
     found.into_iter().map(|(kind, blocks)| (kind, on_disk(filesystem, blocks))).collect()
 }
 
-/// Blocks that hold the extents for which an inode has no room, by `debugfs`.
+/// The blocks with the extents of an inode that do not fit into the inode, from `debugfs`.
 pub fn extent_blocks(filesystem: &Filesystem, inode: u64) -> Vec<Range> {
     let request = format!("stat <{inode}>");
     let args = [OsStr::new("-R"), OsStr::new(&request), filesystem.flat.as_os_str()];

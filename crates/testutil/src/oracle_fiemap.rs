@@ -1,5 +1,5 @@
-//! The kernel as oracle: a filesystem's copy is mounted on this machine through a loop device, and
-//! FIEMAP tells where each file lies. Needs root.
+//! The kernel as oracle. It mounts a copy of a filesystem on this machine through a loop device,
+//! and FIEMAP reports where each file lies. Needs root.
 
 use super::fixture::Filesystem;
 use super::ranges::{Range, normalise};
@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, c_void};
 use std::path::Path;
 
-/// What is in a filesystem.
+/// The content of a filesystem.
 #[derive(Default)]
 pub struct Tree {
-    /// Regular files by each of their names, absolute in the filesystem.
+    /// Regular files, by each of their names as absolute paths in the filesystem.
     pub files: BTreeMap<Vec<u8>, File>,
-    /// Directories by name, with their own blocks where the filesystem tells them.
+    /// Directories by name, with their own blocks if the filesystem reports them.
     pub directories: BTreeMap<Vec<u8>, Option<Vec<Range>>>,
     /// Everything else: symbolic links, fifos, devices.
     pub others: Vec<Vec<u8>>,
@@ -25,21 +25,22 @@ pub struct Tree {
 /// A regular file.
 #[derive(Clone, Debug)]
 pub struct File {
-    /// Its inode.
+    /// Its inode number.
     pub inode: u64,
     /// Its size in bytes.
     pub size: u64,
-    /// Its number of names.
+    /// The number of its names.
     pub links: u64,
-    /// Number of extents that hold data.
+    /// The number of extents that hold data.
     pub extents: usize,
-    /// Where on the *guest disk* its data are: whole blocks; holes and unwritten extents left out.
+    /// The places of its data on the *guest disk*, in whole blocks, without holes and unwritten
+    /// extents.
     pub on_disk: Vec<Range>,
-    /// Whether its data are in its inode.
+    /// Whether its data lie in its inode.
     pub inline: bool,
 }
 
-/// What the kernel sees in `filesystem`.
+/// The files of `filesystem` according to the kernel.
 pub fn tree(filesystem: &Filesystem) -> Tree {
     let mount = Mount::new(filesystem);
     let root =
@@ -49,7 +50,7 @@ pub fn tree(filesystem: &Filesystem) -> Tree {
     tree
 }
 
-/// A read-only loop mount that ends with the value.
+/// A read-only loop mount that is unmounted when the value is dropped.
 struct Mount {
     dir: tempfile::TempDir,
 }
@@ -57,7 +58,7 @@ struct Mount {
 impl Mount {
     fn new(filesystem: &Filesystem) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // The copy was cleanly unmounted; no journal is to be replayed into it.
+        // The filesystem was unmounted cleanly, so no journal must be replayed into the copy.
         let options = match filesystem.kind {
             "ext4" => "loop,ro,noload",
             "xfs" => "loop,ro,norecovery,nouuid",
@@ -80,13 +81,14 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: another test's child may hold a descriptor of ours until it calls exec.
+        // Lazily, since the child of another test may hold a file descriptor of ours until it calls
+        // exec.
         tools::command("umount").arg("--lazy").arg(self.dir.path()).status().ok();
     }
 }
 
-/// Adds what is below the directory `dir`, whose name is `path`. Goes by open directories, since
-/// a path may be longer than a system call takes.
+/// Adds everything below the directory `dir`, whose name is `path`. Opens each directory relative
+/// to the one above, since a path may be longer than a system call accepts.
 fn walk(dir: &OwnedFd, path: &[u8], filesystem: &Filesystem, tree: &mut Tree) {
     let own = (filesystem.kind == "ext4").then(|| {
         let extents = fiemap(dir.as_fd());
@@ -136,10 +138,10 @@ const UNWRITTEN: u32 = 0x800;
 const INLINE: u32 = 0x200;
 /// `FIEMAP_EXTENT_LAST`.
 const LAST: u32 = 1;
-/// Extents asked for at a time.
+/// How many extents are requested at a time.
 const BATCH: usize = 256;
 
-/// One extent: bytes of the filesystem's device.
+/// An extent: a range of the filesystem's device, with the flags of FIEMAP.
 struct Extent {
     physical: Range,
     flags: u32,
@@ -157,7 +159,7 @@ struct RawExtent {
     reserved: [u32; 3],
 }
 
-/// `struct fiemap` with room for its extents.
+/// `struct fiemap` with space for its extents.
 #[repr(C)]
 struct Request {
     start: u64,
@@ -218,7 +220,7 @@ fn fiemap(file: BorrowedFd<'_>) -> Vec<Extent> {
     }
 }
 
-/// Where a file of this machine lies on its device, by the code above and by `filefrag`.
+/// Where a file of this machine lies on its device, according to the code above and to `filefrag`.
 pub fn fiemap_and_filefrag(file: &Path) -> (Vec<Range>, Vec<Range>) {
     let ours = fiemap(std::fs::File::open(file).unwrap().as_fd());
     let ours = normalise(ours.into_iter().map(|e| e.physical));

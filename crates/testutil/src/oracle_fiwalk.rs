@@ -1,4 +1,4 @@
-//! The Sleuth Kit as oracle: `fiwalk` parses a filesystem's copy by itself and prints DFXML.
+//! The Sleuth Kit as oracle. `fiwalk` parses a copy of a filesystem and prints DFXML.
 
 use super::fixture::Filesystem;
 use super::ranges::{Range, normalise};
@@ -6,11 +6,11 @@ use super::tools;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
-/// Regular files by name, absolute in the filesystem, with the ranges of the *guest disk* that hold
-/// their bytes. Only names that XML can carry; deleted files, and what `fiwalk` makes up
-/// (`$OrphanFiles`), left out.
+/// The regular files with the ranges of the *guest disk* that hold their bytes, by absolute path in
+/// the filesystem. Left out are names that XML cannot hold, deleted files, and the files that
+/// `fiwalk` invents (`$OrphanFiles`).
 pub fn files(filesystem: &Filesystem) -> BTreeMap<String, Vec<Range>> {
-    // -z: no hashes, -g: no file magic, -O: only what is allocated; `-X` writes DFXML to a file.
+    // -z: no hashes, -g: no file magic, -O: only allocated files; `-X` writes DFXML to a file.
     let out = tempfile::tempdir().unwrap();
     let xml = out.path().join("dfxml");
     tools::run(
@@ -31,8 +31,8 @@ pub fn files(filesystem: &Filesystem) -> BTreeMap<String, Vec<Range>> {
         .collect()
 }
 
-/// The regular files of a DFXML document, with the ranges that this attribute of their runs gives:
-/// `fs_offset` or `img_offset`.
+/// The regular files of a DFXML document with their ranges. `offset` is the attribute of a run that
+/// gives its place: `fs_offset` or `img_offset`.
 pub fn parse(text: &str, offset: &str) -> BTreeMap<String, Vec<Range>> {
     let document = roxmltree::Document::parse(text).unwrap();
     let mut files = BTreeMap::new();
@@ -45,7 +45,7 @@ pub fn parse(text: &str, offset: &str) -> BTreeMap<String, Vec<Range>> {
         }
         let runs = object.descendants().filter(|n| named(n, "byte_run")).filter_map(|run| {
             let number = |name| run.attribute(name).and_then(|v| v.parse::<u64>().ok());
-            // A hole has no place; an inode's own run has no length.
+            // A hole has no place, and the run of an inode itself has no length.
             let start = number(offset)?;
             (run.attribute("fill").is_none()).then_some(start..start + number("len")?)
         });

@@ -1,4 +1,4 @@
-//! The raw image as oracle: patterned sectors are found by looking for them, without any parser.
+//! The raw image as oracle. A search finds patterned sectors without a parser.
 
 use super::ranges::{Range, normalise};
 use super::special::{MAGIC, SECTOR, sector};
@@ -7,13 +7,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Where the patterned sectors of a disk are: number of the file, number of the sector in it, and
-/// all offsets on the disk where that sector stands.
+/// The patterned sectors of a disk: the number of the file, the number of the sector in it, and all
+/// disk offsets at which that sector was found.
 pub type Found = BTreeMap<u32, BTreeMap<u32, Vec<u64>>>;
 
 /// Looks for patterned sectors in the raw image `disk`.
 ///
-/// A file's last sector may be cut short; it is recognised by its first 16 bytes.
+/// The last sector of a file may be incomplete. It is recognised by its first 16 bytes.
 pub fn scan(disk: &Path) -> Found {
     let file = File::open(disk).unwrap();
     let size = file.metadata().unwrap().len();
@@ -28,7 +28,7 @@ pub fn scan(disk: &Path) -> Found {
             }
             let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
             let (id, n) = (number(8), number(12));
-            // Cut short by the end of the file: zeroes after what is right.
+            // At the end of a file, zeroes follow the first bytes of the pattern.
             let whole = sector(id, n);
             let end = bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
             if bytes[..end] == whole[..end] {
@@ -39,7 +39,7 @@ pub fn scan(disk: &Path) -> Found {
     found
 }
 
-/// Where the sectors of file `id` are, each of which must be found once.
+/// The places of the sectors of file `id`. Each sector must be found exactly once.
 pub fn on_disk(found: &Found, id: u32) -> Vec<Range> {
     let sectors = found.get(&id).unwrap_or_else(|| panic!("no sector of file {id} on the disk"));
     normalise(sectors.iter().map(|(n, places)| {

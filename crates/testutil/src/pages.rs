@@ -1,17 +1,18 @@
-//! The examples on the pages of the documentation, run as their reader would run them.
+//! Runs the examples on the pages of the documentation as a reader would run them.
 //!
-//! A block of ```` ```console ```` holds commands, after `$ `, each with what it prints on standard
-//! output. A command continues on lines that begin with `> `, and a line `…` in its output stands
-//! for any number of lines. These comments may stand above a block:
+//! A block of ```` ```console ```` holds commands, each after `$ ` and followed by its standard
+//! output. A command continues on lines that begin with `> `. A line `…` in the output stands for
+//! any number of lines. These comments may precede a block:
 //!
-//! - `<!-- not run: REASON -->`: the block needs an appliance, a network or the like.
-//! - `<!-- setup`, commands, `-->`: run first, and not shown to the reader.
+//! - `<!-- not run: REASON -->`: the block needs an appliance, a network or the like. - `<!--
+//! setup`, commands, `-->`: these commands run first. The reader does not see them.
 //!
-//! Of a block with both that `needs an appliance`, [`Page::check_with_appliance`] is the test.
+//! [`Page::check_with_appliance`] runs a block that has both comments and whose reason is that it
+//! `needs an appliance`.
 //!
-//! All blocks of a page run in one directory, which begins as a copy of `tests/questions` and
-//! `tests/formats`. With `VIRT_BMAP_BLESS=1` in the environment, what the commands print is put
-//! into the pages.
+//! All blocks of a page run in one directory, which is at first a copy of `tests/questions` and
+//! `tests/formats`. With `VIRT_BMAP_BLESS=1` in the environment, the output of the commands is
+//! written into the pages.
 
 use crate::tools;
 use std::fs;
@@ -20,31 +21,31 @@ use std::process::{Command, Output};
 
 /// A page with examples.
 pub struct Page {
-    /// From the root of the repository.
+    /// Its path from the root of the repository.
     pub path: &'static str,
-    /// Number of blocks that are run. If the marks on a page increase, this has to be
-    /// changed, so that a page does not quietly lose its tested examples.
+    /// The number of blocks that are run. If more blocks of a page are marked, this number must be
+    /// changed, so that a page cannot lose tested examples unnoticed.
     pub run: usize,
-    /// Number of blocks that are marked.
+    /// The number of blocks that are marked as not run.
     pub not_run: usize,
-    /// Programs that the commands need.
+    /// The programs that the commands need.
     pub tools: &'static [&'static str],
 }
 
 /// A block of commands.
 #[derive(Debug, Default)]
 struct Block {
-    /// Number of the line after the opening fence, from 0.
+    /// The number of the line after the opening fence, counted from 0.
     first: usize,
-    /// Number of the closing fence.
+    /// The number of the line of the closing fence.
     end: usize,
     setup: Option<String>,
     is_run: bool,
     needs_appliance: bool,
 }
 
-/// The blocks of a page. Text between a comment and its block is an error: the comment would be
-/// lost.
+/// The blocks of a page. Text between a comment and its block is an error, since the comment would
+/// have no effect.
 fn blocks(page: &str, lines: &[&str]) -> Vec<Block> {
     let mut blocks = Vec::new();
     let (mut setup, mut is_run, mut needs_appliance) = (None, true, false);
@@ -80,7 +81,7 @@ fn blocks(page: &str, lines: &[&str]) -> Vec<Block> {
     blocks
 }
 
-/// The commands of a block, each with the lines that show it and those that it prints.
+/// The commands of a block. For each, the lines of the page with the command, and its output.
 fn commands<'a>(page: &str, lines: &[&'a str]) -> Vec<(String, Vec<&'a str>, Vec<&'a str>)> {
     let mut commands: Vec<(String, Vec<&str>, Vec<&str>)> = Vec::new();
     for &line in lines {
@@ -101,13 +102,13 @@ fn commands<'a>(page: &str, lines: &[&'a str]) -> Vec<(String, Vec<&'a str>, Vec
     commands
 }
 
-/// Runs a command line as a shell does, which finds the program by its name.
+/// Runs a command line in a shell that has the program in its `PATH`.
 fn shell(program: &Path, dir: &Path, line: &str) -> Output {
     let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
     Command::new("sh").args(["-ec", line]).current_dir(dir).env("PATH", path).output().unwrap()
 }
 
-/// Whether lines were printed as they are shown, where `…` stands for any number of them.
+/// Whether the printed lines match the page, on which `…` stands for any number of lines.
 fn fits(shown: &[&str], printed: &[&str]) -> bool {
     match (shown.split_first(), printed.split_first()) {
         (None, None) => true,
@@ -123,13 +124,13 @@ fn push_lines(text: &mut String, lines: &[&str]) {
 }
 
 impl Page {
-    /// Runs the blocks that are not marked, and compares what is printed with what the page shows.
-    /// `root` is the directory of the repository, `program` what is to be run as `virt-bmap-rs`.
+    /// Runs the blocks that are not marked, and compares the output with the page. `root` is the
+    /// directory of the repository. `program` is what runs as `virt-bmap-rs`.
     pub fn check(&self, root: &Path, program: &Path) {
         self.check_blocks(root, program, |block| block.is_run);
     }
 
-    /// The same for the blocks that need an appliance and have a setup.
+    /// The same for blocks that need an appliance and have a setup.
     pub fn check_with_appliance(&self, root: &Path, program: &Path) {
         self.check_blocks(root, program, |block| block.needs_appliance);
     }
@@ -173,7 +174,7 @@ impl Page {
             for (command, shown, expected) in commands {
                 let output = shell(program, dir.path(), &command);
                 let printed = String::from_utf8(output.stdout).unwrap();
-                // An empty line before the next command tells nobody anything.
+                // An empty line before the next command does not matter.
                 let printed: Vec<&str> = printed.trim_end_matches('\n').lines().collect();
                 let is_right = fits(&expected, &printed);
                 if !is_right {

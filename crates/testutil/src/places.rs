@@ -1,11 +1,11 @@
-//! Where the program under test and the files of the tests are.
+//! The paths of the program under test and of the files of the tests.
 //!
-//! Only the compiler of an integration test knows these places (`CARGO_BIN_EXE_…`,
-//! `CARGO_TARGET_TMPDIR`), and this crate is not compiled as one. They follow from the place of the
-//! test's own executable, `<target directory>/<profile>/deps/<test>-<hash>`. Cargo builds the
-//! program into the directory above before it runs a test of the same package, so what is found
-//! there is never older than the sources. Each test program says [`program!`](crate::program),
-//! which checks it.
+//! Only the compiler of an integration test knows these paths (`CARGO_BIN_EXE_…`,
+//! `CARGO_TARGET_TMPDIR`), and this crate is not compiled as one. They are derived from the path of
+//! the test's own executable, `<target directory>/<profile>/deps/<test>-<hash>`. Before cargo runs
+//! a test of a package, it builds the package's program into the directory above. So the program
+//! there is never older than the sources. Each test program uses [`program!`](crate::program),
+//! which checks the paths.
 
 use super::tools;
 use std::env;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The directory of this profile's build: `target/debug`, say.
+/// The directory of the build with this profile, such as `target/debug`.
 fn profile() -> PathBuf {
     let test = env::current_exe().expect("a test knows its own executable");
     test.ancestors().nth(2).expect("a test is two levels below the build directory").to_owned()
@@ -31,16 +31,17 @@ pub fn program() -> &'static str {
 /// The directory for files that tests write and keep, `target/tmp`. Cargo makes it.
 pub fn target_tmpdir() -> PathBuf {
     let profile = profile();
-    // Of a build for another target there is one level more. The file is cargo's own.
+    // A build for another target has one level more. Cargo writes the file `.rustc_info.json`.
     let target = profile.ancestors().skip(1).take(2).find(|dir| dir.join(".rustc_info.json").exists());
     target.or(profile.parent()).expect("the build directory is in another").join("tmp")
 }
 
-/// A file that cargo builds for this workspace but not for a test: `examples/NAME`, or the plugin's
-/// library. The first call has cargo build them, in case that sources have changed.
+/// A file that cargo builds for this workspace but not for a test: `examples/NAME`, or the library
+/// of the plugin. The first call runs cargo, since the sources may have changed.
 ///
-/// The command is that of `make check-quick`, after which there is nothing to do. Another choice of
-/// packages would unify features in another way and compile the library once more.
+/// The command is the same as in `make check-quick`, so cargo has nothing to do after that. With
+/// another choice of packages, cargo would unify features differently and compile the library
+/// again.
 pub fn built(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -65,10 +66,9 @@ pub fn built(name: &str) -> PathBuf {
     profile().join(name)
 }
 
-/// Fails unless the places that are used here are those that the compiler was told.
+/// Fails unless this crate uses the same paths as the compiler.
 ///
-/// # Panics
-/// If they are not.
+/// # Panics If a path differs.
 pub fn check(built: &str, tmpdir: &str) {
     assert_eq!(
         Path::new(program()),
@@ -78,10 +78,11 @@ pub fn check(built: &str, tmpdir: &str) {
     assert_eq!(target_tmpdir(), Path::new(tmpdir), "this is not the directory that cargo keeps for tests");
 }
 
-/// Defines, in the root of a test program, `PROGRAM`, the path of the program under test, and
-/// `check_places()`, which fails if this crate would run another one.
+/// Defines two items in the root of a test program: `PROGRAM`, the path of the program under test,
+/// and `check_places()`, which fails if this crate would run another program.
 ///
-/// With `harness`, a test calls it; a program without the test harness calls it at its start.
+/// With `harness`, a test calls `check_places()`. A program without the test harness must call it
+/// at its start.
 #[macro_export]
 macro_rules! program {
     () => {

@@ -1,10 +1,10 @@
-//! Python with a package that may have to be installed.
+//! Python with a package, which is installed if necessary.
 
 use super::{places, tools};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// A Python that can import `module`: the system's, or one of a virtual environment into which the
+/// A Python that can import `module`: that of the system, or a virtual environment into which
 /// `package` is installed.
 pub fn python(module: &str, package: &str) -> Option<Command> {
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -32,7 +32,7 @@ pub fn python(module: &str, package: &str) -> Option<Command> {
     if imports(&python) {
         return Some(Command::new(python));
     }
-    // PYTHONPATH may say where a copy is.
+    // The package may also be in PYTHONPATH.
     tools::skip(&format!("the Python package {package} is not installed, and pip cannot install it"));
     None
 }

@@ -1,10 +1,10 @@
-//! Numbers that look random and are the same on every run.
+//! Pseudo-random numbers that are the same in every run.
 
-/// Random numbers: SplitMix64 (Steele, Lea and Flood, 2014), which is the same everywhere.
+/// The generator SplitMix64 (Steele, Lea and Flood, 2014), which gives the same numbers everywhere.
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of one part of a test, such as a partition, under a seed.
+    /// The generator for one part of a test, such as a partition, under a seed.
     pub fn of(seed: u64, part: usize) -> Self {
         Self(seed << 32 | part as u64)
     }
@@ -24,7 +24,7 @@ impl Random {
     }
 }
 
-/// The seeds that a test's arguments name: numbers, or `--all`; by default the first.
+/// The seeds that the arguments of a test choose: numbers, or `--all`. By default the first seed.
 pub fn seeds(args: &[String], all: std::ops::Range<u64>) -> Vec<u64> {
     let named: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     match () {

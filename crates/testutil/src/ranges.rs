@@ -1,10 +1,10 @@
-//! Sets of bytes as plain sorted lists, kept apart from the program's own interval code, which is
-//! among the things under test.
+//! Sets of bytes as plain sorted lists. They do not use the program's own code for ranges, since
+//! that is under test.
 
-/// Half-open range of bytes.
+/// A half-open range of bytes.
 pub type Range = std::ops::Range<u64>;
 
-/// Sorts, drops what is empty, and joins what overlaps or touches.
+/// Sorts ranges, drops empty ones, and joins those that overlap or touch.
 pub fn normalise(ranges: impl IntoIterator<Item = Range>) -> Vec<Range> {
     let mut sorted: Vec<Range> = ranges.into_iter().filter(|r| r.start < r.end).collect();
     sorted.sort_by_key(|r| (r.start, r.end));
@@ -23,7 +23,7 @@ pub fn round_out(ranges: &[Range], block: u64) -> Vec<Range> {
     normalise(ranges.iter().map(|r| r.start / block * block..r.end.div_ceil(block) * block))
 }
 
-/// What is in `from` and not in `minus`; both normalised.
+/// The bytes that are in `from` but not in `minus`. Both lists must be normalised.
 pub fn difference(from: &[Range], minus: &[Range]) -> Vec<Range> {
     let mut rest = Vec::new();
     let mut minus = minus.iter().peekable();
@@ -44,12 +44,12 @@ pub fn difference(from: &[Range], minus: &[Range]) -> Vec<Range> {
     rest
 }
 
-/// What is in both; both normalised.
+/// The bytes that are in both lists. Both must be normalised.
 pub fn intersection(a: &[Range], b: &[Range]) -> Vec<Range> {
     difference(a, &difference(a, b))
 }
 
-/// Number of bytes.
+/// The number of bytes.
 pub fn bytes(ranges: &[Range]) -> u64 {
     ranges.iter().map(|r| r.end - r.start).sum()
 }

@@ -1,7 +1,7 @@
-//! Runs the program in a directory of its own and looks, when it has ended, for what it left.
+//! Runs the program in a new directory, and checks after its end that it left nothing behind.
 //!
-//! Every run carries a mark in its environment, which all that it starts inherit: so its qemu,
-//! qemu-nbd and helpers are found among the machine's processes, and nobody else's.
+//! Every run has a mark in its environment, which all processes that it starts inherit. The mark
+//! identifies the run's qemu, qemu-nbd and other helpers among the processes of the machine.
 
 use super::cache;
 use super::places::program;
@@ -17,17 +17,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// A run that takes longer than this hangs. An idle machine needs a tenth of it.
+/// The time limit of a run. An idle machine needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(300);
-/// How long the helpers of a run may take to be gone after it.
+/// How long the helpers of a run may live on after it.
 const GRACE: Duration = Duration::from_secs(5);
-/// Name of the environment variable that marks the processes of a run.
+/// The environment variable that marks the processes of a run.
 const MARK: &str = "VIRT_BMAP_TEST_RUN";
 
 /// The ids of `nobody` and `nogroup`.
 pub const NOBODY: &str = "65534";
 
-/// A run to be: directories and arguments.
+/// A run that has not started: its directories and settings.
 pub struct Sandbox {
     dir: tempfile::TempDir,
     mark: String,
@@ -39,7 +39,7 @@ pub struct Sandbox {
     deadline: Duration,
 }
 
-/// A run that goes on.
+/// A run that has not ended.
 pub struct Running {
     sandbox: Sandbox,
     child: Child,
@@ -47,19 +47,19 @@ pub struct Running {
     peak_kib: u64,
 }
 
-/// A run that has ended, and left nothing behind.
+/// A run that has ended and left nothing behind.
 pub struct Finished {
     /// How it ended.
     pub status: ExitStatus,
-    /// What it wrote to standard output; empty where that went elsewhere.
+    /// What it wrote to standard output. Empty if standard output went elsewhere.
     pub stdout: Vec<u8>,
     /// What it wrote to standard error.
     pub stderr: String,
-    /// The program's own peak resident memory.
+    /// The peak resident memory of the program itself, without its children.
     pub peak_kib: u64,
     /// How long it took.
     pub elapsed: Duration,
-    /// The sandbox, whose working directory holds what it wrote.
+    /// The sandbox. Its working directory has the files that the run wrote.
     pub sandbox: Sandbox,
 }
 
@@ -70,10 +70,10 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
-    /// An empty working directory, with temporary and runtime directories beside it.
+    /// Makes an empty working directory, and temporary and runtime directories beside it.
     pub fn new() -> Self {
         static RUNS: AtomicU32 = AtomicU32::new(0);
-        // Not in the target directory: socket paths are limited to 107 bytes.
+        // The target directory would be too deep, since the path of a socket has at most 107 bytes.
         let dir = tempfile::Builder::new().prefix("vbt").tempdir().unwrap();
         for name in ["cwd", "tmp", "run", "home"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -103,7 +103,7 @@ impl Sandbox {
         self
     }
 
-    /// Lets the run take longer, or less long, before it is said to hang.
+    /// Changes the time limit of the run.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
@@ -115,17 +115,17 @@ impl Sandbox {
         self
     }
 
-    /// Puts a command before the program, which is to run it.
+    /// Runs the program through `command`, which gets the program and its arguments as arguments.
     pub fn wrapper<S: AsRef<OsStr>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
         self.wrapper.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
         self
     }
 
-    /// Runs as the user `nobody`, who owns the sandbox and nothing else. Only root can do that.
+    /// Runs the program as the user `nobody`, who owns only the sandbox. This needs root.
     pub fn run_as_nobody(mut self) -> Self {
         self.is_nobody = true;
         fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        // Wherever the build directory is, the copy can be read.
+        // The user may not be able to read the build directory, so the program is copied.
         self.program = self.dir.path().join("virt-bmap-rs");
         tools::copy_program(program().as_ref(), &self.program);
         fs::set_permissions(&self.program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -149,12 +149,12 @@ impl Sandbox {
             .env("TMPDIR", at("tmp"))
             .env("XDG_RUNTIME_DIR", at("run"))
             .env("HOME", at("home"))
-            // The program is to find out by itself whether KVM works.
+            // The program has to find out whether KVM works.
             .env_remove("LIBGUESTFS_BACKEND")
             .env_remove("LIBGUESTFS_BACKEND_SETTINGS")
             .env_remove("RUST_BACKTRACE");
-        // What outlives a run by intention is kept between the tests: libguestfs's appliance, and
-        // the answer whether KVM works.
+        // Two things are kept between runs: the appliance that libguestfs builds, and the result of
+        // the check whether KVM works.
         if self.is_nobody {
             command.env("LIBGUESTFS_CACHEDIR", "/var/tmp").env("XDG_CACHE_HOME", at("home"));
         } else {
@@ -169,12 +169,12 @@ impl Sandbox {
         Running { sandbox: self, child, started: Instant::now(), peak_kib: 0 }
     }
 
-    /// Runs the program to its end.
+    /// Runs the program until it ends.
     pub fn run<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Finished {
         self.start(args).finish()
     }
 
-    /// Processes of this run, with their command lines.
+    /// The processes of this run, with their command lines.
     fn processes(&self) -> Vec<(i32, String)> {
         let found = processes_with(&format!("{MARK}={}", self.mark)).into_iter().map(|(pid, directory)| {
             let line = fs::read(directory.join("cmdline")).unwrap_or_default();
@@ -183,7 +183,7 @@ impl Sandbox {
         found.collect()
     }
 
-    /// What is in the temporary and runtime directories.
+    /// The files in the temporary and runtime directories.
     fn files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for name in ["tmp", "run"] {
@@ -192,7 +192,7 @@ impl Sandbox {
         found
     }
 
-    /// Fails unless processes and temporary files are gone, or go within a few seconds.
+    /// Fails unless all processes and temporary files disappear within a few seconds.
     fn assert_nothing_left(&self, stderr: &str) {
         let begun = Instant::now();
         loop {
@@ -211,12 +211,12 @@ impl Sandbox {
     }
 }
 
-/// The processes that have `NAME=VALUE` in their environment, each with its directory in `/proc`.
+/// The processes with `NAME=VALUE` in their environment, each with its directory in `/proc`.
 pub fn processes_with(variable: &str) -> Vec<(i32, PathBuf)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        // Gone in the meantime, or somebody else's.
+        // The process has ended, or belongs to another user.
         let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
         if environment.split(|&b| b == 0).any(|other| other == variable.as_bytes()) {
             found.push((pid, entry.path()));
@@ -241,18 +241,16 @@ impl Running {
         }
     }
 
-    /// The id of the program under test, where the wrapper is one that has ended and left it
-    /// running.
+    /// The id of the program under test, if a wrapper has started it in a terminal and has ended.
     pub fn program_in_terminal(&self) -> i32 {
         let program = self.sandbox.program.to_string_lossy().into_owned();
         let ours = |(_, line): &(i32, String)| line.starts_with(&program);
         self.sandbox.processes().into_iter().find(ours).unwrap().0
     }
 
-    /// Waits until `reached` says so.
+    /// Waits until `reached` returns true. `what` describes this in the message of a failure.
     ///
-    /// # Panics
-    /// If the program ends first.
+    /// # Panics If the program ends first.
     pub fn wait_until(&mut self, what: &str, mut reached: impl FnMut(&Self) -> bool) {
         while !reached(self) {
             assert!(!self.has_ended(), "ended before {what}:\n{}", self.stderr());
@@ -260,12 +258,12 @@ impl Running {
         }
     }
 
-    /// Waits until it says `words` on standard error, as it does of each filesystem that it begins.
+    /// Waits until standard error contains `words`, such as the message that begins a filesystem.
     pub fn wait_until_said(&mut self, words: &str) {
         self.wait_until(words, |running| running.stderr().contains(words));
     }
 
-    /// What it has written to standard error so far.
+    /// What the program has written to standard error so far.
     pub fn stderr(&self) -> String {
         let bytes = fs::read(self.sandbox.dir.path().join("stderr")).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -276,13 +274,13 @@ impl Running {
         kill(i32::try_from(self.child.id()).unwrap(), signal);
     }
 
-    /// Sends a signal to the program's process group; it must be the leader of one.
+    /// Sends a signal to the program's process group. The program must be the leader of one.
     pub fn signal_group(&self, signal: Signal) {
         let leader = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process_group(leader, signal).unwrap();
     }
 
-    /// Lets it run for a while, unless it ends before.
+    /// Waits for `time`, or until the program ends.
     pub fn wait(&mut self, time: Duration) {
         let begun = Instant::now();
         while begun.elapsed() < time && !self.has_ended() {
@@ -295,8 +293,8 @@ impl Running {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// The kernel keeps the peak, so that looking now and then is enough. (The peak that `wait4`
-    /// reports would count qemu too.)
+    /// Reads the peak memory of the program. The kernel keeps the peak, so it is enough to read it
+    /// now and then. (The peak that `wait4` reports would include qemu.)
     fn note_memory(&mut self) {
         let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.child.id())) else { return };
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
@@ -305,8 +303,8 @@ impl Running {
         }
     }
 
-    /// Waits for the end, and checks what holds for every run: it ends in time, does not panic, and
-    /// leaves neither processes nor temporary files.
+    /// Waits for the end of the program, and checks what must hold for every run. The program must
+    /// end in time, must not panic, and must leave no processes and no temporary files.
     pub fn finish(mut self) -> Finished {
         while !self.has_ended() {
             if self.started.elapsed() > self.sandbox.deadline {
@@ -331,19 +329,19 @@ impl Running {
 }
 
 impl Finished {
-    /// Exit status as a shell reports it: 128 and the signal where one ended it.
+    /// The exit status as a shell reports it: 128 plus the signal if a signal ended the program.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap())
     }
 
-    /// Fails unless it ended with this status.
+    /// Fails unless the program ended with this status.
     #[track_caller]
     pub fn assert_code(&self, expected: i32) -> &Self {
         assert_eq!(self.code(), expected, "exit status; standard error:\n{}", self.stderr);
         self
     }
 
-    /// How many files it says that it took over from an earlier map.
+    /// The number of files that were reused from the baseline, according to standard error.
     pub fn taken_over(&self) -> Option<u64> {
         let number = |line: &str| {
             line.strip_suffix(" files reused from the baseline without reading them")?.parse().ok()
@@ -353,7 +351,8 @@ impl Finished {
 
     /// How many directories the agent listed in each filesystem, which `--verbose` prints.
     pub fn directories_listed(&self) -> Vec<u64> {
-        // The appliance's own log, which --verbose prints as well, has the rest of the line too.
+        // `--verbose` also prints the appliance's log. Its lines lack the beginning "time of the
+        // agent".
         let number = |line: &str| {
             let (_, spent) = line.split_once("time of the agent: ")?;
             spent.split_once(" directories listed, ")?.0.parse().ok()
@@ -361,7 +360,7 @@ impl Finished {
         self.stderr.lines().filter_map(number).collect()
     }
 
-    /// Fails unless standard error has all of `words`, in any case of letters.
+    /// Fails unless standard error contains all of `words`. Upper and lower case are equal.
     #[track_caller]
     pub fn assert_says(&self, words: &[&str]) -> &Self {
         let said = self.stderr.to_lowercase();
@@ -371,8 +370,8 @@ impl Finished {
         self
     }
 
-    /// Fails unless it ended with status 1 and one error that has all of `words`, and wrote nothing
-    /// in its working directory beyond what was there.
+    /// Fails unless the program ended with status 1, printed one error that contains all of
+    /// `words`, and wrote no new file into its working directory.
     #[track_caller]
     pub fn assert_fails(&self, words: &[&str]) -> &Self {
         self.assert_code(1).assert_says(words);
@@ -386,7 +385,7 @@ impl Finished {
         self
     }
 
-    /// Names in the working directory.
+    /// The names of the files in the working directory.
     pub fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.sandbox.cwd()).unwrap();
         let mut names: Vec<_> =
@@ -395,7 +394,7 @@ impl Finished {
         names
     }
 
-    /// A file of the working directory.
+    /// The content of a file in the working directory.
     pub fn read(&self, name: &str) -> Vec<u8> {
         let path = self.sandbox.cwd().join(name);
         fs::read(&path)
@@ -403,15 +402,15 @@ impl Finished {
     }
 }
 
-/// Runs the program to its end with these arguments.
+/// Runs the program with these arguments until it ends.
 pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Finished {
     Sandbox::new().run(args)
 }
 
-/// Images that must be the same bytes when the value goes.
+/// Images that must have the same bytes when this value is dropped.
 pub struct Sealed(Vec<(PathBuf, String)>);
 
-/// Notes the SHA-256 of `images`, to be compared when the value goes.
+/// Computes the SHA-256 of `images`, which is compared when the value is dropped.
 pub fn sealed<P: AsRef<Path>>(images: impl IntoIterator<Item = P>) -> Sealed {
     let images = images.into_iter();
     Sealed(images.map(|image| (image.as_ref().to_owned(), tools::sha256(image.as_ref()))).collect())
@@ -428,7 +427,7 @@ impl Drop for Sealed {
     }
 }
 
-/// Sends a signal to a process of a run; one that is gone is no matter.
+/// Sends a signal to a process of a run. It does not matter if the process has ended.
 pub fn kill(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).ok();
 }

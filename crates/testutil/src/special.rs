@@ -1,46 +1,46 @@
-//! Files whose place on the disk can be told without any parser: every sector of them names the
+//! Files that can be found on a disk without a parser. Each of their sectors has the number of the
 //! file and its own number, so that a scan of the raw image finds it.
 //!
-//! The set covers what a map gets wrong most easily: holes, unwritten blocks, fragments, links,
-//! names that no text format likes, and paths longer than any system call takes.
+//! The files cover what maps get wrong most easily: holes, unwritten blocks, fragments, links,
+//! names that are difficult in text formats, and paths that are longer than a system call accepts.
 
 use super::ranges::Range;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-/// Bytes in a sector, the grain of the pattern.
+/// Bytes in a sector, the unit of the pattern.
 pub const SECTOR: usize = 512;
-/// What every patterned sector begins with.
+/// The first bytes of every patterned sector.
 pub const MAGIC: [u8; 8] = *b"whoseIsI";
-/// Levels of the deep directory: `/deep` and below; with their names, a path of about 8 KB.
+/// The number of levels of the deep directory, `/deep` and below. Its path has about 8 KB.
 pub const DEEP_LEVELS: usize = 300;
-/// Entries of the directory `/many`.
+/// The number of entries of the directory `/many`.
 pub const MANY: usize = 1500;
 
-/// One patterned file.
+/// A patterned file.
 pub struct Special {
-    /// The file's number in the pattern.
+    /// The number of the file in its pattern.
     pub id: u32,
-    /// All names, absolute in their filesystem.
+    /// All its names, as absolute paths in its filesystem.
     pub names: Vec<Vec<u8>>,
     /// Size in bytes.
     pub size: u64,
-    /// Where it holds data: offsets in the file, whole blocks but for the file's end.
+    /// The ranges of the file that hold data. They are whole blocks, except at the end of the file.
     pub data: Vec<Range>,
     how: How,
 }
 
-/// How a file comes into being.
+/// How a file is made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// Data ranges in order, then the size.
+    /// The ranges of data are written in order, then the size is set.
     Plain,
-    /// Blocks preallocated over the whole size before data are written.
+    /// Blocks are allocated for the whole size before data are written.
     Preallocated,
-    /// Blocks written alternately with those of the other files of this kind, each by itself.
+    /// The blocks are written in turns with those of the other files of this kind, one at a time.
     Interleaved,
-    /// At the end of the deep directory.
+    /// The file is at the end of the deep directory.
     Deep,
 }
 
@@ -95,7 +95,7 @@ pub fn files(first: u32) -> Vec<Special> {
     list
 }
 
-/// Files of [`script`] that own no block, so that no map may have a line for them.
+/// The files of [`script`] that own no block. A map may not have a line for them.
 pub fn without_blocks() -> Vec<Vec<u8>> {
     let mut names: Vec<Vec<u8>> = ["/special/empty", "/special/hole-only", "/special/unwritten-only"]
         .iter()
@@ -105,7 +105,7 @@ pub fn without_blocks() -> Vec<Vec<u8>> {
     names
 }
 
-/// Path of `name` at the end of the deep directory.
+/// The path of `name` at the end of the deep directory.
 pub fn deep_path(name: &[u8]) -> Vec<u8> {
     let mut path = b"/deep".to_vec();
     for level in 1..=DEEP_LEVELS {
@@ -122,7 +122,7 @@ pub fn sector(id: u32, number: u32) -> [u8; SECTOR] {
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..12].copy_from_slice(&id.to_le_bytes());
     bytes[12..16].copy_from_slice(&number.to_le_bytes());
-    // Anything that neither repeats nor compresses.
+    // The rest is random data, which neither repeats nor compresses.
     let mut state = u64::from(id) << 32 | u64::from(number) | 1 << 63;
     for word in bytes[16..].chunks_exact_mut(8) {
         state ^= state << 13;
@@ -133,7 +133,8 @@ pub fn sector(id: u32, number: u32) -> [u8; SECTOR] {
     bytes
 }
 
-/// Writes into `dir` the full pattern of each file, under its number, for [`script`] to copy from.
+/// Writes the full pattern of each file into `dir`, under the file's number. [`script`] copies from
+/// these sources.
 pub fn write_sources(dir: &Path, files: &[Special]) {
     for file in files {
         let sectors = file.size.div_ceil(SECTOR as u64) as u32;
@@ -143,8 +144,9 @@ pub fn write_sources(dir: &Path, files: &[Special]) {
     }
 }
 
-/// The bash script that makes the files, and the objects without data, below the directory in its
-/// first argument, from the sources in its second. Runs inside the appliance.
+/// The bash script that makes the files, and objects without data. Its first argument is the
+/// directory in which it makes them, its second the directory of the sources. The appliance runs
+/// it.
 pub fn script(files: &[Special]) -> String {
     let mut s = String::from("set -eu\ncd \"$1\"\nS=$2\nmkdir -p many");
     for file in files.iter().filter(|f| f.how != How::Deep) {
@@ -175,7 +177,8 @@ pub fn script(files: &[Special]) -> String {
             writeln!(s, "ln {name} {}", quote(&link[1..])).unwrap();
         }
     }
-    // Odd blocks after even ones, by turns, each on the disk before the next is asked for.
+    // The files are written in turns, first the even blocks, then the odd ones. Each write is
+    // synced to the disk before the next.
     let interleaved: Vec<_> = files.iter().filter(|f| f.how == How::Interleaved).collect();
     let blocks = interleaved[0].size / (4 * K);
     for block in (0..blocks).step_by(2).chain((1..blocks).step_by(2)) {
@@ -193,7 +196,8 @@ pub fn script(files: &[Special]) -> String {
     s
 }
 
-/// Adds the commands that make the deep directory, going down into it as no path may be so long.
+/// Adds the commands that make the deep directory. They change into each level, since the whole
+/// path is too long for a system call.
 fn deep(script: &mut String, id: u32) {
     let path = deep_path(b"");
     let levels: Vec<_> = path[1..path.len() - 1].split(|&b| b == b'/').collect();
@@ -205,7 +209,7 @@ fn deep(script: &mut String, id: u32) {
     writeln!(script, "cp $S/{id} bottom)").unwrap();
 }
 
-/// Adds the command that copies one range from a file's source to its place.
+/// Adds the command that copies one range from the source of a file to the file.
 fn copy(script: &mut String, id: u32, name: &str, range: &Range, flags: &str) {
     assert_eq!(range.start % (4 * K), 0);
     let block = range.start / (4 * K);
@@ -217,7 +221,7 @@ fn copy(script: &mut String, id: u32, name: &str, range: &Range, flags: &str) {
     .unwrap();
 }
 
-/// A name as bash reads it back to the same bytes.
+/// Quotes a name so that bash reads the same bytes.
 fn quote(name: &[u8]) -> String {
     let mut quoted = String::from("./$'");
     for &byte in name {

@@ -1,4 +1,4 @@
-//! Reads the text map, by its specification and not by the program's own code.
+//! Reads the text map according to its specification, without the program's own code.
 
 use super::ranges::{Range, normalise};
 use std::collections::BTreeMap;
@@ -7,26 +7,26 @@ use std::fmt;
 /// A text map.
 #[derive(Debug)]
 pub struct TextMap {
-    /// The lines at the top that begin with `#`, without it.
+    /// The lines at the top that begin with `#`, without the `#`.
     pub header: Vec<String>,
-    /// The other lines, in their order.
+    /// The other lines, in order.
     pub lines: Vec<Line>,
 }
 
-/// One line: an object that an interval of a disk belongs to.
+/// A line: an object to which an interval of a disk belongs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Line {
-    /// Number of the disk, from 1.
+    /// The number of the disk, counted from 1.
     pub disk: u32,
     /// The interval.
     pub range: Range,
     /// `v`, `p`, `l`, `d` or `f`.
     pub kind: char,
-    /// The device that the object is, or is on.
+    /// The device that the object is, or on which it is.
     pub device: Vec<u8>,
-    /// The name of a directory or file, with its escapes undone.
+    /// The name of a directory or file, without escapes.
     pub path: Option<Vec<u8>>,
-    /// `TYPE DEVICE PATH` as it stands in the line.
+    /// `TYPE DEVICE PATH` as the line has it.
     object: Vec<u8>,
 }
 
@@ -39,8 +39,7 @@ impl fmt::Debug for Line {
 impl TextMap {
     /// Reads a map.
     ///
-    /// # Panics
-    /// On whatever the specification does not allow, naming the line.
+    /// # Panics If the map violates the specification. The message names the line.
     pub fn parse(text: &[u8]) -> Self {
         assert!(text.is_empty() || text.ends_with(b"\n"), "the last line has no end");
         let mut map = Self { header: Vec::new(), lines: Vec::new() };
@@ -62,7 +61,8 @@ impl TextMap {
         map
     }
 
-    /// Checks that intervals are disjoint, ascending and joined, and their lines sorted.
+    /// Checks that intervals are disjoint, ascending and joined, and that the lines of an interval
+    /// are sorted.
     fn check_order(&self) {
         let intervals: Vec<&[Line]> =
             self.lines.chunk_by(|a, b| a.disk == b.disk && a.range == b.range).collect();
@@ -86,7 +86,7 @@ impl TextMap {
         }
     }
 
-    /// What the objects of one kind own on disk `disk`, by device and path.
+    /// The ranges on disk `disk` of the objects of one kind, by device and path.
     fn objects(&self, disk: u32, kind: char) -> BTreeMap<(String, Vec<u8>), Vec<Range>> {
         let mut objects: BTreeMap<_, Vec<Range>> = BTreeMap::new();
         for line in self.lines.iter().filter(|l| l.disk == disk && l.kind == kind) {
@@ -97,12 +97,13 @@ impl TextMap {
         objects.into_iter().map(|(object, ranges)| (object, normalise(ranges))).collect()
     }
 
-    /// What the devices of kind `v`, `p` or `l` own on disk `disk`.
+    /// The ranges on disk `disk` of the devices of kind `v`, `p` or `l`.
     pub fn devices(&self, disk: u32, kind: char) -> BTreeMap<String, Vec<Range>> {
         self.objects(disk, kind).into_iter().map(|((device, _), ranges)| (device, ranges)).collect()
     }
 
-    /// What each file (`f`) or directory (`d`) of the filesystem on `device` owns on disk `disk`.
+    /// The ranges on disk `disk` of each file (`f`) or directory (`d`) of the filesystem on
+    /// `device`.
     pub fn paths(&self, disk: u32, kind: char, device: &str) -> BTreeMap<Vec<u8>, Vec<Range>> {
         let objects = self.objects(disk, kind).into_iter();
         objects.filter(|((d, _), _)| d == device).map(|((_, path), ranges)| (path, ranges)).collect()
@@ -152,7 +153,7 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     })?
 }
 
-/// Undoes `\ooo`; `None` where a byte that must be escaped is not, or one is that need not be.
+/// Undoes `\ooo`. `None` if a byte that must be escaped is not escaped, or if another byte is.
 fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut name = Vec::with_capacity(text.len());
     let mut rest = text;

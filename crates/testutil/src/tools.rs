@@ -1,14 +1,14 @@
-//! External programs that a test needs, and the visible skip where one is missing.
+//! External programs that a test needs. If one is missing, the test is skipped visibly.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Directories that are searched after `PATH`: an ordinary user's `PATH` lacks them on Debian.
+/// Directories that are searched after `PATH`. On Debian the `PATH` of ordinary users lacks them.
 const MORE_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// Where `program` is installed.
+/// The path of `program`, if it is installed.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -17,8 +17,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Says that a test is skipped and why; where everything must be there
-/// (`VIRT_BMAP_REQUIRE_TOOLS=1`, set on the CI machine), fails instead.
+/// Prints that a test is skipped and why. Fails if everything must be installed, that is, with
+/// `VIRT_BMAP_REQUIRE_TOOLS=1`, which the CI machine sets.
 pub fn skip(why: &str) {
     assert!(
         env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none_or(|v| v != "1"),
@@ -27,7 +27,7 @@ pub fn skip(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
-/// Whether all of `programs` are installed; says which are missing.
+/// Whether all of `programs` are installed. Prints which are missing.
 pub fn installed(programs: &[&str]) -> bool {
     let missing: Vec<_> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
     if !missing.is_empty() {
@@ -39,7 +39,7 @@ pub fn installed(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-/// Whether the test runs as root; says so where it does not.
+/// Whether the test runs as root. Prints a message if it does not.
 pub fn is_root(purpose: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -48,11 +48,11 @@ pub fn is_root(purpose: &str) -> bool {
     root
 }
 
-/// A map of a Fedora 20 guest by the original program, compressed, which lies beside the project
-/// and not in it.
+/// A compressed map of a Fedora 20 guest that the original program made. It lies beside the project
+/// and does not belong to it.
 ///
-/// Must be there where everything must be, unless `VIRT_BMAP_WITHOUT_ORIGINAL=1` says that it
-/// cannot.
+/// If everything must be installed, the map must exist too, unless `VIRT_BMAP_WITHOUT_ORIGINAL=1`
+/// says that it cannot.
 pub fn original_map() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/fedora-20.bmap.gz");
     if path.exists() {
@@ -67,7 +67,7 @@ pub fn original_map() -> Option<PathBuf> {
     None
 }
 
-/// A command of an installed program, in the C locale.
+/// The command of an installed program, with the C locale.
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(find(program).unwrap_or_else(|| panic!("{program} is not installed")));
     command.env("LC_ALL", "C").env("TZ", "UTC");
@@ -92,22 +92,22 @@ pub fn output(command: &mut Command) -> Output {
     output
 }
 
-/// Copies a program that is to be run at once.
+/// Copies a program that will be run soon.
 ///
-/// A process of its own does it: were the copy open for writing in this one, a child that another
-/// test starts at that moment would have it open until it executes something, and Linux runs no
-/// program that somebody can write to.
+/// Another process copies it. If this process had the copy open for writing, a child that another
+/// test starts at that moment would inherit the open file until it calls exec. Linux does not run a
+/// program that is open for writing.
 pub fn copy_program(program: &Path, to: &Path) {
     run("cp", [program, to]);
 }
 
-/// SHA-256 of a file's content, in hex.
+/// The SHA-256 of a file's content, in hex.
 pub fn sha256(file: &Path) -> String {
     let out = String::from_utf8(run("sha256sum", [OsStr::new("-b"), file.as_os_str()])).unwrap();
     out.trim_start_matches('\\').split(' ').next().unwrap().to_owned()
 }
 
-/// Returns from the test, with a visible `SKIPPED`, unless the programs are installed.
+/// Returns from the test with a visible `SKIPPED` unless the programs are installed.
 #[macro_export]
 macro_rules! needs {
     ($($program:literal),+ $(,)?) => {

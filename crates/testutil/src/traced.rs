@@ -1,14 +1,14 @@
-//! A small disk with a made-up map, for tests of what is logged of its clients.
+//! A small disk with a made-up map, for tests of the log of its clients.
 
 use super::sandbox::Sandbox;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 
-/// Size of the image.
+/// The size of the image.
 pub const SIZE: u64 = 8 << 20;
 
-/// A disk whose first MiB is in no partition; then a partition with a directory and two files, of
-/// which the second is in two pieces.
+/// The map of the disk. The first MiB is in no partition. Then follows a partition with a directory
+/// and two files. The second file is in two pieces.
 pub const MAP: &str = "\
 1 0 100000 v /dev/sda
 1 100000 101000 d /dev/sda1 /
@@ -29,8 +29,8 @@ pub const MAP: &str = "\
 1 402000 800000 v /dev/sda
 ";
 
-/// A sandbox with `disk.raw`, every 4 KiB of which begin with their number, and its map
-/// `disk.bmap`.
+/// A sandbox with `disk.raw` and its map `disk.bmap`. Every 4 KiB of the disk begin with their
+/// number.
 pub fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     let image = fs::File::create(sandbox.cwd().join("disk.raw")).unwrap();
@@ -43,10 +43,11 @@ pub fn sandbox() -> Sandbox {
     sandbox
 }
 
-/// `nbdsh` with the Python that Debian's libnbd is for; the first in `PATH` may be another.
+/// `nbdsh` with the Python for which Debian packages libnbd. The first Python in `PATH` may be
+/// another.
 pub const NBDSH: &str = "/usr/bin/python3 -m nbd";
 
-/// Writes an nbdsh script beside the image and returns the shell command that runs it.
+/// Writes a script for nbdsh beside the image, and returns the shell command that runs it.
 pub fn nbdsh(sandbox: &Sandbox, script: &str) -> String {
     fs::write(sandbox.cwd().join("client.py"), script).unwrap();
     format!("{NBDSH} --base-allocation -u \"$uri\" -c - <client.py")

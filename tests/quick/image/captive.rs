@@ -1,4 +1,4 @@
-//! The captive child and what is left of it.
+//! The captive child process, `qemu-nbd`, and what is left of it.
 
 use super::support::{Images, NOBODY, Running, cat_image, have, open, read_whole, running, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,7 +12,7 @@ fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
-/// The socket that a qemu-nbd was told to listen on.
+/// The path of the socket of a qemu-nbd, from its command line.
 fn socket_of(pid: u32) -> PathBuf {
     let line = String::from_utf8(fs::read(format!("/proc/{pid}/cmdline")).unwrap()).unwrap();
     let mut arguments = line.split('\0').skip_while(|argument| *argument != "--socket");
@@ -36,7 +36,7 @@ fn nothing_of_the_socket_is_left_once_the_image_is_open() {
     assert_eq!(running(&images.path("")), NOBODY);
 }
 
-/// The child must not die with the thread that happened to open the image.
+/// The child must not end with the thread that opened the image.
 #[test]
 fn an_image_outlives_the_thread_that_opened_it() {
     if !have(&["qemu-img"]) {
@@ -49,7 +49,7 @@ fn an_image_outlives_the_thread_that_opened_it() {
     assert!(read_whole(&*image.source) == fs::read(images.path("base.raw")).unwrap());
 }
 
-/// Content that can be compressed; all else is stored as it is.
+/// Content that can be compressed. An image stores other content uncompressed.
 fn compressible() -> Vec<u8> {
     let mut content: Vec<u8> = (0..1_000_000_u64).flat_map(|n| (n * n).to_be_bytes()).collect();
     content.resize(8 << 20, 0);
@@ -62,7 +62,7 @@ fn a_child_that_is_killed_is_an_error_for_every_reader_and_no_hang() {
         return;
     }
     let images = Images::new();
-    // What is compressed, and so read by the child.
+    // Only the child can read compressed clusters.
     images.write("base.raw", compressible());
     let image = open(&images.convert("disk.qcow2", "qcow2", &["-c"]), None).unwrap();
     kill(running(&images.path(""))[0], Signal::KILL);
@@ -78,7 +78,7 @@ fn a_child_that_is_killed_is_an_error_for_every_reader_and_no_hang() {
     drop(image);
 }
 
-/// A child that stands still holds up its readers, and dropping the image ends it all the same.
+/// A stopped child blocks its readers. When the image is dropped, the child still ends.
 #[test]
 fn a_child_that_is_stopped_can_still_be_dropped() {
     if !have(&["qemu-img"]) {
@@ -91,7 +91,7 @@ fn a_child_that_is_stopped_can_still_be_dropped() {
     assert_eq!(running(&images.path("")), NOBODY);
 }
 
-/// A part of an image that cannot be read is an error for that part alone.
+/// If a part of an image cannot be read, only reads of that part fail.
 #[test]
 fn what_the_child_cannot_read_is_an_error_and_the_rest_is_read() {
     if !have(&["qemu-img"]) {
@@ -102,8 +102,8 @@ fn what_the_child_cannot_read_is_an_error_and_the_rest_is_read() {
     images.write("base.raw", &wanted);
     let path = images.convert("disk.qcow2", "qcow2", &["-c"]);
     let image = open(&path, None).unwrap();
-    // Clusters that begin in the damaged part can't be inflated. The one that it begins in may be
-    // read wrong, as compressed data has no checksum.
+    // Clusters that begin in the damaged part cannot be decompressed. The cluster in which the
+    // damage begins may be read wrong, since compressed data have no checksum.
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     let length = file.metadata().unwrap().len();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 600_000], length - 700_000).unwrap();
@@ -119,14 +119,14 @@ fn what_the_child_cannot_read_is_an_error_and_the_rest_is_read() {
                 }
             }
         }
-        // More errors than there are connections, none of which is lost by one.
+        // There are more errors than connections, so an error does not lose a connection.
         assert!(failed > 4 && wrong <= 1, "{failed} reads failed, {wrong} were wrong");
     }
 }
 
-/// A program that has an image open and waits for its output to be read.
+/// Starts a program that has opened an image and waits until its output is read.
 fn start_reader(image: &Path, runtime: &Path) -> Running {
-    // Where the tests run in the background, they and their children are deaf to SIGINT.
+    // If the tests run in the background, they and their children ignore SIGINT.
     let program = Command::new("env")
         .arg("--default-signal=INT")
         .arg(cat_image())
@@ -151,7 +151,7 @@ fn nothing_is_left_of_a_program_that_ends_or_is_killed() {
     fs::create_dir(&runtime).unwrap();
     for signal in [None, Some(Signal::KILL), Some(Signal::TERM), Some(Signal::INT)] {
         let mut program = start_reader(&path, &runtime);
-        // It has more to say than fits in the pipe, so after the first byte it stands still.
+        // The output does not fit into the pipe, so the program stops after the first bytes.
         program.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         assert_eq!(running(&images.path("")).len(), 1);
         match signal {
@@ -167,8 +167,8 @@ fn nothing_is_left_of_a_program_that_ends_or_is_killed() {
     assert_eq!(images.checksums(), before);
 }
 
-/// Before the first connection only the parent's death signal ends the child: a stopped qemu-nbd
-/// never accepts one.
+/// Before the first connection only the parent-death signal ends the child. A qemu-nbd that hangs
+/// never accepts a connection.
 #[test]
 fn a_child_that_never_served_dies_with_the_program() {
     if !have(&["qemu-img"]) {
@@ -178,12 +178,12 @@ fn a_child_that_never_served_dies_with_the_program() {
     let path = images.convert("disk.qcow2", "qcow2", &[]);
     let bin = images.path("bin");
     fs::create_dir(&bin).unwrap();
-    // Stands in for a qemu-nbd that hangs before it listens.
+    // This script replaces a qemu-nbd that hangs before it listens.
     let stand_in = bin.join("qemu-nbd");
     fs::write(&stand_in, "#!/bin/sh\nexec sleep 1000\n").unwrap();
     fs::set_permissions(&stand_in, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let paths = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    // Where the directory of its socket is left, as nobody lives to remove it.
+    // The directory of the socket is left here, since no process is left that could remove it.
     let runtime = images.path("");
     let mut command = Command::new(cat_image());
     let mut program =

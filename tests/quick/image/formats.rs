@@ -1,4 +1,4 @@
-//! Every format, whole, against `qemu-img convert`.
+//! Images of every format, read completely and compared with `qemu-img convert`.
 
 use super::support::{DISK, Images, have, noise, open, read_whole};
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ fn a_vmdk_of_several_extents() {
     if !have(&["qemu-img"]) {
         return;
     }
-    // qemu-img begins another extent at 2 GiB.
+    // qemu-img begins a new extent every 2 GiB.
     let images = Images::new();
     for kind in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
         let name = format!("{kind}.vmdk");
@@ -49,7 +49,7 @@ fn a_vmdk_of_several_extents() {
         assert!(buf[..1 << 20].iter().all(|b| *b == 0));
         assert!(buf[1 << 20..3 << 20].iter().all(|b| *b == 7));
         assert!(buf[3 << 20..].iter().all(|b| *b == 0));
-        // Longer than one request may be.
+        // This read is longer than one request may be.
         let mut buf = vec![0xee; 70 << 20];
         image.source.read_at(&mut buf, DiskOffset((4 << 30) - (60 << 20))).unwrap();
         assert!(buf[..60 << 20].iter().all(|b| *b == 0));
@@ -74,7 +74,7 @@ fn vmdk_snapshots_three_deep_with_parents_in_other_directories() {
     images.overlay("b/c/s2.vmdk", "vmdk", "../s1.vmdk", "vmdk");
     images.overlay("top.vmdk", "vmdk", "b/c/s2.vmdk", "vmdk");
     images.check_each("top.vmdk", &[None, Some(ImageFormat::Vmdk)], ImageFormat::Vmdk, 4);
-    // A parent whose data is in extents of its own.
+    // The parent has its data in separate extent files.
     images.convert("a/flat.vmdk", "vmdk", &["-o", "subformat=twoGbMaxExtentFlat"]);
     images.overlay("b/f1.vmdk", "vmdk", "../a/flat.vmdk", "vmdk");
     images.check("b/f1.vmdk", None, ImageFormat::Vmdk, 2);
@@ -106,7 +106,7 @@ fn qcow2_with_backing_files() {
         images.check(name, None, format, links);
         images.check(name, Some(format), format, links);
     }
-    // The header need not say which format the backing file has.
+    // The header may lack the format of the backing file.
     let said = fs::read(images.overlay("said.qcow2", "qcow2", "base.vmdk", "vmdk")).unwrap();
     let mut unsaid = said.clone();
     let at = said.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
@@ -164,8 +164,8 @@ fn images_that_hold_nothing_yet_are_whole() {
     let images = Images::new();
     for format in ["qcow2", "vmdk", "vdi", "vhdx", "qed", "parallels"] {
         for size in ["512k", "1M", "3M", "700M", "20G"] {
-            // A name of its own: a process that another test is just starting may still have the
-            // last one open.
+            // Each file has a different name. A process that another test is just starting may
+            // still have the previous one open.
             let name = format!("{size}.{format}");
             images.qemu_img(&["create", "-q", "-f", format, &name, size]);
             let image = open(&images.path(&name), None).unwrap_or_else(|e| panic!("{format} {size}: {e:?}"));
@@ -209,7 +209,7 @@ fn a_relative_name_and_a_symbolic_link_lead_to_the_image() {
     images.overlay("top.qcow2", "qcow2", "base.qcow2", "qcow2");
     symlink("top.qcow2", images.path("link.qcow2")).unwrap();
     images.check("link.qcow2", None, ImageFormat::Qcow2, 2);
-    // Relative to this process's directory.
+    // A path that is relative to this process's working directory.
     let up: String = std::env::current_dir().unwrap().components().skip(1).map(|_| "../").collect();
     let relative = Path::new(&up).join(images.path("top.qcow2").strip_prefix("/").unwrap());
     let image = open(&relative, None).unwrap();

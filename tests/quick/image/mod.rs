@@ -1,5 +1,5 @@
-//! Images of every format, made by `qemu-img` and compared with what `qemu-img` reads of them;
-//! images that must be refused; and what is left when a program that reads one ends.
+//! Images of every format, which `qemu-img` makes, compared with what `qemu-img` reads from them.
+//! Also images that must be refused, and what is left when a program that reads an image ends.
 
 mod captive;
 mod formats;

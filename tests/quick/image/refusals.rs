@@ -1,4 +1,4 @@
-//! Images that must not be opened, each with one clear sentence.
+//! Images that must be refused, each with one clear sentence.
 
 use super::support::{
     DISK, Images, Running, Trap, as_ordinary_user, cat_image, complaint, have, hold, open, read_whole,
@@ -47,7 +47,7 @@ fn no_permission() {
         let said = complaint(as_ordinary_user(program.as_os_str()).arg(images.path(name)));
         assert!(said.contains("secret.qcow2\": permission denied; make it"), "{said}");
     }
-    // And an ordinary user can read what he may read.
+    // An ordinary user can read an image if its permissions allow it.
     fs::set_permissions(images.path("secret.qcow2"), Permissions::from_mode(0o444)).unwrap();
     let output = as_ordinary_user(program.as_os_str()).arg(images.path("top.qcow2")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -70,7 +70,7 @@ fn a_program_of_qemu_is_not_installed() {
     symlink(String::from_utf8(found).unwrap().trim(), bin.join("qemu-img")).unwrap();
     let said = run();
     assert!(said.contains("qemu-nbd cannot be run") && said.contains("apt install qemu-utils"), "{said}");
-    // A raw image of a stated format needs neither.
+    // With `--format raw` neither program is needed.
     let raw = Command::new(cat_image())
         .args(["--format", "raw"])
         .arg(&image)
@@ -128,16 +128,16 @@ fn truncated_images() {
     ] {
         let path = images.convert(name, format.driver(), options);
         let whole = fs::read(path).unwrap();
-        // From within the header to the last cluster.
+        // The image is cut at several places from the header to the last clusters.
         for part in [1, 10, 40, 80] {
             let length = whole.len() * part / 100;
             images.write(name, &whole[..length]);
             for stated in [None, Some(format)] {
                 let error = images.refuse(name, stated);
-                let is_told = matches!(error, OpenError::Corrupt { .. } | OpenError::Truncated { .. })
-                    // Without its magic it is only by its name that it is an image.
+                let is_expected = matches!(error, OpenError::Corrupt { .. } | OpenError::Truncated { .. })
+                    // Without its magic number the file is an image only by its name.
                     || matches!(error, OpenError::NotAsNamed { .. }) && stated.is_none();
-                assert!(is_told, "{name} cut to {length} bytes: {error:?}");
+                assert!(is_expected, "{name} cut to {length} bytes: {error:?}");
             }
         }
     }
@@ -173,8 +173,7 @@ fn corrupt_images() {
         return;
     }
     let images = Images::new();
-    // Where each format keeps what it cannot do without; what is written there; whether the kind of
-    // the file can still be told.
+    // Offsets of fields that each format needs. The test damages one field at a time.
     for (name, format, offset) in [
         ("q.qcow2", ImageFormat::Qcow2, 4),
         ("q.qcow2", ImageFormat::Qcow2, 20),
@@ -194,8 +193,8 @@ fn corrupt_images() {
         file.write_all_at(&damage, offset).unwrap();
         eprintln!("{name}, {} bytes at {offset}", damage.len());
         let error = images.refuse(name, None);
-        let is_told = matches!(error, OpenError::Corrupt { .. } | OpenError::Truncated { .. });
-        assert!(is_told, "{name} at {offset}: {error:?}");
+        let is_expected = matches!(error, OpenError::Corrupt { .. } | OpenError::Truncated { .. });
+        assert!(is_expected, "{name} at {offset}: {error:?}");
     }
     images.write("magic.vmdk", vec![0xf1; 65536]);
     let error = images.refuse("magic.vmdk", None);
@@ -233,11 +232,11 @@ fn an_image_that_is_in_use() {
             assert!(read_whole(&*shared.source) == wanted, "{name}");
         }
         drop(machine);
-        // An overlay's user leaves the file below it for others to read.
+        // A program that uses an overlay still lets others read the file below it.
         open(&path, None).unwrap();
         assert_eq!(images.checksums(), before);
     }
-    // An image below one that is in use.
+    // The image below is in use.
     let _machine = hold(&images.path("base.qcow2"), "qcow2");
     match images.refuse("over.qcow2", None) {
         OpenError::Locked { path } => assert_eq!(path, images.path("base.qcow2")),
@@ -252,7 +251,7 @@ fn nobody_may_write_to_an_image_while_it_is_read() {
     }
     let images = Images::new();
     images.convert("disk.qcow2", "qcow2", &[]);
-    // A raw image's writer has to be one that does not share it, as a machine's disk is not shared.
+    // `qemu-io` locks a raw image as a machine does that does not share its disk.
     for (name, format) in [("base.raw", "raw"), ("disk.qcow2", "qcow2")] {
         let image = open(&images.path(name), None).unwrap();
         let write = ["-f", format, "-c", "write 0 512", name];
@@ -264,7 +263,8 @@ fn nobody_may_write_to_an_image_while_it_is_read() {
     }
 }
 
-/// All that an image of a found format may not refer to, and nothing of it is touched.
+/// An image whose format was found and not stated must not refer to any of these. None of them is
+/// opened.
 #[test]
 fn what_a_found_format_may_not_refer_to() {
     if !have(&["qemu-img"]) {
@@ -304,7 +304,7 @@ fn what_a_found_format_may_not_refer_to() {
             arguments.extend([name, "12M"]);
             images.qemu_img(&arguments);
             is_untrusted(&images, name, format, reference);
-            // As a link of a chain that begins harmlessly.
+            // The bad image is the second link of a chain.
             let option = format!("backing_file={name},backing_fmt={format}");
             images.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-o", &option, "above.qcow2", "12M"]);
             is_untrusted(&images, "above.qcow2", ImageFormat::Qcow2, reference);
@@ -320,7 +320,7 @@ fn what_a_found_format_may_not_refer_to() {
     trap.assert_untouched();
 }
 
-/// Who states the format has qemu follow whatever the image names.
+/// If the user states the format, qemu follows whatever the image names.
 #[test]
 fn what_a_stated_format_may_refer_to() {
     if !have(&["qemu-img", "qemu-nbd"]) {
@@ -395,13 +395,13 @@ fn extents_of_a_found_vmdk_stay_in_its_directory() {
         describe(extent);
         images.check("d/disk.vmdk", None, ImageFormat::Vmdk, 1);
     }
-    // Who states the format trusts the image.
+    // If the user states the format, the image is trusted.
     describe("../base.raw");
     images.check("d/disk.vmdk", Some(ImageFormat::Vmdk), ImageFormat::Vmdk, 1);
     trap.assert_untouched();
 }
 
-/// However loosely a descriptor is written: what qemu finds in it, we have found before.
+/// The descriptor may be written in unusual ways. We must find every extent that qemu finds.
 #[test]
 fn no_extent_that_qemu_finds_is_hidden_from_us() {
     if !have(&["qemu-img"]) {
@@ -449,7 +449,7 @@ fn no_extent_that_qemu_finds_is_hidden_from_us() {
     let mut found = 0;
     for (h, head) in heads.iter().enumerate() {
         for (l, line) in lines.iter().enumerate() {
-            // Either an odd beginning or an odd line.
+            // Either the beginning or the line is odd, but not both.
             if h > 0 && l > 0 {
                 continue;
             }
@@ -463,7 +463,7 @@ fn no_extent_that_qemu_finds_is_hidden_from_us() {
             let extents = info["format-specific"]["data"]["extents"].as_array().cloned().unwrap_or_default();
             match open(&path, None) {
                 Ok(image) => {
-                    // qemu may well find one twice.
+                    // qemu may find an extent twice.
                     let ours = &image.chain[0].data_files;
                     let hidden = |extent: &&serde_json::Value| {
                         !ours.iter().any(|file| file.to_str() == extent["filename"].as_str())
@@ -471,7 +471,7 @@ fn no_extent_that_qemu_finds_is_hidden_from_us() {
                     assert_eq!(extents.iter().find(hidden), None, "{text:?}: {ours:?}");
                     found += extents.len();
                 }
-                // It must not be that only qemu-img knew the file for a VMDK.
+                // The error must show that we recognised the file as a VMDK, as qemu-img did.
                 Err(error) => assert!(matches!(error, OpenError::Corrupt { .. }), "{text:?}: {error:?}"),
             }
         }
@@ -479,8 +479,8 @@ fn no_extent_that_qemu_finds_is_hidden_from_us() {
     assert!(found > 10, "{found}");
 }
 
-/// A sparse extent without a capacity carries a descriptor, whose extents are found all the same,
-/// and so it may not be the extent of another.
+/// A sparse extent without a capacity carries a descriptor. The extents that it names are found
+/// too, so it may not be the extent of another image.
 #[test]
 fn a_descriptor_inside_an_extent_is_seen() {
     if !have(&["qemu-img"]) {
@@ -502,7 +502,7 @@ fn a_descriptor_inside_an_extent_is_seen() {
     assert!(matches!(error, OpenError::Untrusted { role: FileRole::Extent, .. }), "{error:?}");
 }
 
-/// What a guest can do to its own raw disk.
+/// A guest can write such a header to its own raw disk.
 #[test]
 fn a_raw_disk_with_the_header_of_an_image_that_names_a_backing_file() {
     if !have(&["qemu-img", "qemu-io"]) {
@@ -518,16 +518,16 @@ fn a_raw_disk_with_the_header_of_an_image_that_names_a_backing_file() {
         assert!(matches!(error, OpenError::RawByName { .. }), "{name}: {error:?}");
         let text = error.to_string();
         assert!(text.contains("--format raw") && text.contains("--format qcow2"), "{text}");
-        // Stated as raw, it is not looked into.
+        // If the format is stated as raw, the header is not interpreted.
         let raw = open(&images.path(name), Some(ImageFormat::Raw)).unwrap();
         assert!(read_whole(&*raw.source)[..evil.len()] == evil);
         assert!(raw.chain.len() == 1);
         images.check(name, Some(ImageFormat::Qcow2), ImageFormat::Qcow2, 2);
     }
-    // Many call a qcow2 that stands alone `.img`.
+    // Many people name a qcow2 without a backing file `.img`.
     fs::rename(images.path("plain.qcow2"), images.path("plain.img")).unwrap();
     images.check("plain.img", None, ImageFormat::Qcow2, 1);
-    // The same below an overlay that does not say what its backing file is.
+    // An overlay over such a disk must state the format of its backing file, or it is refused.
     let mut top = fs::read(images.overlay("top.qcow2", "qcow2", "disk.img", "qcow2")).unwrap();
     images.check("top.qcow2", None, ImageFormat::Qcow2, 3);
     let at = top.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
@@ -566,7 +566,7 @@ fn an_encrypted_image() {
         return;
     }
     let images = Images::new();
-    // The method of encryption is at byte 32 of the header; 1 is AES.
+    // The encryption method is at byte 32 of the header. The value 1 is AES.
     let image = File::options().write(true).open(images.convert("e.qcow2", "qcow2", &[])).unwrap();
     image.write_all_at(&1_u32.to_be_bytes(), 32).unwrap();
     for stated in [None, Some(ImageFormat::Qcow2)] {

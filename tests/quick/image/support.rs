@@ -1,4 +1,4 @@
-//! What the tests share: a directory of images, tools, a look at other processes.
+//! Shared code of these tests: a directory of images, external tools, and other processes.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,11 +13,11 @@ use virt_bmap_image::{self, Image, ImageFormat, OpenError, OpenOptions, Source};
 use virt_bmap_ranges::DiskOffset;
 use virt_bmap_testutil::places::built;
 
-/// Size of the guest disk that the tests put into images.
+/// The size of the guest disk that the tests put into images.
 pub(crate) const DISK: u64 = 12 << 20;
 
-/// Says whether the tools are there. If not, the test is to return: with
-/// `VIRT_BMAP_REQUIRE_TOOLS=1` it fails here instead.
+/// Whether the tools are installed. If not, the test must return. With `VIRT_BMAP_REQUIRE_TOOLS=1`
+/// this function fails instead.
 pub(crate) fn have(tools: &[&str]) -> bool {
     for tool in tools {
         if Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
@@ -29,7 +29,7 @@ pub(crate) fn have(tools: &[&str]) -> bool {
     true
 }
 
-/// A directory with a raw disk `base.raw` in it, of data and holes.
+/// A directory with a raw disk `base.raw`, which has data and holes.
 pub(crate) struct Images {
     dir: tempfile::TempDir,
 }
@@ -65,14 +65,15 @@ impl Images {
         self.run("qemu-img", arguments);
     }
 
-    /// Converts `base.raw`.
+    /// Converts `base.raw` to another format.
     pub(crate) fn convert(&self, name: &str, format: &str, options: &[&str]) -> PathBuf {
         let arguments = [&["convert", "-f", "raw", "-O", format], options, &["base.raw", name]].concat();
         self.qemu_img(&arguments);
         self.path(name)
     }
 
-    /// Makes an overlay whose header says what is given, and writes one block into it.
+    /// Makes an overlay with the given backing file and format in its header, and writes a block
+    /// into it.
     pub(crate) fn overlay(&self, name: &str, format: &str, backing: &str, backing_format: &str) -> PathBuf {
         self.qemu_img(&["create", "-q", "-f", format, "-b", backing, "-F", backing_format, name]);
         let place = format!("write -P {} {}k 9k", name.len(), 100 * name.len());
@@ -80,14 +81,14 @@ impl Images {
         self.path(name)
     }
 
-    /// What qemu-img reads of an image.
+    /// What qemu-img reads from an image.
     pub(crate) fn oracle(&self, name: &str, format: &str) -> Vec<u8> {
         let out = tempfile::NamedTempFile::new().unwrap();
         self.qemu_img(&["convert", "-f", format, "-O", "raw", name, out.path().to_str().unwrap()]);
         fs::read(out.path()).unwrap()
     }
 
-    /// The checksums of all files; of huge ones the time of the last change.
+    /// The checksums of all files. For huge files, the time of the last change instead.
     pub(crate) fn checksums(&self) -> BTreeMap<String, String> {
         let huge = ["-size", "+200M", "-printf", "%T+ %p\\n"];
         let output = Command::new("find")
@@ -102,13 +103,14 @@ impl Images {
         text.lines().filter_map(|l| l.split_once(' ')).map(|(a, b)| (b.to_owned(), a.to_owned())).collect()
     }
 
-    /// Opens an image, reads it whole, compares with the oracle, and checks that no file has changed.
+    /// Opens an image, reads all of it, compares it with the oracle, and checks that no file
+    /// changed.
     pub(crate) fn check(&self, name: &str, stated: Option<ImageFormat>, format: ImageFormat, links: usize) {
         self.check_each(name, &[stated], format, links);
     }
 
-    /// Does the same with each of the stated formats. The oracle and the checksums take most of the
-    /// time, and are the same for all.
+    /// Does the same for each of the stated formats. The oracle and the checksums take most of the
+    /// time, and are needed only once.
     pub(crate) fn check_each(
         &self,
         name: &str,
@@ -133,7 +135,7 @@ impl Images {
         assert_eq!(self.checksums(), before, "{name}: an image was changed");
     }
 
-    /// When each file was last changed, and its size: cheaper than checksums, and no less strict.
+    /// The change time and the size of each file. This is faster than checksums, and as strict.
     fn changes(&self) -> Vec<(PathBuf, i64, i64, u64)> {
         let mut all = Vec::new();
         let mut directories = vec![self.path("")];
@@ -152,7 +154,7 @@ impl Images {
         all
     }
 
-    /// Opens an image that must be refused.
+    /// Opens an image that must be refused, and returns the error.
     pub(crate) fn refuse(&self, name: &str, stated: Option<ImageFormat>) -> OpenError {
         let before = self.changes();
         let error = match open(&self.path(name), stated) {
@@ -171,7 +173,7 @@ pub(crate) fn open(path: &Path, format: Option<ImageFormat>) -> Result<Image, Op
     virt_bmap_image::open(path, &OpenOptions { format, force_share: false })
 }
 
-/// Bytes that look random and are the same each time.
+/// Bytes that look random but are the same each time.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = move || {
@@ -196,7 +198,7 @@ pub(crate) fn read_whole(source: &dyn Source) -> Vec<u8> {
 
 pub(crate) const NOBODY: [u32; 0] = [];
 
-/// Process ids of the qemu-nbd whose command line names something below `dir`.
+/// The ids of the qemu-nbd processes whose command line names a path below `dir`.
 pub(crate) fn running(dir: &Path) -> Vec<u32> {
     let wanted = dir.to_str().unwrap();
     let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
@@ -207,7 +209,7 @@ pub(crate) fn running(dir: &Path) -> Vec<u32> {
     .collect()
 }
 
-/// Waits until `done`, but not for ever.
+/// Waits until `done` returns true. Fails after some time.
 pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     let begin = Instant::now();
     while !done() {
@@ -226,7 +228,7 @@ impl Drop for Running {
     }
 }
 
-/// Has qemu-io hold an image for writing, the way a running machine does.
+/// Lets qemu-io hold an image open for writing, as a running machine does.
 pub(crate) fn hold(path: &Path, format: &str) -> Running {
     let child = Command::new("qemu-io")
         .args(["-f", format, "-c", "sleep 600000"])
@@ -243,7 +245,7 @@ pub(crate) fn hold(path: &Path, format: &str) -> Running {
     running
 }
 
-/// A listener that nobody may connect to.
+/// A listener to which no program may connect.
 pub(crate) struct Trap(UnixListener);
 
 impl Trap {
@@ -258,19 +260,19 @@ impl Trap {
     }
 }
 
-/// The example program `cat_image`, for what needs a process of its own.
+/// The path of the example program `cat_image`, for tests that need another process.
 pub(crate) fn cat_image() -> PathBuf {
     built("examples/cat_image")
 }
 
-/// Runs `cat_image`, expecting it to fail, and gives its error message.
+/// Runs `cat_image`, which must fail, and returns its error message.
 pub(crate) fn complaint(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(!output.status.success());
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A command that runs a program as an ordinary user, if we are root.
+/// A command that runs a program as an ordinary user if the test runs as root.
 pub(crate) fn as_ordinary_user(program: &OsStr) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);

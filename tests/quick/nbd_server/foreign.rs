@@ -1,4 +1,4 @@
-//! Other people's clients: libnbd's tools and bindings, and qemu's.
+//! Clients of other projects: libnbd's tools and bindings, and qemu's tools.
 
 use super::memory::{Kind, Memory};
 use serde_json::{Value, json};
@@ -13,11 +13,11 @@ use tokio::sync::oneshot;
 use virt_bmap_nbd::{Exports, Limits, Server};
 use virt_bmap_testutil::places::built;
 
-/// System Python, for which the distribution packages libnbd's binding.
+/// The system's Python, for which the distribution packages libnbd's binding.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Whether all of these run; if not, the test has been skipped, which is said, or is an error where
-/// everything should be installed.
+/// Whether all of these commands run. If not, prints that the test is skipped, or fails if
+/// everything must be installed.
 fn installed(commands: &[&[&str]]) -> bool {
     for command in commands {
         let found =
@@ -36,7 +36,7 @@ const LIBNBD: &[&[&str]] = &[&["nbdinfo", "--version"], &["nbdcopy", "--version"
 const LIBNBD_PYTHON: &[&[&str]] = &[&[PYTHON, "-c", "import nbd"]];
 const QEMU: &[&[&str]] = &[&["qemu-img", "--version"], &["qemu-io", "--version"], &["qemu-nbd", "--version"]];
 
-/// A server on a Unix socket, which is stopped at the end.
+/// A server on a Unix socket. It stops when this value is dropped.
 struct Served {
     folder: TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -85,9 +85,9 @@ impl Drop for Served {
     }
 }
 
-/// Runs a command that must succeed, and gives its output.
+/// Runs a command that must succeed, and returns its output.
 fn run(command: &[&str]) -> String {
-    // A client that waits for ever is a failure, not a hang.
+    // With a time limit, a client that waits for ever fails the test.
     let out = Command::new("timeout").arg("60").args(command).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", out.status);
@@ -101,7 +101,7 @@ fn run_json(command: &[&str]) -> Value {
 
 const SIZE: usize = 8 << 20;
 
-/// Data, with holes in the second and fourth mebibyte.
+/// A disk with data, and with holes in the second and the fourth MiB.
 fn disk(kind: Kind) -> Arc<Memory> {
     let mut bytes: Vec<u8> = (0..SIZE).map(|at| (at / 512 + at % 251) as u8 | 1).collect();
     bytes[1 << 20..2 << 20].fill(0);
@@ -109,7 +109,7 @@ fn disk(kind: Kind) -> Arc<Memory> {
     Memory::new(bytes, kind)
 }
 
-/// A disk of each kind, named after it.
+/// A disk of each kind, with the name of the kind.
 fn disks() -> (Vec<Arc<Memory>>, Exports) {
     let disks: Vec<_> = [Kind::READ_ONLY, Kind::FAST, Kind::BLOCKING, Kind::CACHED].map(disk).into();
     let mut exports = Exports::new();
@@ -188,7 +188,7 @@ fn nbdcopy_copies_there_and_back() {
         let out = served.path(name);
         run(&["nbdcopy", &served.uri(name), out.to_str().unwrap()]);
         assert!(fs::read(&out).unwrap() == disk.bytes(), "{name}");
-        // Without structured replies, and so without holes.
+        // This client uses no structured replies, so it gets no holes.
         let simple = served.path("simple");
         run(&["nbdcopy", "--no-extents", "--synchronous", &served.uri(name), simple.to_str().unwrap()]);
         assert!(fs::read(&simple).unwrap() == disk.bytes(), "{name}");
@@ -203,7 +203,7 @@ fn nbdcopy_copies_there_and_back() {
     }
 }
 
-/// Every command that libnbd has, with and without structured replies.
+/// Uses every command of libnbd, with and without structured replies.
 #[test]
 fn libnbd_s_binding_can_use_every_command() {
     if !installed(LIBNBD_PYTHON) {

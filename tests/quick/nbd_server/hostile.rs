@@ -1,5 +1,5 @@
-//! Clients that mean no good, one misbehaviour a test. The server must hang up or hold its limits,
-//! and go on to serve others.
+//! Hostile clients. Each test has one misbehaviour. The server must close the connection or keep
+//! its limits, and go on to serve others.
 
 use super::memory::{Kind, Memory};
 use super::peer::{Peer, header, info_data};
@@ -75,7 +75,7 @@ async fn an_export_name_longer_than_any() {
     assert!(matches!(peer.end().await, Err(ConnectionError::UnknownExport { .. })));
 }
 
-/// At each byte of a handshake.
+/// The client vanishes after each byte of a handshake.
 #[tokio::test]
 async fn vanishing_in_the_handshake() {
     let mut handshake = ClientFlags::all().bits().to_be_bytes().to_vec();
@@ -161,8 +161,8 @@ async fn vanishing_in_the_middle_of_reads() {
     }
 }
 
-/// Requests that no thread has begun are dropped when their client vanishes, the others are waited
-/// for.
+/// When a client vanishes, requests that no thread has begun are dropped. The server waits for the
+/// others.
 #[test]
 fn vanishing_with_writes_in_flight() {
     let one_thread =
@@ -188,8 +188,8 @@ fn vanishing_with_writes_in_flight() {
     });
 }
 
-/// Sends reads for as long as the server takes them, and never takes a reply. Says how many bytes
-/// the export has read for it.
+/// Sends reads for as long as the server accepts them, and never reads a reply. Returns how many
+/// bytes the export has read for this client.
 async fn flood(kind: Kind, limits: Limits, length: u32) -> (Peer, u64) {
     let memory = memory(kind);
     let mut peer = Peer::transmission(memory.exports(), limits, false).await;
@@ -197,7 +197,7 @@ async fn flood(kind: Kind, limits: Limits, length: u32) -> (Peer, u64) {
     header(NBD_CMD_READ, 1, 0, length).encode(&mut wire);
     let wire = wire.repeat(1000);
     while timeout(Duration::from_millis(200), peer.stream.write_all(&wire)).await.is_ok() {}
-    // What has begun ends, and then there is silence.
+    // Reads that have begun end, then nothing happens.
     tokio::time::sleep(Duration::from_millis(200)).await;
     (peer, memory.done().len() as u64 * u64::from(length))
 }
@@ -205,7 +205,7 @@ async fn flood(kind: Kind, limits: Limits, length: u32) -> (Peer, u64) {
 #[tokio::test]
 async fn never_taking_replies() {
     let limits = Limits { bytes_per_connection: 300_000, ..Limits::default() };
-    // Beside what is counted: the stream's own buffer and, inline, two batches.
+    // Two things are not counted: the buffer of the stream and, inline, two batches.
     let socket = 64 << 10;
     let (_peer, read) = flood(Kind::BLOCKING, limits.clone(), 5000).await;
     assert!((100_000..=300_000 + socket).contains(&read), "{read}");
@@ -246,8 +246,8 @@ async fn idle_clients_may_stay() {
     assert_eq!(peer.read(0, 1).await, [1]);
 }
 
-/// Clients that hold all the bytes there are, each in the middle of a write, do not hold up the
-/// server for longer than [`Limits::stall`].
+/// Clients in the middle of a write take all the bytes of the limit. They do not block the server
+/// for longer than [`Limits::stall`].
 #[tokio::test(start_paused = true)]
 async fn holding_all_the_bytes_there_are() {
     let limits = Limits { bytes: 1000, bytes_per_connection: 500, ..Limits::default() };
@@ -272,7 +272,7 @@ async fn holding_all_the_bytes_there_are() {
     }
 }
 
-/// Many clients, each with more in flight than fits: nothing locks up.
+/// Many clients have more requests in flight than the limit allows. They must not block each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wanting_more_than_there_is_all_at_once() {
     let limits = Limits { bytes: 20_000, bytes_per_connection: 15_000, ..Limits::default() };

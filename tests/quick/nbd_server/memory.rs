@@ -1,4 +1,4 @@
-//! An export in memory, with knobs to hold and fail its operations.
+//! An export in memory. Tests can hold its operations and make them fail.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,8 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use virt_bmap_nbd::{Command, Export, Exports, Extent, Request, StateFlags, Zeroing};
 
-/// How an export of this kind behaves; the default is a writable one whose operations are carried
-/// out on blocking threads.
+/// How an export behaves. The default is writable, and its operations run on blocking threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kind {
     pub(crate) read_only: bool,
@@ -21,14 +20,14 @@ pub(crate) struct Memory {
     pub(crate) kind: Kind,
     size: u64,
     bytes: Mutex<Vec<u8>>,
-    /// While true, no operation on a blocking thread goes ahead.
+    /// While this is true, operations on blocking threads wait.
     held: Mutex<bool>,
     released: Condvar,
-    /// Operations that have begun and not ended.
+    /// The number of operations that have begun and not ended.
     pub(crate) running: AtomicUsize,
-    /// Reads beyond are not answered inline.
+    /// Reads that end behind this offset are not answered inline.
     cached: AtomicU64,
-    /// Reads beyond fail.
+    /// Reads that end behind this offset fail.
     broken: AtomicU64,
     fail: Mutex<Option<io::ErrorKind>>,
     panic: Mutex<bool>,
@@ -55,12 +54,12 @@ impl Memory {
         })
     }
 
-    /// As the only export, named `disk`, and the default.
+    /// Exports with this disk as the only and default export, under the name `disk`.
     pub(crate) fn exports(self: &Arc<Self>) -> Exports {
         Exports::new().with("disk", Arc::clone(self) as _).unwrap().with_default("disk").unwrap()
     }
 
-    /// Lets no operation on a blocking thread end until [`release`](Self::release).
+    /// Lets operations on blocking threads wait until [`release`](Self::release).
     pub(crate) fn hold(&self) {
         *self.held.lock().unwrap() = true;
     }
@@ -70,7 +69,7 @@ impl Memory {
         self.released.notify_all();
     }
 
-    /// Waits until so many operations have begun and not ended.
+    /// Waits until `count` operations have begun and not ended.
     pub(crate) async fn wait_for_running(&self, count: usize) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.running.load(Ordering::SeqCst) != count {
@@ -79,17 +78,17 @@ impl Memory {
         }
     }
 
-    /// Lets only reads that end before `end` be answered inline.
+    /// Lets only reads that end at or before `end` be answered inline.
     pub(crate) fn cache(&self, end: u64) {
         self.cached.store(end, Ordering::SeqCst);
     }
 
-    /// Makes reads that end after `end` fail.
+    /// Makes reads that end behind `end` fail.
     pub(crate) fn break_from(&self, end: u64) {
         self.broken.store(end, Ordering::SeqCst);
     }
 
-    /// Makes all operations fail.
+    /// Makes all operations fail with this error, or succeed again.
     pub(crate) fn fail(&self, kind: Option<io::ErrorKind>) {
         *self.fail.lock().unwrap() = kind;
     }
@@ -180,7 +179,7 @@ impl Export for Memory {
 
     fn write_zeroes(&self, length: u32, offset: u64, how: Zeroing) -> io::Result<()> {
         self.operate(format!("zero {offset} {length} {how:?}"), |bytes| {
-            // A hole would be no faster than writing, say.
+            // This export cannot write zeroes quickly if it must not make a hole.
             if how.fast && how.no_hole {
                 return Err(io::ErrorKind::Unsupported.into());
             }
@@ -200,7 +199,8 @@ impl Export for Memory {
         self.operate("flush".into(), |_| Ok(()))
     }
 
-    /// A hole is where 512 bytes, counted from the disk's beginning, are zero.
+    /// Blocks of 512 bytes that are all zero are holes. Blocks are counted from the disk's
+    /// beginning.
     fn block_status(&self, length: u32, offset: u64, one: bool) -> io::Result<Vec<Extent>> {
         self.operate(format!("status {offset} {length}{}", if one { " one" } else { "" }), |bytes| {
             let end = offset as usize + length as usize;

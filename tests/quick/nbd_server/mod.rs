@@ -1,4 +1,5 @@
-//! The NBD server as its clients see it: well-behaved ones, hostile ones, and other people's.
+//! The NBD server with several clients: well-behaved ones, hostile ones, and those of other
+//! projects.
 
 mod corpus;
 mod foreign;

@@ -1,4 +1,5 @@
-//! Random requests against a model: a vector of bytes, and the specification's rules.
+//! Random requests. The answers are compared with a model, which consists of a vector of bytes and
+//! the rules of the specification.
 
 use super::memory::{Kind, Memory};
 use super::peer::{Chunk, Peer, header};
@@ -33,7 +34,7 @@ fn request() -> impl Strategy<Value = RequestHeader> {
     })
 }
 
-/// Carries out the request on the model.
+/// Carries out the request on the model, and returns the answer that the server must give.
 fn expected(model: &mut [u8], request: &RequestHeader, data: &[u8], structured: bool) -> Answer {
     let &RequestHeader { flags, command, offset, length, .. } = request;
     let allowed = match command {
@@ -71,7 +72,7 @@ fn expected(model: &mut [u8], request: &RequestHeader, data: &[u8], structured: 
     }
 }
 
-/// The answer to a read from a structured reply.
+/// The answer to a request, from a structured reply.
 fn structured_answer(request: &RequestHeader, chunk: &Chunk) -> Answer {
     assert_eq!(chunk.cookie, request.cookie);
     let mut data = &chunk.data[..];
@@ -90,7 +91,7 @@ fn structured_answer(request: &RequestHeader, chunk: &Chunk) -> Answer {
     }
 }
 
-/// Extents lie within the request, and what they call zero is.
+/// Checks that extents lie within the request, and that extents with flags are zero.
 fn check_extents(request: &RequestHeader, chunk: &Chunk, truth: &[u8]) {
     let mut data = &chunk.data[..];
     assert_eq!(data.get_u32(), 1);
@@ -118,7 +119,7 @@ async fn run(kind: Kind, structured: bool, pipelined: bool, requests: Vec<Reques
         let answer = expected(&mut model, &request, &data, structured);
         peer.request(request, &data).await;
         waiting.push((request, answer));
-        // As much as the stream in memory holds.
+        // The stream in memory holds this many requests.
         if pipelined && waiting.len() < 5 && cookie + 1 < count {
             continue;
         }
@@ -154,7 +155,7 @@ async fn run(kind: Kind, structured: bool, pipelined: bool, requests: Vec<Reques
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// One request at a time, whoever carries it out.
+    /// There is one request at a time, for each kind of export.
     #[test]
     fn every_answer_is_the_model_s(
         kind in prop::sample::select(&Kind::ALL[..]),
@@ -165,7 +166,7 @@ proptest! {
         runtime.block_on(run(kind, structured, false, requests));
     }
 
-    /// Several requests in flight, which are answered in order where all are answered inline.
+    /// Several requests are in flight. They are answered in order, since all are answered inline.
     #[test]
     fn requests_in_flight_do_not_disturb_each_other(
         structured: bool,

@@ -1,4 +1,4 @@
-//! Option haggling, as the specification wants it.
+//! The negotiation of options, according to the specification.
 
 use super::memory::{Kind, Memory};
 use super::peer::{Peer, context_data, info_data, string};
@@ -9,7 +9,7 @@ use virt_bmap_nbd::{ConnectionError, Exports, Limits};
 
 const SIZE: usize = 0x1_2345;
 
-/// Two exports, of which the first is the default.
+/// Two exports. The first is the default.
 fn exports() -> Exports {
     Exports::new()
         .with("disk", Memory::new(vec![1; SIZE], Kind::READ_ONLY) as _)
@@ -107,7 +107,7 @@ async fn abort_is_acknowledged() {
     peer.end().await.unwrap();
 }
 
-/// Every option that the server does not know has its data skipped.
+/// The server skips the data of every option that it does not know.
 #[tokio::test]
 async fn options_that_are_not_for_this_server_are_refused_and_haggling_goes_on() {
     let mut peer = greeted().await;
@@ -168,7 +168,7 @@ async fn metadata_contexts_are_listed() {
     assert_eq!(peer.ask(NBD_OPT_LIST_META_CONTEXT, &many).await, Err(NBD_REP_ERR_TOO_BIG));
 }
 
-/// Whether block status works after these options, the last of which is `NBD_OPT_GO`.
+/// Whether block status works after these options. The last one is `NBD_OPT_GO`.
 async fn block_status_after(options: &[(u32, Vec<u8>)]) -> bool {
     let mut peer = greeted().await;
     peer.ask(NBD_OPT_STRUCTURED_REPLY, &[]).await.unwrap();

@@ -1,4 +1,4 @@
-//! The client's side of the protocol, message by message, so that a test can get each one wrong.
+//! The client's side of the protocol, message by message, so that a test can send wrong messages.
 
 use bytes::{Buf, BufMut};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use virt_bmap_nbd::{ConnectionError, Exports, Limits, Server};
 /// A client of a server over a stream in memory.
 pub(crate) struct Peer {
     pub(crate) stream: DuplexStream,
-    /// How the server saw it.
+    /// How the connection ended, as the server reports it.
     pub(crate) ended: JoinHandle<Result<(), ConnectionError>>,
     /// Stops the server when dropped.
     pub(crate) stop: oneshot::Sender<()>,
@@ -31,7 +31,7 @@ pub(crate) struct Chunk {
     pub(crate) data: Vec<u8>,
 }
 
-/// Bytes that the stream in memory takes without its reader, as a socket does.
+/// The number of bytes that the stream in memory accepts before they are read, as in a socket.
 const SOCKET_BUFFER: usize = 64 << 10;
 
 pub(crate) fn string(text: &[u8]) -> Vec<u8> {
@@ -41,7 +41,7 @@ pub(crate) fn string(text: &[u8]) -> Vec<u8> {
     wire
 }
 
-/// Data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
+/// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
 pub(crate) fn info_data(name: &str, infos: &[u16]) -> Vec<u8> {
     let mut wire = string(name.as_bytes());
     wire.put_u16(infos.len() as u16);
@@ -49,7 +49,7 @@ pub(crate) fn info_data(name: &str, infos: &[u16]) -> Vec<u8> {
     wire
 }
 
-/// Data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
+/// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
 pub(crate) fn context_data(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut wire = string(name.as_bytes());
     wire.put_u32(queries.len() as u32);
@@ -97,14 +97,14 @@ impl Peer {
         self.ask(NBD_OPT_GO, &info_data("", &[])).await.unwrap();
     }
 
-    /// The first words of both.
+    /// Reads the greeting of the server and sends the flags of the client.
     pub(crate) async fn greet(&mut self, flags: ClientFlags) {
         let greeting: [u8; 18] = self.take().await;
         assert_eq!(&greeting, b"NBDMAGICIHAVEOPT\0\x03");
         self.send(&flags.bits().to_be_bytes()).await;
     }
 
-    /// Sends; a server that has hung up shows in what it says in the end.
+    /// Sends bytes. If the server has closed the connection, the test sees that at the end.
     pub(crate) async fn send(&mut self, wire: &[u8]) {
         self.stream.write_all(wire).await.ok();
     }
@@ -136,7 +136,7 @@ impl Peer {
         OptionReply { option, reply, data: self.take_vec(length as usize).await }
     }
 
-    /// Sends an option, and gives the data of the replies before `NBD_REP_ACK`, or the type of the
+    /// Sends an option. Returns the data of the replies before `NBD_REP_ACK`, or the type of the
     /// error reply.
     pub(crate) async fn ask(&mut self, option: u32, data: &[u8]) -> Result<Vec<Vec<u8>>, u32> {
         self.send_option(option, data).await;
@@ -163,7 +163,7 @@ impl Peer {
         self.send(&wire).await;
     }
 
-    /// Error and cookie of a simple reply, without the data that may follow.
+    /// Reads a simple reply and returns its error and cookie. Data that may follow are not read.
     pub(crate) async fn simple_reply(&mut self) -> (u32, u64) {
         let header: [u8; SIMPLE_REPLY_HEADER] = self.take().await;
         let mut header = &header[..];
@@ -171,15 +171,15 @@ impl Peer {
         (header.get_u32(), header.get_u64())
     }
 
-    /// A structured reply of one chunk. A simple reply is taken for one with an error, or without
-    /// payload.
+    /// Reads a structured reply of one chunk. A simple reply is converted to a chunk with an error
+    /// or without a payload.
     pub(crate) async fn chunk(&mut self) -> Chunk {
         let (last, chunk) = self.one_of_several_chunks().await;
         assert!(last);
         chunk
     }
 
-    /// A chunk, and whether it is the last of its reply.
+    /// Reads a chunk. Returns it, and whether it is the last one of its reply.
     pub(crate) async fn one_of_several_chunks(&mut self) -> (bool, Chunk) {
         let magic: [u8; 4] = self.take().await;
         if u32::from_be_bytes(magic) == NBD_SIMPLE_REPLY_MAGIC {
@@ -199,7 +199,8 @@ impl Peer {
         (flags == NBD_REPLY_FLAG_DONE, Chunk { kind, cookie, data })
     }
 
-    /// The error of the request just sent; 0 if it succeeded, whose data is left unread.
+    /// Sends a request and returns its error, or 0 if it succeeded. The data of a read are not
+    /// read.
     pub(crate) async fn error_of(&mut self, header: RequestHeader, data: &[u8]) -> u32 {
         self.request(header, data).await;
         let (error, cookie) = self.simple_reply().await;
@@ -207,13 +208,13 @@ impl Peer {
         error
     }
 
-    /// Reads with simple replies.
+    /// Reads from the export with simple replies.
     pub(crate) async fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
         assert_eq!(self.error_of(header(NBD_CMD_READ, 77, offset, length), &[]).await, 0);
         self.take_vec(length as usize).await
     }
 
-    /// The server has hung up, or does so now: what it saw.
+    /// Waits until the server closes the connection, and returns how the connection ended there.
     pub(crate) async fn end(mut self) -> Result<(), ConnectionError> {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest).await.unwrap();
@@ -221,7 +222,7 @@ impl Peer {
         self.ended.await.unwrap()
     }
 
-    /// Hangs up: what the server saw.
+    /// Closes the connection, and returns how it ended at the server.
     pub(crate) async fn vanish(self) -> Result<(), ConnectionError> {
         drop(self.stream);
         self.ended.await.unwrap()

@@ -1,4 +1,4 @@
-//! Requests and replies, as the specification wants them.
+//! Requests and replies, according to the specification.
 
 use super::memory::{Kind, Memory, commands};
 use super::peer::{Chunk, Peer, header};
@@ -88,8 +88,8 @@ async fn a_structured_read_is_data_or_a_hole() {
     }
 }
 
-/// The chunks of a structured read, put together, and how many there were. The last may be an
-/// error.
+/// Sends a structured read. Returns the assembled data of its chunks, or the error in the last
+/// chunk, and the number of chunks.
 async fn read_in_pieces(peer: &mut Peer, offset: u64, length: u32) -> (Result<Vec<u8>, u32>, usize) {
     peer.request(header(NBD_CMD_READ, 5, offset, length), &[]).await;
     pieces(peer, offset).await
@@ -132,7 +132,7 @@ async fn a_large_structured_read_comes_in_pieces_that_fit_together() {
     }
 }
 
-/// What has left the cache when its turn comes is read by a blocking thread.
+/// A part that has left the cache before its turn comes is read by a blocking thread.
 #[tokio::test]
 async fn the_rest_of_a_large_read_may_have_to_wait_or_fail() {
     let memory = memory(Kind::CACHED);
@@ -147,7 +147,7 @@ async fn the_rest_of_a_large_read_may_have_to_wait_or_fail() {
     assert_eq!(read_in_pieces(&mut peer, 0, 262_145).await.0.unwrap().len(), 262_145);
 }
 
-/// The last chunk is the last, also where the one before it, a hole, waits behind other replies.
+/// The last chunk arrives last, even if the chunk before it, a hole, waits behind other replies.
 #[tokio::test]
 async fn the_rest_of_a_large_read_comes_after_its_beginning() {
     let memory = memory(Kind::CACHED);
@@ -155,7 +155,8 @@ async fn the_rest_of_a_large_read_comes_after_its_beginning() {
     peer.request(flagged(0, NBD_CMD_TRIM, 0, 262_144), &[]).await;
     peer.chunk().await;
     memory.cache(462_144);
-    // A little more than the stream holds, so that part of the reply has left and the rest waits.
+    // The reply is a little longer than the stream holds, so a part of it is sent and the rest
+    // waits.
     peer.request(header(NBD_CMD_READ, 1, 262_144, 80_000), &[]).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     peer.request(header(NBD_CMD_READ, 5, 0, SIZE), &[]).await;
@@ -214,7 +215,7 @@ async fn bad_requests_are_refused_and_the_connection_lives_on() {
     let end = u64::from(SIZE);
     let (fua, no_hole, df, one, fast) = (1, 2, 4, 8, 16);
     let refused = [
-        // Bounds.
+        // The range is outside of the disk.
         (NBD_EINVAL, flagged(0, NBD_CMD_READ, end, 1)),
         (NBD_EINVAL, flagged(0, NBD_CMD_READ, end - 1, 2)),
         (NBD_EINVAL, flagged(0, NBD_CMD_READ, u64::MAX, 1)),
@@ -225,15 +226,15 @@ async fn bad_requests_are_refused_and_the_connection_lives_on() {
         (NBD_ENOSPC, flagged(0, NBD_CMD_WRITE_ZEROES, u64::MAX, 1)),
         (NBD_EINVAL, flagged(0, NBD_CMD_TRIM, end - 1, 2)),
         (NBD_EINVAL, flagged(0, NBD_CMD_TRIM, u64::MAX, u32::MAX)),
-        // Nothing asked for.
+        // The length is 0.
         (NBD_EINVAL, flagged(0, NBD_CMD_READ, 0, 0)),
         (NBD_EINVAL, flagged(0, NBD_CMD_WRITE, 0, 0)),
         (NBD_EINVAL, flagged(0, NBD_CMD_TRIM, 0, 0)),
         (NBD_EINVAL, flagged(0, NBD_CMD_WRITE_ZEROES, 0, 0)),
-        // Reserved fields.
+        // A reserved field is not 0.
         (NBD_EINVAL, flagged(0, NBD_CMD_FLUSH, 1, 0)),
         (NBD_EINVAL, flagged(0, NBD_CMD_FLUSH, 0, 1)),
-        // Flags.
+        // The flag does not fit the command.
         (NBD_EINVAL, flagged(df, NBD_CMD_READ, 0, 1)),
         (NBD_EINVAL, flagged(no_hole, NBD_CMD_READ, 0, 1)),
         (NBD_EINVAL, flagged(no_hole, NBD_CMD_WRITE, 0, 1)),
@@ -243,12 +244,12 @@ async fn bad_requests_are_refused_and_the_connection_lives_on() {
         (NBD_EINVAL, flagged(no_hole, NBD_CMD_FLUSH, 0, 0)),
         (NBD_EINVAL, flagged(32, NBD_CMD_WRITE, 0, 1)),
         (NBD_EINVAL, flagged(0x8000, NBD_CMD_READ, 0, 1)),
-        // Commands.
+        // The command is unknown or not supported.
         (NBD_EINVAL, flagged(0, NBD_CMD_CACHE, 0, 1)),
         (NBD_EINVAL, flagged(0, NBD_CMD_RESIZE, 0, 1)),
         (NBD_EINVAL, flagged(0, NBD_CMD_BLOCK_STATUS, 0, 1)),
         (NBD_EINVAL, flagged(0, 4711, 0, 0)),
-        // No fast way.
+        // There is no fast way to do it.
         (NBD_ENOTSUP, flagged(no_hole | fast, NBD_CMD_WRITE_ZEROES, 0, 1)),
     ];
     let served = [
@@ -411,7 +412,7 @@ async fn a_disconnect_waits_for_the_requests_before_it() {
     assert_eq!(memory.bytes()[..4], *b"abcd");
 }
 
-/// As by `nc`, and by clients that leave without a word.
+/// `nc` does this, and so do clients that leave without a disconnect request.
 #[tokio::test]
 async fn a_client_that_only_closes_its_half_gets_its_replies() {
     let mut peer = Peer::transmission(memory(Kind::BLOCKING).exports(), Limits::default(), false).await;

@@ -1,7 +1,8 @@
-//! A headless Chromium, driven with the DevTools protocol.
+//! A headless Chromium, which the tests control with the DevTools protocol.
 //!
-//! The protocol runs over a pair of pipes (`--remote-debugging-pipe`: JSON messages that end in a
-//! zero byte, on descriptors 3 and 4). A shell puts the child's standard input and output there.
+//! The protocol uses a pair of pipes (`--remote-debugging-pipe`: JSON messages that end in a zero
+//! byte, on descriptors 3 and 4). A shell connects the child's standard input and output to these
+//! descriptors.
 
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -12,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use virt_bmap_testutil::tools;
 
-/// A browser that takes longer for anything hangs.
+/// The time limit for everything that the browser does.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A browser with one page.
@@ -22,18 +23,17 @@ pub(crate) struct Browser {
     from: Receiver<Value>,
     session: Option<String>,
     last: u64,
-    /// What the page complained about: messages of the console, exceptions, violations of its
-    /// policy.
+    /// The complaints of the page: messages on the console, exceptions, violations of its policy.
     pub(crate) complaints: Vec<String>,
-    /// What was loaded from anywhere.
+    /// The addresses of everything that was loaded.
     pub(crate) requests: Vec<String>,
     _profile: tempfile::TempDir,
 }
 
 impl Browser {
-    /// A browser with an empty page of so many pixels.
+    /// Starts a browser with an empty page of `width` by `height` pixels.
     pub(crate) fn start(width: u32, height: u32) -> Self {
-        // In memory where that can be: a new profile is many small files.
+        // The profile is kept in memory if possible, since it has many small files.
         let profile = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let mut child = tools::command("sh")
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null"])
@@ -86,7 +86,7 @@ impl Browser {
         browser
     }
 
-    /// The colour scheme that the system is said to prefer.
+    /// Sets the colour scheme that the system prefers.
     pub(crate) fn prefer(&mut self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.call("Emulation.setEmulatedMedia", &features);
@@ -108,14 +108,14 @@ impl Browser {
         }
     }
 
-    /// Waits until what was asked for is drawn.
+    /// Waits until the browser has drawn everything.
     pub(crate) fn settle(&mut self) {
         self.eval(
             "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))",
         );
     }
 
-    /// The value of an expression, which may be a promise.
+    /// The value of an expression. The expression may be a promise.
     pub(crate) fn eval(&mut self, expression: &str) -> Value {
         let parameters = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let answer = self.call("Runtime.evaluate", &parameters);
@@ -123,13 +123,13 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
-    /// The same as a text.
+    /// The value of an expression, which must be a string.
     pub(crate) fn text(&mut self, expression: &str) -> String {
         let value = self.eval(expression);
         value.as_str().unwrap_or_else(|| panic!("{expression}: {value}")).to_owned()
     }
 
-    /// The same as a number.
+    /// The value of an expression, which must be a number.
     pub(crate) fn number(&mut self, expression: &str) -> f64 {
         let value = self.eval(expression);
         value.as_f64().unwrap_or_else(|| panic!("{expression}: {value}"))
@@ -151,12 +151,12 @@ impl Browser {
         self.settle();
     }
 
-    /// Types a text into what has the focus.
+    /// Types a text into the element that has the focus.
     pub(crate) fn type_text(&mut self, text: &str) {
         self.call("Input.insertText", &json!({"text": text}));
     }
 
-    /// Does something with the mouse: `mouseMoved`, `mousePressed`, `mouseReleased`, `mouseWheel`.
+    /// Sends a mouse event: `mouseMoved`, `mousePressed`, `mouseReleased`, `mouseWheel`.
     pub(crate) fn mouse(&mut self, kind: &str, x: f64, y: f64, wheel: f64) {
         let button = if matches!(kind, "mousePressed" | "mouseReleased") { "left" } else { "none" };
         let event = json!({"type": kind, "x": x, "y": y, "button": button, "clickCount": 1, "deltaX": 0, "deltaY": wheel});
@@ -164,14 +164,14 @@ impl Browser {
         self.settle();
     }
 
-    /// Clicks.
+    /// Clicks at a point.
     pub(crate) fn click(&mut self, x: f64, y: f64) {
         for kind in ["mouseMoved", "mousePressed", "mouseReleased"] {
             self.mouse(kind, x, y, 0.0);
         }
     }
 
-    /// Puts fingers on the page: `touchStart`, `touchMove`, `touchEnd`.
+    /// Sends a touch event: `touchStart`, `touchMove`, `touchEnd`.
     pub(crate) fn touch(&mut self, kind: &str, points: &[(f64, f64)]) {
         let points: Vec<_> =
             points.iter().zip(0..).map(|((x, y), id)| json!({"x": x, "y": y, "id": id})).collect();
@@ -179,7 +179,7 @@ impl Browser {
         self.settle();
     }
 
-    /// Fails if the page complained about anything, or loaded anything but itself.
+    /// Fails if the page has complained, or has loaded anything but itself.
     pub(crate) fn assert_quiet(&mut self) {
         self.settle();
         assert!(self.complaints.is_empty(), "{:?}", self.complaints);
@@ -209,7 +209,7 @@ impl Browser {
 
     fn note(&mut self, event: &Value) {
         match event["method"].as_str() {
-            // The tests read pixels, which the page never does.
+            // Only the tests read pixels. The page never does.
             Some("Log.entryAdded") if event.to_string().contains("willReadFrequently") => {}
             Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded") => {
                 self.complaints.push(event["params"].to_string());

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// A directory with a map and logs to work in.
+/// A directory with a map and two logs.
 pub(crate) fn samples() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let map = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/questions/guest.bmap");
@@ -27,7 +27,7 @@ pub(crate) fn samples() -> tempfile::TempDir {
     dir
 }
 
-/// Runs the program in a directory.
+/// Runs `virt-bmap-rs report` in a directory.
 pub(crate) fn report(dir: &Path, args: &[&str]) -> Output {
     Command::new(PROGRAM).arg("report").args(args).current_dir(dir).output().unwrap()
 }

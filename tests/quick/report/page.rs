@@ -1,4 +1,4 @@
-//! The page in headless Chromium: it loads in silence, and shows what the map says.
+//! The page in headless Chromium. It must load without complaints, and show what the map says.
 
 use super::browser::Browser;
 use super::command::{report, samples};
@@ -12,7 +12,7 @@ use virt_bmap_map::{
 use virt_bmap_ranges::{DiskOffset, DiskRange, FileOffset, Printable};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// How many pixels of the map have the colour of what was found.
+/// The number of pixels of the map with the colour of found objects.
 const LIT_PIXELS: &str = "(() => {
     const {width, height} = app.canvas.picture;
     const pixels = new Uint32Array(app.canvas.picture.getContext('2d').getImageData(0, 0, width, height).data.buffer);
@@ -20,7 +20,7 @@ const LIT_PIXELS: &str = "(() => {
     return pixels.reduce((count, one) => count + (one === lit ? 1 : 0), 0);
 })()";
 
-/// A point of the page where such a pixel is, well inside.
+/// A point of the page with such a pixel, at least three pixels from the edge of the area.
 const LIT_POINT: &str = "(() => {
     const {width, height} = app.canvas.picture;
     const pixels = new Uint32Array(app.canvas.picture.getContext('2d').getImageData(0, 0, width, height).data.buffer);
@@ -34,7 +34,7 @@ const LIT_POINT: &str = "(() => {
     }
 })()";
 
-/// Opens the page of a map, which is made as a user makes it.
+/// Makes the page of a map as a user makes it, and opens it.
 fn open(dir: &Path, args: &[&str]) -> Browser {
     let output = report(dir, args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -43,7 +43,7 @@ fn open(dir: &Path, args: &[&str]) -> Browser {
     browser
 }
 
-/// Types into the search field, as somebody who pressed `/`.
+/// Types into the search field, after the key `/`.
 fn search(browser: &mut Browser, text: &str) {
     browser.eval("document.activeElement.blur()");
     browser.key("/");
@@ -76,7 +76,7 @@ fn what_is_searched_for_lights_up_and_can_be_hovered_and_clicked() {
     assert_eq!(browser.text("byId('status').textContent"), "2 matches");
     let rows = browser.eval("[...byId('results').children].map((row) => row.firstChild.textContent)");
     assert_eq!(rows, serde_json::json!(["/boot/vmlinuz", "/boot/vmlinuz.old"]));
-    // 1 MiB of 8: an eighth of the square, but for its edge.
+    // The file has 1 MiB of 8 MiB, an eighth of the square. The edge may differ.
     let side = browser.number("app.canvas.view.side");
     let part = browser.number(LIT_PIXELS) / (side * side);
     assert!((part - 0.125).abs() < 0.002, "{part}");
@@ -92,7 +92,7 @@ fn what_is_searched_for_lights_up_and_can_be_hovered_and_clicked() {
         assert!(details.replace('\n', "\t").contains(words), "{words}: {details}");
     }
 
-    // A file in two pieces: both light up, and `n` goes from one to the other.
+    // This file is in two pieces. Both are highlighted, and `n` goes from one to the other.
     search(&mut browser, "syslog");
     browser.key("Enter");
     assert_eq!(browser.number("app.pieces.length"), 2.0);
@@ -106,7 +106,7 @@ fn what_is_searched_for_lights_up_and_can_be_hovered_and_clicked() {
         .number("app.canvas.view.offsetAt(app.disk, app.canvas.view.width / 2, app.canvas.view.height / 2)");
     assert!((f64::from(0x50_0000)..f64::from(0x50_4000)).contains(&centre), "{centre:#?}");
 
-    // An offset, and what is nowhere.
+    // Search for an offset, and for a name that does not exist.
     search(&mut browser, "0x308010");
     assert!(browser.text("byId('status').textContent").starts_with("/var/lib/dpkg/status · file"));
     search(&mut browser, "no such thing");
@@ -151,7 +151,7 @@ fn mouse_fingers_and_keys_move_the_map() {
     let centre = |browser: &mut Browser| browser.number("app.canvas.view.x");
     let (x, y) = (400.0, 400.0);
 
-    // What is under the pointer stays there.
+    // When the wheel zooms, the point under the pointer stays there.
     let at = format!("app.canvas.view.toDisk({x} - byId('overlay').getBoundingClientRect().left, 0).x");
     let before = browser.number(&at);
     browser.mouse("mouseWheel", x, y, -240.0);
@@ -178,7 +178,7 @@ fn mouse_fingers_and_keys_move_the_map() {
     browser.touch("touchEnd", &[]);
     assert!((zoom(&mut browser) - 2.0).abs() < 0.1, "{}", zoom(&mut browser));
 
-    // With keys alone, from the first control of the page.
+    // Only with keys, from the first control of the page.
     browser.eval("byId('scheme').focus()");
     for _ in 0..3 {
         browser.key("Tab");
@@ -199,7 +199,7 @@ fn mouse_fingers_and_keys_move_the_map() {
     assert!(status.contains("1:0x"), "{status}");
     browser.key("-");
     browser.key("0");
-    // The middle of the disk is the middle of the square's curve: what lies there is chosen.
+    // The middle of the disk is in the middle of the square. Enter chooses what lies there.
     search(&mut browser, "0x400000");
     browser.eval("app.canvas.overlay.focus()");
     browser.key("Enter");
@@ -221,8 +221,7 @@ fn the_page_follows_the_preferred_colours_and_its_own_switch() {
     browser.eval("byId('theme').click()");
     assert_eq!(browser.text(background), "rgb(255, 255, 255)");
 
-    // Each scheme has a legend whose bytes are the whole disk, and whose swatches are in the
-    // picture.
+    // Each scheme has a legend whose shares add up to the whole disk.
     for scheme in ["directory", "type", "fragmentation", "device"] {
         browser.eval(&format!(
             "byId('scheme').value = '{scheme}'; byId('scheme').dispatchEvent(new Event('change'))"
@@ -236,7 +235,7 @@ fn the_page_follows_the_preferred_colours_and_its_own_switch() {
     }
     assert!(browser.eval("byId('scheme').querySelector('[value=age]').disabled").as_bool().unwrap());
 
-    // Small windows have the tables below the map.
+    // In a narrow window the tables are below the map.
     let metrics = serde_json::json!({"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": false});
     browser.call("Emulation.setDeviceMetricsOverride", &metrics);
     browser.settle();
@@ -250,7 +249,7 @@ fn requests_play_over_time() {
     needs!("chromium");
     let dir = samples();
     let mut browser = open(dir.path(), &["guest.bmap", "--trace", "boot.jsonl"]);
-    // The log reads and writes 1 MiB of /boot/vmlinuz in order, in 4 s.
+    // The log reads and writes 1 MiB of /boot/vmlinuz in order, within 4 s.
     assert_eq!(browser.text("byId('clock').textContent"), "0.00 s of 3.98 s, 1 of 256 requests");
     let marked = "(() => {
         const {width, height} = app.playback.trail.canvas;
@@ -274,7 +273,7 @@ fn requests_play_over_time() {
     browser.settle();
     let all = browser.number(marked);
     assert!((all - 0.125).abs() < 0.004, "{all}");
-    // Back again: what is not read yet is not marked.
+    // After a step back, later requests are not marked.
     browser.eval("app.playback.seek(1)");
     browser.settle();
     assert!(browser.number(marked) < 0.04);
@@ -288,7 +287,7 @@ fn requests_play_over_time() {
     browser.assert_quiet();
 }
 
-/// A map with names that would like to be more, of which a JSON Lines map knows all.
+/// A map with hostile names, and the names. JSON Lines can hold all of them.
 fn hostile() -> (Map, Vec<Vec<u8>>) {
     let names: Vec<Vec<u8>> = [
         &b"<script>window.pwned=1</script>"[..],
@@ -354,7 +353,7 @@ fn hostile_names_stay_text() {
     assert_eq!(browser.number("document.scripts.length"), 3.0);
     browser.assert_quiet();
 
-    // If a name ever became an element, the policy would still stand in its way.
+    // Even if a name became an element, the policy of the page would block it.
     browser.eval("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.pwned = 7'}))");
     browser.eval(
         "document.body.append(Object.assign(document.createElement('img'), {src: 'file:///dev/null'}))",
@@ -369,7 +368,7 @@ fn hostile_names_stay_text() {
     );
 }
 
-/// Two disks with everything that a map can know: offsets, copies, flags, times, files that share.
+/// Two disks with everything that a map can have: offsets, copies, flags, times, shared bytes.
 fn rich() -> Map {
     let mut builder = MapBuilder::new(Header::default());
     let mut objects = Vec::new();
@@ -455,7 +454,7 @@ fn the_page_knows_of_every_byte_what_the_map_knows() {
     }
     assert!(shared > 500, "{shared}");
 
-    // The attributes, and the other disk.
+    // The attributes of a file, and the second disk.
     search(&mut browser, "file-14");
     browser.key("Enter");
     let details = browser.text("byId('details').innerText").replace('\n', "\t");
@@ -484,7 +483,7 @@ fn the_map_of_a_whole_guest_opens_at_once() {
     browser.key("Enter");
     assert!(browser.text("byId('details').innerText").starts_with("/vmlinuz-3.11.10-301.fc20.x86_64"));
     assert!(browser.number(LIT_PIXELS) > 100.0);
-    // Drawing the whole of it, and a part.
+    // Draw all of the map, and a part of it.
     for zoom in ["app.canvas.view.zoomBy(1e-9)", "app.canvas.view.zoomBy(30)"] {
         let took = browser.number(&format!("{zoom}; (() => {{ const start = performance.now(); app.drawNow(); return performance.now() - start; }})()"));
         assert!(took < 1000.0, "{took} ms");

@@ -1,4 +1,4 @@
-//! Changes a mounted filesystem at random: whatever programs do to files.
+//! Changes a mounted filesystem at random, in the ways in which programs change files.
 
 use rustix::fs::{FallocateFlags, fallocate, ioctl_ficlone};
 use std::fs::{self, File, OpenOptions};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use virt_bmap_testutil::random::Random;
 use virt_bmap_testutil::tools;
 
-/// Makes the tree that is changed later, and one beside it that never is.
+/// Makes the tree `work`, which is changed later, and the tree `still`, which is never changed.
 pub(crate) fn begin(root: &Path, random: &mut Random) {
     for tree in ["still", "work"] {
         for directory in 0..6 {
@@ -20,8 +20,8 @@ pub(crate) fn begin(root: &Path, random: &mut Random) {
     }
 }
 
-/// Does `count` things to the tree, of which some may fail: the filesystem may be full, or cannot
-/// do it.
+/// Makes `count` changes in the tree `work`. Some may fail: the filesystem may be full, or not
+/// support the change.
 pub(crate) fn change(root: &Path, kind: &str, count: usize, random: &mut Random) {
     let tree = root.join("work");
     for number in 0..count {
@@ -45,7 +45,7 @@ pub(crate) fn change(root: &Path, kind: &str, count: usize, random: &mut Random)
             12 | 13 => reflink(&file, &new),
             14 => defragment(&file, kind),
             15 => fs::create_dir(&new),
-            // Not into itself: that fails.
+            // This fails if `new` is inside `directory`.
             16 => fs::rename(&directory, &new),
             17 if directory != tree => fs::remove_dir_all(&directory),
             18 => upgrade(&directory, random),
@@ -59,7 +59,7 @@ pub(crate) fn change(root: &Path, kind: &str, count: usize, random: &mut Random)
     }
 }
 
-/// All files and directories of a tree, in order.
+/// All files and directories of a tree, in a fixed order.
 fn all(tree: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let (mut files, mut directories, mut next) = (Vec::new(), vec![tree.to_owned()], 0);
     while let Some(directory) = directories.get(next) {
@@ -79,7 +79,7 @@ fn one(these: &[PathBuf], random: &mut Random) -> Option<PathBuf> {
     these.get(random.below(count) as usize).cloned()
 }
 
-/// Up to so many bytes; often few, sometimes none.
+/// Random content of less than `most` bytes. It is often small and sometimes empty.
 fn content(random: &mut Random, most: u64) -> Vec<u8> {
     let most = if random.below(3) == 0 { most } else { 5000 };
     let length = random.below(most).saturating_sub(200);
@@ -88,7 +88,7 @@ fn content(random: &mut Random, most: u64) -> Vec<u8> {
     bytes
 }
 
-/// A place in a file, or a little behind its end.
+/// A random offset in a file, or a little behind its end.
 fn place(file: &File, random: &mut Random) -> std::io::Result<u64> {
     Ok(random.below(file.metadata()?.len() + 10_000))
 }
@@ -121,7 +121,7 @@ fn reflink(file: &Path, new: &Path) -> std::io::Result<()> {
     Ok(ioctl_ficlone(File::create(new)?, File::open(file)?)?)
 }
 
-/// Has the file's blocks moved; its times stay.
+/// Moves the blocks of a file. Its times do not change.
 fn defragment(file: &Path, kind: &str) -> std::io::Result<()> {
     let file = file.to_str().unwrap();
     let command: &[&str] = match kind {
@@ -133,8 +133,8 @@ fn defragment(file: &Path, kind: &str) -> std::io::Result<()> {
     tools::command(command[0]).args(&command[1..]).output().map(drop)
 }
 
-/// Writes the files of a directory anew, each beside its place and then into it, as package
-/// managers do.
+/// Replaces the files of a directory as package managers do: each new file is written beside the
+/// old one, and then renamed.
 fn upgrade(directory: &Path, random: &mut Random) -> std::io::Result<()> {
     for file in all(directory).0 {
         let new = file.with_extension("dpkg-new");

@@ -1,10 +1,10 @@
-//! `virt-bmap-rs update` of guests whose files were changed at random: whatever was done to them,
-//! the map is the one that is made from scratch, byte for byte, and what nobody touched is not
-//! read.
+//! `virt-bmap-rs update` of guests whose files were changed at random. The new map must be equal to
+//! a map that is made from scratch, byte for byte, and files that nobody touched must not be read.
 //!
-//! A guest has a disk for each kind of filesystem that this kernel can mount and change. A seed
-//! chooses what is done, and how the guest is mapped. `cargo test --test torture -- changed` does
-//! one; with `--all` (`make update-torture`) there are more, and numbers are seeds.
+//! The guest has a disk for each kind of filesystem that this machine's kernel can mount and
+//! change. A seed chooses the changes and how the guest is mapped. `cargo test --test torture --
+//! changed` runs one seed, `--all` (`make update-torture`) runs all of them, and numbers choose
+//! seeds.
 
 mod changes;
 use std::fs::File;
@@ -14,31 +14,31 @@ use virt_bmap_testutil::random::{self, Random};
 use virt_bmap_testutil::sandbox::Sandbox;
 use virt_bmap_testutil::tools;
 
-/// Seeds of `make update-torture`.
+/// The seeds of `make update-torture`.
 const SEEDS: std::ops::Range<u64> = 0..8;
 
-/// How often a guest is changed and updated, each time from the map before.
+/// How often a guest is changed and its map updated. The baseline is the map of the round before.
 const ROUNDS: usize = 2;
 
-/// What is done to each filesystem in a round.
+/// The number of changes to each filesystem in a round.
 const CHANGES: usize = 120;
 
-/// How many files are never touched, in each filesystem.
+/// The number of files in each filesystem that are never touched.
 const STILL: u64 = 6 * 12;
 
-/// A run has so long. An idle machine needs a tenth of it.
+/// The time limit of a run. An idle machine needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A disk of the guest.
 struct Disk {
     name: &'static str,
-    /// As `mount -t` has it.
+    /// The filesystem, as `mount -t` names it.
     kind: &'static str,
     mib: u64,
     mkfs: &'static [&'static str],
     mount: &'static str,
-    /// Whether files that nobody touched need not be read.
-    is_told: bool,
+    /// Whether an update reuses all files that nobody touched.
+    is_reusable: bool,
 }
 
 const DISKS: [Disk; 6] = [
@@ -48,7 +48,7 @@ const DISKS: [Disk; 6] = [
         mib: 64,
         mkfs: &["mkfs.ext4", "-q", "-F", "-b", "4096"],
         mount: "loop",
-        is_told: true,
+        is_reusable: true,
     },
     Disk {
         name: "inline.raw",
@@ -56,7 +56,7 @@ const DISKS: [Disk; 6] = [
         mib: 64,
         mkfs: &["mkfs.ext4", "-q", "-F", "-b", "1024", "-I", "512", "-O", "inline_data"],
         mount: "loop",
-        is_told: true,
+        is_reusable: true,
     },
     Disk {
         name: "ext2.raw",
@@ -64,7 +64,7 @@ const DISKS: [Disk; 6] = [
         mib: 64,
         mkfs: &["mkfs.ext2", "-q", "-F", "-b", "1024"],
         mount: "loop",
-        is_told: true,
+        is_reusable: true,
     },
     Disk {
         name: "xfs.raw",
@@ -72,7 +72,7 @@ const DISKS: [Disk; 6] = [
         mib: 320,
         mkfs: &["mkfs.xfs", "-q", "-f"],
         mount: "loop",
-        is_told: true,
+        is_reusable: true,
     },
     Disk {
         name: "btrfs.raw",
@@ -80,7 +80,7 @@ const DISKS: [Disk; 6] = [
         mib: 256,
         mkfs: &["mkfs.btrfs", "-q", "-f"],
         mount: "loop",
-        is_told: true,
+        is_reusable: true,
     },
     Disk {
         name: "zstd.raw",
@@ -88,11 +88,11 @@ const DISKS: [Disk; 6] = [
         mib: 256,
         mkfs: &["mkfs.btrfs", "-q", "-f"],
         mount: "loop,compress-force=zstd",
-        is_told: false,
+        is_reusable: false,
     },
 ];
 
-/// Does the seeds that the arguments name. Returns true, since a seed that fails is a panic.
+/// Runs the seeds that the arguments choose. A seed that fails panics, so the result is true.
 pub(crate) fn run(args: &[String]) -> bool {
     let needed = ["guestfish", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "e4defrag", "xfs_fsr", "mount"];
     if !tools::installed(&needed) || !tools::is_root("mount a filesystem") {
@@ -106,7 +106,8 @@ pub(crate) fn run(args: &[String]) -> bool {
     true
 }
 
-/// Makes a guest, changes it some times, and each time updates its map and makes one from scratch.
+/// Makes a guest and changes it several times. After each time it updates the map, and compares it
+/// with a map from scratch.
 fn torture(seed: u64) {
     let sandbox = Sandbox::new().deadline(DEADLINE);
     let cwd = sandbox.cwd();
@@ -142,19 +143,19 @@ fn torture(seed: u64) {
             run.elapsed.as_secs_f64()
         );
         assert_same(&run.read("guest.jsonl"), &run.read("scratch.jsonl"), &context);
-        let told = DISKS.iter().filter(|disk| disk.is_told).count() as u64;
+        let told = DISKS.iter().filter(|disk| disk.is_reusable).count() as u64;
         assert!(taken_over >= told * STILL, "{context}: {taken_over}, {told} times {STILL} were not touched");
         sandbox = run.sandbox;
     }
 }
 
-/// Mounts a disk for as long as something is done to it.
+/// Mounts a disk, calls `work` with the mount point, and unmounts the disk.
 fn mounted(cwd: &Path, disk: &Disk, work: impl FnOnce(&Path)) {
     let root = cwd.join("root");
     virt_bmap_testutil::mounted::mounted(&cwd.join(disk.name), disk.kind, disk.mount, &root, || work(&root));
 }
 
-/// Fails, and shows the first lines that differ, unless two maps are the same.
+/// Fails if two maps differ, and shows the first lines that differ.
 fn assert_same(updated: &[u8], scratch: &[u8], context: &str) {
     if updated == scratch {
         return;

@@ -1,4 +1,4 @@
-//! Corrupts a partition as a seed says: always the same way for the same seed.
+//! Corrupts a partition. The same seed always corrupts it in the same way.
 
 use std::fs::File;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use virt_bmap_testutil::random::Random;
 use virt_bmap_testutil::special::{MAGIC, SECTOR};
 
-/// Sectors of the partition that hold something, and no file's data.
+/// The sectors of the partition that are neither empty nor data of files.
 fn metadata(disk: &File, extent: &Range<u64>) -> Vec<u64> {
     let mut bytes = vec![0; (extent.end - extent.start) as usize];
     disk.read_exact_at(&mut bytes, extent.start).unwrap();
@@ -15,13 +15,13 @@ fn metadata(disk: &File, extent: &Range<u64>) -> Vec<u64> {
     sectors.filter(|(_, bytes)| holds(bytes)).map(|(at, _)| at).collect()
 }
 
-/// Corrupts the partition at `extent` of `disk`: bits, sectors and blocks of it, most of them where
-/// it keeps its metadata. Says what was done.
+/// Corrupts bits, sectors or blocks of the partition at `extent` of `disk`. Most of them lie in its
+/// metadata. Returns a description of what it did.
 pub(crate) fn corrupt(disk: &File, extent: &Range<u64>, random: &mut Random) -> String {
     let metadata = metadata(disk, extent);
     let (kind, count) = (random.below(6), 1 + random.below(12));
     for _ in 0..count {
-        // The superblock and what is near it, any metadata, anywhere.
+        // Near the superblock, anywhere in metadata, or anywhere.
         let at = match random.below(8) {
             0 | 1 => extent.start + random.below(metadata.len().min(40) as u64) * SECTOR as u64,
             2..=6 => metadata[random.below(metadata.len() as u64) as usize],
@@ -35,7 +35,7 @@ pub(crate) fn corrupt(disk: &File, extent: &Range<u64>, random: &mut Random) -> 
             1 => bytes.fill(0),
             2 => bytes.fill_with(|| random.draw() as u8),
             3 => bytes.fill(0xff),
-            // Numbers that are too large, in the middle of what is sound.
+            // A random number in the middle of valid data. It is often too large.
             4 => {
                 let field = random.below(SECTOR as u64 / 4) as usize * 4;
                 bytes[field..field + 4].copy_from_slice(&(random.draw() as u32).to_le_bytes());

@@ -1,8 +1,8 @@
-//! The guest that is corrupted: a partition for each kind of filesystem and layer, and one that is
-//! left alone.
+//! The guest that is corrupted. It has a partition for each kind of filesystem and layer. The last
+//! partition is never corrupted.
 //!
-//! It is made once, by one appliance. Every sector of every file is a pattern (see
-//! `common/special.rs`): what is neither zeroes nor a pattern is metadata.
+//! One appliance makes the guest once. Every sector of every file is a pattern (see `special.rs` of
+//! the crate `testutil`), so a sector that is neither zeroes nor a pattern is metadata.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -14,35 +14,36 @@ use virt_bmap_testutil::{cache, guestfish, mastering, tools};
 
 const MIB: u64 = 1 << 20;
 
-/// A partition: what it holds.
+/// A partition and its content.
 pub(crate) struct Part {
-    /// What it is called in findings.
+    /// Its name in findings.
     pub(crate) name: &'static str,
-    /// In MiB.
+    /// Its size in MiB.
     size: u64,
     how: How,
 }
 
 enum How {
-    /// The command that makes the filesystem, and the options that mount it.
+    /// A filesystem that the appliance makes: the command, and the options that mount it.
     Appliance(&'static str, &'static str),
-    /// Made on this machine from a directory.
+    /// A filesystem that this machine makes from a directory.
     Here(fn(&Path, &Path)),
-    /// Commands that make what holds a filesystem, and the device of that.
+    /// A layer: the commands that make it, and the device on it, which holds a filesystem.
     Layer(&'static str, &'static str),
-    /// Belongs to the partition before it.
+    /// The second member of the array on the partition before it.
     Member,
 }
 
 use How::{Appliance, Here, Layer, Member};
 
-/// The partitions of the disk, from the first.
+/// The partitions of the disk, in order.
 pub(crate) const PARTS: [Part; 25] = [
     part("ext2", 8, Appliance("mkfs.ext2 -q -b 1024", "")),
     part("ext3", 12, Appliance("mkfs.ext3 -q -b 4096", "")),
     part("ext4, 1 KiB blocks", 12, Appliance("mkfs.ext4 -q -b 1024", "")),
     part("ext4, 4 KiB blocks", 16, Appliance("mkfs.ext4 -q -b 4096 -O inline_data,metadata_csum", "")),
-    // Its tests may make filesystems that are too small for anything else.
+    // With the variables of its test suite, mkfs.xfs makes filesystems that are otherwise too
+    // small.
     part("xfs", 48, Appliance("env TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f", "")),
     part("btrfs", 48, Appliance("mkfs.btrfs -q -f --mixed", "")),
     part("ntfs", 16, Appliance("mkfs.ntfs -q -Q -F -s 512 -p 0 -H 0 -S 0", "-t ntfs-3g")),
@@ -94,20 +95,20 @@ pub(crate) const PARTS: [Part; 25] = [
     part("left alone", 8, Appliance("mkfs.ext4 -q -b 4096", "")),
 ];
 
-/// Number of the partition that is not corrupted, the last.
+/// The number of the partition that is not corrupted. It is the last one.
 pub(crate) const SOUND: usize = PARTS.len();
 
-/// Number of the pattern of `/large`, in every partition but one.
+/// The number of the pattern of `/large`, which every filesystem has.
 const LARGE: u32 = 1;
-/// Number of the pattern of `/sound`, in the partition that is left alone.
+/// The number of the pattern of `/sound`, in the partition that is not corrupted.
 pub(crate) const SOUND_FILE: u32 = 9;
 
 impl Part {
-    /// Whether a device is made of this partition.
+    /// Whether `device` is made from this partition.
     pub(crate) fn is_below(&self, device: &str) -> bool {
         match self.how {
             Appliance(..) | Here(_) => false,
-            // The second leg of the array.
+            // The partition is the second leg of the array.
             Member => device.starts_with("/dev/md"),
             Layer(_, inner) if self.name.starts_with("md") => {
                 !inner.is_empty() && device.starts_with("/dev/md")
@@ -121,13 +122,14 @@ const fn part(name: &'static str, size: u64, how: How) -> Part {
     Part { name, size, how }
 }
 
-/// What a partition's bytes on the disk are.
+/// The range of a partition on the disk.
 pub(crate) fn extent(number: usize) -> std::ops::Range<u64> {
     let start = MIB + PARTS[..number - 1].iter().map(|part| part.size * MIB).sum::<u64>();
     start..start + PARTS[number - 1].size * MIB
 }
 
-/// The files of each filesystem: large and small ones, more names than fit into one block, a link.
+/// Writes the files of each filesystem: large and small files, a directory with more names than one
+/// block holds, and a symbolic link.
 fn write_tree(root: &Path) {
     let file = |name: &str, id: u32, size: usize| {
         let mut content: Vec<u8> = (0..size.div_ceil(SECTOR) as u32).flat_map(|n| sector(id, n)).collect();
@@ -144,7 +146,7 @@ fn write_tree(root: &Path) {
     std::os::unix::fs::symlink("large", root.join("link")).unwrap();
 }
 
-/// What the appliance runs.
+/// The script that the appliance runs.
 fn script() -> String {
     let mut s = String::from(
         "set -eu\nunpack() { mkdir -p /mnt/t; mount $2 $1 /mnt/t\n\
@@ -180,7 +182,7 @@ fn script() -> String {
     s
 }
 
-/// The guest's disk, sound.
+/// The image of the guest before it is corrupted.
 pub(crate) fn image() -> PathBuf {
     let sources = (include_str!("guest.rs"), mastering::SOURCE);
     cache::directory("torture", &cache::key(sources), make).join("torture.raw")

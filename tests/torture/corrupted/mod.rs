@@ -1,10 +1,9 @@
-//! Corrupted filesystems: whatever is on a disk, the program neither hangs nor panics, maps what
-//! can be mapped and says what cannot.
+//! Corrupted filesystems. Whatever is on a disk, the program must not hang or panic. It must map
+//! what can be mapped, and report the rest.
 //!
-//! A guest has a partition for each kind of filesystem and layer. A seed corrupts all of them but
-//! one, each in its own way, and the program maps the whole. `cargo test --test torture --
-//! corrupted` does so with one seed; with `--all` (`make torture`) there are fifty, and numbers are
-//! seeds.
+//! A guest has a partition for each kind of filesystem and layer. A seed corrupts all partitions
+//! but one, each in a different way. Then the program maps the guest. `cargo test --test torture --
+//! corrupted` runs one seed, `--all` (`make torture`) runs fifty, and numbers choose seeds.
 
 mod corrupt;
 mod guest;
@@ -21,13 +20,13 @@ use virt_bmap_testutil::random::{self, Random};
 use virt_bmap_testutil::ranges::{Range, round_out};
 use virt_bmap_testutil::{oracle_pattern, sandbox, tools};
 
-/// Seeds of `make torture`.
+/// The seeds of `make torture`.
 const SEEDS: std::ops::Range<u64> = 0..50;
 
-/// A run has so long. An idle machine needs a tenth of it.
+/// The time limit of a run. An idle machine needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(1500);
 
-/// Does the seeds that the arguments name. Returns whether all of them passed.
+/// Runs the seeds that the arguments choose. Returns whether all of them passed.
 pub(crate) fn run(args: &[String]) -> bool {
     if !tools::installed(&[
         "guestfish",
@@ -44,7 +43,7 @@ pub(crate) fn run(args: &[String]) -> bool {
     let image = guest::image();
     let (mut failed, mut lost) = (Vec::new(), BTreeMap::<&str, usize>::new());
     for seed in &seeds {
-        // One seed must not cost the others'.
+        // If one seed fails, the others still run.
         match catch_unwind(AssertUnwindSafe(|| torture(&image, *seed))) {
             Ok(unmapped) => unmapped.into_iter().for_each(|name| *lost.entry(name).or_default() += 1),
             Err(_) => failed.push(*seed),
@@ -60,7 +59,7 @@ pub(crate) fn run(args: &[String]) -> bool {
 }
 
 /// Corrupts all partitions but the last, maps the guest, and checks what the program did. Returns
-/// what of the guest it could not map.
+/// the names of the partitions that it could not map.
 fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("guest.raw");
@@ -87,7 +86,7 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
         virt_bmap_testutil::formats::copy(&image, &at("raw"));
     }
     let context = || format!("corrupted:\n{}\nstandard error:\n{}", done.join("\n"), run.stderr);
-    // Most of the disk can be mapped: a status of 1 would be too much.
+    // Most of the disk can be mapped, so status 1, a failed run, would be wrong.
     assert!(matches!(run.code(), 0 | 3), "exit status {}; {}", run.code(), context());
 
     let size = image.metadata().unwrap().len();
@@ -113,7 +112,7 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
         assert!(run.stderr.lines().any(names), "nothing is said of {device}; {}", context());
     }
 
-    // What is sound is mapped as if nothing else were there.
+    // The sound partition is mapped as if the others were sound too.
     let scanned = oracle_pattern::on_disk(&oracle_pattern::scan(&image), SOUND_FILE);
     let map = bmap::load(&run.sandbox.cwd().join("out.jsonl")).unwrap();
     let device = format!("/dev/sda{SOUND}");
@@ -124,7 +123,7 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
     unmapped.into_iter().map(|number| PARTS[number - 1].name).collect()
 }
 
-/// The partitions that nothing but the partition itself is on the map of.
+/// The numbers of the partitions on which the map has no object but the partition itself.
 fn lacking(map: &Map) -> Vec<usize> {
     let mut is_named = [false; SOUND];
     for object in

@@ -1,7 +1,7 @@
-# A guest of busybox alone: does a few things that it tells on its serial console, and switches itself off. It reads and
-# writes files of known content.
+# The recipe of a guest with busybox only. The guest reads and writes files of known content,
+# reports this on its serial console, and switches itself off.
 
-# What it reads it tells with the number of bytes and their MD5.
+# For each file that it reads, it prints the MD5.
 mkdir -p "$root"/{bin,sbin,dev,proc,srv/read,srv/left,srv/work/tree/branch,var}
 cp $busybox "$root/bin/busybox"
 for number in 1 2 3 4 5 6; do

@@ -1,5 +1,7 @@
-# What guests that boot have in common; `kernel.sh` goes before, and a recipe follows, which makes a root and then calls
-# `disk`. Run as one script: SCRIPT DIR makes DIR/boot.raw, a disk that boots by BIOS and GRUB. Needs no root, no mounting and no appliance.
+# What guests that boot from a disk have in common. `kernel.sh` precedes this script. A recipe
+# follows, which makes a root directory and then calls `disk`. All three run as one script: SCRIPT
+# DIR makes DIR/boot.raw, a disk that boots with BIOS and GRUB. It needs no root, no mounting and no
+# appliance.
 #
 #   sector 0        boot code, partition table (MBR)
 #   sectors 1…      GRUB's core image
@@ -13,7 +15,7 @@ export SOURCE_DATE_EPOCH=1700000000 E2FSPROGS_FAKE_TIME=1700000000
 grub=/usr/lib/grub/i386-pc
 busybox=/bin/busybox
 
-# The initrd: busybox, and the modules that it takes to see an ext4 filesystem on a virtio disk.
+# The initrd: busybox, and the modules that it needs for an ext4 filesystem on a virtio disk.
 tree=$work/initrd
 mkdir -p "$tree"/{bin,dev,proc,sys,root} "$work/boot/grub"
 cp $busybox "$tree/bin/busybox"
@@ -44,7 +46,7 @@ GRUB
 root=$work/root
 mkdir -p "$root"
 
-# Makes the disk: the root's size in MiB, and its tree.
+# Makes the disk. MIB is the size of the root filesystem.
 disk() { # MIB
     local boot_start=2048 boot_sectors=$((48 * 2048)) root_sectors=$(($1 * 2048)) root_start
     root_start=$((boot_start + boot_sectors))

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What all emulated guests have in common: this machine's kernel, and an initrd with what they need of its modules. The
-# rest of a script follows.
+# What all emulated guests have in common: this machine's kernel, and functions that make an initrd
+# with the modules that a guest needs. The rest of a script follows.
 set -eu -o pipefail
 export LC_ALL=C TZ=UTC
 kernel=
@@ -8,7 +8,7 @@ for candidate in /boot/vmlinuz-*; do
     [ -d "/lib/modules/${candidate#/boot/vmlinuz-}" ] && kernel=$candidate
 done
 
-# Puts modules, and those that they depend on, into TREE/modules; TREE/load loads them.
+# Puts modules and their dependencies into TREE/modules. TREE/load loads them.
 modules() { # TREE MODULE...
     local tree=$1 module
     shift
@@ -21,7 +21,7 @@ modules() { # TREE MODULE...
     done >"$tree/load"
 }
 
-# Makes an initrd of a tree with an `init`.
+# Makes an initrd from a tree that has an `init`.
 initrd() { # TREE OUT
     chmod 755 "$1/init"
     (cd "$1" && find . | sort | cpio -o -H newc --owner=0:0 --quiet) | gzip -n -1 >"$2"

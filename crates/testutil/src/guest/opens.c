@@ -1,5 +1,6 @@
-/* opens DIR READY: tells which files of the filesystem of DIR are opened, executed and read, from now on, each once:
- * lines of "open PATH", "exec PATH" and "read PATH". Makes the file READY when it has begun. See fanotify(7). */
+/* opens DIR READY: prints which files of the filesystem of DIR are opened, executed and read from
+ * now on, each once, as lines "open PATH", "exec PATH" and "read PATH". Makes the file READY when
+ * it has begun. See fanotify(7). */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>

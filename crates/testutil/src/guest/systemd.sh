@@ -1,14 +1,15 @@
-# A guest of Debian's systemd, in which a program tells on the second serial port what is opened, executed and read from the
-# moment on in which systemd begins. It switches itself off when all is up.
+# The recipe of a guest with systemd of Debian. From the start of systemd on, a program prints on
+# the second serial port which files are opened, executed and read. The guest switches itself off
+# when the boot is complete.
 
-# Merged, as Debian has it.
+# Debian has merged these directories into /usr.
 for name in bin sbin lib lib64; do
     mkdir -p "$root/usr/$name"
     ln -s "usr/$name" "$root/$name"
 done
 mkdir -p "$root"/{dev,etc/systemd/system/multi-user.target.wants,proc,sys,run,tmp,var}
 
-# The packages, and what they depend on, from where this machine has its own.
+# The packages and their dependencies, from the package sources of this machine.
 mkdir -p "$work/debs/partial"
 touch "$work/status"
 apt-get -qq -y --no-install-recommends --download-only -o Debug::NoLocking=1 -o Dir::State::status="$work/status" \
