@@ -41,7 +41,7 @@ proptest! {
     #[test]
     fn reports_arrive(reports in vec(report(), 0..5)) {
         let text: String = reports.iter().map(|report| format!("{report}\n")).collect();
-        prop_assert_eq!(inventory::parse(&text), Ok(reports));
+        prop_assert_eq!(inventory::parse(&text), Ok(reports.clone()));
         for report in reports {
             prop_assert_eq!(Report::parse(&report.to_string()), report);
         }
