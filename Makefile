@@ -1,6 +1,7 @@
 # make demo    installs what is missing, builds, makes a small guest and maps it
 # make check   installs what is missing and runs all tests
 # make check-quick    runs the tests that take seconds
+# make check-system   runs the other tests that need no appliance
 # make fleet-check    maps a fleet of twenty guests
 # make torture        maps corrupted guests
 # make update-torture    updates maps of guests that change at random
@@ -40,7 +41,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-appliance check-guests check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
+.PHONY: demo check check-all check-quick check-system check-appliance check-guests check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -53,6 +54,7 @@ check: setup-tests
 
 check-all:
 	$(STEP) check-quick $(MAKE) check-quick
+	$(STEP) check-system $(MAKE) check-system
 	$(STEP) check-appliance $(MAKE) check-appliance
 
 # Tests without an appliance, which take seconds. The plugin has no unit tests: they would not link
@@ -61,8 +63,13 @@ check-quick:
 	$(STEP) build $(CARGO) build --workspace --lib --examples
 	$(STEP) "unit tests" $(CARGO) test --workspace --exclude virt-bmap-nbdkit --lib --bins --examples
 	$(STEP) "documentation tests" $(CARGO) test --workspace --doc
-	$(STEP) "link quick" $(TEST) --no-run --test quick
-	$(STEP) quick $(TEST) --test quick
+	$(STEP) "link quick" $(TEST) --no-run --test quick --test messages
+	$(STEP) quick $(TEST) --test quick --test messages
+
+# Tests without an appliance that wait for other programs: browsers, terminals, batch systems.
+check-system:
+	$(STEP) "link system" $(TEST) --no-run --test system
+	$(STEP) system $(TEST) --test system
 
 # Tests with real appliances on real images, two at a time, which take minutes. After a failure the
 # other tests still run. "accuracy" and "torture" print their output when they end.

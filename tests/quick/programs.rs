@@ -57,11 +57,17 @@ fn reach(file: &Path, directory: &Path, reached: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// The names of the programs: directories of `tests` with a `main.rs`.
-fn programs() -> BTreeSet<String> {
-    let entries = fs::read_dir(Path::new(ROOT).join("tests")).unwrap().map(|entry| entry.unwrap());
+/// The names of the programs in a directory: its directories with a `main.rs`.
+fn programs(tests: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(tests).unwrap().map(|entry| entry.unwrap());
     let programs = entries.filter(|entry| entry.path().join("main.rs").exists());
     programs.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+/// The directories `tests` of the packages in `crates`.
+fn tests_of_crates() -> Vec<PathBuf> {
+    let crates = fs::read_dir(Path::new(ROOT).join("crates")).unwrap();
+    crates.map(|entry| entry.unwrap().path().join("tests")).filter(|tests| tests.exists()).collect()
 }
 
 #[test]
@@ -69,7 +75,7 @@ fn every_test_file_is_in_a_program() {
     let tests = Path::new(ROOT).join("tests");
     let (mut files, mut reached) = (BTreeSet::new(), BTreeSet::new());
     below(&tests, &mut files);
-    for program in programs() {
+    for program in programs(&tests) {
         reach(&tests.join(&program).join("main.rs"), &tests.join(&program), &mut reached);
     }
     let left_out: Vec<_> = files.difference(&reached).collect();
@@ -83,11 +89,18 @@ fn every_test_file_is_in_a_program() {
     assert!(reached.contains(&tests.join("quick/programs.rs")), "{reached:#?}");
 }
 
-/// A program that no target of the Makefile runs is useless.
+/// A program that no target of the Makefile runs is useless, in whichever package it is.
 #[test]
 fn every_program_is_run_by_make_check() {
     let makefile = fs::read_to_string(Path::new(ROOT).join("Makefile")).unwrap();
-    for program in programs() {
+    let of_crates = tests_of_crates();
+    assert!(!of_crates.is_empty());
+    let programs = [Path::new(ROOT).join("tests")]
+        .iter()
+        .chain(&of_crates)
+        .flat_map(|tests| programs(tests))
+        .collect::<BTreeSet<_>>();
+    for program in programs {
         let run = format!("--test {program}");
         let is_run = makefile
             .lines()
