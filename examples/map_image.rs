@@ -13,8 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: map_image IMAGE")?;
     let disk = GuestDisk { path: path.into(), format: None };
     let mapped = map_guest(&[disk], &MapperOptions::default(), &Cancel::default(), &mut |event| {
-        if let MapEvent::Launching(decision) = event {
-            eprintln!("the appliance runs under {decision}");
+        if let MapEvent::Launching(launching) = event {
+            eprintln!("{launching}");
         }
     })?;
     for warning in &mapped.map.header().warnings {

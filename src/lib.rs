@@ -27,6 +27,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 
 pub mod appliance;
+pub mod cache;
 pub mod changed;
 pub mod fleet;
 pub mod hangup;

@@ -23,6 +23,17 @@ pub(crate) fn clear() -> Result<(), Fatal> {
     syslog(CLEAR, &mut []).map(drop)
 }
 
+/// Keeps messages off the console, a serial line for which drivers wait with each message. The
+/// message of a panic is printed all the same. A user who wants messages has set a level above 4.
+pub(crate) fn quieten() -> Result<(), Fatal> {
+    let levels = std::fs::read_to_string("/proc/sys/kernel/printk")?;
+    let level = levels.split_whitespace().next().and_then(|level| level.parse::<u8>().ok());
+    if level.is_none_or(|level| level <= 4) {
+        std::fs::write("/proc/sys/kernel/printk", "1")?;
+    }
+    Ok(())
+}
+
 fn syslog(action: libc::c_int, buffer: &mut [u8]) -> Result<usize, Fatal> {
     let room = libc::c_int::try_from(buffer.len())?;
     #[allow(unsafe_code)]

@@ -4,11 +4,13 @@
 //! `virt-bmap-agent-protocol`. Its commands are:
 //!
 //! ```text
-//! virt-bmap-agent quiet                         turn off readahead, and freeze the device mapper
+//! virt-bmap-agent disable-readahead             turn off what reads without a request
 //! virt-bmap-agent log                           print the kernel's messages since the last time
 //! virt-bmap-agent devices CONTROL [DEVICE...]   print the device inventory
 //! virt-bmap-agent work CONTROL                  do the task on the control disk
 //! ```
+//!
+//! As process 1, it is the init program of virt-bmap-rs's own appliance: see [`init`].
 
 mod aio;
 mod btrfs;
@@ -21,6 +23,7 @@ mod dm_freeze;
 mod f2fs;
 mod fiemap;
 mod getfsmap;
+mod init;
 mod kernel_log;
 mod nilfs2;
 mod phases;
@@ -36,6 +39,9 @@ use virt_bmap_agent_protocol::Task;
 pub(crate) type Fatal = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        init::run();
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match run(&arguments) {

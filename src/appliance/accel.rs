@@ -7,11 +7,12 @@
 //! runs with the qemu and the CPU model of the appliance; real hardware needs a tenth of a second.
 //! The result is cached until the next boot.
 
+use crate::cache::{self, TrustedDirectory};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use virt_bmap_child as child;
@@ -47,6 +48,13 @@ impl fmt::Display for Decision {
             Self::Tcg { because } if because.is_empty() => write!(f, "emulation (TCG)"),
             Self::Tcg { because } => write!(f, "emulation (TCG): {because}"),
         }
+    }
+}
+
+impl Decision {
+    /// Whether the appliance is emulated.
+    pub fn is_emulated(&self) -> bool {
+        matches!(self, Self::Tcg { .. })
     }
 }
 
@@ -89,15 +97,16 @@ fn usable(qemu: &Path) -> Result<(), String> {
         // The ROM is x86 code. On other hosts only the launch shows whether KVM works.
         return Ok(());
     }
-    let cache = cache_file(qemu, device);
-    if let Some(answer) = cache.as_deref().and_then(|path| fs::read_to_string(path).ok()) {
+    let cache = cache::directory().and_then(|path| TrustedDirectory::make(&path).ok());
+    let note = cache.zip(note_name(qemu, device));
+    if let Some(answer) = note.as_ref().and_then(|(cache, name)| cache.note(name)) {
         return if answer.is_empty() { Ok(()) } else { Err(answer) };
     }
     let answer = run_rom(qemu);
-    if let Some(path) = cache {
+    if let Some((cache, name)) = note {
         // Only for speed: without it the next run tests again.
         let text = answer.as_ref().err().map_or("", String::as_str);
-        let _ = keep(&path, text);
+        let _ = cache.write_note(&name, text);
     }
     answer
 }
@@ -139,29 +148,12 @@ fn rom_file() -> io::Result<tempfile::NamedTempFile> {
     Ok(file)
 }
 
-/// The cache file for this qemu, this `/dev/kvm` and this boot.
-fn cache_file(qemu: &Path, device: &Path) -> Option<PathBuf> {
+/// The name of the note for this qemu, this `/dev/kvm` and this boot.
+fn note_name(qemu: &Path, device: &Path) -> Option<String> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let qemu = File::open(qemu).ok()?.metadata().ok()?;
     let device = fs::metadata(device).ok()?;
-    let name = format!("kvm-{}-{}-{}-{}", boot.trim(), qemu.ino(), qemu.mtime(), device.ino());
-    Some(cache_directory()?.join(name))
-}
-
-/// Caches a result, atomically.
-fn keep(path: &Path, answer: &str) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(answer.as_bytes())?;
-    file.persist(path)?;
-    Ok(())
-}
-
-fn cache_directory() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("virt-bmap-rs"))
+    Some(format!("kvm-{}-{}-{}-{}", boot.trim(), qemu.ino(), qemu.mtime(), device.ino()))
 }
 
 #[cfg(test)]

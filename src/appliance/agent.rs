@@ -7,7 +7,11 @@ use virt_bmap_agent_protocol::inventory::{self, Report};
 
 /// The agent, a static program; see `build.rs`.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
-/// Its path in the appliance: `debug_upload` takes any path there, in spite of its manual.
+/// Where it is in our own appliance: its init program puts it there.
+const OWN_AGENT_PATH: &str = "/run/virt-bmap-agent";
+
+/// Where it is put in libguestfs's appliance: `debug_upload` takes any path there, in spite of its
+/// manual.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
 const KEY_PATH: &str = "/tmp/virt-bmap-key";
 /// Where libguestfs mounts the guest's `/`.
@@ -31,11 +35,15 @@ pub enum AgentError {
 }
 
 impl Appliance {
-    /// Uploads the agent and has it disable readahead.
+    /// Uploads the agent and has it disable readahead. Our own appliance has the agent in it, and
+    /// has done this when it booted.
     ///
     /// # Errors
     /// [`AgentError`]
     pub fn start_agent(&self) -> Result<(), AgentError> {
+        if self.own.is_some() {
+            return Ok(());
+        }
         self.upload(AGENT, AGENT_PATH, 0o755)?;
         self.run("disable-readahead").map(drop)
     }
@@ -103,7 +111,8 @@ impl Appliance {
     }
 
     fn run(&self, arguments: &str) -> Result<String, AgentError> {
-        self.shell(&format!("{AGENT_PATH} {arguments}")).map_err(AgentError::Run)
+        let agent = if self.own.is_some() { OWN_AGENT_PATH } else { AGENT_PATH };
+        self.shell(&format!("{agent} {arguments}")).map_err(AgentError::Run)
     }
 }
 

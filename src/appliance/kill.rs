@@ -3,7 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long a qemu that is about to make its temporary file is spared.
@@ -52,7 +52,34 @@ impl KillSwitch {
     /// Kills the children of the session thread. To be repeated until the thread has ended: it may
     /// be about to start the next child.
     pub fn throw(&self) {
-        let thrown = self.shared.thrown.get_or_init(Instant::now);
+        let thrown = *self.shared.thrown.get_or_init(Instant::now);
+        self.kill_children(thrown);
+    }
+
+    /// Runs `work` on the session thread, and kills that thread's children if it takes longer than
+    /// `limit`. Returns what `work` returned, and whether the time was over.
+    pub fn limited<T>(&self, limit: Duration, work: impl FnOnce() -> T) -> (T, bool) {
+        /// How long to wait before it is tried again.
+        const AGAIN: Duration = Duration::from_millis(50);
+        let (done, is_done) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let guard = scope.spawn(move || {
+                let mut since = None;
+                let mut wait = limit;
+                while is_done.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    self.kill_children(*since.get_or_insert_with(Instant::now));
+                    wait = AGAIN;
+                }
+                since.is_some()
+            });
+            let result = work();
+            drop(done);
+            (result, guard.join().unwrap_or(false))
+        })
+    }
+
+    /// Kills the children of the session thread. `since`: when that was tried first.
+    fn kill_children(&self, since: Instant) {
         let thread = self.thread();
         if *thread == 0 {
             return;
@@ -62,7 +89,7 @@ impl KillSwitch {
         let children: Vec<Pid> = children.collect();
         // All of them are spared: one is libguestfs's recovery process, which ends qemu if we die
         // meanwhile.
-        if thrown.elapsed() < MAKING && children.iter().any(|child| makes_overlay(*child)) {
+        if since.elapsed() < MAKING && children.iter().any(|child| makes_overlay(*child)) {
             return;
         }
         for child in children {
@@ -96,8 +123,6 @@ fn makes_overlay(process: Pid) -> bool {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
-    use std::sync::mpsc;
-    use std::time::Duration;
 
     #[test]
     fn only_the_session_threads_children_die() {

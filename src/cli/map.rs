@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use virt_bmap::appliance::own::Choice;
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::mapper::{Cancel, GuestDisk, MapError, Mapped, MapperOptions, map_guest};
@@ -87,6 +88,14 @@ pub(super) struct MapOptions {
     /// Acceleration of the appliance
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     accel: Accel,
+
+    /// The appliance: our own, which starts faster, or libguestfs's
+    ///
+    /// Our own is built once, in a few seconds, and kept in $XDG_CACHE_HOME/virt-bmap-rs (see
+    /// `virt-bmap-rs appliance`). If it cannot be built or does not start, libguestfs's is used.
+    /// The map is the same.
+    #[arg(long, value_enum, default_value_t = ApplianceArg::Own, env = "VIRT_BMAP_APPLIANCE")]
+    appliance: ApplianceArg,
 
     /// How to read the guest's files
     #[arg(long, value_enum, default_value_t = ProbeArg::Extents)]
@@ -225,6 +234,14 @@ enum Accel {
     Kvm,
     /// Emulation
     Tcg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ApplianceArg {
+    /// Our own appliance
+    Own,
+    /// libguestfs's appliance
+    Stock,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -445,6 +462,10 @@ pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
                 Accel::Auto => Acceleration::Auto,
                 Accel::Kvm => Acceleration::Kvm,
                 Accel::Tcg => Acceleration::Tcg,
+            },
+            appliance: match args.appliance {
+                ApplianceArg::Own => Choice::Own,
+                ApplianceArg::Stock => Choice::Stock,
             },
             memsize: args.memsize,
             smp: args.smp,

@@ -165,8 +165,8 @@ impl Bars {
     fn show(&mut self, event: &MapEvent<'_>) {
         match event {
             MapEvent::Opened(_) => {}
-            MapEvent::Launching(decision) => {
-                let _ = self.screen.println(format!("starting the appliance under {decision}"));
+            MapEvent::Launching(launching) => {
+                let _ = self.screen.println(launching.to_string());
             }
             MapEvent::LeftOut { device, cause } => {
                 let _ = self.screen.println(restart_message(device, cause));
@@ -215,8 +215,8 @@ impl Plain {
     fn show(&mut self, event: &MapEvent<'_>) {
         match event {
             MapEvent::Opened(_) => {}
-            MapEvent::Launching(decision) => {
-                note!("starting the appliance under {decision}");
+            MapEvent::Launching(launching) => {
+                note!("{launching}");
                 self.begin(&Phase::Launching);
             }
             MapEvent::LeftOut { device, cause } => note!("{}", restart_message(device, cause)),

@@ -17,7 +17,7 @@ pub use exports::DiskExport;
 pub use images::described;
 pub use options::MapperOptions;
 
-use crate::appliance::Decision;
+use crate::appliance::Launching;
 use crate::probe::channel::Snapshot;
 use crate::probe::found::Counts;
 use crate::probe::{Phase, ProbeError};
@@ -83,8 +83,8 @@ impl Cancel {
 pub enum MapEvent<'a> {
     /// The images have been opened.
     Opened(&'a [Image]),
-    /// The appliance is about to boot, in this way.
-    Launching(Decision),
+    /// An appliance is about to boot.
+    Launching(Launching),
     /// A filesystem made the appliance fail. The run starts again without it.
     LeftOut {
         /// Its device.

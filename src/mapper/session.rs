@@ -2,7 +2,7 @@
 
 use super::exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
 use super::{Cancel, LeftOut, MapError, MapEvent, MapperOptions};
-use crate::appliance::{Appliance, Decision, KillSwitch};
+use crate::appliance::{Appliance, KillSwitch, Launching};
 use crate::probe::channel::Channel;
 use crate::probe::context::Context;
 use crate::probe::{Phase, Probe, guestfsd, survey};
@@ -53,7 +53,7 @@ pub(super) fn attempt(
         left_out: left_out.clone(),
         kill: KillSwitch::default(),
         phase: Arc::default(),
-        decision: Arc::default(),
+        launches: Arc::default(),
     };
     let result = session.watch(cancel, &lost, observe);
     service.stop();
@@ -103,8 +103,8 @@ struct Session {
     left_out: LeftOut,
     kill: KillSwitch,
     phase: Arc<Mutex<Phase>>,
-    /// The decisions on acceleration, one for each launch, that were not yet reported.
-    decision: Arc<Mutex<Vec<Decision>>>,
+    /// The launches that were not yet reported.
+    launches: Arc<Mutex<Vec<Launching>>>,
 }
 
 impl Session {
@@ -125,10 +125,9 @@ impl Session {
         let mut hung = None;
         while !thread.is_finished() {
             thread::sleep(TICK);
-            let decisions =
-                std::mem::take(&mut *self.decision.lock().unwrap_or_else(PoisonError::into_inner));
-            for decision in decisions {
-                observe(MapEvent::Launching(decision));
+            let launches = std::mem::take(&mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner));
+            for launching in launches {
+                observe(MapEvent::Launching(launching));
             }
             let phase = self.phase();
             observe(MapEvent::Progress(&phase, self.channel.snapshot()));
@@ -176,8 +175,8 @@ impl Session {
 
     fn run(&self) -> Result<(), MapError> {
         let disks: Vec<String> = (1..=self.disks.len() as DiskNumber).map(disk_export).collect();
-        let announce = |decision: &Decision| {
-            self.decision.lock().unwrap_or_else(PoisonError::into_inner).push(decision.clone());
+        let announce = |launching| {
+            self.launches.lock().unwrap_or_else(PoisonError::into_inner).push(launching);
         };
         let appliance = Appliance::launch(
             &self.options.launch,

@@ -215,11 +215,14 @@ impl Appliance {
 
     /// Stops udev's daemon. When a device that was open for writing is closed, as happens when its
     /// filesystem is unmounted, udev reads it again, and that would be recorded. After a whole disk
-    /// is closed, its partitions are removed and added again.
+    /// is closed, its partitions are removed and added again. Our own appliance has no udev.
     ///
     /// # Errors
     /// libguestfs's error.
     pub fn stop_udev(&self) -> Result<(), CallError> {
+        if self.own.is_some() {
+            return Ok(());
+        }
         // Drivers that complain of a damaged filesystem would wait for the console, a serial line,
         // with each message. The message of a panic is printed all the same.
         let quieten = "read level _ < /proc/sys/kernel/printk; [ $level -gt 4 ] || dmesg -n 1";

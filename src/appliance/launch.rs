@@ -1,0 +1,297 @@
+//! Launches an appliance: our own or libguestfs's, under KVM or emulated.
+
+use super::accel::{self, Acceleration, Decision};
+use super::handle::{CallError, Console, Handle};
+use super::own::{self, Own, Selected};
+use super::{Appliance, CONTROL_LABEL, KillSwitch};
+use crate::hangup;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How to launch.
+#[derive(Clone, Debug, Default)]
+pub struct LaunchOptions {
+    /// KVM or emulation.
+    pub acceleration: Acceleration,
+    /// Our own appliance, or libguestfs's.
+    pub appliance: own::Choice,
+    /// Memory in MiB; `None`: libguestfs's default.
+    pub memsize: Option<u32>,
+    /// Number of virtual processors; `None`: one.
+    pub smp: Option<u32>,
+    /// Print messages of libguestfs and of the appliance's kernel on standard error.
+    pub verbose: bool,
+    /// Print each call into libguestfs on standard error.
+    pub trace: bool,
+}
+
+/// Why there is no running appliance.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// libguestfs did not accept an option.
+    #[error("libguestfs: {what}")]
+    Configure {
+        /// The setting.
+        what: &'static str,
+        /// libguestfs's error.
+        #[source]
+        source: CallError,
+    },
+    /// The appliance did not come up.
+    #[error("the libguestfs appliance did not start{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+    Launch {
+        /// Advice.
+        hint: Option<String>,
+        /// The last lines of its console.
+        console: Vec<String>,
+        /// libguestfs's error.
+        #[source]
+        source: CallError,
+    },
+}
+
+/// What is about to be launched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Launching {
+    /// An appliance that runs in this way.
+    Under(Decision),
+    /// libguestfs's appliance, although ours was wanted.
+    Stock {
+        /// Why not ours.
+        because: String,
+    },
+}
+
+impl fmt::Display for Launching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Under(decision) => write!(f, "starting the appliance under {decision}"),
+            Self::Stock { because } => write!(
+                f,
+                "using libguestfs's appliance, which takes longer to start: {because} (`virt-bmap-rs appliance \
+                 build` tries again)"
+            ),
+        }
+    }
+}
+
+/// The drives of an appliance: exports of the NBD server at `socket`.
+struct Drives<'a> {
+    socket: &'a Path,
+    /// The guest's disks, in order.
+    disks: &'a [String],
+    control: &'a str,
+}
+
+impl Appliance {
+    /// Launches an appliance whose disks are exports of the NBD server at `socket`: `disks`, in
+    /// order, and `control`.
+    ///
+    /// If our own appliance cannot be built or does not come up, libguestfs's is launched. An
+    /// appliance that dies under KVM while it boots is launched once more under emulation. Nothing
+    /// is launched again after `kill` has ended it.
+    ///
+    /// Calls `announce` before each try.
+    ///
+    /// # Errors
+    /// [`LaunchError`], with the last lines of the console.
+    pub fn launch(
+        options: &LaunchOptions,
+        kill: &KillSwitch,
+        socket: &Path,
+        disks: &[String],
+        control: &str,
+        mut announce: impl FnMut(Launching),
+    ) -> Result<Self, LaunchError> {
+        let (qemu, path) = {
+            let handle = Handle::create(Arc::default(), kill.clone(), true).map_err(configure("create"))?;
+            let qemu = handle.call(guestfs::Handle::get_hv).map_err(configure("get_hv"))?;
+            let path = handle.call(|g| g.get_path().map(str::to_owned)).map_err(configure("get_path"))?;
+            (PathBuf::from(qemu), path)
+        };
+        let decision = accel::decide(options.acceleration, &qemu);
+        // supermin is a child of this thread, and may have to be killed.
+        kill.arm();
+        let own = match own::select(options.appliance, &path, &|| kill.is_thrown()) {
+            Selected::Own(own) => Some(own),
+            Selected::Stock { because } => {
+                if let Some(because) = because.filter(|_| !kill.is_thrown()) {
+                    announce(Launching::Stock { because });
+                }
+                None
+            }
+        };
+        let drives = Drives { socket, disks, control };
+        match Self::launch_under(options, kill, &decision, &drives, own.clone(), &mut announce) {
+            Err(LaunchError::Launch { source, .. })
+                if decision == Decision::Kvm
+                    && options.acceleration == Acceleration::Auto
+                    && !kill.is_thrown() =>
+            {
+                let because = format!("the appliance died under KVM ({source})");
+                let decision = Decision::Tcg { because };
+                Self::launch_under(options, kill, &decision, &drives, own, &mut announce)
+            }
+            result => result,
+        }
+    }
+
+    /// Launches our own appliance, if there is one, and libguestfs's otherwise or if that fails.
+    fn launch_under(
+        options: &LaunchOptions,
+        kill: &KillSwitch,
+        decision: &Decision,
+        drives: &Drives<'_>,
+        own: Option<Own>,
+        announce: &mut impl FnMut(Launching),
+    ) -> Result<Self, LaunchError> {
+        announce(Launching::Under(decision.clone()));
+        let Some(own) = own else { return Self::launch_once(options, kill, decision, drives, None) };
+        let begun = Instant::now();
+        let limit = own.launch_limit(decision.is_emulated());
+        let launch = || Self::launch_once(options, kill, decision, drives, Some(own.clone()));
+        let because = match kill.limited(limit, launch) {
+            (Ok(appliance), _) => {
+                own.launched(begun.elapsed());
+                return Ok(appliance);
+            }
+            (Err(LaunchError::Launch { .. }), true) => {
+                format!("our own did not start within {} s", limit.as_secs())
+            }
+            (Err(LaunchError::Launch { source, .. }), false) if !kill.is_thrown() => {
+                format!("our own did not start ({source})")
+            }
+            (Err(error), _) => return Err(error),
+        };
+        announce(Launching::Stock { because: because.clone() });
+        let stock = Self::launch_once(options, kill, decision, drives, None)?;
+        // Where neither starts, ours is not to blame.
+        own.failed(&because);
+        Ok(stock)
+    }
+
+    fn launch_once(
+        options: &LaunchOptions,
+        kill: &KillSwitch,
+        decision: &Decision,
+        drives: &Drives<'_>,
+        own: Option<Own>,
+    ) -> Result<Self, LaunchError> {
+        let console: Arc<Console> = Arc::default();
+        let handle =
+            Handle::create(console.clone(), kill.clone(), options.verbose).map_err(configure("create"))?;
+        let set = |what, call: &dyn Fn(&guestfs::Handle) -> Result<(), guestfs::Error>| {
+            handle.call(call).map_err(configure(what))
+        };
+        set("set_verbose", &|g| g.set_verbose(options.verbose))?;
+        set("set_trace", &|g| g.set_trace(options.trace))?;
+        if let Some(directory) = own.as_ref().map(|own| own.directory().to_string_lossy()) {
+            set("set_path", &|g| g.set_path(Some(&directory)))?;
+        }
+        if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
+            // The default may be libvirt, whose SELinux or AppArmor rules deny qemu our socket.
+            set("set_backend", &|g| g.set_backend("direct"))?;
+        }
+        if hangup::is_ignored() {
+            // Otherwise a terminal that hangs up would end qemu.
+            set("set_pgroup", &|g| g.set_pgroup(true))?;
+        }
+        // Writes are not kept.
+        set("set_autosync", &|g| g.set_autosync(false))?;
+        let mut append = vec![ALL_APPEND.to_owned()];
+        if let Decision::Tcg { .. } = decision {
+            set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
+            append.push(tcg_append(options.smp.unwrap_or(1)));
+        }
+        // From LIBGUESTFS_APPEND. The last setting wins.
+        let asked = handle
+            .call(|g| Ok(g.get_append()?.map(str::to_owned)))
+            .map_err(configure("get_append"))?
+            .unwrap_or_default();
+        append.push(asked);
+        set("set_append", &|g| g.set_append(Some(append.join(" ").trim())))?;
+        if let Some(memsize) = options.memsize {
+            let memsize = i32::try_from(memsize).unwrap_or(i32::MAX);
+            set("set_memsize", &|g| g.set_memsize(memsize))?;
+        }
+        if let Some(smp) = options.smp {
+            let smp = i32::try_from(smp).unwrap_or(i32::MAX);
+            set("set_smp", &|g| g.set_smp(smp))?;
+        }
+        let server = format!("unix:{}", drives.socket.display());
+        let server = [server.as_str()];
+        let drive = |label| guestfs::AddDriveOptArgs {
+            // Never "readonly": that would put an overlay of qemu's between the appliance and our
+            // server, and reads of blocks that were written there would not reach us.
+            readonly: Some(false),
+            format: Some("raw"),
+            iface: None,
+            name: None,
+            label,
+            protocol: Some("nbd"),
+            server: Some(&server),
+            username: None,
+            secret: None,
+            cachemode: None,
+            discard: None,
+            copyonread: None,
+        };
+        for disk in drives.disks {
+            set("add_drive", &|g| g.add_drive(disk, drive(None)))?;
+        }
+        set("add_drive", &|g| g.add_drive(drives.control, drive(Some(CONTROL_LABEL))))?;
+        handle.call(guestfs::Handle::launch).map_err(|source| LaunchError::Launch {
+            hint: launch_hint(),
+            console: console.tail(),
+            source,
+        })?;
+        Ok(Self { handle, console, control: format!("/dev/disk/guestfs/{CONTROL_LABEL}"), own })
+    }
+}
+
+/// Kernel options of each appliance: after a driver has crashed, the kernel is not reliable and may
+/// hang, so it panics.
+const ALL_APPEND: &str = "oops=panic";
+
+/// Further kernel options of an emulated appliance.
+///
+/// Mitigations of processor vulnerabilities are off: one program runs in the appliance, and
+/// emulation has no such processor. Memory is not cleared on allocation. Both cost more than they
+/// protect. Security modules are off: they would be called for each file that is opened, without a
+/// policy (a tenth of the time for looking up files). qemu emulates `rep movsb` byte by byte, so a
+/// kernel that uses fast strings copies at less than half the speed. A virtual processor that waits
+/// for a disk sleeps, and the host's scheduler wakes it for each request, which takes longer than
+/// the request. If the host has a processor to spare, the appliance's processors poll instead.
+fn tcg_append(smp: u32) -> String {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";
+    if processors > smp as usize { format!("{always} idle=poll") } else { always.to_owned() }
+}
+
+fn configure(what: &'static str) -> impl Fn(CallError) -> LaunchError {
+    move |source| LaunchError::Configure { what, source }
+}
+
+/// The most frequent reason for an appliance that cannot be built.
+fn launch_hint() -> Option<String> {
+    if std::env::var_os("SUPERMIN_KERNEL").is_some() {
+        return None;
+    }
+    let kernels: Vec<PathBuf> = std::fs::read_dir("/boot")
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
+        .collect();
+    if kernels.is_empty() {
+        return Some("there is no kernel in /boot: install one (Debian: linux-image-amd64)".into());
+    }
+    if kernels.iter().any(|kernel| std::fs::File::open(kernel).is_ok()) {
+        return None;
+    }
+    Some(format!(
+        "this user cannot read the kernels in /boot: run `sudo chmod 0644 {}`, or set SUPERMIN_KERNEL",
+        kernels[0].display()
+    ))
+}

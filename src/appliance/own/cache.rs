@@ -1,0 +1,206 @@
+//! Where our own appliances are kept: `$XDG_CACHE_HOME/virt-bmap-rs/appliance-KEY`.
+
+use super::Own;
+use super::build::{self, BuildError, DESCRIPTION, Description, FILES};
+use crate::cache::{self, TrustError, TrustedDirectory};
+use rustix::fs::{FlockOperation, flock};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What the names of appliances in the cache begin with.
+const PREFIX: &str = "appliance-";
+/// What the names of unfinished appliances begin with.
+const UNFINISHED: &str = "building-";
+/// The lock of whoever builds.
+const LOCK: &str = "appliance.lock";
+
+/// Why the cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// There is neither `XDG_CACHE_HOME` nor `HOME`.
+    #[error("neither XDG_CACHE_HOME nor HOME names a directory")]
+    NoHome,
+    /// Somebody else may have changed what is there.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The appliance could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The run was ended while it waited for another process that builds.
+    #[error("the run was ended")]
+    Ended,
+}
+
+/// The directory of the cache.
+#[derive(Debug)]
+pub struct Cache {
+    directory: TrustedDirectory,
+}
+
+impl Cache {
+    /// Opens the cache, and makes its directory if it is missing.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn open() -> Result<Self, CacheError> {
+        let path = cache::directory().ok_or(CacheError::NoHome)?;
+        Ok(Self { directory: TrustedDirectory::make(&path)? })
+    }
+
+    /// Where an appliance with this key is, or would be.
+    pub fn path(&self, key: &str) -> PathBuf {
+        self.directory.path().join(format!("{PREFIX}{key}"))
+    }
+
+    /// The appliance with this key, if it is there and undamaged.
+    ///
+    /// # Errors
+    /// [`CacheError`] for one that somebody else may have changed.
+    pub fn find(&self, key: &str) -> Result<Option<Own>, CacheError> {
+        let Some(directory) = self.directory.directory(&format!("{PREFIX}{key}"))? else { return Ok(None) };
+        Ok(open(&directory)?.filter(|own| own.description.key == key))
+    }
+
+    /// All appliances in the cache, with the bytes that they take on disk.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn list(&self) -> Result<Vec<(PathBuf, u64)>, CacheError> {
+        use std::os::unix::fs::MetadataExt as _;
+        let mut found = Vec::new();
+        for path in self.entries(PREFIX)? {
+            if path.is_dir() {
+                let files = fs::read_dir(&path).into_iter().flatten().flatten();
+                let blocks: u64 = files.filter_map(|it| Some(it.metadata().ok()?.blocks())).sum();
+                found.push((path, blocks * 512));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes all appliances, and what is remembered of them, but not those of `but`.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn remove(&self, but: Option<&str>) -> Result<(), CacheError> {
+        let kept = but.map(|key| format!("{PREFIX}{key}"));
+        for path in self.entries(PREFIX)?.into_iter().chain(self.entries(UNFINISHED)?) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name == LOCK || kept.as_ref().is_some_and(|kept| name.starts_with(kept)) {
+                continue;
+            }
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(|source| CacheError::File { path, source })?;
+        }
+        Ok(())
+    }
+
+    fn entries(&self, prefix: &str) -> Result<Vec<PathBuf>, CacheError> {
+        let path = self.directory.path();
+        let entries =
+            fs::read_dir(path).map_err(|source| CacheError::File { path: path.to_owned(), source })?;
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.retain(|path| path.file_name().unwrap_or_default().to_string_lossy().starts_with(prefix));
+        paths.sort();
+        Ok(paths)
+    }
+
+    /// Waits until no other process builds. `is_ended` is asked meanwhile whether to give up.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn lock(&self, is_ended: &dyn Fn() -> bool) -> Result<fs::File, CacheError> {
+        let path = self.directory.path().join(LOCK);
+        let failed = |source| CacheError::File { path: path.clone(), source };
+        let file = fs::File::options().create(true).append(true).open(&path).map_err(failed)?;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK) if is_ended() => return Err(CacheError::Ended),
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(100)),
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+    }
+
+    /// Builds the appliance with this key. The lock must be held.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn build(&self, source: &build::Source<'_>) -> Result<Own, CacheError> {
+        let file = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CacheError::File { path, source }
+        };
+        // Those of other keys are outdated, and those that are unfinished were interrupted. A run
+        // that uses one of them has it open already.
+        self.remove(Some(&source.key))?;
+        let directory = self.directory.path();
+        let building =
+            tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(directory).map_err(file(directory))?;
+        let description = build::build(building.path(), source)?;
+        let path = self.path(&source.key);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(file(&path))?;
+        }
+        let building = building.keep();
+        fs::rename(&building, &path).map_err(file(&path))?;
+        Ok(Own { directory: path, description, _temporary: None })
+    }
+
+    /// Why the appliance with this key is not used.
+    pub fn failure(&self, key: &str) -> Option<String> {
+        self.directory.note(&format!("{PREFIX}{key}.failed"))
+    }
+
+    /// Remembers why the appliance with this key is not used.
+    pub fn remember_failure(&self, key: &str, why: &str) {
+        // Without the note, the next run finds out again.
+        let _ = self.directory.write_note(&format!("{PREFIX}{key}.failed"), why);
+    }
+
+    /// How long the last launch took that succeeded.
+    pub fn launched(&self, key: &str) -> Option<Duration> {
+        self.directory
+            .note(&format!("{PREFIX}{key}.launched"))?
+            .trim()
+            .parse()
+            .ok()
+            .map(Duration::from_millis)
+    }
+
+    /// Remembers how long a launch took that succeeded.
+    pub fn remember_launched(&self, key: &str, took: Duration) {
+        let name = format!("{PREFIX}{key}.launched");
+        let _ = self.directory.write_note(&name, &took.as_millis().to_string());
+    }
+}
+
+/// The appliance in a directory, if it is complete and undamaged.
+///
+/// # Errors
+/// [`CacheError`] for one that somebody else may have changed.
+pub(super) fn open(directory: &TrustedDirectory) -> Result<Option<Own>, CacheError> {
+    let path = || directory.path().join(DESCRIPTION);
+    let Some(text) = directory.note(DESCRIPTION) else { return Ok(None) };
+    let Ok(description) = serde_json::from_str::<Description>(&text) else { return Ok(None) };
+    for name in FILES {
+        let Some(file) = directory.file(name)? else { return Ok(None) };
+        let metadata = file.metadata().map_err(|source| CacheError::File { path: path(), source })?;
+        let stamp = (name.to_owned(), metadata.len(), build::modified(&metadata));
+        if !description.files.contains(&stamp) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Own { directory: directory.path().to_owned(), description, _temporary: None }))
+}

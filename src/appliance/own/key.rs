@@ -1,0 +1,90 @@
+//! The key of our own appliance: a digest of all that it is made from.
+//!
+//! When a package of the host is upgraded, supermin would build another appliance, and so must we;
+//! the same goes for another agent. The key names what supermin looks at for `--if-newer`, by size
+//! and modification time, and the agent by its bytes.
+
+use sha2::{Digest as _, Sha256};
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// Changes when the way changes in which an appliance is made.
+const RECIPE: &str = "1";
+
+/// What supermin looks at: the databases of the package managers that it knows, and the kernels.
+const LOOKED_AT: [&str; 8] = [
+    "/var/lib/dpkg/status",
+    "/var/lib/rpm/Packages",
+    "/var/lib/rpm/rpmdb.sqlite",
+    "/usr/lib/sysimage/rpm/rpmdb.sqlite",
+    "/usr/lib/sysimage/rpm/Packages.db",
+    "/var/lib/pacman/local",
+    "/boot",
+    "/lib/modules",
+];
+
+/// Variables that choose the kernel, see supermin(1).
+const VARIABLES: [&str; 3] = ["SUPERMIN_KERNEL", "SUPERMIN_KERNEL_VERSION", "SUPERMIN_MODULES"];
+
+/// The key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key(String);
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Key {
+    /// The key of an appliance that would be made now. `supermin_d` is libguestfs's directory with
+    /// that name.
+    pub(super) fn now(agent: &[u8], supermin_d: &Path) -> Self {
+        let mut digest = Sha256::new();
+        let mut add = |part: &[u8]| {
+            digest.update((part.len() as u64).to_le_bytes());
+            digest.update(part);
+        };
+        add(RECIPE.as_bytes());
+        add(&Sha256::digest(agent));
+        for name in VARIABLES {
+            let value = std::env::var_os(name).unwrap_or_default();
+            add(value.as_bytes());
+            if !value.is_empty() {
+                add(&stamp(Path::new(&value)));
+            }
+        }
+        let mut files: Vec<_> =
+            [Path::new("/boot"), supermin_d].iter().flat_map(|path| entries(path)).collect();
+        files.extend(LOOKED_AT.map(|path| Path::new(path).to_owned()));
+        for path in files {
+            add(path.as_os_str().as_bytes());
+            add(&stamp(&path));
+        }
+        let hex: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Self(hex)
+    }
+}
+
+/// The files of a directory whose changes matter, in order.
+fn entries(directory: &Path) -> Vec<std::path::PathBuf> {
+    let is_kernel_or_ours =
+        |name: &OsStr| directory != Path::new("/boot") || name.as_bytes().starts_with(b"vmlinu");
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<_> =
+        entries.filter(|entry| is_kernel_or_ours(&entry.file_name())).map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// Size, modification time and inode of a file; nothing if it does not exist.
+fn stamp(path: &Path) -> Vec<u8> {
+    fs::metadata(path).map_or_else(
+        |_| Vec::new(),
+        |it| format!("{} {} {} {}", it.len(), it.mtime(), it.mtime_nsec(), it.ino()).into_bytes(),
+    )
+}
