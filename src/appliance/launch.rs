@@ -55,6 +55,11 @@ pub enum LaunchError {
 /// What is about to be launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Launching {
+    /// Our own appliance is built first.
+    Building {
+        /// Why it is built for this run alone; `None`: it is kept.
+        because: Option<String>,
+    },
     /// An appliance that runs in this way.
     Under(Decision),
     /// libguestfs's appliance, although ours was wanted.
@@ -67,6 +72,10 @@ pub enum Launching {
 impl fmt::Display for Launching {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Building { because: None } => write!(f, "building the appliance, once, in a few seconds"),
+            Self::Building { because: Some(why) } => {
+                write!(f, "building the appliance for this run alone, because it cannot be kept: {why}")
+            }
             Self::Under(decision) => write!(f, "starting the appliance under {decision}"),
             Self::Stock { because } => write!(
                 f,
@@ -83,6 +92,15 @@ struct Drives<'a> {
     /// The guest's disks, in order.
     disks: &'a [String],
     control: &'a str,
+}
+
+/// libguestfs's search path for appliances (`guestfs_get_path`).
+///
+/// # Errors
+/// libguestfs's error.
+pub fn search_path() -> Result<String, CallError> {
+    let handle = Handle::create(Arc::default(), KillSwitch::default(), true)?;
+    handle.call(|g| g.get_path().map(str::to_owned))
 }
 
 impl Appliance {
@@ -114,7 +132,9 @@ impl Appliance {
         let decision = accel::decide(options.acceleration, &qemu);
         // supermin is a child of this thread, and may have to be killed.
         kill.arm();
-        let own = match own::select(options.appliance, &path, &|| kill.is_thrown()) {
+        let mut building = |because| announce(Launching::Building { because });
+        let selected = own::select(options.appliance, &path, &|| kill.is_thrown(), &mut building);
+        let own = match selected {
             Selected::Own(own) => Some(own),
             Selected::Stock { because } => {
                 if let Some(because) = because.filter(|_| !kill.is_thrown()) {
@@ -160,8 +180,10 @@ impl Appliance {
             (Err(LaunchError::Launch { .. }), true) => {
                 format!("our own did not start within {} s", limit.as_secs())
             }
-            (Err(LaunchError::Launch { source, .. }), false) if !kill.is_thrown() => {
-                format!("our own did not start ({source})")
+            (Err(LaunchError::Launch { console, source, .. }), false) if !kill.is_thrown() => {
+                // libguestfs's message is a page of advice; the console says what happened.
+                let last = console.last().map_or(source.message.as_str(), String::as_str);
+                format!("our own did not start ({last})")
             }
             (Err(error), _) => return Err(error),
         };

@@ -17,7 +17,7 @@ pub use agent::{AgentError, SYSROOT, UNLOCKING, Unlocked};
 pub use handle::{CallError, Console};
 pub use inventory::{BlockDevice, Content, DeviceKind, DmTarget, Inventory};
 pub use kill::KillSwitch;
-pub use launch::{LaunchError, LaunchOptions, Launching};
+pub use launch::{LaunchError, LaunchOptions, Launching, search_path};
 
 use handle::Handle;
 use own::Own;

@@ -3,6 +3,7 @@
 //! Everything in it is used only if nobody but this user, or root, can have written it:
 //! see [`TrustedDirectory`].
 
+pub mod maps;
 mod trusted;
 
 use std::io::{self, Read as _, Write as _};

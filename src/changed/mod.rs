@@ -73,7 +73,7 @@ impl Written {
     }
 
     /// The bytes that differ or may differ.
-    fn possible(&self) -> IndexedRanges {
+    pub fn possible(&self) -> IndexedRanges {
         self.differs.iter().chain(self.unknown.iter()).collect()
     }
 }
@@ -140,6 +140,30 @@ pub struct Changes<'a> {
     pub files: Vec<ChangedFile<'a>>,
     /// What the size of the newer image consists of.
     pub shares: Shares<'a>,
+}
+
+/// Whether all of these bytes of a disk are data of files, and of nothing else. If only they were
+/// written, the map of the disk is still true: no filesystem has changed what belongs to whom.
+pub fn is_data_of_files(map: &Map, disk: DiskNumber, written: &IndexedRanges) -> bool {
+    // In these, bytes of a file may be metadata as well, or not be the file's alone.
+    let doubtful = PieceFlags::INLINE | PieceFlags::UNWRITTEN;
+    let is_owner_of_more = |kind: Kind| is_owner(kind) && kind != Kind::File;
+    let mut data = Vec::new();
+    for piece in map.pieces().filter(|piece| piece.disk == disk) {
+        let object = map.object(piece.object);
+        let is_data = object.kind() == Kind::File
+            && piece.role.holds_data()
+            && !piece.role.flags.intersects(doubtful)
+            && !object.attributes().marks.intersects(Marks::INEXACT | Marks::UNVERIFIED)
+            // The system files of NTFS, which are its metadata.
+            && !object.name().path.starts_with(b"/$");
+        if is_data {
+            data.push(piece.range);
+        } else if is_owner_of_more(object.kind()) && written.bytes_in(piece.range) > 0 {
+            return false;
+        }
+    }
+    written.without(data).bytes() == 0
 }
 
 /// Finds the changes between two states of a guest, given the bytes `written` to disk number

@@ -12,7 +12,8 @@ use virt_bmap::changed::{
     self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare, not_in_holes,
 };
 use virt_bmap::mapper::GuestDisk;
-use virt_bmap_image::{self, Image, ImageFormat, OpenOptions, Source};
+use virt_bmap::probe::baseline::Baseline;
+use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
 use virt_bmap_map::diff::{self, Change};
 use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap_map::{self as bmap, Kind, Map, Object};
@@ -26,7 +27,8 @@ use virt_bmap_ranges::{DiskNumber, IndexedRanges, Printable};
 /// each were written, and which files owned these bytes before and own them now. With --base, two
 /// whole disks of any format are compared.
 ///
-/// Maps that are not given are made, one after the other.
+/// Maps that are not given are made, one after the other; that of TOP as an update of the older
+/// one. No map of TOP is needed if only data of known files was written.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ChangedArgs {
@@ -63,6 +65,13 @@ pub(super) struct ChangedArgs {
     /// Do not compare: treat all bytes that TOP holds as possibly changed
     #[arg(long, conflicts_with = "base")]
     no_compare: bool,
+
+    /// Use only the map of the older state; new files then have no name
+    ///
+    /// The answer takes no appliance. What was written where the map has no file is counted, but
+    /// not named, and the exit status is 3 unless only data of known files was written.
+    #[arg(long, requires = "map", conflicts_with_all = ["new", "output"])]
+    no_boot: bool,
 
     /// Show which ranges of each file were written
     #[arg(long = "where")]
@@ -106,15 +115,23 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
         let size = args.form.size(written.unknown.bytes());
         note!("virt-bmap-rs: warning: cannot compare {size}: {}", virt_bmap_ranges::error_chain(&error));
     }
-    let size = |source: &Arc<dyn Source>| source.size();
-    let mut map = |given: &Option<PathBuf>, disk, source, is_newest| match given {
-        Some(path) => load(path, args.disk, size(source)).map(Some),
-        None => maker.make(disk, is_newest),
+    let old = match &args.map {
+        Some(path) => Some(load(path, args.disk, pair.old.source.size())?),
+        None => maker.make(&pair.old_disk, false, None)?,
     };
-    let old = map(&args.map, &pair.old_disk, &pair.old.source, false)?;
-    let new = if old.is_some() { map(&args.new, &pair.new_disk, &pair.new.source, true)? } else { None };
-    let (Some(old), Some(new)) = (old, new) else { return Ok(maker.interrupted()) };
-    let (old, new) = diff::level(old, new)?;
+    let Some(old) = old.map(Arc::new) else { return Ok(maker.interrupted()) };
+    let new = match newer(args, &pair, &written, &old) {
+        Newer::Given(path) => Some(load(path, args.disk, pair.new.source.size())?),
+        Newer::Same => Some(Map::clone(&old)),
+        Newer::Unknown => {
+            maker.is_complete = false;
+            note!("virt-bmap-rs: by the map of the older state alone: new files have no name");
+            Some(Map::clone(&old))
+        }
+        Newer::Update(baseline) => maker.make(&pair.new_disk, true, baseline)?,
+    };
+    let Some(new) = new else { return Ok(maker.interrupted()) };
+    let (old, new) = diff::level(Arc::unwrap_or_clone(old), new)?;
     let changes = changed::changes(&old, &new, args.disk, &written);
     let form = args.form;
     form.print(|out| {
@@ -136,6 +153,36 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
         (true, true) => Exit::Found,
         (true, false) => Exit::Success,
     })
+}
+
+/// Where the map of the newer state comes from.
+enum Newer<'a> {
+    /// The user has it.
+    Given(&'a Path),
+    /// It is that of the older state: only data of its files was written.
+    Same,
+    /// The user wants the map of the older state to be used all the same.
+    Unknown,
+    /// It is made as an update of the older one.
+    Update(Option<Baseline>),
+}
+
+fn newer<'a>(args: &'a ChangedArgs, pair: &Pair, written: &Written, old: &Arc<Map>) -> Newer<'a> {
+    if let Some(path) = &args.new {
+        return Newer::Given(path);
+    }
+    let possible = written.possible();
+    if !args.make.has_output() && changed::is_data_of_files(old, args.disk, &possible) {
+        return Newer::Same;
+    }
+    if args.no_boot {
+        return Newer::Unknown;
+    }
+    // TOP is mapped as a guest of one disk, whose devices have the names of the first disk's.
+    let is_only_disk = args.disk == 1
+        && disk_size(old, 1) == DiskSize::Bytes(pair.new.source.size())
+        && matches!(disk_size(old, 2), DiskSize::NoDisk);
+    Newer::Update(is_only_disk.then(|| Baseline::new(old.clone(), [(1, possible)].into())).flatten())
 }
 
 /// Loads a map, and checks that its disk has the size of the image.

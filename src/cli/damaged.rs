@@ -72,7 +72,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     let list = args.list.read(&args.mapfile, &args.subject)?;
     let map = if is_image(&args.subject, args.format)? {
         let disk = GuestDisk { path: args.subject.clone(), format: args.format };
-        let Some(map) = maker.make(&disk, true)? else { return Ok(maker.interrupted()) };
+        let Some(map) = maker.make(&disk, true, None)? else { return Ok(maker.interrupted()) };
         map
     } else {
         args.make.refuse_output(&args.subject)?;

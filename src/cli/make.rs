@@ -1,17 +1,20 @@
 //! Makes the map that a query needs if the user gave none.
 
 use super::Exit;
-use super::map::{MapOptions, commit, make, refuse_to_overwrite};
+use super::map::{MapOptions, commit, make, mapper_options, refuse_to_overwrite};
 use super::progress::print_warnings;
 use super::signals::Interruption;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
+use virt_bmap::cache::maps::{KeptMap, Place};
 use virt_bmap::mapper::{Cancel, GuestDisk};
-use virt_bmap_image::ImageFormat;
+use virt_bmap::probe::baseline::Baseline;
+use virt_bmap_image::{ImageFormat, OpenOptions};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Map};
-use virt_bmap_ranges::Printable;
+use virt_bmap_ranges::{Printable, error_chain};
 
 /// Makes a map that is not written to a file. The inner error is the exit status after a signal.
 pub(super) fn make_or_interrupted(
@@ -25,7 +28,7 @@ pub(super) fn make_or_interrupted(
         note!("virt-bmap-rs: interrupted");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
-    print_warnings(options.progress, &mapped);
+    print_warnings(options.progress, mapped.map.header());
     Ok(Ok(mapped.map))
 }
 
@@ -54,11 +57,23 @@ pub(super) struct MakeOptions {
     #[arg(short, long, value_name = "OUT")]
     output: Vec<PathBuf>,
 
+    /// Make the map even if one of the same images is in the cache
+    ///
+    /// A map that was made for a question is kept in $XDG_CACHE_HOME/virt-bmap-rs/maps. It is used
+    /// again as long as no file of the images has changed.
+    #[arg(long)]
+    fresh: bool,
+
     #[command(flatten)]
     pub(super) mapping: MapOptions,
 }
 
 impl MakeOptions {
+    /// Whether the map that is made is to be written to a file.
+    pub(super) fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
     /// Refuses `-o` if the map was given.
     pub(super) fn refuse_output(&self, map: &Path) -> Result<()> {
         if !self.output.is_empty() {
@@ -69,6 +84,22 @@ impl MakeOptions {
         }
         Ok(())
     }
+}
+
+/// The message that a map of the cache is used.
+fn of_cache(image: &Path, kept: &KeptMap) -> String {
+    let age = SystemTime::now().duration_since(kept.made).unwrap_or_default().as_secs();
+    let age = match age {
+        0..120 => format!("{age} s"),
+        120..7200 => format!("{} min", age / 60),
+        7200..172_800 => format!("{} h", age / 3600),
+        _ => format!("{} days", age / 86_400),
+    };
+    format!(
+        "using the map of {} that was made {age} ago, {}; --fresh makes another",
+        Printable::path(image),
+        Printable::path(&kept.path)
+    )
 }
 
 /// Makes the maps that a command needs.
@@ -91,28 +122,66 @@ impl<'a> Maker<'a> {
         Ok(Self { options, cancel, interruption, is_complete: true })
     }
 
-    /// The map of one disk; written to the files of `-o` if it `is_newest`. `None` after a signal.
-    pub(super) fn make(&mut self, disk: &GuestDisk, is_newest: bool) -> Result<Option<Map>> {
+    /// The map of one disk; written to the files of `-o` if it `is_newest`. What has not changed
+    /// since the baseline is reused. `None` after a signal.
+    pub(super) fn make(
+        &mut self,
+        disk: &GuestDisk,
+        is_newest: bool,
+        baseline: Option<Baseline>,
+    ) -> Result<Option<Map>> {
+        let mut mapping = self.options.mapping.clone();
+        mapping.baseline = baseline.map(Arc::new);
         let disks = std::slice::from_ref(disk);
         let outs = if is_newest { &self.options.output[..] } else { &[] };
         refuse_to_overwrite(disks, outs)?;
         // Created before the long work, so that an unwritable directory is reported first.
         let mut outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
-        if !self.options.mapping.quiet {
+        let open = OpenOptions { format: disk.format, force_share: mapping.force_share };
+        let image = virt_bmap_image::open(&disk.path, &open)?;
+        let place = Place::of(std::slice::from_ref(&image), &mapper_options(&mapping));
+        drop(image);
+        let kept = place.as_ref().filter(|_| !self.options.fresh).and_then(Place::find);
+        let (map, began) = match kept {
+            Some(kept) => {
+                if !mapping.quiet {
+                    note!("{}", of_cache(&disk.path, &kept));
+                }
+                (kept.map, kept.made)
+            }
+            None => match self.make_anew(disk, &mapping, place.as_ref())? {
+                Some(made) => made,
+                None => return Ok(None),
+            },
+        };
+        print_warnings(self.options.mapping.progress, map.header());
+        self.is_complete &= map.header().is_complete();
+        for output in &mut outputs {
+            bmap::write(&map, output)?;
+        }
+        commit(outputs, began)?;
+        Ok(Some(map))
+    }
+
+    /// Makes a map, and keeps it at this place of the cache. `None` after a signal.
+    fn make_anew(
+        &self,
+        disk: &GuestDisk,
+        mapping: &MapOptions,
+        place: Option<&Place>,
+    ) -> Result<Option<(Map, SystemTime)>> {
+        if !mapping.quiet {
             note!("mapping {}", Printable::path(&disk.path));
         }
         self.interruption.set_idle(false);
         let began = SystemTime::now();
-        let mapped = make(disks, &self.options.mapping, &self.cancel)?;
+        let mapped = make(std::slice::from_ref(disk), mapping, &self.cancel)?;
         self.interruption.set_idle(true);
         let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
-        print_warnings(self.options.mapping.progress, &mapped);
-        self.is_complete &= mapped.map.header().is_complete();
-        for output in &mut outputs {
-            bmap::write(&mapped.map, output)?;
+        if let Some(Err(error)) = place.map(|place| place.keep(&mapped.map, began)) {
+            note!("virt-bmap-rs: warning: cannot keep the map: {}", error_chain(&error));
         }
-        commit(outputs, began)?;
-        Ok(Some(mapped.map))
+        Ok(Some((mapped.map, began)))
     }
 
     /// Reports the interruption and returns the exit status.

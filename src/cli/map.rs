@@ -411,7 +411,7 @@ fn write(mapped: Mapped, mut outputs: Vec<Output>) -> Result<(Mapped, Vec<Output
 
 /// Prints the summary of a run and returns the exit status.
 pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions) -> Exit {
-    print_warnings(options.progress, mapped);
+    print_warnings(options.progress, mapped.map.header());
     if options.progress == ProgressMode::Json {
         print_done(mapped);
     } else if !options.quiet {

@@ -12,6 +12,7 @@ macro_rules! note {
 }
 
 mod answer;
+mod appliance;
 mod changed;
 mod convert;
 mod damaged;
@@ -86,6 +87,7 @@ enum Command {
     Convert(convert::ConvertArgs),
     Update(update::UpdateArgs),
     Fleet(fleet::FleetArgs),
+    Appliance(appliance::ApplianceArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
 }
@@ -111,6 +113,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Update(args)) => update::run(&args),
         Some(Command::Fleet(args)) => fleet::run(&args, &matches),
+        Some(Command::Appliance(args)) => appliance::run(&args),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
         None => map::run(&cli.map, &matches),
     };

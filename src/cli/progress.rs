@@ -11,7 +11,7 @@ use virt_bmap::mapper::progress::{self, FailureReason, OpenedDisk};
 use virt_bmap::mapper::{MapError, MapEvent, Mapped};
 use virt_bmap::probe::Phase;
 use virt_bmap::probe::channel::Snapshot;
-use virt_bmap_map::{Cause, diff};
+use virt_bmap_map::{Cause, Header, diff};
 use virt_bmap_ranges::Printable;
 
 /// Time between two progress lines.
@@ -37,8 +37,8 @@ fn emit(event: &progress::ProgressEvent) {
 }
 
 /// Prints the warnings of a map.
-pub(super) fn print_warnings(mode: ProgressMode, mapped: &Mapped) {
-    for warning in &mapped.map.header().warnings {
+pub(super) fn print_warnings(mode: ProgressMode, header: &Header) {
+    for warning in &header.warnings {
         match mode {
             ProgressMode::Json => emit(&progress::ProgressEvent::of_warning(warning.clone())),
             ProgressMode::Auto if warning.is_incomplete() => note!("virt-bmap-rs: {warning}"),

@@ -95,7 +95,8 @@ fn probes(guest: &Guest) -> impl Iterator<Item = &'static Probe> {
     PROBES.iter().filter(move |probe| is_small || !probe.is_slow)
 }
 
-/// Maps a guest with each probe and judges its rows.
+/// Maps a guest with each probe and judges its rows. With one of the probes it is mapped in
+/// libguestfs's appliance as well, and the map must be the same.
 pub(crate) fn measure(guest: &Guest) -> Vec<Line> {
     let raw = guest.images();
     let staging = tempfile::tempdir().unwrap();
@@ -114,7 +115,12 @@ pub(crate) fn measure(guest: &Guest) -> Vec<Line> {
     if guest.rows.iter().any(|row| row.rules.compressible) {
         scan.decompress();
     }
-    let maps: Vec<(&Probe, Map)> = probes(guest).map(|probe| (probe, map(guest, probe, &images))).collect();
+    let texts: Vec<(&Probe, Vec<u8>)> =
+        probes(guest).map(|probe| (probe, map(guest, probe, &images, "own"))).collect();
+    let (probe, own) = &texts[0];
+    let stock = map(guest, probe, &images, "stock");
+    assert!(stock == *own, "{}: the map by libguestfs's appliance is another", guest.name);
+    let maps: Vec<(&Probe, Map)> = texts.iter().map(|(probe, text)| (*probe, Map::parse(text))).collect();
     let mut lines = Vec::new();
     for row in &guest.rows {
         let mut second = Second::of(row, &raw);
@@ -125,20 +131,21 @@ pub(crate) fn measure(guest: &Guest) -> Vec<Line> {
     lines
 }
 
-/// Maps a guest.
-fn map(guest: &Guest, probe: &Probe, images: &[PathBuf]) -> Map {
+/// Maps a guest in this appliance. Returns the map as text.
+fn map(guest: &Guest, probe: &Probe, images: &[PathBuf], appliance: &str) -> Vec<u8> {
     let args = images.iter().map(|image| image.as_os_str());
-    let rest = ["-o", "out.bmap", "--probe", probe.name];
+    let rest = ["-o", "out.bmap", "--probe", probe.name, "--appliance", appliance];
     let rest = rest.iter().chain(&guest.options).chain(probe.options).map(std::ffi::OsStr::new);
     let run = sandbox::Sandbox::new().deadline(DEADLINE).run(args.chain(rest));
     assert!(matches!(run.code(), 0 | 3), "{}: {}", guest.name, run.stderr);
     let map = run.read("out.bmap");
     if let Some(dir) = std::env::var_os("ACCURACY_KEEP") {
-        let at = |suffix| PathBuf::from(&dir).join(format!("{}.{}.{suffix}", guest.name, probe.name));
+        let name = format!("{}.{}.{appliance}", guest.name, probe.name);
+        let at = |suffix| PathBuf::from(&dir).join(format!("{name}.{suffix}"));
         std::fs::write(at("bmap"), &map).unwrap();
         std::fs::write(at("stderr"), &run.stderr).unwrap();
     }
-    Map::parse(&map)
+    map
 }
 
 /// The lines of a guest that could not be made or mapped.

@@ -244,3 +244,56 @@ shutdown
     assert_eq!(tools::sha256(&fixture.image), fixture.sha256);
     assert_eq!(tools::sha256(&dir.join("guest.raw")), fixture.sha256);
 }
+
+/// Where only data of known files was written, the map of the older state says all, and no
+/// appliance starts. The answer is that with a map of the newer state. Where more was written,
+/// `--no-boot` counts it, and says that it cannot name it.
+#[test]
+fn data_of_known_files_needs_no_appliance() {
+    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io");
+    let fixture = fixture::small();
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    tools::run(
+        "cp",
+        ["--sparse=always", fixture.image.to_str().unwrap(), dir.join("guest.raw").to_str().unwrap()],
+    );
+    assert!(run(dir, "virt-bmap-rs guest.raw -q -o guest.jsonl").status.success());
+    let text = run(dir, "virt-bmap-rs convert guest.jsonl -").stdout;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let large = text.lines().filter(|line| line.contains(" f ")).find_map(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [start, end] = [words[1], words[2]].map(|offset| u64::from_str_radix(offset, 16).unwrap());
+        (end - start >= 16384).then(|| (start, words[5].to_owned()))
+    });
+    let (start, path) = large.unwrap();
+    let overlay = |name: &str, writes: &[String]| {
+        let create = format!("qemu-img create -q -f qcow2 -b guest.raw -F raw {name}");
+        assert!(run(dir, &create).status.success());
+        let writes: String = writes.iter().map(|write| format!(" -c '{write}'")).collect();
+        assert!(run(dir, &format!("qemu-io -f qcow2{writes} {name}")).status.success());
+    };
+    overlay("data.qcow2", &[format!("write -P 0xab {} 4096", start + 4096)]);
+    let asked = |line: &str, status: i32| {
+        let output = run(dir, &format!("virt-bmap-rs {line} --json"));
+        assert_eq!(output.status.code(), Some(status), "{line}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (answer, String::from_utf8(output.stderr).unwrap())
+    };
+    let (answer, said) = asked("changed data.qcow2 --map guest.jsonl", 0);
+    assert!(!said.contains("appliance"), "{said}");
+    assert_eq!(changes(&answer), [(path.as_str(), "rewritten")].into());
+    assert_eq!(by_path(&answer, "f")[path.as_str()]["written"], 4096);
+    assert_eq!(asked("changed data.qcow2 --map guest.jsonl --no-boot", 0), (answer.clone(), said));
+    assert!(run(dir, "virt-bmap-rs data.qcow2 -q -o data.jsonl").status.success());
+    assert_eq!(asked("changed data.qcow2 --map guest.jsonl --new data.jsonl", 0).0, answer);
+
+    // The last bytes of the disk belong to no file.
+    let end = fixture.size() - 4096;
+    overlay("more.qcow2", &[format!("write -P 0xab {start} 4096"), format!("write -P 0xcd {end} 4096")]);
+    let (answer, said) = asked("changed more.qcow2 --map guest.jsonl --no-boot", 3);
+    assert!(said.contains("new files have no name") && !said.contains("starting"), "{said}");
+    assert_eq!(changes(&answer), [(path.as_str(), "rewritten")].into());
+    let summary = |name: &str| answer["summary"][name].as_u64().unwrap();
+    assert_eq!(summary("free") + summary("unmapped") + summary("metadata"), 4096, "{answer}");
+}

@@ -24,6 +24,7 @@ mod metadata_more;
 mod operations;
 mod oracles;
 mod outputs;
+mod own;
 mod questions;
 mod redundancy;
 mod signals;

@@ -257,3 +257,50 @@ impl Drop for Server {
         self.0.wait().ok();
     }
 }
+
+/// A map that one question needed answers the next one, until an image has changed.
+#[test]
+fn a_map_that_was_made_is_used_again() {
+    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io");
+    let dir = tempfile::tempdir().unwrap();
+    let image = fixture::small().image.to_str().unwrap();
+    tools::run("cp", ["--sparse=always", image, dir.path().join("base.raw").to_str().unwrap()]);
+    let shell = |line: &str| tools::run("sh", ["-c", &format!("cd {} && {line}", dir.path().display())]);
+    shell("qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2");
+    shell("printf '0 - 1\\n0 0x1000000 -\\n' > bad.map && sleep 1.1");
+    let cache = dir.path().join("cache");
+    let asked = |more: &[&str]| {
+        let output = Command::new(PROGRAM)
+            .args(["damaged", "top.qcow2", "--format", "qcow2", "--mapfile", "bad.map", "--force", "--json"])
+            .args(more)
+            .current_dir(dir.path())
+            .env("XDG_CACHE_HOME", &cache)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let answer: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+        (output.status.code().unwrap(), answer, said)
+    };
+    let is_made = |said: &str| {
+        let made = said.contains("mapping top.qcow2");
+        assert_ne!(made, said.contains("using the map of top.qcow2 that was made "), "{said}");
+        assert_eq!(made, said.contains("starting the appliance"), "{said}");
+        made
+    };
+    let (code, answer, said) = asked(&[]);
+    assert!(is_made(&said) && code == 4, "{code}: {said}");
+    let (again, same, said) = asked(&[]);
+    assert!(!is_made(&said), "{said}");
+    assert_eq!((again, &same), (code, &answer));
+    // With other options the map would be another one.
+    assert!(is_made(&asked(&["--metadata"]).2));
+    assert!(is_made(&asked(&["--fresh"]).2));
+    // The backing file has changed.
+    shell("touch base.raw");
+    assert!(is_made(&asked(&[]).2));
+    // It was changed less than a second before that map was made, so that map was not kept.
+    shell("sleep 1.1");
+    assert!(is_made(&asked(&[]).2));
+    assert!(!is_made(&asked(&[]).2));
+}

@@ -13,8 +13,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_virt-bmap-rs");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Every page that has a block of `console`.
-const PAGES: [Page; 10] = [
+const PAGES: [Page; 11] = [
     Page { path: "README.md", run: 1, not_run: 1, tools: &[] },
+    Page { path: "docs/appliance.md", run: 0, not_run: 2, tools: &[] },
     Page { path: "docs/exactness.md", run: 1, not_run: 0, tools: &["jq"] },
     Page { path: "docs/fleet.md", run: 1, not_run: 1, tools: &["jq"] },
     Page { path: "docs/formats.md", run: 5, not_run: 1, tools: &["jq", "zstdcat"] },
@@ -27,8 +28,9 @@ const PAGES: [Page; 10] = [
 ];
 
 /// The page that describes the options of each subcommand. The first row is mapping itself.
-const OPTIONS: [(&str, &str); 11] = [
+const OPTIONS: [(&str, &str); 12] = [
     ("", "docs/mapping.md"),
+    ("appliance", "docs/appliance.md"),
     ("changed", "docs/questions.md"),
     ("convert", "docs/formats.md"),
     ("damaged", "docs/questions.md"),
@@ -50,6 +52,11 @@ fn check(path: &str) {
 #[test]
 fn the_readme() {
     check("README.md");
+}
+
+#[test]
+fn appliance() {
+    check("docs/appliance.md");
 }
 
 #[test]
@@ -184,10 +191,13 @@ fn long_options(line: &str) -> Vec<String> {
 /// The options of a command and of its subcommands.
 fn all_options(command: &str) -> BTreeSet<String> {
     let mut all = options(if command.is_empty() { &[] } else { std::slice::from_ref(&command) });
-    if command == "fleet" {
-        for part in ["plan", "run", "status", "merge"] {
-            all.extend(options(&["fleet", part]));
-        }
+    let parts: &[&str] = match command {
+        "appliance" => &["build", "status", "remove"],
+        "fleet" => &["plan", "run", "status", "merge"],
+        _ => &[],
+    };
+    for part in parts {
+        all.extend(options(&[command, part]));
     }
     all
 }

@@ -4,7 +4,7 @@ use super::{initrd, kernel};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use virt_bmap_child as child;
@@ -111,6 +111,8 @@ pub fn build(directory: &Path, source: &Source<'_>) -> Result<Description, Build
     fs::write(path("README.fixed"), readme).map_err(file("README.fixed"))?;
     let mut files = Vec::new();
     for name in FILES {
+        // Whatever the umask is.
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o644)).map_err(file(name))?;
         let metadata = fs::metadata(path(name)).map_err(file(name))?;
         files.push((name.to_owned(), metadata.len(), modified(&metadata)));
     }
@@ -118,6 +120,9 @@ pub fn build(directory: &Path, source: &Source<'_>) -> Result<Description, Build
         Description { key: source.key.clone(), agent: source.agent_digest.clone(), kernel: form, files };
     let text = serde_json::to_vec_pretty(&description).map_err(|error| file(DESCRIPTION)(error.into()))?;
     fs::write(path(DESCRIPTION), text).map_err(file(DESCRIPTION))?;
+    fs::set_permissions(path(DESCRIPTION), fs::Permissions::from_mode(0o644)).map_err(file(DESCRIPTION))?;
+    // supermin makes the directory anew.
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).map_err(file(""))?;
     Ok(description)
 }
 

@@ -4,6 +4,7 @@ use super::Own;
 use super::build::{self, BuildError, DESCRIPTION, Description, FILES};
 use crate::cache::{self, TrustError, TrustedDirectory};
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,18 @@ const PREFIX: &str = "appliance-";
 const UNFINISHED: &str = "building-";
 /// The lock of whoever builds.
 const LOCK: &str = "appliance.lock";
+
+/// After how many failures in a row an appliance is not tried any more.
+const MOST_FAILURES: u32 = 2;
+
+/// The note on failures.
+#[derive(Debug, Serialize, Deserialize)]
+struct Failures {
+    /// How many there were in a row.
+    times: u32,
+    /// The reason of the last one.
+    why: String,
+}
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,23 +82,6 @@ impl Cache {
     pub fn find(&self, key: &str) -> Result<Option<Own>, CacheError> {
         let Some(directory) = self.directory.directory(&format!("{PREFIX}{key}"))? else { return Ok(None) };
         Ok(open(&directory)?.filter(|own| own.description.key == key))
-    }
-
-    /// All appliances in the cache, with the bytes that they take on disk.
-    ///
-    /// # Errors
-    /// [`CacheError`]
-    pub fn list(&self) -> Result<Vec<(PathBuf, u64)>, CacheError> {
-        use std::os::unix::fs::MetadataExt as _;
-        let mut found = Vec::new();
-        for path in self.entries(PREFIX)? {
-            if path.is_dir() {
-                let files = fs::read_dir(&path).into_iter().flatten().flatten();
-                let blocks: u64 = files.filter_map(|it| Some(it.metadata().ok()?.blocks())).sum();
-                found.push((path, blocks * 512));
-            }
-        }
-        Ok(found)
     }
 
     /// Removes all appliances, and what is remembered of them, but not those of `but`.
@@ -158,15 +154,35 @@ impl Cache {
         Ok(Own { directory: path, description, _temporary: None })
     }
 
-    /// Why the appliance with this key is not used.
+    /// Why the appliance with this key is not used any more: it has failed twice in a row.
     pub fn failure(&self, key: &str) -> Option<String> {
-        self.directory.note(&format!("{PREFIX}{key}.failed"))
+        self.failures(key).filter(|failures| failures.times >= MOST_FAILURES).map(|failures| failures.why)
     }
 
-    /// Remembers why the appliance with this key is not used.
+    fn failures(&self, key: &str) -> Option<Failures> {
+        serde_json::from_str(&self.directory.note(&format!("{PREFIX}{key}.failed"))?).ok()
+    }
+
+    /// Forgets why the appliance with this key is not used.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn forget_failure(&self, key: &str) -> Result<(), CacheError> {
+        let path = self.directory.path().join(format!("{PREFIX}{key}.failed"));
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CacheError::File { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers that the appliance with this key failed, and why.
     pub fn remember_failure(&self, key: &str, why: &str) {
+        let times = self.failures(key).map_or(0, |failures| failures.times).saturating_add(1);
+        let failures = Failures { times, why: why.to_owned() };
         // Without the note, the next run finds out again.
-        let _ = self.directory.write_note(&format!("{PREFIX}{key}.failed"), why);
+        if let Ok(text) = serde_json::to_string(&failures) {
+            let _ = self.directory.write_note(&format!("{PREFIX}{key}.failed"), &text);
+        }
     }
 
     /// How long the last launch took that succeeded.
@@ -179,8 +195,10 @@ impl Cache {
             .map(Duration::from_millis)
     }
 
-    /// Remembers how long a launch took that succeeded.
+    /// Remembers how long a launch took that succeeded, and forgets failures.
     pub fn remember_launched(&self, key: &str, took: Duration) {
+        // If the note stays, the appliance is given up one failure too early.
+        let _ = self.forget_failure(key);
         let name = format!("{PREFIX}{key}.launched");
         let _ = self.directory.write_note(&name, &took.as_millis().to_string());
     }

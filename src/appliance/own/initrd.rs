@@ -121,3 +121,77 @@ impl Archive {
         Ok(self.bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    fn object(depends: &str) -> Vec<u8> {
+        format!("\x7fELF…\0license=GPL\0depends={depends}\0name=x\0").into_bytes()
+    }
+
+    fn supermins(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let mut archive = Archive::default();
+        for (name, content) in files {
+            archive.add(name, 0o100_644, content).unwrap();
+        }
+        archive.end().unwrap()
+    }
+
+    #[test]
+    fn what_reaches_the_root_disk_is_kept_in_its_order() {
+        let list =
+            "scsi_common.ko\nscsi_mod.ko\ncrc32c_generic.ko\nsd_mod.ko\nnfit.ko\nvirtio-scsi.ko\next4.ko\n";
+        let archive = supermins(&[
+            ("init", b"supermin's".to_vec()),
+            ("modules", list.into()),
+            ("scsi_common.ko", object("")),
+            ("scsi_mod.ko", object("scsi_common")),
+            ("crc32c_generic.ko", object("")),
+            ("sd_mod.ko", object("scsi_mod,t10-pi")),
+            ("nfit.ko", object("libnvdimm")),
+            ("virtio-scsi.ko", object("scsi_mod,virtio")),
+            ("ext4.ko", object("")),
+        ]);
+        let files = read(&make(&archive, b"agent").unwrap()).unwrap();
+        assert_eq!(files["init"], b"agent");
+        let kept = "scsi_common.ko\nscsi_mod.ko\ncrc32c_generic.ko\nsd_mod.ko\nvirtio-scsi.ko\next4.ko\n";
+        assert_eq!(String::from_utf8_lossy(&files["modules"]), kept);
+        assert!(files.contains_key("virtio-scsi.ko") && !files.contains_key("nfit.ko"));
+    }
+
+    #[test]
+    fn other_archives_are_refused() {
+        assert!(make(b"", b"").is_err());
+        assert!(make(b"070701 nothing else", b"").is_err());
+        assert!(make(&supermins(&[("init", Vec::new())]), b"").is_err());
+    }
+
+    #[test]
+    fn cpio_reads_the_archive() {
+        let archive =
+            make(&supermins(&[("modules", b"ext4.ko\n".to_vec()), ("ext4.ko", object(""))]), b"agent")
+                .unwrap();
+        let started = Command::new("cpio")
+            .args(["-itv", "--quiet"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut child = match started {
+            Ok(child) => child,
+            Err(error) => {
+                assert!(std::env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none(), "cpio: {error}");
+                eprintln!("SKIPPED: cpio: {error}");
+                return;
+            }
+        };
+        child.stdin.take().unwrap().write_all(&archive).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        let text = String::from_utf8(output.stdout).unwrap();
+        let names: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next_back()).collect();
+        assert_eq!(names, ["dev", "proc", "sys", "root", "init", "modules", "ext4.ko"]);
+        assert!(text.lines().nth(4).unwrap().starts_with("-rwxr-xr-x"), "{text}");
+    }
+}

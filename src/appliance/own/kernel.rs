@@ -126,3 +126,107 @@ fn has_entry(vmlinux: &[u8]) -> bool {
     };
     notes().unwrap_or(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+
+    /// An ELF file with nothing but a note (elf(5)).
+    fn vmlinux(owner: &[u8; 4], kind: u32) -> Vec<u8> {
+        let mut file = vec![0_u8; 64 + 56];
+        file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        // Executable, x86-64, version 1.
+        file[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+        // Program headers: where, how large, how many; the size of the header itself before.
+        file[32] = 64;
+        file[52..58].copy_from_slice(&[64, 0, 56, 0, 1, 0]);
+        let note =
+            [&4_u32.to_le_bytes()[..], &4_u32.to_le_bytes(), &kind.to_le_bytes(), owner, &[0; 4]].concat();
+        let header = &mut file[64..];
+        header[0] = 4; // PT_NOTE
+        header[8] = 120; // its place in the file
+        header[32] = note.len() as u8;
+        header[48] = 4; // alignment
+        file.extend(note);
+        // So that there is something to compress.
+        file.extend((0..200_000_u32).flat_map(|number| (number / 7).to_le_bytes()));
+        file
+    }
+
+    /// A `vmlinuz` with this payload (`Documentation/arch/x86/boot.rst`).
+    fn vmlinuz(payload: &[u8]) -> Vec<u8> {
+        const SECTORS: usize = 3;
+        let mut file = vec![0_u8; (SECTORS + 1) * 512];
+        file[0x1f1] = SECTORS as u8;
+        file[0x202..0x206].copy_from_slice(b"HdrS");
+        file[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+        file[0x248..0x24c].copy_from_slice(&16_u32.to_le_bytes());
+        file[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        file.extend([0x90; 16]);
+        file.extend(payload);
+        file.extend([0x90; 100]);
+        file
+    }
+
+    /// What another program makes of `input`, and the length that the kernel's build adds.
+    fn compressed(command: &[&str], input: &[u8]) -> Option<Vec<u8>> {
+        let started =
+            Command::new(command[0]).args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = match started {
+            Ok(child) => child,
+            Err(error) => {
+                assert!(std::env::var_os("VIRT_BMAP_REQUIRE_TOOLS").is_none(), "{command:?}: {error}");
+                eprintln!("SKIPPED: {command:?}: {error}");
+                return None;
+            }
+        };
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        let length = input.len() as u32;
+        let writer = std::thread::spawn(move || stdin.write_all(&input).unwrap());
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        assert!(output.status.success(), "{command:?}");
+        Some([output.stdout, length.to_le_bytes().to_vec()].concat())
+    }
+
+    /// The commands are those of the kernel's build (`scripts/Makefile.lib`).
+    #[test]
+    fn each_compression_is_unpacked() {
+        let kernel = vmlinux(b"Xen\0", PHYS32_ENTRY);
+        let commands: [&[&str]; 5] = [
+            &["gzip", "-n", "-9"],
+            &["xz", "--check=crc32", "--x86", "--lzma2=dict=32MiB"],
+            &["lzma", "-9"],
+            &["zstd", "-q", "-22", "--ultra", "-c"],
+            &["lz4", "-l", "-9", "-", "-"],
+        ];
+        for command in commands {
+            let Some(payload) = compressed(command, &kernel) else { continue };
+            let unpacked =
+                unpack(&vmlinuz(&payload)).unwrap_or_else(|error| panic!("{command:?}: {error:?}"));
+            assert!(unpacked == kernel, "{command:?}: {} bytes of {}", unpacked.len(), kernel.len());
+        }
+    }
+
+    #[test]
+    fn what_qemu_cannot_start_is_left_as_it_is() {
+        let other = vmlinux(b"GNU\0", 3);
+        if let Some(payload) = compressed(&["gzip"], &other) {
+            assert!(matches!(unpack(&vmlinuz(&payload)), Err(UnpackError::NoEntry)));
+            // The end is missing.
+            let error = unpack(&vmlinuz(&payload[..payload.len() / 2])).unwrap_err();
+            assert!(matches!(error, UnpackError::Broken(_)), "{error}");
+        }
+        let unknown = unpack(&vmlinuz(b"\x89LZO\0\0 and so on"));
+        assert!(matches!(unknown, Err(UnpackError::UnknownCompression(_))), "{unknown:?}");
+        // An Image of arm64, an ELF file, a file that is cut off, a payload beyond the end.
+        let mut beyond = vmlinuz(b"\x1f\x8b");
+        beyond[0x248..0x24c].copy_from_slice(&u32::MAX.to_le_bytes());
+        for file in [b"MZ\0\x91".to_vec(), other, Vec::new(), vmlinuz(b"")[..0x230].to_vec(), beyond] {
+            assert!(matches!(unpack(&file), Err(UnpackError::NoHeader)));
+        }
+    }
+}

@@ -16,6 +16,8 @@ use build::{BuildError, Description, Source};
 use cache::{Cache, CacheError};
 use key::Key;
 use sha2::{Digest as _, Sha256};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +47,12 @@ impl Own {
         &self.directory
     }
 
+    /// The bytes that its files take on disk.
+    pub fn size(&self) -> u64 {
+        let blocks = |name: &&str| std::fs::metadata(self.directory.join(name)).map_or(0, |it| it.blocks());
+        build::FILES.iter().map(|name| blocks(name)).sum::<u64>() * 512
+    }
+
     /// What it was made from.
     pub fn description(&self) -> &Description {
         &self.description
@@ -67,22 +75,28 @@ pub enum Selected {
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
 
 /// Selects the appliance, and builds our own if it is missing. `path` is libguestfs's search path.
-/// `is_ended` says whether to give up.
-pub fn select(choice: Choice, path: &str, is_ended: &dyn Fn() -> bool) -> Selected {
+/// `is_ended` says whether to give up. Calls `building` before it builds, with the reason why it
+/// builds for this run alone, if it does.
+pub fn select(
+    choice: Choice,
+    path: &str,
+    is_ended: &dyn Fn() -> bool,
+    building: &mut dyn FnMut(Option<String>),
+) -> Selected {
     if let Some(directory) = std::env::var_os("LIBGUESTFS_PATH") {
         return exported(Path::new(&directory)).map_or(Selected::Stock { because: None }, Selected::Own);
     }
     let Some(supermin_d) = supermin_d(path).filter(|_| choice == Choice::Own) else {
         return Selected::Stock { because: None };
     };
-    match ready(&supermin_d, is_ended) {
+    match ready(&supermin_d, is_ended, building) {
         Ok(own) => Selected::Own(own),
         Err(why) => Selected::Stock { because: Some(why) },
     }
 }
 
 /// Our own appliance in the directory that the user names, if its agent is this build's.
-fn exported(directory: &Path) -> Option<Own> {
+pub fn exported(directory: &Path) -> Option<Own> {
     let text = std::fs::read(directory.join(build::DESCRIPTION)).ok()?;
     let description: Description = serde_json::from_slice(&text).ok()?;
     let directory = directory.to_owned();
@@ -105,10 +119,14 @@ fn agent_digest() -> String {
 }
 
 /// Our own appliance, built first if need be. The error says why there is none.
-fn ready(supermin_d: &Path, is_ended: &dyn Fn() -> bool) -> Result<Own, String> {
+fn ready(
+    supermin_d: &Path,
+    is_ended: &dyn Fn() -> bool,
+    building: &mut dyn FnMut(Option<String>),
+) -> Result<Own, String> {
     let source = source(supermin_d);
     let words = |error: &dyn std::error::Error| virt_bmap_ranges::error_chain(error);
-    let cached = || -> Result<Own, CacheError> {
+    let mut cached = || -> Result<Own, CacheError> {
         let cache = Cache::open()?;
         if let Some(own) = cache.find(&source.key)? {
             return Ok(own);
@@ -118,6 +136,7 @@ fn ready(supermin_d: &Path, is_ended: &dyn Fn() -> bool) -> Result<Own, String> 
         if let Some(own) = cache.find(&source.key)? {
             return Ok(own);
         }
+        building(None);
         cache.build(&source)
     };
     if let Some(why) = Cache::open().ok().and_then(|cache| cache.failure(&source.key)) {
@@ -134,8 +153,42 @@ fn ready(supermin_d: &Path, is_ended: &dyn Fn() -> bool) -> Result<Own, String> 
         }
         Err(error @ CacheError::Ended) => Err(words(&error)),
         // The cache is of no use, so this run has one of its own.
-        Err(error) => temporary(&source).map_err(|why| format!("{}; {}", words(&error), words(&why))),
+        Err(error) => {
+            building(Some(words(&error)));
+            temporary(&source).map_err(|why| format!("{}; {}", words(&error), words(&why)))
+        }
     }
+}
+
+/// Builds our own appliance in the cache if it is missing, and forgets that it failed before.
+///
+/// # Errors
+/// [`CacheError`]
+pub fn retry(source: &Source<'_>) -> Result<Own, CacheError> {
+    let cache = Cache::open()?;
+    cache.forget_failure(&source.key)?;
+    let _lock = cache.lock(&|| false)?;
+    match cache.find(&source.key)? {
+        Some(own) => Ok(own),
+        None => cache.build(source),
+    }
+}
+
+/// Builds our own appliance in a new directory. It is complete or not there.
+///
+/// # Errors
+/// [`BuildError`]
+pub fn export(directory: &Path, source: &Source<'_>) -> Result<Own, BuildError> {
+    let failed = |source| BuildError::File { path: directory.to_owned(), source };
+    if directory.symlink_metadata().is_ok() {
+        return Err(failed(io::ErrorKind::AlreadyExists.into()));
+    }
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let building =
+        tempfile::Builder::new().prefix(".virt-bmap-appliance-").tempdir_in(parent).map_err(failed)?;
+    let description = build::build(building.path(), source)?;
+    std::fs::rename(building.path(), directory).map_err(failed)?;
+    Ok(Own { directory: directory.to_owned(), description, _temporary: None })
 }
 
 /// An appliance that is removed at the end of this run.

@@ -18,10 +18,14 @@ use std::time::Duration;
 use virt_bmap_map::{self as bmap, Kind, Map, ObjectName};
 use virt_bmap_testutil::random::{self, Random};
 use virt_bmap_testutil::ranges::{Range, round_out};
+use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::{oracle_pattern, sandbox, tools};
 
 /// The seeds of `make torture`.
 const SEEDS: std::ops::Range<u64> = 0..50;
+
+/// Every so many seeds, the guest is also mapped in libguestfs's appliance.
+const STOCK_EVERY: u64 = 5;
 
 /// The time limit of a run. An idle machine needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(1500);
@@ -77,7 +81,13 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
     if seed % 2 == 1 {
         args.push("--metadata".into());
     }
-    let run = sandbox::Sandbox::new().deadline(DEADLINE).run(args);
+    let run = sandbox::Sandbox::new().deadline(DEADLINE).run(&args);
+    if seed.is_multiple_of(STOCK_EVERY) {
+        args.extend(["--appliance", "stock"].map(Into::into));
+        let stock = sandbox::Sandbox::new().deadline(DEADLINE).run(args);
+        let [own, stock] = [&run, &stock].map(|run| run.read("out.bmap"));
+        assert!(body(&own) == body(&stock), "the map by libguestfs's appliance is another; {done:#?}");
+    }
     drop(seal);
     println!("seed {seed}: {:.0} s, status {}", run.elapsed.as_secs_f64(), run.code());
     if let Some(dir) = std::env::var_os("TORTURE_KEEP") {

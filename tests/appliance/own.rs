@@ -1,0 +1,346 @@
+//! Our own appliance: when it is built, when it is not used, and that the map is the same in any
+//! case. All other tests use it, too.
+
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+use virt_bmap_testutil::sandbox::{Finished, NOBODY, Sandbox, kill};
+use virt_bmap_testutil::textmap::body;
+use virt_bmap_testutil::tools::{self, needs};
+
+/// A filesystem with ten files, and its map by libguestfs's appliance.
+struct Guest {
+    image: PathBuf,
+    map: Vec<u8>,
+    _directory: tempfile::TempDir,
+}
+
+fn guest() -> &'static Guest {
+    static GUEST: OnceLock<Guest> = OnceLock::new();
+    GUEST.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = directory.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        for number in 0..10_u8 {
+            fs::write(tree.join(format!("file{number}")), vec![b'a' + number; 5000]).unwrap();
+        }
+        let image = directory.path().join("guest.raw");
+        tools::output(tools::command("mkfs.ext4").args(["-q", "-F", "-d"]).args([&tree, &image]).arg("16M"));
+        let run = Sandbox::new().run([image.to_str().unwrap(), "--appliance", "stock", "-o", "guest.bmap"]);
+        run.assert_code(0);
+        assert!(!run.stderr.contains("libguestfs's appliance"), "{}", run.stderr);
+        Guest { map: body(&run.read("guest.bmap")).to_vec(), image, _directory: directory }
+    })
+}
+
+const APPLIANCE: &str = "using libguestfs's appliance";
+
+/// A sandbox with a cache of its own, which is empty, and the path of that cache.
+fn private() -> (Sandbox, PathBuf) {
+    let sandbox = Sandbox::new();
+    let cache = sandbox.cwd().join("cache");
+    (sandbox.env("XDG_CACHE_HOME", &cache), cache.join("virt-bmap-rs"))
+}
+
+fn map(sandbox: Sandbox) -> Finished {
+    sandbox.run(arguments())
+}
+
+fn arguments() -> [&'static str; 3] {
+    [guest().image.to_str().unwrap(), "-o", "guest.bmap"]
+}
+
+#[track_caller]
+fn assert_mapped(run: &Finished, by_own: bool) {
+    run.assert_code(0);
+    assert!(body(&run.read("guest.bmap")) == guest().map, "another map:\n{}", run.stderr);
+    assert_eq!(!run.stderr.contains(APPLIANCE), by_own, "{}", run.stderr);
+}
+
+fn text(run: &Finished) -> String {
+    String::from_utf8(run.stdout.clone()).unwrap()
+}
+
+/// The appliances in a cache.
+fn built(cache: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cache).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut built: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    built.sort();
+    built
+}
+
+#[test]
+fn it_is_built_once_kept_and_removed() {
+    needs!("mkfs.ext4", "guestfish");
+    let (sandbox, cache) = private();
+    let run = sandbox.run(["appliance", "status"]);
+    run.assert_code(3);
+    assert!(text(&run).contains("the next run builds it"));
+    let run = map(run.sandbox);
+    assert_mapped(&run, true);
+    let [appliance] = &built(&cache)[..] else { panic!("{:?}", built(&cache)) };
+    let made = fs::metadata(appliance.join("root")).unwrap().mtime_nsec();
+    let run = run.sandbox.run(["appliance", "status"]);
+    run.assert_code(0);
+    let status = text(&run);
+    assert!(status.contains(appliance.to_str().unwrap()) && status.contains("last launch: "), "{status}");
+    // What is damaged is built again: a file that was cut off, and one that was written to.
+    fs::File::options().write(true).open(appliance.join("kernel")).unwrap().set_len(4096).unwrap();
+    let run = map(run.sandbox);
+    assert_mapped(&run, true);
+    let again = fs::metadata(appliance.join("root")).unwrap().mtime_nsec();
+    assert_ne!(made, again);
+    // Another run uses it as it is.
+    let run = map(run.sandbox);
+    assert_mapped(&run, true);
+    assert_eq!(fs::metadata(appliance.join("root")).unwrap().mtime_nsec(), again);
+    let run = run.sandbox.run(["appliance", "remove"]);
+    run.assert_code(0);
+    assert!(built(&cache).is_empty());
+}
+
+/// On a host without supermin, by a user who cannot read the kernels. Other fixed appliances work
+/// as well.
+#[test]
+fn an_exported_one_needs_no_supermin() {
+    needs!("mkfs.ext4", "guestfish", "setpriv", "unshare");
+    if !tools::is_root("hide supermin and become another user") {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let appliance = place.path().join("appliance");
+    let build = ["appliance", "build", "--output", appliance.to_str().unwrap()];
+    let run = Sandbox::new().run(build);
+    run.assert_code(0);
+    let readme = fs::read_to_string(appliance.join("README.fixed")).unwrap();
+    let key = readme.lines().find(|line| line.starts_with("key: ")).unwrap();
+    assert!(text(&run).contains(key), "{readme}");
+    // It does not replace anything.
+    run.sandbox.run(build).assert_fails(&["appliance", "exists"]);
+
+    let hide = format!(
+        "mount --bind /bin/false {} && mount -t tmpfs -o mode=000 none /boot && exec \"$@\"",
+        tools::find("supermin").unwrap().display()
+    );
+    for kind in ["of this build", "of another build", "libguestfs's"] {
+        let path = appliance.join("virt-bmap.json");
+        match kind {
+            "of this build" => {}
+            "of another build" => {
+                let description = fs::read_to_string(&path).unwrap();
+                let changed = description.replacen("\"agent\": \"", "\"agent\": \"0", 1);
+                assert_ne!(description, changed);
+                fs::write(&path, changed).unwrap();
+            }
+            _ => {
+                // What supermin has built for libguestfs, as libguestfs-make-fixed-appliance(1)
+                // takes it.
+                fs::remove_file(&path).unwrap();
+                for file in ["kernel", "initrd", "root"] {
+                    let built = Path::new("/var/tmp/.guestfs-0/appliance.d").join(file);
+                    let to = appliance.join(file);
+                    tools::output(tools::command("cp").arg("--sparse=always").args([&built, &to]));
+                }
+            }
+        }
+        let sandbox = Sandbox::new().env("LIBGUESTFS_PATH", &appliance);
+        let sandbox = sandbox.wrapper(["unshare", "-m", "sh", "-c", &hide, "sh"]).run_as_nobody();
+        fs::copy(&guest().image, sandbox.cwd().join("guest.raw")).unwrap();
+        let run = sandbox.run(["guest.raw", "-o", "guest.bmap"]);
+        assert_mapped(&run, true);
+    }
+}
+
+#[test]
+fn two_runs_that_build_at_once_build_one() {
+    needs!("mkfs.ext4", "guestfish");
+    let cache = tempfile::tempdir().unwrap();
+    let start = || Sandbox::new().env("XDG_CACHE_HOME", cache.path()).start(arguments());
+    let runs = [start(), start()];
+    for run in runs {
+        assert_mapped(&run.finish(), true);
+    }
+    let names = fs::read_dir(cache.path().join("virt-bmap-rs")).unwrap();
+    let names: Vec<String> = names.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(names.iter().filter(|name| name.starts_with("building-")).count(), 0, "{names:?}");
+    assert_eq!(built(&cache.path().join("virt-bmap-rs")).len(), 1, "{names:?}");
+}
+
+#[test]
+fn a_run_that_is_killed_while_it_builds_leaves_nothing_in_the_way() {
+    needs!("mkfs.ext4", "guestfish");
+    let (sandbox, cache) = private();
+    let mut running = sandbox.start(arguments());
+    let is_building = |_: &_| {
+        let entries = fs::read_dir(&cache).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("building-")).count() > 0
+    };
+    running.wait_until("an appliance is being built", is_building);
+    running.signal(Signal::KILL);
+    let run = running.finish();
+    assert_eq!(run.code(), 128 + 9);
+    let run = map(run.sandbox);
+    assert_mapped(&run, true);
+    let left: Vec<_> = built(&cache);
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// It is built in a directory of this run, then.
+#[test]
+fn without_a_place_for_the_cache_it_is_built_for_one_run() {
+    needs!("mkfs.ext4", "guestfish");
+    if !tools::is_root("make files of other users and mount filesystems") {
+        return;
+    }
+    // Nothing says where the cache is.
+    let sandbox = Sandbox::new().wrapper(["env", "-u", "HOME", "-u", "XDG_CACHE_HOME"]);
+    assert_mapped(&map(sandbox), true);
+
+    // Another user has planted a directory, with an appliance or a link in it.
+    let (sandbox, cache) = private();
+    fs::create_dir_all(&cache).unwrap();
+    chown(&cache, Some(NOBODY.parse().unwrap()), None).unwrap();
+    let run = map(sandbox);
+    assert_mapped(&run, true);
+    assert!(built(&cache).is_empty());
+
+    // Only reading is allowed. A tmpfs would let root write, whatever its permissions.
+    let sandbox = Sandbox::new();
+    let home = sandbox.cwd().join("home");
+    fs::create_dir(&home).unwrap();
+    let mount = format!("mount -t tmpfs -o ro none {} && exec \"$@\"", home.display());
+    let sandbox = sandbox.env("XDG_CACHE_HOME", home.join("cache"));
+    let run = map(sandbox.wrapper(["unshare", "-m", "sh", "-c", &mount, "sh"]));
+    assert_mapped(&run, true);
+}
+
+#[test]
+fn a_planted_appliance_is_not_started() {
+    needs!("mkfs.ext4", "guestfish");
+    if !tools::is_root("make files of another user") {
+        return;
+    }
+    let (sandbox, cache) = private();
+    let run = map(sandbox);
+    assert_mapped(&run, true);
+    let [appliance] = &built(&cache)[..] else { panic!("{:?}", built(&cache)) };
+    let kernel = appliance.join("kernel");
+    // The owner of one file is another user; then it is a link.
+    chown(&kernel, Some(NOBODY.parse().unwrap()), None).unwrap();
+    let run = map(run.sandbox);
+    assert_mapped(&run, true);
+    assert_eq!(fs::metadata(&kernel).unwrap().uid().to_string(), NOBODY);
+    let elsewhere = cache.join("elsewhere");
+    fs::rename(&kernel, &elsewhere).unwrap();
+    symlink(&elsewhere, &kernel).unwrap();
+    let run = map(run.sandbox);
+    assert_mapped(&run, true);
+    assert!(fs::symlink_metadata(&kernel).unwrap().is_symlink());
+}
+
+#[test]
+fn a_full_cache_costs_time_only() {
+    needs!("mkfs.ext4", "guestfish");
+    if !tools::is_root("mount a filesystem") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let cache = sandbox.cwd().join("cache");
+    fs::create_dir(&cache).unwrap();
+    let mount = format!("mount -t tmpfs -o size=64m,mode=700 none {} && exec \"$@\"", cache.display());
+    let sandbox = sandbox.env("XDG_CACHE_HOME", &cache);
+    let run = map(sandbox.wrapper(["unshare", "-m", "sh", "-c", &mount, "sh"]));
+    assert_mapped(&run, false);
+    run.assert_says(&["supermin failed"]);
+}
+
+#[test]
+fn an_upgraded_package_brings_another_one() {
+    needs!("mkfs.ext4", "guestfish");
+    let status = Path::new("/var/lib/dpkg/status");
+    if !status.exists() {
+        tools::skip("this host has no dpkg");
+        return;
+    }
+    if !tools::is_root("mount a file over another") {
+        return;
+    }
+    let (sandbox, cache) = private();
+    let run = map(sandbox);
+    assert_mapped(&run, true);
+    let before = built(&cache);
+    let copy = run.sandbox.cwd().join("status");
+    fs::copy(status, &copy).unwrap();
+    let mount = format!("mount --bind {} {} && exec \"$@\"", copy.display(), status.display());
+    let run = map(run.sandbox.wrapper(["unshare", "-m", "sh", "-c", &mount, "sh"]));
+    assert_mapped(&run, true);
+    let after = built(&cache);
+    assert!(before.len() == 1 && after.len() == 1 && before != after, "{before:?} {after:?}");
+}
+
+/// The kernel may have ended qemu for want of memory, which says nothing about the appliance.
+#[test]
+fn one_that_died_once_is_tried_again() {
+    needs!("mkfs.ext4", "guestfish");
+    let (sandbox, _) = private();
+    let mut running = sandbox.start(arguments());
+    let qemu = running.helper("-device virtio-scsi");
+    kill(qemu, Signal::KILL);
+    let run = running.finish();
+    assert_mapped(&run, false);
+    assert_mapped(&map(run.sandbox), true);
+}
+
+/// An appliance that does not come up is tried twice. If it hangs, that costs a minute.
+#[test]
+fn one_that_does_not_come_up_is_given_up() {
+    needs!("mkfs.ext4", "guestfish", "cpio", "busybox");
+    let (sandbox, cache) = private();
+    let mut run = sandbox.run(["appliance", "build"]);
+    run.assert_code(0);
+    let [appliance] = &built(&cache)[..] else { panic!("{:?}", built(&cache)) };
+    let initrd = appliance.join("initrd");
+    // The kernel finds no init program in it, and panics.
+    fs::write(&initrd, [0; 4096]).unwrap();
+    describe_again(appliance, "initrd");
+    run = map(run.sandbox);
+    assert_mapped(&run, false);
+    run.assert_says(&["our own did not start (", "panic"]);
+
+    let files = run.sandbox.cwd().join("initrd");
+    for directory in ["bin", "dev"] {
+        fs::create_dir_all(files.join(directory)).unwrap();
+    }
+    fs::copy(tools::find("busybox").unwrap(), files.join("bin/busybox")).unwrap();
+    let init = files.join("init");
+    fs::write(&init, "#!/bin/busybox sh\nwhile :; do /bin/busybox sleep 1; done\n").unwrap();
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();
+    let pack = "cd \"$1\" && find . | cpio -o -H newc --quiet > \"$2\"";
+    tools::output(tools::command("sh").args(["-c", pack, "sh"]).args([&files, &initrd]));
+    describe_again(appliance, "initrd");
+    for is_tried in [true, false] {
+        run = map(run.sandbox);
+        assert_mapped(&run, false);
+        run.assert_says(&["did not start within 60 s"]);
+        assert_eq!(run.elapsed > Duration::from_secs(60), is_tried, "{:?}", run.elapsed);
+    }
+    let run = run.sandbox.run(["appliance", "status"]);
+    run.assert_code(3);
+    assert!(text(&run).contains("did not start within 60 s"));
+}
+
+/// Notes the size and time of a file that the test has changed, so that it does not seem damaged.
+fn describe_again(appliance: &Path, file: &str) {
+    let path = appliance.join("virt-bmap.json");
+    let mut description: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let metadata = fs::metadata(appliance.join(file)).unwrap();
+    let files = description["files"].as_array_mut().unwrap();
+    let entry = files.iter_mut().find(|entry| entry[0] == file).unwrap();
+    entry[1] = metadata.len().into();
+    entry[2] = (metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec()).into();
+    fs::write(&path, description.to_string()).unwrap();
+}
