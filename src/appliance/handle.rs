@@ -29,6 +29,8 @@ struct ConsoleLines {
     whole: VecDeque<String>,
     /// Bytes of a line whose end has not come.
     partial: Vec<u8>,
+    /// The message of the kernel's panic. A long backtrace may follow it.
+    panic: Option<String>,
 }
 
 /// Lines of the console that are kept.
@@ -50,10 +52,9 @@ impl Console {
 
     /// The message of the kernel's panic, if it panicked, escaped for a terminal.
     pub fn panic(&self) -> Option<String> {
-        const SAID: &str = "Kernel panic - not syncing: ";
-        let tail = self.tail();
-        let said = tail.iter().rev().find_map(|line| line.split_once(SAID))?.1;
-        Some(said.trim_end_matches(" ]---").to_owned())
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.end_line();
+        lines.panic.clone()
     }
 
     /// The last lines, oldest first, escaped for a terminal.
@@ -67,6 +68,9 @@ impl Console {
 impl ConsoleLines {
     fn end_line(&mut self) {
         let line = printable(&std::mem::take(&mut self.partial));
+        if let Some((_, said)) = line.split_once("Kernel panic - not syncing: ") {
+            self.panic = Some(said.trim_end_matches(" ]---").to_owned());
+        }
         if !line.trim().is_empty() {
             self.whole.push_back(line);
             while self.whole.len() > CONSOLE_LINES {

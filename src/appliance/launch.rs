@@ -46,6 +46,8 @@ pub enum LaunchError {
         hint: Option<String>,
         /// The last lines of its console.
         console: Vec<String>,
+        /// The message of its kernel's panic.
+        panic: Option<String>,
         /// libguestfs's error.
         #[source]
         source: CallError,
@@ -180,10 +182,13 @@ impl Appliance {
             (Err(LaunchError::Launch { .. }), true) => {
                 format!("our own did not start within {} s", limit.as_secs())
             }
-            (Err(LaunchError::Launch { console, source, .. }), false) if !kill.is_thrown() => {
+            (Err(LaunchError::Launch { console, panic, source, .. }), false) if !kill.is_thrown() => {
                 // libguestfs's message is a page of advice; the console says what happened.
-                let last = console.last().map_or(source.message.as_str(), String::as_str);
-                format!("our own did not start ({last})")
+                let what = match panic {
+                    Some(panic) => format!("kernel panic: {panic}"),
+                    None => console.last().cloned().unwrap_or(source.message),
+                };
+                format!("our own did not start ({what})")
             }
             (Err(error), _) => return Err(error),
         };
@@ -267,6 +272,7 @@ impl Appliance {
         handle.call(guestfs::Handle::launch).map_err(|source| LaunchError::Launch {
             hint: launch_hint(),
             console: console.tail(),
+            panic: console.panic(),
             source,
         })?;
         Ok(Self { handle, console, control: format!("/dev/disk/guestfs/{CONTROL_LABEL}"), own })

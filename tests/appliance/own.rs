@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
+use virt_bmap_testutil::places::program;
 use virt_bmap_testutil::sandbox::{Finished, NOBODY, Sandbox, kill};
 use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::tools::{self, needs};
@@ -171,22 +172,42 @@ fn two_runs_that_build_at_once_build_one() {
 }
 
 #[test]
-fn a_run_that_is_killed_while_it_builds_leaves_nothing_in_the_way() {
+fn a_run_that_is_ended_while_it_builds_leaves_nothing_in_the_way() {
     needs!("mkfs.ext4", "guestfish");
-    let (sandbox, cache) = private();
-    let mut running = sandbox.start(arguments());
-    let is_building = |_: &_| {
+    let place = tempfile::tempdir().unwrap();
+    let cache = place.path().join("cache/virt-bmap-rs");
+    let unfinished = || {
         let entries = fs::read_dir(&cache).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("building-")).count() > 0
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("building-")).count()
     };
-    running.wait_until("an appliance is being built", is_building);
-    running.signal(Signal::KILL);
-    let run = running.finish();
-    assert_eq!(run.code(), 128 + 9);
-    let run = map(run.sandbox);
-    assert_mapped(&run, true);
-    let left: Vec<_> = built(&cache);
-    assert_eq!(left.len(), 1, "{left:?}");
+    // One that is told to end removes what it has made.
+    let sandbox = || Sandbox::new().env("XDG_CACHE_HOME", place.path().join("cache"));
+    let mut running = sandbox().start(arguments());
+    running.wait_until("an appliance is being built", |_| unfinished() > 0);
+    running.signal(Signal::TERM);
+    running.finish().assert_code(128 + 15);
+    assert_eq!(unfinished(), 0);
+    // One that is killed cannot.
+    for name in ["tmp", "run"] {
+        fs::create_dir(place.path().join(name)).unwrap();
+    }
+    let mut killed = tools::command(program())
+        .args(arguments())
+        .current_dir(place.path())
+        .env("XDG_CACHE_HOME", place.path().join("cache"))
+        .env("TMPDIR", place.path().join("tmp"))
+        .env("XDG_RUNTIME_DIR", place.path().join("run"))
+        .spawn()
+        .unwrap();
+    while unfinished() == 0 {
+        assert!(killed.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(unfinished() > 0);
+    assert_mapped(&map(sandbox()), true);
+    assert_eq!((unfinished(), built(&cache).len()), (0, 1));
 }
 
 /// It is built in a directory of this run, then.

@@ -15,6 +15,9 @@ pub const FILES: [&str; 4] = ["kernel", "initrd", "root", "README.fixed"];
 /// The description of the appliance, beside its files.
 pub const DESCRIPTION: &str = "virt-bmap.json";
 
+/// What the names of directories begin with that are not complete.
+pub const UNFINISHED: &str = "building-";
+
 /// How long supermin may take.
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -136,6 +139,12 @@ fn supermin(directory: &Path, supermin_d: &Path) -> Result<(), BuildError> {
     let mut command = child::command("supermin".as_ref());
     command.args(["--build", "--copy-kernel", "-f", "ext2", "--host-cpu", std::env::consts::ARCH]);
     command.arg(supermin_d).arg("-o").arg(directory);
+    // What it leaves behind when it is killed is removed with this directory, by this run or by the
+    // next one that builds.
+    let place = directory.parent().unwrap_or(directory);
+    let failed = |source| BuildError::File { path: place.to_owned(), source };
+    let temporary = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(place).map_err(failed)?;
+    command.env("TMPDIR", temporary.path());
     let output = child::run(command, DEADLINE).map_err(BuildError::Run)?;
     if output.status.success() {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Where our own appliances are kept: `$XDG_CACHE_HOME/virt-bmap-rs/appliance-KEY`.
 
 use super::Own;
-use super::build::{self, BuildError, DESCRIPTION, Description, FILES};
+use super::build::{self, BuildError, DESCRIPTION, Description, FILES, UNFINISHED};
 use crate::cache::{self, TrustError, TrustedDirectory};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,6 @@ use std::time::Duration;
 
 /// What the names of appliances in the cache begin with.
 const PREFIX: &str = "appliance-";
-/// What the names of unfinished appliances begin with.
-const UNFINISHED: &str = "building-";
 /// The lock of whoever builds.
 const LOCK: &str = "appliance.lock";
 
