@@ -31,14 +31,17 @@ enum Command {
     ///
     /// With --output, builds it in a new directory that works without supermin, for containers and
     /// machine images: set LIBGUESTFS_PATH to that directory.
+    #[command(after_long_help = BUILD_AFTER_HELP)]
     Build {
         /// Build in this directory, which must not exist yet, instead of in the cache
         #[arg(short, long, value_name = "DIR")]
         output: Option<PathBuf>,
     },
     /// Print which appliance a run would use now
+    #[command(after_long_help = STATUS_AFTER_HELP)]
     Status,
     /// Remove our own appliances from the cache, and what is remembered of failures
+    #[command(after_long_help = REMOVE_AFTER_HELP)]
     Remove,
 }
 
@@ -54,6 +57,35 @@ Examples:
   virt-bmap-rs appliance status
   virt-bmap-rs appliance build --output /opt/appliance
   LIBGUESTFS_PATH=/opt/appliance virt-bmap-rs guest.qcow2";
+
+const BUILD_AFTER_HELP: &str = "\
+Exit status:
+  0  the appliance is there
+  1  error; no appliance was built
+  2  usage error
+
+Examples:
+  virt-bmap-rs appliance build
+  virt-bmap-rs appliance build --output /opt/appliance";
+
+const STATUS_AFTER_HELP: &str = "\
+Exit status:
+  0  a run would use our own appliance
+  1  error
+  2  usage error
+  3  a run would build our own appliance first, or use libguestfs's
+
+Examples:
+  virt-bmap-rs appliance status";
+
+const REMOVE_AFTER_HELP: &str = "\
+Exit status:
+  0  no appliance of our own is in the cache any more
+  1  error
+  2  usage error
+
+Examples:
+  virt-bmap-rs appliance remove";
 
 pub(super) fn run(args: &ApplianceArgs) -> Result<Exit> {
     match &args.command {
