@@ -10,7 +10,7 @@ mod guest;
 
 use self::corrupt::corrupt;
 use self::guest::{PARTS, SOUND, SOUND_FILE};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -26,6 +26,9 @@ const SEEDS: std::ops::Range<u64> = 0..50;
 
 /// Every so many seeds, the guest is also mapped in libguestfs's appliance.
 const STOCK_EVERY: u64 = 5;
+
+/// Lines of a difference that are printed.
+const SHOWN: usize = 20;
 
 /// The time limit of a run. An idle machine needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(1500);
@@ -85,8 +88,20 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
     if seed.is_multiple_of(STOCK_EVERY) {
         args.extend(["--appliance", "stock"].map(Into::into));
         let stock = sandbox::Sandbox::new().deadline(DEADLINE).run(args);
-        let [own, stock] = [&run, &stock].map(|run| run.read("out.bmap"));
-        assert!(body(&own) == body(&stock), "the map by libguestfs's appliance is another; {done:#?}");
+        let [own_map, stock_map] = [&run, &stock].map(|run| run.read("out.bmap"));
+        let lines = |map: &[u8]| -> BTreeSet<String> {
+            let text = String::from_utf8_lossy(body(map)).into_owned();
+            text.lines().filter(|line| !is_in_fixed_root(line)).map(str::to_owned).collect()
+        };
+        let [own_lines, stock_lines] = [&own_map, &stock_map].map(|map| lines(map));
+        assert!(own_lines.len() > 100, "{own_lines:?}");
+        let differ: Vec<_> = own_lines.symmetric_difference(&stock_lines).take(SHOWN).collect();
+        assert!(
+            differ.is_empty(),
+            "the map by libguestfs's appliance is another: {differ:#?}; corrupted: {done:#?}; {}\n\n{}",
+            run.stderr,
+            stock.stderr
+        );
     }
     drop(seal);
     println!("seed {seed}: {:.0} s, status {}", run.elapsed.as_secs_f64(), run.code());
@@ -131,6 +146,19 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
     let mapped: Vec<Range> = file.pieces().map(|piece| piece.range.start.0..piece.range.end.0).collect();
     assert_eq!(mapped, round_out(&scanned, 4096), "{}", context());
     unmapped.into_iter().map(|number| PARTS[number - 1].name).collect()
+}
+
+/// Whether a line of a text map lies on a partition whose root directory has a fixed place (FAT of
+/// 12 and 16 bits). Which pages of such a directory the kernel has read already when it mounts the
+/// filesystem, and which only when the directory is listed, differs between runs on damaged ones:
+/// docs/exactness.md.
+fn is_in_fixed_root(line: &str) -> bool {
+    let start = line.split(' ').nth(1).and_then(|start| u64::from_str_radix(start, 16).ok());
+    let fixed =
+        (1..SOUND).filter(|number| matches!(PARTS[number - 1].name, "vfat, 12 bits" | "vfat, 16 bits"));
+    let fixed: Vec<_> = fixed.map(guest::extent).collect();
+    assert_eq!(fixed.len(), 2);
+    start.is_some_and(|start| fixed.iter().any(|extent| extent.contains(&start)))
 }
 
 /// The numbers of the partitions on which the map has no object but the partition itself.
