@@ -147,6 +147,9 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     Err(io::ErrorKind::NotFound.into())
 }
 
+/// The permission of the group and of others to write, see inode(7).
+const OTHERS_WRITE: u32 = 0o022;
+
 /// Checks owner and permissions. In a directory of root's with the sticky bit, such as `/tmp`,
 /// others can make entries, but not replace those of this user.
 fn check(fd: &impl AsFd, path: &Path) -> Result<Stat, TrustError> {
@@ -157,7 +160,7 @@ fn check(fd: &impl AsFd, path: &Path) -> Result<Stat, TrustError> {
     }
     let mode = Mode::from_raw_mode(stat.st_mode);
     let is_shared_by_root = stat.st_uid == 0 && mode.contains(Mode::SVTX);
-    if mode.intersects(Mode::WGRP | Mode::WOTH) && !is_shared_by_root {
+    if mode.as_raw_mode() & OTHERS_WRITE != 0 && !is_shared_by_root {
         return Err(TrustError::Writable { path: path.to_owned() });
     }
     Ok(stat)

@@ -50,7 +50,7 @@ impl Own {
     /// The bytes that its files take on disk.
     pub fn size(&self) -> u64 {
         let blocks = |name: &&str| std::fs::metadata(self.directory.join(name)).map_or(0, |it| it.blocks());
-        build::FILES.iter().map(|name| blocks(name)).sum::<u64>() * 512
+        build::FILES.iter().map(blocks).sum::<u64>() * 512
     }
 
     /// What it was made from.
