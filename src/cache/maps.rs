@@ -5,10 +5,9 @@
 //! only if no file was changed while it was made, or in the second before: a file may be written to
 //! twice within the resolution of its times.
 
-use super::TrustedDirectory;
+use super::{KeyBuilder, TrustedDirectory};
 use crate::mapper::MapperOptions;
 use crate::probe::{Legs, Probe};
-use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -160,11 +159,8 @@ impl Place {
 /// The key, in hexadecimal. `None` if this program's file cannot be examined.
 fn key(files: &ImageFiles, images: &[Image], options: &MapperOptions) -> Option<String> {
     let program = FileState::of(&fs::read_link("/proc/self/exe").ok()?)?;
-    let mut digest = Sha256::new();
-    let mut add = |part: &[u8]| {
-        digest.update((part.len() as u64).to_le_bytes());
-        digest.update(part);
-    };
+    let mut key = KeyBuilder::default();
+    let mut add = |part: &[u8]| key.add(part);
     add(env!("CARGO_PKG_VERSION").as_bytes());
     for FileState { path, device, inode, size, modified, changed } in files.0.iter().chain([&program]) {
         add(path.as_os_str().as_encoded_bytes());
@@ -177,7 +173,7 @@ fn key(files: &ImageFiles, images: &[Image], options: &MapperOptions) -> Option<
     }
     for image in images {
         add(image.format.to_string().as_bytes());
-        // The header has the name as it was given.
+        // The header of the map contains the name that the user gave.
         add(image.name.as_os_str().as_encoded_bytes());
     }
     let (probe, every) = match options.probe {
@@ -191,5 +187,5 @@ fn key(files: &ImageFiles, images: &[Image], options: &MapperOptions) -> Option<
     };
     add(&[probe, u8::from(options.metadata), legs]);
     add(&every.to_le_bytes());
-    Some(digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    Some(key.finish())
 }

@@ -3,9 +3,11 @@
 //! Everything in it is used only if nobody but this user, or root, can have written it:
 //! see [`TrustedDirectory`].
 
+mod key;
 pub mod maps;
 mod trusted;
 
+pub(crate) use key::{KeyBuilder, hex};
 use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
 pub use trusted::{TrustError, TrustedDirectory};

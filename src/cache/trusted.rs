@@ -128,7 +128,7 @@ impl TrustedDirectory {
     }
 }
 
-/// The path without links, of which the last directories may be missing.
+/// Resolves the links in a path. The last directories of the path need not exist.
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     for above in path.ancestors() {

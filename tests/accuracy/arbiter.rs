@@ -188,7 +188,7 @@ pub(crate) enum Verdict {
 struct Seen {
     /// All places of the sectors that lie in blocks of files' data.
     places: Vec<(Place, u64)>,
-    /// The number of sectors of which the map names no place.
+    /// The number of sectors that the map does not name.
     unnamed: usize,
     /// The number of sectors that lie in metadata.
     inside: usize,

@@ -63,7 +63,7 @@ pub(crate) struct Part {
     pub(crate) at: u64,
     /// The number of bytes.
     pub(crate) length: u64,
-    /// The file whose pattern it is.
+    /// The number of the file that has this pattern.
     pub(crate) id: u32,
     /// The offset in that file's pattern.
     pub(crate) from: u64,

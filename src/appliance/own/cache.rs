@@ -90,7 +90,7 @@ impl Cache {
         let kept = but.map(|key| format!("{PREFIX}{key}"));
         for path in self.entries(PREFIX)?.into_iter().chain(self.entries(UNFINISHED)?) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name == LOCK || kept.as_ref().is_some_and(|kept| name.starts_with(kept)) {
+            if kept.as_ref().is_some_and(|kept| name.starts_with(kept)) {
                 continue;
             }
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -127,11 +127,34 @@ impl Cache {
         }
     }
 
+    /// The appliance that is made from this, built if it is missing or damaged. `is_ended` is asked
+    /// whether to give up while another process builds. Calls `building` before it builds.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn find_or_build(
+        &self,
+        source: &build::Source<'_>,
+        is_ended: &dyn Fn() -> bool,
+        building: &mut dyn FnMut(),
+    ) -> Result<Own, CacheError> {
+        if let Some(own) = self.find(&source.key)? {
+            return Ok(own);
+        }
+        let _lock = self.lock(is_ended)?;
+        // Another process may have built it meanwhile.
+        if let Some(own) = self.find(&source.key)? {
+            return Ok(own);
+        }
+        building();
+        self.build(source)
+    }
+
     /// Builds the appliance with this key. The lock must be held.
     ///
     /// # Errors
     /// [`CacheError`]
-    pub fn build(&self, source: &build::Source<'_>) -> Result<Own, CacheError> {
+    fn build(&self, source: &build::Source<'_>) -> Result<Own, CacheError> {
         let file = |path: &Path| {
             let path = path.to_owned();
             move |source| CacheError::File { path, source }

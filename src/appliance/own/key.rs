@@ -2,11 +2,10 @@
 //!
 //! When a package of the host is upgraded, supermin would build another appliance, and so must we;
 //! the same goes for another agent. The key names what supermin looks at for `--if-newer`, by size
-//! and modification time, and the agent by its bytes.
+//! and modification time, and the digest of the agent.
 
-use sha2::{Digest as _, Sha256};
+use crate::cache::KeyBuilder;
 use std::ffi::OsStr;
-use std::fmt;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -30,44 +29,26 @@ const LOOKED_AT: [&str; 8] = [
 /// Variables that choose the kernel, see supermin(1).
 const VARIABLES: [&str; 3] = ["SUPERMIN_KERNEL", "SUPERMIN_KERNEL_VERSION", "SUPERMIN_MODULES"];
 
-/// The key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Key(String);
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Key {
-    /// The key of an appliance that would be made now. `supermin_d` is libguestfs's directory with
-    /// that name.
-    pub(super) fn now(agent: &[u8], supermin_d: &Path) -> Self {
-        let mut digest = Sha256::new();
-        let mut add = |part: &[u8]| {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
-        };
-        add(RECIPE.as_bytes());
-        add(&Sha256::digest(agent));
-        for name in VARIABLES {
-            let value = std::env::var_os(name).unwrap_or_default();
-            add(value.as_bytes());
-            if !value.is_empty() {
-                add(&stamp(Path::new(&value)));
-            }
+/// The key of an appliance that would be made now, of an agent with this digest. `supermin_d` is
+/// libguestfs's directory with that name.
+pub(super) fn now(agent_digest: &str, supermin_d: &Path) -> String {
+    let mut key = KeyBuilder::default();
+    key.add(RECIPE.as_bytes());
+    key.add(agent_digest.as_bytes());
+    for name in VARIABLES {
+        let value = std::env::var_os(name).unwrap_or_default();
+        key.add(value.as_bytes());
+        if !value.is_empty() {
+            key.add(&stamp(Path::new(&value)));
         }
-        let mut files: Vec<_> =
-            [Path::new("/boot"), supermin_d].iter().flat_map(|path| entries(path)).collect();
-        files.extend(LOOKED_AT.map(|path| Path::new(path).to_owned()));
-        for path in files {
-            add(path.as_os_str().as_bytes());
-            add(&stamp(&path));
-        }
-        let hex: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Self(hex)
     }
+    let mut files: Vec<_> = [Path::new("/boot"), supermin_d].iter().flat_map(|path| entries(path)).collect();
+    files.extend(LOOKED_AT.map(|path| Path::new(path).to_owned()));
+    for path in files {
+        key.add(path.as_os_str().as_bytes());
+        key.add(&stamp(&path));
+    }
+    key.finish()
 }
 
 /// The files of a directory whose changes matter, in order.

@@ -12,9 +12,9 @@ mod initrd;
 mod kernel;
 mod key;
 
+use crate::cache::hex;
 use build::{BuildError, Description, Source};
 use cache::{Cache, CacheError};
-use key::Key;
 use sha2::{Digest as _, Sha256};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -110,12 +110,12 @@ pub fn supermin_d(path: &str) -> Option<PathBuf> {
 
 /// What an appliance would be made from now.
 pub fn source(supermin_d: &Path) -> Source<'_> {
-    let key = Key::now(AGENT, supermin_d).to_string();
-    Source { supermin_d, key, agent: AGENT, agent_digest: agent_digest() }
+    let agent_digest = agent_digest();
+    Source { supermin_d, key: key::now(&agent_digest, supermin_d), agent: AGENT, agent_digest }
 }
 
 fn agent_digest() -> String {
-    Sha256::digest(AGENT).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(AGENT))
 }
 
 /// Our own appliance, built first if need be. The error says why there is none.
@@ -126,31 +126,21 @@ fn ready(
 ) -> Result<Own, String> {
     let source = source(supermin_d);
     let words = |error: &dyn std::error::Error| virt_bmap_ranges::error_chain(error);
-    let mut cached = || -> Result<Own, CacheError> {
-        let cache = Cache::open()?;
-        if let Some(own) = cache.find(&source.key)? {
-            return Ok(own);
+    let made = Cache::open().and_then(|cache| {
+        if let Some(why) = cache.failure(&source.key) {
+            return Ok(Err(why));
         }
-        let _lock = cache.lock(is_ended)?;
-        // Another process may have built it meanwhile.
-        if let Some(own) = cache.find(&source.key)? {
-            return Ok(own);
-        }
-        building(None);
-        cache.build(&source)
-    };
-    if let Some(why) = Cache::open().ok().and_then(|cache| cache.failure(&source.key)) {
-        return Err(why);
-    }
-    match cached() {
-        Ok(own) => Ok(own),
-        Err(CacheError::Build(error)) => {
-            let why = words(&error);
-            if let Ok(cache) = Cache::open() {
+        match cache.find_or_build(&source, is_ended, &mut || building(None)) {
+            Err(CacheError::Build(error)) => {
+                let why = words(&error);
                 cache.remember_failure(&source.key, &why);
+                Ok(Err(why))
             }
-            Err(why)
+            made => made.map(Ok),
         }
+    });
+    match made {
+        Ok(made) => made,
         Err(error @ CacheError::Ended) => Err(words(&error)),
         // The cache is of no use, so this run has one of its own.
         Err(error) => {
@@ -167,11 +157,7 @@ fn ready(
 pub fn retry(source: &Source<'_>) -> Result<Own, CacheError> {
     let cache = Cache::open()?;
     cache.forget_failure(&source.key)?;
-    let _lock = cache.lock(&|| false)?;
-    match cache.find(&source.key)? {
-        Some(own) => Ok(own),
-        None => cache.build(source),
-    }
+    cache.find_or_build(source, &|| false, &mut || {})
 }
 
 /// Builds our own appliance in a new directory. It is complete or not there.
