@@ -1,6 +1,6 @@
 //! Ends an appliance from another thread.
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -93,8 +93,7 @@ impl KillSwitch {
             return;
         }
         for child in children {
-            // It may have ended by itself.
-            let _ = kill_process(child, Signal::KILL);
+            virt_bmap_child::kill(child);
         }
     }
 }

@@ -187,6 +187,10 @@ fn a_run_that_is_ended_while_it_builds_leaves_nothing_in_the_way() {
     running.signal(Signal::TERM);
     running.finish().assert_code(128 + 15);
     assert_eq!(unfinished(), 0);
+    // It has not failed.
+    let names = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name());
+    let names: Vec<_> = names.filter(|name| name.to_string_lossy().contains("appliance-")).collect();
+    assert!(names.is_empty(), "{names:?}");
     // One that is killed cannot.
     for name in ["tmp", "run"] {
         fs::create_dir(place.path().join(name)).unwrap();

@@ -152,10 +152,23 @@ struct KillOnDrop(Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Fails only if it has been waited for.
-        let _ = self.0.kill();
+        if let Ok(Some(_)) = self.0.try_wait() {
+            return;
+        }
+        if let Some(child) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            kill(child);
+        }
         let _ = self.0.wait();
     }
+}
+
+/// Kills a child that has not been waited for; with its whole group, if it leads one.
+pub fn kill(child: Pid) {
+    // Each fails only if the child has ended by itself.
+    let _ = match rustix::process::getpgid(Some(child)) {
+        Ok(group) if group == child => rustix::process::kill_process_group(group, Signal::KILL),
+        _ => rustix::process::kill_process(child, Signal::KILL),
+    };
 }
 
 /// The child's standard error as one line of a message. It is untrusted text: control characters

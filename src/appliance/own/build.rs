@@ -15,9 +15,6 @@ pub const FILES: [&str; 4] = ["kernel", "initrd", "root", "README.fixed"];
 /// The description of the appliance, beside its files.
 pub const DESCRIPTION: &str = "virt-bmap.json";
 
-/// What the names of directories begin with that are not complete.
-pub const UNFINISHED: &str = "building-";
-
 /// How long supermin may take.
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -85,12 +82,14 @@ pub struct Source<'a> {
     pub agent_digest: String,
 }
 
-/// Builds an appliance in `directory`, which exists and is empty.
+/// Builds an appliance in the directory `name` of `place`, which is not there yet. All that is left
+/// when the build is interrupted is in `place`, too: supermin writes to `NAME.RANDOM` first.
 ///
 /// # Errors
 /// [`BuildError`]
-pub fn build(directory: &Path, source: &Source<'_>) -> Result<Description, BuildError> {
-    supermin(directory, source.supermin_d)?;
+pub fn build(place: &Path, name: &str, source: &Source<'_>) -> Result<Description, BuildError> {
+    let directory = &place.join(name);
+    supermin(place, directory, source.supermin_d)?;
     let path = |name: &str| directory.join(name);
     let file = |name: &str| {
         let path = path(name);
@@ -134,17 +133,12 @@ pub fn modified(metadata: &fs::Metadata) -> i128 {
     i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
 }
 
-/// Has supermin build kernel, initrd and root, as libguestfs does (`lib/appliance.c`).
-fn supermin(directory: &Path, supermin_d: &Path) -> Result<(), BuildError> {
+/// Has supermin build kernel, initrd and root, as libguestfs does (`lib/appliance.c`). `place` is
+/// for its temporary files.
+fn supermin(place: &Path, directory: &Path, supermin_d: &Path) -> Result<(), BuildError> {
     let mut command = child::command("supermin".as_ref());
     command.args(["--build", "--copy-kernel", "-f", "ext2", "--host-cpu", std::env::consts::ARCH]);
-    command.arg(supermin_d).arg("-o").arg(directory);
-    // What it leaves behind when it is killed is removed with this directory, by this run or by the
-    // next one that builds.
-    let place = directory.parent().unwrap_or(directory);
-    let failed = |source| BuildError::File { path: place.to_owned(), source };
-    let temporary = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(place).map_err(failed)?;
-    command.env("TMPDIR", temporary.path());
+    command.arg(supermin_d).arg("-o").arg(directory).env("TMPDIR", place);
     let output = child::run(command, DEADLINE).map_err(BuildError::Run)?;
     if output.status.success() {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Where our own appliances are kept: `$XDG_CACHE_HOME/virt-bmap-rs/appliance-KEY`.
 
-use super::Own;
-use super::build::{self, BuildError, DESCRIPTION, Description, FILES, UNFINISHED};
+use super::{NAME, Own};
+use super::build::{self, BuildError, DESCRIPTION, Description, FILES};
 use crate::cache::{self, TrustError, TrustedDirectory};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// What the names of appliances in the cache begin with.
 const PREFIX: &str = "appliance-";
+/// What the names of directories begin with in which one is being built.
+const UNFINISHED: &str = "building-";
 /// The lock of whoever builds.
 const LOCK: &str = "appliance.lock";
 
@@ -94,7 +96,11 @@ impl Cache {
                 continue;
             }
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(|source| CacheError::File { path, source })?;
+            match removed {
+                // Children of a supermin that was killed may still write to it.
+                Err(_) if name.starts_with(UNFINISHED) => {}
+                removed => removed.map_err(|source| CacheError::File { path, source })?,
+            }
         }
         Ok(())
     }
@@ -147,7 +153,11 @@ impl Cache {
             return Ok(own);
         }
         building();
-        self.build(source)
+        match self.build(source) {
+            // supermin was killed with the run.
+            Err(CacheError::Build(_)) if is_ended() => Err(CacheError::Ended),
+            built => built,
+        }
     }
 
     /// Builds the appliance with this key. The lock must be held.
@@ -165,13 +175,12 @@ impl Cache {
         let directory = self.directory.path();
         let building =
             tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(directory).map_err(file(directory))?;
-        let description = build::build(building.path(), source)?;
+        let description = build::build(building.path(), NAME, source)?;
         let path = self.path(&source.key);
         if path.exists() {
             fs::remove_dir_all(&path).map_err(file(&path))?;
         }
-        let building = building.keep();
-        fs::rename(&building, &path).map_err(file(&path))?;
+        fs::rename(building.path().join(NAME), &path).map_err(file(&path))?;
         Ok(Own { directory: path, description, _temporary: None })
     }
 

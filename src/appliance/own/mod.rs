@@ -71,6 +71,9 @@ pub enum Selected {
     },
 }
 
+/// The name of an appliance in the directory in which it is built.
+const NAME: &str = "appliance";
+
 /// The agent, which is in the appliance.
 const AGENT: &[u8] = include_bytes!(env!("VIRT_BMAP_AGENT"));
 
@@ -172,8 +175,8 @@ pub fn export(directory: &Path, source: &Source<'_>) -> Result<Own, BuildError> 
     let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let building =
         tempfile::Builder::new().prefix(".virt-bmap-appliance-").tempdir_in(parent).map_err(failed)?;
-    let description = build::build(building.path(), source)?;
-    std::fs::rename(building.path(), directory).map_err(failed)?;
+    let description = build::build(building.path(), NAME, source)?;
+    std::fs::rename(building.path().join(NAME), directory).map_err(failed)?;
     Ok(Own { directory: directory.to_owned(), description, _temporary: None })
 }
 
@@ -185,8 +188,8 @@ fn temporary(source: &Source<'_>) -> Result<Own, BuildError> {
         .prefix("virt-bmap-appliance-")
         .tempdir_in(&place)
         .map_err(|source| BuildError::File { path: place, source })?;
-    let description = build::build(directory.path(), source)?;
-    let path = directory.path().to_owned();
+    let description = build::build(directory.path(), NAME, source)?;
+    let path = directory.path().join(NAME);
     Ok(Own { directory: path, description, _temporary: Some(Arc::new(directory)) })
 }
 
