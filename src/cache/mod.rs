@@ -3,8 +3,10 @@
 //! Everything in it is used only if nobody but this user, or root, can have written it:
 //! see [`TrustedDirectory`].
 
+pub mod beside;
 mod key;
 pub mod maps;
+pub mod origin;
 mod trusted;
 
 pub(crate) use key::{KeyBuilder, hex};

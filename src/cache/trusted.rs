@@ -103,15 +103,7 @@ impl TrustedDirectory {
     /// # Errors
     /// [`TrustError`]
     pub fn file(&self, name: &str) -> Result<Option<File>, TrustError> {
-        let path = self.path.join(name);
-        // Without waiting for the other end of a named pipe.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let Some(fd) = self.open(name, flags)? else { return Ok(None) };
-        let stat = check(&fd, &path)?;
-        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(TrustError::Kind { path });
-        }
-        Ok(Some(fd.into()))
+        self.open(name, FILE)?.map(|fd| regular(fd, self.path.join(name))).transpose()
     }
 
     /// The path, without links.
@@ -126,6 +118,30 @@ impl TrustedDirectory {
             Err(source) => Err(TrustError::Open { path: self.path.join(name), source: source.into() }),
         }
     }
+}
+
+/// Opens a regular file for reading that nobody but this user, or root, can have written. The
+/// directories on the way may be anybody's. `None`: it does not exist.
+///
+/// # Errors
+/// [`TrustError`]
+pub(super) fn file(path: &Path) -> Result<Option<File>, TrustError> {
+    match rustix::fs::open(path, FILE, Mode::empty()) {
+        Ok(fd) => regular(fd, path.to_owned()).map(Some),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(source) => Err(TrustError::Open { path: path.to_owned(), source: source.into() }),
+    }
+}
+
+/// How a file is opened: without waiting for the other end of a named pipe.
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
+fn regular(fd: OwnedFd, path: PathBuf) -> Result<File, TrustError> {
+    let stat = check(&fd, &path)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(TrustError::Kind { path });
+    }
+    Ok(fd.into())
 }
 
 /// Resolves the links in a path. The last directories of the path need not exist.

@@ -2,7 +2,7 @@
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
-use super::make::{MakeOptions, Maker};
+use super::make::{MadeBefore, MakeOptions, Maker, MapArg};
 use super::progress::Counter;
 use anyhow::{Context as _, Result, bail};
 use std::io::{self, Write};
@@ -36,13 +36,16 @@ pub(super) struct ChangedArgs {
     #[arg(value_name = "TOP")]
     image: PathBuf,
 
-    /// Map of the older state: of the image below TOP, or of OLD
-    #[arg(long, value_name = "BASE.bmap")]
-    map: Option<PathBuf>,
+    /// Map of the older state: of the image below TOP, or of OLD; `auto` is the one beside it
+    ///
+    /// `auto` uses the map whose name is that of the image with the suffix of a map, if the image
+    /// and the program are as they were when it was made.
+    #[arg(long, value_name = "BASE.bmap|auto")]
+    map: Option<MapArg>,
 
-    /// Map of the newer state: of TOP
-    #[arg(long, value_name = "NEW.bmap", conflicts_with = "output")]
-    new: Option<PathBuf>,
+    /// Map of the newer state: of TOP; `auto` is the one beside it
+    #[arg(long, value_name = "NEW.bmap|auto", conflicts_with = "output")]
+    new: Option<MapArg>,
 
     /// The older image, if it is not the one below TOP
     ///
@@ -104,7 +107,8 @@ Examples:
   virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl";
 
 pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
-    if args.map.is_some() && args.map == args.new && args.map.as_deref() == Some(Path::new("-")) {
+    let stdin = Some(MapArg::File("-".into()));
+    if args.map == stdin && args.new == stdin {
         bail!("--map and --new cannot both read standard input");
     }
     let mut maker = Maker::new(&args.make)?;
@@ -116,8 +120,9 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
         note!("virt-bmap-rs: warning: cannot compare {size}: {}", virt_bmap_ranges::error_chain(&error));
     }
     let old = match &args.map {
-        Some(path) => Some(load(path, args.disk, pair.old.source.size())?),
-        None => maker.make(&pair.old_disk, false, None)?,
+        Some(MapArg::File(path)) => Some(load(path, args.disk, pair.old.source.size())?),
+        Some(MapArg::Auto) if args.no_boot => maker.beside(&pair.old_disk)?,
+        arg => maker.make(&pair.old_disk, false, MadeBefore::of(arg.as_ref()), None)?,
     };
     let Some(old) = old.map(Arc::new) else { return Ok(maker.interrupted()) };
     let new = match newer(args, &pair, &written, &old) {
@@ -128,7 +133,9 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
             note!("virt-bmap-rs: by the map of the older state alone: new files have no name");
             Some(Map::clone(&old))
         }
-        Newer::Update(baseline) => maker.make(&pair.new_disk, true, baseline)?,
+        Newer::Update(baseline) => {
+            maker.make(&pair.new_disk, true, MadeBefore::of(args.new.as_ref()), baseline)?
+        }
     };
     let Some(new) = new else { return Ok(maker.interrupted()) };
     let (old, new) = diff::level(Arc::unwrap_or_clone(old), new)?;
@@ -168,7 +175,7 @@ enum Newer<'a> {
 }
 
 fn newer<'a>(args: &'a ChangedArgs, pair: &Pair, written: &Written, old: &Arc<Map>) -> Newer<'a> {
-    if let Some(path) = &args.new {
+    if let Some(MapArg::File(path)) = &args.new {
         return Newer::Given(path);
     }
     let possible = written.possible();

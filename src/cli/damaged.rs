@@ -2,7 +2,7 @@
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, file_name, path};
-use super::make::{MakeOptions, Maker};
+use super::make::{MadeBefore, MakeOptions, Maker};
 use super::ranges::{ListOptions, describe};
 use anyhow::{Context as _, Result};
 use std::fs::File;
@@ -32,6 +32,13 @@ pub(super) struct DamagedArgs {
     #[arg(long, value_name = "FILE")]
     mapfile: PathBuf,
 
+    /// Do not map the image if there is a map beside it: `--map auto`
+    ///
+    /// The name of the map is that of the image with the suffix of a map. The image and the program
+    /// must be as they were when it was made.
+    #[arg(long, value_name = "auto", value_enum)]
+    map: Option<Beside>,
+
     /// Also list the files that are whole
     #[arg(long)]
     whole: bool,
@@ -48,6 +55,13 @@ pub(super) struct DamagedArgs {
 
     #[command(flatten)]
     make: MakeOptions,
+}
+
+/// The argument of `--map`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Beside {
+    /// The map beside the image.
+    Auto,
 }
 
 const AFTER_HELP: &str = "\
@@ -72,7 +86,8 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     let list = args.list.read(&args.mapfile, &args.subject)?;
     let map = if is_image(&args.subject, args.format)? {
         let disk = GuestDisk { path: args.subject.clone(), format: args.format };
-        let Some(map) = maker.make(&disk, true, None)? else { return Ok(maker.interrupted()) };
+        let before = args.map.map_or(MadeBefore::Cached, |Beside::Auto| MadeBefore::Beside);
+        let Some(map) = maker.make(&disk, true, before, None)? else { return Ok(maker.interrupted()) };
         map
     } else {
         args.make.refuse_output(&args.subject)?;

@@ -1,29 +1,32 @@
 //! Makes the map that a query needs if the user gave none.
 
 use super::Exit;
-use super::map::{MapOptions, commit, make, mapper_options, refuse_to_overwrite};
+use super::map::{MapOptions, commit, make, mapper_options, open, refuse_to_overwrite};
 use super::progress::print_warnings;
 use super::signals::Interruption;
 use anyhow::{Result, bail};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+use virt_bmap::cache::beside;
 use virt_bmap::cache::maps::{KeptMap, Place};
+use virt_bmap::cache::origin::Origin;
 use virt_bmap::mapper::{Cancel, GuestDisk};
 use virt_bmap::probe::baseline::Baseline;
-use virt_bmap_image::{ImageFormat, OpenOptions};
+use virt_bmap_image::{Image, ImageFormat};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Map};
 use virt_bmap_ranges::{Printable, error_chain};
 
 /// Makes a map that is not written to a file. The inner error is the exit status after a signal.
 pub(super) fn make_or_interrupted(
-    disks: &[GuestDisk],
+    images: &[Image],
     options: &MapOptions,
     cancel: &Cancel,
     interruption: &Interruption,
 ) -> Result<Result<Map, Exit>> {
-    let mapped = make(disks, options, cancel)?;
+    let mapped = make(images, options, cancel)?;
     let Some(mapped) = mapped.filter(|_| !cancel.is_cancelled()) else {
         note!("virt-bmap-rs: interrupted");
         return Ok(Err(Exit::Signal(interruption.signal())));
@@ -86,8 +89,8 @@ impl MakeOptions {
     }
 }
 
-/// The message that a map of the cache is used.
-fn of_cache(image: &Path, kept: &KeptMap) -> String {
+/// The message that a map is used which was made before.
+fn used(image: &Path, kept: &KeptMap) -> String {
     let age = SystemTime::now().duration_since(kept.made).unwrap_or_default().as_secs();
     let age = match age {
         0..120 => format!("{age} s"),
@@ -100,6 +103,37 @@ fn of_cache(image: &Path, kept: &KeptMap) -> String {
         Printable::path(image),
         Printable::path(&kept.path)
     )
+}
+
+/// Where a command finds a map that it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum MapArg {
+    /// Beside the image, if nothing has changed since it was made.
+    Auto,
+    /// In this file.
+    File(PathBuf),
+}
+
+impl From<OsString> for MapArg {
+    fn from(word: OsString) -> Self {
+        if word == "auto" { Self::Auto } else { Self::File(word.into()) }
+    }
+}
+
+/// Which maps may be used that were made before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MadeBefore {
+    /// Those in the cache.
+    Cached,
+    /// The one beside the image, and those in the cache.
+    Beside,
+}
+
+impl MadeBefore {
+    /// Those that the user's option allows.
+    pub(super) fn of(arg: Option<&MapArg>) -> Self {
+        if arg == Some(&MapArg::Auto) { Self::Beside } else { Self::Cached }
+    }
 }
 
 /// Makes the maps that a command needs.
@@ -128,6 +162,7 @@ impl<'a> Maker<'a> {
         &mut self,
         disk: &GuestDisk,
         is_newest: bool,
+        before: MadeBefore,
         baseline: Option<Baseline>,
     ) -> Result<Option<Map>> {
         let mut mapping = self.options.mapping.clone();
@@ -137,51 +172,92 @@ impl<'a> Maker<'a> {
         refuse_to_overwrite(disks, outs)?;
         // Created before the long work, so that an unwritable directory is reported first.
         let mut outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
-        let open = OpenOptions { format: disk.format, force_share: mapping.force_share };
-        let image = virt_bmap_image::open(&disk.path, &open)?;
-        let place = Place::of(std::slice::from_ref(&image), &mapper_options(&mapping));
-        drop(image);
-        let kept = place.as_ref().filter(|_| !self.options.fresh).and_then(Place::find);
-        let (map, began) = match kept {
-            Some(kept) => {
-                if !mapping.quiet {
-                    note!("{}", of_cache(&disk.path, &kept));
+        let began = SystemTime::now();
+        self.interruption.set_idle(false);
+        let Some(images) = open(disks, &mapping, &self.cancel)? else { return Ok(None) };
+        let origin = Origin::of(&images, &mapper_options(&mapping));
+        let place = origin.as_ref().and_then(|origin| Place::of(&images, origin));
+        let (map, began) = match self.made_before(disk, before, origin.as_ref(), place.as_ref()) {
+            Some(kept) => (kept.map, kept.made),
+            None => match self.make_anew(&images, &mapping)? {
+                Some(map) => {
+                    if let Some(Err(error)) = place.map(|place| place.keep(&map, began)) {
+                        note!("virt-bmap-rs: warning: cannot keep the map: {}", error_chain(&error));
+                    }
+                    (map, began)
                 }
-                (kept.map, kept.made)
-            }
-            None => match self.make_anew(disk, &mapping, place.as_ref())? {
-                Some(made) => made,
                 None => return Ok(None),
             },
         };
-        print_warnings(self.options.mapping.progress, map.header());
-        self.is_complete &= map.header().is_complete();
+        self.interruption.set_idle(true);
+        self.accept(&map);
         for output in &mut outputs {
             bmap::write(&map, output)?;
         }
-        commit(outputs, began)?;
+        commit(outputs, began, origin.as_ref())?;
         Ok(Some(map))
     }
 
-    /// Makes a map, and keeps it at this place of the cache. `None` after a signal.
-    fn make_anew(
+    /// The map beside an image, which must be valid.
+    pub(super) fn beside(&mut self, disk: &GuestDisk) -> Result<Option<Map>> {
+        let mapping = &self.options.mapping;
+        let Some(images) = open(std::slice::from_ref(disk), mapping, &self.cancel)? else { return Ok(None) };
+        let Some(origin) = Origin::of(&images, &mapper_options(mapping)) else {
+            bail!("{}: {NO_ORIGIN}", disk.path.display());
+        };
+        let kept = beside::find(&disk.path, &origin)?;
+        self.note_use(disk, &kept);
+        self.accept(&kept.map);
+        Ok(Some(kept.map))
+    }
+
+    /// A map of this disk that was made before.
+    fn made_before(
         &self,
         disk: &GuestDisk,
-        mapping: &MapOptions,
-        place: Option<&Place>,
-    ) -> Result<Option<(Map, SystemTime)>> {
+        before: MadeBefore,
+        origin: Option<&Origin>,
+        place: Option<&Place<'_>>,
+    ) -> Option<KeptMap> {
+        let beside = match (before, origin) {
+            _ if self.options.fresh => return None,
+            (MadeBefore::Cached, _) => None,
+            (MadeBefore::Beside, None) => {
+                note!("{}: {NO_ORIGIN}", Printable::path(&disk.path));
+                None
+            }
+            (MadeBefore::Beside, Some(origin)) => match beside::find(&disk.path, origin) {
+                Ok(kept) => Some(kept),
+                Err(why) => {
+                    note!("{}", error_chain(&why));
+                    None
+                }
+            },
+        };
+        let kept = beside.or_else(|| place.and_then(Place::find))?;
+        self.note_use(disk, &kept);
+        Some(kept)
+    }
+
+    fn note_use(&self, disk: &GuestDisk, kept: &KeptMap) {
+        if !self.options.mapping.quiet {
+            note!("{}", used(&disk.path, kept));
+        }
+    }
+
+    /// Repeats the warnings of a map.
+    fn accept(&mut self, map: &Map) {
+        print_warnings(self.options.mapping.progress, map.header());
+        self.is_complete &= map.header().is_complete();
+    }
+
+    /// Makes a map. `None` after a signal.
+    fn make_anew(&self, images: &[Image], mapping: &MapOptions) -> Result<Option<Map>> {
         if !mapping.quiet {
-            note!("mapping {}", Printable::path(&disk.path));
+            images.iter().for_each(|image| note!("mapping {}", Printable::path(&image.name)));
         }
-        self.interruption.set_idle(false);
-        let began = SystemTime::now();
-        let mapped = make(std::slice::from_ref(disk), mapping, &self.cancel)?;
-        self.interruption.set_idle(true);
-        let Some(mapped) = mapped.filter(|_| !self.cancel.is_cancelled()) else { return Ok(None) };
-        if let Some(Err(error)) = place.map(|place| place.keep(&mapped.map, began)) {
-            note!("virt-bmap-rs: warning: cannot keep the map: {}", error_chain(&error));
-        }
-        Ok(Some((mapped.map, began)))
+        let mapped = make(images, mapping, &self.cancel)?;
+        Ok(mapped.filter(|_| !self.cancel.is_cancelled()).map(|mapped| mapped.map))
     }
 
     /// Reports the interruption and returns the exit status.
@@ -190,3 +266,6 @@ impl<'a> Maker<'a> {
         Exit::Signal(self.interruption.signal())
     }
 }
+
+/// Why no map beside an image is used.
+const NO_ORIGIN: &str = "a map beside it is used only for regular files, without --key and --force-share";

@@ -14,15 +14,17 @@ use std::num::NonZeroU32;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use virt_bmap::appliance::own::Choice;
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
+use virt_bmap::cache::beside;
+use virt_bmap::cache::origin::Origin;
 use virt_bmap::fleet::libvirt::Host;
-use virt_bmap::mapper::{Cancel, GuestDisk, MapError, Mapped, MapperOptions, map_guest};
+use virt_bmap::mapper::{self, Cancel, GuestDisk, MapError, Mapped, MapperOptions};
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::key::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
-use virt_bmap_image::ImageFormat;
+use virt_bmap_image::{Image, ImageFormat};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Map, diff};
 
@@ -335,11 +337,15 @@ pub(super) fn map_to(
     // Created before the long work, so that an unwritable directory is reported first.
     let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
-    let began = SystemTime::now();
-    let Some(mapped) = make(disks, options, &cancel)? else {
+    let (began, timer) = (SystemTime::now(), Instant::now());
+    let images = open(disks, options, &cancel)?;
+    let origin = images.as_ref().and_then(|images| Origin::of(images, &mapper_options(options)));
+    let mapped = images.map(|images| make(&images, options, &cancel)).transpose()?.flatten();
+    let Some(mapped) = mapped else {
         note!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
+    let mapped = Mapped { elapsed: timer.elapsed(), ..mapped };
     // On its own thread: writing to a pipe that nobody reads would block for ever.
     let writer = std::thread::spawn(move || write(mapped, outputs));
     let grace = if outs.iter().all(|out| is_file(out)) { Duration::MAX } else { PIPE_GRACE };
@@ -354,33 +360,48 @@ pub(super) fn map_to(
     }
     let (mapped, outputs) = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
     // All outputs are complete on disk, so the renames cannot fail for lack of space.
-    commit(outputs, began)?;
+    commit(outputs, began, origin.as_ref())?;
     Ok(Ok(mapped))
 }
 
 /// Renames the maps to their final names. Their modification time becomes `began`, so that every
-/// write to an image after it was opened is newer than the map.
-pub(super) fn commit(outputs: Vec<Output>, began: SystemTime) -> Result<()> {
+/// write to an image after it was opened is newer than the map. If the images are as they were, the
+/// maps are marked with what they were made from.
+pub(super) fn commit(outputs: Vec<Output>, began: SystemTime, origin: Option<&Origin>) -> Result<()> {
+    let origin = origin.filter(|origin| origin.held_since(began));
     for output in outputs {
         let path = output.path().to_owned();
         output.commit()?;
         if is_file(&path) {
-            // A filesystem that cannot set this time is no reason to fail.
-            let _ = File::open(&path).and_then(|file| file.set_modified(began));
+            // A filesystem that cannot set this time, or has no attributes, is no reason to fail.
+            let _ = File::open(&path).and_then(|file| {
+                file.set_modified(began)?;
+                origin.map_or(Ok(()), |origin| beside::mark(&file, origin))
+            });
         }
     }
     Ok(())
 }
 
+/// Opens the images of a guest. `None` if the run was cancelled.
+pub(super) fn open(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Vec<Image>>> {
+    unless_cancelled(mapper::open(disks, options.force_share, cancel), options)
+}
+
 /// Maps a guest and shows the progress. `None` if the run was cancelled.
-pub(super) fn make(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
+pub(super) fn make(images: &[Image], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
     let mut progress = Progress::new(options.quiet, options.progress);
-    let mapped = map_guest(disks, &mapper_options(options), cancel, &mut |event| {
+    let mapped = mapper::map_images(images, &mapper_options(options), cancel, &mut |event| {
         progress.show(&event);
     });
     progress.finish();
-    match mapped {
-        Ok(mapped) => Ok(Some(mapped)),
+    unless_cancelled(mapped, options)
+}
+
+/// `None` if the run was cancelled. Reports a failure.
+fn unless_cancelled<T>(result: Result<T, MapError>, options: &MapOptions) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
         Err(MapError::Cancelled) => Ok(None),
         Err(error) => {
             print_console(&error);

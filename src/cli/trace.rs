@@ -221,16 +221,19 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             let map = load(path, &images, args)?;
             (images, map)
         }
-        None => match make_or_interrupted(&disks, &args.mapping, &cancel, &interruption)? {
-            Ok(map) => (open(&disks, args)?, map),
-            Err(exit) => return Ok(exit),
-        },
+        None => {
+            let images = open(&disks, args)?;
+            match make_or_interrupted(&images, &args.mapping, &cancel, &interruption)? {
+                Ok(map) => (images, map),
+                Err(exit) => return Ok(exit),
+            }
+        }
     };
     // Operations need inode numbers, which text maps do not have.
     let before = match &operations {
         None => None,
         Some(_) if map.knows_inodes() => Some(map.clone()),
-        Some(_) => match make_or_interrupted(&disks, &args.mapping, &cancel, &interruption)? {
+        Some(_) => match make_or_interrupted(&images, &args.mapping, &cancel, &interruption)? {
             Ok(map) => Some(map),
             Err(exit) => return Ok(exit),
         },

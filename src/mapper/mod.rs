@@ -107,23 +107,43 @@ pub fn map_guest(
     observe: &mut dyn FnMut(MapEvent<'_>),
 ) -> Result<Mapped, MapError> {
     let began = Instant::now();
+    let mapped = map_images(&open(disks, options.force_share, cancel)?, options, cancel, observe)?;
+    Ok(Mapped { elapsed: began.elapsed(), ..mapped })
+}
+
+/// Opens the images of a guest's disks. `force_share`: even if another program has locked them.
+///
+/// # Errors
+/// [`MapError`]
+pub fn open(disks: &[GuestDisk], force_share: bool, cancel: &Cancel) -> Result<Vec<Image>, MapError> {
     if !(1..=MOST_DISKS).contains(&disks.len()) {
         return Err(MapError::Disks(disks.len()));
     }
     let mut opened = Vec::new();
     for disk in disks {
-        let open = OpenOptions { format: disk.format, force_share: options.force_share };
+        let open = OpenOptions { format: disk.format, force_share };
         opened.push(virt_bmap_image::open(&disk.path, &open)?);
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
         }
     }
-    observe(MapEvent::Opened(&opened));
+    Ok(opened)
+}
 
-    let warnings = opened.iter().flat_map(|image| &image.warnings).map(image_warning).collect();
-    let sources: Vec<_> = opened.iter().map(|image| image.source.clone()).collect();
-    let mapped = map_sources(&sources, described(&opened), warnings, options, cancel, observe)?;
-    Ok(Mapped { elapsed: began.elapsed(), ..mapped })
+/// Maps the guest whose disks are these images, in this order.
+///
+/// # Errors
+/// As for [`map_guest`].
+pub fn map_images(
+    images: &[Image],
+    options: &MapperOptions,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(MapEvent<'_>),
+) -> Result<Mapped, MapError> {
+    observe(MapEvent::Opened(images));
+    let warnings = images.iter().flat_map(|image| &image.warnings).map(image_warning).collect();
+    let sources: Vec<_> = images.iter().map(|image| image.source.clone()).collect();
+    map_sources(&sources, described(images), warnings, options, cancel, observe)
 }
 
 /// Maps the guest with these disks, in this order. `images` describes them in the map's header, and

@@ -304,3 +304,69 @@ fn a_map_that_was_made_is_used_again() {
     assert!(is_made(&asked(&[]).2));
     assert!(!is_made(&asked(&[]).2));
 }
+
+#[test]
+fn a_map_beside_its_image_is_used_if_nothing_has_changed() {
+    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io");
+    if !tools::is_root("give a file to another user") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let image = fixture::small().image.to_str().unwrap();
+    tools::run("cp", ["--sparse=always", image, at("base.raw").to_str().unwrap()]);
+    let shell = |line: &str| tools::run("sh", ["-c", &format!("cd {} && {line}", dir.path().display())]);
+    shell("qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2 && sleep 1.1");
+    let output =
+        Command::new(PROGRAM).args(["base.raw", "-o", "base.jsonl"]).current_dir(dir.path()).output();
+    assert_eq!(output.unwrap().status.code(), Some(0));
+    let changed = |program: &Path, more: &[&str]| {
+        let command = ["changed", "top.qcow2", "--format", "qcow2", "--map", "auto", "--no-boot"];
+        let output = Command::new(program).args(command).args(more).current_dir(dir.path()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let is_used = |more: &[&str]| match changed(Path::new(PROGRAM), more) {
+        (0, said) => {
+            assert!(said.contains("base.raw that was made "), "{said}");
+            true
+        }
+        (1, _) => false,
+        (code, said) => panic!("{code}: {said}"),
+    };
+    assert!(is_used(&[]));
+    // `damaged` takes it, too, and starts nothing.
+    fs::write(at("bad.map"), "0 - 1\n0 512 -\n512 0x1000000 +\n").unwrap();
+    let damaged = Command::new(PROGRAM)
+        .args(["damaged", "base.raw", "--map", "auto", "--mapfile", "bad.map", "--force"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(damaged.stderr).unwrap();
+    assert!(damaged.status.code() == Some(0) && said.contains("base.raw that was made "), "{said}");
+    // Other options, or another program.
+    assert!(!is_used(&["--metadata"]));
+    fs::copy(PROGRAM, at("program")).unwrap();
+    assert_eq!(changed(&at("program"), &[]).0, 1);
+    // Somebody else may have written it.
+    for (worse, better) in [("chown 65534", "chown 0"), ("chmod g+w", "chmod g-w")] {
+        shell(&format!("{worse} base.jsonl"));
+        assert!(!is_used(&[]), "{worse}");
+        shell(&format!("{better} base.jsonl"));
+        assert!(is_used(&[]), "{better}");
+    }
+    shell("mv base.jsonl elsewhere && ln -s elsewhere base.jsonl");
+    assert!(!is_used(&[]));
+    // Under its other name. A copy without attributes does not say what it was made from.
+    shell("rm base.jsonl && cp elsewhere base.raw.jsonl");
+    assert!(!is_used(&[]));
+    shell("mv elsewhere base.raw.jsonl");
+    assert!(is_used(&[]));
+    // It was changed after it was made.
+    shell("cp -p base.raw.jsonl kept && echo >> base.raw.jsonl");
+    assert!(!is_used(&[]));
+    shell("cp --preserve=all kept base.raw.jsonl");
+    assert!(is_used(&[]));
+    // The image has changed.
+    shell("touch base.raw");
+    assert!(!is_used(&[]));
+}

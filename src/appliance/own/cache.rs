@@ -1,7 +1,7 @@
 //! Where our own appliances are kept: `$XDG_CACHE_HOME/virt-bmap-rs/appliance-KEY`.
 
-use super::{NAME, Own};
 use super::build::{self, BuildError, DESCRIPTION, Description, FILES};
+use super::{NAME, Own};
 use crate::cache::{self, TrustError, TrustedDirectory};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
