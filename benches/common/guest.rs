@@ -64,12 +64,8 @@ pub(crate) fn map(image: &Path, options: &MapperOptions) -> Run {
 }
 
 impl Guest {
-    /// Makes the image, if no earlier run has left it.
-    pub(crate) fn image(&self, directory: &Path) -> PathBuf {
-        let image = directory.join(format!("{}.img", self.name));
-        if image.exists() {
-            return image;
-        }
+    /// Makes the directories and files.
+    pub(crate) fn tree(&self, directory: &Path) -> PathBuf {
         let tree = directory.join(self.name);
         let mut random = Random(1);
         let mut content = vec![0; 8 << 20];
@@ -97,6 +93,16 @@ impl Guest {
             fs::write(folder.join(format!("file{number}")), &content[from..from + size])
                 .expect("a file is written");
         }
+        tree
+    }
+
+    /// Makes the image, if no earlier run has left it.
+    pub(crate) fn image(&self, directory: &Path) -> PathBuf {
+        let image = directory.join(format!("{}.img", self.name));
+        if image.exists() {
+            return image;
+        }
+        let tree = self.tree(directory);
         let partial = image.with_extension("partial");
         let file = fs::File::create(&partial).expect("an image is made");
         file.set_len(self.image_mib << 20).expect("an image gets its size");

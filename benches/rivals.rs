@@ -1,0 +1,264 @@
+//! How long a whole run takes, beside two programs that parse filesystems themselves.
+//!
+//! ```text
+//! cargo bench --bench rivals    # writes a table in docs/performance.md
+//! ```
+//!
+//! `map_extents` of dfImageTools (PyPI), `fiwalk` of The Sleuth Kit and this program list the places
+//! of the files of the same guests, by turns, three times; the medians count. The table says how
+//! many files and directories each program gives a place. The benchmark fails if this program takes
+//! more than 8 times as long as `map_extents` for 100,000 objects on ext4. Needs `mke2fs`,
+//! `guestfish`, `fiwalk`, `python3` with `venv`, and what mapping needs; the first run installs
+//! dfImageTools in the directory of the images. Nothing else should run at the same time.
+
+#![allow(clippy::expect_used)]
+
+#[path = "common/guest.rs"]
+mod guest;
+#[path = "common/page.rs"]
+mod page;
+
+use guest::{Guest, MANY};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+const RUNS: usize = 3;
+/// What a run of this program may take for the largest ext4 guest, `map_extents` being 1.
+const BAR: f64 = 8.0;
+/// The version of dfImageTools.
+const DFIMAGETOOLS: &str = "dfimagetools==20260507";
+
+const FEW: Guest = Guest { name: "few", directories: 10, files: 90, mean: 6_000, image_mib: 64, runs: RUNS };
+const SOME: Guest =
+    Guest { name: "some", directories: 1_000, files: 9_000, mean: 6_000, image_mib: 400, runs: RUNS };
+const GUESTS: [Guest; 3] = [FEW, SOME, MANY];
+
+/// How the files of a guest are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    Ext4,
+    Xfs,
+    Lvm,
+}
+
+impl Layout {
+    fn described(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "XFS in a partition",
+            Self::Lvm => "ext4 and XFS on LVM",
+        }
+    }
+
+    /// Makes the image, if no earlier run has left it.
+    fn image(self, guest: &Guest, directory: &Path) -> PathBuf {
+        let disk = "run : part-init /dev/sda gpt : part-add /dev/sda p 2048 -2048";
+        let commands = match self {
+            Self::Ext4 => return guest.image(directory),
+            Self::Xfs => format!("{disk} : mkfs xfs /dev/sda1 : mount /dev/sda1 / : tar-in all.tar /"),
+            Self::Lvm => format!(
+                "{disk} : pvcreate /dev/sda1 : vgcreate vg /dev/sda1 : lvcreate-free root vg 50 : \
+                 lvcreate-free home vg 100 : mkfs ext4 /dev/vg/root : mkfs xfs /dev/vg/home : \
+                 mount /dev/vg/root / : tar-in first.tar / : umount / : \
+                 mount /dev/vg/home / : tar-in second.tar /"
+            ),
+        };
+        let image = directory.join(format!("{}-{self:?}.img", guest.name));
+        if image.exists() {
+            return image;
+        }
+        let tree = guest.tree(directory);
+        let mut names: Vec<_> = fs::read_dir(&tree)
+            .expect("the tree can be listed")
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        names.sort();
+        let (first, second) = names.split_at(names.len() / 2);
+        for (archive, names) in [("all.tar", &names[..]), ("first.tar", first), ("second.tar", second)] {
+            run(Command::new("tar").arg("-cf").arg(directory.join(archive)).arg("-C").arg(&tree).args(names));
+        }
+        let partial = image.with_extension("partial");
+        let file = fs::File::create(&partial).expect("an image is made");
+        // XFS takes at least 300 MB, and LVM holds two filesystems.
+        file.set_len((guest.image_mib + 700) << 20).expect("an image gets its size");
+        let mut guestfish = Command::new("guestfish");
+        guestfish.current_dir(directory).args(["--format=raw", "-a"]).arg(&partial);
+        guestfish.args(commands.split_whitespace());
+        // libguestfs takes any /dev/kvm for a working one.
+        guestfish.env("LIBGUESTFS_BACKEND", "direct").env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
+        run(&mut guestfish);
+        fs::rename(&partial, &image).expect("the image gets its name");
+        fs::remove_dir_all(&tree).expect("the tree is removed");
+        image
+    }
+}
+
+/// A program that lists the places of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    MapExtents,
+    Fiwalk,
+    Ours,
+}
+
+impl Program {
+    fn named(self) -> &'static str {
+        match self {
+            Self::MapExtents => "map_extents",
+            Self::Fiwalk => "fiwalk",
+            Self::Ours => "virt-bmap-rs",
+        }
+    }
+
+    /// What its output never has, whatever the guest.
+    fn never_has(self) -> &'static str {
+        match self {
+            Self::MapExtents => "directories; metadata; proof",
+            Self::Fiwalk => "LVM; proof",
+            Self::Ours => "metadata and free space without `--metadata`",
+        }
+    }
+
+    /// Runs it once. Returns the seconds and what it has found.
+    fn run(self, image: &Path, directory: &Path) -> (f64, Found) {
+        let output = directory.join("output");
+        let _ = fs::remove_file(&output);
+        let mut command = match self {
+            Self::MapExtents => Command::new(directory.join("venv/bin/map_extents")),
+            Self::Fiwalk => Command::new("fiwalk"),
+            Self::Ours => Command::new(env!("CARGO_BIN_EXE_virt-bmap-rs")),
+        };
+        match self {
+            Self::MapExtents => {
+                let file = fs::File::create(&output).expect("the output is made");
+                command.args(["--partitions", "all", "--volumes", "all"]).arg(image).stdout(file)
+            }
+            Self::Fiwalk => command.args(["-z", "-g", "-X"]).arg(&output).arg(image).stdout(Stdio::null()),
+            Self::Ours => command.arg(image).arg("-q").arg("-o").arg(output.with_extension("bmap")),
+        };
+        let began = Instant::now();
+        let status = command.stdin(Stdio::null()).stderr(Stdio::null()).status().expect("the program runs");
+        let took = began.elapsed().as_secs_f64();
+        let output = if self == Self::Ours { output.with_extension("bmap") } else { output };
+        let text = String::from_utf8_lossy(&fs::read(output).unwrap_or_default()).into_owned();
+        let found = match self {
+            Self::MapExtents => of_map_extents(&text),
+            Self::Fiwalk => of_fiwalk(&text),
+            Self::Ours => of_ours(&text),
+        };
+        // `fiwalk` ends with an error where it finds no filesystem.
+        assert!(status.success() || self == Self::Fiwalk, "{}: {status}", self.named());
+        (took, found)
+    }
+}
+
+/// How many files and directories have a place on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Found {
+    files: usize,
+    directories: usize,
+}
+
+fn of_map_extents(text: &str) -> Found {
+    let names: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.split_once("\tFILE_CONTENT\t").map(|(_, name)| name)).collect();
+    Found { files: names.len(), directories: 0 }
+}
+
+/// Counts the entries with a place, but neither `.` and `..` nor The Sleuth Kit's own.
+fn of_fiwalk(text: &str) -> Found {
+    let mut found = Found::default();
+    for entry in text.split("<fileobject>").skip(1) {
+        let between =
+            |from: &str, to: &str| entry.split_once(from)?.1.split_once(to).map(|(inside, _)| inside);
+        let name = between("<filename>", "</filename>").unwrap_or_default();
+        let is_special = name.starts_with('$') || name == "." || name.ends_with("/.") || name.ends_with("..");
+        if is_special || !entry.contains("img_offset=") {
+            continue;
+        }
+        match between("<name_type>", "</name_type>") {
+            Some("r") => found.files += 1,
+            Some("d") => found.directories += 1,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Counts the names in a text map, see docs/map-format.md.
+fn of_ours(text: &str) -> Found {
+    let of_type = |letter: &str| {
+        let name = |line: &'_ str| {
+            let mut fields = line.splitn(5, ' ').skip(3);
+            (fields.next()? == letter).then(|| fields.next().map(str::to_owned))?
+        };
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(name).collect::<BTreeSet<_>>().len()
+    };
+    Found { files: of_type("f"), directories: of_type("d") }
+}
+
+/// Runs a command that must succeed.
+fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output().expect("the program runs");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn main() -> ExitCode {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rivals");
+    fs::create_dir_all(&directory).expect("a directory is made");
+    let venv = directory.join("venv");
+    if !venv.join("bin/map_extents").exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+        run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", DFIMAGETOOLS]));
+    }
+    let mut table = String::from(
+        "| guest | program | whole run | `map_extents` = 1 | files | directories | never has |\n\
+         |---|---|--:|--:|--:|--:|---|\n",
+    );
+    let mut worst = 0.0;
+    for layout in [Layout::Ext4, Layout::Xfs, Layout::Lvm] {
+        for guest in &GUESTS {
+            let image = layout.image(guest, &directory);
+            const PROGRAMS: [Program; 3] = [Program::MapExtents, Program::Fiwalk, Program::Ours];
+            let mut runs = [const { Vec::new() }; PROGRAMS.len()];
+            // The first run of each is not counted: it reads the image into the page cache.
+            for round in 0..=RUNS {
+                for (runs, program) in runs.iter_mut().zip(PROGRAMS) {
+                    let run = program.run(&image, &directory);
+                    if round > 0 {
+                        runs.push(run);
+                    }
+                }
+            }
+            let mut rival = None;
+            for (runs, program) in runs.iter_mut().zip(PROGRAMS) {
+                runs.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+                let (took, Found { files, directories }) = runs[RUNS / 2];
+                let times = took / *rival.get_or_insert(took);
+                if program == Program::Ours && layout == Layout::Ext4 {
+                    worst = times;
+                }
+                let objects = guest.files + guest.directories;
+                println!("{} {objects} {}: {took:.2} s", layout.described(), program.named());
+                let _ = writeln!(
+                    table,
+                    "| {objects} objects, {} | {} | {took:.2} s | {times:.1} | {files} | {directories} | {} |",
+                    layout.described(),
+                    program.named(),
+                    program.never_has(),
+                );
+            }
+        }
+    }
+    println!("{table}");
+    page::replace("rivals", &table);
+    if worst > BAR {
+        eprintln!("{worst:.1} times the time of map_extents; the bar is {BAR:.0}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
