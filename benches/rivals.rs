@@ -56,7 +56,7 @@ impl Layout {
 
     /// Makes the image, if no earlier run has left it.
     fn image(self, guest: &Guest, directory: &Path) -> PathBuf {
-        let disk = "run : part-init /dev/sda gpt : part-add /dev/sda p 2048 -2048";
+        let disk = "run : part-disk /dev/sda gpt";
         let commands = match self {
             Self::Ext4 => return guest.image(directory),
             Self::Xfs => format!("{disk} : mkfs xfs /dev/sda1 : mount /dev/sda1 / : tar-in all.tar /"),
