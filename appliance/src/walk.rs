@@ -14,6 +14,7 @@
 mod batches;
 mod encrypted;
 mod host_listings;
+mod inspector;
 mod list;
 mod look_up;
 mod metadata;
@@ -23,10 +24,11 @@ use crate::control::Control;
 use crate::phases::{Phase, Phases};
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::Tails;
-use crate::{btrfs, disable_readahead};
+use crate::{btrfs, disable_readahead, fiemap};
 use encrypted::EncryptedFile;
+use inspector::Inspector;
 use list::{Entry, Listed, list};
-use look_up::object;
+use look_up::{Entries, object};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, Stat, fstat, fstatfs, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -94,8 +96,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         next: first,
         device: stat.st_dev,
         block_device: None,
-        has_direct: true,
-        has_fiemap: true,
+        inspector: Inspector::default(),
         metadata,
         known,
         listings,
@@ -169,9 +170,8 @@ struct Walker {
     block_device: Option<OwnedFd>,
     /// Kind of the filesystem, by its magic number.
     kind: FsKind,
-    /// Whether the filesystem supports `O_DIRECT`; true until a call fails.
-    has_direct: bool,
-    has_fiemap: bool,
+    /// Asks the kernel about files.
+    inspector: Inspector,
     /// Whether metadata is mapped too.
     metadata: bool,
     /// Unchanged inodes.
@@ -253,10 +253,9 @@ impl Walker {
     /// Returns its subdirectories.
     fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
         let mut below = Vec::new();
-        if let Some(entries) = self.host_listings.remove(&id) {
-            self.phases.enter(Phase::LookUp);
-            self.look_up(place.as_fd(), id, entries, &mut below)?;
-            return Ok(below);
+        if let Some(known) = self.host_listings.remove(&id) {
+            let entries = Entries { directory: place.as_fd(), id, entries: known };
+            return Ok(self.look_up(vec![entries])?.into_iter().flatten().collect());
         }
         self.listed += 1;
         self.phases.enter(Phase::Open);
@@ -266,7 +265,7 @@ impl Walker {
         if !self.kind.facts().reads_when_opened {
             match open() {
                 Ok(fd) => {
-                    if let Ok(Some(extents)) = self.extents(&fd) {
+                    if let Ok(Some(extents)) = fiemap::extents(&fd) {
                         self.put_extents(id, &extents);
                     }
                     stream = Some(fd);
@@ -295,9 +294,9 @@ impl Walker {
             }
             is_first = false;
             self.control.tag(0, false)?;
-            self.phases.enter(Phase::LookUp);
             if let Some(stream) = &stream {
-                self.look_up(stream.as_fd(), id, listed.entries, &mut below)?;
+                let entries = Entries { directory: stream.as_fd(), id, entries: listed.entries };
+                below.extend(self.look_up(vec![entries])?.into_iter().flatten());
             }
             match listed.end {
                 Ok(true) => return Ok(below),

@@ -3,7 +3,7 @@
 use super::accel::{self, Acceleration, Decision};
 use super::handle::{CallError, Console, Handle};
 use super::own::{self, Own, Selected};
-use super::{Appliance, CONTROL_LABEL, KillSwitch};
+use super::{Appliance, CONTROL_LABEL, KillSwitch, processors};
 use crate::hangup;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct LaunchOptions {
     pub appliance: own::Choice,
     /// Memory in MiB; `None`: libguestfs's default.
     pub memsize: Option<u32>,
-    /// Number of virtual processors; `None`: one.
+    /// Number of virtual processors; `None`: two, or one if the host has one.
     pub smp: Option<u32>,
     /// Print messages of libguestfs and of the appliance's kernel on standard error.
     pub verbose: bool,
@@ -227,10 +227,11 @@ impl Appliance {
         }
         // Writes are not kept.
         set("set_autosync", &|g| g.set_autosync(false))?;
+        let smp = options.smp.unwrap_or_else(default_smp);
         let mut append = vec![ALL_APPEND.to_owned()];
         if let Decision::Tcg { .. } = decision {
             set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
-            append.push(tcg_append(options.smp.unwrap_or(1)));
+            append.push(tcg_append(smp));
         }
         // From LIBGUESTFS_APPEND. The last setting wins.
         let asked = handle
@@ -243,10 +244,7 @@ impl Appliance {
             let memsize = i32::try_from(memsize).unwrap_or(i32::MAX);
             set("set_memsize", &|g| g.set_memsize(memsize))?;
         }
-        if let Some(smp) = options.smp {
-            let smp = i32::try_from(smp).unwrap_or(i32::MAX);
-            set("set_smp", &|g| g.set_smp(smp))?;
-        }
+        set("set_smp", &|g| g.set_smp(i32::try_from(smp).unwrap_or(i32::MAX)))?;
         let server = format!("unix:{}", drives.socket.display());
         let server = [server.as_str()];
         let drive = |label| guestfs::AddDriveOptArgs {
@@ -279,9 +277,17 @@ impl Appliance {
     }
 }
 
-/// Kernel options of each appliance: after a driver has crashed, the kernel is not reliable and may
-/// hang, so it panics.
-const ALL_APPEND: &str = "oops=panic";
+/// Kernel options of each appliance.
+///
+/// After a driver has crashed, the kernel is not reliable and may hang, so it panics. It starts on
+/// one processor, and the agent starts the others when it has found many files: each takes time to
+/// start, and most guests are read before another one would help.
+const ALL_APPEND: &str = "oops=panic maxcpus=1";
+
+/// Processors of an appliance: two, if the host has as many.
+fn default_smp() -> u32 {
+    if processors() > 1 { 2 } else { 1 }
+}
 
 /// Further kernel options of an emulated appliance.
 ///
@@ -293,9 +299,8 @@ const ALL_APPEND: &str = "oops=panic";
 /// for a disk sleeps, and the host's scheduler wakes it for each request, which takes longer than
 /// the request. If the host has a processor to spare, the appliance's processors poll instead.
 fn tcg_append(smp: u32) -> String {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";
-    if processors > smp as usize { format!("{always} idle=poll") } else { always.to_owned() }
+    if processors() > smp as usize { format!("{always} idle=poll") } else { always.to_owned() }
 }
 
 fn configure(what: &'static str) -> impl Fn(CallError) -> LaunchError {

@@ -38,6 +38,11 @@ pub struct Appliance {
 /// Serial number of the control disk; libguestfs makes it a name in `/dev/disk/guestfs`.
 const CONTROL_LABEL: &str = "control";
 
+/// Processors of the host that this program may use.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 impl Appliance {
     /// The last lines of the appliance's console.
     pub fn console(&self) -> &Console {

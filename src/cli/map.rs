@@ -138,9 +138,12 @@ pub(super) struct MapOptions {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
     pub(super) memsize: Option<u32>,
 
-    /// Number of processors of the appliance
+    /// Number of processors of the appliance [default: 2, or 1 if the host has one]
+    ///
+    /// All but the first are used only for filesystems with more than a thousand files. Guests of a
+    /// fleet get one processor each if there are not two for each guest.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
-    smp: Option<u32>,
+    pub(super) smp: Option<u32>,
 
     /// Seconds without any progress after which the run gives up, or goes on without a filesystem
     /// that hangs

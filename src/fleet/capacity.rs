@@ -3,7 +3,7 @@
 
 use super::Store;
 use super::error::FleetError;
-use std::num::NonZero;
+use crate::appliance::processors;
 use std::path::Path;
 
 /// Memory of one mapper in addition to its appliance's: its own, and qemu's overhead.
@@ -22,10 +22,9 @@ fn appliance_memory() -> u64 {
 /// Default number of guests to map at the same time: one for each processor, limited by the memory
 /// for their appliances, of `memsize` MiB each or of libguestfs's default size.
 pub fn default_jobs(memsize: Option<u32>) -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let each = memsize.map_or_else(appliance_memory, |size| u64::from(size) << 20) + OVERHEAD;
     let fitting = available_memory().map_or(usize::MAX, |memory| (memory / each) as usize);
-    processors.min(fitting).max(1)
+    processors().min(fitting).max(1)
 }
 
 /// Bytes of memory available to new processes: the lesser of what the system and the control group
@@ -99,7 +98,7 @@ mod tests {
     #[test]
     fn at_least_one_and_no_more_than_processors() {
         let jobs = default_jobs(None);
-        assert!((1..=std::thread::available_parallelism().unwrap().get()).contains(&jobs));
+        assert!((1..=processors()).contains(&jobs));
         assert_eq!(default_jobs(Some(u32::MAX >> 10)), 1);
     }
 

@@ -7,9 +7,10 @@
 //! and ext4, whose directories have FIEMAP and blocks of their own, and where listing reads nothing
 //! else.
 
+use super::look_up::Entries;
 use super::{DIRECTORY, Entry, Walker, list};
-use crate::Fatal;
 use crate::phases::Phase;
+use crate::{Fatal, fiemap};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{Advice, Mode, OFlags, fadvise, fstat, major, minor, open, openat};
 use rustix::io::Errno;
@@ -71,7 +72,7 @@ impl Walker {
                     }
                 };
                 let is_listed_by_host = self.host_listings.contains_key(&id);
-                let extents = if is_listed_by_host { None } else { self.extents(&fd).ok().flatten() };
+                let extents = if is_listed_by_host { None } else { fiemap::extents(&fd).ok().flatten() };
                 match extents {
                     Some(extents)
                         if fstat(&*fd)?.st_size <= LARGEST && extents.iter().all(Extent::is_plain) =>
@@ -88,10 +89,16 @@ impl Walker {
                 }
             }
             self.list_all(&mut promised)?;
-            for Opened { fd, id, entries, error, .. } in promised {
-                self.phases.enter(Phase::LookUp);
-                let mut below = Vec::new();
-                self.look_up(fd.as_fd(), id, entries, &mut below)?;
+            let entries: Vec<_> =
+                promised.iter_mut().map(|found| std::mem::take(&mut found.entries)).collect();
+            let directories = promised.iter().zip(entries);
+            let directories = directories.map(|(found, entries)| Entries {
+                directory: found.fd.as_fd(),
+                id: found.id,
+                entries,
+            });
+            let below = self.look_up(directories.collect())?;
+            for (Opened { fd, id, error, .. }, below) in promised.into_iter().zip(below) {
                 let found = |(name, child)| Waiting { above: fd.clone(), parent: id, name, id: child };
                 waiting.extend(below.into_iter().map(found));
                 if let Some(errno) = error {

@@ -58,7 +58,7 @@ impl Walker {
     /// tag set.
     pub(super) fn attributes_of_directory(&mut self, fd: &OwnedFd, id: u32) -> Result<(), Fatal> {
         self.control.tag(0, false)?;
-        let extents = self.extents(fd).ok().flatten();
+        let extents = fiemap::extents(fd).ok().flatten();
         if self.has_more_blocks(&fstat(fd)?, extents.as_deref())
             && let Err(errno) = self.attributes_of(fd, id)?
         {

@@ -290,7 +290,7 @@ fn read_manifest(path: &Path) -> Result<Vec<Guest>> {
 
 fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
     let store = Store::create(&args.location.out_dir)?;
-    let (options, noted) = MapOptions::passed_on(matches);
+    let (mut options, noted) = MapOptions::passed_on(matches);
     let mut words = args.mapper.iter().cloned();
     let program = match words.next() {
         Some(program) => program.into(),
@@ -298,8 +298,11 @@ fn map(args: &RunArgs, guests: &[Guest], matches: &ArgMatches) -> Result<Exit> {
             std::env::current_exe().context("cannot find the path of this program; name it with --mapper")?
         }
     };
-    let mapper = Mapper { program, wrapper: words.collect(), options, noted };
     let jobs = args.jobs.map_or_else(|| capacity::default_jobs(args.mapping.memsize), NonZero::get);
+    if args.mapping.smp.is_none() && virt_bmap::appliance::processors() / jobs < 2 {
+        options.push("--smp=1".into());
+    }
+    let mapper = Mapper { program, wrapper: words.collect(), options, noted };
     let options = fleet::run::FleetOptions {
         shard: args.shard,
         jobs,
