@@ -1,11 +1,12 @@
 //! Runs `guestfish`, which makes the fixtures.
 
-use super::tools;
+use super::{places, tools};
 use std::env;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::OnceLock;
 
 /// The time limit of a script in seconds. The longest script takes three minutes under emulation.
 const LONGEST: &str = "900";
@@ -19,7 +20,8 @@ const LONGEST: &str = "900";
 ///
 /// The appliance is emulated unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise. libguestfs
 /// assumes that an existing `/dev/kvm` works, which may be wrong, and a fixture is made only once.
-/// An appliance that hangs is killed, so that one test fails and the others run.
+/// It is the program's own unless `LIBGUESTFS_PATH` names another, because that one starts in a third
+/// of the time. One that hangs is killed, so that one test fails and the others run.
 pub fn run(dir: &Path, script: &str) -> String {
     let mut command = tools::command("timeout");
     command.args([LONGEST, "guestfish"]);
@@ -28,11 +30,24 @@ pub fn run(dir: &Path, script: &str) -> String {
             command.env(name, value);
         }
     }
+    if env::var_os("LIBGUESTFS_PATH").is_none() {
+        command.env("LIBGUESTFS_PATH", appliance());
+    }
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(with_labels(script).as_bytes()).unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
     let output = tools::output(command.current_dir(dir).stdin(Stdio::from(file)));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The directory of the program's own appliance, which is built if it is missing.
+fn appliance() -> &'static str {
+    static DIRECTORY: OnceLock<String> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
+        let output = tools::output(tools::command(places::program()).args(["appliance", "build"]));
+        let said = String::from_utf8(output.stdout).unwrap();
+        said.lines().find_map(|line| line.strip_prefix("appliance: ")).expect("a directory").to_owned()
+    })
 }
 
 /// Adds a label for each disk to the script. The labels replace the names that libguestfs does not
@@ -45,11 +60,16 @@ fn with_labels(script: &str) -> String {
             let label = if options.contains("label:") { String::new() } else { format!(" label:sd{letter}") };
             format!("{line}{label}\n")
         }
-        Some(("debug", _)) => format!("{}\n", by_label(line)),
+        Some(("debug", _)) => format!("{LINKS}\n{}\n", by_label(line)),
         _ => format!("{line}\n"),
     };
     script.lines().map(line).collect()
 }
+
+/// Makes links for the partitions of labelled disks. The program's own appliance has no udev, which
+/// would make them.
+const LINKS: &str = "debug sh 'for l in /dev/disk/guestfs/*; do d=$(readlink -f $l); \
+                     for p in $d[0-9]*; do if [ -e $p ]; then ln -sf $p $l${p#$d}; fi; done; done'";
 
 /// Commands for the appliance's shell, with the labels of the disks in place of their names.
 pub fn by_label(commands: &str) -> String {
