@@ -123,19 +123,28 @@ fn launches(directory: &Path) -> f64 {
     let disk = directory.join("blank.img");
     let file = fs::File::create(&disk).expect("an image is made");
     file.set_len(64 << 20).expect("an image gets its size");
-    let launch = |path: Option<&Path>| {
+    let guestfish = |path: Option<&Path>, more: &[&str]| {
         let mut guestfish = Command::new("guestfish");
-        guestfish
-            .args(["--format=raw", "-a"])
-            .arg(&disk)
-            .arg("run")
-            .envs(path.map(|path| ("LIBGUESTFS_PATH", path)));
+        guestfish.args(["--format=raw", "-a"]).arg(&disk).arg("run").args(more);
+        guestfish.envs(path.map(|path| ("LIBGUESTFS_PATH", path)));
         // libguestfs takes any /dev/kvm for a working one.
         guestfish.env("LIBGUESTFS_BACKEND", "direct").env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
-        let began = Instant::now();
         let output = guestfish.output().expect("guestfish runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let launch = |path: Option<&Path>| {
+        let began = Instant::now();
+        guestfish(path, &[]);
         began.elapsed().as_secs_f64()
+    };
+    let memory = |path: Option<&Path>| {
+        let said = guestfish(path, &[":", "debug", "sh", "cat /proc/meminfo"]);
+        let kib = |name: &str| -> u64 {
+            let line = said.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says");
+            line.trim_matches([':', ' ']).trim_end_matches(" kB").parse().expect("a number")
+        };
+        (kib("MemTotal") - kib("MemAvailable")) / 1024
     };
     // Makes libguestfs build its appliance, and fills the page cache.
     launch(None);
@@ -145,15 +154,16 @@ fn launches(directory: &Path) -> f64 {
         stock.push(launch(None));
         ours.push(launch(Some(&own)));
     }
-    let mut table = String::from("| appliance | median | fastest | slowest |\n|---|--:|--:|--:|\n");
-    let mut row = |what: &str, times: &mut Vec<f64>| {
+    let mut table = String::from("| appliance | median | fastest | slowest | memory in use |\n|---|--:|--:|--:|--:|\n");
+    let mut row = |what: &str, path: Option<&Path>, times: &mut Vec<f64>| {
+        let memory = memory(path);
         times.sort_by(f64::total_cmp);
         let (median, first, last) = (times[times.len() / 2], times[0], times[times.len() - 1]);
         println!("{what}: median {median:.2} s, {first:.2} to {last:.2} s");
-        let _ = writeln!(table, "| {what} | {median:.2} s | {first:.2} s | {last:.2} s |");
+        let _ = writeln!(table, "| {what} | {median:.2} s | {first:.2} s | {last:.2} s | {memory} MiB |");
         median
     };
-    let ratio = 1.0 / row("libguestfs's", &mut stock) * row("our own", &mut ours);
+    let ratio = 1.0 / row("libguestfs's", None, &mut stock) * row("our own", Some(&own), &mut ours);
     let _ = writeln!(table, "\nOur own takes {ratio:.2} of libguestfs's time.");
     page::replace("launches", &table);
     ratio

@@ -49,6 +49,18 @@ impl KillSwitch {
         self.shared.thrown.get().is_some()
     }
 
+    /// Whether it has been called, or is about to be. Ctrl-C on a terminal reaches qemu as well, whose
+    /// end may be seen first; so this waits for a moment.
+    pub fn is_being_thrown(&self) -> bool {
+        /// Longer than the caller's thread takes to notice a signal.
+        const MOMENT: Duration = Duration::from_millis(500);
+        let begun = Instant::now();
+        while !self.is_thrown() && begun.elapsed() < MOMENT {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.is_thrown()
+    }
+
     /// Kills the children of the session thread. To be repeated until the thread has ended: it may
     /// be about to start the next child.
     pub fn throw(&self) {

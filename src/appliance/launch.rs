@@ -150,7 +150,7 @@ impl Appliance {
             Err(LaunchError::Launch { source, .. })
                 if decision == Decision::Kvm
                     && options.acceleration == Acceleration::Auto
-                    && !kill.is_thrown() =>
+                    && !kill.is_being_thrown() =>
             {
                 let because = format!("the appliance died under KVM ({source})");
                 let decision = Decision::Tcg { because };
@@ -182,7 +182,7 @@ impl Appliance {
             (Err(LaunchError::Launch { .. }), true) => {
                 format!("our own did not start within {} s", limit.as_secs())
             }
-            (Err(LaunchError::Launch { console, panic, source, .. }), false) if !kill.is_thrown() => {
+            (Err(LaunchError::Launch { console, panic, source, .. }), false) if !kill.is_being_thrown() => {
                 // libguestfs's message is a page of advice; the console says what happened.
                 let what = match panic {
                     Some(panic) => format!("kernel panic: {panic}"),

@@ -134,6 +134,8 @@ shutdown
     let lines = examples(dir, "changed");
     assert!(lines[0].ends_with("-o later.jsonl") && !lines[0].contains("--new"), "{lines:?}");
     let made = ask(dir, &lines[0], 0);
+    // A guest that writes to a filesystem changes more than data of files.
+    ask(dir, "changed top.qcow2 --map guest.jsonl --no-boot", 3);
     let expected: BTreeMap<&str, &str> = [
         (victim.0, "removed"),
         ("/reuser", "added"),

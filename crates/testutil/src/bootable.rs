@@ -3,7 +3,7 @@
 
 use super::{cache, tools};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const KERNEL: &str = include_str!("guest/kernel.sh");
 const DISK: &str = include_str!("guest/disk.sh");
@@ -25,18 +25,29 @@ pub fn systemd() -> PathBuf {
     guest("systemd", &recipe, &[("opens.c", include_str!("guest/opens.c"))])
 }
 
+/// The guest with systemd, with the files of `tree` in `/srv` as well. Not kept: `directory` is where
+/// it is made.
+pub fn systemd_with(tree: &Path, mebibytes: u64, directory: &Path) {
+    let more = format!("cp -a '{}' \"$root/srv\"\ndisk {mebibytes}\n", tree.display());
+    let recipe = include_str!("guest/systemd.sh");
+    let (recipe, _) = recipe.trim_end().rsplit_once('\n').expect("the last line makes the disk");
+    make(directory, &[DISK, recipe, &more], &[("opens.c", include_str!("guest/opens.c"))]);
+}
+
 /// The directory with `kernel` and `initrd` of a guest that is an NBD client, see `guest/nbd.sh`.
 pub fn nbd() -> PathBuf {
     guest("nbd", &[include_str!("guest/nbd.sh")], &[])
 }
 
 fn guest(name: &str, recipe: &[&str], files: &[(&str, &str)]) -> PathBuf {
-    cache::directory(name, &cache::key((KERNEL, recipe, files)), |dir| {
-        for (name, content) in files {
-            fs::write(dir.join(name), content).unwrap();
-        }
-        let script = dir.join("make.sh");
-        fs::write(&script, [&[KERNEL], recipe].concat().join("\n")).unwrap();
-        tools::output(tools::command("bash").arg(script).arg(dir));
-    })
+    cache::directory(name, &cache::key((KERNEL, recipe, files)), |dir| make(dir, recipe, files))
+}
+
+fn make(dir: &Path, recipe: &[&str], files: &[(&str, &str)]) {
+    for (name, content) in files {
+        fs::write(dir.join(name), content).unwrap();
+    }
+    let script = dir.join("make.sh");
+    fs::write(&script, [&[KERNEL], recipe].concat().join("\n")).unwrap();
+    tools::output(tools::command("bash").arg(script).arg(dir));
 }
