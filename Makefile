@@ -41,7 +41,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-system check-appliance check-guests check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
+.PHONY: demo check check-all check-quick check-system check-appliance check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -71,14 +71,18 @@ check-system:
 	$(STEP) "link system" $(TEST) --no-run --test system
 	$(STEP) system $(TEST) --test system
 
-# Tests with real appliances on real images, two at a time, which take minutes. After a failure the
-# other tests still run. "accuracy" and "torture" print their output when they end.
-check-appliance:
-	$(STEP) "link appliance" $(TEST) --no-run --test appliance --test accuracy --test torture
-	$(MAKE) --keep-going check-guests check-others
+# Tests with real appliances on real images, which take minutes: one program after the other, three
+# tests at a time, since some wait for a time limit. After a failure the other programs still run.
+# "accuracy" and "torture" print their output when they end.
+GUESTS := appliance failures mapping layers metadata changes tracing
+.PHONY: $(addprefix check-with-,$(GUESTS))
 
-check-guests:
-	$(STEP) appliance $(TEST) --test appliance -- --test-threads=2
+check-appliance:
+	$(STEP) "link appliance" $(TEST) --no-run $(addprefix --test ,$(GUESTS)) --test accuracy --test torture
+	$(MAKE) --keep-going $(addprefix check-with-,$(GUESTS)) check-others
+
+$(addprefix check-with-,$(GUESTS)): check-with-%:
+	$(STEP) $* $(TEST) --test $* -- --test-threads=3
 
 check-others:
 	$(STEP) "accuracy, torture" $(MAKE) --jobs=2 --keep-going --output-sync=target check-accuracy check-corrupted check-changed
@@ -118,7 +122,7 @@ accuracy: setup-tests
 	$(TEST) --test accuracy -- --all
 
 fleet-check: setup-tests
-	VIRT_BMAP_FLEET=20 $(TEST) --test appliance fleet:: -- --test-threads=1
+	VIRT_BMAP_FLEET=20 $(TEST) --test changes fleet:: -- --test-threads=1
 
 # Maps a guest fifty times, each time with other corruptions in its filesystems. Takes half an hour
 # under emulation.

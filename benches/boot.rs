@@ -154,7 +154,8 @@ fn launches(directory: &Path) -> f64 {
         stock.push(launch(None));
         ours.push(launch(Some(&own)));
     }
-    let mut table = String::from("| appliance | median | fastest | slowest | memory in use |\n|---|--:|--:|--:|--:|\n");
+    let mut table =
+        String::from("| appliance | median | fastest | slowest | memory in use |\n|---|--:|--:|--:|--:|\n");
     let mut row = |what: &str, path: Option<&Path>, times: &mut Vec<f64>| {
         let memory = memory(path);
         times.sort_by(f64::total_cmp);

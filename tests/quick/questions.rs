@@ -63,7 +63,7 @@ fn the_examples_in_the_help_work() {
     for command in ["lookup", "list", "damaged", "diff", "convert"] {
         let (code, help, _) = ask(dir.path(), &[command, "--help"]);
         assert_eq!(code, 0);
-        // Examples with an image start an appliance. tests/appliance/changed.rs runs them.
+        // Examples with an image start an appliance. tests/changes/changed.rs runs them.
         let lines = help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs "));
         for line in lines.filter(|line| !line.contains("guest.raw")) {
             let output = shell(dir.path(), &format!("virt-bmap-rs {line}"));
