@@ -39,7 +39,7 @@ struct Way {
     append: &'static str,
 }
 
-const WAYS: [Way; 8] = [
+const WAYS: [Way; 9] = [
     Way { what: "default", disks: 1, options: &[], append: "" },
     Way { what: "`--appliance stock`", disks: 1, options: &["--appliance", "stock"], append: "" },
     Way {
@@ -50,7 +50,8 @@ const WAYS: [Way; 8] = [
     },
     Way { what: "`--memsize 512`", disks: 1, options: &["--memsize", "512"], append: "" },
     Way { what: "`--memsize 4096`", disks: 1, options: &["--memsize", "4096"], append: "" },
-    Way { what: "`--smp 2`", disks: 1, options: &["--smp", "2"], append: "" },
+    Way { what: "`--smp 1`", disks: 1, options: &["--smp", "1"], append: "" },
+    Way { what: "two processors from the start", disks: 1, options: &["--smp", "2"], append: "maxcpus=2" },
     Way { what: "5 disks", disks: 5, options: &[], append: "" },
     Way { what: "20 disks", disks: 20, options: &[], append: "" },
 ];

@@ -32,6 +32,23 @@ const BAR: f64 = 0.6;
 /// Size of the guest's root filesystem.
 const MEBIBYTES: u64 = 3072;
 
+/// What the guest does as it boots: it writes logs and states, as services do, and replaces and
+/// removes some files.
+const WORK: &str = "\
+run() { /bin/busybox \"$@\"; }
+run mkdir -p /var/log /var/lib/state
+for n in $(run seq 200); do
+    run dmesg >/var/log/boot-$n
+    echo $n >>/var/log/messages
+    echo $n >/var/lib/state/$n
+done
+n=0
+for file in $(run find /srv -name '*7' -type f | run head -100); do
+    n=$((n + 1))
+    if [ $((n % 2)) = 0 ]; then run rm $file; else echo new >$file; fi
+done
+run sync";
+
 /// A way to answer: its description, and the arguments of the runs that it takes.
 type Way = (&'static str, &'static [&'static [&'static str]]);
 
@@ -83,7 +100,7 @@ fn main() -> ExitCode {
 fn make(directory: &Path) {
     fs::create_dir_all(directory).expect("a directory is made");
     let tree = MANY.tree(directory);
-    bootable::systemd_with(&tree, MEBIBYTES, directory);
+    bootable::systemd_with(&tree, WORK, MEBIBYTES, directory);
     fs::remove_dir_all(&tree).expect("the tree is removed");
     ours(directory, &["boot.raw", "-q", "-o", "guest.jsonl"]);
     let shell = |script: &str| {

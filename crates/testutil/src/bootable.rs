@@ -25,10 +25,18 @@ pub fn systemd() -> PathBuf {
     guest("systemd", &recipe, &[("opens.c", include_str!("guest/opens.c"))])
 }
 
-/// The guest with systemd, with the files of `tree` in `/srv` as well. Not kept: `directory` is where
-/// it is made.
-pub fn systemd_with(tree: &Path, mebibytes: u64, directory: &Path) {
-    let more = format!("cp -a '{}' \"$root/srv\"\ndisk {mebibytes}\n", tree.display());
+/// The guest with systemd, with the files of `tree` in `/srv` as well, and with a script, `work`,
+/// that its boot runs while its root filesystem can be written to. Not kept: `directory` is where it
+/// is made.
+pub fn systemd_with(tree: &Path, work: &str, mebibytes: u64, directory: &Path) {
+    let more = format!(
+        "cp -a '{}' \"$root/srv\"\ncat >\"$root/usr/sbin/work\" <<'WORK'\n{work}\nWORK\n\
+         sed -i 's|^ExecStart=.*sleep 1$|ExecStart=/bin/busybox mount -o remount,rw /\\n\
+         ExecStart=/bin/busybox sh /usr/sbin/work\\n\
+         ExecStart=/bin/busybox mount -o remount,ro /|' \"$root/etc/systemd/system/guest.service\"\n\
+         disk {mebibytes}\n",
+        tree.display()
+    );
     let recipe = include_str!("guest/systemd.sh");
     let (recipe, _) = recipe.trim_end().rsplit_once('\n').expect("the last line makes the disk");
     make(directory, &[DISK, recipe, &more], &[("opens.c", include_str!("guest/opens.c"))]);
