@@ -6,10 +6,10 @@
 //!
 //! First guestfish(1) launches libguestfs's appliance and our own, emulated, by turns, seven times
 //! each, on an empty disk; the medians count, and the benchmark fails if ours takes more than 0.40
-//! of the time. Then the program maps an empty disk, in several ways by turns; the fastest of three runs
-//! counts. Then it maps the disk with `--verbose`, and the messages on the appliance's console show
-//! when each stage ends. Printing these messages takes time too, so the stages add up to more than
-//! the total. Needs what mapping needs. Nothing else should run at the same time.
+//! of the time. Then the program maps an empty disk, in several ways by turns; the fastest of three
+//! runs counts. Then it maps the disk with `--verbose`, and the messages on the appliance's console
+//! show when each stage ends. Printing these messages takes time too, so the stages add up to more
+//! than the total. Needs what mapping needs. Nothing else should run at the same time.
 
 #![allow(clippy::expect_used)]
 

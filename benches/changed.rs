@@ -4,12 +4,13 @@
 //! cargo bench --bench changed    # writes a table in docs/performance.md
 //! ```
 //!
-//! A guest with Debian's systemd and 100,000 files more boots from an overlay. Then `changed` answers
-//! for the overlay with the map of the guest before, in three ways by turns, three times each; the
-//! medians count: with a map of the overlay that is made from scratch in libguestfs's appliance, as
-//! version 057678a did; with one that is an update of the older map; and without an appliance. The
-//! benchmark fails if the second takes more than 0.6 of the first. Needs what mapping needs, and what
-//! the tests of booting guests need. Nothing else should run at the same time.
+//! A guest with Debian's systemd and 100,000 files more boots from an overlay. Then `changed`
+//! answers for the overlay with the map of the guest before, in three ways by turns, three times
+//! each; the medians count: with a map of the overlay that is made from scratch in libguestfs's
+//! appliance, as version 057678a did; with one that is an update of the older map; and without an
+//! appliance. The benchmark fails if the second takes more than 0.6 of the first. Needs what
+//! mapping needs, and what the tests of booting guests need. Nothing else should run at the same
+//! time.
 
 #![allow(clippy::expect_used)]
 
@@ -24,7 +25,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
-use virt_bmap_testutil::bootable;
+use virt_bmap_testutil::{bootable, tools};
 
 const RUNS: usize = 3;
 /// What an update may take, mapping from scratch being 1.
@@ -104,8 +105,7 @@ fn make(directory: &Path) {
     fs::remove_dir_all(&tree).expect("the tree is removed");
     ours(directory, &["boot.raw", "-q", "-o", "guest.jsonl"]);
     let shell = |script: &str| {
-        let status = Command::new("sh").args(["-c", script]).current_dir(directory).status();
-        assert!(status.expect("sh runs").success(), "{script}");
+        tools::output(tools::command("sh").args(["-c", script]).current_dir(directory));
     };
     shell("qemu-img create -q -f qcow2 -b boot.raw -F raw partial.qcow2");
     let qemu = bootable::QEMU.replace("$nbd,format=raw", "partial.qcow2,format=qcow2");

@@ -4,10 +4,10 @@
 //! cargo bench --bench rivals    # writes a table in docs/performance.md
 //! ```
 //!
-//! `map_extents` of dfImageTools (PyPI), `fiwalk` of The Sleuth Kit and this program list the places
-//! of the files of the same guests, by turns, three times; the medians count. The table says how
-//! many files and directories each program gives a place. The benchmark fails if this program takes
-//! more than 8 times as long as `map_extents` for 100,000 objects on ext4. Needs `mke2fs`,
+//! `map_extents` of dfImageTools (PyPI), `fiwalk` of The Sleuth Kit and this program list the
+//! places of the files of the same guests, by turns, three times; the medians count. The table says
+//! how many files and directories each program gives a place. The benchmark fails if this program
+//! takes more than 8 times as long as `map_extents` for 100,000 objects on ext4. Needs `mke2fs`,
 //! `guestfish`, `fiwalk`, `python3` with `venv`, and what mapping needs; the first run installs
 //! dfImageTools in the directory of the images. Nothing else should run at the same time.
 
@@ -25,6 +25,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
+use virt_bmap_testutil::{guestfish, tools};
 
 const RUNS: usize = 3;
 /// What a run of this program may take for the largest ext4 guest, `map_extents` being 1.
@@ -56,15 +57,15 @@ impl Layout {
 
     /// Makes the image, if no earlier run has left it.
     fn image(self, guest: &Guest, directory: &Path) -> PathBuf {
-        let disk = "run : part-disk /dev/sda gpt";
+        let disk = "run\npart-disk /dev/sda gpt";
         let commands = match self {
             Self::Ext4 => return guest.image(directory),
-            Self::Xfs => format!("{disk} : mkfs xfs /dev/sda1 : mount /dev/sda1 / : tar-in all.tar /"),
+            Self::Xfs => format!("{disk}\nmkfs xfs /dev/sda1\nmount /dev/sda1 /\ntar-in all.tar /"),
             Self::Lvm => format!(
-                "{disk} : pvcreate /dev/sda1 : vgcreate vg /dev/sda1 : lvcreate-free root vg 50 : \
-                 lvcreate-free home vg 100 : mkfs ext4 /dev/vg/root : mkfs xfs /dev/vg/home : \
-                 mount /dev/vg/root / : tar-in first.tar / : umount / : \
-                 mount /dev/vg/home / : tar-in second.tar /"
+                "{disk}\npvcreate /dev/sda1\nvgcreate vg /dev/sda1\nlvcreate-free root vg 50\n\
+                 lvcreate-free home vg 100\nmkfs ext4 /dev/vg/root\nmkfs xfs /dev/vg/home\n\
+                 mount /dev/vg/root /\ntar-in first.tar /\numount /\n\
+                 mount /dev/vg/home /\ntar-in second.tar /"
             ),
         };
         let image = directory.join(format!("{}-{self:?}.img", guest.name));
@@ -79,18 +80,15 @@ impl Layout {
         names.sort();
         let (first, second) = names.split_at(names.len() / 2);
         for (archive, names) in [("all.tar", &names[..]), ("first.tar", first), ("second.tar", second)] {
-            run(Command::new("tar").arg("-cf").arg(directory.join(archive)).arg("-C").arg(&tree).args(names));
+            let mut tar = tools::command("tar");
+            tools::output(tar.arg("-cf").arg(directory.join(archive)).arg("-C").arg(&tree).args(names));
         }
         let partial = image.with_extension("partial");
         let file = fs::File::create(&partial).expect("an image is made");
         // XFS takes at least 300 MB, and LVM holds two filesystems.
         file.set_len((guest.image_mib + 700) << 20).expect("an image gets its size");
-        let mut guestfish = Command::new("guestfish");
-        guestfish.current_dir(directory).args(["--format=raw", "-a"]).arg(&partial);
-        guestfish.args(commands.split_whitespace());
-        // libguestfs takes any /dev/kvm for a working one.
-        guestfish.env("LIBGUESTFS_BACKEND", "direct").env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
-        run(&mut guestfish);
+        let partial_name = partial.file_name().and_then(|name| name.to_str()).expect("a name");
+        guestfish::run(directory, &format!("add-drive {partial_name} format:raw\n{commands}\n"));
         fs::rename(&partial, &image).expect("the image gets its name");
         fs::remove_dir_all(&tree).expect("the tree is removed");
         image
@@ -201,19 +199,13 @@ fn of_ours(text: &str) -> Found {
     Found { files: of_type("f"), directories: of_type("d") }
 }
 
-/// Runs a command that must succeed.
-fn run(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).output().expect("the program runs");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 fn main() -> ExitCode {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rivals");
     fs::create_dir_all(&directory).expect("a directory is made");
     let venv = directory.join("venv");
     if !venv.join("bin/map_extents").exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-        run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", DFIMAGETOOLS]));
+        tools::output(tools::command("python3").args(["-m", "venv"]).arg(&venv));
+        tools::output(Command::new(venv.join("bin/pip")).args(["install", "--quiet", DFIMAGETOOLS]));
     }
     let mut table = String::from(
         "| guest | program | whole run | `map_extents` = 1 | files | directories | never has |\n\

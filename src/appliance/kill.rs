@@ -49,8 +49,8 @@ impl KillSwitch {
         self.shared.thrown.get().is_some()
     }
 
-    /// Whether it has been called, or is about to be. Ctrl-C on a terminal reaches qemu as well, whose
-    /// end may be seen first; so this waits for a moment.
+    /// Whether it has been called, or is about to be. Ctrl-C on a terminal reaches qemu as well,
+    /// whose end may be seen first; so this waits for a moment.
     pub fn is_being_thrown(&self) -> bool {
         /// Longer than the caller's thread takes to notice a signal.
         const MOMENT: Duration = Duration::from_millis(500);

@@ -1,7 +1,7 @@
 //! Maps with `--metadata`, and files that their filesystem encrypts.
 //!
-//! These tests need an appliance, see docs/testing.md. `cargo test --test metadata encrypted::` runs those of
-//! one module.
+//! These tests need an appliance, see docs/testing.md.
+//! `cargo test --test metadata encrypted::` runs those of one module.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 

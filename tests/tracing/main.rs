@@ -1,7 +1,7 @@
 //! Guests that boot from a traced disk, and their operations on files.
 //!
-//! These tests need an appliance, see docs/testing.md. `cargo test --test tracing boot::` runs those of
-//! one module.
+//! These tests need an appliance, see docs/testing.md.
+//! `cargo test --test tracing boot::` runs those of one module.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 

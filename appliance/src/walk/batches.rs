@@ -89,13 +89,10 @@ impl Walker {
                 }
             }
             self.list_all(&mut promised)?;
-            let entries: Vec<_> =
-                promised.iter_mut().map(|found| std::mem::take(&mut found.entries)).collect();
-            let directories = promised.iter().zip(entries);
-            let directories = directories.map(|(found, entries)| Entries {
-                directory: found.fd.as_fd(),
-                id: found.id,
-                entries,
+            let directories = promised.iter_mut().map(|Opened { fd, id, entries, .. }| Entries {
+                directory: (**fd).as_fd(),
+                id: *id,
+                entries: std::mem::take(entries),
             });
             let below = self.look_up(directories.collect())?;
             for (Opened { fd, id, error, .. }, below) in promised.into_iter().zip(below) {

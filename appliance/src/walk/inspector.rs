@@ -67,11 +67,10 @@ impl Inspector {
         };
         let first = parts.next().unwrap_or_default();
         thread::scope(|scope| {
-            let others: Vec<_> = parts.map(|part| (part, scope.spawn(move || ask(part)))).collect();
+            let others: Vec<_> = parts.map(|part| scope.spawn(move || ask(part))).collect();
             let mut answers = ask(first);
-            for (part, other) in others {
-                // A thread that panicked is done again here, where a panic ends the walk.
-                answers.extend(other.join().unwrap_or_else(|_| ask(part)));
+            for other in others {
+                answers.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             }
             answers
         })

@@ -51,12 +51,13 @@ impl Walker {
                 self.phases.enter(before);
                 return Ok(below);
             }
-            let is_file =
+            let is_asked =
                 |entry: &Entry| entry.kind == FileType::RegularFile && !self.known.contains(entry.inode);
-            let files = window.iter().filter(|(.., entry)| is_file(entry));
-            let files: Vec<_> = files.map(|(_, directory, _, entry)| (*directory, &*entry.name)).collect();
+            let is_asked: Vec<bool> = window.iter().map(|(.., entry)| is_asked(entry)).collect();
+            let asked = window.iter().zip(&is_asked).filter(|(_, is_asked)| **is_asked);
+            let files: Vec<_> =
+                asked.map(|((_, directory, _, entry), _)| (*directory, &*entry.name)).collect();
             let mut answers = self.inspector.all(&files).into_iter();
-            let is_asked: Vec<bool> = window.iter().map(|(.., entry)| is_file(entry)).collect();
             for ((number, directory, id, entry), is_asked) in window.into_iter().zip(is_asked) {
                 let answer = if is_asked { answers.next() } else { None };
                 self.entry(directory, id, entry, answer, &mut below[number])?;

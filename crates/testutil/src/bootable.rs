@@ -26,8 +26,8 @@ pub fn systemd() -> PathBuf {
 }
 
 /// The guest with systemd, with the files of `tree` in `/srv` as well, and with a script, `work`,
-/// that its boot runs while its root filesystem can be written to. Not kept: `directory` is where it
-/// is made.
+/// that its boot runs while its root filesystem can be written to. Not kept: `directory` is where
+/// it is made.
 pub fn systemd_with(tree: &Path, work: &str, mebibytes: u64, directory: &Path) {
     let more = format!(
         "cp -a '{}' \"$root/srv\"\ncat >\"$root/usr/sbin/work\" <<'WORK'\n{work}\nWORK\n\

@@ -20,8 +20,8 @@ const LONGEST: &str = "900";
 ///
 /// The appliance is emulated unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise. libguestfs
 /// assumes that an existing `/dev/kvm` works, which may be wrong, and a fixture is made only once.
-/// It is the program's own unless `LIBGUESTFS_PATH` names another, because that one starts in a third
-/// of the time. One that hangs is killed, so that one test fails and the others run.
+/// It is the program's own unless `LIBGUESTFS_PATH` names another, because that one starts in a
+/// third of the time. One that hangs is killed, so that one test fails and the others run.
 pub fn run(dir: &Path, script: &str) -> String {
     let mut command = tools::command("timeout");
     command.args([LONGEST, "guestfish"]);
