@@ -475,7 +475,8 @@ fn a_manifest_says_disks_and_formats() {
         fleet.sandbox().run(args)
     };
     let name = manifest.display().to_string();
-    run(&["--manifest", &name, "--mapper", "map", "--key", "all:key:secret", "--legs=one"]).assert_code(3);
+    run(&["--manifest", &name, "--mapper", "map", "--smp=3", "--key", "all:key:secret", "--legs=one"])
+        .assert_code(3);
     let called = fs::read_to_string(fleet.at("log")).unwrap();
     let work = fleet.maps(".fleet/work/two").display().to_string();
     assert_eq!(
@@ -484,6 +485,7 @@ fn a_manifest_says_disks_and_formats() {
             "map",
             "--key=all:key:secret",
             "--legs=one",
+            "--smp=3",
             "--progress=json",
             "-o",
             &format!("{work}/map.bmap"),
@@ -500,8 +502,12 @@ fn a_manifest_says_disks_and_formats() {
     let record = fs::read_to_string(fleet.maps("fleet.jsonl")).unwrap();
     assert!(record.contains("--key=all:key") && !record.contains("secret"), "{record}");
     // Without a manifest the run uses the one that the earlier run has kept.
-    run(&[]).assert_code(3);
+    // An appliance has one processor where more guests are mapped at a time than processors go
+    // round.
+    run(&["--jobs=1000000"]).assert_code(3);
     assert!(Path::new(&fleet.maps(".fleet/manifest.jsonl")).exists());
+    let called = fs::read_to_string(fleet.at("log")).unwrap();
+    assert_eq!(called.lines().filter(|word| word.starts_with("--smp")).collect::<Vec<_>>(), ["--smp=1"]);
 }
 
 /// The maps of two guests, as CSV. In one of them `/bin/sh` shares half of its bytes with another
