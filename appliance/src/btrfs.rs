@@ -162,13 +162,18 @@ pub(crate) fn spaces(root: impl AsFd) -> Result<Option<Spaces>, Errno> {
         let used = match place.kind {
             METADATA_ITEM => Some((BlockPurpose::Metadata, node)),
             EXTENT_ITEM if item.word(16)? & TREE_BLOCK != 0 => Some((BlockPurpose::Metadata, place.offset)),
-            EXTENT_ITEM => Some((BlockPurpose::Unknown, place.offset)),
+            EXTENT_ITEM => Some((BlockPurpose::DataExtents, place.offset)),
             _ => None,
         };
-        if let Some((purpose, length)) = used {
-            push(&mut spaces, purpose, place.object, length);
-            extents += 1;
+        match used {
+            // Each extent is a part of its own: files may refer to a part of one.
+            Some((BlockPurpose::DataExtents, length)) => {
+                spaces.entry(BlockPurpose::DataExtents).or_default().push((place.object, length));
+            }
+            Some((purpose, length)) => push(&mut spaces, purpose, place.object, length),
+            None => {}
         }
+        extents += usize::from(used.is_some());
         Some(extents <= MOST_EXTENTS)
     })?;
     Ok((extents <= MOST_EXTENTS).then_some(spaces))

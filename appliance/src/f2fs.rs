@@ -56,13 +56,17 @@ impl Segments {
     /// the highest first. The lines above the table have another form.
     fn add(&self, line: &str, spaces: &mut Spaces) -> Option<()> {
         let mut parts = line.split('|');
-        let number: u64 = parts.next()?.split_whitespace().next()?.parse().ok()?;
+        let mut about = parts.next()?.split_whitespace();
+        let number: u64 = about.next()?.parse().ok()?;
+        // `CURSEG_HOT_NODE` and what follows it.
+        let holds_nodes = about.next()?.parse::<u8>().ok()? >= 3;
+        let used = if holds_nodes { BlockPurpose::Nodes } else { BlockPurpose::Unknown };
         let bits = parts.nth(1)?.split_whitespace().map(|byte| u8::from_str_radix(byte, 16));
         let mut at = number.checked_mul(self.blocks * self.block)?.checked_add(self.start)?;
         for byte in bits.take(usize::try_from(self.blocks / 8).ok()?) {
             let byte = byte.ok()?;
             for bit in (0..8).rev() {
-                let purpose = if byte >> bit & 1 == 0 { BlockPurpose::Free } else { BlockPurpose::Unknown };
+                let purpose = if byte >> bit & 1 == 0 { BlockPurpose::Free } else { used };
                 push(spaces, purpose, at, self.block);
                 at = at.checked_add(self.block)?;
             }
@@ -92,7 +96,7 @@ mod tests {
             segments.add(line, &mut spaces);
         }
         let block = |number: u64, count: u64| ((100 + number) * 4096, count * 4096);
-        assert_eq!(spaces[&BlockPurpose::Unknown], [block(32, 1), block(47, 1)]);
+        assert_eq!(spaces[&BlockPurpose::Nodes], [block(32, 1), block(47, 1)]);
         assert_eq!(spaces[&BlockPurpose::Free], [block(33, 14), block(48, 16)]);
         superblock[16] = 200;
         assert!(Segments::of(&superblock).is_none() && Segments::of(&superblock[..90]).is_none());

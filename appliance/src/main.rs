@@ -31,6 +31,7 @@ mod reader;
 mod squashfs;
 mod tagged_read;
 mod walk;
+mod xfs;
 
 use std::process::ExitCode;
 use virt_bmap_agent_protocol::Task;

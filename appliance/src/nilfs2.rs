@@ -136,7 +136,12 @@ impl Segments {
         if begin > start {
             push(spaces, BlockPurpose::Unknown, start, begin - start);
         }
-        push(spaces, if flags == 0 { BlockPurpose::Free } else { BlockPurpose::Unknown }, begin, end - begin);
+        push(
+            spaces,
+            if flags == 0 { BlockPurpose::Free } else { BlockPurpose::LogSegments },
+            begin,
+            end - begin,
+        );
     }
 }
 
@@ -167,7 +172,8 @@ mod tests {
             segments.add(number, flags, &mut spaces);
         }
         assert_eq!(spaces[&BlockPurpose::Free], [(4096, 2 * 65536 - 4096), (4 * 65536, 65536)]);
-        assert_eq!(spaces[&BlockPurpose::Unknown], [(0, 4096), (2 * 65536, 2 * 65536)]);
+        assert_eq!(spaces[&BlockPurpose::Unknown], [(0, 4096)]);
+        assert_eq!(spaces[&BlockPurpose::LogSegments], [(2 * 65536, 2 * 65536)]);
     }
 
     #[test]

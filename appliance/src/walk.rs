@@ -61,7 +61,7 @@ const DIRECTORY: OFlags =
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
-    let WalkPlan { sequence, first, root, order, metadata, asks, known, listings, lookahead } = plan;
+    let WalkPlan { sequence, first, root, order, asks, known, listings, lookahead } = plan;
     let root = root.as_str();
     // The walk holds a descriptor for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
@@ -97,7 +97,6 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         device: stat.st_dev,
         block_device: None,
         inspector: Inspector::default(),
-        metadata,
         known,
         listings,
         host_listings: HashMap::new(),
@@ -126,7 +125,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
     // An open directory would keep squashfs, which does not report the purpose of its blocks, from
     // being mounted again.
-    let reopened = (metadata && walker.tails.is_none()).then(|| place.try_clone()).transpose()?;
+    let reopened = walker.tails.is_none().then(|| place.try_clone()).transpose()?;
     if walker.lists_in_batches() {
         let device = batches::block_device(walker.device, OFlags::empty());
         walker.block_device = device.map(|(_, device)| device);
@@ -172,8 +171,6 @@ struct Walker {
     kind: FsKind,
     /// Asks the kernel about files.
     inspector: Inspector,
-    /// Whether metadata is mapped too.
-    metadata: bool,
     /// Unchanged inodes.
     known: InodeSet,
     /// Host listings of directories that have not been found yet.
@@ -289,8 +286,16 @@ impl Walker {
                 },
             };
             self.control.settle()?;
-            if let Some(stream) = stream.as_ref().filter(|_| is_first && self.metadata) {
-                self.attributes_of_directory(stream, id)?;
+            if let Some(stream) = stream.as_ref().filter(|_| is_first) {
+                let stat = fstat(stream)?;
+                if stat.st_blocks > 0 {
+                    // With its extents in memory, what is read under the next tag is attributes.
+                    self.control.tag(0, false)?;
+                    let extents = fiemap::extents(stream).ok().flatten();
+                    if self.has_more_blocks(&stat, extents.as_deref()) {
+                        self.attributes_of_directory(stream, id)?;
+                    }
+                }
             }
             is_first = false;
             self.control.tag(0, false)?;

@@ -448,6 +448,9 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions)
             c.directories,
             c.files
         );
+        if let Some(share) = mapped.map.header().explained() {
+            note!("{}.{:02} % of the bytes in use are accounted for", share / 100, share % 100);
+        }
         if options.baseline.is_some() {
             note!("{} files reused from the baseline without reading them", mapped.reused);
         }

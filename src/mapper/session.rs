@@ -191,7 +191,7 @@ impl Session {
             channel: &self.channel,
             disks: &self.disks,
             keys: &self.options.keys,
-            metadata: self.options.metadata && self.options.probe != Probe::Guestfsd,
+            metadata: self.options.metadata,
             legs: self.options.legs,
             sample: self.options.probe.sample(),
             baseline: self.options.baseline.as_ref(),

@@ -1,5 +1,9 @@
 //! The objects that a probe finds, by number, on their way into the map.
 
+mod owned;
+
+pub use owned::Owned;
+
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -53,13 +57,16 @@ pub enum FoundError {
 #[derive(Clone, Copy)]
 enum Entry {
     Object(NewObject),
-    /// Its path is longer than a map can hold.
+    /// It is not in the map: it is of a kind that is left out, or its path is longer than a map
+    /// can hold.
     Unnamed,
 }
 
 /// The objects found so far.
 pub struct Found {
     builder: MapBuilder,
+    /// Whether metadata, symbolic links and free space are kept, too.
+    keeps_metadata: bool,
     entries: Vec<Entry>,
     /// Paths of the directories of the filesystem being walked, without a slash at the end.
     directories: HashMap<ObjectNumber, Arc<[u8]>>,
@@ -96,6 +103,7 @@ impl Default for Found {
     fn default() -> Self {
         Self {
             builder: MapBuilder::new(Header::default()),
+            keeps_metadata: true,
             entries: Vec::new(),
             directories: HashMap::new(),
             shared: HashMap::new(),
@@ -113,6 +121,11 @@ impl Found {
         self.entries.len() as u32 + 1
     }
 
+    /// Nothing of metadata, symbolic links and free space gets into the map.
+    pub fn leave_metadata_out(&mut self) {
+        self.keeps_metadata = false;
+    }
+
     /// The pieces of the directories of the current filesystem, each with the inode of its
     /// directory.
     pub fn directory_pieces(&self) -> impl Iterator<Item = (u64, DiskNumber, DiskRange, Role)> {
@@ -121,6 +134,11 @@ impl Found {
             let inode = is_directory.then(|| self.builder.attributes(object).inode).flatten();
             inode.map(|inode| (inode, disk, range, role))
         })
+    }
+
+    /// The pieces of the files and directories of the current filesystem.
+    pub fn owned(&self) -> Owned<'_> {
+        Owned::new(&self.builder, self.before.pieces)
     }
 
     /// The inode of an object, if that is known.
@@ -194,9 +212,13 @@ impl Found {
         marks: Marks,
     ) -> Result<ObjectNumber, FoundError> {
         let number = self.number()?;
-        let attributes = Attributes { marks, ..Attributes::default() };
-        let object = self.builder.object(ObjectName::path(kind, device.as_bytes(), name), attributes)?;
-        self.entries.push(Entry::Object(object));
+        if self.keeps(kind) {
+            let attributes = Attributes { marks, ..Attributes::default() };
+            let object = self.builder.object(ObjectName::path(kind, device.as_bytes(), name), attributes)?;
+            self.entries.push(Entry::Object(object));
+        } else {
+            self.entries.push(Entry::Unnamed);
+        }
         Ok(number)
     }
 
@@ -265,8 +287,10 @@ impl Found {
             self.shared.insert(number, Shared { kind, attributes, pieces: Vec::new() });
         }
         let Some(path) = path else { return Ok(number) };
-        let object = self.named(kind, &path, attributes)?;
-        self.entries[number as usize - 1] = Entry::Object(object);
+        if self.keeps(kind) {
+            let object = self.named(kind, &path, attributes)?;
+            self.entries[number as usize - 1] = Entry::Object(object);
+        }
         if is_directory {
             self.directories.insert(number, path.into());
         }
@@ -286,7 +310,7 @@ impl Found {
         let shared = self.shared.get(&number).ok_or(FoundError::Unknown(number))?;
         let Shared { kind, attributes, .. } = *shared;
         self.counts.files += u64::from(kind == Kind::File);
-        if let Some(path) = self.path(parent, name)? {
+        if let Some(path) = self.path(parent, name)?.filter(|_| self.keeps(kind)) {
             let object = self.named(kind, &path, attributes)?;
             self.links.push((number, object));
         }
@@ -344,6 +368,10 @@ impl Found {
     pub fn directory_path(&self, number: ObjectNumber) -> Option<&[u8]> {
         let path = self.directories.get(&number)?;
         Some(if path.is_empty() { b"/" } else { path })
+    }
+
+    fn keeps(&self, kind: Kind) -> bool {
+        self.keeps_metadata || !matches!(kind, Kind::Metadata | Kind::Symlink | Kind::Free)
     }
 
     fn named(&mut self, kind: Kind, path: &[u8], attributes: Attributes) -> Result<NewObject, FoundError> {

@@ -14,12 +14,12 @@ pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool,
     let is_subvolume = device.starts_with("btrfsvol:");
     let mut options = "ro,nodev,nosuid,noexec".to_owned();
     let own = facts.mount_options.filter(|_| !is_subvolume);
-    for option in own.into_iter().chain(facts.metadata_option.filter(|_| context.metadata)) {
+    for option in own.into_iter().chain(facts.metadata_option) {
         options.push(',');
         options.push_str(option);
     }
     context.channel.begin_mount();
-    let mounted = if context.metadata && !is_subvolume {
+    let mounted = if !is_subvolume {
         // With the type given, mount does not search the device for it.
         context.appliance.call(|g| g.mount_vfs(&options, kind.name(), device, "/"))
     } else {

@@ -18,6 +18,9 @@ use virt_bmap_map::Cause;
 /// [`ProbeError`]; a failure of one device or filesystem becomes a warning.
 pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     (context.phase)(Phase::Devices);
+    if !context.metadata {
+        context.channel.with(|found, _| found.leave_metadata_out());
+    }
     let appliance = context.appliance;
     appliance.stop_udev().map_err(ProbeError::Inventory)?;
     appliance.start_agent()?;

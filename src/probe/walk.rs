@@ -26,8 +26,7 @@ pub(super) fn walk(
 ) -> Result<(), ProbeError> {
     let layout = layouts.by_path.get(&filesystem.device);
     let note_busy = || context.channel.note_busy();
-    let inodes =
-        if context.metadata { None } else { inodes(context, filesystem, layout, is_settled, &note_busy) };
+    let inodes = inodes(context, filesystem, layout, is_settled, &note_busy);
     let inodes = inodes.as_ref();
     match walk_as(context, filesystem, layouts, context.sample, context.baseline, inodes) {
         Err(ProbeError::Channel(error @ (ChannelError::ExtentMismatch | ChannelError::Damaged))) => {
@@ -59,7 +58,6 @@ fn walk_as(
         layout: layouts.by_path.get(&device).cloned(),
         devices: layouts.by_number.clone(),
         legs: context.legs,
-        metadata: context.metadata,
         sample,
         baseline: baseline.cloned(),
         unchanged: None,
@@ -76,18 +74,15 @@ fn walk_as(
     let (sequence, first) = context.channel.begin_walk(walk);
     let mut lookahead = inodes.map(Inodes::parts).unwrap_or_default();
     lookahead.truncate(LOOKAHEAD_PARTS);
-    let (root, metadata) = (SYSROOT.to_owned(), context.metadata);
-    let plan = WalkPlan { sequence, first, root, order, metadata, asks, known, listings, lookahead };
+    let plan =
+        WalkPlan { sequence, first, root: SYSROOT.to_owned(), order, asks, known, listings, lookahead };
     context.channel.hand_over(&Task::Walk(plan))?;
     let walked = context.appliance.work();
     let ended = context.channel.end();
     match (walked, ended) {
-        (Ok(()), Ok(remains)) if context.metadata => {
-            let layout = layouts.by_path.get(&device).map(|layout| &**layout);
-            metadata::filesystem(context, filesystem, layout, &remains)
-        }
         (Ok(()), ended) => {
-            ended?;
+            let layout = layouts.by_path.get(&device).map(|layout| &**layout);
+            metadata::filesystem(context, filesystem, layout, &ended?)?;
             if let Some(inodes) = inodes {
                 note_digests(context, &device, inodes);
             }

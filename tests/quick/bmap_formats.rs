@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use virt_bmap_map::escape::unescape;
 use virt_bmap_map::{
-    self, Attributes, Cause, Compression, Dialect, FileOperation, FileType, Filesystem, Format, Header,
-    ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, Object, ObjectName, Piece, PieceFlags, Role, Warning,
-    convert, csv, jsonl, load, save,
+    self, Attributes, Balance, Cause, Compression, Dialect, FileOperation, FileType, Filesystem, Format,
+    Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, Object, ObjectName, Piece, PieceFlags, Role,
+    Warning, convert, csv, jsonl, load, save,
 };
 use virt_bmap_ranges::{DiskRange, FileOffset};
 use virt_bmap_testutil::tools::{self, needs};
@@ -91,6 +91,16 @@ fn sample() -> Map {
                 size: Some(0xf_0000),
                 free: Some(4096),
                 free_mapped: None,
+                balance: Some(Balance {
+                    used: 0xe_f000,
+                    files: 0xe_0000,
+                    directories: 0x1000,
+                    metadata: 0xc000,
+                    superseded: 0x1000,
+                    unexplained: 0x1000,
+                    claimed_twice: 1,
+                    claimed_free: 2,
+                }),
                 directories: 1,
                 files: 5,
                 inodes: [(1, [7; 16]), (9, [8; 16]), (65, [0xff; 16])].into(),
@@ -257,7 +267,19 @@ mod round_trips {
             });
             let filesystems = filesystems.into_iter().map(|(device, kind, (numbers, counts), inodes)| {
                 let ([block_size, size, free, free_mapped], [directories, files]) = (numbers, counts);
-                Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes }
+                let balance = None;
+                Filesystem {
+                    device,
+                    kind,
+                    block_size,
+                    size,
+                    free,
+                    free_mapped,
+                    balance,
+                    directories,
+                    files,
+                    inodes,
+                }
             });
             Header {
                 images: images.collect(),

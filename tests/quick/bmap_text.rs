@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use virt_bmap_map::text::{self, LineError, ReadError, WriteError};
 use virt_bmap_map::{
-    Attributes, Dialect, Filesystem, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, NameError, Object,
-    ObjectName, PieceFlags, Role, Warning, convert, load, save,
+    Attributes, Balance, Dialect, Filesystem, Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, NameError,
+    Object, ObjectName, PieceFlags, Role, Warning, convert, load, save,
 };
 use virt_bmap_ranges::{DiskOffset, DiskRange};
 use virt_bmap_testutil::tools;
@@ -390,6 +390,13 @@ fn the_format_is_frozen() {
                 size: Some(16384),
                 free: Some(0),
                 free_mapped: None,
+                balance: Some(Balance {
+                    used: 16384,
+                    files: 4096,
+                    directories: 4096,
+                    metadata: 8192,
+                    ..Balance::default()
+                }),
                 directories: 1,
                 files: 2,
                 ..Filesystem::default()

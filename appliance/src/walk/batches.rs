@@ -44,15 +44,16 @@ struct Opened {
     fd: Rc<OwnedFd>,
     id: u32,
     extents: Vec<Extent>,
+    /// Whether it may have blocks of extended attributes.
+    has_more_blocks: bool,
     entries: Vec<Entry>,
     error: Option<Errno>,
 }
 
 impl Walker {
     /// Whether directories are listed in batches: only if the host knows the layout of the device.
-    /// With metadata each directory needs tags of its own, for its extended attributes.
     pub(super) fn lists_in_batches(&self) -> bool {
-        self.reader.order() != ReadOrder::Tags && !self.metadata && self.kind.facts().has_directory_blocks
+        self.reader.order() != ReadOrder::Tags && self.kind.facts().has_directory_blocks
     }
 
     /// Visits a directory and everything below it. Directories that were found last come first, so
@@ -73,12 +74,13 @@ impl Walker {
                 };
                 let is_listed_by_host = self.host_listings.contains_key(&id);
                 let extents = if is_listed_by_host { None } else { fiemap::extents(&fd).ok().flatten() };
+                let stat = fstat(&*fd)?;
                 match extents {
-                    Some(extents)
-                        if fstat(&*fd)?.st_size <= LARGEST && extents.iter().all(Extent::is_plain) =>
-                    {
+                    Some(extents) if stat.st_size <= LARGEST && extents.iter().all(Extent::is_plain) => {
                         self.put_extents(id, &extents);
-                        promised.push(Opened { fd, id, extents, entries: Vec::new(), error: None });
+                        let has_more_blocks = self.has_more_blocks(&stat, Some(&extents));
+                        let (entries, error) = (Vec::new(), None);
+                        promised.push(Opened { fd, id, extents, has_more_blocks, entries, error });
                     }
                     _ => {
                         let below = self.directory(&fd, id)?;
@@ -133,7 +135,7 @@ impl Walker {
             self.fetch(extents.map(|extent| (extent.physical, extent.length)));
         }
         let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
-        for directory in directories {
+        for directory in &mut *directories {
             loop {
                 let listed = list(&directory.fd, &mut memory);
                 directory.entries.extend(listed.entries);
@@ -144,7 +146,12 @@ impl Walker {
             }
         }
         self.control.settle()?;
-        self.control.tag(0, false)
+        self.control.tag(0, false)?;
+        for directory in directories.iter().filter(|directory| directory.has_more_blocks) {
+            self.attributes_of_directory(&directory.fd, directory.id)?;
+            self.control.tag(0, false)?;
+        }
+        Ok(())
     }
 }
 

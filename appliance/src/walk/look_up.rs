@@ -111,7 +111,7 @@ impl Walker {
                 self.batch.extend(found.filter(|file| !file.data_ranges.is_empty()));
                 self.found()
             }
-            FileType::Symlink if self.metadata => {
+            FileType::Symlink => {
                 self.symlink(directory, parent, &name)?;
                 self.found()
             }
@@ -218,7 +218,7 @@ impl Walker {
         let cached = extents.clone().filter(|_| self.kind.is_fuse()).unwrap_or_default();
         let (name, unit) = (name.to_owned(), ALIGNMENT);
         let file = OpenFile { fd, id, parent, name, data_ranges, ends, is_promised, unit, cached };
-        if self.metadata && self.has_more_blocks(&stat, extents.as_deref()) {
+        if self.has_more_blocks(&stat, extents.as_deref()) {
             self.attributes_of_file(&file)?;
         }
         Ok(Some(file))

@@ -5,16 +5,16 @@ use super::Walker;
 use super::batches::block_device;
 use super::look_up::object;
 use crate::reader::OpenFile;
-use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2};
+use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2, xfs};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, openat,
-    readlinkat, statat,
+    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, llistxattr, openat, readlinkat,
+    statat,
 };
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
 use virt_bmap_agent_protocol::bounds::EXTENTS_PER_RECORD;
-use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent, ObjectKind, Operation};
+use virt_bmap_agent_protocol::record::{ATTRIBUTES, BlockPurpose, Extent, ObjectKind, Operation};
 use virt_bmap_agent_protocol::{FsKind, Record};
 
 /// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX` of `linux/limits.h`.
@@ -37,7 +37,7 @@ impl Walker {
     /// Whether it may be a file in which NTFS keeps metadata. ntfs-3g has read some of them before,
     /// so that a read touches only a part of their blocks.
     pub(super) fn is_system(&self, stat: &Stat) -> bool {
-        self.metadata && stat.st_ino < self.kind.facts().reserved_inodes
+        stat.st_ino < self.kind.facts().reserved_inodes
     }
 
     /// Most blocks of a file for FIBMAP. The `$MFT` of NTFS has no limit, because other metadata is
@@ -54,14 +54,9 @@ impl Walker {
         self.control.tag(0, false)
     }
 
-    /// Reads the extended attributes of a directory, if it may have blocks for them. Leaves their
-    /// tag set.
+    /// Reads the extended attributes of a directory. Leaves their tag set.
     pub(super) fn attributes_of_directory(&mut self, fd: &OwnedFd, id: u32) -> Result<(), Fatal> {
-        self.control.tag(0, false)?;
-        let extents = fiemap::extents(fd).ok().flatten();
-        if self.has_more_blocks(&fstat(fd)?, extents.as_deref())
-            && let Err(errno) = self.attributes_of(fd, id)?
-        {
+        if let Err(errno) = self.attributes_of(fd, id)? {
             self.control.read_failure(Operation::Attributes, errno, id, b"", 0);
         }
         Ok(())
@@ -144,6 +139,17 @@ impl Walker {
                 nilfs2::spaces(root, device)
             }
             _ => getfsmap::spaces(root, self.device),
+        });
+        let spaces = spaces.map(|spaces| {
+            // With a reverse mapping tree, the headers of the groups are told.
+            let mut spaces = spaces?;
+            if self.kind == FsKind::Xfs
+                && !spaces.contains_key(&BlockPurpose::Superblocks)
+                && let Some((_, device)) = block_device(self.device, OFlags::empty())
+            {
+                xfs::add_spaces(device, &mut spaces);
+            }
+            Some(spaces)
         });
         match spaces {
             Ok(spaces) => {

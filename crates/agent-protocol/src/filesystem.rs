@@ -60,6 +60,8 @@ pub struct FsFacts {
     pub reads_when_opened: bool,
     /// Whether files share blocks. These blocks are read at the end, once more.
     pub packs_files: bool,
+    /// Whether several files may have a block in common, such as one that was cloned.
+    pub shares_blocks: bool,
     /// Inodes below this number are the filesystem's own files; 0 if it has none that can be
     /// opened.
     pub reserved_inodes: u64,
@@ -83,6 +85,7 @@ const PLAIN: FsFacts = FsFacts {
     has_directory_blocks: false,
     reads_when_opened: false,
     packs_files: false,
+    shares_blocks: false,
     reserved_inodes: 0,
     has_volatile_inodes: false,
 };
@@ -138,6 +141,7 @@ kinds! {
         has_journal: true,
         replays_in_memory: true,
         reads_when_opened: true,
+        shares_blocks: true,
         ..PLAIN
     },
     /// btrfs. With the first read of data it also reads the checksums, which lie elsewhere.
@@ -149,6 +153,7 @@ kinds! {
         degraded_option: Some("degraded"),
         has_journal: true,
         has_address_space: true,
+        shares_blocks: true,
         ..PLAIN
     },
     /// F2FS.
@@ -178,12 +183,16 @@ kinds! {
         reserved_inodes: 24,
         ..PLAIN
     },
+    /// ISO 9660. Programs that make one store equal files once.
+    Iso9660: FsFacts { name: "iso9660", shares_blocks: true, ..PLAIN },
+    /// EROFS. It stores equal parts of files once.
+    Erofs: FsFacts { name: "erofs", shares_blocks: true, ..PLAIN },
     /// UDF.
     Udf: FsFacts { name: "udf", ..PLAIN },
     /// HFS+.
     Hfsplus: FsFacts { name: "hfsplus", ..PLAIN },
     /// SquashFS. It has no call for the place of a file.
-    Squashfs: FsFacts { name: "squashfs", magic: Some(0x7371_7368), packs_files: true, ..PLAIN },
+    Squashfs: FsFacts { name: "squashfs", magic: Some(0x7371_7368), packs_files: true, shares_blocks: true, ..PLAIN },
     /// Swap space.
     Swap: FsFacts { name: "swap", class: Class::Swap, ..PLAIN },
     /// LUKS.

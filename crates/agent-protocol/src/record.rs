@@ -216,6 +216,17 @@ pub enum BlockPurpose {
     Attributes,
     /// Trees of a file's extents.
     ExtentMaps,
+    /// Blocks that are kept for the filesystem's own trees.
+    FreeLists,
+    /// Files of quotas.
+    Quotas,
+    /// Nodes: inodes, and blocks with numbers of blocks.
+    Nodes,
+    /// Data of files, an extent to a part. Files may refer to only a part of an extent.
+    DataExtents,
+    /// Segments of a log-structured filesystem, in which superseded blocks stay until the segment
+    /// is cleaned.
+    LogSegments,
 }
 
 /// A directory or file of the guest.

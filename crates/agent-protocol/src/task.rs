@@ -37,9 +37,6 @@ pub struct WalkPlan {
     pub root: String,
     /// How files are read.
     pub order: ReadOrder,
-    /// Whether the agent also reads symbolic links and extended attributes, and reports the
-    /// [purpose](crate::record::BlockPurpose) of the filesystem's blocks.
-    pub metadata: bool,
     /// Whether the agent asks for each batch which of its files to read.
     pub asks: bool,
     /// Unchanged inodes: the agent sends only the names of these files.

@@ -1,6 +1,7 @@
 //! The header of a map: the program that made it, the images, the filesystems, and warnings.
 
 use super::warning::Warning;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The header of a map.
@@ -38,6 +39,28 @@ impl Header {
     pub fn is_complete(&self) -> bool {
         !self.warnings.iter().any(Warning::is_incomplete)
     }
+
+    /// The share of the bytes in use that have an owner, in hundredths of a percent, rounded down.
+    /// `None` if no filesystem says which bytes are in use. The filesystems that do not say count
+    /// for nothing.
+    ///
+    /// ```
+    /// use virt_bmap_map::{Balance, Filesystem, Header};
+    ///
+    /// let mut header = Header::default();
+    /// assert_eq!(header.explained(), None);
+    /// let balance = Some(Balance { used: 30_000, files: 29_999, unexplained: 1, ..Balance::default() });
+    /// header.filesystems.push(Filesystem { balance, ..Filesystem::default() });
+    /// assert_eq!(header.explained(), Some(9999));
+    /// ```
+    pub fn explained(&self) -> Option<u64> {
+        let balances = || self.filesystems.iter().filter_map(|filesystem| filesystem.balance);
+        balances().next()?;
+        let sum = |count: fn(Balance) -> u64| balances().map(|balance| u128::from(count(balance))).sum();
+        let (used, unexplained): (u128, u128) = (sum(|b| b.used), sum(|b| b.unexplained));
+        let hundredths = (used.saturating_sub(unexplained) * 10_000).checked_div(used).unwrap_or(10_000);
+        Some(hundredths as u64)
+    }
 }
 
 /// A disk of the guest, and its image.
@@ -69,6 +92,8 @@ pub struct Filesystem {
     /// Number of bytes that the map lists as [free](super::Kind::Free). `None` if it is not known
     /// which bytes are free.
     pub free_mapped: Option<u64>,
+    /// What its bytes in use are. `None` if the filesystem does not say which bytes are in use.
+    pub balance: Option<Balance>,
     /// Number of directories that were found in it.
     pub directories: u64,
     /// Number of names of regular files that were found in it.
@@ -76,6 +101,39 @@ pub struct Filesystem {
     /// Digests by which changes of its inodes are detected; empty if there are none. Only JSON
     /// Lines have them.
     pub inodes: InodeDigests,
+}
+
+/// The bytes that a filesystem says are in use, by their owner. Each byte counts once: as a byte of
+/// a file if it is in one, else as a byte of a directory, else as metadata. In a btrfs, a byte of
+/// the address space counts, whatever the number of its copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balance {
+    /// Bytes in use, according to the filesystem. The sum of the next five.
+    pub used: u64,
+    /// In files.
+    pub files: u64,
+    /// In directories.
+    pub directories: u64,
+    /// In metadata and symbolic links.
+    pub metadata: u64,
+    /// In superseded blocks, which nothing refers to, but which the filesystem keeps: the rest of a
+    /// btrfs extent of which files use a part, and what was overwritten since in a segment of
+    /// nilfs2.
+    pub superseded: u64,
+    /// In none of these.
+    pub unexplained: u64,
+    /// Bytes with two owners that cannot share them. They count above as well.
+    pub claimed_twice: u64,
+    /// Bytes of files and directories that the filesystem says are free. They count nowhere else.
+    pub claimed_free: u64,
+}
+
+impl Balance {
+    /// Whether each byte in use has one owner, and no free byte has any.
+    pub fn is_even(&self) -> bool {
+        self.unexplained == 0 && self.claimed_twice == 0 && self.claimed_free == 0
+    }
 }
 
 /// Digests of a filesystem's inodes. [`INODES_PER_DIGEST`] inodes share a digest; the key is the

@@ -162,6 +162,31 @@ pub enum Cause {
         /// How many.
         count: u64,
     },
+    /// A filesystem says that bytes are in use, and no object of the map has them.
+    Unexplained {
+        /// How many ranges of the device they are.
+        ranges: u64,
+        /// How many bytes they are.
+        bytes: u64,
+    },
+    /// Objects have bytes in common that they cannot share, so the filesystem is damaged, or the
+    /// map is wrong.
+    ClaimedTwice {
+        /// How many ranges of the disks they are.
+        ranges: u64,
+        /// How many bytes they are.
+        bytes: u64,
+        /// Two of the objects.
+        example: [String; 2],
+    },
+    /// Files or directories have bytes that their filesystem says are free, so the filesystem is
+    /// damaged, or the map is wrong.
+    ClaimedFree {
+        /// How many ranges of the device they are.
+        ranges: u64,
+        /// How many bytes they are.
+        bytes: u64,
+    },
     /// Further warnings of missing objects were left out.
     MoreOmitted {
         /// How many.
@@ -324,6 +349,9 @@ impl Cause {
             | Self::NameNotUtf8
             | Self::Unmappable { .. }
             | Self::EncryptedFilesUnplaced { .. }
+            | Self::Unexplained { .. }
+            | Self::ClaimedTwice { .. }
+            | Self::ClaimedFree { .. }
             | Self::MoreOmitted { .. }
             // The words may say either.
             | Self::Sentence { .. } => true,
@@ -436,6 +464,23 @@ impl fmt::Display for Cause {
             Self::EncryptedFilesUnplaced { count } => {
                 write!(f, "{count} encrypted files cannot be located without their key")
             }
+            Self::Unexplained { ranges, bytes } => write!(
+                f,
+                "{bytes} bytes in {ranges} ranges are in use, according to the filesystem, but belong to no \
+                 file, directory or known metadata"
+            ),
+            Self::ClaimedTwice { ranges, bytes, example: [first, second] } => write!(
+                f,
+                "{bytes} bytes in {ranges} ranges belong to two objects that cannot share them, for example \
+                 {} and {}; the filesystem is damaged, or the map is wrong there",
+                PrintableText(first),
+                PrintableText(second)
+            ),
+            Self::ClaimedFree { ranges, bytes } => write!(
+                f,
+                "{bytes} bytes in {ranges} ranges belong to files or directories, but are free according to \
+                 the filesystem; it is damaged, or the map is wrong there"
+            ),
             Self::MoreOmitted { count } => write!(f, "{count} more warnings were not kept"),
             Self::Sentence { text } => write!(f, "{}", PrintableText(text)),
             Self::Blank { disk: true } => {

@@ -75,7 +75,10 @@ impl Doubt {
             | Cause::CallFailed { .. }
             | Cause::NameNotUtf8
             | Cause::Unmappable { .. }
-            | Cause::WalkCutShort { .. } => Self::Directories,
+            | Cause::WalkCutShort { .. }
+            | Cause::Unexplained { .. } => Self::Directories,
+            // Which of the objects is wrong is not known.
+            Cause::ClaimedTwice { .. } | Cause::ClaimedFree { .. } => Self::DirectoriesAndFiles,
             // These concern whole devices, whose filesystems are not in the map or are examined in
             // each run.
             Cause::DeviceFailed { .. }

@@ -19,8 +19,6 @@ pub struct WalkContext {
     pub kind: FsKind,
     /// The layout of the device, if that is known.
     pub layout: Option<Arc<Layout>>,
-    /// Whether metadata objects are wanted.
-    pub metadata: bool,
     /// The layouts of all devices: a btrfs may span several.
     pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
     /// Which copies are in the map.

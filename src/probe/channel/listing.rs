@@ -18,8 +18,7 @@ impl State {
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
         let is_told = |id: &ObjectNumber| self.walk.directories.extents.contains_key(id);
-        let is_valid = self.walk.placement.layout.is_some() && !self.walk.context.metadata;
-        if !is_valid || !ids.iter().all(is_told) {
+        if self.walk.placement.layout.is_none() || !ids.iter().all(is_told) {
             return Err(ChannelError::Protocol("a listing of a directory without extents"));
         }
         self.tag(0, false, recorder)?;
@@ -28,7 +27,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives each directory its reads. Other reads are metadata, which is not wanted.
+    /// Gives each directory its reads. Other reads are of metadata.
     pub(super) fn end_listing(&mut self, reads: &[(DiskNumber, DiskRange)]) -> Result<(), ChannelError> {
         let ids = std::mem::take(&mut self.walk.directories.listing);
         let mut blocks: Vec<(Range<DeviceOffset>, ObjectNumber)> = Vec::new();
@@ -64,14 +63,18 @@ impl State {
                 }
             }
         }
+        let mut listed = Recording::default();
         for id in ids {
             let recording = recordings.remove(&id).unwrap_or_default();
+            listed.extend(recording.iter());
             self.snapshot.bytes += recording.bytes();
             let Walk { directories, placement, .. } = &mut self.walk;
             let extents: &[Extent] = directories.extents.get(&id).map_or(&[], Vec::as_slice);
             placement.attribute(&mut self.found, id, &recording, extents)?;
             self.walk.forget_directory(id);
         }
+        let others = reads.iter().copied().collect::<Recording>().difference(&listed);
+        self.walk.untagged(&others);
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 /// Most ranges of a device whose use the agent may report.
 const MOST_PIECES: usize = 1 << 24;
 
-/// What a walk has gathered for the metadata objects. Empty unless they are wanted.
+/// What a walk has gathered for the metadata objects.
 #[derive(Debug, Default)]
 pub struct MetadataInputs {
     /// What was read under no tag.
@@ -25,6 +25,8 @@ pub struct MetadataInputs {
     /// What the filesystem reports of the use of its blocks.
     pub(in crate::probe) spaces: BTreeMap<BlockPurpose, RangeSet<DeviceOffset>>,
     pub(in crate::probe) pieces: usize,
+    /// Extents of data, of which files may use parts.
+    pub(in crate::probe) data_extents: Vec<Range<DeviceOffset>>,
     /// Blocks of extended attributes, by the number of the object that has them.
     pub(in crate::probe) attributes: BTreeMap<ObjectNumber, AttributeBlocks>,
     /// Objects whose data is inline.
@@ -62,8 +64,12 @@ impl MetadataInputs {
         let blocks = self.spaces.entry(owner).or_default();
         self.pieces <= MOST_PIECES
             && pieces.iter().all(|&(start, length)| {
-                let range = Range::at(DeviceOffset(start), length);
-                range.map(|range| blocks.insert(range)).is_some()
+                let Some(range) = Range::at(DeviceOffset(start), length) else { return false };
+                blocks.insert(range);
+                if owner == BlockPurpose::DataExtents {
+                    self.data_extents.push(range);
+                }
+                true
             })
     }
 }
@@ -73,8 +79,7 @@ impl Walk {
     pub(super) fn is_system(&self, object: &record::Object) -> bool {
         let reserved = self.context.kind.facts().reserved_inodes;
         let is_reserved = object.parent == self.first && object.inode < reserved;
-        self.context.metadata
-            && reserved > 0
+        reserved > 0
             && object.id != self.first
             && (is_reserved && object.name.starts_with(b"$") || self.system.contains(&object.parent))
     }
@@ -90,25 +95,17 @@ impl Walk {
 
     /// Notes what was read under no tag.
     pub(super) fn untagged(&mut self, recording: &Recording) {
-        if self.context.metadata {
-            self.placement.inputs.untagged.extend(recording.iter());
-        }
+        self.placement.inputs.untagged.extend(recording.iter());
     }
 
     /// Notes the use of ranges of the device.
     pub(super) fn space(&mut self, owner: BlockPurpose, pieces: &[(u64, u64)]) -> Result<(), ChannelError> {
-        if !self.context.metadata {
-            return Err(ChannelError::Protocol("the use of space, which is not wanted"));
-        }
         let is_valid = self.placement.inputs.space(owner, pieces);
         if is_valid { Ok(()) } else { Err(ChannelError::Protocol("an invalid use of space")) }
     }
 
     /// Notes where the inline data of a file lies.
     pub(super) fn note_inline(&mut self, object: ObjectNumber, file: &BatchFile) {
-        if !self.context.metadata {
-            return;
-        }
         // btrfs reports no place for data that lies in its tree.
         let has_places = self.filesystem.is_some() && !self.mounted.facts().has_address_space;
         let is_inline = |extent: &&Extent| has_places && extent.flags & Extent::INLINE != 0;

@@ -152,7 +152,7 @@ impl Channel {
             ReadOrder::Ends(sample) => Some(sample),
             ReadOrder::Tags | ReadOrder::Series => None,
         };
-        let placement = Placement { legs: context.legs, metadata: context.metadata, ..Placement::default() };
+        let placement = Placement { legs: context.legs, ..Placement::default() };
         let spot_checks = SpotChecks { sample, mismatches: 0 };
         state.walk = Walk { context, first, placement, spot_checks, ..Walk::default() };
         state.walk.untagged(&before);

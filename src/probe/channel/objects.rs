@@ -98,6 +98,7 @@ impl State {
             size: bytes(|fs| fs.blocks),
             free: bytes(|fs| fs.blocks_free),
             free_mapped: None,
+            balance: None,
             directories: counts.directories,
             files: counts.files,
             inodes: InodeDigests::new(),

@@ -14,8 +14,6 @@ use virt_bmap_agent_protocol::record::Extent;
 pub(super) struct Placement {
     /// Which copies are in the map.
     pub(super) legs: Legs,
-    /// Whether metadata objects are wanted.
-    pub(super) metadata: bool,
     /// The layout that the extents refer to: of the filesystem's device, or of the address space of
     /// a btrfs.
     pub(super) layout: Option<Arc<Layout>>,
@@ -45,9 +43,7 @@ impl Placement {
         id: ObjectNumber,
         place: &PlacedRange,
     ) -> Result<(), FoundError> {
-        if self.metadata {
-            self.inputs.owned.insert(place.disk, place.range);
-        }
+        self.inputs.owned.insert(place.disk, place.range);
         found.range(id, place.disk, place.range, place.file_offset, place.role)
     }
 }

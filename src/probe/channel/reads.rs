@@ -21,9 +21,6 @@ impl State {
         if id != 0 && id < FIRST_PROOF && !(1..self.found.next()).contains(&(id & !ATTRIBUTES)) {
             return Err(ChannelError::Protocol("a tag of an unknown object"));
         }
-        if id < FIRST_PROOF && id & ATTRIBUTES != 0 && !self.walk.context.metadata {
-            return Err(ChannelError::Protocol("extended attributes, which are not wanted"));
-        }
         self.end_series(recorder)?;
         let before = recorder.tag();
         let recording = recorder.switch((id != 0).then_some(Tag(id)));

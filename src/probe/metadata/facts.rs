@@ -35,7 +35,10 @@ impl Facts {
         let mut facts = Self::default();
         for (&owner, blocks) in spaces {
             let name = match owner {
-                BlockPurpose::Free | BlockPurpose::Unknown => None,
+                BlockPurpose::Free
+                | BlockPurpose::Unknown
+                | BlockPurpose::DataExtents
+                | BlockPurpose::LogSegments => None,
                 BlockPurpose::Metadata => Some(METADATA),
                 BlockPurpose::Superblocks => Some("[superblocks]"),
                 BlockPurpose::Log => Some("[journal]"),
@@ -51,6 +54,9 @@ impl Facts {
                 BlockPurpose::Defective => Some("[bad blocks]"),
                 BlockPurpose::Attributes => Some("[extended attributes]"),
                 BlockPurpose::ExtentMaps => Some("[extent maps]"),
+                BlockPurpose::FreeLists => Some("[free list]"),
+                BlockPurpose::Quotas => Some("[quota]"),
+                BlockPurpose::Nodes => Some("[nodes]"),
             };
             facts.named.extend(name.map(|name| Named {
                 name,

@@ -3,6 +3,7 @@
 //! blocks are in use (`jfs_superblock.h`, `jfs_filsys.h`, `jfs_dinode.h` and `jfs_dmap.h` in the
 //! kernel's `fs/jfs`).
 
+mod inodes;
 mod tree;
 
 use super::{Blocks, Facts, units};
@@ -51,6 +52,12 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks
     }
     let work = [volume.work].into_iter().filter(is_here);
     facts.name("[fsck work area]", work, is_read(&volume.work));
+    // The beginning is left to a boot loader.
+    facts.name("[boot blocks]", [Range::new(0, SUPERBLOCK)], true);
+    let inodes = inodes::describe(&of_device, INODE_TABLE, volume.blocks).unwrap_or_default();
+    facts.name("[inode map]", inodes.maps, true);
+    facts.name("[inodes]", inodes.extents, true);
+    facts.name("[directory index tables]", inodes.tables, true);
     let Some(extents) = block_map(&of_device, INODE_TABLE) else { return };
     let places: Vec<_> = extents.iter().map(Extent::range).filter(is_here).collect();
     let is_map_read = places.iter().any(is_read);

@@ -8,6 +8,7 @@
 //! lie. If the filesystem reports what is free, the rest is known as well: it is [`ALLOCATED`], in
 //! use for an unknown purpose.
 
+mod balance;
 mod btrfs;
 mod exfat;
 mod ext;
@@ -21,7 +22,6 @@ mod ntfs;
 mod objects;
 mod udf;
 mod volumes;
-mod xfs;
 
 pub(super) use volumes::devices;
 
@@ -31,9 +31,11 @@ use super::context::Context;
 use super::device::Device;
 use super::layout::Layout;
 use crate::appliance::Content;
+use balance::Books;
 use facts::{Facts, Named};
 use objects::Put;
 use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_agent_protocol::record::BlockPurpose;
 use virt_bmap_map::{Kind, Marks};
 use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
@@ -41,6 +43,8 @@ use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 const METADATA: &str = "[metadata]";
 /// What is in use, but was not read and has no other name.
 const ALLOCATED: &str = "[allocated]";
+/// What is in use, but superseded.
+const SUPERSEDED: &str = "[superseded blocks]";
 /// Added to the path of an object: the name of the blocks of its extended attributes.
 const ATTRIBUTES: &str = " [extended attributes]";
 
@@ -61,13 +65,13 @@ pub(super) fn filesystem(
     let Some(layout) = layout else {
         return Ok(put.without_layout(inputs)?);
     };
+    let of_kind = kind.clone();
     let read = layout.to_device_partly(&inputs.untagged);
     let owned = layout.to_device_partly(&inputs.owned);
     let mut facts = Facts::of_spaces(&inputs.spaces);
     let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
     match kind {
         FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::describe(&mut facts, &mut device, &read),
-        FsKind::Xfs => xfs::describe(&mut facts, &mut device, &read),
         FsKind::Btrfs => btrfs::describe(&mut facts, inputs, layout),
         FsKind::F2fs => f2fs::describe(&mut facts, &mut device, &read),
         FsKind::Vfat => fat::describe(&mut facts, &mut device, &read),
@@ -109,10 +113,32 @@ pub(super) fn filesystem(
     }
     put.blocks(Kind::Metadata, METADATA.as_bytes(), &rest, Marks::empty(), layout)?;
     if let Some(free) = &free {
-        let used = facts.whole.difference(free).difference(&known).difference(&rest);
-        put.blocks(Kind::Metadata, ALLOCATED.as_bytes(), &used, Marks::UNVERIFIED, layout)?;
+        add(&mut known, &rest);
+        let unexplained = facts.whole.difference(free).difference(&known);
+        let superseded = superseded(inputs, &owned, &unexplained);
+        put.blocks(Kind::Metadata, SUPERSEDED.as_bytes(), &superseded, Marks::UNVERIFIED, layout)?;
+        let unexplained = unexplained.difference(&superseded);
+        put.blocks(Kind::Metadata, ALLOCATED.as_bytes(), &unexplained, Marks::UNVERIFIED, layout)?;
+        let books = Books { facts: &facts, superseded: &superseded, unexplained: &unexplained, layout };
+        context.channel.with(|found, warnings| {
+            let (balance, causes) = balance::balance(&books, &found.owned(), &of_kind);
+            causes.into_iter().for_each(|cause| warnings.on_device(&content.device, cause));
+            let filesystem = found.header_mut().filesystems.last_mut();
+            if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
+                filesystem.balance = Some(balance);
+            }
+        });
     }
     Ok(())
+}
+
+/// The blocks in use that nothing refers to any more, but that the filesystem keeps for now: in
+/// segments of a log-structured filesystem, and in extents of which files use another part.
+fn superseded(inputs: &MetadataInputs, owned: &Blocks, unexplained: &Blocks) -> Blocks {
+    let segments = inputs.spaces.get(&BlockPurpose::LogSegments);
+    let in_use = inputs.data_extents.iter().filter(|extent| owned.overlap(**extent).next().is_some());
+    let units = segments.into_iter().flat_map(Blocks::iter).chain(in_use.copied());
+    units.flat_map(|unit| unexplained.overlap(unit)).collect()
 }
 
 /// A bit of a bitmap whose bytes begin with the lowest bit; `None` past the end.

@@ -13,7 +13,9 @@ use std::path::PathBuf;
 
 use super::{FORMAT, FORMAT_VERSION, LineError, MAX_RANGES};
 use crate::builder::MapBuilder;
-use crate::header::{Digest, Filesystem, Header, INODES_PER_DIGEST, ImageFile, ImageInfo, InodeDigests};
+use crate::header::{
+    Balance, Digest, Filesystem, Header, INODES_PER_DIGEST, ImageFile, ImageInfo, InodeDigests,
+};
 use crate::model::{Dialect, Map, Object, Piece};
 use crate::object::{Attributes, Kind, Marks, ObjectName};
 use crate::role::{PieceFlags, Role};
@@ -80,6 +82,8 @@ struct FilesystemRecord {
     free: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     free_mapped: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    balance: Option<Balance>,
     directories: u64,
     files: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -327,16 +331,27 @@ impl FileRecord {
 
 impl FilesystemRecord {
     fn new(filesystem: &Filesystem) -> Self {
-        let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes } =
-            filesystem.clone();
+        let Filesystem {
+            device,
+            kind,
+            block_size,
+            size,
+            free,
+            free_mapped,
+            balance,
+            directories,
+            files,
+            inodes,
+        } = filesystem.clone();
         let (device, inodes) = (Text(device), DigestsRecord::all(&inodes));
-        Self { device, kind, block_size, size, free, free_mapped, directories, files, inodes }
+        Self { device, kind, block_size, size, free, free_mapped, balance, directories, files, inodes }
     }
 
     fn unpack(self) -> Filesystem {
-        let Self { device, kind, block_size, size, free, free_mapped, directories, files, inodes } = self;
+        let Self { device, kind, block_size, size, free, free_mapped, balance, directories, files, inodes } =
+            self;
         let (Text(device), inodes) = (device, inodes.iter().flat_map(DigestsRecord::unpack).collect());
-        Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes }
+        Filesystem { device, kind, block_size, size, free, free_mapped, balance, directories, files, inodes }
     }
 }
 

@@ -13,7 +13,7 @@ use super::FORMAT_VERSION;
 use super::reader::LineError;
 use super::writer::WriteError;
 use crate::escape::{needs_escape, push_escaped, unescape};
-use crate::header::{Filesystem, Header, ImageFile, ImageInfo, InodeDigests};
+use crate::header::{Balance, Filesystem, Header, ImageFile, ImageInfo, InodeDigests};
 use crate::warning::Warning;
 
 /// First word of the first line of every map in our dialect. It is part of the format, whatever the
@@ -116,13 +116,36 @@ fn filesystem(fields: &[u8]) -> Result<Filesystem, LineError> {
         let number = std::str::from_utf8(&digits[key.len()..]).ok().and_then(|digits| digits.parse().ok());
         number.map(Some).ok_or(expected(what))
     };
+    let [block_size, size, free, free_mapped] = [
+        number(b"block-size=", "block-size=BYTES")?,
+        number(b"size=", "size=BYTES")?,
+        number(b"free=", "free=BYTES")?,
+        number(b"free-mapped=", "free-mapped=BYTES")?,
+    ];
+    let balance = match number(b"used=", "used=BYTES")? {
+        None => None,
+        Some(used) => {
+            let mut due = |key: &str| number(key.as_bytes(), "the balance")?.ok_or(expected("the balance"));
+            Some(Balance {
+                used,
+                files: due("in-files=")?,
+                directories: due("in-directories=")?,
+                metadata: due("in-metadata=")?,
+                superseded: due("superseded=")?,
+                unexplained: due("unexplained=")?,
+                claimed_twice: due("claimed-twice=")?,
+                claimed_free: due("claimed-free=")?,
+            })
+        }
+    };
     let filesystem = Filesystem {
         device,
         kind,
-        block_size: number(b"block-size=", "block-size=BYTES")?,
-        size: number(b"size=", "size=BYTES")?,
-        free: number(b"free=", "free=BYTES")?,
-        free_mapped: number(b"free-mapped=", "free-mapped=BYTES")?,
+        block_size,
+        size,
+        free,
+        free_mapped,
+        balance,
         directories: number(b"directories=", "directories=N")?.ok_or(expected("directories=N"))?,
         files: number(b"files=", "files=N")?.ok_or(expected("files=N"))?,
         inodes: InodeDigests::new(),
@@ -172,8 +195,19 @@ pub(super) fn push_original(out: &mut Vec<u8>, header: &Header) -> Result<(), Wr
 }
 
 fn push_filesystem(out: &mut Vec<u8>, filesystem: &Filesystem) {
-    let Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, inodes: _ } =
-        filesystem;
+    let Filesystem {
+        device,
+        kind,
+        block_size,
+        size,
+        free,
+        free_mapped,
+        balance,
+        directories,
+        files,
+        inodes: _,
+    } = filesystem;
+    let of = |count: fn(&Balance) -> u64| balance.as_ref().map(count);
     let special = |byte| byte == b' ' || needs_escape(byte);
     out.extend_from_slice(b"# ");
     out.extend_from_slice(FILESYSTEM);
@@ -185,6 +219,14 @@ fn push_filesystem(out: &mut Vec<u8>, filesystem: &Filesystem) {
         ("size", *size),
         ("free", *free),
         ("free-mapped", *free_mapped),
+        ("used", of(|balance| balance.used)),
+        ("in-files", of(|balance| balance.files)),
+        ("in-directories", of(|balance| balance.directories)),
+        ("in-metadata", of(|balance| balance.metadata)),
+        ("superseded", of(|balance| balance.superseded)),
+        ("unexplained", of(|balance| balance.unexplained)),
+        ("claimed-twice", of(|balance| balance.claimed_twice)),
+        ("claimed-free", of(|balance| balance.claimed_free)),
         ("directories", Some(*directories)),
         ("files", Some(*files)),
     ] {

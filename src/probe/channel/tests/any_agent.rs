@@ -42,10 +42,9 @@ proptest::proptest! {
     fn any_records_leave_the_channel_consistent(
         said in proptest::collection::vec(proptest::arbitrary::any::<(u8, u8, u8)>(), 0..60),
         sample in 0u32..3,
-        metadata: bool,
     ) {
         let sample = std::num::NonZeroU32::new(sample).map(|every| Sample { every });
-        let mut agent = Agent::walking_in(WalkContext { sample, metadata, ..WalkContext::default() });
+        let mut agent = Agent::walking_in(WalkContext { sample, ..WalkContext::default() });
         let mut next = 2;
         for (kind, id, number) in said {
             // Objects get the number that is due, otherwise the walk would end at once.

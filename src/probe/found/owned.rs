@@ -1,0 +1,76 @@
+//! The pieces of a filesystem's files and directories, by place.
+
+use crate::probe::layout::Layout;
+use crate::recorder::Recording;
+use virt_bmap_map::{Kind, MapBuilder, NewObject, PieceFlags};
+use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, RangeSet};
+
+/// The pieces of the files and directories of one filesystem.
+///
+/// Of a mirrored device, they are those of the first copy.
+pub struct Owned<'a> {
+    builder: &'a MapBuilder,
+    /// Ascending by disk and offset.
+    pieces: Vec<OwnedPiece>,
+}
+
+/// A piece of a file or directory.
+#[derive(Clone, Copy)]
+pub struct OwnedPiece {
+    /// The file or directory.
+    pub object: NewObject,
+    /// The disk.
+    pub disk: DiskNumber,
+    /// Its bytes there.
+    pub range: DiskRange,
+    is_directory: bool,
+}
+
+impl<'a> Owned<'a> {
+    /// The pieces that were added to the builder after the first `count`.
+    pub(super) fn new(builder: &'a MapBuilder, count: usize) -> Self {
+        let pieces = builder.pieces_after(count).filter_map(|(object, disk, range, role)| {
+            // Inline data lies in blocks of metadata, parity in those of several objects.
+            if role.copy > 0 || role.flags.intersects(PieceFlags::INLINE | PieceFlags::PARITY) {
+                return None;
+            }
+            let is_directory = match builder.name(object).kind {
+                Kind::File => false,
+                Kind::Directory => true,
+                _ => return None,
+            };
+            Some(OwnedPiece { object, disk, range, is_directory })
+        });
+        let mut pieces: Vec<OwnedPiece> = pieces.collect();
+        pieces.sort_by_key(|piece| (piece.disk, piece.range));
+        Self { builder, pieces }
+    }
+
+    /// The pieces, ascending by disk and offset.
+    pub fn pieces(&self) -> &[OwnedPiece] {
+        &self.pieces
+    }
+
+    /// All bytes of files, and all bytes of directories.
+    pub fn recordings(&self) -> [Recording; 2] {
+        [false, true].map(|is_directory| {
+            let of_kind = self.pieces.iter().filter(|piece| piece.is_directory == is_directory);
+            of_kind.map(|piece| (piece.disk, piece.range)).collect()
+        })
+    }
+
+    /// The path of the object of a piece, by the number of the piece.
+    pub fn path(&self, piece: usize) -> String {
+        let path = self.pieces.get(piece).map(|piece| self.builder.name(piece.object).path);
+        String::from_utf8_lossy(path.unwrap_or_default()).into_owned()
+    }
+
+    /// The path of an object that has some of these bytes.
+    pub fn path_at(&self, layout: &Layout, blocks: &RangeSet<DeviceOffset>) -> String {
+        let on_disk = |piece: &OwnedPiece| {
+            let mut places = blocks.iter().filter_map(|range| layout.places(range)).flatten();
+            places.any(|(disk, range)| disk == piece.disk && range.intersection(piece.range).is_some())
+        };
+        self.pieces.iter().position(on_disk).map(|piece| self.path(piece)).unwrap_or_default()
+    }
+}
