@@ -4,13 +4,18 @@ use super::{Entry, TOO_MANY, Walker};
 use crate::Fatal;
 use rustix::fs::FileType;
 use std::ffi::{CString, NulError};
+use virt_bmap_agent_protocol::record::ObjectKind;
 use virt_bmap_agent_protocol::{self as protocol, Listing, Record};
 
 impl Entry {
     /// An entry of a host listing.
     fn from_host(entry: protocol::Entry) -> Result<Self, NulError> {
-        let protocol::Entry { inode, is_directory, name } = entry;
-        let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
+        let protocol::Entry { inode, kind, name } = entry;
+        let kind = match kind {
+            ObjectKind::Directory => FileType::Directory,
+            ObjectKind::File => FileType::RegularFile,
+            ObjectKind::Symlink => FileType::Symlink,
+        };
         Ok(Self { name: CString::new(name)?, kind, inode })
     }
 }

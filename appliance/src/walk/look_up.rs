@@ -84,7 +84,7 @@ impl Walker {
             return self.known_directory(parent, inode, name, listing, below);
         }
         let kind = match kind {
-            FileType::RegularFile | FileType::Unknown if self.known.contains(inode) => {
+            FileType::RegularFile | FileType::Symlink | FileType::Unknown if self.known.contains(inode) => {
                 let id = self.number()?;
                 self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
                 return self.found();
@@ -115,7 +115,7 @@ impl Walker {
                 self.symlink(directory, parent, &name)?;
                 self.found()
             }
-            _ => Ok(()),
+            _ => self.special_file(directory, parent, &name),
         }
     }
 

@@ -113,7 +113,38 @@ impl Walker {
         }
         self.control.settle()?;
         self.control.tag(id | ATTRIBUTES, false)?;
-        // A symbolic link cannot be opened.
+        self.attributes_by_name(directory, parent, name)?;
+        self.control.settle()?;
+        self.control.tag(0, false)
+    }
+
+    /// Reads the extended attributes of a device, pipe or socket. It is no object of the map, so what
+    /// is read is metadata of the filesystem.
+    pub(super) fn special_file(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        parent: u32,
+        name: &CStr,
+    ) -> Result<(), Fatal> {
+        match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if !self.is_elsewhere(&stat) && self.has_more_blocks(&stat, None) => {
+                self.attributes_by_name(directory, parent, name)
+            }
+            Ok(_) => Ok(()),
+            Err(errno) => {
+                self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads the extended attributes of what cannot be opened.
+    fn attributes_by_name(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        parent: u32,
+        name: &CStr,
+    ) -> Result<(), Fatal> {
         let path = [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name.to_bytes()].concat();
         let path = CString::new(path)?;
         if let Err(errno) =
@@ -121,8 +152,7 @@ impl Walker {
         {
             self.control.read_failure(Operation::Attributes, errno, parent, name.to_bytes(), 0);
         }
-        self.control.settle()?;
-        self.control.tag(0, false)
+        Ok(())
     }
 
     /// Sends the purpose of the filesystem's blocks, if the filesystem reports it.

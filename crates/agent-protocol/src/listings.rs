@@ -2,6 +2,7 @@
 //! not list these directories.
 
 use crate::bounds;
+use crate::record::ObjectKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -22,13 +23,13 @@ pub struct Listing {
     pub entries: Vec<Entry>,
 }
 
-/// A file or subdirectory.
+/// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Number of its inode.
     pub inode: u64,
-    /// Whether it is a directory; otherwise it is a regular file.
-    pub is_directory: bool,
+    /// What it is.
+    pub kind: ObjectKind,
     /// The name.
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
@@ -58,8 +59,9 @@ mod tests {
 
     #[test]
     fn a_listing_is_taken_once() {
-        let entry = |inode, is_directory, name: &[u8]| Entry { inode, is_directory, name: name.to_vec() };
-        let entries = vec![entry(14, false, b"a\n\xff"), entry(1 << 40, true, b"b")];
+        let entry = |inode, kind, name: &[u8]| Entry { inode, kind, name: name.to_vec() };
+        let entries =
+            vec![entry(14, ObjectKind::File, b"a\n\xff"), entry(1 << 40, ObjectKind::Directory, b"b")];
         let listings = [(12, Listing { objects: 7, entries }), (13, Listing::default())];
         let mut listings = Listings::from_iter(listings);
         assert!(listings.fit());
@@ -70,7 +72,7 @@ mod tests {
 
     #[test]
     fn listings_fit_up_to_their_limit_in_bytes() {
-        let entry = Entry { inode: 1, is_directory: false, name: vec![b'a'; 1024] };
+        let entry = Entry { inode: 1, kind: ObjectKind::File, name: vec![b'a'; 1024] };
         let listings = |count| {
             let listing = Listing { objects: 0, entries: vec![entry.clone(); count] };
             Listings::from_iter([(2, listing)])

@@ -137,7 +137,8 @@ impl Balance {
 }
 
 /// Digests of a filesystem's inodes. [`INODES_PER_DIGEST`] inodes share a digest; the key is the
-/// number of the first. Only groups with an inode of a regular file or a directory are there.
+/// number of the first. Only groups with an inode of a regular file, a directory or a symbolic
+/// link are there.
 pub type InodeDigests = BTreeMap<u64, Digest>;
 
 /// The first half of a SHA-256 of inodes, of the blocks of those that are directories, and of all

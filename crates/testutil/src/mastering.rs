@@ -24,10 +24,16 @@ pub fn hfsplus(root: &Path, image: &Path, size: u64) {
         .find(|at| bytes[at + 1024..].starts_with(b"H+\x00\x04"))
         .expect("no HFS+ filesystem in the hybrid image");
     let field = |from: usize| u32::from_be_bytes(bytes[at + 1024 + from..][..4].try_into().unwrap());
-    let length = field(40) as usize * field(44) as usize;
+    let block = field(40) as usize;
+    let length = block * field(44) as usize;
+    // xorriso counts the block behind the extents overflow file as used, but nothing has it.
+    let unused = field(208) as usize + field(212) as usize;
+    let bitmap = field(128) as usize * block;
     let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
-    let header = filesystem[1024..1536].to_vec();
     assert!(filesystem.len() as u64 + 1024 <= size, "the files do not fit");
+    filesystem[bitmap + unused / 8] &= !(0x80 >> (unused % 8));
+    filesystem[1024 + 48..][..4].copy_from_slice(&(field(48) + 1).to_be_bytes());
+    let header = filesystem[1024..1536].to_vec();
     // Programs look for the second header at the end of the partition.
     filesystem.resize(size as usize, 0);
     let end = filesystem.len() - 1024;
@@ -43,6 +49,7 @@ pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     let (header, end) = (1024, bytes.len() - 1024);
     let field = |at: usize| u32::from_be_bytes(bytes[header + at..][..4].try_into().unwrap());
     let (attributes, block, old, bitmap) = (field(4), field(40), field(44), field(128));
+    let unused = field(208) + field(212);
     let blocks = (size / u64::from(block)) as u32;
     assert!(
         blocks <= block * 8 && field(124) == 1 && field(52) < old,
@@ -58,9 +65,9 @@ pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     set(&mut bytes, 280, 64 << 10);
     let bits = bitmap as usize * block as usize;
     bytes[bits..][..block as usize].fill(0);
-    // All old blocks but the last are in use, and so is the new last block. The old last block held
-    // the second header.
-    let used = (0..old - 1).chain([blocks - 1]).inspect(|n| assert!(*n < blocks));
+    // All old blocks but the last and an unused one are in use, and so is the new last block. The
+    // old last block held the second header.
+    let used = (0..old - 1).filter(|n| *n != unused).chain([blocks - 1]).inspect(|n| assert!(*n < blocks));
     let used = used.fold(0, |count, n| {
         bytes[bits + n as usize / 8] |= 0x80 >> (n % 8);
         count + 1

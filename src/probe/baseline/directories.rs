@@ -6,6 +6,7 @@
 
 use super::Baseline;
 use std::collections::{BTreeMap, HashMap};
+use virt_bmap_agent_protocol::record::ObjectKind;
 use virt_bmap_agent_protocol::{Entry, Listing, Listings};
 use virt_bmap_map::{Kind, ObjectId};
 
@@ -18,7 +19,7 @@ pub struct Directories(HashMap<u64, Directory>);
 pub(in crate::probe) struct Directory {
     /// The object in the baseline.
     pub(in crate::probe) id: ObjectId,
-    /// The unchanged files in it.
+    /// The unchanged files and symbolic links in it.
     pub(in crate::probe) files: Vec<ObjectId>,
     /// The directories in it that are unchanged throughout, with all below them.
     pub(in crate::probe) directories: Vec<u64>,
@@ -52,11 +53,18 @@ impl Directories {
             .filter_map(|inode| Some((*inode, Directory::new(*directories.get(inode)?))))
             .collect();
         let mut below: HashMap<u64, Vec<u64>> = HashMap::new();
-        let objects = baseline.on(device, Kind::Directory).chain(baseline.on(device, Kind::File));
-        for object in objects {
+        let kinds = [
+            (Kind::Directory, ObjectKind::Directory),
+            (Kind::File, ObjectKind::File),
+            (Kind::Symlink, ObjectKind::Symlink),
+        ];
+        let objects = kinds
+            .iter()
+            .flat_map(|(kind, reported)| baseline.on(device, *kind).map(|object| (object, *reported)));
+        for (object, kind) in objects {
             let Some((parent, name)) = object.name().in_directory() else { continue };
             let inode = object.attributes().inode.unwrap_or(0);
-            let is_directory = object.kind() == Kind::Directory;
+            let is_directory = kind == ObjectKind::Directory;
             let is_known = is_directory && all.contains_key(&inode);
             let Some(parent) =
                 paths.get(parent).and_then(|parent| all.get_mut(parent).map(|it| (*parent, it)))
@@ -68,7 +76,7 @@ impl Directories {
             } else if !is_directory && files.get(&inode) == Some(&object.id()) {
                 parent.1.files.push(object.id());
             } else {
-                parent.1.entries.push(Entry { inode, is_directory, name: name.to_vec() });
+                parent.1.entries.push(Entry { inode, kind, name: name.to_vec() });
             }
         }
         // From the bottom to the top.
@@ -82,7 +90,8 @@ impl Directories {
                     directory.objects = directory.objects.saturating_add(1).saturating_add(it.objects);
                 } else {
                     let (_, name) = name(it.id).in_directory().unwrap_or_default();
-                    directory.entries.push(Entry { inode: inside, is_directory: true, name: name.to_vec() });
+                    let (kind, name) = (ObjectKind::Directory, name.to_vec());
+                    directory.entries.push(Entry { inode: inside, kind, name });
                 }
             }
             let files = u32::try_from(directory.files.len()).unwrap_or(u32::MAX);
@@ -133,8 +142,10 @@ mod tests {
         assert_eq!(top.objects, 4);
         let told = |entries: &[Entry]| -> Vec<(u64, bool, String)> {
             let name = |entry: &Entry| String::from_utf8_lossy(&entry.name).into_owned();
-            let mut told: Vec<_> =
-                entries.iter().map(|entry| (entry.inode, entry.is_directory, name(entry))).collect();
+            let mut told: Vec<_> = entries
+                .iter()
+                .map(|entry| (entry.inode, entry.kind == ObjectKind::Directory, name(entry)))
+                .collect();
             told.sort();
             told
         };

@@ -164,6 +164,26 @@ impl Baseline {
         unchanged.collect()
     }
 
+    /// The unchanged symbolic links on this device that have one name and no blocks, by inode.
+    /// `is_same` says whether an inode is such a link and unchanged.
+    pub(super) fn unchanged_links(
+        &self,
+        device: &[u8],
+        is_same: impl Fn(u64) -> bool,
+    ) -> HashMap<u64, ObjectId> {
+        let unchanged = self.on(device, Kind::Symlink).filter_map(|link| {
+            let Attributes { inode, links, marks, .. } = link.attributes();
+            let is_plain = links == Some(1) && !marks.contains(Marks::ENCRYPTED) && link.pieces().len() == 0;
+            (is_plain && is_same(inode?)).then_some((inode?, link.id()))
+        });
+        unchanged.collect()
+    }
+
+    /// Whether the map has the symbolic links: a directory without them would lack them for ever.
+    pub(super) fn has_links(&self) -> bool {
+        self.map.lists_metadata()
+    }
+
     /// A file or directory in the map.
     pub(super) fn object(&self, id: ObjectId) -> Object<'_> {
         self.map.object(id)

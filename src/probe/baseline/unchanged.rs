@@ -9,7 +9,7 @@ use virt_bmap_map::ObjectId;
 pub struct UnchangedObjects {
     /// The earlier map.
     pub baseline: Arc<Baseline>,
-    /// The files, as objects of that map, by inode.
+    /// The files and symbolic links, as objects of that map, by inode.
     pub files: HashMap<u64, ObjectId>,
     /// The directories.
     pub directories: Directories,

@@ -54,7 +54,7 @@ impl State {
         let parent = (!is_root).then_some(object.parent);
         let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
         self.unless_too_long(result, object.parent, &object.name)?;
-        if matches!(kind, Kind::File | Kind::Directory) {
+        if matches!(kind, Kind::File | Kind::Directory | Kind::Symlink) {
             self.inodes.all.push(object.inode);
         }
         if object.kind != ObjectKind::Directory {

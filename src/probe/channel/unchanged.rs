@@ -4,7 +4,7 @@
 use super::state::State;
 use super::{ChannelError, ObjectNumber};
 use crate::probe::baseline::{Directory, UnchangedObjects};
-use virt_bmap_map::{Kind, Object};
+use virt_bmap_map::{Kind, Object, PieceFlags};
 
 impl State {
     /// Reuses an unchanged file or directory that the agent has found.
@@ -52,7 +52,7 @@ impl State {
         Ok(())
     }
 
-    /// Reuses a file or directory.
+    /// Reuses a file, a directory or a symbolic link.
     fn unchanged_object(
         &mut self,
         object: Object<'_>,
@@ -67,6 +67,9 @@ impl State {
         self.unless_too_long(result.map(drop), parent, name)?;
         for piece in object.pieces() {
             self.snapshot.bytes += piece.range.len();
+            if !piece.role.flags.contains(PieceFlags::INLINE) {
+                self.walk.placement.inputs.owned.insert(piece.disk, piece.range);
+            }
             self.found.range(id, piece.disk, piece.range, piece.file_offset, piece.role)?;
         }
         self.inodes.all.extend(attributes.inode);

@@ -6,6 +6,7 @@
 //! misses shows.
 
 use super::facts::Facts;
+use super::parts::Parts;
 use super::{Blocks, METADATA};
 use crate::probe::found::Owned;
 use crate::probe::layout::Layout;
@@ -14,17 +15,15 @@ use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::{Balance, Cause};
 use virt_bmap_ranges::DiskRange;
 
-/// The bytes of a filesystem, by owner.
-pub(super) struct Books<'a> {
-    pub(super) facts: &'a Facts,
-    pub(super) superseded: &'a Blocks,
-    pub(super) unexplained: &'a Blocks,
-    pub(super) layout: &'a Layout,
-}
-
 /// The balance of a filesystem, and a warning for each way in which it is not even.
-pub(super) fn balance(books: &Books<'_>, owned: &Owned<'_>, kind: &FsKind) -> (Balance, Vec<Cause>) {
-    let Books { facts, superseded, unexplained, layout } = books;
+pub(super) fn balance(
+    facts: &Facts,
+    parts: &Parts,
+    layout: &Layout,
+    owned: &Owned<'_>,
+    kind: &FsKind,
+) -> (Balance, Vec<Cause>) {
+    let Parts { superseded, unexplained, .. } = parts;
     let free = facts.free.clone().unwrap_or_default();
     let on_device = |recording: &Recording| within(&layout.to_device_partly(recording), &facts.whole);
     let [files, directories] = owned.recordings().map(|recording| on_device(&recording));

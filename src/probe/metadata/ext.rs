@@ -13,9 +13,15 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks
     let _ = describe_by(facts, device, &superblock, read);
 }
 
+/// `RO_COMPAT_BIGALLOC`: space is allocated in clusters of several blocks.
+const BIGALLOC: u32 = 0x200;
+
 fn describe_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
     let Ext { block, inode } = Ext::of(superblock)?;
     facts.unit = Some(inode).filter(|inode| inode.is_power_of_two() && (128..=block).contains(inode));
+    if superblock.le32(0x64)? & BIGALLOC != 0 {
+        facts.cluster = 1024u64.checked_shl(superblock.le32(0x1c)?).filter(|cluster| *cluster > block);
+    }
     // Blocks of 1 KiB begin after the boot sector, larger ones with it.
     if superblock.le32(0x14)? > 0 {
         let boot = Range::new(0, Ext::AT);

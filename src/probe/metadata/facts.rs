@@ -15,6 +15,9 @@ pub(super) struct Facts {
     pub(super) free: Option<Blocks>,
     /// All blocks that are free or in use.
     pub(super) whole: Blocks,
+    /// Bytes of the clusters in which space is allocated, if they are larger than blocks. An object
+    /// has whole clusters, whatever its extents.
+    pub(super) cluster: Option<u64>,
     /// Size of the units in which inline data lies, if that is not the block size.
     pub(super) unit: Option<u64>,
     /// Size of the records of `$MFT`.

@@ -38,7 +38,18 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks
     let copies = [volume.end(), device.size].map(|end| end.saturating_sub(HEADER));
     let is_header = |at: &u64| device.read(*at, 4).is_some_and(|bytes| bytes == header[..4]);
     let headers = [HEADER].into_iter().chain(copies.into_iter().filter(is_header));
+    // Before the header are boot blocks. The rest of the blocks that hold a header is reserved
+    // ("Volume Header").
+    facts.name("[boot blocks]", [Range::new(0, HEADER)], true);
+    let (behind, end) = (HEADER + HEADER_SIZE, volume.end());
+    let copy = end.saturating_sub(HEADER);
+    let reserved = [
+        Range::new(behind, behind.next_multiple_of(volume.block)),
+        Range::new(copy / volume.block * volume.block, copy),
+        Range::new(copy + HEADER_SIZE, end),
+    ];
     facts.name("[volume headers]", headers.map(|at| Range::new(at, at + HEADER_SIZE)), true);
+    facts.name("[reserved]", reserved, true);
     for (name, at) in FILES {
         let extents = volume.extents(&header, at).unwrap_or_default();
         let is_read = extents.iter().any(is_read);

@@ -20,6 +20,7 @@ mod jfs;
 mod nilfs2;
 mod ntfs;
 mod objects;
+mod parts;
 mod udf;
 mod volumes;
 
@@ -31,20 +32,15 @@ use super::context::Context;
 use super::device::Device;
 use super::layout::Layout;
 use crate::appliance::Content;
-use balance::Books;
 use facts::{Facts, Named};
 use objects::Put;
+use parts::Parts;
 use virt_bmap_agent_protocol::FsKind;
-use virt_bmap_agent_protocol::record::BlockPurpose;
 use virt_bmap_map::{Kind, Marks};
 use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
 /// What was read for the filesystem itself, and has no other name.
 const METADATA: &str = "[metadata]";
-/// What is in use, but was not read and has no other name.
-const ALLOCATED: &str = "[allocated]";
-/// What is in use, but superseded.
-const SUPERSEDED: &str = "[superseded blocks]";
 /// Added to the path of an object: the name of the blocks of its extended attributes.
 const ATTRIBUTES: &str = " [extended attributes]";
 
@@ -65,12 +61,10 @@ pub(super) fn filesystem(
     let Some(layout) = layout else {
         return Ok(put.without_layout(inputs)?);
     };
-    let of_kind = kind.clone();
     let read = layout.to_device_partly(&inputs.untagged);
-    let owned = layout.to_device_partly(&inputs.owned);
     let mut facts = Facts::of_spaces(&inputs.spaces);
     let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
-    match kind {
+    match &kind {
         FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::describe(&mut facts, &mut device, &read),
         FsKind::Btrfs => btrfs::describe(&mut facts, inputs, layout),
         FsKind::F2fs => f2fs::describe(&mut facts, &mut device, &read),
@@ -87,58 +81,40 @@ pub(super) fn filesystem(
     put.places(Kind::Metadata, METADATA.as_bytes(), &facts.outside.read)?;
     put.inline(&facts, inputs, layout)?;
 
-    let mut known = owned.clone();
-    let free = facts.free.as_ref().map(|free| free.difference(&owned));
-    for Named { name, blocks, marks } in &facts.named {
-        let mut blocks = blocks.difference(&owned);
-        if let Some(free) = &free {
-            blocks = blocks.difference(free);
+    let parts = Parts::of(&facts, inputs, layout);
+    for Named { name, blocks, marks } in &parts.named {
+        put.blocks(Kind::Metadata, name.as_bytes(), blocks, *marks, layout)?;
+    }
+    put.attributes(inputs, &parts, layout)?;
+    for Named { name, blocks, marks } in &parts.unnamed {
+        put.blocks(Kind::Metadata, name.as_bytes(), blocks, *marks, layout)?;
+    }
+    let Some(free) = &parts.free else { return Ok(()) };
+    put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
+    put.places(Kind::Free, b"", &facts.outside.unallocated)?;
+    context.channel.with(|found, warnings| {
+        let (balance, causes) = balance::balance(&facts, &parts, layout, &found.owned(), &kind);
+        causes.into_iter().for_each(|cause| warnings.on_device(&content.device, cause));
+        let filesystem = found.header_mut().filesystems.last_mut();
+        if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
+            filesystem.free_mapped = Some(free.bytes() + facts.outside.unallocated.bytes());
+            filesystem.balance = Some(balance);
         }
-        put.blocks(Kind::Metadata, name.as_bytes(), &blocks, *marks, layout)?;
-        add(&mut known, &blocks);
-    }
-    put.attributes(inputs, &read, &mut known, layout)?;
-    let mut rest = read.difference(&known);
-    if let Some(free) = &free {
-        put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
-        put.places(Kind::Free, b"", &facts.outside.unallocated)?;
-        let bytes = free.bytes() + facts.outside.unallocated.bytes();
-        context.channel.with(|found, _| {
-            let filesystem = found.header_mut().filesystems.last_mut();
-            if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
-                filesystem.free_mapped = Some(bytes);
-            }
-        });
-        rest = rest.difference(free);
-    }
-    put.blocks(Kind::Metadata, METADATA.as_bytes(), &rest, Marks::empty(), layout)?;
-    if let Some(free) = &free {
-        add(&mut known, &rest);
-        let unexplained = facts.whole.difference(free).difference(&known);
-        let superseded = superseded(inputs, &owned, &unexplained);
-        put.blocks(Kind::Metadata, SUPERSEDED.as_bytes(), &superseded, Marks::UNVERIFIED, layout)?;
-        let unexplained = unexplained.difference(&superseded);
-        put.blocks(Kind::Metadata, ALLOCATED.as_bytes(), &unexplained, Marks::UNVERIFIED, layout)?;
-        let books = Books { facts: &facts, superseded: &superseded, unexplained: &unexplained, layout };
-        context.channel.with(|found, warnings| {
-            let (balance, causes) = balance::balance(&books, &found.owned(), &of_kind);
-            causes.into_iter().for_each(|cause| warnings.on_device(&content.device, cause));
-            let filesystem = found.header_mut().filesystems.last_mut();
-            if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
-                filesystem.balance = Some(balance);
-            }
-        });
-    }
+    });
     Ok(())
 }
 
-/// The blocks in use that nothing refers to any more, but that the filesystem keeps for now: in
-/// segments of a log-structured filesystem, and in extents of which files use another part.
-fn superseded(inputs: &MetadataInputs, owned: &Blocks, unexplained: &Blocks) -> Blocks {
-    let segments = inputs.spaces.get(&BlockPurpose::LogSegments);
-    let in_use = inputs.data_extents.iter().filter(|extent| owned.overlap(**extent).next().is_some());
-    let units = segments.into_iter().flat_map(Blocks::iter).chain(in_use.copied());
-    units.flat_map(|unit| unexplained.overlap(unit)).collect()
+/// The balance of a filesystem that reports the use of all its blocks.
+#[cfg(test)]
+pub(super) fn balance_of_reported(
+    inputs: &MetadataInputs,
+    layout: &Layout,
+    found: &super::found::Found,
+    kind: &FsKind,
+) -> (virt_bmap_map::Balance, Vec<virt_bmap_map::Cause>) {
+    let facts = Facts::of_spaces(&inputs.spaces);
+    let parts = Parts::of(&facts, inputs, layout);
+    balance::balance(&facts, &parts, layout, &found.owned(), kind)
 }
 
 /// A bit of a bitmap whose bytes begin with the lowest bit; `None` past the end.

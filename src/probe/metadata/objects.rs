@@ -1,6 +1,7 @@
 //! Puts the metadata objects of one device into the map.
 
 use super::facts::Facts;
+use super::parts::Parts;
 use super::{ATTRIBUTES, Blocks, METADATA, add, ntfs};
 use crate::probe::channel::{Inline, MetadataInputs};
 use crate::probe::context::Context;
@@ -122,17 +123,16 @@ impl Put<'_> {
     pub(super) fn attributes(
         &self,
         inputs: &MetadataInputs,
-        read: &Blocks,
-        known: &mut Blocks,
+        parts: &Parts,
         layout: &Layout,
     ) -> Result<(), FoundError> {
         // Files may share blocks of attributes, which are read only for the first of them.
-        let mut seen = read.clone();
+        let mut seen = parts.read.clone();
         for attributes in inputs.attributes.values() {
             add(&mut seen, &layout.to_device_partly(&attributes.recording));
         }
         for (&object, attributes) in &inputs.attributes {
-            let mut blocks = layout.to_device_partly(&attributes.recording).difference(known);
+            let mut blocks = layout.to_device_partly(&attributes.recording).difference(&parts.known);
             let mut marks = Marks::empty();
             for extent in &attributes.extents {
                 let Some(range) = Range::at(DeviceOffset(extent.physical), extent.length) else { continue };
@@ -142,12 +142,6 @@ impl Put<'_> {
             if let Some(number) = self.attributes_object(object, marks, blocks.is_empty())? {
                 blocks.iter().try_for_each(|range| self.range(number, range, PieceFlags::empty(), layout))?;
             }
-            // These are known only at the end: the next file may share them.
-        }
-        seen = seen.difference(read);
-        add(known, &seen);
-        for extent in inputs.attributes.values().flat_map(|attributes| &attributes.extents) {
-            known.extend(Range::at(DeviceOffset(extent.physical), extent.length));
         }
         Ok(())
     }

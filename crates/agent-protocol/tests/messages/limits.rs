@@ -203,7 +203,6 @@ fn walk() -> WalkPlan {
         first: 2,
         root: "/sysroot".into(),
         order: ReadOrder::Series,
-        metadata: false,
         asks: true,
         known: InodeSet::default(),
         listings: Listings::default(),
@@ -247,7 +246,7 @@ fn a_task_that_is_too_long_as_a_whole_is_not_sent() {
 #[test]
 fn names_in_listings_stay_in_their_directory() {
     let listings = |name: &[u8]| {
-        let entries = vec![Entry { inode: 1, is_directory: true, name: name.to_vec() }];
+        let entries = vec![Entry { inode: 1, kind: ObjectKind::Directory, name: name.to_vec() }];
         let listings = Listings::from_iter([(2, Listing { objects: 0, entries })]);
         Task::Walk(WalkPlan { listings, ..walk() })
     };

@@ -133,11 +133,8 @@ pub(crate) fn reply() -> impl Strategy<Value = Reply> {
 fn listings() -> impl Strategy<Value = Listings> {
     let name =
         vec(any::<u8>().prop_map(|byte| if matches!(byte, 0 | b'/' | b'.') { b'x' } else { byte }), 1..99);
-    let entry = (any::<(u64, bool)>(), name).prop_map(|((inode, is_directory), name)| Entry {
-        inode,
-        is_directory,
-        name,
-    });
+    let kind = prop_oneof![Just(ObjectKind::Directory), Just(ObjectKind::File), Just(ObjectKind::Symlink)];
+    let entry = (any::<u64>(), kind, name).prop_map(|(inode, kind, name)| Entry { inode, kind, name });
     let listing =
         (any::<u32>(), vec(entry, 0..9)).prop_map(|(objects, entries)| Listing { objects, entries });
     vec((any::<u64>(), listing), 0..9).prop_map(Listings::from_iter)
@@ -153,9 +150,9 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
         })),
     ];
     let known = btree_set(any::<u64>(), 0..99).prop_map(InodeSet::from_iter);
-    let walk = (any::<(u32, u32, bool, bool)>(), ".{0,99}", order, known, listings(), pairs()).prop_map(
-        |((sequence, first, metadata, asks), root, order, known, listings, lookahead)| {
-            Task::Walk(WalkPlan { sequence, first, root, order, metadata, asks, known, listings, lookahead })
+    let walk = (any::<(u32, u32, bool)>(), ".{0,99}", order, known, listings(), pairs()).prop_map(
+        |((sequence, first, asks), root, order, known, listings, lookahead)| {
+            Task::Walk(WalkPlan { sequence, first, root, order, asks, known, listings, lookahead })
         },
     );
     let read = (any::<(u32, u64, u64)>(), ".{0,99}").prop_map(|((tag, offset, length), device)| DeviceRead {

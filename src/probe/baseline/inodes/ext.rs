@@ -119,6 +119,10 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     /// `EXTENTS_FL` and `INLINE_DATA_FL`.
     const EXTENTS: u32 = 0x8_0000;
     const INLINE: u32 = 0x1000_0000;
+    // A block of extended attributes (`i_file_acl`).
+    if (inode.le32(0x68)?, inode.le16(0x76)?) != (0, 0) {
+        return None;
+    }
     let flags = inode.le32(0x20)?;
     let is_inline = flags & INLINE != 0;
     let points_to_data = if is_inline {
@@ -134,6 +138,10 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
         0x8000 if points_to_data => Some(SelfContained::File),
         0x4000 if points_to_data && flags & ENCRYPT == 0 && is_inline => Some(SelfContained::InlineDirectory),
         0x4000 if points_to_data && flags & ENCRYPT == 0 => Some(SelfContained::Directory),
+        // Without blocks.
+        0xa000 if inode.le32(0x1c)? == 0 && flags & (ENCRYPT | INLINE) == 0 => {
+            Some(SelfContained::InlineLink)
+        }
         _ => None,
     }
 }
@@ -264,7 +272,14 @@ mod tests {
         }
         assert_eq!(inode(0x1000_0000, &[(0x58, 1)]), None);
         assert_eq!(inode(0, &[(1, 0x41)]), Some(SelfContained::Directory));
-        assert_eq!((inode(0x800, &[(1, 0x41)]), inode(0, &[(1, 0xa1)])), (None, None));
+        assert_eq!((inode(0x800, &[(1, 0x41)]), inode(0x800, &[(1, 0xa1)])), (None, None));
+        assert_eq!(inode(0, &[(1, 0xa1)]), Some(SelfContained::InlineLink));
+        assert_eq!(inode(0, &[(1, 0xa1), (0x1c, 8)]), None);
+        // With a block of extended attributes.
+        assert_eq!(
+            (inode(0x8_0000, &[magic[0], magic[1], (0x69, 1)]), inode(0, &[(1, 0x41), (0x76, 1)])),
+            (None, None)
+        );
         assert_eq!((self_contained(&[0; 64]), self_contained(&[0; 20])), (None, None));
     }
 

@@ -68,7 +68,7 @@ trait Table {
     }
 }
 
-/// The type of a self-contained inode.
+/// The type of a self-contained inode. None of them has blocks of extended attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SelfContained {
     /// A regular file.
@@ -77,6 +77,8 @@ enum SelfContained {
     Directory,
     /// The same, without blocks: its entries are in its inode.
     InlineDirectory,
+    /// A symbolic link, whose target is in its inode.
+    InlineLink,
 }
 
 /// The type of each inode of a group, if it is self-contained.
@@ -182,7 +184,10 @@ impl<'a> Inodes<'a> {
         };
         let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
         let is_file = |inode| unchanged(inode) == Some(SelfContained::File);
-        let files = baseline.unchanged_files(device, is_file, is_touched);
+        let mut files = baseline.unchanged_files(device, is_file, is_touched);
+        files.extend(
+            baseline.unchanged_links(device, |inode| unchanged(inode) == Some(SelfContained::InlineLink)),
+        );
         let is_directory = |inode, size| match unchanged(inode) {
             Some(SelfContained::Directory) => blocks.bytes(inode) == size,
             Some(SelfContained::InlineDirectory) => blocks.bytes(inode) == 0,
@@ -190,7 +195,7 @@ impl<'a> Inodes<'a> {
         };
         // A page of smaller blocks may hold blocks of several directories; then the later ones are
         // not read again, and their blocks would be missing from the map.
-        let directories = if self.table.block() >= PAGE {
+        let directories = if self.table.block() >= PAGE && baseline.has_links() {
             baseline.unchanged_directories(device, is_directory, is_touched)
         } else {
             HashMap::new()

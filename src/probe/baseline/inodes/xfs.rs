@@ -99,10 +99,15 @@ fn self_contained(inode: &[u8]) -> Option<SelfContained> {
     if inode.get(..2)? != b"IN" {
         return None;
     }
+    // Its attributes lie elsewhere (`di_forkoff`, `di_aformat`).
+    if inode.u8_at(82)? > 0 && inode.u8_at(83)? != LOCAL {
+        return None;
+    }
     match (inode.be16(2)? & 0xf000, inode.u8_at(5)?) {
         (0x8000, EXTENTS) if inode.be16(90)? & REALTIME == 0 => Some(SelfContained::File),
         (0x4000, LOCAL) => Some(SelfContained::InlineDirectory),
         (0x4000, EXTENTS) => Some(SelfContained::Directory),
+        (0xa000, LOCAL) => Some(SelfContained::InlineLink),
         _ => None,
     }
 }
@@ -123,7 +128,8 @@ mod tests {
         assert_eq!((inode(0x81, 1, 0), inode(0x81, 3, 0), inode(0x81, 2, 1)), (None, None, None));
         let directories = [SelfContained::InlineDirectory, SelfContained::Directory];
         assert_eq!([1, 2].map(|format| inode(0x41, format, 0)), directories.map(Some));
-        assert_eq!((inode(0x41, 3, 0), inode(0xa1, 1, 0)), (None, None));
+        assert_eq!((inode(0x41, 3, 0), inode(0xa1, 2, 0)), (None, None));
+        assert_eq!(inode(0xa1, 1, 0), Some(SelfContained::InlineLink));
         assert_eq!((self_contained(&[0; 256]), self_contained(b"IN")), (None, None));
     }
 
