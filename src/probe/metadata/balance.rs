@@ -35,7 +35,7 @@ pub(super) fn balance(
     let others = [&of_files, &of_directories, superseded, unexplained].map(Blocks::bytes);
 
     let mut twice = Twice::default();
-    if !kind.facts().shares_blocks {
+    if !kind.facts().shares_blocks && !facts.shares_blocks {
         twice.objects(owned);
         for named in facts.named.iter().filter(|named| named.name != METADATA) {
             let shared = within(&files, &named.blocks);

@@ -15,10 +15,13 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks
 
 /// `RO_COMPAT_BIGALLOC`: space is allocated in clusters of several blocks.
 const BIGALLOC: u32 = 0x200;
+/// `RO_COMPAT_SHARED_BLOCKS`: equal blocks of files are stored once, as Android does.
+const SHARED_BLOCKS: u32 = 0x4000;
 
 fn describe_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: &Blocks) -> Option<()> {
     let Ext { block, inode } = Ext::of(superblock)?;
     facts.unit = Some(inode).filter(|inode| inode.is_power_of_two() && (128..=block).contains(inode));
+    facts.shares_blocks = superblock.le32(0x64)? & SHARED_BLOCKS != 0;
     if superblock.le32(0x64)? & BIGALLOC != 0 {
         facts.cluster = 1024u64.checked_shl(superblock.le32(0x1c)?).filter(|cluster| *cluster > block);
     }

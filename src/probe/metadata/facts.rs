@@ -18,6 +18,9 @@ pub(super) struct Facts {
     /// Bytes of the clusters in which space is allocated, if they are larger than blocks. An object
     /// has whole clusters, whatever its extents.
     pub(super) cluster: Option<u64>,
+    /// Whether files of this filesystem may have blocks in common, though its kind usually has none
+    /// that do.
+    pub(super) shares_blocks: bool,
     /// Size of the units in which inline data lies, if that is not the block size.
     pub(super) unit: Option<u64>,
     /// Size of the records of `$MFT`.
