@@ -97,7 +97,7 @@ pub(super) fn run(args: &ApplianceArgs) -> Result<Exit> {
                 let cache = Cache::open()?;
                 // Not while another run builds one.
                 let _lock = cache.lock(&|| false)?;
-                cache.remove(None)
+                cache.remove()
             };
             remove().context("cannot remove the appliance")?;
             Ok(Exit::Success)

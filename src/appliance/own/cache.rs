@@ -5,6 +5,7 @@ use super::{NAME, Own};
 use crate::cache::{self, TrustError, TrustedDirectory};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,10 @@ const PREFIX: &str = "appliance-";
 const UNFINISHED: &str = "building-";
 /// The lock of whoever builds.
 const LOCK: &str = "appliance.lock";
+
+/// How long an appliance of another key is kept after its last launch. Another version of this
+/// program may be in use, such as one that maps a fleet while it is upgraded.
+const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// After how many failures in a row an appliance is not tried any more.
 const MOST_FAILURES: u32 = 2;
@@ -84,15 +89,30 @@ impl Cache {
         Ok(open(&directory)?.filter(|own| own.description.key == key))
     }
 
-    /// Removes all appliances, and what is remembered of them, but not those of `but`.
+    /// Removes all appliances, and what is remembered of them.
     ///
     /// # Errors
     /// [`CacheError`]
-    pub fn remove(&self, but: Option<&str>) -> Result<(), CacheError> {
-        let kept = but.map(|key| format!("{PREFIX}{key}"));
+    pub fn remove(&self) -> Result<(), CacheError> {
+        self.remove_but(|_| false)
+    }
+
+    /// Removes the appliances that were not used lately, but not that of `key`, and those that are
+    /// unfinished, because they were interrupted.
+    fn remove_unused(&self, key: &str) -> Result<(), CacheError> {
+        let mut used = HashSet::from([format!("{PREFIX}{key}")]);
+        for path in self.entries(PREFIX)? {
+            let modified = path.symlink_metadata().and_then(|metadata| metadata.modified());
+            let is_recent = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < KEPT));
+            used.extend(path.file_stem().filter(|_| is_recent).map(|name| name.to_string_lossy().into_owned()));
+        }
+        self.remove_but(|name| used.contains(name.split('.').next().unwrap_or_default()))
+    }
+
+    fn remove_but(&self, is_kept: impl Fn(&str) -> bool) -> Result<(), CacheError> {
         for path in self.entries(PREFIX)?.into_iter().chain(self.entries(UNFINISHED)?) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if kept.as_ref().is_some_and(|kept| name.starts_with(kept)) {
+            if is_kept(&name) {
                 continue;
             }
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -169,9 +189,7 @@ impl Cache {
             let path = path.to_owned();
             move |source| CacheError::File { path, source }
         };
-        // Those of other keys are outdated, and those that are unfinished were interrupted. A run
-        // that uses one of them has it open already.
-        self.remove(Some(&source.key))?;
+        self.remove_unused(&source.key)?;
         let directory = self.directory.path();
         let building =
             tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(directory).map_err(file(directory))?;
