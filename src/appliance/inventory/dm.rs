@@ -2,6 +2,7 @@
 
 use super::SECTOR;
 use std::collections::BTreeMap;
+use virt_bmap_agent_protocol::inventory::{DeviceNumber, device_number};
 
 /// One line of a device-mapper table (`dmsetup(8)`), sectors turned into bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,11 @@ impl DmTarget {
     /// The words of the line after its kind.
     pub(super) fn words(&self) -> impl Iterator<Item = &str> {
         self.arguments.iter().map(String::as_str)
+    }
+
+    /// The devices that it names, which it is made of.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceNumber> {
+        self.words().filter_map(device_number)
     }
 
     /// How many members a `raid` target lacks: its line has `-` in place of their devices.

@@ -70,7 +70,18 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
     let holds = |(number, content): &(DeviceNumber, Content)| content.kind.is_some().then_some(*number);
     inventory.hybrids =
         kinds.iter().filter_map(holds).filter(|number| partitioned.contains(number)).collect();
-    kinds.retain(|(number, _)| !partitioned.contains(number));
+    let of_parts: BTreeSet<(Option<FsKind>, Option<String>)> = kinds
+        .iter()
+        .filter(|(number, _)| inventory.partitions.iter().any(|partition| partition.number == *number))
+        .map(|(_, content)| (content.kind.clone(), content.uuid.clone()))
+        .collect();
+    // A table may have been written over a filesystem, or beside one as on hybrid CDs, where a
+    // partition may show the same filesystem once more.
+    kinds.retain(|(number, content)| {
+        let is_filesystem = content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Filesystem);
+        let is_shown = of_parts.contains(&(content.kind.clone(), content.uuid.clone()));
+        !partitioned.contains(number) || is_filesystem && !is_shown
+    });
     let contents = kinds.into_iter().map(|(_, content)| content);
     let is_member =
         |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Member);

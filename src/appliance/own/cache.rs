@@ -104,7 +104,9 @@ impl Cache {
         for path in self.entries(PREFIX)? {
             let modified = path.symlink_metadata().and_then(|metadata| metadata.modified());
             let is_recent = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < KEPT));
-            used.extend(path.file_stem().filter(|_| is_recent).map(|name| name.to_string_lossy().into_owned()));
+            used.extend(
+                path.file_stem().filter(|_| is_recent).map(|name| name.to_string_lossy().into_owned()),
+            );
         }
         self.remove_but(|name| used.contains(name.split('.').next().unwrap_or_default()))
     }
