@@ -72,6 +72,7 @@ impl Probe<'_> {
             node: node_of(path),
             number: (0, 0),
             size: 0,
+            sector: 512,
             kind,
         };
         let partition = DeviceKind::Partition { of: (0, 0), start: 0 };

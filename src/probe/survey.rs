@@ -29,6 +29,11 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
             warnings.on_device(device, cause.clone());
         }
     });
+    for (disk, geometry) in inventory.disks.iter().zip(context.geometry) {
+        if let Some(described) = geometry.truncated {
+            context.warn(&disk.path, Cause::DiskTruncated { described, size: disk.size });
+        }
+    }
     let layouts = devices(context, &inventory)?;
     if context.metadata {
         metadata::devices(context, &inventory, &layouts.by_path)?;

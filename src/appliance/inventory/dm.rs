@@ -1,6 +1,6 @@
 //! Tables of the device mapper.
 
-use super::SECTOR;
+use super::{DeviceKind, SECTOR};
 use std::collections::BTreeMap;
 use virt_bmap_agent_protocol::inventory::{DeviceNumber, device_number};
 
@@ -42,6 +42,14 @@ impl DmTarget {
 pub(super) struct DmTable(pub(super) BTreeMap<String, Vec<DmTarget>>);
 
 impl DmTable {
+    /// The mapped device of this name as a partition: one linear piece of another device.
+    pub(super) fn partition(&self, name: &str) -> Option<DeviceKind> {
+        let [target] = self.0.get(name)?.as_slice() else { return None };
+        let mut words = target.words().filter(|_| target.kind == "linear");
+        let of = device_number(words.next()?)?;
+        Some(DeviceKind::Partition { of, start: words.next()?.parse::<u64>().ok()?.checked_mul(SECTOR)? })
+    }
+
     /// Parses what `dmsetup table` prints: `NAME: START LENGTH KIND ARGUMENTS...`.
     pub(super) fn parse_all(text: &str) -> Self {
         let mut tables = BTreeMap::<String, Vec<DmTarget>>::new();

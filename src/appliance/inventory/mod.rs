@@ -26,6 +26,8 @@ pub struct BlockDevice {
     pub number: DeviceNumber,
     /// Size in bytes.
     pub size: u64,
+    /// Bytes in its logical block, the least that can be read of it.
+    pub sector: u64,
     /// What it is.
     pub kind: DeviceKind,
 }

@@ -135,7 +135,7 @@ struct Facts {
 
 /// Combines the agent's report on a device with the device mapper's tables.
 fn facts(path: String, description: Description, tables: &DmTable) -> (BlockDevice, Facts) {
-    let Description { number, node, size, kind, content, uuid } = description;
+    let Description { number, node, size, sector, kind, content, uuid } = description;
     let mut facts = Facts { content, uuid, ..Facts::default() };
     let kind = match kind {
         ReportedKind::Disk => DeviceKind::Disk,
@@ -143,9 +143,12 @@ fn facts(path: String, description: Description, tables: &DmTable) -> (BlockDevi
         ReportedKind::Dm { name, uuid } => {
             facts.is_dynamic_part = name.starts_with("ldm_part_");
             facts.is_volume = uuid.starts_with("LVM-");
-            DeviceKind::Dm { targets: tables.0.get(&name).cloned().unwrap_or_default() }
+            // The agent makes the partitions of mapped devices, as kpartx(8) would.
+            let part = uuid.starts_with("part").then(|| tables.partition(&name)).flatten();
+            let targets = || tables.0.get(&name).cloned().unwrap_or_default();
+            part.unwrap_or_else(|| DeviceKind::Dm { targets: targets() })
         }
         ReportedKind::Md(array) => DeviceKind::Md(array),
     };
-    (BlockDevice { path, node, number, size, kind }, facts)
+    (BlockDevice { path, node, number, size, sector, kind }, facts)
 }
