@@ -56,7 +56,8 @@ fn map(generation: u64) -> Map {
         builder.piece(object, 1, DiskRange::new(0, 1 << 46), None).unwrap();
     }
     let image = ImageFile { name: b"guest.raw".to_vec(), format: "raw".into() };
-    builder.header_mut().images = vec![ImageInfo { disk: 1, size: 1 << 46, image, chain: Vec::new() }];
+    builder.header_mut().images =
+        vec![ImageInfo { disk: 1, size: 1 << 46, sector: 512, image, chain: Vec::new() }];
     builder.build()
 }
 

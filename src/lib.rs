@@ -14,6 +14,7 @@
 //! * [`recorder`] notes each read of a disk, and the object that it was for;
 //! * [`appliance`] is the virtual machine of libguestfs that mounts the guest's filesystems;
 //! * [`probe`] decides what is read there and in which order, and names the objects;
+//! * [`geometry`] is what a disk's partition table says of the disk as a whole;
 //! * [`virt_bmap_map`] is the resulting block map: model, index, formats, queries;
 //! * [`mapper`] runs all of these for one guest;
 //! * [`mod@changed`] finds what was written between two states of a disk;
@@ -30,6 +31,7 @@ pub mod appliance;
 pub mod cache;
 pub mod changed;
 pub mod fleet;
+pub mod geometry;
 pub mod hangup;
 pub mod mapper;
 pub mod operations;

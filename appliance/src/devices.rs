@@ -29,6 +29,11 @@ struct Device {
 
 /// `control` is the control disk, which is left out.
 pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
+    // What was unlocked since the boot may hold a partition table; and libguestfs's own appliance
+    // looks for none on mapped devices.
+    if crate::tables::run() {
+        crate::init::scan::run();
+    }
     start_arrays();
     let same = |name: &&str| Device { name: (*name).to_owned(), node: (*name).to_owned() };
     let devices: Vec<Device> = named.iter().map(same).chain(kernel_devices(control)?).collect();
@@ -48,6 +53,7 @@ pub(crate) fn run(control: &str, named: &[&str]) -> Result<(), Fatal> {
 /// The guest's disks in their order, each followed by its partitions, then what is stacked on them.
 fn kernel_devices(control: &str) -> Result<Vec<Device>, Fatal> {
     let control = fs::canonicalize(control)?;
+    let in_order = |name: &String| (name.len(), name.clone());
     let appliance = stat("/")?.st_dev;
     let (mut disks, mut stacked) = (Vec::new(), Vec::new());
     for entry in fs::read_dir("/sys/block")? {
@@ -57,23 +63,19 @@ fn kernel_devices(control: &str) -> Result<Vec<Device>, Fatal> {
             let mapped = format!("/dev/mapper/{}", mapped.trim());
             stacked.push(if Path::new(&mapped).exists() { mapped } else { path });
         } else if name.starts_with("md") {
+            let mut partitions = partitions(&name)?;
+            partitions.sort_by_key(in_order);
             stacked.push(path);
+            stacked.extend(partitions.into_iter().map(|name| format!("/dev/{name}")));
         } else if name.starts_with("sd") && Path::new(&path) != control && stat(&path)?.st_rdev != appliance {
             disks.push((scsi_address(&name)?, name));
         }
     }
     disks.sort();
-    let in_order = |name: &String| (name.len(), name.clone());
     stacked.sort_by_key(in_order);
     let mut devices = Vec::new();
     for (index, (_, disk)) in disks.into_iter().enumerate() {
-        let mut partitions = Vec::new();
-        for entry in fs::read_dir(format!("/sys/block/{disk}"))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&disk) {
-                partitions.push(name);
-            }
-        }
+        let mut partitions = partitions(&disk)?;
         partitions.sort_by_key(in_order);
         let called = disk_name(index);
         for node in std::iter::once(disk.clone()).chain(partitions) {
@@ -83,6 +85,18 @@ fn kernel_devices(control: &str) -> Result<Vec<Device>, Fatal> {
     }
     devices.extend(stacked.into_iter().map(|path| Device { name: path.clone(), node: path }));
     Ok(devices)
+}
+
+/// The partitions that the kernel has found on a device.
+fn partitions(device: &str) -> Result<Vec<String>, Fatal> {
+    let mut partitions = Vec::new();
+    for entry in fs::read_dir(format!("/sys/block/{device}"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(device) {
+            partitions.push(name);
+        }
+    }
+    Ok(partitions)
 }
 
 /// Host, channel, target and LUN of a SCSI disk. libguestfs numbers its drives by target; the
@@ -151,7 +165,10 @@ fn describe(node: &str, content: Content) -> Result<Description, Fatal> {
     let sectors = |name: &str| -> Result<u64, Fatal> { Ok(read(name)?.parse::<u64>()? * SECTOR) };
 
     let size = sectors("size")?;
-    let kind = if directory.join("partition").exists() {
+    let is_partition = directory.join("partition").exists();
+    let queue = if is_partition { "../queue" } else { "queue" };
+    let sector = read(&format!("{queue}/logical_block_size"))?.parse()?;
+    let kind = if is_partition {
         ReportedKind::Partition { of: number_in(&read("../dev")?)?, start: sectors("start")? }
     } else if let Ok(name) = read("dm/name") {
         ReportedKind::Dm { name, uuid: read("dm/uuid")? }
@@ -161,7 +178,7 @@ fn describe(node: &str, content: Content) -> Result<Description, Fatal> {
         ReportedKind::Disk
     };
     let Content { kind: content, uuid } = content;
-    Ok(Description { number, node: node.to_owned(), size, kind, content, uuid })
+    Ok(Description { number, node: node.to_owned(), size, sector, kind, content, uuid })
 }
 
 /// The number of a device in a file of sysfs.

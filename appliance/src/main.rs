@@ -29,6 +29,7 @@ mod nilfs2;
 mod phases;
 mod reader;
 mod squashfs;
+mod tables;
 mod tagged_read;
 mod walk;
 mod xfs;

@@ -9,7 +9,6 @@ use virt_bmap_agent_protocol::record::Operation;
 use virt_bmap_agent_protocol::{DeviceRead, DeviceReads, Record, VERSION};
 
 const CHUNK: usize = 1 << 20;
-const SECTOR: usize = 512;
 
 pub(crate) fn run(control: &str, task: &DeviceReads) -> Result<(), Fatal> {
     let mut control = Control::open(control, task.sequence)?;
@@ -33,7 +32,8 @@ fn read_device(device: &str, offset: u64, length: u64, buffer: &mut [u8]) -> Res
     let mut at = offset;
     while at < end {
         let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-        let want = left.min(buffer.len()).next_multiple_of(SECTOR);
+        // The host asks for whole sectors of the device.
+        let want = left.min(buffer.len());
         match pread(&fd, &mut buffer[..want], at) {
             Ok(0) => return Ok(()),
             Ok(got) => at += got as u64,

@@ -132,6 +132,6 @@ pub enum Unlocked {
 pub const UNLOCKING: Duration = Duration::from_secs(240);
 
 /// Quotes a word for the shell.
-pub(super) fn quote(word: &str) -> String {
+pub(crate) fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

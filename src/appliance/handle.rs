@@ -193,6 +193,11 @@ impl Handle {
         }
     }
 
+    /// Whether the kill switch has been thrown.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.kill.is_thrown()
+    }
+
     fn last_error(&self) -> String {
         #[allow(unsafe_code)]
         // SAFETY: the handle is open. It owns the text until its next call, and the text is copied

@@ -19,6 +19,7 @@ pub use inventory::{BlockDevice, Content, DeviceKind, DmTarget, Inventory};
 pub use kill::KillSwitch;
 pub use launch::{LaunchError, LaunchOptions, Launching, search_path};
 
+pub(crate) use agent::quote;
 use handle::Handle;
 use own::Own;
 use std::sync::Arc;
@@ -47,6 +48,11 @@ impl Appliance {
     /// The last lines of the appliance's console.
     pub fn console(&self) -> &Console {
         &self.console
+    }
+
+    /// Whether it is being ended from another thread.
+    pub fn is_ending(&self) -> bool {
+        self.handle.is_ending()
     }
 
     /// Calls into libguestfs.

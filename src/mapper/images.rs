@@ -1,5 +1,6 @@
 //! The descriptions and warnings of images in a map's header.
 
+use crate::geometry::Geometry;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use virt_bmap_image::Image;
@@ -14,6 +15,7 @@ pub fn described(images: &[Image]) -> Vec<ImageInfo> {
     let info = |(disk, image): (u16, &Image)| ImageInfo {
         disk,
         size: image.source.size(),
+        sector: Geometry::of(&*image.source).sector,
         image: file(&image.name, Some(image.format)),
         chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
     };

@@ -3,6 +3,7 @@
 use super::exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
 use super::{Cancel, LeftOut, MapError, MapEvent, MapperOptions};
 use crate::appliance::{Appliance, KillSwitch, Launching};
+use crate::geometry::Geometry;
 use crate::probe::channel::Channel;
 use crate::probe::context::Context;
 use crate::probe::{Phase, Probe, guestfsd, survey};
@@ -37,7 +38,8 @@ pub(super) fn attempt(
     let recorder = Arc::new(Recorder::new());
     let channel = Arc::new(Channel::new(recorder.clone()));
     let lost = Arc::new(OnceLock::new());
-    let (exports, overlays) = exports(sources, &recorder, &channel, &lost, options)?;
+    let geometry: Vec<Geometry> = sources.iter().map(|source| Geometry::of(&**source)).collect();
+    let (exports, overlays) = exports(sources, &geometry, &recorder, &channel, &lost, options)?;
     let limits = Limits { connections: 2 * sources.len() + 8, ..Limits::default() };
     let service = Service::start(exports, limits, &ListenAddress::Private)?;
     let Address::Unix(socket) = service.address().clone() else {
@@ -49,6 +51,7 @@ pub(super) fn attempt(
         recorder,
         channel: channel.clone(),
         disks: sources.to_vec(),
+        geometry: geometry.into(),
         overlays: overlays.clone(),
         left_out: left_out.clone(),
         kill: KillSwitch::default(),
@@ -71,6 +74,7 @@ pub(super) fn attempt(
 /// order.
 fn exports(
     sources: &[Arc<dyn Source>],
+    geometry: &[Geometry],
     recorder: &Arc<Recorder>,
     channel: &Arc<Channel>,
     lost: &Arc<OnceLock<io::Error>>,
@@ -80,9 +84,10 @@ fn exports(
     let mut exports =
         Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
     let mut overlays = Vec::new();
-    for (disk, source) in (1..).zip(sources) {
+    for (disk, (source, geometry)) in (1..).zip(sources.iter().zip(geometry)) {
         let overlay = Overlay::new(source.clone(), options.overlay_limit, &std::env::temp_dir())
             .map_err(|source| MapError::SetUp { what, source })?;
+        geometry.mend(&overlay).map_err(|source| MapError::SetUp { what, source })?;
         let overlay = Arc::new(overlay);
         overlays.push(overlay.clone());
         let export = DiskExport { disk, overlay, recorder: recorder.clone(), lost: lost.clone() };
@@ -99,6 +104,7 @@ struct Session {
     recorder: Arc<Recorder>,
     channel: Arc<Channel>,
     disks: Vec<Arc<dyn Source>>,
+    geometry: Arc<[Geometry]>,
     overlays: Vec<Arc<Overlay>>,
     left_out: LeftOut,
     kill: KillSwitch,
@@ -190,6 +196,7 @@ impl Session {
             appliance: &appliance,
             channel: &self.channel,
             disks: &self.disks,
+            geometry: &self.geometry,
             keys: &self.options.keys,
             metadata: self.options.metadata,
             legs: self.options.legs,

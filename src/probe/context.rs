@@ -4,7 +4,8 @@ use super::baseline::Baseline;
 use super::channel::Channel;
 use super::key::Key;
 use super::{Legs, Phase, ProbeError};
-use crate::appliance::Appliance;
+use crate::appliance::{Appliance, BlockDevice, Inventory};
+use crate::geometry::Geometry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::Sample;
@@ -19,6 +20,8 @@ pub struct Context<'a> {
     pub channel: &'a Channel,
     /// The guest's disks, in order.
     pub disks: &'a [Arc<dyn Source>],
+    /// What their partition tables say of the disks as a whole, in order.
+    pub geometry: &'a [Geometry],
     /// Keys of encrypted devices.
     pub keys: &'a [Key],
     /// Whether metadata, symbolic links and free space are mapped, too.
@@ -41,6 +44,13 @@ impl Context<'_> {
     /// Adds a warning about a device.
     pub(super) fn warn(&self, device: &str, cause: Cause) {
         self.channel.with(|_, warnings| warnings.on_device(device, cause));
+    }
+
+    /// Bytes in the sectors that the partition table of a device counts.
+    pub(super) fn table_sector(&self, inventory: &Inventory, device: &BlockDevice) -> u64 {
+        let disk = inventory.disks.iter().position(|disk| disk.number == device.number);
+        let geometry = disk.and_then(|disk| self.geometry.get(disk));
+        geometry.map_or(device.sector, |geometry| geometry.sector)
     }
 
     /// Checks that the appliance still answers.

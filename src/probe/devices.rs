@@ -3,7 +3,7 @@
 use super::channel::FIRST_PROOF;
 use super::context::Context;
 use super::found::ObjectNumber;
-use super::layout::{Layout, PROOF, Proof, Segment, layouts};
+use super::layout::{Layout, Proof, Segment, layouts};
 use super::{Legs, ProbeError};
 use crate::appliance::{BlockDevice, DeviceNumber, Inventory};
 use crate::recorder::Recording;
@@ -45,8 +45,10 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
     let mut expected: HashMap<u32, (&str, Proof)> = HashMap::new();
     let mut tag = FIRST_PROOF;
     for (device, _) in &numbers {
-        for proof in computed.get(&device.path).map(Layout::proofs).unwrap_or_default() {
-            plan.push(DeviceRead { tag, device: device.node.clone(), offset: proof.at.0, length: PROOF });
+        let proofs = computed.get(&device.path).map(|layout| layout.proofs(device.sector));
+        for proof in proofs.unwrap_or_default() {
+            let (node, offset) = (device.node.clone(), proof.at.0);
+            plan.push(DeviceRead { tag, device: node, offset, length: device.sector });
             expected.insert(tag, (&device.path, proof));
             tag += 1;
         }

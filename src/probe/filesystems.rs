@@ -1,26 +1,38 @@
 //! Which of the devices' contents are mounted, and the mounting of one after the other.
 
+use super::blank::is_blank;
 use super::context::Context;
 use super::layout::{Layout, layouts};
-use super::mount::{mount, note_replay, unmount};
+use super::mount::{note_replay, try_mount, unmount};
+use super::signatures::{Signatures, Usage};
 use super::unlock::is_encrypted;
 use super::{Phase, ProbeError};
 use crate::appliance::{Content, Inventory};
 use std::cell::LazyCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use virt_bmap_agent_protocol::{Class, FsKind};
 use virt_bmap_map::Cause;
-use virt_bmap_ranges::DiskOffset;
 
-/// The filesystems to mount. Warns of other content if it may hide files.
-fn to_walk(context: &Context<'_>, inventory: &Inventory) -> Vec<Content> {
-    let mut filesystems = Vec::new();
+/// The filesystems to mount, and the devices of unknown content. A device with several filesystems,
+/// of which blkid chooses none, is there several times.
+fn to_walk<'a>(inventory: &'a Inventory, signatures: &Signatures) -> (Vec<Content>, Vec<&'a Content>) {
+    let (mut filesystems, mut unknown) = (Vec::new(), Vec::new());
     let mut btrfs = BTreeSet::new();
-    let layouts = LazyCell::new(|| layouts(inventory));
     for content in &inventory.contents {
         let device = &content.device;
         match &content.kind {
-            None => explain_unknown(context, inventory, &layouts, device),
+            None => {
+                let found = signatures.get(device).map(Vec::as_slice).unwrap_or_default();
+                let several = found
+                    .iter()
+                    .filter(|it| it.usage == Usage::Filesystem && it.kind.class() == Class::Filesystem);
+                let before = filesystems.len();
+                filesystems
+                    .extend(several.map(|it| Content { kind: Some(it.kind.clone()), ..content.clone() }));
+                if filesystems.len() == before && found.iter().all(|it| it.usage == Usage::PartitionTable) {
+                    unknown.push(content);
+                }
+            }
             Some(kind) if kind.class() == Class::Swap => {}
             // Each member of a btrfs of several devices is listed; one mount shows the whole
             // filesystem.
@@ -30,77 +42,130 @@ fn to_walk(context: &Context<'_>, inventory: &Inventory) -> Vec<Content> {
             Some(_) => filesystems.push(content.clone()),
         }
     }
-    filesystems
+    (filesystems, unknown)
 }
 
 /// Mounts each filesystem in turn and calls `walk` with it, and with whether all changes that
-/// mounting made are on the disks.
+/// mounting made are on the disks. Returns the devices that were mounted, and as what.
 pub(super) fn each_filesystem(
     context: &Context<'_>,
     inventory: &Inventory,
+    signatures: &Signatures,
     mut walk: impl FnMut(&Content, bool) -> Result<(), ProbeError>,
-) -> Result<(), ProbeError> {
-    let filesystems = to_walk(context, inventory);
+) -> Result<BTreeMap<String, FsKind>, ProbeError> {
+    let (filesystems, unknown) = to_walk(inventory, signatures);
+    let mut mounted = BTreeMap::new();
+    let mut failures = Vec::new();
     for (number, filesystem) in (1..).zip(&filesystems) {
-        if let Some(why) = context.left_out.get(&filesystem.device) {
-            context.warn(&filesystem.device, why.clone());
+        let device = &filesystem.device;
+        if let Some(why) = context.left_out.get(device) {
+            context.warn(device, why.clone());
             continue;
         }
+        if mounted.contains_key(device) {
+            continue;
+        }
+        let kind = filesystem.kind.clone().unwrap_or_default();
         (context.phase)(Phase::Filesystem {
-            name: filesystem.device.clone(),
-            kind: filesystem.kind.as_ref().map(FsKind::to_string).unwrap_or_default(),
+            name: device.clone(),
+            kind: kind.to_string(),
             number,
             of: filesystems.len(),
         });
-        if mount(context, filesystem)? {
-            let is_settled = note_replay(context, filesystem);
-            walk(filesystem, is_settled)?;
-            // The last one is not unmounted: the appliance ends next, and that is faster.
-            if number < filesystems.len() {
-                unmount(context, filesystem)?;
+        match try_mount(context, filesystem)? {
+            Ok(()) => {
+                let is_settled = note_replay(context, filesystem);
+                walk(filesystem, is_settled)?;
+                // The last one is not unmounted: the appliance ends next, and that is faster.
+                if number < filesystems.len() {
+                    unmount(context, filesystem)?;
+                }
+                mounted.insert(device.clone(), kind);
             }
+            Err(cause) => failures.push((filesystem, cause)),
         }
     }
-    Ok(())
+    // Of several filesystems on a device, one is enough; the others are signatures besides.
+    for (Content { device, kind, .. }, cause) in failures {
+        if mounted.contains_key(device) {
+            continue;
+        }
+        let found = signatures.get(device).into_iter().flatten();
+        let label = found.filter(|it| Some(&it.kind) == kind.as_ref()).find_map(|it| it.label.clone());
+        context.warn(
+            device,
+            match cause {
+                Cause::SignatureUnused { signature, .. } => Cause::SignatureUnused { signature, label },
+                cause => cause,
+            },
+        );
+    }
+    let layouts = LazyCell::new(|| layouts(inventory));
+    for Content { device, .. } in unknown {
+        // A table that was written over a filesystem: the partition has bytes of that.
+        let whole = inventory.device(device).and_then(|device| inventory.partitioned(device));
+        if whole.is_some_and(|whole| mounted.contains_key(&whole.path)) {
+            continue;
+        }
+        let is_disk = inventory.disks.iter().any(|disk| disk.path == *device);
+        explain_unknown(context, device, is_disk, signatures.contains_key(device), layouts.get(device));
+    }
+    Ok(mounted)
 }
 
-/// Warns of a device with unknown content.
+/// Warns of a device with unknown content. `has_table`: a partition table without partitions.
 fn explain_unknown(
     context: &Context<'_>,
-    inventory: &Inventory,
-    layouts: &HashMap<String, Layout>,
     device: &str,
+    is_disk: bool,
+    has_table: bool,
+    layout: Option<&Layout>,
 ) {
-    let is_disk = inventory.disks.iter().any(|disk| disk.path == *device);
-    if is_blank(context, layouts.get(device)) {
-        context.warn(device, Cause::Blank { disk: is_disk });
-    } else if !is_boot_code(context, device) {
-        context.warn(device, Cause::UnknownContent);
-    }
+    /// Where the first GPT of a disk with 4096-byte sectors ends; others are smaller.
+    const TABLE: u64 = 24 << 10;
+    let special = special(context, device);
+    let cause = if special == Some(Special::StorageSpaces) {
+        Cause::SignatureUnused { signature: "storage_spaces".to_owned(), label: None }
+    } else if special == Some(Special::Code) {
+        return;
+    } else if is_blank(context, layout, if has_table { TABLE } else { 0 }) {
+        // Windows leaves the reserved one empty.
+        if special == Some(Special::Reserved) {
+            return;
+        }
+        Cause::Blank { disk: is_disk }
+    } else {
+        Cause::UnknownContent
+    };
+    context.warn(device, cause);
 }
 
-/// Whether the first megabyte of a device reads as zeroes.
-fn is_blank(context: &Context<'_>, layout: Option<&Layout>) -> bool {
-    const LOOK: u64 = 1 << 20;
-    let Some(first) = layout.and_then(|layout| layout.segments().next()) else { return false };
-    let Some(disk) = context.disks.get(usize::from(first.disk) - 1) else { return false };
-    let mut bytes = vec![0; first.device.len().min(LOOK) as usize];
-    disk.read_at(&mut bytes, DiskOffset(first.start.0)).is_ok() && bytes.iter().all(|byte| *byte == 0)
+/// Partitions of types that hold no filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Special {
+    /// A program, or the database of Windows dynamic disks.
+    Code,
+    /// Reserved by Windows for its own use, and mostly empty.
+    Reserved,
+    /// A disk of Windows Storage Spaces.
+    StorageSpaces,
 }
 
-/// Whether a partition is of a type that never holds a filesystem.
-fn is_boot_code(context: &Context<'_>, name: &str) -> bool {
-    /// BIOS boot partition, Microsoft reserved partition, PowerPC PReP boot, metadata of Windows
-    /// dynamic disks.
-    const TYPES: [&str; 4] = [
-        "21686148-6449-6E6F-744E-656564454649",
-        "E3C9E316-0B5C-4DB8-817D-F92DF00215AE",
-        "9E1A2D38-C612-4316-AA26-8B49521E5A8B",
-        "5808C8AA-7E8F-42E0-85D2-E1E90434CFB3",
+/// Which of them a partition is, by the type in the GPT.
+fn special(context: &Context<'_>, name: &str) -> Option<Special> {
+    /// BIOS boot partition, PowerPC PReP boot, metadata of Windows dynamic disks, Microsoft reserved
+    /// partition, Storage Spaces (`gpt.h` of util-linux has them all).
+    const TYPES: [(&str, Special); 5] = [
+        ("21686148-6449-6E6F-744E-656564454649", Special::Code),
+        ("9E1A2D38-C612-4316-AA26-8B49521E5A8B", Special::Code),
+        ("5808C8AA-7E8F-42E0-85D2-E1E90434CFB3", Special::Code),
+        ("E3C9E316-0B5C-4DB8-817D-F92DF00215AE", Special::Reserved),
+        ("E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D", Special::StorageSpaces),
     ];
     let kind = context.appliance.call(|g| {
         let device = g.part_to_dev(name)?;
         g.part_get_gpt_type(&device, g.part_to_partnum(name)?)
     });
-    kind.is_ok_and(|kind| TYPES.iter().any(|known| known.eq_ignore_ascii_case(&kind)))
+    let kind = kind.ok()?;
+    TYPES.iter().find(|(known, _)| known.eq_ignore_ascii_case(&kind)).map(|(_, special)| *special)
 }

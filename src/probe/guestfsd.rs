@@ -8,6 +8,7 @@
 
 use super::context::Context;
 use super::filesystems::each_filesystem;
+use super::signatures::Signatures;
 use super::{Phase, ProbeError};
 use crate::appliance::{BlockDevice, CallError, Content, DeviceKind, Inventory};
 use crate::recorder::{Recorder, Tag};
@@ -34,7 +35,8 @@ pub fn survey(context: &Context<'_>, recorder: &Recorder) -> Result<(), ProbeErr
     let inventory = probe.inventory().map_err(ProbeError::Inventory)?;
     probe.devices(&inventory)?;
     probe.note_encrypted(&inventory);
-    each_filesystem(context, &inventory, |filesystem, _| probe.walk(filesystem))
+    each_filesystem(context, &inventory, &Signatures::new(), |filesystem, _| probe.walk(filesystem))?;
+    Ok(())
 }
 
 struct Probe<'a> {
@@ -70,6 +72,7 @@ impl Probe<'_> {
             node: node_of(path),
             number: (0, 0),
             size: 0,
+            sector: 512,
             kind,
         };
         let partition = DeviceKind::Partition { of: (0, 0), start: 0 };

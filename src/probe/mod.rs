@@ -16,7 +16,8 @@
 //!   every libguestfs has, a hundred times more slowly;
 //! * [`context`] is what both work with;
 //! * `devices` makes the objects of disks, partitions and volumes, and proves their layouts;
-//!   `degraded` warns of missing members, [`unlock`] opens encrypted devices with a [`key`];
+//!   `degraded` warns of missing members, `signatures` of what nothing uses, [`unlock`] opens
+//!   encrypted devices with a [`key`];
 //! * `filesystems` chooses what is mounted, `mount` mounts it, `walk` has the agent walk it;
 //! * [`channel`] is the host's end of the agent's control disk;
 //! * [`layout`] computes where a device's bytes lie on the disks;
@@ -26,6 +27,7 @@
 //!   examined.
 
 pub mod baseline;
+mod blank;
 pub mod channel;
 pub mod context;
 mod degraded;
@@ -39,6 +41,8 @@ pub mod key;
 pub mod layout;
 pub mod metadata;
 mod mount;
+mod mount_failure;
+mod signatures;
 mod superblock;
 pub mod survey;
 pub mod unlock;

@@ -2,12 +2,22 @@
 
 use super::ProbeError;
 use super::context::Context;
+use super::mount_failure;
 use crate::appliance::Content;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::Cause;
 
 /// Mounts a filesystem; `false` if that failed, after a warning.
 pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool, ProbeError> {
+    let mounted = try_mount(context, filesystem)?;
+    Ok(mounted.map_err(|cause| context.warn(&filesystem.device, cause)).is_ok())
+}
+
+/// Mounts a filesystem. The inner error is why that failed.
+pub(super) fn try_mount(
+    context: &Context<'_>,
+    filesystem: &Content,
+) -> Result<Result<(), Cause>, ProbeError> {
     let device = &filesystem.device;
     let kind = filesystem.kind.clone().unwrap_or_default();
     let facts = kind.facts();
@@ -19,20 +29,19 @@ pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool,
         options.push_str(option);
     }
     context.channel.begin_mount();
-    let mounted = if !is_subvolume {
-        // With the type given, mount does not search the device for it.
-        context.appliance.call(|g| g.mount_vfs(&options, kind.name(), device, "/"))
-    } else {
+    let mounted = if is_subvolume || kind.name().is_empty() {
         context.appliance.call(|g| g.mount_options(&options, device, "/"))
+    } else {
+        // With the type given, mount does not search the device for it, and does not refuse one
+        // that has signatures of several.
+        context.appliance.call(|g| g.mount_vfs(&options, kind.name(), device, "/"))
     };
     match mounted {
-        Ok(()) => Ok(true),
-        Err(_) if mount_degraded(context, &options, facts.degraded_option, device) => Ok(true),
+        Ok(()) => Ok(Ok(())),
+        Err(_) if mount_degraded(context, &options, facts.degraded_option, device) => Ok(Ok(())),
         Err(error) => {
             context.still_alive(&format!("{device} was being mounted"))?;
-            let (filesystem, error) = (kind.to_string(), error.to_string());
-            context.warn(device, Cause::MountFailed { filesystem, error });
-            Ok(false)
+            Ok(Err(mount_failure::cause(context, filesystem, &error)))
         }
     }
 }

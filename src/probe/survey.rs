@@ -5,6 +5,7 @@ use super::degraded::warn_of_missing_members;
 use super::devices::devices;
 use super::filesystems::each_filesystem;
 use super::metadata;
+use super::signatures;
 use super::unlock::unlock;
 use super::walk::walk;
 use super::{Phase, ProbeError};
@@ -31,14 +32,21 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
             warnings.on_device(device, cause.clone());
         }
     });
+    for (disk, geometry) in inventory.disks.iter().zip(context.geometry) {
+        if let Some(described) = geometry.truncated {
+            context.warn(&disk.path, Cause::DiskTruncated { described, size: disk.size });
+        }
+    }
     let layouts = devices(context, &inventory)?;
     if context.metadata {
         metadata::devices(context, &inventory, &layouts.by_path)?;
     }
     warn_of_missing_members(context, &inventory, &layouts.by_path);
-    each_filesystem(context, &inventory, |filesystem, is_settled| {
+    let signatures = signatures::find(context, &inventory);
+    let mounted = each_filesystem(context, &inventory, &signatures, |filesystem, is_settled| {
         walk(context, filesystem, &layouts, is_settled)
     })?;
+    signatures::warn_of_unused(context, &inventory, &signatures, &mounted);
     warn_of_clones(context, &inventory);
     Ok(())
 }

@@ -7,5 +7,6 @@
 
 mod bad_input;
 mod signals;
+mod signatures;
 
 virt_bmap_testutil::program!(harness);

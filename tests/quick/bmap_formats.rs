@@ -78,10 +78,17 @@ fn sample() -> Map {
             ImageInfo {
                 disk: 1,
                 size: 0x10_0000,
+                sector: 512,
                 image: file(b"guest-000001.vmdk", "vmdk"),
                 chain: vec![file(b"base\n\xff.vmdk", "vmdk")],
             },
-            ImageInfo { disk: 2, size: 0x10_0000, image: file(b"/tmp/data & more", "raw"), chain: vec![] },
+            ImageInfo {
+                disk: 2,
+                size: 0x10_0000,
+                sector: 512,
+                image: file(b"/tmp/data & more", "raw"),
+                chain: vec![],
+            },
         ],
         filesystems: vec![
             Filesystem {
@@ -253,7 +260,7 @@ mod round_trips {
 
     fn header() -> impl Strategy<Value = Header> {
         let files = prop::collection::vec((bytes(), any::<String>()), 1..4);
-        let images = prop::collection::vec((1u16..9, any::<u64>(), files), 0..3);
+        let images = prop::collection::vec((1u16..9, any::<[u64; 2]>(), files), 0..3);
         let numbers = any::<([Option<u64>; 4], [u64; 2])>();
         // The inode numbers are close to each other, so that some groups of eight are neighbours.
         let first = prop_oneof![0..200u64, any::<u64>()].prop_map(|inode| inode / 8 * 8 + 1);
@@ -261,9 +268,9 @@ mod round_trips {
         let filesystems = prop::collection::vec((bytes(), any::<String>(), numbers, inodes), 0..3);
         let rest = (prop::collection::vec(any::<String>(), 0..3), prop::collection::vec(bytes(), 0..3));
         (images, filesystems, rest).prop_map(|(images, filesystems, (warnings, comments))| {
-            let images = images.into_iter().map(|(disk, size, files)| {
+            let images = images.into_iter().map(|(disk, [size, sector], files)| {
                 let mut files = files.iter().map(|(name, format)| file(name, format));
-                ImageInfo { disk, size, image: files.next().unwrap(), chain: files.collect() }
+                ImageInfo { disk, size, sector, image: files.next().unwrap(), chain: files.collect() }
             });
             let filesystems = filesystems.into_iter().map(|(device, kind, (numbers, counts), inodes)| {
                 let ([block_size, size, free, free_mapped], [directories, files]) = (numbers, counts);

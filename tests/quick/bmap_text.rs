@@ -321,7 +321,7 @@ mod properties {
         ) {
             let file = |(name, format): &(Vec<u8>, String)| ImageFile { name: name.clone(), format: format.clone() };
             let images = images.iter().map(|(disk, size, files)| ImageInfo {
-                disk: *disk, size: *size, image: file(&files[0]), chain: files[1..].iter().map(file).collect(),
+                disk: *disk, size: *size, sector: size / 3, image: file(&files[0]), chain: files[1..].iter().map(file).collect(),
             }).collect();
             let filesystems = filesystems.into_iter().map(|(device, kind, [block_size, size, free, free_mapped], [directories, files])| {
                 Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, ..Filesystem::default() }
@@ -377,10 +377,11 @@ fn the_format_is_frozen() {
             ImageInfo {
                 disk: 1,
                 size: 6_442_450_944,
+                sector: 512,
                 image: file(b"guest-000002.vmdk", "vmdk"),
                 chain: vec![file(b"../guest 1.vmdk", "vmdk"), file(b"base\n\xff.vmdk", "vmdk")],
             },
-            ImageInfo { disk: 2, size: 512, image: file(b"/tmp/data", "raw"), chain: vec![] },
+            ImageInfo { disk: 2, size: 512, sector: 512, image: file(b"/tmp/data", "raw"), chain: vec![] },
         ],
         filesystems: vec![
             Filesystem {

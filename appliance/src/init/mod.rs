@@ -8,7 +8,7 @@
 
 mod boot;
 mod links;
-mod scan;
+pub(crate) mod scan;
 mod signatures;
 
 use crate::Fatal;

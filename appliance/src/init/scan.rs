@@ -1,4 +1,5 @@
-//! Has arrays and volumes assembled, where the disks have signatures of them.
+//! Has arrays and volumes assembled, where the disks have signatures of them, and partitions made
+//! of the tables on them.
 //!
 //! The order is that of libguestfs's init script: complete md arrays, LVM, incomplete md arrays,
 //! dynamic disks. A volume may lie on an array and an array on volumes, so what appears is examined
@@ -14,12 +15,13 @@ use std::process::{Command, Stdio};
 const MOST_LAYERS: usize = 8;
 
 /// Has everything assembled that can be.
-pub(super) fn run() {
+pub(crate) fn run() {
     let mut examined = HashSet::new();
     let mut all = Found::default();
     let mut btrfs = 0;
     for _ in 0..MOST_LAYERS {
         let mut new = Found::default();
+        crate::tables::run();
         for device in devices() {
             if !examined.insert(device.clone()) {
                 continue;

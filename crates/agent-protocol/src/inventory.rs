@@ -4,18 +4,24 @@
 //!
 //! ```text
 //! /dev/vg/root 253:0 node=/dev/vg/root size=209715200 dm=vg-root uuid=LVM-… type=ext4
-//! /dev/sda 8:16 node=/dev/sdb size=1073741824
+//! /dev/sda 8:16 node=/dev/sdb size=1073741824 sector=4096
 //! /dev/sda1 8:17 node=/dev/sdb1 size=1048576 part=8:16+1048576 id=6A5E-33C1 type=vfat
 //! /dev/md0 9:0 node=/dev/md0 size=209715200 md=raid1 disks=2 chunk=0 layout=0 member=0,8:1,1048576,209715200 … spare=8:33
 //! /dev/vg/lost error=No such file or directory
 //! ```
 //!
-//! Numbers are bytes, except device numbers and counts. A member of an array has its slot, device
+//! Numbers are bytes, except device numbers and counts. A sector that is not named has 512 bytes. A member of an array has its slot, device
 //! number, offset of its data, and size.
 
 use crate::FsKind;
 use crate::bounds::{INVENTORY_LINE_BYTES, INVENTORY_LINES};
 use std::fmt;
+
+/// Bytes of a sector that is not named.
+const SECTOR: u64 = 512;
+
+/// Largest sector: a page, which was Linux's limit when this was written.
+const LARGEST_SECTOR: u64 = 4096;
 
 /// Major and minor number of a block device.
 pub type DeviceNumber = (u32, u32);
@@ -50,6 +56,8 @@ pub struct Description {
     pub node: String,
     /// Size in bytes.
     pub size: u64,
+    /// Bytes in its logical block, the least that can be read of it.
+    pub sector: u64,
     /// Its kind, with the kernel's description of where it lies.
     pub kind: ReportedKind,
     /// Its content, from blkid(8); `None` if unknown.
@@ -124,8 +132,11 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { number: (major, minor), node, size, kind, content, uuid } = self;
+        let Self { number: (major, minor), node, size, sector, kind, content, uuid } = self;
         write!(f, "{major}:{minor} node={node} size={size}")?;
+        if *sector != SECTOR {
+            write!(f, " sector={sector}")?;
+        }
         match kind {
             ReportedKind::Disk => {}
             ReportedKind::Partition { of: (major, minor), start } => {
@@ -186,12 +197,17 @@ impl Description {
         let mut words = text.split(' ');
         let number = device_number(words.next()?)?;
         let (mut size, mut kind, mut content, mut id) = (None, ReportedKind::Disk, None, None);
+        let mut sector = SECTOR;
         let mut node = path;
         for word in words {
             let (name, value) = word.split_once('=')?;
             match (name, &mut kind) {
                 ("node", _) => node = value,
                 ("size", _) => size = Some(value.parse().ok()?),
+                ("sector", _) => {
+                    let is_valid = |n: &u64| n.is_power_of_two() && (SECTOR..=LARGEST_SECTOR).contains(n);
+                    sector = value.parse().ok().filter(is_valid)?;
+                }
                 ("id", _) => id = Some(value.to_owned()),
                 ("type", _) => content = Some(FsKind::from_name(value)),
                 ("part", _) => {
@@ -211,7 +227,7 @@ impl Description {
                 _ => return None,
             }
         }
-        Some(Self { number, node: node.to_owned(), size: size?, kind, content, uuid: id })
+        Some(Self { number, node: node.to_owned(), size: size?, sector, kind, content, uuid: id })
     }
 }
 
@@ -246,6 +262,9 @@ mod tests {
     fn lines_are_parsed() {
         let kind = |line| Report::parse(line).result.map(|description| description.kind);
         assert_eq!(kind("/dev/sda 8:0 size=1024"), Ok(ReportedKind::Disk));
+        let sector = |line| Report::parse(line).result.map(|description| description.sector);
+        assert_eq!(sector("/dev/sda 8:0 size=1024"), Ok(512));
+        assert_eq!(sector("/dev/sda 8:0 size=8192 sector=4096"), Ok(4096));
         assert_eq!(
             kind("/dev/sda1 8:1 node=/dev/sdb1 size=512 part=8:0+512 type=ext4"),
             Ok(ReportedKind::Partition { of: (8, 0), start: 512 })
@@ -274,6 +293,9 @@ mod tests {
             "/dev/sdb 8:0 size=x",
             "/dev/sdb 8:0 size=1 disks=1",
             "/dev/sdb 8:0 size=1 x=1",
+            "/dev/sdb 8:0 size=1 sector=0",
+            "/dev/sdb 8:0 size=1 sector=1000",
+            "/dev/sdb 8:0 size=1 sector=8192",
             "/dev/sdb 8:0 size=1 uuid=x",
             "/dev/md0 9:0 size=512 md=raid1 member=1,8:17,0,512,9",
         ] {

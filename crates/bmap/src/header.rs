@@ -63,6 +63,9 @@ impl Header {
     }
 }
 
+/// Bytes in a sector of most disks.
+pub const SECTOR: u64 = 512;
+
 /// A disk of the guest, and its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
@@ -70,6 +73,8 @@ pub struct ImageInfo {
     pub disk: u16,
     /// Size of the disk that the guest sees, in bytes.
     pub size: u64,
+    /// Bytes in a sector of the disk: 512, or 4096.
+    pub sector: u64,
     /// The top image, which the user named.
     pub image: ImageFile,
     /// The images below it, from its direct backing file (or snapshot parent) down to the base.

@@ -65,6 +65,7 @@ pub use convert::{ConvertError, convert, load, save, write};
 pub use format::{Compression, FileType, Format, ReadError, WriteError, read};
 pub use header::{
     Balance, Digest, Filesystem, Header, INODES_PER_DIGEST, ImageFile, ImageInfo, InodeDigests, MOST_DIGESTS,
+    SECTOR,
 };
 pub use index::{Hit, Over};
 pub use model::{Dialect, Map, Object, ObjectId, Piece};

@@ -105,11 +105,37 @@ pub enum Cause {
     },
     /// The appliance found no filesystem that it knows.
     UnknownContent,
+    /// A device has the signature of something that nothing in the appliance uses: a filesystem
+    /// without a driver, or a member of a set that is not assembled.
+    SignatureUnused {
+        /// The signature, as blkid(8) names it.
+        signature: String,
+        /// The label that it bears, such as the name of a ZFS pool.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        label: Option<String>,
+    },
+    /// The partition table describes a larger disk than the image holds.
+    DiskTruncated {
+        /// Bytes of the disk that the partition table describes.
+        described: u64,
+        /// Bytes that are there.
+        size: u64,
+    },
     /// A filesystem cannot be mounted.
     MountFailed {
         /// Its type, as blkid(8) names it.
         filesystem: String,
         /// The appliance's message.
+        error: String,
+    },
+    /// A filesystem cannot be mounted, because it has features that the appliance's kernel does not
+    /// know.
+    FilesystemTooNew {
+        /// Its type, as blkid(8) names it.
+        filesystem: String,
+        /// The version of the appliance's kernel.
+        kernel: String,
+        /// The kernel's message.
         error: String,
     },
     /// A filesystem was left out, because reading it hung.
@@ -145,6 +171,11 @@ pub enum Cause {
     /// A directory was reached a second time, so the filesystem is damaged. Its contents were
     /// listed once.
     DirectoryLoop,
+    /// The kernel calls a directory corrupt. Some of its entries may be missing.
+    DirectoryCorrupt {
+        /// The kernel's message.
+        error: String,
+    },
     /// A call into libguestfs failed.
     CallFailed {
         /// libguestfs's message.
@@ -205,6 +236,23 @@ pub enum Cause {
         /// Whether it is a whole disk.
         disk: bool,
     },
+    /// A device that is mapped has another signature, too.
+    SignatureBesides {
+        /// The signature, as blkid(8) names it.
+        signature: String,
+        /// The label that it bears.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        label: Option<String>,
+    },
+    /// Two volume groups have one name. This volume's group has another one in the map.
+    VolumeGroupRenamed {
+        /// The name that the group has on the disks.
+        group: String,
+    },
+    /// A swap area holds the memory of a suspended system.
+    Suspended,
+    /// A filesystem was mounted without its journal, which is on another device.
+    JournalMissing,
     /// The copies of a mirrored device differ. Only the copy that was read is mapped.
     CopiesDiffer,
     /// The chunks of a btrfs are not known. Of mirrored data, only the copy that was read is
@@ -339,12 +387,16 @@ impl Cause {
             | Self::Locked { .. }
             | Self::KeyTooSlow { .. }
             | Self::UnknownContent
+            | Self::SignatureUnused { .. }
+            | Self::DiskTruncated { .. }
             | Self::MountFailed { .. }
+            | Self::FilesystemTooNew { .. }
             | Self::Hung { .. }
             | Self::KernelCrashed { .. }
             | Self::WalkCutShort { .. }
             | Self::FileFailed { .. }
             | Self::DirectoryLoop
+            | Self::DirectoryCorrupt { .. }
             | Self::CallFailed { .. }
             | Self::NameNotUtf8
             | Self::Unmappable { .. }
@@ -357,6 +409,10 @@ impl Cause {
             | Self::Sentence { .. } => true,
             Self::MembersMissing { lost, .. } => *lost,
             Self::Blank { .. }
+            | Self::SignatureBesides { .. }
+            | Self::VolumeGroupRenamed { .. }
+            | Self::Suspended
+            | Self::JournalMissing
             | Self::CopiesDiffer
             | Self::ChunksUnknown
             | Self::JournalReplayed
@@ -427,9 +483,42 @@ impl fmt::Display for Cause {
                  where the appliance is emulated"
             ),
             Self::UnknownContent => f.write_str("the appliance finds no filesystem that it knows"),
+            Self::SignatureUnused { signature, label } => {
+                write!(f, "it holds {}, which nothing in the appliance reads", Signature(signature, label))
+            }
+            Self::SignatureBesides { signature, label } => write!(
+                f,
+                "it also has the signature of {}, which may be a remainder of earlier use",
+                Signature(signature, label)
+            ),
+            Self::DiskTruncated { described, size } => write!(
+                f,
+                "its partition table describes a disk of {described} bytes, of which the image holds {size}; \
+                 partitions past the end of the image are not mapped"
+            ),
+            Self::VolumeGroupRenamed { group } => write!(
+                f,
+                "its volume group is called {} on the disks, as another one is; here it has a name of its own",
+                PrintableText(group)
+            ),
+            Self::Suspended => f.write_str(
+                "it holds the memory of a suspended system, whose filesystems may be newer in that memory \
+                 than on the disks",
+            ),
+            Self::JournalMissing => f.write_str(
+                "its journal is on another device, which is missing; changes that only the journal holds are \
+                 not mapped",
+            ),
             Self::MountFailed { filesystem, error } => {
                 write!(f, "cannot mount it as {}: {}", PrintableText(filesystem), PrintableText(error))
             }
+            Self::FilesystemTooNew { filesystem, kernel, error } => write!(
+                f,
+                "cannot mount it as {}: it has features newer than this appliance's kernel ({}): {}",
+                PrintableText(filesystem),
+                PrintableText(kernel),
+                PrintableText(error)
+            ),
             Self::Hung { filesystem, seconds } => write!(
                 f,
                 "left out; nothing happened for {seconds} seconds (--timeout) while it was read as {}. It may \
@@ -458,6 +547,11 @@ impl fmt::Display for Cause {
             Self::DirectoryLoop => {
                 f.write_str("this directory was visited before; the filesystem is damaged")
             }
+            Self::DirectoryCorrupt { error } => write!(
+                f,
+                "the kernel calls this directory corrupt, and some of its entries may be missing: {}",
+                PrintableText(error)
+            ),
             Self::NameNotUtf8 => f.write_str(
                 "its name is not UTF-8, and --probe guestfsd cannot pass it on; --probe agent can",
             ),
@@ -517,6 +611,51 @@ impl fmt::Display for Cause {
             Self::ImageUnclean => {
                 f.write_str("the last program that used the image did not close it; it may be damaged")
             }
+        }
+    }
+}
+
+/// A signature in words, and the label that it bears.
+struct Signature<'a>(&'a str, &'a Option<String>);
+
+impl fmt::Display for Signature<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Signatures whose names do not tell everyone what they are.
+        const WORDS: [(&str, &str); 25] = [
+            ("adaptec_raid_member", "a member of a RAID set of an Adaptec controller"),
+            ("apfs", "an APFS container of macOS"),
+            ("bcache", "a device of bcache"),
+            ("bcachefs", "a device of bcachefs"),
+            ("ceph_bluestore", "a device of Ceph"),
+            ("cs_fvault2", "a FileVault volume of macOS"),
+            ("ddf_raid_member", "a member of a DDF RAID set of a controller"),
+            ("dos", "a partition table"),
+            ("drbd", "a device of DRBD"),
+            ("gpt", "a partition table"),
+            ("isw_raid_member", "a member of an Intel Matrix RAID set"),
+            ("jbd", "the journal of an ext4 on another device"),
+            ("jmicron_raid_member", "a member of a RAID set of a JMicron controller"),
+            ("linux_raid_member", "a member of an md array"),
+            ("lsi_mega_raid_member", "a member of a RAID set of an LSI controller"),
+            ("LVM2_member", "a physical volume of LVM"),
+            ("nvidia_raid_member", "a member of a RAID set of an NVIDIA controller"),
+            ("promise_fasttrack_raid_member", "a member of a RAID set of a Promise controller"),
+            ("ReFS", "a ReFS filesystem of Windows"),
+            ("silicon_medley_raid_member", "a member of a RAID set of a Silicon Image controller"),
+            ("storage_spaces", "a disk of Windows Storage Spaces"),
+            ("stratis", "a device of a Stratis pool"),
+            ("via_raid_member", "a member of a RAID set of a VIA controller"),
+            ("VMFS_volume_member", "a VMFS volume of VMware"),
+            ("zfs_member", "a device of a ZFS pool"),
+        ];
+        let Self(name, label) = self;
+        match WORDS.iter().find(|(known, _)| known == name) {
+            Some((_, words)) => write!(f, "{words} ({name})")?,
+            None => write!(f, "{}", PrintableText(name))?,
+        }
+        match label {
+            Some(label) => write!(f, " with the label {}", PrintableText(label)),
+            None => Ok(()),
         }
     }
 }

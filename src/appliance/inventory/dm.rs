@@ -1,7 +1,8 @@
 //! Tables of the device mapper.
 
-use super::SECTOR;
+use super::{DeviceKind, SECTOR};
 use std::collections::BTreeMap;
+use virt_bmap_agent_protocol::inventory::{DeviceNumber, device_number};
 
 /// One line of a device-mapper table (`dmsetup(8)`), sectors turned into bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,11 @@ impl DmTarget {
         self.arguments.iter().map(String::as_str)
     }
 
+    /// The devices that it names, which it is made of.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceNumber> {
+        self.words().filter_map(device_number)
+    }
+
     /// How many members a `raid` target lacks: its line has `-` in place of their devices.
     pub fn missing_members(&self) -> u64 {
         let parameters = self.arguments.get(1).and_then(|count| count.parse::<usize>().ok());
@@ -36,6 +42,14 @@ impl DmTarget {
 pub(super) struct DmTable(pub(super) BTreeMap<String, Vec<DmTarget>>);
 
 impl DmTable {
+    /// The mapped device of this name as a partition: one linear piece of another device.
+    pub(super) fn partition(&self, name: &str) -> Option<DeviceKind> {
+        let [target] = self.0.get(name)?.as_slice() else { return None };
+        let mut words = target.words().filter(|_| target.kind == "linear");
+        let of = device_number(words.next()?)?;
+        Some(DeviceKind::Partition { of, start: words.next()?.parse::<u64>().ok()?.checked_mul(SECTOR)? })
+    }
+
     /// Parses what `dmsetup table` prints: `NAME: START LENGTH KIND ARGUMENTS...`.
     pub(super) fn parse_all(text: &str) -> Self {
         let mut tables = BTreeMap::<String, Vec<DmTarget>>::new();

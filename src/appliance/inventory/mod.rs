@@ -26,6 +26,8 @@ pub struct BlockDevice {
     pub number: DeviceNumber,
     /// Size in bytes.
     pub size: u64,
+    /// Bytes in its logical block, the least that can be read of it.
+    pub sector: u64,
     /// What it is.
     pub kind: DeviceKind,
 }
@@ -51,7 +53,7 @@ pub enum DeviceKind {
     Md(MdArray),
 }
 
-/// The content of a device that is not itself split into devices.
+/// The content of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
     /// The device.
@@ -78,7 +80,8 @@ pub struct Inventory {
     /// Devices that exist only as parts of others: the legs of a mirrored volume, the pool of a
     /// thin one.
     pub hidden: Vec<BlockDevice>,
-    /// The content of the devices, by name.
+    /// The content of the devices, by name: of those that are not split into others, and the
+    /// filesystems of [hybrids](Self::hybrids).
     pub contents: Vec<Content>,
     /// Members of arrays, physical volumes and the like, by name.
     pub members: Vec<Content>,
@@ -105,6 +108,24 @@ impl Inventory {
             })
         });
         idle.map(|member| member.device.clone()).collect()
+    }
+
+    /// The content of the device of this name, member or not.
+    pub fn content(&self, path: &str) -> Option<&Content> {
+        self.contents.iter().chain(&self.members).find(|content| content.device == path)
+    }
+
+    /// Whether a device is split into partitions.
+    pub fn is_partitioned(&self, number: DeviceNumber) -> bool {
+        let is_part =
+            |device: &BlockDevice| matches!(device.kind, DeviceKind::Partition { of, .. } if of == number);
+        self.partitions.iter().any(is_part)
+    }
+
+    /// The device that a partition is a part of.
+    pub fn partitioned(&self, partition: &BlockDevice) -> Option<&BlockDevice> {
+        let DeviceKind::Partition { of, .. } = partition.kind else { return None };
+        self.devices().find(|device| device.number == of)
     }
 
     /// The device of this name.

@@ -70,7 +70,18 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
     let holds = |(number, content): &(DeviceNumber, Content)| content.kind.is_some().then_some(*number);
     inventory.hybrids =
         kinds.iter().filter_map(holds).filter(|number| partitioned.contains(number)).collect();
-    kinds.retain(|(number, _)| !partitioned.contains(number));
+    let of_parts: BTreeSet<(Option<FsKind>, Option<String>)> = kinds
+        .iter()
+        .filter(|(number, _)| inventory.partitions.iter().any(|partition| partition.number == *number))
+        .map(|(_, content)| (content.kind.clone(), content.uuid.clone()))
+        .collect();
+    // A table may have been written over a filesystem, or beside one as on hybrid CDs, where a
+    // partition may show the same filesystem once more.
+    kinds.retain(|(number, content)| {
+        let is_filesystem = content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Filesystem);
+        let is_shown = of_parts.contains(&(content.kind.clone(), content.uuid.clone()));
+        !partitioned.contains(number) || is_filesystem && !is_shown
+    });
     let contents = kinds.into_iter().map(|(_, content)| content);
     let is_member =
         |content: &Content| content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Member);
@@ -124,7 +135,7 @@ struct Facts {
 
 /// Combines the agent's report on a device with the device mapper's tables.
 fn facts(path: String, description: Description, tables: &DmTable) -> (BlockDevice, Facts) {
-    let Description { number, node, size, kind, content, uuid } = description;
+    let Description { number, node, size, sector, kind, content, uuid } = description;
     let mut facts = Facts { content, uuid, ..Facts::default() };
     let kind = match kind {
         ReportedKind::Disk => DeviceKind::Disk,
@@ -132,9 +143,12 @@ fn facts(path: String, description: Description, tables: &DmTable) -> (BlockDevi
         ReportedKind::Dm { name, uuid } => {
             facts.is_dynamic_part = name.starts_with("ldm_part_");
             facts.is_volume = uuid.starts_with("LVM-");
-            DeviceKind::Dm { targets: tables.0.get(&name).cloned().unwrap_or_default() }
+            // The agent makes the partitions of mapped devices, as kpartx(8) would.
+            let part = uuid.starts_with("part").then(|| tables.partition(&name)).flatten();
+            let targets = || tables.0.get(&name).cloned().unwrap_or_default();
+            part.unwrap_or_else(|| DeviceKind::Dm { targets: targets() })
         }
         ReportedKind::Md(array) => DeviceKind::Md(array),
     };
-    (BlockDevice { path, node, number, size, kind }, facts)
+    (BlockDevice { path, node, number, size, sector, kind }, facts)
 }

@@ -72,6 +72,7 @@ impl Doubt {
             // The map lacks an entry of a directory.
             Cause::FileFailed { .. }
             | Cause::DirectoryLoop
+            | Cause::DirectoryCorrupt { .. }
             | Cause::CallFailed { .. }
             | Cause::NameNotUtf8
             | Cause::Unmappable { .. }
@@ -92,7 +93,14 @@ impl Doubt {
             | Cause::Locked { .. }
             | Cause::KeyTooSlow { .. }
             | Cause::UnknownContent
+            | Cause::SignatureUnused { .. }
+            | Cause::SignatureBesides { .. }
+            | Cause::DiskTruncated { .. }
+            | Cause::VolumeGroupRenamed { .. }
+            | Cause::Suspended
+            | Cause::JournalMissing
             | Cause::MountFailed { .. }
+            | Cause::FilesystemTooNew { .. }
             | Cause::Hung { .. }
             | Cause::KernelCrashed { .. }
             | Cause::Blank { .. }

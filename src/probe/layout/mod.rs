@@ -17,7 +17,7 @@ mod raid;
 mod segment;
 
 pub use btrfs::address_space;
-pub use proof::{PROOF, Proof};
+pub use proof::Proof;
 pub use segment::Segment;
 
 use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};

@@ -7,16 +7,13 @@ use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
 /// How many segments at each end of a copy are proved.
 const SEGMENTS_PROVED: usize = 32;
 
-/// Bytes read to prove one end of a segment.
-pub const PROOF: u64 = 512;
-
 /// What the kernel's RAID reads at a time if it reads through its cache.
 const PAGE: u64 = 4096;
 
 /// A read that proves a part of a layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// Where on the device to read [`PROOF`] bytes.
+    /// Where on the device to read one sector.
     pub at: DeviceOffset,
     /// The places on the disks, one of which must then be read.
     pub places: Vec<(DiskNumber, DiskRange)>,
@@ -34,23 +31,28 @@ impl Proof {
 }
 
 impl Layout {
-    /// The reads that prove the layout: at both ends of each segment, or of the first and the last
-    /// 32 segments.
-    pub fn proofs(&self) -> Vec<Proof> {
+    /// The reads that prove the layout of a device with sectors of this size: at both ends of each
+    /// segment, or of the first and the last 32 segments.
+    pub fn proofs(&self, sector: u64) -> Vec<Proof> {
         let mut proofs = Vec::new();
         for copy in &self.copies {
             let chosen = copy.iter().enumerate().filter(|(index, _)| {
                 *index < SEGMENTS_PROVED || *index >= copy.len().saturating_sub(SEGMENTS_PROVED)
             });
             for (_, segment) in chosen {
-                let length = segment.device.len().min(PROOF);
+                let length = segment.device.len().min(sector);
                 for at in [segment.device.start.0, segment.device.end.0 - length] {
-                    let sector = Range::new(at, at + length);
-                    let Some(parts) = self.part(sector) else { continue };
+                    let at = at / sector * sector;
+                    let range = Range::new(at, at + length);
+                    // A sector of which parts lie apart is read in parts.
+                    let parts = self.part(range).unwrap_or_default();
+                    if parts.is_empty() || parts.iter().any(|part| part.device != range) {
+                        continue;
+                    }
                     // A read of less than a sector reads the sector.
                     let place =
-                        |part: &Segment| (part.disk, DiskRange::new(part.start.0, part.start.0 + PROOF));
-                    proofs.push(Proof { at: sector.start, places: parts.iter().map(place).collect() });
+                        |part: &Segment| (part.disk, DiskRange::new(part.start.0, part.start.0 + sector));
+                    proofs.push(Proof { at: range.start, places: parts.iter().map(place).collect() });
                 }
             }
         }

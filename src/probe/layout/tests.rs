@@ -4,7 +4,7 @@ use super::*;
 use crate::appliance::{DmTarget, MdArray, MdMember};
 
 fn device(path: &str, number: DeviceNumber, size: u64, kind: DeviceKind) -> BlockDevice {
-    BlockDevice { path: path.into(), node: path.into(), number, size, kind }
+    BlockDevice { path: path.into(), node: path.into(), number, size, sector: 512, kind }
 }
 
 fn target(start: u64, length: u64, line: &str) -> DmTarget {
@@ -51,10 +51,14 @@ fn a_volume_over_a_partition_and_a_disk() {
     assert_eq!(part.len(), 2);
     assert_eq!((part[1].disk, part[1].start), (2, DiskOffset(8192)));
     assert_eq!(lv.part(Range::new(12000, 12289)), None);
-    let proofs = lv.proofs();
+    let proofs = lv.proofs(512);
     assert_eq!(proofs.len(), 4);
     assert_eq!(proofs[1].at, DeviceOffset(8192 - 512));
     assert_eq!(proofs[1].places, [(1, DiskRange::new(16384 - 512, 16384))]);
+    let proofs = lv.proofs(4096);
+    let places: Vec<_> = proofs.iter().map(|proof| (proof.at.0, proof.places[0].1.start.0)).collect();
+    assert_eq!(places, [(0, 8192), (4096, 12288), (8192, 8192)]);
+    assert!(proofs.iter().all(|proof| proof.places[0].1.len() == 4096));
 }
 
 #[test]
@@ -104,8 +108,8 @@ fn mirrors_have_copies() {
         assert_eq!(lv.copy_count(), 2);
         let starts: Vec<_> = lv.segments().map(|s| (s.disk, s.copy, s.device.len())).collect();
         assert_eq!(starts, [(1, 0, 4096), (2, 1, 4096)]);
-        assert_eq!(lv.proofs().len(), 2);
-        assert_eq!(lv.proofs()[0].places.len(), 2);
+        assert_eq!(lv.proofs(512).len(), 2);
+        assert_eq!(lv.proofs(512)[0].places.len(), 2);
         let mut alone = lv.clone();
         alone.retain_copies(|_, _| false);
         assert_eq!(alone.copy_count(), 1);

@@ -195,8 +195,17 @@ pub(crate) fn report() -> impl Strategy<Value = Report> {
         array,
     ];
     let content = option::of(word().prop_map(|name| FsKind::from_name(&name)));
-    let description = (number(), word(), any::<u64>(), kind, content, option::of(word())).prop_map(
-        |(number, node, size, kind, content, uuid)| Description { number, node, size, kind, content, uuid },
+    let sector = (9u32..=12).prop_map(|shift| 1 << shift);
+    let description = (number(), word(), any::<u64>(), sector, kind, content, option::of(word())).prop_map(
+        |(number, node, size, sector, kind, content, uuid)| Description {
+            number,
+            node,
+            size,
+            sector,
+            kind,
+            content,
+            uuid,
+        },
     );
     let result = prop_oneof![
         9 => description.prop_map(Ok),

@@ -577,7 +577,8 @@ mod tests {
     fn maps_of_two_formats_are_compared() {
         let mut builder = MapBuilder::new(Header::default());
         let image = ImageFile { name: b"guest.raw".to_vec(), format: "raw".into() };
-        builder.header_mut().images = vec![ImageInfo { disk: 1, size: 4096, image, chain: Vec::new() }];
+        builder.header_mut().images =
+            vec![ImageInfo { disk: 1, size: 4096, sector: 512, image, chain: Vec::new() }];
         for (path, inode, bytes) in [(&b"/a"[..], 9, 0x100), (b"/empty", 10, 0)] {
             let known = Attributes { inode: Some(inode), size: Some(bytes), ..Attributes::default() };
             let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", path), known).unwrap();

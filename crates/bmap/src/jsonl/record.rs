@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use super::{FORMAT, FORMAT_VERSION, LineError, MAX_RANGES};
 use crate::builder::MapBuilder;
 use crate::header::{
-    Balance, Digest, Filesystem, Header, INODES_PER_DIGEST, ImageFile, ImageInfo, InodeDigests,
+    Balance, Digest, Filesystem, Header, INODES_PER_DIGEST, ImageFile, ImageInfo, InodeDigests, SECTOR,
 };
 use crate::model::{Dialect, Map, Object, Piece};
 use crate::object::{Attributes, Kind, Marks, ObjectName};
@@ -55,6 +55,8 @@ enum DialectName {
 struct ImageRecord {
     disk: u16,
     size: u64,
+    #[serde(default = "sector", skip_serializing_if = "is_usual")]
+    sector: u64,
     name: Text,
     format: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -305,17 +307,27 @@ impl HeaderRecord {
     }
 }
 
+/// The size of a sector that is not written.
+fn sector() -> u64 {
+    SECTOR
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_usual(sector: &u64) -> bool {
+    *sector == SECTOR
+}
+
 impl ImageRecord {
     fn new(image: &ImageInfo) -> Self {
         let FileRecord { name, format } = FileRecord::new(&image.image);
         let chain = image.chain.iter().map(FileRecord::new).collect();
-        Self { disk: image.disk, size: image.size, name, format, chain }
+        Self { disk: image.disk, size: image.size, sector: image.sector, name, format, chain }
     }
 
     fn unpack(self) -> ImageInfo {
-        let Self { disk, size, name, format, chain } = self;
+        let Self { disk, size, sector, name, format, chain } = self;
         let image = FileRecord { name, format }.unpack();
-        ImageInfo { disk, size, image, chain: chain.into_iter().map(FileRecord::unpack).collect() }
+        ImageInfo { disk, size, sector, image, chain: chain.into_iter().map(FileRecord::unpack).collect() }
     }
 }
 

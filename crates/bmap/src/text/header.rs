@@ -13,7 +13,7 @@ use super::FORMAT_VERSION;
 use super::reader::LineError;
 use super::writer::WriteError;
 use crate::escape::{needs_escape, push_escaped, unescape};
-use crate::header::{Balance, Filesystem, Header, ImageFile, ImageInfo, InodeDigests};
+use crate::header::{Balance, Filesystem, Header, ImageFile, ImageInfo, InodeDigests, SECTOR};
 use crate::warning::Warning;
 
 /// First word of the first line of every map in our dialect. It is part of the format, whatever the
@@ -55,8 +55,15 @@ pub(super) fn parse(header: &mut Header, line: &[u8]) -> Result<(), LineError> {
         let (size, fields) = field(fields, b"size=").ok_or(LineError::Header { expected: "size=BYTES" })?;
         let size = std::str::from_utf8(size).ok().and_then(|size| size.parse().ok());
         let size = size.ok_or(LineError::Header { expected: "size=BYTES" })?;
+        let (sector, fields) = match field(fields, b"sector=") {
+            Some((sector, fields)) => {
+                let sector = std::str::from_utf8(sector).ok().and_then(|sector| sector.parse().ok());
+                (sector.ok_or(LineError::Header { expected: "sector=BYTES" })?, fields)
+            }
+            None => (SECTOR, fields),
+        };
         let image = image_file(fields)?;
-        header.images.push(ImageInfo { disk, size, image, chain: Vec::new() });
+        header.images.push(ImageInfo { disk, size, sector, image, chain: Vec::new() });
     } else if let Some(fields) = text.strip_prefix(BACKING) {
         let (disk, fields) = disk_number(fields).ok_or(LineError::Header { expected: "a disk number" })?;
         let top = header.images.last_mut().filter(|top| top.disk == disk);
@@ -165,6 +172,9 @@ pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError>
     out.push(b'\n');
     for image in &header.images {
         out.extend_from_slice(format!("# disk {} size={} ", image.disk, image.size).as_bytes());
+        if image.sector != SECTOR {
+            out.extend_from_slice(format!("sector={} ", image.sector).as_bytes());
+        }
         push_image_file(out, &image.image);
         for file in &image.chain {
             out.extend_from_slice(format!("# backing {} ", image.disk).as_bytes());

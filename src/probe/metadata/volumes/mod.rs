@@ -45,7 +45,10 @@ pub(in crate::probe) fn devices(
         let content = all.filter(|content| content.device == block_device.path).find_map(|c| c.kind.as_ref());
         let partitions = partitions::partitions(inventory, block_device);
         let found = match content {
-            _ if !partitions.is_empty() => partitions::tables(&device, &partitions),
+            _ if !partitions.is_empty() => {
+                let sector = context.table_sector(inventory, block_device);
+                partitions::tables(&device, &partitions, sector)
+            }
             Some(FsKind::LvmMember) => {
                 let free = free_extents.get_or_insert_with(|| lvm::ask_for_free_extents(&device));
                 if let Some(free) = free.get(&block_device.node) {

@@ -43,8 +43,8 @@ pub(super) fn unpartitioned(size: u64, partitions: &[(u64, u64)], found: &[Found
     Blocks::from_iter([Range::new(0, size)]).difference(&used)
 }
 
-/// The tables of a device with these partitions.
-pub(super) fn tables(device: &Device<'_>, partitions: &[(u64, u64)]) -> Option<Vec<Found>> {
+/// The tables of a device with these partitions, and with sectors of this size.
+pub(super) fn tables(device: &Device<'_>, partitions: &[(u64, u64)], sector_size: u64) -> Option<Vec<Found>> {
     /// Where boot code ends: the disk's signature and the four entries follow.
     const CODE: usize = 440;
     let sector = device.read(0, SECTOR)?;
@@ -57,13 +57,13 @@ pub(super) fn tables(device: &Device<'_>, partitions: &[(u64, u64)]) -> Option<V
     let mut code = if has_code { vec![(0, CODE as u64)] } else { Vec::new() };
     let mut found = Vec::new();
     let mut end = SECTOR;
-    if let Some(gpt) = Gpt::at(device, 1) {
+    if let Some(gpt) = Gpt::at(device, 1, sector_size) {
         end = gpt.pieces.iter().map(|(start, length)| start.saturating_add(*length)).max().unwrap_or(end);
         let [boot, database] = gpt.first_of(device, [BIOS_BOOT, dynamic::METADATA]);
         code.extend(boot.into_iter().flat_map(|(start, length)| written(device, start, length)));
         found.extend(database.and_then(|place| dynamic::in_partition(device, place)));
         table.extend(gpt.pieces);
-        if let Some(copy) = Gpt::at(device, gpt.other) {
+        if let Some(copy) = Gpt::at(device, gpt.other, sector_size) {
             found.push(("[partition table copy]", copy.pieces, true));
         }
     } else {
@@ -96,22 +96,24 @@ struct Gpt {
     /// The logical block of the other header.
     other: u64,
     entry: u64,
+    sector: u64,
 }
 
 impl Gpt {
     /// The table whose header is this logical block.
-    fn at(device: &Device<'_>, block: u64) -> Option<Self> {
-        let header = device.read(block.checked_mul(SECTOR)?, SECTOR)?;
+    fn at(device: &Device<'_>, block: u64, sector: u64) -> Option<Self> {
+        let start = block.checked_mul(sector)?;
+        let header = device.read(start, sector)?;
         if header.get(..8)? != b"EFI PART" || header.le64(24)? != block {
             return None;
         }
         let entry = u64::from(header.le32(84)?);
         let length = u64::from(header.le32(80)?).checked_mul(entry)?;
-        let entries = (header.le64(72)?.checked_mul(SECTOR)?, length.next_multiple_of(SECTOR));
+        let entries = (header.le64(72)?.checked_mul(sector)?, length.next_multiple_of(sector));
         // Tables of a megabyte have thousands of entries.
         let is_valid = length <= 1 << 20 && entry >= 128;
         let other = header.le64(32)?;
-        is_valid.then(|| Self { pieces: vec![(block * SECTOR, SECTOR), entries], other, entry })
+        is_valid.then(|| Self { pieces: vec![(start, sector), entries], other, entry, sector })
     }
 
     /// Start and length of the first partition of each of these types. Only the first: a hostile
@@ -122,7 +124,7 @@ impl Gpt {
         let place = |entry: &[u8]| {
             let (first, last) = (entry.le64(32)?, entry.le64(40)?);
             let sectors = last.checked_sub(first)?.checked_add(1)?;
-            Some((first.checked_mul(SECTOR)?, sectors.checked_mul(SECTOR)?))
+            Some((first.checked_mul(self.sector)?, sectors.checked_mul(self.sector)?))
         };
         types.map(|wanted| {
             let mut entries = entries.chunks_exact(self.entry as usize);
