@@ -40,7 +40,7 @@ pub use task::{DeviceRead, DeviceReads, ReadOrder, Reply, Task, WalkPlan};
 
 /// Version of all messages. The agent is part of the host program, so both ends come from one
 /// build; a mistake in packaging is reported as another version.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 64 << 20;

@@ -162,6 +162,11 @@ pub enum Cause {
         /// How many.
         count: u64,
     },
+    /// Records of an NTFS volume's `$MFT` are damaged.
+    RecordsDamaged {
+        /// How many.
+        count: u64,
+    },
     /// Further warnings of missing objects were left out.
     MoreOmitted {
         /// How many.
@@ -187,6 +192,15 @@ pub enum Cause {
     ChunksUnknown,
     /// A journal was replayed when the filesystem was mounted.
     JournalReplayed,
+    /// A volume belongs to a Windows that hibernates.
+    Hibernated,
+    /// An NTFS volume was not unmounted, or is marked as one to be checked.
+    NotUnmounted,
+    /// More than one file claims the same clusters of an NTFS volume.
+    ClaimedTwice {
+        /// How many bytes.
+        bytes: u64,
+    },
     /// Files are encrypted, and their names are those that the kernel shows without the key.
     EncryptedNames {
         /// How many.
@@ -324,6 +338,7 @@ impl Cause {
             | Self::NameNotUtf8
             | Self::Unmappable { .. }
             | Self::EncryptedFilesUnplaced { .. }
+            | Self::RecordsDamaged { .. }
             | Self::MoreOmitted { .. }
             // The words may say either.
             | Self::Sentence { .. } => true,
@@ -332,6 +347,9 @@ impl Cause {
             | Self::CopiesDiffer
             | Self::ChunksUnknown
             | Self::JournalReplayed
+            | Self::Hibernated
+            | Self::NotUnmounted
+            | Self::ClaimedTwice { .. }
             | Self::EncryptedNames { .. }
             | Self::NotExact { .. }
             | Self::Rewritten { .. }
@@ -436,6 +454,10 @@ impl fmt::Display for Cause {
             Self::EncryptedFilesUnplaced { count } => {
                 write!(f, "{count} encrypted files cannot be located without their key")
             }
+            Self::RecordsDamaged { count } => write!(
+                f,
+                "{count} records of its $MFT are damaged; what only they describe is not mapped"
+            ),
             Self::MoreOmitted { count } => write!(f, "{count} more warnings were not kept"),
             Self::Sentence { text } => write!(f, "{}", PrintableText(text)),
             Self::Blank { disk: true } => {
@@ -449,6 +471,17 @@ impl fmt::Display for Cause {
             Self::JournalReplayed => f.write_str(
                 "it was not unmounted cleanly; the map shows it after the replay of its journal",
             ),
+            Self::Hibernated => f.write_str(
+                "Windows hibernates, which it also does to start fast; what it has not written yet is in \
+                 /hiberfil.sys, so the map may be older than the files that Windows knows",
+            ),
+            Self::NotUnmounted => f.write_str(
+                "Windows did not unmount it, or marked it as one to be checked; the map shows it without the \
+                 changes in its log",
+            ),
+            Self::ClaimedTwice { bytes } => {
+                write!(f, "it is damaged: more than one file claims the same clusters, {bytes} bytes")
+            }
             Self::EncryptedNames { count } => {
                 write!(f, "{count} files are encrypted; without the key, the kernel shows encoded names")
             }

@@ -5,7 +5,13 @@ use virt_bmap_ntfs::{Claims, Volume};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = std::env::args_os().nth(1).ok_or("the name of an image is missing")?;
     let volume = Volume::open(std::fs::File::open(image)?)?;
-    println!("{:?}, dirty: {}, log open: {}", volume.geometry(), volume.is_dirty(), volume.is_log_open());
+    println!("{:?}", volume.geometry());
+    println!(
+        "dirty {}, log open {}, hibernated {}",
+        volume.is_dirty(),
+        volume.is_log_open(),
+        volume.is_hibernated()
+    );
     let mut claims = Claims::default();
     for (number, file) in volume.files() {
         let Ok(file) = file.inspect_err(|problem| println!("{number}: {problem}")) else { continue };

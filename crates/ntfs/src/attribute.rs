@@ -8,6 +8,8 @@ use crate::record::Problem;
 pub struct AttributeType(pub u32);
 
 impl AttributeType {
+    /// `$STANDARD_INFORMATION`: times.
+    pub const STANDARD_INFORMATION: Self = Self(0x10);
     /// `$ATTRIBUTE_LIST`: where the attributes of a file are that do not fit its first record.
     pub const ATTRIBUTE_LIST: Self = Self(0x20);
     /// `$FILE_NAME`: a name and the directory that has it.

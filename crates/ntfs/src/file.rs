@@ -20,6 +20,8 @@ pub struct File {
     pub is_directory: bool,
     /// Its names.
     pub names: Vec<Name>,
+    /// When its data was last modified, and when its record was: nanoseconds since 1970.
+    pub times: Option<(i64, i64)>,
     /// The tag of its reparse point.
     pub reparse: Option<u32>,
     /// Its attributes, each once; the first of equal type and name counts.
@@ -41,6 +43,8 @@ pub struct Stream {
     pub is_encrypted: bool,
     /// Whether it is sparse.
     pub is_sparse: bool,
+    /// The record that holds its content, if that is resident.
+    pub record: u64,
     /// Size of its content in bytes.
     pub size: u64,
     /// Bytes that have been written: beyond them, clusters are allocated and read as zeroes.
@@ -120,12 +124,13 @@ impl Assembly {
             links: base.links,
             is_directory: base.is_directory,
             names: Vec::new(),
+            times: None,
             reparse: None,
             streams: Vec::new(),
             problems: BTreeSet::new(),
         };
         let mut this = Self { file, parts: Vec::new(), clusters, cluster };
-        this.add(base);
+        this.add(number, base);
         this
     }
 
@@ -134,16 +139,16 @@ impl Assembly {
     }
 
     /// Adds the attributes of a record.
-    pub(crate) fn add(&mut self, record: &Record) {
+    pub(crate) fn add(&mut self, number: u64, record: &Record) {
         for attribute in attributes(record.attributes()) {
             match attribute {
-                Ok(attribute) => self.attribute(&attribute),
+                Ok(attribute) => self.attribute(number, &attribute),
                 Err(problem) => self.problem(problem),
             }
         }
     }
 
-    fn attribute(&mut self, attribute: &Attribute<'_>) {
+    fn attribute(&mut self, record: u64, attribute: &Attribute<'_>) {
         let name = name::decode(attribute.name);
         match attribute.body {
             Body::Resident(value) if attribute.kind == AttributeType::FILE_NAME => match Name::of(value) {
@@ -151,8 +156,12 @@ impl Assembly {
                 None => self.problem(Problem::Attribute),
             },
             Body::Resident(value) => {
-                if attribute.kind == AttributeType::REPARSE_POINT {
-                    self.file.reparse = value.le32(0).or(Some(0));
+                match attribute.kind {
+                    AttributeType::REPARSE_POINT => self.file.reparse = value.le32(0).or(Some(0)),
+                    AttributeType::STANDARD_INFORMATION => {
+                        self.file.times = time(value, 8).zip(time(value, 16));
+                    }
+                    _ => {}
                 }
                 if self.file.named(attribute.kind, &name).is_some() {
                     return self.problem(Problem::Parts);
@@ -160,7 +169,7 @@ impl Assembly {
                 let size = value.len() as u64;
                 self.push(attribute.kind, name, Content::Resident(value.to_vec()));
                 if let Some(stream) = self.file.streams.last_mut() {
-                    (stream.size, stream.initialized) = (size, size);
+                    (stream.size, stream.initialized, stream.record) = (size, size, record);
                     stream.is_compressed = attribute.flags.is_compressed();
                     stream.is_encrypted = attribute.flags.is_encrypted();
                     stream.is_sparse = attribute.flags.is_sparse();
@@ -186,6 +195,7 @@ impl Assembly {
             is_compressed: false,
             is_encrypted: false,
             is_sparse: false,
+            record: self.file.number,
             size: 0,
             initialized: 0,
             content,
@@ -257,4 +267,12 @@ impl Assembly {
             self.problem(Problem::Parts);
         }
     }
+}
+
+/// A time at this place of `$STANDARD_INFORMATION`, which counts tenths of microseconds since 1601,
+/// in nanoseconds since 1970.
+fn time(value: &[u8], at: usize) -> Option<i64> {
+    const FROM_1601_TO_1970: i64 = 116_444_736_000_000_000;
+    let tenths = value.le64(at)?.cast_signed().saturating_sub(FROM_1601_TO_1970);
+    Some(tenths.saturating_mul(100))
 }

@@ -34,11 +34,11 @@ mod fixup;
 mod free;
 mod index;
 mod list;
-mod log;
 mod name;
 mod record;
 mod runs;
 mod scan;
+mod state;
 mod volume;
 
 pub use attribute::AttributeType;

@@ -1,8 +1,6 @@
 //! A volume: its `$MFT`, and single files by the numbers of their records.
 
-use crate::attribute::AttributeType;
 use crate::boot::{BOOT_SECTOR, Geometry};
-use crate::fields::Fields as _;
 use crate::file::{Assembly, Content, File, Stream};
 use crate::list;
 use crate::record::{Problem, Record, Reference};
@@ -148,7 +146,7 @@ impl<R: ReadAt> Volume<R> {
         for reference in records.into_iter().filter(|reference| reference.number != number) {
             match self.record(reference.number) {
                 Ok(Some(record)) if record.base == Some(this) && record.sequence == reference.sequence => {
-                    assembly.add(&record);
+                    assembly.add(reference.number, &record);
                 }
                 other => {
                     assembly.problem(other.err().unwrap_or(Problem::Extension));
@@ -172,18 +170,6 @@ impl<R: ReadAt> Volume<R> {
                 self.read_runs(runs, 0, &mut bytes)?;
                 (stream.size <= most).then_some(bytes)
             }
-        }
-    }
-
-    /// Whether the volume is marked as one that must be checked (`VOLUME_IS_DIRTY` in the
-    /// `VOLUME_INFORMATION` of `$Volume`).
-    pub fn is_dirty(&self) -> bool {
-        const VOLUME: u64 = 3;
-        const DIRTY: u16 = 1;
-        let Ok(Some(file)) = self.file(VOLUME) else { return false };
-        match file.stream(AttributeType::VOLUME_INFORMATION).map(|stream| &stream.content) {
-            Some(Content::Resident(value)) => value.le16(10).is_some_and(|flags| flags & DIRTY != 0),
-            _ => false,
         }
     }
 }

@@ -96,6 +96,11 @@ impl Doubt {
             | Cause::CopiesDiffer
             | Cause::ChunksUnknown
             | Cause::JournalReplayed
+            // All records of `$MFT` are read in each run.
+            | Cause::RecordsDamaged { .. }
+            | Cause::ClaimedTwice { .. }
+            | Cause::Hibernated
+            | Cause::NotUnmounted
             // Such files have marks, because of which they are read again.
             | Cause::EncryptedFilesUnplaced { .. }
             | Cause::EncryptedNames { .. }

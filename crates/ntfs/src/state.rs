@@ -1,18 +1,57 @@
-//! Whether the log says that the volume was unmounted (`RESTART_PAGE_HEADER` and `RESTART_AREA` of
-//! `logfile.h` in ntfs-3g).
+//! In which state Windows left the volume: marked as dirty (`VOLUME_INFORMATION` of `layout.h` in
+//! ntfs-3g), with an open log (`RESTART_PAGE_HEADER` and `RESTART_AREA` of `logfile.h`), or
+//! hibernated (`ntfs_volume_check_hiberfile` of `volume.c`).
 
 use crate::ReadAt;
+use crate::attribute::AttributeType;
 use crate::fields::Fields as _;
+use crate::file::Content;
 use crate::fixup;
 use crate::volume::Volume;
 
 /// Number of the record of `$LogFile`.
 const LOG_FILE: u64 = 2;
 
+/// Number of the record of `$Volume`.
+const VOLUME: u64 = 3;
+
+/// Number of the record of the root directory.
+const ROOT: u64 = 5;
+
+/// The file to which Windows writes its memory, in the root directory.
+const HIBERNATION_FILE: &[u8] = b"hiberfil.sys";
+
 /// Bytes of a page of the log.
 const PAGE: usize = 4096;
 
 impl<R: ReadAt> Volume<R> {
+    /// Whether the volume is marked as one that must be checked (`VOLUME_IS_DIRTY`).
+    pub fn is_dirty(&self) -> bool {
+        const DIRTY: u16 = 1;
+        let Ok(Some(file)) = self.file(VOLUME) else { return false };
+        match file.stream(AttributeType::VOLUME_INFORMATION).map(|stream| &stream.content) {
+            Some(Content::Resident(value)) => value.le16(10).is_some_and(|flags| flags & DIRTY != 0),
+            _ => false,
+        }
+    }
+
+    /// Whether Windows hibernates, as it also does when it is shut down for a fast start: what it
+    /// will write to the volume when it wakes up is in its memory.
+    pub fn is_hibernated(&self) -> bool {
+        let Ok(Some(root)) = self.file(ROOT) else { return false };
+        let mut found = None;
+        // The names in the sound part of a damaged index are names, too.
+        let _ = self.entries(&root, |entry| {
+            if entry.name.name.eq_ignore_ascii_case(HIBERNATION_FILE) {
+                found = Some(entry.file.number);
+            }
+        });
+        let Some(Ok(Some(file))) = found.map(|number| self.file(number)) else { return false };
+        let mut magic = [0; 4];
+        let is_read = file.data().and_then(|data| self.read_runs(data.runs(), 0, &mut magic)).is_some();
+        is_read && magic.eq_ignore_ascii_case(b"hibr")
+    }
+
     /// Whether the log may have changes that are not on the volume yet: Windows had mounted it, and
     /// did not unmount it.
     pub fn is_log_open(&self) -> bool {
