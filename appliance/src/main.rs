@@ -26,6 +26,7 @@ mod getfsmap;
 mod init;
 mod kernel_log;
 mod nilfs2;
+mod ntfs;
 mod phases;
 mod reader;
 mod squashfs;

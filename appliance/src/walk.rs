@@ -18,6 +18,7 @@ mod inspector;
 mod list;
 mod look_up;
 mod metadata;
+mod ntfs;
 
 use crate::Fatal;
 use crate::control::Control;
@@ -29,8 +30,9 @@ use encrypted::EncryptedFile;
 use inspector::Inspector;
 use list::{Entry, Listed, list};
 use look_up::{Entries, object};
+use ntfs::Ntfs;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, Stat, fstat, fstatfs, open, openat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -79,7 +81,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         reader: Reader::new(
             order,
             asks,
-            statfs.f_bsize as u64,
+            kind.read_unit(statfs.f_bsize as u64),
             kind.facts().has_address_space,
             kind.is_fuse()
                 .then(|| batches::block_device(stat.st_dev, OFlags::empty()))
@@ -90,7 +92,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
             ReadOrder::Ends(sample) => Some(sample),
             ReadOrder::Tags | ReadOrder::Series => None,
         },
-        block: statfs.f_bsize as u64,
+        block: kind.read_unit(statfs.f_bsize as u64),
         batch: Vec::new(),
         found: 0,
         next: first,
@@ -105,6 +107,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         listed: 0,
         last_unsure: 0,
         encrypted: Vec::new(),
+        ntfs: kind.is_fuse().then(|| Ntfs::open(stat.st_dev)).flatten(),
         tails: kind.facts().packs_files.then(|| Tails::new(statfs.f_bsize as u64)),
         kind,
     };
@@ -123,6 +126,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
+    walker.ntfs_root(id)?;
     // An open directory would keep squashfs, which does not report the purpose of its blocks, from
     // being mounted again.
     let reopened = walker.tails.is_none().then(|| place.try_clone()).transpose()?;
@@ -135,6 +139,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         walker.descend(place, id)?;
     }
     walker.read_encrypted()?;
+    walker.finish_ntfs()?;
     walker.read()?;
     if let Some(tails) = walker.tails.take() {
         tails.read(&mut walker.control, root)?;
@@ -155,7 +160,8 @@ struct Walker {
     reader: Reader,
     /// Which extents are spot-checked, with [`ReadOrder::Ends`].
     sample: Option<Sample>,
-    /// Block size of the filesystem, in bytes.
+    /// The unit in bytes in which files are read up to their ends: mostly a block of the
+    /// filesystem.
     block: u64,
     /// Files that have been opened and are to be read.
     batch: Vec<OpenFile>,
@@ -189,6 +195,8 @@ struct Walker {
     last_unsure: u32,
     /// Files that the kernel does not open, because their key is missing.
     encrypted: Vec<EncryptedFile>,
+    /// With NTFS: what its `$MFT` says.
+    ntfs: Option<Ntfs>,
     /// With squashfs: ends of files, which are read last.
     tails: Option<Tails>,
 }

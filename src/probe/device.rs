@@ -28,11 +28,6 @@ impl<'a> Device<'a> {
         })
     }
 
-    /// Reads all `length` bytes of a file of the mounted filesystem.
-    pub(super) fn read_file(&self, path: &str, length: u64) -> Option<Vec<u8>> {
-        self.chunks(0, length, |count, at| self.appliance.call(|g| g.pread(path, count, at)).ok())
-    }
-
     /// The output of a command in the appliance.
     pub(super) fn ask(&self, command: &str) -> Option<String> {
         self.appliance.shell(command).ok()

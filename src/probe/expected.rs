@@ -18,8 +18,9 @@ pub(super) enum Expectation {
     None,
     /// Exactly these blocks of the filesystem's device.
     Blocks(RangeSet<DeviceOffset>),
-    /// These blocks, and perhaps the rest of the pages of the device that they lie in.
-    Pages(RangeSet<DeviceOffset>),
+    /// At least what is due of these blocks, and perhaps the rest of them and of the pages of the
+    /// device that they lie in.
+    Pages { blocks: RangeSet<DeviceOffset>, due: RangeSet<DeviceOffset> },
     /// This number of bytes, anywhere.
     Bytes(u64),
     /// Unknown; but a second read, with all metadata in memory, touches only data.
@@ -34,7 +35,10 @@ impl Expectation {
         let facts = kind.facts();
         let end = size.checked_next_multiple_of(block.max(1)).unwrap_or(u64::MAX);
         let mut blocks = RangeSet::new();
+        let mut due = RangeSet::new();
         let mut bytes: u64 = 0;
+        let last_page = size.checked_next_multiple_of(block.clamp(1, PAGE)).unwrap_or(u64::MAX);
+        let mut is_encoded = false;
         for extent in extents.iter().filter(|extent| extent.flags & Extent::UNWRITTEN == 0) {
             if facts.has_address_space && extent.flags & Extent::INLINE != 0 {
                 continue;
@@ -42,20 +46,28 @@ impl Expectation {
             if facts.has_address_space && !extent.is_plain() {
                 return Self::SecondRead;
             }
-            let mut length = extent.length.min(end.saturating_sub(extent.logical));
+            // ntfs-3g reads the clusters of a compressed file, and some of them not to their ends.
+            let whole = extent.flags & Extent::ENCODED != 0 && kind.is_fuse();
+            is_encoded |= whole;
+            let plain = Extent { flags: extent.flags & !if whole { Extent::ENCODED } else { 0 }, ..*extent };
+            let mut length = extent.length;
+            if !whole {
+                length = length.min(end.saturating_sub(extent.logical));
+            }
             if facts.reads_whole_pages && extent.logical.saturating_add(length) >= size {
-                let page = size.checked_next_multiple_of(block.clamp(1, PAGE)).unwrap_or(u64::MAX);
-                length = length.max(page.saturating_sub(extent.logical));
+                length = length.max(last_page.saturating_sub(extent.logical));
             }
             let range = Range::at(DeviceOffset(extent.physical), length);
-            let (Some(range), true) = (range, extent.is_plain()) else {
+            let (Some(range), true) = (range, plain.is_plain()) else {
                 return Self::None;
             };
             blocks.insert(range);
+            let read = if whole { PAGE } else { last_page.saturating_sub(extent.logical) };
+            due.insert(Range::new(range.start.0, range.start.0 + length.min(read)));
             bytes = bytes.saturating_add(length);
         }
         match has_layout {
-            true if kind.is_fuse() && block < PAGE => Self::Pages(blocks),
+            true if kind.is_fuse() && (block != PAGE || is_encoded) => Self::Pages { blocks, due },
             true => Self::Blocks(blocks),
             false => Self::Bytes(bytes),
         }
@@ -67,19 +79,19 @@ impl Expectation {
             Self::None => true,
             Self::SecondRead => is_reread,
             Self::Bytes(bytes) => recording.bytes() == *bytes,
-            Self::Blocks(blocks) | Self::Pages(blocks) if layout.is_some_and(Layout::is_partial) => {
+            Self::Blocks(blocks) | Self::Pages { blocks, .. } if layout.is_some_and(Layout::is_partial) => {
                 layout.is_some_and(|layout| blocks.iter().all(|range| layout.covers(range)))
             }
             Self::Blocks(blocks) => {
                 layout.and_then(|layout| layout.to_device(recording)).is_some_and(|read| read == *blocks)
             }
-            Self::Pages(blocks) => {
+            Self::Pages { blocks, due } => {
                 let pages: RangeSet<DeviceOffset> = blocks
                     .iter()
                     .map(|r| Range::new(r.start.0 / PAGE * PAGE, r.end.0.next_multiple_of(PAGE)))
                     .collect();
                 layout.and_then(|layout| layout.to_device(recording)).is_some_and(|read| {
-                    blocks.iter().all(|range| read.contains(range))
+                    due.iter().all(|range| read.contains(range))
                         && read.iter().all(|range| pages.contains(range))
                 })
             }
@@ -88,9 +100,14 @@ impl Expectation {
 
     /// The part of a matching recording that is the file's own.
     pub(super) fn share(&self, recording: Recording, layout: Option<&Layout>) -> Recording {
-        let (Self::Pages(blocks), Some(layout)) = (self, layout.filter(|layout| !layout.is_partial())) else {
+        let (Self::Pages { blocks, .. }, Some(layout)) = (self, layout.filter(|layout| !layout.is_partial()))
+        else {
             return recording;
         };
+        if layout.copy_count() == 1 {
+            // What is not due belongs to the file, too.
+            return blocks.iter().filter_map(|range| layout.places(range)).flatten().collect();
+        }
         let parts = blocks.iter().flat_map(|range| layout.part(range).unwrap_or_default());
         parts
             .flat_map(|part| {

@@ -297,6 +297,33 @@ impl Found {
         Ok(number)
     }
 
+    /// Adds a file or directory that is in no directory, or a part of one: `part` is what follows
+    /// the name of the whole.
+    ///
+    /// # Errors
+    /// [`FoundError`]. A name that is too long for a map is an error of kind [`FoundError::Build`],
+    /// but the object has its number all the same.
+    pub fn orphan(
+        &mut self,
+        kind: Kind,
+        inode: u64,
+        part: &[u8],
+        attributes: Attributes,
+    ) -> Result<ObjectNumber, FoundError> {
+        let number = self.number()?;
+        // A path never begins with a bracket.
+        let path = [format!("[orphan inode {inode}]").as_bytes(), part].concat();
+        match kind {
+            Kind::Directory => self.counts.directories += 1,
+            Kind::File => self.counts.files += 1,
+            _ => {}
+        }
+        self.entries.push(Entry::Unnamed);
+        let object = self.named(kind, &path, attributes)?;
+        self.entries[number as usize - 1] = Entry::Object(object);
+        Ok(number)
+    }
+
     /// Adds another name of a file: an object of its own that shares the file's ranges.
     ///
     /// # Errors
@@ -315,6 +342,19 @@ impl Found {
             self.links.push((number, object));
         }
         Ok(())
+    }
+
+    /// The kind of an object that has a path in the map.
+    pub fn kind_of(&self, number: ObjectNumber) -> Option<Kind> {
+        match self.entry(number) {
+            Ok(Entry::Object(object)) => Some(self.builder.name(object).kind),
+            _ => None,
+        }
+    }
+
+    /// Notes the tag of an object's reparse point.
+    pub fn reparse_point(&mut self, number: ObjectNumber, _tag: u32) {
+        self.mark(number, Marks::REPARSE_POINT);
     }
 
     /// Marks an object.

@@ -13,7 +13,7 @@ impl Entry {
         let protocol::Entry { inode, kind, name } = entry;
         let kind = match kind {
             ObjectKind::Directory => FileType::Directory,
-            ObjectKind::File => FileType::RegularFile,
+            ObjectKind::File | ObjectKind::Metadata => FileType::RegularFile,
             ObjectKind::Symlink => FileType::Symlink,
         };
         Ok(Self { name: CString::new(name)?, kind, inode })

@@ -71,10 +71,14 @@ impl Walker {
         &mut self,
         directory: BorrowedFd<'_>,
         parent: u32,
-        Entry { name, kind, inode }: Entry,
+        entry: Entry,
         answer: Option<Answer>,
         below: &mut Vec<Below>,
     ) -> Result<(), Fatal> {
+        let Some((entry, answer)) = self.ntfs_entry(directory, parent, entry, answer, below)? else {
+            return Ok(());
+        };
+        let Entry { name, kind, inode } = entry;
         if kind == FileType::Unknown {
             self.unsure(parent);
         }
@@ -107,7 +111,7 @@ impl Walker {
             }
             FileType::RegularFile => {
                 let answer = answer.unwrap_or_else(|| self.inspector.one(directory, &name));
-                let found = self.find_file(directory, parent, &name, answer)?;
+                let found = self.find_file(directory, parent, &name, answer, None)?;
                 self.batch.extend(found.filter(|file| !file.data_ranges.is_empty()));
                 self.found()
             }
@@ -126,7 +130,7 @@ impl Walker {
         }
     }
 
-    fn find_directory(
+    pub(super) fn find_directory(
         &mut self,
         directory: BorrowedFd<'_>,
         parent: u32,
@@ -155,12 +159,14 @@ impl Walker {
         Ok(Some(id))
     }
 
-    fn find_file(
+    /// Reports a file. `known`: its extents, if the caller has them.
+    pub(super) fn find_file(
         &mut self,
         directory: BorrowedFd<'_>,
         parent: u32,
         name: &CStr,
         answer: Answer,
+        known: Option<Vec<Extent>>,
     ) -> Result<Option<OpenFile>, Fatal> {
         let Inspected { fd, stat, extents } = match answer {
             Ok(inspected) => inspected,
@@ -188,6 +194,7 @@ impl Walker {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
         let extents = match extents {
+            _ if known.is_some() => known,
             Ok(None) => fiemap::blocks(
                 &fd,
                 stat.st_size as u64,

@@ -5,7 +5,7 @@ use super::Walker;
 use super::batches::block_device;
 use super::look_up::object;
 use crate::reader::OpenFile;
-use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2, xfs};
+use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2, ntfs, xfs};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, llistxattr, openat, readlinkat,
@@ -168,6 +168,10 @@ impl Walker {
                 let (_, device) = block_device(self.device, OFlags::empty()).ok_or(Errno::NODEV)?;
                 nilfs2::spaces(root, device)
             }
+            FsKind::Ntfs => match &self.ntfs {
+                Some(ntfs) => ntfs::spaces(ntfs.volume()),
+                None => Ok(None),
+            },
             _ => getfsmap::spaces(root, self.device),
         });
         let spaces = spaces.map(|spaces| {

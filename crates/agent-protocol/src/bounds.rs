@@ -16,8 +16,9 @@ pub const EXTENTS_PER_RECORD: usize = 1024;
 /// Most files of one batch: of a series, of a selection, and of the reply to it.
 pub const FILES_PER_BATCH: usize = 1023;
 
-/// Longest name in bytes. Filesystems allow 255 characters of up to four bytes each.
-pub const NAME_BYTES: usize = 1024;
+/// Longest name in bytes. Filesystems allow 255 characters of up to four bytes each, and NTFS has
+/// names of files and of their streams, which are sent as one.
+pub const NAME_BYTES: usize = 2048;
 
 /// Most stripes of a btrfs chunk: btrfs stores their number in 16 bits.
 pub const STRIPES: usize = 65535;
@@ -88,7 +89,7 @@ fn name(name: &[u8]) -> Result<(), Limit> {
 impl Message for Record {
     const NAME: &'static str = "record";
     const MOST_BYTES: usize = RECORD_BYTES;
-    const KINDS: Option<u8> = Some(20);
+    const KINDS: Option<u8> = Some(23);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
@@ -109,7 +110,10 @@ impl Message for Record {
             | Self::Packed
             | Self::Shared { .. }
             | Self::Encrypted { .. }
-            | Self::Member(_) => Ok(()),
+            | Self::Member(_)
+            | Self::Placed { .. }
+            | Self::Reparse { .. }
+            | Self::Ntfs(_) => Ok(()),
         }
     }
 }

@@ -90,6 +90,9 @@ const PLAIN: FsFacts = FsFacts {
     has_volatile_inodes: false,
 };
 
+/// Bytes in a page of the appliance's kernel.
+const PAGE: u64 = 4096;
+
 /// The common properties of ext2, ext3 and ext4, which have one driver.
 const EXT: FsFacts = FsFacts {
     magic: Some(0xef53),
@@ -239,6 +242,12 @@ impl FsKind {
     /// Whether it is ext2, ext3 or ext4.
     pub fn is_ext(&self) -> bool {
         matches!(self, Self::Ext2 | Self::Ext3 | Self::Ext4)
+    }
+
+    /// The unit in bytes in which a file is read up to its end, given the size of a block: of a
+    /// large block, a driver in FUSE reads no more pages than the file needs.
+    pub fn read_unit(&self, block: u64) -> u64 {
+        if self.is_fuse() { block.min(PAGE) } else { block }
     }
 
     /// Whether it is read through FUSE.

@@ -119,6 +119,34 @@ pub enum Record {
     Chunk(Chunk),
     /// A device of that btrfs. The devices come before the chunks.
     Member(Member),
+    /// The extents of this object, which have all been sent, are its place: the filesystem's own
+    /// tables say so. What is read under its tag does not belong to it.
+    Placed {
+        /// Number of the object.
+        id: u32,
+    },
+    /// The object has a reparse point of Windows.
+    Reparse {
+        /// Number of the object.
+        id: u32,
+        /// The tag (`IO_REPARSE_TAG_*`).
+        tag: u32,
+    },
+    /// What the `$MFT` says of the NTFS volume that has been walked.
+    Ntfs(Ntfs),
+}
+
+/// The state of an NTFS volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ntfs {
+    /// Windows hibernates.
+    pub is_hibernated: bool,
+    /// It is marked as one to be checked, or its log is open.
+    pub is_unclean: bool,
+    /// Records that are damaged, as a whole or in part.
+    pub damaged: u64,
+    /// Bytes that belong to more than one file.
+    pub claimed_twice: u64,
 }
 
 /// A chunk of a btrfs: where a part of its address space lies on its devices (`struct btrfs_chunk`
@@ -176,6 +204,8 @@ pub enum ObjectKind {
     File,
     /// A symbolic link.
     Symlink,
+    /// What the filesystem keeps of a file or directory besides its data.
+    Metadata,
 }
 
 /// The purpose of blocks of a filesystem's device (`FMR_OWN_*` of `linux/fsmap.h`, and those that
@@ -234,7 +264,7 @@ pub enum BlockPurpose {
 pub struct Object {
     /// Number of the object.
     pub id: u32,
-    /// Number of its directory; the root has its own number here.
+    /// Number of its directory; the root has its own number here. 0: it is in no directory.
     pub parent: u32,
     /// Kind.
     pub kind: ObjectKind,
@@ -252,7 +282,8 @@ pub struct Object {
     pub modified: i64,
     /// Time of last change of its inode, nanoseconds since 1970.
     pub changed: i64,
-    /// Name in its directory; empty for the root.
+    /// Name in its directory; empty for the root. For an object in no directory, what follows the
+    /// name of its inode: nothing, or the part of it that the object is.
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
 }
@@ -279,6 +310,8 @@ impl Extent {
     pub const DELALLOC: u32 = 0x4;
     /// The data on disk is compressed or encrypted.
     pub const ENCODED: u32 = 0x8;
+    /// The data on disk is encrypted.
+    pub const ENCRYPTED: u32 = 0x80;
     /// Does not begin or end at a block boundary; set for inline data and tails.
     pub const NOT_ALIGNED: u32 = 0x100;
     /// The data is in the inode or in another block of metadata.

@@ -275,12 +275,14 @@ bitflags::bitflags! {
         const INEXACT = 1 << 6;
         /// Nothing was available to compare its ranges with.
         const UNVERIFIED = 1 << 7;
+        /// It has a reparse point of Windows: opening it means what a program makes of that.
+        const REPARSE_POINT = 1 << 8;
     }
 }
 
 impl Marks {
     /// The name of each mark in the formats.
-    pub const NAMES: [(Self, &'static str); 8] = [
+    pub const NAMES: [(Self, &'static str); 9] = [
         (Self::NO_BLOCKS, "no-blocks"),
         (Self::INLINE, "inline"),
         (Self::SPARSE, "sparse"),
@@ -289,6 +291,7 @@ impl Marks {
         (Self::PREALLOCATED, "preallocated"),
         (Self::INEXACT, "inexact"),
         (Self::UNVERIFIED, "unverified"),
+        (Self::REPARSE_POINT, "reparse-point"),
     ];
 
     /// The names of the marks that are set.

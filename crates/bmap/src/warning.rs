@@ -218,6 +218,11 @@ pub enum Cause {
         /// How many bytes they are.
         bytes: u64,
     },
+    /// Records of an NTFS volume's `$MFT` are damaged.
+    RecordsDamaged {
+        /// How many.
+        count: u64,
+    },
     /// Further warnings of missing objects were left out.
     MoreOmitted {
         /// How many.
@@ -260,6 +265,10 @@ pub enum Cause {
     ChunksUnknown,
     /// A journal was replayed when the filesystem was mounted.
     JournalReplayed,
+    /// A volume belongs to a Windows that hibernates.
+    Hibernated,
+    /// An NTFS volume was not unmounted, or is marked as one to be checked.
+    NotUnmounted,
     /// Files are encrypted, and their names are those that the kernel shows without the key.
     EncryptedNames {
         /// How many.
@@ -404,6 +413,7 @@ impl Cause {
             | Self::Unexplained { .. }
             | Self::ClaimedTwice { .. }
             | Self::ClaimedFree { .. }
+            | Self::RecordsDamaged { .. }
             | Self::MoreOmitted { .. }
             // The words may say either.
             | Self::Sentence { .. } => true,
@@ -416,6 +426,8 @@ impl Cause {
             | Self::CopiesDiffer
             | Self::ChunksUnknown
             | Self::JournalReplayed
+            | Self::Hibernated
+            | Self::NotUnmounted
             | Self::EncryptedNames { .. }
             | Self::NotExact { .. }
             | Self::Rewritten { .. }
@@ -575,6 +587,10 @@ impl fmt::Display for Cause {
                 "{bytes} bytes in {ranges} ranges belong to files or directories, but are free according to \
                  the filesystem; it is damaged, or the map is wrong there"
             ),
+            Self::RecordsDamaged { count } => write!(
+                f,
+                "{count} records of its $MFT are damaged; what only they describe is not mapped"
+            ),
             Self::MoreOmitted { count } => write!(f, "{count} more warnings were not kept"),
             Self::Sentence { text } => write!(f, "{}", PrintableText(text)),
             Self::Blank { disk: true } => {
@@ -587,6 +603,14 @@ impl fmt::Display for Cause {
             ),
             Self::JournalReplayed => f.write_str(
                 "it was not unmounted cleanly; the map shows it after the replay of its journal",
+            ),
+            Self::Hibernated => f.write_str(
+                "Windows hibernates, which it also does to start fast; what it has not written yet is in \
+                 /hiberfil.sys, so the map may be older than the files that Windows knows",
+            ),
+            Self::NotUnmounted => f.write_str(
+                "Windows did not unmount it, or marked it as one to be checked; the map shows it without the \
+                 changes in its log",
             ),
             Self::EncryptedNames { count } => {
                 write!(f, "{count} files are encrypted; without the key, the kernel shows encoded names")

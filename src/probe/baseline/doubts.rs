@@ -107,6 +107,10 @@ impl Doubt {
             | Cause::CopiesDiffer
             | Cause::ChunksUnknown
             | Cause::JournalReplayed
+            // All records of `$MFT` are read in each run.
+            | Cause::RecordsDamaged { .. }
+            | Cause::Hibernated
+            | Cause::NotUnmounted
             // Such files have marks, because of which they are read again.
             | Cause::EncryptedFilesUnplaced { .. }
             | Cause::EncryptedNames { .. }

@@ -27,6 +27,7 @@ impl Walk {
         file: &'a BatchFile,
     ) -> impl Iterator<Item = End> + 'a {
         let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
+        let block = self.mounted.read_unit(block);
         sample.ends(id, file.extents.as_deref().unwrap_or_default(), file.size, block)
     }
 
@@ -44,7 +45,10 @@ impl Walk {
     /// overlay was written there.
     pub(super) fn expected_blocks(&self, file: &BatchFile) -> Option<Recording> {
         let layout = self.placement.layout.as_deref().filter(|layout| !layout.is_partial())?;
-        let Expectation::Blocks(blocks) = self.expectation(file) else { return None };
+        let expectation = self.expectation(file);
+        let (Expectation::Blocks(blocks) | Expectation::Pages { blocks, .. }) = expectation else {
+            return None;
+        };
         let mut places = Recording::default();
         for range in blocks.iter() {
             places.extend(layout.places(range)?);
@@ -101,7 +105,7 @@ impl State {
             let is_read = file.is_placed || file.unexpected.is_some();
             let is_odd = file.is_system || file.is_link;
             let is_promised = || match walk.expectation(file) {
-                Expectation::Blocks(blocks) => !blocks.is_empty(),
+                Expectation::Blocks(blocks) | Expectation::Pages { blocks, .. } => !blocks.is_empty(),
                 _ => false,
             };
             let left = !is_read && !is_odd && is_promised() && walk.ends(sample, *id, file).next().is_none();

@@ -57,6 +57,7 @@ impl BatchFile {
         marks.set(Marks::NO_BLOCKS, self.size == 0 || has_no_blocks);
         marks.set(Marks::INLINE, any(Extent::INLINE));
         marks.set(Marks::ENCODED, any(Extent::ENCODED));
+        marks.set(Marks::ENCRYPTED, any(Extent::ENCRYPTED));
         marks.set(Marks::PREALLOCATED, any(Extent::UNWRITTEN));
         marks.set(Marks::SPARSE, extents.is_some() && mapped < self.size && !any(Extent::INLINE));
         marks

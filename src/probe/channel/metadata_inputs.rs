@@ -31,8 +31,6 @@ pub struct MetadataInputs {
     pub(in crate::probe) attributes: BTreeMap<ObjectNumber, AttributeBlocks>,
     /// Objects whose data is inline.
     pub(in crate::probe) inline: Vec<Inline>,
-    /// The extents of NTFS's `$MFT`.
-    pub(in crate::probe) mft: Vec<Extent>,
     /// The layout of a btrfs's address space, and the layouts of its devices.
     pub(in crate::probe) address_space: Option<Arc<Layout>>,
     pub(in crate::probe) members: Vec<Arc<Layout>>,
@@ -52,8 +50,8 @@ pub(in crate::probe) struct AttributeBlocks {
 pub(in crate::probe) enum Inline {
     /// At this byte of the device.
     Block { object: ObjectNumber, at: u64 },
-    /// In the record of this inode in `$MFT`.
-    Record { object: ObjectNumber, inode: u64 },
+    /// In the record of `$MFT` that begins at this byte of the device.
+    Record { object: ObjectNumber, at: u64 },
 }
 
 impl MetadataInputs {
@@ -84,15 +82,6 @@ impl Walk {
             && (is_reserved && object.name.starts_with(b"$") || self.system.contains(&object.parent))
     }
 
-    /// Whether a file without blocks lies in its record of NTFS's `$MFT`.
-    pub(super) fn is_resident(&self, file: &BatchFile) -> bool {
-        let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
-        self.context.kind == FsKind::Ntfs
-            && file.is_placed_nowhere
-            && file.size > 0
-            && (1..block).contains(&file.allocated)
-    }
-
     /// Notes what was read under no tag.
     pub(super) fn untagged(&mut self, recording: &Recording) {
         self.placement.inputs.untagged.extend(recording.iter());
@@ -110,9 +99,11 @@ impl Walk {
         let has_places = self.filesystem.is_some() && !self.mounted.facts().has_address_space;
         let is_inline = |extent: &&Extent| has_places && extent.flags & Extent::INLINE != 0;
         let inline = file.extents.iter().flatten().filter(is_inline);
-        let places = inline.map(|extent| Inline::Block { object, at: extent.physical });
-        let record = self.is_resident(file).then_some(Inline::Record { object, inode: file.inode });
-        self.placement.inputs.inline.extend(places.chain(record));
+        let is_ntfs = self.context.kind == FsKind::Ntfs;
+        self.placement.inputs.inline.extend(inline.map(|extent| match extent.physical {
+            at if is_ntfs => Inline::Record { object, at },
+            at => Inline::Block { object, at },
+        }));
     }
 }
 

@@ -7,7 +7,8 @@
 //! ```text
 //! Channel ─► state (one frame, one record at a time) ─┬─► objects, unchanged, encrypted
 //!                                                     ├─► reads ─► series, accept_extents, reuse
-//!                                                     └─► listing
+//!                                                     ├─► listing
+//!                                                     └─► ntfs
 //!                                    all of these ─► walk ─► batch, placement ─► metadata_inputs
 //! ```
 
@@ -18,6 +19,7 @@ mod encrypted;
 mod error;
 mod listing;
 mod metadata_inputs;
+mod ntfs;
 mod objects;
 mod placement;
 mod reads;

@@ -16,7 +16,10 @@ impl State {
             return Err(ChannelError::Protocol("an object out of turn"));
         }
         let is_root = object.id == self.walk.first;
-        if !is_root {
+        let is_orphan = !is_root && object.parent == 0;
+        if is_orphan {
+            check_part(&object.name)?;
+        } else if !is_root {
             self.in_walk(object.parent)?;
         } else if object.kind != ObjectKind::Directory {
             return Err(ChannelError::Protocol("a root that is not a directory"));
@@ -37,6 +40,7 @@ impl State {
             ObjectKind::Directory => Kind::Directory,
             ObjectKind::File => Kind::File,
             ObjectKind::Symlink => Kind::Symlink,
+            ObjectKind::Metadata => Kind::Metadata,
         };
         if object.kind == ObjectKind::Directory && is_system {
             self.walk.system.insert(object.id);
@@ -51,8 +55,12 @@ impl State {
             changed: Some(object.changed),
             marks: Marks::empty(),
         };
-        let parent = (!is_root).then_some(object.parent);
-        let result = self.found.object(kind, parent, &object.name, attributes).map(drop);
+        let result = if is_orphan {
+            self.found.orphan(kind, object.inode, &object.name, attributes).map(drop)
+        } else {
+            let parent = (!is_root).then_some(object.parent);
+            self.found.object(kind, parent, &object.name, attributes).map(drop)
+        };
         self.unless_too_long(result, object.parent, &object.name)?;
         if matches!(kind, Kind::File | Kind::Directory | Kind::Symlink) {
             self.inodes.all.push(object.inode);
@@ -140,4 +148,11 @@ impl State {
         let known = self.walk.first != 0 && (self.walk.first..self.found.next()).contains(&id);
         if known { Ok(()) } else { Err(ChannelError::Protocol("an object outside of the filesystem")) }
     }
+}
+
+/// Checks what follows the name of an orphaned inode: nothing, a stream or metadata in brackets.
+fn check_part(name: &[u8]) -> Result<(), ChannelError> {
+    let is_part = matches!(name, [] | [b':', ..] | [b' ', b'[', ..]);
+    let is_path = name.iter().any(|byte| matches!(byte, b'/' | 0));
+    if is_part && !is_path { Ok(()) } else { Err(ChannelError::Protocol("an orphan with a name")) }
 }

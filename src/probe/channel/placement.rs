@@ -8,6 +8,7 @@ use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::record::Extent;
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Turns the recordings of a walk into pieces.
 #[derive(Default)]
@@ -34,6 +35,28 @@ impl Placement {
             self.add_piece(found, id, &place)?;
         }
         Ok(())
+    }
+
+    /// Gives an object its extents as pieces, as if they had been read; `false` if it is not known
+    /// where they lie on the disks.
+    pub(super) fn place(
+        &mut self,
+        found: &mut Found,
+        id: ObjectNumber,
+        extents: &[Extent],
+    ) -> Result<bool, FoundError> {
+        const ELSEWHERE: u32 = Extent::INLINE | Extent::UNWRITTEN;
+        let has_place = |extent: &&Extent| extent.flags & ELSEWHERE == 0;
+        let range = |extent: &Extent| Range::at(DeviceOffset(extent.physical), extent.length);
+        let read = extents.iter().filter(has_place);
+        let mut recording = Recording::default();
+        for extent in read {
+            let places = self.layout.as_deref().and_then(|layout| layout.places(range(extent)?));
+            let Some(places) = places else { return Ok(false) };
+            recording.extend(places);
+        }
+        self.attribute(found, id, &recording, extents)?;
+        Ok(true)
     }
 
     /// Gives an object a piece.

@@ -110,6 +110,11 @@ impl State {
                 let before = std::mem::replace(&mut self.walk.directories.listed, id);
                 self.walk.forget_directory(before);
             }
+            if self.walk.directories.placed.contains(&id) {
+                // What was read besides belongs to others.
+                self.walk.untagged(&recording);
+                return Ok(());
+            }
             let Walk { directories, placement, .. } = &mut self.walk;
             let extents: &[Extent] = directories.extents.get(&id).map_or(&[], Vec::as_slice);
             placement.attribute(&mut self.found, id, &recording, extents)?;
@@ -141,9 +146,6 @@ impl State {
         file.is_placed_nowhere &= recording.is_empty();
         if file.is_system {
             let extents = file.extents.as_deref().unwrap_or_default();
-            if file.inode == 0 {
-                self.walk.placement.inputs.mft = extents.to_vec();
-            }
             let whole = places_of(extents, self.walk.placement.layout.as_deref()).unwrap_or(recording);
             self.walk.placement.attribute(&mut self.found, id, &whole, extents)?;
             file.is_placed = true;
@@ -185,7 +187,7 @@ impl State {
     pub(super) fn end_batch(&mut self) -> Result<(), ChannelError> {
         for (id, file) in std::mem::take(&mut self.walk.batch.files) {
             self.found.mark(id, file.marks());
-            if self.walk.is_resident(&file) || file.is_link && file.is_placed_nowhere {
+            if file.is_link && file.is_placed_nowhere {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }
             self.walk.note_inline(id, &file);

@@ -122,6 +122,12 @@ impl State {
                 self.before_the_root(self.walk.address_space.chunks.len())?;
                 self.walk.address_space.chunks.push(chunk);
             }
+            Record::Placed { id } => self.placed(id)?,
+            Record::Reparse { id, tag } => {
+                self.in_walk(id)?;
+                self.found.reparse_point(id, tag);
+            }
+            Record::Ntfs(state) => self.note_ntfs(&state),
             Record::Member(member) => {
                 self.before_the_root(self.walk.address_space.members.len())?;
                 self.btrfs_members.insert((member.major, member.minor));

@@ -43,6 +43,8 @@ pub(super) struct Walk {
 pub(super) struct DirectoryBlocks {
     /// Extents of the directories that have not been listed yet.
     pub(super) extents: HashMap<ObjectNumber, Vec<Extent>>,
+    /// Directories whose extents are their place, whatever is read under their tags.
+    pub(super) placed: HashSet<ObjectNumber>,
     /// The directory that was listed last; its listing may go on.
     pub(super) listed: ObjectNumber,
     /// The directories that are being listed in a batch.

@@ -2,7 +2,7 @@
 
 use super::facts::Facts;
 use super::parts::Parts;
-use super::{ATTRIBUTES, Blocks, METADATA, add, ntfs};
+use super::{ATTRIBUTES, Blocks, METADATA, add};
 use crate::probe::channel::{Inline, MetadataInputs};
 use crate::probe::context::Context;
 use crate::probe::found::{FoundError, ObjectNumber};
@@ -100,14 +100,13 @@ impl Put<'_> {
             let (object, at, length) = match *inline {
                 // No data is in the boot sector: 0 means that the filesystem does not say where it
                 // is.
-                Inline::Block { at: 0, .. } => continue,
+                Inline::Block { at: 0, .. } | Inline::Record { at: 0, .. } => continue,
                 Inline::Block { object, at } => {
                     let unit = facts.unit.unwrap_or(4096);
                     (object, at / unit * unit, unit)
                 }
-                Inline::Record { object, inode } => {
+                Inline::Record { object, at } => {
                     let Some(record) = facts.records else { continue };
-                    let Some(at) = ntfs::place_of(inode, record, &inputs.mft) else { continue };
                     (object, at, record)
                 }
             };

@@ -5,7 +5,7 @@ use virt_bmap_agent_protocol::codec::{
     AREA_HEADER, DecodeError, EncodeError, Message, area_length, decode, decode_area, encode_area,
 };
 use virt_bmap_agent_protocol::record::{
-    BlockPurpose, Chunk, Extent, Filesystem, Member, Object, ObjectKind, Operation, ReadFailure,
+    BlockPurpose, Chunk, Extent, Filesystem, Member, Ntfs, Object, ObjectKind, Operation, ReadFailure,
 };
 use virt_bmap_agent_protocol::*;
 
@@ -69,6 +69,9 @@ fn one_of_each() -> Vec<Record> {
         Record::Encrypted { id: 5 },
         chunk(2),
         Record::Member(Member { id: 2, major: 8, minor: 17 }),
+        Record::Placed { id: 5 },
+        Record::Reparse { id: 5, tag: 0x8000_0017 },
+        Record::Ntfs(Ntfs { is_unclean: true, damaged: 300, ..Ntfs::default() }),
     ]
 }
 

@@ -9,7 +9,7 @@ use virt_bmap_agent_protocol::inventory::{
     Description, DeviceNumber, MdArray, MdMember, Report, ReportError, ReportedKind,
 };
 use virt_bmap_agent_protocol::record::{
-    BlockPurpose, Chunk, Extent, Filesystem, Member, Object, ObjectKind, Operation, ReadFailure,
+    BlockPurpose, Chunk, Extent, Filesystem, Member, Ntfs, Object, ObjectKind, Operation, ReadFailure,
 };
 use virt_bmap_agent_protocol::{
     DeviceRead, DeviceReads, Entry, FsKind, InodeSet, Listing, Listings, ReadOrder, Record, Reply, Sample,
@@ -43,7 +43,12 @@ fn extent() -> impl Strategy<Value = Extent> {
 }
 
 fn object() -> impl Strategy<Value = Record> {
-    let kind = prop_oneof![Just(ObjectKind::Directory), Just(ObjectKind::File), Just(ObjectKind::Symlink)];
+    let kind = prop_oneof![
+        Just(ObjectKind::Directory),
+        Just(ObjectKind::File),
+        Just(ObjectKind::Symlink),
+        Just(ObjectKind::Metadata)
+    ];
     let words = any::<(u32, u32, u64, u64, u64, u32, u32, i64, i64)>();
     (kind, words, name()).prop_map(|(kind, words, name)| {
         let (id, parent, inode, size, allocated, links, mode, modified, changed) = words;
@@ -120,6 +125,11 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         space(),
         any::<u32>().prop_map(|id| Record::Shared { id }),
         any::<u32>().prop_map(|id| Record::Encrypted { id }),
+        any::<u32>().prop_map(|id| Record::Placed { id }),
+        any::<(u32, u32)>().prop_map(|(id, tag)| Record::Reparse { id, tag }),
+        any::<(bool, bool, u64, u64)>().prop_map(|(is_hibernated, is_unclean, damaged, claimed_twice)| {
+            Record::Ntfs(Ntfs { is_hibernated, is_unclean, damaged, claimed_twice })
+        }),
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),
     ]
