@@ -432,7 +432,7 @@ fn the_format_is_frozen() {
 # backing 1 format=vmdk name=../guest 1.vmdk
 # backing 1 format=vmdk name=base\\012\xff.vmdk
 # disk 2 size=512 format=raw name=/tmp/data
-# filesystem /dev/vg/my\\040root type=ext4 block-size=4096 size=16384 free=0 directories=1 files=2
+# filesystem /dev/vg/my\\040root type=ext4 block-size=4096 size=16384 free=0 used=16384 in-files=4096 in-directories=4096 in-metadata=8192 superseded=0 unexplained=0 claimed-twice=0 claimed-free=0 directories=1 files=2
 # filesystem /dev/sda1 type=udf directories=0 files=0
 # warning /dev/sda3: unknown filesystem
 # made for the test
