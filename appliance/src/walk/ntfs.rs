@@ -32,8 +32,9 @@ const ROOT: u64 = 5;
 /// Most directories from a file to the root: a chain may be a loop.
 const DEEPEST: usize = 256;
 
-/// `st_mode` of files and directories, as ntfs-3g gives it.
+/// `st_mode`, as ntfs-3g gives it.
 const FILE_MODE: u32 = 0o100_777;
+const LINK_MODE: u32 = 0o120_777;
 const DIRECTORY_MODE: u32 = 0o040_777;
 
 /// The NTFS volume that is walked.
@@ -149,21 +150,14 @@ impl Walker {
                     self.batch.extend(Some(open).filter(|open| !open.data_ranges.is_empty()));
                 }
             }
-            (FileType::Symlink, _) if is_link(file.reparse) => {
-                let id = self.next;
-                if self.metadata {
-                    self.symlink(directory, parent, &entry.name)?;
-                }
-                // Without metadata the link is no object, but its streams are.
-                let id = Some(id).filter(|id| *id < self.next);
-                self.put_ntfs_streams(id, parent, name, &file)?;
-            }
             _ => {
                 let id = self.put_ntfs_object(parent, name, &file)?;
-                if is_system && let Some(ntfs) = &mut self.ntfs {
+                if let Some(id) = id.filter(|_| is_system)
+                    && let Some(ntfs) = &mut self.ntfs
+                {
                     ntfs.system.insert(id);
                 }
-                if file.is_directory {
+                if let Some(id) = id.filter(|_| file.is_directory && !is_link(file.reparse)) {
                     self.list_by_index(file, id)?;
                 }
             }
@@ -187,17 +181,24 @@ impl Walker {
         objects.is_some()
     }
 
-    /// Reports a file that ntfs-3g does not open, and its parts. Returns its number.
-    fn put_ntfs_object(&mut self, parent: u32, name: &[u8], file: &File) -> Result<u32, Fatal> {
-        let kind = if file.is_directory { ObjectKind::Directory } else { ObjectKind::File };
+    /// Reports a file that ntfs-3g does not open, and its parts. Returns its number. Without
+    /// metadata a symbolic link is no object, but its streams are.
+    fn put_ntfs_object(&mut self, parent: u32, name: &[u8], file: &File) -> Result<Option<u32>, Fatal> {
+        let kind = match is_link(file.reparse) {
+            true => ObjectKind::Symlink,
+            false if file.is_directory => ObjectKind::Directory,
+            false => ObjectKind::File,
+        };
+        if kind == ObjectKind::Symlink && !self.metadata {
+            self.put_ntfs_streams(None, parent, name, file)?;
+            return Ok(None);
+        }
         let main = main_stream(file);
         let (size, clusters) = main.map_or((0, 0), |stream| (stream.size, stream.clusters()));
         let id = self.put_ntfs_part(kind, parent, name.to_vec(), file, size, clusters)?;
-        if !file.is_directory {
-            self.place(id, file, main);
-        }
-        self.put_ntfs_parts(id, parent, name, file)?;
-        Ok(id)
+        self.place(id, file, main);
+        self.put_ntfs_streams(Some(id), parent, name, file)?;
+        Ok(Some(id))
     }
 
     /// Reports the index of a directory that has been found, and the parts of a file or directory.
@@ -257,7 +258,11 @@ impl Walker {
             size,
             allocated: clusters.saturating_mul(cluster),
             links: u32::from(file.links),
-            mode: if kind == ObjectKind::Directory { DIRECTORY_MODE } else { FILE_MODE },
+            mode: match kind {
+                ObjectKind::Directory => DIRECTORY_MODE,
+                ObjectKind::Symlink => LINK_MODE,
+                ObjectKind::File | ObjectKind::Metadata => FILE_MODE,
+            },
             modified,
             changed,
             name,
@@ -302,7 +307,7 @@ impl Walker {
                 }
                 let id = self.put_ntfs_object(parent, &name, &file)?;
                 self.found()?;
-                if file.is_directory && !is_link(file.reparse) {
+                if let Some(id) = id.filter(|_| file.is_directory && !is_link(file.reparse)) {
                     waiting.push((file, id));
                 }
             }

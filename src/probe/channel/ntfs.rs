@@ -21,6 +21,9 @@ impl State {
         let is_placed = placement.place(&mut self.found, id, extents)?;
         if let Some(file) = file {
             self.found.mark(id, file.marks());
+            if file.is_link {
+                self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
+            }
             // Nothing was read that could be compared with the extents.
             if self.found.kind_of(id) == Some(Kind::File) && !file.marks().contains(Marks::NO_BLOCKS) {
                 self.found.mark(id, Marks::UNVERIFIED);
