@@ -1,6 +1,7 @@
 //! The channel against agents of all kinds.
 
 mod any_agent;
+mod placed;
 mod reuse;
 mod spot_checks;
 
