@@ -9,6 +9,7 @@ mod encrypted;
 mod metadata;
 mod metadata_free;
 mod metadata_more;
+mod ntfs;
 mod with_metadata;
 
 virt_bmap_testutil::program!(harness);

@@ -44,7 +44,7 @@ const HOSTILE: [&[u8]; 12] = [
 fn version_1_of_json_lines_is_read() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/version-1/sample.jsonl");
     // It has no balance.
-    let mut header = sample().header().clone();
+    let mut header = header();
     header.filesystems[0].balance = None;
     assert_eq!(jsonl::read(&fs::read(path).unwrap()[..]).unwrap(), sample_with(header));
 }
@@ -75,7 +75,12 @@ fn file(name: &[u8], format: &str) -> ImageFile {
 
 /// A map that uses everything a map can have.
 fn sample() -> Map {
-    let header = Header {
+    sample_with(header())
+}
+
+/// The header of that map.
+fn header() -> Header {
+    Header {
         generator: "virt-bmap-rs 0.1.0".to_owned(),
         images: vec![
             ImageInfo {
@@ -119,7 +124,10 @@ fn sample() -> Map {
         ],
         warnings: vec![Warning::sentence("/dev/sda3: unknown filesystem")],
         comments: vec![b" made for the test \xff".to_vec()],
-    };
+    }
+}
+
+fn sample_with(header: Header) -> Map {
     let mut builder = MapBuilder::new(header);
     let mut add = |name: ObjectName<'_>, attributes, pieces: &[(u16, u64, u64, Option<u64>, Role)]| {
         let object = builder.object(name, attributes).unwrap();

@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use virt_bmap_agent_protocol::Record;
 use virt_bmap_agent_protocol::record::{self, Extent, Object, ObjectKind, Operation};
-use virt_bmap_ntfs::{Claims, File, Namespace, Volume};
+use virt_bmap_ntfs::{File, Namespace, Volume};
 
 /// Records before this one belong to the volume itself.
 const FIRST_USER: u64 = 24;
@@ -29,8 +29,9 @@ const FIRST_USER: u64 = 24;
 /// Record of the root directory.
 const ROOT: u64 = 5;
 
-/// `st_mode` of files and directories, as ntfs-3g gives it.
+/// `st_mode`, as ntfs-3g gives it.
 const FILE_MODE: u32 = 0o100_777;
+const LINK_MODE: u32 = 0o120_777;
 const DIRECTORY_MODE: u32 = 0o040_777;
 
 /// The NTFS volume that is walked.
@@ -130,19 +131,12 @@ impl Walker {
                     self.batch.extend(Some(open).filter(|open| !open.data_ranges.is_empty()));
                 }
             }
-            (FileType::Symlink, _) if is_link(file.reparse) => {
-                let id = self.next;
-                self.symlink(directory, parent, &entry.name)?;
-                // A link that cannot be examined is no object, but its streams are.
-                let id = Some(id).filter(|id| *id < self.next);
-                self.put_ntfs_streams(id, parent, name, &file)?;
-            }
             _ => {
                 let id = self.put_ntfs_object(parent, name, &file)?;
                 if is_system && let Some(ntfs) = &mut self.ntfs {
                     ntfs.system.insert(id);
                 }
-                if file.is_directory {
+                if file.is_directory && !is_link(file.reparse) {
                     self.list_by_index(file, id)?;
                 }
             }
@@ -168,14 +162,16 @@ impl Walker {
 
     /// Reports a file that ntfs-3g does not open, and its parts. Returns its number.
     fn put_ntfs_object(&mut self, parent: u32, name: &[u8], file: &File) -> Result<u32, Fatal> {
-        let kind = if file.is_directory { ObjectKind::Directory } else { ObjectKind::File };
+        let kind = match is_link(file.reparse) {
+            true => ObjectKind::Symlink,
+            false if file.is_directory => ObjectKind::Directory,
+            false => ObjectKind::File,
+        };
         let main = main_stream(file);
         let (size, clusters) = main.map_or((0, 0), |stream| (stream.size, stream.clusters()));
         let id = self.put_ntfs_part(kind, parent, name.to_vec(), file, size, clusters)?;
-        if !file.is_directory {
-            self.place(id, file, main);
-        }
-        self.put_ntfs_parts(id, parent, name, file)?;
+        self.place(id, file, main);
+        self.put_ntfs_streams(id, parent, name, file)?;
         Ok(id)
     }
 
@@ -184,22 +180,16 @@ impl Walker {
         if file.is_directory && file.problems.is_empty() {
             self.place(id, file, main_stream(file));
         }
-        self.put_ntfs_streams(Some(id), parent, name, file)
+        self.put_ntfs_streams(id, parent, name, file)
     }
 
     /// Reports the parts of a file or directory: its streams, and its metadata in clusters. `id` is
-    /// its own number, if it is an object.
-    fn put_ntfs_streams(
-        &mut self,
-        id: Option<u32>,
-        parent: u32,
-        name: &[u8],
-        file: &File,
-    ) -> Result<(), Fatal> {
-        if let (Some(id), Some(tag)) = (id, file.reparse) {
+    /// its own number.
+    fn put_ntfs_streams(&mut self, id: u32, parent: u32, name: &[u8], file: &File) -> Result<(), Fatal> {
+        if let Some(tag) = file.reparse {
             self.control.put(&Record::Reparse { id, tag });
         }
-        let mut objects: Vec<(u32, Vec<u8>)> = id.map(|id| (id, Vec::new())).into_iter().collect();
+        let mut objects: Vec<(u32, Vec<u8>)> = vec![(id, Vec::new())];
         for stream in &file.streams {
             let Some((kind, suffix)) = part(file, stream) else { continue };
             let path = [name, &suffix].concat();
@@ -233,7 +223,11 @@ impl Walker {
             size,
             allocated: clusters.saturating_mul(cluster),
             links: u32::from(file.links),
-            mode: if kind == ObjectKind::Directory { DIRECTORY_MODE } else { FILE_MODE },
+            mode: match kind {
+                ObjectKind::Directory => DIRECTORY_MODE,
+                ObjectKind::Symlink => LINK_MODE,
+                ObjectKind::File | ObjectKind::Metadata => FILE_MODE,
+            },
             modified,
             changed,
             name,
@@ -289,7 +283,6 @@ impl Walker {
     /// Reads all records: reports files that nothing has named, and the state of the volume.
     pub(super) fn finish_ntfs(&mut self) -> Result<(), Fatal> {
         let Some(volume) = self.ntfs.as_ref().map(|ntfs| ntfs.volume.clone()) else { return Ok(()) };
-        let mut claims = Claims::default();
         let mut damaged = 0;
         for (_, file) in volume.files() {
             let Ok(file) = file else {
@@ -297,9 +290,6 @@ impl Walker {
                 continue;
             };
             damaged += u64::from(!file.problems.is_empty());
-            for stream in &file.streams {
-                claims.add(stream.runs());
-            }
             let Some(ntfs) = &self.ntfs else { continue };
             let is_named = file.number < FIRST_USER || ntfs.is_found(file.number);
             if !is_named {
@@ -311,7 +301,6 @@ impl Walker {
             is_hibernated: volume.is_hibernated(),
             is_unclean: volume.is_dirty() || volume.is_log_open(),
             damaged,
-            claimed_twice: claims.twice().saturating_mul(volume.geometry().cluster),
         }));
         Ok(())
     }

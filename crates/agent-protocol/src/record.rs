@@ -145,8 +145,6 @@ pub struct Ntfs {
     pub is_unclean: bool,
     /// Records that are damaged, as a whole or in part.
     pub damaged: u64,
-    /// Bytes that belong to more than one file.
-    pub claimed_twice: u64,
 }
 
 /// A chunk of a btrfs: where a part of its address space lies on its devices (`struct btrfs_chunk`

@@ -3,6 +3,7 @@
 use crate::probe::found::ObjectNumber;
 use crate::recorder::Recording;
 use std::collections::HashMap;
+use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_agent_protocol::record::Extent;
 use virt_bmap_map::Marks;
 
@@ -44,8 +45,8 @@ pub(super) struct BatchFile {
 }
 
 impl BatchFile {
-    /// The marks that follow from its extents and sizes.
-    pub(super) fn marks(&self) -> Marks {
+    /// The marks that follow from its extents and sizes. `kind`: of the filesystem.
+    pub(super) fn marks(&self, kind: &FsKind) -> Marks {
         let extents = self.extents.as_deref();
         let any = |flag: u32| extents.is_some_and(|extents| extents.iter().any(|e| e.flags & flag != 0));
         let has_no_blocks = match extents {
@@ -53,13 +54,19 @@ impl BatchFile {
             None => self.allocated == 0,
         };
         let mapped: u64 = extents.unwrap_or_default().iter().map(|e| e.length).fold(0, u64::saturating_add);
+        // FIEMAP gives the length of compressed data before it was compressed; NTFS only has that
+        // of its clusters.
+        let is_packed = kind.is_fuse() && any(Extent::ENCODED);
         let mut marks = Marks::empty();
         marks.set(Marks::NO_BLOCKS, self.size == 0 || has_no_blocks);
         marks.set(Marks::INLINE, any(Extent::INLINE));
         marks.set(Marks::ENCODED, any(Extent::ENCODED));
         marks.set(Marks::ENCRYPTED, any(Extent::ENCRYPTED));
         marks.set(Marks::PREALLOCATED, any(Extent::UNWRITTEN));
-        marks.set(Marks::SPARSE, extents.is_some() && mapped < self.size && !any(Extent::INLINE));
+        marks.set(
+            Marks::SPARSE,
+            extents.is_some() && mapped < self.size && !any(Extent::INLINE) && !is_packed,
+        );
         marks
     }
 }

@@ -20,9 +20,13 @@ impl State {
         *extents_held = extents_held.saturating_sub(extents.len());
         let is_placed = placement.place(&mut self.found, id, extents)?;
         if let Some(file) = file {
-            self.found.mark(id, file.marks());
+            let marks = file.marks(&self.walk.mounted);
+            self.found.mark(id, marks);
+            if file.is_link {
+                self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
+            }
             // Nothing was read that could be compared with the extents.
-            if self.found.kind_of(id) == Some(Kind::File) && !file.marks().contains(Marks::NO_BLOCKS) {
+            if self.found.kind_of(id) == Some(Kind::File) && !marks.contains(Marks::NO_BLOCKS) {
                 self.found.mark(id, Marks::UNVERIFIED);
             }
             self.walk.note_inline(id, &file);
@@ -40,7 +44,7 @@ impl State {
 
     /// Adds the warnings that follow from the state of the volume.
     pub(super) fn note_ntfs(&mut self, state: &record::Ntfs) {
-        let record::Ntfs { is_hibernated, is_unclean, damaged, .. } = *state;
+        let record::Ntfs { is_hibernated, is_unclean, damaged } = *state;
         let causes = [
             is_hibernated.then_some(Cause::Hibernated),
             is_unclean.then_some(Cause::NotUnmounted),

@@ -186,7 +186,7 @@ impl State {
     /// Finishes the files of the batch. A file that was not read as expected keeps what was read.
     pub(super) fn end_batch(&mut self) -> Result<(), ChannelError> {
         for (id, file) in std::mem::take(&mut self.walk.batch.files) {
-            self.found.mark(id, file.marks());
+            self.found.mark(id, file.marks(&self.walk.mounted));
             if file.is_link && file.is_placed_nowhere {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }

@@ -1,11 +1,11 @@
-//! The pieces of a filesystem's files and directories, by place.
+//! The pieces of a filesystem's files and directories, and of what it keeps in files, by place.
 
 use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use virt_bmap_map::{Kind, MapBuilder, NewObject, PieceFlags};
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, RangeSet};
 
-/// The pieces of the files and directories of one filesystem.
+/// The pieces of the objects that the walk of one filesystem has found, but not of symbolic links.
 ///
 /// Of a mirrored device, they are those of the first copy.
 pub struct Owned<'a> {
@@ -14,16 +14,16 @@ pub struct Owned<'a> {
     pieces: Vec<OwnedPiece>,
 }
 
-/// A piece of a file or directory.
+/// A piece of an object.
 #[derive(Clone, Copy)]
 pub struct OwnedPiece {
-    /// The file or directory.
+    /// The object.
     pub object: NewObject,
     /// The disk.
     pub disk: DiskNumber,
     /// Its bytes there.
     pub range: DiskRange,
-    is_directory: bool,
+    kind: Kind,
 }
 
 impl<'a> Owned<'a> {
@@ -34,12 +34,9 @@ impl<'a> Owned<'a> {
             if role.copy > 0 || role.flags.intersects(PieceFlags::INLINE | PieceFlags::PARITY) {
                 return None;
             }
-            let is_directory = match builder.name(object).kind {
-                Kind::File => false,
-                Kind::Directory => true,
-                _ => return None,
-            };
-            Some(OwnedPiece { object, disk, range, is_directory })
+            let kind = builder.name(object).kind;
+            let is_one = matches!(kind, Kind::File | Kind::Directory | Kind::Metadata);
+            is_one.then_some(OwnedPiece { object, disk, range, kind })
         });
         let mut pieces: Vec<OwnedPiece> = pieces.collect();
         pieces.sort_by_key(|piece| (piece.disk, piece.range));
@@ -53,8 +50,8 @@ impl<'a> Owned<'a> {
 
     /// All bytes of files, and all bytes of directories.
     pub fn recordings(&self) -> [Recording; 2] {
-        [false, true].map(|is_directory| {
-            let of_kind = self.pieces.iter().filter(|piece| piece.is_directory == is_directory);
+        [Kind::File, Kind::Directory].map(|kind| {
+            let of_kind = self.pieces.iter().filter(|piece| piece.kind == kind);
             of_kind.map(|piece| (piece.disk, piece.range)).collect()
         })
     }

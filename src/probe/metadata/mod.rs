@@ -77,11 +77,23 @@ pub(super) fn filesystem(
         FsKind::Hfsplus => hfsplus::describe(&mut facts, &mut device, &read),
         _ => {}
     }
+    let parts = Parts::of(&facts, inputs, layout);
+    if let Some(free) = &parts.free {
+        context.channel.with(|found, warnings| {
+            let (balance, causes) = balance::balance(&facts, &parts, layout, &found.owned(), &kind);
+            causes.into_iter().for_each(|cause| warnings.on_device(&content.device, cause));
+            let filesystem = found.header_mut().filesystems.last_mut();
+            if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
+                filesystem.free_mapped = Some(free.bytes() + facts.outside.unallocated.bytes());
+                filesystem.balance = Some(balance);
+            }
+        });
+        put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
+        put.places(Kind::Free, b"", &facts.outside.unallocated)?;
+    }
     put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;
     put.places(Kind::Metadata, METADATA.as_bytes(), &facts.outside.read)?;
     put.inline(&facts, inputs, layout)?;
-
-    let parts = Parts::of(&facts, inputs, layout);
     for Named { name, blocks, marks } in &parts.named {
         put.blocks(Kind::Metadata, name.as_bytes(), blocks, *marks, layout)?;
     }
@@ -89,18 +101,6 @@ pub(super) fn filesystem(
     for Named { name, blocks, marks } in &parts.unnamed {
         put.blocks(Kind::Metadata, name.as_bytes(), blocks, *marks, layout)?;
     }
-    let Some(free) = &parts.free else { return Ok(()) };
-    put.blocks(Kind::Free, b"", free, Marks::empty(), layout)?;
-    put.places(Kind::Free, b"", &facts.outside.unallocated)?;
-    context.channel.with(|found, warnings| {
-        let (balance, causes) = balance::balance(&facts, &parts, layout, &found.owned(), &kind);
-        causes.into_iter().for_each(|cause| warnings.on_device(&content.device, cause));
-        let filesystem = found.header_mut().filesystems.last_mut();
-        if let Some(filesystem) = filesystem.filter(|last| last.device == content.device.as_bytes()) {
-            filesystem.free_mapped = Some(free.bytes() + facts.outside.unallocated.bytes());
-            filesystem.balance = Some(balance);
-        }
-    });
     Ok(())
 }
 

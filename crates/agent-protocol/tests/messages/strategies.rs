@@ -127,8 +127,8 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         any::<u32>().prop_map(|id| Record::Encrypted { id }),
         any::<u32>().prop_map(|id| Record::Placed { id }),
         any::<(u32, u32)>().prop_map(|(id, tag)| Record::Reparse { id, tag }),
-        any::<(bool, bool, u64, u64)>().prop_map(|(is_hibernated, is_unclean, damaged, claimed_twice)| {
-            Record::Ntfs(Ntfs { is_hibernated, is_unclean, damaged, claimed_twice })
+        any::<(bool, bool, u64)>().prop_map(|(is_hibernated, is_unclean, damaged)| {
+            Record::Ntfs(Ntfs { is_hibernated, is_unclean, damaged })
         }),
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),

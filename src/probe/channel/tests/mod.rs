@@ -2,6 +2,7 @@
 
 mod any_agent;
 mod balance;
+mod placed;
 mod reuse;
 mod spot_checks;
 
