@@ -5,7 +5,7 @@ use super::{NAME, Own};
 use crate::cache::{self, TrustError, TrustedDirectory};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,9 @@ const LOCK: &str = "appliance.lock";
 /// How long an appliance of another key is kept after its last launch. Another version of this
 /// program may be in use, such as one that maps a fleet while it is upgraded.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How many of these are kept: each takes most of a gigabyte.
+const MOST_KEPT: usize = 2;
 
 /// After how many failures in a row an appliance is not tried any more.
 const MOST_FAILURES: u32 = 2;
@@ -100,15 +103,22 @@ impl Cache {
     /// Removes the appliances that were not used lately, but not that of `key`, and those that are
     /// unfinished, because they were interrupted.
     fn remove_unused(&self, key: &str) -> Result<(), CacheError> {
-        let mut used = HashSet::from([format!("{PREFIX}{key}")]);
+        let mut used: BTreeMap<String, Duration> = BTreeMap::new();
         for path in self.entries(PREFIX)? {
             let modified = path.symlink_metadata().and_then(|metadata| metadata.modified());
-            let is_recent = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < KEPT));
-            used.extend(
-                path.file_stem().filter(|_| is_recent).map(|name| name.to_string_lossy().into_owned()),
-            );
+            let age = modified.ok().and_then(|time| time.elapsed().ok()).filter(|age| *age < KEPT);
+            if let (Some(name), Some(age)) = (path.file_stem(), age) {
+                let least = used.entry(name.to_string_lossy().into_owned()).or_insert(age);
+                *least = age.min(*least);
+            }
         }
-        self.remove_but(|name| used.contains(name.split('.').next().unwrap_or_default()))
+        let this = format!("{PREFIX}{key}");
+        used.remove(&this);
+        let mut used: Vec<(Duration, String)> = used.into_iter().map(|(name, age)| (age, name)).collect();
+        used.sort();
+        used.truncate(MOST_KEPT);
+        let kept: HashSet<String> = used.into_iter().map(|(_, name)| name).chain([this]).collect();
+        self.remove_but(|name| kept.contains(name.split('.').next().unwrap_or_default()))
     }
 
     fn remove_but(&self, is_kept: impl Fn(&str) -> bool) -> Result<(), CacheError> {
