@@ -39,6 +39,7 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"records-damaged","count":2}"#,
     r#"{"kind":"more-omitted","count":2}"#,
     r#"{"kind":"sentence","text":"words"}"#,
+    r#"{"kind":"remark","text":"words"}"#,
     r#"{"kind":"blank","disk":true}"#,
     r#"{"kind":"signature-besides","signature":"zfs_member","label":"tank"}"#,
     r#"{"kind":"volume-group-renamed","group":"vg"}"#,
