@@ -24,7 +24,8 @@ use crate::control::Control;
 use crate::phases::{Phase, Phases};
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::Tails;
-use crate::{btrfs, disable_readahead, fiemap};
+use crate::{bmapx, btrfs, directories, disable_readahead, fiemap};
+pub(crate) use batches::block_device;
 use encrypted::EncryptedFile;
 use inspector::Inspector;
 use list::{Entry, Listed, list};
@@ -35,9 +36,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::mem::MaybeUninit;
-use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
-use virt_bmap_agent_protocol::record::{Filesystem, ObjectKind, Operation};
-use virt_bmap_agent_protocol::{FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan};
+use virt_bmap_agent_protocol::bounds::{EXTENTS_PER_RECORD, FILES_PER_BATCH};
+use virt_bmap_agent_protocol::record::{Extent, Filesystem, ObjectKind, Operation};
+use virt_bmap_agent_protocol::{DirectoryBlocks, FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan};
 
 /// Files opened at a time. At most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`].
 const BATCH: usize = 256;
@@ -107,6 +108,12 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         last_unsure: 0,
         encrypted: Vec::new(),
         tails: kind.facts().packs_files.then(|| Tails::new(statfs.f_bsize as u64)),
+        volume: match kind.facts().directory_blocks {
+            DirectoryBlocks::Computed => {
+                directories::Volume::new(&kind, stat.st_dev, statfs.f_bsize as u64)
+            }
+            DirectoryBlocks::Asked | DirectoryBlocks::Shared => None,
+        },
         kind,
     };
     walker.control.put(&Record::Hello { version: VERSION });
@@ -194,6 +201,8 @@ struct Walker {
     encrypted: Vec<EncryptedFile>,
     /// With squashfs: ends of files, which are read last.
     tails: Option<Tails>,
+    /// Where the driver does not say where directories lie: what computes that.
+    volume: Option<directories::Volume>,
 }
 
 /// A directory between the root and the current directory of the walk.
@@ -265,9 +274,7 @@ impl Walker {
         if !self.kind.facts().reads_when_opened {
             match open() {
                 Ok(fd) => {
-                    if let Ok(Some(extents)) = fiemap::extents(&fd) {
-                        self.put_extents(id, &extents);
-                    }
+                    self.put_place(&fd, id)?;
                     stream = Some(fd);
                 }
                 Err(errno) => {
@@ -277,10 +284,13 @@ impl Walker {
             }
         }
         let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
+        let is_shared = self.kind.facts().directory_blocks == DirectoryBlocks::Shared;
         loop {
             self.phases.enter(Phase::List);
             self.control.settle()?;
-            self.control.tag(id, false)?;
+            if !is_shared {
+                self.control.tag(id, false)?;
+            }
             let listed = match &stream {
                 Some(stream) => list(stream, &mut memory),
                 None => match open() {
@@ -289,6 +299,10 @@ impl Walker {
                 },
             };
             self.control.settle()?;
+            // Where opening a directory reads it, its extents can only be asked for afterwards.
+            if let Some(stream) = stream.as_ref().filter(|_| is_first && self.kind.facts().reads_when_opened) {
+                self.put_place(stream, id)?;
+            }
             if let Some(stream) = stream.as_ref().filter(|_| is_first && self.metadata) {
                 self.attributes_of_directory(stream, id)?;
             }
@@ -307,6 +321,37 @@ impl Walker {
                 }
             }
         }
+    }
+
+    /// Reports where an open directory lies, if the kernel says it, or the filesystem's structures.
+    fn put_place(&mut self, directory: &OwnedFd, id: u32) -> Result<(), Fatal> {
+        match self.kind.facts().directory_blocks {
+            DirectoryBlocks::Asked => {
+                let asked = if self.kind == FsKind::Xfs {
+                    bmapx::extents(directory)
+                } else {
+                    fiemap::extents(directory)
+                };
+                if let Ok(Some(extents)) = asked {
+                    self.put_extents(id, &extents);
+                }
+            }
+            DirectoryBlocks::Computed => {
+                let volume = self.volume.as_mut();
+                if let Some(place) = volume.and_then(|volume| volume.place(directory, id)) {
+                    self.put_extents(id, &place.extents);
+                    self.control.put(&Record::Computed { id, beside: Vec::new() });
+                    for beside in place.beside.chunks(EXTENTS_PER_RECORD) {
+                        self.control.put(&Record::Computed { id, beside: beside.to_vec() });
+                    }
+                }
+            }
+            DirectoryBlocks::Shared => {
+                let length = fstat(directory)?.st_size as u64;
+                self.put_extents(id, &[Extent { logical: 0, physical: 0, length, flags: Extent::INLINE }]);
+            }
+        }
+        Ok(())
     }
 
     /// Reads the files of the batch.

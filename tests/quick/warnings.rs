@@ -29,6 +29,8 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"name-not-utf8"}"#,
     r#"{"kind":"unmappable","error":"no"}"#,
     r#"{"kind":"encrypted-files-unplaced","count":2}"#,
+    r#"{"kind":"directories-unplaced","count":2}"#,
+    r#"{"kind":"directory-contradicted"}"#,
     r#"{"kind":"more-omitted","count":2}"#,
     r#"{"kind":"sentence","text":"words"}"#,
     r#"{"kind":"blank","disk":true}"#,

@@ -149,6 +149,9 @@ impl Walker {
         }
         let id = self.number()?;
         self.control.put(&object(id, parent, ObjectKind::Directory, &stat, name.to_bytes()));
+        if let Some(volume) = &mut self.volume {
+            volume.found(id, name.to_bytes());
+        }
         if let Some(tails) = &mut self.tails {
             tails.directory(id, parent, name.to_owned());
         }

@@ -26,6 +26,18 @@ pub enum Class {
     Member,
 }
 
+/// Where the entries of a directory lie, and who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirectoryBlocks {
+    /// In blocks of its own. The kernel says where they are; if it does not, what is read while the
+    /// directory is listed counts.
+    Asked,
+    /// In blocks of its own. The kernel does not say where they are: the agent computes it.
+    Computed,
+    /// In a tree or table of the whole filesystem, among the entries of other directories.
+    Shared,
+}
+
 /// The properties of a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FsFacts {
@@ -53,6 +65,8 @@ pub struct FsFacts {
     /// Whether FIEMAP gives offsets in an address space that may span devices, not offsets on the
     /// device.
     pub has_address_space: bool,
+    /// Where the entries of a directory lie.
+    pub directory_blocks: DirectoryBlocks,
     /// Whether a directory has blocks of its own that FIEMAP gives, and listing it reads nothing
     /// else.
     pub has_directory_blocks: bool,
@@ -80,6 +94,7 @@ const PLAIN: FsFacts = FsFacts {
     replays_in_memory: false,
     reads_whole_pages: false,
     has_address_space: false,
+    directory_blocks: DirectoryBlocks::Asked,
     has_directory_blocks: false,
     reads_when_opened: false,
     packs_files: false,
@@ -94,6 +109,17 @@ const EXT: FsFacts = FsFacts {
     mount_options: Some("errors=continue"),
     has_journal: true,
     has_directory_blocks: true,
+    ..PLAIN
+};
+
+/// The common properties of FAT with and without long names, which have one driver.
+const FAT: FsFacts = FsFacts {
+    magic: Some(0x4d44),
+    // With this, the handle of a file (`name_to_handle_at(2)`) has the place of its directory
+    // entry.
+    mount_options: Some("nfs=nostale_ro"),
+    directory_blocks: DirectoryBlocks::Computed,
+    has_volatile_inodes: true,
     ..PLAIN
 };
 
@@ -149,6 +175,7 @@ kinds! {
         degraded_option: Some("degraded"),
         has_journal: true,
         has_address_space: true,
+        directory_blocks: DirectoryBlocks::Shared,
         ..PLAIN
     },
     /// F2FS.
@@ -158,14 +185,15 @@ kinds! {
     /// NILFS2.
     Nilfs2: FsFacts { name: "nilfs2", magic: Some(0x3434), has_journal: true, ..PLAIN },
     /// FAT with long names.
-    Vfat: FsFacts { name: "vfat", has_volatile_inodes: true, ..PLAIN },
+    Vfat: FsFacts { name: "vfat", ..FAT },
     /// FAT.
-    Msdos: FsFacts { name: "msdos", has_volatile_inodes: true, ..PLAIN },
+    Msdos: FsFacts { name: "msdos", ..FAT },
     /// exFAT. FIBMAP gives the sectors of a file.
     Exfat: FsFacts {
         name: "exfat",
         magic: Some(0x2011_bab0),
         reads_whole_pages: true,
+        directory_blocks: DirectoryBlocks::Computed,
         has_volatile_inodes: true,
         ..PLAIN
     },
@@ -179,11 +207,34 @@ kinds! {
         ..PLAIN
     },
     /// UDF.
-    Udf: FsFacts { name: "udf", ..PLAIN },
+    Udf: FsFacts {
+        name: "udf",
+        magic: Some(0x1501_3346),
+        directory_blocks: DirectoryBlocks::Computed,
+        ..PLAIN
+    },
+    /// ISO 9660.
+    Iso9660: FsFacts {
+        name: "iso9660",
+        magic: Some(0x9660),
+        directory_blocks: DirectoryBlocks::Computed,
+        ..PLAIN
+    },
     /// HFS+.
-    Hfsplus: FsFacts { name: "hfsplus", ..PLAIN },
+    Hfsplus: FsFacts {
+        name: "hfsplus",
+        magic: Some(0x482b),
+        directory_blocks: DirectoryBlocks::Shared,
+        ..PLAIN
+    },
     /// SquashFS. It has no call for the place of a file.
-    Squashfs: FsFacts { name: "squashfs", magic: Some(0x7371_7368), packs_files: true, ..PLAIN },
+    Squashfs: FsFacts {
+        name: "squashfs",
+        magic: Some(0x7371_7368),
+        directory_blocks: DirectoryBlocks::Shared,
+        packs_files: true,
+        ..PLAIN
+    },
     /// Swap space.
     Swap: FsFacts { name: "swap", class: Class::Swap, ..PLAIN },
     /// LUKS.

@@ -31,7 +31,7 @@ mod sample;
 mod task;
 
 pub use codec::{DecodeError, EncodeError};
-pub use filesystem::{Class, Driver, FsFacts, FsKind};
+pub use filesystem::{Class, DirectoryBlocks, Driver, FsFacts, FsKind};
 pub use inodes::InodeSet;
 pub use listings::{Entry, Listing, Listings};
 pub use record::Record;
@@ -40,7 +40,7 @@ pub use task::{DeviceRead, DeviceReads, ReadOrder, Reply, Task, WalkPlan};
 
 /// Version of all messages. The agent is part of the host program, so both ends come from one
 /// build; a mistake in packaging is reported as another version.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 64 << 20;

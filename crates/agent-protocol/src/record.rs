@@ -119,6 +119,16 @@ pub enum Record {
     Chunk(Chunk),
     /// A device of that btrfs. The devices come before the chunks.
     Member(Member),
+    /// The extents of this directory are not the kernel's answer: the agent has computed them. While
+    /// the directory is listed, the kernel may also read these parts of the device (start and
+    /// length), which are not the directory's; a read anywhere else contradicts the computation. A
+    /// long list continues in further records.
+    Computed {
+        /// Number of the directory.
+        id: u32,
+        /// The parts.
+        beside: Vec<(u64, u64)>,
+    },
 }
 
 /// A chunk of a btrfs: where a part of its address space lies on its devices (`struct btrfs_chunk`

@@ -162,6 +162,13 @@ pub enum Cause {
         /// How many.
         count: u64,
     },
+    /// The place of directories is not known. The map has what was read while they were listed.
+    DirectoriesUnplaced {
+        /// How many.
+        count: u64,
+    },
+    /// A directory was read elsewhere than the filesystem's structures say.
+    DirectoryContradicted,
     /// Further warnings of missing objects were left out.
     MoreOmitted {
         /// How many.
@@ -324,6 +331,8 @@ impl Cause {
             | Self::NameNotUtf8
             | Self::Unmappable { .. }
             | Self::EncryptedFilesUnplaced { .. }
+            | Self::DirectoriesUnplaced { .. }
+            | Self::DirectoryContradicted
             | Self::MoreOmitted { .. }
             // The words may say either.
             | Self::Sentence { .. } => true,
@@ -436,6 +445,13 @@ impl fmt::Display for Cause {
             Self::EncryptedFilesUnplaced { count } => {
                 write!(f, "{count} encrypted files cannot be located without their key")
             }
+            Self::DirectoriesUnplaced { count } => write!(
+                f,
+                "the place of {count} directories is not known; the map has what was read while they were listed"
+            ),
+            Self::DirectoryContradicted => f.write_str(
+                "this directory was read elsewhere than the filesystem's structures say; the map has both places",
+            ),
             Self::MoreOmitted { count } => write!(f, "{count} more warnings were not kept"),
             Self::Sentence { text } => write!(f, "{}", PrintableText(text)),
             Self::Blank { disk: true } => {

@@ -75,6 +75,8 @@ impl Doubt {
             | Cause::CallFailed { .. }
             | Cause::NameNotUtf8
             | Cause::Unmappable { .. }
+            | Cause::DirectoriesUnplaced { .. }
+            | Cause::DirectoryContradicted
             | Cause::WalkCutShort { .. } => Self::Directories,
             // These concern whole devices, whose filesystems are not in the map or are examined in
             // each run.

@@ -7,13 +7,14 @@
 //! ```text
 //! Channel ─► state (one frame, one record at a time) ─┬─► objects, unchanged, encrypted
 //!                                                     ├─► reads ─► series, accept_extents, reuse
-//!                                                     └─► listing
+//!                                                     └─► listing ─► directories
 //!                                    all of these ─► walk ─► batch, placement ─► metadata_inputs
 //! ```
 
 mod accept_extents;
 mod batch;
 mod context;
+mod directories;
 mod encrypted;
 mod error;
 mod listing;
@@ -185,6 +186,7 @@ impl Channel {
         state.conversation.task = Vec::new();
         state.note_filesystem();
         state.end_batch()?;
+        state.end_directories();
         state.note_encrypted();
         let inputs = std::mem::take(&mut state.walk).placement.inputs;
         if let Some(error) = state.conversation.error.take() {

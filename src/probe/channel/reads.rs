@@ -4,13 +4,12 @@ use super::batch::BatchFile;
 use super::metadata_inputs::places_of;
 use super::series::assign;
 use super::state::State;
-use super::walk::Walk;
 use super::{ChannelError, FIRST_PROOF};
 use crate::probe::expected::{Expectation, PlacedRange, places};
 use crate::probe::found::{FoundError, ObjectNumber};
 use crate::recorder::{Recorder, Recording, Tag};
 use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
-use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent};
+use virt_bmap_agent_protocol::record::ATTRIBUTES;
 use virt_bmap_map::{Marks, PieceFlags, Role};
 
 impl State {
@@ -111,11 +110,9 @@ impl State {
         } else {
             if self.walk.directories.listed != id {
                 let before = std::mem::replace(&mut self.walk.directories.listed, id);
-                self.walk.forget_directory(before);
+                self.directory_listed(before);
             }
-            let Walk { directories, placement, .. } = &mut self.walk;
-            let extents: &[Extent] = directories.extents.get(&id).map_or(&[], Vec::as_slice);
-            placement.attribute(&mut self.found, id, &recording, extents)?;
+            self.directory_recorded(id, &recording)?;
         }
         Ok(())
     }
@@ -206,7 +203,7 @@ impl State {
         }
         self.walk.batch.reread.clear();
         self.walk.batch.answer.clear();
-        self.walk.extents_held = self.walk.directories.extents.values().map(Vec::len).sum();
+        self.walk.extents_held = self.walk.directories.held();
         Ok(())
     }
 }

@@ -2,13 +2,14 @@
 
 use super::WalkContext;
 use super::batch::{Batch, BatchFile};
+use super::directories::Directories;
 use super::placement::Placement;
 use crate::probe::expected::Expectation;
 use crate::probe::found::ObjectNumber;
 use crate::probe::layout::address_space;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-use virt_bmap_agent_protocol::record::{self, Extent};
+use virt_bmap_agent_protocol::record;
 use virt_bmap_agent_protocol::{FsKind, Sample};
 
 /// Most chunks and devices of a btrfs.
@@ -26,7 +27,7 @@ pub(super) struct Walk {
     pub(super) mounted: FsKind,
     pub(super) placement: Placement,
     pub(super) batch: Batch,
-    pub(super) directories: DirectoryBlocks,
+    pub(super) directories: Directories,
     /// How many extents the batch and the directories hold.
     pub(super) extents_held: usize,
     pub(super) spot_checks: SpotChecks,
@@ -36,17 +37,6 @@ pub(super) struct Walk {
     /// Inodes of all directories so far, if unchanged objects are reused.
     pub(super) seen_directories: HashSet<u64>,
     pub(super) address_space: AddressSpace,
-}
-
-/// Directories whose extents are known.
-#[derive(Default)]
-pub(super) struct DirectoryBlocks {
-    /// Extents of the directories that have not been listed yet.
-    pub(super) extents: HashMap<ObjectNumber, Vec<Extent>>,
-    /// The directory that was listed last; its listing may go on.
-    pub(super) listed: ObjectNumber,
-    /// The directories that are being listed in a batch.
-    pub(super) listing: Vec<ObjectNumber>,
 }
 
 /// Spot checks of extents.
@@ -87,12 +77,6 @@ impl Walk {
             members.iter().filter_map(|member| self.context.devices.get(&(member.major, member.minor)));
         self.placement.inputs.members = devices.cloned().collect();
         self.placement.inputs.address_space = self.placement.layout.clone();
-    }
-
-    /// Forgets the extents of a directory whose listing has ended.
-    pub(super) fn forget_directory(&mut self, id: ObjectNumber) {
-        let extents = self.directories.extents.remove(&id).unwrap_or_default();
-        self.extents_held = self.extents_held.saturating_sub(extents.len());
     }
 
     /// The expected blocks of a file.

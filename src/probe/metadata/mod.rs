@@ -73,7 +73,7 @@ pub(super) fn filesystem(
         FsKind::Vfat => fat::describe(&mut facts, &mut device, &read),
         FsKind::Exfat => exfat::describe(&mut facts, &mut device, &read),
         FsKind::Ntfs => ntfs::describe(&mut facts, &mut device),
-        FsKind::Udf => udf::describe(&mut facts, &mut device),
+        FsKind::Udf => udf::describe(&mut facts, &mut device, inputs.block),
         FsKind::Jfs => jfs::describe(&mut facts, &mut device, &read),
         FsKind::Nilfs2 => nilfs2::describe(&mut facts, &mut device),
         FsKind::Hfsplus => hfsplus::describe(&mut facts, &mut device, &read),

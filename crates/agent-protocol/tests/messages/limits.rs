@@ -69,6 +69,7 @@ fn one_of_each() -> Vec<Record> {
         Record::Encrypted { id: 5 },
         chunk(2),
         Record::Member(Member { id: 2, major: 8, minor: 17 }),
+        Record::Computed { id: 3, beside: vec![(0, 512), (1 << 40, 4096)] },
     ]
 }
 

@@ -122,6 +122,7 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         any::<u32>().prop_map(|id| Record::Encrypted { id }),
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),
+        (any::<u32>(), pairs()).prop_map(|(id, beside)| Record::Computed { id, beside }),
     ]
 }
 
