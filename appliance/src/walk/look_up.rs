@@ -190,7 +190,7 @@ impl Walker {
         if stat.st_nlink > 1 {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
-        let extents = match extents {
+        let mut extents = match extents {
             Ok(None) => fiemap::blocks(
                 &fd,
                 stat.st_size as u64,
@@ -203,6 +203,11 @@ impl Walker {
                 None
             }
         };
+        if self.kind.facts().states_encoded_size
+            && let Some(extents) = &mut extents
+        {
+            mark_encoded(extents, &stat);
+        }
         self.control.put(&object(id, parent, ObjectKind::File, &stat, name.to_bytes()));
         if let Some(extents) = &extents {
             self.put_extents(id, extents);
@@ -234,6 +239,15 @@ impl Walker {
         for extents in extents.chunks(EXTENTS_PER_RECORD) {
             self.control.put(&Record::Extents { id, extents: extents.to_vec() });
         }
+    }
+}
+
+/// Marks the extents of a compressed file, which has fewer blocks than its extents are long.
+fn mark_encoded(extents: &mut [Extent], stat: &Stat) {
+    let in_blocks = |extent: &&mut Extent| extent.flags & Extent::INLINE == 0;
+    let length = extents.iter().filter(|extent| extent.flags & Extent::INLINE == 0).map(|e| e.length);
+    if length.fold(0, u64::saturating_add) > (stat.st_blocks as u64).saturating_mul(512) {
+        extents.iter_mut().filter(in_blocks).for_each(|extent| extent.flags |= Extent::ENCODED);
     }
 }
 

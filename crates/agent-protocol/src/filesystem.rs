@@ -72,6 +72,9 @@ pub struct FsFacts {
     pub has_directory_blocks: bool,
     /// Whether opening a directory reads its first block.
     pub reads_when_opened: bool,
+    /// Whether the number of blocks of a compressed file (`st_blocks`) is that of its compressed
+    /// blocks, while FIEMAP gives extents as long as the data in them.
+    pub states_encoded_size: bool,
     /// Whether files share blocks. These blocks are read at the end, once more.
     pub packs_files: bool,
     /// Inodes below this number are the filesystem's own files; 0 if it has none that can be
@@ -97,6 +100,7 @@ const PLAIN: FsFacts = FsFacts {
     directory_blocks: DirectoryBlocks::Asked,
     has_directory_blocks: false,
     reads_when_opened: false,
+    states_encoded_size: false,
     packs_files: false,
     reserved_inodes: 0,
     has_volatile_inodes: false,
@@ -225,6 +229,14 @@ kinds! {
         name: "hfsplus",
         magic: Some(0x482b),
         directory_blocks: DirectoryBlocks::Shared,
+        ..PLAIN
+    },
+    /// EROFS. What it keeps in memory of compressed blocks would not be read again.
+    Erofs: FsFacts {
+        name: "erofs",
+        magic: Some(0xe0f5_e1e2),
+        mount_options: Some("cache_strategy=disabled"),
+        states_encoded_size: true,
         ..PLAIN
     },
     /// SquashFS. It has no call for the place of a file.

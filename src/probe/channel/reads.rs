@@ -160,8 +160,8 @@ impl State {
             self.note_mismatch()?;
             self.warnings.count_not_exact(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
-        } else if file.is_link && recording.bytes() == file.allocated {
-            // All of its blocks were read, so the recording is verified.
+        } else if self.walk.has_all_blocks(&file, &recording) {
+            // The recording is verified.
         } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
             self.found.mark(id, Marks::UNVERIFIED);
         }
@@ -194,7 +194,11 @@ impl State {
                 self.warnings.count_not_exact(&self.walk.context.device);
                 self.found.mark(id, Marks::INEXACT);
             }
-            if !file.is_placed {
+            if file.is_placed {
+                let past = self.walk.past_the_end(&file);
+                let extents = file.extents.as_deref().unwrap_or_default();
+                self.walk.placement.attribute_plain(&mut self.found, id, &past, extents)?;
+            } else {
                 // The unwritten extents of a file are known even if it was not read.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();

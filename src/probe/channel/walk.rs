@@ -7,10 +7,12 @@ use super::placement::Placement;
 use crate::probe::expected::Expectation;
 use crate::probe::found::ObjectNumber;
 use crate::probe::layout::address_space;
+use crate::recorder::Recording;
 use std::collections::HashSet;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::record;
 use virt_bmap_agent_protocol::{FsKind, Sample};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Most chunks and devices of a btrfs.
 pub(super) const MOST_CHUNKS: usize = 1 << 20;
@@ -77,6 +79,30 @@ impl Walk {
             members.iter().filter_map(|member| self.context.devices.get(&(member.major, member.minor)));
         self.placement.inputs.members = devices.cloned().collect();
         self.placement.inputs.address_space = self.placement.layout.clone();
+    }
+
+    /// Whether all blocks of a link, or of a compressed file, were read: nothing says where they are,
+    /// but how many there are.
+    pub(super) fn has_all_blocks(&self, file: &BatchFile, recording: &Recording) -> bool {
+        (file.is_link || self.mounted.facts().states_encoded_size) && recording.bytes() == file.allocated
+    }
+
+    /// The blocks of a file past its end, according to its extents. No read reaches them: a tree of
+    /// hashes by which the kernel verifies the file (fs-verity), or room for it to grow.
+    pub(super) fn past_the_end(&self, file: &BatchFile) -> Recording {
+        let mut past = Recording::default();
+        let Some(layout) = self.placement.layout.as_deref().filter(|layout| !layout.is_partial()) else {
+            return past;
+        };
+        let block = self.filesystem.map_or(1, |filesystem| filesystem.block_size.max(1));
+        let end = file.size.checked_next_multiple_of(block).unwrap_or(u64::MAX);
+        for extent in file.extents.iter().flatten().filter(|extent| extent.is_plain()) {
+            let inside = end.saturating_sub(extent.logical).min(extent.length);
+            let range = extent.physical.checked_add(inside).map(DeviceOffset);
+            let range = range.and_then(|start| Range::at(start, extent.length - inside));
+            past.extend(range.and_then(|range| layout.places(range)).into_iter().flatten());
+        }
+        past
     }
 
     /// The expected blocks of a file.

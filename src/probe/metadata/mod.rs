@@ -41,6 +41,8 @@ use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 const METADATA: &str = "[metadata]";
 /// What is in use, but was not read and has no other name.
 const ALLOCATED: &str = "[allocated]";
+/// What the filesystem never uses: room for boot loaders, or for alignment.
+const RESERVED: &str = "[reserved]";
 /// Added to the path of an object: the name of the blocks of its extended attributes.
 const ATTRIBUTES: &str = " [extended attributes]";
 
@@ -80,6 +82,7 @@ pub(super) fn filesystem(
         _ => {}
     }
     put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;
+    put.places(Kind::Metadata, RESERVED.as_bytes(), &facts.outside.reserved)?;
     put.places(Kind::Metadata, METADATA.as_bytes(), &facts.outside.read)?;
     put.inline(&facts, inputs, layout)?;
 

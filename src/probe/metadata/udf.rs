@@ -2,7 +2,7 @@
 //! and a plain partition has a bitmap of free blocks (ECMA-167, 3rd edition, part 4; "Universal
 //! Disk Format Specification", OSTA).
 
-use super::{Blocks, Facts, bit, units};
+use super::{Blocks, Facts, RESERVED, bit, units};
 use crate::probe::device::{Device, Fields, Read};
 use virt_bmap_on_disk::udf::{self, Volume, descriptor};
 use virt_bmap_ranges::{DeviceOffset, Range};
@@ -45,7 +45,11 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, block: u64) {
         facts.free = found.filter(|_| volume.is_closed);
     }
     if facts.free.is_some() {
-        facts.whole.insert(volume.partition);
+        let all: Blocks = [Range::new(0, device.size)].into_iter().collect();
+        let mut known: Blocks = [volume.partition].into_iter().collect();
+        known.extend(facts.named.iter().flat_map(|named| named.blocks.iter()));
+        facts.name(RESERVED, all.difference(&known).iter(), true);
+        facts.whole = all;
     }
 }
 
