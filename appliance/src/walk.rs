@@ -13,6 +13,7 @@
 
 mod batches;
 mod encrypted;
+mod forks;
 mod host_listings;
 mod inspector;
 mod list;
@@ -27,6 +28,7 @@ use crate::squashfs::Tails;
 use crate::{bmapx, btrfs, directories, disable_readahead, fiemap};
 pub(crate) use batches::block_device;
 use encrypted::EncryptedFile;
+use forks::Forks;
 use inspector::Inspector;
 use list::{Entry, Listed, list};
 use look_up::{Entries, object};
@@ -37,8 +39,10 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use virt_bmap_agent_protocol::bounds::{EXTENTS_PER_RECORD, FILES_PER_BATCH};
-use virt_bmap_agent_protocol::record::{Extent, Filesystem, ObjectKind, Operation};
-use virt_bmap_agent_protocol::{DirectoryBlocks, FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan};
+use virt_bmap_agent_protocol::record::{Filesystem, ObjectKind, Operation};
+use virt_bmap_agent_protocol::{
+    DirectoryBlocks, FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan,
+};
 
 /// Files opened at a time. At most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`].
 const BATCH: usize = 256;
@@ -108,10 +112,9 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         last_unsure: 0,
         encrypted: Vec::new(),
         tails: kind.facts().packs_files.then(|| Tails::new(statfs.f_bsize as u64)),
+        forks: None,
         volume: match kind.facts().directory_blocks {
-            DirectoryBlocks::Computed => {
-                directories::Volume::new(&kind, stat.st_dev, statfs.f_bsize as u64)
-            }
+            DirectoryBlocks::Computed => directories::Volume::new(&kind, stat.st_dev, statfs.f_bsize as u64),
             DirectoryBlocks::Asked | DirectoryBlocks::Shared => None,
         },
         kind,
@@ -131,6 +134,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
+    walker.find_forks(id);
     // An open directory would keep squashfs, which does not report the purpose of its blocks, from
     // being mounted again.
     let reopened = (metadata && walker.tails.is_none()).then(|| place.try_clone()).transpose()?;
@@ -201,6 +205,8 @@ struct Walker {
     encrypted: Vec<EncryptedFile>,
     /// With squashfs: ends of files, which are read last.
     tails: Option<Tails>,
+    /// With HFS+: the resource forks of files that have not been found yet.
+    forks: Option<Forks>,
     /// Where the driver does not say where directories lie: what computes that.
     volume: Option<directories::Volume>,
 }
@@ -274,7 +280,7 @@ impl Walker {
         if !self.kind.facts().reads_when_opened {
             match open() {
                 Ok(fd) => {
-                    self.put_place(&fd, id)?;
+                    self.put_place(&fd, id);
                     stream = Some(fd);
                 }
                 Err(errno) => {
@@ -289,6 +295,7 @@ impl Walker {
             self.phases.enter(Phase::List);
             self.control.settle()?;
             if !is_shared {
+                // Otherwise what is read is metadata.
                 self.control.tag(id, false)?;
             }
             let listed = match &stream {
@@ -300,8 +307,9 @@ impl Walker {
             };
             self.control.settle()?;
             // Where opening a directory reads it, its extents can only be asked for afterwards.
-            if let Some(stream) = stream.as_ref().filter(|_| is_first && self.kind.facts().reads_when_opened) {
-                self.put_place(stream, id)?;
+            if let Some(stream) = stream.as_ref().filter(|_| is_first && self.kind.facts().reads_when_opened)
+            {
+                self.put_place(stream, id);
             }
             if let Some(stream) = stream.as_ref().filter(|_| is_first && self.metadata) {
                 self.attributes_of_directory(stream, id)?;
@@ -324,7 +332,7 @@ impl Walker {
     }
 
     /// Reports where an open directory lies, if the kernel says it, or the filesystem's structures.
-    fn put_place(&mut self, directory: &OwnedFd, id: u32) -> Result<(), Fatal> {
+    fn put_place(&mut self, directory: &OwnedFd, id: u32) {
         match self.kind.facts().directory_blocks {
             DirectoryBlocks::Asked => {
                 let asked = if self.kind == FsKind::Xfs {
@@ -346,12 +354,8 @@ impl Walker {
                     }
                 }
             }
-            DirectoryBlocks::Shared => {
-                let length = fstat(directory)?.st_size as u64;
-                self.put_extents(id, &[Extent { logical: 0, physical: 0, length, flags: Extent::INLINE }]);
-            }
+            DirectoryBlocks::Shared => {}
         }
-        Ok(())
     }
 
     /// Reads the files of the batch.

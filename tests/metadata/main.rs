@@ -10,6 +10,7 @@ mod encrypted;
 mod metadata;
 mod metadata_free;
 mod metadata_more;
+mod owners;
 mod with_metadata;
 
 virt_bmap_testutil::program!(harness);

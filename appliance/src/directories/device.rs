@@ -11,7 +11,7 @@ use virt_bmap_agent_protocol::record::Extent;
 /// The longest read, of a large directory.
 const LARGEST: u64 = 64 << 20;
 
-pub(super) struct Device {
+pub(crate) struct Device {
     /// Opened for reads that leave nothing in the cache.
     direct: OwnedFd,
     /// Opened to empty the cache.
@@ -21,7 +21,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn open(number: u64) -> Option<Self> {
+    pub(crate) fn open(number: u64) -> Option<Self> {
         let (_, direct) = block_device(number, OFlags::DIRECT)?;
         let (_, cached) = block_device(number, OFlags::empty())?;
         let sector = u64::from(ioctl_blksszget(&direct).ok()?);
@@ -29,7 +29,7 @@ impl Device {
     }
 
     /// The bytes at an offset; `None` if they cannot be read.
-    pub(super) fn read(&self, at: u64, length: u64) -> Option<Vec<u8>> {
+    pub(crate) fn read(&self, at: u64, length: u64) -> Option<Vec<u8>> {
         let start = at / self.sector * self.sector;
         let end = at.checked_add(length)?.checked_next_multiple_of(self.sector)?;
         let mut buffer = AlignedBuffer::new(usize::try_from(end - start).ok().filter(|_| length <= LARGEST)?);
@@ -44,6 +44,11 @@ impl Device {
         }
         let from = usize::try_from(at - start).ok()?;
         Some(buffer[..done].get(from..from + usize::try_from(length).ok()?)?.to_vec())
+    }
+
+    /// A descriptor of the device for other reads past the cache.
+    pub(crate) fn reader(&self) -> std::io::Result<OwnedFd> {
+        self.direct.try_clone()
     }
 
     /// Has the kernel forget what it has read of these extents.

@@ -5,8 +5,8 @@ use super::chain::{Step, Table, chain};
 use super::device::Device;
 use super::{Place, extents};
 use std::collections::HashMap;
-use virt_bmap_on_disk::exfat::{Clusters, Directory, Layout};
 use virt_bmap_on_disk::Fields;
+use virt_bmap_on_disk::exfat::{Clusters, Directory, Layout};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Most bytes of a directory in which names are looked for.

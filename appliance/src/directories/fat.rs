@@ -49,9 +49,9 @@ impl Fat {
                 Next::Nothing => None,
             }
         })?;
-        let ranges = clusters.into_iter().filter_map(|cluster| {
-            Range::at(DeviceOffset(layout.place(cluster)?), layout.cluster)
-        });
+        let ranges = clusters
+            .into_iter()
+            .filter_map(|cluster| Range::at(DeviceOffset(layout.place(cluster)?), layout.cluster));
         Some(Place { extents: extents(ranges), beside })
     }
 }

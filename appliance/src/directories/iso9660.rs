@@ -30,11 +30,13 @@ impl Iso9660 {
         let bytes = device.read(range.start.0, length.min(LARGEST))?;
         let read = |at, length| device.read(at, length);
         let blocks = bytes.chunks(self.block as usize);
-        let continued = blocks.flat_map(records).flat_map(|record| record.continuation(&read, self.block).blocks);
+        let continued =
+            blocks.flat_map(records).flat_map(|record| record.continuation(&read, self.block).blocks);
         let mut continued: Vec<u64> = continued.collect();
         continued.sort_unstable();
         continued.dedup();
-        let beside = continued.into_iter().filter_map(|block| Some((block.checked_mul(self.block)?, self.block)));
+        let beside =
+            continued.into_iter().filter_map(|block| Some((block.checked_mul(self.block)?, self.block)));
         Some(Place { extents: extents([range]), beside: beside.collect() })
     }
 

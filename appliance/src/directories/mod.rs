@@ -14,7 +14,7 @@ mod fat;
 mod iso9660;
 mod udf;
 
-use device::Device;
+pub(crate) use device::Device;
 use rustix::fd::OwnedFd;
 use rustix::fs::fstat;
 use virt_bmap_agent_protocol::FsKind;

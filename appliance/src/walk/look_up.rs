@@ -107,8 +107,12 @@ impl Walker {
             }
             FileType::RegularFile => {
                 let answer = answer.unwrap_or_else(|| self.inspector.one(directory, &name));
+                let stat = answer.as_ref().ok().map(|inspected| inspected.stat);
                 let found = self.find_file(directory, parent, &name, answer)?;
                 self.batch.extend(found.filter(|file| !file.data_ranges.is_empty()));
+                if let Some(stat) = stat.filter(|_| self.forks.is_some()) {
+                    self.resource_fork(parent, &name, &stat)?;
+                }
                 self.found()
             }
             FileType::Symlink if self.metadata => {

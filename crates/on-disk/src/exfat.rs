@@ -144,7 +144,11 @@ impl Layout {
     fn clusters_of(&self, stream: &[u8]) -> Option<Clusters> {
         let (first, length) = (u64::from(stream.le32(20)?), stream.le64(24)?);
         let is_run = stream.u8_at(1)? & NO_CHAIN != 0;
-        Some(if is_run { Clusters::Run(first, length.div_ceil(self.cluster)) } else { Clusters::Chain(first) })
+        Some(if is_run {
+            Clusters::Run(first, length.div_ceil(self.cluster))
+        } else {
+            Clusters::Chain(first)
+        })
     }
 }
 

@@ -152,12 +152,10 @@ mod tests {
         let entry = |n: u64| layout.entry(table.get(layout.offset(n) as usize..)?, n);
         assert_eq!((2..6).filter_map(entry).collect::<Vec<_>>(), [3, 4, 0xff7, 0]);
         assert_eq!(entry(6), None);
-        assert_eq!([3, 0xff7, 0xfff, 0].map(|entry| layout.next(entry)), [
-            Next::Cluster(3),
-            Next::End,
-            Next::End,
-            Next::Nothing
-        ]);
+        assert_eq!(
+            [3, 0xff7, 0xfff, 0].map(|entry| layout.next(entry)),
+            [Next::Cluster(3), Next::End, Next::End, Next::Nothing]
+        );
         assert_eq!((layout.place(2), layout.place(1), layout.place(2849)), (Some(33 * 512), None, None));
     }
 

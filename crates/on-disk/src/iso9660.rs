@@ -136,7 +136,8 @@ mod tests {
     fn records_end_where_the_block_has_zeroes() {
         let mut block = [record(&[0], 20, &[]), record(b"AB", 21, &[])].concat();
         block.resize(SIZE as usize, 0);
-        let found: Vec<_> = records(&block).map(|record| (record.at, record.block(), record.is_self())).collect();
+        let found: Vec<_> =
+            records(&block).map(|record| (record.at, record.block(), record.is_self())).collect();
         assert_eq!(found, [(0, Some(20), true), (34, Some(21), false)]);
         // A record that goes past the end.
         assert_eq!(records(&block[..60]).count(), 1);

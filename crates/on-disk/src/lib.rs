@@ -6,6 +6,7 @@
 
 pub mod exfat;
 pub mod fat;
+pub mod hfsplus;
 pub mod iso9660;
 pub mod udf;
 

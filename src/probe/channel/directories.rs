@@ -13,8 +13,8 @@ use crate::probe::Legs;
 use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use std::collections::HashMap;
-use virt_bmap_agent_protocol::record::Extent;
 use virt_bmap_agent_protocol::DirectoryBlocks;
+use virt_bmap_agent_protocol::record::Extent;
 use virt_bmap_map::{Cause, Marks};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
@@ -116,7 +116,7 @@ impl State {
     pub(super) fn directory_listed(&mut self, id: ObjectNumber) {
         let walk = &mut self.walk;
         let Some(known) = walk.directories.known.remove(&id) else { return };
-        let is_computed = walk.context.kind.facts().directory_blocks == DirectoryBlocks::Computed;
+        let is_computed = walk.mounted.facts().directory_blocks == DirectoryBlocks::Computed;
         let mut marks = Marks::empty();
         if let Some(extents) = known.extents {
             walk.extents_held = walk.extents_held.saturating_sub(extents.len());
@@ -124,12 +124,11 @@ impl State {
             marks.set(Marks::NO_BLOCKS, extents.iter().all(is_inline));
             marks.set(Marks::INLINE, extents.iter().any(is_inline));
             walk.note_inline_extents(id, &extents);
-            let layout = walk.placement.layout.as_deref();
-            let own = layout.and_then(|layout| own(&extents, layout));
-            let is_read = own.is_none_or(|own| {
-                let mut copies = own.copies.iter();
-                own.copies.is_empty()
-                    || copies.any(|(disk, range)| walk.directories.read.overlap(disk, range).next().is_some())
+            // Without a layout, what was read is all that counts.
+            let is_read = walk.placement.layout.as_deref().is_none_or(|layout| {
+                let own = own(&extents, layout).map(|own| own.copies);
+                let is_read = |(disk, range)| walk.directories.read.overlap(disk, range).next().is_some();
+                own.is_some_and(|own| own.is_empty() || own.iter().any(is_read))
             });
             marks.set(Marks::UNVERIFIED, !is_read);
         } else if is_computed && id >= walk.first {

@@ -15,7 +15,9 @@ impl State {
         ids: Vec<ObjectNumber>,
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
-        let is_told = |id: &ObjectNumber| self.walk.directories.known.get(id).is_some_and(|known| known.extents.is_some());
+        let is_told = |id: &ObjectNumber| {
+            self.walk.directories.known.get(id).is_some_and(|known| known.extents.is_some())
+        };
         let is_valid = self.walk.placement.layout.is_some() && !self.walk.context.metadata;
         if !is_valid || !ids.iter().all(is_told) {
             return Err(ChannelError::Protocol("a listing of a directory without extents"));

@@ -38,8 +38,7 @@ pub(super) fn describe(facts: &mut Facts, inputs: &MetadataInputs, space: &Layou
         superblocks.extend(of_members(at, SUPERBLOCK).iter());
     }
     let chunks = on_disks(space.segments().chain(space.parity_segments()).copied());
-    let mut unallocated =
-        of_members(FOR_BOOT_LOADERS, u64::MAX).difference(&chunks).difference(&superblocks);
+    let mut unallocated = of_members(FOR_BOOT_LOADERS, u64::MAX).difference(&chunks).difference(&superblocks);
     // A chunk may contain a superblock. The address of that is never used, in any copy.
     let never = space.to_device_partly(&superblocks);
     let used = std::mem::replace(&mut facts.whole, of_chunks(space).difference(&never));

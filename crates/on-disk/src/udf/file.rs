@@ -165,7 +165,10 @@ mod tests {
         put(&mut disk, 3, EXTENDED, &[(34, 1), (212, 16), (216, 512), (220, 9)]);
         assert_eq!(of(&disk).map(|place| place.extents), Some(vec![blocks(9, 1)]));
         put(&mut disk, 3, EXTENDED, &[(34, 3), (212, 80)]);
-        assert_eq!(of(&disk), Some(Place { is_embedded: true, entry: vec![blocks(3, 1)], ..Place::default() }));
+        assert_eq!(
+            of(&disk),
+            Some(Place { is_embedded: true, entry: vec![blocks(3, 1)], ..Place::default() })
+        );
     }
 
     #[test]

@@ -367,7 +367,10 @@ fn a_directory_has_its_place_and_reads_beside_it_are_metadata() {
     let remains = agent.channel.end().unwrap();
     assert!(remains.untagged.iter().eq([(1, DiskRange::new(0, 1024))]));
     let (found, warnings) = agent.channel.take();
-    assert_eq!(directories(&found.into_map().unwrap()), [(&b"/dir2"[..], vec![(8192, 16384)], Marks::empty())]);
+    assert_eq!(
+        directories(&found.into_map().unwrap()),
+        [(&b"/dir2"[..], vec![(8192, 16384)], Marks::empty())]
+    );
     assert_eq!(warnings.list(), []);
 }
 
