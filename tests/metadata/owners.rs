@@ -88,11 +88,11 @@ fn make_fork(image: &Path, content: &[u8]) -> Range {
 /// Makes an ext4 whose long file has most of its blocks past its end, as fs-verity leaves it.
 fn ext4(tree: &Path, image: &Path) {
     File::create(image).unwrap().set_len(32 * MIB).unwrap();
-    let words = |options: &'static [&'static str]| options.iter().map(OsStr::new).collect::<Vec<_>>();
-    let tree = [tree.as_os_str(), image.as_os_str()];
-    run("mke2fs", &[words(&["-q", "-F", "-t", "ext4", "-d"]), tree.to_vec()].concat());
-    let shorten = words(&["-w", "-R", "set_inode_field /long size 100000"]);
-    run("debugfs", &[shorten, vec![image.as_os_str()]].concat());
+    let [tree, image] = [tree, image].map(Path::as_os_str);
+    let words = ["-q", "-F", "-t", "ext4", "-d"].map(OsStr::new);
+    run("mke2fs", &[&words[..], &[tree, image]].concat());
+    let shorten = ["-w", "-R", "set_inode_field /long size 100000"].map(OsStr::new);
+    run("debugfs", &[&shorten[..], &[image]].concat());
 }
 
 /// The oracle for EROFS is `dump.erofs`, which lists the extents of a file: their place in the file,

@@ -45,8 +45,9 @@ impl Iso9660 {
     fn first_block(&self, device: &Device, block: u64, offset: u64) -> Option<u64> {
         let bytes = device.read(block.checked_mul(self.block)?, self.block)?;
         let record = records(&bytes).find(|record| record.at as u64 / 32 == offset)?;
+        // Of a directory, the kernel reads the record of itself in its first block, and follows that.
         if record.at == 0 && record.is_self() {
-            return Some(block);
+            return record.block();
         }
         record.continuation(&|at, length| device.read(at, length), self.block).moved
     }

@@ -61,3 +61,49 @@ pub(crate) fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
     let disk = disk.to_vec();
     move |at, length| Some(disk.get(at as usize..)?.get(..length as usize)?.to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes without a pattern, the same in each run.
+    fn noise(seed: u64, length: usize) -> Vec<u8> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            // Small numbers lead further than large ones.
+            if state & 7 < 4 { (state >> 40) as u8 & 3 } else { (state >> 40) as u8 }
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn no_bytes_cause_a_panic() {
+        for seed in 1..2000 {
+            let mut disk = noise(seed, 16 << 10);
+            disk[3..11].copy_from_slice(b"EXFAT   ");
+            disk[1024..1026].copy_from_slice(b"H+");
+            disk[1024 + 40..1024 + 44].copy_from_slice(&512u32.to_be_bytes());
+            let read = reader(&disk);
+            if let Some(layout) = fat::Layout::of(&disk) {
+                layout.place(layout.clusters);
+                layout.first_cluster(&disk);
+                layout.entry(&disk, seed);
+            }
+            if let Some(layout) = exfat::Layout::of(&disk) {
+                layout.directories(&disk).count();
+                layout.allocation_bitmap(&disk, 1 << 20);
+            }
+            for record in iso9660::records(&disk) {
+                record.continuation(&read, 2048);
+                let _ = (record.block(), record.is_self());
+            }
+            hfsplus::resource_forks(&read);
+            if let Some(volume) = udf::Volume::of(&read, 512) {
+                udf::Place::of(&read, &volume, seed);
+            }
+        }
+    }
+}

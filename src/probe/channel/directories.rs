@@ -29,7 +29,7 @@ pub(super) struct Directories {
     pub(super) listed: ObjectNumber,
     /// The directories that are being listed in a batch.
     pub(super) listing: Vec<ObjectNumber>,
-    /// What was read while directories were listed.
+    /// What was read while directories were listed, or before they were.
     pub(super) read: Recording,
     /// How many have no place, although the agent should have computed one.
     pub(super) unplaced: u64,

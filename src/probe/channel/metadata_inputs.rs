@@ -8,8 +8,8 @@ use crate::probe::layout::Layout;
 use crate::recorder::Recording;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_agent_protocol::record::{self, BlockPurpose, Extent};
+use virt_bmap_agent_protocol::{DirectoryBlocks, FsKind};
 use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
 /// Most ranges of a device whose use the agent may report.
@@ -86,6 +86,11 @@ impl Walk {
 
     /// Notes what was read under no tag.
     pub(super) fn untagged(&mut self, recording: &Recording) {
+        // With an inode table the kernel may have read a directory's block in the same page. Where the
+        // agent computes places, these reads are its own.
+        if self.mounted.facts().directory_blocks == DirectoryBlocks::Asked {
+            self.directories.read.extend(recording.iter());
+        }
         self.placement.inputs.untagged.extend(recording.iter());
     }
 

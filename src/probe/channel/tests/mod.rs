@@ -334,8 +334,11 @@ fn directories_that_are_listed_together_have_their_blocks_and_say_if_none_was_re
     );
 }
 
-/// Path, pieces and marks of the directories below the root.
-fn directories(map: &virt_bmap_map::Map) -> Vec<(&[u8], Vec<(u64, u64)>, Marks)> {
+/// Path, pieces and marks of a directory.
+type Mapped<'a> = (&'a [u8], Vec<(u64, u64)>, Marks);
+
+/// The directories below the root.
+fn directories(map: &virt_bmap_map::Map) -> Vec<Mapped<'_>> {
     let directories = map.objects().filter(|object| object.name().path.starts_with(b"/dir"));
     directories
         .map(|object| {
