@@ -12,6 +12,9 @@ fn main() {
     println!("cargo::rerun-if-changed=crates/agent-protocol/Cargo.toml");
     println!("cargo::rerun-if-changed=crates/ntfs/src");
     println!("cargo::rerun-if-changed=crates/ntfs/Cargo.toml");
+    println!("cargo::rerun-if-changed=crates/on-disk/src");
+    println!("cargo::rerun-if-changed=crates/on-disk/Cargo.toml");
+    println!("cargo::rerun-if-changed=crates/ranges/src");
     println!("cargo::rerun-if-changed=build.rs");
     let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("appliance/Cargo.toml");

@@ -13,11 +13,13 @@
 //! As process 1, it is the init program of virt-bmap-rs's own appliance: see [`init`].
 
 mod aio;
+mod bmapx;
 mod btrfs;
 mod buffer;
 mod control;
 mod data_ranges;
 mod devices;
+mod directories;
 mod disable_readahead;
 mod dm_freeze;
 mod f2fs;

@@ -13,6 +13,7 @@
 
 mod batches;
 mod encrypted;
+mod forks;
 mod host_listings;
 mod inspector;
 mod list;
@@ -25,8 +26,10 @@ use crate::control::Control;
 use crate::phases::{Phase, Phases};
 use crate::reader::{OpenFile, Reader};
 use crate::squashfs::Tails;
-use crate::{btrfs, disable_readahead, fiemap};
+use crate::{bmapx, btrfs, directories, disable_readahead, fiemap};
+pub(crate) use batches::block_device;
 use encrypted::EncryptedFile;
+use forks::Forks;
 use inspector::Inspector;
 use list::{Entry, Listed, list};
 use look_up::{Entries, object};
@@ -37,9 +40,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::mem::MaybeUninit;
-use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
-use virt_bmap_agent_protocol::record::{Filesystem, ObjectKind, Operation};
-use virt_bmap_agent_protocol::{FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan};
+use virt_bmap_agent_protocol::bounds::{EXTENTS_PER_RECORD, FILES_PER_BATCH};
+use virt_bmap_agent_protocol::record::{Extent, Filesystem, ObjectKind, Operation};
+use virt_bmap_agent_protocol::{
+    DirectoryBlocks, FsKind, InodeSet, Listings, ReadOrder, Record, Sample, VERSION, WalkPlan,
+};
 
 /// Files opened at a time. At most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`].
 const BATCH: usize = 256;
@@ -109,6 +114,11 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         encrypted: Vec::new(),
         ntfs: kind.is_fuse().then(|| Ntfs::open(stat.st_dev)).flatten(),
         tails: kind.facts().packs_files.then(|| Tails::new(statfs.f_bsize as u64)),
+        forks: None,
+        volume: match kind.facts().directory_blocks {
+            DirectoryBlocks::Computed => directories::Volume::new(&kind, stat.st_dev, statfs.f_bsize as u64),
+            DirectoryBlocks::Asked | DirectoryBlocks::Shared => None,
+        },
         kind,
     };
     walker.control.put(&Record::Hello { version: VERSION });
@@ -127,6 +137,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     walker.directories.insert((stat.st_dev, stat.st_ino));
     walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
     walker.ntfs_root(id)?;
+    walker.find_forks(id);
     // An open directory would keep squashfs, which does not report the purpose of its blocks, from
     // being mounted again.
     let reopened = walker.tails.is_none().then(|| place.try_clone()).transpose()?;
@@ -199,6 +210,10 @@ struct Walker {
     ntfs: Option<Ntfs>,
     /// With squashfs: ends of files, which are read last.
     tails: Option<Tails>,
+    /// With HFS+: the resource forks of files that have not been found yet.
+    forks: Option<Forks>,
+    /// Where the driver does not say where directories lie: what computes that.
+    volume: Option<directories::Volume>,
 }
 
 /// A directory between the root and the current directory of the walk.
@@ -270,9 +285,7 @@ impl Walker {
         if !self.kind.facts().reads_when_opened {
             match open() {
                 Ok(fd) => {
-                    if let Ok(Some(extents)) = fiemap::extents(&fd) {
-                        self.put_extents(id, &extents);
-                    }
+                    self.put_place(&fd, id);
                     stream = Some(fd);
                 }
                 Err(errno) => {
@@ -282,10 +295,14 @@ impl Walker {
             }
         }
         let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
+        let is_shared = self.kind.facts().directory_blocks == DirectoryBlocks::Shared;
         loop {
             self.phases.enter(Phase::List);
             self.control.settle()?;
-            self.control.tag(id, false)?;
+            if !is_shared {
+                // Otherwise what is read is metadata.
+                self.control.tag(id, false)?;
+            }
             let listed = match &stream {
                 Some(stream) => list(stream, &mut memory),
                 None => match open() {
@@ -294,12 +311,17 @@ impl Walker {
                 },
             };
             self.control.settle()?;
+            // Where opening a directory reads it, its extents can only be asked for afterwards.
+            if let Some(stream) = stream.as_ref().filter(|_| is_first && self.kind.facts().reads_when_opened)
+            {
+                self.put_place(stream, id);
+            }
             if let Some(stream) = stream.as_ref().filter(|_| is_first) {
                 let stat = fstat(stream)?;
                 if stat.st_blocks > 0 {
                     // With its extents in memory, what is read under the next tag is attributes.
                     self.control.tag(0, false)?;
-                    let extents = fiemap::extents(stream).ok().flatten();
+                    let extents = self.ask_directory(stream);
                     if self.has_more_blocks(&stat, extents.as_deref()) {
                         self.attributes_of_directory(stream, id)?;
                     }
@@ -320,6 +342,37 @@ impl Walker {
                 }
             }
         }
+    }
+
+    /// Reports where an open directory lies, if the kernel says it, or the filesystem's structures.
+    fn put_place(&mut self, directory: &OwnedFd, id: u32) {
+        match self.kind.facts().directory_blocks {
+            DirectoryBlocks::Asked => {
+                if let Some(extents) = self.ask_directory(directory) {
+                    self.put_extents(id, &extents);
+                }
+            }
+            DirectoryBlocks::Computed => {
+                let volume = self.volume.as_mut();
+                if let Some(place) = volume.and_then(|volume| volume.place(directory, id)) {
+                    self.put_extents(id, &place.extents);
+                    self.control.put(&Record::Computed { id, beside: Vec::new() });
+                    for beside in place.beside.chunks(EXTENTS_PER_RECORD) {
+                        self.control.put(&Record::Computed { id, beside: beside.to_vec() });
+                    }
+                }
+            }
+            DirectoryBlocks::Shared => {}
+        }
+    }
+
+    /// The extents of an open directory, if the kernel says them.
+    fn ask_directory(&self, directory: &OwnedFd) -> Option<Vec<Extent>> {
+        let asked = match self.kind {
+            FsKind::Xfs => bmapx::extents(directory),
+            _ => fiemap::extents(directory),
+        };
+        asked.ok().flatten()
     }
 
     /// Reads the files of the batch.

@@ -1,6 +1,7 @@
 //! Reads of the few bytes of a device that describe where its metadata lies.
 
 use crate::appliance::Appliance;
+pub(super) use virt_bmap_on_disk::{Fields, Read};
 
 /// Bytes asked for at a time; libguestfs's messages hold 4 MiB.
 const CHUNK: u64 = 1 << 20;
@@ -47,45 +48,9 @@ impl<'a> Device<'a> {
     }
 }
 
-/// Reads bytes, given their offset and number, so that parsers can be tested without a device.
-pub(super) type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
-
 /// A reader of these bytes.
 #[cfg(test)]
 pub(super) fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
     let disk = disk.to_vec();
     move |at, length| Some(disk.get(at as usize..)?.get(..length as usize)?.to_vec())
-}
-
-/// Unsigned integers of on-disk structures; `None` past the end.
-pub(super) trait Fields {
-    fn bytes_at<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
-
-    fn u8_at(&self, at: usize) -> Option<u8> {
-        self.bytes_at::<1>(at).map(|[byte]| byte)
-    }
-    fn le16(&self, at: usize) -> Option<u16> {
-        self.bytes_at(at).map(u16::from_le_bytes)
-    }
-    fn le32(&self, at: usize) -> Option<u32> {
-        self.bytes_at(at).map(u32::from_le_bytes)
-    }
-    fn le64(&self, at: usize) -> Option<u64> {
-        self.bytes_at(at).map(u64::from_le_bytes)
-    }
-    fn be16(&self, at: usize) -> Option<u16> {
-        self.bytes_at(at).map(u16::from_be_bytes)
-    }
-    fn be32(&self, at: usize) -> Option<u32> {
-        self.bytes_at(at).map(u32::from_be_bytes)
-    }
-    fn be64(&self, at: usize) -> Option<u64> {
-        self.bytes_at(at).map(u64::from_be_bytes)
-    }
-}
-
-impl Fields for [u8] {
-    fn bytes_at<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        self.get(at..)?.first_chunk::<N>().copied()
-    }
 }

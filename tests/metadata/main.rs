@@ -5,11 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
+mod directories;
 mod encrypted;
 mod metadata;
 mod metadata_free;
 mod metadata_more;
 mod ntfs;
+mod owners;
 mod with_metadata;
 
 virt_bmap_testutil::program!(harness);

@@ -128,7 +128,7 @@ fn udf(view: &View<'_>, block: u64) {
     };
     let partition = parts("PSPACE");
     assert_eq!(difference(&view.free(), &partition), []);
-    view.leaves_nothing_out(partition[0].clone());
+    view.leaves_nothing_out(0..view.size());
     assert_eq!(view.named("[volume recognition sequence]"), parts("VRS"));
     assert_eq!(view.named("[anchors]"), parts("ANCHOR"));
     let descriptors = normalise([parts("MVDS"), parts("RVDS")].concat());

@@ -37,6 +37,8 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"claimed-twice","ranges":1,"bytes":4096,"example":["/a","/b"]}"#,
     r#"{"kind":"claimed-free","ranges":1,"bytes":4096}"#,
     r#"{"kind":"records-damaged","count":2}"#,
+    r#"{"kind":"directories-unplaced","count":2}"#,
+    r#"{"kind":"directory-contradicted"}"#,
     r#"{"kind":"more-omitted","count":2}"#,
     r#"{"kind":"sentence","text":"words"}"#,
     r#"{"kind":"remark","text":"words"}"#,

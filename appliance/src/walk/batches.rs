@@ -156,7 +156,7 @@ impl Walker {
 }
 
 /// The path of the block device with this number, and the device, opened for reading with `flags`.
-pub(super) fn block_device(number: u64, flags: OFlags) -> Option<(String, OwnedFd)> {
+pub(crate) fn block_device(number: u64, flags: OFlags) -> Option<(String, OwnedFd)> {
     let about = format!("/sys/dev/block/{}:{}/uevent", major(number), minor(number));
     let about = std::fs::read_to_string(about).ok()?;
     let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;

@@ -111,8 +111,12 @@ impl Walker {
             }
             FileType::RegularFile => {
                 let answer = answer.unwrap_or_else(|| self.inspector.one(directory, &name));
+                let stat = answer.as_ref().ok().map(|inspected| inspected.stat);
                 let found = self.find_file(directory, parent, &name, answer, None)?;
                 self.batch.extend(found.filter(|file| !file.data_ranges.is_empty()));
+                if let Some(stat) = stat.filter(|_| self.forks.is_some()) {
+                    self.resource_fork(parent, &name, &stat)?;
+                }
                 self.found()
             }
             FileType::Symlink => {
@@ -153,6 +157,9 @@ impl Walker {
         }
         let id = self.number()?;
         self.control.put(&object(id, parent, ObjectKind::Directory, &stat, name.to_bytes()));
+        if let Some(volume) = &mut self.volume {
+            volume.found(id, name.to_bytes());
+        }
         if let Some(tails) = &mut self.tails {
             tails.directory(id, parent, name.to_owned());
         }
@@ -193,7 +200,7 @@ impl Walker {
         if stat.st_nlink > 1 {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
-        let extents = match extents {
+        let mut extents = match extents {
             _ if known.is_some() => known,
             Ok(None) => fiemap::blocks(
                 &fd,
@@ -207,6 +214,11 @@ impl Walker {
                 None
             }
         };
+        if self.kind.facts().states_encoded_size
+            && let Some(extents) = &mut extents
+        {
+            mark_encoded(extents, &stat);
+        }
         self.control.put(&object(id, parent, ObjectKind::File, &stat, name.to_bytes()));
         if let Some(extents) = &extents {
             self.put_extents(id, extents);
@@ -238,6 +250,15 @@ impl Walker {
         for extents in extents.chunks(EXTENTS_PER_RECORD) {
             self.control.put(&Record::Extents { id, extents: extents.to_vec() });
         }
+    }
+}
+
+/// Marks the extents of a compressed file, which has fewer blocks than its extents are long.
+fn mark_encoded(extents: &mut [Extent], stat: &Stat) {
+    let in_blocks = |extent: &&mut Extent| extent.flags & Extent::INLINE == 0;
+    let length = extents.iter().filter(|extent| extent.flags & Extent::INLINE == 0).map(|e| e.length);
+    if length.fold(0, u64::saturating_add) > (stat.st_blocks as u64).saturating_mul(512) {
+        extents.iter_mut().filter(in_blocks).for_each(|extent| extent.flags |= Extent::ENCODED);
     }
 }
 

@@ -5,7 +5,7 @@ use super::Walker;
 use super::batches::block_device;
 use super::look_up::object;
 use crate::reader::OpenFile;
-use crate::{Fatal, btrfs, f2fs, fiemap, getfsmap, nilfs2, ntfs, xfs};
+use crate::{Fatal, bmapx, btrfs, f2fs, fiemap, getfsmap, nilfs2, ntfs, xfs};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, llistxattr, openat, readlinkat,
@@ -48,7 +48,7 @@ impl Walker {
 
     /// Reads the extended attributes of a file.
     pub(super) fn attributes_of_file(&mut self, file: &OpenFile) -> Result<(), Fatal> {
-        if let Err(errno) = self.attributes_of(&file.fd, file.id)? {
+        if let Err(errno) = self.attributes_of(&file.fd, file.id, false)? {
             self.control.read_failure(Operation::Attributes, errno, file.parent, file.name.to_bytes(), 0);
         }
         self.control.tag(0, false)
@@ -56,15 +56,21 @@ impl Walker {
 
     /// Reads the extended attributes of a directory. Leaves their tag set.
     pub(super) fn attributes_of_directory(&mut self, fd: &OwnedFd, id: u32) -> Result<(), Fatal> {
-        if let Err(errno) = self.attributes_of(fd, id)? {
+        if let Err(errno) = self.attributes_of(fd, id, true)? {
             self.control.read_failure(Operation::Attributes, errno, id, b"", 0);
         }
         Ok(())
     }
 
     /// The inner error concerns this object alone.
-    fn attributes_of(&mut self, fd: &OwnedFd, id: u32) -> Result<Result<(), Errno>, Fatal> {
-        let places = fiemap::attributes(fd);
+    fn attributes_of(
+        &mut self,
+        fd: &OwnedFd,
+        id: u32,
+        is_directory: bool,
+    ) -> Result<Result<(), Errno>, Fatal> {
+        let is_xfs_directory = is_directory && self.kind == FsKind::Xfs;
+        let places = if is_xfs_directory { bmapx::attributes(fd) } else { fiemap::attributes(fd) };
         for extents in places.chunks(EXTENTS_PER_RECORD) {
             self.control.put(&Record::Extents { id: id | ATTRIBUTES, extents: extents.to_vec() });
         }

@@ -89,7 +89,7 @@ fn name(name: &[u8]) -> Result<(), Limit> {
 impl Message for Record {
     const NAME: &'static str = "record";
     const MOST_BYTES: usize = RECORD_BYTES;
-    const KINDS: Option<u8> = Some(23);
+    const KINDS: Option<u8> = Some(24);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
@@ -98,7 +98,9 @@ impl Message for Record {
             | Self::Known { name: of, .. }
             | Self::ReadFailure(ReadFailure { name: of, .. }) => name(of),
             Self::Extents { extents, .. } => most("extents", extents.len(), EXTENTS_PER_RECORD),
-            Self::Space { parts, .. } => most("parts of the device", parts.len(), EXTENTS_PER_RECORD),
+            Self::Space { parts, .. } | Self::Computed { beside: parts, .. } => {
+                most("parts of the device", parts.len(), EXTENTS_PER_RECORD)
+            }
             Self::Series { ids } | Self::Listing { ids } | Self::SelectFiles { ids } => check_batch(ids),
             Self::Chunk(Chunk { stripes, .. }) => most("stripes", stripes.len(), STRIPES),
             Self::Hello { .. }

@@ -26,6 +26,18 @@ pub enum Class {
     Member,
 }
 
+/// Where the entries of a directory lie, and who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirectoryBlocks {
+    /// In blocks of its own. The kernel says where they are; if it does not, what is read while the
+    /// directory is listed counts.
+    Asked,
+    /// In blocks of its own. The kernel does not say where they are: the agent computes it.
+    Computed,
+    /// In a tree or table of the whole filesystem, among the entries of other directories.
+    Shared,
+}
+
 /// The properties of a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FsFacts {
@@ -53,11 +65,16 @@ pub struct FsFacts {
     /// Whether FIEMAP gives offsets in an address space that may span devices, not offsets on the
     /// device.
     pub has_address_space: bool,
+    /// Where the entries of a directory lie.
+    pub directory_blocks: DirectoryBlocks,
     /// Whether a directory has blocks of its own that FIEMAP gives, and listing it reads nothing
     /// else.
     pub has_directory_blocks: bool,
     /// Whether opening a directory reads its first block.
     pub reads_when_opened: bool,
+    /// Whether the number of blocks of a compressed file (`st_blocks`) is that of its compressed
+    /// blocks, while FIEMAP gives extents as long as the data in them.
+    pub states_encoded_size: bool,
     /// Whether files share blocks. These blocks are read at the end, once more.
     pub packs_files: bool,
     /// Whether several files may have a block in common, such as one that was cloned.
@@ -82,8 +99,10 @@ const PLAIN: FsFacts = FsFacts {
     replays_in_memory: false,
     reads_whole_pages: false,
     has_address_space: false,
+    directory_blocks: DirectoryBlocks::Asked,
     has_directory_blocks: false,
     reads_when_opened: false,
+    states_encoded_size: false,
     packs_files: false,
     shares_blocks: false,
     reserved_inodes: 0,
@@ -100,6 +119,17 @@ const EXT: FsFacts = FsFacts {
     mount_options: Some("errors=continue"),
     has_journal: true,
     has_directory_blocks: true,
+    ..PLAIN
+};
+
+/// The common properties of FAT with and without long names, which have one driver.
+const FAT: FsFacts = FsFacts {
+    magic: Some(0x4d44),
+    // With this, the handle of a file (`name_to_handle_at(2)`) has the place of its directory
+    // entry.
+    mount_options: Some("nfs=nostale_ro"),
+    directory_blocks: DirectoryBlocks::Computed,
+    has_volatile_inodes: true,
     ..PLAIN
 };
 
@@ -157,6 +187,7 @@ kinds! {
         has_journal: true,
         has_address_space: true,
         shares_blocks: true,
+        directory_blocks: DirectoryBlocks::Shared,
         ..PLAIN
     },
     /// F2FS.
@@ -166,14 +197,15 @@ kinds! {
     /// NILFS2.
     Nilfs2: FsFacts { name: "nilfs2", magic: Some(0x3434), has_journal: true, ..PLAIN },
     /// FAT with long names.
-    Vfat: FsFacts { name: "vfat", has_volatile_inodes: true, ..PLAIN },
+    Vfat: FsFacts { name: "vfat", ..FAT },
     /// FAT.
-    Msdos: FsFacts { name: "msdos", has_volatile_inodes: true, ..PLAIN },
+    Msdos: FsFacts { name: "msdos", ..FAT },
     /// exFAT. FIBMAP gives the sectors of a file.
     Exfat: FsFacts {
         name: "exfat",
         magic: Some(0x2011_bab0),
         reads_whole_pages: true,
+        directory_blocks: DirectoryBlocks::Computed,
         has_volatile_inodes: true,
         ..PLAIN
     },
@@ -186,16 +218,46 @@ kinds! {
         reserved_inodes: 24,
         ..PLAIN
     },
-    /// ISO 9660. Programs that make one store equal files once.
-    Iso9660: FsFacts { name: "iso9660", shares_blocks: true, ..PLAIN },
-    /// EROFS. It stores equal parts of files once.
-    Erofs: FsFacts { name: "erofs", shares_blocks: true, ..PLAIN },
     /// UDF.
-    Udf: FsFacts { name: "udf", ..PLAIN },
+    Udf: FsFacts {
+        name: "udf",
+        magic: Some(0x1501_3346),
+        directory_blocks: DirectoryBlocks::Computed,
+        ..PLAIN
+    },
+    /// ISO 9660. Programs that make one store equal files once.
+    Iso9660: FsFacts {
+        name: "iso9660",
+        magic: Some(0x9660),
+        shares_blocks: true,
+        directory_blocks: DirectoryBlocks::Computed,
+        ..PLAIN
+    },
     /// HFS+.
-    Hfsplus: FsFacts { name: "hfsplus", ..PLAIN },
+    Hfsplus: FsFacts {
+        name: "hfsplus",
+        magic: Some(0x482b),
+        directory_blocks: DirectoryBlocks::Shared,
+        ..PLAIN
+    },
+    /// EROFS. It stores equal parts of files once. What it keeps in memory of compressed blocks would not be read again.
+    Erofs: FsFacts {
+        name: "erofs",
+        magic: Some(0xe0f5_e1e2),
+        mount_options: Some("cache_strategy=disabled"),
+        states_encoded_size: true,
+        shares_blocks: true,
+        ..PLAIN
+    },
     /// SquashFS. It has no call for the place of a file.
-    Squashfs: FsFacts { name: "squashfs", magic: Some(0x7371_7368), packs_files: true, shares_blocks: true, ..PLAIN },
+    Squashfs: FsFacts {
+        name: "squashfs",
+        magic: Some(0x7371_7368),
+        directory_blocks: DirectoryBlocks::Shared,
+        packs_files: true,
+        shares_blocks: true,
+        ..PLAIN
+    },
     /// UFS of the BSDs. Which of its kinds it is, an option has to say.
     Ufs: FsFacts { name: "ufs", ..PLAIN },
     /// Swap space.

@@ -31,7 +31,7 @@ mod sample;
 mod task;
 
 pub use codec::{DecodeError, EncodeError};
-pub use filesystem::{Class, Driver, FsFacts, FsKind};
+pub use filesystem::{Class, DirectoryBlocks, Driver, FsFacts, FsKind};
 pub use inodes::InodeSet;
 pub use listings::{Entry, Listing, Listings};
 pub use record::Record;

@@ -132,6 +132,16 @@ pub enum Record {
         /// The tag (`IO_REPARSE_TAG_*`).
         tag: u32,
     },
+    /// The extents of this directory are not the kernel's answer: the agent has computed them. While
+    /// the directory is listed, the kernel may also read these parts of the device (start and
+    /// length), which are not the directory's; a read anywhere else contradicts the computation. A
+    /// long list continues in further records.
+    Computed {
+        /// Number of the directory.
+        id: u32,
+        /// The parts.
+        beside: Vec<(u64, u64)>,
+    },
     /// What the `$MFT` says of the NTFS volume that has been walked.
     Ntfs(Ntfs),
 }

@@ -223,6 +223,13 @@ pub enum Cause {
         /// How many.
         count: u64,
     },
+    /// The place of directories is not known. The map has what was read while they were listed.
+    DirectoriesUnplaced {
+        /// How many.
+        count: u64,
+    },
+    /// A directory was read elsewhere than the filesystem's structures say.
+    DirectoryContradicted,
     /// Further warnings of missing objects were left out.
     MoreOmitted {
         /// How many.
@@ -422,6 +429,8 @@ impl Cause {
             | Self::ClaimedTwice { .. }
             | Self::ClaimedFree { .. }
             | Self::RecordsDamaged { .. }
+            | Self::DirectoriesUnplaced { .. }
+            | Self::DirectoryContradicted
             | Self::MoreOmitted { .. }
             // The words may say either.
             | Self::Sentence { .. } => true,
@@ -599,6 +608,13 @@ impl fmt::Display for Cause {
             Self::RecordsDamaged { count } => write!(
                 f,
                 "{count} records of its $MFT are damaged; what only they describe is not mapped"
+            ),
+            Self::DirectoriesUnplaced { count } => write!(
+                f,
+                "the place of {count} directories is not known; the map has what was read while they were listed"
+            ),
+            Self::DirectoryContradicted => f.write_str(
+                "this directory was read elsewhere than the filesystem's structures say; the map has both places",
             ),
             Self::MoreOmitted { count } => write!(f, "{count} more warnings were not kept"),
             Self::Sentence { text } | Self::Remark { text } => write!(f, "{}", PrintableText(text)),

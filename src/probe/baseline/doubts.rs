@@ -76,6 +76,8 @@ impl Doubt {
             | Cause::CallFailed { .. }
             | Cause::NameNotUtf8
             | Cause::Unmappable { .. }
+            | Cause::DirectoriesUnplaced { .. }
+            | Cause::DirectoryContradicted
             | Cause::WalkCutShort { .. }
             | Cause::Unexplained { .. } => Self::Directories,
             // Which of the objects is wrong is not known.

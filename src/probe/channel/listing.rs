@@ -4,11 +4,9 @@
 //! to the directory in whose blocks it lies.
 
 use super::state::State;
-use super::walk::Walk;
 use super::{ChannelError, ObjectNumber};
 use crate::recorder::{Recorder, Recording};
 use std::collections::HashMap;
-use virt_bmap_agent_protocol::record::Extent;
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskRange, Range};
 
 impl State {
@@ -17,7 +15,9 @@ impl State {
         ids: Vec<ObjectNumber>,
         recorder: &Recorder,
     ) -> Result<(), ChannelError> {
-        let is_told = |id: &ObjectNumber| self.walk.directories.extents.contains_key(id);
+        let is_told = |id: &ObjectNumber| {
+            self.walk.directories.known.get(id).is_some_and(|known| known.extents.is_some())
+        };
         if self.walk.placement.layout.is_none() || !ids.iter().all(is_told) {
             return Err(ChannelError::Protocol("a listing of a directory without extents"));
         }
@@ -32,7 +32,7 @@ impl State {
         let ids = std::mem::take(&mut self.walk.directories.listing);
         let mut blocks: Vec<(Range<DeviceOffset>, ObjectNumber)> = Vec::new();
         for id in &ids {
-            for extent in self.walk.directories.extents.get(id).into_iter().flatten() {
+            for extent in self.walk.directories.extents(*id) {
                 blocks.extend(
                     Range::at(DeviceOffset(extent.physical), extent.length).map(|range| (range, *id)),
                 );
@@ -64,14 +64,14 @@ impl State {
             }
         }
         let mut listed = Recording::default();
+        // The rest of a page may be a directory's that is listed later, and then without a read.
+        self.walk.directories.read.extend(reads.iter().copied());
         for id in ids {
             let recording = recordings.remove(&id).unwrap_or_default();
             listed.extend(recording.iter());
             self.snapshot.bytes += recording.bytes();
-            let Walk { directories, placement, .. } = &mut self.walk;
-            let extents: &[Extent] = directories.extents.get(&id).map_or(&[], Vec::as_slice);
-            placement.attribute(&mut self.found, id, &recording, extents)?;
-            self.walk.forget_directory(id);
+            self.directory_recorded(id, &recording)?;
+            self.directory_listed(id);
         }
         let others = reads.iter().copied().collect::<Recording>().difference(&listed);
         self.walk.untagged(&others);

@@ -18,6 +18,8 @@ const MOST_PIECES: usize = 1 << 24;
 /// What a walk has gathered for the metadata objects.
 #[derive(Debug, Default)]
 pub struct MetadataInputs {
+    /// Bytes of a block of the filesystem, by `statfs(2)`.
+    pub(in crate::probe) block: u64,
     /// What was read under no tag.
     pub(in crate::probe) untagged: Recording,
     /// Pieces of files and directories.
@@ -95,10 +97,16 @@ impl Walk {
 
     /// Notes where the inline data of a file lies.
     pub(super) fn note_inline(&mut self, object: ObjectNumber, file: &BatchFile) {
+        self.note_inline_extents(object, file.extents.as_deref().unwrap_or_default());
+    }
+
+    /// Notes where the inline extents of a file or directory lie.
+    pub(super) fn note_inline_extents(&mut self, object: ObjectNumber, extents: &[Extent]) {
         // btrfs reports no place for data that lies in its tree.
-        let has_places = self.filesystem.is_some() && !self.mounted.facts().has_address_space;
-        let is_inline = |extent: &&Extent| has_places && extent.flags & Extent::INLINE != 0;
-        let inline = file.extents.iter().flatten().filter(is_inline);
+        if self.filesystem.is_none() || self.mounted.facts().has_address_space {
+            return;
+        }
+        let inline = extents.iter().filter(|extent| extent.flags & Extent::INLINE != 0);
         let is_ntfs = self.context.kind == FsKind::Ntfs;
         self.placement.inputs.inline.extend(inline.map(|extent| match extent.physical {
             at if is_ntfs => Inline::Record { object, at },

@@ -7,7 +7,7 @@
 //! ```text
 //! Channel ─► state (one frame, one record at a time) ─┬─► objects, unchanged, encrypted
 //!                                                     ├─► reads ─► series, accept_extents, reuse
-//!                                                     ├─► listing
+//!                                                     ├─► listing ─► directories
 //!                                                     └─► ntfs
 //!                                    all of these ─► walk ─► batch, placement ─► metadata_inputs
 //! ```
@@ -15,6 +15,7 @@
 mod accept_extents;
 mod batch;
 mod context;
+mod directories;
 mod encrypted;
 mod error;
 mod listing;
@@ -187,6 +188,7 @@ impl Channel {
         state.conversation.task = Vec::new();
         state.note_filesystem();
         state.end_batch()?;
+        state.end_directories();
         state.note_encrypted();
         let inputs = std::mem::take(&mut state.walk).placement.inputs;
         if let Some(error) = state.conversation.error.take() {

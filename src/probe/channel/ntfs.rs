@@ -15,7 +15,7 @@ impl State {
         let Walk { directories, placement, extents_held, .. } = &mut self.walk;
         let extents: &[Extent] = match &file {
             Some(file) => file.extents.as_deref().unwrap_or_default(),
-            None => directories.extents.get(&id).map_or(&[], Vec::as_slice),
+            None => directories.extents(id),
         };
         *extents_held = extents_held.saturating_sub(extents.len());
         let is_placed = placement.place(&mut self.found, id, extents)?;
@@ -31,7 +31,7 @@ impl State {
             }
             self.walk.note_inline(id, &file);
         } else {
-            directories.extents.remove(&id);
+            directories.known.remove(&id);
             directories.placed.insert(id);
         }
         if !is_placed {

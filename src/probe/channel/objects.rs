@@ -4,6 +4,7 @@ use super::batch::BatchFile;
 use super::state::State;
 use super::{ChannelError, ObjectNumber};
 use crate::probe::found::FoundError;
+use virt_bmap_agent_protocol::DirectoryBlocks;
 use virt_bmap_agent_protocol::record::{self, ObjectKind};
 use virt_bmap_map::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks};
 
@@ -45,6 +46,8 @@ impl State {
         if object.kind == ObjectKind::Directory && is_system {
             self.walk.system.insert(object.id);
         }
+        let directory_blocks = self.walk.mounted.facts().directory_blocks;
+        let is_shared = kind == Kind::Directory && directory_blocks == DirectoryBlocks::Shared;
         let attributes = Attributes {
             inode: Some(object.inode),
             size: Some(object.size),
@@ -53,7 +56,7 @@ impl State {
             mode: u16::try_from(object.mode).ok(),
             modified: Some(object.modified),
             changed: Some(object.changed),
-            marks: Marks::empty(),
+            marks: if is_shared { Marks::NO_BLOCKS | Marks::INLINE } else { Marks::empty() },
         };
         let result = if is_orphan {
             self.found.orphan(kind, object.inode, &object.name, attributes).map(drop)

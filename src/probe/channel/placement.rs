@@ -59,6 +59,21 @@ impl Placement {
         Ok(true)
     }
 
+    /// The same for bytes that were not read, without the unwritten extents.
+    pub(super) fn attribute_plain(
+        &mut self,
+        found: &mut Found,
+        id: ObjectNumber,
+        recording: &Recording,
+        extents: &[Extent],
+    ) -> Result<(), FoundError> {
+        if recording.is_empty() {
+            return Ok(());
+        }
+        let plain: Vec<Extent> = extents.iter().filter(|extent| extent.is_plain()).copied().collect();
+        self.attribute(found, id, recording, &plain)
+    }
+
     /// Gives an object a piece.
     pub(super) fn add_piece(
         &mut self,

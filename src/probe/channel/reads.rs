@@ -4,13 +4,12 @@ use super::batch::BatchFile;
 use super::metadata_inputs::places_of;
 use super::series::assign;
 use super::state::State;
-use super::walk::Walk;
 use super::{ChannelError, FIRST_PROOF};
 use crate::probe::expected::{Expectation, PlacedRange, places};
 use crate::probe::found::{FoundError, ObjectNumber};
 use crate::recorder::{Recorder, Recording, Tag};
 use virt_bmap_agent_protocol::bounds::FILES_PER_BATCH;
-use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent};
+use virt_bmap_agent_protocol::record::ATTRIBUTES;
 use virt_bmap_map::{Marks, PieceFlags, Role};
 
 impl State {
@@ -108,16 +107,14 @@ impl State {
         } else {
             if self.walk.directories.listed != id {
                 let before = std::mem::replace(&mut self.walk.directories.listed, id);
-                self.walk.forget_directory(before);
+                self.directory_listed(before);
             }
             if self.walk.directories.placed.contains(&id) {
                 // What was read besides belongs to others.
                 self.walk.untagged(&recording);
                 return Ok(());
             }
-            let Walk { directories, placement, .. } = &mut self.walk;
-            let extents: &[Extent] = directories.extents.get(&id).map_or(&[], Vec::as_slice);
-            placement.attribute(&mut self.found, id, &recording, extents)?;
+            self.directory_recorded(id, &recording)?;
         }
         Ok(())
     }
@@ -162,8 +159,8 @@ impl State {
             self.note_mismatch()?;
             self.warnings.count_not_exact(&self.walk.context.device);
             self.found.mark(id, Marks::INEXACT);
-        } else if file.is_link && recording.bytes() == file.allocated {
-            // All of its blocks were read, so the recording is verified.
+        } else if self.walk.has_all_blocks(&file, &recording) {
+            // The recording is verified.
         } else if matches!(expectation, Expectation::None | Expectation::SecondRead) {
             self.found.mark(id, Marks::UNVERIFIED);
         }
@@ -196,7 +193,11 @@ impl State {
                 self.warnings.count_not_exact(&self.walk.context.device);
                 self.found.mark(id, Marks::INEXACT);
             }
-            if !file.is_placed {
+            if file.is_placed {
+                let past = self.walk.past_the_end(&file);
+                let extents = file.extents.as_deref().unwrap_or_default();
+                self.walk.placement.attribute_plain(&mut self.found, id, &past, extents)?;
+            } else {
                 // The unwritten extents of a file are known even if it was not read.
                 let recording = file.unexpected.unwrap_or_default();
                 let extents = file.extents.as_deref().unwrap_or_default();
@@ -205,7 +206,7 @@ impl State {
         }
         self.walk.batch.reread.clear();
         self.walk.batch.answer.clear();
-        self.walk.extents_held = self.walk.directories.extents.values().map(Vec::len).sum();
+        self.walk.extents_held = self.walk.directories.held();
         Ok(())
     }
 }

@@ -90,6 +90,7 @@ impl State {
                 let used = filesystem.blocks.saturating_sub(filesystem.blocks_free);
                 self.snapshot.bytes_expected = used.saturating_mul(filesystem.block_size);
                 self.snapshot.objects_expected = filesystem.files.saturating_sub(filesystem.files_free);
+                self.walk.placement.inputs.block = filesystem.block_size;
                 self.walk.mounted = FsKind::from_magic(filesystem.magic).unwrap_or_default();
                 self.walk.filesystem = Some(filesystem);
             }
@@ -117,6 +118,7 @@ impl State {
             Record::Done => self.conversation.done = true,
             Record::Packed => self.walk.batch.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,
+            Record::Computed { id, beside } => self.computed(id, &beside)?,
             Record::Encrypted { id } => self.encrypted(id)?,
             Record::Chunk(chunk) => {
                 self.before_the_root(self.walk.address_space.chunks.len())?;
@@ -161,16 +163,21 @@ impl State {
             return Ok(());
         }
         self.in_walk(id)?;
-        self.walk.extents_held += extents.len();
-        if self.walk.extents_held > MOST_EXTENTS {
-            return Err(ChannelError::Protocol("too many extents"));
-        }
+        self.hold(extents.len())?;
         if let Some(file) = self.walk.batch.files.get_mut(&id) {
             file.extents.get_or_insert_default().extend(extents);
         } else {
-            self.walk.directories.extents.entry(id).or_default().extend(extents);
+            let known = self.walk.directories.known.entry(id).or_default();
+            known.extents.get_or_insert_default().extend(extents);
         }
         Ok(())
+    }
+
+    /// Counts extents, or other parts of the device, that are kept until they are used.
+    pub(super) fn hold(&mut self, count: usize) -> Result<(), ChannelError> {
+        self.walk.extents_held += count;
+        let is_too_many = self.walk.extents_held > MOST_EXTENTS;
+        if is_too_many { Err(ChannelError::Protocol("too many extents")) } else { Ok(()) }
     }
 
     fn read_failure(&mut self, failure: &record::ReadFailure) -> Result<(), ChannelError> {

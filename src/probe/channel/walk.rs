@@ -2,14 +2,17 @@
 
 use super::WalkContext;
 use super::batch::{Batch, BatchFile};
+use super::directories::Directories;
 use super::placement::Placement;
 use crate::probe::expected::Expectation;
 use crate::probe::found::ObjectNumber;
 use crate::probe::layout::address_space;
-use std::collections::{HashMap, HashSet};
+use crate::recorder::Recording;
+use std::collections::HashSet;
 use std::sync::Arc;
-use virt_bmap_agent_protocol::record::{self, Extent};
+use virt_bmap_agent_protocol::record;
 use virt_bmap_agent_protocol::{FsKind, Sample};
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Most chunks and devices of a btrfs.
 pub(super) const MOST_CHUNKS: usize = 1 << 20;
@@ -26,7 +29,7 @@ pub(super) struct Walk {
     pub(super) mounted: FsKind,
     pub(super) placement: Placement,
     pub(super) batch: Batch,
-    pub(super) directories: DirectoryBlocks,
+    pub(super) directories: Directories,
     /// How many extents the batch and the directories hold.
     pub(super) extents_held: usize,
     pub(super) spot_checks: SpotChecks,
@@ -36,19 +39,6 @@ pub(super) struct Walk {
     /// Inodes of all directories so far, if unchanged objects are reused.
     pub(super) seen_directories: HashSet<u64>,
     pub(super) address_space: AddressSpace,
-}
-
-/// Directories whose extents are known.
-#[derive(Default)]
-pub(super) struct DirectoryBlocks {
-    /// Extents of the directories that have not been listed yet.
-    pub(super) extents: HashMap<ObjectNumber, Vec<Extent>>,
-    /// Directories whose extents are their place, whatever is read under their tags.
-    pub(super) placed: HashSet<ObjectNumber>,
-    /// The directory that was listed last; its listing may go on.
-    pub(super) listed: ObjectNumber,
-    /// The directories that are being listed in a batch.
-    pub(super) listing: Vec<ObjectNumber>,
 }
 
 /// Spot checks of extents.
@@ -91,10 +81,28 @@ impl Walk {
         self.placement.inputs.address_space = self.placement.layout.clone();
     }
 
-    /// Forgets the extents of a directory whose listing has ended.
-    pub(super) fn forget_directory(&mut self, id: ObjectNumber) {
-        let extents = self.directories.extents.remove(&id).unwrap_or_default();
-        self.extents_held = self.extents_held.saturating_sub(extents.len());
+    /// Whether all blocks of a link, or of a compressed file, were read: nothing says where they are,
+    /// but how many there are.
+    pub(super) fn has_all_blocks(&self, file: &BatchFile, recording: &Recording) -> bool {
+        (file.is_link || self.mounted.facts().states_encoded_size) && recording.bytes() == file.allocated
+    }
+
+    /// The blocks of a file past its end, according to its extents. No read reaches them: a tree of
+    /// hashes by which the kernel verifies the file (fs-verity), or room for it to grow.
+    pub(super) fn past_the_end(&self, file: &BatchFile) -> Recording {
+        let mut past = Recording::default();
+        let Some(layout) = self.placement.layout.as_deref().filter(|layout| !layout.is_partial()) else {
+            return past;
+        };
+        let block = self.filesystem.map_or(1, |filesystem| filesystem.block_size.max(1));
+        let end = file.size.checked_next_multiple_of(block).unwrap_or(u64::MAX);
+        for extent in file.extents.iter().flatten().filter(|extent| extent.is_plain()) {
+            let inside = end.saturating_sub(extent.logical).min(extent.length);
+            let range = extent.physical.checked_add(inside).map(DeviceOffset);
+            let range = range.and_then(|start| Range::at(start, extent.length - inside));
+            past.extend(range.and_then(|range| layout.places(range)).into_iter().flatten());
+        }
+        past
     }
 
     /// The expected blocks of a file.

@@ -11,15 +11,17 @@ use virt_bmap_ranges::Range;
 const SUPERBLOCKS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 const SUPERBLOCK: u64 = 4 << 10;
 /// The beginning of each device is left to boot loaders (`BTRFS_DEVICE_RANGE_RESERVED`).
-const RESERVED: u64 = 1 << 20;
+const FOR_BOOT_LOADERS: u64 = 1 << 20;
 
 /// What has no address, as places on the disks.
 #[derive(Default)]
 pub(super) struct Outside {
     pub(super) superblocks: Recording,
+    /// Room for boot loaders, and what shares its address with a superblock.
+    pub(super) reserved: Recording,
     /// Other metadata that was read.
     pub(super) read: Recording,
-    /// Space in no chunk.
+    /// Space in no chunk, and parity that protects nothing.
     pub(super) unallocated: Recording,
 }
 
@@ -36,14 +38,21 @@ pub(super) fn describe(facts: &mut Facts, inputs: &MetadataInputs, space: &Layou
         superblocks.extend(of_members(at, SUPERBLOCK).iter());
     }
     let chunks = on_disks(space.segments().chain(space.parity_segments()).copied());
-    let unallocated = of_members(RESERVED, u64::MAX).difference(&chunks).difference(&superblocks);
+    let mut unallocated = of_members(FOR_BOOT_LOADERS, u64::MAX).difference(&chunks).difference(&superblocks);
     // A chunk may contain a superblock. The address of that is never used, in any copy.
     let never = space.to_device_partly(&superblocks);
     let used = std::mem::replace(&mut facts.whole, of_chunks(space).difference(&never));
     facts.free = facts.free.take().map(|_| facts.whole.difference(&used));
+    let mut reserved = of_members(0, FOR_BOOT_LOADERS);
+    reserved.extend(on_disks(never.iter().flat_map(|range| space.part(range).unwrap_or_default())).iter());
+    let reserved = reserved.difference(&superblocks);
+    if let Some(free) = &facts.free {
+        let parity = |blocks: &Blocks| on_disks(blocks.iter().flat_map(|range| space.parity(range)));
+        unallocated.extend(parity(free).difference(&parity(&used)).difference(&superblocks).iter());
+    }
     let read = inputs.untagged.difference(&inputs.owned).difference(&chunks);
-    let read = read.difference(&superblocks).difference(&unallocated);
-    facts.outside = Outside { superblocks, read, unallocated };
+    let read = read.difference(&superblocks).difference(&unallocated).difference(&reserved);
+    facts.outside = Outside { superblocks, reserved, read, unallocated };
 }
 
 /// All addresses of the chunks.
@@ -84,6 +93,7 @@ mod tests {
         let (first, second) = ((65536, 65536 + 4096), (64 * MIB, 64 * MIB + 4096));
         assert_eq!(ranges(&outside.superblocks), [first, second]);
         assert_eq!(ranges(&outside.unallocated), [(80 * MIB, 100 * MIB)]);
+        assert_eq!(ranges(&outside.reserved), [(0, first.0), (first.1, MIB)]);
         assert_eq!(ranges(&outside.read), []);
         assert_eq!(blocks(&facts.free.unwrap()), [(60 * MIB, second.0), (second.1, 80 * MIB)]);
     }

@@ -2,7 +2,7 @@
 //! `linux/f2fs_fs.h`); the kernel reports which blocks of the last one, which holds nodes and data,
 //! are in use.
 
-use super::{Blocks, Facts};
+use super::{Blocks, Facts, RESERVED};
 use crate::probe::device::{Device, Fields};
 use virt_bmap_ranges::Range;
 
@@ -27,6 +27,8 @@ fn describe_by(facts: &mut Facts, superblock: &[u8], read: &Blocks, size: u64) -
     for (name, area) in [("[superblocks]", superblocks)].into_iter().chain(names.into_iter().zip(areas)) {
         facts.name(name, [area], read.overlap(area).next().is_some());
     }
+    // The first area begins with a segment.
+    facts.name(RESERVED, [Range::new(superblocks.end.0, starts[0])], true);
     Some(())
 }
 
@@ -52,7 +54,8 @@ mod tests {
                 ("[checkpoints]", 1024),
                 ("[segment information table]", 1024),
                 ("[node address table]", 1024),
-                ("[segment summary area]", 512)
+                ("[segment summary area]", 512),
+                ("[reserved]", 510)
             ]
         );
         assert!(describe_by(&mut facts, &superblock, &Blocks::new(), 1 << 20).is_none());

@@ -2,7 +2,7 @@
 //! the filesystem's own files lie, and one of these is the bitmap of blocks in use (Apple's
 //! Technical Note TN1150, "HFS Plus Volume Format").
 
-use super::{Blocks, Facts, units};
+use super::{Blocks, Facts, RESERVED, units};
 use crate::probe::device::{Device, Fields};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
@@ -38,18 +38,8 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks
     let copies = [volume.end(), device.size].map(|end| end.saturating_sub(HEADER));
     let is_header = |at: &u64| device.read(*at, 4).is_some_and(|bytes| bytes == header[..4]);
     let headers = [HEADER].into_iter().chain(copies.into_iter().filter(is_header));
-    // Before the header are boot blocks. The rest of the blocks that hold a header is reserved
-    // ("Volume Header").
-    facts.name("[boot blocks]", [Range::new(0, HEADER)], true);
-    let (behind, end) = (HEADER + HEADER_SIZE, volume.end());
-    let copy = end.saturating_sub(HEADER);
-    let reserved = [
-        Range::new(behind, behind.next_multiple_of(volume.block)),
-        Range::new(copy / volume.block * volume.block, copy),
-        Range::new(copy + HEADER_SIZE, end),
-    ];
     facts.name("[volume headers]", headers.map(|at| Range::new(at, at + HEADER_SIZE)), true);
-    facts.name("[reserved]", reserved, true);
+    facts.name(RESERVED, volume.reserved(), true);
     for (name, at) in FILES {
         let extents = volume.extents(&header, at).unwrap_or_default();
         let is_read = extents.iter().any(is_read);
@@ -121,6 +111,19 @@ impl Volume {
         self.blocks * self.block
     }
 
+    /// What the blocks that hold the headers have in front of them and behind them: room for boot
+    /// code, and for Apple.
+    fn reserved(&self) -> [Range<DeviceOffset>; 4] {
+        let (first, last) = (HEADER + HEADER_SIZE, self.end().saturating_sub(HEADER));
+        let start = (last / self.block * self.block).max(first);
+        [
+            Range::new(0, HEADER),
+            Range::new(first, first.next_multiple_of(self.block)),
+            Range::new(start.min(last), last),
+            Range::new(last + HEADER_SIZE, last + HEADER),
+        ]
+    }
+
     /// Where blocks lie; `None` if they are not on the volume.
     fn place(&self, first: u32, count: u32) -> Option<Range<DeviceOffset>> {
         let (first, last) = (u64::from(first), u64::from(first) + u64::from(count));
@@ -187,6 +190,9 @@ mod tests {
         (about[3], about[36]) = (1, 0xff);
         assert_eq!(volume.journal(&about), None);
         assert!(Volume::of(&with(1, b'X')).is_some());
+        let end = 1000 * 4096;
+        let reserved = [(0, 1024), (1536, 4096), (end - 4096, end - 1024), (end - 512, end)];
+        assert_eq!(volume.reserved(), reserved.map(|(start, end)| Range::new(start, end)));
     }
 
     #[test]

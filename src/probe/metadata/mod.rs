@@ -41,6 +41,8 @@ use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
 /// What was read for the filesystem itself, and has no other name.
 const METADATA: &str = "[metadata]";
+/// What the filesystem never uses: room for boot loaders, or for alignment.
+const RESERVED: &str = "[reserved]";
 /// Added to the path of an object: the name of the blocks of its extended attributes.
 const ATTRIBUTES: &str = " [extended attributes]";
 
@@ -71,7 +73,7 @@ pub(super) fn filesystem(
         FsKind::Vfat => fat::describe(&mut facts, &mut device, &read),
         FsKind::Exfat => exfat::describe(&mut facts, &mut device, &read),
         FsKind::Ntfs => ntfs::describe(&mut facts, &mut device),
-        FsKind::Udf => udf::describe(&mut facts, &mut device),
+        FsKind::Udf => udf::describe(&mut facts, &mut device, inputs.block),
         FsKind::Jfs => jfs::describe(&mut facts, &mut device, &read),
         FsKind::Nilfs2 => nilfs2::describe(&mut facts, &mut device),
         FsKind::Hfsplus => hfsplus::describe(&mut facts, &mut device, &read),
@@ -92,6 +94,7 @@ pub(super) fn filesystem(
         put.places(Kind::Free, b"", &facts.outside.unallocated)?;
     }
     put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;
+    put.places(Kind::Metadata, RESERVED.as_bytes(), &facts.outside.reserved)?;
     put.places(Kind::Metadata, METADATA.as_bytes(), &facts.outside.read)?;
     put.inline(&facts, inputs, layout)?;
     for Named { name, blocks, marks } in &parts.named {

@@ -3,6 +3,7 @@
 use super::facts::Facts;
 use super::parts::Parts;
 use super::{ATTRIBUTES, Blocks, METADATA, add};
+use crate::probe::Legs;
 use crate::probe::channel::{Inline, MetadataInputs};
 use crate::probe::context::Context;
 use crate::probe::found::{FoundError, ObjectNumber};
@@ -69,7 +70,17 @@ impl Put<'_> {
         }
         let number =
             self.context.channel.with(|found, _| found.metadata_object(kind, self.device, name, marks))?;
-        blocks.iter().try_for_each(|range| self.range(number, range, PieceFlags::empty(), layout))
+        blocks.iter().try_for_each(|range| self.range(number, range, PieceFlags::empty(), layout))?;
+        // Parity of free space may protect something else as well.
+        if kind == Kind::Free || self.context.legs == Legs::One {
+            return Ok(());
+        }
+        self.context.channel.with(|found, _| {
+            blocks.iter().flat_map(|range| layout.parity(range)).try_for_each(|part| {
+                let role = Role { copy: part.copy, flags: PieceFlags::PARITY };
+                found.range(number, part.disk, part.disk_range(), None, role)
+            })
+        })
     }
 
     pub(super) fn range(

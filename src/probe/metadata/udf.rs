@@ -2,12 +2,10 @@
 //! and a plain partition has a bitmap of free blocks (ECMA-167, 3rd edition, part 4; "Universal
 //! Disk Format Specification", OSTA).
 
-mod volume;
-
-use super::{Blocks, Facts, bit, units};
+use super::{Blocks, Facts, RESERVED, bit, units};
 use crate::probe::device::{Device, Fields, Read};
+use virt_bmap_on_disk::udf::{self, Volume, descriptor};
 use virt_bmap_ranges::{DeviceOffset, Range};
-use volume::{Volume, descriptor};
 
 /// Largest bitmap that is read: of 2³⁰ blocks.
 const LARGEST: u64 = 128 << 20;
@@ -16,15 +14,19 @@ const LARGEST: u64 = 128 << 20;
 const BITMAP_HEAD: u64 = 24;
 const SPACE_BITMAP: u16 = 264;
 
-pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>) {
+/// `block` is the size of the mounted volume's blocks: the device may hold descriptors of an
+/// earlier volume, too.
+pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, block: u64) {
     let of_device = |at, length| device.read(at, length);
-    let Some(volume) = Volume::find(&of_device) else { return };
+    let Some(volume) = Volume::of(&of_device, block) else { return };
+    // Small directories and files lie in their file entries.
+    facts.unit = Some(block);
     facts.name("[volume recognition sequence]", recognition(&of_device, volume.block), true);
     let last = (device.size / volume.block).saturating_sub(1);
     let is_anchor = |number: &u64| {
-        descriptor(&of_device, volume.block, *number).is_some_and(|(tag, _)| tag == volume::ANCHOR)
+        descriptor(&of_device, volume.block, *number).is_some_and(|(tag, _)| tag == udf::ANCHOR)
     };
-    let anchors = [volume::ANCHOR_BLOCK, last.saturating_sub(256), last].into_iter().filter(is_anchor);
+    let anchors = [udf::ANCHOR_BLOCK, last.saturating_sub(256), last].into_iter().filter(is_anchor);
     facts.name("[anchors]", units(anchors, 0, volume.block).iter(), true);
     for (name, ranges) in
         [("[volume descriptors]", &volume.sequences), ("[integrity descriptors]", &volume.integrity)]
@@ -43,7 +45,11 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>) {
         facts.free = found.filter(|_| volume.is_closed);
     }
     if facts.free.is_some() {
-        facts.whole.insert(volume.partition);
+        let all: Blocks = [Range::new(0, device.size)].into_iter().collect();
+        let mut known: Blocks = [volume.partition].into_iter().collect();
+        known.extend(facts.named.iter().flat_map(|named| named.blocks.iter()));
+        facts.name(RESERVED, all.difference(&known).iter(), true);
+        facts.whole = all;
     }
 }
 
@@ -66,7 +72,7 @@ fn space_bitmap(read: Read<'_>, volume: &Volume, place: Range<DeviceOffset>) -> 
     let head = read(place.start.0, BITMAP_HEAD)?;
     // Its place is relative to the partition's start.
     let number = (place.start.0 - volume.partition.start.0) / volume.block;
-    if volume::tag(&head, number)? != SPACE_BITMAP {
+    if udf::tag(&head, number)? != SPACE_BITMAP {
         return None;
     }
     let blocks = u64::from(head.le32(16)?).min(volume.partition.len() / volume.block);
@@ -83,7 +89,14 @@ fn space_bitmap(read: Read<'_>, volume: &Volume, place: Range<DeviceOffset>) -> 
 mod tests {
     use super::*;
     use crate::probe::device::reader;
-    use volume::tests::put;
+
+    /// Completes the descriptor at this offset with its tag.
+    fn put(disk: &mut [u8], at: usize, tag: u16, number: u32) {
+        disk[at..at + 2].copy_from_slice(&tag.to_le_bytes());
+        disk[at + 12..at + 16].copy_from_slice(&number.to_le_bytes());
+        disk[at + 4] = 0;
+        disk[at + 4] = disk[at..at + 16].iter().fold(0, |sum, byte| sum.wrapping_add(*byte));
+    }
 
     fn volume() -> Volume {
         let range = |first: u64, end: u64| Range::new(first * 512, end * 512);

@@ -71,6 +71,7 @@ fn one_of_each() -> Vec<Record> {
         Record::Member(Member { id: 2, major: 8, minor: 17 }),
         Record::Placed { id: 5 },
         Record::Reparse { id: 5, tag: 0x8000_0017 },
+        Record::Computed { id: 3, beside: vec![(0, 512), (1 << 40, 4096)] },
         Record::Ntfs(Ntfs { is_unclean: true, damaged: 300, ..Ntfs::default() }),
     ]
 }

@@ -132,6 +132,7 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         }),
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),
+        (any::<u32>(), pairs()).prop_map(|(id, beside)| Record::Computed { id, beside }),
     ]
 }
 

@@ -307,7 +307,7 @@ fn metadata_of_nothing_that_is_known_violates_the_protocol() {
 }
 
 #[test]
-fn directories_that_are_listed_together_get_what_was_read_of_their_blocks() {
+fn directories_that_are_listed_together_have_their_blocks_and_say_if_none_was_read() {
     let mut agent = Agent::sampling(1);
     for (id, start) in [(2, 8192), (3, 16384), (4, 24576), (5, 28672)] {
         let name = format!("dir{id}");
@@ -321,7 +321,75 @@ fn directories_that_are_listed_together_get_what_was_read_of_their_blocks() {
     agent.tag(0, false);
     // A directory that has been listed cannot be listed in a batch again.
     assert_eq!(agent.channel.state().walk.extents_held, 0);
-    let lines = "1 2000 3000 d /dev/sda /dir2\n1 6000 7000 d /dev/sda /dir4\n1 7000 8000 d /dev/sda /dir5\n";
     assert!(agent.say(&[Record::Listing { ids: vec![2] }]).is_err());
-    assert_eq!(agent.lines(), lines);
+    let map = agent.channel.take().0.into_map().unwrap();
+    assert_eq!(
+        directories(&map),
+        [
+            (&b"/dir2"[..], vec![(8192, 12288)], Marks::empty()),
+            (b"/dir3", vec![(16384, 20480)], Marks::UNVERIFIED),
+            (b"/dir4", vec![(24576, 28672)], Marks::empty()),
+            (b"/dir5", vec![(28672, 32768)], Marks::empty()),
+        ]
+    );
+}
+
+/// Path, pieces and marks of the directories below the root.
+fn directories(map: &virt_bmap_map::Map) -> Vec<(&[u8], Vec<(u64, u64)>, Marks)> {
+    let directories = map.objects().filter(|object| object.name().path.starts_with(b"/dir"));
+    directories
+        .map(|object| {
+            let pieces = object.pieces().map(|piece| (piece.range.start.0, piece.range.end.0));
+            (object.name().path, pieces.collect(), object.attributes().marks)
+        })
+        .collect()
+}
+
+#[test]
+fn a_directory_has_its_place_and_reads_beside_it_are_metadata() {
+    let mut agent = Agent::walking();
+    agent.say(&[object(2, 1, ObjectKind::Directory, b"dir2", 8192), extents(2, 8192, 8192)]).unwrap();
+    agent.say(&[Record::Computed { id: 2, beside: vec![(0, 4096), (u64::MAX, 9)] }]).unwrap();
+    agent.tag(2, false);
+    agent.read(0, 512);
+    // The kernel need not read all of it.
+    agent.read(8192, 8704);
+    agent.tag(0, false);
+    // The listing goes on.
+    agent.tag(2, false);
+    agent.read(512, 1024);
+    agent.tag(0, false);
+    agent.say(&[Record::BatchEnd, Record::Done]).unwrap();
+    let remains = agent.channel.end().unwrap();
+    assert!(remains.untagged.iter().eq([(1, DiskRange::new(0, 1024))]));
+    let (found, warnings) = agent.channel.take();
+    assert_eq!(
+        directories(&found.into_map().unwrap()),
+        [(&b"/dir2"[..], vec![(8192, 16384)], Marks::empty())]
+    );
+    assert_eq!(warnings.list(), []);
+}
+
+#[test]
+fn a_read_elsewhere_contradicts_a_computed_place() {
+    let mut agent = Agent::walking();
+    agent.say(&[object(2, 1, ObjectKind::Directory, b"dir2", 4096), extents(2, 8192, 4096)]).unwrap();
+    agent.say(&[Record::Computed { id: 2, beside: vec![] }]).unwrap();
+    agent.tag(2, false);
+    agent.read(65536, 66048);
+    agent.tag(0, false);
+    agent.say(&[Record::BatchEnd, Record::Done]).unwrap();
+    agent.channel.end().unwrap();
+    let (found, warnings) = agent.channel.take();
+    let pieces = vec![(8192, 12288), (65536, 66048)];
+    let marks = Marks::INEXACT | Marks::UNVERIFIED;
+    assert_eq!(directories(&found.into_map().unwrap()), [(&b"/dir2"[..], pieces, marks)]);
+    assert_eq!(warnings.list(), [Warning::on_path("/dev/sda", b"/dir2", Cause::DirectoryContradicted)]);
+}
+
+#[test]
+fn the_place_of_an_object_that_is_not_there_violates_the_protocol() {
+    for id in [0, 9] {
+        assert!(Agent::walking().say(&[Record::Computed { id, beside: vec![] }]).is_err());
+    }
 }

@@ -1,10 +1,10 @@
 //! Volumes made by hand.
 
 use super::*;
-use crate::probe::device::reader;
+use crate::reader;
 
-/// Reads of a disk in memory. Completes the descriptor at this offset with its tag.
-pub(in super::super) fn put(disk: &mut [u8], at: usize, tag: u16, number: u32) {
+/// Completes the descriptor at this offset with its tag.
+fn put(disk: &mut [u8], at: usize, tag: u16, number: u32) {
     disk[at..at + 2].copy_from_slice(&tag.to_le_bytes());
     disk[at + 12..at + 16].copy_from_slice(&number.to_le_bytes());
     disk[at + 4] = 0;
@@ -46,7 +46,7 @@ fn with(number: usize, at: usize, byte: u8) -> Vec<u8> {
 }
 
 fn find(disk: &[u8]) -> Option<Volume> {
-    Volume::find(&reader(disk))
+    Volume::of(&reader(disk), 512)
 }
 
 #[test]
@@ -61,7 +61,9 @@ fn a_volume_is_found_whatever_its_blocks() {
             bitmap: Some(range(270, 271)),
             is_closed: true,
         };
-        assert_eq!(find(&disk(block as usize)), Some(volume));
+        assert_eq!(Volume::of(&reader(&disk(block as usize)), block), Some(volume));
+        let other = if block == 512 { 2048 } else { 512 };
+        assert_eq!(Volume::of(&reader(&disk(block as usize)), other), None);
     }
 }
 

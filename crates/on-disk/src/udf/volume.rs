@@ -1,13 +1,12 @@
-//! The descriptors of a volume (ECMA-167, 3rd edition, part 3), one in each block. The block size
-//! is unknown before they are found, so all sizes are tried, as the kernel does (`udf_fill_super`
-//! in its `fs/udf/super.c`).
+//! The descriptors of a volume (ECMA-167, 3rd edition, part 3), one in each block.
 
-use crate::probe::device::{Fields, Read};
+use crate::{Fields, Read};
 use std::collections::BTreeMap;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
-/// Tags (3/7.2.1).
-pub(super) const ANCHOR: u16 = 2;
+/// The tag of an anchor (3/7.2.1).
+pub const ANCHOR: u16 = 2;
+// Tags of further descriptors.
 const POINTER: u16 = 3;
 const PARTITION: u16 = 5;
 const LOGICAL_VOLUME: u16 = 6;
@@ -15,32 +14,37 @@ const TERMINATOR: u16 = 8;
 const INTEGRITY: u16 = 9;
 
 /// Where the first anchor lies.
-pub(super) const ANCHOR_BLOCK: u64 = 256;
+pub const ANCHOR_BLOCK: u64 = 256;
 
 /// Most descriptors of a sequence.
 const MOST: usize = 256;
 
 /// Where the parts of the filesystem lie, in bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Volume {
-    pub(super) block: u64,
+pub struct Volume {
+    /// Bytes of a block.
+    pub block: u64,
     /// The descriptors, twice.
-    pub(super) sequences: Vec<Range<DeviceOffset>>,
-    pub(super) integrity: Vec<Range<DeviceOffset>>,
-    pub(super) partition: Range<DeviceOffset>,
+    pub sequences: Vec<Range<DeviceOffset>>,
+    /// The extents of its integrity descriptors.
+    pub integrity: Vec<Range<DeviceOffset>>,
+    /// Its partition: places in the filesystem count from here.
+    pub partition: Range<DeviceOffset>,
     /// The bitmap of unallocated blocks, if free space is described by nothing else.
-    pub(super) bitmap: Option<Range<DeviceOffset>>,
+    pub bitmap: Option<Range<DeviceOffset>>,
     /// Whether it was unmounted cleanly.
-    pub(super) is_closed: bool,
+    pub is_closed: bool,
 }
 
 impl Volume {
-    /// The volume, if its only partition is a plain part of the device.
-    pub(super) fn find(read: Read<'_>) -> Option<Self> {
-        [512, 1024, 2048, 4096].into_iter().find_map(|block| Self::of(read, block))
-    }
-
-    fn of(read: Read<'_>, block: u64) -> Option<Self> {
+    /// The volume with blocks of this size, if its only partition is a plain part of the device.
+    ///
+    /// A device may hold descriptors of an earlier volume with other blocks. The size of the
+    /// mounted one is what `statfs(2)` gives.
+    pub fn of(read: Read<'_>, block: u64) -> Option<Self> {
+        if !matches!(block, 512 | 1024 | 2048 | 4096) {
+            return None;
+        }
         let (_, anchor) = descriptor(read, block, ANCHOR_BLOCK).filter(|(tag, _)| *tag == ANCHOR)?;
         let sequences = [extent(&anchor, 16, block)?, extent(&anchor, 24, block)?];
         let (logical, partition) = sequences.iter().find_map(|range| sequence(read, block, *range))?;
@@ -57,13 +61,13 @@ impl Volume {
 
 /// The tag and the bytes of the descriptor in this block of the volume; `None` if it is not a
 /// descriptor.
-pub(super) fn descriptor(read: Read<'_>, block: u64, number: u64) -> Option<(u16, Vec<u8>)> {
+pub fn descriptor(read: Read<'_>, block: u64, number: u64) -> Option<(u16, Vec<u8>)> {
     let bytes = read(number.checked_mul(block)?, block)?;
     Some((tag(&bytes, number)?, bytes))
 }
 
 /// The tag of a descriptor that says that it is in this block (3/7.2).
-pub(super) fn tag(bytes: &[u8], number: u64) -> Option<u16> {
+pub fn tag(bytes: &[u8], number: u64) -> Option<u16> {
     let sum =
         (0..16).filter(|at| *at != 4).try_fold(0u8, |sum, at| Some(sum.wrapping_add(bytes.u8_at(at)?)))?;
     (sum == bytes.u8_at(4)? && u64::from(bytes.le32(12)?) == number).then_some(bytes.le16(0)?)
@@ -147,4 +151,5 @@ fn is_closed(read: Read<'_>, block: u64, range: Range<DeviceOffset>) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+#[path = "tests.rs"]
+mod tests;

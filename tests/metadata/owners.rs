@@ -1,0 +1,138 @@
+//! Bytes that a file owns although its driver does not read them, or not plainly: a resource fork of
+//! HFS+, blocks past the end of a file, compressed blocks of EROFS. And a UDF that was made over
+//! another one.
+
+use super::with_metadata::{self, pieces};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::Path;
+use virt_bmap_map::{Kind, Map, Marks, ObjectName};
+use virt_bmap_testutil::ranges::{Range, bytes, difference, normalise};
+use virt_bmap_testutil::tools::needs;
+use virt_bmap_testutil::{mastering, tools};
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes of the file of ext4, before its size is set to less.
+const LONG: u64 = 3 * MIB;
+
+#[test]
+fn what_a_driver_does_not_read_has_its_owner() {
+    needs!("guestfish", "xorriso", "mke2fs", "debugfs", "mkfs.erofs", "dump.erofs", "mkudffs", "udfinfo");
+    let staging = tempfile::tempdir().unwrap();
+    let dir = staging.path();
+    let tree = dir.join("tree");
+    fs::create_dir(&tree).unwrap();
+    let content = "the only copy of this text is in a fork ".repeat(40);
+    fs::write(tree.join("forked"), &content).unwrap();
+    fs::write(tree.join("long"), vec![b'l'; LONG as usize]).unwrap();
+    for number in 1..30 {
+        let text: String = (0..number * 900).map(|line| format!("line {line} of {number}\n")).collect();
+        fs::write(tree.join(format!("text{number}")), text).unwrap();
+    }
+    let disks = ["hfsplus", "ext4", "erofs", "udf"].map(|name| dir.join(format!("{name}.raw")));
+    mastering::hfsplus(&tree, &disks[0], 24 * MIB);
+    let fork = make_fork(&disks[0], content.as_bytes());
+    ext4(&tree, &disks[1]);
+    run("mkfs.erofs", &[OsStr::new("-zlz4"), disks[2].as_os_str(), tree.as_os_str()]);
+    mastering::udf(&disks[3], 10 * MIB, 512);
+    run("mkudffs", &[OsStr::new("--blocksize=4096"), disks[3].as_os_str()]);
+    let (run, map) = with_metadata::map(&disks, &[]);
+    run.assert_code(0);
+
+    assert_eq!(file(&map, 1, "/forked:rsrc"), [fork]);
+    assert_eq!(file(&map, 1, "/forked"), []);
+    let long = file(&map, 2, "/long");
+    assert_eq!(bytes(&long), LONG);
+    let disk = fs::read(&disks[1]).unwrap();
+    assert!(
+        long.iter().all(|range| disk[range.start as usize..range.end as usize].iter().all(|b| *b == b'l'))
+    );
+    erofs(&map, &disks[2]);
+    remade(&map, &disks[3]);
+}
+
+fn run(program: &str, words: &[&OsStr]) {
+    tools::run(program, words);
+}
+
+fn device(disk: u16) -> String {
+    format!("/dev/sd{}", char::from(b'a' + disk as u8 - 1))
+}
+
+fn file(map: &Map, disk: u16, path: &str) -> Vec<Range> {
+    let device = device(disk);
+    let name = ObjectName::path(Kind::File, device.as_bytes(), path.as_bytes());
+    assert!(map.find(name).is_some(), "{path}");
+    pieces(map, disk, &name)
+}
+
+/// Makes the data fork of the file with this content its resource fork: no program here makes one.
+/// Returns where it lies.
+fn make_fork(image: &Path, content: &[u8]) -> Range {
+    let mut disk = fs::read(image).unwrap();
+    let block = u32::from_be_bytes(disk[1024 + 40..][..4].try_into().unwrap()) as usize;
+    let at = disk.windows(content.len()).position(|bytes| bytes == content).unwrap();
+    let blocks = content.len().div_ceil(block);
+    // In the catalog: its length, a clump size, its blocks, and one extent.
+    let extent = [blocks, at / block, blocks].map(|number| (number as u32).to_be_bytes()).concat();
+    let length = (content.len() as u64).to_be_bytes();
+    let found = disk.windows(24).position(|bytes| bytes[..8] == length && bytes[12..] == extent);
+    let (data, resource) = (found.unwrap(), found.unwrap() + 80);
+    disk.copy_within(data..data + 80, resource);
+    disk[data..data + 80].fill(0);
+    fs::write(image, disk).unwrap();
+    at as u64..(at + blocks * block) as u64
+}
+
+/// Makes an ext4 whose long file has most of its blocks past its end, as fs-verity leaves it.
+fn ext4(tree: &Path, image: &Path) {
+    File::create(image).unwrap().set_len(32 * MIB).unwrap();
+    let words = |options: &'static [&'static str]| options.iter().map(OsStr::new).collect::<Vec<_>>();
+    let tree = [tree.as_os_str(), image.as_os_str()];
+    run("mke2fs", &[words(&["-q", "-F", "-t", "ext4", "-d"]), tree.to_vec()].concat());
+    let shorten = words(&["-w", "-R", "set_inode_field /long size 100000"]);
+    run("debugfs", &[shorten, vec![image.as_os_str()]].concat());
+}
+
+/// The oracle for EROFS is `dump.erofs`, which lists the extents of a file: their place in the file,
+/// and that on the disk.
+fn erofs(map: &Map, image: &Path) {
+    let mut compressed = 0;
+    for number in 1..30 {
+        let path = format!("/text{number}");
+        let option = format!("--path={path}");
+        let said = tools::run("dump.erofs", [OsStr::new("-e"), OsStr::new(&option), image.as_os_str()]);
+        let said = String::from_utf8_lossy(&said).into_owned();
+        // `   0:        0..   16384 |   16384 :      4096..      8192 |    4096`
+        let extents = said.lines().filter_map(|line| {
+            let (start, end) = line.split(':').nth(2)?.split('|').next()?.split_once("..")?;
+            Some(start.trim().parse().ok()?..end.trim().parse().ok()?)
+        });
+        // Bytes at the end of a file may lie beside its inode.
+        let expected = normalise(extents.map(|range: Range| range.start / 4096 * 4096..range.end));
+        let found = file(map, 3, &path);
+        let device = device(3);
+        let object = map.find(ObjectName::path(Kind::File, device.as_bytes(), path.as_bytes())).unwrap();
+        if object.attributes().marks == Marks::ENCODED {
+            assert_eq!(found, expected, "{path}: {said}");
+            compressed += 1;
+        }
+        assert!(!object.attributes().marks.contains(Marks::INEXACT), "{path}");
+    }
+    assert!(compressed > 20, "{compressed}");
+    let warnings = &map.header().warnings;
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+/// The free space is that of the live volume, and every byte has an object.
+fn remade(map: &Map, image: &Path) {
+    let said = tools::run("udfinfo", [OsStr::new("--blocksize=4096"), image.as_os_str()]);
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let free = said.lines().find_map(|line| line.strip_prefix("freeblocks=")).unwrap();
+    let of_map = pieces(map, 4, &ObjectName::path(Kind::Free, b"/dev/sdd", b""));
+    assert_eq!(bytes(&of_map), free.parse::<u64>().unwrap() * 4096, "{said}");
+    let objects = map.objects().filter(|object| object.kind() != Kind::Disk);
+    let known = normalise(objects.flat_map(|object| pieces(map, 4, &object.name())));
+    assert_eq!(difference(&[0..10 * MIB], &known), []);
+}
