@@ -29,6 +29,9 @@ const FIRST_USER: u64 = 24;
 /// Record of the root directory.
 const ROOT: u64 = 5;
 
+/// Most entries of a directory that is listed by its index: they are kept in memory.
+const MOST_ENTRIES: usize = 1 << 20;
+
 /// `st_mode`, as ntfs-3g gives it.
 const FILE_MODE: u32 = 0o100_777;
 const LINK_MODE: u32 = 0o120_777;
@@ -249,7 +252,12 @@ impl Walker {
         let mut waiting = vec![(directory, id)];
         while let Some((directory, parent)) = waiting.pop() {
             let mut entries = Vec::new();
-            if volume.entries(&directory, |entry| entries.push(entry)).is_err() {
+            let mut count = 0;
+            let listed = volume.entries(&directory, |entry| {
+                count += 1;
+                entries.extend(Some(entry).filter(|_| count <= MOST_ENTRIES));
+            });
+            if listed.is_err() || count > MOST_ENTRIES {
                 self.control.read_failure(Operation::List, Errno::UCLEAN, parent, b"", 0);
             }
             for entry in entries.into_iter().filter(|entry| entry.name.namespace != Namespace::Dos) {

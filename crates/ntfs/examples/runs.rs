@@ -1,6 +1,6 @@
 //! Lists the clusters of all attributes of an NTFS image: `cargo run --example runs IMAGE`.
 
-use virt_bmap_ntfs::{Claims, Volume};
+use virt_bmap_ntfs::Volume;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = std::env::args_os().nth(1).ok_or("the name of an image is missing")?;
@@ -12,7 +12,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         volume.is_log_open(),
         volume.is_hibernated()
     );
-    let mut claims = Claims::default();
     for (number, file) in volume.files() {
         let Ok(file) = file.inspect_err(|problem| println!("{number}: {problem}")) else { continue };
         let names: Vec<_> = file.names.iter().map(|name| String::from_utf8_lossy(&name.name)).collect();
@@ -24,9 +23,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 "  {:x?} {name:?} size {} initialized {} {runs:?}",
                 stream.kind, stream.size, stream.initialized
             );
-            if claims.add(stream.runs()) > 0 {
-                println!("  some of these clusters have been claimed before");
-            }
         }
     }
     let mut free = 0;

@@ -27,7 +27,6 @@
 
 mod attribute;
 mod boot;
-mod claims;
 mod fields;
 mod file;
 mod fixup;
@@ -43,7 +42,6 @@ mod volume;
 
 pub use attribute::AttributeType;
 pub use boot::Geometry;
-pub use claims::Claims;
 pub use file::{Content, File, Stream};
 pub use index::IndexEntry;
 pub use name::{Name, Namespace};

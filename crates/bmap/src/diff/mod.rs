@@ -354,8 +354,12 @@ impl Same {
         wanted: &[Object<'a>],
         others: impl Iterator<Item = Object<'a>>,
     ) -> Vec<Option<Object<'a>>> {
+        // A file with one name is no name of another. A stream of NTFS has the inode of its file, and
+        // both may lie in one record.
+        let may_have_partner =
+            |object: Object<'_>| self.can_be_told(object) && object.attributes().links != Some(1);
         let keys: Vec<_> =
-            wanted.iter().map(|&object| self.can_be_told(object).then(|| self.key(object))).collect();
+            wanted.iter().map(|&object| may_have_partner(object).then(|| self.key(object))).collect();
         let mut by_key: HashMap<u64, Option<Object<'a>>> =
             keys.iter().flatten().map(|&key| (key, None)).collect();
         if !by_key.is_empty() {
@@ -631,5 +635,22 @@ mod tests {
             let handed_on = sum(&[Change::Renamed, Change::Removed, Change::Unlinked]) - only(&a, &b);
             prop_assert_eq!(sum(&[Change::Renamed, Change::Added, Change::Linked]), only(&b, &a) + handed_on);
         }
+    }
+
+    /// A stream of NTFS has the inode of its file, and may lie in the same record.
+    #[test]
+    fn a_new_stream_is_no_other_name_of_its_file() {
+        let map = |paths: &[&[u8]]| {
+            let mut builder = MapBuilder::new(Header::default());
+            for path in paths {
+                let known = Attributes { inode: Some(64), links: Some(1), ..Attributes::default() };
+                let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda", path), known).unwrap();
+                builder.piece(file, 1, DiskRange::new(0x400, 0x800), None).unwrap();
+            }
+            builder.build()
+        };
+        let (one, two) = (map(&[b"/a"]), map(&[b"/a", b"/a:stream"]));
+        assert_eq!(changes(&one, &two), ["added - /a:stream x1 0 400 +400 -0"]);
+        assert_eq!(changes(&two, &one), ["removed /a:stream - x1 400 0 +0 -400"]);
     }
 }
