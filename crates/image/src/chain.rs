@@ -109,7 +109,12 @@ impl Walk {
         let mut link = Link { is_device: file.is_device, ..Link::new(path.clone()) };
         link.format = match known {
             Some(format) => Some(format),
-            None => references::sniff(file).map_err(fail)?,
+            None => {
+                if let Some(kind) = references::foreign(file).map_err(fail)? {
+                    return Err(OpenError::Unsupported { path, kind });
+                }
+                references::sniff(file).map_err(fail)?
+            }
         };
         let is_sniffed = link.format.is_some();
         let format = match link.format {
@@ -259,6 +264,10 @@ fn found(info: &Info, link: &Link, file: &PlainFile) -> Result<ImageFormat, Open
         Ok(ImageFormat::Raw) if format_by_name(&link.path) == Some(ImageFormat::Vpc) => {
             let is_vhd = references::has_vhd_footer(file).map_err(|e| OpenError::from_io(&link.path, e))?;
             Ok(if is_vhd { ImageFormat::Vpc } else { ImageFormat::Raw })
+        }
+        Ok(ImageFormat::Raw) if format_by_name(&link.path) == Some(ImageFormat::Dmg) => {
+            let is_dmg = references::has_dmg_trailer(file).map_err(|e| OpenError::from_io(&link.path, e))?;
+            Ok(if is_dmg { ImageFormat::Dmg } else { ImageFormat::Raw })
         }
         // qemu detects one of these and we did not, so its references are not known.
         Ok(ImageFormat::Qcow | ImageFormat::Qcow2 | ImageFormat::Qed | ImageFormat::Vmdk) => {

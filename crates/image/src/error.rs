@@ -91,6 +91,15 @@ pub enum OpenError {
         /// The damage, by this crate or by qemu.
         reason: String,
     },
+    /// A VHDX has a log with changes that are not yet in the image.
+    #[error(
+        "{path:?} is a VHDX whose last user did not close it: its log has changes that are not in the image \
+         yet; make a copy, have them replayed there with qemu-img check -r all COPY, and use the copy"
+    )]
+    LogNotReplayed {
+        /// The image.
+        path: PathBuf,
+    },
     /// A file is shorter than its image states.
     #[error("{path:?} is truncated: it has {actual} bytes and needs {needed}; use a complete copy of it")]
     Truncated {

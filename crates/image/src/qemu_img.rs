@@ -1,10 +1,11 @@
 //! Runs `qemu-img` to identify and check images.
 
 use super::block_device::Description;
+use super::file::PlainFile;
 use super::format::format_by_name;
 use super::link::Link;
 use super::map_entry::{self, MapEntry};
-use super::{ImageFormat, OpenError};
+use super::{ImageFormat, OpenError, references};
 use serde::Deserialize;
 use std::io;
 use std::path::Path;
@@ -179,6 +180,11 @@ pub(super) fn complaint(
     let said = String::from_utf8_lossy(stderr);
     if said.contains("Failed to get") && said.contains("lock") {
         return OpenError::Locked { path };
+    }
+    // qemu advises to repair the image itself, which may be evidence.
+    let has_log = PlainFile::open(&path).is_ok_and(|file| references::has_vhdx_log(&file).unwrap_or(false));
+    if has_log {
+        return OpenError::LogNotReplayed { path };
     }
     // qemu repeats the whole description, which is of no use to the user.
     let described = description.to_argument();

@@ -102,6 +102,38 @@ pub(super) fn has_vhd_footer(file: &PlainFile) -> io::Result<bool> {
     Ok(file.read(file.size.saturating_sub(512), 8)? == b"conectix")
 }
 
+/// Whether a file ends like a disk image of macOS, whose beginning is arbitrary: with a trailer of
+/// 512 bytes (`UDIFResourceFile`; qemu's `block/dmg.c`).
+pub(super) fn has_dmg_trailer(file: &PlainFile) -> io::Result<bool> {
+    Ok(file.read(file.size.saturating_sub(512), 4)? == b"koly")
+}
+
+/// What a file is that holds a disk in a form that qemu does not know, and would take for raw: by
+/// the first bytes of the Expert Witness format, which libewf documents.
+pub(super) fn foreign(file: &PlainFile) -> io::Result<Option<&'static str>> {
+    let head = file.read(0, 8)?;
+    Ok(match &head[..] {
+        b"EVF\x09\x0d\x0a\xff\0" => Some("an EnCase image (E01)"),
+        b"EVF2\x0d\x0a\x81\0" => Some("an EnCase image (Ex01)"),
+        _ => None,
+    })
+}
+
+/// Whether a VHDX has a log that may have to be replayed: the newer of its two headers names one
+/// ("VHDX Format Specification" 1.00, 2.2.2: sequence number at byte 8, GUID of the log at 48).
+pub(super) fn has_vhdx_log(file: &PlainFile) -> io::Result<bool> {
+    if file.read(0, 8)? != b"vhdxfile" {
+        return Ok(false);
+    }
+    let mut newest = None;
+    for at in [64 << 10, 128 << 10] {
+        let header = file.read(at, 64)?;
+        let sequence = bytes_at(&header, 8).map(u64::from_le_bytes).filter(|_| header.starts_with(b"head"));
+        newest = newest.max(sequence.and_then(|sequence| Some((sequence, bytes_at::<16>(&header, 48)?))));
+    }
+    Ok(newest.is_some_and(|(_, log)| log != [0; 16]))
+}
+
 /// Whether a VHD only has the differences from a parent. qemu takes such a file for one of fixed
 /// size and would give its tables for the disk. The type is at byte 60 of the footer, of which a
 /// dynamic or differencing disk has a copy at its beginning.
