@@ -59,10 +59,16 @@ fn json_lines_keep_what_a_warning_is_about() {
     assert_eq!(jsonl::read(&written(&map, Format::JsonLines)[..]).unwrap(), map);
     // A text map has one line of text for each warning.
     let text = written(&map, Format::Text);
-    let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"# warning ")).count();
-    assert_eq!(lines, 4);
+    let lines =
+        |start: &[u8]| text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(start)).count();
+    assert_eq!((lines(b"# warning "), lines(b"# note ")), (3, 1));
     let read = virt_bmap_map::read(&text[..], Format::Text).unwrap();
-    assert!(read.header().warnings.iter().all(|warning| matches!(warning.cause, Cause::Sentence { .. })));
+    let has_words =
+        |warning: &Warning| matches!(warning.cause, Cause::Sentence { .. } | Cause::Remark { .. });
+    assert!(read.header().warnings.iter().all(has_words));
+    // What is missing from a map is missing for a reader of its text, too, and nothing else is.
+    let missing = read.header().warnings.iter().filter(|warning| warning.is_incomplete());
+    assert_eq!(missing.count(), 3);
     assert_eq!(written(&read, Format::Text), text);
 }
 

@@ -35,6 +35,7 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"encrypted-files-unplaced","count":2}"#,
     r#"{"kind":"more-omitted","count":2}"#,
     r#"{"kind":"sentence","text":"words"}"#,
+    r#"{"kind":"remark","text":"words"}"#,
     r#"{"kind":"blank","disk":true}"#,
     r#"{"kind":"signature-besides","signature":"zfs_member","label":"tank"}"#,
     r#"{"kind":"volume-group-renamed","group":"vg"}"#,

@@ -206,6 +206,12 @@ pub enum Cause {
     },
 
     // Causes without anything missing.
+    /// The warning comes from a note of a text map, which has only words. It is displayed as these
+    /// words.
+    Remark {
+        /// The words.
+        text: String,
+    },
     /// A device is blank.
     Blank {
         /// Whether it is a whole disk.
@@ -332,11 +338,13 @@ impl Warning {
         }
     }
 
-    /// The words for a line of a text map, whose writer escapes them. A sentence that was read from
-    /// a text map comes back unchanged.
+    /// The words for a line of a text map, whose writer escapes them. Words that were read from a
+    /// text map come back unchanged.
     pub(super) fn words(&self) -> Cow<'_, str> {
         match self {
-            Self { subject: Subject::Guest, cause: Cause::Sentence { text } } => Cow::Borrowed(text),
+            Self { subject: Subject::Guest, cause: Cause::Sentence { text } | Cause::Remark { text } } => {
+                Cow::Borrowed(text)
+            }
             _ => Cow::Owned(self.to_string()),
         }
     }
@@ -380,7 +388,8 @@ impl Cause {
             // The words may say either.
             | Self::Sentence { .. } => true,
             Self::MembersMissing { lost, .. } => *lost,
-            Self::Blank { .. }
+            Self::Remark { .. }
+            | Self::Blank { .. }
             | Self::SignatureBesides { .. }
             | Self::VolumeGroupRenamed { .. }
             | Self::Suspended
@@ -531,7 +540,7 @@ impl fmt::Display for Cause {
                 write!(f, "{count} encrypted files cannot be located without their key")
             }
             Self::MoreOmitted { count } => write!(f, "{count} more warnings were not kept"),
-            Self::Sentence { text } => write!(f, "{}", PrintableText(text)),
+            Self::Sentence { text } | Self::Remark { text } => write!(f, "{}", PrintableText(text)),
             Self::Blank { disk: true } => {
                 f.write_str("the disk is blank: it has neither partitions nor a filesystem")
             }

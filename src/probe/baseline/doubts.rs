@@ -101,6 +101,7 @@ impl Doubt {
             | Cause::Hung { .. }
             | Cause::KernelCrashed { .. }
             | Cause::Blank { .. }
+            | Cause::Remark { .. }
             | Cause::CopiesDiffer
             | Cause::ChunksUnknown
             | Cause::JournalReplayed

@@ -6,6 +6,7 @@
 //! # backing 1 format=vmdk name=guest.vmdk
 //! # filesystem /dev/sda1 type=ext4 block-size=1024 size=507736064 free=3000 directories=10 files=309
 //! # warning /dev/sda3: unknown filesystem
+//! # note /dev/sda4: it is blank
 //! # any other comment
 //! ```
 
@@ -14,7 +15,7 @@ use super::reader::LineError;
 use super::writer::WriteError;
 use crate::escape::{needs_escape, push_escaped, unescape};
 use crate::header::{Filesystem, Header, ImageFile, ImageInfo, InodeDigests, SECTOR};
-use crate::warning::Warning;
+use crate::warning::{Cause, Warning};
 
 /// First word of the first line of every map in our dialect. It is part of the format, whatever the
 /// package is called.
@@ -25,6 +26,7 @@ const DISK: &[u8] = b"disk ";
 const BACKING: &[u8] = b"backing ";
 const FILESYSTEM: &[u8] = b"filesystem ";
 const WARNING: &[u8] = b"warning ";
+const NOTE: &[u8] = b"note ";
 
 /// The generator, if `line` is the first of a map in our dialect.
 ///
@@ -75,6 +77,10 @@ pub(super) fn parse(header: &mut Header, line: &[u8]) -> Result<(), LineError> {
         let warning = String::from_utf8(unescape(warning)?.into_owned());
         let warning = warning.map_err(|_| LineError::Header { expected: "a warning in UTF-8" })?;
         header.warnings.push(Warning::sentence(warning));
+    } else if let Some(note) = text.strip_prefix(NOTE) {
+        let text = String::from_utf8(unescape(note)?.into_owned());
+        let text = text.map_err(|_| LineError::Header { expected: "a note in UTF-8" })?;
+        header.warnings.push(Warning::on_guest(Cause::Remark { text }));
     } else {
         header.comments.push(line[1..].to_vec());
     }
@@ -163,12 +169,12 @@ pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError>
     }
     for warning in &header.warnings {
         out.extend_from_slice(b"# ");
-        out.extend_from_slice(WARNING);
+        out.extend_from_slice(if warning.is_incomplete() { WARNING } else { NOTE });
         push_escaped(out, warning.words().as_bytes(), needs_escape);
         out.push(b'\n');
     }
     let reserved =
-        |text: &[u8]| [DISK, BACKING, FILESYSTEM, WARNING].iter().any(|word| text.starts_with(word));
+        |text: &[u8]| [DISK, BACKING, FILESYSTEM, WARNING, NOTE].iter().any(|word| text.starts_with(word));
     push_comments(out, header, |comment| comment.strip_prefix(b" ").is_some_and(reserved))
 }
 
