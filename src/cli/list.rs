@@ -7,8 +7,9 @@ use clap::ValueEnum;
 use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap_map::list::{Listed, Select, glob, list};
+use virt_bmap_map::list::{Listed, Select, glob, list, windows_glob};
 use virt_bmap_map::{self as bmap, Kind};
+use virt_bmap_ranges::PrintableText;
 
 /// List the files of a map with their bytes on disk, number of pieces, and shared bytes.
 ///
@@ -97,6 +98,9 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
     if args.reverse {
         listed.reverse();
     }
+    if listed.is_empty() {
+        hint(&map, &select, &args.globs);
+    }
     let found = listed.len();
     let on_disk: u64 = listed.iter().map(|file| file.on_disk).sum();
     let fragmented = listed.iter().filter(|file| file.pieces > 1).count();
@@ -115,6 +119,24 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
         ];
         form.rows(out, shown.iter().map(row), &summary, COLUMNS)
     }))
+}
+
+/// Says which path a pattern may have meant that matches nothing: one with backslashes, with a
+/// drive's letter, or in another case.
+fn hint(map: &bmap::Map, select: &Select, patterns: &[String]) {
+    for pattern in patterns {
+        let Ok(glob) = windows_glob(pattern) else { continue };
+        let meant = list(map, &Select { globs: vec![glob], ..select.clone() });
+        if let Some(first) = meant.first() {
+            note!(
+                "virt-bmap-rs: nothing matches {}; paths have slashes, no drive and their exact case: {} \
+                 matches, as one of {}",
+                PrintableText(pattern),
+                file_name(&first.file),
+                meant.len()
+            );
+        }
+    }
 }
 
 /// Sorts stably: equal rows keep the order of the map.

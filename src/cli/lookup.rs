@@ -2,15 +2,16 @@
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, done, file_name, letter, object_name, path};
+use super::places::{self, At, Place};
 use super::ranges::{ListOptions, describe};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ArgGroup;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap_map::lookup::{DiskSize, MapHit, Share, Tally, disk_size, tally};
+use virt_bmap_map::lookup::{MapHit, Share, Tally, tally};
 use virt_bmap_map::rangelist::RangeList;
 use virt_bmap_map::{self as bmap, Hit, Kind, Map};
-use virt_bmap_ranges::{DiskNumber, DiskOffset, parse_bytes};
+use virt_bmap_ranges::{DiskNumber, DiskOffset};
 
 /// Show which objects lie at given offsets of a guest's disks, or in a list of ranges.
 ///
@@ -25,23 +26,29 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset, parse_bytes};
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = AFTER_HELP,
-    group = ArgGroup::new("place").required(true).multiple(true).args(["offsets", "sector", "ranges"])
+    group = ArgGroup::new("place").required(true).multiple(true).args(["offsets", "sector", "lcn", "ranges"])
 )]
 pub(super) struct LookupArgs {
     /// The map
     map: PathBuf,
 
     /// Offsets in bytes, decimal or 0x hexadecimal, with an optional suffix K, M, G or T for powers
-    /// of 1024; DISK: is the number of the disk, see --disk
-    #[arg(value_name = "[DISK:]OFFSET", value_parser = offset)]
+    /// of 1024, or s for sectors; DISK: is the number of the disk, see --disk
+    ///
+    /// DEVICE+OFFSET, as in /dev/sda2+0x1000, counts from the beginning of a partition or volume.
+    #[arg(value_name = "[DISK:]OFFSET|DEVICE+OFFSET", value_parser = places::offset)]
     offsets: Vec<At>,
 
-    /// A sector number; SIZE is the sector size in bytes, by default 512
-    #[arg(long, value_name = "N[:SIZE]", value_parser = sector)]
-    sector: Vec<u64>,
+    /// A sector number; SIZE is the sector size in bytes, by default that of the disk, mostly 512
+    #[arg(long, value_name = "N[:SIZE]", value_parser = places::sector)]
+    sector: Vec<At>,
+
+    /// The logical number of a cluster of an NTFS; DEVICE is needed if the guest has several
+    #[arg(long, value_name = "[DEVICE:]N", value_parser = places::cluster)]
+    lcn: Vec<At>,
 
     /// A list of ranges; `-` is standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["offsets", "sector"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["offsets", "sector", "lcn"])]
     ranges: Option<PathBuf>,
 
     #[command(flatten)]
@@ -59,44 +66,12 @@ Exit status:
 
 Examples:
   virt-bmap-rs lookup guest.bmap 0x100a00 1M 1:1048576
-  virt-bmap-rs lookup guest.bmap --sector 2050 --sector 256:4096
+  virt-bmap-rs lookup guest.bmap --sector 2050 --sector 256:4096 2050s
+  virt-bmap-rs lookup guest.bmap /dev/sda1+0x1000
   virt-bmap-rs lookup guest.bmap --ranges changed.json --bytes
   virt-bmap-rs lookup guest.bmap --ranges guest.qcow2 --bitmap monday
   virt-bmap-rs lookup guest.bmap --ranges bad-blocks.txt --block-size 512 --csv
   virt-bmap-rs lookup guest.bmap --ranges rescue.map --status - --json";
-
-/// An offset, and the number of the disk if it was given.
-#[derive(Clone, Copy, Debug)]
-struct At {
-    disk: Option<DiskNumber>,
-    offset: u64,
-}
-
-fn offset(text: &str) -> Result<At, String> {
-    let (disk, offset) = match text.split_once(':') {
-        Some((disk, offset)) => {
-            let number = disk.parse().ok().filter(|&number| number > 0);
-            (
-                Some(
-                    number
-                        .ok_or("the part before the colon must be the number of a disk, from 1 to 65535")?,
-                ),
-                offset,
-            )
-        }
-        None => (None, text),
-    };
-    let offset = parse_bytes(offset.as_bytes()).map_err(|error| error.to_string())?;
-    Ok(At { disk, offset })
-}
-
-fn sector(text: &str) -> Result<u64, String> {
-    let (number, size) = text.split_once(':').unwrap_or((text, "512"));
-    let read = |text: &str| parse_bytes(text.as_bytes()).map_err(|error| error.to_string());
-    read(number)?
-        .checked_mul(read(size)?)
-        .ok_or_else(|| "the offset of this sector does not fit into 64 bits".to_owned())
-}
 
 pub(super) fn run(args: &LookupArgs) -> Result<Exit> {
     match &args.ranges {
@@ -111,25 +86,15 @@ pub(super) fn run(args: &LookupArgs) -> Result<Exit> {
 }
 
 fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
-    let disk = args.list.disk;
-    let given = args.offsets.iter().map(|at| (at.disk.unwrap_or(disk), at.offset));
-    let sectors = args.sector.iter().map(|&offset| (disk, offset));
-    let places: Vec<_> = given.chain(sectors).collect();
-    for &(disk, offset) in &places {
-        match disk_size(map, disk) {
-            DiskSize::NoDisk => bail!("the map has no disk {disk}"),
-            DiskSize::Bytes(size) if offset >= size => {
-                bail!("offset {offset} ({offset:#x}) is past the end of disk {disk} ({size} bytes)")
-            }
-            _ => {}
-        }
-    }
+    let given = args.offsets.iter().chain(&args.sector).chain(&args.lcn);
+    let places = given.map(|at| at.place(map, args.list.disk)).collect::<Result<Vec<Place>>>()?;
     let form = args.form;
     let shown = form.first(&places);
     form.print(|out| {
         if form.is_text() {
-            return shown.iter().try_for_each(|&(disk, offset)| {
-                writeln!(out, "{disk}:{}", form.offset(offset))?;
+            return shown.iter().try_for_each(|&Place { disk, offset, ref counted }| {
+                let counted = counted.as_ref().map_or(String::new(), |counted| format!(" ({counted})"));
+                writeln!(out, "{disk}:{}{counted}", form.offset(offset))?;
                 let hits = map.at(disk, DiskOffset(offset));
                 if hits.is_empty() {
                     writeln!(out, "  in no object of the map")?;
@@ -142,7 +107,7 @@ fn offsets(args: &LookupArgs, map: &Map) -> Result<()> {
                 })
             });
         }
-        let rows = shown.iter().flat_map(|&(disk, offset)| {
+        let rows = shown.iter().flat_map(|&Place { disk, offset, .. }| {
             let hits = map.at(disk, DiskOffset(offset));
             let none = hits.is_empty().then(|| hit_row(disk, offset, None));
             hits.into_iter().map(move |hit| hit_row(disk, offset, Some(hit))).chain(none)

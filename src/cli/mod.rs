@@ -24,6 +24,7 @@ mod list;
 mod lookup;
 mod make;
 mod map;
+mod places;
 mod progress;
 mod ranges;
 mod report;

@@ -11,10 +11,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::{DeviceRead, DeviceReads, Task};
 use virt_bmap_map::{Cause, Kind, PieceFlags, Role};
-use virt_bmap_ranges::{DiskNumber, DiskOffset, Range};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, FileOffset, Range};
 
 /// How many segments at each end of a copy are compared with the first copy.
 const COMPARED_SEGMENTS: usize = 16;
+
+/// Most segments of a device whose pieces say in the map where on the device they are. Without that,
+/// the chunks of a striped device that touch on a disk are one piece.
+const MOST_ORDERED: usize = 64;
 
 /// Layouts that were verified by proofs.
 #[derive(Default)]
@@ -85,9 +89,12 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
                 warnings.on_device(&device.path, Cause::CopiesDiffer);
             }
             let all = context.legs == Legs::All;
+            let count = layout.segments().filter(|segment| segment.copy == 0).count();
+            let is_ordered = (2..=MOST_ORDERED).contains(&count);
             for segment in layout.segments().filter(|segment| all || segment.copy == 0) {
                 let role = Role::copy(segment.copy);
-                found.range(*number, segment.disk, segment.disk_range(), None, role)?;
+                let offset = is_ordered.then_some(FileOffset(segment.device.start.0));
+                found.range(*number, segment.disk, segment.disk_range(), offset, role)?;
             }
             for segment in layout.parity_segments().filter(|_| all) {
                 let role = Role { copy: segment.copy, flags: PieceFlags::PARITY };

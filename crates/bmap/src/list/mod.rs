@@ -53,6 +53,22 @@ pub fn glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
     Ok(GlobBuilder::new(pattern).literal_separator(true).backslash_escape(true).build()?.compile_matcher())
 }
 
+/// A pattern as someone writes it who thinks of Windows: with backslashes between names, perhaps a
+/// drive's letter, and in any case.
+///
+/// # Errors
+/// The pattern is not valid.
+pub fn windows_glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
+    let mut pattern = pattern.replace('\\', "/");
+    if pattern.as_bytes().get(1) == Some(&b':') {
+        pattern.drain(..2);
+    }
+    if !pattern.starts_with('/') {
+        pattern.insert(0, '/');
+    }
+    Ok(GlobBuilder::new(&pattern).literal_separator(true).case_insensitive(true).build()?.compile_matcher())
+}
+
 /// The selected files, in the order of the map.
 pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
     let shared = Shared::of(map);
@@ -160,5 +176,9 @@ mod tests {
         assert_eq!(paths(&["/a", "/[b-c]"]), ["/a", "/b"]);
         assert!(paths(&["a"]).is_empty());
         assert!(glob("/[a").is_err());
+        for pattern in [r"C:\ETC\motd", r"\etc\Mot?", "etc/motd", "/ETC/MOTD"] {
+            assert!(windows_glob(pattern).unwrap().is_match("/etc/motd"), "{pattern}");
+        }
+        assert!(!windows_glob(r"\*").unwrap().is_match("/etc/motd"));
     }
 }

@@ -5,10 +5,12 @@
 //! [`Map::at`](crate::Map::at).
 
 mod damage;
+mod place;
 mod size;
 mod tally;
 
 pub use damage::hit;
 pub use damage::{Damage, FileHit, HitRange, damage};
+pub use place::{PlaceError, on_device};
 pub use size::{DiskSize, disk_size};
 pub use tally::{MapHit, Share, Tally, tally};
