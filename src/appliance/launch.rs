@@ -5,6 +5,7 @@ use super::handle::{CallError, Console, Handle};
 use super::own::{self, Own, Selected};
 use super::{Appliance, CONTROL_LABEL, KillSwitch, processors};
 use crate::hangup;
+use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -273,7 +274,13 @@ impl Appliance {
             panic: console.panic(),
             source,
         })?;
-        Ok(Self { handle, console, control: format!("/dev/disk/guestfs/{CONTROL_LABEL}"), own })
+        Ok(Self {
+            handle,
+            console,
+            control: format!("/dev/disk/guestfs/{CONTROL_LABEL}"),
+            own,
+            renamed_groups: RefCell::default(),
+        })
     }
 }
 

@@ -22,6 +22,8 @@ pub use launch::{LaunchError, LaunchOptions, Launching, search_path};
 pub(crate) use agent::quote;
 use handle::Handle;
 use own::Own;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 pub(crate) use virt_bmap_agent_protocol::inventory::device_number;
 pub use virt_bmap_agent_protocol::inventory::{DeviceNumber, MdArray, MdMember};
@@ -34,6 +36,8 @@ pub struct Appliance {
     control: String,
     /// The appliance's files, if they are our own.
     own: Option<Own>,
+    /// The groups of volumes that were given other names, and the names on the disks.
+    renamed_groups: RefCell<BTreeMap<String, String>>,
 }
 
 /// Serial number of the control disk; libguestfs makes it a name in `/dev/disk/guestfs`.

@@ -6,7 +6,7 @@
 use super::context::Context;
 use super::device::{Device, Fields as _};
 use super::unlock::is_encrypted;
-use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
+use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, DmTarget, Inventory};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use virt_bmap_agent_protocol::{Class, FsKind};
@@ -139,6 +139,7 @@ pub(super) fn warn_of_unused(
                 Usage::Filesystem if kind.is_none() && !serves => true,
                 _ if kind != Some(signature) => false,
                 // A mount was tried, or a key was; or its array or volume group was looked for.
+                _ if *signature == FsKind::Jbd => false,
                 _ => !matches!(signature, FsKind::Other(_)) || signature.class() != Class::Member || is_used,
             };
             if has_been_said {
@@ -165,7 +166,7 @@ fn used_by_others(inventory: &Inventory) -> BTreeSet<DeviceNumber> {
         DeviceKind::Md(array) => {
             array.members.iter().map(|member| member.device).chain(array.spares.iter().copied()).collect()
         }
-        DeviceKind::Dm { targets } => targets.iter().flat_map(|target| target.devices()).collect(),
+        DeviceKind::Dm { targets } => targets.iter().flat_map(DmTarget::devices).collect(),
         DeviceKind::Disk | DeviceKind::Partition { .. } => Vec::new(),
     })
     .collect()

@@ -1,6 +1,7 @@
 //! The inventory: the devices that the appliance's kernel has found.
 
 mod dm;
+mod groups;
 mod sort;
 
 pub use dm::DmTarget;
@@ -64,6 +65,8 @@ pub struct Content {
     pub kind: Option<FsKind>,
     /// The UUID of the filesystem or encrypted device.
     pub uuid: Option<String>,
+    /// Mount options that this filesystem needs besides those of its kind.
+    pub mount_options: Option<String>,
 }
 
 /// All devices and their content, each list in a fixed order.
@@ -97,8 +100,8 @@ impl Inventory {
         self.disks.iter().chain(&self.partitions).chain(&self.volumes).chain(&self.others)
     }
 
-    /// The physical volumes that no mapped device uses.
-    fn idle_physical_volumes(&self, tables: &DmTable) -> Vec<String> {
+    /// The physical volumes that no mapped device uses, each with the kernel's name for it.
+    fn idle_physical_volumes(&self, tables: &DmTable) -> Vec<(String, String)> {
         let used: BTreeSet<&str> = tables.0.values().flatten().flat_map(DmTarget::words).collect();
         let members = self.members.iter().filter(|member| member.kind == Some(FsKind::LvmMember));
         let idle = members.filter(|member| {
@@ -107,7 +110,7 @@ impl Inventory {
                 !used.contains(format!("{major}:{minor}").as_str())
             })
         });
-        idle.map(|member| member.device.clone()).collect()
+        idle.map(|member| (member.device.clone(), member.node.clone())).collect()
     }
 
     /// The content of the device of this name, member or not.
@@ -154,8 +157,21 @@ impl Appliance {
         if reports.iter().any(may_have_volumes) {
             volumes = self.guest_volumes()?;
             reports = describe(&volumes)?;
+            let is_inactive =
+                |volume: &&String, reports: &[Report]| reports.iter().any(|it| has_failed(it, volume));
+            // LVM activates none of several groups that share a name.
+            if volumes.iter().any(|volume| is_inactive(&volume, &reports)) {
+                let nodes: Vec<&str> =
+                    reports.iter().filter_map(|it| Some(it.result.as_ref().ok()?.node.as_str())).collect();
+                let renamed = self.tell_groups_apart(&nodes)?;
+                if !renamed.is_empty() {
+                    self.renamed_groups.borrow_mut().extend(renamed);
+                    volumes = self.guest_volumes()?;
+                    reports = describe(&volumes)?;
+                }
+            }
             let inactive: Vec<&String> =
-                volumes.iter().filter(|volume| reports.iter().any(|it| has_failed(it, volume))).collect();
+                volumes.iter().filter(|volume| is_inactive(volume, &reports)).collect();
             if !inactive.is_empty() {
                 why_inactive = self.activate(&inactive);
                 reports = describe(&volumes)?;
@@ -163,11 +179,18 @@ impl Appliance {
             tables = DmTable::parse_all(&self.shell("dmsetup table")?);
         }
         let mut inventory = sort(reports, &volumes, &tables);
-        for device in inventory.idle_physical_volumes(&tables) {
-            let command =
-                format!("lvm pvs --reportformat json -o vg_name {} 2>/dev/null || true", quote(&device));
-            if group_in_report(&self.shell(&command)?).is_none() {
-                inventory.warnings.push((device, Cause::VolumeGroupUnreadable));
+        let idle = inventory.idle_physical_volumes(&tables);
+        if !idle.is_empty() {
+            let grouped = self.grouped_volumes()?;
+            let is_lost = |(_, node): &(String, String)| !grouped.contains(node);
+            let lost = idle.into_iter().filter(is_lost);
+            inventory.warnings.extend(lost.map(|(device, _)| (device, Cause::VolumeGroupUnreadable)));
+        }
+        for volume in &inventory.volumes {
+            let group = volume.path.strip_prefix("/dev/").and_then(|path| path.split('/').next());
+            if let Some(group) = group.and_then(|group| self.renamed_groups.borrow().get(group).cloned()) {
+                let cause = Cause::VolumeGroupRenamed { group };
+                inventory.warnings.push((volume.path.clone(), cause));
             }
         }
         for (device, cause) in &mut inventory.warnings {
@@ -207,6 +230,7 @@ impl Appliance {
         // a volume.
         volumes.retain(|volume| is_volume(volume));
         volumes.sort();
+        volumes.dedup();
         Ok(volumes)
     }
 
@@ -223,6 +247,7 @@ impl Appliance {
                 device,
                 kind: (kind != "unknown").then(|| FsKind::from_name(&kind)),
                 uuid: None,
+                mount_options: None,
             })
             .collect())
     }
@@ -260,17 +285,6 @@ fn is_volume(path: &str) -> bool {
     parts.len() == 2 && parts.iter().all(|part| !part.is_empty()) && !name.contains(char::is_whitespace)
 }
 
-/// The volume group that a report of `lvm pvs` names (`--reportformat json`, lvmreport(7)). LVM
-/// prints messages to standard output as well, and reports nothing of a volume that it does not
-/// recognise any more.
-fn group_in_report(printed: &str) -> Option<String> {
-    let report = printed.find('{').map(|at| &printed[at..])?;
-    let mut values = serde_json::Deserializer::from_str(report).into_iter::<serde_json::Value>();
-    let report = values.next()?.ok()?;
-    let name = report["report"][0]["pv"][0]["vg_name"].as_str()?;
-    (!name.is_empty() && name != "[unknown]").then(|| name.to_owned())
-}
-
 /// Whether a device indicates that there are logical volumes.
 fn may_have_volumes(report: &Report) -> bool {
     report.result.as_ref().is_ok_and(|device| {
@@ -301,17 +315,6 @@ mod tests {
         assert_eq!(targets.len(), 2);
         assert_eq!((targets[1].start, targets[1].length), (409_600 * 512, 8192 * 512));
         assert_eq!(targets[1].arguments, ["8:17", "2048"]);
-    }
-
-    #[test]
-    fn the_group_of_a_physical_volume_is_in_the_report() {
-        let report =
-            |pv: &str| format!("  Retrying metadata scan.\n  {{ \"report\": [ {{ \"pv\": [{pv}] }} ] }}\n");
-        assert_eq!(group_in_report(&report(r#"{"vg_name":"vg0"}"#)).as_deref(), Some("vg0"));
-        let without = [r#"{"vg_name":""}"#, r#"{"vg_name":"[unknown]"}"#, ""].map(report);
-        for printed in without.iter().map(String::as_str).chain(["", "  WARNING: wrong checksum\n"]) {
-            assert_eq!(group_in_report(printed), None, "{printed}");
-        }
     }
 
     #[test]

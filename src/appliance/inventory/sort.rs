@@ -37,6 +37,7 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
                 node: device.node.clone(),
                 kind: facts.content,
                 uuid: facts.uuid,
+                mount_options: None,
             };
             kinds.push((device.number, content));
         }
