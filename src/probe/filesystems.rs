@@ -2,8 +2,10 @@
 
 use super::blank::is_blank;
 use super::context::Context;
+use super::kernel_log::note_corrupt_directories;
 use super::layout::{Layout, layouts};
 use super::mount::{note_replay, try_mount, unmount};
+use super::mount_options::{self, Journal};
 use super::signatures::{Signatures, Usage};
 use super::unlock::is_encrypted;
 use super::{Phase, ProbeError};
@@ -72,28 +74,36 @@ pub(super) fn each_filesystem(
             number,
             of: filesystems.len(),
         });
+        let needs = mount_options::of(context, inventory, filesystem);
+        let filesystem = &Content { mount_options: needs.options, ..filesystem.clone() };
         match try_mount(context, filesystem)? {
             Ok(()) => {
+                match needs.journal {
+                    Some(Journal::On(journal)) => drop(mounted.insert(journal, FsKind::Jbd)),
+                    Some(Journal::Missing) => context.warn(&filesystem.device, Cause::JournalMissing),
+                    None => {}
+                }
                 let is_settled = note_replay(context, filesystem);
                 walk(filesystem, is_settled)?;
+                note_corrupt_directories(context, filesystem);
                 // The last one is not unmounted: the appliance ends next, and that is faster.
                 if number < filesystems.len() {
                     unmount(context, filesystem)?;
                 }
                 mounted.insert(device.clone(), kind);
             }
-            Err(cause) => failures.push((filesystem, cause)),
+            Err(cause) => failures.push((filesystem.clone(), cause)),
         }
     }
     // Of several filesystems on a device, one is enough; the others are signatures besides.
     for (Content { device, kind, .. }, cause) in failures {
-        if mounted.contains_key(device) {
+        if mounted.contains_key(&device) {
             continue;
         }
-        let found = signatures.get(device).into_iter().flatten();
+        let found = signatures.get(&device).into_iter().flatten();
         let label = found.filter(|it| Some(&it.kind) == kind.as_ref()).find_map(|it| it.label.clone());
         context.warn(
-            device,
+            &device,
             match cause {
                 Cause::SignatureUnused { signature, .. } => Cause::SignatureUnused { signature, label },
                 cause => cause,

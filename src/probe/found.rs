@@ -131,6 +131,13 @@ impl Found {
         }
     }
 
+    /// The path of the directory with this inode in the current filesystem, if there is one that
+    /// has a path.
+    pub fn directory_of_inode(&self, inode: u64) -> Option<&[u8]> {
+        let has_it = |number: &&ObjectNumber| self.inode_of(**number) == Some(inode);
+        self.directories.keys().filter(has_it).min().and_then(|number| self.directory_path(*number))
+    }
+
     /// The counts.
     pub fn counts(&self) -> Counts {
         self.counts

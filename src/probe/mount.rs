@@ -24,7 +24,8 @@ pub(super) fn try_mount(
     let is_subvolume = device.starts_with("btrfsvol:");
     let mut options = "ro,nodev,nosuid,noexec".to_owned();
     let own = facts.mount_options.filter(|_| !is_subvolume);
-    for option in own.into_iter().chain(facts.metadata_option.filter(|_| context.metadata)) {
+    let needed = filesystem.mount_options.as_deref();
+    for option in own.into_iter().chain(facts.metadata_option.filter(|_| context.metadata)).chain(needed) {
         options.push(',');
         options.push_str(option);
     }

@@ -1,7 +1,8 @@
 //! Why a filesystem cannot be mounted, in the words of the kernel.
 
 use super::context::Context;
-use crate::appliance::{CallError, Content, quote};
+use super::kernel_log::{said_by_driver, said_of};
+use crate::appliance::{CallError, Content};
 use virt_bmap_agent_protocol::{Driver, FsKind};
 use virt_bmap_map::Cause;
 
@@ -14,10 +15,13 @@ pub(super) fn cause(context: &Context<'_>, filesystem: &Content, error: &CallErr
     if !has_driver(context, &kind) {
         return Cause::SignatureUnused { signature: kind.name().to_owned(), label: None };
     }
-    let node = context.appliance.shell(&format!("readlink -f {}", quote(&filesystem.node)));
-    let node = node.ok().and_then(|node| Some(node.trim().strip_prefix("/dev/")?.to_owned()));
     let log = context.appliance.kernel_log().unwrap_or_default();
-    let said = node.map(|node| said(&log, &node, &filesystem.device)).unwrap_or_default();
+    let mut said = said_of(context, filesystem, &log);
+    if said.is_empty() {
+        said = said_by_driver(&log, kind.name());
+    }
+    // What follows says only that it was in vain.
+    said.truncate(LINES);
     let filesystem = kind.to_string();
     if said.iter().any(|line| is_about_features(line)) {
         let release = context.appliance.shell("uname -r").unwrap_or_default();
@@ -37,45 +41,6 @@ fn has_driver(context: &Context<'_>, kind: &FsKind) -> bool {
     kind.name().is_empty()
         || kind.facts().driver == Driver::Fuse
         || context.appliance.shell("cat /proc/filesystems").map_or(true, |listed| is_known(&listed))
-}
-
-/// What the kernel has said of a device that it calls `node`, with our name for it.
-fn said(log: &str, node: &str, device: &str) -> Vec<String> {
-    let mut said: Vec<String> = Vec::new();
-    for line in log.lines() {
-        // Priority and time: `<3>[   12.345678] `.
-        let line = line.split_once("] ").map_or(line, |(_, text)| text);
-        // `EXT4-fs (sda1): …`, `XFS (dm-0): …`, `BTRFS error (device sda1): …`
-        let Some((head, text)) = line.split_once("): ") else { continue };
-        let Some((_, name)) = head.rsplit_once('(') else { continue };
-        // btrfs adds its state to the name.
-        let name = name.strip_prefix("device ").unwrap_or(name).split(' ').next().unwrap_or_default();
-        if name != node {
-            continue;
-        }
-        let text = with_name(text, node, device.strip_prefix("/dev/").unwrap_or(device));
-        if !said.contains(&text) {
-            said.push(text);
-        }
-    }
-    // What follows says only that it was in vain.
-    said.truncate(LINES);
-    said
-}
-
-/// A text with another name in place of each word that is `node`.
-fn with_name(text: &str, node: &str, name: &str) -> String {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    let mut renamed = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(node) {
-        let (before, after) = (&rest[..at], &rest[at + node.len()..]);
-        let is_word = !before.ends_with(is_part) && !after.starts_with(is_part);
-        renamed.push_str(before);
-        renamed.push_str(if is_word { name } else { node });
-        rest = after;
-    }
-    renamed + rest
 }
 
 /// Whether a message of the kernel names features that it does not know: `ext4_feature_set_ok` and
@@ -107,20 +72,6 @@ fn without_advice(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_kernels_lines_about_a_device_are_quoted_with_our_name() {
-        let log = "<6>[    1.0] sd 0:0:0:0: [sda] Attached SCSI disk\n\
-                   <3>[    2.0] EXT4-fs (sdj1): bad geometry: block count 142336 exceeds size of device\n\
-                   <3>[    2.1] EXT4-fs (sdj10): bad geometry\n\
-                   <3>[    2.2] BTRFS error (device sdj1 state E): sdj1 and sdj10 differ\n\
-                   <3>[    2.2] BTRFS error (device sdj1 state E): sdj1 and sdj10 differ\n";
-        assert_eq!(
-            said(log, "sdj1", "/dev/sdl1"),
-            ["bad geometry: block count 142336 exceeds size of device", "sdl1 and sdj10 differ"]
-        );
-        assert_eq!(said(log, "sdj", "/dev/sdl"), [""; 0]);
-    }
 
     #[test]
     fn unknown_features_are_recognised() {

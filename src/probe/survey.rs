@@ -39,6 +39,10 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
         metadata::devices(context, &inventory, &layouts.by_path)?;
     }
     warn_of_missing_members(context, &inventory, &layouts.by_path);
+    let suspended = |content: &&Content| content.kind == Some(FsKind::SwapSuspend);
+    for content in inventory.contents.iter().filter(suspended) {
+        context.warn(&content.device, Cause::Suspended);
+    }
     let signatures = signatures::find(context, &inventory);
     let mounted = each_filesystem(context, &inventory, &signatures, |filesystem, is_settled| {
         walk(context, filesystem, &layouts, is_settled)

@@ -8,6 +8,7 @@
 mod dynamic_disks;
 mod extents;
 mod layers;
+mod nested;
 mod redundancy;
 
 virt_bmap_testutil::program!(harness);

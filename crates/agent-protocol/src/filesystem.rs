@@ -184,8 +184,14 @@ kinds! {
     Hfsplus: FsFacts { name: "hfsplus", ..PLAIN },
     /// SquashFS. It has no call for the place of a file.
     Squashfs: FsFacts { name: "squashfs", magic: Some(0x7371_7368), packs_files: true, ..PLAIN },
+    /// UFS of the BSDs. Which of its kinds it is, an option has to say.
+    Ufs: FsFacts { name: "ufs", ..PLAIN },
     /// Swap space.
     Swap: FsFacts { name: "swap", class: Class::Swap, ..PLAIN },
+    /// Swap space that holds the memory of a suspended system.
+    SwapSuspend: FsFacts { name: "swsuspend", class: Class::Swap, ..PLAIN },
+    /// The journal of an ext3 or ext4 on another device.
+    Jbd: FsFacts { name: "jbd", class: Class::Member, ..PLAIN },
     /// LUKS.
     Luks: FsFacts { name: "crypto_LUKS", class: Class::Encrypted, ..PLAIN },
     /// BitLocker.

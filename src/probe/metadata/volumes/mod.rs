@@ -19,7 +19,7 @@ use crate::probe::device::Device;
 use crate::probe::layout::Layout;
 use std::collections::HashMap;
 use std::sync::Arc;
-use virt_bmap_agent_protocol::FsKind;
+use virt_bmap_agent_protocol::{Class, FsKind};
 use virt_bmap_map::{Kind, Marks};
 use virt_bmap_ranges::{DeviceOffset, Range};
 
@@ -60,7 +60,10 @@ pub(in crate::probe) fn devices(
             Some(FsKind::RaidMember) => md::array_member(&device),
             Some(FsKind::Luks) => encrypted::luks(&device),
             Some(FsKind::BitLocker) => encrypted::bitlocker(&device),
-            Some(FsKind::Swap) => Some(vec![("[swap]", vec![(0, block_device.size)], true)]),
+            Some(FsKind::Jbd) => Some(vec![("[journal]", vec![(0, block_device.size)], true)]),
+            Some(kind) if kind.class() == Class::Swap => {
+                Some(vec![("[swap]", vec![(0, block_device.size)], true)])
+            }
             _ => None,
         };
         let found = found.unwrap_or_default();
