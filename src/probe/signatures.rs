@@ -6,7 +6,7 @@
 use super::context::Context;
 use super::device::{Device, Fields as _};
 use super::unlock::is_encrypted;
-use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
+use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, DmTarget, Inventory};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use virt_bmap_agent_protocol::{Class, FsKind};
@@ -166,7 +166,7 @@ fn used_by_others(inventory: &Inventory) -> BTreeSet<DeviceNumber> {
         DeviceKind::Md(array) => {
             array.members.iter().map(|member| member.device).chain(array.spares.iter().copied()).collect()
         }
-        DeviceKind::Dm { targets } => targets.iter().flat_map(|target| target.devices()).collect(),
+        DeviceKind::Dm { targets } => targets.iter().flat_map(DmTarget::devices).collect(),
         DeviceKind::Disk | DeviceKind::Partition { .. } => Vec::new(),
     })
     .collect()

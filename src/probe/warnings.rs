@@ -44,7 +44,7 @@ impl Warnings {
         }
         match warning {
             Warning { subject: Subject::Path { device, path }, cause } => {
-                self.push_path((device, path), cause)
+                self.push_path((device, path), cause);
             }
             warning => self.incomplete.push(warning),
         }

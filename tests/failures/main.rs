@@ -6,6 +6,7 @@
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
 mod bad_input;
+mod mounts;
 mod signals;
 mod signatures;
 

@@ -115,6 +115,64 @@ fn images(dir: &Path) {
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Where `lookup` says that these arguments point.
+fn places(dir: &Path, map: &str, args: &[&str]) -> Vec<String> {
+    let (code, out, err) = ask(dir, &[&["lookup", map], args].concat());
+    assert_eq!(code, 0, "{args:?}: {err}");
+    out.lines().filter(|line| !line.starts_with(' ')).map(str::to_owned).collect()
+}
+
+#[test]
+fn places_are_counted_in_what_people_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let map = "# virt-bmap-rs 0.1.0 map 1\n\
+        # disk 1 size=1048576 sector=4096 format=raw name=a\n\
+        # disk 2 size=1048576 format=raw name=b\n\
+        # filesystem /dev/sda1 type=ntfs block-size=2048 size=524288 free=0 directories=1 files=0\n\
+        1 0 10000 v /dev/sda\n1 10000 90000 p /dev/sda1\n1 10000 90000 v /dev/sda\n1 90000 100000 v /dev/sda\n\
+        2 0 100000 v /dev/sdb\n";
+    fs::write(dir.path().join("a.bmap"), map).unwrap();
+    let at = |args: &[&str]| places(dir.path(), "a.bmap", args);
+    assert_eq!(at(&["0x200", "2:0x200"]), ["1:0x200", "2:0x200"]);
+    assert_eq!(at(&["--sector", "3"]), ["1:0x3000 (sector 3 of 4096 bytes)"]);
+    assert_eq!(at(&["--sector", "3:512"]), ["1:0x600 (sector 3 of 512 bytes)"]);
+    assert_eq!(at(&["--sector", "3", "--disk", "2"]), ["2:0x600 (sector 3 of 512 bytes)"]);
+    assert_eq!(at(&["3s", "2:3s"]), ["1:0x3000 (sector 3 of 4096 bytes)", "2:0x600 (sector 3 of 512 bytes)"]);
+    assert_eq!(at(&["/dev/sda1+0x1000"]), ["1:0x11000 (/dev/sda1 + 0x1000)"]);
+    assert_eq!(
+        at(&["/dev/sda1+1s"]),
+        ["1:0x11000 (sector 1 of 4096 bytes of /dev/sda1, /dev/sda1 + 0x1000)"]
+    );
+    let cluster = "1:0x12800 (cluster 5 of 2048 bytes of /dev/sda1, /dev/sda1 + 0x2800)";
+    assert_eq!(at(&["--lcn", "5", "--lcn", "/dev/sda1:5"]), [cluster, cluster]);
+    let rows = json(dir.path(), &["lookup", "a.bmap", "/dev/sda1+0x1000"]);
+    assert!(rows.to_string().contains("69632"), "{rows}");
+}
+
+#[test]
+fn a_path_as_windows_writes_it_gets_a_hint() {
+    let dir = samples();
+    for pattern in [r"C:\etc\FSTAB", r"\Etc\fstab", "/ETC/fstab"] {
+        let (code, out, err) = ask(dir.path(), &["list", "guest.bmap", pattern]);
+        assert_eq!(code, 0, "{err}");
+        assert!(out.contains("0 found"), "{out}");
+        assert!(err.contains("/dev/sda1 /etc/fstab matches, as one of 1"), "{pattern}: {err}");
+    }
+    let (_, _, err) = ask(dir.path(), &["list", "guest.bmap", "/no/such/*"]);
+    assert_eq!(err, "");
+}
+
+#[test]
+fn damaged_does_not_call_a_note_something_missing() {
+    let dir = samples();
+    let map = fs::read_to_string(dir.path().join("guest.bmap")).unwrap();
+    let (head, rest) = map.split_once('\n').unwrap();
+    let notes = "# warning /dev/sda8: lost\n# note /dev/sda9: it is blank";
+    fs::write(dir.path().join("notes.bmap"), format!("{head}\n{notes}\n{rest}")).unwrap();
+    let (_, _, err) = ask(dir.path(), &["damaged", "notes.bmap", "--mapfile", "rescue.map"]);
+    assert!(err.contains("incomplete: /dev/sda8") && !err.contains("/dev/sda9"), "{err}");
+}
+
 #[test]
 fn bad_input_is_told_plainly() {
     let dir = samples();
@@ -136,13 +194,17 @@ fn bad_input_is_told_plainly() {
     );
     write("far.txt", "0 18446744073709551615\n1 18446744073709551615\n");
     write("cut.json", r#"[{"start":0,"length":512,"depth":0,"data":true},{"sta"#);
-    let cases: [(&[&str], i32, &[&str]); 33] = [
+    let cases: [(&[&str], i32, &[&str]); 37] = [
         (&["lookup", "guest.bmap"], 2, &["required"]),
         (&["lookup", "guest.bmap", "12x"], 2, &["`12x` is no number"]),
         (&["lookup", "guest.bmap", "0:1"], 2, &["number of a disk"]),
         (&["lookup", "guest.bmap", "--sector", "1:x"], 2, &["`x` is no number"]),
         (&["lookup", "guest.bmap", "0", "--ranges", "past.txt"], 2, &["cannot be used with"]),
         (&["lookup", "guest.bmap", "8M"], 1, &["past the end of disk 1", "8388608 bytes"]),
+        (&["lookup", "guest.bmap", "/dev/sda9+0"], 1, &["/dev/sda9", "no device of this name"]),
+        (&["lookup", "guest.bmap", "/dev/sda1+1T"], 1, &["/dev/sda1", "past the end of the device"]),
+        (&["lookup", "guest.bmap", "/dev/sda1"], 2, &["DEVICE+OFFSET"]),
+        (&["lookup", "guest.bmap", "--lcn", "5"], 1, &["no NTFS"]),
         (&["lookup", "guest.bmap", "2:0"], 1, &["no disk 2"]),
         (&["lookup", "missing.bmap", "0"], 1, &["missing.bmap"]),
         (&["lookup", "truncated.bmap", "0"], 1, &["truncated"]),

@@ -240,7 +240,8 @@ kinds! {
         directory_blocks: DirectoryBlocks::Shared,
         ..PLAIN
     },
-    /// EROFS. It stores equal parts of files once. What it keeps in memory of compressed blocks would not be read again.
+    /// EROFS. It stores equal parts of files once. What it keeps in memory of compressed blocks would
+    /// not be read again.
     Erofs: FsFacts {
         name: "erofs",
         magic: Some(0xe0f5_e1e2),

@@ -585,3 +585,70 @@ fn hostile_text_does_not_reach_the_terminal() {
         assert!(!images.refuse(name, None).to_string().chars().any(|c| c.is_control() || c == '\u{202e}'));
     }
 }
+
+/// CRC-32C, the checksum of VHDX.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+/// Gives a VHDX a log with one entry, as a program leaves it that was killed ("VHDX Format
+/// Specification" 1.00, 2.2.2 and 2.3).
+fn leave_log(vhdx: &File) {
+    const LOG: [u8; 16] = [7; 16];
+    let sum = |bytes: &mut [u8]| {
+        bytes[4..8].fill(0);
+        let sum = crc32c(bytes);
+        bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+    };
+    let mut log = 0;
+    for at in [64 << 10, 128 << 10] {
+        let mut header = [0; 4096];
+        vhdx.read_exact_at(&mut header, at).unwrap();
+        header[48..64].copy_from_slice(&LOG);
+        sum(&mut header);
+        vhdx.write_all_at(&header, at).unwrap();
+        log = u64::from_le_bytes(*header[72..].first_chunk().unwrap());
+    }
+    let mut entry = [0; 4096];
+    let size = vhdx.metadata().unwrap().len();
+    entry[..4].copy_from_slice(b"loge");
+    entry[8..12].copy_from_slice(&4096_u32.to_le_bytes());
+    entry[16] = 1;
+    entry[32..48].copy_from_slice(&LOG);
+    entry[48..56].copy_from_slice(&size.to_le_bytes());
+    entry[56..64].copy_from_slice(&size.to_le_bytes());
+    sum(&mut entry);
+    vhdx.write_all_at(&entry, log).unwrap();
+}
+
+#[test]
+fn a_vhdx_with_a_log_is_to_be_repaired_on_a_copy() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let images = Images::new();
+    images.convert("log.vhdx", "vhdx", &[]);
+    open(&images.path("log.vhdx"), None).unwrap();
+    leave_log(&File::options().read(true).write(true).open(images.path("log.vhdx")).unwrap());
+    for stated in [None, Some(ImageFormat::Vhdx)] {
+        let error = images.refuse("log.vhdx", stated);
+        assert!(matches!(error, OpenError::LogNotReplayed { .. }), "{error}");
+        assert!(error.to_string().contains("make a copy"), "{error}");
+    }
+}
+
+#[test]
+fn containers_of_others_are_named() {
+    let images = Images::new();
+    for (name, head) in [("a.E01", &b"EVF\x09\x0d\x0a\xff\0"[..]), ("a.Ex01", b"EVF2\x0d\x0a\x81\0")] {
+        images.write(name, [head, &[0; 4096]].concat());
+        let error = images.refuse(name, None);
+        assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains("EnCase"), "{error}");
+        // Whoever says that it is raw gets it.
+        open(&images.path(name), Some(ImageFormat::Raw)).unwrap();
+    }
+}
