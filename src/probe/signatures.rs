@@ -161,7 +161,9 @@ pub(super) fn warn_of_unused(
             || content.is_some_and(is_encrypted);
         for Signature { kind: signature, usage, label } in found {
             let has_been_said = match usage {
-                Usage::PartitionTable => !mounted.contains_key(&device.path),
+                // The boot sector of a filesystem ends like an MBR. Where the kernel finds no
+                // partitions, there are none to speak of.
+                Usage::PartitionTable => !(is_split && mounted.contains_key(&device.path)),
                 _ if mounted.get(&device.path) == Some(signature) => true,
                 // Where blkid chooses none, each was tried.
                 Usage::Filesystem if kind.is_none() && !serves => true,
