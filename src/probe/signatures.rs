@@ -4,16 +4,14 @@
 //! that are younger than the appliance's wipefs are looked for here.
 
 use super::context::Context;
-use super::device::{Device, Fields as _};
+use super::device::{Fields as _, Read};
+use super::devices::Layouts;
 use super::unlock::is_encrypted;
 use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, DmTarget, Inventory};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use virt_bmap_agent_protocol::{Class, FsKind};
 use virt_bmap_map::Cause;
-
-/// Most signatures of one device that are taken in. ZFS has hundreds, of one kind.
-const MOST: usize = 1024;
 
 /// Longest label.
 const LABEL: usize = 256;
@@ -44,64 +42,94 @@ pub(super) enum Usage {
 pub(super) type Signatures = BTreeMap<String, Vec<Signature>>;
 
 /// Finds the signatures of all devices.
-pub(super) fn find(context: &Context<'_>, inventory: &Inventory) -> Signatures {
+pub(super) fn find(context: &Context<'_>, inventory: &Inventory, layouts: &Layouts) -> Signatures {
+    /// Devices in one call: it has a program to start, and libguestfs's messages hold 4 MiB.
+    const AT_ONCE: usize = 32;
+    let devices: Vec<&BlockDevice> = inventory.devices().filter(|device| device.size > 0).collect();
     let mut all = Signatures::new();
-    for block_device in inventory.devices().filter(|device| device.size > 0) {
-        let device =
-            Device::new(context.appliance, &block_device.path, &block_device.node, block_device.size);
-        let node = crate::appliance::quote(&block_device.node);
-        let said = device.ask(&format!(
-            "wipefs --json -O USAGE,TYPE,LABEL {node} 2>/dev/null | LC_ALL=C tr -c '\\n -~' '?'"
-        ));
-        let mut signatures = listed(&said.unwrap_or_default());
-        if let Some(bcachefs) = bcachefs(&device)
-            && !signatures.iter().any(|known| matches!(known.kind.name(), "bcachefs" | "bcache"))
-        {
-            signatures.push(bcachefs);
+    for some in devices.chunks(AT_ONCE) {
+        // wipefs ends at the first device that it cannot read.
+        let found = ask(context, some)
+            .unwrap_or_else(|| some.iter().filter_map(|device| ask(context, &[device])).flatten().collect());
+        for (device, signature) in found {
+            add(all.entry(device).or_default(), signature);
         }
-        if !signatures.is_empty() {
-            all.insert(block_device.path.clone(), signatures);
+    }
+    for device in devices {
+        let Some(layout) = layouts.by_path.get(&device.path) else { continue };
+        if let Some(bcachefs) = bcachefs(&|at, length| layout.read(context.disks, at, length)) {
+            let known = all.entry(device.path.clone()).or_default();
+            if !known.iter().any(|known| matches!(known.kind.name(), "bcachefs" | "bcache")) {
+                add(known, bcachefs);
+            }
         }
     }
     all
 }
 
-/// The signatures in a report of wipefs.
-fn listed(report: &str) -> Vec<Signature> {
+/// The signatures of some devices, each with the device's name; `None` if wipefs failed.
+fn ask(context: &Context<'_>, devices: &[&BlockDevice]) -> Option<Vec<(String, Signature)>> {
+    let nodes: Vec<String> = devices.iter().map(|device| kernel_node(device)).collect();
+    let quoted: Vec<String> = nodes.iter().map(|node| crate::appliance::quote(node)).collect();
+    let said = context.appliance.shell(&format!(
+        "wipefs --json -O DEVICE,USAGE,TYPE,LABEL {} 2>/dev/null > /tmp/signatures || exit; \
+         LC_ALL=C tr -c '\\n -~' '?' < /tmp/signatures",
+        quoted.join(" ")
+    ));
+    let named = |(node, signature): (String, Signature)| {
+        let is_it = |name: &&String| name.strip_prefix("/dev/") == Some(node.as_str());
+        let index = nodes.iter().position(|name| is_it(&name))?;
+        Some((devices[index].path.clone(), signature))
+    };
+    Some(listed(&said.ok()?).into_iter().filter_map(named).collect())
+}
+
+/// The kernel's own name of a device, whose last part, which wipefs prints, is no other's.
+fn kernel_node(device: &BlockDevice) -> String {
+    let is_plain = ["/dev/sd", "/dev/md"].iter().any(|start| device.node.starts_with(start));
+    if is_plain { device.node.clone() } else { format!("/dev/dm-{}", device.number.1) }
+}
+
+/// Adds a signature, once for each kind.
+fn add(signatures: &mut Vec<Signature>, new: Signature) {
+    match signatures.iter_mut().find(|known| known.kind == new.kind) {
+        Some(known) => known.label = known.label.take().or(new.label),
+        None => signatures.push(new),
+    }
+}
+
+/// The signatures in a report of wipefs, each with the last part of its device's name.
+fn listed(report: &str) -> Vec<(String, Signature)> {
     #[derive(Deserialize)]
     struct Report {
         signatures: Vec<Row>,
     }
     #[derive(Deserialize)]
     struct Row {
+        device: String,
         usage: Usage,
         #[serde(rename = "type")]
         name: String,
         label: Option<String>,
     }
     let rows = serde_json::from_str::<Report>(report).map(|report| report.signatures).unwrap_or_default();
-    let mut signatures: Vec<Signature> = Vec::new();
-    for Row { usage, name, label } in rows.into_iter().take(MOST) {
-        let kind = FsKind::from_name(&name);
-        let label = label.filter(|label| !label.is_empty() && label.len() <= LABEL);
-        match signatures.iter_mut().find(|known| known.kind == kind) {
-            Some(known) => known.label = known.label.take().or(label),
-            None => signatures.push(Signature { kind, usage, label }),
-        }
-    }
-    signatures
+    let signature = |Row { device, usage, name, label }| {
+        let label = label.filter(|label: &String| !label.is_empty() && label.len() <= LABEL);
+        (device, Signature { kind: FsKind::from_name(&name), usage, label })
+    };
+    rows.into_iter().map(signature).collect()
 }
 
 /// `struct bch_sb` of bcachefs's `bcachefs_format.h`: the superblock is 4096 bytes from the
 /// beginning, its magic number 24 bytes into it, and its label after that and two UUIDs. libblkid
 /// knows it since 2.39.
-fn bcachefs(device: &Device<'_>) -> Option<Signature> {
+fn bcachefs(read: Read<'_>) -> Option<Signature> {
     /// `BCHFS_MAGIC`, and `BCACHE_MAGIC`, which the first versions have.
     const MAGIC: [[u8; 16]; 2] = [
         *b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef",
         *b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
     ];
-    let superblock = device.read(4096, 512)?;
+    let superblock = read(4096, 512)?;
     if !MAGIC.contains(&superblock.bytes_at(24)?) {
         return None;
     }
@@ -133,7 +161,9 @@ pub(super) fn warn_of_unused(
             || content.is_some_and(is_encrypted);
         for Signature { kind: signature, usage, label } in found {
             let has_been_said = match usage {
-                Usage::PartitionTable => !mounted.contains_key(&device.path),
+                // The boot sector of a filesystem ends like an MBR. Where the kernel finds no
+                // partitions, there are none to speak of.
+                Usage::PartitionTable => !(is_split && mounted.contains_key(&device.path)),
                 _ if mounted.get(&device.path) == Some(signature) => true,
                 // Where blkid chooses none, each was tried.
                 Usage::Filesystem if kind.is_none() && !serves => true,
@@ -179,12 +209,16 @@ mod tests {
     #[test]
     fn reports_of_wipefs_are_read() {
         let report = r#"{ "signatures": [
-            {"usage":"filesystem", "type":"ext4", "label":null},
-            {"usage":"partition-table", "type":"dos", "label":null},
-            {"usage":"raid", "type":"zfs_member", "label":null},
-            {"usage":"raid", "type":"zfs_member", "label":"tank"},
-            {"usage":"new", "type":"news", "label":""} ] }"#;
-        let found = listed(report);
+            {"device":"sda", "usage":"filesystem", "type":"ext4", "label":null},
+            {"device":"sda", "usage":"partition-table", "type":"dos", "label":null},
+            {"device":"sda", "usage":"raid", "type":"zfs_member", "label":null},
+            {"device":"sda", "usage":"raid", "type":"zfs_member", "label":"tank"},
+            {"device":"sda", "usage":"new", "type":"news", "label":""} ] }"#;
+        let mut found = Vec::new();
+        for (device, signature) in listed(report) {
+            assert_eq!(device, "sda");
+            add(&mut found, signature);
+        }
         let named: Vec<_> = found.iter().map(|it| (it.kind.name(), it.usage, it.label.as_deref())).collect();
         assert_eq!(
             named,

@@ -46,7 +46,7 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     for content in inventory.contents.iter().filter(suspended) {
         context.warn(&content.device, Cause::Suspended);
     }
-    let signatures = signatures::find(context, &inventory);
+    let signatures = signatures::find(context, &inventory, &layouts);
     let mounted = each_filesystem(context, &inventory, &signatures, |filesystem, is_settled| {
         walk(context, filesystem, &layouts, is_settled)
     })?;

@@ -25,6 +25,8 @@ use crate::recorder::Recording;
 use builder::Builder;
 use segment::overlap;
 use std::collections::HashMap;
+use std::sync::Arc;
+use virt_bmap_image::Source;
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, Range, RangeSet};
 
 /// A device's segments. A byte that none of them covers is on no disk, or its place is unknown.
@@ -73,6 +75,18 @@ impl Layout {
     ) -> Option<impl Iterator<Item = (DiskNumber, DiskRange)>> {
         let first = self.part(range)?.into_iter().filter(|part| part.copy == 0);
         Some(first.map(|part| (part.disk, part.disk_range())))
+    }
+
+    /// Reads `length` bytes at `at` of the device from the disks, without the appliance: those of
+    /// the first copy. `None` if not all of them can be read.
+    pub fn read(&self, disks: &[Arc<dyn Source>], at: u64, length: u64) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for (disk, place) in self.places(Range::at(DeviceOffset(at), length)?)? {
+            let mut part = vec![0; usize::try_from(place.len()).ok()?];
+            disks.get(usize::from(disk).checked_sub(1)?)?.read_at(&mut part, place.start).ok()?;
+            bytes.extend(part);
+        }
+        (bytes.len() as u64 == length).then_some(bytes)
     }
 
     /// The parity of a part of the device. Where one block protects several, it is there for each.
