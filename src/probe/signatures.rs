@@ -54,6 +54,12 @@ pub(super) fn find(context: &Context<'_>, inventory: &Inventory) -> Signatures {
             "wipefs --json -O USAGE,TYPE,LABEL {node} 2>/dev/null | LC_ALL=C tr -c '\\n -~' '?'"
         ));
         let mut signatures = listed(&said.unwrap_or_default());
+        let is_table = |it: &Signature| it.usage == Usage::PartitionTable && it.kind.name() == "dos";
+        if signatures.iter().any(is_table)
+            && device.read(0, 512).is_some_and(|sector| has_no_partitions(&sector))
+        {
+            signatures.retain(|it| !is_table(it));
+        }
         if let Some(bcachefs) = bcachefs(&device)
             && !signatures.iter().any(|known| matches!(known.kind.name(), "bcachefs" | "bcache"))
         {
@@ -90,6 +96,12 @@ fn listed(report: &str) -> Vec<Signature> {
         }
     }
     signatures
+}
+
+/// Whether a boot sector has no partition. It ends like an MBR, and wipefs takes that of an NTFS that
+/// mkntfs made for one; the four entries of its table are zeroes.
+fn has_no_partitions(sector: &[u8]) -> bool {
+    sector.get(446..510).is_some_and(|entries| entries.iter().all(|byte| *byte == 0))
 }
 
 /// `struct bch_sb` of bcachefs's `bcachefs_format.h`: the superblock is 4096 bytes from the
@@ -175,6 +187,15 @@ fn used_by_others(inventory: &Inventory) -> BTreeSet<DeviceNumber> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_sector_without_entries_is_no_partition_table() {
+        let mut sector = vec![0; 512];
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        assert!(has_no_partitions(&sector) && !has_no_partitions(&sector[..500]));
+        sector[450] = 7;
+        assert!(!has_no_partitions(&sector));
+    }
 
     #[test]
     fn reports_of_wipefs_are_read() {
