@@ -26,13 +26,17 @@ pub fn hfsplus(root: &Path, image: &Path, size: u64) {
     let field = |from: usize| u32::from_be_bytes(bytes[at + 1024 + from..][..4].try_into().unwrap());
     let block = field(40) as usize;
     let length = block * field(44) as usize;
-    // xorriso counts the block behind the extents overflow file as used, but nothing has it.
+    // xorriso counts the block behind the extents overflow file as used, but nothing has it, and the
+    // last blocks as free, but they are not.
     let unused = field(208) as usize + field(212) as usize;
     let bitmap = field(128) as usize * block;
     let mut filesystem = bytes[at..(at + length).min(bytes.len())].to_vec();
     assert!(filesystem.len() as u64 + 1024 <= size, "the files do not fit");
+    for number in 0..field(44) as usize {
+        filesystem[bitmap + number / 8] |= 0x80 >> (number % 8);
+    }
     filesystem[bitmap + unused / 8] &= !(0x80 >> (unused % 8));
-    filesystem[1024 + 48..][..4].copy_from_slice(&(field(48) + 1).to_be_bytes());
+    filesystem[1024 + 48..][..4].copy_from_slice(&1u32.to_be_bytes());
     let header = filesystem[1024..1536].to_vec();
     // Programs look for the second header at the end of the partition.
     filesystem.resize(size as usize, 0);

@@ -2,6 +2,7 @@
 //! its root directory where the bitmap of clusters lies, and the bitmap what is free ("exFAT
 //! filesystem specification", Microsoft).
 
+use super::facts::Clusters;
 use super::{Blocks, Facts, bit, units};
 use crate::probe::device::Device;
 use virt_bmap_on_disk::exfat::Layout;
@@ -36,5 +37,7 @@ fn describe_by(facts: &mut Facts, device: &Device<'_>, layout: &Layout, read: &B
         range.into_iter().for_each(|range| facts.name(name, [range], is_read(range)));
     }
     facts.whole.insert(Range::new(0, layout.end()));
+    // The kernel says which sectors a file has.
+    facts.clusters = Some(Clusters { start: layout.heap, size: layout.cluster });
     Some(())
 }

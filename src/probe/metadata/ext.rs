@@ -3,6 +3,7 @@
 //! The journal and other files without a name are inodes that have no path and that the kernel does
 //! not open. debugfs(8) reports where they lie.
 
+use super::facts::Clusters;
 use super::{Blocks, Facts};
 use crate::probe::device::{Device, Fields};
 use crate::probe::superblock::Ext;
@@ -23,7 +24,8 @@ fn describe_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: 
     facts.unit = Some(inode).filter(|inode| inode.is_power_of_two() && (128..=block).contains(inode));
     facts.shares_blocks = superblock.le32(0x64)? & SHARED_BLOCKS != 0;
     if superblock.le32(0x64)? & BIGALLOC != 0 {
-        facts.cluster = 1024u64.checked_shl(superblock.le32(0x1c)?).filter(|cluster| *cluster > block);
+        let size = 1024u64.checked_shl(superblock.le32(0x1c)?).filter(|size| *size > block);
+        facts.clusters = size.map(|size| Clusters { start: 0, size });
     }
     // Blocks of 1 KiB begin after the boot sector, larger ones with it.
     if superblock.le32(0x14)? > 0 {

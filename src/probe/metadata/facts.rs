@@ -15,9 +15,9 @@ pub(super) struct Facts {
     pub(super) free: Option<Blocks>,
     /// All blocks that are free or in use.
     pub(super) whole: Blocks,
-    /// Bytes of the clusters in which space is allocated, if they are larger than blocks. An object
-    /// has whole clusters, whatever its extents.
-    pub(super) cluster: Option<u64>,
+    /// The clusters in which space is allocated, if they are larger than the blocks of extents. An
+    /// object has whole clusters, whatever its extents.
+    pub(super) clusters: Option<Clusters>,
     /// Whether files of this filesystem may have blocks in common, though its kind usually has none
     /// that do.
     pub(super) shares_blocks: bool,
@@ -27,6 +27,15 @@ pub(super) struct Facts {
     pub(super) records: Option<u64>,
     /// What lies outside of the address space of a btrfs.
     pub(super) outside: Outside,
+}
+
+/// Clusters, one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Clusters {
+    /// Where the first one begins, in bytes.
+    pub(super) start: u64,
+    /// Bytes of each.
+    pub(super) size: u64,
 }
 
 /// Blocks that have a name.

@@ -1,6 +1,7 @@
 //! FAT: the kernel reports nothing of its metadata, but its boot sector says where the tables lie,
 //! and the tables what is free ("Microsoft FAT Specification", also ECMA-107).
 
+use super::facts::Clusters;
 use super::{Blocks, Facts, units};
 use crate::probe::device::Device;
 use virt_bmap_on_disk::fat::{FIRST, Layout};
@@ -46,4 +47,6 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks
     facts.free = Some(of_entry(|entry, _| entry == 0));
     facts.name("[bad clusters]", of_entry(|entry, bad| entry == bad).iter(), true);
     facts.whole.insert(Range::new(0, layout.end));
+    // The kernel says which sectors a file has.
+    facts.clusters = Some(Clusters { start: layout.data, size: layout.cluster });
 }

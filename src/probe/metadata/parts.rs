@@ -1,6 +1,6 @@
 //! What each block of a filesystem belongs to, besides its files and directories.
 
-use super::facts::{Facts, Named};
+use super::facts::{Clusters, Facts, Named};
 use super::{Blocks, METADATA, add};
 use crate::probe::channel::MetadataInputs;
 use crate::probe::layout::Layout;
@@ -55,7 +55,7 @@ impl Parts {
         let (mut superseded, mut unexplained) = (Blocks::new(), Blocks::new());
         if let Some(free) = &free {
             let used = facts.whole.difference(free);
-            let slack = slack(facts.cluster, &all, &used.difference(&all));
+            let slack = slack(facts.clusters, &all, &used.difference(&all));
             add(&mut all, &slack);
             unexplained = used.difference(&all);
             superseded = self::superseded(inputs, &owned, &unexplained);
@@ -84,14 +84,14 @@ fn attribute_blocks(inputs: &MetadataInputs, read: &Blocks, layout: &Layout) -> 
 }
 
 /// The rest of the clusters of which a part is known.
-fn slack(cluster: Option<u64>, known: &Blocks, unknown: &Blocks) -> Blocks {
-    let Some(cluster) = cluster else { return Blocks::new() };
+fn slack(clusters: Option<Clusters>, known: &Blocks, unknown: &Blocks) -> Blocks {
+    let Some(Clusters { start: first, size }) = clusters else { return Blocks::new() };
+    let of = |at: u64| at.checked_sub(first).map(|within| first + within / size * size);
     let mut slack = Blocks::new();
     // The cluster in which a range begins, and the one in which it ends, may be of known parts.
     for range in unknown.iter() {
-        let [first, last] = [range.start.0, range.end.0 - 1].map(|at| at / cluster * cluster);
-        for start in [first, last] {
-            let whole: Range<DeviceOffset> = Range::saturating(start, cluster);
+        for start in [range.start.0, range.end.0 - 1].into_iter().filter_map(of) {
+            let whole: Range<DeviceOffset> = Range::saturating(start, size);
             if known.overlap(whole).next().is_some() {
                 slack.extend(whole.intersection(range));
             }
@@ -121,8 +121,10 @@ mod tests {
     fn slack_is_in_clusters_of_which_a_part_is_known() {
         let (known, unknown) = (blocks(&[(0, 5), (30, 31)]), blocks(&[(5, 28), (31, 64)]));
         assert_eq!(slack(None, &known, &unknown), Blocks::new());
-        assert_eq!(slack(Some(16), &known, &unknown), blocks(&[(5, 28), (31, 32)]));
-        assert_eq!(slack(Some(8), &known, &unknown), blocks(&[(5, 8), (24, 28), (31, 32)]));
+        let of = |start, size| slack(Some(Clusters { start, size }), &known, &unknown);
+        assert_eq!(of(0, 16), blocks(&[(5, 28), (31, 32)]));
+        assert_eq!(of(0, 8), blocks(&[(5, 8), (24, 28), (31, 32)]));
+        assert_eq!(of(26, 8), blocks(&[(26, 28), (31, 34)]));
     }
 
     #[test]

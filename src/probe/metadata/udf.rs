@@ -36,6 +36,8 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, block: u64) {
             facts.name(name, [*range], first.is_some());
         }
     }
+    let streams = stream_directory(&of_device, &volume);
+    facts.name("[stream directory]", streams, true);
     if volume.partition.end.0 <= device.size
         && let Some(bitmap) = volume.bitmap
     {
@@ -65,6 +67,26 @@ fn recognition(read: Read<'_>, block: u64) -> Option<Range<DeviceOffset>> {
     };
     let count = (0..MOST).take_while(is_one).count() as u64;
     (count > 0).then(|| Range::new(START, START + count * size))
+}
+
+/// The file entry of the directory of the volume's own streams, which the file set descriptor names
+/// (4/14.1; UDF 2.3.2). What it lists is in the entry itself.
+fn stream_directory(read: Read<'_>, volume: &Volume) -> Option<Range<DeviceOffset>> {
+    /// Tags of the file set descriptor and of the extended file entry.
+    const FILE_SET: u16 = 256;
+    const EXTENDED: u16 = 266;
+    let block_at = |number: u64| {
+        let start = volume.partition.start.0.checked_add(number.checked_mul(volume.block)?)?;
+        Range::at(DeviceOffset(start), volume.block).filter(|range| range.end <= volume.partition.end)
+    };
+    let is_tagged = |range: Range<DeviceOffset>, number: u64, wanted: u16| {
+        let bytes = read(range.start.0, range.len())?;
+        (udf::tag(&bytes, number)? == wanted).then_some(bytes)
+    };
+    let set = is_tagged(block_at(volume.file_set)?, volume.file_set, FILE_SET)?;
+    let (length, number) = (set.le32(464)?, u64::from(set.le32(468)?));
+    let range = block_at(number).filter(|_| length > 0)?;
+    is_tagged(range, number, EXTENDED).map(|_| range)
 }
 
 /// The free blocks according to the bitmap at this place: set bits, the lowest of each byte first.
@@ -106,6 +128,7 @@ mod tests {
             integrity: Vec::new(),
             partition: range(10, 40),
             bitmap: Some(range(12, 13)),
+            file_set: 0,
             is_closed: true,
         }
     }

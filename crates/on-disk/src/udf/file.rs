@@ -121,6 +121,7 @@ mod tests {
             integrity: Vec::new(),
             partition: Range::new(10 * 512, 40 * 512),
             bitmap: None,
+            file_set: 0,
             is_closed: true,
         }
     }

@@ -59,6 +59,7 @@ fn a_volume_is_found_whatever_its_blocks() {
             integrity: vec![range(268, 269)],
             partition: range(270, 300),
             bitmap: Some(range(270, 271)),
+            file_set: 0,
             is_closed: true,
         };
         assert_eq!(Volume::of(&reader(&disk(block as usize)), block), Some(volume));

@@ -32,6 +32,8 @@ pub struct Volume {
     pub partition: Range<DeviceOffset>,
     /// The bitmap of unallocated blocks, if free space is described by nothing else.
     pub bitmap: Option<Range<DeviceOffset>>,
+    /// The block of the partition that holds the file set descriptor.
+    pub file_set: u64,
     /// Whether it was unmounted cleanly.
     pub is_closed: bool,
 }
@@ -54,8 +56,9 @@ impl Volume {
         let (start, length) = (u64::from(partition.le32(188)?), u64::from(partition.le32(192)?));
         let range = Range::new(start * block, (start + length) * block);
         let bitmap = bitmap(&partition, block, range);
+        let file_set = logical.le32(252)?.into();
         let sequences = sequences.into_iter().filter(|range| !range.is_empty()).collect();
-        Some(Self { block, sequences, integrity, partition: range, bitmap, is_closed })
+        Some(Self { block, sequences, integrity, partition: range, bitmap, file_set, is_closed })
     }
 }
 
