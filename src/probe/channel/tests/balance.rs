@@ -6,9 +6,11 @@ use virt_bmap_map::Balance;
 
 const BLOCK: u64 = 4096;
 
-/// The objects of the filesystem: number, parent, kind, name, first block and number of blocks. The
-/// root has block 1.
-const OBJECTS: [(u32, u32, ObjectKind, &[u8], u64, u64); 4] = [
+/// An object: number, parent, kind, name, first block and number of blocks.
+type Reported = (u32, u32, ObjectKind, &'static [u8], u64, u64);
+
+/// The objects of the filesystem. The root has block 1.
+const OBJECTS: [Reported; 4] = [
     (2, 1, ObjectKind::Directory, b"d", 2, 1),
     (3, 2, ObjectKind::File, b"f", 3, 2),
     (4, 1, ObjectKind::File, b"g", 5, 3),
@@ -17,7 +19,7 @@ const OBJECTS: [(u32, u32, ObjectKind, &[u8], u64, u64); 4] = [
 
 /// The balance after a walk that reports these objects. Block 0 is a superblock, block 9 is read by
 /// the kernel, and from block 16 on all is free.
-fn balance(kind: FsKind, objects: &[(u32, u32, ObjectKind, &[u8], u64, u64)]) -> (Balance, Vec<Cause>) {
+fn balance(kind: &FsKind, objects: &[Reported]) -> (Balance, Vec<Cause>) {
     let mut agent = Agent::walking();
     agent.read(9 * BLOCK, 10 * BLOCK);
     agent.tag(1, false);
@@ -48,12 +50,12 @@ fn balance(kind: FsKind, objects: &[(u32, u32, ObjectKind, &[u8], u64, u64)]) ->
         .unwrap();
     let inputs = agent.channel.end().unwrap();
     let layout = Layout::of_disk(1, 1 << 20);
-    agent.channel.with(|found, _| balance_of_reported(&inputs, &layout, found, &kind))
+    agent.channel.with(|found, _| balance_of_reported(&inputs, &layout, found, kind))
 }
 
 #[test]
 fn what_is_all_reported_is_even() {
-    let (balance, causes) = balance(FsKind::Ext4, &OBJECTS);
+    let (balance, causes) = balance(&FsKind::Ext4, &OBJECTS);
     assert_eq!((balance.used, balance.files, balance.directories), (10 * BLOCK, 5 * BLOCK, 3 * BLOCK));
     assert_eq!((balance.metadata, balance.is_even()), (2 * BLOCK, true));
     assert!(causes.is_empty(), "{causes:?}");
@@ -64,7 +66,7 @@ fn what_the_walk_drops_is_missing_to_the_byte() {
     for dropped in [4, 5] {
         let (_, _, _, _, _, count) = *OBJECTS.iter().find(|(id, ..)| *id == dropped).unwrap();
         let left: Vec<_> = OBJECTS.into_iter().filter(|(id, ..)| *id != dropped).collect();
-        let (balance, causes) = balance(FsKind::Ext4, &left);
+        let (balance, causes) = balance(&FsKind::Ext4, &left);
         assert_eq!((balance.used, balance.unexplained), (10 * BLOCK, count * BLOCK), "{dropped}");
         assert_eq!(causes, [Cause::Unexplained { ranges: 1, bytes: count * BLOCK }]);
     }
@@ -75,7 +77,7 @@ fn what_two_have_is_told_unless_they_may_share_it() {
     // `/g` has the second block of `/d/f`, and a free one.
     let mut objects = OBJECTS;
     (objects[2].4, objects[2].5) = (4, 13);
-    let (balance, causes) = balance(FsKind::Ext4, &objects);
+    let (balance, causes) = balance(&FsKind::Ext4, &objects);
     assert_eq!(balance.claimed_twice, 2 * BLOCK, "of `/d/f`, and of the directory at 8");
     assert_eq!(balance.claimed_free, BLOCK);
     let example = ["/d/f", "/g"].map(str::to_owned);
@@ -86,5 +88,5 @@ fn what_two_have_is_told_unless_they_may_share_it() {
             Cause::ClaimedFree { ranges: 1, bytes: BLOCK }
         ]
     );
-    assert_eq!(super::balance::balance(FsKind::Xfs, &objects).0.claimed_twice, 0);
+    assert_eq!(super::balance::balance(&FsKind::Xfs, &objects).0.claimed_twice, 0);
 }
