@@ -417,7 +417,8 @@ impl Found {
         Some(if path.is_empty() { b"/" } else { path })
     }
 
-    fn keeps(&self, kind: Kind) -> bool {
+    /// Whether objects of this kind get into the map.
+    pub fn keeps(&self, kind: Kind) -> bool {
         self.keeps_metadata || !matches!(kind, Kind::Metadata | Kind::Symlink | Kind::Free)
     }
 

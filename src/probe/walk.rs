@@ -66,7 +66,8 @@ fn walk_as(
     let (order, asks) = (walk.read_order(), walk.reuses_files());
     let mut listings = Listings::default();
     if let (true, Some(baseline), Some(inodes)) = (asks, baseline, inodes)
-        && let Some((unchanged, host_listings)) = inodes.unchanged(device.as_bytes(), &walk.kind, baseline)
+        && let Some((unchanged, host_listings)) =
+            inodes.unchanged(device.as_bytes(), &walk.kind, baseline, context.metadata)
     {
         (walk.unchanged, listings) = (Some(Arc::new(unchanged)), host_listings);
     }

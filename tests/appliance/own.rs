@@ -317,7 +317,7 @@ fn an_upgraded_package_brings_another_one() {
         }
     }
     fs::write(&copy, [fs::read(status).unwrap(), vec![b'\n']].concat()).unwrap();
-    build(sandbox);
+    let _sandbox = build(sandbox);
     let last = built(&cache);
     assert!(last.len() == 2 && !last.contains(first), "{after:?} {last:?}");
 }

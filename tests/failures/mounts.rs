@@ -136,5 +136,7 @@ fn the_kernels_words_and_the_options_that_filesystems_need() {
         "{:?}",
         map.pieces("f /dev/sdh /file")
     );
-    assert_eq!(map.warnings.len(), 5, "{:#?}", map.warnings);
+    // The books tell how much the corrupt directory hides: three files of a block each.
+    assert_eq!(map.cause("/dev/sdc", "unexplained")["bytes"], 3 * 1024);
+    assert_eq!(map.warnings.len(), 6, "{:#?}", map.warnings);
 }

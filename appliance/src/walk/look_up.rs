@@ -128,7 +128,7 @@ impl Walker {
     }
 
     /// Reports an unsure directory: its blocks do not show which of its entries are directories.
-    fn unsure(&mut self, directory: u32) {
+    pub(super) fn unsure(&mut self, directory: u32) {
         if std::mem::replace(&mut self.last_unsure, directory) != directory {
             self.control.put(&Record::Unsure { id: directory });
         }

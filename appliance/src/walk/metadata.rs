@@ -134,6 +134,8 @@ impl Walker {
     ) -> Result<(), Fatal> {
         match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if !self.is_elsewhere(&stat) && self.has_more_blocks(&stat, None) => {
+                // An update must find these blocks again.
+                self.unsure(parent);
                 self.attributes_by_name(directory, parent, name)
             }
             Ok(_) => Ok(()),

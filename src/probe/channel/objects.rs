@@ -88,6 +88,10 @@ impl State {
                 return Err(ChannelError::Protocol("too many files in a batch"));
             }
         }
+        if object.kind == ObjectKind::Symlink && object.allocated > 0 && !self.found.keeps(kind) {
+            // The map does not have the link, so its blocks must be found again in an update.
+            self.inodes.unsure.extend(self.found.inode_of(object.parent));
+        }
         self.snapshot.objects += 1;
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! These reads are recorded, too. What remains of them without files, directories and named
 //! metadata is [`METADATA`]. The names come from the filesystem itself if it reports the use of its
 //! blocks (GETFSMAP), otherwise from the few numbers in its superblock that say where its parts
-//! lie. If the filesystem reports what is free, the rest is known as well: it is [`ALLOCATED`], in
+//! lie. If the filesystem reports what is free, the rest is known as well: it is `[allocated]`, in
 //! use for an unknown purpose.
 
 mod balance;
@@ -96,7 +96,9 @@ pub(super) fn filesystem(
     put.places(Kind::Metadata, b"[superblocks]", &facts.outside.superblocks)?;
     put.places(Kind::Metadata, RESERVED.as_bytes(), &facts.outside.reserved)?;
     put.places(Kind::Metadata, METADATA.as_bytes(), &facts.outside.read)?;
-    put.inline(&facts, inputs, layout)?;
+    if context.metadata {
+        put.inline(&facts, inputs, layout)?;
+    }
     for Named { name, blocks, marks } in &parts.named {
         put.blocks(Kind::Metadata, name.as_bytes(), blocks, *marks, layout)?;
     }

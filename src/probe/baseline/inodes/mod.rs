@@ -159,12 +159,14 @@ impl<'a> Inodes<'a> {
     }
 
     /// The unchanged files and directories of the baseline, and the host listings of the
-    /// directories.
+    /// directories. `needs_links`: symbolic links are wanted, so that directories must be listed if
+    /// the baseline does not have them.
     pub(in crate::probe) fn unchanged(
         &self,
         device: &[u8],
         kind: &FsKind,
         baseline: &Arc<Baseline>,
+        needs_links: bool,
     ) -> Option<(UnchangedObjects, Listings)> {
         if !self.is_settled {
             return None;
@@ -195,7 +197,7 @@ impl<'a> Inodes<'a> {
         };
         // A page of smaller blocks may hold blocks of several directories; then the later ones are
         // not read again, and their blocks would be missing from the map.
-        let directories = if self.table.block() >= PAGE && baseline.has_links() {
+        let directories = if self.table.block() >= PAGE && (baseline.has_links() || !needs_links) {
             baseline.unchanged_directories(device, is_directory, is_touched)
         } else {
             HashMap::new()
