@@ -8,7 +8,7 @@ use virt_bmap_ranges::{DiskOffset, DiskRange, Range};
 /// Bytes that are read at a time.
 const PIECE: u64 = 4 << 20;
 
-/// Bytes of which the image is asked for holes at a time.
+/// Bytes of one question for holes to the image.
 const ASKED: u64 = 1 << 30;
 
 /// Whether all of a device reads as zeroes, but for the first and the last `except` bytes. What the
@@ -60,7 +60,7 @@ mod tests {
     use std::io;
     use virt_bmap_image::Allocation;
 
-    /// A disk of `size` bytes with one byte that is not zero; what lies in `hole` is said to be a
+    /// A disk of `size` bytes with one byte that is not zero. It reports the range `hole` as a
     /// hole.
     struct Disk {
         size: u64,

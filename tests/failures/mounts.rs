@@ -1,5 +1,5 @@
-//! What the kernel says when it cannot mount a filesystem or read a directory is said with our names
-//! of devices; filesystems that need an option of their own are mapped.
+//! Warnings quote what the kernel says when it cannot mount a filesystem or read a directory, with our
+//! names of devices. Filesystems that need an option of their own are mapped.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,5 @@
-//! Whatever a device holds that nothing in the appliance uses is said by its name; what is empty is
-//! told from what is not.
+//! Warnings name what a device holds if the appliance cannot use it. They tell empty devices from
+//! others.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

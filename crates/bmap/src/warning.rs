@@ -523,7 +523,7 @@ impl fmt::Display for Cause {
             ),
             Self::DiskTruncated { described, size } => write!(
                 f,
-                "its partition table describes a disk of {described} bytes, of which the image holds {size}; \
+                "its partition table describes a disk of {described} bytes, but the image has {size}; \
                  partitions past the end of the image are not mapped"
             ),
             Self::VolumeGroupRenamed { group } => write!(
