@@ -282,11 +282,7 @@ impl Found {
             None => Some(Vec::new()),
             Some(parent) => self.path(parent, name)?,
         };
-        match kind {
-            Kind::Directory => self.counts.directories += 1,
-            Kind::File => self.counts.files += 1,
-            _ => {}
-        }
+        self.count(kind);
         // Objects below a directory without a path have no path, either.
         self.entries.push(Entry::Unnamed);
         let is_directory = kind == Kind::Directory || attributes.mode.is_some_and(is_directory);
@@ -320,14 +316,12 @@ impl Found {
         let number = self.number()?;
         // A path never begins with a bracket.
         let path = [format!("[orphan inode {inode}]").as_bytes(), part].concat();
-        match kind {
-            Kind::Directory => self.counts.directories += 1,
-            Kind::File => self.counts.files += 1,
-            _ => {}
-        }
+        self.count(kind);
         self.entries.push(Entry::Unnamed);
-        let object = self.named(kind, &path, attributes)?;
-        self.entries[number as usize - 1] = Entry::Object(object);
+        if self.keeps(kind) {
+            let object = self.named(kind, &path, attributes)?;
+            self.entries[number as usize - 1] = Entry::Object(object);
+        }
         Ok(number)
     }
 
@@ -357,11 +351,6 @@ impl Found {
             Ok(Entry::Object(object)) => Some(self.builder.name(object).kind),
             _ => None,
         }
-    }
-
-    /// Notes the tag of an object's reparse point.
-    pub fn reparse_point(&mut self, number: ObjectNumber, _tag: u32) {
-        self.mark(number, Marks::REPARSE_POINT);
     }
 
     /// Marks an object.
@@ -415,6 +404,14 @@ impl Found {
     pub fn directory_path(&self, number: ObjectNumber) -> Option<&[u8]> {
         let path = self.directories.get(&number)?;
         Some(if path.is_empty() { b"/" } else { path })
+    }
+
+    fn count(&mut self, kind: Kind) {
+        match kind {
+            Kind::Directory => self.counts.directories += 1,
+            Kind::File => self.counts.files += 1,
+            _ => {}
+        }
     }
 
     /// Whether objects of this kind get into the map.
@@ -491,6 +488,20 @@ mod tests {
         let paths: Vec<&[u8]> = map.objects().map(|object| object.name().path).collect();
         assert_eq!(paths, [&b"/"[..], b"/second", b""]);
         assert_eq!(map.pieces().len(), 1);
+    }
+
+    #[test]
+    fn without_metadata_parts_of_orphans_are_left_out() {
+        let mut found = Found::default();
+        found.leave_metadata_out();
+        found.begin_filesystem("/dev/sda");
+        for (kind, part) in [(Kind::File, &b":a"[..]), (Kind::Metadata, b" [attribute list]")] {
+            let number = found.orphan(kind, 7, part, Attributes::default()).unwrap();
+            found.range(number, 1, DiskRange::new(0, 1), None, Role::default()).unwrap();
+        }
+        let map = found.into_map().unwrap();
+        let paths: Vec<&[u8]> = map.objects().map(|object| object.name().path).collect();
+        assert_eq!(paths, [&b"[orphan inode 7]:a"[..]]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(super) fn try_mount(
     let mut options = "ro,nodev,nosuid,noexec".to_owned();
     let own = facts.mount_options.filter(|_| !is_subvolume);
     let needed = filesystem.mount_options.as_deref();
-    for option in own.into_iter().chain(facts.metadata_option).chain(needed) {
+    for option in own.into_iter().chain(needed) {
         options.push(',');
         options.push_str(option);
     }

@@ -52,8 +52,6 @@ pub struct FsFacts {
     pub driver: Driver,
     /// Mount options besides `ro,nodev,nosuid,noexec`.
     pub mount_options: Option<&'static str>,
-    /// A further mount option with `--metadata`.
-    pub metadata_option: Option<&'static str>,
     /// A further mount option for when mounting without it fails.
     pub degraded_option: Option<&'static str>,
     /// Whether mounting replays a journal.
@@ -93,7 +91,6 @@ const PLAIN: FsFacts = FsFacts {
     magic: None,
     driver: Driver::Kernel,
     mount_options: None,
-    metadata_option: None,
     degraded_option: None,
     has_journal: false,
     replays_in_memory: false,
@@ -214,7 +211,7 @@ kinds! {
         name: "ntfs",
         magic: Some(0x6573_5546),
         driver: Driver::Fuse,
-        metadata_option: Some("show_sys_files"),
+        mount_options: Some("show_sys_files"),
         reserved_inodes: 24,
         ..PLAIN
     },

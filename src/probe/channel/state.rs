@@ -9,7 +9,7 @@ use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use virt_bmap_agent_protocol::record::{self, ATTRIBUTES, Extent};
 use virt_bmap_agent_protocol::{FsKind, Record, VERSION, frame};
-use virt_bmap_map::Warning;
+use virt_bmap_map::{Marks, Warning};
 
 /// Most extents that are kept at a time: those of one batch of files and one directory.
 const MOST_EXTENTS: usize = 1 << 24;
@@ -125,9 +125,9 @@ impl State {
                 self.walk.address_space.chunks.push(chunk);
             }
             Record::Placed { id } => self.placed(id)?,
-            Record::Reparse { id, tag } => {
+            Record::Reparse { id, .. } => {
                 self.in_walk(id)?;
-                self.found.reparse_point(id, tag);
+                self.found.mark(id, Marks::REPARSE_POINT);
             }
             Record::Ntfs(state) => self.note_ntfs(&state),
             Record::Member(member) => {

@@ -24,14 +24,15 @@ pub(super) fn balance(
     kind: &FsKind,
 ) -> (Balance, Vec<Cause>) {
     let Parts { superseded, unexplained, .. } = parts;
-    let free = facts.free.clone().unwrap_or_default();
+    let nothing = Blocks::new();
+    let free = facts.free.as_ref().unwrap_or(&nothing);
     let on_device = |recording: &Recording| within(&layout.to_device_partly(recording), &facts.whole);
     let [files, directories] = owned.recordings().map(|recording| on_device(&recording));
     let objects: Blocks = files.iter().chain(directories.iter()).collect();
-    let used = facts.whole.difference(&free);
-    let claimed_free = within(&objects, &free);
-    let of_files = files.difference(&free);
-    let of_directories = directories.difference(&free).difference(&of_files);
+    let used = facts.whole.difference(free);
+    let claimed_free = within(&objects, free);
+    let of_files = files.difference(free);
+    let of_directories = directories.difference(free).difference(&of_files);
     let others = [&of_files, &of_directories, superseded, unexplained].map(Blocks::bytes);
 
     let mut twice = Twice::default();
