@@ -52,7 +52,9 @@ impl Times {
 fn main() -> ExitCode {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probes");
     let image = MANY.image(&directory);
-    let before = guest::map(&image, &MapperOptions::default()).mapped.map;
+    // What a map in JSON Lines has by default.
+    let options = MapperOptions { metadata: true, ..MapperOptions::default() };
+    let before = guest::map(&image, &options).mapped.map;
     let changed = directory.join("update.img");
     guest::copy(&image, &changed);
     change(&before, &changed, &directory);
@@ -63,10 +65,10 @@ fn main() -> ExitCode {
         let mut times =
             Times { name, scratch: [Duration::MAX; 2], update: [Duration::MAX; 2], taken_over: 0 };
         for _ in 0..MANY.runs {
-            let scratch = guest::map(&changed, &MapperOptions { probe, ..MapperOptions::default() });
+            let scratch = guest::map(&changed, &MapperOptions { probe, ..options.clone() });
             let baseline = Baseline::new(before.clone(), BTreeMap::new()).map(Arc::new);
             assert!(baseline.is_some(), "something can be taken over");
-            let update = guest::map(&changed, &MapperOptions { probe, baseline, ..MapperOptions::default() });
+            let update = guest::map(&changed, &MapperOptions { probe, baseline, ..options.clone() });
             assert!(written(&scratch.mapped.map) == written(&update.mapped.map), "the maps are the same");
             times.take(&scratch, &update);
         }

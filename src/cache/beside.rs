@@ -82,18 +82,23 @@ pub fn mark(map: &File, origin: &Origin) -> io::Result<()> {
 }
 
 /// The map beside an image that was made from its present state. The name of the map is that of the
-/// image with the suffix of a map, in place of its own or after it.
+/// image with the suffix of a map, in place of its own or after it. Unless metadata is needed, a
+/// map without it serves as well.
 ///
 /// # Errors
 /// [`NotUsed`] for the first of the files that have such a name.
-pub fn find(image: &Path, origin: &Origin) -> Result<KeptMap, NotUsed> {
+pub fn find(image: &Path, origin: &Origin, needs_metadata: bool) -> Result<KeptMap, NotUsed> {
+    let mut origins = vec![origin.clone()];
+    if !needs_metadata {
+        origins.push(origin.clone().of_content(false));
+    }
     let mut first = None;
     for suffix in SUFFIXES {
         let mut after = OsString::from(image);
         after.push(".");
         after.push(suffix);
         for path in [image.with_extension(suffix), after.into()] {
-            match open(&path, origin) {
+            match open(&path, &origins) {
                 Ok(map) => return Ok(map),
                 Err(NotUsed::Missing(_)) => {}
                 Err(why) => drop(first.get_or_insert(why)),
@@ -103,18 +108,21 @@ pub fn find(image: &Path, origin: &Origin) -> Result<KeptMap, NotUsed> {
     Err(first.unwrap_or_else(|| NotUsed::Missing(image.to_owned())))
 }
 
-fn open(path: &Path, origin: &Origin) -> Result<KeptMap, NotUsed> {
+/// Opens a map that was made from one of these origins, which differ in the options at most.
+fn open(path: &Path, origins: &[Origin]) -> Result<KeptMap, NotUsed> {
     let at = || path.to_owned();
     let Some(file) = trusted::file(path)? else { return Err(NotUsed::Missing(at())) };
     let mark = read_mark(&file).ok_or_else(|| NotUsed::Unmarked(at()))?;
-    let now = origin.digests();
-    if mark.origin.images != now.images {
+    let is_now = |part: fn(&Digests) -> &str| {
+        origins.iter().any(|origin| part(origin.digests()) == part(&mark.origin))
+    };
+    if !is_now(|digests| &digests.images) {
         return Err(NotUsed::Images(at()));
     }
-    if mark.origin.options != now.options {
+    if !is_now(|digests| &digests.options) {
         return Err(NotUsed::Options(at()));
     }
-    if mark.origin.program != now.program {
+    if !is_now(|digests| &digests.program) {
         return Err(NotUsed::Program(at()));
     }
     let format = FileType::of(path).format;

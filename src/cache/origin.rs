@@ -22,6 +22,8 @@ const SETTLED: Duration = Duration::from_secs(1);
 pub struct Origin {
     files: Vec<(PathBuf, FileState)>,
     digests: Digests,
+    /// The digest of the options, if the map has no metadata.
+    plain_options: String,
 }
 
 /// Digests of the parts of an origin, in hexadecimal.
@@ -57,15 +59,24 @@ impl Origin {
             files.map(|path| Some((path.clone(), FileState::of(path)?))).collect::<Option<_>>()?;
         let digests = Digests {
             images: of_images(&files, images),
-            options: of_options(options),
+            options: of_options(options, options.metadata),
             program: of_program()?,
         };
-        Some(Self { files, digests })
+        Some(Self { files, digests, plain_options: of_options(options, false) })
     }
 
     /// The digests of its parts.
     pub fn digests(&self) -> &Digests {
         &self.digests
+    }
+
+    /// The origin of a map with or without metadata. One with metadata has it only if the options
+    /// asked for it.
+    pub fn of_content(mut self, has_metadata: bool) -> Self {
+        if !has_metadata {
+            self.digests.options.clone_from(&self.plain_options);
+        }
+        self
     }
 
     /// A digest of all its parts, in hexadecimal.
@@ -120,7 +131,7 @@ fn of_images(files: &[(PathBuf, FileState)], images: &[Image]) -> String {
     key.finish()
 }
 
-fn of_options(options: &MapperOptions) -> String {
+fn of_options(options: &MapperOptions, has_metadata: bool) -> String {
     let (probe, every) = match options.probe {
         Probe::Agent => (0, 0),
         Probe::Extents { every } => (1, every.get()),
@@ -131,7 +142,7 @@ fn of_options(options: &MapperOptions) -> String {
         Legs::One => 1,
     };
     let mut key = KeyBuilder::default();
-    key.add(&[probe, u8::from(options.metadata), legs]);
+    key.add(&[probe, u8::from(has_metadata), legs]);
     key.add(&every.to_le_bytes());
     key.finish()
 }

@@ -1,7 +1,7 @@
 //! Makes the map that a query needs if the user gave none.
 
 use super::Exit;
-use super::map::{MapOptions, commit, make, mapper_options, open, refuse_to_overwrite};
+use super::map::{MapOptions, commit, make, mapper_options, open, refuse_to_overwrite, write};
 use super::progress::print_warnings;
 use super::signals::Interruption;
 use anyhow::{Result, bail};
@@ -16,7 +16,7 @@ use virt_bmap::mapper::{Cancel, GuestDisk};
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap_image::{Image, ImageFormat};
 use virt_bmap_map::output::Output;
-use virt_bmap_map::{self as bmap, Map};
+use virt_bmap_map::Map;
 use virt_bmap_ranges::{Printable, error_chain};
 
 /// Makes a map that is not written to a file. The inner error is the exit status after a signal.
@@ -191,10 +191,8 @@ impl<'a> Maker<'a> {
         };
         self.interruption.set_idle(true);
         self.accept(&map);
-        for output in &mut outputs {
-            bmap::write(&map, output)?;
-        }
-        commit(outputs, began, origin.as_ref())?;
+        write(&map, &mut outputs, &mapping)?;
+        commit(outputs, began, origin.as_ref(), &mapping)?;
         Ok(Some(map))
     }
 
@@ -205,7 +203,7 @@ impl<'a> Maker<'a> {
         let Some(origin) = Origin::of(&images, &mapper_options(mapping)) else {
             bail!("{}: {NO_ORIGIN}", disk.path.display());
         };
-        let kept = beside::find(&disk.path, &origin)?;
+        let kept = beside::find(&disk.path, &origin, mapping.metadata)?;
         self.note_use(disk, &kept);
         self.accept(&kept.map);
         Ok(Some(kept.map))
@@ -226,7 +224,7 @@ impl<'a> Maker<'a> {
                 note!("{}: {NO_ORIGIN}", Printable::path(&disk.path));
                 None
             }
-            (MadeBefore::Beside, Some(origin)) => match beside::find(&disk.path, origin) {
+            (MadeBefore::Beside, Some(origin)) => match beside::find(&disk.path, origin, self.options.mapping.metadata) {
                 Ok(kept) => Some(kept),
                 Err(why) => {
                     note!("{}", error_chain(&why));

@@ -26,7 +26,7 @@ use virt_bmap::probe::key::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
 use virt_bmap_image::{Image, ImageFormat};
 use virt_bmap_map::output::Output;
-use virt_bmap_map::{self as bmap, Map, diff};
+use virt_bmap_map::{self as bmap, FileType, Map, diff};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
@@ -115,13 +115,18 @@ pub(super) struct MapOptions {
     #[arg(skip)]
     pub(super) baseline: Option<Arc<Baseline>>,
 
-    /// Also map metadata, symbolic links and free space
+    /// Put metadata, symbolic links and free space into text maps, too
     ///
-    /// Objects of type `m` are the metadata of filesystems (superblocks, inode tables, journals,
-    /// …), partition tables, boot code, the metadata of LVM, md, LUKS and BitLocker, and swap.
-    /// Symbolic links are `s`, free space is `u`. Not possible with --probe guestfsd.
-    #[arg(long)]
+    /// All other formats have them anyway. Objects of type `m` are the metadata of filesystems
+    /// (superblocks, inode tables, journals, …), partition tables, boot code, the metadata of LVM,
+    /// md, LUKS and BitLocker, and swap. Symbolic links are `s`, free space is `u`. Not possible
+    /// with --probe guestfsd.
+    #[arg(long, overrides_with = "no_metadata")]
     pub(super) metadata: bool,
+
+    /// Leave metadata, symbolic links and free space out of maps of all formats
+    #[arg(long)]
+    pub(super) no_metadata: bool,
 
     /// Key of an encrypted device, as in the guestfs tools; can be repeated
     ///
@@ -171,7 +176,7 @@ pub(super) struct MapOptions {
 const NOT_PASSED_ON: [&str; 4] = ["quiet", "progress", "verbose", "trace"];
 
 /// Options that affect the content of a map.
-const AFFECT_CONTENT: [&str; 4] = ["probe", "metadata", "key", "legs"];
+const AFFECT_CONTENT: [&str; 5] = ["probe", "metadata", "no_metadata", "key", "legs"];
 
 impl MapOptions {
     /// The options of this command line, as arguments for another run of this program; and those
@@ -207,6 +212,22 @@ impl MapOptions {
             return None;
         };
         Some(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)))
+    }
+
+    /// Whether maps have metadata, symbolic links and free space in memory.
+    pub(super) fn with_metadata(&self) -> bool {
+        !self.no_metadata && !matches!(self.probe, ProbeArg::Guestfsd)
+    }
+
+    /// The same options, but without metadata if none of these outputs would have it.
+    fn for_outputs(&self, outs: &[PathBuf]) -> Self {
+        let no_metadata = self.no_metadata || !outs.iter().any(|out| self.has_metadata(out));
+        Self { no_metadata, ..self.clone() }
+    }
+
+    /// Whether a map that is written to this file has metadata.
+    fn has_metadata(&self, out: &Path) -> bool {
+        self.with_metadata() && (self.metadata || FileType::of(out).format != bmap::Format::Text)
     }
 
     /// Starts the debug log of `--verbose`.
@@ -295,16 +316,20 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     Ok(match map_to(&disks, &outs, &options)? {
         Ok(mapped) => {
             if let Some(earlier) = earlier {
-                print_changes(
-                    options.progress,
-                    options.quiet,
-                    diff::Counts::of(&diff::diff(&earlier, &mapped.map)),
-                );
+                print_changes(options.progress, options.quiet, counts(&earlier, &mapped.map));
             }
             summarise(&mapped, &outs, &options)
         }
         Err(exit) => exit,
     })
+}
+
+/// How many objects changed of those that both maps could have.
+fn counts(earlier: &Map, map: &Map) -> diff::Counts {
+    if earlier.lists_metadata() == map.lists_metadata() {
+        return diff::Counts::of(&diff::diff(earlier, map));
+    }
+    diff::Counts::of(&diff::diff(&earlier.without_metadata(), &map.without_metadata()))
 }
 
 /// Loads the earlier map. If it cannot be read, the guest is mapped without it.
@@ -335,22 +360,28 @@ pub(super) fn map_to(
     options: &MapOptions,
 ) -> Result<Result<Mapped, Exit>> {
     refuse_to_overwrite(disks, outs)?;
+    let options = options.for_outputs(outs);
     let cancel = Cancel::default();
     let interruption = Interruption::watch(cancel.clone())?;
     // Created before the long work, so that an unwritable directory is reported first.
     let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
     let (began, timer) = (SystemTime::now(), Instant::now());
-    let images = open(disks, options, &cancel)?;
-    let origin = images.as_ref().and_then(|images| Origin::of(images, &mapper_options(options)));
-    let mapped = images.map(|images| make(&images, options, &cancel)).transpose()?.flatten();
+    let images = open(disks, &options, &cancel)?;
+    let origin = images.as_ref().and_then(|images| Origin::of(images, &mapper_options(&options)));
+    let mapped = images.map(|images| make(&images, &options, &cancel)).transpose()?.flatten();
     let Some(mapped) = mapped else {
         note!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
     let mapped = Mapped { elapsed: timer.elapsed(), ..mapped };
     // On its own thread: writing to a pipe that nobody reads would block for ever.
-    let writer = std::thread::spawn(move || write(mapped, outputs));
+    let writing = options.clone();
+    let writer = std::thread::spawn(move || -> Result<_> {
+        let mut outputs = outputs;
+        write(&mapped.map, &mut outputs, &writing)?;
+        Ok((mapped, outputs))
+    });
     let grace = if outs.iter().all(|out| is_file(out)) { Duration::MAX } else { PIPE_GRACE };
     let mut cancelled_for = Duration::ZERO;
     while !writer.is_finished() && cancelled_for < grace {
@@ -363,14 +394,19 @@ pub(super) fn map_to(
     }
     let (mapped, outputs) = writer.join().map_err(|_| anyhow!("internal error: the writer panicked"))??;
     // All outputs are complete on disk, so the renames cannot fail for lack of space.
-    commit(outputs, began, origin.as_ref())?;
+    commit(outputs, began, origin.as_ref(), &options)?;
     Ok(Ok(mapped))
 }
 
 /// Renames the maps to their final names. Their modification time becomes `began`, so that every
 /// write to an image after it was opened is newer than the map. If the images are as they were, the
 /// maps are marked with what they were made from.
-pub(super) fn commit(outputs: Vec<Output>, began: SystemTime, origin: Option<&Origin>) -> Result<()> {
+pub(super) fn commit(
+    outputs: Vec<Output>,
+    began: SystemTime,
+    origin: Option<&Origin>,
+    options: &MapOptions,
+) -> Result<()> {
     let origin = origin.filter(|origin| origin.held_since(began));
     for output in outputs {
         let path = output.path().to_owned();
@@ -379,7 +415,8 @@ pub(super) fn commit(outputs: Vec<Output>, began: SystemTime, origin: Option<&Or
             // A filesystem that cannot set this time, or has no attributes, is no reason to fail.
             let _ = File::open(&path).and_then(|file| {
                 file.set_modified(began)?;
-                origin.map_or(Ok(()), |origin| beside::mark(&file, origin))
+                let Some(origin) = origin else { return Ok(()) };
+                beside::mark(&file, &origin.clone().of_content(options.has_metadata(&path)))
             });
         }
     }
@@ -426,11 +463,18 @@ fn is_file(out: &Path) -> bool {
     out != Path::new("-") && out.metadata().map_or(true, |metadata| metadata.is_file())
 }
 
-fn write(mapped: Mapped, mut outputs: Vec<Output>) -> Result<(Mapped, Vec<Output>)> {
-    for output in &mut outputs {
-        bmap::write(&mapped.map, output)?;
+/// Writes a map to all outputs, each with what belongs there.
+pub(super) fn write(map: &Map, outputs: &mut [Output], options: &MapOptions) -> Result<()> {
+    let (whole, plain): (Vec<_>, Vec<_>) =
+        outputs.iter_mut().partition(|output| !map.lists_metadata() || options.has_metadata(output.path()));
+    for output in whole {
+        bmap::write(map, output)?;
     }
-    Ok((mapped, outputs))
+    if !plain.is_empty() {
+        let map = map.without_metadata();
+        plain.into_iter().try_for_each(|output| bmap::write(&map, output))?;
+    }
+    Ok(())
 }
 
 /// Prints the summary of a run and returns the exit status.
@@ -506,7 +550,7 @@ pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
         },
         baseline: args.baseline.clone(),
         keys: args.key.clone(),
-        metadata: args.metadata,
+        metadata: args.with_metadata(),
         legs: match args.legs {
             LegsArg::All => Legs::All,
             LegsArg::One => Legs::One,

@@ -25,8 +25,8 @@ use virt_bmap_ranges::{DiskNumber, Human, IndexedRanges};
 /// map's file or has another size or format, nothing is done. Otherwise the guest is mapped again:
 /// with a map in JSON Lines as baseline, only changed files are read; with a text map, all files.
 /// The new map replaces the old one and is the same as one made from scratch. The map does not
-/// record --probe guestfsd, --legs and --key: give them as when the map was made. --metadata is
-/// detected.
+/// record --probe guestfsd, --legs and --key: give them as when the map was made. The new map has
+/// metadata if the old one has.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct UpdateArgs {
@@ -99,8 +99,10 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         refuse_lossy(&old, out)?;
     }
     let mut options = args.mapping.clone();
+    // The new map has what the old one had, so that they can be compared.
     let had_metadata = old.lists_metadata();
-    options.metadata |= had_metadata;
+    options.metadata |= had_metadata && !options.no_metadata;
+    options.no_metadata |= !options.metadata;
     if let Some(exit) = options.contradiction() {
         return Ok(exit);
     }

@@ -416,7 +416,7 @@ impl Found {
 
     /// Whether objects of this kind get into the map.
     pub fn keeps(&self, kind: Kind) -> bool {
-        self.keeps_metadata || !matches!(kind, Kind::Metadata | Kind::Symlink | Kind::Free)
+        self.keeps_metadata || !kind.needs_metadata()
     }
 
     fn named(&mut self, kind: Kind, path: &[u8], attributes: Attributes) -> Result<NewObject, FoundError> {

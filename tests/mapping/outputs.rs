@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use virt_bmap_map::{Kind, load, text};
+use virt_bmap_map::{Kind, jsonl, load, text};
 use virt_bmap_testutil::sandbox::Sandbox;
 use virt_bmap_testutil::tools::needs;
-use virt_bmap_testutil::{fixture, oracle_fiwalk};
+use virt_bmap_testutil::{fixture, mapping, oracle_fiwalk};
 
 const OUTPUTS: [&str; 6] = ["a.bmap", "b.jsonl.zst", "c.csv.gz", "d.xml", "e.parquet", "-"];
 
@@ -20,9 +20,28 @@ fn all_formats_of_one_run_say_the_same() {
     assert!(run.stdout == run.read("a.bmap"));
 
     let whole = load(&run.sandbox.cwd().join("b.jsonl.zst")).unwrap();
+    // All but the text have metadata, links and free space.
+    let mut out = Vec::new();
+    text::write(&whole.without_metadata(), &mut out).unwrap();
+    assert!(out == run.stdout);
+    for kind in [Kind::Metadata, Kind::Symlink, Kind::Free] {
+        assert!(whole.objects().any(|object| object.kind() == kind), "{kind:?}");
+    }
+    assert!(!load(&run.sandbox.cwd().join("a.bmap")).unwrap().lists_metadata());
+    // A run for a text map alone does not keep them, and its map is the same.
+    assert!(run.stdout == mapping::of(&[small], &[]).text);
+    let with = |options: [&str; 3]| {
+        let words = [small.image.as_os_str()].into_iter().chain(options.map(OsStr::new));
+        let run = Sandbox::new().run(words);
+        run.assert_code(0);
+        run.read(options[2])
+    };
     let mut out = Vec::new();
     text::write(&whole, &mut out).unwrap();
-    assert!(out == run.stdout);
+    assert!(out == with(["--metadata", "-o", "all.bmap"]));
+    let mut out = Vec::new();
+    jsonl::write(&whole.without_metadata(), &mut out).unwrap();
+    assert!(out == with(["--no-metadata", "-o", "none.jsonl"]));
     let csv = load(&run.sandbox.cwd().join("c.csv.gz")).unwrap();
     assert!(
         csv.pieces()

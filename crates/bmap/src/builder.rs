@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::header::Header;
 use super::model::{Dialect, Map, PieceRecord};
 use super::object::{Attributes, NameError, ObjectName, ObjectTable};
-use super::role::Role;
+use super::role::{PieceFlags, Role};
 use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset};
 
 /// An object of a [`MapBuilder`]. The map will give it another number.
@@ -204,6 +204,27 @@ impl MapBuilder {
         self.pieces.truncate(pieces);
     }
 
+    /// A builder with the content of a map, without metadata, symbolic links, free space, and the
+    /// pieces of files that lie inside metadata.
+    fn without_metadata(map: &Map) -> Self {
+        let mut builder = Self { dialect: map.dialect(), ..Self::new(map.header().clone()) };
+        let mut numbers = vec![None; map.objects.len()];
+        for object in map.objects().filter(|object| !object.kind().needs_metadata()) {
+            // The name was interned before, so it can be interned again.
+            if let Ok(number) = builder.objects.intern(object.name()) {
+                builder.objects.set_attributes(number, object.attributes());
+                numbers[object.id().0 as usize] = Some(number);
+            }
+        }
+        let data = map.pieces.iter().filter(|piece| !piece.role.flags.contains(PieceFlags::INLINE));
+        let kept = data.filter_map(|piece| {
+            let object = numbers[piece.object as usize]?;
+            Some(PieceRecord { object, ..*piece })
+        });
+        builder.pieces = kept.collect();
+        builder
+    }
+
     /// Makes the map.
     ///
     /// Pieces of one object and role that touch or overlap are joined if they agree on the file
@@ -220,6 +241,24 @@ impl MapBuilder {
         pieces.sort_unstable();
         pieces.shrink_to_fit();
         Map::new(header, dialect, objects, pieces)
+    }
+}
+
+impl Map {
+    /// The map without metadata, symbolic links and free space: what the original's text format
+    /// knows. Files have no pieces inside metadata in it.
+    ///
+    /// ```
+    /// use virt_bmap_map::text;
+    ///
+    /// let whole = text::read(&b"1 0 400 m /dev/sda [superblock]\n1 400 800 f /dev/sda /a\n"[..])?;
+    /// let files = whole.without_metadata();
+    /// assert!(whole.lists_metadata() && !files.lists_metadata());
+    /// assert_eq!(files.objects().len(), 1);
+    /// # Ok::<(), text::ReadError>(())
+    /// ```
+    pub fn without_metadata(&self) -> Self {
+        MapBuilder::without_metadata(self).build()
     }
 }
 

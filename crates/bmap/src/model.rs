@@ -177,7 +177,7 @@ impl Map {
     /// Whether it has other objects than devices, directories and files: metadata, symbolic links,
     /// free space.
     pub fn lists_metadata(&self) -> bool {
-        self.objects().any(|object| matches!(object.kind(), Kind::Metadata | Kind::Symlink | Kind::Free))
+        self.objects().any(|object| object.kind().needs_metadata())
     }
 
     /// Whether it has inodes of files, or no files.

@@ -79,6 +79,12 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.letter() == letter)
     }
 
+    /// Whether only maps with metadata have objects of this kind: metadata itself, symbolic links
+    /// and free space.
+    pub fn needs_metadata(self) -> bool {
+        matches!(self, Self::Metadata | Self::Symlink | Self::Free)
+    }
+
     /// How specific the kind is: 0 is the most specific. A byte of a file also belongs to its
     /// partition and its disk, and a look-up should show the file first.
     pub fn specificity(self) -> u8 {

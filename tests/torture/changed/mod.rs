@@ -121,7 +121,7 @@ fn torture(seed: u64) {
         });
     }
     let images = DISKS.map(|disk| disk.name);
-    let metadata: &[&str] = if seed % 2 == 1 { &["--metadata"] } else { &[] };
+    let metadata: &[&str] = if seed % 2 == 1 { &[] } else { &["--no-metadata"] };
     let run = sandbox.run([&images[..], &["-o", "guest.jsonl"], metadata].concat());
     run.assert_code(0);
     let mut sandbox = run.sandbox;

@@ -115,12 +115,18 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Reduces the richer of two maps to the contents of the other's format. Text and CSV omit some
-/// files and pieces; if only one map had them, they would appear as added or removed.
+/// Reduces the richer of two maps to the contents of the other, and of its format. One may have
+/// metadata, links and free space, and the other not; text and CSV omit some files and pieces. If
+/// only one map had them, they would appear as added or removed.
 ///
 /// # Errors
 /// When the richer map cannot be written in the other's format.
 pub fn level(old: Map, new: Map) -> Result<(Map, Map), LevelError> {
+    let (old, new) = match (old.lists_metadata(), new.lists_metadata()) {
+        (true, false) => (old.without_metadata(), new),
+        (false, true) => (old, new.without_metadata()),
+        _ => (old, new),
+    };
     let has_file = |map: &Map, test: fn(Object<'_>) -> bool| {
         map.objects().any(|object| object.kind() == Kind::File && test(object))
     };
