@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) walk: Walk,
     pub(super) inodes: WalkedInodes,
     pub(super) btrfs_members: HashSet<DeviceNumber>,
+    /// Paths of devices in warnings, by the paths under which the agent opens them.
+    pub(super) device_names: HashMap<String, String>,
     /// Recordings of proofs, by tag.
     pub(super) proofs: HashMap<u32, Recording>,
     pub(super) snapshot: Snapshot,
@@ -189,7 +191,9 @@ impl State {
             return Err(ChannelError::Damaged);
         }
         if self.walk.first == 0 {
-            self.warnings.push(Warning::on_device(&failure.name, cause_of(failure, false)));
+            let known = std::str::from_utf8(&failure.name).ok().and_then(|name| self.device_names.get(name));
+            let device = known.map_or(&failure.name[..], |name| name.as_bytes());
+            self.warnings.push(Warning::on_device(device, cause_of(failure, false)));
         } else {
             let path = self.place(failure.parent, &failure.name);
             self.warnings.on_path(&self.walk.context.device, &path, cause_of(failure, true));
