@@ -36,7 +36,7 @@ const RUNS: usize = 9;
 
 /// Serves an image until the process is killed. The benchmark starts itself in this way.
 fn serve(image: &Path, socket: &Path) {
-    let image = virt_bmap_image::open(image, &OpenOptions::default()).unwrap();
+    let image = virt_bmap_image::open(&image.to_owned().into(), &OpenOptions::default()).unwrap();
     let overlay = Overlay::new(image.source.clone(), 1 << 30, &std::env::temp_dir()).unwrap();
     let recorder = Arc::new(Recorder::new());
     recorder.switch(Some(Tag(1)));

@@ -27,10 +27,10 @@ fn main() -> anyhow::Result<()> {
     }
     let Some(path) = path else { bail!("usage: cat_image [--format FORMAT] [--force-share] IMAGE") };
 
-    let image = virt_bmap_image::open(&path, &options)?;
+    let image = virt_bmap_image::open(&path.into(), &options)?;
     for file in &image.chain {
         let format = file.format.map_or("?", virt_bmap_image::ImageFormat::driver);
-        eprintln!("reading {:?}, {format}", file.filename);
+        eprintln!("reading {}, {format}", file.location);
     }
     for warning in &image.warnings {
         eprintln!("warning: {warning}");

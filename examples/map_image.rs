@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use virt_bmap::mapper::{Cancel, GuestDisk, MapEvent, MapperOptions, map_guest};
+use virt_bmap_image::Location;
 use virt_bmap_map::Kind;
 use virt_bmap_ranges::Printable;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: map_image IMAGE")?;
-    let disk = GuestDisk { path: path.into(), format: None };
+    let disk = GuestDisk { location: Location::stated(&path)?, format: None };
     let mapped = map_guest(&[disk], &MapperOptions::default(), &Cancel::default(), &mut |event| {
         if let MapEvent::Launching(launching) = event {
             eprintln!("{launching}");

@@ -20,7 +20,7 @@ fn main() -> anyhow::Result<()> {
     let [image, map_file, command] = &arguments[..] else {
         anyhow::bail!("usage: trace_guest IMAGE MAP COMMAND");
     };
-    let image = open(Path::new(image), &OpenOptions::default())?;
+    let image = open(&Path::new(image).to_owned().into(), &OpenOptions::default())?;
     let map = Arc::new(virt_bmap_map::load(Path::new(map_file))?);
 
     // A map of another disk would name the wrong files.

@@ -32,8 +32,10 @@ impl Disk {
         let file = parameters.file.as_deref().ok_or("file=IMAGE is missing: the disk to serve")?;
         let bmap = parameters.bmap();
         // The original served the bytes of any file, and its maps count those bytes.
-        let image =
-            virt_bmap_image::open(file, &OpenOptions { format: Some(ImageFormat::Raw), force_share: false })?;
+        let image = virt_bmap_image::open(
+            &file.to_owned().into(),
+            &OpenOptions { format: Some(ImageFormat::Raw), force_share: false },
+        )?;
         let map =
             bmap::load(bmap).map_err(|error| format!("the map {}", virt_bmap_ranges::error_chain(&error)))?;
         if let Err(stale) = freshness::check(&map, bmap, std::slice::from_ref(&image)) {

@@ -44,8 +44,8 @@ impl<'a> Place<'a> {
         let mut key = KeyBuilder::default();
         key.add(origin.key().as_bytes());
         for image in images {
-            key.add(image.name.as_os_str().as_encoded_bytes());
-            image.chain.iter().for_each(|file| key.add(file.filename.as_os_str().as_encoded_bytes()));
+            key.add(image.location.name().as_encoded_bytes());
+            image.chain.iter().for_each(|file| key.add(file.location.name().as_encoded_bytes()));
         }
         let directory = TrustedDirectory::make(&super::directory()?.join(DIRECTORY)).ok()?;
         Some(Self { directory, name: key.finish() + SUFFIX, origin })

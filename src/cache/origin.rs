@@ -54,9 +54,10 @@ impl Origin {
         if !options.keys.is_empty() || options.force_share {
             return None;
         }
-        let files = images.iter().flat_map(Image::files);
-        let files: Vec<_> =
-            files.map(|path| Some((path.clone(), FileState::of(path)?))).collect::<Option<_>>()?;
+        let mut files = Vec::new();
+        for path in images.iter().map(Image::files).collect::<Option<Vec<_>>>()?.into_iter().flatten() {
+            files.push((path.to_owned(), FileState::of(path)?));
+        }
         let digests = Digests {
             images: of_images(&files, images),
             options: of_options(options, options.metadata),

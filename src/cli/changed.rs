@@ -3,17 +3,19 @@
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
 use super::make::{MadeBefore, MakeOptions, Maker, MapArg};
+use super::map::location;
 use super::progress::Counter;
 use anyhow::{Context as _, Result, bail};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use virt_bmap::changed::{
     self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare, not_in_holes,
 };
 use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
-use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
+use virt_bmap_image::{self, Image, ImageFormat, Location, OpenOptions};
 use virt_bmap_map::diff::{self, Change};
 use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap_map::{self as bmap, Kind, Map, Object};
@@ -33,8 +35,8 @@ use virt_bmap_ranges::{DiskNumber, IndexedRanges, Printable};
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ChangedArgs {
     /// The newer image
-    #[arg(value_name = "TOP")]
-    image: PathBuf,
+    #[arg(value_name = "TOP", value_parser = location())]
+    image: Location,
 
     /// Map of the older state: of the image below TOP, or of OLD; `auto` is the one beside it
     ///
@@ -50,8 +52,8 @@ pub(super) struct ChangedArgs {
     /// The older image, if it is not the one below TOP
     ///
     /// The whole disks are then compared.
-    #[arg(long, value_name = "OLD")]
-    base: Option<PathBuf>,
+    #[arg(long, value_name = "OLD", value_parser = location())]
+    base: Option<Location>,
 
     /// Format of TOP; detected by default. If given, the images that TOP refers to are trusted
     #[arg(long, value_name = "FORMAT")]
@@ -217,22 +219,23 @@ impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
         let force_share = args.make.mapping.force_share;
         let open = |disk: &GuestDisk| {
-            virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })
+            virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, force_share })
         };
-        let new_disk = GuestDisk { path: args.image.clone(), format: args.format };
+        let tls = &args.make.mapping.tls;
+        let new_disk = GuestDisk { location: tls.completed(args.image.clone()), format: args.format };
         let new = open(&new_disk)?;
         let old_disk = match (&args.base, new.chain.get(1)) {
-            (Some(base), _) => GuestDisk { path: base.clone(), format: args.base_format },
+            (Some(base), _) => GuestDisk { location: tls.completed(base.clone()), format: args.base_format },
             (None, None) => bail!(
                 "{}: the image has no image below it; name the older state of the disk with --base",
-                args.image.display()
+                args.image
             ),
             (None, Some(below)) => {
                 // Stating raw is safe. Stating another format makes the program trust the
                 // references of the image, which only the user can allow, by --format for the top
                 // image.
                 let is_stated = args.format.is_some() || below.format == Some(ImageFormat::Raw);
-                GuestDisk { path: below.filename.clone(), format: below.format.filter(|_| is_stated) }
+                GuestDisk { location: below.location.clone(), format: below.format.filter(|_| is_stated) }
             }
         };
         let old = open(&old_disk)?;
@@ -297,11 +300,12 @@ impl TextOutput<'_> {
     /// Prints what the image's size consists of.
     fn shares(&self, out: &mut dyn Write, shares: &Shares<'_>) -> io::Result<()> {
         let form = self.args.form;
-        let old = match (&self.args.base, self.pair.old_disk.path.file_name()) {
-            (None, Some(name)) => Path::new(name),
-            _ => &self.pair.old_disk.path,
+        let old = &self.pair.old_disk.location;
+        let old = match (&self.args.base, old.file().and_then(Path::file_name)) {
+            (None, Some(name)) => Printable(name.as_bytes()).to_string(),
+            _ => old.to_string(),
         };
-        let names = [&self.args.image, old].map(|path| Printable::path(path).to_string());
+        let names = [self.args.image.to_string(), old];
         let differ = Amount { exact: self.written.differs.bytes(), unknown: self.written.unknown.bytes() };
         let differ = self.amount(differ);
         if self.args.base.is_some() {

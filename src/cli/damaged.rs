@@ -3,13 +3,14 @@
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, file_name, path};
 use super::make::{MadeBefore, MakeOptions, Maker};
+use super::map::location;
 use super::ranges::{ListOptions, describe};
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 use virt_bmap::mapper::GuestDisk;
-use virt_bmap_image::ImageFormat;
+use virt_bmap_image::{ImageFormat, Location};
 use virt_bmap_map::lookup::{Damage, HitRange, damage, tally};
 use virt_bmap_map::{self as bmap, Kind, hardlinks};
 use virt_bmap_ranges::DiskNumber;
@@ -25,8 +26,8 @@ use virt_bmap_ranges::DiskNumber;
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct DamagedArgs {
     /// The map, or the rescued image, which is then mapped first
-    #[arg(value_name = "MAP|IMAGE")]
-    subject: PathBuf,
+    #[arg(value_name = "MAP|IMAGE", value_parser = location())]
+    subject: Location,
 
     /// The list of bad areas; `-` is standard input
     #[arg(long, value_name = "FILE")]
@@ -83,15 +84,17 @@ Examples:
 pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     let mut maker = Maker::new(&args.make)?;
     // The list is read before the long work, so that an invalid one is reported first.
-    let list = args.list.read(&args.mapfile, &args.subject)?;
+    let list = args.list.read(&args.mapfile, args.subject.file().unwrap_or(Path::new("")))?;
     let map = if is_image(&args.subject, args.format)? {
-        let disk = GuestDisk { path: args.subject.clone(), format: args.format };
+        let location = args.make.mapping.tls.completed(args.subject.clone());
+        let disk = GuestDisk { location, format: args.format };
         let before = args.map.map_or(MadeBefore::Cached, |Beside::Auto| MadeBefore::Beside);
         let Some(map) = maker.make(&disk, true, before, None)? else { return Ok(maker.interrupted()) };
         map
     } else {
-        args.make.refuse_output(&args.subject)?;
-        bmap::load(&args.subject)?
+        let map = PathBuf::from(args.subject.name());
+        args.make.refuse_output(&map)?;
+        bmap::load(&map)?
     };
     args.list.check(&list, &map)?;
     let disk = args.list.disk;
@@ -137,7 +140,8 @@ const BEGINNING: u64 = 16 * 1024;
 
 /// Whether a file is an image rather than a map: its beginning has a zero byte, as in all image
 /// formats and partition tables, and is not that of a compressed map; or it is a VMDK descriptor.
-fn is_image(path: &Path, format: Option<ImageFormat>) -> Result<bool> {
+fn is_image(subject: &Location, format: Option<ImageFormat>) -> Result<bool> {
+    let Some(path) = subject.file() else { return Ok(true) };
     if format.is_some() || path == Path::new("-") {
         return Ok(format.is_some());
     }

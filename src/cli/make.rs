@@ -1,7 +1,7 @@
 //! Makes the map that a query needs if the user gave none.
 
 use super::Exit;
-use super::map::{MapOptions, commit, make, mapper_options, open, refuse_to_overwrite, write};
+use super::map::{MapOptions, TlsOptions, commit, make, mapper_options, open, refuse_to_overwrite, write};
 use super::progress::print_warnings;
 use super::signals::Interruption;
 use anyhow::{Result, bail};
@@ -14,9 +14,9 @@ use virt_bmap::cache::maps::{KeptMap, Place};
 use virt_bmap::cache::origin::Origin;
 use virt_bmap::mapper::{Cancel, GuestDisk};
 use virt_bmap::probe::baseline::Baseline;
-use virt_bmap_image::{Image, ImageFormat};
-use virt_bmap_map::output::Output;
+use virt_bmap_image::{Image, ImageFormat, Location};
 use virt_bmap_map::Map;
+use virt_bmap_map::output::Output;
 use virt_bmap_ranges::{Printable, error_chain};
 
 /// Makes a map that is not written to a file. The inner error is the exit status after a signal.
@@ -35,8 +35,13 @@ pub(super) fn make_or_interrupted(
     Ok(Ok(mapped.map))
 }
 
-/// The disks with the formats of `--image-format`, which was given once for all or once for each.
-pub(super) fn with_formats(images: &[PathBuf], formats: &[ImageFormat]) -> Result<Vec<GuestDisk>> {
+/// The disks with the formats of `--image-format`, which was given once for all or once for each,
+/// and with the keys of their servers.
+pub(super) fn with_formats(
+    images: &[Location],
+    formats: &[ImageFormat],
+    tls: &TlsOptions,
+) -> Result<Vec<GuestDisk>> {
     if formats.len() > 1 && formats.len() != images.len() {
         bail!(
             "--image-format was given {} times for {} images; give it once for all images, or once for each",
@@ -46,7 +51,11 @@ pub(super) fn with_formats(images: &[PathBuf], formats: &[ImageFormat]) -> Resul
     }
     let format = |index: usize| formats.get(index).or(formats.first()).copied();
     let numbered = images.iter().enumerate();
-    Ok(numbered.map(|(index, path)| GuestDisk { path: path.clone(), format: format(index) }).collect())
+    let disk = |(index, location): (usize, &Location)| GuestDisk {
+        location: tls.completed(location.clone()),
+        format: format(index),
+    };
+    Ok(numbered.map(disk).collect())
 }
 
 /// Options for a map that is made because none was given.
@@ -90,7 +99,7 @@ impl MakeOptions {
 }
 
 /// The message that a map is used which was made before.
-fn used(image: &Path, kept: &KeptMap) -> String {
+fn used(image: &Location, kept: &KeptMap) -> String {
     let age = SystemTime::now().duration_since(kept.made).unwrap_or_default().as_secs();
     let age = match age {
         0..120 => format!("{age} s"),
@@ -99,8 +108,7 @@ fn used(image: &Path, kept: &KeptMap) -> String {
         _ => format!("{} days", age / 86_400),
     };
     format!(
-        "using the map of {} that was made {age} ago, {}; --fresh makes another",
-        Printable::path(image),
+        "using the map of {image} that was made {age} ago, {}; --fresh makes another",
         Printable::path(&kept.path)
     )
 }
@@ -200,10 +208,11 @@ impl<'a> Maker<'a> {
     pub(super) fn beside(&mut self, disk: &GuestDisk) -> Result<Option<Map>> {
         let mapping = &self.options.mapping;
         let Some(images) = open(std::slice::from_ref(disk), mapping, &self.cancel)? else { return Ok(None) };
-        let Some(origin) = Origin::of(&images, &mapper_options(mapping)) else {
-            bail!("{}: {NO_ORIGIN}", disk.path.display());
+        let origin = Origin::of(&images, &mapper_options(mapping));
+        let Some((origin, path)) = origin.zip(disk.location.file()) else {
+            bail!("{}: {NO_ORIGIN}", disk.location);
         };
-        let kept = beside::find(&disk.path, &origin, mapping.metadata)?;
+        let kept = beside::find(path, &origin, mapping.metadata)?;
         self.note_use(disk, &kept);
         self.accept(&kept.map);
         Ok(Some(kept.map))
@@ -217,20 +226,22 @@ impl<'a> Maker<'a> {
         origin: Option<&Origin>,
         place: Option<&Place<'_>>,
     ) -> Option<KeptMap> {
-        let beside = match (before, origin) {
+        let beside = match (before, origin.zip(disk.location.file())) {
             _ if self.options.fresh => return None,
             (MadeBefore::Cached, _) => None,
             (MadeBefore::Beside, None) => {
-                note!("{}: {NO_ORIGIN}", Printable::path(&disk.path));
+                note!("{}: {NO_ORIGIN}", disk.location);
                 None
             }
-            (MadeBefore::Beside, Some(origin)) => match beside::find(&disk.path, origin, self.options.mapping.metadata) {
-                Ok(kept) => Some(kept),
-                Err(why) => {
-                    note!("{}", error_chain(&why));
-                    None
+            (MadeBefore::Beside, Some((origin, path))) => {
+                match beside::find(path, origin, self.options.mapping.metadata) {
+                    Ok(kept) => Some(kept),
+                    Err(why) => {
+                        note!("{}", error_chain(&why));
+                        None
+                    }
                 }
-            },
+            }
         };
         let kept = beside.or_else(|| place.and_then(Place::find))?;
         self.note_use(disk, &kept);
@@ -239,7 +250,7 @@ impl<'a> Maker<'a> {
 
     fn note_use(&self, disk: &GuestDisk, kept: &KeptMap) {
         if !self.options.mapping.quiet {
-            note!("{}", used(&disk.path, kept));
+            note!("{}", used(&disk.location, kept));
         }
     }
 
@@ -252,7 +263,7 @@ impl<'a> Maker<'a> {
     /// Makes a map. `None` after a signal.
     fn make_anew(&self, images: &[Image], mapping: &MapOptions) -> Result<Option<Map>> {
         if !mapping.quiet {
-            images.iter().for_each(|image| note!("mapping {}", Printable::path(&image.name)));
+            images.iter().for_each(|image| note!("mapping {}", image.location));
         }
         let mapped = make(images, mapping, &self.cancel)?;
         Ok(mapped.filter(|_| !self.cancel.is_cancelled()).map(|mapped| mapped.map))

@@ -4,6 +4,7 @@ use super::progress::{Progress, ProgressMode, print_changes, print_done, print_f
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args as _, CommandFactory as _, ValueEnum};
@@ -24,15 +25,15 @@ use virt_bmap::mapper::{self, Cancel, GuestDisk, MapError, Mapped, MapperOptions
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::key::Key;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
-use virt_bmap_image::{Image, ImageFormat};
+use virt_bmap_image::{Image, ImageFormat, Location, Tls};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, FileType, Map, diff};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
-    /// The guest's disks in order: image files or block devices
-    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain"])]
-    images: Vec<PathBuf>,
+    /// The guest's disks in order: image files, block devices, or NBD URIs
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain"], value_parser = location())]
+    images: Vec<Location>,
 
     /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs
     /// --force-share
@@ -44,8 +45,8 @@ pub(super) struct MapArgs {
     connect: Option<String>,
 
     /// Add a disk of the guest, as in the guestfs tools; can be repeated
-    #[arg(short, long, value_name = "IMAGE")]
-    add: Vec<PathBuf>,
+    #[arg(short, long, value_name = "IMAGE", value_parser = location())]
+    add: Vec<Location>,
 
     /// File to write the map to; `-` is standard output; can be repeated
     ///
@@ -111,6 +112,9 @@ pub(super) struct MapOptions {
     #[arg(long, value_name = "N")]
     spot_check: Option<NonZeroU32>,
 
+    #[command(flatten)]
+    pub(super) tls: TlsOptions,
+
     /// The earlier map, from which unchanged files are reused.
     #[arg(skip)]
     pub(super) baseline: Option<Arc<Baseline>>,
@@ -170,6 +174,37 @@ pub(super) struct MapOptions {
     /// Trace libguestfs calls
     #[arg(short = 'x')]
     trace: bool,
+}
+
+/// The keys for NBD servers that are reached by TLS.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct TlsOptions {
+    /// Directory of the certificates for nbds URIs, as qemu expects it: ca-cert.pem, and perhaps
+    /// client-cert.pem and client-key.pem
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "tls_psk")]
+    tls_certificates: Option<PathBuf>,
+
+    /// File of the pre-shared keys for nbds URIs, as psktool makes it
+    #[arg(long, value_name = "FILE")]
+    tls_psk: Option<PathBuf>,
+}
+
+impl TlsOptions {
+    /// The location with these keys, if it is a server that is reached by TLS and names none.
+    pub(super) fn completed(&self, mut location: Location) -> Location {
+        if let Location::Nbd(uri) = &mut location
+            && let Some(tls @ Tls { certificates: None, psk: None, .. }) = &mut uri.tls
+        {
+            tls.certificates.clone_from(&self.tls_certificates);
+            tls.psk.clone_from(&self.tls_psk);
+        }
+        location
+    }
+}
+
+/// Reads a location on the command line.
+pub(super) fn location() -> impl TypedValueParser<Value = Location> {
+    OsStringValueParser::new().try_map(|text| Location::stated(&text))
 }
 
 /// Options that a fleet does not pass on to its mappers, because it has its own output.
@@ -577,18 +612,23 @@ fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<GuestDisk>> {
     };
     let named = positions("images").into_iter().zip(&args.images);
     let added = positions("add").into_iter().zip(&args.add);
-    let mut disks: Vec<(usize, &PathBuf)> = named.chain(added).collect();
-    disks.sort_unstable();
-    Ok(disks.into_iter().map(|(at, path)| GuestDisk { path: path.clone(), format: format_for(at) }).collect())
+    let mut disks: Vec<(usize, &Location)> = named.chain(added).collect();
+    disks.sort_unstable_by_key(|(at, _)| *at);
+    let disk = |(at, location): (usize, &Location)| GuestDisk {
+        location: args.mapping.tls.completed(location.clone()),
+        format: format_for(at),
+    };
+    Ok(disks.into_iter().map(disk).collect())
 }
 
 fn default_output(disks: &[GuestDisk]) -> Result<PathBuf> {
     let first = disks.first().ok_or_else(|| anyhow!("no image was given"))?;
-    let name = first.path.file_name().with_context(|| {
-        format!(
-            "{}: cannot derive the name of the map from this path; name the map with -o",
-            first.path.display()
-        )
+    let path = match &first.location {
+        Location::Nbd(uri) => PathBuf::from(&uri.export),
+        other => other.name().into(),
+    };
+    let name = path.file_name().with_context(|| {
+        format!("{}: cannot derive the name of the map from this; name the map with -o", first.location)
     })?;
     Ok(Path::new(name).with_extension("bmap"))
 }
@@ -604,7 +644,9 @@ pub(super) fn refuse_to_overwrite(disks: &[GuestDisk], outs: &[PathBuf]) -> Resu
     };
     for (number, out) in outs.iter().enumerate() {
         let target = identity(out);
-        if target.is_some() && disks.iter().any(|disk| identity(&disk.path) == target) {
+        if target.is_some()
+            && disks.iter().filter_map(|disk| disk.location.file()).any(|path| identity(path) == target)
+        {
             bail!(
                 "{}: refusing to overwrite an image of the guest; name another file with -o",
                 out.display()

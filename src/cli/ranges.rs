@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use virt_bmap_image::{self, OpenOptions};
+use virt_bmap_image::{self, Location, OpenOptions};
 use virt_bmap_map::Map;
 use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, RangeList, RangeListOptions};
@@ -27,6 +27,11 @@ pub(super) struct ListOptions {
     /// Read this dirty bitmap; the file is then a qcow2 image
     #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "status", "block_size", "depth", "types", "operations"])]
     bitmap: Option<String>,
+
+    /// Metadata context of the NBD server, if the list is an NBD URI: base:allocation,
+    /// qemu:dirty-bitmap:NAME, … [default: base:allocation]
+    #[arg(long, value_name = "CONTEXT", conflicts_with_all = ["from", "bitmap", "status", "block_size", "depth", "operations"])]
+    context: Option<String>,
 
     /// ddrescue: statuses to select, of `?*/-+` [default: *-/?]
     #[arg(long, value_name = "CHARS", allow_hyphen_values = true, value_parser = statuses)]
@@ -108,8 +113,22 @@ impl ListOptions {
     pub(super) fn read(&self, path: &Path, map: &Path) -> Result<RangeList> {
         if let Some(bitmap) = &self.bitmap {
             let options = rangelist::RangeListOptions::of(Kind::Nbdinfo);
-            let image = virt_bmap_image::open(path, &OpenOptions::default())?;
+            let image = virt_bmap_image::open(&Location::File(path.to_owned()), &OpenOptions::default())?;
             return Ok(image.dirty_bitmap(bitmap, |list| rangelist::read(list, &options))?);
+        }
+        match Location::stated(path.as_os_str())? {
+            Location::Nbd(uri) => {
+                let options = RangeListOptions { kind: Some(Kind::Nbdinfo), ..self.options() };
+                let context = self.context.as_deref().unwrap_or("base:allocation");
+                return Ok(uri.extents(context, |list| rangelist::read(list, &options))?);
+            }
+            _ if self.context.is_some() => {
+                bail!(
+                    "--context is for the list of an NBD server; name its URI instead of {}",
+                    path.display()
+                )
+            }
+            _ => {}
         }
         if path == Path::new("-") && map == path {
             bail!("the map and the list cannot both come from standard input");

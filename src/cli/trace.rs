@@ -5,7 +5,7 @@ mod top;
 
 use super::Exit;
 use super::make::{make_or_interrupted, with_formats};
-use super::map::{MapOptions, refuse_to_overwrite};
+use super::map::{MapOptions, location, refuse_to_overwrite};
 use super::signals::Interruption;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use top::{Top, TopStatus};
 use virt_bmap::mapper::{self, Cancel, GuestDisk};
-use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
+use virt_bmap_image::{self, Image, ImageFormat, Location, OpenOptions};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
 use virt_bmap_nbd::ListenAddress;
@@ -42,8 +42,8 @@ use virt_bmap_trace::{
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct TraceArgs {
     /// The guest's disks, in the order of the map
-    #[arg(value_name = "IMAGE", required = true)]
-    images: Vec<PathBuf>,
+    #[arg(value_name = "IMAGE", required = true, value_parser = location())]
+    images: Vec<Location>,
 
     /// The guest's map; made first if it is not given
     #[arg(long, value_name = "MAP")]
@@ -194,7 +194,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     if args.top && args.output.as_deref() == Some(Path::new(STDOUT)) {
         bail!("--top and the log cannot both use standard output; name a file for the log with -o");
     }
-    let disks = with_formats(&args.images, &args.image_format)?;
+    let disks = with_formats(&args.images, &args.image_format, &args.mapping.tls)?;
     let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
     let named = after.into_iter().chain([&args.operations.output]).flatten().map(PathBuf::as_path);
     let outputs: Vec<PathBuf> = named.chain(args.log()).map(Path::to_owned).collect();
@@ -297,7 +297,7 @@ fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for disk in disks {
         let options = OpenOptions { format: disk.format, force_share: args.mapping.force_share };
-        let image = virt_bmap_image::open(&disk.path, &options)?;
+        let image = virt_bmap_image::open(&disk.location, &options)?;
         if !args.mapping.quiet && args.map.is_some() {
             for warning in &image.warnings {
                 note!("virt-bmap-rs: warning: {warning}");
@@ -355,7 +355,7 @@ impl<'a> Watch<'a> {
                 title.push(uri);
             }
         }
-        let images: Vec<_> = args.images.iter().map(|image| image.display().to_string()).collect();
+        let images: Vec<_> = args.images.iter().map(Location::to_string).collect();
         title.insert(0, format!("virt-bmap-rs trace {}", images.join(" ")));
         let top = live.map(|live| Top::begin(live, map.clone(), title)).transpose();
         let top = top.context("cannot use the terminal for --top")?;

@@ -4,7 +4,7 @@ use super::Exit;
 use super::answer::AnswerFormat;
 use super::diff::{self, Sort, print_changes};
 use super::make::with_formats;
-use super::map::{MapOptions, map_to, refuse_to_overwrite, summarise};
+use super::map::{MapOptions, location, map_to, refuse_to_overwrite, summarise};
 use super::progress::ProgressMode;
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::update::{self, Since};
-use virt_bmap_image::{self, Image, ImageFormat, OpenOptions};
-use virt_bmap_map::{self as bmap, FileType, Format as MapFormat, Header, Map};
-use virt_bmap_ranges::{DiskNumber, Human, IndexedRanges};
+use virt_bmap_image::{self, Image, ImageFormat, Location, NbdUri, OpenOptions};
+use virt_bmap_map::{self as bmap, FileType, Format as MapFormat, Header, ImageInfo, Map};
+use virt_bmap_ranges::{DiskNumber, Human, IndexedRanges, Printable};
 
 /// Update a map if its guest has changed, and show the differences.
 ///
@@ -34,8 +34,8 @@ pub(super) struct UpdateArgs {
     map: PathBuf,
 
     /// Where the guest's disk is now, if it has moved since; give it once for each disk, in order
-    #[arg(long, value_name = "IMAGE")]
-    image: Vec<PathBuf>,
+    #[arg(long, value_name = "IMAGE", value_parser = location())]
+    image: Vec<Location>,
 
     /// Format of the images (raw, qcow2, vmdk, …); detected by default
     ///
@@ -107,7 +107,7 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         return Ok(exit);
     }
     options.start_log();
-    let disks = with_formats(&images, &args.image_format)?;
+    let disks = with_formats(&images, &args.image_format, &options.tls)?;
     refuse_to_overwrite(&disks, &[out.to_owned()])?;
     // The images are closed before the guest is mapped, because the mapper opens and locks them.
     let (reason, written) = {
@@ -184,8 +184,9 @@ fn written(
     (1..).zip(images).zip(each).map(of_disk).collect::<Result<_>>().map(Some)
 }
 
-/// The images of `--image`, or else those that the map names.
-fn named_images(map: &Map, args: &UpdateArgs) -> Result<Vec<PathBuf>> {
+/// The images of `--image`, or else those that the map names: only files, since a map is not the
+/// user's word for connecting to a server.
+fn named_images(map: &Map, args: &UpdateArgs) -> Result<Vec<Location>> {
     let named = &map.header().images;
     if named.is_empty() {
         let file = args.map.display();
@@ -195,7 +196,18 @@ fn named_images(map: &Map, args: &UpdateArgs) -> Result<Vec<PathBuf>> {
         );
     }
     if args.image.is_empty() {
-        return Ok(named.iter().map(|info| OsStr::from_bytes(&info.image.name).into()).collect());
+        let file = |info: &ImageInfo| {
+            let name = OsStr::from_bytes(&info.image.name);
+            if NbdUri::is_meant(name) {
+                bail!(
+                    "disk {} of the map was on an NBD server, {}; a map is not trusted to name a server: state it with --image",
+                    info.disk,
+                    Printable(&info.image.name)
+                );
+            }
+            Ok(Location::File(name.into()))
+        };
+        return named.iter().map(file).collect();
     }
     if args.image.len() != named.len() {
         bail!(
@@ -224,8 +236,8 @@ fn refuse_lossy(old: &Map, out: &Path) -> Result<()> {
 fn open(disks: &[GuestDisk], header: &Header, force_share: bool) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (disk, info) in disks.iter().zip(&header.images) {
-        let image = virt_bmap_image::open(&disk.path, &OpenOptions { format: disk.format, force_share })
-            .with_context(|| match disk.path.exists() {
+        let image = virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, force_share })
+            .with_context(|| match disk.location.file().is_none_or(Path::exists) {
                 true => format!("disk {} of the map", info.disk),
                 false => format!(
                     "disk {} of the map does not exist at its old path; name the new one with --image",
@@ -233,7 +245,7 @@ fn open(disks: &[GuestDisk], header: &Header, force_share: bool) -> Result<Vec<I
                 ),
             })?;
         if disk.format.is_none() && image.format.to_string() != info.image.format {
-            let (path, was) = (disk.path.display(), &info.image.format);
+            let (path, was) = (&disk.location, &info.image.format);
             bail!(
                 "{path}: the format was {was} when it was mapped, and {} is detected now; confirm the new format \
                  with --image-format",

@@ -109,6 +109,8 @@ pub(super) enum GuestError {
     Disks(String),
     #[error("a disk of {0} has a path that is empty or contains a NUL byte")]
     Path(String),
+    #[error("a disk of {0}: {1}")]
+    Uri(String, virt_bmap_image::BadUri),
     #[error("the ID {0} occurs twice")]
     Twice(String),
 }

@@ -6,10 +6,9 @@ use quick_xml::events::{BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 use virt_bmap_child as child;
-use virt_bmap_image::ImageFormat;
+use virt_bmap_image::{ImageFormat, Location, NbdUri, Server};
 
 /// Time limit for an answer of `virsh`, which may come from another host.
 const TIME: Duration = Duration::from_secs(60);
@@ -105,8 +104,9 @@ impl Host {
     fn disk(&self, name: &str, disk: &DiskXml) -> Result<GuestDisk, LibvirtError> {
         let target = disk.target.clone();
         let cannot = |reason| LibvirtError::Disk { name: name.to_owned(), target: target.clone(), reason };
-        let path = match (disk.kind.as_str(), disk.source("file"), disk.source("dev")) {
-            ("file", Some(path), _) | ("block", _, Some(path)) => path.to_owned(),
+        let location = match (disk.kind.as_str(), disk.source("file"), disk.source("dev")) {
+            ("file", Some(path), _) | ("block", _, Some(path)) => Location::File(path.into()),
+            ("network", ..) => disk.export().map_err(&cannot)?,
             ("volume", ..) => {
                 let named = |option, attribute| {
                     let value = disk
@@ -115,17 +115,16 @@ impl Host {
                     Ok(format!("--{option}={value}"))
                 };
                 let answer = self.virsh(&["vol-path", &named("pool", "pool")?, &named("vol", "volume")?])?;
-                answer.trim_end_matches('\n').to_owned()
+                Location::File(answer.trim_end_matches('\n').into())
             }
             (kind, ..) => {
-                return Err(cannot(format!("its type is {kind:?}, not a file, block device or volume")));
+                return Err(cannot(format!(
+                    "its type is {kind:?}, not a file, block device, volume or NBD export"
+                )));
             }
         };
         let format = disk.format.as_deref().map(str::parse::<ImageFormat>).transpose();
-        Ok(GuestDisk {
-            path: PathBuf::from(path),
-            format: format.map_err(|error| cannot(error.to_string()))?,
-        })
+        Ok(GuestDisk { location, format: format.map_err(|error| cannot(error.to_string()))? })
     }
 
     fn virsh(&self, words: &[&str]) -> Result<String, LibvirtError> {
@@ -160,6 +159,8 @@ struct DiskXml {
     format: Option<String>,
     target: String,
     source: BTreeMap<String, String>,
+    /// The attributes of the `<host>` of its source.
+    host: BTreeMap<String, String>,
 }
 
 impl DiskXml {
@@ -170,6 +171,30 @@ impl DiskXml {
 
     fn source(&self, attribute: &str) -> Option<&str> {
         self.source.get(attribute).map(String::as_str)
+    }
+
+    /// The export of an NBD server that is its source.
+    fn export(&self) -> Result<Location, String> {
+        let protocol = self.source("protocol").unwrap_or("none");
+        if protocol != "nbd" {
+            return Err(format!(
+                "it is on a server that speaks {protocol}; let nbdkit or qemu-nbd serve it, and give the URI"
+            ));
+        }
+        let is_encrypted = self.source("tls") == Some("yes");
+        let host = |attribute: &str| self.host.get(attribute).cloned();
+        let server = match (host("transport").as_deref(), host("socket"), host("name")) {
+            (Some("unix"), Some(path), _) => Server::Unix(path.into()),
+            (None | Some("tcp"), _, Some(host_name)) => {
+                let port = host("port").map(|port| port.parse()).transpose();
+                let port = port.map_err(|_| "its port is not a number below 65536".to_owned())?;
+                Server::Tcp { host: host_name, port: port.unwrap_or(NbdUri::DEFAULT_PORT) }
+            }
+            _ => return Err("its <host> names neither a host nor a Unix socket".to_owned()),
+        };
+        let export = self.source("name").unwrap_or_default();
+        let uri = NbdUri::new(server, export, is_encrypted).map_err(|error| error.to_string())?;
+        Ok(Location::Nbd(Box::new(uri)))
     }
 }
 
@@ -234,6 +259,11 @@ impl Domain {
                     _ => {}
                 }
             }
+            ["domain", "devices", "disk", "source", "host"] => {
+                if let Some(disk) = self.disks.last_mut() {
+                    disk.host = attributes;
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -265,6 +295,30 @@ mod tests {
         assert_eq!(disks[0].source("file"), Some("/images/top.qcow2"));
         assert_eq!((disks[0].format.as_deref(), &*disks[0].target), (Some("qcow2"), "vda"));
         assert_eq!((disks[1].source("dev"), disks[1].format.as_deref()), (Some("/dev/vg/x"), None));
+    }
+
+    #[test]
+    fn an_export_of_a_server_is_a_source() {
+        let disk = |source: &str| {
+            let xml = format!(
+                "<domain><name>a</name><devices><disk type='network'>{source}<target dev='vda'/></disk></devices></domain>"
+            );
+            Domain::parse(&xml).unwrap().disks.remove(0).export().map(|location| location.to_string())
+        };
+        for (source, uri) in [
+            ("<source protocol='nbd' name='x y'><host name='h' port='1'/></source>", "nbd://h:1/x%20y"),
+            ("<source protocol='nbd'><host name='::1'/></source>", "nbd://[::1]/"),
+            ("<source protocol='nbd' name='x' tls='yes'><host name='h'/></source>", "nbds://h/x"),
+            (
+                "<source protocol='nbd'><host transport='unix' socket='/s'/></source>",
+                "nbd+unix:///?socket=/s",
+            ),
+        ] {
+            assert_eq!(disk(source).as_deref(), Ok(uri), "{source}");
+        }
+        for source in ["<source protocol='rbd' name='x'/>", "<source protocol='nbd'/>", ""] {
+            assert!(disk(source).is_err(), "{source}");
+        }
     }
 
     #[test]

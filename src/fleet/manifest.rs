@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read as _, Write};
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use virt_bmap_image::Location;
 use virt_bmap_map::jsonl::Text;
 use virt_bmap_ranges::Printable;
 
@@ -39,7 +40,7 @@ struct DiskLine {
 pub fn write(guests: &[Guest], mut output: impl Write) -> io::Result<()> {
     for guest in guests {
         let disk = |disk: &GuestDisk| DiskLine {
-            path: disk.path.as_os_str().into(),
+            path: Text::from(disk.location.text().as_os_str()),
             format: disk.format.map(|format| format.to_string()),
         };
         let line = Line { id: guest.id.to_string(), disks: guest.disks.iter().map(disk).collect() };
@@ -102,9 +103,13 @@ fn guest(line: &[u8], base: &Path) -> Result<Guest, GuestError> {
         if path.is_empty() || path.contains(&0) {
             return Err(GuestError::Path(id.to_string()));
         }
-        let path = base.join(PathBuf::from(OsString::from_vec(path)));
+        let location = match Location::stated(&OsString::from_vec(path)) {
+            Ok(Location::File(path)) => Location::File(base.join(path)),
+            Ok(location) => location,
+            Err(error) => return Err(GuestError::Uri(id.to_string(), error)),
+        };
         let format = disk.format.map(|format| format.parse()).transpose()?;
-        Ok(GuestDisk { path, format })
+        Ok(GuestDisk { location, format })
     };
     let disks = line.disks.into_iter().map(disk).collect::<Result<_, GuestError>>()?;
     Ok(Guest { id, disks })
@@ -128,10 +133,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(guests.len(), 2);
-        assert_eq!(guests[0].disks[0].path, Path::new("/base/x.raw"));
+        assert_eq!(guests[0].disks[0].location, Location::File("/base/x.raw".into()));
         assert_eq!(guests[0].disks[0].format, Some(virt_bmap_image::ImageFormat::Raw));
-        assert_eq!(guests[0].disks[1].path, Path::new("/y"));
-        assert_eq!(guests[1].disks[0].path.as_os_str().as_bytes(), b"/base/\xff");
+        assert_eq!(guests[0].disks[1].location, Location::File("/y".into()));
+        assert_eq!(guests[1].disks[0].location.name().as_bytes(), b"/base/\xff");
     }
 
     #[test]
@@ -160,7 +165,10 @@ mod tests {
                 .into_iter()
                 .map(|name| Guest {
                     id: GuestId::of_name(&name),
-                    disks: vec![GuestDisk { path: Path::new("/").join(OsString::from_vec(name)), format: None }],
+                    disks: vec![GuestDisk {
+                        location: Location::File(Path::new("/").join(OsString::from_vec(name))),
+                        format: None,
+                    }],
                 })
                 .collect();
             let mut out = Vec::new();

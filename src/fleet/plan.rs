@@ -6,7 +6,7 @@ use crate::mapper::GuestDisk;
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use virt_bmap_image::ImageFormat;
+use virt_bmap_image::{ImageFormat, Location};
 
 /// Maximum depth of directories that are searched.
 const MAX_DEPTH: usize = 32;
@@ -53,7 +53,7 @@ pub fn plan(places: &[PathBuf]) -> Result<Vec<Guest>, FleetError> {
         .map(|one| {
             let id = one.id();
             let id = if uses[&id] > 1 { id.with_hash_of(one.path.as_os_str().as_bytes()) } else { id };
-            Guest { id, disks: vec![GuestDisk { path: one.path, format: None }] }
+            Guest { id, disks: vec![GuestDisk { location: Location::File(one.path), format: None }] }
         })
         .collect();
     guests.sort_by(|a, b| a.id.cmp(&b.id));
@@ -148,7 +148,7 @@ mod tests {
         let guests_once = plan(&[dir.path().to_owned(), at("web1.qcow2")]).unwrap();
         assert_eq!(ids(&guests_once), ["a%20b", "rack1+deep+db", "rack1+my-disk", "rack1+web1", "web1"]);
         assert_eq!(guests.len(), 6);
-        assert!(guests.iter().all(|guest| guest.disks[0].path.is_absolute()));
+        assert!(guests.iter().all(|guest| guest.disks[0].location.file().unwrap().is_absolute()));
     }
 
     #[test]

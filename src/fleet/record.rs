@@ -105,7 +105,7 @@ impl MappedDisk {
         let disks = guest.disks.iter().zip(opened);
         disks
             .map(|(disk, opened)| Self {
-                path: disk.path.as_os_str().into(),
+                path: Text::from(disk.location.name().as_os_str()),
                 stated: disk.format.map(|format| format.to_string()),
                 opened,
             })

@@ -195,8 +195,8 @@ impl Store {
     }
 
     /// Why the guest must be mapped; `None` if its maps are current, as far as can be judged
-    /// without reading the images. `record` is its record. Writes to a block device cannot be
-    /// detected: its map counts as current, unless `remap_uncertain` is set.
+    /// without reading the images. `record` is its record. Writes to a block device or an NBD server
+    /// cannot be detected: its map counts as current, unless `remap_uncertain` is set.
     pub fn stale(
         &self,
         guest: &Guest,
@@ -223,13 +223,18 @@ impl Store {
                 return Some(Stale::MapGone(map.name.clone()));
             }
         }
-        let files = record.disks.iter().filter_map(|disk| disk.opened.as_ref()).flat_map(|disk| &disk.files);
-        for file in files {
-            if !file.is_same() {
-                return Some(Stale::Changed(file.path()));
+        for (disk, opened) in record.disks.iter().filter_map(|disk| Some((disk, disk.opened.as_ref()?))) {
+            for file in &opened.files {
+                if !file.is_same() {
+                    return Some(Stale::Changed(file.path()));
+                }
+                if remap_uncertain && !file.is_telling() {
+                    return Some(Stale::Undetectable(file.path()));
+                }
             }
-            if remap_uncertain && !file.is_telling() {
-                return Some(Stale::Undetectable(file.path()));
+            // It is on a server.
+            if remap_uncertain && opened.files.is_empty() {
+                return Some(Stale::Undetectable(disk.path.to_path()));
             }
         }
         None

@@ -54,7 +54,7 @@ impl Mapper {
         for disk in &guest.disks {
             let format = disk.format.map_or("", |format| format.driver());
             // As the value of an option, so that no path is parsed as an option.
-            command.arg(format!("--format={format}")).arg("-a").arg(&disk.path);
+            command.arg(format!("--format={format}")).arg("-a").arg(disk.location.text());
         }
         command
     }

@@ -1,23 +1,22 @@
 //! The descriptions and warnings of images in a map's header.
 
 use crate::geometry::Geometry;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
-use virt_bmap_image::Image;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use virt_bmap_image::{Image, Location};
 use virt_bmap_map::{Cause, ImageFile, ImageInfo, Warning};
 
 /// The description of these images in a map's header.
 pub fn described(images: &[Image]) -> Vec<ImageInfo> {
-    let file = |name: &Path, format: Option<virt_bmap_image::ImageFormat>| ImageFile {
-        name: name.as_os_str().as_bytes().to_vec(),
+    let file = |location: &Location, format: Option<virt_bmap_image::ImageFormat>| ImageFile {
+        name: location.name().into_vec(),
         format: format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
     };
     let info = |(disk, image): (u16, &Image)| ImageInfo {
         disk,
         size: image.source.size(),
         sector: Geometry::of(&*image.source).sector,
-        image: file(&image.name, Some(image.format)),
-        chain: image.chain.iter().skip(1).map(|below| file(&below.filename, below.format)).collect(),
+        image: file(&image.location, Some(image.format)),
+        chain: image.chain.iter().skip(1).map(|below| file(&below.location, below.format)).collect(),
     };
     (1..).zip(images).map(info).collect()
 }

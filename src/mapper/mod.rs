@@ -24,11 +24,10 @@ use crate::probe::{Phase, ProbeError};
 use images::image_warning;
 use session::attempt;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use virt_bmap_image::{Image, OpenOptions, Source};
+use virt_bmap_image::{Image, Location, OpenOptions, Source};
 use virt_bmap_map::{Cause, ImageInfo, Map, Warning};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 
@@ -40,7 +39,7 @@ pub const MOST_DISKS: usize = 250;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestDisk {
     /// The image.
-    pub path: PathBuf,
+    pub location: Location,
     /// Its format, if the user states it.
     pub format: Option<virt_bmap_image::ImageFormat>,
 }
@@ -122,7 +121,7 @@ pub fn open(disks: &[GuestDisk], force_share: bool, cancel: &Cancel) -> Result<V
     let mut opened = Vec::new();
     for disk in disks {
         let open = OpenOptions { format: disk.format, force_share };
-        opened.push(virt_bmap_image::open(&disk.path, &open)?);
+        opened.push(virt_bmap_image::open(&disk.location, &open)?);
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
         }

@@ -5,7 +5,7 @@ use super::GuestDisk;
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use virt_bmap_image::{Image, Stamp};
+use virt_bmap_image::{Image, ImageFile, Stamp};
 use virt_bmap_map::jsonl::Text;
 use virt_bmap_map::{Warning, diff};
 
@@ -114,20 +114,24 @@ impl OpenedDisk {
         let disk = |disk: &GuestDisk| Self {
             size: None,
             format: None,
-            files: StampedFile::now(&disk.path).into_iter().collect(),
+            files: disk.location.file().and_then(StampedFile::now).into_iter().collect(),
         };
         disks.iter().map(disk).collect()
     }
 
     /// An opened image.
     ///
-    /// Below an image with a stated format, files that only qemu can open are left out.
+    /// What is not a file or block device of this host is left out.
     pub fn of(image: &Image) -> Self {
-        let files = image.chain.iter().flat_map(|link| [&link.filename].into_iter().chain(&link.data_files));
+        let data_files = |link: &'_ ImageFile| link.data_files.clone();
+        let files = image
+            .chain
+            .iter()
+            .flat_map(|link| link.location.file().map(Path::to_owned).into_iter().chain(data_files(link)));
         Self {
             size: Some(image.source.size()),
             format: Some(image.format.to_string()),
-            files: files.filter_map(|path| StampedFile::now(path)).collect(),
+            files: files.filter_map(|path| StampedFile::now(&path)).collect(),
         }
     }
 }

@@ -34,13 +34,19 @@ pub enum Reason {
         /// A block device.
         file: PathBuf,
     },
+    /// Changes of the image cannot be detected, because it is on a server.
+    #[error("{} may have changed: a server does not say when it was written to", Printable::path(.image))]
+    Remote {
+        /// The image.
+        image: PathBuf,
+    },
 }
 
 impl Reason {
     /// Whether the only evidence of a change is the modification time of a file, or its absence. A
     /// source that knows the written blocks overrides such a reason.
     pub fn is_only_time(&self) -> bool {
-        matches!(self, Self::Stale(Stale::Changed { .. }) | Self::Undetectable { .. })
+        matches!(self, Self::Stale(Stale::Changed { .. }) | Self::Undetectable { .. } | Self::Remote { .. })
     }
 }
 
@@ -60,16 +66,18 @@ pub fn reason(map: &Map, path: &Path, images: &[Image]) -> Option<Reason> {
     let infos = described(images);
     for ((image, old), new) in images.iter().zip(&map.header().images).zip(&infos) {
         if (&old.image.format, &old.chain) != (&new.image.format, &new.chain) {
-            return Some(Reason::Chain { image: image.name.clone() });
+            return Some(Reason::Chain { image: image.location.name().into() });
         }
     }
     if let Some(changed) = only_time {
         return Some(changed.into());
     }
-    let is_telling = |file: &&PathBuf| Stamp::of(file).is_ok_and(|stamp| stamp.is_telling());
-    images
-        .iter()
-        .flat_map(Image::files)
-        .find(|file| !is_telling(file))
-        .map(|file| Reason::Undetectable { file: file.clone() })
+    let is_telling = |file: &Path| Stamp::of(file).is_ok_and(|stamp| stamp.is_telling());
+    images.iter().find_map(|image| {
+        let Some(files) = image.files() else {
+            return Some(Reason::Remote { image: image.location.name().into() });
+        };
+        let file = files.into_iter().find(|file| !is_telling(file))?;
+        Some(Reason::Undetectable { file: file.to_owned() })
+    })
 }

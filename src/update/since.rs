@@ -2,9 +2,8 @@
 
 use crate::changed::{Compared, compare, not_in_holes};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use virt_bmap_image::{self, Image, OpenError, OpenOptions};
+use virt_bmap_image::{self, BadUri, Image, Location, OpenError, OpenOptions};
 use virt_bmap_map::rangelist;
 use virt_bmap_ranges::IndexedRanges;
 
@@ -18,24 +17,30 @@ pub enum Since {
     Snapshot(String),
     /// An image of the older disk. If it is the image below, the written blocks are those that the
     /// upper image itself holds; otherwise both are compared.
-    Image(PathBuf),
+    Image(Location),
 }
 
 /// A text that names no source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected bitmap:NAME, snapshot:NAME or image:PATH")]
-pub struct BadSince;
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSince {
+    /// It begins with none of the words.
+    #[error("expected bitmap:NAME, snapshot:NAME or image:PATH")]
+    Word,
+    /// The older image is named by a URI that is none.
+    #[error(transparent)]
+    Uri(#[from] BadUri),
+}
 
 impl FromStr for Since {
     type Err = BadSince;
 
     fn from_str(word: &str) -> Result<Self, BadSince> {
         match word.split_once(':') {
-            Some((_, "")) | None => Err(BadSince),
+            Some((_, "")) | None => Err(BadSince::Word),
             Some(("bitmap", name)) => Ok(Self::Bitmap(name.to_owned())),
             Some(("snapshot", name)) => Ok(Self::Snapshot(name.to_owned())),
-            Some(("image", path)) => Ok(Self::Image(path.into())),
-            Some(_) => Err(BadSince),
+            Some(("image", path)) => Ok(Self::Image(Location::stated(path.as_ref())?)),
+            Some(_) => Err(BadSince::Word),
         }
     }
 }
@@ -63,12 +68,12 @@ impl Since {
                 return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &options))?.spans);
             }
             Self::Snapshot(name) => image.snapshot(name)?,
-            Self::Image(path) if image.chain.get(1).is_some_and(|below| is_same(&below.filename, path)) => {
+            Self::Image(old) if image.chain.get(1).is_some_and(|below| is_same(&below.location, old)) => {
                 let layer = image.layer()?;
                 return Ok(layer.data.iter().chain(layer.zeroes.iter()).collect());
             }
-            Self::Image(path) => {
-                virt_bmap_image::open(path, &OpenOptions { format: None, force_share })?.source
+            Self::Image(old) => {
+                virt_bmap_image::open(old, &OpenOptions { format: None, force_share })?.source
             }
         };
         let within = not_in_holes(&*old, &*image.source).map_err(SinceError::Holes)?;
@@ -77,9 +82,9 @@ impl Since {
     }
 }
 
-fn is_same(a: &Path, b: &Path) -> bool {
-    let resolved: [io::Result<PathBuf>; 2] = [a, b].map(Path::canonicalize);
-    matches!(resolved, [Ok(a), Ok(b)] if a == b)
+fn is_same(a: &Location, b: &Location) -> bool {
+    let resolved = [a, b].map(|location| location.file()?.canonicalize().ok());
+    matches!(resolved, [Some(a), Some(b)] if a == b)
 }
 
 #[cfg(test)]
@@ -90,9 +95,9 @@ mod tests {
     fn sources_are_parsed() {
         assert_eq!("bitmap:a:b".parse(), Ok(Since::Bitmap("a:b".into())));
         assert_eq!("snapshot:s".parse(), Ok(Since::Snapshot("s".into())));
-        assert_eq!("image:/a/b.raw".parse(), Ok(Since::Image("/a/b.raw".into())));
+        assert_eq!("image:/a/b.raw".parse(), Ok(Since::Image(Location::File("/a/b.raw".into()))));
         for word in ["", "monday", "bitmap:", "image", "file:/a"] {
-            assert_eq!(word.parse::<Since>(), Err(BadSince), "{word}");
+            assert_eq!(word.parse::<Since>(), Err(BadSince::Word), "{word}");
         }
     }
 }

@@ -317,8 +317,10 @@ fn a_map_beside_its_image_is_used_if_nothing_has_changed() {
     tools::run("cp", ["--sparse=always", image, at("base.raw").to_str().unwrap()]);
     let shell = |line: &str| tools::run("sh", ["-c", &format!("cd {} && {line}", dir.path().display())]);
     shell("qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2 && sleep 1.1");
-    let output =
-        Command::new(PROGRAM).args(["base.raw", "-o", "base.jsonl", "-o", "plain.bmap"]).current_dir(dir.path()).output();
+    let output = Command::new(PROGRAM)
+        .args(["base.raw", "-o", "base.jsonl", "-o", "plain.bmap"])
+        .current_dir(dir.path())
+        .output();
     assert_eq!(output.unwrap().status.code(), Some(0));
     let changed = |program: &Path, more: &[&str]| {
         let command = ["changed", "top.qcow2", "--format", "qcow2", "--map", "auto", "--no-boot"];

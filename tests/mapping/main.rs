@@ -11,6 +11,7 @@ mod guest;
 mod guestfsd;
 mod oracles;
 mod outputs;
+mod sources;
 mod user;
 
 virt_bmap_testutil::program!(harness);

@@ -9,6 +9,7 @@ mod fleet_slurm;
 mod image;
 mod nbd_kernel;
 mod report;
+mod sources;
 mod trace;
 mod trace_top;
 

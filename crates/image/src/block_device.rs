@@ -5,33 +5,43 @@
 //! problem: every value has a key, only commas have to be doubled, and a name need not be UTF-8, as
 //! it must in a `json:` description.
 
-use super::link::Link;
+use super::OpenError;
+use super::link::{Link, Node};
+use super::nbd_uri::{NbdUri, Server};
+use super::tls::Credentials;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// A block device in the syntax of `--image-opts`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Description(Vec<u8>);
+/// A block device in the syntax of `--image-opts`, and the keys that it needs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Description {
+    options: Vec<u8>,
+    credentials: Option<Credentials>,
+}
 
 impl Description {
     /// One image file on its own, for programs that do not open the images below it.
-    pub(super) fn of_file(link: &Link, force_share: bool) -> Self {
-        let mut description = Self::default();
-        description.link("", link);
-        description.end(force_share)
+    ///
+    /// # Errors
+    /// The keys of its NBD server are missing or cannot be used.
+    pub(super) fn of_file(link: &Link, force_share: bool) -> Result<Self, OpenError> {
+        Self::of_chain(std::slice::from_ref(link), force_share)
     }
 
     /// An image and explicitly all images below it: qemu opens these files and no others, whatever
     /// the images contain by then. `chain` is from the top down.
-    pub(super) fn of_chain(chain: &[Link], force_share: bool) -> Self {
+    ///
+    /// # Errors
+    /// The keys of an NBD server are missing or cannot be used.
+    pub(super) fn of_chain(chain: &[Link], force_share: bool) -> Result<Self, OpenError> {
         let mut description = Self::default();
         let mut prefix = String::new();
         for link in chain {
-            description.link(&prefix, link);
+            description.link(&prefix, link)?;
             prefix.push_str("backing.");
         }
-        description.end(force_share)
+        Ok(description.end(force_share))
     }
 
     fn end(mut self, force_share: bool) -> Self {
@@ -42,40 +52,80 @@ impl Description {
         self
     }
 
-    fn link(&mut self, prefix: &str, link: &Link) {
+    fn link(&mut self, prefix: &str, link: &Link) -> Result<(), OpenError> {
         if let Some(format) = link.format {
             self.add(prefix, "driver", format.driver().as_ref());
         }
-        self.file(prefix, "file", &link.path, link.is_device);
-        if let Some(data_file) = &link.data_file {
-            self.file(prefix, "data-file", data_file, false);
+        match &link.node {
+            Node::Device => self.file(prefix, "file", "host_device", &link.path),
+            Node::File | Node::Other => self.file(prefix, "file", "file", &link.path),
+            Node::Nbd(uri) => self.nbd(prefix, uri)?,
         }
+        if let Some(data_file) = &link.data_file {
+            self.file(prefix, "data-file", "file", data_file);
+        }
+        Ok(())
     }
 
-    fn file(&mut self, prefix: &str, child: &str, path: &Path, is_device: bool) {
-        let driver = if is_device { "host_device" } else { "file" };
+    fn file(&mut self, prefix: &str, child: &str, driver: &str, path: &Path) {
         self.add(prefix, &format!("{child}.driver"), driver.as_ref());
         self.add(prefix, &format!("{child}.filename"), path.as_os_str());
     }
 
-    fn add(&mut self, prefix: &str, key: &str, value: &OsStr) {
-        if !self.0.is_empty() {
-            self.0.push(b',');
-        }
-        self.0.extend_from_slice(prefix.as_bytes());
-        self.0.extend_from_slice(key.as_bytes());
-        self.0.push(b'=');
-        for &byte in value.as_bytes() {
-            self.0.push(byte);
-            if byte == b',' {
-                self.0.push(byte);
+    fn nbd(&mut self, prefix: &str, uri: &NbdUri) -> Result<(), OpenError> {
+        let mut add = |key: &str, value: &OsStr| self.add(prefix, &format!("file.{key}"), value);
+        add("driver", "nbd".as_ref());
+        match &uri.server {
+            Server::Tcp { host, port } => {
+                add("server.type", "inet".as_ref());
+                add("server.host", host.as_ref());
+                add("server.port", port.to_string().as_ref());
+            }
+            Server::Unix(path) => {
+                add("server.type", "unix".as_ref());
+                add("server.path", path.as_os_str());
             }
         }
+        add("export", uri.export.as_ref());
+        if let Some(tls) = &uri.tls {
+            add("tls-creds", Credentials::ID.as_ref());
+            if let Some(hostname) = &tls.hostname {
+                add("tls-hostname", hostname.as_ref());
+            }
+            self.credentials = Some(Credentials::of(uri, tls)?);
+        }
+        Ok(())
     }
 
-    /// The description as one argument.
-    pub(super) fn to_argument(&self) -> OsString {
-        OsString::from_vec(self.0.clone())
+    fn add(&mut self, prefix: &str, key: &str, value: &OsStr) {
+        if !self.options.is_empty() {
+            self.options.push(b',');
+        }
+        self.options.extend_from_slice(prefix.as_bytes());
+        self.options.extend_from_slice(key.as_bytes());
+        push_value(&mut self.options, value);
+    }
+
+    /// The arguments that state it.
+    pub(super) fn to_arguments(&self) -> Vec<OsString> {
+        let keys = self.credentials.iter().flat_map(|keys| ["--object".into(), keys.to_argument()]);
+        keys.chain(["--image-opts".into(), OsString::from_vec(self.options.clone())]).collect()
+    }
+
+    /// The description, as qemu repeats it in messages.
+    pub(super) fn as_text(&self) -> String {
+        String::from_utf8_lossy(&self.options).into_owned()
+    }
+}
+
+/// Appends `=VALUE`, with commas doubled.
+pub(super) fn push_value(options: &mut Vec<u8>, value: &OsStr) {
+    options.push(b'=');
+    for &byte in value.as_bytes() {
+        options.push(byte);
+        if byte == b',' {
+            options.push(byte);
+        }
     }
 }
 
@@ -85,14 +135,14 @@ mod tests {
     use crate::ImageFormat;
 
     fn link(path: &[u8], format: Option<ImageFormat>) -> Link {
-        Link { format, ..Link::new(Path::new(OsStr::from_bytes(path)).to_owned()) }
+        Link { format, ..Link::new(Path::new(OsStr::from_bytes(path)).to_owned(), Node::File) }
     }
 
     #[test]
     fn commas_are_doubled_and_other_bytes_stay() {
         let link = link(b"/a,b/\xffnbd:c", None);
         assert_eq!(
-            Description::of_file(&link, true).0,
+            Description::of_file(&link, true).unwrap().options,
             b"file.driver=file,file.filename=/a,,b/\xffnbd:c,read-only=on,force-share=on"
         );
     }
@@ -102,11 +152,28 @@ mod tests {
         let mut top = link(b"/t", Some(ImageFormat::Qcow2));
         top.data_file = Some("/d".into());
         let mut base = link(b"/dev/b", Some(ImageFormat::Raw));
-        base.is_device = true;
+        base.node = Node::Device;
         assert_eq!(
-            Description::of_chain(&[top, base], false).0,
+            Description::of_chain(&[top, base], false).unwrap().options,
             b"driver=qcow2,file.driver=file,file.filename=/t,data-file.driver=file,data-file.filename=/d,\
               backing.driver=raw,backing.file.driver=host_device,backing.file.filename=/dev/b,read-only=on"
         );
+    }
+
+    #[test]
+    fn an_export_is_stated_part_by_part() {
+        for (uri, described) in [
+            (
+                "nbd://[::1]/a,b",
+                "file.server.type=inet,file.server.host=::1,file.server.port=10809,file.export=a,,b",
+            ),
+            ("nbd+unix:///?socket=/s", "file.server.type=unix,file.server.path=/s,file.export="),
+        ] {
+            let node = Node::Nbd(Box::new(NbdUri::parse(uri.as_ref()).unwrap()));
+            let link = Link { format: Some(ImageFormat::Raw), ..Link::new(uri.into(), node) };
+            let description = Description::of_file(&link, false).unwrap();
+            assert_eq!(description.as_text(), format!("driver=raw,file.driver=nbd,{described},read-only=on"));
+            assert_eq!(description.to_arguments().len(), 2);
+        }
     }
 }

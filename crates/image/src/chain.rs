@@ -10,7 +10,7 @@
 use super::error::FileRole;
 use super::file::PlainFile;
 use super::format::{format_by_name, suffix};
-use super::link::Link;
+use super::link::{Link, Node};
 use super::qemu_img::{self, Info};
 use super::references::{self, Reference, Unreadable};
 use super::{ImageFormat, OpenError, lock, vmdk};
@@ -106,7 +106,8 @@ impl Walk {
             return Err(OpenError::Locked { path });
         }
 
-        let mut link = Link { is_device: file.is_device, ..Link::new(path.clone()) };
+        let node = if file.is_device { Node::Device } else { Node::File };
+        let mut link = Link::new(path.clone(), node);
         link.format = match known {
             Some(format) => Some(format),
             None => {
@@ -127,7 +128,7 @@ impl Walk {
             Unreadable::Broken(reason) => OpenError::Corrupt { path: path.clone(), format, reason },
         })?;
         if let (None, Trust::Found, Some(first)) = (known, self.trust, references.files.first())
-            && (link.is_device || is_raw_by_name(&path))
+            && (file.is_device || is_raw_by_name(&path))
         {
             let (reference, role) = (first.name.clone().into(), first.role);
             return Err(match self.links.last() {
@@ -181,7 +182,7 @@ impl Walk {
         };
         Ok(match self.open(referrer, reference)? {
             Some((path, file)) => Below::Local { file, path, format },
-            None => Below::Other(Link { format, ..Link::new(reference.name.clone().into()) }),
+            None => Below::Other(Link { format, ..Link::new(reference.name.clone().into(), Node::Other) }),
         })
     }
 

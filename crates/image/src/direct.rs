@@ -69,11 +69,7 @@ impl Direct {
     /// Finds the places of the bytes that `below` serves. If that fails, `below` reads everything.
     pub(super) fn new(below: QemuNbd, description: &Description, chain: &[Link]) -> Self {
         // Anything but a local file may not support two readers.
-        let is_local = chain
-            .iter()
-            .flat_map(|link| [&link.path].into_iter().chain(&link.data_file))
-            .all(|path| path.is_absolute());
-        if !is_local {
+        if !chain.iter().all(Link::is_local) {
             return Self { below, files: Vec::new(), runs: Vec::new() };
         }
         let files = chain.iter().map(|link| open(link).ok().flatten()).collect();
@@ -336,7 +332,7 @@ mod tests {
 
     fn open_chain(top: &Path) -> Direct {
         let links = follow(top, None, false).unwrap().links;
-        let description = Description::of_chain(&links, false);
+        let description = Description::of_chain(&links, false).unwrap();
         Direct::new(QemuNbd::start(&description, &links[0], None).unwrap(), &description, &links)
     }
 

@@ -185,6 +185,21 @@ pub enum OpenError {
         /// Most links that are followed.
         limit: usize,
     },
+    /// An NBD server is to be reached by TLS, and no keys are known.
+    #[error(
+        "{uri}: an encrypted connection needs keys; name the certificates with --tls-certificates DIRECTORY, \
+         or the pre-shared keys with --tls-psk FILE"
+    )]
+    NoKeys {
+        /// The URI, without its user.
+        uri: String,
+    },
+    /// Certificates and pre-shared keys were named.
+    #[error("{uri}: certificates and pre-shared keys were named; name one of them")]
+    TwoKeys {
+        /// The URI, without its user.
+        uri: String,
+    },
     /// One of qemu's programs is not installed.
     #[error(
         "{program} cannot be run, which is needed to read {path:?}; install it (on Debian: apt install {})",

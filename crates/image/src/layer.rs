@@ -108,8 +108,8 @@ impl Image {
         }
         let mut command = child::command(NBDINFO.as_ref());
         command.arg(format!("--map=qemu:dirty-bitmap:{name}")).args(["--json", "--", "["]);
-        command.args([QEMU_NBD, "--read-only", "--bitmap", name, "--image-opts"]);
-        command.arg(description.to_argument()).arg("]");
+        command.args([QEMU_NBD, "--read-only", "--bitmap", name]);
+        command.args(description.to_arguments()).arg("]");
         qemu_img::ask(NBDINFO, command, &top.path, MAX_CPU, read)
     }
 }

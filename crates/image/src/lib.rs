@@ -11,6 +11,7 @@
 
 mod block_device;
 mod chain;
+mod context;
 mod direct;
 mod error;
 mod file;
@@ -18,8 +19,10 @@ mod format;
 mod frozen;
 mod layer;
 mod link;
+mod location;
 mod lock;
 mod map_entry;
+mod nbd_uri;
 mod overlay;
 mod qemu_img;
 mod qemu_nbd;
@@ -27,6 +30,7 @@ mod raw;
 mod references;
 mod source;
 mod stamp;
+mod tls;
 mod vmdk;
 mod writable;
 
@@ -34,6 +38,8 @@ pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
 pub use layer::Layer;
+pub use location::Location;
+pub use nbd_uri::{BadUri, NbdUri, Server, Tls};
 pub use overlay::Overlay;
 pub use qemu_nbd::ReadError;
 pub use source::{Allocation, Source};
@@ -43,7 +49,7 @@ pub use writable::{Writable, WritableRaw};
 use block_device::Description;
 use chain::Chain;
 use direct::Direct;
-use link::Link;
+use link::{Link, Node};
 use qemu_nbd::QemuNbd;
 use raw::RawFile;
 use source::{SECTOR, within_file};
@@ -66,8 +72,8 @@ pub struct OpenOptions {
 pub struct Image {
     /// The disk's bytes. The child process and its connections, if any, end with the last clone.
     pub source: Arc<dyn Source>,
-    /// The path that [`open`] was given.
-    pub name: PathBuf,
+    /// The location that [`open`] was given.
+    pub location: Location,
     /// Its format, stated or detected.
     pub format: ImageFormat,
     /// All images of the chain, from the image itself down to the base.
@@ -90,7 +96,7 @@ struct QemuArguments {
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Image")
-            .field("name", &self.name)
+            .field("location", &self.location)
             .field("format", &self.format)
             .field("size", &self.source.size())
             .field("chain", &self.chain)
@@ -100,9 +106,15 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
-    /// All files of the chain. The data files of an image come before the image itself.
-    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.chain.iter().flat_map(|image| image.data_files.iter().chain([&image.filename]))
+    /// All files of the chain. The data files of an image come before the image itself. `None` if a
+    /// part of it is not in a file or block device of this host.
+    pub fn files(&self) -> Option<Vec<&Path>> {
+        let mut files = Vec::new();
+        for image in &self.chain {
+            files.extend(image.data_files.iter().map(PathBuf::as_path));
+            files.push(image.location.file()?);
+        }
+        Some(files)
     }
 }
 
@@ -110,8 +122,8 @@ impl Image {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImageFile {
-    /// Absolute path; or any other reference of an image that the user trusts.
-    pub filename: PathBuf,
+    /// Where it is; the path of a file is absolute.
+    pub location: Location,
     /// Its format. `None` if the user trusts the image and only qemu knows the format.
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
@@ -147,14 +159,15 @@ pub enum Warning {
     },
 }
 
-/// Opens the image at `path`, read-only.
+/// Opens the image at `location`, read-only.
 ///
 /// Blocks while qemu's programs examine it, some 50 ms for an image that is not raw.
 ///
 /// ```no_run
 /// use virt_bmap_image::{self as image, OpenOptions};
 ///
-/// let image = image::open("guest.vmdk".as_ref(), &OpenOptions::default())?;
+/// let location = image::Location::File("guest.vmdk".into());
+/// let image = image::open(&location, &OpenOptions::default())?;
 /// println!("{} bytes of {}", image.source.size(), image.format);
 /// # Ok::<(), image::OpenError>(())
 /// ```
@@ -162,7 +175,18 @@ pub enum Warning {
 /// # Errors
 /// The image cannot be opened, is damaged or locked, or has references that are refused: see
 /// [`OpenError`].
-pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
+pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenError> {
+    match location {
+        Location::File(path) => open_file(path, options),
+        Location::Nbd(uri) => open_nbd(uri, options),
+        Location::Other(name) => Err(OpenError::Unsupported {
+            path: name.into(),
+            kind: "no file, block device or NBD server; let an NBD server serve it and give its URI",
+        }),
+    }
+}
+
+fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     let OpenOptions { format: stated, force_share } = *options;
     let Chain { links, top, dirty } = chain::follow(path, stated, force_share)?;
     // The top of a chain always has a format, stated or detected.
@@ -178,7 +202,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         warnings.push(Warning::MayBeTorn { path: path.to_owned() });
     }
     let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), force_share };
-    let qemu = QemuArguments { description: for_qemu.description(0), top: links[0].clone(), force_share };
+    let qemu = QemuArguments { description: for_qemu.description(0)?, top: links[0].clone(), force_share };
     let source: Arc<dyn Source> = if format == ImageFormat::Raw {
         if !force_share {
             lock::hold(&top.file);
@@ -203,7 +227,37 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         }
     };
     let chain = links.into_iter().map(ImageFile::from).collect();
-    Ok(Image { source, name: path.to_owned(), format, chain, warnings, qemu })
+    Ok(Image { source, location: Location::File(path.to_owned()), format, chain, warnings, qemu })
+}
+
+/// Opens an export of an NBD server. Without a stated format it is raw: whoever serves it has opened
+/// the image.
+fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
+    let OpenOptions { format: stated, force_share } = *options;
+    let format = stated.unwrap_or(ImageFormat::Raw);
+    let location = Location::Nbd(Box::new(uri.clone()));
+    let node = Node::Nbd(Box::new(uri.clone()));
+    let top = Link { format: Some(format), ..Link::new(location.name().into(), node) };
+    let links = [top];
+    let for_qemu = ChainForQemu { chain: &links, all: false, force_share };
+    let description = for_qemu.description(0)?;
+    let mut warnings = Vec::new();
+    if format != ImageFormat::Raw {
+        if qemu_img::info(&links[0], force_share)?.dirty_flag {
+            warnings.push(Warning::Unclean { path: links[0].path.clone() });
+        } else {
+            for_qemu.check(&[])?;
+        }
+    }
+    let [top] = links;
+    let captive = QemuNbd::start(&description, &top, None)?;
+    if captive.export_size() != captive.size() {
+        let (size, rounded) = (captive.export_size(), captive.size());
+        warnings.push(Warning::RoundedUp { path: top.path.clone(), size, rounded });
+    }
+    let qemu = QemuArguments { description, top: top.clone(), force_share };
+    let chain = vec![ImageFile::from(top)];
+    Ok(Image { source: Arc::new(captive), location, format, chain, warnings, qemu })
 }
 
 /// Describes the images of a chain to qemu's programs.
@@ -217,7 +271,7 @@ struct ChainForQemu<'c> {
 
 impl ChainForQemu<'_> {
     /// The image at place `index` of the chain.
-    fn description(&self, index: usize) -> Description {
+    fn description(&self, index: usize) -> Result<Description, OpenError> {
         let end = if self.all { self.chain.len() } else { index + 1 };
         Description::of_chain(&self.chain[index..end], self.force_share)
     }
@@ -228,19 +282,12 @@ impl ChainForQemu<'_> {
         for (index, link) in self.chain.iter().enumerate() {
             if let Some(format) = link.format
                 && format != ImageFormat::Raw
-                && link.path.is_absolute()
+                && link.node != Node::Other
                 && !dirty.contains(&link.path)
             {
-                qemu_img::check(&self.description(index), &link.path, format)?;
+                qemu_img::check(&self.description(index)?, &link.path, format)?;
             }
         }
         Ok(())
-    }
-}
-
-impl From<Link> for ImageFile {
-    fn from(link: Link) -> Self {
-        let data_files = link.data_file.into_iter().chain(link.extents).collect();
-        Self { filename: link.path, format: link.format, data_files }
     }
 }

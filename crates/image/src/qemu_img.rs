@@ -43,7 +43,7 @@ pub(super) struct Info {
 /// # Errors
 /// qemu-img refuses the file, or cannot be run.
 pub(super) fn info(link: &Link, force_share: bool) -> Result<Info, OpenError> {
-    let description = Description::of_file(link, force_share);
+    let description = Description::of_file(link, force_share)?;
     let output = run("info", &description, &link.path, INFO_TIME, force_share)?;
     if !output.status.success() {
         return Err(complaint(QEMU_IMG, &output.stderr, &description, link));
@@ -154,7 +154,7 @@ fn command(subcommand: &str, description: &Description, force_share: bool) -> Co
     if force_share {
         command.arg("--force-share");
     }
-    command.arg("--image-opts").arg(description.to_argument());
+    command.args(description.to_arguments());
     command
 }
 
@@ -187,8 +187,7 @@ pub(super) fn complaint(
         return OpenError::LogNotReplayed { path };
     }
     // qemu repeats the whole description, which is of no use to the user.
-    let described = description.to_argument();
-    let mut said = said.replace(&format!("'{}': ", described.to_string_lossy()), "");
+    let mut said = said.replace(&format!("'{}': ", description.as_text()), "");
     for prefix in ["qemu-img: ", "qemu-nbd: ", "Could not open ", "Failed to blk_new_open "] {
         said = said.strip_prefix(prefix).map(str::to_owned).unwrap_or(said);
     }

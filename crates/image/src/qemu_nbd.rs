@@ -97,7 +97,7 @@ impl QemuNbd {
             // As in a description, a comma would end the name.
             command.arg(format!("--load-snapshot=snapshot.name={}", name.replace(',', ",,")));
         }
-        command.arg("--image-opts").arg(description.to_argument());
+        command.args(description.to_arguments());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut captive = Captive::spawn(command, &link.path)?;
 
@@ -128,6 +128,11 @@ impl QemuNbd {
         }
         directory.close().map_err(set_up)?;
         Ok(Self { pool: Pool::new(connections), captive, export_size })
+    }
+
+    /// Bytes of the export, of which the last sector may be incomplete.
+    pub(super) fn export_size(&self) -> u64 {
+        self.export_size
     }
 
     /// Reads from the export.

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use virt_bmap_ranges::{DiskOffset, DiskRange};
 
 /// A [`Source`] that can be written to. Ranges are checked by the caller.
@@ -55,8 +56,11 @@ impl WritableRaw {
     /// [`OpenError::Locked`] if another program uses the image and forbids writers; and the
     /// system's errors.
     pub fn open(image: Image) -> Result<Self, OpenError> {
-        let path = image.name.clone();
+        let path = PathBuf::from(image.location.name());
         let refuse = |reason| OpenError::NotWritable { path: path.clone(), reason };
+        if image.location.file().is_none() {
+            return Err(refuse("it is not a file or block device of this host"));
+        }
         if image.format != ImageFormat::Raw {
             return Err(refuse("it is no raw image"));
         }
@@ -135,8 +139,10 @@ mod tests {
     fn writes_reach_the_file() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
-        let opened =
-            open(image.path(), &OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() });
+        let opened = open(
+            &image.path().to_owned().into(),
+            &OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() },
+        );
         let disk = WritableRaw::open(opened.unwrap()).unwrap();
         disk.write_at(&[7; 8192], DiskOffset(4096)).unwrap();
         for (range, allocate) in [(DiskRange::new(4096, 5000), false), (DiskRange::new(5000, 6000), true)] {
@@ -161,7 +167,7 @@ mod tests {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
         let raw = OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() };
-        let open = || open(image.path(), &raw);
+        let open = || open(&image.path().to_owned().into(), &raw);
         let reader = open().unwrap();
         let refused = WritableRaw::open(open().unwrap()).unwrap_err();
         assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");

@@ -79,7 +79,7 @@ pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
     }
     for (disk, image) in (1..).zip(images) {
         if map.dialect() == Dialect::Original && image.format != ImageFormat::Raw {
-            return Err(Stale::Container { image: image.name.clone(), format: image.format });
+            return Err(Stale::Container { image: image.location.name().into(), format: image.format });
         }
         let actual = image.source.size();
         let (bytes, at_least) = match disk_size(map, disk) {
@@ -93,7 +93,7 @@ pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
             return Err(Stale::Size {
                 disk,
                 size: Bytes { bytes, at_least },
-                image: image.name.clone(),
+                image: image.location.name().into(),
                 actual: Bytes { bytes: actual, at_least: false },
             });
         }
@@ -102,10 +102,11 @@ pub fn check(map: &Map, path: &Path, images: &[Image]) -> Result<(), Stale> {
     let Some(written) = modified(path) else { return Ok(()) };
     match images
         .iter()
-        .flat_map(Image::files)
+        .filter_map(Image::files)
+        .flatten()
         .find(|file| modified(file).is_some_and(|changed| changed > written))
     {
-        Some(image) => Err(Stale::Changed { image: image.clone() }),
+        Some(image) => Err(Stale::Changed { image: image.to_owned() }),
         None => Ok(()),
     }
 }

@@ -213,8 +213,8 @@ fn a_relative_name_and_a_symbolic_link_lead_to_the_image() {
     let up: String = std::env::current_dir().unwrap().components().skip(1).map(|_| "../").collect();
     let relative = Path::new(&up).join(images.path("top.qcow2").strip_prefix("/").unwrap());
     let image = open(&relative, None).unwrap();
-    assert_eq!(image.name, relative);
-    assert!(image.chain.iter().all(|file| file.filename.is_absolute()));
+    assert_eq!(image.location.file(), Some(&*relative));
+    assert!(image.files().unwrap().iter().all(|file| file.is_absolute()));
 }
 
 #[test]

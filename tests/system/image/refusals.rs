@@ -226,8 +226,11 @@ fn an_image_that_is_in_use() {
             let error = images.refuse(name, stated);
             assert!(matches!(error, OpenError::Locked { .. }), "{name}: {error:?}");
             assert!(error.to_string().contains("--force-share"), "{error}");
-            let shared =
-                virt_bmap_image::open(&path, &OpenOptions { format: stated, force_share: true }).unwrap();
+            let shared = virt_bmap_image::open(
+                &path.clone().into(),
+                &OpenOptions { format: stated, force_share: true },
+            )
+            .unwrap();
             assert_eq!(shared.warnings, [Warning::MayBeTorn { path: path.clone() }]);
             assert!(read_whole(&*shared.source) == wanted, "{name}");
         }
@@ -348,7 +351,7 @@ fn what_a_stated_format_may_refer_to() {
         assert!(matches!(refused, OpenError::Untrusted { .. }), "{refused:?}");
         let image = open(&images.path("top.qcow2"), Some(ImageFormat::Qcow2)).unwrap();
         assert!(read_whole(&*image.source) == fs::read(base).unwrap(), "{reference}");
-        assert_eq!(image.chain[1].filename.to_str(), Some(reference.as_str()));
+        assert_eq!(image.chain[1].location.name().to_str(), Some(reference.as_str()));
         assert_eq!(image.chain[1].format, Some(ImageFormat::Raw));
     }
 }

@@ -123,7 +123,7 @@ impl Images {
         let path = self.path(name);
         for stated in stated {
             let image = open(&path, *stated).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-            assert_eq!(image.name, path);
+            assert_eq!(image.location.file(), Some(&*path));
             assert_eq!(image.format, format, "{name}");
             assert_eq!(image.chain.len(), links, "{name}: {:?}", image.chain);
             assert!(image.warnings.is_empty(), "{name}: {:?}", image.warnings);
@@ -170,7 +170,7 @@ impl Images {
 }
 
 pub(crate) fn open(path: &Path, format: Option<ImageFormat>) -> Result<Image, OpenError> {
-    virt_bmap_image::open(path, &OpenOptions { format, force_share: false })
+    virt_bmap_image::open(&path.to_owned().into(), &OpenOptions { format, force_share: false })
 }
 
 /// Bytes that look random but are the same each time.

@@ -103,7 +103,7 @@ fn files_in_written_places_are_read_in_full() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let options = OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() };
-    let base = open(file.path(), &options).unwrap().source;
+    let base = open(&file.path().to_owned().into(), &options).unwrap().source;
     let overlay = Arc::new(Overlay::new(base, 1 << 20, &std::env::temp_dir()).unwrap());
     overlay.write_at(&[1; 512], DiskOffset(65536 + 8192)).unwrap();
     let sample = std::num::NonZeroU32::new(1).map(|every| Sample { every });
