@@ -34,6 +34,7 @@ mod reader;
 mod squashfs;
 mod tables;
 mod tagged_read;
+mod ufs;
 mod walk;
 mod xfs;
 

@@ -320,6 +320,10 @@ impl Walker {
                 let stat = fstat(stream)?;
                 if stat.st_blocks > 0 {
                     // With its extents in memory, what is read under the next tag is attributes.
+                if self.kind.facts().shares_attributes {
+                    self.control.tag(0, false)?;
+                    self.shared_attributes(stream, id, b"");
+                }
                     self.control.tag(0, false)?;
                     let extents = self.ask_directory(stream);
                     if self.has_more_blocks(&stat, extents.as_deref()) {

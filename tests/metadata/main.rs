@@ -13,5 +13,6 @@ mod metadata_more;
 mod ntfs;
 mod owners;
 mod with_metadata;
+mod packed;
 
 virt_bmap_testutil::program!(harness);

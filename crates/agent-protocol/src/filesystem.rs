@@ -75,6 +75,9 @@ pub struct FsFacts {
     pub states_encoded_size: bool,
     /// Whether files share blocks. These blocks are read at the end, once more.
     pub packs_files: bool,
+    /// Whether extended attributes that several files have lie in blocks of their own, which belong
+    /// to no file.
+    pub shares_attributes: bool,
     /// Whether several files may have a block in common, such as one that was cloned.
     pub shares_blocks: bool,
     /// Inodes below this number are the filesystem's own files; 0 if it has none that can be
@@ -101,10 +104,15 @@ const PLAIN: FsFacts = FsFacts {
     reads_when_opened: false,
     states_encoded_size: false,
     packs_files: false,
+    shares_attributes: false,
     shares_blocks: false,
     reserved_inodes: 0,
     has_volatile_inodes: false,
 };
+
+/// Magic numbers of UFS, which has one driver.
+const UFS1: u64 = 0x0001_1954;
+const UFS2: u64 = 0x1954_0119;
 
 /// Bytes in a page of the appliance's kernel.
 const PAGE: u64 = 4096;
@@ -244,6 +252,7 @@ kinds! {
         magic: Some(0xe0f5_e1e2),
         mount_options: Some("cache_strategy=disabled"),
         states_encoded_size: true,
+        shares_attributes: true,
         shares_blocks: true,
         ..PLAIN
     },
@@ -257,7 +266,12 @@ kinds! {
         ..PLAIN
     },
     /// UFS of the BSDs. Which of its kinds it is, an option has to say.
-    Ufs: FsFacts { name: "ufs", ..PLAIN },
+    Ufs: FsFacts {
+        name: "ufs",
+        magic: Some(UFS2),
+        directory_blocks: DirectoryBlocks::Computed,
+        ..PLAIN
+    },
     /// Swap space.
     Swap: FsFacts { name: "swap", class: Class::Swap, ..PLAIN },
     /// Swap space that holds the memory of a suspended system.
@@ -285,6 +299,7 @@ impl FsKind {
     /// first of them; the properties that depend on the number are the same for all. Every
     /// filesystem in FUSE has the number that NTFS has here.
     pub fn from_magic(magic: u64) -> Option<Self> {
+        let magic = if magic == UFS1 { UFS2 } else { magic };
         Self::ALL.iter().find(|kind| kind.facts().magic == Some(magic)).cloned()
     }
 
