@@ -22,6 +22,7 @@ mod devices;
 mod directories;
 mod disable_readahead;
 mod dm_freeze;
+mod ext;
 mod f2fs;
 mod fiemap;
 mod getfsmap;

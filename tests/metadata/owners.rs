@@ -1,9 +1,9 @@
 //! Bytes that a file owns although its driver does not read them, or not plainly: a resource fork of
 //! HFS+, blocks past the end of a file, compressed blocks of EROFS. And a UDF that was made over
-//! another one. The same guest has the filesystems of [`packed`].
+//! another one. The same guest has the filesystems of [`packed`] and of [`orphans`].
 
 use super::with_metadata::{self, device, pieces};
-use super::packed;
+use super::{orphans, packed};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
@@ -39,11 +39,12 @@ fn what_a_driver_does_not_read_has_its_owner() {
     run("mkfs.erofs", &[OsStr::new("-zlz4"), disks[2].as_os_str(), tree.as_os_str()]);
     mastering::udf(&disks[3], 10 * MIB, 512);
     run("mkudffs", &[OsStr::new("--blocksize=4096"), disks[3].as_os_str()]);
-    let packed = packed::make(dir);
-    let (run, map) = with_metadata::map(&[&disks[..], &packed].concat(), &[]);
+    let (packed, orphans) = (packed::make(dir), orphans::make(dir));
+    let (run, map) = with_metadata::map(&[&disks[..], &packed, &orphans].concat(), &[]);
     run.assert_code(0);
 
     packed::check(&map, 5, &packed);
+    orphans::check(&map, 5 + packed.len() as u16, &orphans);
     assert_eq!(file(&map, 1, "/forked:rsrc"), [fork]);
     assert_eq!(file(&map, 1, "/forked"), []);
     let long = file(&map, 2, "/long");
