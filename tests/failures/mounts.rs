@@ -1,5 +1,6 @@
 //! Warnings quote what the kernel says when it cannot mount a filesystem or read a directory, with our
-//! names of devices. Filesystems that need an option of their own are mapped.
+//! names of devices. Directories with holes have one, too. Filesystems that need an option of their
+//! own are mapped.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -77,6 +78,27 @@ fn damaged(dir: &Path) -> [PathBuf; 4] {
     [cut, new, corrupt, suspended]
 }
 
+/// An ext4 whose `/short` is longer than its inode says, and whose `/hole` has lost a block. The
+/// kernel does not list all names of either.
+fn with_holes(dir: &Path) -> PathBuf {
+    let tree = dir.join("holes.tree");
+    for directory in ["short", "hole", "whole"] {
+        fs::create_dir_all(tree.join(directory)).unwrap();
+        for number in 0..60 {
+            fs::write(tree.join(directory).join(format!("a file with a long name, number {number}")), "")
+                .unwrap();
+        }
+    }
+    let path = dir.join("holes.raw");
+    File::create(&path).unwrap().set_len(32 * MIB).unwrap();
+    let mut mkfs = tools::command("mkfs.ext4");
+    mkfs.args(["-q", "-F", "-b", "1024", "-O", "^dir_index", "-d"]).arg(&tree).arg(&path);
+    tools::output(&mut mkfs);
+    debugfs(&["-w"], "set_inode_field /short size 1024", &path);
+    debugfs(&["-w"], "punch /hole 1 1", &path);
+    path
+}
+
 /// A UFS1 with `/file`.
 fn ufs(dir: &Path) -> PathBuf {
     let tree = dir.join("ufs.tree");
@@ -105,6 +127,7 @@ fn the_kernels_words_and_the_options_that_filesystems_need() {
         journals[2].clone(),
         journals[3].clone(),
         ufs(dir.path()),
+        with_holes(dir.path()),
     ];
     let map = Mapped::of(&disks, &["--metadata"]);
     assert_eq!(map.code, 3, "{}", map.stderr);
@@ -138,5 +161,11 @@ fn the_kernels_words_and_the_options_that_filesystems_need() {
     );
     // The books tell how much the corrupt directory hides: three files of a block each.
     assert_eq!(map.cause("/dev/sdc", "unexplained")["bytes"], 3 * 1024);
-    assert_eq!(map.warnings.len(), 6, "{:#?}", map.warnings);
+    let with_holes = map.warnings.iter().filter(|warning| warning["cause"]["kind"] == "directory-holes");
+    let with_holes: Vec<_> = with_holes.map(|warning| [&warning["device"], &warning["path"]]).collect();
+    assert_eq!(with_holes, [["/dev/sdi", "/hole"], ["/dev/sdi", "/short"]]);
+    // Of one of them, the kernel says something, too.
+    let of_holes = map.warnings.iter().filter(|warning| warning["device"] == "/dev/sdi").count();
+    assert!(of_holes <= 3, "{:#?}", map.warnings);
+    assert_eq!(map.warnings.len() - of_holes, 6, "{:#?}", map.warnings);
 }
