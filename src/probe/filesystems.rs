@@ -79,7 +79,7 @@ pub(super) fn each_filesystem(
         match orphans::mount(context, filesystem)? {
             Ok(()) => {
                 match needs.journal {
-                    Some(Journal::On(journal)) => drop(mounted.insert(journal, FsKind::Jbd)),
+                    Some(Journal::On { device, kind }) => drop(mounted.insert(device, kind)),
                     Some(Journal::Missing) => context.warn(&filesystem.device, Cause::JournalMissing),
                     None => {}
                 }

@@ -278,6 +278,8 @@ kinds! {
     SwapSuspend: FsFacts { name: "swsuspend", class: Class::Swap, ..PLAIN },
     /// The journal of an ext3 or ext4 on another device.
     Jbd: FsFacts { name: "jbd", class: Class::Member, ..PLAIN },
+    /// The log of an XFS on another device.
+    XfsLog: FsFacts { name: "xfs_external_log", class: Class::Member, ..PLAIN },
     /// LUKS.
     Luks: FsFacts { name: "crypto_LUKS", class: Class::Encrypted, ..PLAIN },
     /// BitLocker.
@@ -329,6 +331,11 @@ impl FsKind {
     /// large block, a driver in FUSE reads no more pages than the file needs.
     pub fn read_unit(&self, block: u64) -> u64 {
         if self.is_fuse() { block.min(PAGE) } else { block }
+    }
+
+    /// Whether it is the journal of a filesystem on another device.
+    pub fn is_journal(&self) -> bool {
+        matches!(self, Self::Jbd | Self::XfsLog)
     }
 
     /// Whether it is read through FUSE.
