@@ -22,6 +22,7 @@ mod devices;
 mod directories;
 mod disable_readahead;
 mod dm_freeze;
+mod ext;
 mod f2fs;
 mod fiemap;
 mod getfsmap;
@@ -34,6 +35,7 @@ mod reader;
 mod squashfs;
 mod tables;
 mod tagged_read;
+mod ufs;
 mod walk;
 mod xfs;
 

@@ -12,6 +12,7 @@
 //! paths has no limit, and no symbolic link is followed.
 
 mod batches;
+mod debugfs;
 mod encrypted;
 mod forks;
 mod host_listings;
@@ -20,6 +21,7 @@ mod list;
 mod look_up;
 mod metadata;
 mod ntfs;
+mod orphans;
 
 use crate::Fatal;
 use crate::control::Control;
@@ -151,6 +153,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     }
     walker.read_encrypted()?;
     walker.finish_ntfs()?;
+    walker.find_orphans()?;
     walker.read()?;
     if let Some(tails) = walker.tails.take() {
         tails.read(&mut walker.control, root)?;
@@ -317,6 +320,10 @@ impl Walker {
                 self.put_place(stream, id);
             }
             if let Some(stream) = stream.as_ref().filter(|_| is_first) {
+                if self.kind.facts().shares_attributes {
+                    self.control.tag(0, false)?;
+                    self.shared_attributes(stream, id, b"");
+                }
                 let stat = fstat(stream)?;
                 if stat.st_blocks > 0 {
                     // With its extents in memory, what is read under the next tag is attributes.

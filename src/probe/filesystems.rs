@@ -4,11 +4,11 @@ use super::blank::is_blank;
 use super::context::Context;
 use super::kernel_log::note_corrupt_directories;
 use super::layout::{Layout, layouts};
-use super::mount::{note_replay, try_mount, unmount};
+use super::mount::{note_replay, unmount};
 use super::mount_options::{self, Journal};
 use super::signatures::{Signatures, Usage};
 use super::unlock::is_encrypted;
-use super::{Phase, ProbeError};
+use super::{Phase, ProbeError, orphans};
 use crate::appliance::{Content, Inventory};
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,10 +76,10 @@ pub(super) fn each_filesystem(
         });
         let needs = mount_options::of(context, inventory, filesystem);
         let filesystem = &Content { mount_options: needs.options, ..filesystem.clone() };
-        match try_mount(context, filesystem)? {
+        match orphans::mount(context, filesystem)? {
             Ok(()) => {
                 match needs.journal {
-                    Some(Journal::On(journal)) => drop(mounted.insert(journal, FsKind::Jbd)),
+                    Some(Journal::On { device, kind }) => drop(mounted.insert(device, kind)),
                     Some(Journal::Missing) => context.warn(&filesystem.device, Cause::JournalMissing),
                     None => {}
                 }

@@ -149,6 +149,14 @@ impl Found {
         }
     }
 
+    /// The size of an object, if that is known.
+    pub fn size_of(&self, number: ObjectNumber) -> Option<u64> {
+        match self.entry(number) {
+            Ok(Entry::Object(object)) => self.builder.attributes(object).size,
+            _ => None,
+        }
+    }
+
     /// The path of the directory with this inode in the current filesystem, if there is one that
     /// has a path.
     pub fn directory_of_inode(&self, inode: u64) -> Option<&[u8]> {

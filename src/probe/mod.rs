@@ -44,6 +44,7 @@ pub mod metadata;
 mod mount;
 mod mount_failure;
 mod mount_options;
+mod orphans;
 mod signatures;
 mod superblock;
 pub mod survey;

@@ -17,8 +17,13 @@ pub(super) struct Needs {
 /// The journal of a filesystem that is on another device.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Journal {
-    /// On this device.
-    On(String),
+    /// On a device.
+    On {
+        /// The device.
+        device: String,
+        /// What it is called there.
+        kind: FsKind,
+    },
     /// The device is not there.
     Missing,
 }
@@ -36,6 +41,23 @@ pub(super) fn of(context: &Context<'_>, inventory: &Inventory, filesystem: &Cont
         FsKind::Ext3 | FsKind::Ext4 => {
             let superblock = device.read(Ext::AT, 1024).unwrap_or_default();
             external_journal(&superblock).map_or_else(Needs::default, |uuid| with_journal(inventory, &uuid))
+        }
+        FsKind::Xfs => {
+            let uuid = device.read(0, 64).and_then(|superblock| external_log(&superblock));
+            let is_it = |content: &&Content| content.kind == Some(FsKind::XfsLog);
+            let mut logs = inventory.members.iter().filter(is_it);
+            let log = uuid.and_then(|uuid| {
+                logs.find(|log| {
+                    let size = inventory.device(&log.device).map_or(0, |device| device.size);
+                    let device = Device::new(context.appliance, &log.device, &log.node, size);
+                    device.read(0, size.min(LOG_BEGINNING)).is_some_and(|bytes| is_log_of(&bytes, uuid))
+                })
+            });
+            // Without its log, the kernel does not mount it, and says so.
+            log.map_or_else(Needs::default, |log| Needs {
+                options: Some(format!("logdev={}", log.node)),
+                journal: Some(Journal::On { device: log.device.clone(), kind: FsKind::XfsLog }),
+            })
         }
         _ => Needs::default(),
     }
@@ -68,6 +90,24 @@ fn external_journal(superblock: &[u8]) -> Option<String> {
     Some([0..4, 4..6, 6..8, 8..10, 10..16].map(|part| hex(&uuid[part])).join("-"))
 }
 
+/// Bytes of an XFS log in which the header of a record is looked for, as blkid does.
+const LOG_BEGINNING: u64 = 256 << 10;
+
+/// The UUID of an XFS that has its log on another device (`sb_logstart` and `sb_uuid`: "XFS Algorithms
+/// & Data Structures", chapter "Allocation Groups").
+fn external_log(superblock: &[u8]) -> Option<[u8; 16]> {
+    let is_one = superblock.get(..4)? == b"XFSB" && superblock.le64(48)? == 0;
+    superblock.bytes_at(32).filter(|_| is_one)
+}
+
+/// Whether the beginning of an XFS log has the header of a record of this filesystem
+/// (`xlog_rec_header`: chapter "Journaling Log").
+fn is_log_of(bytes: &[u8], uuid: [u8; 16]) -> bool {
+    const MAGIC: u32 = 0xfeed_babe;
+    let headers = bytes.chunks(512).filter(|sector| sector.be32(0) == Some(MAGIC));
+    headers.filter_map(|header| header.bytes_at(304)).any(|it: [u8; 16]| it == uuid)
+}
+
 /// A mount with the journal of this UUID, or without it if no device has it.
 fn with_journal(inventory: &Inventory, uuid: &str) -> Needs {
     let is_it = |content: &&Content| {
@@ -76,7 +116,7 @@ fn with_journal(inventory: &Inventory, uuid: &str) -> Needs {
     match inventory.members.iter().find(is_it) {
         Some(Content { device, node, .. }) => Needs {
             options: Some(format!("journal_path={node}")),
-            journal: Some(Journal::On(device.clone())),
+            journal: Some(Journal::On { device: device.clone(), kind: FsKind::Jbd }),
         },
         None => Needs { options: Some("noload".to_owned()), journal: Some(Journal::Missing) },
     }
@@ -115,10 +155,28 @@ mod tests {
         let inventory = Inventory { members: vec![journal], ..Inventory::default() };
         let needs = with_journal(&inventory, uuid);
         assert_eq!(needs.options.as_deref(), Some("journal_path=/dev/sdb"));
-        assert_eq!(needs.journal, Some(Journal::On("/dev/sda".into())));
+        let on = Journal::On { device: "/dev/sda".into(), kind: FsKind::Jbd };
+        assert_eq!(needs.journal, Some(on));
         assert_eq!(with_journal(&Inventory::default(), uuid).journal, Some(Journal::Missing));
         superblock[0xe0] = 8;
         assert_eq!(external_journal(&superblock), None);
         assert_eq!(external_journal(&[]), None);
+    }
+
+    #[test]
+    fn a_log_on_another_device_is_found_by_the_header_of_a_record() {
+        let uuid = [7; 16];
+        let mut superblock = vec![0; 64];
+        superblock[..4].copy_from_slice(b"XFSB");
+        superblock[32..48].copy_from_slice(&uuid);
+        assert_eq!(external_log(&superblock), Some(uuid));
+        superblock[55] = 1;
+        assert_eq!(external_log(&superblock), None);
+        assert_eq!(external_log(&superblock[..50]), None);
+        let mut log = vec![0; 2048];
+        log[1024..1028].copy_from_slice(&[0xfe, 0xed, 0xba, 0xbe]);
+        log[1024 + 304..1024 + 320].copy_from_slice(&uuid);
+        assert!(is_log_of(&log, uuid) && !is_log_of(&log, [8; 16]));
+        assert!(!is_log_of(&log[..1300], uuid) && !is_log_of(&log[1..], uuid));
     }
 }

@@ -169,7 +169,7 @@ pub(super) fn warn_of_unused(
                 Usage::Filesystem if kind.is_none() && !serves => true,
                 _ if kind != Some(signature) => false,
                 // A mount was tried, or a key was; or its array or volume group was looked for.
-                _ if *signature == FsKind::Jbd => false,
+                _ if signature.is_journal() => false,
                 _ => !matches!(signature, FsKind::Other(_)) || signature.class() != Class::Member || is_used,
             };
             if has_been_said {

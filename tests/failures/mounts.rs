@@ -1,5 +1,6 @@
 //! Warnings quote what the kernel says when it cannot mount a filesystem or read a directory, with our
-//! names of devices. Filesystems that need an option of their own are mapped.
+//! names of devices. Directories with holes have one, too. Filesystems that need an option of their
+//! own are mapped.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -77,6 +78,48 @@ fn damaged(dir: &Path) -> [PathBuf; 4] {
     [cut, new, corrupt, suspended]
 }
 
+/// An ext4 whose `/short` is longer than its inode says, and whose `/hole` has lost a block. The
+/// kernel does not list all names of either.
+fn with_holes(dir: &Path) -> PathBuf {
+    let tree = dir.join("holes.tree");
+    for directory in ["short", "hole", "whole"] {
+        fs::create_dir_all(tree.join(directory)).unwrap();
+        for number in 0..60 {
+            fs::write(tree.join(directory).join(format!("a file with a long name, number {number}")), "")
+                .unwrap();
+        }
+    }
+    let path = dir.join("holes.raw");
+    File::create(&path).unwrap().set_len(32 * MIB).unwrap();
+    let mut mkfs = tools::command("mkfs.ext4");
+    mkfs.args(["-q", "-F", "-b", "1024", "-O", "^dir_index", "-d"]).arg(&tree).arg(&path);
+    tools::output(&mut mkfs);
+    debugfs(&["-w"], "set_inode_field /short size 1024", &path);
+    debugfs(&["-w"], "punch /hole 1 1", &path);
+    path
+}
+
+/// An XFS with `/file` and its log on another device, and one that wants a realtime device.
+fn xfs(dir: &Path) -> [PathBuf; 3] {
+    let [file, list] = ["xfs.file", "xfs.list"].map(|name| dir.join(name));
+    fs::write(&file, pattern(4, SIZE)).unwrap();
+    // The prototype: a file for booting, two numbers that mean nothing, the root, and what is in it.
+    fs::write(&list, format!("/none\n0 0\nd--755 0 0\nfile ---644 0 0 {}\n$\n", file.display())).unwrap();
+    let [log, data, realtime, other] = ["log", "data", "realtime", "other"].map(|name| {
+        let path = dir.join(format!("xfs-{name}.raw"));
+        File::create(&path).unwrap().set_len(if name == "log" { 80 } else { 320 } * MIB).unwrap();
+        path
+    });
+    let mkfs = |options: &str, other: &Path, path: &Path| {
+        let mut mkfs = tools::command("mkfs.xfs");
+        mkfs.arg("-q").arg(&options[..2]).arg(format!("{}={}", &options[3..], other.display()));
+        tools::output(mkfs.arg("-p").arg(&list).arg(path));
+    };
+    mkfs("-l logdev", &log, &data);
+    mkfs("-r rtdev", &other, &realtime);
+    [log, data, realtime]
+}
+
 /// A UFS1 with `/file`.
 fn ufs(dir: &Path) -> PathBuf {
     let tree = dir.join("ufs.tree");
@@ -91,10 +134,11 @@ fn ufs(dir: &Path) -> PathBuf {
 
 #[test]
 fn the_kernels_words_and_the_options_that_filesystems_need() {
-    needs!("guestfish", "sfdisk", "mkfs.ext4", "debugfs", "mkswap", "makefs");
+    needs!("guestfish", "sfdisk", "mkfs.ext4", "debugfs", "mkswap", "makefs", "mkfs.xfs");
     let dir = tempfile::tempdir().unwrap();
     let journals = with_journals();
     let [cut, new, corrupt, suspended] = damaged(dir.path());
+    let [xfs_log, xfs_data, xfs_realtime] = xfs(dir.path());
     let disks = [
         cut,
         new,
@@ -105,6 +149,10 @@ fn the_kernels_words_and_the_options_that_filesystems_need() {
         journals[2].clone(),
         journals[3].clone(),
         ufs(dir.path()),
+        with_holes(dir.path()),
+        xfs_log,
+        xfs_data,
+        xfs_realtime,
     ];
     let map = Mapped::of(&disks, &["--metadata"]);
     assert_eq!(map.code, 3, "{}", map.stderr);
@@ -138,5 +186,16 @@ fn the_kernels_words_and_the_options_that_filesystems_need() {
     );
     // The books tell how much the corrupt directory hides: three files of a block each.
     assert_eq!(map.cause("/dev/sdc", "unexplained")["bytes"], 3 * 1024);
-    assert_eq!(map.warnings.len(), 6, "{:#?}", map.warnings);
+    let with_holes = map.warnings.iter().filter(|warning| warning["cause"]["kind"] == "directory-holes");
+    let with_holes: Vec<_> = with_holes.map(|warning| [&warning["device"], &warning["path"]]).collect();
+    assert_eq!(with_holes, [["/dev/sdi", "/hole"], ["/dev/sdi", "/short"]]);
+    // Of one of them, the kernel says something, too.
+    let of_holes = map.warnings.iter().filter(|warning| warning["device"] == "/dev/sdi").count();
+    assert!(of_holes <= 3, "{:#?}", map.warnings);
+    // The log has its filesystem, and the realtime device is missing.
+    let journal = &map.pieces("m /dev/sdj [journal]")[0];
+    assert_eq!((journal.start, journal.end), (0, 80 * MIB));
+    assert!(map.file("f /dev/sdk /file", 0, SIZE) == pattern(4, SIZE));
+    assert!(error("/dev/sdl", "mount-failed").contains("realtime"), "{:#?}", map.warnings);
+    assert_eq!(map.warnings.len() - of_holes, 7, "{:#?}", map.warnings);
 }

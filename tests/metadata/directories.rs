@@ -1,5 +1,5 @@
 //! Each directory has exactly the clusters that another program gives it: `istat` of The Sleuth Kit
-//! (FAT, exFAT, ISO 9660), `debugfs` (ext2, ext4), `xfs_db`. No program says it for UDF: there the
+//! (FAT, exFAT, ISO 9660, UFS), `debugfs` (ext2, ext4), `xfs_db`. No program says it for UDF: there the
 //! oracle is the raw disk, on which the names in a directory are found where the directory lies.
 //!
 //! The directories are large and small, in one piece and in hundreds, empty, deep, with long names,
@@ -16,7 +16,7 @@ use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, guestfish, mastering, tools};
 
 /// The disks, and the types of their filesystems.
-const DISKS: [(&str, &str); 11] = [
+const DISKS: [(&str, &str); 12] = [
     ("fat12", "vfat"),
     ("fat16", "vfat"),
     ("fat32", "vfat"),
@@ -28,6 +28,7 @@ const DISKS: [(&str, &str); 11] = [
     ("iso", "iso9660"),
     ("ext2", "ext2"),
     ("ext4", "ext4"),
+    ("ufs", "ufs"),
 ];
 
 /// How many of these are filled in a guest. The others are made from the tree.
@@ -36,13 +37,16 @@ const IN_GUEST: usize = 8;
 /// Entries in each of the two large directories. They grow by turns, so that they are fragmented.
 const ENTRIES: usize = 900;
 
+/// Bytes of a fragment of UFS: a quarter of a page.
+const UFS_FRAGMENT: u64 = 1024;
+
 /// Bytes of a block of ext2 and ext4: less than a page.
 const EXT_BLOCK: u64 = 1024;
 
 #[test]
 fn directories_lie_where_other_programs_find_them() {
     needs!("guestfish", "tar", "xorriso", "mkfs.fat", "mkfs.exfat", "mkudffs", "mkfs.xfs", "mke2fs");
-    needs!("fls", "istat", "debugfs", "xfs_db");
+    needs!("fls", "istat", "debugfs", "xfs_db", "makefs");
     let sources = (include_str!("directories.rs"), mastering::SOURCE);
     let dir = cache::directory("directories", &cache::key(sources), make);
     let disks: Vec<PathBuf> = DISKS.iter().map(|(name, _)| dir.join(format!("{name}.raw"))).collect();
@@ -56,6 +60,7 @@ fn directories_lie_where_other_programs_find_them() {
         let expected = match *kind {
             "vfat" => sleuthkit(image, "fat", 512, "2"),
             "exfat" => sleuthkit(image, "exfat", 512, "2"),
+            "ufs" => sleuthkit(image, "ufs", UFS_FRAGMENT, "2"),
             "ext2" | "ext4" => debugfs(image, &found),
             "xfs" => xfs_db(image, &found),
             "iso9660" => {
@@ -123,7 +128,8 @@ fn sleuthkit(image: &Path, kind: &str, unit: u64, root: &str) -> BTreeMap<String
             waiting.push((format!("{}/{name}", path.trim_end_matches('/')), number.to_owned()));
         }
         let about = ask("istat", &[], &number);
-        let sectors = about.split_once("Sectors:").map_or("", |(_, sectors)| sectors);
+        let sectors = about.split_once("Sectors:").or_else(|| about.split_once("Direct Blocks:"));
+        let sectors = sectors.map_or("", |(_, sectors)| sectors);
         let sectors = sectors.split_whitespace().map_while(|word| word.parse::<u64>().ok());
         // Beyond the end of a directory of exFAT, istat prints zeroes.
         let sectors = sectors.filter(|sector| *sector > 0);
@@ -234,6 +240,9 @@ fn make(dir: &Path) {
     mastering::udf(&image("udf-2k"), 24 << 20, 2048);
     make("mkfs.xfs", &["-q"], sized("xfs", 300));
     mastering::iso(&tree, &image("iso"));
+    let options = format!("version=1,bsize=8192,fsize={UFS_FRAGMENT}");
+    let words = ["-t", "ffs", "-o", &options, "-s", "32m"].map(OsStr::new);
+    tools::run("makefs", words.into_iter().chain([image("ufs").as_os_str(), tree.as_os_str()]));
     let tree = tree.to_str().unwrap();
     let block = EXT_BLOCK.to_string();
     for kind in ["ext2", "ext4"] {

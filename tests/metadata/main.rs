@@ -11,7 +11,9 @@ mod metadata;
 mod metadata_free;
 mod metadata_more;
 mod ntfs;
+mod orphans;
 mod owners;
+mod packed;
 mod with_metadata;
 
 virt_bmap_testutil::program!(harness);

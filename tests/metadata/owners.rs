@@ -1,8 +1,9 @@
 //! Bytes that a file owns although its driver does not read them, or not plainly: a resource fork of
 //! HFS+, blocks past the end of a file, compressed blocks of EROFS. And a UDF that was made over
-//! another one.
+//! another one. The same guest has the filesystems of [`packed`] and of [`orphans`].
 
-use super::with_metadata::{self, pieces};
+use super::with_metadata::{self, device, pieces};
+use super::{orphans, packed};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
@@ -19,6 +20,7 @@ const LONG: u64 = 3 * MIB;
 #[test]
 fn what_a_driver_does_not_read_has_its_owner() {
     needs!("guestfish", "xorriso", "mke2fs", "debugfs", "mkfs.erofs", "dump.erofs", "mkudffs", "udfinfo");
+    needs!("mksquashfs", "makefs", "fsstat", "blkls", "istat");
     let staging = tempfile::tempdir().unwrap();
     let dir = staging.path();
     let tree = dir.join("tree");
@@ -37,9 +39,12 @@ fn what_a_driver_does_not_read_has_its_owner() {
     run("mkfs.erofs", &[OsStr::new("-zlz4"), disks[2].as_os_str(), tree.as_os_str()]);
     mastering::udf(&disks[3], 10 * MIB, 512);
     run("mkudffs", &[OsStr::new("--blocksize=4096"), disks[3].as_os_str()]);
-    let (run, map) = with_metadata::map(&disks, &[]);
+    let (packed, orphans) = (packed::make(dir), orphans::make(dir));
+    let (run, map) = with_metadata::map(&[&disks[..], &packed, &orphans].concat(), &[]);
     run.assert_code(0);
 
+    packed::check(&map, 5, &packed);
+    orphans::check(&map, 5 + packed.len() as u16, &orphans);
     assert_eq!(file(&map, 1, "/forked:rsrc"), [fork]);
     assert_eq!(file(&map, 1, "/forked"), []);
     let long = file(&map, 2, "/long");
@@ -54,10 +59,6 @@ fn what_a_driver_does_not_read_has_its_owner() {
 
 fn run(program: &str, words: &[&OsStr]) {
     tools::run(program, words);
-}
-
-fn device(disk: u16) -> String {
-    format!("/dev/sd{}", char::from(b'a' + disk as u8 - 1))
 }
 
 fn file(map: &Map, disk: u16, path: &str) -> Vec<Range> {
@@ -121,8 +122,7 @@ fn erofs(map: &Map, image: &Path) {
         assert!(!object.attributes().marks.contains(Marks::INEXACT), "{path}");
     }
     assert!(compressed > 20, "{compressed}");
-    let warnings = &map.header().warnings;
-    assert!(warnings.is_empty(), "{warnings:?}");
+    assert!(with_metadata::causes(map, 3).is_empty(), "{:?}", map.header().warnings);
 }
 
 /// The free space is that of the live volume, and every byte has an object.

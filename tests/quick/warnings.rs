@@ -29,6 +29,7 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"file-failed","operation":"read","errno":5,"offset":512}"#,
     r#"{"kind":"directory-loop"}"#,
     r#"{"kind":"directory-corrupt","error":"no"}"#,
+    r#"{"kind":"directory-holes"}"#,
     r#"{"kind":"call-failed","error":"no"}"#,
     r#"{"kind":"name-not-utf8"}"#,
     r#"{"kind":"unmappable","error":"no"}"#,

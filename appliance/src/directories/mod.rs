@@ -1,7 +1,7 @@
-//! Where directories lie, on filesystems whose driver does not say: FAT, exFAT, ISO 9660, UDF.
+//! Where directories lie, on filesystems whose driver does not say: FAT, exFAT, ISO 9660, UDF, UFS.
 //!
 //! The place follows from the filesystem's own structures: from the table of clusters, a directory
-//! record, or a file entry. The agent reads these from the device past its cache, so that the
+//! record, a file entry, or an inode. The agent reads these from the device past its cache, so that the
 //! kernel still has to read a directory when it lists it. The host compares that read with the
 //! place: the kernel proves the computation.
 //!
@@ -13,7 +13,9 @@ mod exfat;
 mod fat;
 mod iso9660;
 mod udf;
+mod ufs;
 
+use crate::ufs::Ufs;
 pub(crate) use device::Device;
 use rustix::fd::OwnedFd;
 use rustix::fs::fstat;
@@ -32,6 +34,7 @@ enum Kind {
     Exfat(exfat::Exfat),
     Iso9660(iso9660::Iso9660),
     Udf(udf::Udf),
+    Ufs(Ufs),
 }
 
 /// The place of a directory.
@@ -54,6 +57,7 @@ impl Volume {
             FsKind::Exfat => Kind::Exfat(exfat::Exfat::new(&device)?),
             FsKind::Iso9660 => Kind::Iso9660(iso9660::Iso9660::new(block)?),
             FsKind::Udf => Kind::Udf(udf::Udf::new(&device, block)?),
+            FsKind::Ufs => Kind::Ufs(Ufs::open(&device)?),
             _ => return None,
         };
         Some(Self { device, kind })
@@ -68,9 +72,19 @@ impl Volume {
             Kind::Exfat(exfat) => exfat.place(device, id),
             Kind::Iso9660(iso) => iso.place(device, stat.st_ino, stat.st_size as u64),
             Kind::Udf(udf) => udf.place(device, stat.st_ino),
+            Kind::Ufs(ufs) => ufs::place(ufs, device, stat.st_ino),
         }?;
         device.forget(&place.extents);
         Some(place)
+    }
+
+    /// The extents of the file with this inode number, where they say more than the driver: those of
+    /// UFS reach to the end of the last block.
+    pub(crate) fn extents(&self, inode: u64) -> Option<Vec<Extent>> {
+        match &self.kind {
+            Kind::Ufs(ufs) => Some(ufs::place(ufs, &self.device, inode)?.extents),
+            _ => None,
+        }
     }
 
     /// Notes the number of a directory that was found by its name in the directory whose place was

@@ -112,7 +112,9 @@ impl Walker {
             FileType::RegularFile => {
                 let answer = answer.unwrap_or_else(|| self.inspector.one(directory, &name));
                 let stat = answer.as_ref().ok().map(|inspected| inspected.stat);
-                let found = self.find_file(directory, parent, &name, answer, None)?;
+                let computed = stat.zip(self.volume.as_ref());
+                let known = computed.and_then(|(stat, volume)| volume.extents(stat.st_ino));
+                let found = self.find_file(directory, parent, &name, answer, known)?;
                 self.batch.extend(found.filter(|file| !file.data_ranges.is_empty()));
                 if let Some(stat) = stat.filter(|_| self.forks.is_some()) {
                     self.resource_fork(parent, &name, &stat)?;
@@ -237,6 +239,7 @@ impl Walker {
         let cached = extents.clone().filter(|_| self.kind.is_fuse()).unwrap_or_default();
         let (name, unit) = (name.to_owned(), ALIGNMENT);
         let file = OpenFile { fd, id, parent, name, data_ranges, ends, is_promised, unit, cached };
+        self.shared_attributes(&file.fd, parent, file.name.to_bytes());
         if self.has_more_blocks(&stat, extents.as_deref()) {
             self.attributes_of_file(&file)?;
         }

@@ -5,7 +5,7 @@ use super::Walker;
 use super::batches::block_device;
 use super::look_up::object;
 use crate::reader::OpenFile;
-use crate::{Fatal, bmapx, btrfs, f2fs, fiemap, getfsmap, nilfs2, ntfs, xfs};
+use crate::{Fatal, bmapx, btrfs, directories, f2fs, fiemap, getfsmap, nilfs2, ntfs, ufs, xfs};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, llistxattr, openat, readlinkat,
@@ -52,6 +52,17 @@ impl Walker {
             self.control.read_failure(Operation::Attributes, errno, file.parent, file.name.to_bytes(), 0);
         }
         self.control.tag(0, false)
+    }
+
+    /// Reads the extended attributes of a file or directory if it may share them. They are metadata
+    /// of the filesystem.
+    pub(super) fn shared_attributes(&mut self, fd: &OwnedFd, parent: u32, name: &[u8]) {
+        if self.kind.facts().shares_attributes
+            && let Err(errno) =
+                read_all(|list| flistxattr(fd, list), |name, value| fgetxattr(fd, name, value))
+        {
+            self.control.read_failure(Operation::Attributes, errno, parent, name, 0);
+        }
     }
 
     /// Reads the extended attributes of a directory. Leaves their tag set.
@@ -109,6 +120,9 @@ impl Walker {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
         self.control.put(&object(id, parent, ObjectKind::Symlink, &stat, name.to_bytes()));
+        if self.kind.facts().shares_attributes {
+            self.attributes_by_name(directory, parent, name)?;
+        }
         if !self.has_more_blocks(&stat, None) {
             return Ok(());
         }
@@ -132,8 +146,9 @@ impl Walker {
         parent: u32,
         name: &CStr,
     ) -> Result<(), Fatal> {
+        let may_share = self.kind.facts().shares_attributes;
         match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if !self.is_elsewhere(&stat) && self.has_more_blocks(&stat, None) => {
+            Ok(stat) if !self.is_elsewhere(&stat) && (may_share || self.has_more_blocks(&stat, None)) => {
                 // An update must find these blocks again.
                 self.unsure(parent);
                 self.attributes_by_name(directory, parent, name)
@@ -180,6 +195,7 @@ impl Walker {
                 Some(ntfs) => ntfs::spaces(ntfs.volume()),
                 None => Ok(None),
             },
+            FsKind::Ufs => Ok(directories::Device::open(self.device).and_then(|device| ufs::spaces(&device))),
             _ => getfsmap::spaces(root, self.device),
         });
         let spaces = spaces.map(|spaces| {

@@ -75,6 +75,9 @@ pub struct FsFacts {
     pub states_encoded_size: bool,
     /// Whether files share blocks. These blocks are read at the end, once more.
     pub packs_files: bool,
+    /// Whether extended attributes that several files have lie in blocks of their own, which belong
+    /// to no file.
+    pub shares_attributes: bool,
     /// Whether several files may have a block in common, such as one that was cloned.
     pub shares_blocks: bool,
     /// Inodes below this number are the filesystem's own files; 0 if it has none that can be
@@ -101,10 +104,15 @@ const PLAIN: FsFacts = FsFacts {
     reads_when_opened: false,
     states_encoded_size: false,
     packs_files: false,
+    shares_attributes: false,
     shares_blocks: false,
     reserved_inodes: 0,
     has_volatile_inodes: false,
 };
+
+/// Magic numbers of UFS, which has one driver.
+const UFS1: u64 = 0x0001_1954;
+const UFS2: u64 = 0x1954_0119;
 
 /// Bytes in a page of the appliance's kernel.
 const PAGE: u64 = 4096;
@@ -244,6 +252,7 @@ kinds! {
         magic: Some(0xe0f5_e1e2),
         mount_options: Some("cache_strategy=disabled"),
         states_encoded_size: true,
+        shares_attributes: true,
         shares_blocks: true,
         ..PLAIN
     },
@@ -257,13 +266,20 @@ kinds! {
         ..PLAIN
     },
     /// UFS of the BSDs. Which of its kinds it is, an option has to say.
-    Ufs: FsFacts { name: "ufs", ..PLAIN },
+    Ufs: FsFacts {
+        name: "ufs",
+        magic: Some(UFS2),
+        directory_blocks: DirectoryBlocks::Computed,
+        ..PLAIN
+    },
     /// Swap space.
     Swap: FsFacts { name: "swap", class: Class::Swap, ..PLAIN },
     /// Swap space that holds the memory of a suspended system.
     SwapSuspend: FsFacts { name: "swsuspend", class: Class::Swap, ..PLAIN },
     /// The journal of an ext3 or ext4 on another device.
     Jbd: FsFacts { name: "jbd", class: Class::Member, ..PLAIN },
+    /// The log of an XFS on another device.
+    XfsLog: FsFacts { name: "xfs_external_log", class: Class::Member, ..PLAIN },
     /// LUKS.
     Luks: FsFacts { name: "crypto_LUKS", class: Class::Encrypted, ..PLAIN },
     /// BitLocker.
@@ -285,6 +301,7 @@ impl FsKind {
     /// first of them; the properties that depend on the number are the same for all. Every
     /// filesystem in FUSE has the number that NTFS has here.
     pub fn from_magic(magic: u64) -> Option<Self> {
+        let magic = if magic == UFS1 { UFS2 } else { magic };
         Self::ALL.iter().find(|kind| kind.facts().magic == Some(magic)).cloned()
     }
 
@@ -314,6 +331,11 @@ impl FsKind {
     /// large block, a driver in FUSE reads no more pages than the file needs.
     pub fn read_unit(&self, block: u64) -> u64 {
         if self.is_fuse() { block.min(PAGE) } else { block }
+    }
+
+    /// Whether it is the journal of a filesystem on another device.
+    pub fn is_journal(&self) -> bool {
+        matches!(self, Self::Jbd | Self::XfsLog)
     }
 
     /// Whether it is read through FUSE.

@@ -176,6 +176,9 @@ pub enum Cause {
         /// The kernel's message.
         error: String,
     },
+    /// The blocks of a directory do not cover it from its beginning to its end, as its filesystem
+    /// demands. Some of its entries may be missing.
+    DirectoryHoles,
     /// A call into libguestfs failed.
     CallFailed {
         /// libguestfs's message.
@@ -421,6 +424,7 @@ impl Cause {
             | Self::FileFailed { .. }
             | Self::DirectoryLoop
             | Self::DirectoryCorrupt { .. }
+            | Self::DirectoryHoles
             | Self::CallFailed { .. }
             | Self::NameNotUtf8
             | Self::Unmappable { .. }
@@ -581,6 +585,10 @@ impl fmt::Display for Cause {
                 f,
                 "the kernel calls this directory corrupt, and some of its entries may be missing: {}",
                 PrintableText(error)
+            ),
+            Self::DirectoryHoles => f.write_str(
+                "this directory has holes, or blocks past its end, which its filesystem does not allow, and \
+                 some of its entries may be missing",
             ),
             Self::NameNotUtf8 => f.write_str(
                 "its name is not UTF-8, and --probe guestfsd cannot pass it on; --probe agent can",

@@ -1,7 +1,10 @@
 //! ISO 9660 (ECMA-119), with what Rock Ridge adds to its directory records ("System Use Sharing
 //! Protocol", IEEE P1281; "Rock Ridge Interchange Protocol", IEEE P1282).
 
+mod volume;
+
 use crate::{Fields, Read};
+pub use volume::{SYSTEM_AREA, Volume};
 
 /// Bytes of a directory record in front of its name (9.1).
 const HEAD: usize = 33;
@@ -43,6 +46,12 @@ impl<'a> Record<'a> {
     /// Whether it is the record of its own directory.
     pub fn is_self(&self) -> bool {
         self.bytes.get(32..34) == Some(&[1, 0])
+    }
+
+    /// Bytes of the directory that begins in this block, if the record is that directory's own.
+    pub fn own_length(&self, block: u64) -> Option<u32> {
+        let is_its_own = self.is_self() && self.block() == Some(block);
+        self.bytes.le32(10).filter(|_| is_its_own)
     }
 
     /// What follows the name and its padding.

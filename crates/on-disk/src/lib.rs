@@ -9,6 +9,7 @@ pub mod fat;
 pub mod hfsplus;
 pub mod iso9660;
 pub mod udf;
+pub mod ufs;
 
 /// Reads bytes of a volume, given their offset and number; `None` if that fails, or lies beyond
 /// the end.
@@ -86,6 +87,17 @@ mod tests {
             disk[3..11].copy_from_slice(b"EXFAT   ");
             disk[1024..1026].copy_from_slice(b"H+");
             disk[1024 + 40..1024 + 44].copy_from_slice(&512u32.to_be_bytes());
+            for kind in [1, 2] {
+                let descriptor = &mut disk[2048 + 2048 * kind..];
+                descriptor[..6].copy_from_slice(&[kind as u8, b'C', b'D', b'0', b'0', b'1']);
+                descriptor[128..130].copy_from_slice(&2048u16.to_le_bytes());
+            }
+            for (at, word) in [(8, 1u32), (12, 2), (16, 3), (20, 9), (44, 1), (48, 4096), (52, 1024)]
+                .into_iter()
+                .chain([(36, 200), (184, 9000), (188, 200), (160, 512), (1372, 0x0001_1954)])
+            {
+                disk[8192 + at..8192 + at + 4].copy_from_slice(&word.to_le_bytes());
+            }
             let read = reader(&disk);
             if let Some(layout) = fat::Layout::of(&disk) {
                 layout.place(layout.clusters);
@@ -100,7 +112,16 @@ mod tests {
                 record.continuation(&read, 2048);
                 let _ = (record.block(), record.is_self());
             }
+            // Its descriptors are after the first 32 KiB.
+            iso9660::Volume::of(&|at, length| read(at.checked_sub(28 << 10).unwrap_or(at), length));
             hfsplus::resource_forks(&read);
+            if let Some(volume) = ufs::Volume::of(&read) {
+                for group in 0..volume.groups.min(10) {
+                    (volume.parts(group), volume.group(&read, group));
+                }
+                let inode = volume.inode(&read, seed);
+                inode.and_then(|inode| volume.place(&read, &inode));
+            }
             if let Some(volume) = udf::Volume::of(&read, 512) {
                 udf::Place::of(&read, &volume, seed);
             }

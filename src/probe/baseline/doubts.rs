@@ -73,6 +73,7 @@ impl Doubt {
             Cause::FileFailed { .. }
             | Cause::DirectoryLoop
             | Cause::DirectoryCorrupt { .. }
+            | Cause::DirectoryHoles
             | Cause::CallFailed { .. }
             | Cause::NameNotUtf8
             | Cause::Unmappable { .. }

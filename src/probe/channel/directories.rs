@@ -120,12 +120,16 @@ impl State {
         let Some(known) = walk.directories.known.remove(&id) else { return };
         let is_computed = walk.mounted.facts().directory_blocks == DirectoryBlocks::Computed;
         let mut marks = Marks::empty();
+        let mut has_holes = false;
         if let Some(extents) = known.extents {
             walk.extents_held = walk.extents_held.saturating_sub(extents.len());
             let is_inline = |extent: &Extent| extent.flags & Extent::INLINE != 0;
             marks.set(Marks::NO_BLOCKS, extents.iter().all(is_inline));
             marks.set(Marks::INLINE, extents.iter().any(is_inline));
             walk.note_inline_extents(id, &extents);
+            let block = walk.placement.inputs.block;
+            let size = self.found.size_of(id).filter(|_| walk.mounted.is_ext());
+            has_holes = size.is_some_and(|size| !cover(&extents, size, block));
             // Without a layout, what was read is all that counts.
             let is_read = walk.placement.layout.as_deref().is_none_or(|layout| {
                 let own = own(&extents, layout).map(|own| own.copies);
@@ -139,6 +143,10 @@ impl State {
         }
         walk.extents_held = walk.extents_held.saturating_sub(known.beside.map_or(0, |beside| beside.len()));
         self.found.mark(id, marks);
+        if has_holes {
+            let path = self.place(id, b"");
+            self.warnings.on_path(&self.walk.context.device, &path, Cause::DirectoryHoles);
+        }
     }
 
     /// Ends the last listing of a walk.
@@ -150,6 +158,16 @@ impl State {
             self.warnings.on_device(&self.walk.context.device, Cause::DirectoriesUnplaced { count });
         }
     }
+}
+
+/// Whether extents cover a directory of `size` bytes, and nothing else. The kernel lists what is
+/// behind a hole or the end either in part or not at all, and does not say so.
+fn cover(extents: &[Extent], size: u64, block: u64) -> bool {
+    let is_inline = |extent: &Extent| extent.flags & Extent::INLINE != 0;
+    let end = extents
+        .iter()
+        .try_fold(0, |end, extent| (extent.logical == end).then(|| end.saturating_add(extent.length)));
+    extents.iter().any(is_inline) || end == size.checked_next_multiple_of(block.max(1))
 }
 
 /// Where plain extents lie; `None` if that is not all on the device. Data inside metadata lies
@@ -170,4 +188,27 @@ fn anywhere(parts: &[Range<DeviceOffset>], layout: &Layout) -> Recording {
     let parts = parts.iter().map(|part| Range { start: part.start.min(end), end: part.end.min(end) });
     let parts = parts.flat_map(|part| layout.part(part).unwrap_or_default());
     parts.map(|part| (part.disk, part.disk_range())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_and_blocks_past_the_end_are_seen() {
+        let cover = |extents: &[(u64, u64)], size| {
+            let extent = |(logical, length): &(u64, u64)| Extent {
+                logical: *logical,
+                physical: 9,
+                length: *length,
+                flags: 0,
+            };
+            cover(&extents.iter().map(extent).collect::<Vec<_>>(), size, 10)
+        };
+        assert!(cover(&[], 0) && cover(&[(0, 10), (10, 30)], 40) && cover(&[(0, 10)], 3));
+        assert!(!cover(&[(0, 10), (20, 10)], 30) && !cover(&[(10, 10)], 20) && !cover(&[(0, 10)], 20));
+        assert!(!cover(&[(0, 20)], 10) && !cover(&[], 10));
+        let inline = Extent { logical: 0, physical: 9, length: 60, flags: Extent::INLINE };
+        assert!(super::cover(&[inline], 60, 10));
+    }
 }

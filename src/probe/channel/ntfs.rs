@@ -19,10 +19,11 @@ impl State {
         };
         *extents_held = extents_held.saturating_sub(extents.len());
         let is_placed = placement.place(&mut self.found, id, extents)?;
+        let is_in_blocks = extents.iter().any(Extent::is_plain);
         if let Some(file) = file {
             let marks = file.marks(&self.walk.mounted);
             self.found.mark(id, marks);
-            if file.is_link {
+            if file.is_link && !is_in_blocks {
                 self.found.mark(id, Marks::NO_BLOCKS | Marks::INLINE);
             }
             // Nothing was read that could be compared with the extents.

@@ -14,6 +14,8 @@ pub(super) fn describe(facts: &mut Facts, device: &mut Device<'_>, read: &Blocks
     let _ = describe_by(facts, device, &superblock, read);
 }
 
+/// `INCOMPAT_64BIT`: numbers of blocks have 64 bits.
+const SIXTY_FOUR: u32 = 0x80;
 /// `RO_COMPAT_BIGALLOC`: space is allocated in clusters of several blocks.
 const BIGALLOC: u32 = 0x200;
 /// `RO_COMPAT_SHARED_BLOCKS`: equal blocks of files are stored once, as Android does.
@@ -27,10 +29,14 @@ fn describe_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: 
         let size = 1024u64.checked_shl(superblock.le32(0x1c)?).filter(|size| *size > block);
         facts.clusters = size.map(|size| Clusters { start: 0, size });
     }
+    // The kernel does not list all that is in use: of a group with a superblock it leaves out data
+    // that lies directly behind that.
+    let high = if superblock.le32(0x60)? & SIXTY_FOUR != 0 { superblock.le32(0x150)? } else { 0 };
+    let count = u64::from(superblock.le32(4)?) | u64::from(high) << 32;
+    facts.whole.insert(Range::new(0, count.saturating_mul(block).min(device.size)));
     // Blocks of 1 KiB begin after the boot sector, larger ones with it.
     if superblock.le32(0x14)? > 0 {
         let boot = Range::new(0, Ext::AT);
-        facts.whole.insert(boot);
         facts.name("[boot sector]", [boot], true);
     }
     let inodes = [

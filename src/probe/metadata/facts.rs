@@ -21,6 +21,8 @@ pub(super) struct Facts {
     /// Whether files of this filesystem may have blocks in common, though its kind usually has none
     /// that do.
     pub(super) shares_blocks: bool,
+    /// Whether the filesystem was made in one step, without free space, and may have padding.
+    pub(super) is_packed: bool,
     /// Size of the units in which inline data lies, if that is not the block size.
     pub(super) unit: Option<u64>,
     /// Size of the records of `$MFT`.
@@ -84,6 +86,13 @@ impl Facts {
             facts.free = Some(spaces.get(&BlockPurpose::Free).cloned().unwrap_or_default());
         }
         facts
+    }
+
+    /// Notes that the first `length` bytes are the filesystem, and that nothing of it is free.
+    pub(super) fn all_in_use(&mut self, length: u64) {
+        self.whole.insert(Range::new(0, length));
+        self.free = Some(Blocks::new());
+        self.is_packed = true;
     }
 
     /// Names blocks. `verified`: something confirms that they are what their name says.

@@ -10,18 +10,23 @@
 
 mod balance;
 mod btrfs;
+mod erofs;
 mod exfat;
 mod ext;
 mod f2fs;
 mod facts;
 mod fat;
 mod hfsplus;
+mod iso9660;
 mod jfs;
 mod nilfs2;
 mod ntfs;
 mod objects;
+mod padding;
 mod parts;
+mod squashfs;
 mod udf;
+mod ufs;
 mod volumes;
 
 pub(super) use volumes::devices;
@@ -41,6 +46,10 @@ use virt_bmap_ranges::{DeviceOffset, Range, RangeSet};
 
 /// What was read for the filesystem itself, and has no other name.
 const METADATA: &str = "[metadata]";
+/// What is in use, but was not read and has no name.
+const ALLOCATED: &str = "[allocated]";
+/// Zeroes with which a program filled up a filesystem.
+const PADDING: &str = "[padding]";
 /// What the filesystem never uses: room for boot loaders, or for alignment.
 const RESERVED: &str = "[reserved]";
 /// Added to the path of an object: the name of the blocks of its extended attributes.
@@ -77,9 +86,14 @@ pub(super) fn filesystem(
         FsKind::Jfs => jfs::describe(&mut facts, &mut device, &read),
         FsKind::Nilfs2 => nilfs2::describe(&mut facts, &mut device),
         FsKind::Hfsplus => hfsplus::describe(&mut facts, &mut device, &read),
+        FsKind::Iso9660 => iso9660::describe(&mut facts, &device),
+        FsKind::Squashfs => squashfs::describe(&mut facts, &device),
+        FsKind::Erofs => erofs::describe(&mut facts, &device),
+        FsKind::Ufs => ufs::describe(&mut facts, &device),
         _ => {}
     }
-    let parts = Parts::of(&facts, inputs, layout);
+    let mut parts = Parts::of(&facts, inputs, layout);
+    padding::name(&facts, &mut parts, &device);
     if let Some(free) = &parts.free {
         context.channel.with(|found, warnings| {
             let (balance, causes) = balance::balance(&facts, &parts, layout, &found.owned(), &kind);
@@ -106,6 +120,7 @@ pub(super) fn filesystem(
     for Named { name, blocks, marks } in &parts.unnamed {
         put.blocks(Kind::Metadata, name.as_bytes(), blocks, *marks, layout)?;
     }
+    put.blocks(Kind::Metadata, ALLOCATED.as_bytes(), &parts.unexplained, Marks::UNVERIFIED, layout)?;
     Ok(())
 }
 

@@ -12,8 +12,6 @@ use virt_bmap_ranges::{DeviceOffset, Range};
 const SLACK: &str = "[cluster slack]";
 /// What is in use, but superseded.
 const SUPERSEDED: &str = "[superseded blocks]";
-/// What is in use, but was not read and has no name.
-const ALLOCATED: &str = "[allocated]";
 
 /// The blocks of a filesystem by what they belong to. No two parts have a block in common.
 pub(super) struct Parts {
@@ -28,6 +26,7 @@ pub(super) struct Parts {
     /// The free blocks, if they are known.
     pub(super) free: Option<Blocks>,
     pub(super) superseded: Blocks,
+    /// What is in use, but was not read and has no name.
     pub(super) unexplained: Blocks,
 }
 
@@ -60,10 +59,11 @@ impl Parts {
             unexplained = used.difference(&all);
             superseded = self::superseded(inputs, &owned, &unexplained);
             unexplained = unexplained.difference(&superseded);
-            unnamed.extend(
-                [(SLACK, slack), (SUPERSEDED, superseded.clone()), (ALLOCATED, unexplained.clone())]
-                    .map(|(name, blocks)| Named { name, blocks, marks: Marks::UNVERIFIED }),
-            );
+            unnamed.extend([(SLACK, slack), (SUPERSEDED, superseded.clone())].map(|(name, blocks)| Named {
+                name,
+                blocks,
+                marks: Marks::UNVERIFIED,
+            }));
         }
         Self { read, known, named, unnamed, free, superseded, unexplained }
     }

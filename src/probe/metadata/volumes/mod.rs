@@ -60,7 +60,7 @@ pub(in crate::probe) fn devices(
             Some(FsKind::RaidMember) => md::array_member(&device),
             Some(FsKind::Luks) => encrypted::luks(&device),
             Some(FsKind::BitLocker) => encrypted::bitlocker(&device),
-            Some(FsKind::Jbd) => Some(vec![("[journal]", vec![(0, block_device.size)], true)]),
+            Some(kind) if kind.is_journal() => Some(vec![("[journal]", vec![(0, block_device.size)], true)]),
             Some(kind) if kind.class() == Class::Swap => {
                 Some(vec![("[swap]", vec![(0, block_device.size)], true)])
             }

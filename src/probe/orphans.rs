@@ -1,0 +1,136 @@
+//! Files of ext2, ext3 and ext4 that were removed while a program had them open. The kernel frees
+//! their blocks when it mounts the filesystem, after it has replayed the journal, even for reading
+//! only. The image holds them, so it must not.
+//!
+//! It leaves them alone on a filesystem that is marked as one with errors (`ext4_orphan_cleanup` in
+//! its `fs/ext4/orphan.c`), so the overlay gets that mark. The mark has no other effect on a mount
+//! for reading only.
+
+use super::ProbeError;
+use super::context::Context;
+use super::device::Fields;
+use super::mount::try_mount;
+use super::superblock::Ext;
+use crate::appliance::Content;
+use virt_bmap_map::Cause;
+
+/// Where the compatible features are in a superblock; `COMPAT_ORPHAN_FILE`.
+const COMPATIBLE: usize = 0x5c;
+const ORPHAN_FILE: u32 = 0x1000;
+/// Bytes of the superblock, and the place of its checksum.
+const SIZE: usize = 1024;
+const CHECKSUM: usize = 0x3fc;
+
+/// Mounts a filesystem so that the kernel keeps its orphans. The inner error is why that failed.
+pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<Result<(), Cause>, ProbeError> {
+    let marked = mark(context, filesystem);
+    let mounted = try_mount(context, filesystem)?;
+    match (mounted, marked) {
+        // The kernel replays the journal of a filesystem with a file of orphans, and then refuses it,
+        // because that file is not empty. The journal is not needed any more.
+        (Err(cause), Some(marked)) if marked.le32(COMPATIBLE).unwrap_or(0) & ORPHAN_FILE != 0 => {
+            let options = filesystem.mount_options.iter().map(String::as_str).chain(["noload"]);
+            let options = Some(options.collect::<Vec<_>>().join(","));
+            let without = Content { mount_options: options, ..filesystem.clone() };
+            let mounted = try_mount(context, &without)?;
+            if mounted.is_ok() && is_unclean(&marked) {
+                context.warn(&filesystem.device, Cause::JournalReplayed);
+            }
+            Ok(mounted.map_err(|_| cause))
+        }
+        (mounted, _) => Ok(mounted),
+    }
+}
+
+/// Marks a filesystem that may have orphans. Returns its superblock if it was marked.
+fn mark(context: &Context<'_>, filesystem: &Content) -> Option<Vec<u8>> {
+    filesystem.kind.as_ref().filter(|kind| kind.is_ext())?;
+    let (device, at) = (&filesystem.device, Ext::AT as i64);
+    let superblock = context.appliance.call(|g| g.pread_device(device, SIZE as i32, at));
+    let marked = with_mark(superblock.ok()?)?;
+    let written = context.appliance.call(|g| g.pwrite_device(device, &marked, at));
+    written.ok().map(|_| marked)
+}
+
+/// Whether the journal is to be replayed.
+fn is_unclean(superblock: &[u8]) -> bool {
+    const RECOVER: u32 = 4;
+    superblock.le32(0x60).is_some_and(|features| features & RECOVER != 0)
+}
+
+/// A superblock with the mark, if the filesystem may have orphans that the kernel would free.
+fn with_mark(mut superblock: Vec<u8>) -> Option<Vec<u8>> {
+    const STATE: usize = 0x3a;
+    const ERRORS: u16 = 2;
+    const METADATA_CHECKSUMS: u32 = 0x400;
+    const ORPHAN_PRESENT: u32 = 0x1_0000;
+    Ext::of(&superblock)?;
+    let (state, read_only) = (superblock.le16(STATE)?, superblock.le32(0x64)?);
+    // The journal may say that there are some.
+    let may_have_orphans =
+        superblock.le32(0xe8)? != 0 || is_unclean(&superblock) || read_only & ORPHAN_PRESENT != 0;
+    if !may_have_orphans || state & ERRORS != 0 {
+        return None;
+    }
+    let has_checksum = read_only & METADATA_CHECKSUMS != 0;
+    let sum = |superblock: &[u8]| superblock.get(..CHECKSUM).map(crc32c);
+    // One that is wrong stays wrong: the kernel refuses it, and says why.
+    if has_checksum && sum(&superblock)? != superblock.le32(CHECKSUM)? {
+        return None;
+    }
+    superblock.get_mut(STATE..STATE + 2)?.copy_from_slice(&(state | ERRORS).to_le_bytes());
+    if has_checksum {
+        let sum = sum(&superblock)?;
+        superblock.get_mut(CHECKSUM..CHECKSUM + 4)?.copy_from_slice(&sum.to_le_bytes());
+    }
+    Some(superblock)
+}
+
+/// The checksum of ext4 ("Checksums" in `Documentation/filesystems/ext4`): CRC-32C that begins with
+/// ones and is not inverted at the end.
+fn crc32c(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    bytes.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(
+            sum ^ u32::from(*byte),
+            |sum, _| if sum & 1 == 1 { sum >> 1 ^ POLYNOMIAL } else { sum >> 1 },
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A superblock with a checksum.
+    fn superblock(words: &[(usize, u32)]) -> Vec<u8> {
+        let mut superblock = vec![0; SIZE];
+        for (at, word) in [(0x38, 0x0001_ef53), (0x64, 0x400)].iter().chain(words) {
+            superblock[*at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        let sum = crc32c(&superblock[..CHECKSUM]);
+        superblock[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+        superblock
+    }
+
+    #[test]
+    fn checksums_are_those_of_crc_32c() {
+        // The check value of the algorithm is 0xe3069283, after the inversion.
+        assert_eq!(crc32c(b"123456789"), !0xe306_9283);
+    }
+
+    #[test]
+    fn filesystems_that_may_have_orphans_are_marked() {
+        let none = superblock(&[]);
+        assert_eq!(with_mark(none), None);
+        for word in [(0xe8, 12), (0x60, 4), (0x64, 0x1_0400)] {
+            let marked = with_mark(superblock(&[word])).unwrap();
+            assert_eq!(marked, superblock(&[word, (0x38, 0x0003_ef53)]));
+            assert_eq!(with_mark(marked), None);
+        }
+        let mut wrong = superblock(&[(0xe8, 12)]);
+        wrong[CHECKSUM] ^= 1;
+        assert_eq!(with_mark(wrong), None);
+        assert_eq!(with_mark(Vec::new()), None);
+    }
+}
