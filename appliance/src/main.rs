@@ -34,6 +34,7 @@ mod reader;
 mod squashfs;
 mod tables;
 mod tagged_read;
+mod unlock;
 mod walk;
 mod xfs;
 
@@ -66,6 +67,7 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
         ["work", control] => match control::task(control)? {
             Task::Walk(plan) => walk::run(control, plan),
             Task::ReadDevices(task) => tagged_read::run(control, &task),
+            Task::Unlock(task) => unlock::run(control, &task),
         },
         _ => Err("unknown command".into()),
     }

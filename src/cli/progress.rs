@@ -124,6 +124,7 @@ fn title(phase: &Phase) -> String {
     match phase {
         Phase::Launching => "starting the appliance".into(),
         Phase::Devices => "examining disks, partitions and volumes".into(),
+        Phase::Unlocking { device } => format!("unlocking {}", Printable(device.as_bytes())),
         Phase::Filesystem { name, kind, number, of } => {
             let (name, kind) = (Printable(name.as_bytes()), Printable(kind.as_bytes()));
             format!("[{number}/{of}] reading {name} ({kind})")
