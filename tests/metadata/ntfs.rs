@@ -300,14 +300,17 @@ impl View<'_> {
         assert!(marks(Kind::File, "/wof.exe:WofCompressedData").contains(Marks::ENCODED));
         assert!(marks(Kind::File, "/half").contains(Marks::PREALLOCATED));
         assert!(marks(Kind::File, "/secret").contains(Marks::ENCRYPTED | Marks::ENCODED));
-        for (kind, path) in [
-            (Kind::File, "/wof.exe"),
-            (Kind::File, "/onedrive"),
-            (Kind::File, "/appexec"),
-            (Kind::Directory, "/cloud"),
-            (Kind::Symlink, "/lxsym"),
+        for (kind, path, tag) in [
+            (Kind::File, "/wof.exe", "0x80000017 WOF"),
+            (Kind::File, "/onedrive", "0x9000001a CLOUD"),
+            (Kind::File, "/appexec", "0x8000001b APPEXECLINK"),
+            (Kind::Directory, "/cloud", "0x9000001a CLOUD"),
+            (Kind::Symlink, "/lxsym", "0xa000001d LX_SYMLINK"),
         ] {
             assert!(marks(kind, path).contains(Marks::REPARSE_POINT), "{path}");
+            let name = ObjectName::path(kind, device, path.as_bytes());
+            let known = self.map.find(name).unwrap().attributes();
+            assert_eq!(known.reparse.map(|tag| tag.to_string()).as_deref(), Some(tag), "{path}");
         }
         assert!(bytes(Kind::Directory, "/many").0 > 0 && bytes(Kind::Directory, "/cloud").0 > 0);
         for path in ["/$Secure:$SDS", "/$MFT [bitmap]", "/linked [attribute list]"] {

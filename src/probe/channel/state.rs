@@ -9,7 +9,7 @@ use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use virt_bmap_agent_protocol::record::{self, ATTRIBUTES, Extent};
 use virt_bmap_agent_protocol::{FsKind, Record, Unlocked, VERSION, frame};
-use virt_bmap_map::{Marks, Warning};
+use virt_bmap_map::{ReparseTag, Warning};
 
 /// Most extents that are kept at a time: those of one batch of files and one directory.
 const MOST_EXTENTS: usize = 1 << 24;
@@ -127,9 +127,9 @@ impl State {
                 self.walk.address_space.chunks.push(chunk);
             }
             Record::Placed { id } => self.placed(id)?,
-            Record::Reparse { id, .. } => {
+            Record::Reparse { id, tag } => {
                 self.in_walk(id)?;
-                self.found.mark(id, Marks::REPARSE_POINT);
+                self.found.reparse(id, ReparseTag(tag));
             }
             Record::Ntfs(state) => self.note_ntfs(&state),
             Record::Unlocked(unlocked) => self.conversation.unlocked = Some(unlocked),
