@@ -16,7 +16,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use virt_bmap_child as child;
 use virt_bmap_map::jsonl::Text;
-use virt_bmap_map::{Warning, diff};
+use virt_bmap_map::{Balance, Warning, diff};
 
 /// The program that maps a guest. Its command line is that of this program: `options`,
 /// `--progress=json`, an `-o` for each map, in an update `--earlier=MAP`, and for each disk a
@@ -81,6 +81,7 @@ pub(super) struct Outcome {
     pub(super) opened: Vec<OpenedDisk>,
     pub(super) peak_memory: Option<u64>,
     pub(super) counts: Option<Counts>,
+    pub(super) balance: Option<Balance>,
     pub(super) changes: Option<diff::Counts>,
     pub(super) unexamined: Vec<Warning>,
     pub(super) warnings: Vec<Warning>,
@@ -209,6 +210,7 @@ impl Outcome {
             Ok(ProgressEvent::Failed { reason }) => self.failure = Some(reason),
             Ok(ProgressEvent::Changed(counts)) => self.changes = Some(counts),
             Ok(ProgressEvent::Memory { peak }) => self.peak_memory = Some(peak),
+            Ok(ProgressEvent::Balance(balance)) => self.balance = Some(balance),
             Ok(ProgressEvent::Done(counts)) => self.counts = Some(counts),
             Err(_) => {
                 if messages.len() == TAIL {
