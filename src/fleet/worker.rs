@@ -92,6 +92,10 @@ pub(super) struct Outcome {
 /// Interval of the checks whether the mapper must be ended.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long the last lines of a mapper are awaited. They end with its processes, but for one that has
+/// left its group.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// Maximum delay between a signal to the mapper and the same signal to this process.
 const SIGNAL_DELAY: Duration = Duration::from_secs(1);
 
@@ -163,8 +167,14 @@ pub(super) fn map(
     // Kill the processes that it left behind, while its process ID cannot be reused yet.
     group.kill();
     let status = child.wait();
-    while let Ok(line) = lines.recv_timeout(TICK) {
-        outcome.take(&line, &mut messages, progress);
+    // The last lines have been written, but on a busy host not yet read.
+    let ended = Instant::now();
+    while ended.elapsed() < LAST_LINES {
+        match lines.recv_timeout(TICK) {
+            Ok(line) => outcome.take(&line, &mut messages, progress),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
     let mut ended_for = ended_for.map(|(why, _)| why);
     // A batch system that ends a job signals all its processes. The signal to this process may
