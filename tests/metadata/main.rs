@@ -12,6 +12,7 @@ mod metadata_free;
 mod metadata_more;
 mod ntfs;
 mod owners;
+mod windows;
 mod with_metadata;
 
 virt_bmap_testutil::program!(harness);
