@@ -36,6 +36,7 @@ fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
                 modified: Some(1_400_000_000_000_000_000 + file as i64),
                 changed: Some(1_400_000_000_000_000_000 + file as i64),
                 marks: Marks::UNVERIFIED,
+                reparse: None,
             };
             builder.object(name, attributes).unwrap()
         })

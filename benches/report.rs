@@ -36,6 +36,7 @@ fn map(files: u64) -> Map {
                 modified: Some((1_400_000_000 + random.below(100_000_000) as i64) * 1_000_000_000),
                 changed: Some(1_400_000_000_000_000_000),
                 marks: Marks::empty(),
+                reparse: None,
             };
             let name = ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes());
             builder.object(name, attributes).unwrap()

@@ -36,6 +36,7 @@ mod squashfs;
 mod tables;
 mod tagged_read;
 mod ufs;
+mod unlock;
 mod walk;
 mod xfs;
 
@@ -68,6 +69,7 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
         ["work", control] => match control::task(control)? {
             Task::Walk(plan) => walk::run(control, plan),
             Task::ReadDevices(task) => tagged_read::run(control, &task),
+            Task::Unlock(task) => unlock::run(control, &task),
         },
         _ => Err("unknown command".into()),
     }

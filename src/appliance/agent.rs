@@ -2,7 +2,6 @@
 
 use super::{Appliance, CallError};
 use std::io::{self, Write as _};
-use std::time::Duration;
 use virt_bmap_agent_protocol::inventory::{self, Report};
 
 /// The agent, a static program; see `build.rs`.
@@ -13,7 +12,6 @@ const OWN_AGENT_PATH: &str = "/run/virt-bmap-agent";
 /// Where it is put in libguestfs's appliance: `debug_upload` takes any path there, in spite of its
 /// manual.
 const AGENT_PATH: &str = "/tmp/virt-bmap-agent";
-const KEY_PATH: &str = "/tmp/virt-bmap-key";
 /// Where libguestfs mounts the guest's `/`.
 pub const SYSROOT: &str = "/sysroot";
 
@@ -72,37 +70,6 @@ impl Appliance {
         Ok(())
     }
 
-    /// Unlocks an encrypted device as `/dev/mapper/NAME`.
-    ///
-    /// # Errors
-    /// [`AgentError`] where the key could not be brought into the appliance.
-    pub fn unlock(
-        &self,
-        device: &str,
-        name: &str,
-        secret: &[u8],
-        bitlocker: bool,
-    ) -> Result<Unlocked, AgentError> {
-        self.upload(secret, KEY_PATH, 0o600)?;
-        let kind = if bitlocker { "--type bitlk " } else { "" };
-        // udev was stopped; without the variable cryptsetup would wait for it forever. Writable,
-        // because a journal may have to be replayed; writes stay in the overlay.
-        let command = format!(
-            "DM_DISABLE_UDEV=1 timeout -k 5 {} cryptsetup open {kind}--key-file {KEY_PATH} {} {}",
-            UNLOCKING.as_secs(),
-            quote(device),
-            quote(name)
-        );
-        let ended = self.shell(&format!("{command} >/dev/null 2>&1; echo $?"));
-        self.shell(&format!("rm -f {KEY_PATH}")).map_err(AgentError::Run)?;
-        Ok(match ended.as_deref().map(str::trim) {
-            Ok("0") => Unlocked::Yes,
-            // timeout(1) exits with 124, or with 137 if it used SIGKILL.
-            Ok("124" | "137") => Unlocked::Never,
-            _ => Unlocked::No,
-        })
-    }
-
     fn upload(&self, bytes: &[u8], to: &str, mode: i32) -> Result<(), AgentError> {
         let mut file = tempfile::NamedTempFile::new().map_err(AgentError::Temporary)?;
         file.write_all(bytes).map_err(AgentError::Temporary)?;
@@ -115,21 +82,6 @@ impl Appliance {
         self.shell(&format!("{agent} {arguments}")).map_err(AgentError::Run)
     }
 }
-
-/// How an attempt to unlock a device ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unlocked {
-    /// It is open.
-    Yes,
-    /// The key does not fit.
-    No,
-    /// It took longer than [`UNLOCKING`].
-    Never,
-}
-
-/// Time limit for unlocking a device. A key derivation of seconds takes a minute under emulation,
-/// and for some BitLocker headers cryptsetup never ends.
-pub const UNLOCKING: Duration = Duration::from_secs(240);
 
 /// Quotes a word for the shell.
 pub(crate) fn quote(word: &str) -> String {

@@ -13,7 +13,7 @@ mod launch;
 pub mod own;
 
 pub use accel::{Acceleration, Decision};
-pub use agent::{AgentError, SYSROOT, UNLOCKING, Unlocked};
+pub use agent::{AgentError, SYSROOT};
 pub use handle::{CallError, Console};
 pub use inventory::{BlockDevice, Content, DeviceKind, DmTarget, Inventory};
 pub use kill::KillSwitch;

@@ -24,6 +24,7 @@ use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::mapper::{self, Cancel, GuestDisk, MapError, Mapped, MapperOptions};
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::key::Key;
+use virt_bmap::probe::unlock::Derivation;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
 use virt_bmap_image::{Image, ImageFormat, Location, Tls};
 use virt_bmap_map::output::Output;
@@ -138,6 +139,12 @@ pub(super) struct MapOptions {
     /// UUID of the encrypted device, or `all`.
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     key: Vec<Key>,
+
+    /// Where to derive the keys of encrypted devices from passphrases
+    ///
+    /// An emulated appliance takes a hundred times as long as the host for this.
+    #[arg(long, value_enum, default_value_t = UnlockArg::Host)]
+    unlock: UnlockArg,
 
     /// Which copies of mirrored data to map
     #[arg(long, value_enum, default_value_t = LegsArg::All)]
@@ -317,6 +324,15 @@ enum ProbeArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum UnlockArg {
+    /// By `cryptsetup` on the host, without network or rights and with limits on memory and time; in
+    /// the appliance if that fails
+    Host,
+    /// By `cryptsetup` in the appliance
+    Appliance,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum LegsArg {
     /// All copies, and the parity in map formats that can mark it
     All,
@@ -465,6 +481,10 @@ pub(super) fn open(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -
 
 /// Maps a guest and shows the progress. `None` if the run was cancelled.
 pub(super) fn make(images: &[Image], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
+    if !options.key.is_empty() {
+        // qemu inherits this. A core dump with keys is worse than none.
+        virt_bmap_child::leave_no_core_dump().context("cannot switch off core dumps")?;
+    }
     let mut progress = Progress::new(options.quiet, options.progress);
     let mapped = mapper::map_images(images, &mapper_options(options), cancel, &mut |event| {
         progress.show(&event);
@@ -585,6 +605,10 @@ pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
         },
         baseline: args.baseline.clone(),
         keys: args.key.clone(),
+        derivation: match args.unlock {
+            UnlockArg::Host => Derivation::Host,
+            UnlockArg::Appliance => Derivation::Appliance,
+        },
         metadata: args.with_metadata(),
         legs: match args.legs {
             LegsArg::All => Legs::All,

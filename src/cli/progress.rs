@@ -67,10 +67,13 @@ pub(super) fn print_changes(mode: ProgressMode, quiet: bool, counts: diff::Count
     }
 }
 
-/// Writes the last events of a run: its peak memory, and that the maps were written.
+/// Writes the last events of a run: its peak memory, the balance, and that the maps were written.
 pub(super) fn print_done(mapped: &Mapped) {
     if let Some(peak) = fleet::capacity::peak_memory() {
         emit(&progress::ProgressEvent::Memory { peak });
+    }
+    if let Some(balance) = mapped.map.header().balance() {
+        emit(&progress::ProgressEvent::Balance(balance));
     }
     emit(&progress::ProgressEvent::Done(mapped.counts));
 }
@@ -124,6 +127,7 @@ fn title(phase: &Phase) -> String {
     match phase {
         Phase::Launching => "starting the appliance".into(),
         Phase::Devices => "examining disks, partitions and volumes".into(),
+        Phase::Unlocking { device } => format!("unlocking {}", Printable(device.as_bytes())),
         Phase::Filesystem { name, kind, number, of } => {
             let (name, kind) = (Printable(name.as_bytes()), Printable(kind.as_bytes()));
             format!("[{number}/{of}] reading {name} ({kind})")

@@ -5,7 +5,7 @@ use crate::mapper::progress::OpenedDisk;
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 use virt_bmap_map::jsonl::Text;
-use virt_bmap_map::{Warning, diff};
+use virt_bmap_map::{Balance, Warning, diff};
 
 /// How the mapping of a guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,6 +68,9 @@ pub struct Record {
     pub peak_memory: Option<u64>,
     /// Numbers of objects found; present if there is a map.
     pub counts: Option<Counts>,
+    /// What the bytes in use are, of all filesystems together that say which are.
+    #[serde(default)]
+    pub balance: Option<Balance>,
     /// Number of changes since the earlier map, if that was updated.
     pub changes: Option<diff::Counts>,
     /// What could not be examined: at most 100 warnings.

@@ -245,6 +245,7 @@ impl Job<'_> {
                 seconds: (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
                 peak_memory: None,
                 counts: None,
+                balance: None,
                 changes: None,
                 unexamined: Vec::new(),
                 warnings: Vec::new(),
@@ -266,6 +267,7 @@ impl Job<'_> {
         let has_changed = !outcome.images_are_same();
         record.peak_memory = outcome.peak_memory;
         record.counts = outcome.counts;
+        record.balance = outcome.balance;
         record.changes = outcome.changes;
         record.unexamined = outcome.unexamined;
         record.warnings = outcome.warnings;

@@ -16,7 +16,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use virt_bmap_child as child;
 use virt_bmap_map::jsonl::Text;
-use virt_bmap_map::{Warning, diff};
+use virt_bmap_map::{Balance, Warning, diff};
 
 /// The program that maps a guest. Its command line is that of this program: `options`,
 /// `--progress=json`, an `-o` for each map, in an update `--earlier=MAP`, and for each disk a
@@ -81,6 +81,7 @@ pub(super) struct Outcome {
     pub(super) opened: Vec<OpenedDisk>,
     pub(super) peak_memory: Option<u64>,
     pub(super) counts: Option<Counts>,
+    pub(super) balance: Option<Balance>,
     pub(super) changes: Option<diff::Counts>,
     pub(super) unexamined: Vec<Warning>,
     pub(super) warnings: Vec<Warning>,
@@ -90,6 +91,10 @@ pub(super) struct Outcome {
 
 /// Interval of the checks whether the mapper must be ended.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long the last lines of a mapper are awaited. They end with its processes, but for one that has
+/// left its group.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Maximum delay between a signal to the mapper and the same signal to this process.
 const SIGNAL_DELAY: Duration = Duration::from_secs(1);
@@ -162,8 +167,14 @@ pub(super) fn map(
     // Kill the processes that it left behind, while its process ID cannot be reused yet.
     group.kill();
     let status = child.wait();
-    while let Ok(line) = lines.recv_timeout(TICK) {
-        outcome.take(&line, &mut messages, progress);
+    // The last lines have been written, but on a busy host not yet read.
+    let ended = Instant::now();
+    while ended.elapsed() < LAST_LINES {
+        match lines.recv_timeout(TICK) {
+            Ok(line) => outcome.take(&line, &mut messages, progress),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
     let mut ended_for = ended_for.map(|(why, _)| why);
     // A batch system that ends a job signals all its processes. The signal to this process may
@@ -209,6 +220,7 @@ impl Outcome {
             Ok(ProgressEvent::Failed { reason }) => self.failure = Some(reason),
             Ok(ProgressEvent::Changed(counts)) => self.changes = Some(counts),
             Ok(ProgressEvent::Memory { peak }) => self.peak_memory = Some(peak),
+            Ok(ProgressEvent::Balance(balance)) => self.balance = Some(balance),
             Ok(ProgressEvent::Done(counts)) => self.counts = Some(counts),
             Err(_) => {
                 if messages.len() == TAIL {

@@ -3,6 +3,7 @@
 use crate::appliance::LaunchOptions;
 use crate::probe::baseline::Baseline;
 use crate::probe::key::Key;
+use crate::probe::unlock::Derivation;
 use crate::probe::{Legs, Probe};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub struct MapperOptions {
     pub baseline: Option<Arc<Baseline>>,
     /// Keys of encrypted devices.
     pub keys: Vec<Key>,
+    /// Where keys are derived from passphrases.
+    pub derivation: Derivation,
     /// Map metadata, symbolic links and free space, too. [`Probe::Guestfsd`] cannot.
     pub metadata: bool,
     /// Which copies of mirrored data are in the map.
@@ -39,6 +42,7 @@ impl Default for MapperOptions {
             probe: Probe::default(),
             baseline: None,
             keys: Vec::new(),
+            derivation: Derivation::default(),
             metadata: false,
             legs: Legs::default(),
             timeout: Duration::from_secs(300),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use virt_bmap_image::{Image, ImageFile, Stamp};
 use virt_bmap_map::jsonl::Text;
-use virt_bmap_map::{Warning, diff};
+use virt_bmap_map::{Balance, Warning, diff};
 
 /// One event. A reader ignores unknown events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub enum ProgressEvent {
         /// In bytes.
         peak: u64,
     },
+    /// What the bytes in use are, of all filesystems together that say which are.
+    Balance(Balance),
     /// The maps have been written.
     Done(Counts),
 }
@@ -162,6 +164,15 @@ mod tests {
             ),
             (ProgressEvent::Failed { reason: FailureReason::Hung }, r#"{"event":"failed","reason":"hung"}"#),
             (ProgressEvent::Memory { peak: 1 << 20 }, r#"{"event":"memory","peak":1048576}"#),
+            (
+                ProgressEvent::Balance(Balance {
+                    used: 4096,
+                    files: 1024,
+                    unexplained: 3072,
+                    ..Balance::default()
+                }),
+                r#"{"event":"balance","used":4096,"files":1024,"directories":0,"metadata":0,"superseded":0,"unexplained":3072,"claimed_twice":0,"claimed_free":0}"#,
+            ),
             (
                 ProgressEvent::Done(Counts { files: 3, ..Counts::default() }),
                 r#"{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0,"files":3}"#,

@@ -198,6 +198,7 @@ impl Session {
             disks: &self.disks,
             geometry: &self.geometry,
             keys: &self.options.keys,
+            derivation: self.options.derivation,
             metadata: self.options.metadata,
             legs: self.options.legs,
             sample: self.options.probe.sample(),
@@ -220,6 +221,7 @@ fn during(phase: &Phase) -> String {
     match phase {
         Phase::Launching => "the appliance was starting".into(),
         Phase::Devices => "the guest's devices were being examined".into(),
+        Phase::Unlocking { device } => format!("{device} was being unlocked"),
         Phase::Filesystem { name, .. } => format!("{name} was being read"),
         Phase::Closing => "the appliance was being shut down".into(),
     }

@@ -3,6 +3,7 @@
 use super::baseline::Baseline;
 use super::channel::Channel;
 use super::key::Key;
+use super::unlock::Derivation;
 use super::{Legs, Phase, ProbeError};
 use crate::appliance::{Appliance, BlockDevice, Inventory};
 use crate::geometry::Geometry;
@@ -24,6 +25,8 @@ pub struct Context<'a> {
     pub geometry: &'a [Geometry],
     /// Keys of encrypted devices.
     pub keys: &'a [Key],
+    /// Where keys are derived from passphrases.
+    pub derivation: Derivation,
     /// Whether metadata, symbolic links and free space are mapped, too.
     pub metadata: bool,
     /// Which copies are in the map.

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_agent_protocol::record::ATTRIBUTES;
-use virt_bmap_map::{Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewObject, ObjectName, Role};
+use virt_bmap_map::{
+    Attributes, BuildError, Header, Kind, MapBuilder, Marks, NewObject, ObjectName, ReparseTag, Role,
+};
 use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset};
 
 /// Number of an object; the first is 1, because tag 0 means no object.
@@ -363,12 +365,22 @@ impl Found {
 
     /// Marks an object.
     pub fn mark(&mut self, number: ObjectNumber, marks: Marks) {
-        let attributes = Attributes { marks, ..Attributes::default() };
+        self.know(number, Attributes { marks, ..Attributes::default() });
+    }
+
+    /// Notes the tag of an object's reparse point.
+    pub fn reparse(&mut self, number: ObjectNumber, tag: ReparseTag) {
+        let marks = Marks::REPARSE_POINT;
+        self.know(number, Attributes { marks, reparse: Some(tag), ..Attributes::default() });
+    }
+
+    fn know(&mut self, number: ObjectNumber, attributes: Attributes) {
         if let Ok(Entry::Object(object)) = self.entry(number) {
             self.builder.know(object, attributes);
         }
         if let Some(shared) = self.shared.get_mut(&number) {
-            shared.attributes.marks |= marks;
+            shared.attributes.marks |= attributes.marks;
+            shared.attributes.reparse = attributes.reparse.or(shared.attributes.reparse);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use virt_bmap_agent_protocol::Secret;
 
 /// A key and the devices that it is for: `SELECTOR:TYPE:VALUE`, as in the guestfs tools.
 ///
@@ -18,7 +19,7 @@ use std::str::FromStr;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     selector: String,
-    pub(super) secret: Vec<u8>,
+    pub(super) secret: Secret,
 }
 
 /// Why a key cannot be used.
@@ -69,7 +70,7 @@ impl FromStr for Key {
             }
             _ => return Err(KeyError::Form(selector.into())),
         };
-        Ok(Self { selector: selector.to_owned(), secret })
+        Ok(Self { selector: selector.to_owned(), secret: Secret::new(secret) })
     }
 }
 
@@ -92,14 +93,14 @@ mod tests {
             assert!(matches!(bad.parse::<Key>(), Err(KeyError::Form(_))), "{bad}");
         }
         let key: Key = "all:key:open:sesame".parse().unwrap();
-        assert_eq!(key.secret, b"open:sesame");
+        assert_eq!(key.secret.expose(), b"open:sesame");
         assert!(!format!("{key:?}").contains("sesame"));
         let error = "all:secret:sesame".parse::<Key>().unwrap_err();
         assert!(!error.to_string().contains("sesame"), "{error}");
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"sesame\n").unwrap();
         let key: Key = format!("/dev/sda1:file:{}", file.path().display()).parse().unwrap();
-        assert_eq!(key.secret, b"sesame");
+        assert_eq!(key.secret.expose(), b"sesame");
         assert!(matches!("all:file:/nonexistent".parse::<Key>(), Err(KeyError::File { .. })));
     }
 

@@ -143,6 +143,11 @@ pub enum Phase {
     Launching,
     /// Disks, partitions and volumes are being examined.
     Devices,
+    /// An encrypted device is being unlocked.
+    Unlocking {
+        /// Its name.
+        device: String,
+    },
     /// A filesystem is being walked.
     Filesystem {
         /// Its name.

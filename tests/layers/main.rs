@@ -10,5 +10,6 @@ mod extents;
 mod layers;
 mod nested;
 mod redundancy;
+mod unlock;
 
 virt_bmap_testutil::program!(harness);

@@ -1,4 +1,4 @@
-//! Partition tables where Linux does not look for them, sectors of 4096 bytes, truncated disks, and
+//! Partition tables where Linux does not look for them or finds one that is none, sectors of 4096 bytes, truncated disks, and
 //! volume groups that share a name. The patterns in the files show where their bytes are.
 
 use std::ffi::OsStr;
@@ -90,10 +90,14 @@ fn ext4_at(dir: &Path, disk: &Path, offset: u64, mib: u64, id: u32) {
     tools::output(mkfs.arg(format!("{mib}M")));
 }
 
-/// Disks that need no appliance: one with sectors of 4096 bytes, and one that was cut.
-fn plain_disks(dir: &Path) -> [PathBuf; 2] {
+/// Makes the FAT that covers a disk, with a boot sector that looks like a partition table.
+const DISGUISED: [&str; 5] = ["-I", "--mbr=y", "-F", "16", "-h0"];
+
+/// Makes disks that need no appliance: one with sectors of 4096 bytes, one that was cut, and one that
+/// is a FAT.
+fn plain_disks(dir: &Path) {
     const MIB: u64 = 1 << 20;
-    let [large, cut] = ["8.raw", "9.raw"].map(|name| dir.join(name));
+    let [large, cut, fat] = ["8.raw", "9.raw", "10.raw"].map(|name| dir.join(name));
     File::create(&large).unwrap().set_len(128 * MIB).unwrap();
     let answers = "g\nn\n1\n\n+16M\nn\n2\n\n+64M\nw\n";
     scripted(tools::command("fdisk").args(["-b", "4096"]), &large, answers);
@@ -102,22 +106,23 @@ fn plain_disks(dir: &Path) -> [PathBuf; 2] {
     scripted(tools::command("sfdisk").arg("-q"), &cut, "label: gpt\nsize=32MiB\nsize=64MiB\n");
     ext4_at(dir, &cut, MIB, 32, 9);
     File::options().write(true).open(&cut).unwrap().set_len(64 * MIB).unwrap();
-    [large, cut]
+    File::create(&fat).unwrap().set_len(16 * MIB).unwrap();
+    tools::output(tools::command("mkfs.fat").args(DISGUISED).arg(&fat));
 }
 
 fn disks() -> Vec<PathBuf> {
-    let key = cache::key((script(), DISKS, SIZE, layered::SOURCE));
+    let key = cache::key((script(), DISKS, SIZE, DISGUISED, layered::SOURCE));
     let dir = cache::directory("nested", &key, |dir| {
         let files: Vec<Vec<u8>> = (1..=7).map(|id| pattern(id, SIZE)).collect();
         layered::make(dir, &DISKS, &files, &script());
         plain_disks(dir);
     });
-    (1..=9).map(|number| dir.join(format!("{number}.raw"))).collect()
+    (1..=10).map(|number| dir.join(format!("{number}.raw"))).collect()
 }
 
 #[test]
 fn tables_and_sectors_that_linux_does_not_expect() {
-    needs!("guestfish", "sfdisk", "fdisk", "mkfs.ext4");
+    needs!("guestfish", "sfdisk", "fdisk", "mkfs.ext4", "mkfs.fat", "blkid");
     let disks = disks();
     let map = Mapped::of(&disks, &["--metadata", "--key", "all:key:secret"]);
     for (id, (device, on)) in (1..).zip(FILESYSTEMS) {
@@ -170,6 +175,14 @@ fn tables_and_sectors_that_linux_does_not_expect() {
     assert!(!map.objects.contains_key("p /dev/sdi2"));
     let ends = map.objects.keys().flat_map(|object| map.pieces(object)).filter(|piece| piece.disk == 9);
     assert_eq!(ends.map(|piece| piece.end).max(), Some(64 << 20));
+
+    // The FAT is on the disk, as libblkid sees it, and not in the partition that sfdisk and Linux see.
+    let said = tools::run("sfdisk", ["-d".as_ref(), disks[9].as_os_str()]);
+    assert!(String::from_utf8(said).unwrap().contains("start=           0, size=       32768"));
+    let said = tools::run("blkid", ["-p".as_ref(), disks[9].as_os_str()]);
+    assert!(String::from_utf8(said).unwrap().contains(r#"TYPE="vfat""#));
+    assert!(map.objects.contains_key("d /dev/sdj /") && map.objects.contains_key("m /dev/sdj [FAT 1]"));
+    assert!(!map.objects.keys().any(|object| object.contains("/dev/sdj1")));
 
     // Besides this, only the empty partition is worth a word.
     map.cause("/dev/sdh1", "blank");

@@ -14,6 +14,7 @@ mod ntfs;
 mod orphans;
 mod owners;
 mod packed;
+mod windows;
 mod with_metadata;
 
 virt_bmap_testutil::program!(harness);

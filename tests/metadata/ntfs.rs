@@ -41,7 +41,7 @@ shutdown
 "#;
 
 /// Fills a volume. A file is named after its content, so that `data` needs no more arguments.
-const FILL: &str = r#"
+pub(crate) const FILL: &str = r#"
 cd "$1"
 data() { head -c "$2" /dev/zero | tr '\0' "${1:0:1}" > "$1"; }
 stream() { setfattr -n "user.$2" -v "0s$(head -c "$3" /dev/zero | tr '\0' s | base64 -w0)" "$1"; }
@@ -101,7 +101,9 @@ fn every_cluster_has_the_owner_that_istat_names() {
     run.assert_code(3);
     for (volume, (device, cluster)) in guest.volumes.iter().zip(VOLUMES) {
         let flat = guest.flat(device);
-        View { map: &map, volume, cluster, flat }.compare();
+        let view = View { map: &map, volume, cluster, flat };
+        view.clusters();
+        view.names();
     }
     warnings_are_those_of_the_volumes(&map);
 }
@@ -209,15 +211,16 @@ fn data(volume: &[u8], record: usize) -> usize {
 }
 
 /// The map of one volume, and an oracle.
-struct View<'a> {
-    map: &'a Map,
-    volume: &'a Volume,
-    cluster: u64,
-    flat: PathBuf,
+pub(crate) struct View<'a> {
+    pub(crate) map: &'a Map,
+    pub(crate) volume: &'a Volume,
+    pub(crate) cluster: u64,
+    pub(crate) flat: PathBuf,
 }
 
 impl View<'_> {
-    fn compare(&self) {
+    /// Compares the owners of all clusters.
+    pub(crate) fn clusters(&self) {
         let device = &self.volume.device;
         let start = self.volume.on_disk()[0].start;
         let end = self.volume.on_disk()[0].end;
@@ -262,7 +265,6 @@ impl View<'_> {
         for cluster in 0..(end - start - 512) / self.cluster {
             assert!(owners.contains_key(&cluster) || free.contains(&cluster), "{device} cluster {cluster}");
         }
-        self.names();
     }
 
     fn names(&self) {
@@ -300,14 +302,17 @@ impl View<'_> {
         assert!(marks(Kind::File, "/wof.exe:WofCompressedData").contains(Marks::ENCODED));
         assert!(marks(Kind::File, "/half").contains(Marks::PREALLOCATED));
         assert!(marks(Kind::File, "/secret").contains(Marks::ENCRYPTED | Marks::ENCODED));
-        for (kind, path) in [
-            (Kind::File, "/wof.exe"),
-            (Kind::File, "/onedrive"),
-            (Kind::File, "/appexec"),
-            (Kind::Directory, "/cloud"),
-            (Kind::Symlink, "/lxsym"),
+        for (kind, path, tag) in [
+            (Kind::File, "/wof.exe", "0x80000017 WOF"),
+            (Kind::File, "/onedrive", "0x9000001a CLOUD"),
+            (Kind::File, "/appexec", "0x8000001b APPEXECLINK"),
+            (Kind::Directory, "/cloud", "0x9000001a CLOUD"),
+            (Kind::Symlink, "/lxsym", "0xa000001d LX_SYMLINK"),
         ] {
             assert!(marks(kind, path).contains(Marks::REPARSE_POINT), "{path}");
+            let name = ObjectName::path(kind, device, path.as_bytes());
+            let known = self.map.find(name).unwrap().attributes();
+            assert_eq!(known.reparse.map(|tag| tag.to_string()).as_deref(), Some(tag), "{path}");
         }
         assert!(bytes(Kind::Directory, "/many").0 > 0 && bytes(Kind::Directory, "/cloud").0 > 0);
         for path in ["/$Secure:$SDS", "/$MFT [bitmap]", "/linked [attribute list]"] {

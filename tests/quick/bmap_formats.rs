@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use virt_bmap_map::escape::unescape;
 use virt_bmap_map::{
     self, Attributes, Balance, Cause, Compression, Dialect, FileOperation, FileType, Filesystem, Format,
-    Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, Object, ObjectName, Piece, PieceFlags, Role,
-    Warning, convert, csv, jsonl, load, save,
+    Header, ImageFile, ImageInfo, Kind, Map, MapBuilder, Marks, Object, ObjectName, Piece, PieceFlags,
+    ReparseTag, Role, Warning, convert, csv, jsonl, load, save,
 };
 use virt_bmap_ranges::{DiskRange, FileOffset};
 use virt_bmap_testutil::tools::{self, needs};
@@ -73,6 +73,44 @@ fn json_lines_keep_what_a_warning_is_about() {
     let missing = read.header().warnings.iter().filter(|warning| warning.is_incomplete());
     assert_eq!(missing.count(), 3);
     assert_eq!(written(&read, Format::Text), text);
+}
+
+#[test]
+fn a_reparse_tag_is_in_the_formats_with_attributes() {
+    let mut builder = MapBuilder::new(Header::default());
+    for (name, reparse) in [(&b"/wof"[..], 0x8000_0017), (b"/odd", 0xdead_beef)] {
+        let known = Attributes {
+            marks: Marks::REPARSE_POINT,
+            reparse: Some(ReparseTag(reparse)),
+            ..Attributes::default()
+        };
+        let object = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", name), known).unwrap();
+        let start = u64::from(reparse) & !511;
+        builder.piece(object, 1, DiskRange::new(start, start + 512), None).unwrap();
+    }
+    let map = builder.build();
+    for (format, before, after) in [
+        (Format::JsonLines, "\"reparse\":\"", "\""),
+        (Format::Csv, "reparse-point,", "\n"),
+        (Format::Dfxml, "bmap:reparse=\"", "\""),
+    ] {
+        let text = String::from_utf8(written(&map, format)).unwrap();
+        for tag in ["0x80000017 WOF", "0xdeadbeef"] {
+            assert_eq!(text.matches(&format!("{before}{tag}{after}")).count(), 1, "{text}");
+        }
+    }
+    let read = jsonl::read(&written(&map, Format::JsonLines)[..]).unwrap();
+    assert!(read == map);
+    let read = csv::read(&written(&map, Format::Csv)[..]).unwrap();
+    assert!(
+        read.objects().all(|object| object.attributes() == map.find(object.name()).unwrap().attributes())
+    );
+    // A row of the table, as it was before there were tags.
+    let columns = csv::COLUMNS[..18].join(",");
+    let old = format!("{columns}\n1,0,512,512,f,/dev/sda1,/wof,,0,,,,,,,,,reparse-point\n");
+    let read = csv::read(old.as_bytes()).unwrap();
+    let known = read.objects().next().unwrap().attributes();
+    assert_eq!((known.marks, known.reparse), (Marks::REPARSE_POINT, None));
 }
 
 fn file(name: &[u8], format: &str) -> ImageFile {
@@ -167,6 +205,7 @@ fn sample_with(header: Header) -> Map {
         modified: Some(1_400_000_000_123_456_789),
         changed: Some(-1),
         marks: Marks::SPARSE | Marks::PREALLOCATED,
+        ..none
     };
     let pieces = [
         (1, 0x3_0000, 0x3_1000, Some(0x1000), plain),
@@ -261,8 +300,8 @@ mod round_trips {
 
     fn attributes() -> impl Strategy<Value = Attributes> {
         let numbers = any::<(Option<u64>, Option<u64>, Option<u32>, Option<u64>, Option<u16>)>();
-        (numbers, any::<(Option<i64>, Option<i64>, u16)>()).prop_map(
-            |((inode, size, links, allocated, mode), (modified, changed, marks))| Attributes {
+        (numbers, any::<(Option<i64>, Option<i64>, u16, Option<u32>)>()).prop_map(
+            |((inode, size, links, allocated, mode), (modified, changed, marks, reparse))| Attributes {
                 inode,
                 size,
                 links,
@@ -271,6 +310,7 @@ mod round_trips {
                 modified,
                 changed,
                 marks: Marks::from_bits_truncate(marks),
+                reparse: reparse.map(ReparseTag),
             },
         )
     }
@@ -670,17 +710,18 @@ mod refused {
     fn wrong_rows_of_csv() {
         let header = csv::COLUMNS.join(",");
         let cases = [
-            ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,", "the row has 17 columns, not 18"),
-            ("0,0,512,512,v,/dev/sda,,,0,,,,,,,,,", "no disk 0"),
-            ("x,0,512,512,v,/dev/sda,,,0,,,,,,,,,", "`x` is not valid in column disk"),
-            (",0,512,512,v,/dev/sda,,,0,,,,,,,,,", "`` is not valid in column disk"),
-            ("1,0,512,511,v,/dev/sda,,,0,,,,,,,,,", "cannot be 511 bytes long"),
-            ("1,512,512,0,v,/dev/sda,,,0,,,,,,,,,", "cannot be 0 bytes long"),
-            ("1,0,512,512,q,/dev/sda,,,0,,,,,,,,,", "`q` is not valid in column type"),
-            ("1,0,512,512,f,/dev/sda,,,0,,,,,,,,,", "needs a path"),
-            ("1,0,512,512,f,/dev/sda,/\\9,,0,,,,,,,,,", "backslash"),
-            ("1,0,512,512,v,/dev/sda,,,0,odd,,,,,,,,", "`odd` is not valid in column flags"),
-            ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,,\x1b", "`\\033` is not valid in column marks"),
+            ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,,", "the row has 18 columns, not 19"),
+            ("0,0,512,512,v,/dev/sda,,,0,,,,,,,,,,", "no disk 0"),
+            ("x,0,512,512,v,/dev/sda,,,0,,,,,,,,,,", "`x` is not valid in column disk"),
+            (",0,512,512,v,/dev/sda,,,0,,,,,,,,,,", "`` is not valid in column disk"),
+            ("1,0,512,511,v,/dev/sda,,,0,,,,,,,,,,", "cannot be 511 bytes long"),
+            ("1,512,512,0,v,/dev/sda,,,0,,,,,,,,,,", "cannot be 0 bytes long"),
+            ("1,0,512,512,q,/dev/sda,,,0,,,,,,,,,,", "`q` is not valid in column type"),
+            ("1,0,512,512,f,/dev/sda,,,0,,,,,,,,,,", "needs a path"),
+            ("1,0,512,512,f,/dev/sda,/\\9,,0,,,,,,,,,,", "backslash"),
+            ("1,0,512,512,v,/dev/sda,,,0,odd,,,,,,,,,", "`odd` is not valid in column flags"),
+            ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,,\x1b,", "`\\033` is not valid in column marks"),
+            ("1,0,512,512,v,/dev/sda,,,0,,,,,,,,,,7", "`7` is not valid in column reparse"),
         ];
         for (row, words) in cases {
             let said = message(format!("{header}\n{row}\n").as_bytes(), Format::Text);

@@ -46,6 +46,7 @@ esac
 sleep "${PACE:-0.01}"
 for map in $maps; do echo "map of $image" > "$map"; done
 echo '{"event":"memory","peak":12345678}' >&2
+echo '{"event":"balance","used":9000,"files":8000,"directories":100,"metadata":890,"superseded":0,"unexplained":10,"claimed_twice":0,"claimed_free":0}' >&2
 echo '{"event":"done","partitions":1,"volumes":0,"filesystems":1,"directories":2,"files":3}' >&2
 exit ${code:-0}
 "#;
@@ -180,6 +181,7 @@ fn each_guest_ends_in_its_own_way() {
     assert_eq!((tries("good"), tries("second"), tries("fails"), tries("wrong")), (1, 2, 2, 1));
     assert_eq!(records["partly"]["unexamined"][0]["cause"]["kind"], "unknown-content");
     assert_eq!(records["good"]["counts"]["files"], 3);
+    assert_eq!(records["good"]["balance"]["unexplained"], 10);
     assert_eq!(
         (&records["good"]["peak_memory"], &records["fails"]["peak_memory"]),
         (&12_345_678.into(), &Value::Null)
@@ -200,7 +202,10 @@ fn an_update_gives_the_mapper_the_map_before_where_there_is_one() {
     assert_eq!(fleet.records()["a"]["changes"], Value::Null);
     fs::write(fleet.at("images/a.raw"), b"IMAGE").unwrap();
     let run = fleet.run(&["--retries=0", "--update", "--json"]);
-    run.assert_code(3).assert_says(&["a complete in", "3 files, 1 added, 2 removed, 3 changed"]);
+    run.assert_code(3).assert_says(&[
+        "a complete in",
+        "3 files, 99.88 % of the bytes in use accounted for, 1 added, 2 removed, 3 changed",
+    ]);
     assert_eq!(fleet.begun(), ["a.jsonl.zst", "a.raw", "fails.raw"]);
     let changes = serde_json::json!({"added": 1, "removed": 2, "changed": 3});
     assert_eq!(fleet.records()["a"]["changes"], changes);
@@ -515,9 +520,9 @@ fn a_manifest_says_disks_and_formats() {
 const MAPS: [(&str, &str); 2] = [
     (
         "a",
-        "1,4096,12288,8192,f,/dev/sda1,/bin/sh,0,0,,,,,,,,,\n1,8192,16384,8192,f,/dev/sda1,/copy,0,0,,,,,,,,,\n",
+        "1,4096,12288,8192,f,/dev/sda1,/bin/sh,0,0,,,,,,,,,,\n1,8192,16384,8192,f,/dev/sda1,/copy,0,0,,,,,,,,,,\n",
     ),
-    ("b", "1,20480,24576,4096,f,/dev/sda,/bin/sh,0,0,,,,,,,,,\n"),
+    ("b", "1,20480,24576,4096,f,/dev/sda,/bin/sh,0,0,,,,,,,,,,\n"),
 ];
 
 #[test]

@@ -5,7 +5,7 @@
 use crate::codec::{self, Message};
 use crate::record::{Chunk, Object, ReadFailure};
 use crate::task::{DeviceReads, WalkPlan};
-use crate::{InodeSet, Listings, Record, Reply, Task};
+use crate::{InodeSet, Listings, Opener, Record, Reply, Task, Unlock};
 
 /// Longest body of a record in bytes.
 pub const RECORD_BYTES: usize = 1 << 20;
@@ -41,6 +41,9 @@ pub const DEVICE_READS: usize = 1 << 20;
 
 /// Longest path of a device, or of the root of a walk, in bytes.
 pub const PATH_BYTES: usize = 4096;
+
+/// Longest passphrase in bytes: what cryptsetup(8) accepts as a key file.
+pub const SECRET_BYTES: usize = 8 << 20;
 
 /// Most lines of an inventory.
 pub const INVENTORY_LINES: usize = 1 << 16;
@@ -89,7 +92,7 @@ fn name(name: &[u8]) -> Result<(), Limit> {
 impl Message for Record {
     const NAME: &'static str = "record";
     const MOST_BYTES: usize = RECORD_BYTES;
-    const KINDS: Option<u8> = Some(24);
+    const KINDS: Option<u8> = Some(25);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
@@ -115,7 +118,8 @@ impl Message for Record {
             | Self::Member(_)
             | Self::Placed { .. }
             | Self::Reparse { .. }
-            | Self::Ntfs(_) => Ok(()),
+            | Self::Ntfs(_)
+            | Self::Unlocked(_) => Ok(()),
         }
     }
 }
@@ -133,7 +137,7 @@ impl Message for Reply {
 impl Message for Task {
     const NAME: &'static str = "task";
     const MOST_BYTES: usize = TASK_BYTES;
-    const KINDS: Option<u8> = Some(2);
+    const KINDS: Option<u8> = Some(3);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
@@ -146,6 +150,11 @@ impl Message for Task {
             Self::ReadDevices(DeviceReads { reads, .. }) => {
                 most("reads of devices", reads.len(), DEVICE_READS)?;
                 reads.iter().try_for_each(|read| most("bytes of a path", read.device.len(), PATH_BYTES))
+            }
+            Self::Unlock(Unlock { device, name, opener, .. }) => {
+                most("bytes of a path", device.len().max(name.len()), PATH_BYTES)?;
+                let (Opener::Passphrase(secret) | Opener::VolumeKey(secret)) = opener;
+                most("bytes of a secret", secret.expose().len(), SECRET_BYTES)
             }
         }
     }

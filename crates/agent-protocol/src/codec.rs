@@ -175,7 +175,9 @@ pub const AREA_HEADER: usize = 8;
 /// [`EncodeError`] if the message exceeds a limit, so that the peer would refuse it.
 pub fn encode_area<M: Message>(message: &M) -> Result<Vec<u8>, EncodeError> {
     message.check().map_err(|limit| EncodeError::Limit { message: M::NAME, limit })?;
-    let mut area = vec![0; AREA_HEADER];
+    // At once: a vector that grows would leave copies of secrets behind.
+    let mut area = Vec::with_capacity(AREA_HEADER + encoded_length(message));
+    area.resize(AREA_HEADER, 0);
     append(message, &mut area);
     let length = area.len() - AREA_HEADER;
     if length > M::MOST_BYTES {

@@ -7,6 +7,7 @@
 //! paths is needed.
 
 use crate::codec::{self, DecodeError, Message as _};
+use crate::unlock::Unlocked;
 use serde::{Deserialize, Serialize};
 
 /// Added to the number of an object, this gives the number of its extended attributes.
@@ -144,6 +145,8 @@ pub enum Record {
     },
     /// What the `$MFT` says of the NTFS volume that has been walked.
     Ntfs(Ntfs),
+    /// How the attempt to unlock a device ended.
+    Unlocked(Unlocked),
 }
 
 /// The state of an NTFS volume.

@@ -1,6 +1,6 @@
 //! Messages from the host to the agent.
 
-use crate::{InodeSet, Listings, Sample};
+use crate::{InodeSet, Listings, Sample, Unlock};
 use serde::{Deserialize, Serialize};
 
 /// How files are read, and how the host attributes the reads.
@@ -24,6 +24,8 @@ pub enum Task {
     Walk(WalkPlan),
     /// Read parts of devices.
     ReadDevices(DeviceReads),
+    /// Open an encrypted device.
+    Unlock(Unlock),
 }
 
 /// How to walk a filesystem.

@@ -18,7 +18,7 @@ use super::role::{PieceFlags, Role};
 use virt_bmap_ranges::{DiskRange, FileOffset, Printable};
 
 /// The columns, as the first row names them.
-pub const COLUMNS: [&str; 18] = [
+pub const COLUMNS: [&str; 19] = [
     "disk",
     "start",
     "end",
@@ -37,7 +37,11 @@ pub const COLUMNS: [&str; 18] = [
     "modified",
     "changed",
     "marks",
+    "reparse",
 ];
+
+/// How many of them maps have that were made before there was the last one.
+const FEWER: usize = COLUMNS.len() - 1;
 
 /// Longest row in bytes that is read.
 pub const MAX_ROW: usize = 4 << 20;
@@ -71,10 +75,12 @@ pub enum RowError {
     #[error("the row is longer than {MAX_ROW} bytes")]
     TooLong,
     /// It has more or fewer columns.
-    #[error("the row has {found} columns, not {}", COLUMNS.len())]
+    #[error("the row has {found} columns, not {expected}")]
     Columns {
         /// How many it has.
         found: u64,
+        /// How many the first row has.
+        expected: u64,
     },
     /// A value is not valid in its column.
     #[error("`{found}` is not valid in column {column}")]
@@ -165,6 +171,7 @@ fn push_row(row: &mut StringRecord, piece: Piece, object: Object<'_>) {
     names.clear();
     list(&mut names, attributes.marks.names());
     row.push_field(&names);
+    row.push_field(&attributes.reparse.map(|tag| tag.to_string()).unwrap_or_default());
 }
 
 /// A cell with a number, or an empty one.
@@ -184,8 +191,8 @@ fn number(row: &mut StringRecord, value: Option<impl fmt::Display>) {
 /// ```
 /// use virt_bmap_map::csv;
 ///
-/// let map = csv::read(&b"disk,start,end,length,type,device,path,file_offset,copy,flags,inode,size,allocated,links,mode,modified,changed,marks
-/// 1,512,1024,512,f,/dev/sda1,/etc/fstab,0,0,,12,500,,1,,,,
+/// let map = csv::read(&b"disk,start,end,length,type,device,path,file_offset,copy,flags,inode,size,allocated,links,mode,modified,changed,marks,reparse
+/// 1,512,1024,512,f,/dev/sda1,/etc/fstab,0,0,,12,500,,1,,,,,
 /// "[..])?;
 /// let file = map.objects().next().unwrap();
 /// assert_eq!(file.name().path, b"/etc/fstab");
@@ -203,7 +210,7 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
         .from_reader(Guard { input, row: 0, ended: None });
     let mut row = ByteRecord::new();
     let mut builder = MapBuilder::new(Header::default());
-    let mut first = true;
+    let mut columns = None;
     loop {
         let line = reader.position().line();
         let more = reader.read_byte_record(&mut row);
@@ -211,16 +218,17 @@ pub fn read(input: impl Read) -> Result<Map, ReadError> {
         if !more.map_err(|error| from_csv(error, line))? {
             break;
         }
-        if first {
-            if row.iter().ne(COLUMNS.map(str::as_bytes)) {
-                return Err(ReadError::NotAMap);
+        match columns {
+            None if row.len() >= FEWER
+                && COLUMNS.iter().map(|name| name.as_bytes()).take(row.len()).eq(&row) =>
+            {
+                columns = Some(row.len());
             }
-            first = false;
-            continue;
+            None => return Err(ReadError::NotAMap),
+            Some(columns) => add_row(&mut builder, &row, columns).map_err(wrong)?,
         }
-        add_row(&mut builder, &row).map_err(wrong)?;
     }
-    if first {
+    if columns.is_none() {
         return Err(ReadError::NotAMap);
     }
     let line = reader.position().line();
@@ -246,9 +254,9 @@ fn from_csv(error: ::csv::Error, line: u64) -> ReadError {
     }
 }
 
-fn add_row(builder: &mut MapBuilder, row: &ByteRecord) -> Result<(), RowError> {
-    if row.len() != COLUMNS.len() {
-        return Err(RowError::Columns { found: row.len() as u64 });
+fn add_row(builder: &mut MapBuilder, row: &ByteRecord, columns: usize) -> Result<(), RowError> {
+    if row.len() != columns {
+        return Err(RowError::Columns { found: row.len() as u64, expected: columns as u64 });
     }
     let mut cells = Cells { row, next: 0 };
     let (disk, start, end, length) =
@@ -260,17 +268,18 @@ fn add_row(builder: &mut MapBuilder, row: &ByteRecord) -> Result<(), RowError> {
     let kind = if let [letter] = letter { Kind::from_letter(*letter) } else { None };
     let kind = kind.ok_or_else(|| wrong(column, letter))?;
     let (device, path) = (unescape(cells.next().1)?, unescape(cells.next().1)?);
-    let file_offset = cells.number()?.map(FileOffset);
+    let file_offset = cells.value()?.map(FileOffset);
     let role = Role { copy: cells.needed()?, flags: cells.set(PieceFlags::named)? };
     let attributes = Attributes {
-        inode: cells.number()?,
-        size: cells.number()?,
-        allocated: cells.number()?,
-        links: cells.number()?,
-        mode: cells.number()?,
-        modified: cells.number()?,
-        changed: cells.number()?,
+        inode: cells.value()?,
+        size: cells.value()?,
+        allocated: cells.value()?,
+        links: cells.value()?,
+        mode: cells.value()?,
+        modified: cells.value()?,
+        changed: cells.value()?,
         marks: cells.set(Marks::named)?,
+        reparse: if columns > FEWER { cells.value()? } else { None },
     };
     let object = builder.object(ObjectName { kind, device: &device, path: &path }, attributes)?;
     Ok(builder.piece_as(object, disk, DiskRange::new(start, end), file_offset, role)?)
@@ -290,18 +299,18 @@ impl<'a> Cells<'a> {
         (COLUMNS[place], &self.row[place])
     }
 
-    fn number<T: std::str::FromStr>(&mut self) -> Result<Option<T>, RowError> {
-        let (column, digits) = self.next();
-        if digits.is_empty() {
+    fn value<T: std::str::FromStr>(&mut self) -> Result<Option<T>, RowError> {
+        let (column, text) = self.next();
+        if text.is_empty() {
             return Ok(None);
         }
-        let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-        number.map(Some).ok_or_else(|| wrong(column, digits))
+        let value = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        value.map(Some).ok_or_else(|| wrong(column, text))
     }
 
     fn needed<T: std::str::FromStr>(&mut self) -> Result<T, RowError> {
         let column = COLUMNS[self.next];
-        self.number()?.ok_or_else(|| wrong(column, b""))
+        self.value()?.ok_or_else(|| wrong(column, b""))
     }
 
     fn set<T: FromIterator<T>>(&mut self, named: impl Fn(&str) -> Option<T>) -> Result<T, RowError> {

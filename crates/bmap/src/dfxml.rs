@@ -160,8 +160,10 @@ impl<'a> Volume<'a> {
     ) -> io::Result<()> {
         let (name, attributes) = (object.name(), object.attributes());
         let marks = attributes.marks.names().collect::<Vec<_>>().join(" ");
-        let list: &[_] = if marks.is_empty() { &[] } else { &[("bmap:marks", marks.as_str())] };
-        xml.begin("fileobject", list)?;
+        let reparse = attributes.reparse.map(|tag| tag.to_string()).unwrap_or_default();
+        let mut list = vec![("bmap:marks", marks.as_str()), ("bmap:reparse", reparse.as_str())];
+        list.retain(|(_, value)| !value.is_empty());
+        xml.begin("fileobject", &list)?;
         if let Some(inode) = parent(map, name).and_then(|parent| parent.attributes().inode) {
             xml.begin("parent_object", &[])?;
             xml.number("inode", Some(inode))?;

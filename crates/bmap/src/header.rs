@@ -51,15 +51,18 @@ impl Header {
     /// assert_eq!(header.explained(), None);
     /// let balance = Some(Balance { used: 30_000, files: 29_999, unexplained: 1, ..Balance::default() });
     /// header.filesystems.push(Filesystem { balance, ..Filesystem::default() });
+    /// header.filesystems.push(Filesystem { balance, ..Filesystem::default() });
     /// assert_eq!(header.explained(), Some(9999));
+    /// assert_eq!(header.balance().map(|sum| (sum.used, sum.unexplained)), Some((60_000, 2)));
     /// ```
     pub fn explained(&self) -> Option<u64> {
-        let balances = || self.filesystems.iter().filter_map(|filesystem| filesystem.balance);
-        balances().next()?;
-        let sum = |count: fn(Balance) -> u64| balances().map(|balance| u128::from(count(balance))).sum();
-        let (used, unexplained): (u128, u128) = (sum(|b| b.used), sum(|b| b.unexplained));
-        let hundredths = (used.saturating_sub(unexplained) * 10_000).checked_div(used).unwrap_or(10_000);
-        Some(hundredths as u64)
+        self.balance().map(|balance| balance.explained())
+    }
+
+    /// The sum of the balances of all filesystems. `None` if none of them says which bytes are in
+    /// use.
+    pub fn balance(&self) -> Option<Balance> {
+        self.filesystems.iter().filter_map(|filesystem| filesystem.balance).reduce(Balance::plus)
     }
 }
 
@@ -138,6 +141,29 @@ impl Balance {
     /// Whether each byte in use has one owner, and no free byte has any.
     pub fn is_even(&self) -> bool {
         self.unexplained == 0 && self.claimed_twice == 0 && self.claimed_free == 0
+    }
+
+    /// The share of the bytes in use that have an owner, in hundredths of a percent, rounded down.
+    pub fn explained(&self) -> u64 {
+        let (used, unexplained) = (u128::from(self.used), u128::from(self.unexplained));
+        let hundredths = (used.saturating_sub(unexplained) * 10_000).checked_div(used).unwrap_or(10_000);
+        hundredths as u64
+    }
+
+    /// The balance of two filesystems together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let sum = |of: fn(&Self) -> u64| of(&self).saturating_add(of(&other));
+        Self {
+            used: sum(|it| it.used),
+            files: sum(|it| it.files),
+            directories: sum(|it| it.directories),
+            metadata: sum(|it| it.metadata),
+            superseded: sum(|it| it.superseded),
+            unexplained: sum(|it| it.unexplained),
+            claimed_twice: sum(|it| it.claimed_twice),
+            claimed_free: sum(|it| it.claimed_free),
+        }
     }
 }
 

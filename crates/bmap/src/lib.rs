@@ -50,6 +50,7 @@ mod object;
 pub mod output;
 pub mod parquet;
 pub mod rangelist;
+mod reparse;
 pub mod report;
 mod role;
 mod sweep;
@@ -70,6 +71,7 @@ pub use header::{
 pub use index::{Hit, Over};
 pub use model::{Dialect, Map, Object, ObjectId, Piece};
 pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, Marks, NameError, ObjectName};
+pub use reparse::{NotATag, ReparseTag};
 pub use role::{PieceFlags, Role};
 pub use sweep::Interval;
 pub use warning::{Cause, FileOperation, LockReason, Subject, Warning};

@@ -9,6 +9,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use thiserror::Error;
 
+use crate::reparse::ReparseTag;
 use virt_bmap_ranges::Printable;
 
 /// Longest path of an object in bytes. A path this long still fits a line of the text map
@@ -258,6 +259,8 @@ pub struct Attributes {
     pub changed: Option<i64>,
     /// Its marks.
     pub marks: Marks,
+    /// The tag of its reparse point.
+    pub reparse: Option<ReparseTag>,
 }
 
 bitflags::bitflags! {
@@ -346,6 +349,7 @@ impl PackedAttributes {
             modified: (self.modified != i64::MIN).then_some(self.modified),
             changed: (self.changed != i64::MIN).then_some(self.changed),
             marks: self.marks,
+            reparse: None,
         }
     }
 }
@@ -368,6 +372,8 @@ pub(super) struct Objects {
     devices: Vec<Box<[u8]>>,
     /// As long as `records`, or empty while nothing is known of any object.
     attributes: Vec<PackedAttributes>,
+    /// The tags of the few objects with a reparse point.
+    reparse: HashMap<u32, ReparseTag>,
     /// In a sorted store, where the objects of each kind end. They follow one another in the order
     /// of the kinds' letters.
     kind_ends: Vec<(u32, Kind)>,
@@ -396,7 +402,10 @@ impl Objects {
     }
 
     pub(super) fn attributes(&self, object: u32) -> Attributes {
-        self.attributes.get(object as usize).map_or_else(Attributes::default, |packed| packed.unpack())
+        let known = self.attributes.get(object as usize).map(|packed| packed.unpack());
+        // Most maps have none, and then there is nothing to look up.
+        let reparse = if self.reparse.is_empty() { None } else { self.reparse.get(&object).copied() };
+        Attributes { reparse, ..known.unwrap_or_default() }
     }
 
     /// The object of this name, in a store that is [sorted](ObjectTable::sort).
@@ -483,6 +492,9 @@ impl ObjectTable {
         packed.modified = attributes.modified.unwrap_or(packed.modified);
         packed.changed = attributes.changed.unwrap_or(packed.changed);
         packed.marks |= attributes.marks;
+        if let Some(tag) = attributes.reparse {
+            self.objects.reparse.insert(object, tag);
+        }
     }
 
     /// How many objects there are.
@@ -492,12 +504,13 @@ impl ObjectTable {
 
     /// Removes all objects after the first `count`.
     pub(super) fn truncate(&mut self, count: usize) {
-        let Objects { records, paths, attributes, .. } = &mut self.objects;
+        let Objects { records, paths, attributes, reparse, .. } = &mut self.objects;
         if let Some(first) = records.get(count) {
             paths.truncate(first.path as usize);
         }
         records.truncate(count);
         attributes.truncate(count);
+        reparse.retain(|object, _| (*object as usize) < count);
         self.by_name.retain(|object| (*object as usize) < count);
     }
 
@@ -521,6 +534,8 @@ impl ObjectTable {
         for (new, &old) in order.iter().enumerate() {
             renumbered[old as usize] = new as u32;
         }
+        let tags = std::mem::take(&mut objects.reparse).into_iter();
+        objects.reparse = tags.map(|(old, tag)| (renumbered[old as usize], tag)).collect();
         (objects, renumbered)
     }
 }

@@ -46,6 +46,7 @@ const SCHEMA: &str = "message ranges {
     optional int64 modified (TIMESTAMP(NANOS,true));
     optional int64 changed (TIMESTAMP(NANOS,true));
     required binary marks (STRING);
+    optional binary reparse (STRING);
 }";
 
 /// Writes `map`. Needs no buffered output.
@@ -163,7 +164,8 @@ fn write_group<W: Write + Send>(
     columns.known::<Int32Type>(|row| row.attributes.mode.map(Into::into))?;
     columns.known::<Int64Type>(|row| row.attributes.modified)?;
     columns.known::<Int64Type>(|row| row.attributes.changed)?;
-    columns.needed::<ByteArrayType>(|row| names(row.attributes.marks.names()))
+    columns.needed::<ByteArrayType>(|row| names(row.attributes.marks.names()))?;
+    columns.known::<ByteArrayType>(|row| Some(row.attributes.reparse?.to_string().into_bytes().into()))
 }
 
 fn text(name: &[u8]) -> ByteArray {

@@ -323,6 +323,8 @@ pub enum LockReason {
     NoKey,
     /// None of the given keys opens the device.
     WrongKey,
+    /// Deriving its key takes more memory than there is.
+    Memory,
     /// `--probe guestfsd` takes no keys.
     ProbeTakesNoKeys,
 }
@@ -722,6 +724,7 @@ impl fmt::Display for LockReason {
         f.write_str(match self {
             Self::NoKey => "it is encrypted, and no key was given (--key DEVICE:key:PASSPHRASE)",
             Self::WrongKey => "it is encrypted, and none of the given keys opens it",
+            Self::Memory => "it is encrypted, and deriving its key takes more memory than there is",
             Self::ProbeTakesNoKeys => {
                 "it is encrypted, and --probe guestfsd takes no keys; --probe agent does"
             }

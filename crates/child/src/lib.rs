@@ -1,15 +1,21 @@
 #![doc = include_str!("../README.md")]
 
+use rustix::io::FdFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::thread::UnshareFlags;
 use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Most bytes kept of what a child prints, on either stream.
 const MAX_OUTPUT: u64 = 1 << 20;
+
+/// Bytes of output for which there is room from the beginning.
+const SHORT: usize = 16 << 10;
 
 /// Most characters of a child's standard error in a message.
 const MAX_MESSAGE: usize = 600;
@@ -62,10 +68,10 @@ fn die_with(parent: Pid, signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Limits a child that reads a hostile image: 1 GiB of address space, and `cpu` of processor time,
-/// in whole seconds and at least one.
-pub fn limit(command: &mut Command, cpu: Duration) {
-    let memory = Rlimit { current: Some(1 << 30), maximum: Some(1 << 30) };
+/// Limits a child that reads a hostile image: `memory` bytes of address space, and `cpu` of
+/// processor time, in whole seconds and at least one.
+pub fn limit(command: &mut Command, memory: u64, cpu: Duration) {
+    let memory = Rlimit { current: Some(memory), maximum: Some(memory) };
     let seconds = Some(cpu.as_secs().max(1));
     let cpu = Rlimit { current: seconds, maximum: seconds };
     // SAFETY: as in `die_with_us`: two plain system calls.
@@ -77,6 +83,45 @@ pub fn limit(command: &mut Command, cpu: Duration) {
             Ok(())
         });
     }
+}
+
+/// Takes from a child what it needs for its work least: it has no network, no rights over anything
+/// outside of a user namespace of its own, also as root, and gets none from programs that it runs
+/// (`PR_SET_NO_NEW_PRIVS`). It leaves no core dump. It cannot be started where the kernel or its
+/// policy refuses user namespaces.
+pub fn confine(command: &mut Command) {
+    // SAFETY: as in `die_with_us`: plain system calls. The process has one thread, the one that was
+    // forked, and shares no memory or descriptors with others, so unsharing concerns it alone.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(|| {
+            rustix::thread::set_no_new_privs(true)?;
+            rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
+            leave_no_core_dump()
+        });
+    }
+}
+
+/// Keeps this process and its later children from leaving core dumps.
+///
+/// # Errors
+/// The system's error.
+pub fn leave_no_core_dump() -> io::Result<()> {
+    // The kernel does not start a program that takes core dumps from a pipe if the limit is 1; 0
+    // means nothing to it there (fs/coredump.c). A file of one byte is not written either.
+    let one = Rlimit { current: Some(1), maximum: Some(1) };
+    Ok(rustix::process::setrlimit(Resource::Core, one)?)
+}
+
+/// Lets a child use this file as `/proc/self/fd/N`. Returns that path.
+pub fn inherit(command: &mut Command, file: OwnedFd) -> String {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // SAFETY: as in `die_with_us`: one plain system call. The file is open as long as the command.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || Ok(rustix::io::fcntl_setfd(&file, FdFlags::empty())?));
+    }
+    path
 }
 
 /// The result of a child.
@@ -94,9 +139,37 @@ pub struct Output {
 ///
 /// # Errors
 /// [`TimedOut`](io::ErrorKind::TimedOut) after `time`, and the system's errors of starting it.
-pub fn run(mut command: Command, time: Duration) -> io::Result<Output> {
+pub fn run(command: Command, time: Duration) -> io::Result<Output> {
+    run_with(command, |_| (), time)
+}
+
+/// As [`run`], while `write` writes its standard input on a thread of its own. That thread ends with
+/// the child.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_with_input(
+    mut command: Command,
+    write: impl FnOnce(ChildStdin) + Send + 'static,
+    time: Duration,
+) -> io::Result<Output> {
+    command.stdin(Stdio::piped());
+    let write = |input: Option<ChildStdin>| {
+        if let Some(input) = input {
+            std::thread::spawn(move || write(input));
+        }
+    };
+    run_with(command, write, time)
+}
+
+fn run_with(
+    mut command: Command,
+    write: impl FnOnce(Option<ChildStdin>),
+    time: Duration,
+) -> io::Result<Output> {
     let deadline = Instant::now() + time;
     let mut child = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
+    write(child.0.stdin.take());
     let stdout = drain(child.0.stdout.take());
     let stderr = drain(child.0.stderr.take());
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
@@ -134,11 +207,12 @@ pub fn read<T>(mut command: Command, read: impl FnOnce(&mut dyn Read) -> T) -> i
 }
 
 /// Reads a stream to its end, or to the limit, on a thread of its own. The thread ends with the
-/// child, which gets SIGPIPE past the limit.
+/// child, which gets SIGPIPE past the limit. Short output is never moved in memory, so that the
+/// caller can overwrite all of a secret.
 fn drain(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(SHORT);
         if let Some(stream) = stream {
             // An error ends the stream like its end.
             let _ = stream.take(MAX_OUTPUT).read_to_end(&mut bytes);
@@ -206,6 +280,7 @@ fn is_hidden(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     fn shell(script: &str) -> Command {
         let mut command = command("sh".as_ref());
@@ -253,9 +328,29 @@ mod tests {
     #[test]
     fn the_limits_hold() {
         let mut command = shell("ulimit -v; ulimit -t");
-        limit(&mut command, Duration::from_secs(7));
+        limit(&mut command, 1 << 30, Duration::from_secs(7));
         let output = run(command, Duration::from_secs(10)).unwrap();
         assert_eq!(output.stdout, b"1048576\n7\n");
+    }
+
+    #[test]
+    fn a_confined_child_has_no_rights_and_no_network() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"inherited").unwrap();
+        let mut command = command("sh".as_ref());
+        let path = inherit(&mut command, file.into());
+        confine(&mut command);
+        let script = "cat \"$0\"; echo; ulimit -Hc; cat; grep -E '^(NoNewPrivs|CapEff)' /proc/self/status; \
+                      tail -n +3 /proc/net/dev";
+        command.args(["-c", script, &path]);
+        let write = |mut input: ChildStdin| input.write_all(b"input\n").unwrap();
+        let output = run_with_input(command, write, Duration::from_secs(10)).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        assert_eq!(lines[..3], ["inherited", "0", "input"], "dash counts blocks; {text}");
+        assert_eq!(lines[3..5], ["CapEff:\t0000000000000000", "NoNewPrivs:\t1"], "{text}");
+        // A new network has its loopback device alone, switched off.
+        assert!(lines[5..].iter().all(|line| line.starts_with("lo:")), "{text}");
     }
 
     #[test]

@@ -16,6 +16,9 @@ use virt_bmap_child as child;
 /// The program.
 pub(super) const QEMU_IMG: &str = "qemu-img";
 
+/// Address space of `qemu-img`, which reads hostile images.
+const MEMORY: u64 = 1 << 30;
+
 /// Time for `qemu-img info`, which only reads a few headers.
 const INFO_TIME: Duration = Duration::from_secs(20);
 
@@ -118,7 +121,7 @@ pub(super) fn ask<T, E: std::error::Error>(
     cpu: Duration,
     read: impl FnOnce(&mut dyn io::Read) -> Result<T, E>,
 ) -> Result<T, OpenError> {
-    child::limit(&mut command, cpu);
+    child::limit(&mut command, MEMORY, cpu);
     let (output, taken) = child::read(command, read).map_err(|source| cannot_run(program, path, source))?;
     let refused = |reason| OpenError::Refused { program, path: path.to_owned(), reason };
     if !output.status.success() {
@@ -141,7 +144,7 @@ fn run(
     force_share: bool,
 ) -> Result<child::Output, OpenError> {
     let mut command = command(subcommand, description, force_share);
-    child::limit(&mut command, limit);
+    child::limit(&mut command, MEMORY, limit);
     child::run(command, limit).map_err(|source| match source.kind() {
         io::ErrorKind::TimedOut => OpenError::TimedOut { program: QEMU_IMG, path: path.to_owned(), limit },
         _ => cannot_run(QEMU_IMG, path, source),

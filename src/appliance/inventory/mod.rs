@@ -352,6 +352,26 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_is_the_boot_sector_of_its_disk_is_left_out() {
+        let sorted = |start: u64, kind: &str, id: &str| {
+            let text = format!(
+                "/dev/sda 8:0 size=1048576 id=A-1 type={kind}\n\
+                 /dev/sda1 8:1 size=1040384 part=8:0+{start} id={id} type={kind}\n"
+            );
+            let inventory = sort(inventory::parse(&text).unwrap(), &[], &DmTable::default());
+            let contents = inventory.contents.iter().map(|content| content.device.clone());
+            (inventory.partitions.len(), inventory.hybrids.len(), contents.collect::<Vec<_>>())
+        };
+        assert_eq!(sorted(0, "vfat", "A-1"), (0, 0, vec!["/dev/sda".to_owned()]));
+        let both = vec!["/dev/sda".to_owned(), "/dev/sda1".to_owned()];
+        assert_eq!(sorted(0, "vfat", "B-2"), (1, 1, both));
+        // A hybrid CD: its filesystem begins after the table.
+        for (start, kind) in [(512, "vfat"), (0, "iso9660")] {
+            assert_eq!(sorted(start, kind, "A-1"), (1, 1, vec!["/dev/sda1".to_owned()]));
+        }
+    }
+
+    #[test]
     fn devices_are_told_apart() {
         let text = "/dev/vg/root 253:2 size=4096 dm=vg-root uuid=LVM-a type=xfs\n\
                     /dev/sda 8:0 size=1048576\n\

@@ -11,7 +11,6 @@ use virt_bmap_map::Cause;
 pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -> Inventory {
     let mut inventory = Inventory::default();
     let mut seen = BTreeSet::new();
-    let mut partitioned = BTreeSet::new();
     let mut kinds = Vec::new();
     for Report { path, result } in reports {
         let (device, facts) = match result {
@@ -25,9 +24,6 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
         // After the named devices, all devices are reported once more.
         if !seen.insert(device.number) {
             continue;
-        }
-        if let DeviceKind::Partition { of, .. } = device.kind {
-            partitioned.insert(of);
         }
         let is_hidden = facts.is_volume && !volumes.contains(&device.path) || facts.is_dynamic_part;
         // The kernel shows an extended partition as a device of two sectors.
@@ -50,6 +46,12 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
         };
         list.push(device);
     }
+    leave_out_copies(&mut inventory, &mut kinds);
+    let of = |partition: &BlockDevice| match partition.kind {
+        DeviceKind::Partition { of, .. } => Some(of),
+        _ => None,
+    };
+    let partitioned: BTreeSet<DeviceNumber> = inventory.partitions.iter().filter_map(of).collect();
     let dynamic = dynamic_pieces(&inventory);
     for partition in &inventory.partitions {
         let DeviceKind::Partition { of, start } = partition.kind else { continue };
@@ -90,6 +92,28 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
     inventory.members.sort_by(|a, b| a.device.cmp(&b.device));
     inventory.contents.sort_by(|a, b| a.device.cmp(&b.device));
     inventory
+}
+
+/// Leaves out partitions that begin with their disk and show its filesystem once more, where that
+/// filesystem's own first sector is the boot sector with the table: a FAT that covers the whole disk
+/// (`mkfs.fat -I --mbr=y`), in whose boot sector Linux sees a partition table, and libblkid none.
+fn leave_out_copies(inventory: &mut Inventory, kinds: &mut Vec<(DeviceNumber, Content)>) {
+    let content = |number: DeviceNumber| {
+        let of = kinds.iter().find(|(other, _)| *other == number);
+        of.map(|(_, content)| (content.kind.clone(), content.uuid.clone()))
+    };
+    let is_copy = |partition: &BlockDevice| {
+        let DeviceKind::Partition { of, start: 0 } = partition.kind else { return false };
+        let whole = content(of);
+        let has_boot_sector = |(kind, _): &(Option<FsKind>, Option<String>)| {
+            matches!(kind, Some(FsKind::Vfat | FsKind::Exfat | FsKind::Ntfs))
+        };
+        whole.as_ref().is_some_and(has_boot_sector) && content(partition.number) == whole
+    };
+    let copies: BTreeSet<DeviceNumber> =
+        inventory.partitions.iter().filter(|it| is_copy(it)).map(|it| it.number).collect();
+    inventory.partitions.retain(|partition| !copies.contains(&partition.number));
+    kinds.retain(|(number, _)| !copies.contains(number));
 }
 
 /// The pieces of disks that make up volumes of Windows dynamic disks: disk, first byte, and the

@@ -115,9 +115,14 @@ impl Inner {
 fn summary(record: &Record) -> String {
     let why = record.error.as_deref().map(|error| format!(": {}", Printable(error.as_bytes())));
     let found = record.counts.map(|counts| format!(", {} files", counts.files));
+    let uneven = record.balance.filter(|balance| balance.unexplained > 0);
+    let uneven = uneven.map(|balance| {
+        let share = balance.explained();
+        format!(", {}.{:02} % of the bytes in use accounted for", share / 100, share % 100)
+    });
     let changes = record.changes.map(|changes| format!(", {changes}"));
     let (id, status, seconds) = (&record.id, record.status.word(), record.seconds);
-    let more = [found, changes, why].map(Option::unwrap_or_default).concat();
+    let more = [found, uneven, changes, why].map(Option::unwrap_or_default).concat();
     format!("{id} {status} in {seconds:.1} s{more}")
 }
 

@@ -62,7 +62,7 @@ impl<'a> Row<'a> {
     }
 }
 
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 19] = [
     "id",
     "status",
     "exit_code",
@@ -73,6 +73,8 @@ const COLUMNS: [&str; 17] = [
     "filesystems",
     "directories",
     "files",
+    "used",
+    "unexplained",
     "added",
     "removed",
     "changed",
@@ -100,6 +102,7 @@ pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
         let cells = shown.iter().zip(&texts).map(|(row, (seconds, why))| {
             let record = row.record.as_ref();
             let counts = record.and_then(|record| record.counts);
+            let balance = record.and_then(|record| record.balance);
             let changes = record.and_then(|record| record.changes);
             let code = record.and_then(|record| record.exit_code).and_then(|code| u64::try_from(code).ok());
             [
@@ -113,6 +116,8 @@ pub(super) fn print(form: AnswerFormat, rows: &[Row<'_>]) -> Result<Exit> {
                 ("filesystems", counts.map(|counts| counts.filesystems).into()),
                 ("directories", counts.map(|counts| counts.directories).into()),
                 ("files", counts.map(|counts| counts.files).into()),
+                ("used", balance.map(|balance| balance.used).into()),
+                ("unexplained", balance.map(|balance| balance.unexplained).into()),
                 ("added", changes.map(|changes| changes.added).into()),
                 ("removed", changes.map(|changes| changes.removed).into()),
                 ("changed", changes.map(|changes| changes.changed).into()),

@@ -45,7 +45,9 @@ use placement::Placement;
 use state::State;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use virt_bmap_agent_protocol::{EncodeError, REPLY_OFFSET, ReadOrder, Reply, TASK_OFFSET, Task, codec};
+use virt_bmap_agent_protocol::{
+    EncodeError, REPLY_OFFSET, ReadOrder, Reply, TASK_OFFSET, Task, Unlocked, codec, wipe,
+};
 use walk::{SpotChecks, Walk};
 
 /// Tags from here on belong to proofs, not to objects.
@@ -163,8 +165,9 @@ impl Channel {
         (state.conversation.sequence, first)
     }
 
-    /// Prepares for tagged reads of devices, and returns the number of the first frame. `names` are
-    /// the devices' paths in warnings, by the paths under which the agent opens them.
+    /// Prepares for tagged reads of devices, or for unlocking one, and returns the number of the first
+    /// frame. `names` are the devices' paths in warnings, by the paths under which the agent opens
+    /// them.
     pub fn begin_reads(&self, names: HashMap<String, String>) -> u32 {
         let mut state = self.state();
         state.device_names = names;
@@ -187,6 +190,8 @@ impl Channel {
             state.walk.untagged(&rest);
         }
         state.conversation.stream.clear();
+        // It may have held a key.
+        wipe(&mut state.conversation.task);
         state.conversation.task = Vec::new();
         state.note_filesystem();
         state.end_batch()?;
@@ -200,6 +205,15 @@ impl Channel {
             return Err(ChannelError::Unfinished);
         }
         Ok(inputs)
+    }
+
+    /// How the last attempt to unlock a device ended.
+    ///
+    /// # Errors
+    /// [`ChannelError::Protocol`] if the agent has not said.
+    pub fn take_unlocked(&self) -> Result<Unlocked, ChannelError> {
+        let unlocked = self.state().conversation.unlocked.take();
+        unlocked.ok_or(ChannelError::Protocol("no word of the device to unlock"))
     }
 
     /// The inodes of the files and directories of the last walk, and of its unsure directories.

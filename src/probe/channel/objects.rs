@@ -57,6 +57,7 @@ impl State {
             modified: Some(object.modified),
             changed: Some(object.changed),
             marks: if is_shared { Marks::NO_BLOCKS | Marks::INLINE } else { Marks::empty() },
+            reparse: None,
         };
         let result = if is_orphan {
             self.found.orphan(kind, object.inode, &object.name, attributes).map(drop)

@@ -8,8 +8,8 @@ use crate::probe::warnings::{Warnings, cause_of};
 use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use virt_bmap_agent_protocol::record::{self, ATTRIBUTES, Extent};
-use virt_bmap_agent_protocol::{FsKind, Record, VERSION, frame};
-use virt_bmap_map::{Marks, Warning};
+use virt_bmap_agent_protocol::{FsKind, Record, Unlocked, VERSION, frame};
+use virt_bmap_map::{ReparseTag, Warning};
 
 /// Most extents that are kept at a time: those of one batch of files and one directory.
 const MOST_EXTENTS: usize = 1 << 24;
@@ -44,6 +44,8 @@ pub(super) struct Conversation {
     pub(super) stream: Vec<u8>,
     /// The agent has reported the end of its task.
     pub(super) done: bool,
+    /// How the last attempt to unlock a device ended.
+    pub(super) unlocked: Option<Unlocked>,
     /// Why the conversation was ended.
     pub(super) error: Option<ChannelError>,
 }
@@ -127,11 +129,12 @@ impl State {
                 self.walk.address_space.chunks.push(chunk);
             }
             Record::Placed { id } => self.placed(id)?,
-            Record::Reparse { id, .. } => {
+            Record::Reparse { id, tag } => {
                 self.in_walk(id)?;
-                self.found.mark(id, Marks::REPARSE_POINT);
+                self.found.reparse(id, ReparseTag(tag));
             }
             Record::Ntfs(state) => self.note_ntfs(&state),
+            Record::Unlocked(unlocked) => self.conversation.unlocked = Some(unlocked),
             Record::Member(member) => {
                 self.before_the_root(self.walk.address_space.members.len())?;
                 self.btrfs_members.insert((member.major, member.minor));

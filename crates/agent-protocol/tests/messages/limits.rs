@@ -73,6 +73,7 @@ fn one_of_each() -> Vec<Record> {
         Record::Reparse { id: 5, tag: 0x8000_0017 },
         Record::Computed { id: 3, beside: vec![(0, 512), (1 << 40, 4096)] },
         Record::Ntfs(Ntfs { is_unclean: true, damaged: 300, ..Ntfs::default() }),
+        Record::Unlocked(Unlocked::Never),
     ]
 }
 
@@ -108,7 +109,7 @@ fn every_kind_is_known_and_no_other() {
         assert_eq!(Record::decode(&[1, 0, 0, 0, kind]), Err(DecodeError::Kind { message: "record", kind }));
         assert_eq!(decode::<Task>(&[kind]), Err(DecodeError::Kind { message: "task", kind }));
     }
-    assert_eq!(decode::<Task>(&[2]), Err(DecodeError::Kind { message: "task", kind: 2 }));
+    assert_eq!(decode::<Task>(&[3]), Err(DecodeError::Kind { message: "task", kind: 3 }));
 }
 
 #[test]
@@ -237,6 +238,36 @@ fn tasks_have_limits() {
     let device = DeviceRead { device: "d".repeat(PATH_BYTES + 1), ..read };
     let task = Task::ReadDevices(DeviceReads { sequence: 0, reads: vec![device] });
     unsendable(task, most("bytes of a path", PATH_BYTES));
+
+    let secret =
+        |bytes| Task::Unlock(Unlock { opener: Opener::Passphrase(Secret::new(vec![7; bytes])), ..unlock() });
+    assert!(encode_area(&secret(SECRET_BYTES)).is_ok());
+    unsendable(secret(SECRET_BYTES + 1), most("bytes of a secret", SECRET_BYTES));
+    for name in [0, PATH_BYTES + 1] {
+        let device = "d".repeat(PATH_BYTES + 1 - name);
+        let task = Task::Unlock(Unlock { device, name: "n".repeat(name), ..unlock() });
+        unsendable(task, most("bytes of a path", PATH_BYTES));
+    }
+}
+
+fn unlock() -> Unlock {
+    Unlock {
+        sequence: 7,
+        device: "/dev/sda2".into(),
+        name: "luks-1".into(),
+        encryption: Encryption::Luks,
+        opener: Opener::VolumeKey(Secret::new(b"sesame".to_vec())),
+        seconds: 240,
+    }
+}
+
+#[test]
+fn a_secret_is_not_printed() {
+    let printed = format!("{:?}", Task::Unlock(unlock()));
+    assert!(printed.contains("/dev/sda2") && !printed.contains("sesame") && !printed.contains("115"));
+    let mut bytes = b"sesame".to_vec();
+    wipe(&mut bytes);
+    assert_eq!(bytes, [0; 6]);
 }
 
 #[test]

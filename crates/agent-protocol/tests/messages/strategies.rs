@@ -12,8 +12,8 @@ use virt_bmap_agent_protocol::record::{
     BlockPurpose, Chunk, Extent, Filesystem, Member, Ntfs, Object, ObjectKind, Operation, ReadFailure,
 };
 use virt_bmap_agent_protocol::{
-    DeviceRead, DeviceReads, Entry, FsKind, InodeSet, Listing, Listings, ReadOrder, Record, Reply, Sample,
-    Task, WalkPlan,
+    DeviceRead, DeviceReads, Encryption, Entry, FsKind, InodeSet, Listing, Listings, Opener, ReadOrder,
+    Record, Reply, Sample, Secret, Task, Unlock, Unlocked, WalkPlan,
 };
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -130,6 +130,8 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         any::<(bool, bool, u64)>().prop_map(|(is_hibernated, is_unclean, damaged)| {
             Record::Ntfs(Ntfs { is_hibernated, is_unclean, damaged })
         }),
+        proptest::sample::select(vec![Unlocked::Yes, Unlocked::No, Unlocked::Memory, Unlocked::Never])
+            .prop_map(Record::Unlocked),
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),
         (any::<u32>(), pairs()).prop_map(|(id, beside)| Record::Computed { id, beside }),
@@ -174,7 +176,15 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
     });
     let reads = (any::<u32>(), vec(read, 0..99))
         .prop_map(|(sequence, reads)| Task::ReadDevices(DeviceReads { sequence, reads }));
-    prop_oneof![walk, reads]
+    let secret = || vec(any::<u8>(), 0..99).prop_map(Secret::new);
+    let opener = prop_oneof![secret().prop_map(Opener::Passphrase), secret().prop_map(Opener::VolumeKey)];
+    let encryption = prop_oneof![Just(Encryption::Luks), Just(Encryption::BitLocker)];
+    let unlock = (any::<(u32, u64)>(), ".{0,99}", ".{0,99}", encryption, opener).prop_map(
+        |((sequence, seconds), device, name, encryption, opener)| {
+            Task::Unlock(Unlock { sequence, device, name, encryption, opener, seconds })
+        },
+    );
+    prop_oneof![walk, reads, unlock]
 }
 
 fn number() -> impl Strategy<Value = DeviceNumber> {

@@ -18,6 +18,7 @@ use crate::header::{
 };
 use crate::model::{Dialect, Map, Object, Piece};
 use crate::object::{Attributes, Kind, Marks, ObjectName};
+use crate::reparse::ReparseTag;
 use crate::role::{PieceFlags, Role};
 use crate::warning::Warning;
 use virt_bmap_ranges::{DiskRange, FileOffset};
@@ -126,6 +127,8 @@ pub(super) struct ObjectRecord {
     changed: Option<i64>,
     #[serde(default, skip_serializing_if = "Marks::is_empty", with = "marks")]
     marks: Marks,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "reparse")]
+    reparse: Option<ReparseTag>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) ranges: Vec<RangeRecord>,
 }
@@ -238,6 +241,29 @@ mod letter {
                 "`{letter}` is no type of object (one of f, d, s, m, u, l, b, p, v)"
             ))
         })
+    }
+}
+
+/// A reparse tag as text.
+mod reparse {
+    use super::{Cow, Deserialize, Deserializer, ReparseTag, Serializer};
+    use serde::de::Error as _;
+
+    #[allow(clippy::ref_option)] // the signature is serde's
+    pub(super) fn serialize<S: Serializer>(
+        tag: &Option<ReparseTag>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match tag {
+            Some(tag) => serializer.collect_str(tag),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<ReparseTag>, D::Error> {
+        Cow::<str>::deserialize(deserializer)?.parse().map(Some).map_err(D::Error::custom)
     }
 }
 
@@ -406,6 +432,7 @@ impl ObjectRecord {
             modified: attributes.modified,
             changed: attributes.changed,
             marks: attributes.marks,
+            reparse: attributes.reparse,
             ranges: Vec::new(),
         }
     }
@@ -423,6 +450,7 @@ impl ObjectRecord {
             modified: self.modified,
             changed: self.changed,
             marks: self.marks,
+            reparse: self.reparse,
         };
         let object = builder.object(name, attributes)?;
         for &RangeRecord { disk, start, end, offset, copy, flags } in &self.ranges {

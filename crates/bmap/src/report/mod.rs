@@ -127,6 +127,8 @@ struct AboutFilesystem {
     device: String,
     kind: String,
     block_size: Option<u64>,
+    /// The share of the bytes in use that have an owner, in hundredths of a percent.
+    explained: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -181,6 +183,7 @@ pub fn write(map: &Map, options: &ReportOptions<'_>, out: &mut impl Write) -> Re
                 device: Printable(&filesystem.device).to_string(),
                 kind: shown(&filesystem.kind),
                 block_size: filesystem.block_size,
+                explained: filesystem.balance.map(|balance| balance.explained()),
             })
             .collect(),
         warnings: header.warnings.iter().take(MAX_WARNINGS).map(ToString::to_string).collect(),

@@ -2,22 +2,18 @@
 
 use super::{Found, SECTOR};
 use crate::probe::device::{Device, Fields};
+use crate::probe::unlock::header::{BITLOCKER_COPY, LUKS_MAGIC, bitlocker_copies, luks2};
 
-/// The LUKS1 and LUKS2 on-disk format specifications.
+/// The header of a LUKS device, with its key slots, up to the data.
 pub(super) fn luks(device: &Device<'_>) -> Option<Vec<Found>> {
-    /// Largest of the two copies of a LUKS2 header with its JSON area.
-    const LARGEST: u64 = 4 << 20;
     let header = device.read(0, 4096)?;
-    if header.get(..6)? != b"LUKS\xba\xbe" {
+    if !header.starts_with(LUKS_MAGIC) {
         return None;
     }
     if header.be16(6)? == 1 {
         return Some(vec![("[LUKS header]", vec![(0, u64::from(header.be32(104)?) * SECTOR)], true)]);
     }
-    let size = header.be64(8).filter(|size| (4097..=LARGEST).contains(size))?;
-    let text = device.read(4096, size - 4096)?;
-    let text = text.split(|byte| *byte == 0).next()?;
-    let json: serde_json::Value = serde_json::from_slice(text).ok()?;
+    let (_, json) = luks2(&|at, length| device.read(at, length))?;
     let offsets = json.get("segments")?.as_object()?.values();
     let offset = offsets.filter_map(|segment| segment.get("offset")?.as_str()?.parse::<u64>().ok()).min()?;
     Some(vec![("[LUKS header]", vec![(0, offset)], true)])
@@ -25,24 +21,14 @@ pub(super) fn luks(device: &Device<'_>) -> Option<Vec<Found>> {
 
 /// BitLocker: the boot sector says where the three copies of the metadata lie. Each copy repeats
 /// that, and says how many sectors at the volume's start were moved to make room for the boot
-/// sector ("BitLocker Drive Encryption (BDE) format specification" of libbde; `lib/bitlk` of
-/// cryptsetup). Only the format of Windows 7 and later is known here.
+/// sector.
 pub(super) fn bitlocker(device: &Device<'_>) -> Option<Vec<Found>> {
-    /// Bytes of each copy.
-    const SIZE: u64 = 64 << 10;
-    let boot = device.read(0, SECTOR)?;
-    let offsets = match boot.get(3..11)? {
-        b"-FVE-FS-" => 176,
-        // BitLocker To Go, which looks like a FAT.
-        b"MSWIN4.1" => 440,
-        _ => return None,
-    };
-    let copies = [boot.le64(offsets)?, boot.le64(offsets + 8)?, boot.le64(offsets + 16)?];
+    let copies = bitlocker_copies(&device.read(0, SECTOR)?)?;
     let block = device.read(copies[0], SECTOR)?;
     let moved = bitlocker_moved(&block, copies)?;
     let is_there = |at: &u64| device.read(*at, 8).is_some_and(|magic| magic == b"-FVE-FS-");
     let verified = copies.iter().all(is_there);
-    let copies = copies.map(|at| (at, SIZE)).to_vec();
+    let copies = copies.map(|at| (at, BITLOCKER_COPY)).to_vec();
     Some(vec![("[BitLocker header]", vec![(0, moved)], verified), ("[BitLocker metadata]", copies, verified)])
 }
 

@@ -95,11 +95,17 @@ class Tables {
       {},
       element("p", {}, `Map by ${about.generator}`),
       list(this.model.disks.map((disk) => `disk ${disk.number}, ${exactSize(disk.size)}${disk.images.map((image) => `, ${image}`).join("")}`)),
-      list(about.filesystems.map(({ device, kind, block_size }) => `${device}: ${kind}${block_size ? `, blocks of ${sizeText(block_size)}` : ""}`)),
+      list(about.filesystems.map(filesystemText)),
       element("p", {}, about.warnings.length ? "Warnings of the map:" : "The map has no warnings."),
       list([...about.warnings, ...more]),
     );
   }
+}
+
+function filesystemText({ device, kind, block_size, explained }) {
+  const blocks = block_size ? `, blocks of ${sizeText(block_size)}` : "";
+  const balance = explained === null ? "" : `, ${(explained / 100).toFixed(2)} % of the bytes in use accounted for`;
+  return `${device}: ${kind}${blocks}${balance}`;
 }
 
 // A table with a row of cells for each item; the last column is text, those before it are numbers.
