@@ -121,11 +121,14 @@ fn ask<const ROOM: usize>(
             return Ok(Answer::Unknown);
         };
         start = end;
+        // F2FS gives 0 for blocks that it has reserved for a file and that have no place yet
+        // (`f2fs_fiemap` of the kernel). No filesystem has a file's data in its first block.
+        let is_nowhere = raw.physical == 0 && raw.flags & Extent::UNWRITTEN != 0;
         extents.push(Extent {
             logical: raw.logical,
             physical: raw.physical,
             length: raw.length,
-            flags: raw.flags,
+            flags: raw.flags | if is_nowhere { Extent::UNKNOWN } else { 0 },
         });
     }
     let last = extents.last().is_none_or(|e| e.flags & Extent::LAST != 0);

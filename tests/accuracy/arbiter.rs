@@ -2,6 +2,7 @@
 //! and judges a map by the places where it finds them.
 
 use crate::compressed;
+use crate::counts::Bytes;
 use crate::population::{SectorName, TestFile, bytes_of, name_in};
 use rustix::fs::{SeekFrom, seek};
 use std::collections::BTreeMap;
@@ -70,7 +71,8 @@ impl Scan {
     pub(crate) fn decompress(&mut self) {
         let mut frames: BTreeMap<SectorName, Vec<(Place, u64)>> = BTreeMap::new();
         for (disk, file) in (1..).zip(&self.disks) {
-            for (at, length, content) in compressed::frames(file) {
+            let lz4 = compressed::lz4_blocks(file, &MAGIC);
+            for (at, length, content) in compressed::frames(file).into_iter().chain(lz4) {
                 for bytes in content.windows(16).filter(|bytes| bytes.starts_with(&MAGIC)) {
                     let name = name_in(bytes).unwrap();
                     let places = frames.entry(name).or_default();
@@ -155,6 +157,9 @@ pub(crate) struct Rules {
     pub(crate) compressible: bool,
     /// Whether several files share blocks that hold only data of files.
     pub(crate) packed: bool,
+    /// Whether metadata may hold a sector of a file at the beginning of a sector of the disk. Then
+    /// what does not lie in a block as it lies in the file is in metadata.
+    pub(crate) has_tails: bool,
     /// Whether the probe names the metadata that it reads together with a file.
     pub(crate) metadata: bool,
 }
@@ -196,6 +201,8 @@ struct Seen {
     held: Vec<(Place, u64)>,
     /// The number of sectors that were not found.
     hidden: usize,
+    /// The bytes of `places`, each sector counted once, and how many of them the map names.
+    once: (u64, u64),
 }
 
 impl Seen {
@@ -213,7 +220,13 @@ impl Seen {
                 places.iter().copied().filter(|(place, length)| contains(mapped, *place, *length)).collect();
             // A tree may hold several copies of a file in its nodes. By chance one of them may lie
             // at the beginning of a sector.
-            let is_inside = places.iter().any(|((_, at), _)| at % SECTOR as u64 != 0);
+            let offset = u64::from(name.number) * SECTOR as u64;
+            let is_tail = |at: u64, length: u64| {
+                // Compressed data are longer than a sector, and lie as they like.
+                rules.has_tails && length <= SECTOR as u64 && at % rules.block != offset % rules.block
+            };
+            let is_inside =
+                places.iter().any(|&((_, at), length)| at % SECTOR as u64 != 0 || is_tail(at, length));
             if places.is_empty() {
                 seen.hidden += 1;
             } else if is_inside && !rules.packed {
@@ -221,20 +234,58 @@ impl Seen {
                 seen.held.extend(named);
             } else {
                 seen.unnamed += usize::from(named.is_empty());
+                seen.once.0 += length as u64;
+                seen.once.1 += if named.is_empty() { 0 } else { length as u64 };
                 seen.places.extend(places);
             }
         }
         seen
     }
+
+    /// The bytes of the file that do not lie in metadata. If it is not known which copies of a
+    /// block are in use, each counts once.
+    fn bytes(&self, mapped: &Ranges, rules: Rules) -> Bytes {
+        let all = ranges_of(&self.places);
+        let mut bytes = Bytes::compare(&all, mapped);
+        if rules.copies == Copies::Any {
+            (bytes.known, bytes.found) = self.once;
+        }
+        bytes.right = bytes.named - total(&self.extra(&all, mapped, rules));
+        bytes
+    }
+
+    /// What the map names besides the blocks of the file and the metadata that holds it.
+    fn extra(&self, all: &Ranges, mapped: &Ranges, rules: Rules) -> Ranges {
+        let rest = subtract(mapped, &with_slack(all, rules.block));
+        subtract(&rest, &with_slack(&ranges_of(&self.held), NODE))
+    }
 }
 
-/// Judges the ranges that the map gives to a file.
-pub(crate) fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> Verdict {
+/// Judges the ranges that the map gives to a file, and counts its bytes.
+pub(crate) fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules) -> (Verdict, Bytes) {
     let sectors = file.sectors();
     if !sectors.is_empty() && sectors.iter().all(|(_, length)| *length < SHORTEST) {
-        return judge_tiny(scan, &sectors, mapped, rules);
+        let verdict = judge_tiny(scan, &sectors, mapped, rules);
+        let (known, named) = (sectors.iter().map(|(_, length)| *length as u64).sum(), total(mapped));
+        let bytes = match verdict {
+            Verdict::Exact => Bytes { known, found: known, named, right: named },
+            Verdict::Without("inside metadata") => Bytes::default(),
+            _ => Bytes { known, found: 0, named, right: 0 },
+        };
+        return (verdict, bytes);
     }
     let seen = Seen::of(scan, file, mapped, rules);
+    (judge_seen(scan, &sectors, &seen, mapped, rules), seen.bytes(mapped, rules))
+}
+
+/// Judges a file by the places where its sectors were found.
+fn judge_seen(
+    scan: &Scan,
+    sectors: &[(SectorName, usize)],
+    seen: &Seen,
+    mapped: &Ranges,
+    rules: Rules,
+) -> Verdict {
     if seen.hidden == sectors.len() && seen.hidden > 0 {
         return Verdict::Unseen("not in the clear");
     }
@@ -242,8 +293,7 @@ pub(crate) fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules)
         return Verdict::Wrong(format!("the oracle misses {} of {} sectors", seen.hidden, sectors.len()));
     }
     let all = ranges_of(&seen.places);
-    let rest = subtract(mapped, &with_slack(&all, rules.block));
-    let extra = subtract(&rest, &with_slack(&ranges_of(&seen.held), NODE));
+    let extra = seen.extra(&all, mapped, rules);
     let missing = subtract(&all, mapped);
     let (extra_bytes, missing_bytes) = (total(&extra), total(&missing));
     if rules.metadata && extra_bytes > 0 && seen.unnamed == 0 && scan.pattern_in(&extra).is_none() {
@@ -342,13 +392,15 @@ fn with_slack(ranges: &Ranges, block: u64) -> Ranges {
     ranges.iter().map(|(disk, list)| (*disk, normalise(list.iter().map(slack)))).collect()
 }
 
-fn subtract(from: &Ranges, minus: &Ranges) -> Ranges {
+/// The bytes of `from` that are not in `minus`.
+pub(crate) fn subtract(from: &Ranges, minus: &Ranges) -> Ranges {
     from.iter()
         .map(|(disk, list)| (*disk, difference(list, minus.get(disk).map_or(&[], Vec::as_slice))))
         .collect()
 }
 
-fn total(ranges: &Ranges) -> u64 {
+/// The number of bytes.
+pub(crate) fn total(ranges: &Ranges) -> u64 {
     ranges.values().map(|list| bytes(list)).sum()
 }
 

@@ -23,6 +23,18 @@ pub(crate) struct Row {
     pub(crate) instances: usize,
     /// Where the filesystem lies, if it lies in one piece and no layer changes its bytes.
     pub(crate) place: Option<Place>,
+    /// The options and the device with which the appliance mounts it, and those of its snapshots.
+    /// None if it has no free space.
+    pub(crate) mounts: Vec<String>,
+    /// Why `statfs` counts other bytes as free than the map.
+    pub(crate) free_differs: Option<&'static str>,
+}
+
+impl Row {
+    /// The name of the directory that holds its files.
+    pub(crate) fn slug(&self) -> &str {
+        self.files[0].names[0].split('/').nth(1).unwrap()
+    }
 }
 
 /// Where a filesystem lies that is in one piece.
@@ -46,9 +58,15 @@ pub(crate) struct Guest {
     disks: Vec<Disk>,
     /// The script that the appliance runs.
     script: String,
+    /// The commands that open its layers in an appliance that did not make them.
+    open: String,
     blob: Blob,
     /// The programs on this machine that make it.
     pub(crate) tools: Vec<&'static str>,
+    /// The number of its disk that is [`peers::RECORDED`](crate::peers::RECORDED).
+    pub(crate) recorded: Option<u32>,
+    /// Whether it may lack its programs, also where everything must be installed.
+    pub(crate) is_optional: bool,
     /// Its rows in the table.
     pub(crate) rows: Vec<Row>,
     /// The options with which the program maps it.
@@ -70,21 +88,37 @@ struct Disk {
     images: Vec<(Image, u64)>,
     /// The format of the image that the program maps.
     format: &'static str,
+    /// Bytes of a sector.
+    sector: u64,
 }
 
-/// Makes an image in a directory, and returns the path of the image.
-type Image = Box<dyn Fn(&Path) -> PathBuf>;
+impl Disk {
+    /// The command of guestfish that attaches its raw image.
+    fn attach(&self, number: usize) -> String {
+        let size = if self.sector == 512 { String::new() } else { format!(" blocksize:{}", self.sector) };
+        format!("add-drive disk{number}.raw format:raw cachemode:unsafe{size}\n")
+    }
+}
 
-const MIB: u64 = 1 << 20;
+/// The beginning of the script of [`Guest::examination`].
+const EXAMINE: &str = include_str!("examine.sh");
+
+/// Makes an image in a directory, and returns the path of the image.
+pub(crate) type Image = Box<dyn Fn(&Path) -> PathBuf>;
+
+pub(crate) const MIB: u64 = 1 << 20;
 
 impl Guest {
-    fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         Self {
             name,
             disks: Vec::new(),
             script: population::PRELUDE.to_owned(),
+            open: String::new(),
             blob: Blob::default(),
             tools: vec!["guestfish", "sfdisk"],
+            recorded: None,
+            is_optional: false,
             rows: Vec::new(),
             options: Vec::new(),
             plain: Vec::new(),
@@ -95,25 +129,60 @@ impl Guest {
     /// Adds a disk of `size` MiB without partitions.
     fn disk(&mut self, size: u64) {
         let parts = Vec::new();
-        self.disks.push(Disk { size, parts, table: String::new(), images: Vec::new(), format: "raw" });
+        self.disks.push(Disk {
+            size,
+            parts,
+            table: String::new(),
+            images: Vec::new(),
+            format: "raw",
+            sector: 512,
+        });
     }
 
     /// Adds a disk with a GPT and partitions of these sizes in MiB. The first partition begins at 1
     /// MiB.
-    fn gpt(&mut self, parts: &[u64]) {
-        let mut table = String::from("label: gpt\n");
-        let mut at = 1;
-        for size in parts {
-            writeln!(table, "start={}, size={}", at * 2048, size * 2048).unwrap();
+    pub(crate) fn gpt(&mut self, parts: &[u64]) {
+        let line = |_, at, size| format!("start={}, size={}\n", at * MIB / 512, size * MIB / 512);
+        self.parted(parts, 512, "label: gpt\n", line, "");
+    }
+
+    /// The same on a disk with sectors of 4096 bytes.
+    pub(crate) fn gpt_of_large_sectors(&mut self, parts: &[u64]) {
+        let line = |number, at, size| {
+            let (first, last) = (at * MIB / 4096, (at + size) * MIB / 4096 - 1);
+            format!("n\n{number}\n{first}\n{last}\n")
+        };
+        self.parted(parts, 4096, "g\n", line, "w\n");
+    }
+
+    /// Adds a disk with partitions. `line` gives the commands for a partition by its number, its
+    /// beginning and its size.
+    fn parted(
+        &mut self,
+        parts: &[u64],
+        sector: u64,
+        first: &str,
+        line: impl Fn(usize, u64, u64) -> String,
+        last: &str,
+    ) {
+        let (mut table, mut at) = (first.to_owned(), 1);
+        for (number, size) in (1..).zip(parts) {
+            table += &line(number, at, *size);
             at += size;
         }
+        table += last;
         let parts = parts.to_vec();
-        self.disks.push(Disk { size: at + 1, parts, table, images: Vec::new(), format: "raw" });
+        self.disks.push(Disk { size: at + 1, parts, table, images: Vec::new(), format: "raw", sector });
+    }
+
+    /// Puts an image that this machine makes on the last disk, at `at` MiB.
+    pub(crate) fn image(&mut self, image: Image, at: u64) {
+        self.disks.last_mut().unwrap().images.push((image, at * MIB));
     }
 
     /// Where partition `part` of a disk lies that [`Guest::gpt`] made. Partition 0 is the whole
     /// disk.
-    fn place(&self, disk: u32, part: usize, kind: &'static str) -> Option<Place> {
+    pub(crate) fn place(&self, disk: u32, part: usize, kind: &'static str) -> Option<Place> {
         let on = &self.disks[disk as usize - 1];
         let (start, length) = match part.checked_sub(1) {
             None => (0, on.size),
@@ -123,13 +192,20 @@ impl Guest {
     }
 
     /// Adds commands to the script.
-    fn run(&mut self, commands: &str) {
+    pub(crate) fn run(&mut self, commands: &str) {
         writeln!(self.script, "{commands}").unwrap();
     }
 
     /// Adds a row of files, and the commands that mount a filesystem and write the files there.
     /// `mount` has the options and the device.
-    fn fill(&mut self, name: &'static str, slug: &str, mount: &str, can: Abilities, block: u64) -> &mut Row {
+    pub(crate) fn fill(
+        &mut self,
+        name: &'static str,
+        slug: &str,
+        mount: &str,
+        can: Abilities,
+        block: u64,
+    ) -> &mut Row {
         let mut files = population::files(slug, self.next_id(), can);
         if self.is_small {
             files.retain(population::is_one_of_few);
@@ -138,7 +214,9 @@ impl Guest {
         self.run(&format!("mkdir -p /mnt/{slug}\nmount {mount} /mnt/{slug}\ncd /mnt/{slug}"));
         self.run(&commands);
         self.run(&format!("cd /\numount /mnt/{slug}"));
-        self.row(name, files, can, block)
+        let row = self.row(name, files, can, block);
+        row.mounts.push(mount.to_owned());
+        row
     }
 
     fn row(&mut self, name: &'static str, files: Vec<TestFile>, can: Abilities, block: u64) -> &mut Row {
@@ -147,9 +225,18 @@ impl Guest {
             copies: Copies::All,
             compressible: can.compressible,
             packed: false,
+            has_tails: false,
             metadata: false,
         };
-        self.rows.push(Row { name, files, rules, instances: 1, place: None });
+        self.rows.push(Row {
+            name,
+            files,
+            rules,
+            instances: 1,
+            place: None,
+            mounts: Vec::new(),
+            free_differs: None,
+        });
         self.rows.last_mut().unwrap()
     }
 
@@ -159,7 +246,7 @@ impl Guest {
 
     /// Adds a row of files. This machine makes the image with the files. It goes to the last disk,
     /// at `at` MiB.
-    fn made_here(
+    pub(crate) fn made_here(
         &mut self,
         name: &'static str,
         slug: &'static str,
@@ -180,16 +267,44 @@ impl Guest {
         self.row(name, files, can, block)
     }
 
+    /// Whether the programs that make it are installed. If not, says so, and fails unless it is
+    /// optional.
+    pub(crate) fn can_be_made(&self) -> bool {
+        let missing = |tool: &&&str| tools::find(tool).is_none();
+        match self.tools.iter().find(missing) {
+            Some(tool) if self.is_optional => {
+                eprintln!("{}: {tool} is not installed", self.name);
+                false
+            }
+            _ => tools::installed(&self.tools),
+        }
+    }
+
     /// The raw images of its disks. They are made if they do not exist.
     pub(crate) fn images(&self) -> Vec<PathBuf> {
-        let sources = (include_str!("guests.rs"), include_str!("population.rs"), mastering::MAKERS);
+        let sources = (
+            [include_str!("guests.rs"), include_str!("uncommon.rs"), include_str!("population.rs")],
+            (mastering::SOURCE, mastering::MAKERS),
+        );
         let recipe: Vec<_> = self.disks.iter().map(|d| (d.size, &d.table, d.images.len())).collect();
         // The script does not show how this machine makes images, so the key includes the source
         // code.
         let here = self.disks.iter().any(|disk| !disk.images.is_empty()).then_some(sources);
-        let key = cache::key((&self.script, recipe, here));
+        let key = cache::key((&self.script, recipe, here, self.examination()));
         let dir = cache::directory(&format!("accuracy-{}", self.name), &key, |dir| self.make(dir));
         (1..=self.disks.len()).map(|number| dir.join(format!("disk{number}.raw"))).collect()
+    }
+
+    /// What the script of [`Guest::examination`] printed when the guest had been made.
+    pub(crate) fn state(&self) -> String {
+        fs::read_to_string(self.images()[0].with_file_name("state")).unwrap()
+    }
+
+    /// The script that prints what the filesystems' checkers say, and the hashes of all files.
+    pub(crate) fn examination(&self) -> String {
+        let rows = self.rows.iter().flat_map(|row| row.mounts.iter().map(|mount| (row.slug(), mount)));
+        let calls = rows.map(|(slug, mount)| format!("examine {slug} {mount}\n"));
+        format!("{EXAMINE}{}\n{}close_all\n", self.open, calls.collect::<String>())
     }
 
     fn make(&self, dir: &Path) {
@@ -202,7 +317,13 @@ impl Guest {
                 let table = staging.path().join("table");
                 fs::write(&table, &disk.table).unwrap();
                 let input = File::open(&table).unwrap();
-                tools::output(tools::command("sfdisk").arg("-q").arg(&path).stdin(input));
+                // Only fdisk makes a table for large sectors in a file.
+                let sector = disk.sector.to_string();
+                let (program, options) = match disk.sector {
+                    512 => ("sfdisk", &["-q"][..]),
+                    _ => ("fdisk", &["-b", &sector][..]),
+                };
+                tools::output(tools::command(program).args(options).arg(&path).stdin(input));
             }
             for (image, at) in &disk.images {
                 let mut image = File::open(image(staging.path())).unwrap();
@@ -211,20 +332,24 @@ impl Guest {
                 copy(&mut image, &mut out).unwrap();
                 assert!(out.metadata().unwrap().len() == disk.size * MIB, "an image is larger than its disk");
             }
-            writeln!(script, "add-drive disk{number}.raw format:raw cachemode:unsafe").unwrap();
+            script.push_str(&disk.attach(number));
         }
-        let (blob, commands) = (staging.path().join("blob"), staging.path().join("make.sh"));
+        let [blob, commands, examine] =
+            ["blob", "make.sh", "examine.sh"].map(|name| staging.path().join(name));
         self.blob.write(&blob);
         fs::write(&commands, guestfish::by_label(&self.script)).unwrap();
+        fs::write(&examine, guestfish::by_label(&self.examination())).unwrap();
         write!(
             script,
             "add-drive {} readonly:true format:raw label:src\nrun\ndebug-upload {} /tmp/make.sh 0700\n\
-             debug sh 'bash /tmp/make.sh >&2 || {{ dmesg | tail -5 >&2; exit 1; }}'\nshutdown\n",
+             debug sh 'bash /tmp/make.sh >&2 || {{ dmesg | tail -5 >&2; exit 1; }}'\n\
+             debug-upload {} /tmp/examine.sh 0700\ndebug sh 'bash /tmp/examine.sh'\nshutdown\n",
             blob.display(),
-            commands.display()
+            commands.display(),
+            examine.display(),
         )
         .unwrap();
-        guestfish::run(dir, &script);
+        fs::write(dir.join("state"), guestfish::run(dir, &script)).unwrap();
     }
 
     /// Copies the content of the open encrypted device `name` to the last disk. `copies` says on
@@ -240,6 +365,11 @@ impl Guest {
         ));
         let copies = copies.iter().map(|(disk, at)| (*disk, at * MIB)).collect();
         self.plain.push(Plain { at: (disk, at), length: size * MIB, copies });
+    }
+
+    /// The commands of guestfish that attach the disks that the program maps.
+    pub(crate) fn attach(&self) -> String {
+        (1..=self.formats().len()).map(|number| self.disks[number - 1].attach(number)).collect()
     }
 
     /// The formats of the disks that the program maps.
@@ -263,11 +393,14 @@ pub(crate) fn all() -> Vec<Guest> {
         luks(),
         bitlocker(),
         dynamic(),
+        crate::uncommon::uncommon(),
+        crate::uncommon::rare(),
         small(),
     ]
 }
 
-const UNIX: Abilities = Abilities::UNIX;
+/// What ext4 can do.
+pub(crate) const UNIX: Abilities = Abilities::UNIX;
 
 /// The ext family.
 pub(crate) fn ext() -> Guest {
@@ -293,6 +426,14 @@ pub(crate) fn ext() -> Guest {
             row.rules.copies = Copies::Any;
         }
     }
+    g.disk(12);
+    g.recorded = Some(2);
+    let ntfs: Image = Box::new(|staging| {
+        let image = staging.join("ntfs.image");
+        fs::write(&image, zstd::decode_all(crate::peers::RECORDED).unwrap()).unwrap();
+        image
+    });
+    g.image(ntfs, 0);
     g
 }
 
@@ -309,10 +450,18 @@ pub(crate) fn xfs() -> Guest {
         g.run(&format!("mkfs.xfs -q -f {options} /dev/sda{part}"));
         let can = if part % 2 == 0 { UNIX.with_reflinks() } else { UNIX };
         let place = g.place(1, part, "xfs");
-        g.fill(name, slug, &format!("/dev/sda{part}"), can, block).place = place;
+        let row = g.fill(name, slug, &format!("/dev/sda{part}"), can, block);
+        row.place = place;
+        row.free_differs = Some(XFS_FREE);
     }
     g
 }
+
+/// `xfs_fs_statfs` of the kernel subtracts `m_alloc_set_aside` from the free blocks.
+pub(crate) const XFS_FREE: &str = "less what it sets aside";
+
+/// `btrfs_statfs` of the kernel counts what can still be written, in the profile of the data.
+const BTRFS_FREE: &str = "an estimate";
 
 /// btrfs.
 pub(crate) fn btrfs() -> Guest {
@@ -326,8 +475,10 @@ pub(crate) fn btrfs() -> Guest {
 
     g.run("mkfs.btrfs -q -f -d single -m single /dev/sda2\nmkdir /mnt/sv\nmount /dev/sda2 /mnt/sv");
     g.run("btrfs -q subvolume create /mnt/sv/home");
-    g.fill("btrfs, subvolume and snapshot", "btrfs-subvolume", "-o subvol=home /dev/sda2", can, 4096)
-        .instances = 2;
+    let row =
+        g.fill("btrfs, subvolume and snapshot", "btrfs-subvolume", "-o subvol=home /dev/sda2", can, 4096);
+    row.instances = 2;
+    row.mounts.push("-o subvol=snapshot /dev/sda2".into());
     g.run("btrfs -q subvolume snapshot -r /mnt/sv/home /mnt/sv/snapshot\numount /mnt/sv");
 
     g.run("mkfs.btrfs -q -f -d single -m single /dev/sda3");
@@ -377,6 +528,12 @@ pub(crate) fn btrfs() -> Guest {
     }
     g.run("mkfs.btrfs -q -f -d raid10 -m raid10 /dev/sda8 /dev/sdb7 /dev/sdb8 /dev/sdb1");
     g.fill("btrfs, four devices, raid10", "btrfs-raid10", "/dev/sda8", can, 4096);
+    g.open = "btrfs device scan >/dev/null".into();
+    for row in &mut g.rows {
+        row.free_differs = Some(BTRFS_FREE);
+        // Small files lie in the nodes of trees.
+        row.rules.has_tails = true;
+    }
     g
 }
 
@@ -393,7 +550,8 @@ pub(crate) fn bitlocker() -> Guest {
     });
     g.disks[0].images.push((image, MIB));
     g.disk(44);
-    g.run("printf secret | cryptsetup open --type bitlk --key-file - /dev/sda1 bitlocker");
+    g.open = "printf secret | cryptsetup open --type bitlk --key-file - /dev/sda1 bitlocker".into();
+    g.run(&g.open.clone());
     g.run("mkfs.ext4 -q -b 4096 -E nodiscard /dev/mapper/bitlocker 40M");
     g.fill("BitLocker", "bitlocker", "/dev/mapper/bitlocker", UNIX, 4096);
     g.in_clear("bitlocker", &[(1, 1)], 40);
@@ -440,9 +598,12 @@ pub(crate) fn dynamic() -> Guest {
 pub(crate) fn foreign() -> Guest {
     let mut g = Guest::new("foreign");
     let plain = UNIX.no_unwritten();
+    let streams = plain.with_streams();
+    // A stream is written as a file with a colon in its name.
+    const NTFS: &str = "-o streams_interface=windows -t ntfs-3g";
     g.gpt(&[64, 24, 64, 64, 64, 192, 48, 192, 64, 16, 32]);
     for (part, name, slug, mkfs, mount, can, block) in [
-        (1, "ntfs", "ntfs", "mkfs.ntfs -q -Q -F -s 512 -p 0 -H 0 -S 0", "-t ntfs-3g", plain, 4096),
+        (1, "ntfs", "ntfs", "mkfs.ntfs -q -Q -F -s 512 -p 0 -H 0 -S 0", NTFS, streams, 4096),
         (2, "vfat, 12 bits", "fat12", "mkfs.vfat -F 12 -s 16", "-t vfat", Abilities::FAT, 8192),
         (3, "vfat, 16 bits", "fat16", "mkfs.vfat -F 16 -s 4", "-t vfat", Abilities::FAT, 2048),
         (4, "vfat, 32 bits", "fat32", "mkfs.vfat -F 32 -s 1", "-t vfat", Abilities::FAT, 512),
@@ -455,8 +616,8 @@ pub(crate) fn foreign() -> Guest {
             "ntfs, 1 KiB clusters",
             "ntfs-1k",
             "mkfs.ntfs -q -Q -F -c 1024 -s 512 -p 0 -H 0 -S 0",
-            "-t ntfs-3g",
-            plain,
+            NTFS,
+            streams,
             1024,
         ),
     ] {
@@ -465,9 +626,12 @@ pub(crate) fn foreign() -> Guest {
         let place = g.place(1, part, kind);
         let row = g.fill(name, slug, &format!("{mount} /dev/sda{part}"), can, block);
         row.place = place;
-        if part == 8 {
+        match part {
+            // `f2fs_statfs` of the kernel subtracts segments that only it may use.
+            6 => row.free_differs = Some("less what it reserves"),
             // The log keeps older versions of the data.
-            row.rules.copies = Copies::Any;
+            8 => row.rules.copies = Copies::Any,
+            _ => {}
         }
     }
     g.tools.push("mkudffs");
@@ -507,10 +671,15 @@ pub(crate) fn optical() -> Guest {
     g.made_here("iso9660 on a whole disk", "iso-disk", 0, iso_can, 2048, mastering::iso).place = place;
     g.gpt(&[32]);
     let place = g.place(3, 1, "hfsplus");
-    g.made_here("hfsplus", "hfsplus", 1, Abilities { holes: false, ..can }, 4096, |root, image| {
+    // xorriso makes files that claim the same blocks in place of names of one file.
+    let hfsplus_can = Abilities { holes: false, links: false, forks: true, ..can };
+    let row = g.made_here("hfsplus", "hfsplus", 1, hfsplus_can, 4096, |root, image| {
         mastering::hfsplus(root, image, 32 * MIB);
-    })
-    .place = place;
+        let content = fs::read(root.join("hfsplus/streams/forked")).unwrap();
+        mastering::make_fork(image, &content);
+    });
+    row.place = place;
+    row.mounts.push("-t hfsplus /dev/sdc1".into());
     g
 }
 
@@ -529,7 +698,7 @@ pub(crate) fn tables() -> Guest {
         start(51),
         start(24)
     );
-    g.disks.push(Disk { size: 90, parts: Vec::new(), table, images: Vec::new(), format: "raw" });
+    g.disks.push(Disk { size: 90, parts: Vec::new(), table, images: Vec::new(), format: "raw", sector: 512 });
     g.gpt(&[24]);
     g.disk(24);
     for (device, name, slug) in [
@@ -554,7 +723,9 @@ pub(crate) fn lvm() -> Guest {
     g.gpt(&[400]);
     g.disk(400);
     g.run("pvcreate -q /dev/sda1 /dev/sda2 /dev/sdb1 /dev/sdc >/dev/null\nvgcreate -q -s 1M vg /dev/sda1 /dev/sda2 /dev/sdb1 /dev/sdc");
-    g.run("lv() { lvcreate -q -q -y --config 'global/thin_check_executable=\"\" global/cache_check_executable=\"\"' \"$@\" > /dev/null; }");
+    // The appliance lacks the programs that check thin pools and caches.
+    const UNCHECKED: &str = "--config 'global/thin_check_executable=\"\" global/cache_check_executable=\"\"'";
+    g.run(&format!("lv() {{ lvcreate -q -q -y {UNCHECKED} \"$@\" > /dev/null; }}"));
     g.run("synced() { for i in $(seq 300); do [ \"$(lvs --noheadings -o sync_percent $1 | tr -d ' ')\" = 100.00 ] && return; sleep 0.2; done; false; }");
     for (name, slug, create) in [
         (
@@ -597,16 +768,19 @@ pub(crate) fn lvm() -> Guest {
             "lvm-cache" | "lvm-raid5" => row.rules.copies = Copies::Any,
             "lvm-snapshot" => {
                 row.instances = 2;
+                row.mounts.push("/dev/vg/later".into());
                 g.run("lv -L 16M -s -n later vg/v-snapshot");
             }
             "lvm-thin" => {
                 row.instances = 2;
+                row.mounts.push("/dev/vg/thinner".into());
                 g.run("lv -s -kn -n thinner vg/v-thin");
             }
             _ => {}
         }
     }
     g.run("vgchange -q -an vg");
+    g.open = format!("vgchange -q -ay {UNCHECKED} vg >/dev/null");
     g
 }
 
@@ -616,6 +790,10 @@ pub(crate) fn lvm() -> Guest {
 fn noise(device: &str) -> String {
     format!("dd status=none if=/dev/urandom of={device} bs=1M 2>/dev/null || true")
 }
+
+/// Assembles all md arrays under the names with which they were made.
+const ASSEMBLE: &str = "vgchange -q -an >/dev/null\nmdadm --stop --scan --quiet\n\
+    mdadm --assemble --scan --quiet --homehost=any\n";
 
 /// md arrays.
 pub(crate) fn md() -> Guest {
@@ -669,6 +847,8 @@ pub(crate) fn md() -> Guest {
     g.run("md 8 --bitmap=none --level=1 --raid-devices=2 /dev/sd[ab]8\npvcreate -q /dev/md/8\nvgcreate -q -s 1M mdvg /dev/md/8\nlvcreate -q -y -L 20M -n lv mdvg\nmkfs.ext4 -q -b 4096 /dev/mdvg/lv");
     g.fill("LVM over md raid1", "md-lvm", "/dev/mdvg/lv", UNIX, 4096);
     g.run("vgchange -q -an mdvg\nmdadm --stop --quiet /dev/md/8");
+    g.open = ASSEMBLE.to_owned();
+    g.open.push_str("vgchange -q -ay mdvg >/dev/null");
     g
 }
 
@@ -703,12 +883,19 @@ pub(crate) fn small() -> Guest {
     ] {
         g.run(&format!("{mkfs} /dev/sda{part} > /dev/null"));
         let place = g.place(1, part, mount["-t ".len()..].trim_end_matches("-3g"));
-        g.fill(name, slug, &format!("{mount} /dev/sda{part}"), can, block).place = place;
+        let row = g.fill(name, slug, &format!("{mount} /dev/sda{part}"), can, block);
+        row.place = place;
+        row.free_differs = match part {
+            2 => Some(XFS_FREE),
+            3 => Some(BTRFS_FREE),
+            _ => None,
+        };
     }
     g.run("pvcreate -q /dev/sda7 >/dev/null\nvgcreate -q -s 1M fewvg /dev/sda7");
     g.run("lvcreate -q -y -i 1 -L 24M -n lv fewvg >/dev/null\nmkfs.ext4 -q -b 4096 /dev/fewvg/lv");
     g.fill("LVM linear, few files", "few-lvm", "/dev/fewvg/lv", UNIX, 4096);
     g.run("vgchange -q -an fewvg");
+    g.open = "vgchange -q -ay fewvg >/dev/null".into();
     g
 }
 
@@ -723,7 +910,8 @@ pub(crate) fn luks() -> Guest {
     g.run(
         "luks() { printf secret | cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \"$@\" -; }",
     );
-    g.run("open() { printf secret | cryptsetup open $1 $2 -d -; }");
+    const OPEN: &str = "open() { printf secret | cryptsetup open $1 $2 -d -; }";
+    g.run(OPEN);
     // `--offset` is where the data begin, in sectors.
     for (part, name, slug, kind) in [
         (1, "LUKS1", "luks1", "--type luks1 --offset 4096"),
@@ -746,5 +934,9 @@ pub(crate) fn luks() -> Guest {
     g.run("vgchange -q -an cvg");
     g.in_clear("crypt", &[(1, 89 + 1 + 16), (2, 1 + 1 + 16)], 48);
     g.run("cryptsetup close crypt\nmdadm --stop --quiet /dev/md/0");
+    g.open = format!(
+        "{OPEN}\n{ASSEMBLE}open /dev/sda1 luks1\nopen /dev/sda2 luks2\nopen /dev/md/0 crypt\n\
+         vgchange -q -ay cvg >/dev/null"
+    );
     g
 }

@@ -7,11 +7,17 @@
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
 mod arbiter;
+mod books;
 mod compressed;
+mod counts;
+mod flat;
 mod guests;
+mod noise;
+mod peers;
 mod population;
 mod second;
 mod table;
+mod uncommon;
 
 use std::process::ExitCode;
 
@@ -29,7 +35,7 @@ fn main() -> ExitCode {
     check_places();
     let is_all = args.iter().any(|arg| arg == "--all");
     let named: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let mut lines = Vec::new();
+    let (mut lines, mut books) = (Vec::new(), Vec::new());
     let mut failed = false;
     for guest in guests::all() {
         let is_chosen = if named.is_empty() {
@@ -40,7 +46,7 @@ fn main() -> ExitCode {
         if !is_chosen {
             continue;
         }
-        if !virt_bmap_testutil::tools::installed(&guest.tools) {
+        if !guest.can_be_made() {
             lines.extend(table::unmeasured(&guest));
             continue;
         }
@@ -48,7 +54,7 @@ fn main() -> ExitCode {
         // If a guest cannot be made or mapped, the rows of the others are still measured.
         let measured = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| table::measure(&guest)));
         failed |= measured.is_err();
-        let measured = measured.unwrap_or_else(|_| table::unmeasured(&guest));
+        let (measured, of_rows) = measured.unwrap_or_else(|_| (table::unmeasured(&guest), Vec::new()));
         for line in &measured {
             for (path, how) in line.wrong.iter().take(SHOWN) {
                 println!("{}: {path}: {how}", line.name);
@@ -60,10 +66,15 @@ fn main() -> ExitCode {
                 println!("{}: and {} more", line.name, line.wrong.len() - SHOWN);
             }
         }
-        failed |= measured.iter().any(|line| line.blocked.is_some() || !line.wrong.is_empty());
+        for (row, wrong) in of_rows.iter().flat_map(|row| row.wrong.iter().map(move |wrong| (row, wrong))) {
+            println!("{}: {wrong}", row.name);
+        }
+        failed |= measured.iter().any(table::Line::is_wrong);
+        failed |= of_rows.iter().any(|row| !row.wrong.is_empty());
         lines.extend(measured);
+        books.extend(of_rows);
     }
-    let table = table::markdown(&lines);
+    let table = format!("{}{}{}", table::markdown(&lines), include_str!("books.md"), books::markdown(&books));
     println!("\n{table}");
     if is_all {
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/accuracy.md");

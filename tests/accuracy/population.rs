@@ -29,15 +29,28 @@ pub(crate) struct Abilities {
     pub(crate) reflinks: bool,
     /// The filesystem compresses, so the files have contents that compress well.
     pub(crate) compressible: bool,
+    /// Files and directories may have named streams.
+    pub(crate) streams: bool,
+    /// Files may have a resource fork.
+    pub(crate) forks: bool,
+    /// A name has few characters.
+    pub(crate) short_names: bool,
 }
 
 impl Abilities {
     /// What ext4 can do.
-    pub(crate) const UNIX: Self =
-        Self { holes: true, unwritten: true, links: true, reflinks: false, compressible: false };
+    pub(crate) const UNIX: Self = Self { holes: true, unwritten: true, links: true, ..Self::FAT };
     /// What FAT can do.
-    pub(crate) const FAT: Self =
-        Self { holes: false, unwritten: false, links: false, reflinks: false, compressible: false };
+    pub(crate) const FAT: Self = Self {
+        holes: false,
+        unwritten: false,
+        links: false,
+        reflinks: false,
+        compressible: false,
+        streams: false,
+        forks: false,
+        short_names: false,
+    };
 
     /// The same without blocks that are allocated but not written.
     pub(crate) const fn no_unwritten(self) -> Self {
@@ -47,6 +60,11 @@ impl Abilities {
     /// The same with shared blocks.
     pub(crate) const fn with_reflinks(self) -> Self {
         Self { reflinks: true, ..self }
+    }
+
+    /// The same with named streams.
+    pub(crate) const fn with_streams(self) -> Self {
+        Self { streams: true, ..self }
     }
 
     /// The same with contents that compress well.
@@ -68,6 +86,9 @@ pub(crate) struct Part {
     /// The offset in that file's pattern.
     pub(crate) from: u64,
 }
+
+/// The end of the name of a resource fork.
+pub(crate) const FORK: &str = ":rsrc";
 
 /// The name of a sector: the numbers that its pattern contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +126,11 @@ enum How {
 }
 
 impl TestFile {
+    /// Whether it is a named stream or a resource fork.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.names[0].contains(':')
+    }
+
     /// Every sector that holds data, with the number of bytes that belong to the file.
     pub(crate) fn sectors(&self) -> Vec<(SectorName, usize)> {
         let mut list = Vec::new();
@@ -146,7 +172,8 @@ pub(crate) fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
     }
     for number in 0..24 {
         let size = 40 + number * 131;
-        add(&[&format!("small/a rather long name of a small file {number}")], size, &[(0, size)], How::Plain);
+        let long = if can.short_names { "file" } else { "a rather long name of a small file" };
+        add(&[&format!("small/{long} {number}")], size, &[(0, size)], How::Plain);
     }
     for (name, size) in [("large/100k", 100 * K + 100), ("large/300k", 300 * K), ("large/2m", 2048 * K + 333)]
     {
@@ -187,6 +214,20 @@ pub(crate) fn files(slug: &str, first: u32, can: Abilities) -> Vec<TestFile> {
             let names = vec![format!("/{slug}/clones/{name}")];
             list.push(TestFile { names, size: 200 * K, parts, id, how: How::Clone });
         }
+    }
+    let mut add = |name: &str, size: u64| {
+        let id = first + list.len() as u32;
+        let parts = vec![Part { at: 0, length: size, id, from: 0 }];
+        list.push(TestFile { names: vec![format!("/{slug}/{name}")], size, parts, id, how: How::Plain });
+    };
+    if can.streams {
+        add("streams/file", 5000);
+        add("streams/file:large", 150 * K + 90);
+        add("streams/file:small", 40);
+        add("streams:directory", 30 * K);
+    }
+    if can.forks {
+        add(&format!("streams/forked{FORK}"), 11 * K + 5);
     }
     assert!(list.len() < 1000, "the numbers of the next filesystem begin after a thousand");
     list
@@ -316,11 +357,11 @@ pub(crate) fn script(files: &[TestFile], can: Abilities, blob: &mut Blob) -> Str
 }
 
 /// Writes the files below `root` on this machine, for filesystems that a program makes from a
-/// directory.
+/// directory. The file of a resource fork has the content of the fork.
 pub(crate) fn write_tree(root: &Path, files: &[TestFile], can: Abilities) {
     use std::os::unix::fs::FileExt as _;
     for file in files {
-        let path = |name: &str| root.join(&name[1..]);
+        let path = |name: &str| root.join(name[1..].trim_end_matches(FORK));
         let first = path(&file.names[0]);
         std::fs::create_dir_all(first.parent().unwrap()).unwrap();
         let out = File::create(&first).unwrap();

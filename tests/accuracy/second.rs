@@ -2,14 +2,15 @@
 //! filesystem that lies on one partition, and the table counts how often they agree with the map.
 //! The patterns alone decide whether a map is right.
 
+use crate::flat::Flat;
 use crate::guests::{Place, Row};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use virt_bmap_testutil::fixture::Filesystem;
-use virt_bmap_testutil::layout::{Segment, Volume};
+use virt_bmap_testutil::layout::Segment;
 use virt_bmap_testutil::ranges::{Range, difference, normalise, round_out};
-use virt_bmap_testutil::{oracle_fiemap, oracle_fiwalk, tools};
+use virt_bmap_testutil::{oracle_directories, oracle_fiemap, oracle_fiwalk, tools};
 
 /// The answer of one oracle: for each path, ranges of the guest's disk.
 type Files = BTreeMap<String, Vec<Range>>;
@@ -26,17 +27,15 @@ pub(crate) struct Second {
 
 impl Second {
     /// Asks all oracles that know this kind of filesystem and can run on this machine.
-    pub(crate) fn of(row: &Row, disks: &[PathBuf]) -> Option<Self> {
-        let place = row.place.as_ref()?;
-        let dir = tempfile::tempdir().unwrap();
+    pub(crate) fn of(row: &Row, flat: &Flat) -> Self {
+        let place = &flat.place;
         let filesystem = Filesystem {
-            volume: Volume::contiguous("/dev/sda1", place.start, place.length),
+            volume: flat.volume.clone(),
             kind: place.kind,
             block: row.rules.block,
-            flat: dir.path().join("flat"),
+            flat: flat.image.clone(),
             specials: None,
         };
-        filesystem.volume.extract(&disks[place.disk as usize - 1], &filesystem.flat);
         let names: Vec<&str> = row.files.iter().flat_map(|file| &file.names).map(String::as_str).collect();
         let asked: [(&'static str, Option<Files>); 4] = [
             ("fiwalk", fiwalk(&filesystem)),
@@ -46,7 +45,7 @@ impl Second {
         ];
         let answers: Vec<_> = asked.into_iter().filter_map(|(name, files)| Some((name, files?))).collect();
         let agreed = vec![(0, 0); answers.len()];
-        Some(Self { disk: place.disk, block: row.rules.block, answers, agreed })
+        Self { disk: place.disk, block: row.rules.block, answers, agreed }
     }
 
     /// Resets the counts for another map.
@@ -95,7 +94,8 @@ fn fiemap(filesystem: &Filesystem, place: &Place) -> Option<Files> {
     let can = ["ext4", "xfs", "btrfs"].contains(&filesystem.kind)
         && known.split_whitespace().any(|kind| kind == filesystem.kind)
         && rustix::process::geteuid().is_root();
-    if !can {
+    // The kernel may lack a feature, such as casefold.
+    if !can || !oracle_fiemap::can_mount(filesystem) {
         return None;
     }
     let mut filesystem = filesystem.clone();
@@ -136,7 +136,7 @@ fn debugfs(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     if filesystem.kind != "ext4" || tools::find("debugfs").is_none() {
         return None;
     }
-    let block = block_size(&filesystem.flat);
+    let block = oracle_directories::ext_block_size(&filesystem.flat);
     let script = tempfile::NamedTempFile::new().unwrap();
     let lines: String = names.iter().map(|name| format!("stat \"{name}\"\n")).collect();
     std::fs::write(script.path(), lines).unwrap();
@@ -167,21 +167,15 @@ fn data_blocks(said: &str) -> Vec<Range> {
     ranges.collect()
 }
 
-/// Bytes in a block of an ext filesystem. The superblock has it as a power of two.
-fn block_size(flat: &Path) -> u64 {
-    use std::os::unix::fs::FileExt as _;
-    let mut bytes = [0; 4];
-    std::fs::File::open(flat).unwrap().read_exact_at(&mut bytes, 1024 + 24).unwrap();
-    1024 << u32::from_le_bytes(bytes)
-}
-
 /// The clusters of each file that has clusters, from `ntfscluster` of ntfsprogs.
 fn ntfscluster(filesystem: &Filesystem, names: &[&str]) -> Option<Files> {
     if filesystem.kind != "ntfs" || tools::find("ntfscluster").is_none() {
         return None;
     }
     let mut files = Files::new();
-    for name in names {
+    // It does not know the names of streams, and lists their clusters with those of the file.
+    let has_streams = |name: &str| names.iter().any(|other| other.starts_with(&format!("{name}:")));
+    for name in names.iter().filter(|name| !name.contains(':') && !has_streams(name)) {
         let args = ["-f", "-F", name].map(OsStr::new);
         let text = tools::run("ntfscluster", args.into_iter().chain([filesystem.flat.as_os_str()]));
         let text = String::from_utf8_lossy(&text).into_owned();

@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use virt_bmap_map::{Kind, Map, Marks, ObjectName};
+use virt_bmap_testutil::oracle_directories::{Sleuthkit, debugfs, xfs_db};
 use virt_bmap_testutil::ranges::{Range, difference, normalise};
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, guestfish, mastering, tools};
@@ -58,15 +59,14 @@ fn directories_lie_where_other_programs_find_them() {
         let most = found.values().map(|directory| directory.pieces.len()).max().unwrap();
         assert!(!matches!(*kind, "vfat" | "exfat" | "udf") || most > 5, "{name}: {most} pieces");
         let expected = match *kind {
-            "vfat" => sleuthkit(image, "fat", 512, "2"),
-            "exfat" => sleuthkit(image, "exfat", 512, "2"),
-            "ufs" => sleuthkit(image, "ufs", UFS_FRAGMENT, "2"),
-            "ext2" | "ext4" => debugfs(image, &found),
-            "xfs" => xfs_db(image, &found),
+            "vfat" => Sleuthkit::FAT.directories(image),
+            "exfat" => Sleuthkit::EXFAT.directories(image),
+            "ufs" => Sleuthkit::ufs(UFS_FRAGMENT).directories(image),
+            "ext2" | "ext4" => debugfs(image, &inodes(&found)),
+            "xfs" => xfs_db(image, &inodes(&found)),
             "iso9660" => {
                 // It shows the names of ISO 9660, not those of Rock Ridge.
-                let mut expected: Vec<Vec<Range>> =
-                    sleuthkit(image, "iso9660", 2048, "0").into_values().collect();
+                let mut expected: Vec<Vec<Range>> = Sleuthkit::ISO.directories(image).into_values().collect();
                 let mut found: Vec<Vec<Range>> = found.into_values().map(|found| found.pieces).collect();
                 expected.sort_by_key(|pieces| pieces[0].start);
                 found.sort_by_key(|pieces| pieces[0].start);
@@ -91,6 +91,10 @@ struct Directory {
     pieces: Vec<Range>,
 }
 
+fn inodes(directories: &BTreeMap<String, Directory>) -> BTreeMap<String, u64> {
+    directories.iter().map(|(path, directory)| (path.clone(), directory.inode)).collect()
+}
+
 /// The directories of a disk, by path.
 fn directories(map: &Map, disk: u16) -> BTreeMap<String, Directory> {
     let device = format!("/dev/sd{}", char::from(b'a' + disk as u8 - 1));
@@ -103,82 +107,6 @@ fn directories(map: &Map, disk: u16) -> BTreeMap<String, Directory> {
             (String::from_utf8_lossy(object.name().path).into_owned(), Directory { inode, marks, pieces })
         })
         .collect()
-}
-
-fn said(program: &str, words: &[&str], image: &Path) -> String {
-    let words = words.iter().map(OsStr::new).chain([image.as_os_str()]);
-    String::from_utf8_lossy(&tools::run(program, words)).into_owned()
-}
-
-/// The sectors of all directories according to The Sleuth Kit. `root`: its number for the root.
-fn sleuthkit(image: &Path, kind: &str, unit: u64, root: &str) -> BTreeMap<String, Vec<Range>> {
-    let image = image.to_str().unwrap();
-    let ask = |program: &str, options: &[&str], number: &str| {
-        let words = [&["-f", kind], options, &[image, number]].concat();
-        String::from_utf8_lossy(&tools::run(program, words)).into_owned()
-    };
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![("/".to_owned(), root.to_owned())];
-    while let Some((path, number)) = waiting.pop() {
-        for line in ask("fls", &["-u", "-D"], &number).lines() {
-            let Some((number, name)) = line.strip_prefix("d/d ").and_then(|rest| rest.split_once(":\t"))
-            else {
-                continue;
-            };
-            waiting.push((format!("{}/{name}", path.trim_end_matches('/')), number.to_owned()));
-        }
-        let about = ask("istat", &[], &number);
-        let sectors = about.split_once("Sectors:").or_else(|| about.split_once("Direct Blocks:"));
-        let sectors = sectors.map_or("", |(_, sectors)| sectors);
-        let sectors = sectors.split_whitespace().map_while(|word| word.parse::<u64>().ok());
-        // Beyond the end of a directory of exFAT, istat prints zeroes.
-        let sectors = sectors.filter(|sector| *sector > 0);
-        found.insert(path, normalise(sectors.map(|sector| sector * unit..(sector + 1) * unit)));
-    }
-    found
-}
-
-/// The blocks of these directories according to debugfs, without those of their extent trees.
-fn debugfs(image: &Path, directories: &BTreeMap<String, Directory>) -> BTreeMap<String, Vec<Range>> {
-    let of = |directory: &Directory| {
-        let text = said("debugfs", &["-R", &format!("stat <{}>", directory.inode)], image);
-        let list = text.split_once("\nEXTENTS:\n").or_else(|| text.split_once("\nBLOCKS:\n"));
-        let parts = list.map_or("", |(_, list)| list).split('(').skip(1);
-        // `(0-11):8234-8245`, and `(IND):8246` or `(ETB0):33`.
-        let blocks = parts.filter(|part| part.starts_with(|c: char| c.is_ascii_digit())).map(|part| {
-            let place = part.split_once("):").unwrap().1;
-            let end = place.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(place.len());
-            let (first, last) = place[..end].split_once('-').unwrap_or((&place[..end], &place[..end]));
-            first.parse::<u64>().unwrap() * EXT_BLOCK..(last.parse::<u64>().unwrap() + 1) * EXT_BLOCK
-        });
-        normalise(blocks)
-    };
-    directories.iter().map(|(path, directory)| (path.clone(), of(directory))).collect()
-}
-
-/// The blocks of these directories according to xfs_db, with their indexes.
-fn xfs_db(image: &Path, directories: &BTreeMap<String, Directory>) -> BTreeMap<String, Vec<Range>> {
-    let superblock = said("xfs_db", &["-r", "-c", "sb 0", "-c", "p blocksize agblocks"], image);
-    let number = |name: &str| -> u64 {
-        superblock.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
-    };
-    let (block, group) = (number("blocksize = "), number("agblocks = "));
-    let of = |directory: &Directory| {
-        let inode = format!("inode {}", directory.inode);
-        let text = said("xfs_db", &["-r", "-c", &inode, "-c", "bmap"], image);
-        // `data offset 0 startblock 13 (0/13) count 1 flag 0`
-        let extents = text.lines().filter_map(|line| {
-            let (_, place) = line.strip_prefix("data ")?.split_once(" (")?;
-            let (place, rest) = place.split_once(") count ")?;
-            let (allocation_group, at) = place.split_once('/')?;
-            let number = |text: &str| text.parse::<u64>().ok();
-            let first = number(allocation_group)? * group + number(at)?;
-            let count = number(rest.split(' ').next()?)?;
-            Some(first * block..(first + count) * block)
-        });
-        normalise(extents)
-    };
-    directories.iter().map(|(path, directory)| (path.clone(), of(directory))).collect()
 }
 
 /// The names of a directory must be on the raw disk exactly where the directory lies. In a directory

@@ -19,7 +19,8 @@ const SIZE: u64 = 400 << 20;
 const SUPERBLOCKS: [u64; 2] = [64 << 10, 64 << 20];
 
 /// Makes a btrfs on one disk with two copies of its metadata, a btrfs on two disks with striped
-/// data and mirrored metadata, and an F2FS. The second copy of a btrfs superblock lies at 64 MiB.
+/// data and mirrored metadata, and an F2FS with blocks that are reserved and have no place. The
+/// second copy of a btrfs superblock lies at 64 MiB.
 const SCRIPT: &str = r#"disk-create a.raw raw 400M
 disk-create b.raw raw 400M
 disk-create c.raw raw 400M
@@ -39,7 +40,7 @@ mount /dev/sdb /two
 mkmountpoint /three
 mount /dev/sdd /three
 debug sh 'cd /sysroot; for d in one two; do for i in $(seq 1 120); do dd if=/dev/urandom of=$d/f$i bs=$((i * 977)) count=1 2>/dev/null; done; dd if=/dev/urandom of=$d/big bs=1M count=50 2>/dev/null; sync; rm $d/f1*; btrfs -q subvolume create $d/sub; dd if=/dev/urandom of=$d/sub/more bs=1M count=9 2>/dev/null; dd if=/dev/urandom of=$d/big bs=1M count=1 seek=7 conv=notrunc 2>/dev/null; setfattr -n user.big -v $(printf %0800d 2) $d/f2; done; sync'
-debug sh 'cd /sysroot/three; for i in $(seq 1 120); do dd if=/dev/urandom of=f$i bs=$((i * 977)) count=1 2>/dev/null; done; sync; rm f1*; dd if=/dev/urandom of=big bs=1M count=20 2>/dev/null; mkdir d; ln -s $(printf %0900d 7) link; sync'
+debug sh 'cd /sysroot/three; for i in $(seq 1 120); do dd if=/dev/urandom of=f$i bs=$((i * 977)) count=1 2>/dev/null; done; sync; rm f1*; dd if=/dev/urandom of=big bs=1M count=20 2>/dev/null; mkdir d; ln -s $(printf %0900d 7) link; for f in some more; do fallocate -n -l 300000 $f; done; sync'
 umount-all
 shutdown
 "#;

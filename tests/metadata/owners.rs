@@ -34,7 +34,7 @@ fn what_a_driver_does_not_read_has_its_owner() {
     }
     let disks = ["hfsplus", "ext4", "erofs", "udf"].map(|name| dir.join(format!("{name}.raw")));
     mastering::hfsplus(&tree, &disks[0], 24 * MIB);
-    let fork = make_fork(&disks[0], content.as_bytes());
+    let fork = mastering::make_fork(&disks[0], content.as_bytes());
     ext4(&tree, &disks[1]);
     run("mkfs.erofs", &[OsStr::new("-zlz4"), disks[2].as_os_str(), tree.as_os_str()]);
     mastering::udf(&disks[3], 10 * MIB, 512);
@@ -66,24 +66,6 @@ fn file(map: &Map, disk: u16, path: &str) -> Vec<Range> {
     let name = ObjectName::path(Kind::File, device.as_bytes(), path.as_bytes());
     assert!(map.find(name).is_some(), "{path}");
     pieces(map, disk, &name)
-}
-
-/// Makes the data fork of the file with this content its resource fork: no program here makes one.
-/// Returns where it lies.
-fn make_fork(image: &Path, content: &[u8]) -> Range {
-    let mut disk = fs::read(image).unwrap();
-    let block = u32::from_be_bytes(disk[1024 + 40..][..4].try_into().unwrap()) as usize;
-    let at = disk.windows(content.len()).position(|bytes| bytes == content).unwrap();
-    let blocks = content.len().div_ceil(block);
-    // In the catalog: its length, a clump size, its blocks, and one extent.
-    let extent = [blocks, at / block, blocks].map(|number| (number as u32).to_be_bytes()).concat();
-    let length = (content.len() as u64).to_be_bytes();
-    let found = disk.windows(24).position(|bytes| bytes[..8] == length && bytes[12..] == extent);
-    let (data, resource) = (found.unwrap(), found.unwrap() + 80);
-    disk.copy_within(data..data + 80, resource);
-    disk[data..data + 80].fill(0);
-    fs::write(image, disk).unwrap();
-    at as u64..(at + blocks * block) as u64
 }
 
 /// Makes an ext4 whose long file has most of its blocks past its end, as fs-verity leaves it.

@@ -26,6 +26,7 @@ pub mod mapped;
 pub mod mapping;
 pub mod mastering;
 pub mod mounted;
+pub mod oracle_directories;
 pub mod oracle_ext4;
 pub mod oracle_fiemap;
 pub mod oracle_fiwalk;

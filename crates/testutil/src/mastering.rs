@@ -1,6 +1,7 @@
 //! Filesystems that this machine makes from a directory in one step, as optical media are mastered,
 //! and what otherwise only Windows makes: dynamic disks and BitLocker.
 
+use super::ranges::Range;
 use super::{python, tools};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -82,10 +83,41 @@ pub fn hfsplus_with_room(root: &Path, image: &Path, size: u64) {
     fs::write(image, &bytes).unwrap();
 }
 
+/// Makes the data fork of the file with this content its resource fork, in an image of HFS+: no
+/// program here makes one. Returns where it lies in the image.
+pub fn make_fork(image: &Path, content: &[u8]) -> Range {
+    let mut disk = fs::read(image).unwrap();
+    let block = u32::from_be_bytes(disk[1024 + 40..][..4].try_into().unwrap()) as usize;
+    let at = disk.windows(content.len()).position(|bytes| bytes == content).unwrap();
+    let blocks = content.len().div_ceil(block);
+    // In the catalog: its length, a clump size, its blocks, and one extent.
+    let extent = [blocks, at / block, blocks].map(|number| (number as u32).to_be_bytes()).concat();
+    let length = (content.len() as u64).to_be_bytes();
+    let found = disk.windows(24).position(|bytes| bytes[..8] == length && bytes[12..] == extent);
+    let (data, resource) = (found.unwrap(), found.unwrap() + 80);
+    disk.copy_within(data..data + 80, resource);
+    disk[data..data + 80].fill(0);
+    fs::write(image, disk).unwrap();
+    at as u64..(at + blocks * block) as u64
+}
+
 /// Makes a squashfs with `options` of `mksquashfs`.
 pub fn squashfs(root: &Path, image: &Path, options: &[&str]) {
     let options = options.iter().copied().chain(["-quiet"]).map(OsStr::new);
     tools::run("mksquashfs", [root.as_os_str(), image.as_os_str()].into_iter().chain(options));
+}
+
+/// Makes an EROFS with `options` of `mkfs.erofs`.
+pub fn erofs(root: &Path, image: &Path, options: &[&str]) {
+    let options = options.iter().copied().chain(["--quiet"]).map(OsStr::new);
+    tools::run("mkfs.erofs", options.chain([image.as_os_str(), root.as_os_str()]));
+}
+
+/// Makes a UFS1 of `size` bytes. `makefs` puts the superblock of a UFS2 where Linux does not look.
+pub fn ufs1(root: &Path, image: &Path, size: u64) {
+    let options = ["-t", "ffs", "-o", "version=1,bsize=32768,fsize=4096"];
+    let mut makefs = tools::command("makefs");
+    tools::output(makefs.args(options).args(["-s", &size.to_string()]).arg(image).arg(root));
 }
 
 /// This file, for the keys of the fixtures that it makes.

@@ -40,9 +40,14 @@ pub struct File {
     pub inline: bool,
 }
 
+/// Whether the kernel can mount `filesystem`.
+pub fn can_mount(filesystem: &Filesystem) -> bool {
+    Mount::new(filesystem).is_some()
+}
+
 /// The files of `filesystem` according to the kernel.
 pub fn tree(filesystem: &Filesystem) -> Tree {
-    let mount = Mount::new(filesystem);
+    let mount = Mount::new(filesystem).expect("the kernel mounts it");
     let root =
         rustix::fs::open(mount.dir.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let mut tree = Tree::default();
@@ -56,7 +61,8 @@ struct Mount {
 }
 
 impl Mount {
-    fn new(filesystem: &Filesystem) -> Self {
+    /// `None` if the kernel refuses.
+    fn new(filesystem: &Filesystem) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         // The filesystem was unmounted cleanly, so no journal must be replayed into the copy.
         let options = match filesystem.kind {
@@ -64,18 +70,11 @@ impl Mount {
             "xfs" => "loop,ro,norecovery,nouuid",
             _ => "loop,ro",
         };
-        tools::run(
-            "mount",
-            [
-                OsStr::new("-t"),
-                OsStr::new(filesystem.kind),
-                OsStr::new("-o"),
-                OsStr::new(options),
-                filesystem.flat.as_os_str(),
-                dir.path().as_os_str(),
-            ],
-        );
-        Self { dir }
+        let output = tools::command("mount")
+            .args(["-t", filesystem.kind, "-o", options])
+            .args([&filesystem.flat, dir.path()])
+            .output();
+        output.unwrap().status.success().then(|| Self { dir })
     }
 }
 
