@@ -117,7 +117,8 @@ mod tests {
             hfsplus::resource_forks(&read);
             if let Some(volume) = ufs::Volume::of(&read) {
                 for group in 0..volume.groups.min(10) {
-                    (volume.parts(group), volume.group(&read, group));
+                    volume.parts(group);
+                    volume.group(&read, group);
                 }
                 let inode = volume.inode(&read, seed);
                 inode.and_then(|inode| volume.place(&read, &inode));

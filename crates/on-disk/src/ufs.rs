@@ -5,6 +5,7 @@
 //! the beginning of the volume, and divided into cylinder groups.
 
 use crate::{Fields, Read};
+use std::collections::HashSet;
 use virt_bmap_ranges::{DeviceOffset, FileOffset, Range};
 
 /// Where UFS2 and UFS1 have their superblock. What is in front is left to boot loaders.
@@ -224,11 +225,12 @@ impl Volume {
             return Some(place);
         }
         let mut rest = Range::new(0, self.allocated(inode.size));
+        let mut seen = HashSet::new();
         for pointer in &inode.direct {
             self.add_data(*pointer, &mut rest, &mut place.data)?;
         }
         for (level, pointer) in inode.indirect.iter().enumerate() {
-            self.add_indirect(read, *pointer, level, &mut rest, &mut place)?;
+            self.add_indirect(read, *pointer, level, &mut rest, &mut seen, &mut place)?;
         }
         let mut attributes = inode.attributes_size;
         for pointer in &inode.attributes {
@@ -264,6 +266,7 @@ impl Volume {
         pointer: u64,
         level: usize,
         rest: &mut Rest,
+        seen: &mut HashSet<u64>,
         place: &mut Place,
     ) -> Option<()> {
         let width = if self.is_ufs2 { 8 } else { 4 };
@@ -279,14 +282,15 @@ impl Volume {
         }
         let range = self.range(pointer, self.block)?;
         place.indirect.push(range);
-        if place.indirect.len() > MOST_BLOCKS {
+        // One that leads to itself would be followed without end.
+        if !seen.insert(pointer) || seen.len() > MOST_BLOCKS {
             return None;
         }
         let bytes = read(range.start.0, range.len())?;
         for pointer in bytes.chunks_exact(width as usize) {
             let pointer = if self.is_ufs2 { pointer.le64(0)? } else { pointer.le32(0)?.into() };
             match level.checked_sub(1) {
-                Some(below) => self.add_indirect(read, pointer, below, rest, place)?,
+                Some(below) => self.add_indirect(read, pointer, below, rest, seen, place)?,
                 None => self.add_data(pointer, rest, &mut place.data)?,
             }
             if rest.is_empty() {
@@ -480,5 +484,11 @@ mod tests {
             assert_eq!(volume.place(&reader(&disk), &inode), None, "{at}");
         }
         assert!(Volume::of(&reader(&disk()[..9000])).is_none());
+        // Two indirect blocks that are one.
+        let mut disk = disk();
+        put(&mut disk, 84 * K + 128, &[(8, 2000 * 4096), (92, 36)]);
+        let volume = Volume::of(&reader(&disk)).unwrap();
+        let inode = volume.inode(&reader(&disk), 9).unwrap();
+        assert_eq!(volume.place(&reader(&disk), &inode), None);
     }
 }
