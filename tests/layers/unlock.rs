@@ -90,7 +90,8 @@ fn disks() -> Vec<PathBuf> {
     ["1.raw", "2.raw"].map(|name| dir.join(name)).to_vec()
 }
 
-/// A `cryptsetup` that writes its arguments down and runs the real one.
+/// A `cryptsetup` that writes its arguments down and runs the real one. If the test is root, it runs
+/// as nobody.
 fn observed(directory: &Path) -> String {
     let real = tools::find("cryptsetup").unwrap();
     let script = directory.join("cryptsetup");
@@ -100,7 +101,10 @@ fn observed(directory: &Path) -> String {
         format!("#!/bin/sh\necho \"$@\" >>'{}'\nexec '{}' \"$@\"\n", log.display(), real.display()),
     )
     .unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&log, "").unwrap();
+    for (path, mode) in [(directory, 0o755), (&script, 0o755), (&log, 0o666)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
     format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
 }
 

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 use rustix::io::FdFlags;
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::UnshareFlags;
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -85,21 +85,36 @@ pub fn limit(command: &mut Command, memory: u64, cpu: Duration) {
     }
 }
 
-/// Takes from a child what it needs for its work least: it has no network, no rights over anything
-/// outside of a user namespace of its own, also as root, and gets none from programs that it runs
-/// (`PR_SET_NO_NEW_PRIVS`). It leaves no core dump. It cannot be started where the kernel or its
-/// policy refuses user namespaces.
+/// Takes from a child what it needs least for its work. It has no network. If this process is root,
+/// it becomes nobody. It has no capabilities outside of a user namespace of its own, and gets none
+/// from programs that it runs (`PR_SET_NO_NEW_PRIVS`). It leaves no core dump. It cannot be started
+/// where the kernel or its policy refuses user namespaces.
 pub fn confine(command: &mut Command) {
     // SAFETY: as in `die_with_us`: plain system calls. The process has one thread, the one that was
     // forked, and shares no memory or descriptors with others, so unsharing concerns it alone.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(|| {
+            if rustix::process::geteuid().is_root() {
+                become_nobody()?;
+            }
             rustix::thread::set_no_new_privs(true)?;
             rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
             leave_no_core_dump()
         });
     }
+}
+
+/// Gives up the user and groups of root, whose files would still be this process's own.
+fn become_nobody() -> io::Result<()> {
+    /// `nobody` and `nogroup`, which own nothing.
+    const NOBODY: u32 = 65534;
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    // A change of users clears this, see prctl(2).
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
 /// Keeps this process and its later children from leaving core dumps.
@@ -335,12 +350,14 @@ mod tests {
 
     #[test]
     fn a_confined_child_has_no_rights_and_no_network() {
-        let mut file = tempfile::tempfile().unwrap();
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let mut file = std::fs::File::from(rustix::fs::memfd_create("inherited", flags).unwrap());
         file.write_all(b"inherited").unwrap();
         let mut command = command("sh".as_ref());
         let path = inherit(&mut command, file.into());
         confine(&mut command);
-        let script = "cat \"$0\"; echo; ulimit -Hc; cat; grep -E '^(NoNewPrivs|CapEff)' /proc/self/status; \
+        let script = "cat \"$0\"; echo; ulimit -Hc; cat; grep -E '^(NoNewPrivs|CapEff|Groups)' /proc/self/status; \
+                      id -u; \
                       tail -n +3 /proc/net/dev";
         command.args(["-c", script, &path]);
         let write = |mut input: ChildStdin| input.write_all(b"input\n").unwrap();
@@ -348,9 +365,10 @@ mod tests {
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         assert_eq!(lines[..3], ["inherited", "0", "input"], "dash counts blocks; {text}");
-        assert_eq!(lines[3..5], ["CapEff:\t0000000000000000", "NoNewPrivs:\t1"], "{text}");
+        assert_eq!(lines[4..6], ["CapEff:\t0000000000000000", "NoNewPrivs:\t1"], "{text}");
+        assert!(lines[3].starts_with("Groups:") && lines[6] != "0", "{text}");
         // A new network has its loopback device alone, switched off.
-        assert!(lines[5..].iter().all(|line| line.starts_with("lo:")), "{text}");
+        assert!(lines[7..].iter().all(|line| line.starts_with("lo:")), "{text}");
     }
 
     #[test]
