@@ -613,15 +613,20 @@ fn libvirt_host(fleet: &Fleet) -> String {
     };
     let (running, shut_off) = (1, 5);
     let cdrom = "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/><readonly/></disk>";
-    let network = "<disk type='network' device='disk'><driver name='qemu' type='raw'/>\
-                   <source protocol='nbd' name='x'><host name='example.org' port='10809'/></source>\
-                   <target dev='vda' bus='virtio'/></disk>";
+    let network = |protocol: &str, port: u16| {
+        format!(
+            "<disk type='network' device='disk'><driver name='qemu' type='raw'/>\
+             <source protocol='{protocol}' name='pool/x'><host name='example.org' port='{port}'/></source>\
+             <target dev='vda' bus='virtio'/></disk>"
+        )
+    };
     let both = [disk("db-system", "qcow2", "vda"), cdrom.into(), disk("db-data", "raw", "vdb")].concat();
     let node = [
         domain("web &amp; co", shut_off, &disk("web", "raw", "vda")),
         domain("db", shut_off, &both),
         domain("busy", running, &disk("busy", "raw", "vda")),
-        domain("remote", shut_off, network),
+        domain("remote", shut_off, &network("rbd", 6789)),
+        domain("nbd", shut_off, &network("nbd", 10810)),
         domain("diskless", shut_off, ""),
     ];
     fs::write(fleet.at("host.xml"), format!("<node>{}</node>", node.concat())).unwrap();
@@ -647,19 +652,20 @@ fn the_domains_of_a_libvirt_host_are_guests() {
     let planned = plan(&[]);
     planned.assert_code(3).assert_says(&[
         "left out: busy: the domain is running",
-        "remote: cannot map disk vda: its type is \"network\"",
+        "remote: cannot map disk vda: it is on a server that speaks rbd",
         "diskless: the domain has no disks",
     ]);
     let web = one("web%20%26%20co", "web");
-    assert_eq!(String::from_utf8(planned.stdout).unwrap(), format!("{db}{web}"));
+    let nbd = "{\"id\":\"nbd\",\"disks\":[{\"path\":\"nbd://example.org:10810/pool/x\",\"format\":\"raw\"}]}\n";
+    assert_eq!(String::from_utf8(planned.stdout).unwrap(), format!("{db}{nbd}{web}"));
     let shared = plan(&["--force-share"]);
-    assert_eq!(String::from_utf8(shared.stdout).unwrap(), format!("{}{db}{web}", one("busy", "busy")));
+    assert_eq!(String::from_utf8(shared.stdout).unwrap(), format!("{}{db}{nbd}{web}", one("busy", "busy")));
 
     let mut args = fleet.args(&["-c", &uri, "--json"]);
     args.remove(1);
     let run = fleet.sandbox().run(args);
     run.assert_code(3);
-    assert_eq!(statuses(&run).into_values().collect::<Vec<_>>(), ["complete", "complete"]);
+    assert_eq!(statuses(&run).into_values().collect::<Vec<_>>(), ["complete"; 3]);
 
     let domain = |name: &str| fleet.sandbox().run(["-d", name, "-c", &uri]);
     domain("busy").assert_fails(&["busy: the domain is running", "--force-share"]);
