@@ -16,7 +16,7 @@ use virt_bmap_ranges::Printable;
 /// Files are compared by the ranges of the disks that they occupy. They are added, removed, renamed
 /// (same ranges, and the same inode if both maps have inodes), linked or unlinked (a file in both
 /// maps has one name more or less), moved, grown or shrunk. A file that was rewritten in place
-/// counts as unchanged.
+/// counts as unchanged. Free space is not listed.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct DiffArgs {

@@ -164,7 +164,7 @@ impl Fleet {
                 continue;
             };
             let mut out = Vec::new();
-            text::write(&whole, &mut out).unwrap();
+            text::write(&whole.without_metadata(), &mut out).unwrap();
             assert!(out == map, "{id}: the two maps differ");
         }
     }

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::SystemTime;
+use virt_bmap_map as bmap;
 use virt_bmap_testutil::sandbox::Sandbox;
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{fixture, formats, mapping, textmap};
@@ -161,7 +162,7 @@ fn what_moved_without_a_change_of_its_inode_is_seen() {
     let header: Value =
         serde_json::from_slice(run.read("guest.jsonl").split(|b| *b == b'\n').next().unwrap()).unwrap();
     let has_digests = |number: usize| header["filesystems"][number]["inodes"].is_array();
-    assert_eq!([0, 1, 2, 3].map(has_digests), [true, true, false, true], "{header}");
+    assert_eq!([0, 1, 2, 3].map(has_digests), [true; 4], "{header}");
 
     swap_extents(&cwd.join("second"));
     swap_names(&cwd.join("second"));
@@ -286,7 +287,10 @@ fn of_a_map_of_version_1_no_device_with_a_warning_is_trusted() {
         assert_eq!(run.taken_over().unwrap_or(0), taken_over, "{earlier}: {}", run.stderr);
         assert!(run.read("again.jsonl") == run.read("scratch.jsonl"), "{earlier}: not the map from scratch");
     }
+    // That map had no metadata, which was not asked for.
+    let scratch = bmap::load(&cwd.join("scratch.jsonl")).unwrap().without_metadata();
+    let mut plain = Vec::new();
+    bmap::jsonl::write(&scratch, &mut plain).unwrap();
     let body = |map: &str| map.split_once('\n').unwrap().1.to_owned();
-    let scratch = String::from_utf8(run.read("scratch.jsonl")).unwrap();
-    assert!(body(&scratch) == body(&kept), "not what version 1 had");
+    assert!(body(&String::from_utf8(plain).unwrap()) == body(&kept), "not what version 1 had");
 }

@@ -656,7 +656,8 @@ fn the_domains_of_a_libvirt_host_are_guests() {
         "diskless: the domain has no disks",
     ]);
     let web = one("web%20%26%20co", "web");
-    let nbd = "{\"id\":\"nbd\",\"disks\":[{\"path\":\"nbd://example.org:10810/pool/x\",\"format\":\"raw\"}]}\n";
+    let nbd =
+        "{\"id\":\"nbd\",\"disks\":[{\"path\":\"nbd://example.org:10810/pool/x\",\"format\":\"raw\"}]}\n";
     assert_eq!(String::from_utf8(planned.stdout).unwrap(), format!("{db}{nbd}{web}"));
     let shared = plan(&["--force-share"]);
     assert_eq!(String::from_utf8(shared.stdout).unwrap(), format!("{}{db}{nbd}{web}", one("busy", "busy")));

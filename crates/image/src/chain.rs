@@ -9,6 +9,7 @@
 
 use super::error::FileRole;
 use super::file::PlainFile;
+use super::foreign::{self, Foreign};
 use super::format::{format_by_name, suffix};
 use super::link::{Link, Node};
 use super::qemu_img::{self, Info};
@@ -111,8 +112,12 @@ impl Walk {
         link.format = match known {
             Some(format) => Some(format),
             None => {
-                if let Some(kind) = references::foreign(file).map_err(fail)? {
-                    return Err(OpenError::Unsupported { path, kind });
+                let found = foreign::of(file).and_then(|found| match found {
+                    Some(_) => Ok(found),
+                    None => foreign::by_name(&path, file),
+                });
+                if let Some(Foreign { kind, remedy }) = found.map_err(fail)? {
+                    return Err(OpenError::Foreign { path, kind, remedy });
                 }
                 references::sniff(file).map_err(fail)?
             }
@@ -125,6 +130,9 @@ impl Walk {
         link.format = Some(format);
         let references = references::read(file, format).map_err(|error| match error {
             Unreadable::Io(source) => OpenError::from_io(&path, source),
+            Unreadable::Foreign(Foreign { kind, remedy }) => {
+                OpenError::Foreign { path: path.clone(), kind, remedy }
+            }
             Unreadable::Broken(reason) => OpenError::Corrupt { path: path.clone(), format, reason },
         })?;
         if let (None, Trust::Found, Some(first)) = (known, self.trust, references.files.first())

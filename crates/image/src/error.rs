@@ -124,6 +124,16 @@ pub enum OpenError {
         /// The kind.
         kind: &'static str,
     },
+    /// It is no disk, or only a part of one, in a form that qemu does not know.
+    #[error("{path:?} is {kind}; {remedy}")]
+    Foreign {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+        /// The kind.
+        kind: &'static str,
+        /// What to do instead.
+        remedy: &'static str,
+    },
     /// An image whose format was detected and not stated refers to something that must not be
     /// opened.
     #[error(

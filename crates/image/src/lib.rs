@@ -15,6 +15,7 @@ mod context;
 mod direct;
 mod error;
 mod file;
+mod foreign;
 mod format;
 mod frozen;
 mod layer;

@@ -8,6 +8,7 @@
 
 use super::error::FileRole;
 use super::file::{PlainFile, bytes_at};
+use super::foreign::{self, Foreign};
 use super::{ImageFormat, vmdk};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -51,6 +52,8 @@ pub(super) struct Reference {
 pub(super) enum Unreadable {
     /// The image breaks its format's rules.
     Broken(String),
+    /// It is only a part of a disk.
+    Foreign(Foreign),
     Io(io::Error),
 }
 
@@ -88,8 +91,9 @@ pub(super) fn read(file: &PlainFile, format: ImageFormat) -> Result<References, 
         ImageFormat::Qcow2 => qcow2(file),
         ImageFormat::Qed => qed(file),
         ImageFormat::Vmdk => vmdk::references(file),
-        ImageFormat::Vpc if is_differencing_vhd(file)? => {
-            broken("it is a differencing VHD, which qemu cannot read; merge it with its parent")
+        ImageFormat::Vpc if is_differencing_vhd(file)? => Err(Unreadable::Foreign(foreign::DIFFERENCING_VHD)),
+        ImageFormat::Vhdx if foreign::is_differencing_vhdx(file)? => {
+            Err(Unreadable::Foreign(foreign::DIFFERENCING_VHDX))
         }
         ImageFormat::Vdi => Ok(References { files: Vec::new(), needed: vdi_size(file)? }),
         _ => Ok(References::default()),
@@ -106,17 +110,6 @@ pub(super) fn has_vhd_footer(file: &PlainFile) -> io::Result<bool> {
 /// 512 bytes (`UDIFResourceFile`; qemu's `block/dmg.c`).
 pub(super) fn has_dmg_trailer(file: &PlainFile) -> io::Result<bool> {
     Ok(file.read(file.size.saturating_sub(512), 4)? == b"koly")
-}
-
-/// What a file is that holds a disk in a form that qemu does not know, and would take for raw: by
-/// the first bytes of the Expert Witness format, which libewf documents.
-pub(super) fn foreign(file: &PlainFile) -> io::Result<Option<&'static str>> {
-    let head = file.read(0, 8)?;
-    Ok(match &head[..] {
-        b"EVF\x09\x0d\x0a\xff\0" => Some("an EnCase image (E01)"),
-        b"EVF2\x0d\x0a\x81\0" => Some("an EnCase image (Ex01)"),
-        _ => None,
-    })
 }
 
 /// Whether a VHDX has a log that may have to be replayed: the newer of its two headers names one

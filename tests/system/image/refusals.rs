@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use virt_bmap_image::{self, FileRole, ImageFormat, OpenError, OpenOptions, Warning};
-use virt_bmap_testutil::tools::copy_program;
+use virt_bmap_testutil::tools::{copy_program, needs};
 
 #[test]
 fn what_is_no_image_file() {
@@ -646,12 +646,93 @@ fn a_vhdx_with_a_log_is_to_be_repaired_on_a_copy() {
 #[test]
 fn containers_of_others_are_named() {
     let images = Images::new();
-    for (name, head) in [("a.E01", &b"EVF\x09\x0d\x0a\xff\0"[..]), ("a.Ex01", b"EVF2\x0d\x0a\x81\0")] {
+    for (name, head, kind) in [
+        ("a.E01", &b"EVF\x09\x0d\x0a\xff\0\x01\x01\0\0\0"[..], "EnCase image (E01)"),
+        ("a.E02", b"EVF\x09\x0d\x0a\xff\0\x01\x02\0\0\0", "not the first"),
+        ("a.Ex01", b"EVF2\x0d\x0a\x81\0", "EnCase image (Ex01)"),
+        ("a.aff", b"AFF10\x0d\x0a\0", "AFF image"),
+        ("a.vma", b"VMA\0\0\0\0\x01", "VMA"),
+        ("a.wim", b"MSWIM\0\0\0", "WIM"),
+        ("a.img", b"partclone-image\0", "partclone"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c", "7z"),
+        ("a-flat.vmdk", b"\xeb\x63\x90", "a part of a VMDK"),
+        ("a-delta.vmdk", b"COWD\x01\0\0\0", "a part of a VMDK"),
+        ("a-ctk.vmdk", b"\x43\x1d\x69", "a part of a VMDK"),
+    ] {
         images.write(name, [head, &[0; 4096]].concat());
-        let error = images.refuse(name, None);
-        assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
-        assert!(error.to_string().contains("EnCase"), "{error}");
-        // Whoever says that it is raw gets it.
-        open(&images.path(name), Some(ImageFormat::Raw)).unwrap();
+        refused_by_name(&images, name, kind);
+    }
+}
+
+/// The image is refused as this kind, and read if the user says that it is raw.
+fn refused_by_name(images: &Images, name: &str, kind: &str) {
+    let error = images.refuse(name, None);
+    assert!(matches!(error, OpenError::Foreign { .. }) && error.to_string().contains(kind), "{error}");
+    open(&images.path(name), Some(ImageFormat::Raw)).unwrap();
+}
+
+/// Other programs make the files.
+#[test]
+fn archives_and_compressed_images_are_named() {
+    needs!("xz", "gzip", "zstd", "bzip2", "tar", "python3");
+    let images = Images::new();
+    images.write("disk", [vec![1; 9000], vec![2; 9000]].concat());
+    let script = "import sys, zipfile\n\
+                  with zipfile.ZipFile('disk.aff4', 'w') as aff4: aff4.writestr('container.description', 'aff4://x')\n\
+                  with zipfile.ZipFile('disk.zip', 'w') as other: other.writestr('disk', 'x' * 9000)";
+    let commands = format!(
+        "cd {} && xz -k disk && gzip -k disk && zstd -qk disk && bzip2 -k disk && tar cf disk.ova disk && \
+         python3 -c \"{script}\"",
+        images.path("").display()
+    );
+    virt_bmap_testutil::tools::run("sh", ["-c", &commands]);
+    for (name, kind) in [
+        ("disk.xz", "by xz"),
+        ("disk.gz", "by gzip"),
+        ("disk.zst", "by zstd"),
+        ("disk.bz2", "by bzip2"),
+        ("disk.ova", "OVA"),
+        ("disk.aff4", "AFF4"),
+    ] {
+        refused_by_name(&images, name, kind);
+    }
+    // What only begins alike is raw.
+    images.write("boot.raw", [&b"BZh9 is no archive"[..], &[0; 239], b"ustar", &[0; 4096]].concat());
+    for name in ["boot.raw", "disk.zip"] {
+        assert_eq!(open(&images.path(name), None).unwrap().format, ImageFormat::Raw);
+    }
+}
+
+/// qemu-img makes a VHD and a VHDX, and the test makes them say that they have a parent.
+#[test]
+fn a_vhd_without_its_parent_is_named() {
+    needs!("qemu-img");
+    let images = Images::new();
+    images.qemu_img(&["create", "-q", "-f", "vpc", "child.vhd", "64M"]);
+    open(&images.path("child.vhd"), None).unwrap();
+    let mut bytes = std::fs::read(images.path("child.vhd")).unwrap();
+    for footer in [0, bytes.len() - 512] {
+        assert_eq!(&bytes[footer..footer + 8], b"conectix");
+        bytes[footer + 60..footer + 64].copy_from_slice(&4_u32.to_be_bytes());
+    }
+    images.write("child.vhd", bytes);
+    images.qemu_img(&["create", "-q", "-f", "vhdx", "child.vhdx", "64M"]);
+    open(&images.path("child.vhdx"), None).unwrap();
+    let mut bytes = std::fs::read(images.path("child.vhdx")).unwrap();
+    let parameters = b"\x37\x67\xa1\xca\x36\xfa\x43\x4d\xb3\xb6\x33\xf0\xaa\x44\xe7\x6b";
+    let at = bytes.windows(16).position(|window| window == parameters).unwrap();
+    let table = at / (64 << 10) * (64 << 10);
+    let offset = u32::from_le_bytes(bytes[at + 16..at + 20].try_into().unwrap()) as usize;
+    bytes[table + offset + 4] |= 2;
+    images.write("child.vhdx", bytes);
+    for (name, stated) in [
+        ("child.vhd", None),
+        ("child.vhd", Some(ImageFormat::Vpc)),
+        ("child.vhdx", None),
+        ("child.vhdx", Some(ImageFormat::Vhdx)),
+    ] {
+        let error = images.refuse(name, stated);
+        assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+        assert!(error.to_string().contains("merge it with its parent"), "{error}");
     }
 }

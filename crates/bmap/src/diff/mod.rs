@@ -169,13 +169,15 @@ pub enum LevelError {
 }
 
 /// Finds the changes. They are in the order of the new map, with removed objects sorted among them
-/// by name. Names of one file are one change if all of them changed in the same way.
+/// by name. Names of one file are one change if all of them changed in the same way. Free space is
+/// what the other objects leave, and no change of its own.
 pub fn diff<'a>(old: &'a Map, new: &'a Map) -> Vec<Changed<'a>> {
     let mut both = HashMap::new();
     let mut differing = Vec::new();
     let mut removed = Vec::new();
     let mut added = Vec::new();
-    let (mut olds, mut news) = (old.objects().peekable(), new.objects().peekable());
+    let objects = |map: &'a Map| map.objects().filter(|object| object.kind() != Kind::Free).peekable();
+    let (mut olds, mut news) = (objects(old), objects(new));
     loop {
         let order = match (olds.peek(), news.peek()) {
             (Some(old), Some(new)) => old.name().cmp(&new.name()),
