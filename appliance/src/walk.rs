@@ -37,7 +37,7 @@ use list::{Entry, Listed, list};
 use look_up::{Entries, object};
 use ntfs::Ntfs;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, open, openat};
+use rustix::fs::{Advice, FileType, Mode, OFlags, Stat, fadvise, fstat, fstatfs, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -75,10 +75,15 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     // The walk holds a descriptor for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
-    disable_readahead::drop_caches()?;
 
     let place = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
     let stat = fstat(&place)?;
+    // What a replay of the journal has just read and written may wait in a processor's list of new
+    // pages, and would stay in the cache. This empties the list (`generic_fadvise` in mm/fadvise.c).
+    if let Some((_, device)) = block_device(stat.st_dev, OFlags::empty()) {
+        fadvise(&device, 0, None, Advice::DontNeed).ok();
+    }
+    disable_readahead::drop_caches()?;
     let statfs = fstatfs(&place)?;
     let magic = statfs.f_type as u64;
     let kind = FsKind::from_magic(magic).unwrap_or_default();
