@@ -92,6 +92,9 @@ pub(super) fn of(file: &PlainFile) -> io::Result<Option<Foreign>> {
     if bytes_at::<5>(&head, 257) == Some(*b"ustar") && is_tar(&head) {
         return Ok(Some(TAR));
     }
+    if is_differencing_vhdx(file)? {
+        return Ok(Some(DIFFERENCING_VHDX));
+    }
     // The name of an archive's first entry is at byte 30.
     let first = head.get(30..).filter(|_| head.starts_with(b"PK\x03\x04")).unwrap_or_default();
     let is_aff4 = AFF4_ENTRIES.iter().any(|name| first.starts_with(name));

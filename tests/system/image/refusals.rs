@@ -714,6 +714,10 @@ fn a_vhd_without_its_parent_is_named() {
     for footer in [0, bytes.len() - 512] {
         assert_eq!(&bytes[footer..footer + 8], b"conectix");
         bytes[footer + 60..footer + 64].copy_from_slice(&4_u32.to_be_bytes());
+        // The complement of the sum of all other bytes.
+        bytes[footer + 64..footer + 68].fill(0);
+        let sum: u32 = bytes[footer..footer + 512].iter().map(|byte| u32::from(*byte)).sum();
+        bytes[footer + 64..footer + 68].copy_from_slice(&(!sum).to_be_bytes());
     }
     images.write("child.vhd", bytes);
     images.qemu_img(&["create", "-q", "-f", "vhdx", "child.vhdx", "64M"]);
