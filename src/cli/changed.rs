@@ -19,7 +19,7 @@ use virt_bmap_image::{self, Image, ImageFormat, Location, OpenOptions};
 use virt_bmap_map::diff::{self, Change};
 use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap_map::{self as bmap, Kind, Map, Object};
-use virt_bmap_ranges::{DiskNumber, IndexedRanges, Printable};
+use virt_bmap_ranges::{DiskNumber, IndexedRanges, Percent, Printable};
 
 /// Show which files an overlay or a snapshot changed, and what its size consists of.
 ///
@@ -324,7 +324,7 @@ impl TextOutput<'_> {
                 return Ok(());
             }
             let hundredths = u128::from(amount.most()) * 10_000 / u128::from(shares.held.max(1));
-            let share = format!("{}.{:02}", hundredths / 100, hundredths % 100);
+            let share = Percent(u64::try_from(hundredths).unwrap_or(u64::MAX));
             writeln!(out, "{:>14} {share:>6} %  {what}", self.amount(amount))
         };
         line(shares.files, "in files")?;

@@ -29,6 +29,7 @@ use virt_bmap::probe::{Legs, Probe, ProbeError};
 use virt_bmap_image::{Image, ImageFormat, Location, Tls};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, FileType, Map, diff};
+use virt_bmap_ranges::Percent;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
@@ -325,8 +326,8 @@ enum ProbeArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum UnlockArg {
-    /// By `cryptsetup` on the host, without network or rights and with limits on memory and time; in
-    /// the appliance if that fails
+    /// By `cryptsetup` on the host, without network or rights and with limits on memory and time;
+    /// in the appliance if that fails
     Host,
     /// By `cryptsetup` in the appliance
     Appliance,
@@ -548,7 +549,7 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions)
             c.files
         );
         if let Some(share) = mapped.map.header().explained() {
-            note!("{}.{:02} % of the bytes in use are accounted for", share / 100, share % 100);
+            note!("{} % of the bytes in use are accounted for", Percent(share));
         }
         if options.baseline.is_some() {
             note!("{} files reused from the baseline without reading them", mapped.reused);

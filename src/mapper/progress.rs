@@ -5,7 +5,7 @@ use super::GuestDisk;
 use crate::probe::found::Counts;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use virt_bmap_image::{Image, ImageFile, Stamp};
+use virt_bmap_image::{Image, Stamp};
 use virt_bmap_map::jsonl::Text;
 use virt_bmap_map::{Balance, Warning, diff};
 
@@ -125,15 +125,13 @@ impl OpenedDisk {
     ///
     /// What is not a file or block device of this host is left out.
     pub fn of(image: &Image) -> Self {
-        let data_files = |link: &'_ ImageFile| link.data_files.clone();
-        let files = image
-            .chain
-            .iter()
-            .flat_map(|link| link.location.file().map(Path::to_owned).into_iter().chain(data_files(link)));
+        let files = image.chain.iter().flat_map(|link| {
+            link.location.file().into_iter().chain(link.data_files.iter().map(PathBuf::as_path))
+        });
         Self {
             size: Some(image.source.size()),
             format: Some(image.format.to_string()),
-            files: files.filter_map(|path| StampedFile::now(&path)).collect(),
+            files: files.filter_map(StampedFile::now).collect(),
         }
     }
 }

@@ -57,9 +57,9 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
             tag += 1;
         }
     }
-    let names: HashMap<_, _> =
-        numbers.iter().map(|(device, _)| (device.node.clone(), device.path.clone())).collect();
-    read(context, plan, &names)?;
+    let names = numbers.iter().map(|(device, _)| (device.node.clone(), device.path.clone()));
+    context.channel.name_devices(names.collect());
+    read(context, plan)?;
     let proofs = context.channel.take_proofs();
     for (tag, (device, proof)) in &expected {
         let read = proofs.get(tag);
@@ -108,19 +108,15 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
         by_path.insert(device.path.clone(), layout.clone());
         by_number.insert(device.number, layout);
     }
-    read(context, plan, &names)?;
+    read(context, plan)?;
     Ok(Layouts { by_path, by_number: Arc::new(by_number) })
 }
 
-fn read(
-    context: &Context<'_>,
-    reads: Vec<DeviceRead>,
-    names: &HashMap<String, String>,
-) -> Result<(), ProbeError> {
+fn read(context: &Context<'_>, reads: Vec<DeviceRead>) -> Result<(), ProbeError> {
     if reads.is_empty() {
         return Ok(());
     }
-    let sequence = context.channel.begin_reads(names.clone());
+    let sequence = context.channel.begin_reads();
     context.channel.hand_over(&Task::ReadDevices(DeviceReads { sequence, reads }))?;
     let read = context.appliance.work();
     context.channel.end()?;

@@ -93,8 +93,8 @@ fn external_journal(superblock: &[u8]) -> Option<String> {
 /// Bytes of an XFS log in which the header of a record is looked for, as blkid does.
 const LOG_BEGINNING: u64 = 256 << 10;
 
-/// The UUID of an XFS that has its log on another device (`sb_logstart` and `sb_uuid`: "XFS Algorithms
-/// & Data Structures", chapter "Allocation Groups").
+/// The UUID of an XFS that has its log on another device (`sb_logstart` and `sb_uuid`: "XFS
+/// Algorithms & Data Structures", chapter "Allocation Groups").
 fn external_log(superblock: &[u8]) -> Option<[u8; 16]> {
     let is_one = superblock.get(..4)? == b"XFSB" && superblock.le64(48)? == 0;
     superblock.bytes_at(32).filter(|_| is_one)

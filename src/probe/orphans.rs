@@ -26,8 +26,8 @@ pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<Resul
     let marked = mark(context, filesystem);
     let mounted = try_mount(context, filesystem)?;
     match (mounted, marked) {
-        // The kernel replays the journal of a filesystem with a file of orphans, and then refuses it,
-        // because that file is not empty. The journal is not needed any more.
+        // The kernel replays the journal of a filesystem with a file of orphans, and then refuses
+        // it, because that file is not empty. The journal is not needed any more.
         (Err(cause), Some(marked)) if marked.le32(COMPATIBLE).unwrap_or(0) & ORPHAN_FILE != 0 => {
             let options = filesystem.mount_options.iter().map(String::as_str).chain(["noload"]);
             let options = Some(options.collect::<Vec<_>>().join(","));

@@ -9,7 +9,7 @@ use super::key::Key;
 use super::{Phase, ProbeError};
 use crate::appliance::{Content, Inventory};
 use derive::{Derived, HeaderCopy, Limits};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use virt_bmap_agent_protocol::{Class, Encryption, FsKind, Opener, Task, Unlock, Unlocked, bounds};
 use virt_bmap_map::{Cause, LockReason};
@@ -138,7 +138,7 @@ impl Locked<'_> {
     /// Has the agent open the device.
     fn ask(&self, context: &Context<'_>, opener: Opener) -> Result<Unlocked, ProbeError> {
         let task = Task::Unlock(Unlock {
-            sequence: context.channel.begin_reads(HashMap::new()),
+            sequence: context.channel.begin_reads(),
             device: self.content.node.clone(),
             name: self.name.clone(),
             encryption: self.encryption,

@@ -112,11 +112,7 @@ impl Walk {
         link.format = match known {
             Some(format) => Some(format),
             None => {
-                let found = foreign::of(file).and_then(|found| match found {
-                    Some(_) => Ok(found),
-                    None => foreign::by_name(&path, file),
-                });
-                if let Some(Foreign { kind, remedy }) = found.map_err(fail)? {
+                if let Some(Foreign { kind, remedy }) = foreign::of(&path, file).map_err(fail)? {
                     return Err(OpenError::Foreign { path, kind, remedy });
                 }
                 references::sniff(file).map_err(fail)?

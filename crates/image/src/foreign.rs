@@ -1,5 +1,5 @@
-//! Files that hold a disk in a form that qemu does not know and would take for raw, or of which it
-//! would read only a part. Each is refused by its name, with what to do instead.
+//! Files that are no disk for qemu. It would take some of them for raw disks, and read only a part
+//! of others. Each is refused by its name, with what to do instead.
 
 use super::file::{PlainFile, bytes_at};
 use std::io;
@@ -67,11 +67,11 @@ const AFF4: Foreign = Foreign { kind: "an AFF4 image", remedy: "export its disk 
 /// The entries with which its writers begin ("AFF4 Standard" 1.0, 3).
 const AFF4_ENTRIES: [&[u8]; 2] = [b"container.description", b"information.turtle"];
 
-/// What the file is, if it must not be taken for a disk.
+/// What the file at `path` is, if it must not be taken for a disk.
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) fn of(file: &PlainFile) -> io::Result<Option<Foreign>> {
+pub(super) fn of(path: &Path, file: &PlainFile) -> io::Result<Option<Foreign>> {
     let head = file.read(0, 512)?;
     for (beginning, foreign) in BEGINNINGS {
         if !head.starts_with(beginning) {
@@ -98,7 +98,7 @@ pub(super) fn of(file: &PlainFile) -> io::Result<Option<Foreign>> {
     // The name of an archive's first entry is at byte 30.
     let first = head.get(30..).filter(|_| head.starts_with(b"PK\x03\x04")).unwrap_or_default();
     let is_aff4 = AFF4_ENTRIES.iter().any(|name| first.starts_with(name));
-    Ok(is_aff4.then_some(AFF4))
+    Ok(if is_aff4 { Some(AFF4) } else { by_name(path, &head) })
 }
 
 fn is_bzip2(head: &[u8]) -> bool {
@@ -120,18 +120,15 @@ fn is_tar(head: &[u8]) -> bool {
 
 /// What a file is by its name, if it does not begin like a VMDK of one file: a part of a VMDK of
 /// which only the descriptor makes a disk.
-///
-/// # Errors
-/// It cannot be read.
-pub(super) fn by_name(path: &Path, file: &PlainFile) -> io::Result<Option<Foreign>> {
+fn by_name(path: &Path, head: &[u8]) -> Option<Foreign> {
     const EXTENTS: [&str; 6] = ["-flat", "-delta", "-sesparse", "-rdm", "-rdmp", "-ctk"];
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
     let is_extent =
         name.strip_suffix(".vmdk").is_some_and(|stem| EXTENTS.iter().any(|end| stem.ends_with(end)));
-    Ok((is_extent && file.read(0, 4)? != b"KDMV").then_some(Foreign {
+    (is_extent && !head.starts_with(b"KDMV")).then_some(Foreign {
         kind: "by its name a part of a VMDK",
         remedy: "name the descriptor, the small .vmdk file beside it",
-    }))
+    })
 }
 
 /// A VHD that holds only the differences from its parent. qemu takes it for one of fixed size.

@@ -231,8 +231,8 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     Ok(Image { source, location: Location::File(path.to_owned()), format, chain, warnings, qemu })
 }
 
-/// Opens an export of an NBD server. Without a stated format it is raw: whoever serves it has opened
-/// the image.
+/// Opens an export of an NBD server. Without a stated format it is raw: whoever serves it has
+/// opened the image.
 fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
     let OpenOptions { format: stated, force_share } = *options;
     let format = stated.unwrap_or(ImageFormat::Raw);

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The beginnings of the URIs.
 const BEGINNINGS: [&str; 6] = ["nbd:", "nbds:", "nbd+unix:", "nbds+unix:", "nbd+vsock:", "nbds+vsock:"];
@@ -243,16 +243,6 @@ impl fmt::Display for Encoded<'_> {
             _ if byte.is_ascii_alphanumeric() => write!(f, "{}", char::from(byte)),
             _ => write!(f, "%{byte:02X}"),
         })
-    }
-}
-
-impl Server {
-    /// The path of the Unix socket, if it is one.
-    pub fn socket(&self) -> Option<&Path> {
-        match self {
-            Self::Unix(path) => Some(path),
-            Self::Tcp { .. } => None,
-        }
     }
 }
 

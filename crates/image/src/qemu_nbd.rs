@@ -130,7 +130,7 @@ impl QemuNbd {
         Ok(Self { pool: Pool::new(connections), captive, export_size })
     }
 
-    /// Bytes of the export, of which the last sector may be incomplete.
+    /// Bytes of the export. Its last sector may be incomplete.
     pub(super) fn export_size(&self) -> u64 {
         self.export_size
     }

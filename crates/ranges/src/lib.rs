@@ -10,4 +10,4 @@ pub use error::error_chain;
 pub use indexed::IndexedRanges;
 pub use printable::{Printable, PrintableText};
 pub use range::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, FileOffset, Offset, Range, RangeSet};
-pub use units::{BadNumber, Human, parse_bytes, parse_digits};
+pub use units::{BadNumber, Human, Percent, parse_bytes, parse_digits};

@@ -76,6 +76,23 @@ pub fn parse_digits(digits: &[u8], radix: u32) -> Option<u64> {
     })
 }
 
+/// Hundredths of a percent for people, without the sign.
+///
+/// ```
+/// use virt_bmap_ranges::Percent;
+///
+/// assert_eq!(Percent(9907).to_string(), "99.07");
+/// assert_eq!(format!("{:>6}", Percent(5)), "  0.05");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Percent(pub u64);
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}.{:02}", self.0 / 100, self.0 % 100))
+    }
+}
+
 /// A number of bytes for people: three digits and a unit of 1024.
 ///
 /// ```

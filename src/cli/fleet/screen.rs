@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virt_bmap::fleet::run::Notice;
 use virt_bmap::fleet::{GuestId, Record, Stale};
-use virt_bmap_ranges::Printable;
+use virt_bmap_ranges::{Percent, Printable};
 
 /// Number of steps of a guest's bar.
 const STEPS: u64 = 1000;
@@ -116,10 +116,8 @@ fn summary(record: &Record) -> String {
     let why = record.error.as_deref().map(|error| format!(": {}", Printable(error.as_bytes())));
     let found = record.counts.map(|counts| format!(", {} files", counts.files));
     let uneven = record.balance.filter(|balance| balance.unexplained > 0);
-    let uneven = uneven.map(|balance| {
-        let share = balance.explained();
-        format!(", {}.{:02} % of the bytes in use accounted for", share / 100, share % 100)
-    });
+    let uneven = uneven
+        .map(|balance| format!(", {} % of the bytes in use accounted for", Percent(balance.explained())));
     let changes = record.changes.map(|changes| format!(", {changes}"));
     let (id, status, seconds) = (&record.id, record.status.word(), record.seconds);
     let more = [found, uneven, changes, why].map(Option::unwrap_or_default).concat();

@@ -165,12 +165,15 @@ impl Channel {
         (state.conversation.sequence, first)
     }
 
-    /// Prepares for tagged reads of devices, or for unlocking one, and returns the number of the first
-    /// frame. `names` are the devices' paths in warnings, by the paths under which the agent opens
-    /// them.
-    pub fn begin_reads(&self, names: HashMap<String, String>) -> u32 {
+    /// States the devices' paths in warnings, by the paths under which the agent opens them.
+    pub fn name_devices(&self, names: HashMap<String, String>) {
+        self.state().device_names = names;
+    }
+
+    /// Prepares for tagged reads of devices, or for unlocking one, and returns the number of the
+    /// first frame.
+    pub fn begin_reads(&self) -> u32 {
         let mut state = self.state();
-        state.device_names = names;
         state.conversation.done = false;
         state.walk = Walk::default();
         state.conversation.sequence

@@ -1,5 +1,5 @@
-//! EROFS: all of it is in use. The superblock says how long it is (`struct erofs_super_block` of the
-//! kernel's `fs/erofs/erofs_fs.h`). Inodes lie among the data, so the kernel's reads find them.
+//! EROFS: all of it is in use. The superblock says how long it is (`struct erofs_super_block` of
+//! the kernel's `fs/erofs/erofs_fs.h`). Inodes lie among the data, so the kernel's reads find them.
 
 use super::Facts;
 use crate::probe::device::{Device, Fields as _};

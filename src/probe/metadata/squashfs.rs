@@ -89,8 +89,8 @@ mod tests {
     use super::*;
     use crate::probe::device::reader;
 
-    /// Options of 8 bytes, data until 1000, inodes until 1200, directories until 1300, then fragments,
-    /// ids and attributes.
+    /// Options of 8 bytes, data until 1000, inodes until 1200, directories until 1300, then
+    /// fragments, ids and attributes.
     fn disk() -> Vec<u8> {
         let mut disk = vec![0; 8192];
         let mut put = |at: usize, bytes: &[u8]| disk[at..at + bytes.len()].copy_from_slice(bytes);

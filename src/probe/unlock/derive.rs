@@ -1,9 +1,9 @@
 //! Derives the key of an encrypted device on the host.
 //!
 //! Deriving a key takes long on purpose, a second or two of the processor that made it, and a
-//! hundred times that in an emulated appliance. So `cryptsetup` does it on the host, in a child that
-//! has neither network nor rights, with limits, on a copy of the header alone. The device itself is
-//! opened in the appliance.
+//! hundred times that in an emulated appliance. So `cryptsetup` does it on the host, in a child
+//! that has neither network nor rights, with limits, on a copy of the header alone. The device
+//! itself is opened in the appliance.
 
 use super::header;
 use crate::probe::device::Device;
@@ -30,8 +30,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// LUKS2 as cryptsetup makes it uses up to 1 GiB of memory and four threads for two seconds. The
-    /// program, its libraries and the stacks and heaps of the threads come on top.
+    /// LUKS2 as cryptsetup makes it uses up to 1 GiB of memory and four threads for two seconds.
+    /// The program, its libraries and the stacks and heaps of the threads come on top.
     pub(super) const NORMAL: Self = Self {
         memory: (1 << 30) + (512 << 20),
         processor: Duration::from_secs(10),

@@ -13,8 +13,8 @@ pub(in crate::probe) const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
 /// Bytes of each copy of BitLocker's metadata.
 pub(in crate::probe) const BITLOCKER_COPY: u64 = 64 << 10;
 
-/// Most bytes of a header that are copied. LUKS2 has at most 32 key slots, of a quarter of a mebibyte
-/// each with the largest key.
+/// Most bytes of a header that are copied. LUKS2 has at most 32 key slots, of a quarter of a
+/// mebibyte each with the largest key.
 const MOST_COPIED: u64 = 32 << 20;
 
 /// The parts of a LUKS device that deriving its key needs: header and key slots. `None` if this is
@@ -47,7 +47,7 @@ pub(super) fn luks(read: Read<'_>) -> Option<Vec<(u64, u64)>> {
     (copied <= MOST_COPIED).then_some(parts)
 }
 
-/// The size of a LUKS2 header, of which there are two copies, and its content.
+/// The size of one of the two LUKS2 headers, and its content.
 pub(in crate::probe) fn luks2(read: Read<'_>) -> Option<(u64, serde_json::Value)> {
     let size = read(0, 4096)?.be64(8).filter(|size| (4097..=LARGEST_LUKS2).contains(size))?;
     let text = read(4096, size - 4096)?;
@@ -61,9 +61,9 @@ pub(super) fn bitlocker(read: Read<'_>) -> Option<Vec<(u64, u64)>> {
     Some([(0, SECTOR)].into_iter().chain(copies.map(|at| (at, BITLOCKER_COPY))).collect())
 }
 
-/// Where the three copies of BitLocker's metadata are, according to the boot sector ("BitLocker Drive
-/// Encryption (BDE) format specification" of libbde; `lib/bitlk` of cryptsetup). Only the format of
-/// Windows 7 and later is known here.
+/// Where the three copies of BitLocker's metadata are, according to the boot sector ("BitLocker
+/// Drive Encryption (BDE) format specification" of libbde; `lib/bitlk` of cryptsetup). Only the
+/// format of Windows 7 and later is known here.
 pub(in crate::probe) fn bitlocker_copies(boot: &[u8]) -> Option<[u64; 3]> {
     let offsets = match boot.get(3..11)? {
         b"-FVE-FS-" => 176,
