@@ -1,6 +1,6 @@
 //! Inodes of ext2, ext3 and ext4 that no directory names, because a program had them open when they
-//! were removed: the list of orphans in the superblock, or their file ("Orphan File" and "Super Block"
-//! in `Documentation/filesystems/ext4` of the kernel).
+//! were removed: the list of orphans in the superblock, or their file ("Orphan File" and "Super
+//! Block" in `Documentation/filesystems/ext4` of the kernel).
 
 use std::collections::HashSet;
 use virt_bmap_on_disk::{Fields, Read};

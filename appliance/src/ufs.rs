@@ -1,7 +1,7 @@
 //! UFS: an inode has the numbers of its blocks. The driver says them only of the data of files.
 //!
-//! Other blocks of a file have numbers of further blocks, of which the driver reads a fragment at a
-//! time, or extended attributes, which it does not know.
+//! A file has other blocks, too. Some have the numbers of further blocks; the driver reads them a
+//! fragment at a time. Others have extended attributes; the driver does not know them.
 
 use crate::directories::Device;
 use crate::getfsmap::{Spaces, push};

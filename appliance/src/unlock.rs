@@ -36,8 +36,8 @@ fn open(task: &Unlock) -> Result<Unlocked, Fatal> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     thread::scope(|scope| {
         if let Some(mut pipe) = child.stdin.take() {
-            // It fails if cryptsetup ends without reading, which its exit status tells. On a thread,
-            // because a long secret does not fit into a pipe that nobody reads.
+            // It fails if cryptsetup ends without reading, which its exit status tells. On a
+            // thread, because a long secret does not fit into a pipe that nobody reads.
             scope.spawn(move || pipe.write_all(secret.expose()));
         }
         let deadline = Instant::now() + Duration::from_secs(task.seconds);

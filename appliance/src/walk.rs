@@ -79,7 +79,8 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     let place = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
     let stat = fstat(&place)?;
     // What a replay of the journal has just read and written may wait in a processor's list of new
-    // pages, and would stay in the cache. This empties the list (`generic_fadvise` in mm/fadvise.c).
+    // pages, and would stay in the cache. This empties the list (`generic_fadvise` in
+    // mm/fadvise.c).
     if let Some((_, device)) = block_device(stat.st_dev, OFlags::empty()) {
         fadvise(&device, 0, None, Advice::DontNeed).ok();
     }

@@ -195,8 +195,8 @@ impl Store {
     }
 
     /// Why the guest must be mapped; `None` if its maps are current, as far as can be judged
-    /// without reading the images. `record` is its record. Writes to a block device or an NBD server
-    /// cannot be detected: its map counts as current, unless `remap_uncertain` is set.
+    /// without reading the images. `record` is its record. Writes to a block device or an NBD
+    /// server cannot be detected: its map counts as current, unless `remap_uncertain` is set.
     pub fn stale(
         &self,
         guest: &Guest,

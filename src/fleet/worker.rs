@@ -92,8 +92,8 @@ pub(super) struct Outcome {
 /// Interval of the checks whether the mapper must be ended.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long the last lines of a mapper are awaited. They end with its processes, but for one that has
-/// left its group.
+/// How long the last lines of a mapper are awaited. They end with its processes, but for one that
+/// has left its group.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Maximum delay between a signal to the mapper and the same signal to this process.

@@ -132,8 +132,8 @@ fn fiwalk(flat: &Flat, block: u64) -> Option<Files> {
 
 /// dfImageTools.
 fn map_extents(flat: &Flat) -> Option<Files> {
-    // Not XFS: its places beyond the first allocation group are right only where the size of a group
-    // is a power of two.
+    // Not XFS: its places beyond the first allocation group are right only where the size of a
+    // group is a power of two.
     const KNOWN: [&str; 4] = ["ext4", "ntfs", "vfat", "hfsplus"];
     // The benchmark "rivals" installs it.
     let of_bench = places::target_tmpdir().join("rivals/venv/bin/map_extents");

@@ -1,6 +1,6 @@
-//! Warnings quote what the kernel says when it cannot mount a filesystem or read a directory, with our
-//! names of devices. Directories with holes have one, too. Filesystems that need an option of their
-//! own are mapped.
+//! Warnings quote what the kernel says when it cannot mount a filesystem or read a directory, with
+//! our names of devices. Directories with holes have one, too. Filesystems that need an option of
+//! their own are mapped.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -103,7 +103,8 @@ fn with_holes(dir: &Path) -> PathBuf {
 fn xfs(dir: &Path) -> [PathBuf; 3] {
     let [file, list] = ["xfs.file", "xfs.list"].map(|name| dir.join(name));
     fs::write(&file, pattern(4, SIZE)).unwrap();
-    // The prototype: a file for booting, two numbers that mean nothing, the root, and what is in it.
+    // The prototype: a file for booting, two numbers that mean nothing, the root, and what is in
+    // it.
     fs::write(&list, format!("/none\n0 0\nd--755 0 0\nfile ---644 0 0 {}\n$\n", file.display())).unwrap();
     let [log, data, realtime, other] = ["log", "data", "realtime", "other"].map(|name| {
         let path = dir.join(format!("xfs-{name}.raw"));

@@ -1,5 +1,6 @@
-//! Partition tables where Linux does not look for them or finds one that is none, sectors of 4096 bytes, truncated disks, and
-//! volume groups that share a name. The patterns in the files show where their bytes are.
+//! Partition tables where Linux does not look for them or finds one that is none, sectors of 4096
+//! bytes, truncated disks, and volume groups that share a name. The patterns in the files show
+//! where their bytes are.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -93,8 +94,8 @@ fn ext4_at(dir: &Path, disk: &Path, offset: u64, mib: u64, id: u32) {
 /// Makes the FAT that covers a disk, with a boot sector that looks like a partition table.
 const DISGUISED: [&str; 5] = ["-I", "--mbr=y", "-F", "16", "-h0"];
 
-/// Makes disks that need no appliance: one with sectors of 4096 bytes, one that was cut, and one that
-/// is a FAT.
+/// Makes disks that need no appliance: one with sectors of 4096 bytes, one that was cut, and one
+/// that is a FAT.
 fn plain_disks(dir: &Path) {
     const MIB: u64 = 1 << 20;
     let [large, cut, fat] = ["8.raw", "9.raw", "10.raw"].map(|name| dir.join(name));
@@ -176,7 +177,8 @@ fn tables_and_sectors_that_linux_does_not_expect() {
     let ends = map.objects.keys().flat_map(|object| map.pieces(object)).filter(|piece| piece.disk == 9);
     assert_eq!(ends.map(|piece| piece.end).max(), Some(64 << 20));
 
-    // The FAT is on the disk, as libblkid sees it, and not in the partition that sfdisk and Linux see.
+    // The FAT is on the disk, as libblkid sees it, and not in the partition that sfdisk and Linux
+    // see.
     let said = tools::run("sfdisk", ["-d".as_ref(), disks[9].as_os_str()]);
     assert!(String::from_utf8(said).unwrap().contains("start=           0, size=       32768"));
     let said = tools::run("blkid", ["-p".as_ref(), disks[9].as_os_str()]);

@@ -90,8 +90,8 @@ fn disks() -> Vec<PathBuf> {
     ["1.raw", "2.raw"].map(|name| dir.join(name)).to_vec()
 }
 
-/// A `cryptsetup` that writes its arguments down and runs the real one. If the test is root, it runs
-/// as nobody.
+/// A `cryptsetup` that writes its arguments down and runs the real one. If the test is root, it
+/// runs as nobody.
 fn observed(directory: &Path) -> String {
     let real = tools::find("cryptsetup").unwrap();
     let script = directory.join("cryptsetup");

@@ -1,6 +1,7 @@
 //! Each directory has exactly the clusters that another program gives it: `istat` of The Sleuth Kit
-//! (FAT, exFAT, ISO 9660, UFS), `debugfs` (ext2, ext4), `xfs_db`. No program says it for UDF: there the
-//! oracle is the raw disk, on which the names in a directory are found where the directory lies.
+//! (FAT, exFAT, ISO 9660, UFS), `debugfs` (ext2, ext4), `xfs_db`. No program says it for UDF: there
+//! the oracle is the raw disk, on which the names in a directory are found where the directory
+//! lies.
 //!
 //! The directories are large and small, in one piece and in hundreds, empty, deep, with long names,
 //! and with deleted entries.

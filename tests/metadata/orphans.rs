@@ -109,7 +109,7 @@ fn copy_mounted(dir: &Path) {
     }
 }
 
-/// Checks the filesystems, of which the first is this disk.
+/// Checks the filesystems. The first is on the disk with this number.
 pub(crate) fn check(map: &Map, first: u16, images: &[PathBuf]) {
     for (disk, image) in (first..).zip(images) {
         let device = with_metadata::device(disk);

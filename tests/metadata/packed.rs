@@ -1,6 +1,7 @@
 //! Filesystems that are made in one step: ISO 9660 with two trees, squashfs, EROFS with extended
 //! attributes that files share, and UFS2. All of their bytes have an owner, and none of them twice
-//! over: their sizes come from the programs that made them, the free space of UFS from The Sleuth Kit.
+//! over: their sizes come from the programs that made them, the free space of UFS from The Sleuth
+//! Kit.
 
 use super::with_metadata::{self, pieces};
 use std::ffi::{CString, OsStr};
@@ -58,8 +59,8 @@ fn write_tree(tree: &Path) {
     std::os::unix::fs::symlink("7".repeat(200), tree.join("link")).unwrap();
 }
 
-/// This machine's makefs puts the superblock of UFS2 where no kernel looks for it. Where it belongs,
-/// at 64 KiB, is the descriptor of the first cylinder group, which has room behind it.
+/// This machine's makefs puts the superblock of UFS2 where no kernel looks for it. Where it
+/// belongs, at 64 KiB, is the descriptor of the first cylinder group, which has room behind it.
 fn move_superblock(image: &Path) {
     let file = File::options().read(true).write(true).open(image).unwrap();
     let mut superblock = vec![0; 8192];
@@ -121,7 +122,7 @@ impl View<'_> {
     }
 }
 
-/// Checks the filesystems, of which the first is this disk.
+/// Checks the filesystems. The first is on the disk with this number.
 pub(crate) fn check(map: &Map, first: u16, images: &[PathBuf]) {
     let view = |number: usize| View { map, disk: first + number as u16, image: &images[number] };
     iso(&view(0));

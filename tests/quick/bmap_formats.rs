@@ -105,7 +105,7 @@ fn a_reparse_tag_is_in_the_formats_with_attributes() {
     assert!(
         read.objects().all(|object| object.attributes() == map.find(object.name()).unwrap().attributes())
     );
-    // A row of the table, as it was before there were tags.
+    // An older table has no column of tags.
     let columns = csv::COLUMNS[..18].join(",");
     let old = format!("{columns}\n1,0,512,512,f,/dev/sda1,/wof,,0,,,,,,,,,reparse-point\n");
     let read = csv::read(old.as_bytes()).unwrap();

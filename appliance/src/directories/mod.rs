@@ -1,8 +1,8 @@
 //! Where directories lie, on filesystems whose driver does not say: FAT, exFAT, ISO 9660, UDF, UFS.
 //!
 //! The place follows from the filesystem's own structures: from the table of clusters, a directory
-//! record, a file entry, or an inode. The agent reads these from the device past its cache, so that the
-//! kernel still has to read a directory when it lists it. The host compares that read with the
+//! record, a file entry, or an inode. The agent reads these from the device past its cache, so that
+//! the kernel still has to read a directory when it lists it. The host compares that read with the
 //! place: the kernel proves the computation.
 //!
 //! A volume may be hostile. What makes no sense has no place, and the host says so.
@@ -78,8 +78,8 @@ impl Volume {
         Some(place)
     }
 
-    /// The extents of the file with this inode number, where they say more than the driver: those of
-    /// UFS reach to the end of the last block.
+    /// The extents of the file with this inode number, where they say more than the driver: those
+    /// of UFS reach to the end of the last block.
     pub(crate) fn extents(&self, inode: u64) -> Option<Vec<Extent>> {
         match &self.kind {
             Kind::Ufs(ufs) => Some(ufs::place(ufs, &self.device, inode)?.extents),

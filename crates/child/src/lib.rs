@@ -158,8 +158,8 @@ pub fn run(command: Command, time: Duration) -> io::Result<Output> {
     run_with(command, |_| (), time)
 }
 
-/// As [`run`], while `write` writes its standard input on a thread of its own. That thread ends with
-/// the child.
+/// As [`run`], while `write` writes its standard input on a thread of its own. That thread ends
+/// with the child.
 ///
 /// # Errors
 /// As for [`run`].

@@ -199,16 +199,16 @@ impl Volume {
         })
     }
 
-    /// Bytes that a file of this size has allocated, without holes: whole blocks, but of a small file
-    /// the last one in fragments.
+    /// Bytes that a file of this size has allocated, without holes: whole blocks, but of a small
+    /// file the last one in fragments.
     fn allocated(&self, size: u64) -> u64 {
         let is_small = size.div_ceil(self.block) <= DIRECT;
         let unit = if is_small { self.fragment } else { self.block };
         size.checked_next_multiple_of(unit).unwrap_or(size)
     }
 
-    /// The inode with this number; `None` if there is no such, or it cannot be read. The whole block
-    /// of inodes is read.
+    /// The inode with this number; `None` if there is no such, or it cannot be read. The whole
+    /// block of inodes is read.
     pub fn inode(&self, read: Read<'_>, number: u64) -> Option<Inode> {
         let (group, within) = (number / self.group_inodes, number % self.group_inodes);
         let start = self.start(group).filter(|_| group < self.groups)?.checked_add(self.inodes)?;
@@ -241,8 +241,8 @@ impl Volume {
         Some(place)
     }
 
-    /// Adds the block of a file at this fragment, if it is not a hole. `rest` is what of the file is
-    /// still to be added.
+    /// Adds the block of a file at this fragment, if it is not a hole. `rest` is what of the file
+    /// is still to be added.
     fn add_data(&self, pointer: u64, rest: &mut Rest, data: &mut Vec<Part>) -> Option<()> {
         let (offset, length) = (rest.start.0, self.block.min(rest.len()));
         rest.start.0 += length;
@@ -388,9 +388,9 @@ mod tests {
         }
     }
 
-    /// A UFS1 of 2 groups of 64 fragments of 1 KiB, of which the second has 40; a block has 4.
-    /// Superblocks are at fragment 4, descriptors at 12, inodes from 16 to 20; in the second group, 4
-    /// fragments later. Inode 9 has an indirect block.
+    /// A UFS1 with fragments of 1 KiB, 4 to a block. Its groups have 64 and 40 fragments.
+    /// Superblocks are at fragment 4, descriptors at 12, inodes from 16 to 20; in the second group,
+    /// 4 fragments later. Inode 9 has an indirect block.
     fn disk() -> Vec<u8> {
         let mut disk = vec![0; 104 * K];
         let words = [

@@ -45,8 +45,8 @@ pub fn parse(text: &str, offset: &str) -> BTreeMap<String, Vec<Range>> {
         }
         let runs = object.descendants().filter(|n| named(n, "byte_run")).filter_map(|run| {
             let number = |name| run.attribute(name).and_then(|v| v.parse::<u64>().ok());
-            // A hole has no place, the run of an inode itself has no length, and data in a record of
-            // NTFS have place 0.
+            // A hole has no place, the run of an inode itself has no length, and data in a record
+            // of NTFS have place 0.
             let start = number(offset)?;
             let is_resident = run.attribute("type") == Some("resident");
             (run.attribute("fill").is_none() && !is_resident).then_some(start..start + number("len")?)

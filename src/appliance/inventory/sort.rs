@@ -95,8 +95,9 @@ pub(super) fn sort(reports: Vec<Report>, volumes: &[String], tables: &DmTable) -
 }
 
 /// Leaves out partitions that begin with their disk and show its filesystem once more, where that
-/// filesystem's own first sector is the boot sector with the table: a FAT that covers the whole disk
-/// (`mkfs.fat -I --mbr=y`), in whose boot sector Linux sees a partition table, and libblkid none.
+/// filesystem's own first sector is the boot sector with the table: a FAT that covers the whole
+/// disk (`mkfs.fat -I --mbr=y`), in whose boot sector Linux sees a partition table, and libblkid
+/// none.
 fn leave_out_copies(inventory: &mut Inventory, kinds: &mut Vec<(DeviceNumber, Content)>) {
     let content = |number: DeviceNumber| {
         let of = kinds.iter().find(|(other, _)| *other == number);

@@ -27,7 +27,8 @@ pub struct Volume {
     pub descriptors: Range<DeviceOffset>,
     /// The path tables of all trees.
     pub path_tables: Vec<Range<DeviceOffset>>,
-    /// The directories of all trees. Of several trees, such as that of Joliet, the kernel shows one.
+    /// The directories of all trees. Of several trees, such as that of Joliet, the kernel shows
+    /// one.
     pub directories: Vec<Range<DeviceOffset>>,
     /// The lists of what a computer can boot from.
     pub boot_catalogs: Vec<Range<DeviceOffset>>,
@@ -36,7 +37,8 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// The volume whose descriptors these are. `None`: its primary one is missing or makes no sense.
+    /// The volume whose descriptors these are. `None`: its primary one is missing or makes no
+    /// sense.
     pub fn of(read: Read<'_>) -> Option<Self> {
         let mut primary = None;
         let (mut trees, mut catalogs) = (Vec::new(), Vec::new());
@@ -86,7 +88,7 @@ struct Tree {
     block: u64,
     /// Bytes of each path table, without the rest of its last block.
     length: u64,
-    /// Up to four copies, of which the first has numbers with the lowest byte first.
+    /// Up to four copies. The numbers in the first have the lowest byte first.
     path_tables: Vec<Range<DeviceOffset>>,
 }
 
@@ -106,8 +108,8 @@ impl Tree {
         Some(Self { block, length, path_tables: path_tables.collect() })
     }
 
-    /// Adds the directories that the path table names (9.4). How long one is, says its first record,
-    /// which is that of itself.
+    /// Adds the directories that the path table names (9.4). How long one is, says its first
+    /// record, which is that of itself.
     fn add_directories(&self, read: Read<'_>, directories: &mut Vec<Range<DeviceOffset>>) -> Option<()> {
         let table = read(self.path_tables.first()?.start.0, self.length.min(LARGEST_TABLE))?;
         let mut rest = &*table;
@@ -166,8 +168,8 @@ mod tests {
         Range::new(first * SECTOR, (first + count) * SECTOR)
     }
 
-    /// A volume of 60 sectors: descriptors from sector 16 (one tree, a boot record, another tree, and
-    /// the end), path tables at 20, 21 and 30, directories at 22, 23 and 31, a catalog at 40.
+    /// A volume of 60 sectors: descriptors from sector 16 (one tree, a boot record, another tree,
+    /// and the end), path tables at 20, 21 and 30, directories at 22, 23 and 31, a catalog at 40.
     fn disk() -> Vec<u8> {
         let mut disk = vec![0; 60 * SECTOR as usize];
         for (number, kind) in [1u8, 0, 2, 255].into_iter().enumerate() {
