@@ -12,14 +12,16 @@ use std::ffi::CStr;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use virt_bmap_agent_protocol::record::{Extent, Operation};
 
 /// Files for which another thread is worth its start.
 const WORTH: usize = 16;
 
-/// Files after which the appliance's other processors are started.
-const MANY: usize = 1000;
+/// Files after which the appliance's other processors are started. Under emulation the start costs
+/// as much as asking about so many files, because the kernel patches its code, which must then be
+/// translated again. How many files are still to come is not known; so the cost is at most doubled.
+const MANY: usize = 8000;
 
 /// What the kernel says of a file.
 pub(super) struct Inspected {
@@ -37,15 +39,17 @@ pub(super) type Answer = Result<Inspected, (Operation, Errno)>;
 pub(super) struct Inspector {
     /// Whether the filesystem supports `O_DIRECT`; true until a call fails.
     has_direct: AtomicBool,
-    /// Files that it was asked about, as long as there is one processor.
+    /// Files that it was asked about, until the other processors are started.
     asked: usize,
+    /// The start of the other processors. This one goes on meanwhile.
+    start: Option<JoinHandle<()>>,
     /// The processors that are used.
     processors: usize,
 }
 
 impl Default for Inspector {
     fn default() -> Self {
-        Self { has_direct: AtomicBool::new(true), asked: 0, processors: 1 }
+        Self { has_direct: AtomicBool::new(true), asked: 0, start: None, processors: 1 }
     }
 }
 
@@ -55,9 +59,11 @@ impl Inspector {
         if self.asked < MANY {
             self.asked += files.len();
             if self.asked >= MANY {
-                start_processors();
-                self.processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+                self.start = Some(thread::spawn(start_processors));
             }
+        }
+        if self.start.take_if(|start| start.is_finished()).is_some() {
+            self.processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         }
         let this = &*self;
         let threads = self.processors.min(files.len() / WORTH).max(1);

@@ -49,12 +49,11 @@ fn describe_by(facts: &mut Facts, device: &Device<'_>, superblock: &[u8], read: 
         (superblock.le32(0x280)?, "[orphan file]"),
     ];
     let asked: Vec<_> = inodes.into_iter().filter(|(inode, _)| *inode > 0).collect();
-    let command: String = asked
-        .iter()
-        .map(|(inode, _)| format!("echo inode; debugfs -R 'stat <{inode}>' {} 2>/dev/null; ", device.node))
-        .collect();
-    let said = device.ask(&(command + "true"))?;
-    for (said, (_, name)) in said.split("inode\n").skip(1).zip(asked) {
+    // One process for all: each reads the superblock and all descriptors of groups when it starts.
+    let requests: String = asked.iter().map(|(inode, _)| format!("stat <{inode}>\\n")).collect();
+    let said =
+        device.ask(&format!("printf '{requests}' | debugfs -f - {} 2>/dev/null; true", device.node))?;
+    for (said, (_, name)) in said.split("debugfs: stat <").skip(1).zip(asked) {
         let blocks: Vec<_> = blocks(said)
             .filter_map(|(first, last)| {
                 let length = last.checked_sub(first)?.checked_add(1)?.checked_mul(block)?;
