@@ -57,7 +57,7 @@ fn map(generation: u64) -> Map {
     }
     let image = ImageFile { name: b"guest.raw".to_vec(), format: "raw".into() };
     builder.header_mut().images =
-        vec![ImageInfo { disk: 1, size: 1 << 46, sector: 512, image, chain: Vec::new() }];
+        vec![ImageInfo { disk: 1, size: 1 << 46, sector: 512, image, snapshot: None, chain: Vec::new() }];
     builder.build()
 }
 

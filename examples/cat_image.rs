@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
                 let name = arguments.next().context("--format needs the name of a format")?;
                 options.format = Some(name.to_string_lossy().parse()?);
             }
-            Some("--force-share") => options.force_share = true,
+            Some("--force-share") => options.access.force_share = true,
             _ => path = Some(PathBuf::from(argument)),
         }
     }

@@ -12,7 +12,7 @@ use virt_bmap_ranges::Printable;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: map_image IMAGE")?;
-    let disk = GuestDisk { location: Location::stated(&path)?, format: None };
+    let disk = GuestDisk::new(Location::stated(&path)?, None);
     let mapped = map_guest(&[disk], &MapperOptions::default(), &Cancel::default(), &mut |event| {
         if let MapEvent::Launching(launching) = event {
             eprintln!("{launching}");

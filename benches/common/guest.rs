@@ -42,8 +42,7 @@ pub(crate) struct Run {
 
 /// Maps an image once.
 pub(crate) fn map(image: &Path, options: &MapperOptions) -> Run {
-    let disks =
-        [GuestDisk { location: image.to_owned().into(), format: Some(virt_bmap_image::ImageFormat::Raw) }];
+    let disks = [GuestDisk::new(image.to_owned().into(), Some(virt_bmap_image::ImageFormat::Raw))];
     let (mut began, mut ended) = (None, None);
     let mapped = map_guest(&disks, options, &Cancel::default(), &mut |event| {
         if let MapEvent::Progress(phase, _) = event {

@@ -51,7 +51,7 @@ impl Origin {
     /// regular one, a key is needed to open a device, or another program may be writing to the
     /// images.
     pub fn of(images: &[Image], options: &MapperOptions) -> Option<Self> {
-        if !options.keys.is_empty() || options.force_share {
+        if !options.keys.is_empty() || options.access.force_share || options.access.key.is_some() {
             return None;
         }
         let mut files = Vec::new();
@@ -126,6 +126,8 @@ fn of_images(files: &[(PathBuf, FileState)], images: &[Image]) -> String {
     files.iter().for_each(|(_, state)| state.add_to(&mut key));
     for image in images {
         key.add(image.format.to_string().as_bytes());
+        key.add(&[u8::from(image.snapshot.is_some())]);
+        key.add(image.snapshot.as_deref().unwrap_or_default().as_bytes());
         // How many of the files are this image's.
         key.add(&(image.chain.len() as u64).to_le_bytes());
     }

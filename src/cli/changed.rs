@@ -15,7 +15,7 @@ use virt_bmap::changed::{
 };
 use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
-use virt_bmap_image::{self, Image, ImageFormat, Location, OpenOptions};
+use virt_bmap_image::{Image, ImageFormat, Location};
 use virt_bmap_map::diff::{self, Change};
 use virt_bmap_map::lookup::{DiskSize, HitRange, disk_size};
 use virt_bmap_map::{self as bmap, Kind, Map, Object};
@@ -55,6 +55,16 @@ pub(super) struct ChangedArgs {
     #[arg(long, value_name = "OLD", value_parser = location())]
     base: Option<Location>,
 
+    /// The older state is this snapshot inside of TOP, a qcow2 image
+    ///
+    /// The whole disks are then compared.
+    #[arg(long, value_name = "NAME", conflicts_with = "base")]
+    from_snapshot: Option<String>,
+
+    /// The newer state is this snapshot inside of TOP, not the present disk
+    #[arg(long, value_name = "NAME", requires = "from_snapshot")]
+    to_snapshot: Option<String>,
+
     /// Format of TOP; detected by default. If given, the images that TOP refers to are trusted
     #[arg(long, value_name = "FORMAT")]
     format: Option<ImageFormat>,
@@ -68,7 +78,7 @@ pub(super) struct ChangedArgs {
     disk: DiskNumber,
 
     /// Do not compare: treat all bytes that TOP holds as possibly changed
-    #[arg(long, conflicts_with = "base")]
+    #[arg(long, conflicts_with_all = ["base", "from_snapshot"])]
     no_compare: bool,
 
     /// Use only the map of the older state; new files then have no name
@@ -106,7 +116,8 @@ Exit status:
 Examples:
   virt-bmap-rs changed top.qcow2 --map guest.jsonl -o later.jsonl
   virt-bmap-rs changed top.qcow2 --map guest.jsonl --new later.jsonl --where --csv
-  virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl";
+  virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl
+  virt-bmap-rs changed guest.qcow2 --from-snapshot before --map guest.jsonl --new later.jsonl";
 
 pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     let stdin = Some(MapArg::File("-".into()));
@@ -164,6 +175,13 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
     })
 }
 
+impl ChangedArgs {
+    /// Whether two whole disks are compared, and not an image with the one below it.
+    fn compares_whole_disks(&self) -> bool {
+        self.base.is_some() || self.from_snapshot.is_some()
+    }
+}
+
 /// Where the map of the newer state comes from.
 enum Newer<'a> {
     /// The user has it.
@@ -217,15 +235,16 @@ struct Pair {
 
 impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
-        let force_share = args.make.mapping.force_share;
-        let open = |disk: &GuestDisk| {
-            virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, force_share })
-        };
+        let access = args.make.mapping.access()?;
         let tls = &args.make.mapping.tls;
-        let new_disk = GuestDisk { location: tls.completed(args.image.clone()), format: args.format };
-        let new = open(&new_disk)?;
+        let present = GuestDisk::new(tls.completed(args.image.clone()), args.format);
+        let new_disk = GuestDisk { snapshot: args.to_snapshot.clone(), ..present.clone() };
+        let new = new_disk.open(&access)?;
         let old_disk = match (&args.base, new.chain.get(1)) {
-            (Some(base), _) => GuestDisk { location: tls.completed(base.clone()), format: args.base_format },
+            _ if args.from_snapshot.is_some() => {
+                GuestDisk { snapshot: args.from_snapshot.clone(), ..present }
+            }
+            (Some(base), _) => GuestDisk::new(tls.completed(base.clone()), args.base_format),
             (None, None) => bail!(
                 "{}: the image has no image below it; name the older state of the disk with --base",
                 args.image
@@ -235,16 +254,16 @@ impl Pair {
                 // references of the image, which only the user can allow, by --format for the top
                 // image.
                 let is_stated = args.format.is_some() || below.format == Some(ImageFormat::Raw);
-                GuestDisk { location: below.location.clone(), format: below.format.filter(|_| is_stated) }
+                GuestDisk::new(below.location.clone(), below.format.filter(|_| is_stated))
             }
         };
-        let old = open(&old_disk)?;
+        let old = old_disk.open(&access)?;
         Ok(Self { old, new, old_disk, new_disk })
     }
 
     /// What was written, and the first error if some of it could not be compared.
     fn written(&self, args: &ChangedArgs) -> Result<(Written, Option<io::Error>)> {
-        let (held, zeroes) = if args.base.is_some() {
+        let (held, zeroes) = if args.compares_whole_disks() {
             let asked = not_in_holes(&*self.old.source, &*self.new.source);
             (asked.context("cannot find out which parts of the images are holes")?, IndexedRanges::default())
         } else {
@@ -261,7 +280,8 @@ impl Pair {
         counter.finish();
         let Compared { differs, unknown, error } = found;
         // Two whole disks: only the differences count as held by the newer one.
-        let held = if args.base.is_some() { differs.iter().chain(unknown.iter()).collect() } else { held };
+        let held =
+            if args.compares_whole_disks() { differs.iter().chain(unknown.iter()).collect() } else { held };
         Ok((Written { held, zeroes, differs, unknown }, error))
     }
 }
@@ -305,10 +325,15 @@ impl TextOutput<'_> {
             (None, Some(name)) => Printable(name.as_bytes()).to_string(),
             _ => old.to_string(),
         };
-        let names = [self.args.image.to_string(), old];
+        let at = |name: String, snapshot: &Option<String>| match snapshot {
+            Some(snapshot) => format!("{name} at {}", Printable(snapshot.as_bytes())),
+            None => name,
+        };
+        let names =
+            [at(self.args.image.to_string(), &self.args.to_snapshot), at(old, &self.args.from_snapshot)];
         let differ = Amount { exact: self.written.differs.bytes(), unknown: self.written.unknown.bytes() };
         let differ = self.amount(differ);
-        if self.args.base.is_some() {
+        if self.args.compares_whole_disks() {
             writeln!(out, "{} and {}: {differ} differ", names[1], names[0])?;
         } else {
             writeln!(

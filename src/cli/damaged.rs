@@ -87,7 +87,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     let list = args.list.read(&args.mapfile, args.subject.file().unwrap_or(Path::new("")))?;
     let map = if is_image(&args.subject, args.format)? {
         let location = args.make.mapping.tls.completed(args.subject.clone());
-        let disk = GuestDisk { location, format: args.format };
+        let disk = GuestDisk::new(location, args.format);
         let before = args.map.map_or(MadeBefore::Cached, |Beside::Auto| MadeBefore::Beside);
         let Some(map) = maker.make(&disk, true, before, None)? else { return Ok(maker.interrupted()) };
         map

@@ -51,9 +51,8 @@ pub(super) fn with_formats(
     }
     let format = |index: usize| formats.get(index).or(formats.first()).copied();
     let numbered = images.iter().enumerate();
-    let disk = |(index, location): (usize, &Location)| GuestDisk {
-        location: tls.completed(location.clone()),
-        format: format(index),
+    let disk = |(index, location): (usize, &Location)| {
+        GuestDisk::new(tls.completed(location.clone()), format(index))
     };
     Ok(numbered.map(disk).collect())
 }
@@ -183,7 +182,7 @@ impl<'a> Maker<'a> {
         let began = SystemTime::now();
         self.interruption.set_idle(false);
         let Some(images) = open(disks, &mapping, &self.cancel)? else { return Ok(None) };
-        let origin = Origin::of(&images, &mapper_options(&mapping));
+        let origin = Origin::of(&images, &mapper_options(&mapping)?);
         let place = origin.as_ref().and_then(|origin| Place::of(&images, origin));
         let (map, began) = match self.made_before(disk, before, origin.as_ref(), place.as_ref()) {
             Some(kept) => (kept.map, kept.made),
@@ -208,7 +207,7 @@ impl<'a> Maker<'a> {
     pub(super) fn beside(&mut self, disk: &GuestDisk) -> Result<Option<Map>> {
         let mapping = &self.options.mapping;
         let Some(images) = open(std::slice::from_ref(disk), mapping, &self.cancel)? else { return Ok(None) };
-        let origin = Origin::of(&images, &mapper_options(mapping));
+        let origin = Origin::of(&images, &mapper_options(mapping)?);
         let Some((origin, path)) = origin.zip(disk.location.file()) else {
             bail!("{}: {NO_ORIGIN}", disk.location);
         };

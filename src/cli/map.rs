@@ -26,7 +26,7 @@ use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::key::Key;
 use virt_bmap::probe::unlock::Derivation;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
-use virt_bmap_image::{Image, ImageFormat, Location, Tls};
+use virt_bmap_image::{Access, AllowedBacking, Image, ImageFormat, ImageKey, Location, Tls};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, FileType, Map, diff};
 use virt_bmap_ranges::Percent;
@@ -39,7 +39,7 @@ pub(super) struct MapArgs {
 
     /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs
     /// --force-share
-    #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format"])]
+    #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format", "snapshot"])]
     domain: Option<String>,
 
     /// Connection URI of the domain's libvirt host, as for `virsh -c`
@@ -69,6 +69,13 @@ pub(super) struct MapArgs {
     #[arg(long, value_name = "FORMAT")]
     format: Vec<String>,
 
+    /// Map the disk as it was at this snapshot inside of a qcow2 image
+    ///
+    /// If given once, the option applies to all images; if repeated, each applies to the images
+    /// after it, and an empty value (`--snapshot=`) returns to the present disk.
+    #[arg(long, value_name = "NAME")]
+    snapshot: Vec<String>,
+
     /// The baseline: an earlier map of this guest as JSON Lines; unchanged files are not read again
     ///
     /// The new map is the same as without this option. Standard error reports how much changed.
@@ -89,6 +96,15 @@ pub(super) struct MapOptions {
     /// disk at different times.
     #[arg(long)]
     pub(super) force_share: bool,
+
+    /// Trust images that name backing files or data files which match this pattern; can be repeated
+    ///
+    /// An absolute path, where `*` and `?` match no slash, for chains on block devices:
+    /// `--allow-backing '/dev/pve/*'`. Without it, an image whose format was detected may name plain
+    /// files only. With it, a guest that writes an image's header to its disk can make the program
+    /// read what matches.
+    #[arg(long, value_name = "GLOB")]
+    allow_backing: Vec<AllowedBacking>,
 
     /// Acceleration of the appliance
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
@@ -137,7 +153,8 @@ pub(super) struct MapOptions {
     /// Key of an encrypted device, as in the guestfs tools; can be repeated
     ///
     /// SELECTOR:key:PASSPHRASE or SELECTOR:file:NAME, where SELECTOR is a device (`/dev/sda2`), the
-    /// UUID of the encrypted device, or `all`.
+    /// UUID of the encrypted device, or `all`. With the selector `image`, it is the passphrase of
+    /// images that qemu encrypts: qcow2, and LUKS with `--format luks`.
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     key: Vec<Key>,
 
@@ -255,6 +272,21 @@ impl MapOptions {
             return None;
         };
         Some(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)))
+    }
+
+    /// What images may be opened, and with which key.
+    pub(super) fn access(&self) -> Result<Access> {
+        if !self.key.is_empty() {
+            // qemu's programs inherit this. A core dump with keys is worse than none.
+            virt_bmap_child::leave_no_core_dump().context("cannot switch off core dumps")?;
+        }
+        let mut passphrases = self.key.iter().filter_map(Key::of_image);
+        let key = passphrases.next().map(ImageKey::new).transpose();
+        if passphrases.next().is_some() {
+            bail!("--key image:… was given twice; all images have one passphrase");
+        }
+        let key = key.context("cannot keep the passphrase of the images in memory")?;
+        Ok(Access { force_share: self.force_share, allowed: self.allow_backing.clone(), key })
     }
 
     /// Whether maps have metadata, symbolic links and free space in memory.
@@ -420,7 +452,8 @@ pub(super) fn map_to(
 
     let (began, timer) = (SystemTime::now(), Instant::now());
     let images = open(disks, &options, &cancel)?;
-    let origin = images.as_ref().and_then(|images| Origin::of(images, &mapper_options(&options)));
+    let mapping = mapper_options(&options)?;
+    let origin = images.as_ref().and_then(|images| Origin::of(images, &mapping));
     let mapped = images.map(|images| make(&images, &options, &cancel)).transpose()?.flatten();
     let Some(mapped) = mapped else {
         note!("virt-bmap-rs: interrupted; no map was written");
@@ -477,17 +510,14 @@ pub(super) fn commit(
 
 /// Opens the images of a guest. `None` if the run was cancelled.
 pub(super) fn open(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Vec<Image>>> {
-    unless_cancelled(mapper::open(disks, options.force_share, cancel), options)
+    unless_cancelled(mapper::open(disks, &options.access()?, cancel), options)
 }
 
 /// Maps a guest and shows the progress. `None` if the run was cancelled.
 pub(super) fn make(images: &[Image], options: &MapOptions, cancel: &Cancel) -> Result<Option<Mapped>> {
-    if !options.key.is_empty() {
-        // qemu inherits this. A core dump with keys is worse than none.
-        virt_bmap_child::leave_no_core_dump().context("cannot switch off core dumps")?;
-    }
+    let mapping = mapper_options(options)?;
     let mut progress = Progress::new(options.quiet, options.progress);
-    let mapped = mapper::map_images(images, &mapper_options(options), cancel, &mut |event| {
+    let mapped = mapper::map_images(images, &mapping, cancel, &mut |event| {
         progress.show(&event);
     });
     progress.finish();
@@ -581,9 +611,9 @@ fn print_console(error: &MapError) {
 }
 
 /// The options for the library.
-pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
-    MapperOptions {
-        force_share: args.force_share,
+pub(super) fn mapper_options(args: &MapOptions) -> Result<MapperOptions> {
+    Ok(MapperOptions {
+        access: args.access()?,
         launch: LaunchOptions {
             acceleration: match args.accel {
                 Accel::Auto => Acceleration::Auto,
@@ -617,33 +647,41 @@ pub(super) fn mapper_options(args: &MapOptions) -> MapperOptions {
         },
         timeout: Duration::from_secs(args.timeout),
         ..MapperOptions::default()
-    }
+    })
 }
 
-/// The disks in the order of the command line, each with its format.
+/// The disks in the order of the command line, each with its format and snapshot.
 fn disks(args: &MapArgs, matches: &ArgMatches) -> Result<Vec<GuestDisk>> {
     let parse = |format: &String| -> Result<Option<ImageFormat>> {
         if format.is_empty() { Ok(None) } else { Ok(Some(format.parse::<ImageFormat>()?)) }
     };
     let formats = args.format.iter().map(parse).collect::<Result<Vec<_>>>()?;
     let positions = |id: &str| matches.indices_of(id).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
-    let format_positions = positions("format");
-    let format_for = |position: usize| match formats.as_slice() {
-        [only] => *only,
-        several => {
-            let before = format_positions.partition_point(|at| *at < position);
-            before.checked_sub(1).and_then(|index| several[index])
-        }
-    };
+    let snapshots: Vec<_> =
+        args.snapshot.iter().map(|name| Some(name.clone()).filter(|name| !name.is_empty())).collect();
+    let (of_formats, of_snapshots) = (positions("format"), positions("snapshot"));
     let named = positions("images").into_iter().zip(&args.images);
     let added = positions("add").into_iter().zip(&args.add);
     let mut disks: Vec<(usize, &Location)> = named.chain(added).collect();
     disks.sort_unstable_by_key(|(at, _)| *at);
     let disk = |(at, location): (usize, &Location)| GuestDisk {
         location: args.mapping.tls.completed(location.clone()),
-        format: format_for(at),
+        format: applying(&formats, &of_formats, at),
+        snapshot: applying(&snapshots, &of_snapshots, at),
     };
     Ok(disks.into_iter().map(disk).collect())
+}
+
+/// The value that applies to the image at a position of the command line: the only one, or else the
+/// last before the image.
+fn applying<T: Clone>(values: &[Option<T>], positions: &[usize], image: usize) -> Option<T> {
+    match values {
+        [only] => only.clone(),
+        several => {
+            let before = positions.partition_point(|at| *at < image);
+            before.checked_sub(1).and_then(|index| several.get(index)?.clone())
+        }
+    }
 }
 
 fn default_output(disks: &[GuestDisk]) -> Result<PathBuf> {

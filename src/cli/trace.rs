@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use top::{Top, TopStatus};
 use virt_bmap::mapper::{self, Cancel, GuestDisk};
-use virt_bmap_image::{self, Image, ImageFormat, Location, OpenOptions};
+use virt_bmap_image::{Image, ImageFormat, Location};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
 use virt_bmap_nbd::ListenAddress;
@@ -294,10 +294,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
 }
 
 fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
+    let access = args.mapping.access()?;
     let mut images = Vec::new();
     for disk in disks {
-        let options = OpenOptions { format: disk.format, force_share: args.mapping.force_share };
-        let image = virt_bmap_image::open(&disk.location, &options)?;
+        let image = disk.open(&access)?;
         if !args.mapping.quiet && args.map.is_some() {
             for warning in &image.warnings {
                 note!("virt-bmap-rs: warning: {warning}");

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::update::{self, Since};
-use virt_bmap_image::{self, Image, ImageFormat, Location, NbdUri, OpenOptions};
+use virt_bmap_image::{Access, Image, ImageFormat, Location, NbdUri};
 use virt_bmap_map::{self as bmap, FileType, Format as MapFormat, Header, ImageInfo, Map};
 use virt_bmap_ranges::{DiskNumber, Human, IndexedRanges, Printable};
 
@@ -107,12 +107,16 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         return Ok(exit);
     }
     options.start_log();
-    let disks = with_formats(&images, &args.image_format, &options.tls)?;
+    let mut disks = with_formats(&images, &args.image_format, &options.tls)?;
+    for (disk, info) in disks.iter_mut().zip(&old.header().images) {
+        disk.snapshot.clone_from(&info.snapshot);
+    }
     refuse_to_overwrite(&disks, &[out.to_owned()])?;
     // The images are closed before the guest is mapped, because the mapper opens and locks them.
     let (reason, written) = {
-        let images = open(&disks, old.header(), options.force_share)?;
-        let written = written(&images, &args.since, options.force_share)?;
+        let access = options.access()?;
+        let images = open(&disks, old.header(), &access)?;
+        let written = written(&images, &args.since, &access)?;
         (reason(&old, old_file, &images, written.as_ref()), written.unwrap_or_default())
     };
     let reason = reason
@@ -167,7 +171,7 @@ fn reason(
 fn written(
     images: &[Image],
     since: &[Since],
-    force_share: bool,
+    access: &Access,
 ) -> Result<Option<BTreeMap<DiskNumber, IndexedRanges>>> {
     if since.len() > 1 && since.len() != images.len() {
         bail!(
@@ -178,9 +182,8 @@ fn written(
     }
     let Some(first) = since.first() else { return Ok(None) };
     let each = since.iter().chain(std::iter::repeat(first));
-    let of_disk = |((disk, image), since): ((DiskNumber, &Image), &Since)| {
-        Ok((disk, since.written(image, force_share)?))
-    };
+    let of_disk =
+        |((disk, image), since): ((DiskNumber, &Image), &Since)| Ok((disk, since.written(image, access)?));
     (1..).zip(images).zip(each).map(of_disk).collect::<Result<_>>().map(Some)
 }
 
@@ -233,11 +236,11 @@ fn refuse_lossy(old: &Map, out: &Path) -> Result<()> {
 
 /// Opens the images and checks their formats. A guest can write data to a raw disk that look like
 /// another format, so a changed format must be stated by the user.
-fn open(disks: &[GuestDisk], header: &Header, force_share: bool) -> Result<Vec<Image>> {
+fn open(disks: &[GuestDisk], header: &Header, access: &Access) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (disk, info) in disks.iter().zip(&header.images) {
-        let image = virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, force_share })
-            .with_context(|| match disk.location.file().is_none_or(Path::exists) {
+        let image =
+            disk.open(access).with_context(|| match disk.location.file().is_none_or(Path::exists) {
                 true => format!("disk {} of the map", info.disk),
                 false => format!(
                     "disk {} of the map does not exist at its old path; name the new one with --image",

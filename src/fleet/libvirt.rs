@@ -124,7 +124,7 @@ impl Host {
             }
         };
         let format = disk.format.as_deref().map(str::parse::<ImageFormat>).transpose();
-        Ok(GuestDisk { location, format: format.map_err(|error| cannot(error.to_string()))? })
+        Ok(GuestDisk::new(location, format.map_err(|error| cannot(error.to_string()))?))
     }
 
     fn virsh(&self, words: &[&str]) -> Result<String, LibvirtError> {

@@ -31,6 +31,8 @@ struct DiskLine {
     path: Text,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     format: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    snapshot: Option<String>,
 }
 
 /// Writes the guests.
@@ -42,6 +44,7 @@ pub fn write(guests: &[Guest], mut output: impl Write) -> io::Result<()> {
         let disk = |disk: &GuestDisk| DiskLine {
             path: Text::from(disk.location.text().as_os_str()),
             format: disk.format.map(|format| format.to_string()),
+            snapshot: disk.snapshot.clone(),
         };
         let line = Line { id: guest.id.to_string(), disks: guest.disks.iter().map(disk).collect() };
         serde_json::to_writer(&mut output, &line)?;
@@ -109,7 +112,7 @@ fn guest(line: &[u8], base: &Path) -> Result<Guest, GuestError> {
             Err(error) => return Err(GuestError::Uri(id.to_string(), error)),
         };
         let format = disk.format.map(|format| format.parse()).transpose()?;
-        Ok(GuestDisk { location, format })
+        Ok(GuestDisk { location, format, snapshot: disk.snapshot })
     };
     let disks = line.disks.into_iter().map(disk).collect::<Result<_, GuestError>>()?;
     Ok(Guest { id, disks })
@@ -166,8 +169,8 @@ mod tests {
                 .map(|name| Guest {
                     id: GuestId::of_name(&name),
                     disks: vec![GuestDisk {
-                        location: Location::File(Path::new("/").join(OsString::from_vec(name))),
-                        format: None,
+                        snapshot: name.first().is_some_and(u8::is_ascii_digit).then(|| "before".to_owned()),
+                        ..GuestDisk::new(Location::File(Path::new("/").join(OsString::from_vec(name))), None)
                     }],
                 })
                 .collect();

@@ -53,7 +53,7 @@ pub fn plan(places: &[PathBuf]) -> Result<Vec<Guest>, FleetError> {
         .map(|one| {
             let id = one.id();
             let id = if uses[&id] > 1 { id.with_hash_of(one.path.as_os_str().as_bytes()) } else { id };
-            Guest { id, disks: vec![GuestDisk { location: Location::File(one.path), format: None }] }
+            Guest { id, disks: vec![GuestDisk::new(Location::File(one.path), None)] }
         })
         .collect();
     guests.sort_by(|a, b| a.id.cmp(&b.id));

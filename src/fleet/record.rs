@@ -97,6 +97,9 @@ pub struct MappedDisk {
     pub path: Text,
     /// The format, if the manifest states it.
     pub stated: Option<String>,
+    /// The snapshot inside the image, if the manifest states one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// The properties found when it was opened, before it was read.
     pub opened: Option<OpenedDisk>,
 }
@@ -110,6 +113,7 @@ impl MappedDisk {
             .map(|(disk, opened)| Self {
                 path: Text::from(disk.location.name().as_os_str()),
                 stated: disk.format.map(|format| format.to_string()),
+                snapshot: disk.snapshot.clone(),
                 opened,
             })
             .collect()

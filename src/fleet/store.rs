@@ -212,7 +212,9 @@ impl Store {
             return Some(Stale::OtherOptions);
         }
         let asked = MappedDisk::all(guest, Vec::new());
-        let is_same = |(a, b): (&MappedDisk, &MappedDisk)| a.path == b.path && a.stated == b.stated;
+        let is_same = |(a, b): (&MappedDisk, &MappedDisk)| {
+            (&a.path, &a.stated, &a.snapshot) == (&b.path, &b.stated, &b.snapshot)
+        };
         if asked.len() != record.disks.len() || !asked.iter().zip(&record.disks).all(is_same) {
             return Some(Stale::OtherDisks);
         }

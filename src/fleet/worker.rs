@@ -20,7 +20,7 @@ use virt_bmap_map::{Balance, Warning, diff};
 
 /// The program that maps a guest. Its command line is that of this program: `options`,
 /// `--progress=json`, an `-o` for each map, in an update `--earlier=MAP`, and for each disk a
-/// `--format=` and an `-a`.
+/// `--format=` and an `-a`, with a `--snapshot=` between if the guest has one.
 #[derive(Clone, Debug)]
 pub struct Mapper {
     /// The program.
@@ -51,10 +51,15 @@ impl Mapper {
         if let Some(baseline) = baseline {
             command.arg([OsStr::new("--earlier="), baseline.as_os_str()].into_iter().collect::<OsString>());
         }
+        let has_snapshots = guest.disks.iter().any(|disk| disk.snapshot.is_some());
         for disk in &guest.disks {
             let format = disk.format.map_or("", |format| format.driver());
+            command.arg(format!("--format={format}"));
+            if has_snapshots {
+                command.arg(format!("--snapshot={}", disk.snapshot.as_deref().unwrap_or("")));
+            }
             // As the value of an option, so that no path is parsed as an option.
-            command.arg(format!("--format={format}")).arg("-a").arg(disk.location.text());
+            command.arg("-a").arg(disk.location.text());
         }
         command
     }

@@ -16,6 +16,7 @@ pub fn described(images: &[Image]) -> Vec<ImageInfo> {
         size: image.source.size(),
         sector: Geometry::of(&*image.source).sector,
         image: file(&image.location, Some(image.format)),
+        snapshot: image.snapshot.clone(),
         chain: image.chain.iter().skip(1).map(|below| file(&below.location, below.format)).collect(),
     };
     (1..).zip(images).map(info).collect()

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use virt_bmap_image::{Image, Location, OpenOptions, Source};
+use virt_bmap_image::{Access, Image, ImageFormat, Location, OpenError, OpenOptions, Source};
 use virt_bmap_map::{Cause, ImageInfo, Map, Warning};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 
@@ -41,7 +41,25 @@ pub struct GuestDisk {
     /// The image.
     pub location: Location,
     /// Its format, if the user states it.
-    pub format: Option<virt_bmap_image::ImageFormat>,
+    pub format: Option<ImageFormat>,
+    /// The internal snapshot of a qcow2 image; `None` for the present disk.
+    pub snapshot: Option<String>,
+}
+
+impl GuestDisk {
+    /// The present disk of an image.
+    pub fn new(location: Location, format: Option<ImageFormat>) -> Self {
+        Self { location, format, snapshot: None }
+    }
+
+    /// Opens the image.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn open(&self, access: &Access) -> Result<Image, OpenError> {
+        let (format, snapshot) = (self.format, self.snapshot.clone());
+        virt_bmap_image::open(&self.location, &OpenOptions { format, snapshot, access: access.clone() })
+    }
 }
 
 /// A map, and facts about the run that made it.
@@ -106,22 +124,21 @@ pub fn map_guest(
     observe: &mut dyn FnMut(MapEvent<'_>),
 ) -> Result<Mapped, MapError> {
     let began = Instant::now();
-    let mapped = map_images(&open(disks, options.force_share, cancel)?, options, cancel, observe)?;
+    let mapped = map_images(&open(disks, &options.access, cancel)?, options, cancel, observe)?;
     Ok(Mapped { elapsed: began.elapsed(), ..mapped })
 }
 
-/// Opens the images of a guest's disks. `force_share`: even if another program has locked them.
+/// Opens the images of a guest's disks.
 ///
 /// # Errors
 /// [`MapError`]
-pub fn open(disks: &[GuestDisk], force_share: bool, cancel: &Cancel) -> Result<Vec<Image>, MapError> {
+pub fn open(disks: &[GuestDisk], access: &Access, cancel: &Cancel) -> Result<Vec<Image>, MapError> {
     if !(1..=MOST_DISKS).contains(&disks.len()) {
         return Err(MapError::Disks(disks.len()));
     }
     let mut opened = Vec::new();
     for disk in disks {
-        let open = OpenOptions { format: disk.format, force_share };
-        opened.push(virt_bmap_image::open(&disk.location, &open)?);
+        opened.push(disk.open(access)?);
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
         }

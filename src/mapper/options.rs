@@ -7,12 +7,13 @@ use crate::probe::unlock::Derivation;
 use crate::probe::{Legs, Probe};
 use std::sync::Arc;
 use std::time::Duration;
+use virt_bmap_image::Access;
 
 /// How to map.
 #[derive(Clone, Debug)]
 pub struct MapperOptions {
-    /// Read images although another program may be writing to them.
-    pub force_share: bool,
+    /// What may be opened, and with which key.
+    pub access: Access,
     /// How to launch the appliance.
     pub launch: LaunchOptions,
     /// How to read the guest's files.
@@ -37,7 +38,7 @@ pub struct MapperOptions {
 impl Default for MapperOptions {
     fn default() -> Self {
         Self {
-            force_share: false,
+            access: Access::default(),
             launch: LaunchOptions::default(),
             probe: Probe::default(),
             baseline: None,

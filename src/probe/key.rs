@@ -27,7 +27,7 @@ pub struct Key {
 pub enum KeyError {
     /// It has another form.
     #[error(
-        "{0:?} is not a key: write SELECTOR:key:STRING or SELECTOR:file:NAME, with a device, a UUID or `all` as SELECTOR"
+        "{0:?} is not a key: write SELECTOR:key:STRING or SELECTOR:file:NAME, with a device, a UUID, `all` or `image` as SELECTOR"
     )]
     Form(String),
     /// Its file cannot be read.
@@ -75,8 +75,19 @@ impl FromStr for Key {
 }
 
 impl Key {
+    /// The selector of the key of images that qemu encrypts.
+    const IMAGE: &str = "image";
+
+    /// The passphrase, if it is that of images that qemu encrypts.
+    pub fn of_image(&self) -> Option<&[u8]> {
+        (self.selector == Self::IMAGE).then(|| self.secret.expose())
+    }
+
     /// Whether the key is for this device, or for this UUID.
     pub fn fits(&self, device: &str, uuid: Option<&str>) -> bool {
+        if self.of_image().is_some() {
+            return false;
+        }
         let is_uuid = uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(&self.selector));
         self.selector == "all" || self.selector == device || is_uuid
     }
@@ -106,6 +117,8 @@ mod tests {
 
     #[test]
     fn keys_are_chosen_by_device_or_uuid() {
+        let key: Key = "image:key:x".parse().unwrap();
+        assert!(!key.fits("image", None) && key.of_image() == Some(b"x"));
         let key: Key = "0B5EBB5C-66D9:key:x".parse().unwrap();
         assert!(key.fits("/dev/sda1", Some("0b5ebb5c-66d9")));
         assert!(!key.fits("/dev/sda1", None));

@@ -3,7 +3,7 @@
 use crate::changed::{Compared, compare, not_in_holes};
 use std::io;
 use std::str::FromStr;
-use virt_bmap_image::{self, BadUri, Image, Location, OpenError, OpenOptions};
+use virt_bmap_image::{self, Access, BadUri, Image, Location, OpenError, OpenOptions};
 use virt_bmap_map::rangelist;
 use virt_bmap_ranges::IndexedRanges;
 
@@ -61,19 +61,23 @@ impl Since {
     ///
     /// # Errors
     /// [`SinceError`]
-    pub fn written(&self, image: &Image, force_share: bool) -> Result<IndexedRanges, SinceError> {
+    pub fn written(&self, image: &Image, access: &Access) -> Result<IndexedRanges, SinceError> {
         let options = rangelist::RangeListOptions::of(rangelist::Kind::Nbdinfo);
         let old = match self {
             Self::Bitmap(name) => {
                 return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &options))?.spans);
             }
             Self::Snapshot(name) => image.snapshot(name)?,
-            Self::Image(old) if image.chain.get(1).is_some_and(|below| is_same(&below.location, old)) => {
+            Self::Image(old)
+                if image.snapshot.is_none()
+                    && image.chain.get(1).is_some_and(|below| is_same(&below.location, old)) =>
+            {
                 let layer = image.layer()?;
                 return Ok(layer.data.iter().chain(layer.zeroes.iter()).collect());
             }
             Self::Image(old) => {
-                virt_bmap_image::open(old, &OpenOptions { format: None, force_share })?.source
+                let options = OpenOptions { access: access.clone(), ..OpenOptions::default() };
+                virt_bmap_image::open(old, &options)?.source
             }
         };
         let within = not_in_holes(&*old, &*image.source).map_err(SinceError::Holes)?;

@@ -182,7 +182,12 @@ shutdown
 
     // With both maps given: with `--where`, for two raw disks, and without a comparison of the
     // data.
-    tools::run("sh", ["-c", &format!("cd {} && qemu-img convert -O raw top.qcow2 later.raw", dir.display())]);
+    // The same states inside of one image.
+    let script = "qemu-img convert -O raw top.qcow2 later.raw && \
+         qemu-img convert -f raw -O qcow2 guest.raw guest.qcow2 && \
+         qemu-img snapshot -c before guest.qcow2 && \
+         qemu-img convert -n -f raw -O qcow2 later.raw guest.qcow2";
+    assert!(run(dir, script).status.success());
     for line in &lines[1..] {
         let output = run(dir, &format!("virt-bmap-rs {line}"));
         assert!(output.status.success() && output.stderr.is_empty(), "{line}");
@@ -194,6 +199,23 @@ shutdown
     assert_eq!((&place["file_start"], &place["file_end"]), (&70_000.into(), &70_011.into()));
     let raw = ask(dir, "changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl", 0);
     assert_eq!(raw["rows"], made["rows"]);
+    let inside = "changed guest.qcow2 --from-snapshot before";
+    let present = ask(dir, &format!("{inside} --map guest.jsonl --new later.jsonl"), 0);
+    assert_eq!(present["rows"], made["rows"]);
+    let script =
+        "qemu-img snapshot -c 'a, b' guest.qcow2 && qemu-io -f qcow2 -c 'write -P 1 0 1M' guest.qcow2";
+    assert!(run(dir, script).status.success());
+    let two = ask(dir, &format!("{inside} --to-snapshot 'a, b' --map guest.jsonl --new later.jsonl"), 0);
+    assert_eq!(two, present);
+    // The map of a snapshot, which is updated as such.
+    assert!(run(dir, "virt-bmap-rs guest.qcow2 --snapshot before -q -o before.jsonl").status.success());
+    let body = |name: &str| {
+        let map = fs::read_to_string(dir.join(name)).unwrap();
+        map.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(body("before.jsonl") == body("guest.jsonl"));
+    let updated = run(dir, "virt-bmap-rs update before.jsonl");
+    assert_eq!((updated.status.code(), &updated.stdout[..]), (Some(0), &b"unchanged\n"[..]));
     let loose = ask(dir, "changed top.qcow2 --map guest.jsonl --new later.jsonl --no-compare --exit-code", 4);
     for (path, row) in by_path(&loose, "f") {
         assert_eq!(row["written"], 0, "{row}");

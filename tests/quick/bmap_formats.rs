@@ -132,6 +132,7 @@ fn header() -> Header {
                 size: 0x10_0000,
                 sector: 512,
                 image: file(b"guest-000001.vmdk", "vmdk"),
+                snapshot: None,
                 chain: vec![file(b"base\n\xff.vmdk", "vmdk")],
             },
             ImageInfo {
@@ -139,6 +140,7 @@ fn header() -> Header {
                 size: 0x10_0000,
                 sector: 512,
                 image: file(b"/tmp/data & more", "raw"),
+                snapshot: None,
                 chain: vec![],
             },
         ],
@@ -317,7 +319,8 @@ mod round_trips {
 
     fn header() -> impl Strategy<Value = Header> {
         let files = prop::collection::vec((bytes(), any::<String>()), 1..4);
-        let images = prop::collection::vec((1u16..9, any::<[u64; 2]>(), files), 0..3);
+        let images =
+            prop::collection::vec((1u16..9, any::<[u64; 2]>(), any::<Option<String>>(), files), 0..3);
         let numbers = any::<([Option<u64>; 4], [u64; 2])>();
         // The inode numbers are close to each other, so that some groups of eight are neighbours.
         let first = prop_oneof![0..200u64, any::<u64>()].prop_map(|inode| inode / 8 * 8 + 1);
@@ -325,9 +328,10 @@ mod round_trips {
         let filesystems = prop::collection::vec((bytes(), any::<String>(), numbers, inodes), 0..3);
         let rest = (prop::collection::vec(any::<String>(), 0..3), prop::collection::vec(bytes(), 0..3));
         (images, filesystems, rest).prop_map(|(images, filesystems, (warnings, comments))| {
-            let images = images.into_iter().map(|(disk, [size, sector], files)| {
+            let images = images.into_iter().map(|(disk, [size, sector], snapshot, files)| {
                 let mut files = files.iter().map(|(name, format)| file(name, format));
-                ImageInfo { disk, size, sector, image: files.next().unwrap(), chain: files.collect() }
+                let image = files.next().unwrap();
+                ImageInfo { disk, size, sector, image, snapshot, chain: files.collect() }
             });
             let filesystems = filesystems.into_iter().map(|(device, kind, (numbers, counts), inodes)| {
                 let ([block_size, size, free, free_mapped], [directories, files]) = (numbers, counts);

@@ -314,14 +314,14 @@ mod properties {
 
         #[test]
         fn a_header_is_read_back(
-            images in prop::collection::vec((1u16..9, any::<u64>(), prop::collection::vec((prop::collection::vec(any::<u8>(), 0..9), "[ -~]{0,6}|\\PC{0,4}"), 1..4)), 0..4),
+            images in prop::collection::vec((1u16..9, any::<u64>(), any::<Option<String>>(), prop::collection::vec((prop::collection::vec(any::<u8>(), 0..9), "[ -~]{0,6}|\\PC{0,4}"), 1..4)), 0..4),
             filesystems in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..6), any::<String>(), any::<[Option<u64>; 4]>(), any::<[u64; 2]>()), 0..3),
             warnings in prop::collection::vec(any::<String>(), 0..3),
             comments in prop::collection::vec(" ?[^\n]{0,9}", 0..3),
         ) {
             let file = |(name, format): &(Vec<u8>, String)| ImageFile { name: name.clone(), format: format.clone() };
-            let images = images.iter().map(|(disk, size, files)| ImageInfo {
-                disk: *disk, size: *size, sector: size / 3, image: file(&files[0]), chain: files[1..].iter().map(file).collect(),
+            let images = images.iter().map(|(disk, size, snapshot, files)| ImageInfo {
+                disk: *disk, size: *size, sector: size / 3, image: file(&files[0]), snapshot: snapshot.clone(), chain: files[1..].iter().map(file).collect(),
             }).collect();
             let filesystems = filesystems.into_iter().map(|(device, kind, [block_size, size, free, free_mapped], [directories, files])| {
                 Filesystem { device, kind, block_size, size, free, free_mapped, directories, files, ..Filesystem::default() }
@@ -379,9 +379,17 @@ fn the_format_is_frozen() {
                 size: 6_442_450_944,
                 sector: 512,
                 image: file(b"guest-000002.vmdk", "vmdk"),
+                snapshot: None,
                 chain: vec![file(b"../guest 1.vmdk", "vmdk"), file(b"base\n\xff.vmdk", "vmdk")],
             },
-            ImageInfo { disk: 2, size: 512, sector: 512, image: file(b"/tmp/data", "raw"), chain: vec![] },
+            ImageInfo {
+                disk: 2,
+                size: 512,
+                sector: 512,
+                image: file(b"/tmp/data", "raw"),
+                snapshot: None,
+                chain: vec![],
+            },
         ],
         filesystems: vec![
             Filesystem {

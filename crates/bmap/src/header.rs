@@ -80,6 +80,8 @@ pub struct ImageInfo {
     pub sector: u64,
     /// The top image, which the user named.
     pub image: ImageFile,
+    /// The snapshot inside the image that the map is of; `None`: the present disk.
+    pub snapshot: Option<String>,
     /// The images below it, from its direct backing file (or snapshot parent) down to the base.
     pub chain: Vec<ImageFile>,
 }

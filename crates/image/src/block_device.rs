@@ -5,19 +5,23 @@
 //! problem: every value has a key, only commas have to be doubled, and a name need not be UTF-8, as
 //! it must in a `json:` description.
 
-use super::OpenError;
+use super::access::{Access, ImageKey};
 use super::link::{Link, Node};
 use super::nbd_uri::{NbdUri, Server};
 use super::tls::Credentials;
+use super::{ImageFormat, OpenError};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::process::Command;
 
 /// A block device in the syntax of `--image-opts`, and the keys that it needs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Description {
     options: Vec<u8>,
     credentials: Option<Credentials>,
+    /// The passphrase of the encrypted images among them.
+    key: Option<ImageKey>,
 }
 
 impl Description {
@@ -25,8 +29,8 @@ impl Description {
     ///
     /// # Errors
     /// The keys of its NBD server are missing or cannot be used.
-    pub(super) fn of_file(link: &Link, force_share: bool) -> Result<Self, OpenError> {
-        Self::of_chain(std::slice::from_ref(link), force_share)
+    pub(super) fn of_file(link: &Link, access: &Access) -> Result<Self, OpenError> {
+        Self::of_chain(std::slice::from_ref(link), access)
     }
 
     /// An image and explicitly all images below it: qemu opens these files and no others, whatever
@@ -34,14 +38,17 @@ impl Description {
     ///
     /// # Errors
     /// The keys of an NBD server are missing or cannot be used.
-    pub(super) fn of_chain(chain: &[Link], force_share: bool) -> Result<Self, OpenError> {
+    pub(super) fn of_chain(chain: &[Link], access: &Access) -> Result<Self, OpenError> {
         let mut description = Self::default();
         let mut prefix = String::new();
         for link in chain {
             description.link(&prefix, link)?;
             prefix.push_str("backing.");
         }
-        Ok(description.end(force_share))
+        if chain.iter().any(|link| link.is_encrypted) {
+            description.key.clone_from(&access.key);
+        }
+        Ok(description.end(access.force_share))
     }
 
     fn end(mut self, force_share: bool) -> Self {
@@ -60,6 +67,11 @@ impl Description {
             Node::Device => self.file(prefix, "file", "host_device", &link.path),
             Node::File | Node::Other => self.file(prefix, "file", "file", &link.path),
             Node::Nbd(uri) => self.nbd(prefix, uri)?,
+        }
+        if link.is_encrypted {
+            let option =
+                if link.format == Some(ImageFormat::Luks) { "key-secret" } else { "encrypt.key-secret" };
+            self.add(prefix, option, ImageKey::ID.as_ref());
         }
         if let Some(data_file) = &link.data_file {
             self.file(prefix, "data-file", "file", data_file);
@@ -106,10 +118,19 @@ impl Description {
         push_value(&mut self.options, value);
     }
 
-    /// The arguments that state it.
-    pub(super) fn to_arguments(&self) -> Vec<OsString> {
-        let keys = self.credentials.iter().flat_map(|keys| ["--object".into(), keys.to_argument()]);
-        keys.chain(["--image-opts".into(), OsString::from_vec(self.options.clone())]).collect()
+    /// Adds the arguments that state it. `path` is the image, for messages.
+    ///
+    /// # Errors
+    /// The system's error of handing over the passphrase.
+    pub(super) fn state(&self, command: &mut Command, path: &Path) -> Result<(), OpenError> {
+        if let Some(keys) = &self.credentials {
+            command.arg("--object").arg(keys.to_argument());
+        }
+        if let Some(key) = &self.key {
+            key.give(command, path)?;
+        }
+        command.arg("--image-opts").arg(OsString::from_vec(self.options.clone()));
+        Ok(())
     }
 
     /// The description, as qemu repeats it in messages.
@@ -142,7 +163,7 @@ mod tests {
     fn commas_are_doubled_and_other_bytes_stay() {
         let link = link(b"/a,b/\xffnbd:c", None);
         assert_eq!(
-            Description::of_file(&link, true).unwrap().options,
+            Description::of_file(&link, &Access { force_share: true, ..Access::default() }).unwrap().options,
             b"file.driver=file,file.filename=/a,,b/\xffnbd:c,read-only=on,force-share=on"
         );
     }
@@ -154,7 +175,7 @@ mod tests {
         let mut base = link(b"/dev/b", Some(ImageFormat::Raw));
         base.node = Node::Device;
         assert_eq!(
-            Description::of_chain(&[top, base], false).unwrap().options,
+            Description::of_chain(&[top, base], &Access::default()).unwrap().options,
             b"driver=qcow2,file.driver=file,file.filename=/t,data-file.driver=file,data-file.filename=/d,\
               backing.driver=raw,backing.file.driver=host_device,backing.file.filename=/dev/b,read-only=on"
         );
@@ -171,9 +192,11 @@ mod tests {
         ] {
             let node = Node::Nbd(Box::new(NbdUri::parse(uri.as_ref()).unwrap()));
             let link = Link { format: Some(ImageFormat::Raw), ..Link::new(uri.into(), node) };
-            let description = Description::of_file(&link, false).unwrap();
+            let description = Description::of_file(&link, &Access::default()).unwrap();
             assert_eq!(description.as_text(), format!("driver=raw,file.driver=nbd,{described},read-only=on"));
-            assert_eq!(description.to_arguments().len(), 2);
+            let mut command = Command::new("qemu-img");
+            description.state(&mut command, "/i".as_ref()).unwrap();
+            assert_eq!(command.get_args().count(), 2);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! detected format every file in the chain must be a plain local file, and qemu gets the whole
 //! chain instead of following it itself.
 
+use super::access::Access;
 use super::error::FileRole;
 use super::file::PlainFile;
 use super::foreign::{self, Foreign};
@@ -47,14 +48,10 @@ pub(super) struct Chain {
 ///
 /// # Errors
 /// [`OpenError`] names the file and the reason.
-pub(super) fn follow(
-    path: &Path,
-    stated: Option<ImageFormat>,
-    force_share: bool,
-) -> Result<Chain, OpenError> {
+pub(super) fn follow(path: &Path, stated: Option<ImageFormat>, access: &Access) -> Result<Chain, OpenError> {
     let trust = if stated.is_some() { Trust::Stated } else { Trust::Found };
     let absolute = std::path::absolute(path).map_err(|error| OpenError::from_io(path, error))?;
-    let mut walk = Walk { trust, force_share, links: Vec::new(), seen: Vec::new(), dirty: Vec::new() };
+    let mut walk = Walk { trust, access, links: Vec::new(), seen: Vec::new(), dirty: Vec::new() };
     let file = PlainFile::open(&absolute)?;
     let mut next = walk.link(&file, absolute, stated)?;
     while let Some(below) = next {
@@ -72,9 +69,9 @@ pub(super) fn follow(
     Ok(Chain { links: walk.links, top: file, dirty: walk.dirty })
 }
 
-struct Walk {
+struct Walk<'a> {
     trust: Trust,
-    force_share: bool,
+    access: &'a Access,
     links: Vec<Link>,
     /// Identities of the images so far.
     seen: Vec<(u64, u64)>,
@@ -89,7 +86,7 @@ enum Below {
     Other(Link),
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Adds `file` as the next image of the chain. `known` is its format if the user or the image
     /// above states it.
     fn link(
@@ -103,7 +100,7 @@ impl Walk {
         }
         self.seen.push(file.identity);
         let fail = |error| OpenError::from_io(&path, error);
-        if !self.force_share && lock::is_locked(&file.file) {
+        if !self.access.force_share && lock::is_locked(&file.file) {
             return Err(OpenError::Locked { path });
         }
 
@@ -131,7 +128,12 @@ impl Walk {
             }
             Unreadable::Broken(reason) => OpenError::Corrupt { path: path.clone(), format, reason },
         })?;
-        if let (None, Trust::Found, Some(first)) = (known, self.trust, references.files.first())
+        link.is_encrypted = references.is_encrypted;
+        if link.is_encrypted && self.access.key.is_none() {
+            return Err(OpenError::Encrypted { path });
+        }
+        let mut unexpected = references.files.iter().filter(|reference| !self.is_allowed(&link, reference));
+        if let (None, Trust::Found, Some(first)) = (known, self.trust, unexpected.next())
             && (file.is_device || is_raw_by_name(&path))
         {
             let (reference, role) = (first.name.clone().into(), first.role);
@@ -167,7 +169,7 @@ impl Walk {
 
     /// Detects a format with qemu-img, or confirms it.
     fn ask(&mut self, link: &Link) -> Result<Info, OpenError> {
-        let info = qemu_img::info(link, self.force_share)?;
+        let info = qemu_img::info(link, self.access)?;
         if info.dirty_flag {
             self.dirty.push(link.path.clone());
         }
@@ -213,7 +215,7 @@ impl Walk {
                 return Err(self.untrusted(referrer, reference, "not an extent but another descriptor"));
             }
         }
-        if !self.force_share && lock::is_locked(&file.file) {
+        if !self.access.force_share && lock::is_locked(&file.file) {
             return Err(OpenError::Locked { path });
         }
         enough(&path, file.size, reference.needed)?;
@@ -236,7 +238,7 @@ impl Walk {
         }
         let path = referrer.path.parent().unwrap_or(Path::new("/")).join(&reference.name);
         match PlainFile::open(&path) {
-            Ok(file) if file.is_device => match self.trust {
+            Ok(file) if file.is_device && !self.is_allowed(referrer, reference) => match self.trust {
                 Trust::Stated => Ok(Some((path, file))),
                 Trust::Found => refuse("a device"),
             },
@@ -247,6 +249,13 @@ impl Walk {
             Err(OpenError::NotAFile { .. } | OpenError::Directory { .. }) => refuse("not a plain file"),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the user allows an image of any format to name this file.
+    fn is_allowed(&self, referrer: &Link, reference: &Reference) -> bool {
+        let path = referrer.path.parent().unwrap_or(Path::new("/")).join(&reference.name);
+        reference.role != FileRole::Extent
+            && self.access.allowed.iter().any(|allowed| allowed.contains(&path))
     }
 
     fn untrusted(&self, referrer: &Link, reference: &Reference, reason: &'static str) -> OpenError {

@@ -250,6 +250,7 @@ fn append(runs: &mut Vec<Run>, run: Run) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::access::Access;
     use super::super::chain::follow;
     use super::*;
     use std::path::{Path, PathBuf};
@@ -331,8 +332,8 @@ mod tests {
     }
 
     fn open_chain(top: &Path) -> Direct {
-        let links = follow(top, None, false).unwrap().links;
-        let description = Description::of_chain(&links, false).unwrap();
+        let links = follow(top, None, &Access::default()).unwrap().links;
+        let description = Description::of_chain(&links, &Access::default()).unwrap();
         Direct::new(QemuNbd::start(&description, &links[0], None).unwrap(), &description, &links)
     }
 

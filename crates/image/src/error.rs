@@ -111,8 +111,16 @@ pub enum OpenError {
         actual: u64,
     },
     /// Its contents are encrypted by qemu.
-    #[error("{path:?} is encrypted; decrypt it first, for instance with qemu-img convert --object secret,…")]
+    #[error(
+        "{path:?} is encrypted by qemu; give its passphrase with --key image:file:NAME or --key image:key:STRING"
+    )]
     Encrypted {
+        /// The image, or a file that it refers to.
+        path: PathBuf,
+    },
+    /// The passphrase of an encrypted image is wrong.
+    #[error("{path:?} is encrypted by qemu, and the passphrase of --key image:… does not fit")]
+    WrongKey {
         /// The image, or a file that it refers to.
         path: PathBuf,
     },

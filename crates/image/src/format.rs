@@ -54,6 +54,9 @@ formats! {
     Bochs = "bochs",
     /// Compressed loop, of live CDs.
     Cloop = "cloop",
+    /// A disk that qemu encrypts with LUKS. Only where it is stated: a raw disk that a guest
+    /// encrypts looks the same.
+    Luks = "luks",
 }
 
 impl fmt::Display for ImageFormat {
@@ -88,7 +91,7 @@ impl FromStr for ImageFormat {
 /// The format that the name of a file promises.
 pub(super) fn format_by_name(path: &Path) -> Option<ImageFormat> {
     match suffix(path)?.as_str() {
-        "qcow" | "raw" => None,
+        "qcow" | "raw" | "luks" => None,
         name => name.parse().ok(),
     }
 }

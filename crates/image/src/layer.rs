@@ -1,5 +1,7 @@
 //! The data that an image itself holds, its dirty bitmaps, and its internal snapshots.
 
+use super::block_device::Description;
+use super::link::Link;
 use super::map_entry::MapEntry;
 use super::qemu_nbd::QemuNbd;
 use super::{Image, ImageFormat, OpenError, QemuArguments, Source, qemu_img};
@@ -33,20 +35,20 @@ pub struct Layer {
 
 impl Image {
     /// The bytes that this image itself holds, by `qemu-img map`. An image without images below it
-    /// holds all.
+    /// holds all, and so does a snapshot, whose tables qemu-img does not list.
     ///
     /// # Errors
     /// qemu-img cannot be run, or fails.
     pub fn layer(&self) -> Result<Layer, OpenError> {
-        let QemuArguments { description, top, force_share } = &self.qemu;
+        let QemuArguments { description, top, access } = &self.qemu;
         let size = self.source.size();
-        if self.chain.len() < 2 {
+        if self.chain.len() < 2 || self.snapshot.is_some() {
             let all = IndexedRanges::from_iter([DiskRange::new(0, size)]);
             return Ok(Layer { data: all, zeroes: IndexedRanges::default(), cluster: None });
         }
-        let cluster = qemu_img::info(top, *force_share)?.cluster_size;
+        let cluster = qemu_img::info(top, access)?.cluster_size;
         let (mut data, mut zeroes) = (Vec::new(), Vec::new());
-        qemu_img::map(description, &top.path, MAX_CPU, *force_share, |entry| {
+        qemu_img::map(description, &top.path, MAX_CPU, access.force_share, |entry| {
             let range = entry.within(size);
             match entry {
                 MapEntry { depth: 1.., .. } => {}
@@ -70,23 +72,7 @@ impl Image {
     /// It is not a qcow2 image, or has no such snapshot.
     pub fn snapshot(&self, name: &str) -> Result<Arc<dyn Source>, OpenError> {
         let QemuArguments { description, top, .. } = &self.qemu;
-        if self.format != ImageFormat::Qcow2 {
-            let path = top.path.clone();
-            return Err(OpenError::Unsupported {
-                path,
-                kind: "no qcow2 image, and so it has no snapshots inside",
-            });
-        }
-        match QemuNbd::start(description, top, Some(name)) {
-            Ok(captive) => Ok(Arc::new(captive)),
-            // The image itself has been opened before.
-            Err(OpenError::Corrupt { path, reason, .. }) => Err(OpenError::Refused {
-                program: QEMU_NBD,
-                path,
-                reason: format!("snapshot {name:?}: {reason}"),
-            }),
-            Err(error) => Err(error),
-        }
+        Ok(Arc::new(snapshot(description, top, name)?))
     }
 
     /// Passes the dirty bitmap `name` of a qcow2 image, or of one below it, to `read`: the output
@@ -102,15 +88,39 @@ impl Image {
         read: impl FnOnce(&mut dyn io::Read) -> Result<T, E>,
     ) -> Result<T, OpenError> {
         let QemuArguments { description, top, .. } = &self.qemu;
+        let refuse = |kind| Err(OpenError::Unsupported { path: top.path.clone(), kind });
         if self.format != ImageFormat::Qcow2 {
-            let path = top.path.clone();
-            return Err(OpenError::Unsupported { path, kind: "no qcow2 image, and so it has no bitmaps" });
+            return refuse("no qcow2 image, and so it has no bitmaps");
+        }
+        if self.snapshot.is_some() {
+            return refuse("opened at a snapshot, and bitmaps are of the present state");
         }
         let mut command = child::command(NBDINFO.as_ref());
         command.arg(format!("--map=qemu:dirty-bitmap:{name}")).args(["--json", "--", "["]);
         command.args([QEMU_NBD, "--read-only", "--bitmap", name]);
-        command.args(description.to_arguments()).arg("]");
+        description.state(&mut command, &top.path)?;
+        command.arg("]");
         qemu_img::ask(NBDINFO, command, &top.path, MAX_CPU, read)
+    }
+}
+
+/// Serves the disk as it was at the internal snapshot `name` of a qcow2 image.
+///
+/// # Errors
+/// As for [`Image::snapshot`].
+pub(super) fn snapshot(description: &Description, top: &Link, name: &str) -> Result<QemuNbd, OpenError> {
+    if top.format != Some(ImageFormat::Qcow2) {
+        let (path, kind) = (top.path.clone(), "no qcow2 image, and so it has no snapshots inside");
+        return Err(OpenError::Unsupported { path, kind });
+    }
+    match QemuNbd::start(description, top, Some(name)) {
+        // The image itself has been opened before.
+        Err(OpenError::Corrupt { path, reason, .. }) => Err(OpenError::Refused {
+            program: QEMU_NBD,
+            path,
+            reason: format!("snapshot {name:?}: {reason}"),
+        }),
+        other => other,
     }
 }
 

@@ -9,6 +9,7 @@
 //! [`OpenError::Untrusted`] lists the references that are refused unless the user states the
 //! image's format.
 
+mod access;
 mod block_device;
 mod chain;
 mod context;
@@ -35,6 +36,7 @@ mod tls;
 mod vmdk;
 mod writable;
 
+pub use access::{Access, AllowedBacking, BadPattern, ImageKey};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
@@ -59,13 +61,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How to open an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// The image's format, if the user states it. The references of an image with a stated format
     /// are trusted; a raw image is never parsed. `None`: detect the format and trust no references.
     pub format: Option<ImageFormat>,
-    /// Read the image although another program may be writing to it.
-    pub force_share: bool,
+    /// The internal snapshot of a qcow2 image whose disk to open. `None`: the present disk.
+    pub snapshot: Option<String>,
+    /// What may be opened, and with which key.
+    pub access: Access,
 }
 
 /// An image that has been opened.
@@ -79,6 +83,8 @@ pub struct Image {
     pub format: ImageFormat,
     /// All images of the chain, from the image itself down to the base.
     pub chain: Vec<ImageFile>,
+    /// The internal snapshot that was opened, if one was.
+    pub snapshot: Option<String>,
     /// Warnings for the user.
     pub warnings: Vec<Warning>,
     /// How to start qemu's programs on it.
@@ -91,7 +97,7 @@ struct QemuArguments {
     description: Description,
     /// The image itself.
     top: Link,
-    force_share: bool,
+    access: Access,
 }
 
 impl fmt::Debug for Image {
@@ -136,7 +142,7 @@ pub struct ImageFile {
 /// Exhaustive, so that callers have to handle each new warning.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
-    /// It was opened with [`OpenOptions::force_share`].
+    /// It was opened with [`Access::force_share`].
     #[error("{path:?} may be written to while it is read, and the map may be torn")]
     MayBeTorn {
         /// The image.
@@ -188,8 +194,9 @@ pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenErr
 }
 
 fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
-    let OpenOptions { format: stated, force_share } = *options;
-    let Chain { links, top, dirty } = chain::follow(path, stated, force_share)?;
+    let OpenOptions { format: stated, snapshot, access } = options;
+    let (stated, force_share) = (*stated, access.force_share);
+    let Chain { links, top, dirty } = chain::follow(path, stated, access)?;
     // The top of a chain always has a format, stated or detected.
     let format = links.first().and_then(|link| link.format).unwrap_or(ImageFormat::Raw);
     if let (ImageFormat::Raw, None, false, Some(expected)) =
@@ -202,9 +209,10 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     if force_share {
         warnings.push(Warning::MayBeTorn { path: path.to_owned() });
     }
-    let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), force_share };
-    let qemu = QemuArguments { description: for_qemu.description(0)?, top: links[0].clone(), force_share };
-    let source: Arc<dyn Source> = if format == ImageFormat::Raw {
+    let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), access };
+    let description = for_qemu.description(0)?;
+    let qemu = QemuArguments { description, top: links[0].clone(), access: access.clone() };
+    let source: Arc<dyn Source> = if format == ImageFormat::Raw && snapshot.is_none() {
         if !force_share {
             lock::hold(&top.file);
         }
@@ -219,46 +227,58 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
             for_qemu.check(&dirty)?;
         }
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
-        let captive = QemuNbd::start(&qemu.description, &qemu.top, None)?;
-        // Data that another program writes may move.
-        if force_share {
+        let captive = serve(&qemu.description, &qemu.top, snapshot.as_deref())?;
+        // Data that another program writes may move. Only qemu reads what is encrypted, and qemu-img
+        // does not say where the data of a snapshot are.
+        if force_share || snapshot.is_some() || links.iter().any(|link| link.is_encrypted) {
             Arc::new(captive)
         } else {
             Arc::new(Direct::new(captive, &qemu.description, &links))
         }
     };
     let chain = links.into_iter().map(ImageFile::from).collect();
-    Ok(Image { source, location: Location::File(path.to_owned()), format, chain, warnings, qemu })
+    let (location, snapshot) = (Location::File(path.to_owned()), snapshot.clone());
+    Ok(Image { source, location, format, chain, snapshot, warnings, qemu })
+}
+
+/// Starts a child that serves an image, or a snapshot in it.
+fn serve(description: &Description, top: &Link, snapshot: Option<&str>) -> Result<QemuNbd, OpenError> {
+    match snapshot {
+        Some(name) => layer::snapshot(description, top, name),
+        None => QemuNbd::start(description, top, None),
+    }
 }
 
 /// Opens an export of an NBD server. Without a stated format it is raw: whoever serves it has
 /// opened the image.
 fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
-    let OpenOptions { format: stated, force_share } = *options;
+    let OpenOptions { format: stated, snapshot, access } = options;
     let format = stated.unwrap_or(ImageFormat::Raw);
     let location = Location::Nbd(Box::new(uri.clone()));
     let node = Node::Nbd(Box::new(uri.clone()));
-    let top = Link { format: Some(format), ..Link::new(location.name().into(), node) };
-    let links = [top];
-    let for_qemu = ChainForQemu { chain: &links, all: false, force_share };
-    let description = for_qemu.description(0)?;
+    let mut top = Link { format: Some(format), ..Link::new(location.name().into(), node) };
     let mut warnings = Vec::new();
+    let mut is_dirty = false;
     if format != ImageFormat::Raw {
-        if qemu_img::info(&links[0], force_share)?.dirty_flag {
-            warnings.push(Warning::Unclean { path: links[0].path.clone() });
-        } else {
-            for_qemu.check(&[])?;
-        }
+        let info = qemu_img::info(&top, access)?;
+        (top.is_encrypted, is_dirty) = (info.encrypted, info.dirty_flag);
     }
-    let [top] = links;
-    let captive = QemuNbd::start(&description, &top, None)?;
+    if is_dirty {
+        warnings.push(Warning::Unclean { path: top.path.clone() });
+    }
+    let for_qemu = ChainForQemu { chain: std::slice::from_ref(&top), all: false, access };
+    let description = for_qemu.description(0)?;
+    if !is_dirty {
+        for_qemu.check(&[])?;
+    }
+    let captive = serve(&description, &top, snapshot.as_deref())?;
     if captive.export_size() != captive.size() {
         let (size, rounded) = (captive.export_size(), captive.size());
         warnings.push(Warning::RoundedUp { path: top.path.clone(), size, rounded });
     }
-    let qemu = QemuArguments { description, top: top.clone(), force_share };
-    let chain = vec![ImageFile::from(top)];
-    Ok(Image { source: Arc::new(captive), location, format, chain, warnings, qemu })
+    let qemu = QemuArguments { description, top: top.clone(), access: access.clone() };
+    let (chain, snapshot) = (vec![ImageFile::from(top)], snapshot.clone());
+    Ok(Image { source: Arc::new(captive), location, format, chain, snapshot, warnings, qemu })
 }
 
 /// Describes the images of a chain to qemu's programs.
@@ -267,14 +287,14 @@ struct ChainForQemu<'c> {
     /// Whether a description names every image below. Otherwise, for an image that the user trusts,
     /// it names only the image, and qemu follows the references in it.
     all: bool,
-    force_share: bool,
+    access: &'c Access,
 }
 
 impl ChainForQemu<'_> {
     /// The image at place `index` of the chain.
     fn description(&self, index: usize) -> Result<Description, OpenError> {
         let end = if self.all { self.chain.len() } else { index + 1 };
-        Description::of_chain(&self.chain[index..end], self.force_share)
+        Description::of_chain(&self.chain[index..end], self.access)
     }
 
     /// Checks each image of the chain, except those that are known to be unclean and those that

@@ -19,6 +19,8 @@ pub(super) struct Link {
     pub(super) data_file: Option<PathBuf>,
     /// Other files that hold its data.
     pub(super) extents: Vec<PathBuf>,
+    /// Whether qemu encrypts its data.
+    pub(super) is_encrypted: bool,
 }
 
 /// What holds the bytes of an image.
@@ -36,7 +38,7 @@ pub(super) enum Node {
 
 impl Link {
     pub(super) fn new(path: PathBuf, node: Node) -> Self {
-        Self { path, node, format: None, data_file: None, extents: Vec::new() }
+        Self { path, node, format: None, data_file: None, extents: Vec::new(), is_encrypted: false }
     }
 
     /// Whether all its bytes are in files and block devices of this host.

@@ -1,5 +1,6 @@
 //! Runs `qemu-img` to identify and check images.
 
+use super::access::Access;
 use super::block_device::Description;
 use super::file::PlainFile;
 use super::format::format_by_name;
@@ -34,8 +35,9 @@ pub(super) struct Info {
     /// Whether the image was not closed as it should be.
     #[serde(default)]
     pub(super) dirty_flag: bool,
+    /// Whether its data are encrypted by qemu.
     #[serde(default)]
-    encrypted: bool,
+    pub(super) encrypted: bool,
     /// Bytes in which the image's file is allocated, where its format has such a unit.
     pub(super) cluster_size: Option<u64>,
 }
@@ -45,9 +47,9 @@ pub(super) struct Info {
 ///
 /// # Errors
 /// qemu-img refuses the file, or cannot be run.
-pub(super) fn info(link: &Link, force_share: bool) -> Result<Info, OpenError> {
-    let description = Description::of_file(link, force_share)?;
-    let output = run("info", &description, &link.path, INFO_TIME, force_share)?;
+pub(super) fn info(link: &Link, access: &Access) -> Result<Info, OpenError> {
+    let description = Description::of_file(link, access)?;
+    let output = run("info", &description, &link.path, INFO_TIME, access.force_share)?;
     if !output.status.success() {
         return Err(complaint(QEMU_IMG, &output.stderr, &description, link));
     }
@@ -56,7 +58,7 @@ pub(super) fn info(link: &Link, force_share: bool) -> Result<Info, OpenError> {
         path: link.path.clone(),
         reason: format!("its answer is not understood: {error}"),
     })?;
-    if info.encrypted {
+    if info.encrypted && access.key.is_none() {
         return Err(OpenError::Encrypted { path: link.path.clone() });
     }
     Ok(info)
@@ -105,7 +107,7 @@ pub(super) fn map(
     force_share: bool,
     each: impl FnMut(MapEntry),
 ) -> Result<(), OpenError> {
-    let command = command("map", description, force_share);
+    let command = command("map", description, path, force_share)?;
     ask(QEMU_IMG, command, path, cpu, |stdout| map_entry::read(stdout, each))
 }
 
@@ -143,7 +145,7 @@ fn run(
     limit: Duration,
     force_share: bool,
 ) -> Result<child::Output, OpenError> {
-    let mut command = command(subcommand, description, force_share);
+    let mut command = command(subcommand, description, path, force_share)?;
     child::limit(&mut command, MEMORY, limit);
     child::run(command, limit).map_err(|source| match source.kind() {
         io::ErrorKind::TimedOut => OpenError::TimedOut { program: QEMU_IMG, path: path.to_owned(), limit },
@@ -151,14 +153,19 @@ fn run(
     })
 }
 
-fn command(subcommand: &str, description: &Description, force_share: bool) -> Command {
+fn command(
+    subcommand: &str,
+    description: &Description,
+    path: &Path,
+    force_share: bool,
+) -> Result<Command, OpenError> {
     let mut command = child::command(QEMU_IMG.as_ref());
     command.args([subcommand, "--output=json"]);
     if force_share {
         command.arg("--force-share");
     }
-    command.args(description.to_arguments());
-    command
+    description.state(&mut command, path)?;
+    Ok(command)
 }
 
 /// Classifies the failure to start one of qemu's programs.
@@ -183,6 +190,10 @@ pub(super) fn complaint(
     let said = String::from_utf8_lossy(stderr);
     if said.contains("Failed to get") && said.contains("lock") {
         return OpenError::Locked { path };
+    }
+    // qcrypto_block_luks_open() in qemu's crypto/block-luks.c.
+    if said.contains("Invalid password, cannot unlock any keyslot") {
+        return OpenError::WrongKey { path };
     }
     // qemu advises to repair the image itself, which may be evidence.
     let has_log = PlainFile::open(&path).is_ok_and(|file| references::has_vhdx_log(&file).unwrap_or(false));

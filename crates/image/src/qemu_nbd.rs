@@ -97,7 +97,7 @@ impl QemuNbd {
             // As in a description, a comma would end the name.
             command.arg(format!("--load-snapshot=snapshot.name={}", name.replace(',', ",,")));
         }
-        command.args(description.to_arguments());
+        description.state(&mut command, &link.path)?;
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut captive = Captive::spawn(command, &link.path)?;
 

@@ -33,6 +33,8 @@ pub(super) struct References {
     pub(super) files: Vec<Reference>,
     /// Least length of the image's own file, if known.
     pub(super) needed: u64,
+    /// Whether qemu encrypts its data.
+    pub(super) is_encrypted: bool,
 }
 
 /// A file that an image needs.
@@ -95,7 +97,8 @@ pub(super) fn read(file: &PlainFile, format: ImageFormat) -> Result<References, 
         ImageFormat::Vhdx if foreign::is_differencing_vhdx(file)? => {
             Err(Unreadable::Foreign(foreign::DIFFERENCING_VHDX))
         }
-        ImageFormat::Vdi => Ok(References { files: Vec::new(), needed: vdi_size(file)? }),
+        ImageFormat::Vdi => Ok(References { needed: vdi_size(file)?, ..References::default() }),
+        ImageFormat::Luks => Ok(References { is_encrypted: true, ..References::default() }),
         _ => Ok(References::default()),
     }
 }
@@ -180,7 +183,8 @@ fn le64(header: &[u8], offset: usize) -> Result<u64, Unreadable> {
 fn qcow(file: &PlainFile) -> Result<References, Unreadable> {
     let header = file.read(0, PROBE_SIZE)?;
     let backing = backing(file, be64(&header, 8)?, be32(&header, 16)? as usize, None)?;
-    Ok(References { files: backing.into_iter().collect(), needed: 0 })
+    let is_encrypted = be32(&header, 36)? != 0;
+    Ok(References { files: backing.into_iter().collect(), needed: 0, is_encrypted })
 }
 
 fn qed(file: &PlainFile) -> Result<References, Unreadable> {
@@ -193,7 +197,7 @@ fn qed(file: &PlainFile) -> Result<References, Unreadable> {
     }
     let format = (features & BACKING_IS_RAW != 0).then(|| ImageFormat::Raw.to_string());
     let backing = backing(file, le32(&header, 56)?.into(), le32(&header, 60)? as usize, format)?;
-    Ok(References { files: backing.into_iter().collect(), needed: 0 })
+    Ok(References { files: backing.into_iter().collect(), ..References::default() })
 }
 
 fn qcow2(file: &PlainFile) -> Result<References, Unreadable> {
@@ -254,7 +258,8 @@ fn qcow2(file: &PlainFile) -> Result<References, Unreadable> {
         }
     }
     files.extend(backing(file, backing_offset, backing_size, format)?);
-    Ok(References { files, needed: qcow2_size(file, &header, cluster)? })
+    let is_encrypted = be32(&header, 32)? != 0;
+    Ok(References { files, needed: qcow2_size(file, &header, cluster)?, is_encrypted })
 }
 
 /// How long the file must be to hold its tables. A table that is cut off is not noticed by qemu,

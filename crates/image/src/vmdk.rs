@@ -66,7 +66,7 @@ pub(super) fn references(file: &PlainFile) -> Result<References, Unreadable> {
         let name = OsStr::from_bytes(name).to_owned();
         files.push(Reference { role: FileRole::Backing, name, format: Some("vmdk".to_owned()), needed: 0 });
     }
-    Ok(References { files, needed: 0 })
+    Ok(References { files, ..References::default() })
 }
 
 /// Whether a file that a descriptor names as its extent is a descriptor in disguise, and would name

@@ -75,7 +75,7 @@ impl Output<'_> {
     ) -> Result<Watched> {
         let cancel = Cancel::default();
         let metadata = before.lists_metadata();
-        let map_options = MapperOptions { metadata, ..mapper_options(options) };
+        let map_options = MapperOptions { metadata, ..mapper_options(options)? };
         let map: MapDisks = Box::new({
             let cancel = cancel.clone();
             move |disks| {

@@ -140,6 +140,7 @@ fn all_other_formats() {
         (ImageFormat::Qcow2, &["-o", "compat=0.10"]),
         (ImageFormat::Qcow2, &["-o", "cluster_size=512,preallocation=metadata"]),
         (ImageFormat::Qcow2, &["-o", "extended_l2=on,cluster_size=128k"]),
+        (ImageFormat::Qcow2, &["-c", "-o", "compression_type=zstd"]),
         (ImageFormat::Qed, &[]),
         (ImageFormat::Vdi, &[]),
         (ImageFormat::Vdi, &["-o", "static=on"]),

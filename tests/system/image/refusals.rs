@@ -8,7 +8,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
-use virt_bmap_image::{self, FileRole, ImageFormat, OpenError, OpenOptions, Warning};
+use virt_bmap_image::{self, Access, FileRole, ImageFormat, OpenError, OpenOptions, Warning};
 use virt_bmap_testutil::tools::{copy_program, needs};
 
 #[test]
@@ -228,7 +228,11 @@ fn an_image_that_is_in_use() {
             assert!(error.to_string().contains("--force-share"), "{error}");
             let shared = virt_bmap_image::open(
                 &path.clone().into(),
-                &OpenOptions { format: stated, force_share: true },
+                &OpenOptions {
+                    format: stated,
+                    access: Access { force_share: true, ..Access::default() },
+                    ..OpenOptions::default()
+                },
             )
             .unwrap();
             assert_eq!(shared.warnings, [Warning::MayBeTorn { path: path.clone() }]);

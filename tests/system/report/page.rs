@@ -321,7 +321,7 @@ fn hostile() -> (Map, Vec<Vec<u8>>) {
     builder.header_mut().warnings = vec![Warning::sentence(evil)];
     let image = ImageFile { name: evil.as_bytes().to_vec(), format: "raw".into() };
     builder.header_mut().images =
-        vec![ImageInfo { disk: 1, size: 1 << 20, sector: 512, image, chain: Vec::new() }];
+        vec![ImageInfo { disk: 1, size: 1 << 20, sector: 512, image, snapshot: None, chain: Vec::new() }];
     builder.header_mut().filesystems =
         vec![Filesystem { device: evil.as_bytes().to_vec(), kind: evil.into(), ..Filesystem::default() }];
     for (name, place) in names.iter().zip(1..) {

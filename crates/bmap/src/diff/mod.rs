@@ -590,7 +590,7 @@ mod tests {
         let mut builder = MapBuilder::new(Header::default());
         let image = ImageFile { name: b"guest.raw".to_vec(), format: "raw".into() };
         builder.header_mut().images =
-            vec![ImageInfo { disk: 1, size: 4096, sector: 512, image, chain: Vec::new() }];
+            vec![ImageInfo { disk: 1, size: 4096, sector: 512, image, snapshot: None, chain: Vec::new() }];
         for (path, inode, bytes) in [(&b"/a"[..], 9, 0x100), (b"/empty", 10, 0)] {
             let known = Attributes { inode: Some(inode), size: Some(bytes), ..Attributes::default() };
             let file = builder.object(ObjectName::path(Kind::File, b"/dev/sda1", path), known).unwrap();

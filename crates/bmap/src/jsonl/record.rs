@@ -60,6 +60,8 @@ struct ImageRecord {
     sector: u64,
     name: Text,
     format: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    snapshot: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     chain: Vec<FileRecord>,
 }
@@ -347,13 +349,15 @@ impl ImageRecord {
     fn new(image: &ImageInfo) -> Self {
         let FileRecord { name, format } = FileRecord::new(&image.image);
         let chain = image.chain.iter().map(FileRecord::new).collect();
-        Self { disk: image.disk, size: image.size, sector: image.sector, name, format, chain }
+        let snapshot = image.snapshot.clone();
+        Self { disk: image.disk, size: image.size, sector: image.sector, name, format, snapshot, chain }
     }
 
     fn unpack(self) -> ImageInfo {
-        let Self { disk, size, sector, name, format, chain } = self;
+        let Self { disk, size, sector, name, format, snapshot, chain } = self;
         let image = FileRecord { name, format }.unpack();
-        ImageInfo { disk, size, sector, image, chain: chain.into_iter().map(FileRecord::unpack).collect() }
+        let chain = chain.into_iter().map(FileRecord::unpack).collect();
+        ImageInfo { disk, size, sector, image, snapshot, chain }
     }
 }
 

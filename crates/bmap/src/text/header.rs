@@ -64,8 +64,15 @@ pub(super) fn parse(header: &mut Header, line: &[u8]) -> Result<(), LineError> {
             }
             None => (SECTOR, fields),
         };
+        let (snapshot, fields) = match field(fields, b"snapshot=") {
+            Some((name, fields)) => {
+                let name = String::from_utf8(unescape(name)?.into_owned());
+                (Some(name.map_err(|_| LineError::Header { expected: "snapshot=NAME in UTF-8" })?), fields)
+            }
+            None => (None, fields),
+        };
         let image = image_file(fields)?;
-        header.images.push(ImageInfo { disk, size, sector, image, chain: Vec::new() });
+        header.images.push(ImageInfo { disk, size, sector, image, snapshot, chain: Vec::new() });
     } else if let Some(fields) = text.strip_prefix(BACKING) {
         let (disk, fields) = disk_number(fields).ok_or(LineError::Header { expected: "a disk number" })?;
         let top = header.images.last_mut().filter(|top| top.disk == disk);
@@ -180,6 +187,11 @@ pub(super) fn push(out: &mut Vec<u8>, header: &Header) -> Result<(), WriteError>
         out.extend_from_slice(format!("# disk {} size={} ", image.disk, image.size).as_bytes());
         if image.sector != SECTOR {
             out.extend_from_slice(format!("sector={} ", image.sector).as_bytes());
+        }
+        if let Some(snapshot) = &image.snapshot {
+            out.extend_from_slice(b"snapshot=");
+            push_escaped(out, snapshot.as_bytes(), |byte| byte == b' ' || needs_escape(byte));
+            out.push(b' ');
         }
         push_image_file(out, &image.image);
         for file in &image.chain {
