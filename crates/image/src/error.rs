@@ -64,6 +64,45 @@ pub enum OpenError {
         /// The role of the missing file.
         role: FileRole,
     },
+    /// A segment of a disk that is not the first.
+    #[error(
+        "{path:?} is by its name a segment of a disk, but not the first; name {first:?}, or give it another name"
+    )]
+    NotFirstSegment {
+        /// The segment.
+        path: PathBuf,
+        /// The first one, which may not exist.
+        first: PathBuf,
+    },
+    /// A segment of a disk does not exist.
+    #[error("{path:?} is missing: the disk has the segment {later:?} after it; put it back there")]
+    NoSegment {
+        /// The segment that is missing.
+        path: PathBuf,
+        /// The next one that is there.
+        later: PathBuf,
+    },
+    /// A segment has not the size of the first one.
+    #[error(
+        "{path:?} has {size} bytes, and the first segment of the disk has {usual}: only the last one may be \
+         smaller; use a complete copy of it"
+    )]
+    SegmentSize {
+        /// The segment.
+        path: PathBuf,
+        /// Bytes that it has.
+        size: u64,
+        /// Bytes of the first segment.
+        usual: u64,
+    },
+    /// A disk has too many segments.
+    #[error("the disk at {path:?} has more than {limit} segments; join them with cat")]
+    TooManySegments {
+        /// The first segment.
+        path: PathBuf,
+        /// Most segments that are opened.
+        limit: usize,
+    },
     /// A program writes to the image.
     #[error(
         "{path:?} is in use: another program, most likely a running virtual machine, has locked it; \

@@ -11,6 +11,7 @@
 
 mod block_device;
 mod chain;
+mod container;
 mod context;
 mod direct;
 mod error;
@@ -49,6 +50,7 @@ pub use writable::{Writable, WritableRaw};
 
 use block_device::Description;
 use chain::Chain;
+use container::Container;
 use direct::Direct;
 use link::{Link, Node};
 use qemu_nbd::QemuNbd;
@@ -107,15 +109,27 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
+    /// A raw disk that is not in a file of its own.
+    fn of_container(
+        location: Location,
+        source: Arc<dyn Source>,
+        held_in: Vec<PathBuf>,
+        warnings: Vec<Warning>,
+    ) -> Self {
+        let format = ImageFormat::Raw;
+        let top = Link { format: Some(format), ..Link::new(location.name().into(), Node::File) };
+        let file =
+            ImageFile { location: location.clone(), format: Some(format), data_files: Vec::new(), held_in };
+        // qemu's programs are asked nothing about a raw disk.
+        let qemu = QemuArguments { description: Description::default(), top, force_share: false };
+        Self { source, location, format, chain: vec![file], warnings, qemu }
+    }
+
     /// All files of the chain. The data files of an image come before the image itself. `None` if a
     /// part of it is not in a file or block device of this host.
     pub fn files(&self) -> Option<Vec<&Path>> {
-        let mut files = Vec::new();
-        for image in &self.chain {
-            files.extend(image.data_files.iter().map(PathBuf::as_path));
-            files.push(image.location.file()?);
-        }
-        Some(files)
+        let files: Option<Vec<_>> = self.chain.iter().map(ImageFile::files).collect();
+        Some(files?.into_iter().flatten().collect())
     }
 }
 
@@ -129,6 +143,17 @@ pub struct ImageFile {
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
+    /// The files that hold it, if it is not in a file of its own: all segments of a disk.
+    pub held_in: Vec<PathBuf>,
+}
+
+impl ImageFile {
+    /// All its files, its data files first. `None` if it is not on this host.
+    pub fn files(&self) -> Option<Vec<&Path>> {
+        let held = self.held_in.iter().map(PathBuf::as_path);
+        let own = if self.held_in.is_empty() { Some(self.location.file()?) } else { None };
+        Some(self.data_files.iter().map(PathBuf::as_path).chain(held).chain(own).collect())
+    }
 }
 
 /// A warning about an image that was opened.
@@ -178,7 +203,10 @@ pub enum Warning {
 /// [`OpenError`].
 pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenError> {
     match location {
-        Location::File(path) => open_file(path, options),
+        Location::File(path) => match Container::of(path, options)? {
+            Some(container) => container.open(path, options),
+            None => open_file(path, options),
+        },
         Location::Nbd(uri) => open_nbd(uri, options),
         Location::Other(name) => Err(OpenError::Unsupported {
             path: name.into(),

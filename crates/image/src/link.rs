@@ -54,6 +54,6 @@ impl From<Link> for ImageFile {
             Node::Nbd(uri) => Location::Nbd(uri),
             Node::Other => Location::Other(link.path.into()),
         };
-        Self { location, format: link.format, data_files }
+        Self { location, format: link.format, data_files, held_in: Vec::new() }
     }
 }

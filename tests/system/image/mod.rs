@@ -2,6 +2,7 @@
 //! Also images that must be refused, and what is left when a program that reads an image ends.
 
 mod captive;
+mod containers;
 mod formats;
 mod refusals;
 mod support;
