@@ -295,7 +295,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
 
 fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
     let mut images = Vec::new();
-    for disk in disks {
+    for disk in mapper::each(disks)? {
         let options = OpenOptions { format: disk.format, force_share: args.mapping.force_share };
         let image = virt_bmap_image::open(&disk.location, &options)?;
         if !args.mapping.quiet && args.map.is_some() {

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use virt_bmap_image::{Image, Location, OpenOptions, Source};
+use virt_bmap_image::{Image, Location, OpenError, OpenOptions, Source};
 use virt_bmap_map::{Cause, ImageInfo, Map, Warning};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 
@@ -110,11 +110,26 @@ pub fn map_guest(
     Ok(Mapped { elapsed: began.elapsed(), ..mapped })
 }
 
+/// The disks of a guest one by one: an appliance (OVA) has several in one file.
+///
+/// # Errors
+/// It is an appliance that cannot be used.
+pub fn each(disks: &[GuestDisk]) -> Result<Vec<GuestDisk>, OpenError> {
+    let mut each = Vec::new();
+    for GuestDisk { location, format } in disks {
+        let format = *format;
+        let inside = virt_bmap_image::disks(location, format)?;
+        each.extend(inside.into_iter().map(|location| GuestDisk { location, format }));
+    }
+    Ok(each)
+}
+
 /// Opens the images of a guest's disks. `force_share`: even if another program has locked them.
 ///
 /// # Errors
 /// [`MapError`]
 pub fn open(disks: &[GuestDisk], force_share: bool, cancel: &Cancel) -> Result<Vec<Image>, MapError> {
+    let disks = each(disks)?;
     if !(1..=MOST_DISKS).contains(&disks.len()) {
         return Err(MapError::Disks(disks.len()));
     }

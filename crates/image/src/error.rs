@@ -4,6 +4,7 @@ use super::ImageFormat;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use virt_bmap_archives::ova::OvaError;
 
 /// Why an image cannot be opened. Each message names the file and, if there is one, the remedy.
 /// File names are quoted and escaped; messages of qemu are bounded and escaped too.
@@ -190,6 +191,47 @@ pub enum OpenError {
         reason: &'static str,
         /// The detected format of the image itself.
         format: ImageFormat,
+    },
+    /// An image inside another file refers to a file.
+    #[error(
+        "{path:?} names the {role} {reference:?}, and an image inside another file may not refer to any; \
+         extract it"
+    )]
+    NotAlone {
+        /// The image.
+        path: PathBuf,
+        /// The reference, as the image has it.
+        reference: PathBuf,
+        /// The role of the other file.
+        role: FileRole,
+    },
+    /// An archive is not used as an appliance.
+    #[error("{path:?} is a tar archive, such as an OVA, but {reason}; extract the disks, and map these")]
+    Ova {
+        /// The archive.
+        path: PathBuf,
+        /// Why not.
+        reason: OvaError,
+    },
+    /// An appliance has several disks, and one is wanted.
+    #[error("{path:?} has {count} disks; name one of them: {first:?}, …")]
+    SeveralDisks {
+        /// The appliance.
+        path: PathBuf,
+        /// How many disks it has.
+        count: usize,
+        /// The name of the first one.
+        first: PathBuf,
+    },
+    /// An appliance has several virtual machines, whose disks are not those of one guest.
+    #[error("{path:?} has {count} virtual machines; name the disks of one of them: {first:?}, …")]
+    SeveralGuests {
+        /// The appliance.
+        path: PathBuf,
+        /// How many machines it has.
+        count: usize,
+        /// The name of the first disk.
+        first: PathBuf,
     },
     /// The name of an image promises a raw image, and its contents are those of an image that
     /// refers to other files.

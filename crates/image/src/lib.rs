@@ -46,6 +46,7 @@ pub use overlay::Overlay;
 pub use qemu_nbd::ReadError;
 pub use source::{Allocation, Source};
 pub use stamp::Stamp;
+pub use virt_bmap_archives::ova::OvaError;
 pub use writable::{Writable, WritableRaw};
 
 use block_device::Description;
@@ -143,7 +144,8 @@ pub struct ImageFile {
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
-    /// The files that hold it, if it is not in a file of its own: all segments of a disk.
+    /// The files that hold it, if it is not in a file of its own: all segments of a disk, or the
+    /// archive that it is in.
     pub held_in: Vec<PathBuf>,
 }
 
@@ -215,9 +217,27 @@ pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenErr
     }
 }
 
+/// The disks at `location`, each of which can be opened: several if it is an appliance (OVA), and
+/// else the location itself. With a stated format, it is one image.
+///
+/// # Errors
+/// It is an appliance that cannot be used.
+pub fn disks(location: &Location, format: Option<ImageFormat>) -> Result<Vec<Location>, OpenError> {
+    match location {
+        Location::File(path) if format.is_none() => container::disks(path),
+        _ => Ok(vec![location.clone()]),
+    }
+}
+
 fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
+    let chain = chain::follow(path, options.format, options.force_share)?;
+    open_chain(path, chain, options)
+}
+
+/// Opens the image at `path`, which has this chain.
+fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image, OpenError> {
     let OpenOptions { format: stated, force_share } = *options;
-    let Chain { links, top, dirty } = chain::follow(path, stated, force_share)?;
+    let Chain { links, top, dirty } = chain;
     // The top of a chain always has a format, stated or detected.
     let format = links.first().and_then(|link| link.format).unwrap_or(ImageFormat::Raw);
     if let (ImageFormat::Raw, None, false, Some(expected)) =
@@ -232,22 +252,26 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
     }
     let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), force_share };
     let qemu = QemuArguments { description: for_qemu.description(0)?, top: links[0].clone(), force_share };
-    let source: Arc<dyn Source> = if format == ImageFormat::Raw {
+    let mut rounded = |size: u64, rounded: u64| {
+        if size != rounded {
+            warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
+        }
+    };
+    let is_part = matches!(links[0].node, Node::Part { .. });
+    let source: Arc<dyn Source> = if format == ImageFormat::Raw && !is_part {
         if !force_share {
             lock::hold(&top.file);
         }
         let raw = RawFile::new(top.file, top.size);
-        if raw.size() != top.size {
-            let (size, rounded) = (top.size, raw.size());
-            warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
-        }
+        rounded(top.size, raw.size());
         Arc::new(raw)
     } else {
         if !force_share {
             for_qemu.check(&dirty)?;
         }
-        warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         let captive = QemuNbd::start(&qemu.description, &qemu.top, None)?;
+        rounded(captive.export_size(), captive.size());
+        warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         // Data that another program writes may move.
         if force_share {
             Arc::new(captive)
