@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod ewf;
 pub mod ova;
 mod ovf;
 mod tar;

@@ -205,6 +205,17 @@ pub enum OpenError {
         /// The role of the other file.
         role: FileRole,
     },
+    /// An EnCase image is damaged or incomplete.
+    #[error(
+        "{path:?} is an EnCase image that cannot be read: {reason}; use a complete copy of it, or export it \
+         with ewfexport"
+    )]
+    Ewf {
+        /// Its first segment.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// An archive is not used as an appliance.
     #[error("{path:?} is a tar archive, such as an OVA, but {reason}; extract the disks, and map these")]
     Ova {

@@ -1,8 +1,7 @@
 //! The data that an image itself holds, its dirty bitmaps, and its internal snapshots.
 
 use super::map_entry::MapEntry;
-use super::qemu_nbd::QemuNbd;
-use super::{Image, ImageFormat, OpenError, QemuArguments, Source, qemu_img};
+use super::{Image, ImageFormat, OpenError, QemuArguments, Source, qemu_img, qemu_nbd};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +76,7 @@ impl Image {
                 kind: "no qcow2 image, and so it has no snapshots inside",
             });
         }
-        match QemuNbd::start(description, top, Some(name)) {
+        match qemu_nbd::start(description, top, Some(name)) {
             Ok(captive) => Ok(Arc::new(captive)),
             // The image itself has been opened before.
             Err(OpenError::Corrupt { path, reason, .. }) => Err(OpenError::Refused {

@@ -10,6 +10,7 @@
 //! image's format.
 
 mod block_device;
+mod captive;
 mod chain;
 mod container;
 mod context;
@@ -30,12 +31,14 @@ mod qemu_img;
 mod qemu_nbd;
 mod raw;
 mod references;
+mod served;
 mod source;
 mod stamp;
 mod tls;
 mod vmdk;
 mod writable;
 
+pub use container::{Acquisition, EWF_READER, use_own_ewf_reader};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
@@ -43,7 +46,7 @@ pub use layer::Layer;
 pub use location::Location;
 pub use nbd_uri::{BadUri, NbdUri, Server, Tls};
 pub use overlay::Overlay;
-pub use qemu_nbd::ReadError;
+pub use served::ReadError;
 pub use source::{Allocation, Source};
 pub use stamp::Stamp;
 pub use virt_bmap_archives::ova::OvaError;
@@ -54,7 +57,6 @@ use chain::Chain;
 use container::Container;
 use direct::Direct;
 use link::{Link, Node};
-use qemu_nbd::QemuNbd;
 use raw::RawFile;
 use source::{SECTOR, within_file};
 use std::fmt;
@@ -84,6 +86,8 @@ pub struct Image {
     pub chain: Vec<ImageFile>,
     /// Warnings for the user.
     pub warnings: Vec<Warning>,
+    /// What was noted when the disk was acquired, if it is in an EnCase image.
+    pub acquisition: Option<Acquisition>,
     /// How to start qemu's programs on it.
     qemu: QemuArguments,
 }
@@ -122,8 +126,9 @@ impl Image {
         let file =
             ImageFile { location: location.clone(), format: Some(format), data_files: Vec::new(), held_in };
         // qemu's programs are asked nothing about a raw disk.
-        let qemu = QemuArguments { description: Description::default(), top, force_share: false };
-        Self { source, location, format, chain: vec![file], warnings, qemu }
+        let description = Description::default();
+        let qemu = QemuArguments { description, top, force_share: false };
+        Self { source, location, format, chain: vec![file], warnings, acquisition: None, qemu }
     }
 
     /// All files of the chain. The data files of an image come before the image itself. `None` if a
@@ -144,8 +149,8 @@ pub struct ImageFile {
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
-    /// The files that hold it, if it is not in a file of its own: all segments of a disk, or the
-    /// archive that it is in.
+    /// The files that hold it, if it is not in a file of its own: all segments of a disk, or
+    /// the archive that it is in.
     pub held_in: Vec<PathBuf>,
 }
 
@@ -251,7 +256,8 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
         warnings.push(Warning::MayBeTorn { path: path.to_owned() });
     }
     let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), force_share };
-    let qemu = QemuArguments { description: for_qemu.description(0)?, top: links[0].clone(), force_share };
+    let (description, link) = (for_qemu.description(0)?, links[0].clone());
+    let qemu = QemuArguments { description, top: link, force_share };
     let mut rounded = |size: u64, rounded: u64| {
         if size != rounded {
             warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
@@ -269,7 +275,7 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
         if !force_share {
             for_qemu.check(&dirty)?;
         }
-        let captive = QemuNbd::start(&qemu.description, &qemu.top, None)?;
+        let captive = qemu_nbd::start(&qemu.description, &qemu.top, None)?;
         rounded(captive.export_size(), captive.size());
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         // Data that another program writes may move.
@@ -280,7 +286,15 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
         }
     };
     let chain = links.into_iter().map(ImageFile::from).collect();
-    Ok(Image { source, location: Location::File(path.to_owned()), format, chain, warnings, qemu })
+    Ok(Image {
+        source,
+        location: Location::File(path.to_owned()),
+        format,
+        chain,
+        warnings,
+        acquisition: None,
+        qemu,
+    })
 }
 
 /// Opens an export of an NBD server. Without a stated format it is raw: whoever serves it has
@@ -303,14 +317,14 @@ fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
         }
     }
     let [top] = links;
-    let captive = QemuNbd::start(&description, &top, None)?;
+    let captive = qemu_nbd::start(&description, &top, None)?;
     if captive.export_size() != captive.size() {
         let (size, rounded) = (captive.export_size(), captive.size());
         warnings.push(Warning::RoundedUp { path: top.path.clone(), size, rounded });
     }
     let qemu = QemuArguments { description, top: top.clone(), force_share };
     let chain = vec![ImageFile::from(top)];
-    Ok(Image { source: Arc::new(captive), location, format, chain, warnings, qemu })
+    Ok(Image { source: Arc::new(captive), location, format, chain, warnings, acquisition: None, qemu })
 }
 
 /// Describes the images of a chain to qemu's programs.

@@ -3,6 +3,7 @@
 
 mod captive;
 mod containers;
+mod evidence;
 mod formats;
 mod refusals;
 mod support;

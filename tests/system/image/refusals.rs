@@ -228,7 +228,7 @@ fn an_image_that_is_in_use() {
             assert!(error.to_string().contains("--force-share"), "{error}");
             let shared = virt_bmap_image::open(
                 &path.clone().into(),
-                &OpenOptions { format: stated, force_share: true },
+                &OpenOptions { format: stated, force_share: true, ..OpenOptions::default() },
             )
             .unwrap();
             assert_eq!(shared.warnings, [Warning::MayBeTorn { path: path.clone() }]);
@@ -647,8 +647,7 @@ fn a_vhdx_with_a_log_is_to_be_repaired_on_a_copy() {
 fn containers_of_others_are_named() {
     let images = Images::new();
     for (name, head, kind) in [
-        ("a.E01", &b"EVF\x09\x0d\x0a\xff\0\x01\x01\0\0\0"[..], "EnCase image (E01)"),
-        ("a.E02", b"EVF\x09\x0d\x0a\xff\0\x01\x02\0\0\0", "not the first"),
+        ("a.E02", &b"EVF\x09\x0d\x0a\xff\0\x01\x02\0\0\0"[..], "not the first"),
         ("a.Ex01", b"EVF2\x0d\x0a\x81\0", "EnCase image (Ex01)"),
         ("a.aff", b"AFF10\x0d\x0a\0", "AFF image"),
         ("a.vma", b"VMA\0\0\0\0\x01", "VMA"),

@@ -43,14 +43,14 @@ impl Disk {
         Ok(Some(Self { archive: archive.to_owned(), file, member }))
     }
 
-    /// The disk of an appliance with one disk. `None` if `file`, which is at `path`, is none.
+    /// The only disk of an archive.
     ///
     /// # Errors
-    /// It cannot be used, or has several disks.
-    pub(crate) fn only(path: &Path, file: PlainFile) -> Result<Option<Self>, OpenError> {
-        let Some(Ova { disks, .. }) = read(path, &file)? else { return Ok(None) };
+    /// The archive is no appliance, or has several disks.
+    pub(crate) fn only(path: &Path, file: PlainFile) -> Result<Self, OpenError> {
+        let disks = read(path, &file)?.map(|ova| ova.disks).unwrap_or_default();
         match <[Member; 1]>::try_from(disks) {
-            Ok([member]) => Ok(Some(Self { archive: path.to_owned(), file, member })),
+            Ok([member]) => Ok(Self { archive: path.to_owned(), file, member }),
             Err(disks) => {
                 let first = disks.first().map(|disk| path.join(&disk.name)).unwrap_or_default();
                 Err(OpenError::SeveralDisks { path: path.to_owned(), count: disks.len(), first })
@@ -92,10 +92,15 @@ pub(crate) fn disks(path: &Path, file: &PlainFile) -> Result<Option<Vec<Location
     Ok(Some(named.into_iter().map(Location::File).collect()))
 }
 
+/// Whether a file is a tar archive.
+pub(crate) fn is_archive(path: &Path, file: &PlainFile) -> Result<bool, OpenError> {
+    let head = file.read(0, 512).map_err(|error| OpenError::from_io(path, error))?;
+    Ok(ova::is_tar(&head))
+}
+
 /// The appliance that a file is. `None` if it is no tar archive.
 fn read(path: &Path, file: &PlainFile) -> Result<Option<Ova>, OpenError> {
-    let head = file.read(0, 512).map_err(|error| OpenError::from_io(path, error))?;
-    if !ova::is_tar(&head) {
+    if !is_archive(path, file)? {
         return Ok(None);
     }
     ova::read(file).map(Some).map_err(|reason| OpenError::Ova { path: path.to_owned(), reason })

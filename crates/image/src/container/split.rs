@@ -8,7 +8,7 @@ use crate::foreign::Foreign;
 use crate::raw::RawFile;
 use crate::source::within_file;
 use crate::{
-    Allocation, Image, ImageFormat, Location, OpenError, OpenOptions, SECTOR, Source, Warning, foreign, lock,
+    Allocation, Image, ImageFormat, Location, OpenError, OpenOptions, SECTOR, Source, Warning, foreign,
     references,
 };
 use std::collections::BTreeSet;
@@ -83,7 +83,7 @@ impl Segments {
         let mut end = 0_u64;
         let last = self.0.len() - 1;
         for (index, segment) in self.0.iter().enumerate() {
-            let file = self.segment(segment, options)?;
+            let file = super::segment(segment, options)?;
             let size = file.size;
             let usual = parts.first().map_or(size, |first| first.size);
             if size > usual || size < usual && index != last {
@@ -108,23 +108,6 @@ impl Segments {
             warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
         }
         Ok(Image::of_container(Location::File(path.to_owned()), Arc::new(joined), self.0, warnings))
-    }
-
-    /// Opens one of them.
-    fn segment(&self, path: &Path, options: &OpenOptions) -> Result<PlainFile, OpenError> {
-        // The first is where it really is, and a link from beside it could lead anywhere.
-        let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-        let file = PlainFile::open(path)?;
-        if is_link || file.is_device {
-            return Err(OpenError::NotAFile { path: path.to_owned(), kind: "link or device among segments" });
-        }
-        if !options.force_share {
-            if lock::is_locked(&file.file) {
-                return Err(OpenError::Locked { path: path.to_owned() });
-            }
-            lock::hold(&file.file);
-        }
-        Ok(file)
     }
 }
 
