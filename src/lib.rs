@@ -11,6 +11,7 @@
 //! * [`virt_bmap_image`] opens a guest's disk read-only, in any format, and keeps writes in a
 //!   private overlay;
 //! * [`virt_bmap_nbd`] serves it, asynchronously, over the NBD protocol;
+//! * [`ewf_reader`] is the child process that reads an EnCase image;
 //! * [`recorder`] notes each read of a disk, and the object that it was for;
 //! * [`appliance`] is the virtual machine of libguestfs that mounts the guest's filesystems;
 //! * [`probe`] decides what is read there and in which order, and names the objects;
@@ -30,6 +31,7 @@
 pub mod appliance;
 pub mod cache;
 pub mod changed;
+pub mod ewf_reader;
 pub mod fleet;
 pub mod geometry;
 pub mod hangup;

@@ -7,5 +7,5 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::run().into()
+    virt_bmap::ewf_reader::run_if_asked().unwrap_or_else(|| cli::run().into())
 }

@@ -15,7 +15,7 @@ pub(crate) enum Exit {
     /// missing from the output.
     Incomplete,
     /// `damaged`: files are damaged. `diff --exit-code`: the maps differ. `changed --exit-code`:
-    /// files changed.
+    /// files changed. `verify`: the disk is another.
     Found,
     /// `damaged`: no file is damaged, but directories or metadata are.
     FoundOutsideFiles,

@@ -707,9 +707,9 @@ pub(super) fn refuse_to_overwrite(disks: &[GuestDisk], outs: &[PathBuf]) -> Resu
     };
     for (number, out) in outs.iter().enumerate() {
         let target = identity(out);
-        if target.is_some()
-            && disks.iter().filter_map(|disk| disk.location.file()).any(|path| identity(path) == target)
-        {
+        // The path of a disk in an archive leads through the archive.
+        let is_target = |path: &Path| path.ancestors().any(|path| identity(path) == target);
+        if target.is_some() && disks.iter().filter_map(|disk| disk.location.file()).any(is_target) {
             bail!(
                 "{}: refusing to overwrite an image of the guest; name another file with -o",
                 out.display()

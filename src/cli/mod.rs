@@ -32,6 +32,7 @@ mod signals;
 mod terminal;
 mod trace;
 mod update;
+mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub(crate) use exit::Exit;
@@ -87,6 +88,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Convert(convert::ConvertArgs),
     Update(update::UpdateArgs),
+    Verify(verify::VerifyArgs),
     Fleet(fleet::FleetArgs),
     Appliance(appliance::ApplianceArgs),
     #[command(hide = true)]
@@ -113,6 +115,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Trace(args)) => trace::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Update(args)) => update::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Fleet(args)) => fleet::run(&args, &matches),
         Some(Command::Appliance(args)) => appliance::run(&args),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),

@@ -296,7 +296,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
 fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
     let access = args.mapping.access()?;
     let mut images = Vec::new();
-    for disk in disks {
+    for disk in mapper::each(disks)? {
         let image = disk.open(&access)?;
         if !args.mapping.quiet && args.map.is_some() {
             for warning in &image.warnings {

@@ -212,14 +212,14 @@ fn named_images(map: &Map, args: &UpdateArgs) -> Result<Vec<Location>> {
         };
         return named.iter().map(file).collect();
     }
-    if args.image.len() != named.len() {
-        bail!(
-            "the guest of the map has {} disks, but --image was given {} times",
-            named.len(),
-            args.image.len()
-        );
+    let mut images = Vec::new();
+    for image in &args.image {
+        images.extend(virt_bmap_image::disks(image, args.image_format.first().copied())?);
     }
-    Ok(args.image.clone())
+    if images.len() != named.len() {
+        bail!("the guest of the map has {} disks, but --image names {}", named.len(), images.len());
+    }
+    Ok(images)
 }
 
 /// Refuses to replace a map by a text map, if that would lose attributes of its objects.

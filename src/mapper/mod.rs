@@ -128,11 +128,25 @@ pub fn map_guest(
     Ok(Mapped { elapsed: began.elapsed(), ..mapped })
 }
 
+/// The disks of a guest one by one: an appliance (OVA) has several in one file.
+///
+/// # Errors
+/// It is an appliance that cannot be used.
+pub fn each(disks: &[GuestDisk]) -> Result<Vec<GuestDisk>, OpenError> {
+    let mut each = Vec::new();
+    for disk in disks {
+        let inside = virt_bmap_image::disks(&disk.location, disk.format)?;
+        each.extend(inside.into_iter().map(|location| GuestDisk { location, ..disk.clone() }));
+    }
+    Ok(each)
+}
+
 /// Opens the images of a guest's disks.
 ///
 /// # Errors
 /// [`MapError`]
 pub fn open(disks: &[GuestDisk], access: &Access, cancel: &Cancel) -> Result<Vec<Image>, MapError> {
+    let disks = each(disks)?;
     if !(1..=MOST_DISKS).contains(&disks.len()) {
         return Err(MapError::Disks(disks.len()));
     }

@@ -125,9 +125,7 @@ impl OpenedDisk {
     ///
     /// What is not a file or block device of this host is left out.
     pub fn of(image: &Image) -> Self {
-        let files = image.chain.iter().flat_map(|link| {
-            link.location.file().into_iter().chain(link.data_files.iter().map(PathBuf::as_path))
-        });
+        let files = image.chain.iter().filter_map(|link| link.files()).flatten();
         Self {
             size: Some(image.source.size()),
             format: Some(image.format.to_string()),

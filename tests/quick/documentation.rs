@@ -28,7 +28,7 @@ const PAGES: [Page; 11] = [
 ];
 
 /// The page that describes the options of each subcommand. The first row is mapping itself.
-const OPTIONS: [(&str, &str); 12] = [
+const OPTIONS: [(&str, &str); 13] = [
     ("", "docs/mapping.md"),
     ("appliance", "docs/appliance.md"),
     ("changed", "docs/questions.md"),
@@ -41,6 +41,7 @@ const OPTIONS: [(&str, &str); 12] = [
     ("report", "docs/report.md"),
     ("trace", "docs/trace.md"),
     ("update", "docs/update.md"),
+    ("verify", "docs/sources.md"),
 ];
 
 /// Runs the blocks of a page that can be run.

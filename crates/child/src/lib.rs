@@ -5,7 +5,7 @@ use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::UnshareFlags;
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -137,6 +137,19 @@ pub fn inherit(command: &mut Command, file: OwnedFd) -> String {
         command.pre_exec(move || Ok(rustix::io::fcntl_setfd(&file, FdFlags::empty())?));
     }
     path
+}
+
+/// A file that the parent let this process use, by the path that [`inherit`] returned there. `None`
+/// if it is no such path. Must be called once for each path, and before other files are opened.
+pub fn inherited(path: &OsStr) -> Option<OwnedFd> {
+    let number = path.to_str()?.strip_prefix("/proc/self/fd/")?.parse().ok()?;
+    // SAFETY: the parent says that it left this file open for us, and by the condition above
+    // nothing else in this process owns it.
+    #[allow(unsafe_code)]
+    let file = unsafe { OwnedFd::from_raw_fd(number) };
+    // A number that is not open is an error of the first use.
+    rustix::io::fcntl_setfd(&file, FdFlags::CLOEXEC).ok()?;
+    Some(file)
 }
 
 /// The result of a child.

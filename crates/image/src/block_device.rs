@@ -66,6 +66,12 @@ impl Description {
         match &link.node {
             Node::Device => self.file(prefix, "file", "host_device", &link.path),
             Node::File | Node::Other => self.file(prefix, "file", "file", &link.path),
+            Node::Part { archive, offset, size } => {
+                self.add(prefix, "file.driver", "raw".as_ref());
+                self.add(prefix, "file.offset", offset.to_string().as_ref());
+                self.add(prefix, "file.size", size.to_string().as_ref());
+                self.file(prefix, "file.file", "file", archive);
+            }
             Node::Nbd(uri) => self.nbd(prefix, uri)?,
         }
         if link.is_encrypted {
@@ -165,6 +171,17 @@ mod tests {
         assert_eq!(
             Description::of_file(&link, &Access { force_share: true, ..Access::default() }).unwrap().options,
             b"file.driver=file,file.filename=/a,,b/\xffnbd:c,read-only=on,force-share=on"
+        );
+    }
+
+    #[test]
+    fn a_part_of_an_archive_is_stated_with_its_place() {
+        let node = Node::Part { archive: "/a,b".into(), offset: 512, size: 7 };
+        let link = Link { format: Some(ImageFormat::Vmdk), ..Link::new("/a,b/d".into(), node) };
+        assert_eq!(
+            Description::of_file(&link, &Access::default()).unwrap().as_text(),
+            "driver=vmdk,file.driver=raw,file.offset=512,file.size=7,file.file.driver=file,\
+             file.file.filename=/a,,b,read-only=on"
         );
     }
 

@@ -31,6 +31,8 @@ pub(super) enum Trust {
     Stated,
     /// The format was detected: every reference must be a plain local file.
     Found,
+    /// The image is inside another file, and must not refer to any.
+    Alone,
 }
 
 /// A chain of images, followed to its end.
@@ -51,15 +53,34 @@ pub(super) struct Chain {
 pub(super) fn follow(path: &Path, stated: Option<ImageFormat>, access: &Access) -> Result<Chain, OpenError> {
     let trust = if stated.is_some() { Trust::Stated } else { Trust::Found };
     let absolute = std::path::absolute(path).map_err(|error| OpenError::from_io(path, error))?;
-    let mut walk = Walk { trust, access, links: Vec::new(), seen: Vec::new(), dirty: Vec::new() };
     let file = PlainFile::open(&absolute)?;
-    let mut next = walk.link(&file, absolute, stated)?;
+    let node = if file.is_device { Node::Device } else { Node::File };
+    follow_file(file, Link { format: stated, ..Link::new(absolute, node) }, trust, access)
+}
+
+/// Follows the image in `file` down, of which `link` has the path, the node and the format, if it
+/// is known.
+///
+/// # Errors
+/// [`OpenError`] names the file and the reason.
+pub(super) fn follow_file(
+    file: PlainFile,
+    link: Link,
+    trust: Trust,
+    access: &Access,
+) -> Result<Chain, OpenError> {
+    let path = link.path.clone();
+    let mut walk = Walk { trust, access, links: Vec::new(), seen: Vec::new(), dirty: Vec::new() };
+    let mut next = walk.link(&file, link)?;
     while let Some(below) = next {
         if walk.links.len() == MAX_LINKS {
-            return Err(OpenError::TooDeep { path: path.to_owned(), limit: MAX_LINKS });
+            return Err(OpenError::TooDeep { path, limit: MAX_LINKS });
         }
         next = match below {
-            Below::Local { file, path, format } => walk.link(&file, path, format)?,
+            Below::Local { file, path, format } => {
+                let node = if file.is_device { Node::Device } else { Node::File };
+                walk.link(&file, Link { format, ..Link::new(path, node) })?
+            }
             Below::Other(link) => {
                 walk.links.push(link);
                 None
@@ -87,14 +108,10 @@ enum Below {
 }
 
 impl Walk<'_> {
-    /// Adds `file` as the next image of the chain. `known` is its format if the user or the image
+    /// Adds `file` as the next image of the chain. `link` has its format if the user or the image
     /// above states it.
-    fn link(
-        &mut self,
-        file: &PlainFile,
-        path: PathBuf,
-        known: Option<ImageFormat>,
-    ) -> Result<Option<Below>, OpenError> {
+    fn link(&mut self, file: &PlainFile, mut link: Link) -> Result<Option<Below>, OpenError> {
+        let (path, known) = (link.path.clone(), link.format);
         if self.seen.contains(&file.identity) {
             return Err(OpenError::Loop { path });
         }
@@ -104,8 +121,6 @@ impl Walk<'_> {
             return Err(OpenError::Locked { path });
         }
 
-        let node = if file.is_device { Node::Device } else { Node::File };
-        let mut link = Link::new(path.clone(), node);
         link.format = match known {
             Some(format) => Some(format),
             None => {
@@ -131,6 +146,10 @@ impl Walk<'_> {
         link.is_encrypted = references.is_encrypted;
         if link.is_encrypted && self.access.key.is_none() {
             return Err(OpenError::Encrypted { path });
+        }
+        if let (Trust::Alone, Some(first)) = (self.trust, references.files.first()) {
+            let (reference, role) = (first.name.clone().into(), first.role);
+            return Err(OpenError::NotAlone { path, reference, role });
         }
         let mut unexpected = references.files.iter().filter(|reference| !self.is_allowed(&link, reference));
         if let (None, Trust::Found, Some(first)) = (known, self.trust, unexpected.next())
@@ -231,7 +250,7 @@ impl Walk<'_> {
     ) -> Result<Option<(PathBuf, PlainFile)>, OpenError> {
         let refuse = |reason| match self.trust {
             Trust::Stated => Ok(None),
-            Trust::Found => Err(self.untrusted(referrer, reference, reason)),
+            Trust::Found | Trust::Alone => Err(self.untrusted(referrer, reference, reason)),
         };
         if has_protocol(&reference.name) {
             return refuse("not a plain local file");
@@ -240,7 +259,7 @@ impl Walk<'_> {
         match PlainFile::open(&path) {
             Ok(file) if file.is_device && !self.is_allowed(referrer, reference) => match self.trust {
                 Trust::Stated => Ok(Some((path, file))),
-                Trust::Found => refuse("a device"),
+                Trust::Found | Trust::Alone => refuse("a device"),
             },
             Ok(file) => Ok(Some((path, file))),
             Err(OpenError::NotFound { path }) => {

@@ -12,8 +12,8 @@ use super::block_device::Description;
 use super::file::PlainFile;
 use super::link::Link;
 use super::map_entry::MapEntry;
-use super::qemu_nbd::QemuNbd;
 use super::raw::RawFile;
+use super::served::Served;
 use super::{OpenError, Source, lock, qemu_img, within_file};
 use std::io;
 use std::time::Duration;
@@ -31,7 +31,7 @@ const PROOF: u64 = 4096;
 /// A [`Source`] that has the place of most bytes in the image's files.
 pub(super) struct Direct {
     /// For all else; it also keeps the images locked.
-    below: QemuNbd,
+    below: Served,
     /// The files of the chain's images, from the top down. `None`: qemu-nbd reads this image.
     files: Vec<Option<RawFile>>,
     /// Ascending; qemu-nbd reads the bytes between them.
@@ -67,7 +67,7 @@ impl StoredAt {
 
 impl Direct {
     /// Finds the places of the bytes that `below` serves. If that fails, `below` reads everything.
-    pub(super) fn new(below: QemuNbd, description: &Description, chain: &[Link]) -> Self {
+    pub(super) fn new(below: Served, description: &Description, chain: &[Link]) -> Self {
         // Anything but a local file may not support two readers.
         if !chain.iter().all(Link::is_local) {
             return Self { below, files: Vec::new(), runs: Vec::new() };
@@ -251,7 +251,7 @@ fn append(runs: &mut Vec<Run>, run: Run) {
 #[cfg(test)]
 mod tests {
     use super::super::access::Access;
-    use super::super::chain::follow;
+    use super::super::{chain::follow, qemu_nbd};
     use super::*;
     use std::path::{Path, PathBuf};
     use std::process::Command;
@@ -334,7 +334,7 @@ mod tests {
     fn open_chain(top: &Path) -> Direct {
         let links = follow(top, None, &Access::default()).unwrap().links;
         let description = Description::of_chain(&links, &Access::default()).unwrap();
-        Direct::new(QemuNbd::start(&description, &links[0], None).unwrap(), &description, &links)
+        Direct::new(qemu_nbd::start(&description, &links[0], None).unwrap(), &description, &links)
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::ImageFormat;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use virt_bmap_archives::ova::OvaError;
 
 /// Why an image cannot be opened. Each message names the file and, if there is one, the remedy.
 /// File names are quoted and escaped; messages of qemu are bounded and escaped too.
@@ -63,6 +64,45 @@ pub enum OpenError {
         referrer: PathBuf,
         /// The role of the missing file.
         role: FileRole,
+    },
+    /// A segment of a disk that is not the first.
+    #[error(
+        "{path:?} is by its name a segment of a disk, but not the first; name {first:?}, or give it another name"
+    )]
+    NotFirstSegment {
+        /// The segment.
+        path: PathBuf,
+        /// The first one, which may not exist.
+        first: PathBuf,
+    },
+    /// A segment of a disk does not exist.
+    #[error("{path:?} is missing: the disk has the segment {later:?} after it; put it back there")]
+    NoSegment {
+        /// The segment that is missing.
+        path: PathBuf,
+        /// The next one that is there.
+        later: PathBuf,
+    },
+    /// A segment has not the size of the first one.
+    #[error(
+        "{path:?} has {size} bytes, and the first segment of the disk has {usual}: only the last one may be \
+         smaller; use a complete copy of it"
+    )]
+    SegmentSize {
+        /// The segment.
+        path: PathBuf,
+        /// Bytes that it has.
+        size: u64,
+        /// Bytes of the first segment.
+        usual: u64,
+    },
+    /// A disk has too many segments.
+    #[error("the disk at {path:?} has more than {limit} segments; join them with cat")]
+    TooManySegments {
+        /// The first segment.
+        path: PathBuf,
+        /// Most segments that are opened.
+        limit: usize,
     },
     /// A program writes to the image.
     #[error(
@@ -159,6 +199,58 @@ pub enum OpenError {
         reason: &'static str,
         /// The detected format of the image itself.
         format: ImageFormat,
+    },
+    /// An image inside another file refers to a file.
+    #[error(
+        "{path:?} names the {role} {reference:?}, and an image inside another file may not refer to any; \
+         extract it"
+    )]
+    NotAlone {
+        /// The image.
+        path: PathBuf,
+        /// The reference, as the image has it.
+        reference: PathBuf,
+        /// The role of the other file.
+        role: FileRole,
+    },
+    /// An EnCase image is damaged or incomplete.
+    #[error(
+        "{path:?} is an EnCase image that cannot be read: {reason}; use a complete copy of it, or export it \
+         with ewfexport"
+    )]
+    Ewf {
+        /// Its first segment.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// An archive is not used as an appliance.
+    #[error("{path:?} is a tar archive, such as an OVA, but {reason}; extract the disks, and map these")]
+    Ova {
+        /// The archive.
+        path: PathBuf,
+        /// Why not.
+        reason: OvaError,
+    },
+    /// An appliance has several disks, and one is wanted.
+    #[error("{path:?} has {count} disks; name one of them: {first:?}, …")]
+    SeveralDisks {
+        /// The appliance.
+        path: PathBuf,
+        /// How many disks it has.
+        count: usize,
+        /// The name of the first one.
+        first: PathBuf,
+    },
+    /// An appliance has several virtual machines, whose disks are not those of one guest.
+    #[error("{path:?} has {count} virtual machines; name the disks of one of them: {first:?}, …")]
+    SeveralGuests {
+        /// The appliance.
+        path: PathBuf,
+        /// How many machines it has.
+        count: usize,
+        /// The name of the first disk.
+        first: PathBuf,
     },
     /// The name of an image promises a raw image, and its contents are those of an image that
     /// refers to other files.

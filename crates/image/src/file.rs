@@ -11,6 +11,8 @@ use std::path::Path;
 #[derive(Debug)]
 pub(super) struct PlainFile {
     pub(super) file: File,
+    /// Where its bytes begin in `file`: not at 0 for a part of an archive.
+    pub(super) start: u64,
     /// Size in bytes.
     pub(super) size: u64,
     pub(super) is_device: bool,
@@ -55,14 +57,19 @@ impl PlainFile {
         }
         let is_device = kind.is_block_device();
         let identity = if is_device { (u64::MAX, metadata.rdev()) } else { (metadata.dev(), metadata.ino()) };
-        Ok(Self { file, size, is_device, identity })
+        Ok(Self { file, start: 0, size, is_device, identity })
+    }
+
+    /// The part of it of `size` bytes from `start` on.
+    pub(super) fn part(self, start: u64, size: u64) -> Self {
+        Self { start, size, ..self }
     }
 
     /// The bytes from `offset` on, up to `length` or the end of the file.
     pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let there = self.size.saturating_sub(offset).min(length as u64) as usize;
         let mut bytes = vec![0; there];
-        self.file.read_exact_at(&mut bytes, offset)?;
+        self.file.read_exact_at(&mut bytes, self.start.saturating_add(offset))?;
         Ok(bytes)
     }
 }

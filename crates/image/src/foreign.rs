@@ -4,6 +4,7 @@
 use super::file::{PlainFile, bytes_at};
 use std::io;
 use std::path::Path;
+use virt_bmap_archives::ova::is_tar;
 
 /// What a file is that must not be taken for a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ const BEGINNINGS: [(&[u8], Foreign); 12] = [
 
 const EXPORT: &str = "export it with ewfexport, or mount it with ewfmount";
 
-/// A tar archive.
+/// A tar archive inside another file, or below another image.
 const TAR: Foreign = Foreign {
     kind: "a tar archive, such as an OVA",
     remedy: "extract the disk, or serve it: nbdkit file FILE --filter=tar tar-entry=NAME",
@@ -87,9 +88,7 @@ pub(super) fn of(path: &Path, file: &PlainFile) -> io::Result<Option<Foreign>> {
             _ => Some(foreign),
         });
     }
-    // POSIX's magic at byte 257, and the sum of the header's bytes in octal: a boot sector may have
-    // anything there.
-    if bytes_at::<5>(&head, 257) == Some(*b"ustar") && is_tar(&head) {
+    if is_tar(&head) {
         return Ok(Some(TAR));
     }
     if is_differencing_vhdx(file)? {
@@ -103,19 +102,6 @@ pub(super) fn of(path: &Path, file: &PlainFile) -> io::Result<Option<Foreign>> {
 
 fn is_bzip2(head: &[u8]) -> bool {
     matches!(head.get(3), Some(b'1'..=b'9')) && bytes_at::<6>(head, 4) == Some(*b"1AY&SY")
-}
-
-/// Whether the checksum of a tar header is right: the sum of its bytes, with the checksum's own
-/// eight as spaces (POSIX, pax, "ustar Interchange Format").
-fn is_tar(head: &[u8]) -> bool {
-    let Some(stated) = head.get(148..156) else { return false };
-    let digits: Vec<u8> = stated.iter().copied().filter(u8::is_ascii_digit).collect();
-    let stated = std::str::from_utf8(&digits).ok().and_then(|digits| u64::from_str_radix(digits, 8).ok());
-    let sum = head
-        .iter()
-        .enumerate()
-        .map(|(at, byte)| u64::from(if (148..156).contains(&at) { b' ' } else { *byte }));
-    stated == Some(sum.sum())
 }
 
 /// What a file is by its name, if it does not begin like a VMDK of one file: a part of a VMDK of

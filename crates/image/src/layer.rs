@@ -3,8 +3,8 @@
 use super::block_device::Description;
 use super::link::Link;
 use super::map_entry::MapEntry;
-use super::qemu_nbd::QemuNbd;
-use super::{Image, ImageFormat, OpenError, QemuArguments, Source, qemu_img};
+use super::served::Served;
+use super::{Image, ImageFormat, OpenError, QemuArguments, Source, qemu_img, qemu_nbd};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,9 @@ const QEMU_NBD: &str = "qemu-nbd";
 
 /// Most processor time for one of these programs: they read all of an image's tables.
 const MAX_CPU: Duration = Duration::from_secs(1800);
+
+/// What an image is that is asked for a snapshot and cannot have one.
+pub(super) const NO_SNAPSHOTS: &str = "no qcow2 image, and so it has no snapshots inside";
 
 /// The bytes of the disk that an image itself holds, without the images below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,12 +111,11 @@ impl Image {
 ///
 /// # Errors
 /// As for [`Image::snapshot`].
-pub(super) fn snapshot(description: &Description, top: &Link, name: &str) -> Result<QemuNbd, OpenError> {
+pub(super) fn snapshot(description: &Description, top: &Link, name: &str) -> Result<Served, OpenError> {
     if top.format != Some(ImageFormat::Qcow2) {
-        let (path, kind) = (top.path.clone(), "no qcow2 image, and so it has no snapshots inside");
-        return Err(OpenError::Unsupported { path, kind });
+        return Err(OpenError::Unsupported { path: top.path.clone(), kind: NO_SNAPSHOTS });
     }
-    match QemuNbd::start(description, top, Some(name)) {
+    match qemu_nbd::start(description, top, Some(name)) {
         // The image itself has been opened before.
         Err(OpenError::Corrupt { path, reason, .. }) => Err(OpenError::Refused {
             program: QEMU_NBD,

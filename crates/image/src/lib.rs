@@ -11,7 +11,9 @@
 
 mod access;
 mod block_device;
+mod captive;
 mod chain;
+mod container;
 mod context;
 mod direct;
 mod error;
@@ -30,6 +32,7 @@ mod qemu_img;
 mod qemu_nbd;
 mod raw;
 mod references;
+mod served;
 mod source;
 mod stamp;
 mod tls;
@@ -37,6 +40,7 @@ mod vmdk;
 mod writable;
 
 pub use access::{Access, AllowedBacking, BadPattern, ImageKey};
+pub use container::{Acquisition, EWF_READER, use_own_ewf_reader};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
@@ -44,17 +48,19 @@ pub use layer::Layer;
 pub use location::Location;
 pub use nbd_uri::{BadUri, NbdUri, Server, Tls};
 pub use overlay::Overlay;
-pub use qemu_nbd::ReadError;
+pub use served::ReadError;
 pub use source::{Allocation, Source};
 pub use stamp::Stamp;
+pub use virt_bmap_archives::ova::OvaError;
 pub use writable::{Writable, WritableRaw};
 
 use block_device::Description;
 use chain::Chain;
+use container::Container;
 use direct::Direct;
 use link::{Link, Node};
-use qemu_nbd::QemuNbd;
 use raw::RawFile;
+use served::Served;
 use source::{SECTOR, within_file};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -87,6 +93,8 @@ pub struct Image {
     pub snapshot: Option<String>,
     /// Warnings for the user.
     pub warnings: Vec<Warning>,
+    /// What was noted when the disk was acquired, if it is in an EnCase image.
+    pub acquisition: Option<Acquisition>,
     /// How to start qemu's programs on it.
     qemu: QemuArguments,
 }
@@ -113,15 +121,37 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
+    /// A raw disk that is not in a file of its own.
+    fn of_container(
+        location: Location,
+        source: Arc<dyn Source>,
+        held_in: Vec<PathBuf>,
+        warnings: Vec<Warning>,
+    ) -> Self {
+        let format = ImageFormat::Raw;
+        let top = Link { format: Some(format), ..Link::new(location.name().into(), Node::File) };
+        let file =
+            ImageFile { location: location.clone(), format: Some(format), data_files: Vec::new(), held_in };
+        // qemu's programs are asked nothing about a raw disk.
+        let description = Description::default();
+        let qemu = QemuArguments { description, top, access: Access::default() };
+        Self {
+            source,
+            location,
+            format,
+            chain: vec![file],
+            snapshot: None,
+            warnings,
+            acquisition: None,
+            qemu,
+        }
+    }
+
     /// All files of the chain. The data files of an image come before the image itself. `None` if a
     /// part of it is not in a file or block device of this host.
     pub fn files(&self) -> Option<Vec<&Path>> {
-        let mut files = Vec::new();
-        for image in &self.chain {
-            files.extend(image.data_files.iter().map(PathBuf::as_path));
-            files.push(image.location.file()?);
-        }
-        Some(files)
+        let files: Option<Vec<_>> = self.chain.iter().map(ImageFile::files).collect();
+        Some(files?.into_iter().flatten().collect())
     }
 }
 
@@ -135,6 +165,18 @@ pub struct ImageFile {
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
+    /// The files that hold it, if it is not in a file of its own: all segments of a disk, or
+    /// the archive that it is in.
+    pub held_in: Vec<PathBuf>,
+}
+
+impl ImageFile {
+    /// All its files, its data files first. `None` if it is not on this host.
+    pub fn files(&self) -> Option<Vec<&Path>> {
+        let held = self.held_in.iter().map(PathBuf::as_path);
+        let own = if self.held_in.is_empty() { Some(self.location.file()?) } else { None };
+        Some(self.data_files.iter().map(PathBuf::as_path).chain(held).chain(own).collect())
+    }
 }
 
 /// A warning about an image that was opened.
@@ -184,7 +226,10 @@ pub enum Warning {
 /// [`OpenError`].
 pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenError> {
     match location {
-        Location::File(path) => open_file(path, options),
+        Location::File(path) => match Container::of(path, options)? {
+            Some(container) => container.open(path, options),
+            None => open_file(path, options),
+        },
         Location::Nbd(uri) => open_nbd(uri, options),
         Location::Other(name) => Err(OpenError::Unsupported {
             path: name.into(),
@@ -193,10 +238,28 @@ pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenErr
     }
 }
 
+/// The disks at `location`, each of which can be opened: several if it is an appliance (OVA), and
+/// else the location itself. With a stated format, it is one image.
+///
+/// # Errors
+/// It is an appliance that cannot be used.
+pub fn disks(location: &Location, format: Option<ImageFormat>) -> Result<Vec<Location>, OpenError> {
+    match location {
+        Location::File(path) if format.is_none() => container::disks(path),
+        _ => Ok(vec![location.clone()]),
+    }
+}
+
 fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
+    let chain = chain::follow(path, options.format, &options.access)?;
+    open_chain(path, chain, options)
+}
+
+/// Opens the image at `path`, which has this chain.
+fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image, OpenError> {
     let OpenOptions { format: stated, snapshot, access } = options;
     let (stated, force_share) = (*stated, access.force_share);
-    let Chain { links, top, dirty } = chain::follow(path, stated, access)?;
+    let Chain { links, top, dirty } = chain;
     // The top of a chain always has a format, stated or detected.
     let format = links.first().and_then(|link| link.format).unwrap_or(ImageFormat::Raw);
     if let (ImageFormat::Raw, None, false, Some(expected)) =
@@ -210,24 +273,28 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         warnings.push(Warning::MayBeTorn { path: path.to_owned() });
     }
     let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), access };
-    let description = for_qemu.description(0)?;
-    let qemu = QemuArguments { description, top: links[0].clone(), access: access.clone() };
-    let source: Arc<dyn Source> = if format == ImageFormat::Raw && snapshot.is_none() {
+    let (description, link) = (for_qemu.description(0)?, links[0].clone());
+    let qemu = QemuArguments { description, top: link, access: access.clone() };
+    let mut rounded = |size: u64, rounded: u64| {
+        if size != rounded {
+            warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
+        }
+    };
+    let is_part = matches!(links[0].node, Node::Part { .. });
+    let source: Arc<dyn Source> = if format == ImageFormat::Raw && snapshot.is_none() && !is_part {
         if !force_share {
             lock::hold(&top.file);
         }
         let raw = RawFile::new(top.file, top.size);
-        if raw.size() != top.size {
-            let (size, rounded) = (top.size, raw.size());
-            warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
-        }
+        rounded(top.size, raw.size());
         Arc::new(raw)
     } else {
         if !force_share {
             for_qemu.check(&dirty)?;
         }
-        warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         let captive = serve(&qemu.description, &qemu.top, snapshot.as_deref())?;
+        rounded(captive.export_size(), captive.size());
+        warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
         // Data that another program writes may move. Only qemu reads what is encrypted, and qemu-img
         // does not say where the data of a snapshot are.
         if force_share || snapshot.is_some() || links.iter().any(|link| link.is_encrypted) {
@@ -237,15 +304,16 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
         }
     };
     let chain = links.into_iter().map(ImageFile::from).collect();
-    let (location, snapshot) = (Location::File(path.to_owned()), snapshot.clone());
-    Ok(Image { source, location, format, chain, snapshot, warnings, qemu })
+    let location = Location::File(path.to_owned());
+    let snapshot = snapshot.clone();
+    Ok(Image { source, location, format, chain, snapshot, warnings, acquisition: None, qemu })
 }
 
 /// Starts a child that serves an image, or a snapshot in it.
-fn serve(description: &Description, top: &Link, snapshot: Option<&str>) -> Result<QemuNbd, OpenError> {
+fn serve(description: &Description, top: &Link, snapshot: Option<&str>) -> Result<Served, OpenError> {
     match snapshot {
         Some(name) => layer::snapshot(description, top, name),
-        None => QemuNbd::start(description, top, None),
+        None => qemu_nbd::start(description, top, None),
     }
 }
 
@@ -278,7 +346,8 @@ fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
     }
     let qemu = QemuArguments { description, top: top.clone(), access: access.clone() };
     let (chain, snapshot) = (vec![ImageFile::from(top)], snapshot.clone());
-    Ok(Image { source: Arc::new(captive), location, format, chain, snapshot, warnings, qemu })
+    let source = Arc::new(captive);
+    Ok(Image { source, location, format, chain, snapshot, warnings, acquisition: None, qemu })
 }
 
 /// Describes the images of a chain to qemu's programs.

@@ -30,6 +30,15 @@ pub(super) enum Node {
     File,
     /// A block device.
     Device,
+    /// A part of an archive.
+    Part {
+        /// The archive.
+        archive: PathBuf,
+        /// Where it begins there.
+        offset: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// An export of an NBD server that the user named.
     Nbd(Box<NbdUri>),
     /// What only qemu can open, under the name that a trusted image gives it.
@@ -51,11 +60,12 @@ impl Link {
 impl From<Link> for ImageFile {
     fn from(link: Link) -> Self {
         let data_files = link.data_file.into_iter().chain(link.extents).collect();
-        let location = match link.node {
-            Node::File | Node::Device => Location::File(link.path),
-            Node::Nbd(uri) => Location::Nbd(uri),
-            Node::Other => Location::Other(link.path.into()),
+        let (location, held_in) = match link.node {
+            Node::File | Node::Device => (Location::File(link.path), Vec::new()),
+            Node::Part { archive, .. } => (Location::File(link.path), vec![archive]),
+            Node::Nbd(uri) => (Location::Nbd(uri), Vec::new()),
+            Node::Other => (Location::Other(link.path.into()), Vec::new()),
         };
-        Self { location, format: link.format, data_files }
+        Self { location, format: link.format, data_files, held_in }
     }
 }

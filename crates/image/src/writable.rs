@@ -61,6 +61,9 @@ impl WritableRaw {
         if image.location.file().is_none() {
             return Err(refuse("it is not a file or block device of this host"));
         }
+        if image.chain.iter().any(|file| !file.held_in.is_empty()) {
+            return Err(refuse("it is not in a file of its own"));
+        }
         if image.format != ImageFormat::Raw {
             return Err(refuse("it is no raw image"));
         }

@@ -3,6 +3,8 @@
 
 mod access;
 mod captive;
+mod containers;
+mod evidence;
 mod formats;
 mod refusals;
 mod support;

@@ -651,8 +651,7 @@ fn a_vhdx_with_a_log_is_to_be_repaired_on_a_copy() {
 fn containers_of_others_are_named() {
     let images = Images::new();
     for (name, head, kind) in [
-        ("a.E01", &b"EVF\x09\x0d\x0a\xff\0\x01\x01\0\0\0"[..], "EnCase image (E01)"),
-        ("a.E02", b"EVF\x09\x0d\x0a\xff\0\x01\x02\0\0\0", "not the first"),
+        ("a.E02", &b"EVF\x09\x0d\x0a\xff\0\x01\x02\0\0\0"[..], "not the first"),
         ("a.Ex01", b"EVF2\x0d\x0a\x81\0", "EnCase image (Ex01)"),
         ("a.aff", b"AFF10\x0d\x0a\0", "AFF image"),
         ("a.vma", b"VMA\0\0\0\0\x01", "VMA"),
@@ -678,14 +677,14 @@ fn refused_by_name(images: &Images, name: &str, kind: &str) {
 /// Other programs make the files.
 #[test]
 fn archives_and_compressed_images_are_named() {
-    needs!("xz", "gzip", "zstd", "bzip2", "tar", "python3");
+    needs!("xz", "gzip", "zstd", "bzip2", "python3");
     let images = Images::new();
     images.write("disk", [vec![1; 9000], vec![2; 9000]].concat());
     let script = "import sys, zipfile\n\
                   with zipfile.ZipFile('disk.aff4', 'w') as aff4: aff4.writestr('container.description', 'aff4://x')\n\
                   with zipfile.ZipFile('disk.zip', 'w') as other: other.writestr('disk', 'x' * 9000)";
     let commands = format!(
-        "cd {} && xz -k disk && gzip -k disk && zstd -qk disk && bzip2 -k disk && tar cf disk.ova disk && \
+        "cd {} && xz -k disk && gzip -k disk && zstd -qk disk && bzip2 -k disk && \
          python3 -c \"{script}\"",
         images.path("").display()
     );
@@ -695,7 +694,6 @@ fn archives_and_compressed_images_are_named() {
         ("disk.gz", "by gzip"),
         ("disk.zst", "by zstd"),
         ("disk.bz2", "by bzip2"),
-        ("disk.ova", "OVA"),
         ("disk.aff4", "AFF4"),
     ] {
         refused_by_name(&images, name, kind);
