@@ -1,12 +1,15 @@
 //! The options for reading a list of ranges, and the check that the list fits the disk.
 
+use super::container::{Asked, ContainerOptions};
 use anyhow::{Context as _, Result, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use virt_bmap_image::{self, Location, OpenOptions};
+use virt_bmap_image::{self, Container, Location, OpenOptions};
 use virt_bmap_map::Map;
 use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, RangeList, RangeListOptions};
@@ -52,6 +55,9 @@ pub(super) struct ListOptions {
     /// nbdkit log, blkparse: operations to select [default: all]
     #[arg(long = "op", value_name = "OP", value_delimiter = ',', value_parser = words(&Operation::ALL, Operation::word))]
     operations: Vec<Operation>,
+
+    #[command(flatten)]
+    pub(super) container: ContainerOptions,
 
     /// Accept a list that does not fit the size of the disk
     ///
@@ -144,18 +150,58 @@ impl ListOptions {
         list.with_context(|| format!("{}: cannot read this as a list of ranges", path.display()))
     }
 
+    /// What the list means for a map's disk. It counts in `container`, if there is one.
+    pub(super) fn ask(&self, list: RangeList, map: &Map, container: Option<&Container>) -> Result<Asked> {
+        match (&self.container.file, container) {
+            (Some(file), Some(container)) => {
+                self.check_disk(container, map)?;
+                self.check_file(&list, container)?;
+                Asked::of_file(list, self.disk, file, container)
+            }
+            _ => {
+                self.check(&list, map)?;
+                Ok(Asked::of_disk(list, self.disk))
+            }
+        }
+    }
+
+    /// Refuses a list whose size only fits the other: the file where it is said to be for the disk,
+    /// or the disk where it is said to be for the file.
+    pub(super) fn check_file(&self, list: &RangeList, container: &Container) -> Result<()> {
+        let Container { size, disk_size, .. } = *container;
+        let (kind, end, covers) = (list.kind, list.end, list.kind.covers_disk());
+        match &self.container.file {
+            Some(_) if covers && end != size && end == disk_size => self.refuse(&format!(
+                "the {kind} is for {end} bytes, as many as the guest's disk has, but the file has {size}; \
+                 leave out --container if the list is for the disk"
+            )),
+            Some(_) if covers && end != size || end > size => {
+                self.refuse(&format!("the {kind} is for {end} bytes, but the file has {size}"))
+            }
+            None if covers && end == size && end != disk_size => self.refuse(&format!(
+                "the {kind} is for {end} bytes, as many as the file of the image has, but the guest's disk \
+                 has {disk_size}; name the file with --container if the list is for the file"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that the list fits the map's disk. A list of another disk would give plausible but
     /// wrong answers.
-    pub(super) fn check(&self, list: &RangeList, map: &Map) -> Result<()> {
+    fn check(&self, list: &RangeList, map: &Map) -> Result<()> {
         let (kind, disk) = (list.kind, self.disk);
         match disk_size(map, disk) {
             DiskSize::NoDisk => bail!("the map has no disk {disk}"),
             DiskSize::Bytes(size) if kind.covers_disk() && list.end != size => {
-                let problem = format!(
-                    "the {kind} is for a disk of {} bytes, but disk {disk} of the map has {size} bytes",
+                let remedy = if self.is_size_of_image(list.end, map) {
+                    "; that is the size of its image's file: add --container FILE"
+                } else {
+                    ""
+                };
+                self.refuse(&format!(
+                    "the {kind} is for a disk of {} bytes, but disk {disk} of the map has {size} bytes{remedy}",
                     list.end
-                );
-                self.refuse(&problem)
+                ))
             }
             DiskSize::Bytes(size) if list.spans.end() > size => {
                 let end = list.spans.end();
@@ -173,23 +219,18 @@ impl ListOptions {
         }
     }
 
-    fn refuse(&self, problem: &str) -> Result<()> {
+    /// Whether the file of the image that the map names has so many bytes.
+    fn is_size_of_image(&self, size: u64, map: &Map) -> bool {
+        let image = map.header().images.iter().find(|info| info.disk == self.disk);
+        let name = image.map(|info| OsStr::from_bytes(&info.image.name));
+        name.and_then(|name| std::fs::metadata(name).ok()).is_some_and(|file| file.len() == size)
+    }
+
+    pub(super) fn refuse(&self, problem: &str) -> Result<()> {
         if !self.force {
             bail!("{problem}; use --force to accept it");
         }
         note!("virt-bmap-rs: warning: {problem}");
         Ok(())
     }
-}
-
-/// Describes in one line what was read.
-pub(super) fn describe(list: &RangeList, size: &str) -> String {
-    format!(
-        "{}: {} of {} entries selected ({}): {size} in {} ranges",
-        list.kind,
-        list.counted,
-        list.entries,
-        list.rule,
-        list.spans.count()
-    )
 }

@@ -11,6 +11,7 @@
 
 mod block_device;
 mod chain;
+mod container;
 mod context;
 mod direct;
 mod error;
@@ -35,6 +36,7 @@ mod tls;
 mod vmdk;
 mod writable;
 
+pub use container::{Container, ContainerError, Effect, Holds, Part};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};

@@ -36,6 +36,8 @@ pub(super) struct Info {
     pub(super) dirty_flag: bool,
     #[serde(default)]
     encrypted: bool,
+    /// Bytes of the guest's disk.
+    pub(super) virtual_size: u64,
     /// Bytes in which the image's file is allocated, where its format has such a unit.
     pub(super) cluster_size: Option<u64>,
 }
