@@ -21,8 +21,10 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset};
 /// With --ranges, lists the files with bytes in the ranges and their number of bytes, the largest
 /// first; then the bytes on a partition or volume that are in no file, and those that are in no
 /// object of the map. The format of the list is detected: `qemu-img map --output=json`, `nbdinfo
-/// --map --json` (also of dirty bitmaps), a mapfile of GNU ddrescue, the output of badblocks, the
-/// log of nbdkit's log filter, the text of blkparse, or lines of OFFSET LENGTH.
+/// --map --json` (also of dirty bitmaps), a mapfile of GNU ddrescue, the output of badblocks,
+/// thin_delta, rbd diff, rbd export-diff, smartctl or zpool events, VMware's changed disk areas, an
+/// index of a Proxmox backup, the kernel's log, the log of nbdkit's log filter, the text of
+/// blkparse, or lines of OFFSET LENGTH.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = AFTER_HELP,

@@ -6,14 +6,18 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use virt_bmap_image::{self, Container, Location, OpenOptions};
 use virt_bmap_map::Map;
 use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, RangeList, RangeListOptions};
 use virt_bmap_ranges::{DiskNumber, parse_bytes};
+
+/// Longest index of an earlier backup, in bytes: 32 bytes for each chunk of 4 MiB make this a disk of
+/// 32 TiB.
+const MAX_INDEX: u64 = 256 << 20;
 
 /// How to read a list, and which of its entries to select.
 #[derive(Debug, clap::Args)]
@@ -28,19 +32,19 @@ pub(super) struct ListOptions {
     from: Option<Kind>,
 
     /// Read this dirty bitmap; the file is then a qcow2 image
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "status", "block_size", "depth", "types", "operations"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "status", "block_size", "depth", "types", "operations", "device", "older"])]
     bitmap: Option<String>,
 
     /// Metadata context of the NBD server, if the list is an NBD URI: base:allocation,
     /// qemu:dirty-bitmap:NAME, … [default: base:allocation]
-    #[arg(long, value_name = "CONTEXT", conflicts_with_all = ["from", "bitmap", "status", "block_size", "depth", "operations"])]
+    #[arg(long, value_name = "CONTEXT", conflicts_with_all = ["from", "bitmap", "status", "block_size", "depth", "operations", "device", "older"])]
     context: Option<String>,
 
     /// ddrescue: statuses to select, of `?*/-+` [default: *-/?]
     #[arg(long, value_name = "CHARS", allow_hyphen_values = true, value_parser = statuses)]
     status: Option<Statuses>,
 
-    /// badblocks: block size in bytes [default: 1024]
+    /// badblocks: block size in bytes [default: 1024]; smartctl: sector size; ZFS: volblocksize
     #[arg(short, long, value_name = "SIZE", value_parser = block_size)]
     block_size: Option<u64>,
 
@@ -48,13 +52,22 @@ pub(super) struct ListOptions {
     #[arg(long, value_name = "N", value_parser = depth)]
     depth: Option<Depth>,
 
-    /// nbdinfo: types to select, by description or number [default: data, dirty, local]
+    /// nbdinfo: types to select, by description or number [default: data, dirty, local];
+    /// thin_delta, rbd diff: types to select [default: all but same]
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
 
-    /// nbdkit log, blkparse: operations to select [default: all]
+    /// nbdkit log, blkparse, kernel log: operations to select [default: all]
     #[arg(long = "op", value_name = "OP", value_delimiter = ',', value_parser = words(&Operation::ALL, Operation::word))]
     operations: Vec<Operation>,
+
+    /// Kernel log: disk whose errors to select, such as sda; ZFS: zio_objset of the volume
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+
+    /// Proxmox backup: index of the earlier backup; the chunks that differ are selected
+    #[arg(long, value_name = "FIDX")]
+    older: Option<PathBuf>,
 
     #[command(flatten)]
     pub(super) container: ContainerOptions,
@@ -103,15 +116,22 @@ fn depth(text: &str) -> Result<Depth, String> {
 }
 
 impl ListOptions {
-    fn options(&self) -> RangeListOptions {
-        RangeListOptions {
+    fn options(&self) -> Result<RangeListOptions> {
+        let older = self.older.as_deref().map(|path| {
+            let mut index = Vec::new();
+            let read = File::open(path).and_then(|file| file.take(MAX_INDEX).read_to_end(&mut index));
+            read.with_context(|| format!("{}: cannot read the earlier index", path.display())).map(|_| index)
+        });
+        Ok(RangeListOptions {
             kind: self.from,
             statuses: self.status.as_ref().map(|statuses| statuses.0.clone()),
             block_size: self.block_size,
             depth: self.depth,
             types: (!self.types.is_empty()).then(|| self.types.clone()),
             operations: (!self.operations.is_empty()).then(|| self.operations.clone()),
-        }
+            device: self.device.clone(),
+            older: older.transpose()?,
+        })
     }
 
     /// Reads the list from `path`, or from standard input if that is `-`. `map` is the path of the
@@ -124,7 +144,7 @@ impl ListOptions {
         }
         match Location::stated(path.as_os_str())? {
             Location::Nbd(uri) => {
-                let options = RangeListOptions { kind: Some(Kind::Nbdinfo), ..self.options() };
+                let options = RangeListOptions { kind: Some(Kind::Nbdinfo), ..self.options()? };
                 let context = self.context.as_deref().unwrap_or("base:allocation");
                 return Ok(uri.extents(context, |list| rangelist::read(list, &options))?);
             }
@@ -139,7 +159,7 @@ impl ListOptions {
         if path == Path::new("-") && map == path {
             bail!("the map and the list cannot both come from standard input");
         }
-        let options = self.options();
+        let options = self.options()?;
         let list = if path == Path::new("-") {
             rangelist::read(io::stdin().lock(), &options)
         } else {
