@@ -35,6 +35,11 @@ impl AnswerFormat {
         !self.csv && !self.json
     }
 
+    /// Whether to print CSV.
+    pub(super) fn is_csv(self) -> bool {
+        self.csv
+    }
+
     /// A number of bytes, as text.
     pub(super) fn size(self, bytes: u64) -> String {
         if self.bytes { bytes.to_string() } else { Human(bytes).to_string() }
@@ -79,6 +84,19 @@ impl AnswerFormat {
         summary: &[Cell<'_>],
         columns: [&'static str; N],
     ) -> io::Result<()> {
+        self.rows_and(out, rows, |_| Ok(()), summary, columns)
+    }
+
+    /// The same. In JSON, `more` writes between the rows and the summary, from the last row on: a
+    /// line feed, the end of the array, and another member up to where its array ends.
+    pub(super) fn rows_and<'a, const N: usize>(
+        self,
+        out: &mut dyn Write,
+        rows: impl Iterator<Item = [Cell<'a>; N]>,
+        more: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        summary: &[Cell<'_>],
+        columns: [&'static str; N],
+    ) -> io::Result<()> {
         if self.csv {
             return csv_rows(out, rows, columns);
         }
@@ -87,6 +105,7 @@ impl AnswerFormat {
             out.write_all(if number == 0 { b"\n" } else { b",\n" })?;
             json_object(out, &row)?;
         }
+        more(out)?;
         out.write_all(b"\n], \"summary\": ")?;
         json_object(out, summary)?;
         out.write_all(b"}\n")

@@ -4,13 +4,13 @@ use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, file_name, path};
 use super::make::{MadeBefore, MakeOptions, Maker};
 use super::map::location;
-use super::ranges::{ListOptions, describe};
+use super::ranges::ListOptions;
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 use virt_bmap::mapper::GuestDisk;
-use virt_bmap_image::{ImageFormat, Location};
+use virt_bmap_image::{ImageFormat, Location, OpenOptions};
 use virt_bmap_map::lookup::{Damage, HitRange, damage, tally};
 use virt_bmap_map::{self as bmap, Kind, hardlinks};
 use virt_bmap_ranges::DiskNumber;
@@ -70,8 +70,8 @@ Exit status:
   0  nothing is damaged: all files in the map are whole
   1  error
   2  usage error
-  3  as 0, but a part of the image could not be examined; standard error
-     lists what
+  3  as 0, but a part of the image could not be examined, or nobody knows what
+     depends on damaged metadata of the image; standard error says which
   4  files are damaged
   5  no file is damaged, but directories or metadata are
 
@@ -85,26 +85,38 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     let mut maker = Maker::new(&args.make)?;
     // The list is read before the long work, so that an invalid one is reported first.
     let list = args.list.read(&args.mapfile, args.subject.file().unwrap_or(Path::new("")))?;
+    let mut container = None;
     let map = if is_image(&args.subject, args.format)? {
         let location = args.make.mapping.tls.completed(args.subject.clone());
         let disk = GuestDisk::new(location, args.format);
+        if let Some(path) = args.subject.file() {
+            let access = args.make.mapping.access()?;
+            let options = OpenOptions { format: args.format, access, ..OpenOptions::default() };
+            container = args.list.container.of_image(path, &options)?;
+            if let Some(file) = &container {
+                args.list.check_file(&list, file)?;
+            }
+        }
         let before = args.map.map_or(MadeBefore::Cached, |Beside::Auto| MadeBefore::Beside);
         let Some(map) = maker.make(&disk, true, before, None)? else { return Ok(maker.interrupted()) };
         map
     } else {
         let map = PathBuf::from(args.subject.name());
         args.make.refuse_output(&map)?;
-        bmap::load(&map)?
+        let map = bmap::load(&map)?;
+        container = args.list.container.find(&map, args.list.disk)?;
+        map
     };
-    args.list.check(&list, &map)?;
     let disk = args.list.disk;
-    let found = damage(&map, disk, &list.spans);
-    let tally = tally(&map, disk, &list.spans);
+    let asked = args.list.ask(list, &map, container.as_ref())?;
+    let list = &asked.list;
+    let found = damage(&map, disk, &asked.spans);
+    let tally = tally(&map, disk, &asked.spans);
     let nowhere = tally.free + tally.unmapped;
     let form = args.form;
     form.print(|out| {
         if form.is_text() {
-            writeln!(out, "{}", describe(&list, &form.size(tally.bytes)))?;
+            asked.describe(form, out)?;
             print_text(args, out, &found)?;
             writeln!(out, "{} of the bad bytes are in no file, directory or metadata", form.size(nowhere))?;
             return Ok(());
@@ -121,13 +133,20 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
             ("metadata_hit", (found.count(Kind::Metadata) as u64).into()),
             ("files_whole", (found.whole.len() as u64).into()),
             ("files_unplaced", (found.unplaced.len() as u64).into()),
+            asked.cell(),
         ];
-        form.rows(out, rows(args, &found), &summary, COLUMNS)
+        form.rows_and(out, rows(args, &found), |out| asked.write_json(out), &summary, COLUMNS)
     })?;
+    if form.is_csv() {
+        asked.note_others(form);
+    }
+    if asked.has_unknown() {
+        note!("virt-bmap-rs: warning: which files depend on the image's own metadata is not known");
+    }
     for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
         note!("virt-bmap-rs: warning: the map is incomplete: {warning}");
     }
-    Ok(match (found.count(Kind::File), found.hit.len(), maker.is_complete) {
+    Ok(match (found.count(Kind::File), found.hit.len(), maker.is_complete && !asked.has_unknown()) {
         (0, 0, true) => Exit::Success,
         (0, 0, false) => Exit::Incomplete,
         (0, ..) => Exit::FoundOutsideFiles,

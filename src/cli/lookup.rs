@@ -2,14 +2,14 @@
 
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, done, file_name, letter, object_name, path};
+use super::container::Asked;
 use super::places::{self, At, Place};
-use super::ranges::{ListOptions, describe};
+use super::ranges::ListOptions;
 use anyhow::Result;
 use clap::ArgGroup;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use virt_bmap_map::lookup::{MapHit, Share, Tally, tally};
-use virt_bmap_map::rangelist::RangeList;
 use virt_bmap_map::{self as bmap, Hit, Kind, Map};
 use virt_bmap_ranges::{DiskNumber, DiskOffset};
 
@@ -21,8 +21,10 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset};
 /// With --ranges, lists the files with bytes in the ranges and their number of bytes, the largest
 /// first; then the bytes on a partition or volume that are in no file, and those that are in no
 /// object of the map. The format of the list is detected: `qemu-img map --output=json`, `nbdinfo
-/// --map --json` (also of dirty bitmaps), a mapfile of GNU ddrescue, the output of badblocks, the
-/// log of nbdkit's log filter, the text of blkparse, or lines of OFFSET LENGTH.
+/// --map --json` (also of dirty bitmaps), a mapfile of GNU ddrescue, the output of badblocks,
+/// thin_delta, rbd diff, rbd export-diff, smartctl or zpool events, VMware's changed disk areas, an
+/// index of a Proxmox backup, the kernel's log, the log of nbdkit's log filter, the text of
+/// blkparse, or lines of OFFSET LENGTH.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = AFTER_HELP,
@@ -71,17 +73,24 @@ Examples:
   virt-bmap-rs lookup guest.bmap --ranges changed.json --bytes
   virt-bmap-rs lookup guest.bmap --ranges guest.qcow2 --bitmap monday
   virt-bmap-rs lookup guest.bmap --ranges bad-blocks.txt --block-size 512 --csv
-  virt-bmap-rs lookup guest.bmap --ranges rescue.map --status - --json";
+  virt-bmap-rs lookup guest.bmap --ranges rescue.map --status - --json
+  virt-bmap-rs lookup guest.bmap --container guest.qcow2 --image guest.qcow2 0";
 
 pub(super) fn run(args: &LookupArgs) -> Result<Exit> {
-    match &args.ranges {
-        None => done(offsets(args, &bmap::load(&args.map)?)),
-        Some(path) => {
-            let list = args.list.read(path, &args.map)?;
-            let map = bmap::load(&args.map)?;
-            args.list.check(&list, &map)?;
-            done(ranges(args.form, &tally(&map, args.list.disk, &list.spans), &list))
+    let list = args.ranges.as_ref().map(|path| args.list.read(path, &args.map)).transpose()?;
+    let map = bmap::load(&args.map)?;
+    let container = args.list.container.find(&map, args.list.disk)?;
+    match (list, container) {
+        (Some(list), container) => {
+            let asked = args.list.ask(list, &map, container.as_ref())?;
+            done(ranges(args.form, &tally(&map, args.list.disk, &asked.spans), &asked))
         }
+        (None, Some(container)) => {
+            let given = args.offsets.iter().chain(&args.sector).chain(&args.lcn);
+            let offsets = given.map(At::in_container).collect::<Result<Vec<_>>>()?;
+            done(args.list.print_offsets(args.form, &map, &container, &offsets))
+        }
+        (None, None) => done(offsets(args, &map)),
     }
 }
 
@@ -135,11 +144,12 @@ fn share(bytes: u64, of: u64) -> String {
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
 }
 
-fn ranges(form: AnswerFormat, tally: &Tally<'_>, list: &RangeList) -> Result<()> {
+fn ranges(form: AnswerFormat, tally: &Tally<'_>, asked: &Asked) -> Result<()> {
+    let list = &asked.list;
     let shown = form.first(&tally.shares);
     form.print(|out| {
         if form.is_text() {
-            return print_ranges(form, out, tally, shown, list);
+            return print_ranges(form, out, tally, shown, asked);
         }
         let shares: Vec<String> = shown.iter().map(|part| share(part.bytes, tally.bytes)).collect();
         let rows = shown.iter().zip(&shares).map(|(part, share)| share_row(part, share));
@@ -153,14 +163,20 @@ fn ranges(form: AnswerFormat, tally: &Tally<'_>, list: &RangeList) -> Result<()>
             ("in_objects", tally.in_objects.into()),
             ("free", tally.free.into()),
             ("unmapped", tally.unmapped.into()),
+            asked.cell(),
         ];
-        form.rows(
+        form.rows_and(
             out,
             rows,
+            |out| asked.write_json(out),
             &summary,
             ["bytes", "percent", "what", "type", "device", "path", "names", "inode"],
         )
-    })
+    })?;
+    if form.is_csv() {
+        asked.note_others(form);
+    }
+    Ok(())
 }
 
 fn print_ranges(
@@ -168,9 +184,9 @@ fn print_ranges(
     out: &mut dyn Write,
     tally: &Tally<'_>,
     shown: &[Share<'_>],
-    list: &RangeList,
+    asked: &Asked,
 ) -> io::Result<()> {
-    writeln!(out, "{}", describe(list, &form.size(tally.bytes)))?;
+    asked.describe(form, out)?;
     for part in shown {
         let what = match part.place {
             MapHit::Object(file) => file_name(&file),

@@ -14,6 +14,7 @@ macro_rules! note {
 mod answer;
 mod appliance;
 mod changed;
+mod container;
 mod convert;
 mod damaged;
 mod diff;

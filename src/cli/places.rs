@@ -90,6 +90,16 @@ pub(super) fn cluster(text: &str) -> Result<At, String> {
 }
 
 impl At {
+    /// The offset in a file on the host: in bytes, or in sectors of 512 unless their size is given.
+    pub(super) fn in_container(&self) -> Result<u64> {
+        let size = match (&self.from, self.unit) {
+            (From::Disk(None), Unit::Bytes) => 1,
+            (From::Disk(None), Unit::Sectors(size)) => size.unwrap_or(SECTOR),
+            _ => bail!("with --container, an offset counts in that file: it has no disk, device or cluster"),
+        };
+        self.number.checked_mul(size).context("the offset does not fit into 64 bits")
+    }
+
     /// The place in a map. `disk` is that of `--disk`.
     pub(super) fn place(&self, map: &Map, disk: DiskNumber) -> Result<Place> {
         let device = match (&self.from, self.unit) {

@@ -1,16 +1,23 @@
 //! The options for reading a list of ranges, and the check that the list fits the disk.
 
+use super::container::{Asked, ContainerOptions};
 use anyhow::{Context as _, Result, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::path::Path;
-use virt_bmap_image::{self, Location, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use virt_bmap_image::{self, Container, Location, OpenOptions};
 use virt_bmap_map::Map;
 use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, RangeList, RangeListOptions};
 use virt_bmap_ranges::{DiskNumber, parse_bytes};
+
+/// Longest index of an earlier backup, in bytes: 32 bytes for each chunk of 4 MiB make this a disk of
+/// 32 TiB.
+const MAX_INDEX: u64 = 256 << 20;
 
 /// How to read a list, and which of its entries to select.
 #[derive(Debug, clap::Args)]
@@ -25,19 +32,19 @@ pub(super) struct ListOptions {
     from: Option<Kind>,
 
     /// Read this dirty bitmap; the file is then a qcow2 image
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "status", "block_size", "depth", "types", "operations"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "status", "block_size", "depth", "types", "operations", "device", "older"])]
     bitmap: Option<String>,
 
     /// Metadata context of the NBD server, if the list is an NBD URI: base:allocation,
     /// qemu:dirty-bitmap:NAME, … [default: base:allocation]
-    #[arg(long, value_name = "CONTEXT", conflicts_with_all = ["from", "bitmap", "status", "block_size", "depth", "operations"])]
+    #[arg(long, value_name = "CONTEXT", conflicts_with_all = ["from", "bitmap", "status", "block_size", "depth", "operations", "device", "older"])]
     context: Option<String>,
 
     /// ddrescue: statuses to select, of `?*/-+` [default: *-/?]
     #[arg(long, value_name = "CHARS", allow_hyphen_values = true, value_parser = statuses)]
     status: Option<Statuses>,
 
-    /// badblocks: block size in bytes [default: 1024]
+    /// badblocks: block size in bytes [default: 1024]; smartctl: sector size; ZFS: volblocksize
     #[arg(short, long, value_name = "SIZE", value_parser = block_size)]
     block_size: Option<u64>,
 
@@ -45,13 +52,25 @@ pub(super) struct ListOptions {
     #[arg(long, value_name = "N", value_parser = depth)]
     depth: Option<Depth>,
 
-    /// nbdinfo: types to select, by description or number [default: data, dirty, local]
+    /// nbdinfo: types to select, by description or number [default: data, dirty, local];
+    /// thin_delta, rbd diff: types to select [default: all but same]
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
 
-    /// nbdkit log, blkparse: operations to select [default: all]
+    /// nbdkit log, blkparse, kernel log: operations to select [default: all]
     #[arg(long = "op", value_name = "OP", value_delimiter = ',', value_parser = words(&Operation::ALL, Operation::word))]
     operations: Vec<Operation>,
+
+    /// Kernel log: disk whose errors to select, such as sda; ZFS: zio_objset of the volume
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+
+    /// Proxmox backup: index of the earlier backup; the chunks that differ are selected
+    #[arg(long, value_name = "FIDX")]
+    older: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) container: ContainerOptions,
 
     /// Accept a list that does not fit the size of the disk
     ///
@@ -97,15 +116,22 @@ fn depth(text: &str) -> Result<Depth, String> {
 }
 
 impl ListOptions {
-    fn options(&self) -> RangeListOptions {
-        RangeListOptions {
+    fn options(&self) -> Result<RangeListOptions> {
+        let older = self.older.as_deref().map(|path| {
+            let mut index = Vec::new();
+            let read = File::open(path).and_then(|file| file.take(MAX_INDEX).read_to_end(&mut index));
+            read.with_context(|| format!("{}: cannot read the earlier index", path.display())).map(|_| index)
+        });
+        Ok(RangeListOptions {
             kind: self.from,
             statuses: self.status.as_ref().map(|statuses| statuses.0.clone()),
             block_size: self.block_size,
             depth: self.depth,
             types: (!self.types.is_empty()).then(|| self.types.clone()),
             operations: (!self.operations.is_empty()).then(|| self.operations.clone()),
-        }
+            device: self.device.clone(),
+            older: older.transpose()?,
+        })
     }
 
     /// Reads the list from `path`, or from standard input if that is `-`. `map` is the path of the
@@ -118,7 +144,7 @@ impl ListOptions {
         }
         match Location::stated(path.as_os_str())? {
             Location::Nbd(uri) => {
-                let options = RangeListOptions { kind: Some(Kind::Nbdinfo), ..self.options() };
+                let options = RangeListOptions { kind: Some(Kind::Nbdinfo), ..self.options()? };
                 let context = self.context.as_deref().unwrap_or("base:allocation");
                 return Ok(uri.extents(context, |list| rangelist::read(list, &options))?);
             }
@@ -133,7 +159,7 @@ impl ListOptions {
         if path == Path::new("-") && map == path {
             bail!("the map and the list cannot both come from standard input");
         }
-        let options = self.options();
+        let options = self.options()?;
         let list = if path == Path::new("-") {
             rangelist::read(io::stdin().lock(), &options)
         } else {
@@ -144,18 +170,58 @@ impl ListOptions {
         list.with_context(|| format!("{}: cannot read this as a list of ranges", path.display()))
     }
 
+    /// What the list means for a map's disk. It counts in `container`, if there is one.
+    pub(super) fn ask(&self, list: RangeList, map: &Map, container: Option<&Container>) -> Result<Asked> {
+        match (&self.container.file, container) {
+            (Some(file), Some(container)) => {
+                self.check_disk(container, map)?;
+                self.check_file(&list, container)?;
+                Asked::of_file(list, self.disk, file, container)
+            }
+            _ => {
+                self.check(&list, map)?;
+                Ok(Asked::of_disk(list, self.disk))
+            }
+        }
+    }
+
+    /// Refuses a list whose size only fits the other: the file where it is said to be for the disk,
+    /// or the disk where it is said to be for the file.
+    pub(super) fn check_file(&self, list: &RangeList, container: &Container) -> Result<()> {
+        let Container { size, disk_size, .. } = *container;
+        let (kind, end, covers) = (list.kind, list.end, list.kind.covers_disk());
+        match &self.container.file {
+            Some(_) if covers && end != size && end == disk_size => self.refuse(&format!(
+                "the {kind} is for {end} bytes, as many as the guest's disk has, but the file has {size}; \
+                 leave out --container if the list is for the disk"
+            )),
+            Some(_) if covers && end != size || end > size => {
+                self.refuse(&format!("the {kind} is for {end} bytes, but the file has {size}"))
+            }
+            None if covers && end == size && end != disk_size => self.refuse(&format!(
+                "the {kind} is for {end} bytes, as many as the file of the image has, but the guest's disk \
+                 has {disk_size}; name the file with --container if the list is for the file"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that the list fits the map's disk. A list of another disk would give plausible but
     /// wrong answers.
-    pub(super) fn check(&self, list: &RangeList, map: &Map) -> Result<()> {
+    fn check(&self, list: &RangeList, map: &Map) -> Result<()> {
         let (kind, disk) = (list.kind, self.disk);
         match disk_size(map, disk) {
             DiskSize::NoDisk => bail!("the map has no disk {disk}"),
             DiskSize::Bytes(size) if kind.covers_disk() && list.end != size => {
-                let problem = format!(
-                    "the {kind} is for a disk of {} bytes, but disk {disk} of the map has {size} bytes",
+                let remedy = if self.is_size_of_image(list.end, map) {
+                    "; that is the size of its image's file: add --container FILE"
+                } else {
+                    ""
+                };
+                self.refuse(&format!(
+                    "the {kind} is for a disk of {} bytes, but disk {disk} of the map has {size} bytes{remedy}",
                     list.end
-                );
-                self.refuse(&problem)
+                ))
             }
             DiskSize::Bytes(size) if list.spans.end() > size => {
                 let end = list.spans.end();
@@ -173,23 +239,18 @@ impl ListOptions {
         }
     }
 
-    fn refuse(&self, problem: &str) -> Result<()> {
+    /// Whether the file of the image that the map names has so many bytes.
+    fn is_size_of_image(&self, size: u64, map: &Map) -> bool {
+        let image = map.header().images.iter().find(|info| info.disk == self.disk);
+        let name = image.map(|info| OsStr::from_bytes(&info.image.name));
+        name.and_then(|name| std::fs::metadata(name).ok()).is_some_and(|file| file.len() == size)
+    }
+
+    pub(super) fn refuse(&self, problem: &str) -> Result<()> {
         if !self.force {
             bail!("{problem}; use --force to accept it");
         }
         note!("virt-bmap-rs: warning: {problem}");
         Ok(())
     }
-}
-
-/// Describes in one line what was read.
-pub(super) fn describe(list: &RangeList, size: &str) -> String {
-    format!(
-        "{}: {} of {} entries selected ({}): {size} in {} ranges",
-        list.kind,
-        list.counted,
-        list.entries,
-        list.rule,
-        list.spans.count()
-    )
 }

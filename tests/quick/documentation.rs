@@ -21,7 +21,7 @@ const PAGES: [Page; 11] = [
     Page { path: "docs/formats.md", run: 5, not_run: 1, tools: &["jq", "zstdcat"] },
     Page { path: "docs/map-format.md", run: 5, not_run: 0, tools: &["gawk", "awk", "grep"] },
     Page { path: "docs/mapping.md", run: 0, not_run: 1, tools: &[] },
-    Page { path: "docs/questions.md", run: 8, not_run: 0, tools: &["qemu-img", "qemu-io", "qemu-nbd"] },
+    Page { path: "docs/questions.md", run: 9, not_run: 0, tools: &["qemu-img", "qemu-io", "qemu-nbd"] },
     Page { path: "docs/report.md", run: 1, not_run: 0, tools: &[] },
     Page { path: "docs/trace.md", run: 1, not_run: 0, tools: &["qemu-io"] },
     Page { path: "docs/update.md", run: 1, not_run: 1, tools: &[] },

@@ -6,6 +6,7 @@
 
 mod bmap_formats;
 mod bmap_text;
+mod container;
 mod documentation;
 mod examples;
 mod fleet;

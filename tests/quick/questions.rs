@@ -561,3 +561,110 @@ fn lists_by_the_programs_themselves_are_read() {
         assert!(err.contains(word) && err.lines().count() == 1, "{args:?}: {err}");
     }
 }
+
+/// Lists that other programs write. Each means the same 64 KiB.
+#[test]
+fn lists_from_elsewhere_are_read() {
+    let dir = samples();
+    let write = |name: &str, content: &[u8]| fs::write(dir.path().join(name), content).unwrap();
+    write("plain.txt", b"0x300000 64K\n");
+    let expected = json(dir.path(), &["lookup", "guest.bmap", "--ranges", "plain.txt"]);
+    assert_eq!(expected["summary"]["bytes"], 65536);
+    assert!(expected["rows"].as_array().unwrap().len() > 1);
+    let sectors = || 0x30_0000_u64 / 512..0x31_0000 / 512;
+    let lines =
+        |line: &dyn Fn(u64) -> String| sectors().map(|sector| line(sector) + "\n").collect::<String>();
+    let log = lines(&|sector| format!("[ 1.5] I/O error, dev vda, sector {sector} op 0x0:(READ) flags 0x0"));
+    write("log", ("[ 1.0] booting\n".to_owned() + &log + "[ 2.0] I/O error, dev sdb, sector 1\n").as_bytes());
+    let smart =
+        lines(&|sector| format!("  40 51 08 00 00 00 00  Error: UNC at LBA = {sector:#010x} = {sector}"));
+    write("smart", ("smartctl 7.3 2022-02-28 r5338\n".to_owned() + &smart).as_bytes());
+    let event = |block: u64| {
+        format!(
+            "class = \"ereport.fs.zfs.checksum\"\nzio_objset = 0x104\nzio_object = 0x1\nzio_level = 0x0\n\
+             zio_blkid = {block:#x}\n"
+        )
+    };
+    write("events", (event(192) + &event(193) + &event(194) + &event(195)).as_bytes());
+    write("rbd.txt", b"Offset Length Type\n3145728 65536 data\n");
+    write("rbd.json", br#"[{"offset":3145728,"length":65536,"exists":"true"}]"#);
+    let numbers =
+        |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    let export = [b"rbd diff v1\ns", &numbers(&[8 << 20])[..], b"z", &numbers(&[3 << 20, 65536]), b"e"];
+    write("rbd.diff", &export.concat());
+    write(
+        "vmware",
+        br#"{"startOffset":0,"length":8388608,"changedArea":[{"start":3145728,"length":65536}]}"#,
+    );
+    let index = |changed: usize| {
+        let mut bytes = vec![0_u8; 4096 + 128 * 32];
+        bytes[..8].copy_from_slice(&[47, 127, 65, 237, 145, 253, 15, 205]);
+        bytes[64..80].copy_from_slice(&numbers(&[8 << 20, 65536]));
+        bytes[4096 + changed * 32] = 1;
+        bytes
+    };
+    write("new.fidx", &index(48));
+    let mut old = index(48);
+    old[4096 + 48 * 32] = 2;
+    write("old.fidx", &old);
+    let lists: [(&str, &str, &[&str]); 8] = [
+        ("log", "kernel-log", &["--device", "vda"]),
+        ("smart", "smartctl", &[]),
+        ("events", "zfs-events", &["-b", "16K"]),
+        ("rbd.txt", "rbd-diff", &[]),
+        ("rbd.json", "rbd-diff", &["--type", "data"]),
+        ("rbd.diff", "rbd-export-diff", &[]),
+        ("vmware", "vmware", &[]),
+        ("new.fidx", "proxmox-index", &["--older", "old.fidx"]),
+    ];
+    for (list, kind, options) in lists {
+        let args = [&["lookup", "guest.bmap", "--ranges", list], options].concat();
+        let answer = json(dir.path(), &args);
+        assert_eq!(answer["summary"]["kind"], kind, "{list}");
+        assert_eq!(answer["rows"], expected["rows"], "{list}");
+    }
+    for (args, words) in [
+        (&["--ranges", "log"][..], ["vda", "--device"]),
+        (&["--ranges", "events"], ["size of a block", "--block-size"]),
+        (&["--ranges", "new.fidx"], ["index", "--older"]),
+        (&["--ranges", "new.fidx", "--older", "missing"], ["missing", "earlier index"]),
+        (&["--ranges", "rbd.txt", "--device", "sda"], ["--device", "not for this list"]),
+    ] {
+        let (code, out, err) = ask(dir.path(), &[&["lookup", "guest.bmap"], args].concat());
+        assert!(code == 1 && out.is_empty() && err.lines().count() == 1, "{args:?}: {out}{err}");
+        assert!(words.iter().all(|word| err.contains(word)), "{args:?}: {err}");
+    }
+}
+
+/// Two thin volumes that differ in a block, by their metadata.
+#[test]
+fn thin_delta_is_read() {
+    needs!("thin_restore", "thin_delta");
+    let dir = samples();
+    let mapping = |origin: u64, data: u64, length: u64| {
+        format!(r#"<range_mapping origin_begin="{origin}" data_begin="{data}" length="{length}" time="0"/>"#)
+    };
+    let device = |id: u8, mappings: &str, blocks: u64| {
+        format!(
+            r#"<device dev_id="{id}" mapped_blocks="{blocks}" transaction="1" creation_time="0" snap_time="0">{mappings}</device>"#
+        )
+    };
+    let metadata = format!(
+        r#"<superblock uuid="" time="1" transaction="2" data_block_size="128" nr_data_blocks="1000">{}{}</superblock>"#,
+        device(1, &mapping(0, 0, 60), 60),
+        device(2, &(mapping(0, 0, 48) + &mapping(48, 99, 1) + &mapping(49, 49, 11)), 60)
+    );
+    fs::write(dir.path().join("metadata.xml"), metadata).unwrap();
+    fs::write(dir.path().join("plain.txt"), "0x300000 64K\n").unwrap();
+    let line = "truncate -s 4M metadata && thin_restore -i metadata.xml -o metadata && \
+                thin_delta --snap1 1 --snap2 2 metadata > delta && \
+                thin_delta --verbose --snap1 1 --snap2 2 metadata > verbose";
+    let output = shell(dir.path(), &format!("PATH=$PATH:/usr/sbin; {line}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected = json(dir.path(), &["lookup", "guest.bmap", "--ranges", "plain.txt"]);
+    for list in ["delta", "verbose"] {
+        let answer = json(dir.path(), &["lookup", "guest.bmap", "--ranges", list]);
+        assert_eq!(answer["summary"]["kind"], "thin-delta");
+        assert_eq!(answer["rows"], expected["rows"], "{list}");
+    }
+}

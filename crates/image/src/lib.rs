@@ -14,6 +14,7 @@ mod block_device;
 mod captive;
 mod chain;
 mod container;
+mod contents;
 mod context;
 mod direct;
 mod error;
@@ -41,6 +42,7 @@ mod writable;
 
 pub use access::{Access, AllowedBacking, BadPattern, ImageKey};
 pub use container::{Acquisition, EWF_READER, use_own_ewf_reader};
+pub use contents::{Container, ContainerError, Effect, Holds, Part};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
@@ -56,7 +58,6 @@ pub use writable::{Writable, WritableRaw};
 
 use block_device::Description;
 use chain::Chain;
-use container::Container;
 use direct::Direct;
 use link::{Link, Node};
 use raw::RawFile;
@@ -226,7 +227,7 @@ pub enum Warning {
 /// [`OpenError`].
 pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenError> {
     match location {
-        Location::File(path) => match Container::of(path, options)? {
+        Location::File(path) => match container::Container::of(path, options)? {
             Some(container) => container.open(path, options),
             None => open_file(path, options),
         },

@@ -38,6 +38,8 @@ pub(super) struct Info {
     /// Whether its data are encrypted by qemu.
     #[serde(default)]
     pub(super) encrypted: bool,
+    /// Bytes of the guest's disk.
+    pub(super) virtual_size: u64,
     /// Bytes in which the image's file is allocated, where its format has such a unit.
     pub(super) cluster_size: Option<u64>,
 }

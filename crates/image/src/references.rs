@@ -21,10 +21,10 @@ const PROBE_SIZE: usize = 512;
 const MAX_NAME: usize = 1023;
 
 /// Longest header with extensions that is read: the largest cluster, 2 MiB.
-const MAX_HEADER: usize = 2 << 20;
+pub(super) const MAX_HEADER: usize = 2 << 20;
 
 /// Largest first-level table that qemu accepts, in bytes.
-const MAX_L1: u64 = 32 << 20;
+pub(super) const MAX_L1: u64 = 32 << 20;
 
 /// The references of an image, and its own length.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl From<io::Error> for Unreadable {
     }
 }
 
-fn broken<T>(reason: &str) -> Result<T, Unreadable> {
+pub(super) fn broken<T>(reason: &str) -> Result<T, Unreadable> {
     Err(Unreadable::Broken(reason.to_owned()))
 }
 
@@ -164,19 +164,19 @@ fn backing(
     Ok(Some(Reference { role: FileRole::Backing, name: OsString::from_vec(name), format, needed: 0 }))
 }
 
-fn be32(header: &[u8], offset: usize) -> Result<u32, Unreadable> {
+pub(super) fn be32(header: &[u8], offset: usize) -> Result<u32, Unreadable> {
     bytes_at(header, offset).map(u32::from_be_bytes).map_or_else(|| broken("its header is cut off"), Ok)
 }
 
-fn be64(header: &[u8], offset: usize) -> Result<u64, Unreadable> {
+pub(super) fn be64(header: &[u8], offset: usize) -> Result<u64, Unreadable> {
     bytes_at(header, offset).map(u64::from_be_bytes).map_or_else(|| broken("its header is cut off"), Ok)
 }
 
-fn le32(header: &[u8], offset: usize) -> Result<u32, Unreadable> {
+pub(super) fn le32(header: &[u8], offset: usize) -> Result<u32, Unreadable> {
     be32(header, offset).map(u32::swap_bytes)
 }
 
-fn le64(header: &[u8], offset: usize) -> Result<u64, Unreadable> {
+pub(super) fn le64(header: &[u8], offset: usize) -> Result<u64, Unreadable> {
     be64(header, offset).map(u64::swap_bytes)
 }
 

@@ -11,15 +11,15 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 /// Magic of a sparse extent.
-const SPARSE: &[u8; 4] = b"KDMV";
+pub(super) const SPARSE: &[u8; 4] = b"KDMV";
 /// Magic of the older sparse extent of ESX.
 const COWD: &[u8; 4] = b"COWD";
 /// Longest descriptor that qemu reads.
-const MAX_DESCRIPTOR: usize = 1 << 20;
+pub(super) const MAX_DESCRIPTOR: usize = 1 << 20;
 /// Where qemu looks for the parent's name: so many bytes of the descriptor.
 const MAX_PARENT_AREA: usize = 20 * 512;
 /// Unit of all sizes and offsets in a VMDK, in bytes.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 /// Whether qemu takes a file with these first bytes for a VMDK.
 pub(super) fn is_vmdk(head: &[u8]) -> bool {
@@ -104,8 +104,36 @@ fn until_nul(text: &[u8]) -> &[u8] {
     &text[..text.iter().position(|byte| *byte == 0).unwrap_or(text.len())]
 }
 
-/// The extents that a descriptor names. Other lines are skipped.
+/// An extent that a descriptor names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent<'t> {
+    name: &'t [u8],
+    /// Sectors of the disk that it holds. qemu takes those of a sparse extent from the extent.
+    pub(super) sectors: u64,
+    /// The first sector in its file, if it holds the disk's bytes as they are.
+    pub(super) flat: Option<u64>,
+}
+
+impl Extent<'_> {
+    /// Least length of its file, if known.
+    fn needed(self) -> u64 {
+        self.flat.map_or(0, |offset| offset.saturating_add(self.sectors).saturating_mul(SECTOR))
+    }
+}
+
+/// The files that a descriptor names as its extents.
 fn extents(text: &[u8]) -> Vec<Reference> {
+    let reference = |extent: Extent<'_>| Reference {
+        role: FileRole::Extent,
+        name: OsStr::from_bytes(extent.name).to_owned(),
+        format: None,
+        needed: extent.needed(),
+    };
+    listed(text).into_iter().map(reference).collect()
+}
+
+/// The extents that a descriptor names, in the order of the disk. Other lines are skipped.
+pub(super) fn listed(text: &[u8]) -> Vec<Extent<'_>> {
     let text = until_nul(text);
     let mut found = Vec::new();
     let mut start = 0;
@@ -122,7 +150,7 @@ fn extents(text: &[u8]) -> Vec<Reference> {
 /// The extent that is named where `text` begins: `RW <sectors> <type> "<name>" [<offset>]`. White
 /// space between these may be line ends, and may be missing where the next thing cannot be
 /// mistaken.
-fn extent(text: &[u8]) -> Option<Reference> {
+fn extent(text: &[u8]) -> Option<Extent<'_>> {
     let mut scanner = Scanner(text);
     if scanner.word() != b"RW" {
         return None;
@@ -131,12 +159,12 @@ fn extent(text: &[u8]) -> Option<Reference> {
     let kind = scanner.word();
     let name = scanner.quoted()?;
     let offset = scanner.number().and_then(|offset| u64::try_from(offset).ok()).unwrap_or(0);
-    let needed = match kind {
-        b"FLAT" | b"VMFS" => offset.saturating_add(sectors).saturating_mul(SECTOR),
-        b"SPARSE" | b"VMFSSPARSE" | b"SESPARSE" => 0,
+    let flat = match kind {
+        b"FLAT" | b"VMFS" => Some(offset),
+        b"SPARSE" | b"VMFSSPARSE" | b"SESPARSE" => None,
         _ => return None,
     };
-    Some(Reference { role: FileRole::Extent, name: OsStr::from_bytes(name).to_owned(), format: None, needed })
+    Some(Extent { name, sectors, flat })
 }
 
 /// isspace(3) in the C locale; Rust's own notion of ASCII white space lacks the vertical tab.

@@ -9,5 +9,8 @@ mod units;
 pub use error::error_chain;
 pub use indexed::IndexedRanges;
 pub use printable::{Printable, PrintableText};
-pub use range::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, FileOffset, Offset, Range, RangeSet};
+pub use range::{
+    ContainerOffset, ContainerRange, DeviceOffset, DiskNumber, DiskOffset, DiskRange, FileOffset, Offset,
+    Range, RangeSet,
+};
 pub use units::{BadNumber, Human, Percent, parse_bytes, parse_digits};

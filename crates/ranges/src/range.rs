@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A kind of byte offset. Only [`DiskOffset`], [`DeviceOffset`] and [`FileOffset`] implement it.
+/// A kind of byte offset. Only [`DiskOffset`], [`DeviceOffset`], [`FileOffset`] and
+/// [`ContainerOffset`] implement it.
 pub trait Offset: Copy + Ord + fmt::Debug + Send + Sync + 'static {
     /// Makes an offset of a count of bytes.
     fn from_bytes(bytes: u64) -> Self;
@@ -63,6 +64,11 @@ offset! {
     /// Bytes from the beginning of a file inside the guest.
     FileOffset
 }
+offset! {
+    /// Bytes from the beginning of a file of the host that holds a guest disk or a part of one: of
+    /// a qcow2, of an extent of a VMDK.
+    ContainerOffset
+}
 
 /// Number of a guest's disk, from 1, in the order in which the images were given.
 pub type DiskNumber = u16;
@@ -78,6 +84,9 @@ pub struct Range<O> {
 
 /// Range of bytes on a guest disk.
 pub type DiskRange = Range<DiskOffset>;
+
+/// Range of bytes in a file that holds a guest disk.
+pub type ContainerRange = Range<ContainerOffset>;
 
 impl<O: Offset> Range<O> {
     /// The range of `length` bytes that begins at `start`; `None` if its end does not fit in 64

@@ -17,7 +17,7 @@ pub(super) fn is_block(line: &[u8]) -> bool {
 }
 
 pub(super) fn read(
-    input: &mut impl BufRead,
+    input: &mut dyn BufRead,
     options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {

@@ -50,7 +50,7 @@ pub(super) fn is_state(line: &[u8]) -> bool {
 }
 
 pub(super) fn read(
-    input: &mut impl BufRead,
+    input: &mut dyn BufRead,
     options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {

@@ -3,7 +3,7 @@
 use std::io::{BufRead, Read as _};
 use thiserror::Error;
 
-use super::{Entries, ListError};
+use super::{Entries, ListError, RangeListOptions};
 use virt_bmap_ranges::{BadNumber, Printable};
 
 /// Longest line that is read, in bytes. Only nbdkit's names of exports make long ones.
@@ -34,6 +34,17 @@ pub enum LineProblem {
         /// Number of bytes.
         length: u64,
     },
+    /// The list ends where it should not.
+    #[error("the list ends in the middle; it is not whole")]
+    CutOff,
+    /// The log is of several devices.
+    #[error("the log has errors of {first} and of {other}; choose one with --device")]
+    OtherDevice {
+        /// The device above.
+        first: String,
+        /// The device here.
+        other: String,
+    },
     /// The range begins before the end of the one above it.
     #[error(
         "the range begins at {start}, before the end of the one above it at {end}; the list is damaged, or two were mixed"
@@ -44,6 +55,30 @@ pub enum LineProblem {
         /// Where the one above it ends.
         end: u64,
     },
+}
+
+/// The device that a log of several is about.
+pub(super) struct OneDevice<'o> {
+    wanted: Option<&'o str>,
+    first: Option<Vec<u8>>,
+}
+
+impl<'o> OneDevice<'o> {
+    /// The one that the options name, or else the only one of the log.
+    pub(super) fn of(options: &'o RangeListOptions) -> Self {
+        Self { wanted: options.device.as_deref(), first: None }
+    }
+
+    /// Whether entries of the device `name` count.
+    pub(super) fn is(&mut self, name: &[u8]) -> Result<bool, LineProblem> {
+        if let Some(wanted) = self.wanted {
+            return Ok(wanted.as_bytes() == name);
+        }
+        match self.first.get_or_insert_with(|| name.to_vec()) {
+            first if *first == name => Ok(true),
+            first => Err(LineProblem::OtherDevice { first: short(first), other: short(name) }),
+        }
+    }
 }
 
 impl LineProblem {
@@ -60,14 +95,26 @@ pub(super) fn short(found: &[u8]) -> String {
 
 /// Calls `visit` with each line that is not blank, without its `#` comment.
 pub(super) fn for_each(
-    input: &mut impl BufRead,
+    input: &mut dyn BufRead,
+    entries: &mut Entries,
+    mut visit: impl FnMut(&[u8], &mut Entries) -> Result<(), LineProblem>,
+) -> Result<(), ListError> {
+    for_each_whole(input, entries, |line, entries| match without_comment(line) {
+        b"" => Ok(()),
+        text => visit(text, entries),
+    })
+}
+
+/// Calls `visit` with each line as it is, for lists in which `#` begins no comment.
+pub(super) fn for_each_whole(
+    input: &mut dyn BufRead,
     entries: &mut Entries,
     mut visit: impl FnMut(&[u8], &mut Entries) -> Result<(), LineProblem>,
 ) -> Result<(), ListError> {
     let mut buffer = Vec::new();
     for line in 1.. {
         buffer.clear();
-        let length = input.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut buffer)?;
+        let length = (&mut *input).take(MAX_LINE + 1).read_until(b'\n', &mut buffer)?;
         let error = |problem| ListError::Line { line, problem };
         if length == 0 {
             break;
@@ -75,10 +122,7 @@ pub(super) fn for_each(
         if length as u64 > MAX_LINE {
             return Err(error(LineProblem::TooLongLine));
         }
-        let text = without_comment(&buffer);
-        if !text.is_empty() {
-            visit(text, entries).map_err(error)?;
-        }
+        visit(&buffer, entries).map_err(error)?;
     }
     Ok(())
 }

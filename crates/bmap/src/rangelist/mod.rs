@@ -18,90 +18,34 @@
 mod badblocks;
 mod blkparse;
 mod ddrescue;
+mod formats;
 mod json;
+mod kernel_log;
 mod lines;
 mod nbdinfo;
 mod nbdkit_log;
 mod plain;
+mod proxmox_index;
 mod qemu_img_map;
+mod rbd_diff;
+mod rbd_export;
 mod recognise;
+mod smartctl;
+mod thin_delta;
+mod vmware;
+mod zfs_events;
 
+use formats::ListOption;
 use std::fmt;
 use std::io::{self, BufReader, Read};
 use thiserror::Error;
 
+pub use formats::Kind;
 pub use lines::LineProblem;
 use virt_bmap_ranges::{DiskOffset, DiskRange, IndexedRanges};
 
 /// Bytes that are read at a time.
 const BUFFER: usize = 256 * 1024;
-
-/// Whose list it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Kind {
-    /// `qemu-img map --output=json`.
-    QemuImgMap,
-    /// `nbdinfo --map --json`, of any metadata context.
-    Nbdinfo,
-    /// A mapfile of GNU ddrescue.
-    Ddrescue,
-    /// A list of blocks by `badblocks`.
-    Badblocks,
-    /// Lines of nbdkit's log filter.
-    NbdkitLog,
-    /// Text by `blkparse`.
-    Blkparse,
-    /// `OFFSET LENGTH` lines.
-    Plain,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 7] = [
-        Self::QemuImgMap,
-        Self::Nbdinfo,
-        Self::Ddrescue,
-        Self::Badblocks,
-        Self::NbdkitLog,
-        Self::Blkparse,
-        Self::Plain,
-    ];
-
-    /// The word for the kind on a command line.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::QemuImgMap => "qemu-img-map",
-            Self::Nbdinfo => "nbdinfo",
-            Self::Ddrescue => "ddrescue",
-            Self::Badblocks => "badblocks",
-            Self::NbdkitLog => "nbdkit-log",
-            Self::Blkparse => "blkparse",
-            Self::Plain => "plain",
-        }
-    }
-
-    /// Whether a list of this format covers a disk from the first byte to the last, so that its end
-    /// is the size of the disk.
-    pub fn covers_disk(self) -> bool {
-        matches!(self, Self::QemuImgMap | Self::Nbdinfo | Self::Ddrescue)
-    }
-}
-
-/// Name of the list in a message.
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::QemuImgMap => "output of qemu-img map",
-            Self::Nbdinfo => "output of nbdinfo --map",
-            Self::Ddrescue => "ddrescue mapfile",
-            Self::Badblocks => "badblocks list",
-            Self::NbdkitLog => "nbdkit log",
-            Self::Blkparse => "blkparse text",
-            Self::Plain => "list of offsets and lengths",
-        })
-    }
-}
 
 /// The operation of an entry in a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,15 +69,20 @@ pub struct RangeListOptions {
     /// ddrescue: the statuses that count. By default `*`, `/`, `-` and `?`: all that was not
     /// rescued.
     pub statuses: Option<Vec<u8>>,
-    /// badblocks: bytes in a block. By default 1024, as `badblocks` has it.
+    /// badblocks: bytes in a block, by default 1024. smartctl: bytes in a sector. ZFS: bytes in a
+    /// block of the volume, which must be stated.
     pub block_size: Option<u64>,
     /// qemu-img map: the depth of the images whose data count. By default 0, the top image's.
     pub depth: Option<Depth>,
     /// nbdinfo: descriptions, or numbers, of the types that count. By default `data`, `dirty` and
-    /// `local`.
+    /// `local`. thin_delta, rbd diff: names of the types that count.
     pub types: Option<Vec<String>>,
     /// Logs: which operations count. By default all.
     pub operations: Option<Vec<Operation>>,
+    /// Logs of errors: the device whose errors count. By default the log must have one only.
+    pub device: Option<String>,
+    /// Proxmox backup: the index of the earlier backup.
+    pub older: Option<Vec<u8>>,
 }
 
 impl Operation {
@@ -171,6 +120,11 @@ impl RangeListOptions {
 
     fn wants(&self, operation: Operation) -> bool {
         self.operations.as_ref().is_none_or(|wanted| wanted.contains(&operation))
+    }
+
+    /// The names of types that count: the stated ones, or these.
+    fn types_or<'a>(&'a self, default: &[&'a str]) -> Vec<&'a str> {
+        self.types.as_ref().map_or(default.to_vec(), |types| types.iter().map(String::as_str).collect())
     }
 
     fn rule_of_operations(&self) -> String {
@@ -219,9 +173,7 @@ pub enum ListError {
     #[error("the list is empty; for an intentionally empty list, state its format with --from")]
     Empty,
     /// The format is not known.
-    #[error(
-        "the list begins with `{found}`, which is none of: qemu-img map and nbdinfo --map in JSON, ddrescue mapfile, badblocks, nbdkit log, blkparse, lines of OFFSET LENGTH"
-    )]
+    #[error("the list begins with `{found}`, which is none of: {}", formats::names())]
     Unknown {
         /// Its beginning, printable.
         found: String,
@@ -231,6 +183,28 @@ pub enum ListError {
         "this is a qcow2 image and no list; name a dirty bitmap of it with --bitmap, or give what qemu-img map --output=json prints of it"
     )]
     Image,
+    /// The size of a block is not in the list.
+    #[error("the {kind} does not have the size of a block; state it with --block-size")]
+    NoBlockSize {
+        /// What the list is.
+        kind: Kind,
+    },
+    /// One index says nothing about changes.
+    #[error(
+        "the index of a backup says what is in each chunk; to compare it, name the index of an earlier backup with --older"
+    )]
+    NoOlder,
+    /// The indices are of different disks.
+    #[error("the two indices differ in the size of the disk or of the chunks, so they are not of one disk")]
+    OtherDisk,
+    /// The data of a list are not as its format wants them.
+    #[error("this is not a whole {kind}: {problem}")]
+    Broken {
+        /// What the list is.
+        kind: Kind,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// An option belongs to another format.
     #[error("{option} is not for this list, which is a {kind}")]
     Option {
@@ -284,15 +258,7 @@ pub fn read(mut input: impl Read, options: &RangeListOptions) -> Result<RangeLis
     let mut input = BufReader::with_capacity(BUFFER, head.chain(input));
     refuse_strangers(options, kind)?;
     let mut entries = Entries::default();
-    let rule = match kind {
-        Kind::QemuImgMap => qemu_img_map::read(&mut input, options, &mut entries),
-        Kind::Nbdinfo => nbdinfo::read(&mut input, options, &mut entries),
-        Kind::Ddrescue => ddrescue::read(&mut input, options, &mut entries),
-        Kind::Badblocks => badblocks::read(&mut input, options, &mut entries),
-        Kind::NbdkitLog => nbdkit_log::read(&mut input, options, &mut entries),
-        Kind::Blkparse => blkparse::read(&mut input, options, &mut entries),
-        Kind::Plain => plain::read(&mut input, options, &mut entries),
-    }?;
+    let rule = kind.read(&mut input, options, &mut entries)?;
     let Entries { ranges, number, counted, is_unordered, end, .. } = entries;
     if number == 0 && options.kind.is_none() {
         return Err(ListError::Empty);
@@ -310,16 +276,17 @@ pub fn read(mut input: impl Read, options: &RangeListOptions) -> Result<RangeLis
 
 /// An option without effect on the list is a misunderstanding, and is reported instead of ignored.
 fn refuse_strangers(options: &RangeListOptions, kind: Kind) -> Result<(), ListError> {
-    let is_log = matches!(kind, Kind::NbdkitLog | Kind::Blkparse);
-    let strangers = [
-        ("--status", options.statuses.is_some() && kind != Kind::Ddrescue),
-        ("--block-size", options.block_size.is_some() && kind != Kind::Badblocks),
-        ("--depth", options.depth.is_some() && kind != Kind::QemuImgMap),
-        ("--type", options.types.is_some() && kind != Kind::Nbdinfo),
-        ("--op", options.operations.is_some() && !is_log),
+    let stated = [
+        (ListOption::Status, options.statuses.is_some()),
+        (ListOption::BlockSize, options.block_size.is_some()),
+        (ListOption::Depth, options.depth.is_some()),
+        (ListOption::Type, options.types.is_some()),
+        (ListOption::Op, options.operations.is_some()),
+        (ListOption::Device, options.device.is_some()),
+        (ListOption::Older, options.older.is_some()),
     ];
-    match strangers.into_iter().find(|(_, is_stranger)| *is_stranger) {
-        Some((option, _)) => Err(ListError::Option { option, kind }),
+    match stated.into_iter().find(|(option, is_stated)| *is_stated && !kind.takes(*option)) {
+        Some((option, _)) => Err(ListError::Option { option: option.word(), kind }),
         None => Ok(()),
     }
 }
@@ -358,6 +325,11 @@ impl Entries {
             return Err(LineProblem::Descending { start, end: self.end });
         }
         self.push(start, length, counts)
+    }
+
+    /// The disk that the list is of has so many bytes.
+    fn ends_at(&mut self, size: u64) {
+        self.end = self.end.max(size);
     }
 
     /// Many lists are long rows of neighbours; these cost no memory.

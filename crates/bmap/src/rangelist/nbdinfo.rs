@@ -22,7 +22,7 @@ struct Extent {
 const DEFAULT: [&str; 3] = ["data", "dirty", "local"];
 
 pub(super) fn read(
-    input: &mut impl BufRead,
+    input: &mut dyn BufRead,
     options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {

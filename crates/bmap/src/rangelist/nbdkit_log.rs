@@ -56,7 +56,7 @@ fn request(line: &[u8]) -> Result<Option<(Operation, u64, u64)>, LineProblem> {
 }
 
 pub(super) fn read(
-    input: &mut impl BufRead,
+    input: &mut dyn BufRead,
     options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {

@@ -25,7 +25,7 @@ fn parse(line: &[u8]) -> Result<(u64, u64), LineProblem> {
 }
 
 pub(super) fn read(
-    input: &mut impl BufRead,
+    input: &mut dyn BufRead,
     _options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {

@@ -33,7 +33,7 @@ impl MapEntry {
 }
 
 pub(super) fn read(
-    input: &mut impl BufRead,
+    input: &mut dyn BufRead,
     options: &RangeListOptions,
     entries: &mut Entries,
 ) -> Result<String, ListError> {

@@ -2,56 +2,60 @@
 
 use super::lines::{short, without_comment};
 use super::{Kind, ListError};
-use super::{badblocks, blkparse, ddrescue, nbdkit_log, plain};
 
 /// Bytes of the beginning that are looked at.
 pub(super) const LOOK_AHEAD: u64 = 64 * 1024;
 
-/// Decides by the first lines. Comments are skipped, since anyone may add one.
-pub(super) fn kind(head: &[u8]) -> Result<Kind, ListError> {
-    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-    if text.starts_with(b"[") {
-        return json(text);
-    }
-    if head.starts_with(b"QFI\xfb") {
-        return Err(ListError::Image);
-    }
-    for line in head.split(|&byte| byte == b'\n') {
-        let line = without_comment(line);
-        if line.is_empty() {
-            continue;
-        }
-        // Each format is tested for properties of its own lines only, so the order matters little.
-        return if ddrescue::is_state(line) {
-            Ok(Kind::Ddrescue)
-        } else if blkparse::is_event(line) {
-            Ok(Kind::Blkparse)
-        } else if nbdkit_log::is_event(line) {
-            Ok(Kind::NbdkitLog)
-        } else if badblocks::is_block(line) {
-            Ok(Kind::Badblocks)
-        } else if plain::is_range(line) {
-            Ok(Kind::Plain)
-        } else {
-            Err(ListError::Unknown { found: short(line) })
-        };
-    }
-    Err(ListError::Empty)
+/// The beginning of a list.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    /// As it is.
+    pub(super) bytes: &'a [u8],
+    /// From the first character on.
+    pub(super) text: &'a [u8],
+    /// The first line that is not blank, without its comment. Anyone may add a comment.
+    pub(super) line: &'a [u8],
 }
 
-/// Decides by the names of the first entry's fields.
-fn json(text: &[u8]) -> Result<Kind, ListError> {
-    let first = text.split(|&byte| byte == b'}').next().unwrap_or(text);
-    let has = |field: &[u8]| memchr::memmem::find(first, field).is_some();
-    if has(b"\"start\"") {
-        Ok(Kind::QemuImgMap)
-    } else if has(b"\"offset\"") && has(b"\"type\"") {
-        Ok(Kind::Nbdinfo)
-    } else if text[1..].trim_ascii_start().starts_with(b"]") {
-        Err(ListError::Empty)
-    } else {
-        Err(ListError::Unknown { found: short(first) })
+impl<'a> Head<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+        let mut lines = bytes.split(|&byte| byte == b'\n').map(without_comment);
+        Self { bytes, text, line: lines.find(|line| !line.is_empty()).unwrap_or_default() }
     }
+
+    /// Whether it is an array of JSON whose first entry has all these fields.
+    pub(super) fn is_array_of(self, fields: &[&str]) -> bool {
+        let first = self.text.split(|&byte| byte == b'}').next().unwrap_or(self.text);
+        self.text.starts_with(b"[")
+            && fields.iter().all(|field| has(first, format!("\"{field}\"").as_bytes()))
+    }
+
+    /// Whether one of these words is in it.
+    pub(super) fn has_one_of(self, words: &[&str]) -> bool {
+        words.iter().any(|word| has(self.bytes, word.as_bytes()))
+    }
+}
+
+fn has(text: &[u8], word: &[u8]) -> bool {
+    memchr::memmem::find(text, word).is_some()
+}
+
+/// Decides by the beginning, format by format.
+pub(super) fn kind(head: &[u8]) -> Result<Kind, ListError> {
+    let head = Head::of(head);
+    if head.bytes.starts_with(b"QFI\xfb") {
+        return Err(ListError::Image);
+    }
+    if let Some(kind) = Kind::of(head) {
+        return Ok(kind);
+    }
+    let is_empty_array =
+        head.text.strip_prefix(b"[").is_some_and(|rest| rest.trim_ascii_start().starts_with(b"]"));
+    if head.line.is_empty() || is_empty_array {
+        return Err(ListError::Empty);
+    }
+    Err(ListError::Unknown { found: short(head.line) })
 }
 
 #[cfg(test)]
@@ -60,7 +64,7 @@ mod tests {
 
     #[test]
     fn each_kind_is_recognised() {
-        let cases: [(&str, Kind); 13] = [
+        let cases: [(&str, Kind); 25] = [
             (r#"[{ "start": 0, "length": 4096, "depth": 0, "zero": false, "data": true}]"#, Kind::QemuImgMap),
             (r#"[{"start":0,"length":4096,"depth":0}]"#, Kind::QemuImgMap),
             (
@@ -80,6 +84,21 @@ mod tests {
             ("# offsets\n\n0x1000 4K # and why\n", Kind::Plain),
             ("1M\t1M\n", Kind::Plain),
             ("0 1\n", Kind::Plain),
+            (
+                "<superblock uuid=\"\" data_block_size=\"128\">\n  <diff left=\"1\" right=\"2\">",
+                Kind::ThinDelta,
+            ),
+            ("Offset Length Type \n0 4194304 data \n", Kind::RbdDiff),
+            ("0 4194304 zero\n", Kind::RbdDiff),
+            (r#"[{"offset":0,"length":1048576,"exists":"true"}]"#, Kind::RbdDiff),
+            ("rbd diff v1\ne", Kind::RbdExport),
+            ("rbd diff v2\ne", Kind::RbdExport),
+            (r#"{"startOffset": 0, "length": 1, "changedArea": []}"#, Kind::Vmware),
+            ("class = \"ereport.fs.zfs.checksum\"\n", Kind::ZfsEvents),
+            ("[1.0] blk_update_request: I/O error, dev sda, sector 1\n", Kind::KernelLog),
+            ("boot\n[1.0] critical medium error, dev sdi, sector 14381056\n", Kind::KernelLog),
+            ("smartctl 7.3 2022-02-28 r5338\n", Kind::Smartctl),
+            ("# 1  Extended offline    Completed: read failure 90% 1 2\n", Kind::Smartctl),
         ];
         for (head, expected) in cases {
             assert_eq!(kind(head.as_bytes()).unwrap(), expected, "{head}");
