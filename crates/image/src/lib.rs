@@ -42,7 +42,7 @@ pub use layer::Layer;
 pub use location::Location;
 pub use nbd_uri::{BadUri, NbdUri, Server, Tls};
 pub use overlay::Overlay;
-pub use qemu_nbd::ReadError;
+pub use qemu_nbd::{ReadError, private_directory};
 pub use source::{Allocation, Source};
 pub use stamp::Stamp;
 pub use writable::{Writable, WritableRaw};
