@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::builder::{TypedValueParser, ValueParser};
 use std::path::PathBuf;
 use virt_bmap::fleet::libvirt::Host;
-use virt_bmap::live::{View, Wanted, watchdog};
+use virt_bmap::live::{Quiesced, View, Wanted, watchdog};
 use virt_bmap_ranges::parse_bytes;
 
 /// How to map a guest that runs.
@@ -18,7 +18,7 @@ pub(super) struct LiveOptions {
     /// overwrites meanwhile is kept in unnamed scratch files. All that is added to qemu
     /// is removed in the end, even if this program is killed. qemu needs a monitor for this alone:
     /// `-qmp unix:SOCKET,server=on,wait=off`.
-    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["images", "add", "format", "domain", "force_share"])]
+    #[arg(long, value_name = "SOCKET", conflicts_with = "force_share")]
     pub(super) qmp: Option<PathBuf>,
 
     /// Map the domain of --domain while it runs, by a backup job of libvirt
@@ -27,6 +27,20 @@ pub(super) struct LiveOptions {
     /// ended in the end, even if this program is killed.
     #[arg(long, requires = "domain", conflicts_with = "force_share")]
     pub(super) live: bool,
+
+    /// Have the guest agent freeze the guest's filesystems for the moment of the map
+    ///
+    /// They are thawed as soon as the job has started. Without an agent, the map is of what a power
+    /// failure would leave; standard error says which of the two it is.
+    #[arg(long, requires = "live")]
+    quiesce: bool,
+
+    /// Leave a checkpoint of this name at the moment of the map, for `update --since
+    /// checkpoint:NAME`
+    ///
+    /// All disks of the domain must be qcow2. It is left only if there is a map of its moment.
+    #[arg(long, value_name = "NAME", requires = "live")]
+    checkpoint: Option<String>,
 
     /// Directory of the scratch files [default: $TMPDIR, or with --live the directory that libvirt
     /// has for the domain]
@@ -41,10 +55,26 @@ pub(super) struct LiveOptions {
 }
 
 impl LiveOptions {
+    /// Whether the guest is to be mapped while it runs.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.live || self.qmp.is_some()
+    }
+
     /// The view of the guest, if it is to be mapped while it runs. `domain`: the one of --domain.
-    pub(super) fn view(&self, domain: Option<(&Host, &str)>, quiet: bool) -> Result<Option<View>> {
-        let wanted =
-            Wanted { scratch_limit: self.scratch_limit, scratch_directory: self.scratch_dir.clone() };
+    /// `since`: what was written since this checkpoint will be asked for.
+    pub(super) fn view(
+        &self,
+        domain: Option<(&Host, &str)>,
+        since: Option<&str>,
+        quiet: bool,
+    ) -> Result<Option<View>> {
+        let wanted = Wanted {
+            scratch_limit: self.scratch_limit,
+            scratch_directory: self.scratch_dir.clone(),
+            quiesce: self.quiesce,
+            checkpoint: self.checkpoint.clone(),
+            since: since.map(str::to_owned),
+        };
         let view = match (&self.qmp, domain) {
             (Some(socket), _) => View::of_qemu(socket, &wanted)?,
             (None, Some((host, domain))) if self.live => View::of_domain(host, domain, &wanted)?,
@@ -52,6 +82,13 @@ impl LiveOptions {
         };
         for left_out in view.left_out().iter().filter(|_| !quiet) {
             note!("{} is left out: {}", left_out.name, left_out.reason);
+        }
+        match view.quiesced() {
+            Quiesced::Frozen if !quiet => {
+                note!("the guest agent froze the filesystems for the moment of the map");
+            }
+            Quiesced::NoAgent(reason) => note!("not frozen, so the map is crash-consistent: {reason}"),
+            Quiesced::Frozen | Quiesced::NotAsked => {}
         }
         Ok(Some(view))
     }

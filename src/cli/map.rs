@@ -37,12 +37,12 @@ use virt_bmap_ranges::Percent;
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
     /// The guest's disks in order: image files, block devices, or NBD URIs
-    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain", "qmp"], value_parser = location())]
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain", "qmp"], conflicts_with = "qmp", value_parser = location())]
     images: Vec<Location>,
 
-    /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs
+    /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs --live, or
     /// --force-share
-    #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format"])]
+    #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format", "qmp"])]
     domain: Option<String>,
 
     /// Connection URI of the domain's libvirt host, as for `virsh -c`
@@ -50,7 +50,7 @@ pub(super) struct MapArgs {
     connect: Option<String>,
 
     /// Add a disk of the guest, as in the guestfs tools; can be repeated
-    #[arg(short, long, value_name = "IMAGE", value_parser = location())]
+    #[arg(short, long, value_name = "IMAGE", conflicts_with = "qmp", value_parser = location())]
     add: Vec<Location>,
 
     /// File to write the map to; `-` is standard output; can be repeated
@@ -69,7 +69,7 @@ pub(super) struct MapArgs {
     /// names is refused: whoever wrote the image could otherwise make this host open any file. If
     /// given once, the option applies to all images; if repeated, each applies to the images after
     /// it, and an empty value (`--format=`) returns to detection.
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "qmp")]
     format: Vec<String>,
 
     /// The baseline: an earlier map of this guest as JSON Lines; unchanged files are not read again
@@ -366,7 +366,7 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         }
     };
     args.mapping.start_log();
-    let view = args.live.view(domain.map(|domain| (&host, domain)), args.mapping.quiet)?.map(Arc::new);
+    let view = args.live.view(domain.map(|domain| (&host, domain)), None, args.mapping.quiet)?.map(Arc::new);
     let disks = view.as_ref().map_or(disks, |view| view.disks());
     let outs = match domain {
         _ if !args.output.is_empty() => args.output.clone(),
@@ -442,7 +442,7 @@ pub(super) fn map_to(
     drop(watch);
     if let Some(view) = &options.view {
         // What is wrong with the view is the reason for whatever else is wrong.
-        view.end()?;
+        view.end(matches!(mapped, Ok(Some(Some(_)))))?;
     }
     let Some(mut mapped) = mapped?.flatten() else {
         note!("virt-bmap-rs: interrupted; no map was written");

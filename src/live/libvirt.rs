@@ -8,8 +8,8 @@
 use super::owner::Owner;
 use super::scratch::Scratch;
 use super::watchdog::{self, Watchdog};
-use super::{Disk, LeftOut, LiveError, Wanted};
-use crate::fleet::libvirt::{DiskXml, Host, escaped};
+use super::{Disk, LeftOut, LiveError, Quiesced, Wanted};
+use crate::fleet::libvirt::{DiskXml, Host, LibvirtError, escaped};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -34,8 +34,7 @@ const MAX_SOCKET: usize = 107;
 #[derive(Debug)]
 pub(super) struct Domain {
     host: Host,
-    uuid: String,
-    socket: PathBuf,
+    undo: Undo,
 }
 
 /// What has to be undone in a domain.
@@ -46,6 +45,10 @@ pub(super) struct Undo {
     /// The job is ours if this is its socket.
     socket: PathBuf,
     scratch: Vec<PathBuf>,
+    /// Whether the guest's filesystems may be frozen.
+    thaw: bool,
+    /// The checkpoint that is made with the backup, as long as there is no map of its moment.
+    checkpoint: Option<String>,
 }
 
 impl Domain {
@@ -63,6 +66,7 @@ impl Domain {
         if disks.is_empty() {
             return Err(LiveError::NoDisk { guest: name });
         }
+        check_checkpoints(host, &by_uuid, &name, &disks, wanted)?;
         let place = wanted.scratch_directory.clone().unwrap_or_else(|| directory.clone());
         let mut total: u64 = 0;
         for disk in &disks {
@@ -80,16 +84,36 @@ impl Domain {
         let files: Vec<PathBuf> =
             (0..disks.len()).map(|number| place.join(format!("{}.scratch", owner.name(number)))).collect();
         files.iter().for_each(|file| scratch.add(file.clone()));
-        let undo = Undo {
+        let mut undo = Undo {
             uri: host.uri.clone(),
-            uuid: uuid.clone(),
+            uuid,
             socket: socket.clone(),
             scratch: files.clone(),
+            thaw: wanted.quiesce,
+            checkpoint: wanted.checkpoint.clone(),
         };
-        let watchdog = Watchdog::start(watchdog::Undo::Domain(undo), None)?;
+        let mut watchdog = Watchdog::start(watchdog::Undo::Domain(undo.clone()), None)?;
 
-        let xml = backup(&socket, &described.disks, &disks, &files);
-        let begun = host.act(&["backup-begin", &by_uuid], &[("--backupxml", xml.as_bytes())]);
+        let backup = backup(&socket, &described.disks, &disks, &files, wanted.since.as_deref());
+        let checkpoint = wanted.checkpoint.as_ref().map(|name| checkpoint(name, &described.disks, &disks));
+        let mut xml = vec![("--backupxml", backup.as_bytes())];
+        xml.extend(checkpoint.iter().map(|checkpoint| ("--checkpointxml", checkpoint.as_bytes())));
+        let frozen = wanted.quiesce.then(|| host.act(&["domfsfreeze", &by_uuid], &[]));
+        let begun = host.act(&["backup-begin", &by_uuid], &xml);
+        let quiesced = match frozen {
+            None => Quiesced::NotAsked,
+            Some(Ok(_)) => {
+                host.act(&["domfsthaw", &by_uuid], &[])?;
+                Quiesced::Frozen
+            }
+            Some(Err(error)) => {
+                // An agent that does not answer in time may still do what it was told.
+                let _ = host.act(&["domfsthaw", &by_uuid], &[]);
+                Quiesced::NoAgent(virt_bmap_ranges::error_chain(&error))
+            }
+        };
+        undo.thaw = false;
+        watchdog.change(watchdog::Undo::Domain(undo.clone()))?;
         begun.map_err(|source| LiveError::Backup { remedy: remedy(&place), source })?;
         let disks = disks.into_iter().map(|disk| {
             let uri = NbdUri::new(Server::Unix(socket.clone()), &disk.target, false)?;
@@ -97,16 +121,23 @@ impl Domain {
                 disk.source("file").or(disk.source("dev")).or(disk.source("name")).unwrap_or(&disk.target);
             let format = disk.format.clone().unwrap_or_else(|| "raw".to_owned());
             let files = vec![ImageFile { name: image.as_bytes().to_vec(), format }];
-            Ok(Disk { name: disk.target.clone(), uri, files })
+            // libvirt's name for the bitmap, see "exportbitmap" in its documentation.
+            let context = wanted.since.as_ref().map(|_| format!("qemu:dirty-bitmap:backup-{}", disk.target));
+            Ok(Disk { name: disk.target.clone(), uri, files, context })
         });
         let disks = disks.collect::<Result<Vec<_>, LiveError>>()?;
-        let guest = super::Guest::Domain(Self { host: host.clone(), uuid, socket });
-        Ok(super::Parts { guest, disks, left_out, scratch, watchdog })
+        let guest = super::Guest::Domain(Self { host: host.clone(), undo });
+        Ok(super::Parts { guest, disks, left_out, quiesced, scratch, watchdog })
     }
 
     /// Whether the backup is still there.
     pub(super) fn holds(&mut self) -> Result<bool, LiveError> {
-        Ok(socket_of_job(&self.host, &self.uuid).as_deref() == Some(&*self.socket))
+        Ok(socket_of_job(&self.host, &self.undo.uuid).as_deref() == Some(&*self.undo.socket))
+    }
+
+    /// What is to be undone when the map is made: all but the checkpoint.
+    pub(super) fn undo_but_checkpoint(&self) -> watchdog::Undo {
+        watchdog::Undo::Domain(Undo { checkpoint: None, ..self.undo.clone() })
     }
 }
 
@@ -130,10 +161,20 @@ fn capacity(host: &Host, domain: &str, target: &str) -> Result<u64, LiveError> {
 }
 
 /// The description of the backup.
-fn backup(socket: &Path, all: &[DiskXml], chosen: &[&DiskXml], files: &[PathBuf]) -> String {
+fn backup(
+    socket: &Path,
+    all: &[DiskXml],
+    chosen: &[&DiskXml],
+    files: &[PathBuf],
+    since: Option<&str>,
+) -> String {
     let path = |path: &Path| escaped(&path.to_string_lossy());
-    let mut xml =
-        format!("<domainbackup mode='pull'><server transport='unix' socket='{}'/><disks>", path(socket));
+    let since =
+        since.map_or_else(String::new, |name| format!("<incremental>{}</incremental>", escaped(name)));
+    let mut xml = format!(
+        "<domainbackup mode='pull'>{since}<server transport='unix' socket='{}'/><disks>",
+        path(socket)
+    );
     for (disk, file) in chosen.iter().zip(files) {
         let name = escaped(&disk.target);
         let file = path(file);
@@ -146,6 +187,52 @@ fn backup(socket: &Path, all: &[DiskXml], chosen: &[&DiskXml], files: &[PathBuf]
         let _ = write!(xml, "<disk name='{}' backup='no'/>", escaped(&disk.target));
     }
     xml + "</disks></domainbackup>"
+}
+
+/// The description of a checkpoint of the chosen disks.
+fn checkpoint(name: &str, all: &[DiskXml], chosen: &[&DiskXml]) -> String {
+    let mut xml = format!("<domaincheckpoint><name>{}</name><disks>", escaped(name));
+    for disk in all {
+        let kind = if chosen.contains(&disk) { "bitmap" } else { "no" };
+        let _ = write!(xml, "<disk name='{}' checkpoint='{kind}'/>", escaped(&disk.target));
+    }
+    xml + "</disks></domaincheckpoint>"
+}
+
+/// The names of a domain's checkpoints.
+fn checkpoints(host: &Host, domain: &str) -> Result<Vec<String>, LibvirtError> {
+    let answer = host.virsh(&["checkpoint-list", domain, "--name"])?;
+    Ok(answer.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+/// Refuses a checkpoint that cannot be made, and one that is not there.
+fn check_checkpoints(
+    host: &Host,
+    domain: &str,
+    name: &str,
+    disks: &[&DiskXml],
+    wanted: &Wanted,
+) -> Result<(), LiveError> {
+    if let Some(disk) = disks.iter().find(|disk| disk.format.as_deref() != Some("qcow2"))
+        && wanted.checkpoint.is_some()
+    {
+        let format = disk.format.clone().unwrap_or_else(|| "raw".to_owned());
+        return Err(LiveError::NoBitmap { name: name.to_owned(), disk: disk.target.clone(), format });
+    }
+    if wanted.checkpoint.is_none() && wanted.since.is_none() {
+        return Ok(());
+    }
+    let there = checkpoints(host, domain)?;
+    let is_there = |checkpoint: &&String| there.contains(*checkpoint);
+    if let Some(checkpoint) = wanted.checkpoint.as_ref().filter(is_there) {
+        let (name, checkpoint) = (name.to_owned(), checkpoint.clone());
+        return Err(LiveError::CheckpointExists { name, checkpoint });
+    }
+    if let Some(checkpoint) = wanted.since.as_ref().filter(|checkpoint| !is_there(checkpoint)) {
+        let (name, checkpoint) = (name.to_owned(), checkpoint.clone());
+        return Err(LiveError::NoCheckpoint { name, checkpoint });
+    }
+    Ok(())
 }
 
 /// The domain's own directory, on this machine.
@@ -193,7 +280,8 @@ fn end_leftover(host: &Host, uuid: &str, name: &str) -> Result<(), LiveError> {
     match (owner, socket) {
         (Some(owner), _) if owner.is_alive() => Err(LiveError::Busy { process: owner.process() }),
         (Some(_), Some(socket)) => {
-            Undo { uri: host.uri.clone(), uuid: uuid.to_owned(), socket, scratch: Vec::new() }.run()
+            let (uri, uuid) = (host.uri.clone(), uuid.to_owned());
+            Undo { uri, uuid, socket, scratch: Vec::new(), thaw: false, checkpoint: None }.run()
         }
         _ => {
             let job = field("Operation:").unwrap_or_else(|| "unknown".to_owned());
@@ -212,9 +300,13 @@ impl Undo {
     /// Undoes everything that is there.
     pub(super) fn run(&self) -> Result<(), LiveError> {
         let host = Host { uri: self.uri.clone(), force_share: true };
+        let domain = format!("--domain={}", self.uuid);
+        if self.thaw {
+            host.act(&["domfsthaw", &domain], &[])?;
+        }
         let is_there = || socket_of_job(&host, &self.uuid).as_deref() == Some(&*self.socket);
         if is_there() {
-            host.act(&["domjobabort", &format!("--domain={}", self.uuid)], &[])?;
+            host.act(&["domjobabort", &domain], &[])?;
         }
         let deadline = Instant::now() + END;
         while is_there() {
@@ -226,6 +318,11 @@ impl Undo {
         // libvirt has removed them with the job, unless it failed to start.
         for file in self.scratch.iter().chain([&self.socket]) {
             let _ = fs::remove_file(file);
+        }
+        if let Some(name) = &self.checkpoint
+            && checkpoints(&host, &domain)?.contains(name)
+        {
+            host.act(&["checkpoint-delete", &domain, &format!("--checkpointname={name}")], &[])?;
         }
         Ok(())
     }

@@ -21,13 +21,15 @@ pub use scratch::Watch;
 use crate::fleet::libvirt::{Host, LibvirtError};
 use crate::mapper::{Cancel, GuestDisk};
 use scratch::Scratch;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
-use virt_bmap_image::{BadUri, ImageFormat, Location, NbdUri};
+use virt_bmap_image::{BadUri, ImageFormat, Location, NbdUri, OpenError};
+use virt_bmap_map::rangelist::{self, RangeListOptions};
 use virt_bmap_map::{Header, ImageFile};
-use virt_bmap_ranges::Human;
+use virt_bmap_ranges::{DiskNumber, Human, IndexedRanges};
 use watchdog::Watchdog;
 
 /// Why there is no view of a running guest, or why it cannot be used.
@@ -80,6 +82,39 @@ pub enum LiveError {
         #[source]
         source: LibvirtError,
     },
+    /// A disk cannot have a dirty bitmap.
+    #[error("{name}: no checkpoint is possible, because disk {disk} is {format}: only qcow2 keeps a bitmap")]
+    NoBitmap {
+        /// The domain.
+        name: String,
+        /// The disk.
+        disk: String,
+        /// Its format.
+        format: String,
+    },
+    /// A checkpoint is not made twice.
+    #[error(
+        "{name}: checkpoint {checkpoint} exists; take another name, or delete it: virsh checkpoint-delete {name} {checkpoint}"
+    )]
+    CheckpointExists {
+        /// The domain.
+        name: String,
+        /// The checkpoint.
+        checkpoint: String,
+    },
+    /// There is no such checkpoint.
+    #[error(
+        "{name}: there is no checkpoint {checkpoint}; make one with --checkpoint when the guest is mapped"
+    )]
+    NoCheckpoint {
+        /// The domain.
+        name: String,
+        /// The checkpoint.
+        checkpoint: String,
+    },
+    /// What was written is not known.
+    #[error("cannot find out what was written since the checkpoint")]
+    Written(#[from] OpenError),
     /// libvirt.
     #[error(transparent)]
     Libvirt(#[from] LibvirtError),
@@ -146,6 +181,13 @@ pub struct Wanted {
     pub scratch_limit: Option<u64>,
     /// Where they are. `None`: $TMPDIR, or the directory of the domain.
     pub scratch_directory: Option<PathBuf>,
+    /// Have the guest agent freeze the guest's filesystems for the moment of the view. Only for
+    /// domains.
+    pub quiesce: bool,
+    /// Leave a checkpoint of this name at the moment of the view. Only for domains.
+    pub checkpoint: Option<String>,
+    /// Find out what was written since this checkpoint. Only for domains.
+    pub since: Option<String>,
 }
 
 /// The disks of a running guest, as they were when the view was made. Dropping it undoes all that
@@ -162,6 +204,7 @@ struct Parts {
     guest: Guest,
     disks: Vec<Disk>,
     left_out: Vec<LeftOut>,
+    quiesced: Quiesced,
     scratch: Scratch,
     watchdog: Watchdog,
 }
@@ -184,6 +227,19 @@ pub struct Disk {
     pub uri: NbdUri,
     /// What it really is: its image, and those below.
     pub files: Vec<ImageFile>,
+    /// The metadata context of what was written since the checkpoint, if one was named.
+    context: Option<String>,
+}
+
+/// Whether the guest's filesystems were frozen when the view was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Quiesced {
+    /// Nobody wanted it.
+    NotAsked,
+    /// They were, and they are thawed again.
+    Frozen,
+    /// No guest agent did it, for this reason.
+    NoAgent(String),
 }
 
 /// A disk that is not in a view.
@@ -238,22 +294,45 @@ impl View {
         self.parts().left_out.clone()
     }
 
+    /// Whether its filesystems were frozen.
+    pub fn quiesced(&self) -> Quiesced {
+        self.parts().quiesced.clone()
+    }
+
+    /// What was written to each disk since the checkpoint that the view was made with.
+    ///
+    /// # Errors
+    /// The server does not say it.
+    pub fn written(&self) -> Result<BTreeMap<DiskNumber, IndexedRanges>, LiveError> {
+        let options = RangeListOptions::of(rangelist::Kind::Nbdinfo);
+        let mut written = BTreeMap::new();
+        for (number, disk) in (1..).zip(&self.parts().disks) {
+            let Some(context) = &disk.context else { continue };
+            let list = disk.uri.extents(context, |list| rangelist::read(list, &options))?;
+            written.insert(number, list.spans);
+        }
+        Ok(written)
+    }
+
     /// Cancels a run if what the guest overwrites takes too much room, until the guard is dropped.
     pub fn watch(&self, cancel: Cancel) -> Watch {
         self.parts().scratch.watch(cancel)
     }
 
     /// Ends the view: checks that everything that was read was of the same moment, and undoes what
-    /// was done to the guest.
+    /// was done to the guest. A checkpoint stays only if there `is_map` of its moment.
     ///
     /// # Errors
     /// [`LiveError::Full`], [`LiveError::Torn`], or what could not be undone.
-    pub fn end(&self) -> Result<(), LiveError> {
+    pub fn end(&self, is_map: bool) -> Result<(), LiveError> {
         let parts = &mut *self.parts();
         let holds = parts.scratch.check().and_then(|()| match &mut parts.guest {
             Guest::Qemu(qemu) => qemu.holds(),
             Guest::Domain(domain) => domain.holds(),
         });
+        if let (Ok(true), true, Guest::Domain(domain)) = (&holds, is_map, &parts.guest) {
+            parts.watchdog.change(domain.undo_but_checkpoint())?;
+        }
         let undone = parts.watchdog.end();
         if !holds? {
             return Err(LiveError::Torn);

@@ -13,7 +13,7 @@ use super::owner::Owner;
 use super::qmp::{Qmp, QmpError};
 use super::scratch::Scratch;
 use super::watchdog::{self, Watchdog};
-use super::{Disk, LeftOut, LiveError, Wanted};
+use super::{Disk, LeftOut, LiveError, Quiesced, Wanted};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -157,11 +157,12 @@ impl Qemu {
                 json!({"type": "nbd", "id": name, "node-name": name, "name": source.name, "writable": false});
             qmp.execute("block-export-add", &export).map_err(at)?;
             let uri = NbdUri::new(Server::Unix(listening.clone()), &source.name, false)?;
-            Ok(Disk { name: source.name, uri, files: source.files })
+            Ok(Disk { name: source.name, uri, files: source.files, context: None })
         });
         let disks = disks.collect::<Result<Vec<_>, LiveError>>()?;
         let guest = Self { socket: socket.to_owned(), qmp, owner, jobs: disks.len(), _files: files };
-        Ok(super::Parts { guest: super::Guest::Qemu(Box::new(guest)), disks, left_out, scratch, watchdog })
+        let (guest, quiesced) = (super::Guest::Qemu(Box::new(guest)), Quiesced::NotAsked);
+        Ok(super::Parts { guest, disks, left_out, quiesced, scratch, watchdog })
     }
 
     /// Whether all jobs still run. Without its job, a scratch image shows the disk as it is now.

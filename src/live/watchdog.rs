@@ -1,7 +1,7 @@
 //! The child that undoes, however this process ends.
 //!
 //! It holds one end of a line to its parent. The parent first says what there is to undo, before
-//! it changes anything. When the line ends, because the parent has finished or has been killed, the
+//! it changes anything; it may change its mind later. When the line ends, because the parent has finished or has been killed, the
 //! child undoes all of it, says what went wrong, and ends. It is the only one that undoes, so that
 //! there is one way of doing it.
 
@@ -72,13 +72,19 @@ impl Watchdog {
             // What ends the parent from outside must not end it as well.
             child::with_a_session(&mut command);
             let child = command.spawn()?;
-            let mut line = serde_json::to_vec(&undo)?;
-            line.push(b'\n');
-            (&ours).write_all(&line)?;
+            say(&ours, &undo)?;
             Ok((child, ours))
         };
         let child = Some(start().map_err(failed)?);
         Ok(Self { undo, monitor, child })
+    }
+
+    /// Changes what is to be undone.
+    pub(super) fn change(&mut self, undo: Undo) -> Result<(), LiveError> {
+        self.undo = undo;
+        let Some((_, line)) = &self.child else { return Ok(()) };
+        say(line, &self.undo)
+            .map_err(|source| LiveError::SetUp { what: "a watchdog process".to_owned(), source })
     }
 
     /// Undoes.
@@ -108,6 +114,12 @@ impl Drop for Watchdog {
     }
 }
 
+fn say(mut line: &UnixStream, undo: &Undo) -> io::Result<()> {
+    let mut text = serde_json::to_vec(undo)?;
+    text.push(b'\n');
+    line.write_all(&text)
+}
+
 /// What the child says when all is undone.
 const DONE: &str = "done";
 
@@ -131,9 +143,15 @@ pub fn watch() -> Result<(), LiveError> {
     let mut parent = BufReader::new(&line);
     let mut text = String::new();
     parent.read_line(&mut text).map_err(failed)?;
-    let undo: Undo = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
-    // Nothing more is said: this waits for the end of the line, whatever ends it.
-    let _ = io::copy(&mut parent, &mut io::sink());
+    let mut undo: Undo = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    // The end of the line, whatever ends it, is what this waits for.
+    loop {
+        text.clear();
+        match parent.read_line(&mut text) {
+            Ok(length) if length > 0 => undo = serde_json::from_str(&text).unwrap_or(undo),
+            _ => break,
+        }
+    }
     let result = undo.run(Some(monitor));
     let reply = match &result {
         Ok(()) => DONE.to_owned(),

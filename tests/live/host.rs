@@ -49,7 +49,7 @@ impl Host {
         }
         let host = Self { dir, daemon: None, uri: "qemu:///session" };
         let daemon = host.command("libvirtd");
-        host.start(daemon)
+        host.run(daemon)
     }
 
     /// `qemu:///system`, in a mount namespace of its own.
@@ -60,10 +60,10 @@ impl Host {
         let host = Self { dir, daemon: None, uri: "qemu:///system" };
         let mut command = Command::new("unshare");
         command.args(["--mount", "bash", "-euc", SYSTEM]);
-        host.start(command)
+        host.run(command)
     }
 
-    fn start(mut self, mut daemon: Command) -> Self {
+    fn run(mut self, mut daemon: Command) -> Self {
         let log = fs::File::create(self.dir.path().join("log")).unwrap();
         self.daemon = Some(daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
         let begun = Instant::now();
@@ -159,24 +159,33 @@ impl Host {
         Some(xml.split_once("socket='")?.1.split_once('\'')?.0.to_owned())
     }
 
-    /// Starts the program with these arguments and the domain.
-    pub(crate) fn map(&self, words: &[&str]) -> Running {
+    /// Where the program runs, so that it finds this host.
+    pub(crate) fn sandbox(&self) -> Sandbox {
         let mut sandbox = Sandbox::new();
         if self.is_system() {
             let wrapper = self.wrapper(&sandbox.cwd());
-            sandbox = sandbox.wrapper(wrapper);
-        } else {
-            sandbox = sandbox.run_as_nobody();
-            for (name, value) in self.variables().into_iter().take(2) {
-                sandbox = sandbox.env(name, value);
-            }
+            return sandbox.wrapper(wrapper);
         }
-        sandbox.start([&["-d", "guest", "-c", self.uri, "-o", "guest.bmap"], words].concat())
+        sandbox = sandbox.run_as_nobody();
+        for (name, value) in self.variables().into_iter().take(2) {
+            sandbox = sandbox.env(name, value);
+        }
+        sandbox
+    }
+
+    /// Starts the program in a sandbox, with the domain and more arguments.
+    pub(crate) fn start(&self, sandbox: Sandbox, words: &[&str]) -> Running {
+        sandbox.start([words, &["-d", "guest", "-c", self.uri, "--live"]].concat())
+    }
+
+    /// Maps the domain while it runs.
+    pub(crate) fn map(&self, words: &[&str]) -> Running {
+        self.start(self.sandbox(), &[&["-o", "guest.bmap"], words].concat())
     }
 
     /// The same while the domain runs, until the backup has begun.
     pub(crate) fn begin(&self, words: &[&str]) -> Running {
-        let mut run = self.map(&[&["--live"], words].concat());
+        let mut run = self.map(words);
         run.wait_until("the backup begins", |_| self.backup().is_some());
         run
     }
