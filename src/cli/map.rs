@@ -272,9 +272,10 @@ impl MapOptions {
         !self.no_metadata && !matches!(self.probe, ProbeArg::Guestfsd)
     }
 
-    /// The same options, but without metadata if none of these outputs would have it.
+    /// The same options, but without metadata if there are outputs and none of them would have it.
     fn for_outputs(&self, outs: &[PathBuf]) -> Self {
-        let no_metadata = self.no_metadata || !outs.iter().any(|out| self.has_metadata(out));
+        let no_metadata =
+            self.no_metadata || !outs.is_empty() && !outs.iter().any(|out| self.has_metadata(out));
         Self { no_metadata, ..self.clone() }
     }
 

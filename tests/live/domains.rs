@@ -157,6 +157,15 @@ fn a_checkpoint_tells_what_the_guest_has_written_since() {
             host.write(0, &format!("-s {} {} {}", chunk.display(), number * GRAIN, new.len()));
         }
     }
+    // By the older map alone, and by a newer one.
+    let changed = ["changed", "--since", "first", "--map", "guest.jsonl"];
+    let run = host.ask(run.sandbox, &[&changed[..], &["--no-boot"]].concat()).finish();
+    run.assert_code(3).assert_says(&["new files have no name"]);
+    let run = host.ask(run.sandbox, &changed).finish();
+    run.assert_code(0);
+    let answer = String::from_utf8(run.stdout.clone()).unwrap();
+    assert!(answer.starts_with("guest holds ") && answer.contains(" over checkpoint first: "), "{answer}");
+    assert!(answer.lines().any(|line| line.contains("added") && line.contains("/news")), "{answer}");
     let run = host.start(run.sandbox, &[&update[..], &["--checkpoint", "second", "--csv"]].concat()).finish();
     run.assert_code(0);
     let answer = String::from_utf8(run.stdout.clone()).unwrap();

@@ -173,9 +173,14 @@ impl Host {
         sandbox
     }
 
-    /// Starts the program in a sandbox, with the domain and more arguments.
+    /// Starts the program in a sandbox, with these arguments and the domain, which runs.
     pub(crate) fn start(&self, sandbox: Sandbox, words: &[&str]) -> Running {
-        sandbox.start([words, &["-d", "guest", "-c", self.uri, "--live"]].concat())
+        self.ask(sandbox, &[words, &["--live"]].concat())
+    }
+
+    /// Starts the program in a sandbox, with these arguments and the domain.
+    pub(crate) fn ask(&self, sandbox: Sandbox, words: &[&str]) -> Running {
+        sandbox.start([words, &["-d", "guest", "-c", self.uri]].concat())
     }
 
     /// Maps the domain while it runs.
