@@ -70,7 +70,8 @@ impl LiveOptions {
     ) -> Result<Option<View>> {
         let wanted = Wanted {
             scratch_limit: self.scratch_limit,
-            scratch_directory: self.scratch_dir.clone(),
+            // libvirt and qemu have other working directories.
+            scratch_directory: self.scratch_dir.as_deref().map(std::path::absolute).transpose()?,
             quiesce: self.quiesce,
             checkpoint: self.checkpoint.clone(),
             since: since.map(str::to_owned),

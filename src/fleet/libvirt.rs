@@ -220,6 +220,8 @@ fn attributes(element: &BytesStart<'_>) -> Result<BTreeMap<String, String>, quic
 pub(crate) struct Domain {
     pub(crate) name: String,
     pub(crate) uuid: String,
+    /// Whether its qemu has I/O threads.
+    pub(crate) has_threads: bool,
     pub(crate) disks: Vec<DiskXml>,
 }
 
@@ -227,16 +229,16 @@ pub(crate) struct Domain {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct DiskXml {
     /// Its `type`: the kind of its source.
-    kind: String,
+    pub(crate) kind: String,
     /// Its `device`: `disk`, `lun`, `cdrom`, `floppy`.
-    device: String,
+    pub(crate) device: String,
     pub(crate) format: Option<String>,
     pub(crate) target: String,
     /// Whether the guest cannot write to it.
     pub(crate) is_read_only: bool,
-    source: BTreeMap<String, String>,
+    pub(crate) source: BTreeMap<String, String>,
     /// The attributes of the `<host>` of its source.
-    host: BTreeMap<String, String>,
+    pub(crate) host: BTreeMap<String, String>,
 }
 
 impl DiskXml {
@@ -297,6 +299,9 @@ impl Domain {
                     domain.name.push_str(&text);
                 }
                 Event::Text(text) if path.iter().eq(["domain", "uuid"]) => domain.uuid.push_str(&text),
+                Event::Text(text) if path.iter().eq(["domain", "iothreads"]) => {
+                    domain.has_threads = text.trim() != "0";
+                }
                 Event::GeneralRef(reference) if path.iter().eq(["domain", "name"]) => {
                     let text = format!("&{};", &*reference);
                     domain.name.push_str(&quick_xml::escape::unescape(&text).map_err(|error| wrong(&error))?);
@@ -351,7 +356,7 @@ mod tests {
     #[test]
     fn a_description_is_parsed() {
         let domain = Domain::parse(
-            "<domain type='kvm'><name>web &amp; db</name><metadata><name>other</name></metadata><devices>
+            "<domain type='kvm'><name>web &amp; db</name><uuid>7-a</uuid><iothreads>1</iothreads><metadata><name>other</name></metadata><devices>
                <disk type='file' device='disk'>
                  <driver name='qemu' type='qcow2'/>
                  <source file='/images/top.qcow2'/>
@@ -363,7 +368,7 @@ mod tests {
              </devices></domain>",
         )
         .unwrap();
-        assert_eq!(domain.name, "web & db");
+        assert_eq!((&*domain.name, &*domain.uuid, domain.has_threads), ("web & db", "7-a", true));
         let disks: Vec<_> = domain.disks.iter().filter(|disk| disk.holds_data()).collect();
         assert_eq!(disks.len(), 2);
         assert_eq!(disks[0].source("file"), Some("/images/top.qcow2"));

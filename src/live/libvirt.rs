@@ -8,7 +8,7 @@
 use super::owner::Owner;
 use super::scratch::Scratch;
 use super::watchdog::{self, Watchdog};
-use super::{Disk, LeftOut, LiveError, Quiesced, Wanted};
+use super::{Disk, FIXED, LeftOut, LiveError, Quiesced, Wanted};
 use crate::fleet::libvirt::{DiskXml, Host, LibvirtError, escaped};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -23,6 +23,9 @@ use virt_bmap_map::ImageFile;
 
 /// Time for the end of a backup.
 const END: Duration = Duration::from_secs(60);
+
+/// Time after which libvirt no longer starts a job that a killed process has asked for.
+const BEGIN: Duration = Duration::from_secs(5);
 
 /// Interval of looking whether it has ended.
 const TICK: Duration = Duration::from_millis(50);
@@ -45,6 +48,8 @@ pub(super) struct Undo {
     /// The job is ours if this is its socket.
     socket: PathBuf,
     scratch: Vec<PathBuf>,
+    /// Whether libvirt may still be about to start the job.
+    may_begin: bool,
     /// Whether the guest's filesystems may be frozen.
     thaw: bool,
     /// The checkpoint that is made with the backup, as long as there is no map of its moment.
@@ -60,6 +65,9 @@ impl Domain {
         let id = host.virsh(&["domid", &by_uuid])?;
         let Ok(id) = id.trim().parse::<u32>() else { return Err(LiveError::NotRunning { name }) };
         let directory = directory(host.virsh(&["uri"])?.trim(), id)?;
+        if described.has_threads && version(host)?.is_none_or(|version| version < FIXED) {
+            return Err(LiveError::Unsafe { guest: name });
+        }
         end_leftover(host, &uuid, &name)?;
 
         let (disks, left_out) = chosen(&described.disks);
@@ -89,6 +97,7 @@ impl Domain {
             uuid,
             socket: socket.clone(),
             scratch: files.clone(),
+            may_begin: true,
             thaw: wanted.quiesce,
             checkpoint: wanted.checkpoint.clone(),
         };
@@ -112,7 +121,7 @@ impl Domain {
                 Quiesced::NoAgent(virt_bmap_ranges::error_chain(&error))
             }
         };
-        undo.thaw = false;
+        (undo.may_begin, undo.thaw) = (false, false);
         watchdog.change(watchdog::Undo::Domain(undo.clone()))?;
         begun.map_err(|source| LiveError::Backup { remedy: remedy(&place), source })?;
         let disks = disks.into_iter().map(|disk| {
@@ -139,6 +148,13 @@ impl Domain {
     pub(super) fn undo_but_checkpoint(&self) -> watchdog::Undo {
         watchdog::Undo::Domain(Undo { checkpoint: None, ..self.undo.clone() })
     }
+}
+
+/// The major version of the host's qemu: `Running hypervisor: QEMU 7.2.22`.
+fn version(host: &Host) -> Result<Option<u64>, LibvirtError> {
+    let answer = host.virsh(&["version"])?;
+    let qemu = answer.lines().find_map(|line| line.strip_prefix("Running hypervisor: QEMU "));
+    Ok(qemu.and_then(|version| version.split('.').next()?.trim().parse().ok()))
 }
 
 /// The disks to map, and the others.
@@ -281,7 +297,8 @@ fn end_leftover(host: &Host, uuid: &str, name: &str) -> Result<(), LiveError> {
         (Some(owner), _) if owner.is_alive() => Err(LiveError::Busy { process: owner.process() }),
         (Some(_), Some(socket)) => {
             let (uri, uuid) = (host.uri.clone(), uuid.to_owned());
-            Undo { uri, uuid, socket, scratch: Vec::new(), thaw: false, checkpoint: None }.run()
+            Undo { uri, uuid, socket, scratch: Vec::new(), may_begin: false, thaw: false, checkpoint: None }
+                .run()
         }
         _ => {
             let job = field("Operation:").unwrap_or_else(|| "unknown".to_owned());
@@ -305,6 +322,10 @@ impl Undo {
             host.act(&["domfsthaw", &domain], &[])?;
         }
         let is_there = || socket_of_job(&host, &self.uuid).as_deref() == Some(&*self.socket);
+        let begun = Instant::now();
+        while self.may_begin && !is_there() && begun.elapsed() < BEGIN {
+            sleep(TICK);
+        }
         if is_there() {
             host.act(&["domjobabort", &domain], &[])?;
         }
@@ -343,5 +364,41 @@ fn remedy(place: &Path) -> String {
         )
     } else {
         String::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(target: &str, device: &str) -> DiskXml {
+        DiskXml { target: target.to_owned(), device: device.to_owned(), ..DiskXml::default() }
+    }
+
+    #[test]
+    fn names_are_escaped_in_descriptions() {
+        let disks =
+            [disk("vd'a", "disk"), disk("hda", "cdrom"), DiskXml { is_read_only: true, ..disk("vdb", "") }];
+        let (chosen, left_out) = chosen(&disks);
+        let names: Vec<&str> = left_out.iter().map(|left_out| &*left_out.name).collect();
+        assert_eq!((chosen.len(), names), (1, vec!["hda", "vdb"]));
+        let xml = backup(Path::new("/a&b.sock"), &disks, &chosen, &["/s<".into()], Some("\"monday\""));
+        let found = |at: &[&str], name| crate::fleet::libvirt::attribute(&xml, at, name);
+        assert_eq!(found(&["domainbackup", "server"], "socket").as_deref(), Some("/a&b.sock"));
+        assert_eq!(found(&["domainbackup", "disks", "disk"], "name").as_deref(), Some("vd'a"));
+        assert_eq!(found(&["domainbackup", "disks", "disk", "scratch"], "file").as_deref(), Some("/s<"));
+        assert_eq!(xml.matches("backup='no'").count(), 2);
+        let xml = checkpoint("<x>", &disks, &chosen);
+        assert!(
+            xml.contains("<name>&lt;x&gt;</name>") && xml.matches("checkpoint='no'").count() == 2,
+            "{xml}"
+        );
+    }
+
+    #[test]
+    fn a_domain_elsewhere_is_refused() {
+        for uri in ["qemu+ssh://host/system", "test:///default", ""] {
+            assert!(matches!(directory(uri, 1), Err(LiveError::NotHere { .. })), "{uri}");
+        }
     }
 }

@@ -45,6 +45,15 @@ pub enum LiveError {
         #[source]
         source: QmpError,
     },
+    /// Its qemu could crash.
+    #[error(
+        "{guest}: its disks may be on I/O threads, and the NBD server of this qemu can crash the guest then; \
+         this needs qemu {FIXED} or later, or map it when it is shut off"
+    )]
+    Unsafe {
+        /// The guest.
+        guest: String,
+    },
     /// There is nothing to map while it runs.
     #[error("{name}: the domain is not running; map it without --live")]
     NotRunning {
@@ -173,6 +182,11 @@ pub enum LiveError {
     #[error("the name of a disk cannot be that of an export")]
     Name(#[from] BadUri),
 }
+
+/// The first major version of qemu whose NBD server may serve disks on I/O threads. Before, it calls
+/// `nbd_blockdev_client_closed` on such a thread when a client leaves; versions with the fixes for
+/// CVE-2024-7409 (7.2.14 for instance) abort there, with the guest (`blockdev-nbd.c` in qemu).
+const FIXED: u64 = 9;
 
 /// How a view is to be made.
 #[derive(Clone, Debug, Default)]

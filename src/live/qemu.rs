@@ -13,7 +13,7 @@ use super::owner::Owner;
 use super::qmp::{Qmp, QmpError};
 use super::scratch::Scratch;
 use super::watchdog::{self, Watchdog};
-use super::{Disk, LeftOut, LiveError, Quiesced, Wanted};
+use super::{Disk, FIXED, LeftOut, LiveError, Quiesced, Wanted};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -41,6 +41,10 @@ const CREATE: Duration = Duration::from_secs(20);
 
 /// Most images of a chain that are named.
 const MOST_LINKS: usize = 200;
+
+/// Drivers of nodes that stand over an image and change nothing in it, see `BlockdevDriver` in
+/// `qapi/block-core.json`. qemu lists what is below as their backing image.
+const FILTERS: [&str; 5] = ["throttle", "copy-on-read", "copy-before-write", "preallocate", "compress"];
 
 /// The name of the socket in its directory.
 const SOCKET: &str = "live.sock";
@@ -120,6 +124,10 @@ impl Qemu {
     pub(super) fn begin(socket: &Path, wanted: &Wanted) -> Result<super::Parts, LiveError> {
         let at = |source| LiveError::Monitor { socket: socket.to_owned(), source };
         let mut qmp = Qmp::connect(socket).map_err(at)?;
+        let threads = qmp.query::<Vec<Value>>("query-iothreads", &json!({})).map_err(at)?;
+        if !threads.is_empty() && qmp.version().is_none_or(|version| version < FIXED) {
+            return Err(LiveError::Unsafe { guest: socket.display().to_string() });
+        }
         remove_leftovers(&mut qmp, at)?;
         let (sources, left_out) = sources(&mut qmp).map_err(at)?;
         if sources.is_empty() {
@@ -240,7 +248,9 @@ fn chain(image: Image, directory: Option<&Path>) -> Vec<ImageFile> {
             Some(directory) if !image.filename.contains(':') => directory.join(name),
             _ => name.to_owned(),
         };
-        files.push(ImageFile { name: name.into_os_string().into_encoded_bytes(), format: image.format });
+        if !FILTERS.contains(&&*image.format) || image.backing_image.is_none() {
+            files.push(ImageFile { name: name.into_os_string().into_encoded_bytes(), format: image.format });
+        }
         next = image.backing_image;
     }
     files
@@ -433,7 +443,8 @@ mod tests {
         let files = chain(serde_json::from_value(image).unwrap(), Some(Path::new("/images")));
         let names: Vec<_> = files.iter().map(|file| (&*file.name, &*file.format)).collect();
         assert_eq!(names, [(&b"/images/top.qcow2"[..], "qcow2"), (b"/base.raw", "raw")]);
-        let image = json!({"filename": "nbd://host/x", "format": "raw", "virtual-size": 7});
+        let image = json!({"filename": "json:{}", "format": "throttle", "virtual-size": 7, "backing-image":
+            {"filename": "nbd://host/x", "format": "raw", "virtual-size": 7}});
         let files = chain(serde_json::from_value(image).unwrap(), Some(Path::new("/images")));
         assert_eq!(files[0].name, b"nbd://host/x");
     }

@@ -62,6 +62,8 @@ pub(super) struct Qmp {
     /// The process that sends. Another one may have used the connection before.
     process: u32,
     sent: u64,
+    /// The major version of qemu, if the greeting said it.
+    version: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -83,16 +85,20 @@ impl Qmp {
         let mut qmp = Self::resume(UnixStream::connect(socket)?);
         let greeting = qmp.message(Instant::now() + TIME)?;
         let greeting: Value = serde_json::from_slice(&greeting).map_err(|_| QmpError::Protocol)?;
-        if greeting.get("QMP").is_none() {
-            return Err(QmpError::Protocol);
-        }
+        let Some(greeting) = greeting.get("QMP") else { return Err(QmpError::Protocol) };
+        qmp.version = greeting.pointer("/version/qemu/major").and_then(Value::as_u64);
         qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
     }
 
     /// Goes on with a connection that was used by another process.
     pub(super) fn resume(stream: UnixStream) -> Self {
-        Self { stream, received: Vec::new(), process: std::process::id(), sent: 0 }
+        Self { stream, received: Vec::new(), process: std::process::id(), sent: 0, version: None }
+    }
+
+    /// The major version of qemu.
+    pub(super) fn version(&self) -> Option<u64> {
+        self.version
     }
 
     /// The same connection for another process, which uses it when this one no longer does.

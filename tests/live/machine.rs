@@ -27,6 +27,15 @@ impl Machine {
     /// Starts a machine with these disks, each an image and its format, and with a drive for
     /// removable media and flash memory, which are no disks.
     pub(crate) fn start(disks: &[(&Path, &str)]) -> Self {
+        Self::start_with(disks, &[], "")
+    }
+
+    /// The same with disks on an I/O thread.
+    pub(crate) fn start_with_thread(disks: &[(&Path, &str)]) -> Self {
+        Self::start_with(disks, &["-object", "iothread,id=thread"], ",iothread=thread")
+    }
+
+    fn start_with(disks: &[(&Path, &str)], options: &[&str], of_disk: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let flash = dir.path().join("flash");
         fs::write(&flash, vec![0; 528 << 10]).unwrap();
@@ -40,8 +49,10 @@ impl Machine {
         for (number, (image, format)) in disks.iter().enumerate() {
             let drive = format!("file={},format={format},if=none,id=drive{number}", image.display());
             command.args(["-drive", &drive]);
-            command.args(["-device", &format!("virtio-blk-pci,drive=drive{number},id=disk{number}")]);
+            command
+                .args(["-device", &format!("virtio-blk-pci,drive=drive{number},id=disk{number}{of_disk}")]);
         }
+        command.args(options);
         let unused = format!("file={},format=raw,if=none,id=unused,readonly=on", flash.display());
         command.args(["-drive", &unused]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
@@ -131,6 +142,11 @@ impl Machine {
             assert!(begun.elapsed() < PATIENCE, "left in qemu: {names:?}");
             sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether the NBD server of this qemu crashes when the disks are on an I/O thread.
+    pub(crate) fn is_old(&mut self) -> bool {
+        self.execute("query-version", &json!({}))["qemu"]["major"].as_u64().unwrap() < 9
     }
 
     /// Whether qemu serves NBD.

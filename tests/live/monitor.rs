@@ -172,3 +172,20 @@ fn a_job_that_ends_early_leaves_no_map() {
     assert!(run.files().is_empty());
     machine.assert_clean();
 }
+
+/// The server of an old qemu aborts when a client leaves, and the guest with it.
+#[test]
+fn a_guest_that_could_crash_is_left_alone() {
+    needs!("guestfish", "sfdisk", "qemu-system-x86_64");
+    let dir = tempfile::tempdir().unwrap();
+    let image = copy(&fixture::small().image, dir.path());
+    let mut machine = Machine::start_with_thread(&[(&image, "raw")]);
+    if machine.is_old() {
+        map(&machine, "a", &[]).finish().assert_fails(&["I/O threads", "can crash the guest"]);
+    } else {
+        let run = begin(&mut machine, 1, &[]);
+        run.signal(Signal::TERM);
+        run.finish().assert_code(143);
+    }
+    machine.assert_clean();
+}
