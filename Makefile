@@ -74,7 +74,7 @@ check-system:
 # Tests with real appliances on real images, which take minutes: one program after the other, three
 # tests at a time, since some wait for a time limit. After a failure the other programs still run.
 # "accuracy" and "torture" print their output when they end.
-GUESTS := appliance failures mapping layers metadata changes tracing
+GUESTS := appliance failures mapping layers metadata changes tracing live
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
 check-appliance:

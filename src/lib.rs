@@ -20,6 +20,7 @@
 //! * [`mapper`] runs all of these for one guest;
 //! * [`mod@changed`] finds what was written between two states of a disk;
 //! * [`update`] decides whether a map has to be made again;
+//! * [`live`] shows the disks of a running guest as they were at one moment;
 //! * [`fleet`] maps many guests, each in a process of its own;
 //! * [`virt_bmap_trace`] names the files that a running guest reads and writes, and [`operations`]
 //!   finds out what its writes do to them.
@@ -35,6 +36,7 @@ pub mod ewf_reader;
 pub mod fleet;
 pub mod geometry;
 pub mod hangup;
+pub mod live;
 pub mod mapper;
 pub mod operations;
 pub mod probe;

@@ -3,8 +3,8 @@
 use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
 use super::make::{MadeBefore, MakeOptions, Maker, MapArg};
-use super::map::location;
-use super::progress::Counter;
+use super::map::{location, map_to};
+use super::progress::{Counter, print_warnings};
 use anyhow::{Context as _, Result, bail};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -13,6 +13,8 @@ use std::sync::Arc;
 use virt_bmap::changed::{
     self, Amount, ChangedFile, Changes, Compared, Fate, Origin, Owner, Shares, Written, compare, not_in_holes,
 };
+use virt_bmap::fleet::libvirt::Host;
+use virt_bmap::live::{View, Wanted};
 use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap_image::{Image, ImageFormat, Location};
@@ -35,8 +37,24 @@ use virt_bmap_ranges::{DiskNumber, IndexedRanges, Percent, Printable};
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ChangedArgs {
     /// The newer image
-    #[arg(value_name = "TOP", value_parser = location())]
-    image: Location,
+    #[arg(value_name = "TOP", required_unless_present = "domain", value_parser = location())]
+    image: Option<Location>,
+
+    /// The newer state is that of this libvirt domain, which runs; needs --since and --map
+    #[arg(short, long, value_name = "DOMAIN", requires_all = ["since", "map"],
+        conflicts_with_all = ["image", "base", "format", "no_compare", "new"])]
+    domain: Option<String>,
+
+    /// Connection URI of the domain's libvirt host, as for `virsh -c`
+    #[arg(short, long, value_name = "URI", requires = "domain")]
+    connect: Option<String>,
+
+    /// The older state is that of this checkpoint of the domain, which `--live --checkpoint` left
+    ///
+    /// What was written since is known by its bitmaps, in whole units of 64 KiB, and is not
+    /// compared.
+    #[arg(long, value_name = "CHECKPOINT", requires = "domain")]
+    since: Option<String>,
 
     /// Map of the older state: of the image below TOP, or of OLD; `auto` is the one beside it
     ///
@@ -116,10 +134,14 @@ Exit status:
 Examples:
   virt-bmap-rs changed top.qcow2 --map guest.jsonl -o later.jsonl
   virt-bmap-rs changed top.qcow2 --map guest.jsonl --new later.jsonl --where --csv
+  virt-bmap-rs changed -d web --since monday --map monday.jsonl
   virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl
   virt-bmap-rs changed guest.qcow2 --from-snapshot before --map guest.jsonl --new later.jsonl";
 
 pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
+    if let (Some(domain), Some(checkpoint), Some(map)) = (&args.domain, &args.since, &args.map) {
+        return since_checkpoint(args, domain, checkpoint, map);
+    }
     let stdin = Some(MapArg::File("-".into()));
     if args.map == stdin && args.new == stdin {
         bail!("--map and --new cannot both read standard input");
@@ -151,12 +173,99 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
         }
     };
     let Some(new) = new else { return Ok(maker.interrupted()) };
-    let (old, new) = diff::level(Arc::unwrap_or_clone(old), new)?;
-    let changes = changed::changes(&old, &new, args.disk, &written);
+    let sides = Sides::of(args, &pair);
+    print(args, &sides, &written, (Arc::unwrap_or_clone(old), new), maker.is_complete)
+}
+
+/// Answers by the bitmaps of a checkpoint.
+fn since_checkpoint(args: &ChangedArgs, domain: &str, checkpoint: &str, map: &MapArg) -> Result<Exit> {
+    let MapArg::File(path) = map else {
+        bail!("with --domain, --map names a file: the map that was made with the checkpoint");
+    };
+    let mut options = args.make.mapping.clone();
+    options.start_log();
+    let old = Arc::new(bmap::load(path)?);
+    let host = Host { uri: args.connect.clone(), force_share: false };
+    let wanted = Wanted { since: Some(checkpoint.to_owned()), ..Wanted::default() };
+    let view = Arc::new(View::of_domain(&host, domain, &wanted)?);
+    let disks = view.disks();
+    if disk_size(&old, args.disk) == DiskSize::NoDisk || disks.len() < usize::from(args.disk) {
+        bail!("the map or the domain has no disk {}", args.disk);
+    }
+    let ranges = view.written()?;
+    let here = ranges.get(&args.disk).cloned().unwrap_or_default();
+    let written = Written { held: here.clone(), unknown: here, ..Written::default() };
+    let is_data = ranges.iter().all(|(disk, ranges)| changed::is_data_of_files(&old, *disk, ranges));
+    let mut is_complete = true;
+    let new = if args.no_boot || (is_data && !args.make.has_output()) {
+        view.end(false)?;
+        if !is_data {
+            is_complete = false;
+            note!("virt-bmap-rs: by the map of the older state alone: new files have no name");
+        }
+        Map::clone(&old)
+    } else {
+        options.baseline = Baseline::new(old.clone(), ranges).map(Arc::new);
+        options.view = Some(view);
+        match map_to(&disks, args.make.output(), &options)? {
+            Ok(mapped) => {
+                print_warnings(options.progress, mapped.map.header());
+                is_complete = mapped.map.header().is_complete();
+                mapped.map
+            }
+            Err(exit) => return Ok(exit),
+        }
+    };
+    drop(options);
+    let sides = Sides {
+        old: format!("checkpoint {}", Printable(checkpoint.as_bytes())),
+        new: Printable(domain.as_bytes()).to_string(),
+        are_whole: false,
+    };
+    print(args, &sides, &written, (Arc::unwrap_or_clone(old), new), is_complete)
+}
+
+/// What the two states are called.
+struct Sides {
+    old: String,
+    new: String,
+    /// Whether two whole disks were compared.
+    are_whole: bool,
+}
+
+impl Sides {
+    fn of(args: &ChangedArgs, pair: &Pair) -> Self {
+        let old = &pair.old_disk.location;
+        let old = match (&args.base, old.file().and_then(Path::file_name)) {
+            (None, Some(name)) => Printable(name.as_bytes()).to_string(),
+            _ => old.to_string(),
+        };
+        let at = |name: String, disk: &GuestDisk| match &disk.snapshot {
+            Some(snapshot) => format!("{name} at {}", Printable(snapshot.as_bytes())),
+            None => name,
+        };
+        Self {
+            old: at(old, &pair.old_disk),
+            new: at(pair.new_disk.location.to_string(), &pair.new_disk),
+            are_whole: args.compares_whole_disks(),
+        }
+    }
+}
+
+/// Prints the answer: what the maps of the older and the newer state say of the written bytes.
+fn print(
+    args: &ChangedArgs,
+    sides: &Sides,
+    written: &Written,
+    (old, new): (Map, Map),
+    is_complete: bool,
+) -> Result<Exit> {
+    let (old, new) = diff::level(old, new)?;
+    let changes = changed::changes(&old, &new, args.disk, written);
     let form = args.form;
     form.print(|out| {
         if form.is_text() {
-            TextOutput { args, pair: &pair, written: &written }.print(out, &changes)
+            TextOutput { args, sides, written }.print(out, &changes)
         } else if args.places {
             let places = form
                 .first(&changes.files)
@@ -168,7 +277,7 @@ pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
         }
     })?;
     let has_changed = changes.files.iter().any(|file| kind(file) == Some(Kind::File));
-    Ok(match (maker.is_complete, args.exit_code && has_changed) {
+    Ok(match (is_complete, args.exit_code && has_changed) {
         (false, _) => Exit::Incomplete,
         (true, true) => Exit::Found,
         (true, false) => Exit::Success,
@@ -237,7 +346,8 @@ impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
         let access = args.make.mapping.access()?;
         let tls = &args.make.mapping.tls;
-        let present = GuestDisk::new(tls.completed(args.image.clone()), args.format);
+        let image = args.image.clone().context("the newer image is missing")?;
+        let present = GuestDisk::new(tls.completed(image.clone()), args.format);
         let new_disk = GuestDisk { snapshot: args.to_snapshot.clone(), ..present.clone() };
         let new = new_disk.open(&access)?;
         let old_disk = match (&args.base, new.chain.get(1)) {
@@ -246,8 +356,7 @@ impl Pair {
             }
             (Some(base), _) => GuestDisk::new(tls.completed(base.clone()), args.base_format),
             (None, None) => bail!(
-                "{}: the image has no image below it; name the older state of the disk with --base",
-                args.image
+                "{image}: the image has no image below it; name the older state of the disk with --base"
             ),
             (None, Some(below)) => {
                 // Stating raw is safe. Stating another format makes the program trust the
@@ -294,7 +403,7 @@ fn kind(file: &ChangedFile<'_>) -> Option<Kind> {
 /// Prints the answer as text.
 struct TextOutput<'a> {
     args: &'a ChangedArgs,
-    pair: &'a Pair,
+    sides: &'a Sides,
     written: &'a Written,
 }
 
@@ -320,29 +429,13 @@ impl TextOutput<'_> {
     /// Prints what the image's size consists of.
     fn shares(&self, out: &mut dyn Write, shares: &Shares<'_>) -> io::Result<()> {
         let form = self.args.form;
-        let old = &self.pair.old_disk.location;
-        let old = match (&self.args.base, old.file().and_then(Path::file_name)) {
-            (None, Some(name)) => Printable(name.as_bytes()).to_string(),
-            _ => old.to_string(),
-        };
-        let at = |name: String, snapshot: &Option<String>| match snapshot {
-            Some(snapshot) => format!("{name} at {}", Printable(snapshot.as_bytes())),
-            None => name,
-        };
-        let names =
-            [at(self.args.image.to_string(), &self.args.to_snapshot), at(old, &self.args.from_snapshot)];
+        let Sides { old, new, are_whole } = self.sides;
         let differ = Amount { exact: self.written.differs.bytes(), unknown: self.written.unknown.bytes() };
         let differ = self.amount(differ);
-        if self.args.compares_whole_disks() {
-            writeln!(out, "{} and {}: {differ} differ", names[1], names[0])?;
+        if *are_whole {
+            writeln!(out, "{old} and {new}: {differ} differ")?;
         } else {
-            writeln!(
-                out,
-                "{} holds {} over {}: {differ} differ",
-                names[0],
-                form.size(shares.held),
-                names[1]
-            )?;
+            writeln!(out, "{new} holds {} over {old}: {differ} differ", form.size(shares.held))?;
         }
         let mut line = |amount: Amount, what: &str| {
             if amount.most() == 0 {

@@ -85,6 +85,11 @@ impl MakeOptions {
         !self.output.is_empty()
     }
 
+    /// The files that the map is to be written to.
+    pub(super) fn output(&self) -> &[PathBuf] {
+        &self.output
+    }
+
     /// Refuses `-o` if the map was given.
     pub(super) fn refuse_output(&self, map: &Path) -> Result<()> {
         if !self.output.is_empty() {

@@ -1,5 +1,6 @@
 //! `virt-bmap-rs` without a subcommand: maps a guest.
 
+use super::live::LiveOptions;
 use super::progress::{Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings};
 use super::signals::Interruption;
 use super::{Cli, Exit};
@@ -20,7 +21,9 @@ use virt_bmap::appliance::own::Choice;
 use virt_bmap::appliance::{Acceleration, LaunchError, LaunchOptions};
 use virt_bmap::cache::beside;
 use virt_bmap::cache::origin::Origin;
+use virt_bmap::fleet::GuestId;
 use virt_bmap::fleet::libvirt::Host;
+use virt_bmap::live::View;
 use virt_bmap::mapper::{self, Cancel, GuestDisk, MapError, Mapped, MapperOptions};
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::key::Key;
@@ -34,12 +37,12 @@ use virt_bmap_ranges::Percent;
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
     /// The guest's disks in order: image files, block devices, or NBD URIs
-    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain"], value_parser = location())]
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain", "qmp"], conflicts_with = "qmp", value_parser = location())]
     images: Vec<Location>,
 
-    /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs
+    /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs --live, or
     /// --force-share
-    #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format", "snapshot"])]
+    #[arg(short, long, value_name = "DOMAIN", conflicts_with_all = ["images", "add", "format", "snapshot", "qmp"])]
     domain: Option<String>,
 
     /// Connection URI of the domain's libvirt host, as for `virsh -c`
@@ -47,7 +50,7 @@ pub(super) struct MapArgs {
     connect: Option<String>,
 
     /// Add a disk of the guest, as in the guestfs tools; can be repeated
-    #[arg(short, long, value_name = "IMAGE", value_parser = location())]
+    #[arg(short, long, value_name = "IMAGE", conflicts_with = "qmp", value_parser = location())]
     add: Vec<Location>,
 
     /// File to write the map to; `-` is standard output; can be repeated
@@ -66,14 +69,14 @@ pub(super) struct MapArgs {
     /// names is refused: whoever wrote the image could otherwise make this host open any file. If
     /// given once, the option applies to all images; if repeated, each applies to the images after
     /// it, and an empty value (`--format=`) returns to detection.
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "qmp")]
     format: Vec<String>,
 
     /// Map the disk as it was at this snapshot inside of a qcow2 image
     ///
     /// If given once, the option applies to all images; if repeated, each applies to the images
     /// after it, and an empty value (`--snapshot=`) returns to the present disk.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "qmp")]
     snapshot: Vec<String>,
 
     /// The baseline: an earlier map of this guest as JSON Lines; unchanged files are not read again
@@ -82,6 +85,9 @@ pub(super) struct MapArgs {
     /// `update` does the same, and first checks whether anything has changed at all.
     #[arg(long, value_name = "MAP")]
     earlier: Option<PathBuf>,
+
+    #[command(flatten)]
+    live: LiveOptions,
 
     #[command(flatten)]
     mapping: MapOptions,
@@ -136,6 +142,10 @@ pub(super) struct MapOptions {
     /// The earlier map, from which unchanged files are reused.
     #[arg(skip)]
     pub(super) baseline: Option<Arc<Baseline>>,
+
+    /// The view of the guest, if it runs.
+    #[arg(skip)]
+    pub(super) view: Option<Arc<View>>,
 
     /// Put metadata, symbolic links and free space into text maps, too
     ///
@@ -294,9 +304,10 @@ impl MapOptions {
         !self.no_metadata && !matches!(self.probe, ProbeArg::Guestfsd)
     }
 
-    /// The same options, but without metadata if none of these outputs would have it.
+    /// The same options, but without metadata if there are outputs and none of them would have it.
     fn for_outputs(&self, outs: &[PathBuf]) -> Self {
-        let no_metadata = self.no_metadata || !outs.iter().any(|out| self.has_metadata(out));
+        let no_metadata =
+            self.no_metadata || !outs.is_empty() && !outs.iter().any(|out| self.has_metadata(out));
         Self { no_metadata, ..self.clone() }
     }
 
@@ -377,11 +388,10 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
     if let Some(exit) = args.mapping.contradiction() {
         return Ok(exit);
     }
-    let domain = args.domain.as_ref().map(|domain| {
-        Host { uri: args.connect.clone(), force_share: args.mapping.force_share }.guest(domain)
-    });
-    let domain = domain.transpose()?;
-    let disks = match domain.as_ref().map_or_else(|| disks(args, matches), |guest| Ok(guest.disks.clone())) {
+    let host = Host { uri: args.connect.clone(), force_share: args.mapping.force_share };
+    let domain = args.domain.as_deref();
+    let guest = domain.filter(|_| !args.live.live).map(|domain| host.guest(domain)).transpose()?;
+    let disks = match guest.as_ref().map_or_else(|| disks(args, matches), |guest| Ok(guest.disks.clone())) {
         Ok(disks) => disks,
         Err(error) => {
             let error = Cli::command().error(ErrorKind::ValueValidation, format!("{error:#}"));
@@ -389,12 +399,18 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         }
     };
     args.mapping.start_log();
+    let view = args.live.view(domain.map(|domain| (&host, domain)), None, args.mapping.quiet)?.map(Arc::new);
+    let disks = view.as_ref().map_or(disks, |view| view.disks());
     let outs = match domain {
         _ if !args.output.is_empty() => args.output.clone(),
-        Some(guest) => vec![format!("{}.bmap", guest.id).into()],
+        Some(name) => {
+            let id = guest.map_or_else(|| GuestId::of_name(name.as_bytes()), |guest| guest.id);
+            vec![format!("{id}.bmap").into()]
+        }
         None => vec![default_output(&disks)?],
     };
     let mut options = args.mapping.clone();
+    options.view = view;
     let earlier = args.earlier.as_deref().map(load_baseline).transpose()?.flatten().map(Arc::new);
     options.baseline = earlier.clone().and_then(|map| Baseline::new(map, BTreeMap::new())).map(Arc::new);
     Ok(match map_to(&disks, &outs, &options)? {
@@ -450,16 +466,26 @@ pub(super) fn map_to(
     // Created before the long work, so that an unwritable directory is reported first.
     let outputs = outs.iter().map(|out| Output::create(out)).collect::<Result<Vec<_>, _>>()?;
 
-    let (began, timer) = (SystemTime::now(), Instant::now());
+    let (began, timer) =
+        (options.view.as_ref().map_or_else(SystemTime::now, |view| view.began()), Instant::now());
+    let watch = options.view.as_ref().map(|view| view.watch(cancel.clone()));
     let images = open(disks, &options, &cancel)?;
     let mapping = mapper_options(&options)?;
     let origin = images.as_ref().and_then(|images| Origin::of(images, &mapping));
-    let mapped = images.map(|images| make(&images, &options, &cancel)).transpose()?.flatten();
-    let Some(mapped) = mapped else {
+    let mapped = images.map(|images| make(&images, &options, &cancel)).transpose();
+    drop(watch);
+    if let Some(view) = &options.view {
+        // What is wrong with the view is the reason for whatever else is wrong.
+        view.end(matches!(mapped, Ok(Some(Some(_)))))?;
+    }
+    let Some(mut mapped) = mapped?.flatten() else {
         note!("virt-bmap-rs: interrupted; no map was written");
         return Ok(Err(Exit::Signal(interruption.signal())));
     };
-    let mapped = Mapped { elapsed: timer.elapsed(), ..mapped };
+    mapped.elapsed = timer.elapsed();
+    if let Some(view) = &options.view {
+        view.describe(mapped.map.header_mut());
+    }
     // On its own thread: writing to a pipe that nobody reads would block for ever.
     let writing = options.clone();
     let writer = std::thread::spawn(move || -> Result<_> {

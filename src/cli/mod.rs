@@ -22,6 +22,7 @@ mod exit;
 mod fleet;
 mod generate;
 mod list;
+mod live;
 mod lookup;
 mod make;
 mod map;
@@ -37,13 +38,14 @@ mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub(crate) use exit::Exit;
+use virt_bmap::live::watchdog;
 
 /// Find out which file each byte of a virtual machine's disks belongs to.
 ///
 /// Boots a libguestfs appliance with the guest's disks, reads every partition, logical volume,
 /// directory and file in it, records which bytes of the disks each read touches, and writes the
 /// result: the block map. The images are opened read-only and are never changed. The guest must not
-/// be running.
+/// be running, unless --live or --qmp is given.
 #[derive(Debug, Parser)]
 #[command(
     name = "virt-bmap-rs",
@@ -94,6 +96,8 @@ enum Command {
     Appliance(appliance::ApplianceArgs),
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
+    #[command(hide = true, name = watchdog::COMMAND)]
+    UndoLive(live::UndoArgs),
 }
 
 /// Parses the command line and runs the command.
@@ -120,6 +124,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Fleet(args)) => fleet::run(&args, &matches),
         Some(Command::Appliance(args)) => appliance::run(&args),
         Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
+        Some(Command::UndoLive(args)) => live::undo(&args),
         None => map::run(&cli.map, &matches),
     };
     result.unwrap_or_else(|error| {

@@ -3,6 +3,7 @@
 use super::Exit;
 use super::answer::AnswerFormat;
 use super::diff::{self, Sort, print_changes};
+use super::live::LiveOptions;
 use super::make::with_formats;
 use super::map::{MapOptions, location, map_to, refuse_to_overwrite, summarise};
 use super::progress::ProgressMode;
@@ -12,6 +13,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use virt_bmap::fleet::libvirt::Host;
+use virt_bmap::live::View;
 use virt_bmap::mapper::GuestDisk;
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::update::{self, Since};
@@ -44,10 +47,11 @@ pub(super) struct UpdateArgs {
     #[arg(long, value_name = "FORMAT")]
     image_format: Vec<ImageFormat>,
 
-    /// Source for what was written since the map was made: bitmap:NAME, snapshot:NAME or image:PATH
+    /// Source for what was written since the map was made: bitmap:NAME, snapshot:NAME, image:PATH
+    /// or checkpoint:NAME
     ///
     /// A dirty bitmap of the qcow2 image, an internal snapshot of it, or an image of the older
-    /// disk, taken when the map was made or before. If nothing was written, the guest counts as
+    /// disk, taken when the map was made or before; or, with --live, a checkpoint of the domain. If nothing was written, the guest counts as
     /// unchanged, whatever the image's modification time is. Otherwise files in the written ranges
     /// are read again, whatever their times are. If given once, it applies to all images; if
     /// repeated, to one image after the other.
@@ -63,6 +67,17 @@ pub(super) struct UpdateArgs {
     /// The suffix selects the format, as when an image is mapped.
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
+
+    /// The guest of the map is this libvirt domain, which runs; needs --live
+    #[arg(short, long, value_name = "DOMAIN", requires = "live", conflicts_with_all = ["image", "image_format", "qmp"])]
+    domain: Option<String>,
+
+    /// Connection URI of the domain's libvirt host, as for `virsh -c`
+    #[arg(short, long, value_name = "URI", requires = "domain")]
+    connect: Option<String>,
+
+    #[command(flatten)]
+    live: LiveOptions,
 
     #[command(flatten)]
     form: AnswerFormat,
@@ -94,7 +109,6 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         bail!("the list of changes goes to standard output; name a file with -o");
     }
     let old = bmap::load(old_file)?;
-    let images = named_images(&old, args)?;
     if args.output.is_none() {
         refuse_lossy(&old, out)?;
     }
@@ -107,22 +121,20 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
         return Ok(exit);
     }
     options.start_log();
-    let mut disks = with_formats(&images, &args.image_format, &options.tls)?;
-    for (disk, info) in disks.iter_mut().zip(&old.header().images) {
-        disk.snapshot.clone_from(&info.snapshot);
-    }
-    refuse_to_overwrite(&disks, &[out.to_owned()])?;
-    // The images are closed before the guest is mapped, because the mapper opens and locks them.
-    let (reason, written) = {
-        let access = options.access()?;
-        let images = open(&disks, old.header(), &access)?;
-        let written = written(&images, &args.since, &access)?;
-        (reason(&old, old_file, &images, written.as_ref()), written.unwrap_or_default())
+    let State { disks, reason, written, view } = match view(args)? {
+        Some(view) => State::of_view(&old, view, !args.since.is_empty())?,
+        None => State::of_images(&old, args, &options)?,
     };
+    refuse_to_overwrite(&disks, &[out.to_owned()])?;
+    options.view = view;
     let reason = reason
         .or_else(|| args.again.then(|| "--again was given".to_owned()))
         .or_else(|| (options.metadata && !had_metadata).then(|| "the map has no metadata".to_owned()));
     let Some(reason) = reason else {
+        if let Some(view) = &options.view {
+            // The old map is a map of this moment, too.
+            view.end(true)?;
+        }
         if args.output.is_some() {
             bmap::save(&old, out)?;
         }
@@ -149,6 +161,69 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     drop(options);
     diff::print(args.form, Sort::Bytes, Arc::unwrap_or_clone(old), mapped.map)?;
     Ok(exit)
+}
+
+/// The state of the guest, compared with its map.
+struct State {
+    disks: Vec<GuestDisk>,
+    /// Why the map must be made again, if it must.
+    reason: Option<String>,
+    /// What was written, as far as that is known.
+    written: BTreeMap<DiskNumber, IndexedRanges>,
+    /// The view of the guest, if it runs.
+    view: Option<Arc<View>>,
+}
+
+impl State {
+    /// That of images. They are closed before the guest is mapped, because the mapper opens and
+    /// locks them.
+    fn of_images(old: &Map, args: &UpdateArgs, options: &MapOptions) -> Result<Self> {
+        let mut disks = with_formats(&named_images(old, args)?, &args.image_format, &options.tls)?;
+        for (disk, info) in disks.iter_mut().zip(&old.header().images) {
+            disk.snapshot.clone_from(&info.snapshot);
+        }
+        let access = options.access()?;
+        let images = open(&disks, old.header(), &access)?;
+        let written = written(&images, &args.since, &access)?;
+        let reason = reason(old, &args.map, &images, written.as_ref());
+        Ok(Self { disks, reason, written: written.unwrap_or_default(), view: None })
+    }
+
+    /// That of a guest that runs. Its images have no times that tell anything.
+    fn of_view(old: &Map, view: View, is_since: bool) -> Result<Self> {
+        let disks = view.disks();
+        if disks.len() != old.header().images.len() {
+            bail!(
+                "the guest of the map has {} disks, and the one that runs has {}",
+                old.header().images.len(),
+                disks.len()
+            );
+        }
+        let written = view.written()?;
+        let bytes: u64 = written.values().map(IndexedRanges::bytes).sum();
+        let reason = match (is_since, bytes) {
+            (true, 0) => None,
+            (true, _) => Some(format!("{} were written since the map was made", Human(bytes))),
+            (false, _) => Some("the guest runs".to_owned()),
+        };
+        Ok(Self { disks, reason, written, view: Some(Arc::new(view)) })
+    }
+}
+
+/// The view of the guest, if it runs.
+fn view(args: &UpdateArgs) -> Result<Option<View>> {
+    let host = Host { uri: args.connect.clone(), force_share: false };
+    let since = match &args.since[..] {
+        [] => None,
+        [Since::Checkpoint(name)] => Some(&**name),
+        _ if args.live.is_wanted() => bail!("with a guest that runs, --since takes one checkpoint:NAME"),
+        _ => None,
+    };
+    if since.is_some() && args.live.qmp.is_some() {
+        bail!("a checkpoint needs a domain of libvirt: --domain and --live");
+    }
+    let domain = args.domain.as_deref().map(|domain| (&host, domain));
+    args.live.view(domain, since, args.mapping.quiet)
 }
 
 /// Why the map must be made again, judged from its images and from what was written.

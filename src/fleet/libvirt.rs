@@ -5,7 +5,10 @@ use crate::mapper::GuestDisk;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::time::Duration;
 use virt_bmap_child as child;
 use virt_bmap_image::{ImageFormat, Location, NbdUri, Server};
@@ -87,8 +90,8 @@ impl Host {
     /// # Errors
     /// If it does not exist, is running, or has a disk that cannot be mapped.
     pub fn guest(&self, domain: &str) -> Result<Guest, LibvirtError> {
+        let described = self.described(domain)?;
         let domain = format!("--domain={domain}");
-        let described = Domain::parse(&self.virsh(&["dumpxml", &domain])?)?;
         let name = described.name;
         if !self.force_share && self.virsh(&["domstate", &domain])?.trim() != "shut off" {
             return Err(LibvirtError::Running { name });
@@ -99,6 +102,11 @@ impl Host {
             return Err(LibvirtError::NoDisk { name });
         }
         Ok(Guest { id: GuestId::of_name(name.as_bytes()), disks })
+    }
+
+    /// The description of a domain, as it is now.
+    pub(crate) fn described(&self, domain: &str) -> Result<Domain, LibvirtError> {
+        Domain::parse(&self.virsh(&["dumpxml", &format!("--domain={domain}")])?)
     }
 
     fn disk(&self, name: &str, disk: &DiskXml) -> Result<GuestDisk, LibvirtError> {
@@ -127,12 +135,35 @@ impl Host {
         Ok(GuestDisk::new(location, format.map_err(|error| cannot(error.to_string()))?))
     }
 
-    fn virsh(&self, words: &[&str]) -> Result<String, LibvirtError> {
+    /// The answer to a command that changes nothing.
+    pub(crate) fn virsh(&self, words: &[&str]) -> Result<String, LibvirtError> {
+        let mut command = self.command();
+        command.arg("--readonly").args(words);
+        Self::answer(command, words)
+    }
+
+    /// The answer to a command that changes something. Each of `files` is an option of it, and the
+    /// content of the file that the option names.
+    pub(crate) fn act(&self, words: &[&str], files: &[(&str, &[u8])]) -> Result<String, LibvirtError> {
+        let mut command = self.command();
+        command.args(words);
+        for (option, content) in files {
+            let file = in_memory(content).map_err(LibvirtError::Virsh)?;
+            let path = child::inherit(&mut command, file);
+            command.args([option, &*path]);
+        }
+        Self::answer(command, words)
+    }
+
+    fn command(&self) -> Command {
         let mut command = child::command("virsh".as_ref());
         if let Some(uri) = &self.uri {
             command.arg("--connect").arg(uri);
         }
-        command.arg("--readonly").args(words);
+        command
+    }
+
+    fn answer(command: Command, words: &[&str]) -> Result<String, LibvirtError> {
         let output = child::run(command, TIME).map_err(LibvirtError::Virsh)?;
         let failed = |message| LibvirtError::Failed { command: words.join(" "), message };
         if !output.status.success() {
@@ -142,34 +173,82 @@ impl Host {
     }
 }
 
+/// A file without a name.
+fn in_memory(content: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create("virsh", rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    Ok(file.into())
+}
+
+/// A text for an attribute in XML.
+pub(crate) fn escaped(text: &str) -> String {
+    quick_xml::escape::escape(text).into_owned()
+}
+
+/// The attribute of the first element at this path.
+pub(crate) fn attribute(xml: &str, at: &[&str], attribute: &str) -> Option<String> {
+    let mut reader = Reader::from_str(xml);
+    reader.config_mut().expand_empty_elements = true;
+    let mut path: Vec<String> = Vec::new();
+    loop {
+        match reader.read_event().ok()? {
+            Event::Start(element) => {
+                path.push(element.local_name().as_ref().to_owned());
+                if path.iter().eq(at) {
+                    return attributes(&element).ok()?.remove(attribute);
+                }
+            }
+            Event::End(_) => drop(path.pop()),
+            Event::Eof => return None,
+            _ => {}
+        }
+    }
+}
+
+fn attributes(element: &BytesStart<'_>) -> Result<BTreeMap<String, String>, quick_xml::Error> {
+    let mut attributes = BTreeMap::new();
+    for attribute in element.attributes() {
+        let attribute = attribute?;
+        let key = attribute.key.local_name().as_ref().to_owned();
+        attributes.insert(key, attribute.normalized_value(XmlVersion::Implicit1_0)?.into_owned());
+    }
+    Ok(attributes)
+}
+
 /// The parts of a domain's description that matter here.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Domain {
-    name: String,
-    disks: Vec<DiskXml>,
+pub(crate) struct Domain {
+    pub(crate) name: String,
+    pub(crate) uuid: String,
+    /// Whether its qemu has I/O threads.
+    pub(crate) has_threads: bool,
+    pub(crate) disks: Vec<DiskXml>,
 }
 
 /// A `<disk>`.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct DiskXml {
+pub(crate) struct DiskXml {
     /// Its `type`: the kind of its source.
-    kind: String,
+    pub(crate) kind: String,
     /// Its `device`: `disk`, `lun`, `cdrom`, `floppy`.
-    device: String,
-    format: Option<String>,
-    target: String,
-    source: BTreeMap<String, String>,
+    pub(crate) device: String,
+    pub(crate) format: Option<String>,
+    pub(crate) target: String,
+    /// Whether the guest cannot write to it.
+    pub(crate) is_read_only: bool,
+    pub(crate) source: BTreeMap<String, String>,
     /// The attributes of the `<host>` of its source.
-    host: BTreeMap<String, String>,
+    pub(crate) host: BTreeMap<String, String>,
 }
 
 impl DiskXml {
     /// Whether it is a disk, not a drive for removable media.
-    fn holds_data(&self) -> bool {
+    pub(crate) fn holds_data(&self) -> bool {
         ["", "disk", "lun"].contains(&self.device.as_str())
     }
 
-    fn source(&self, attribute: &str) -> Option<&str> {
+    /// An attribute of its source.
+    pub(crate) fn source(&self, attribute: &str) -> Option<&str> {
         self.source.get(attribute).map(String::as_str)
     }
 
@@ -219,6 +298,10 @@ impl Domain {
                 Event::Text(text) if path.iter().eq(["domain", "name"]) => {
                     domain.name.push_str(&text);
                 }
+                Event::Text(text) if path.iter().eq(["domain", "uuid"]) => domain.uuid.push_str(&text),
+                Event::Text(text) if path.iter().eq(["domain", "iothreads"]) => {
+                    domain.has_threads = text.trim() != "0";
+                }
                 Event::GeneralRef(reference) if path.iter().eq(["domain", "name"]) => {
                     let text = format!("&{};", &*reference);
                     domain.name.push_str(&quick_xml::escape::unescape(&text).map_err(|error| wrong(&error))?);
@@ -237,12 +320,7 @@ impl Domain {
     /// Handles an element. Elements deeper in a disk, in its `<backingStore>` or `<mirror>`,
     /// describe other images and are ignored.
     fn element(&mut self, at: &[&str], element: &BytesStart<'_>) -> Result<(), quick_xml::Error> {
-        let mut attributes = BTreeMap::new();
-        for attribute in element.attributes() {
-            let attribute = attribute?;
-            let key = attribute.key.local_name().as_ref().to_owned();
-            attributes.insert(key, attribute.normalized_value(XmlVersion::Implicit1_0)?.into_owned());
-        }
+        let mut attributes = attributes(element)?;
         let mut take = |key: &str| attributes.remove(key);
         match at {
             ["domain", "devices", "disk"] => self.disks.push(DiskXml {
@@ -256,6 +334,7 @@ impl Domain {
                     "driver" => disk.format = take("type"),
                     "target" => disk.target = take("dev").unwrap_or_default(),
                     "source" => disk.source = attributes,
+                    "readonly" => disk.is_read_only = true,
                     _ => {}
                 }
             }
@@ -277,7 +356,7 @@ mod tests {
     #[test]
     fn a_description_is_parsed() {
         let domain = Domain::parse(
-            "<domain type='kvm'><name>web &amp; db</name><metadata><name>other</name></metadata><devices>
+            "<domain type='kvm'><name>web &amp; db</name><uuid>7-a</uuid><iothreads>1</iothreads><metadata><name>other</name></metadata><devices>
                <disk type='file' device='disk'>
                  <driver name='qemu' type='qcow2'/>
                  <source file='/images/top.qcow2'/>
@@ -289,7 +368,7 @@ mod tests {
              </devices></domain>",
         )
         .unwrap();
-        assert_eq!(domain.name, "web & db");
+        assert_eq!((&*domain.name, &*domain.uuid, domain.has_threads), ("web & db", "7-a", true));
         let disks: Vec<_> = domain.disks.iter().filter(|disk| disk.holds_data()).collect();
         assert_eq!(disks.len(), 2);
         assert_eq!(disks[0].source("file"), Some("/images/top.qcow2"));

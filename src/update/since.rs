@@ -18,13 +18,15 @@ pub enum Since {
     /// An image of the older disk. If it is the image below, the written blocks are those that the
     /// upper image itself holds; otherwise both are compared.
     Image(Location),
+    /// A checkpoint of a running domain, by the bitmaps that its backup exports.
+    Checkpoint(String),
 }
 
 /// A text that names no source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSince {
     /// It begins with none of the words.
-    #[error("expected bitmap:NAME, snapshot:NAME or image:PATH")]
+    #[error("expected bitmap:NAME, snapshot:NAME, image:PATH or checkpoint:NAME")]
     Word,
     /// The older image is named by a URI that is none.
     #[error(transparent)]
@@ -39,6 +41,7 @@ impl FromStr for Since {
             Some((_, "")) | None => Err(BadSince::Word),
             Some(("bitmap", name)) => Ok(Self::Bitmap(name.to_owned())),
             Some(("snapshot", name)) => Ok(Self::Snapshot(name.to_owned())),
+            Some(("checkpoint", name)) => Ok(Self::Checkpoint(name.to_owned())),
             Some(("image", path)) => Ok(Self::Image(Location::stated(path.as_ref())?)),
             Some(_) => Err(BadSince::Word),
         }
@@ -54,6 +57,9 @@ pub enum SinceError {
     /// The holes of the images cannot be determined.
     #[error("cannot find out which parts of the images are holes")]
     Holes(#[source] io::Error),
+    /// Only a view of a running domain has the bitmaps.
+    #[error("a checkpoint needs the running domain: --domain and --live")]
+    NotLive,
 }
 
 impl Since {
@@ -67,6 +73,7 @@ impl Since {
             Self::Bitmap(name) => {
                 return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &options))?.spans);
             }
+            Self::Checkpoint(_) => return Err(SinceError::NotLive),
             Self::Snapshot(name) => image.snapshot(name)?,
             Self::Image(old)
                 if image.snapshot.is_none()
@@ -99,6 +106,7 @@ mod tests {
     fn sources_are_parsed() {
         assert_eq!("bitmap:a:b".parse(), Ok(Since::Bitmap("a:b".into())));
         assert_eq!("snapshot:s".parse(), Ok(Since::Snapshot("s".into())));
+        assert_eq!("checkpoint:c".parse(), Ok(Since::Checkpoint("c".into())));
         assert_eq!("image:/a/b.raw".parse(), Ok(Since::Image(Location::File("/a/b.raw".into()))));
         for word in ["", "monday", "bitmap:", "image", "file:/a"] {
             assert_eq!(word.parse::<Since>(), Err(BadSince::Word), "{word}");

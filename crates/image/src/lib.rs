@@ -50,6 +50,7 @@ pub use layer::Layer;
 pub use location::Location;
 pub use nbd_uri::{BadUri, NbdUri, Server, Tls};
 pub use overlay::Overlay;
+pub use qemu_nbd::private_directory;
 pub use served::ReadError;
 pub use source::{Allocation, Source};
 pub use stamp::Stamp;

@@ -88,7 +88,7 @@ fn is_not_listening(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// When no such directory can be made.
-fn private_directory() -> io::Result<tempfile::TempDir> {
+pub fn private_directory() -> io::Result<tempfile::TempDir> {
     const MAX_PATH: usize = 64;
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);

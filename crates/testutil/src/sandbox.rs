@@ -303,6 +303,19 @@ impl Running {
         }
     }
 
+    /// Kills the program outright. Returns its files in the temporary and runtime directories that
+    /// are left when its helpers have ended.
+    pub fn kill(mut self) -> Vec<PathBuf> {
+        self.signal(Signal::KILL);
+        self.child.wait().unwrap();
+        let begun = Instant::now();
+        while let [(pid, line), ..] = &self.sandbox.processes()[..] {
+            assert!(begun.elapsed() < 2 * GRACE, "process {pid} is left: {line}");
+            sleep(Duration::from_millis(20));
+        }
+        self.sandbox.files()
+    }
+
     /// Waits for the end of the program, and checks what must hold for every run. The program must
     /// end in time, must not panic, and must leave no processes and no temporary files.
     pub fn finish(mut self) -> Finished {
