@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use virt_bmap_testutil::fixture::{self, Fixture};
 use virt_bmap_testutil::oracle_ext4;
+use virt_bmap_testutil::servers::Server;
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{guestfish, mapping};
 
@@ -246,16 +247,6 @@ fn damaged_files_are_those_that_cannot_be_read() {
     }
     eprintln!("{} files, {unreadable} of which cannot be read", files.len());
     assert!(unreadable >= 10);
-}
-
-/// A server that is killed when the test ends.
-struct Server(std::process::Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }
 
 /// A map that one question needed answers the next one, until an image has changed.

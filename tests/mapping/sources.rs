@@ -2,32 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command};
-use std::time::Duration;
 use virt_bmap_testutil::sandbox::{Finished, Sandbox};
 use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::tools::{self, needs};
-use virt_bmap_testutil::{fixture, mapping};
-
-/// Ends with its test.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use virt_bmap_testutil::{fixture, mapping, servers};
 
 /// Maps the export of nbdkit with these arguments.
 fn map(dir: &Path, nbdkit: &[&str], options: &[&str]) -> Finished {
-    let socket = dir.join("s");
-    let _ = fs::remove_file(&socket);
-    let mut command = Command::new("nbdkit");
-    let server = Server(command.args(["-f", "-U"]).arg(&socket).args(nbdkit).spawn().unwrap());
-    while !socket.exists() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let (server, socket) = servers::nbdkit(dir, nbdkit);
     let uri = format!("nbd+unix:///disk%201?socket={}", socket.display());
     let run = Sandbox::new().run([&[uri.as_str()][..], options].concat());
     drop(server);

@@ -2,14 +2,14 @@
 
 use crate::PROGRAM;
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
-use std::net::{TcpListener, TcpStream};
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use virt_bmap_testutil::sandbox::{kill, processes_with};
+use virt_bmap_testutil::servers::{Server, sshd};
 use virt_bmap_testutil::tools::{self, needs};
 
 /// The number of guests in the fleet.
@@ -37,8 +37,8 @@ echo '{"event":"done","partitions":0,"volumes":0,"filesystems":0,"directories":0
 /// An ssh server on the loopback interface, and a directory. The names `host1`, `host2` and `host3`
 /// are this server, and share the directory.
 struct Hosts {
+    _server: Server,
     dir: tempfile::TempDir,
-    server: Child,
 }
 
 impl Hosts {
@@ -52,39 +52,10 @@ impl Hosts {
             fs::write(at(name), script).unwrap();
             fs::set_permissions(at(name), Permissions::from_mode(0o755)).unwrap();
         }
-        for key in ["host", "user"] {
-            tools::output(
-                tools::command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(at(key)),
-            );
-        }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (d, path) = (dir.path().display(), std::env::var("PATH").unwrap());
-        let server = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {d}/host\nAuthorizedKeysFile {d}/user.pub\nPidFile none\n\
-             StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             PermitRootLogin prohibit-password\nAcceptEnv none\nMaxStartups 100\n\
-             SetEnv PATH={d}/bin:{path} SHARED={d}/shared PROGRAM={PROGRAM}\n"
-        );
-        let client = format!(
-            "Host host1 host2 host3\nHostName 127.0.0.1\nPort {port}\nIdentityFile {d}/user\nIdentitiesOnly yes\n\
-             BatchMode yes\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
-        );
-        fs::write(at("sshd_config"), server).unwrap();
-        fs::write(at("ssh_config"), client).unwrap();
-        if rustix::process::geteuid().is_root() {
-            fs::create_dir_all("/run/sshd").unwrap();
-        }
-        let mut command = tools::command("sshd");
-        let log = File::create(at("sshd.log")).unwrap();
-        let server = command.args(["-D", "-e", "-f"]).arg(at("sshd_config")).stderr(log).spawn().unwrap();
-        let mut hosts = Self { dir, server };
-        let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(hosts.server.try_wait().unwrap().is_none(), "sshd ended: {}", hosts.log("sshd.log"));
-            assert!(begun.elapsed() < Duration::from_secs(60), "no sshd: {}", hosts.log("sshd.log"));
-            sleep(Duration::from_millis(20));
-        }
-        hosts
+        let more = format!("SetEnv PATH={d}/bin:{path} SHARED={d}/shared PROGRAM={PROGRAM}\n");
+        let server = sshd(dir.path(), "host1 host2 host3", &more);
+        Self { _server: server, dir }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -120,13 +91,6 @@ impl Hosts {
             begun.entry(guest.to_owned()).or_default().push(by.to_owned());
         }
         begun
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        self.server.kill().ok();
-        self.server.wait().ok();
     }
 }
 

@@ -2,11 +2,13 @@
 //! the program reads all bytes of an export and compares them with what nbdcopy has read.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use virt_bmap_testutil::places::program;
 use virt_bmap_testutil::random::Random;
+use virt_bmap_testutil::servers::{Server, nbdkit, sshd};
 use virt_bmap_testutil::tools::{self, needs};
 
 const PAGE: &str = include_str!("../../docs/sources.md");
@@ -54,39 +56,15 @@ fn shell(dir: &Path, script: &str) -> Output {
     output
 }
 
-/// Ends with its test.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A server at a Unix socket, which listens when this returns.
-fn nbdkit(dir: &Path, args: &[&str]) -> (Server, PathBuf) {
-    let socket = dir.join("s");
-    let _ = fs::remove_file(&socket);
-    let mut command = Command::new("nbdkit");
-    command.args(["-f", "-U"]).arg(&socket).args(args).current_dir(dir);
-    let server = Server(command.spawn().unwrap());
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !socket.exists() {
-        assert!(Instant::now() < deadline, "nbdkit {args:?} does not listen");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    (server, socket)
-}
-
 fn uri(scheme: &str, socket: &Path, more: &str) -> String {
     format!("{scheme}+unix:///?socket={}{more}", socket.display())
 }
 
 #[test]
 fn the_recipes_read_every_byte() {
-    needs!("nbdkit", "nbdcopy", "xz", "gzip", "busybox");
+    needs!("nbdkit", "nbdcopy", "xz", "gzip", "busybox", "sshd", "ssh-keygen");
     let dir = files();
+    let _sshd = sshd(dir.path(), "storage", "");
     let web = Command::new("busybox")
         .args(["httpd", "-f", "-p", "127.0.0.1:8080", "-h"])
         .arg(dir.path())
@@ -95,11 +73,13 @@ fn the_recipes_read_every_byte() {
     let _web = Server(web.unwrap());
     let recipes: Vec<&str> =
         PAGE.lines().filter(|line| line.starts_with("nbdkit ") && line.contains(MAPPING)).collect();
-    let (tested, untested) = recipes.split_at(recipes.len() - 1);
-    assert!(untested[0].contains("ssh host=") && tested.len() == 8, "{recipes:#?}");
+    assert_eq!(recipes.len(), 9, "{recipes:#?}");
     fs::write(dir.path().join("compare"), COMPARE).unwrap();
-    for recipe in tested {
+    for recipe in recipes {
         let line = recipe.replace(MAPPING, "bash -euo pipefail ./compare");
+        // The name of the host is known in here only.
+        let line = line.replace("host=storage", "config=./ssh_config host=storage");
+        let line = line.replace("/images/", &format!("{}/", dir.path().display()));
         // nbdkit passes the URI as a variable of the shell only.
         let line = line.replace("--run '", "--run 'export uri; ");
         let output = shell(dir.path(), &line);
@@ -114,6 +94,51 @@ fn the_recipes_read_every_byte() {
             shell(dir.path(), &same);
         }
     }
+}
+
+#[test]
+fn an_iscsi_target_is_read_through_qemu() {
+    needs!("tgtd", "tgtadm", "qemu-nbd", "nbdcopy");
+    if !tools::is_root("start an iSCSI target") {
+        return;
+    }
+    let dir = files();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let control = dir.path().join("control");
+    let mut target = Command::new("tgtd");
+    target.args(["-f", "--iscsi", &format!("portal=127.0.0.1:{port}")]).env("TGT_IPC_SOCKET", &control);
+    let _target = Server(target.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let name = "iqn.2026-11.example:guest";
+    let image = dir.path().join("guest.raw");
+    let admin = |words: &[&str]| {
+        let mut command = Command::new("tgtadm");
+        command.args(["--lld", "iscsi", "--tid", "1", "--op"]).args(words).env("TGT_IPC_SOCKET", &control);
+        command.output().unwrap()
+    };
+    let begun = Instant::now();
+    while !admin(&["new", "--mode", "target", "-T", name]).status.success() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "tgtd does not listen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for words in [
+        &["new", "--mode", "logicalunit", "--lun", "1", "-b", image.to_str().unwrap()][..],
+        &["bind", "--mode", "target", "-I", "ALL"],
+    ] {
+        assert!(admin(words).status.success(), "{words:?}");
+    }
+    let lines: Vec<&str> = PAGE.lines().skip_while(|line| !line.contains(" iscsi://")).take(2).collect();
+    let [serve, map] = lines[..] else { panic!("{lines:?}") };
+    let serve = serve.replace("iscsi://storage/", &format!("iscsi://127.0.0.1:{port}/"));
+    // Here it serves one client after the other.
+    let serve = serve.replace("qemu-nbd ", "qemu-nbd --persistent ");
+    let uri = map.strip_prefix("virt-bmap-rs ").and_then(|map| map.strip_suffix(" -o guest.bmap")).unwrap();
+    let wait = "while [ ! -S s ]; do sleep 0.05; done";
+    let script =
+        format!("{serve}\ntrap \"kill $!\" EXIT\n{wait}\nexport uri={uri}\nbash -euo pipefail ./compare");
+    fs::write(dir.path().join("compare"), COMPARE).unwrap();
+    let said = String::from_utf8(shell(dir.path(), &script).stdout).unwrap();
+    let differ: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+    assert_eq!(differ, ["0 differ", "1 differ"], "{said}");
 }
 
 #[test]

@@ -37,6 +37,7 @@ pub mod python;
 pub mod random;
 pub mod ranges;
 pub mod sandbox;
+pub mod servers;
 pub mod special;
 pub mod textmap;
 pub mod tools;
