@@ -124,7 +124,6 @@ Exit status:
 Examples:
   virt-bmap-rs changed top.qcow2 --map guest.jsonl -o later.jsonl
   virt-bmap-rs changed top.qcow2 --map guest.jsonl --new later.jsonl --where --csv
-  virt-bmap-rs changed -d web --since monday --map monday.jsonl
   virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl";
 
 pub(super) fn run(args: &ChangedArgs) -> Result<Exit> {
