@@ -134,7 +134,6 @@ Exit status:
 Examples:
   virt-bmap-rs changed top.qcow2 --map guest.jsonl -o later.jsonl
   virt-bmap-rs changed top.qcow2 --map guest.jsonl --new later.jsonl --where --csv
-  virt-bmap-rs changed -d web --since monday --map monday.jsonl
   virt-bmap-rs changed later.raw --base guest.raw --map guest.jsonl --new later.jsonl
   virt-bmap-rs changed guest.qcow2 --from-snapshot before --map guest.jsonl --new later.jsonl";
 

@@ -8,6 +8,11 @@ use virt_bmap::fleet::libvirt::Host;
 use virt_bmap::live::{Quiesced, View, Wanted, watchdog};
 use virt_bmap_ranges::parse_bytes;
 
+/// The options for guests that run, none of which goes with images. Each `requires` another, but
+/// clap drops such a requirement if what is required conflicts with what is given.
+pub(super) const OPTIONS: [&str; 6] =
+    ["qmp", "live", "quiesce", "checkpoint", "scratch_dir", "scratch_limit"];
+
 /// How to map a guest that runs.
 #[derive(Clone, Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("running").args(["qmp", "live"]))]

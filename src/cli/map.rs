@@ -1,6 +1,6 @@
 //! `virt-bmap-rs` without a subcommand: maps a guest.
 
-use super::live::LiveOptions;
+use super::live::{self, LiveOptions};
 use super::progress::{Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings};
 use super::signals::Interruption;
 use super::{Cli, Exit};
@@ -37,7 +37,7 @@ use virt_bmap_ranges::Percent;
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
     /// The guest's disks in order: image files, block devices, or NBD URIs
-    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain", "qmp"], conflicts_with = "qmp", value_parser = location())]
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["add", "domain", "qmp"], conflicts_with_all = live::OPTIONS, value_parser = location())]
     images: Vec<Location>,
 
     /// Map the disks of this libvirt domain (name, UUID or ID); a running domain needs --live, or
@@ -50,7 +50,7 @@ pub(super) struct MapArgs {
     connect: Option<String>,
 
     /// Add a disk of the guest, as in the guestfs tools; can be repeated
-    #[arg(short, long, value_name = "IMAGE", conflicts_with = "qmp", value_parser = location())]
+    #[arg(short, long, value_name = "IMAGE", conflicts_with_all = live::OPTIONS, value_parser = location())]
     add: Vec<Location>,
 
     /// File to write the map to; `-` is standard output; can be repeated
@@ -69,7 +69,7 @@ pub(super) struct MapArgs {
     /// names is refused: whoever wrote the image could otherwise make this host open any file. If
     /// given once, the option applies to all images; if repeated, each applies to the images after
     /// it, and an empty value (`--format=`) returns to detection.
-    #[arg(long, value_name = "FORMAT", conflicts_with = "qmp")]
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = live::OPTIONS)]
     format: Vec<String>,
 
     /// Map the disk as it was at this snapshot inside of a qcow2 image

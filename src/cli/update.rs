@@ -3,7 +3,7 @@
 use super::Exit;
 use super::answer::AnswerFormat;
 use super::diff::{self, Sort, print_changes};
-use super::live::LiveOptions;
+use super::live::{self, LiveOptions};
 use super::make::with_formats;
 use super::map::{MapOptions, location, map_to, refuse_to_overwrite, summarise};
 use super::progress::ProgressMode;
@@ -37,14 +37,14 @@ pub(super) struct UpdateArgs {
     map: PathBuf,
 
     /// Where the guest's disk is now, if it has moved since; give it once for each disk, in order
-    #[arg(long, value_name = "IMAGE", value_parser = location())]
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = live::OPTIONS, value_parser = location())]
     image: Vec<Location>,
 
     /// Format of the images (raw, qcow2, vmdk, …); detected by default
     ///
     /// Detected by default, as when a guest is mapped; it must be the format that the map records.
     /// If given once, it applies to all images; if repeated, to one image after the other.
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = live::OPTIONS)]
     image_format: Vec<ImageFormat>,
 
     /// Source for what was written since the map was made: bitmap:NAME, snapshot:NAME, image:PATH
@@ -69,7 +69,7 @@ pub(super) struct UpdateArgs {
     output: Option<PathBuf>,
 
     /// The guest of the map is this libvirt domain, which runs; needs --live
-    #[arg(short, long, value_name = "DOMAIN", requires = "live", conflicts_with_all = ["image", "image_format", "qmp"])]
+    #[arg(short, long, value_name = "DOMAIN", requires = "live", conflicts_with = "qmp")]
     domain: Option<String>,
 
     /// Connection URI of the domain's libvirt host, as for `virsh -c`

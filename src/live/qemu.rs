@@ -14,7 +14,6 @@ use super::qmp::{Qmp, QmpError};
 use super::scratch::Scratch;
 use super::watchdog::{self, Watchdog};
 use super::{Disk, FIXED, LeftOut, LiveError, Quiesced, Wanted};
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -258,8 +257,7 @@ fn chain(image: Image, directory: Option<&Path>) -> Vec<ImageFile> {
 
 /// A new qcow2 without a name.
 fn scratch_image(place: &Path, size: u64) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(place, flags, Mode::RUSR | Mode::WUSR)?);
+    let file = tempfile::tempfile_in(place)?;
     let mut command = child::command("qemu-img".as_ref());
     let path = child::inherit(&mut command, file.as_fd().try_clone_to_owned()?);
     command.args(["create", "-q", "-f", "qcow2", &path, &size.to_string()]);

@@ -18,6 +18,9 @@ use virt_bmap_child as child;
 /// Time for an answer. qemu may wait for the disk before it gives one.
 const TIME: Duration = Duration::from_secs(30);
 
+/// Time for the greeting, which comes at once unless another program is connected.
+const GREETING: Duration = Duration::from_secs(5);
+
 /// Most bytes of a message. The largest known, `query-qmp-schema`, has 0.2 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -83,7 +86,7 @@ impl Qmp {
     /// Connects to the monitor at a socket.
     pub(super) fn connect(socket: &Path) -> Result<Self, QmpError> {
         let mut qmp = Self::resume(UnixStream::connect(socket)?);
-        let greeting = qmp.message(Instant::now() + TIME)?;
+        let greeting = qmp.message(Instant::now() + GREETING)?;
         let greeting: Value = serde_json::from_slice(&greeting).map_err(|_| QmpError::Protocol)?;
         let Some(greeting) = greeting.get("QMP") else { return Err(QmpError::Protocol) };
         qmp.version = greeting.pointer("/version/qemu/major").and_then(Value::as_u64);

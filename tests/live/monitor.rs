@@ -153,6 +153,12 @@ fn another_server_in_qemu_is_left_alone() {
     machine.assert_clean();
     assert!(machine.serves());
     // A monitor with which another program speaks does not answer; a file is none.
+    map(&machine, "test", &[]).finish().assert_fails(&["another program may be connected"]);
+    for words in
+        [["--live", "x.raw"], ["--quiesce", "x.raw"], ["--scratch-limit=1G", "x.raw"], ["--qmp=s", "x.raw"]]
+    {
+        Sandbox::new().run(words).assert_code(2);
+    }
     Sandbox::new()
         .run(["--qmp", image.to_str().unwrap()])
         .assert_fails(&["connection to qemu's monitor failed"]);

@@ -272,5 +272,5 @@ fn who_knows_what_was_written_is_asked() {
     let twice = ["disk.bmap", "--since", "bitmap:monday", "--since", "bitmap:monday"];
     run = assert_refuses(run.sandbox, &twice, &["2 times for 1 disks"]);
     let run = update(run.sandbox, &["disk.bmap", "--since", "monday"]);
-    run.assert_code(2).assert_says(&["bitmap:NAME, snapshot:NAME or image:PATH"]);
+    run.assert_code(2).assert_says(&["bitmap:NAME, snapshot:NAME, image:PATH or checkpoint:NAME"]);
 }
