@@ -34,7 +34,7 @@ impl Disk {
         // The original served the bytes of any file, and its maps count those bytes.
         let image = virt_bmap_image::open(
             &file.to_owned().into(),
-            &OpenOptions { format: Some(ImageFormat::Raw), force_share: false },
+            &OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() },
         )?;
         let map =
             bmap::load(bmap).map_err(|error| format!("the map {}", virt_bmap_ranges::error_chain(&error)))?;

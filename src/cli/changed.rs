@@ -217,9 +217,9 @@ struct Pair {
 
 impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
-        let force_share = args.make.mapping.force_share;
+        let options = args.make.mapping.open_options(None);
         let open = |disk: &GuestDisk| {
-            virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, force_share })
+            virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, ..options.clone() })
         };
         let tls = &args.make.mapping.tls;
         let new_disk = GuestDisk { location: tls.completed(args.image.clone()), format: args.format };

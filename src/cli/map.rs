@@ -1,6 +1,8 @@
 //! `virt-bmap-rs` without a subcommand: maps a guest.
 
-use super::progress::{Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings};
+use super::progress::{
+    Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings, unpacking,
+};
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -26,7 +28,7 @@ use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::key::Key;
 use virt_bmap::probe::unlock::Derivation;
 use virt_bmap::probe::{Legs, Probe, ProbeError};
-use virt_bmap_image::{Image, ImageFormat, Location, Tls};
+use virt_bmap_image::{Image, ImageFormat, Location, OpenOptions, Tls};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, FileType, Map, diff};
 use virt_bmap_ranges::Percent;
@@ -89,6 +91,13 @@ pub(super) struct MapOptions {
     /// disk at different times.
     #[arg(long)]
     pub(super) force_share: bool,
+
+    /// Most bytes that a compressed image may have when it is unpacked; K, M, G and T are units
+    ///
+    /// An image that is compressed as a whole is unpacked to an unnamed file in the directory of the
+    /// variable TMPDIR, or else in /var/tmp. One that has more bytes is refused.
+    #[arg(long, value_name = "SIZE", default_value = "256G", value_parser = size)]
+    unpack_limit: u64,
 
     /// Acceleration of the appliance
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
@@ -210,6 +219,21 @@ impl TlsOptions {
     }
 }
 
+/// A number of bytes, with a binary unit.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err("the units are K, M, G and T".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number and a unit, such as 500G".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "this is too much".to_owned())
+}
+
 /// Reads a location on the command line.
 pub(super) fn location() -> impl TypedValueParser<Value = Location> {
     OsStringValueParser::new().try_map(|text| Location::stated(&text))
@@ -243,6 +267,16 @@ impl MapOptions {
             all.extend(given);
         }
         (all, noted)
+    }
+
+    /// How to open images. The progress of unpacking is shown; `cancel` stops it.
+    pub(super) fn open_options(&self, cancel: Option<&Cancel>) -> OpenOptions {
+        OpenOptions {
+            format: None,
+            force_share: self.force_share,
+            unpack_limit: Some(self.unpack_limit),
+            unpacking: Some(unpacking(self.progress, self.quiet, cancel.cloned())),
+        }
     }
 
     /// Prints a usage error if the options contradict each other, and returns its exit status.
@@ -477,7 +511,7 @@ pub(super) fn commit(
 
 /// Opens the images of a guest. `None` if the run was cancelled.
 pub(super) fn open(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Vec<Image>>> {
-    unless_cancelled(mapper::open(disks, options.force_share, cancel), options)
+    unless_cancelled(mapper::open(disks, &options.open_options(Some(cancel)), cancel), options)
 }
 
 /// Maps a guest and shows the progress. `None` if the run was cancelled.

@@ -296,7 +296,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
 fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for disk in mapper::each(disks)? {
-        let options = OpenOptions { format: disk.format, force_share: args.mapping.force_share };
+        let options = OpenOptions { format: disk.format, ..args.mapping.open_options(None) };
         let image = virt_bmap_image::open(&disk.location, &options)?;
         if !args.mapping.quiet && args.map.is_some() {
             for warning in &image.warnings {

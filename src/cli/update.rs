@@ -111,8 +111,9 @@ pub(super) fn run(args: &UpdateArgs) -> Result<Exit> {
     refuse_to_overwrite(&disks, &[out.to_owned()])?;
     // The images are closed before the guest is mapped, because the mapper opens and locks them.
     let (reason, written) = {
-        let images = open(&disks, old.header(), options.force_share)?;
-        let written = written(&images, &args.since, options.force_share)?;
+        let open_options = options.open_options(None);
+        let images = open(&disks, old.header(), &open_options)?;
+        let written = written(&images, &args.since, &open_options)?;
         (reason(&old, old_file, &images, written.as_ref()), written.unwrap_or_default())
     };
     let reason = reason
@@ -167,7 +168,7 @@ fn reason(
 fn written(
     images: &[Image],
     since: &[Since],
-    force_share: bool,
+    options: &OpenOptions,
 ) -> Result<Option<BTreeMap<DiskNumber, IndexedRanges>>> {
     if since.len() > 1 && since.len() != images.len() {
         bail!(
@@ -178,9 +179,8 @@ fn written(
     }
     let Some(first) = since.first() else { return Ok(None) };
     let each = since.iter().chain(std::iter::repeat(first));
-    let of_disk = |((disk, image), since): ((DiskNumber, &Image), &Since)| {
-        Ok((disk, since.written(image, force_share)?))
-    };
+    let of_disk =
+        |((disk, image), since): ((DiskNumber, &Image), &Since)| Ok((disk, since.written(image, options)?));
     (1..).zip(images).zip(each).map(of_disk).collect::<Result<_>>().map(Some)
 }
 
@@ -233,17 +233,18 @@ fn refuse_lossy(old: &Map, out: &Path) -> Result<()> {
 
 /// Opens the images and checks their formats. A guest can write data to a raw disk that look like
 /// another format, so a changed format must be stated by the user.
-fn open(disks: &[GuestDisk], header: &Header, force_share: bool) -> Result<Vec<Image>> {
+fn open(disks: &[GuestDisk], header: &Header, options: &OpenOptions) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (disk, info) in disks.iter().zip(&header.images) {
-        let image = virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, force_share })
-            .with_context(|| match disk.location.file().is_none_or(Path::exists) {
-                true => format!("disk {} of the map", info.disk),
-                false => format!(
-                    "disk {} of the map does not exist at its old path; name the new one with --image",
-                    info.disk
-                ),
-            })?;
+        let image =
+            virt_bmap_image::open(&disk.location, &OpenOptions { format: disk.format, ..options.clone() })
+                .with_context(|| match disk.location.file().is_none_or(Path::exists) {
+                    true => format!("disk {} of the map", info.disk),
+                    false => format!(
+                        "disk {} of the map does not exist at its old path; name the new one with --image",
+                        info.disk
+                    ),
+                })?;
         if disk.format.is_none() && image.format.to_string() != info.image.format {
             let (path, was) = (&disk.location, &info.image.format);
             bail!(

@@ -106,7 +106,8 @@ pub fn map_guest(
     observe: &mut dyn FnMut(MapEvent<'_>),
 ) -> Result<Mapped, MapError> {
     let began = Instant::now();
-    let mapped = map_images(&open(disks, options.force_share, cancel)?, options, cancel, observe)?;
+    let open_options = OpenOptions { force_share: options.force_share, ..OpenOptions::default() };
+    let mapped = map_images(&open(disks, &open_options, cancel)?, options, cancel, observe)?;
     Ok(Mapped { elapsed: began.elapsed(), ..mapped })
 }
 
@@ -124,22 +125,23 @@ pub fn each(disks: &[GuestDisk]) -> Result<Vec<GuestDisk>, OpenError> {
     Ok(each)
 }
 
-/// Opens the images of a guest's disks. `force_share`: even if another program has locked them.
+/// Opens the images of a guest's disks. The formats are those of the disks, not that of `options`.
 ///
 /// # Errors
 /// [`MapError`]
-pub fn open(disks: &[GuestDisk], force_share: bool, cancel: &Cancel) -> Result<Vec<Image>, MapError> {
+pub fn open(disks: &[GuestDisk], options: &OpenOptions, cancel: &Cancel) -> Result<Vec<Image>, MapError> {
     let disks = each(disks)?;
     if !(1..=MOST_DISKS).contains(&disks.len()) {
         return Err(MapError::Disks(disks.len()));
     }
     let mut opened = Vec::new();
     for disk in disks {
-        let open = OpenOptions { format: disk.format, force_share };
-        opened.push(virt_bmap_image::open(&disk.location, &open)?);
+        let open = OpenOptions { format: disk.format, ..options.clone() };
+        let image = virt_bmap_image::open(&disk.location, &open);
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
         }
+        opened.push(image?);
     }
     Ok(opened)
 }

@@ -57,15 +57,16 @@ pub enum SinceError {
 }
 
 impl Since {
-    /// The bytes of the disk that may have changed, including those that cannot be read.
+    /// The bytes of the disk that may have changed, including those that cannot be read. `options`
+    /// are for the older image, whose format is detected.
     ///
     /// # Errors
     /// [`SinceError`]
-    pub fn written(&self, image: &Image, force_share: bool) -> Result<IndexedRanges, SinceError> {
-        let options = rangelist::RangeListOptions::of(rangelist::Kind::Nbdinfo);
+    pub fn written(&self, image: &Image, options: &OpenOptions) -> Result<IndexedRanges, SinceError> {
+        let list_options = rangelist::RangeListOptions::of(rangelist::Kind::Nbdinfo);
         let old = match self {
             Self::Bitmap(name) => {
-                return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &options))?.spans);
+                return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &list_options))?.spans);
             }
             Self::Snapshot(name) => image.snapshot(name)?,
             Self::Image(old) if image.chain.get(1).is_some_and(|below| is_same(&below.location, old)) => {
@@ -73,7 +74,7 @@ impl Since {
                 return Ok(layer.data.iter().chain(layer.zeroes.iter()).collect());
             }
             Self::Image(old) => {
-                virt_bmap_image::open(old, &OpenOptions { format: None, force_share })?.source
+                virt_bmap_image::open(old, &OpenOptions { format: None, ..options.clone() })?.source
             }
         };
         let within = not_in_holes(&*old, &*image.source).map_err(SinceError::Holes)?;

@@ -37,7 +37,7 @@ impl Image {
     /// # Errors
     /// qemu-img cannot be run, or fails.
     pub fn layer(&self) -> Result<Layer, OpenError> {
-        let QemuArguments { description, top, force_share } = &self.qemu;
+        let QemuArguments { description, top, force_share, .. } = &self.qemu;
         let size = self.source.size();
         if self.chain.len() < 2 {
             let all = IndexedRanges::from_iter([DiskRange::new(0, size)]);

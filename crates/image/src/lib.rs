@@ -38,7 +38,7 @@ mod tls;
 mod vmdk;
 mod writable;
 
-pub use container::{Acquisition, EWF_READER, use_own_ewf_reader};
+pub use container::{Acquisition, EWF_READER, UNPACK_LIMIT, UnpackObserver, Unpacking, use_own_ewf_reader};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
 pub use frozen::{Activity, Freezable, Frozen, freeze};
@@ -60,17 +60,23 @@ use link::{Link, Node};
 use raw::RawFile;
 use source::{SECTOR, within_file};
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How to open an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// The image's format, if the user states it. The references of an image with a stated format
     /// are trusted; a raw image is never parsed. `None`: detect the format and trust no references.
     pub format: Option<ImageFormat>,
     /// Read the image although another program may be writing to it.
     pub force_share: bool,
+    /// Most bytes that a compressed image may have when it is unpacked; `None` for
+    /// [`UNPACK_LIMIT`].
+    pub unpack_limit: Option<u64>,
+    /// Is told how far such an image is unpacked.
+    pub unpacking: Option<UnpackObserver>,
 }
 
 /// An image that has been opened.
@@ -99,6 +105,9 @@ struct QemuArguments {
     /// The image itself.
     top: Link,
     force_share: bool,
+    /// The unnamed file that a compressed image was unpacked to: qemu finds it as long as it is
+    /// open.
+    unpacked: Option<File>,
 }
 
 impl fmt::Debug for Image {
@@ -127,7 +136,7 @@ impl Image {
             ImageFile { location: location.clone(), format: Some(format), data_files: Vec::new(), held_in };
         // qemu's programs are asked nothing about a raw disk.
         let description = Description::default();
-        let qemu = QemuArguments { description, top, force_share: false };
+        let qemu = QemuArguments { description, top, force_share: false, unpacked: None };
         Self { source, location, format, chain: vec![file], warnings, acquisition: None, qemu }
     }
 
@@ -149,8 +158,8 @@ pub struct ImageFile {
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
-    /// The files that hold it, if it is not in a file of its own: all segments of a disk, or
-    /// the archive that it is in.
+    /// The files that hold it, if it is not in a file of its own: all segments of a disk,
+    /// the archive that it is in, or the compressed file.
     pub held_in: Vec<PathBuf>,
 }
 
@@ -241,7 +250,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Image, OpenError> {
 
 /// Opens the image at `path`, which has this chain.
 fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image, OpenError> {
-    let OpenOptions { format: stated, force_share } = *options;
+    let OpenOptions { format: stated, force_share, .. } = *options;
     let Chain { links, top, dirty } = chain;
     // The top of a chain always has a format, stated or detected.
     let format = links.first().and_then(|link| link.format).unwrap_or(ImageFormat::Raw);
@@ -257,7 +266,7 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
     }
     let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), force_share };
     let (description, link) = (for_qemu.description(0)?, links[0].clone());
-    let qemu = QemuArguments { description, top: link, force_share };
+    let mut qemu = QemuArguments { description, top: link, force_share, unpacked: None };
     let mut rounded = |size: u64, rounded: u64| {
         if size != rounded {
             warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
@@ -278,6 +287,7 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
         let captive = qemu_nbd::start(&qemu.description, &qemu.top, None)?;
         rounded(captive.export_size(), captive.size());
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
+        qemu.unpacked = matches!(qemu.top.node, Node::Unpacked(_)).then_some(top.file);
         // Data that another program writes may move.
         if force_share {
             Arc::new(captive)
@@ -300,7 +310,7 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
 /// Opens an export of an NBD server. Without a stated format it is raw: whoever serves it has
 /// opened the image.
 fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
-    let OpenOptions { format: stated, force_share } = *options;
+    let OpenOptions { format: stated, force_share, .. } = *options;
     let format = stated.unwrap_or(ImageFormat::Raw);
     let location = Location::Nbd(Box::new(uri.clone()));
     let node = Node::Nbd(Box::new(uri.clone()));
@@ -322,7 +332,7 @@ fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
         let (size, rounded) = (captive.export_size(), captive.size());
         warnings.push(Warning::RoundedUp { path: top.path.clone(), size, rounded });
     }
-    let qemu = QemuArguments { description, top: top.clone(), force_share };
+    let qemu = QemuArguments { description, top: top.clone(), force_share, unpacked: None };
     let chain = vec![ImageFile::from(top)];
     Ok(Image { source: Arc::new(captive), location, format, chain, warnings, acquisition: None, qemu })
 }

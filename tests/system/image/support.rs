@@ -170,7 +170,7 @@ impl Images {
 }
 
 pub(crate) fn open(path: &Path, format: Option<ImageFormat>) -> Result<Image, OpenError> {
-    virt_bmap_image::open(&path.to_owned().into(), &OpenOptions { format, force_share: false })
+    virt_bmap_image::open(&path.to_owned().into(), &OpenOptions { format, ..OpenOptions::default() })
 }
 
 /// Bytes that look random but are the same each time.
