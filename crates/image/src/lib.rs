@@ -199,6 +199,14 @@ pub enum Warning {
         /// The image, or a file below it.
         path: PathBuf,
     },
+    /// A part of the disk could not be read when it was acquired.
+    #[error("{path:?}: {sectors} sectors could not be read when the disk was acquired; they are zeroes here")]
+    Unread {
+        /// The image.
+        path: PathBuf,
+        /// How many sectors.
+        sectors: u64,
+    },
 }
 
 /// Opens the image at `location`, read-only.
