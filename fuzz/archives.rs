@@ -61,7 +61,8 @@ pub(crate) fn ewf(data: &[u8]) -> u64 {
     image.size()
 }
 
-fn sound_sections(data: &[u8]) -> Vec<u8> {
+/// The same bytes after the header of a file, with all checksums.
+pub(crate) fn sound_sections(data: &[u8]) -> Vec<u8> {
     let mut bytes = b"EVF\x09\x0d\x0a\xff\0\x01\x01\0\0\0".to_vec();
     bytes.extend(data);
     let mut at = 13;
@@ -121,6 +122,9 @@ pub(crate) fn small_ewf() -> Vec<u8> {
     }
     let mut chunk = vec![7; 1028];
     seal(&mut chunk, 0, 1028);
+    // Two entries, of 3 and of 5 sectors.
+    let mut errors = vec![0; 520 + 16 + 4];
+    (errors[0], errors[524], errors[532]) = (2, 3, 5);
     let start = 13 + 76 + 1052 + 76;
     let mut table = vec![0; 32];
     table[0] = 1;
@@ -130,6 +134,7 @@ pub(crate) fn small_ewf() -> Vec<u8> {
         ("sectors", &chunk),
         ("table", &table),
         ("table2", &table),
+        ("error2", &errors),
         ("digest", &[0; 80]),
         ("done", &[]),
     ] {

@@ -343,7 +343,7 @@ struct Pair {
 
 impl Pair {
     fn open(args: &ChangedArgs) -> Result<Self> {
-        let access = args.make.mapping.access()?;
+        let access = args.make.mapping.access(None)?;
         let tls = &args.make.mapping.tls;
         let image = args.image.clone().context("the newer image is missing")?;
         let present = GuestDisk::new(tls.completed(image.clone()), args.format);

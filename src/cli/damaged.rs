@@ -90,7 +90,7 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
         let location = args.make.mapping.tls.completed(args.subject.clone());
         let disk = GuestDisk::new(location, args.format);
         if let Some(path) = args.subject.file() {
-            let access = args.make.mapping.access()?;
+            let access = args.make.mapping.access(None)?;
             let options = OpenOptions { format: args.format, access, ..OpenOptions::default() };
             container = args.list.container.of_image(path, &options)?;
             if let Some(file) = &container {

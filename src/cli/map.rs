@@ -1,7 +1,9 @@
 //! `virt-bmap-rs` without a subcommand: maps a guest.
 
 use super::live::{self, LiveOptions};
-use super::progress::{Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings};
+use super::progress::{
+    Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings, unpacking,
+};
 use super::signals::Interruption;
 use super::{Cli, Exit};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -111,6 +113,12 @@ pub(super) struct MapOptions {
     /// read what matches.
     #[arg(long, value_name = "GLOB")]
     allow_backing: Vec<AllowedBacking>,
+    /// Most bytes that a compressed image may have when it is unpacked; K, M, G and T are units
+    ///
+    /// An image that is compressed as a whole is unpacked to an unnamed file in the directory of the
+    /// variable TMPDIR, or else in /var/tmp. One that has more bytes is refused.
+    #[arg(long, value_name = "SIZE", default_value = "256G", value_parser = size)]
+    unpack_limit: u64,
 
     /// Acceleration of the appliance
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
@@ -237,6 +245,21 @@ impl TlsOptions {
     }
 }
 
+/// A number of bytes, with a binary unit.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err("the units are K, M, G and T".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number and a unit, such as 500G".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "this is too much".to_owned())
+}
+
 /// Reads a location on the command line.
 pub(super) fn location() -> impl TypedValueParser<Value = Location> {
     OsStringValueParser::new().try_map(|text| Location::stated(&text))
@@ -284,8 +307,9 @@ impl MapOptions {
         Some(super::usage(&Cli::command().error(ErrorKind::ArgumentConflict, text)))
     }
 
-    /// What images may be opened, and with which key.
-    pub(super) fn access(&self) -> Result<Access> {
+    /// What images may be opened, and with which key. The progress of unpacking is shown; `cancel`
+    /// stops it.
+    pub(super) fn access(&self, cancel: Option<&Cancel>) -> Result<Access> {
         if !self.key.is_empty() {
             // qemu's programs inherit this. A core dump with keys is worse than none.
             virt_bmap_child::leave_no_core_dump().context("cannot switch off core dumps")?;
@@ -296,7 +320,13 @@ impl MapOptions {
             bail!("--key image:… was given twice; all images have one passphrase");
         }
         let key = key.context("cannot keep the passphrase of the images in memory")?;
-        Ok(Access { force_share: self.force_share, allowed: self.allow_backing.clone(), key })
+        Ok(Access {
+            force_share: self.force_share,
+            allowed: self.allow_backing.clone(),
+            key,
+            unpack_limit: Some(self.unpack_limit),
+            unpacking: Some(unpacking(self.progress, self.quiet, cancel.cloned())),
+        })
     }
 
     /// Whether maps have metadata, symbolic links and free space in memory.
@@ -536,7 +566,7 @@ pub(super) fn commit(
 
 /// Opens the images of a guest. `None` if the run was cancelled.
 pub(super) fn open(disks: &[GuestDisk], options: &MapOptions, cancel: &Cancel) -> Result<Option<Vec<Image>>> {
-    unless_cancelled(mapper::open(disks, &options.access()?, cancel), options)
+    unless_cancelled(mapper::open(disks, &options.access(Some(cancel))?, cancel), options)
 }
 
 /// Maps a guest and shows the progress. `None` if the run was cancelled.
@@ -639,7 +669,7 @@ fn print_console(error: &MapError) {
 /// The options for the library.
 pub(super) fn mapper_options(args: &MapOptions) -> Result<MapperOptions> {
     Ok(MapperOptions {
-        access: args.access()?,
+        access: args.access(None)?,
         launch: LaunchOptions {
             acceleration: match args.accel {
                 Accel::Auto => Acceleration::Auto,

@@ -3,14 +3,16 @@
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virt_bmap::fleet;
 use virt_bmap::mapper::progress::{self, FailureReason, OpenedDisk};
-use virt_bmap::mapper::{MapError, MapEvent, Mapped};
+use virt_bmap::mapper::{Cancel, MapError, MapEvent, Mapped};
 use virt_bmap::probe::Phase;
 use virt_bmap::probe::channel::Snapshot;
+use virt_bmap_image::{UnpackObserver, Unpacking};
 use virt_bmap_map::{Cause, Header, diff};
 use virt_bmap_ranges::Printable;
 
@@ -34,6 +36,30 @@ fn emit(event: &progress::ProgressEvent) {
     if let Ok(line) = serde_json::to_string(event) {
         note!("{line}");
     }
+}
+
+/// Shows how far an image is unpacked, every few seconds, until the run is cancelled.
+pub(super) fn unpacking(mode: ProgressMode, quiet: bool, cancel: Option<Cancel>) -> UnpackObserver {
+    let printed = Mutex::new(Instant::now());
+    UnpackObserver(Arc::new(move |Unpacking { path, read, size }| {
+        if cancel.as_ref().is_some_and(Cancel::is_cancelled) {
+            return ControlFlow::Break(());
+        }
+        let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
+        if printed.elapsed() >= LINE_EVERY {
+            *printed = Instant::now();
+            let doing = format!("unpacking {}", Printable::path(path));
+            match mode {
+                ProgressMode::Json => {
+                    let share = Some(read as f64 / size as f64);
+                    emit(&progress::ProgressEvent::Progress { doing, share });
+                }
+                ProgressMode::Auto if quiet => {}
+                ProgressMode::Auto => note!("{doing}: {} of {}", HumanBytes(read), HumanBytes(size)),
+            }
+        }
+        ControlFlow::Continue(())
+    }))
 }
 
 /// Prints the warnings of a map.

@@ -294,7 +294,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
 }
 
 fn open(disks: &[GuestDisk], args: &TraceArgs) -> Result<Vec<Image>> {
-    let access = args.mapping.access()?;
+    let access = args.mapping.access(None)?;
     let mut images = Vec::new();
     for disk in mapper::each(disks)? {
         let image = disk.open(&access)?;

@@ -182,7 +182,7 @@ impl State {
         for (disk, info) in disks.iter_mut().zip(&old.header().images) {
             disk.snapshot.clone_from(&info.snapshot);
         }
-        let access = options.access()?;
+        let access = options.access(None)?;
         let images = open(&disks, old.header(), &access)?;
         let written = written(&images, &args.since, &access)?;
         let reason = reason(old, &args.map, &images, written.as_ref());

@@ -33,8 +33,9 @@ Exit status:
   2  usage error
   4  a hash is another, or a part of the disk cannot be read
 
-Example:
-  virt-bmap-rs verify guest.E01";
+Examples:
+  virt-bmap-rs verify guest.E01
+  virt-bmap-rs verify evidence/disk.E01 --quiet && echo the disk is as it was acquired";
 
 /// Bytes that are read at once.
 const BLOCK: u64 = 4 << 20;

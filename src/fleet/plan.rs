@@ -12,7 +12,7 @@ use virt_bmap_image::{ImageFormat, Location};
 const MAX_DEPTH: usize = 32;
 
 /// Suffixes of images, besides the names of the formats.
-const MORE_SUFFIXES: [&str; 3] = ["img", "vhd", "dd"];
+const MORE_SUFFIXES: [&str; 5] = ["img", "vhd", "dd", "ova", "e01"];
 
 /// The guests of these images and directories, ordered by ID. Paths become absolute.
 ///
@@ -138,6 +138,8 @@ mod tests {
             "rack1/my-disk.vmdk",
             ".snapshots/old.raw",
             "a b.img",
+            "evidence.E01",
+            "evidence.E02",
         ] {
             fs::write(at(name), b"").unwrap();
         }
@@ -146,8 +148,11 @@ mod tests {
         let guests = plan(&[dir.path().to_owned(), at("rack1/../web1.qcow2")]).unwrap();
         // The same file by another path is another guest: paths are not resolved.
         let guests_once = plan(&[dir.path().to_owned(), at("web1.qcow2")]).unwrap();
-        assert_eq!(ids(&guests_once), ["a%20b", "rack1+deep+db", "rack1+my-disk", "rack1+web1", "web1"]);
-        assert_eq!(guests.len(), 6);
+        assert_eq!(
+            ids(&guests_once),
+            ["a%20b", "evidence", "rack1+deep+db", "rack1+my-disk", "rack1+web1", "web1"]
+        );
+        assert_eq!(guests.len(), 7);
         assert!(guests.iter().all(|guest| guest.disks[0].location.file().unwrap().is_absolute()));
     }
 

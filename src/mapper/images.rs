@@ -30,6 +30,9 @@ pub(super) fn image_warning(warning: &virt_bmap_image::Warning) -> Warning {
             (path, Cause::ImageRoundedUp { size: *size, rounded: *rounded })
         }
         virt_bmap_image::Warning::Unclean { path } => (path, Cause::ImageUnclean),
+        virt_bmap_image::Warning::Unread { path, sectors } => {
+            (path, Cause::ImageUnread { sectors: *sectors })
+        }
     };
     Warning::on_image(path.as_os_str().as_bytes(), cause)
 }

@@ -152,10 +152,11 @@ pub fn open(disks: &[GuestDisk], access: &Access, cancel: &Cancel) -> Result<Vec
     }
     let mut opened = Vec::new();
     for disk in disks {
-        opened.push(disk.open(access)?);
+        let image = disk.open(access);
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
         }
+        opened.push(image?);
     }
     Ok(opened)
 }

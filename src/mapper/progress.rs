@@ -125,7 +125,7 @@ impl OpenedDisk {
     ///
     /// What is not a file or block device of this host is left out.
     pub fn of(image: &Image) -> Self {
-        let files = image.chain.iter().filter_map(|link| link.files()).flatten();
+        let files = image.chain.iter().filter_map(virt_bmap_image::ImageFile::files).flatten();
         Self {
             size: Some(image.source.size()),
             format: Some(image.format.to_string()),

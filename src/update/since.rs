@@ -63,15 +63,16 @@ pub enum SinceError {
 }
 
 impl Since {
-    /// The bytes of the disk that may have changed, including those that cannot be read.
+    /// The bytes of the disk that may have changed, including those that cannot be read. `options`
+    /// are for the older image, whose format is detected.
     ///
     /// # Errors
     /// [`SinceError`]
     pub fn written(&self, image: &Image, access: &Access) -> Result<IndexedRanges, SinceError> {
-        let options = rangelist::RangeListOptions::of(rangelist::Kind::Nbdinfo);
+        let list_options = rangelist::RangeListOptions::of(rangelist::Kind::Nbdinfo);
         let old = match self {
             Self::Bitmap(name) => {
-                return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &options))?.spans);
+                return Ok(image.dirty_bitmap(name, |list| rangelist::read(list, &list_options))?.spans);
             }
             Self::Checkpoint(_) => return Err(SinceError::NotLive),
             Self::Snapshot(name) => image.snapshot(name)?,

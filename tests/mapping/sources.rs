@@ -1,11 +1,13 @@
-//! Guests on NBD servers.
+//! Guests on NBD servers, and in files that hold disks in other ways.
 
 use std::fs;
 use std::path::Path;
-use virt_bmap_testutil::sandbox::{Finished, Sandbox};
-use virt_bmap_testutil::textmap::body;
+use std::time::Duration;
+use virt_bmap_testutil::ranges::normalise;
+use virt_bmap_testutil::sandbox::{self, Finished, Sandbox};
+use virt_bmap_testutil::textmap::{TextMap, body};
 use virt_bmap_testutil::tools::{self, needs};
-use virt_bmap_testutil::{fixture, mapping, servers};
+use virt_bmap_testutil::{fixture, mapping, oracle_fiwalk, servers};
 
 /// Maps the export of nbdkit with these arguments.
 fn map(dir: &Path, nbdkit: &[&str], options: &[&str]) -> Finished {
@@ -70,4 +72,71 @@ fn what_a_server_cannot_read_is_named() {
     let [failure] = failures[..] else { panic!("{}", run.stderr) };
     assert!(failure.contains("/dev/sda /bad: "), "{failure}");
     assert!(String::from_utf8_lossy(&run.read("guest.bmap")).contains(" f /dev/sda /good\n"));
+}
+
+/// One guest, with its disks in segments, in an appliance, in an EnCase image and compressed. Other
+/// programs make these of raw disks, whose map must be the same.
+#[test]
+fn a_disk_is_mapped_the_same_whatever_holds_it() {
+    needs!("mkfs.ext4", "split", "qemu-img", "tar", "ewfacquire", "xz", "fiwalk");
+    let dir = tempfile::tempdir().unwrap();
+    let sh = |script: &str| tools::run("sh", ["-euc", &format!("cd {}; {script}", dir.path().display())]);
+    for disk in ["a", "b", "c", "d"] {
+        let tree = dir.path().join(disk);
+        fs::create_dir(&tree).unwrap();
+        for (name, length) in [("small", 5000), ("large", 300_000)] {
+            fs::write(tree.join(format!("{disk}-{name}")), disk.repeat(length)).unwrap();
+        }
+        sh(&format!("mkfs.ext4 -q -F -b 4096 -L {disk} -d {disk} {disk}.raw 16M"));
+    }
+    fs::write(
+        dir.path().join("vm.ovf"),
+        "<Envelope xmlns:ovf='http://schemas.dmtf.org/ovf/envelope/1'><References>\
+         <File ovf:id='f' ovf:href='b.vmdk'/></References><DiskSection><Disk ovf:fileRef='f'/></DiskSection>\
+         <VirtualSystem/></Envelope>",
+    )
+    .unwrap();
+    sh("split -d -a 3 --numeric-suffixes=1 -b 5M a.raw a.
+        qemu-img convert -f raw -O vmdk -o subformat=streamOptimized b.raw b.vmdk; tar cf b.ova vm.ovf b.vmdk
+        ewfacquire -u -q -c none -S 9MiB -t c c.raw
+        qemu-img convert -f raw -O qcow2 d.raw d.qcow2; xz d.qcow2");
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let raw = ["a.raw", "b.raw", "c.raw", "d.raw"].map(at);
+    let held = ["a.001", "b.ova", "c.E01", "d.qcow2.xz"].map(at);
+    let sealed = sandbox::sealed(held.iter().chain(&[at("a.004"), at("c.E02")]));
+    let run = Sandbox::new()
+        .run([&raw.each_ref().map(String::as_str)[..], &["-o", "raw.bmap", "--format", "raw"]].concat());
+    run.assert_code(0);
+    let wanted = run.read("raw.bmap");
+    let run = run.sandbox.run([&held.each_ref().map(String::as_str)[..], &["-o", "held.bmap"]].concat());
+    run.assert_code(0);
+    let text = run.read("held.bmap");
+    assert!(body(&text) == body(&wanted), "{}", String::from_utf8_lossy(&text));
+    let header = String::from_utf8_lossy(&text).into_owned();
+    for name in ["a.001", "b.ova/b.vmdk", "c.E01", "d.qcow2.xz"] {
+        assert!(header.contains(name), "{header}");
+    }
+    // fiwalk reads the EnCase image itself.
+    let xml = dir.path().join("c.xml");
+    tools::run("fiwalk", ["-z", "-g", "-O", "-X", xml.to_str().unwrap(), &held[2]]);
+    let theirs = oracle_fiwalk::parse(&fs::read_to_string(&xml).unwrap(), "img_offset");
+    let ours = TextMap::parse(&text).paths(3, 'f', "/dev/sdc");
+    assert_eq!(ours.len(), 2);
+    for (path, ranges) in ours {
+        let path = String::from_utf8(path).unwrap();
+        // It gives bytes, we give blocks.
+        let blocks = theirs[&path].iter().map(|range| range.start..range.end.next_multiple_of(4096));
+        assert_eq!(ranges, normalise(blocks), "{path}");
+    }
+    // The map names its disks, and a write to a later segment is noticed.
+    let run = run.sandbox.run(["update", "held.bmap"]);
+    run.assert_code(0);
+    assert_eq!(run.stdout, b"unchanged\n");
+    drop(sealed);
+    let later = fs::File::options().write(true).open(at("a.004")).unwrap();
+    later.set_modified(std::time::SystemTime::now() + Duration::from_secs(60)).unwrap();
+    let traced =
+        [&["trace", "--map", "held.bmap", "--run", "true"][..], &held.each_ref().map(String::as_str)]
+            .concat();
+    run.sandbox.run(traced).assert_fails(&["a.004", "was changed after the map was written"]);
 }

@@ -60,6 +60,7 @@ const SAMPLES: &[&str] = &[
     r#"{"kind":"image-changed"}"#,
     r#"{"kind":"image-rounded-up","size":3,"rounded":512}"#,
     r#"{"kind":"image-unclean"}"#,
+    r#"{"kind":"image-unread","sectors":8}"#,
 ];
 
 /// All kinds that a reader knows. The error for an unknown kind lists them.

@@ -4,6 +4,7 @@
 mod fuzz;
 
 use proptest::prelude::*;
+use virt_bmap_archives::ewf::Ewf;
 
 #[test]
 fn the_entry_of_the_fuzz_target_reads_a_description() {
@@ -14,6 +15,11 @@ fn the_entry_of_the_fuzz_target_reads_a_description() {
 #[test]
 fn the_entry_of_the_fuzz_target_reads_an_image() {
     assert_eq!(fuzz::ewf(&fuzz::small_ewf()), 1024);
+    let image = Ewf::open(vec![fuzz::sound_sections(&fuzz::small_ewf())]).unwrap();
+    assert_eq!(image.about().unread_sectors, 8);
+    let mut bytes = [0; 1024];
+    image.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [7; 1024]);
 }
 
 proptest! {

@@ -313,6 +313,11 @@ pub enum Cause {
     },
     /// The last program that used an image did not close it.
     ImageUnclean,
+    /// A part of the disk could not be read when it was acquired.
+    ImageUnread {
+        /// How many sectors.
+        sectors: u64,
+    },
 }
 
 /// The reason why a device stays [locked](Cause::Locked).
@@ -438,6 +443,7 @@ impl Cause {
             | Self::DirectoriesUnplaced { .. }
             | Self::DirectoryContradicted
             | Self::MoreOmitted { .. }
+            | Self::ImageUnread { .. }
             // The words may say either.
             | Self::Sentence { .. } => true,
             Self::MembersMissing { lost, .. } => *lost,
@@ -670,6 +676,10 @@ impl fmt::Display for Cause {
             Self::ImageUnclean => {
                 f.write_str("the last program that used the image did not close it; it may be damaged")
             }
+            Self::ImageUnread { sectors } => write!(
+                f,
+                "{sectors} sectors could not be read when the disk was acquired; they are zeroes in the image"
+            ),
         }
     }
 }

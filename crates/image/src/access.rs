@@ -1,6 +1,6 @@
-//! What a run may open, and with which key: the same for all of its images.
+//! What a run may open, with which key, and how much it may unpack: the same for all of its images.
 
-use super::OpenError;
+use super::{OpenError, UnpackObserver};
 use globset::{GlobBuilder, GlobMatcher};
 use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use virt_bmap_child as child;
 
-/// What a run may open, and with which key.
+/// What a run may open, with which key, and how much it may unpack.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// Read images although another program may be writing to them.
@@ -23,6 +23,11 @@ pub struct Access {
     pub allowed: Vec<AllowedBacking>,
     /// The passphrase of images that qemu encrypts.
     pub key: Option<ImageKey>,
+    /// Most bytes that a compressed image may have when it is unpacked; `None` for
+    /// [`UNPACK_LIMIT`](super::UNPACK_LIMIT).
+    pub unpack_limit: Option<u64>,
+    /// Is told how far such an image is unpacked.
+    pub unpacking: Option<UnpackObserver>,
 }
 
 /// A pattern for backing files that may be opened: the absolute path of a file or block device,

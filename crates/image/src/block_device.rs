@@ -72,6 +72,7 @@ impl Description {
                 self.add(prefix, "file.size", size.to_string().as_ref());
                 self.file(prefix, "file.file", "file", archive);
             }
+            Node::Unpacked(path) => self.file(prefix, "file", "file", path),
             Node::Nbd(uri) => self.nbd(prefix, uri)?,
         }
         if link.is_encrypted {

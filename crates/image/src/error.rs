@@ -224,6 +224,47 @@ pub enum OpenError {
         /// Why not.
         reason: String,
     },
+    /// A compressed image cannot be unpacked.
+    #[error("{path:?} cannot be unpacked: {program}: {reason}; use a complete copy of it")]
+    NotUnpacked {
+        /// The program that unpacks it.
+        program: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// The program's message.
+        reason: String,
+    },
+    /// There is no room to unpack a compressed image.
+    #[error(
+        "{path:?} cannot be unpacked to {directory:?}; name another directory in the variable TMPDIR, or unpack \
+         it there yourself"
+    )]
+    CannotUnpack {
+        /// The image.
+        path: PathBuf,
+        /// Where it was to be unpacked.
+        directory: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A compressed image has too many bytes.
+    #[error(
+        "{path:?} has more than {limit} bytes when it is unpacked; if you trust it, allow more with \
+         --unpack-limit"
+    )]
+    UnpackLimit {
+        /// The image.
+        path: PathBuf,
+        /// Bytes that it may have.
+        limit: u64,
+    },
+    /// The user did not want to wait until it was unpacked.
+    #[error("{path:?} was not unpacked: interrupted")]
+    Interrupted {
+        /// The image.
+        path: PathBuf,
+    },
     /// An archive is not used as an appliance.
     #[error("{path:?} is a tar archive, such as an OVA, but {reason}; extract the disks, and map these")]
     Ova {
@@ -313,7 +354,7 @@ pub enum OpenError {
     /// One of qemu's programs is not installed.
     #[error(
         "{program} cannot be run, which is needed to read {path:?}; install it (on Debian: apt install {})",
-        if *program == "nbdinfo" { "libnbd-bin" } else { "qemu-utils" }
+        package(program)
     )]
     NoProgram {
         /// The program.
@@ -390,5 +431,15 @@ impl OpenError {
             io::ErrorKind::PermissionDenied => Self::PermissionDenied { path },
             _ => Self::Io { path, source },
         }
+    }
+}
+
+/// The Debian package of a program.
+fn package(program: &str) -> &str {
+    match program {
+        "nbdinfo" => "libnbd-bin",
+        "xz" => "xz-utils",
+        "gzip" | "zstd" | "bzip2" => program,
+        _ => "qemu-utils",
     }
 }

@@ -60,6 +60,15 @@ impl PlainFile {
         Ok(Self { file, start: 0, size, is_device, identity })
     }
 
+    /// A file of `size` bytes without a name.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(super) fn unnamed(file: File, size: u64) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { file, start: 0, size, is_device: false, identity: (metadata.dev(), metadata.ino()) })
+    }
+
     /// The part of it of `size` bytes from `start` on.
     pub(super) fn part(self, start: u64, size: u64) -> Self {
         Self { start, size, ..self }

@@ -1,6 +1,7 @@
 //! Files that are no disk for qemu. It would take some of them for raw disks, and read only a part
 //! of others. Each is refused by its name, with what to do instead.
 
+use super::container::Compression;
 use super::file::{PlainFile, bytes_at};
 use std::io;
 use std::path::Path;
@@ -15,10 +16,9 @@ pub(super) struct Foreign {
     pub(super) remedy: &'static str,
 }
 
-/// The beginnings of such files. Sources: `file(1)` for archives and compression; libewf's
-/// documentation of the Expert Witness format; RFC 1952, RFC 8878 and the xz file format; Proxmox's
-/// `vma_spec.txt`; partclone's `partclone.h`; wimlib's `header.h`; AFFLIB's `afflib.h`.
-const BEGINNINGS: [(&[u8], Foreign); 12] = [
+/// The beginnings of such files. Sources: `file(1)` for archives; libewf's documentation
+/// of the Expert Witness format; Proxmox's `vma_spec.txt`; partclone's `partclone.h`; wimlib's `header.h`; AFFLIB's `afflib.h`.
+const BEGINNINGS: [(&[u8], Foreign); 8] = [
     (b"EVF\x09\x0d\x0a\xff\0", Foreign { kind: "an EnCase image (E01)", remedy: EXPORT }),
     (b"EVF2\x0d\x0a\x81\0", Foreign { kind: "an EnCase image (Ex01)", remedy: EXPORT }),
     (
@@ -32,19 +32,6 @@ const BEGINNINGS: [(&[u8], Foreign); 12] = [
         Foreign { kind: "a Windows image (WIM)", remedy: "it has files, no disk; apply it to one" },
     ),
     (b"partclone-image", Foreign { kind: "a partclone image", remedy: "restore it with partclone.restore" }),
-    (
-        b"\xfd7zXZ\0",
-        Foreign { kind: "compressed by xz", remedy: "unpack it, or serve it: nbdkit file FILE --filter=xz" },
-    ),
-    (
-        b"\x1f\x8b\x08",
-        Foreign {
-            kind: "compressed by gzip",
-            remedy: "unpack it, or serve it: nbdkit file FILE --filter=gzip",
-        },
-    ),
-    (b"\x28\xb5\x2f\xfd", Foreign { kind: "compressed by zstd", remedy: "unpack it with unzstd" }),
-    (b"BZh", Foreign { kind: "compressed by bzip2", remedy: "unpack it with bunzip2" }),
     (b"7z\xbc\xaf\x27\x1c", Foreign { kind: "a 7z archive", remedy: "extract the disk from it" }),
 ];
 
@@ -83,10 +70,11 @@ pub(super) fn of(path: &Path, file: &PlainFile) -> io::Result<Option<Foreign>> {
             b"EVF\x09\x0d\x0a\xff\0" if bytes_at(&head, 9).map(u16::from_le_bytes) > Some(1) => {
                 Some(LATER_SEGMENT)
             }
-            // The size of the blocks, and the first of a block's magic.
-            b"BZh" => is_bzip2(&head).then_some(foreign),
             _ => Some(foreign),
         });
+    }
+    if let Some(compression) = Compression::of(&head) {
+        return Ok(Some(compression.foreign()));
     }
     if is_tar(&head) {
         return Ok(Some(TAR));
@@ -98,10 +86,6 @@ pub(super) fn of(path: &Path, file: &PlainFile) -> io::Result<Option<Foreign>> {
     let first = head.get(30..).filter(|_| head.starts_with(b"PK\x03\x04")).unwrap_or_default();
     let is_aff4 = AFF4_ENTRIES.iter().any(|name| first.starts_with(name));
     Ok(if is_aff4 { Some(AFF4) } else { by_name(path, &head) })
-}
-
-fn is_bzip2(head: &[u8]) -> bool {
-    matches!(head.get(3), Some(b'1'..=b'9')) && bytes_at::<6>(head, 4) == Some(*b"1AY&SY")
 }
 
 /// What a file is by its name, if it does not begin like a VMDK of one file: a part of a VMDK of

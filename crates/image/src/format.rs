@@ -96,9 +96,13 @@ pub(super) fn format_by_name(path: &Path) -> Option<ImageFormat> {
     }
 }
 
-/// What follows the last dot of a file's name, in small letters.
+/// What follows the last dot of a file's name, in small letters, without the suffix of a
+/// compression after it.
 pub(super) fn suffix(path: &Path) -> Option<String> {
-    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+    let last = |path: &Path| Some(path.extension()?.to_str()?.to_ascii_lowercase());
+    let suffix = last(path)?;
+    let is_compressed = matches!(&*suffix, "gz" | "xz" | "zst" | "bz2");
+    if is_compressed { last(path.file_stem()?.as_ref()) } else { Some(suffix) }
 }
 
 #[cfg(test)]
@@ -120,6 +124,8 @@ mod tests {
     fn a_suffix_promises_a_format() {
         assert_eq!(format_by_name("a.VMDK".as_ref()), Some(ImageFormat::Vmdk));
         assert_eq!(format_by_name("a.vhd".as_ref()), Some(ImageFormat::Vpc));
+        assert_eq!(format_by_name("a.vhd.gz".as_ref()), Some(ImageFormat::Vpc));
+        assert_eq!(format_by_name("a.gz".as_ref()), None);
         assert_eq!(format_by_name("a.raw".as_ref()), None);
         assert_eq!(format_by_name("a".as_ref()), None);
     }

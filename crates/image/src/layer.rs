@@ -43,7 +43,7 @@ impl Image {
     /// # Errors
     /// qemu-img cannot be run, or fails.
     pub fn layer(&self) -> Result<Layer, OpenError> {
-        let QemuArguments { description, top, access } = &self.qemu;
+        let QemuArguments { description, top, access, .. } = &self.qemu;
         let size = self.source.size();
         if self.chain.len() < 2 || self.snapshot.is_some() {
             let all = IndexedRanges::from_iter([DiskRange::new(0, size)]);

@@ -41,7 +41,7 @@ mod vmdk;
 mod writable;
 
 pub use access::{Access, AllowedBacking, BadPattern, ImageKey};
-pub use container::{Acquisition, EWF_READER, use_own_ewf_reader};
+pub use container::{Acquisition, EWF_READER, UNPACK_LIMIT, UnpackObserver, Unpacking, use_own_ewf_reader};
 pub use contents::{Container, ContainerError, Effect, Holds, Part};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
@@ -65,6 +65,7 @@ use raw::RawFile;
 use served::Served;
 use source::{SECTOR, within_file};
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -108,6 +109,9 @@ struct QemuArguments {
     /// The image itself.
     top: Link,
     access: Access,
+    /// The unnamed file that a compressed image was unpacked to: qemu finds it as long as it is
+    /// open.
+    unpacked: Option<File>,
 }
 
 impl fmt::Debug for Image {
@@ -136,7 +140,7 @@ impl Image {
             ImageFile { location: location.clone(), format: Some(format), data_files: Vec::new(), held_in };
         // qemu's programs are asked nothing about a raw disk.
         let description = Description::default();
-        let qemu = QemuArguments { description, top, access: Access::default() };
+        let qemu = QemuArguments { description, top, access: Access::default(), unpacked: None };
         Self {
             source,
             location,
@@ -167,8 +171,8 @@ pub struct ImageFile {
     pub format: Option<ImageFormat>,
     /// Other files that hold its data: extents of a VMDK, the data file of a qcow2.
     pub data_files: Vec<PathBuf>,
-    /// The files that hold it, if it is not in a file of its own: all segments of a disk, or
-    /// the archive that it is in.
+    /// The files that hold it, if it is not in a file of its own: all segments of a disk,
+    /// the archive that it is in, or the compressed file.
     pub held_in: Vec<PathBuf>,
 }
 
@@ -207,6 +211,14 @@ pub enum Warning {
     Unclean {
         /// The image, or a file below it.
         path: PathBuf,
+    },
+    /// A part of the disk could not be read when it was acquired.
+    #[error("{path:?}: {sectors} sectors could not be read when the disk was acquired; they are zeroes here")]
+    Unread {
+        /// The image.
+        path: PathBuf,
+        /// How many sectors.
+        sectors: u64,
     },
 }
 
@@ -276,7 +288,7 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
     }
     let for_qemu = ChainForQemu { chain: &links, all: stated.is_none(), access };
     let (description, link) = (for_qemu.description(0)?, links[0].clone());
-    let qemu = QemuArguments { description, top: link, access: access.clone() };
+    let mut qemu = QemuArguments { description, top: link, access: access.clone(), unpacked: None };
     let mut rounded = |size: u64, rounded: u64| {
         if size != rounded {
             warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
@@ -297,6 +309,7 @@ fn open_chain(path: &Path, chain: Chain, options: &OpenOptions) -> Result<Image,
         let captive = serve(&qemu.description, &qemu.top, snapshot.as_deref())?;
         rounded(captive.export_size(), captive.size());
         warnings.extend(dirty.into_iter().map(|path| Warning::Unclean { path }));
+        qemu.unpacked = matches!(qemu.top.node, Node::Unpacked(_)).then_some(top.file);
         // Data that another program writes may move. Only qemu reads what is encrypted, and qemu-img
         // does not say where the data of a snapshot are.
         if force_share || snapshot.is_some() || links.iter().any(|link| link.is_encrypted) {
@@ -346,7 +359,7 @@ fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
         let (size, rounded) = (captive.export_size(), captive.size());
         warnings.push(Warning::RoundedUp { path: top.path.clone(), size, rounded });
     }
-    let qemu = QemuArguments { description, top: top.clone(), access: access.clone() };
+    let qemu = QemuArguments { description, top: top.clone(), access: access.clone(), unpacked: None };
     let (chain, snapshot) = (vec![ImageFile::from(top)], snapshot.clone());
     let source = Arc::new(captive);
     Ok(Image { source, location, format, chain, snapshot, warnings, acquisition: None, qemu })

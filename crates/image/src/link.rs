@@ -39,6 +39,8 @@ pub(super) enum Node {
         /// Its size in bytes.
         size: u64,
     },
+    /// A file without a name, to which a compressed image was unpacked. qemu finds it here.
+    Unpacked(PathBuf),
     /// An export of an NBD server that the user named.
     Nbd(Box<NbdUri>),
     /// What only qemu can open, under the name that a trusted image gives it.
@@ -63,6 +65,7 @@ impl From<Link> for ImageFile {
         let (location, held_in) = match link.node {
             Node::File | Node::Device => (Location::File(link.path), Vec::new()),
             Node::Part { archive, .. } => (Location::File(link.path), vec![archive]),
+            Node::Unpacked(_) => (Location::File(link.path.clone()), vec![link.path]),
             Node::Nbd(uri) => (Location::Nbd(uri), Vec::new()),
             Node::Other => (Location::Other(link.path.into()), Vec::new()),
         };

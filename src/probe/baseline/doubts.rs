@@ -124,7 +124,8 @@ impl Doubt {
             | Cause::ImageMayBeTorn
             | Cause::ImageChanged
             | Cause::ImageRoundedUp { .. }
-            | Cause::ImageUnclean => Self::Nothing,
+            | Cause::ImageUnclean
+            | Cause::ImageUnread { .. } => Self::Nothing,
         }
     }
 }

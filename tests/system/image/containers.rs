@@ -1,12 +1,19 @@
 //! Disks that are not in an image of their own. Other programs make them from a raw disk, and the
 //! bytes must be those of that disk.
 
-use super::support::{DISK, Images, open, read_whole};
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use super::support::{DISK, Images, as_ordinary_user, cat_image, complaint, open, read_whole, wait_until};
+use std::fs::{self, File, Permissions};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
-use virt_bmap_image::{FileRole, ImageFormat, OpenError, OvaError, WritableRaw};
-use virt_bmap_testutil::tools::needs;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use virt_bmap_image::{
+    FileRole, ImageFormat, OpenError, OpenOptions, OvaError, UnpackObserver, Unpacking, WritableRaw,
+};
+use virt_bmap_ranges::DiskRange;
+use virt_bmap_testutil::tools::{copy_program, needs};
 
 /// Opens an image, compares it with `base.raw`, and checks that no file changed and none is left.
 fn same_as_base(images: &Images, name: &str, stated: Option<ImageFormat>, format: ImageFormat) {
@@ -187,4 +194,119 @@ fn appliances_that_are_not_whole_or_refer_to_files_are_refused() {
     same_as_base(&images, "two.ova/a.vmdk", None, ImageFormat::Vmdk);
     // The archive as a disk, if the user says so.
     assert_eq!(open(&images.path("two.ova"), Some(ImageFormat::Raw)).unwrap().format, ImageFormat::Raw);
+}
+
+/// How many files without a name this process has open where images are unpacked.
+fn unnamed_files() -> usize {
+    let directory = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let is_unnamed = |target: PathBuf| {
+        target.parent() == Some(&directory) && target.to_string_lossy().ends_with(" (deleted)")
+    };
+    let open = fs::read_dir("/proc/self/fd").unwrap().map_while(Result::ok);
+    open.filter(|file| fs::read_link(file.path()).is_ok_and(is_unnamed)).count()
+}
+
+#[test]
+fn compressed_images_are_unpacked_once() {
+    needs!("qemu-img", "gzip", "xz", "zstd", "bzip2");
+    let images = Images::new();
+    for (program, suffix) in [("gzip", "gz"), ("xz", "xz"), ("zstd", "zst"), ("bzip2", "bz2")] {
+        images.run(program, &["-k", "-q", "base.raw"]);
+        // The content decides, not the name.
+        let name = format!("{program}.img");
+        fs::rename(images.path(&format!("base.raw.{suffix}")), images.path(&name)).unwrap();
+        same_as_base(&images, &name, None, ImageFormat::Raw);
+        let image = open(&images.path(&name), None).unwrap();
+        assert_eq!(image.files().unwrap(), [images.path(&name)]);
+        let holes = image.source.allocation(DiskRange::new(2 << 20, 5 << 20)).unwrap();
+        assert!(holes.iter().all(|part| part.is_hole), "{program}: {holes:?}");
+    }
+    // Several members, and several blocks.
+    images.run("sh", &["-c", "split -b 5M base.raw part && for p in parta?; do gzip -c $p; done > many.gz"]);
+    images.run("sh", &["-c", "xz --block-size=1MiB -c base.raw > blocks.xz"]);
+    for name in ["many.gz", "blocks.xz"] {
+        same_as_base(&images, name, None, ImageFormat::Raw);
+    }
+    // The format inside is detected.
+    for (name, driver, options) in [
+        ("a.qcow2", "qcow2", &[][..]),
+        ("b.vmdk", "vmdk", &["-o", "subformat=streamOptimized"]),
+        ("c.vhd", "vpc", &["-o", "subformat=fixed,force_size=on"]),
+    ] {
+        images.convert(name, driver, options);
+        images.run("gzip", &[name]);
+        same_as_base(&images, &format!("{name}.gz"), None, driver.parse().unwrap());
+    }
+    wait_until("all unnamed files are closed", || unnamed_files() == 0);
+    // Compressed data is still a disk, if the user says so.
+    assert!(open(&images.path("gzip.img"), Some(ImageFormat::Raw)).unwrap().source.size() < DISK);
+}
+
+#[test]
+fn compressed_images_that_are_no_disk_are_refused() {
+    needs!("qemu-img", "gzip", "xz", "tar", "truncate");
+    let images = Images::new();
+    images.run("sh", &["-c", "truncate -s 64M zeroes && gzip -c zeroes > bomb.gz && rm zeroes"]);
+    images.overlay("over.qcow2", "qcow2", "base.raw", "raw");
+    images.run("sh", &["-c", "gzip -k base.raw over.qcow2 && gzip -c base.raw.gz > twice.gz"]);
+    images.run("sh", &["-c", "head -c 100000 base.raw.gz > cut.gz && : | gzip > empty.gz"]);
+    images.run("sh", &["-c", "head -c 100000 base.raw.gz > bent.gz && head -c 900000 /dev/zero >> bent.gz"]);
+    images.run("sh", &["-c", "tar cz base.raw > disk.tar.gz && gzip -c base.raw > base.vmdk.gz"]);
+    let limited = |limit| {
+        let options = OpenOptions { unpack_limit: Some(limit), ..OpenOptions::default() };
+        virt_bmap_image::open(&images.path("bomb.gz").into(), &options)
+    };
+    assert!(matches!(limited((64 << 20) - 1), Err(OpenError::UnpackLimit { limit: 0x03ff_ffff, .. })));
+    assert_eq!(limited(64 << 20).unwrap().source.size(), 64 << 20);
+    for (name, is_right) in [
+        ("over.qcow2.gz", (|error| matches!(error, OpenError::NotAlone { .. })) as fn(&OpenError) -> bool),
+        ("twice.gz", |error| matches!(error, OpenError::Foreign { kind: "compressed by gzip", .. })),
+        ("disk.tar.gz", |error| matches!(error, OpenError::Foreign { .. })),
+        ("cut.gz", |error| matches!(error, OpenError::NotUnpacked { program: "gzip", .. })),
+        ("bent.gz", |error| matches!(error, OpenError::NotUnpacked { program: "gzip", .. })),
+        ("empty.gz", |error| matches!(error, OpenError::Empty { .. })),
+        ("base.vmdk.gz", |error| matches!(error, OpenError::NotAsNamed { .. })),
+    ] {
+        let error = images.refuse(name, None);
+        assert!(is_right(&error), "{name}: {error:?}");
+    }
+    // Stopped by the user.
+    let seen = Arc::new(AtomicBool::new(false));
+    let stop = UnpackObserver(Arc::new({
+        let seen = seen.clone();
+        move |unpacking: Unpacking<'_>| {
+            assert!(unpacking.read > 0 && unpacking.read <= unpacking.size);
+            seen.store(true, Ordering::Relaxed);
+            ControlFlow::Break(())
+        }
+    }));
+    let options = OpenOptions { unpacking: Some(stop), ..OpenOptions::default() };
+    let stopped = virt_bmap_image::open(&images.path("bomb.gz").into(), &options);
+    assert!(matches!(stopped, Err(OpenError::Interrupted { .. })) && seen.load(Ordering::Relaxed));
+}
+
+/// Root's own files are nothing to the child, and neither a directory without room nor a program
+/// that is not there is a crash.
+#[test]
+fn what_unpacking_needs_is_named() {
+    needs!("xz", "setpriv");
+    let images = Images::new();
+    images.run("xz", &["base.raw"]);
+    fs::set_permissions(images.path("."), Permissions::from_mode(0o755)).unwrap();
+    let program = images.path("cat_image");
+    copy_program(&cat_image(), &program);
+    let image = images.path("base.raw.xz");
+    let said = complaint(Command::new(&program).arg(&image).env("TMPDIR", images.path("none")));
+    assert!(said.contains("name another directory in the variable TMPDIR"), "{said}");
+    let said = complaint(Command::new(&program).arg(&image).env("PATH", images.path("")));
+    assert!(said.contains("xz cannot be run") && said.contains("apt install xz-utils"), "{said}");
+    let before = images.checksums();
+    fs::set_permissions(&image, Permissions::from_mode(0o644)).unwrap();
+    for mut command in [as_ordinary_user(program.as_os_str()), Command::new(&program)] {
+        let output = command.arg(&image).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stdout.len() as u64, DISK);
+        fs::set_permissions(&image, Permissions::from_mode(0o600)).unwrap();
+    }
+    assert_eq!(images.checksums(), before);
 }

@@ -110,7 +110,7 @@ fn damage_is_in_its_place() {
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains(&format!("at sector(s): {sector} - {} ", sector + 63)), "{sector}: {said}");
     assert!(out.contains("md5 differs"), "{out}");
-    // The rest is compared, and the mebibyte around the part is not called the same.
+    // What is compared at once with the part is not called the same.
     assert_eq!(compare(&images, "a.E01", "base.raw"), ("up to 1048576 differ".to_owned(), 3));
     file.write_all_at(&bytes, 0).unwrap();
     // An entry of a table: its copy serves.

@@ -674,30 +674,16 @@ fn refused_by_name(images: &Images, name: &str, kind: &str) {
     open(&images.path(name), Some(ImageFormat::Raw)).unwrap();
 }
 
-/// Other programs make the files.
+/// Python makes the archives.
 #[test]
-fn archives_and_compressed_images_are_named() {
-    needs!("xz", "gzip", "zstd", "bzip2", "python3");
+fn an_aff4_image_is_named() {
+    needs!("python3");
     let images = Images::new();
-    images.write("disk", [vec![1; 9000], vec![2; 9000]].concat());
     let script = "import sys, zipfile\n\
                   with zipfile.ZipFile('disk.aff4', 'w') as aff4: aff4.writestr('container.description', 'aff4://x')\n\
                   with zipfile.ZipFile('disk.zip', 'w') as other: other.writestr('disk', 'x' * 9000)";
-    let commands = format!(
-        "cd {} && xz -k disk && gzip -k disk && zstd -qk disk && bzip2 -k disk && \
-         python3 -c \"{script}\"",
-        images.path("").display()
-    );
-    virt_bmap_testutil::tools::run("sh", ["-c", &commands]);
-    for (name, kind) in [
-        ("disk.xz", "by xz"),
-        ("disk.gz", "by gzip"),
-        ("disk.zst", "by zstd"),
-        ("disk.bz2", "by bzip2"),
-        ("disk.aff4", "AFF4"),
-    ] {
-        refused_by_name(&images, name, kind);
-    }
+    images.run("python3", &["-c", script]);
+    refused_by_name(&images, "disk.aff4", "AFF4");
     // What only begins alike is raw.
     images.write("boot.raw", [&b"BZh9 is no archive"[..], &[0; 239], b"ustar", &[0; 4096]].concat());
     for name in ["boot.raw", "disk.zip"] {

@@ -101,6 +101,7 @@ pub(super) struct Entries {
 }
 
 /// Where a chunk lies in a segment.
+#[derive(Clone, Copy)]
 pub(super) struct Place {
     start: u64,
     end: u64,

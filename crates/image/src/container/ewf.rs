@@ -136,6 +136,10 @@ impl Evidence {
             let rounded = disk.size();
             warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
         }
+        if acquisition.unread_sectors > 0 {
+            let sectors = acquisition.unread_sectors;
+            warnings.push(Warning::Unread { path: path.to_owned(), sectors });
+        }
         let location = Location::File(path.to_owned());
         let image = Image::of_container(location, Arc::new(disk), paths, warnings);
         Ok(Image { acquisition: Some(acquisition), ..image })

@@ -1,17 +1,21 @@
 //! Files that hold a disk without being an image of their own: segments of a raw disk, appliances,
-//! and EnCase images.
+//! EnCase images, and compressed images.
 //!
 //! [`Container::of`] is the one place that tells what such a file is.
 
+mod compressed;
 mod ewf;
 mod ova;
 mod split;
 
+pub(super) use compressed::Compression;
+pub use compressed::{UNPACK_LIMIT, UnpackObserver, Unpacking};
 pub use ewf::{Acquisition, EWF_READER, use_own_ewf_reader};
 
 use super::file::PlainFile;
 use super::layer::NO_SNAPSHOTS;
 use super::{Image, Location, OpenError, OpenOptions, lock};
+use compressed::Compressed;
 use ewf::Evidence;
 use ova::Disk;
 use split::Segments;
@@ -25,6 +29,8 @@ pub(super) enum Container {
     Ova(Box<Disk>),
     /// It is the first segment of an EnCase image.
     Ewf(Evidence),
+    /// It is an image that is compressed as a whole.
+    Compressed(Compressed),
 }
 
 impl Container {
@@ -50,7 +56,7 @@ impl Container {
         if ova::is_archive(path, &file)? {
             return Ok(Some(Self::Ova(Box::new(Disk::only(path, file)?))));
         }
-        Ok(None)
+        Ok(Compressed::of(file).map(Self::Compressed))
     }
 
     /// Opens the disk in it.
@@ -65,6 +71,7 @@ impl Container {
             Self::Split(segments) => segments.open(path, options),
             Self::Ova(disk) => disk.open(path, options),
             Self::Ewf(evidence) => evidence.open(path, options),
+            Self::Compressed(compressed) => compressed.open(path, options),
         }
     }
 }
