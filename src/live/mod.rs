@@ -2,8 +2,8 @@
 //!
 //! A [`View`] shows the disks of a running guest as they were at one moment, over NBD, while the
 //! guest goes on writing to them. There are two ways to one: [by the monitor of a qemu](qemu), and
-//! by a backup of a [libvirt] domain. Both have qemu copy the old data of each cluster to a *scratch*
-//! file before the guest overwrites it.
+//! by a backup of a [libvirt] domain. Both have qemu copy the old data of each cluster to a
+//! *scratch* file before the guest overwrites it.
 //!
 //! Whatever is added to the guest for this is undone by a [child process](watchdog), however this
 //! process ends. It touches only what has the name of this run.

@@ -1,9 +1,9 @@
 //! The child that undoes, however this process ends.
 //!
-//! It holds one end of a line to its parent. The parent first says what there is to undo, before
-//! it changes anything; it may change its mind later. When the line ends, because the parent has finished or has been killed, the
-//! child undoes all of it, says what went wrong, and ends. It is the only one that undoes, so that
-//! there is one way of doing it.
+//! It holds one end of a line to its parent. The parent first says what there is to undo, before it
+//! changes anything; it may change its mind later. When the line ends, because the parent has
+//! finished or has been killed, the child undoes all of it, says what went wrong, and ends. It is
+//! the only one that undoes, so that there is one way of doing it.
 
 use super::{LiveError, libvirt, qemu};
 use serde::{Deserialize, Serialize};
