@@ -204,6 +204,11 @@ fn guest_ranges(part: &Part) -> impl Iterator<Item = Option<DiskRange>> + '_ {
 /// What a part is, and what depends on it.
 fn explain(form: AnswerFormat, part: &Part, disk: DiskNumber) -> String {
     let ranges: Vec<_> = part.guest.iter().collect();
+    if let (Holds::Data, [one]) = (part.holds, &ranges[..])
+        && one.len() == 1
+    {
+        return format!("{}: byte {} of disk {disk}", part.holds, form.offset(one.start.0));
+    }
     let depends = match (part.holds.effect(), &ranges[..]) {
         (Effect::Unknown, _) => "which bytes of the disk depend on it is not known".to_owned(),
         (Effect::None, _) => "no byte of the disk depends on it".to_owned(),
@@ -235,8 +240,9 @@ impl ListOptions {
         let disk = self.disk;
         let file = self.container.file.as_deref().unwrap_or(Path::new(""));
         self.check_disk(container, map)?;
-        let mut found = Vec::new();
-        for &offset in form.first(offsets) {
+        let asked = form.first(offsets);
+        let mut wanted = Vec::new();
+        for &offset in asked {
             if offset >= container.size {
                 bail!(
                     "offset {offset} ({offset:#x}) is past the end of {} ({} bytes)",
@@ -244,9 +250,14 @@ impl ListOptions {
                     container.size
                 );
             }
-            found.push((offset, container.parts(&[ContainerRange::new(offset, offset + 1)])?));
+            wanted.push(ContainerRange::new(offset, offset + 1));
         }
-        let parts = found.iter().flat_map(|(offset, parts)| parts.iter().map(|part| (*offset, part)));
+        wanted.sort_unstable();
+        wanted.dedup();
+        let found = container.parts(&wanted)?;
+        let parts = asked.iter().flat_map(|&offset| {
+            found.iter().filter(move |part| part.at.start.0 == offset).map(move |part| (offset, part))
+        });
         form.print(|out| {
             if form.is_text() {
                 return parts.into_iter().try_for_each(|(offset, part)| {

@@ -7,9 +7,9 @@ use clap::ValueEnum;
 use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use virt_bmap_map::list::{Listed, Select, glob, list, windows_glob};
+use virt_bmap_map::list::{Listed, Select, glob, list, prefetch, ranges, windows_glob};
 use virt_bmap_map::{self as bmap, Kind};
-use virt_bmap_ranges::PrintableText;
+use virt_bmap_ranges::{DiskNumber, DiskRange, PrintableText};
 
 /// List the files of a map with their bytes on disk, number of pieces, and shared bytes.
 ///
@@ -34,6 +34,21 @@ pub(super) struct ListArgs {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
+    /// List free space: `--type u`
+    #[arg(long, conflicts_with_all = ["kinds", "prefetch"])]
+    free: bool,
+
+    /// Print only the ranges of the objects: lines of `OFFSET LENGTH` in bytes, ascending
+    ///
+    /// Each byte is there once. `lookup --ranges` reads such a list.
+    #[arg(long, conflicts_with_all = ["csv", "json", "top", "sort", "reverse", "bytes"])]
+    ranges: bool,
+
+    /// Print the ranges of metadata to prefetch for a cold start: inode tables first, then
+    /// directories, then the rest; lines of `OFFSET LENGTH` in bytes
+    #[arg(long, conflicts_with_all = ["globs", "kinds", "csv", "json", "top", "sort", "reverse", "bytes", "ranges"])]
+    prefetch: bool,
+
     /// Sort order; numbers descend, all else ascends
     #[arg(long, value_enum, default_value_t = Sort::Name)]
     sort: Sort,
@@ -56,7 +71,9 @@ Examples:
   virt-bmap-rs list guest.bmap
   virt-bmap-rs list guest.bmap --sort pieces --top 10
   virt-bmap-rs list guest.bmap '/etc/**' --csv
-  virt-bmap-rs list guest.bmap --type fd --sort on-disk --json";
+  virt-bmap-rs list guest.bmap --type fd --sort on-disk --json
+  virt-bmap-rs list guest.bmap --prefetch
+  virt-bmap-rs list guest.bmap '/etc/**' --ranges";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Sort {
@@ -88,11 +105,15 @@ fn kinds(letters: &str) -> Result<Kinds, String> {
 pub(super) fn run(args: &ListArgs) -> Result<Exit> {
     let pattern = |pattern: &String| glob(pattern).with_context(|| format!("invalid pattern `{pattern}`"));
     let select = Select {
-        kinds: args.kinds.0.clone(),
+        kinds: if args.free { vec![Kind::Free] } else { args.kinds.0.clone() },
         device: args.device.as_ref().map(|device| device.clone().into_bytes()),
         globs: args.globs.iter().map(pattern).collect::<Result<_>>()?,
     };
     let map = bmap::load(&args.map)?;
+    if args.ranges || args.prefetch {
+        let found = if args.prefetch { prefetch(&map, &select) } else { ranges(&map, &select) };
+        return done(print_ranges(args.form, &found));
+    }
     let mut listed = list(&map, &select);
     sort(&mut listed, args.sort);
     if args.reverse {
@@ -119,6 +140,18 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
         ];
         form.rows(out, shown.iter().map(row), &summary, COLUMNS)
     }))
+}
+
+/// Prints lines that `lookup --ranges` reads. A comment with the number of the disk comes before its
+/// ranges.
+fn print_ranges(form: AnswerFormat, ranges: &[(DiskNumber, DiskRange)]) -> Result<()> {
+    form.print(|out| {
+        for of_disk in ranges.chunk_by(|a, b| a.0 == b.0) {
+            writeln!(out, "# disk {}", of_disk[0].0)?;
+            of_disk.iter().try_for_each(|(_, range)| writeln!(out, "{} {}", range.start, range.len()))?;
+        }
+        Ok(())
+    })
 }
 
 /// Says which path a pattern may have meant that matches nothing: one with backslashes, with a

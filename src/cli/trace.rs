@@ -152,6 +152,8 @@ enum FormArg {
     Csv,
     /// A line for each request, as nbdkit's log filter writes it
     Log,
+    /// Trace events of Chrome: Perfetto shows them on a line of time
+    Chrome,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -245,6 +247,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         FormArg::Jsonl => LogFormat::Jsonl,
         FormArg::Csv => LogFormat::Csv,
         FormArg::Log => LogFormat::Log,
+        FormArg::Chrome => LogFormat::Chrome,
     };
     let described = mapper::described(&images);
     let output = match args.log() {

@@ -161,3 +161,22 @@ fn a_mapfile_is_taken_for_what_it_fits() {
     let (_, out, err) = ask(dir, &[&args[..], &["--csv"]].concat());
     assert!(out.starts_with("state,") && err.contains("own metadata"), "{out}{err}");
 }
+
+/// Offsets next to each other, in any order, and twice.
+#[test]
+fn each_offset_has_its_own_answer() {
+    needs!("qemu-img", "qemu-io");
+    let guest = guest();
+    let dir = guest.path();
+    let at = place(dir, "guest.qcow2", 0x100a10);
+    let offsets = [at + 1, at, 0x10000, at + 1];
+    let words: Vec<String> = offsets.iter().map(u64::to_string).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let within = ["--container", "guest.qcow2", "--image", "guest.qcow2"];
+    let answer = json(dir, &[&["lookup", "guest.bmap"], &words[..], &within].concat());
+    let rows = answer["rows"].as_array().unwrap();
+    let found: Vec<_> =
+        rows.iter().map(|row| (row["container_offset"].as_u64(), row["start"].as_u64())).collect();
+    let data = |ahead: u64| (Some(at + ahead), Some(0x100a10 + ahead));
+    assert_eq!(found, [data(1), data(0), (Some(0x10000), None), data(1)]);
+}

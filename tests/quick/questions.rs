@@ -63,9 +63,10 @@ fn the_examples_in_the_help_work() {
     for command in ["lookup", "list", "damaged", "diff", "convert"] {
         let (code, help, _) = ask(dir.path(), &[command, "--help"]);
         assert_eq!(code, 0);
-        // Examples with an image start an appliance. tests/changes/changed.rs runs them.
+        // Examples with an image start an appliance. tests/changes/changed.rs runs them. That of a
+        // domain needs a map with metadata.
         let lines = help.lines().filter_map(|line| line.strip_prefix("  virt-bmap-rs "));
-        for line in lines.filter(|line| !line.contains("guest.raw")) {
+        for line in lines.filter(|line| !line.contains("guest.raw") && !line.contains("domain.map")) {
             let output = shell(dir.path(), &format!("virt-bmap-rs {line}"));
             assert!(output.stderr.is_empty(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
             let out = line.strip_prefix("convert guest.bmap ").filter(|out| *out != "-");
@@ -667,4 +668,62 @@ fn thin_delta_is_read() {
         assert_eq!(answer["summary"]["kind"], "thin-delta");
         assert_eq!(answer["rows"], expected["rows"], "{list}");
     }
+}
+
+/// A map with metadata and free space on two disks.
+const WITH_FREE: &str = "# virt-bmap-rs 0.1.0 map 1\n# disk 1 size=1048576 format=raw name=a\n\
+    # disk 2 size=1048576 format=raw name=b\n\
+    1 0 10000 v /dev/sda\n1 10000 20000 m /dev/sda1 [superblocks]\n1 10000 20000 p /dev/sda1\n\
+    1 10000 20000 v /dev/sda\n1 20000 30000 d /dev/sda1 /\n1 20000 30000 p /dev/sda1\n1 20000 30000 v /dev/sda\n\
+    1 30000 40000 m /dev/sda1 [inodes]\n1 30000 40000 p /dev/sda1\n1 30000 40000 v /dev/sda\n\
+    1 40000 50000 f /dev/sda1 /a\n1 40000 50000 p /dev/sda1\n1 40000 50000 v /dev/sda\n\
+    1 50000 90000 u /dev/sda1\n1 50000 90000 p /dev/sda1\n1 50000 90000 v /dev/sda\n\
+    1 90000 a0000 m /dev/sda1 [journal]\n1 90000 a0000 p /dev/sda1\n1 90000 a0000 v /dev/sda\n\
+    1 a0000 100000 v /dev/sda\n2 0 80000 u /dev/sdb\n2 0 80000 v /dev/sdb\n2 80000 100000 v /dev/sdb\n";
+
+#[test]
+fn lists_for_other_programs_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.bmap"), WITH_FREE).unwrap();
+    let printed = |args: &[&str]| {
+        let (code, out, err) = ask(dir.path(), &[&["list", "a.bmap"], args].concat());
+        assert_eq!(code, 0, "{args:?}: {err}");
+        out
+    };
+    assert_eq!(printed(&["--free", "--ranges"]), "# disk 1\n327680 262144\n# disk 2\n0 524288\n");
+    assert_eq!(printed(&["--ranges", "--type", "fd"]), "# disk 1\n131072 65536\n262144 65536\n");
+    // Inode tables, directories, and the rest without the journal.
+    assert_eq!(printed(&["--prefetch"]), "# disk 1\n196608 65536\n131072 65536\n65536 65536\n");
+    // The lists are those that the program reads.
+    fs::write(dir.path().join("free"), printed(&["--free", "--ranges", "--device", "/dev/sda1"])).unwrap();
+    let answer = json(dir.path(), &["lookup", "a.bmap", "--ranges", "free"]);
+    assert_eq!((&answer["summary"]["free"], &answer["summary"]["bytes"]), (&262_144.into(), &262_144.into()));
+}
+
+/// ddrescuelog reads the domain, and adds up what is in use.
+#[test]
+fn a_domain_is_what_ddrescue_reads() {
+    needs!("ddrescuelog");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.bmap"), WITH_FREE).unwrap();
+    for (disk, used) in [("1", vec![(0, 5), (9, 16)]), ("2", vec![(8, 16)])] {
+        let (code, _, err) = ask(dir.path(), &["convert", "a.bmap", "domain.map", "--disk", disk]);
+        assert_eq!(code, 0, "{err}");
+        let output = shell(dir.path(), "ddrescuelog --block-size=65536 --list-blocks=+ domain.map");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let blocks: Vec<u64> =
+            String::from_utf8(output.stdout).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+        assert!(
+            blocks.iter().copied().eq(used.into_iter().flat_map(|(start, end)| start..end)),
+            "{blocks:?}"
+        );
+        assert!(
+            shell(dir.path(), "ddrescuelog --show-status domain.map | grep -q '1048 kB'").status.success()
+        );
+    }
+    let (code, _, err) = ask(dir.path(), &["convert", "a.bmap", "domain.map", "--disk", "3"]);
+    assert!(code == 1 && err.contains("no disk 3"), "{err}");
+    let samples = samples();
+    let (code, _, err) = ask(samples.path(), &["convert", "guest.bmap", "domain.map"]);
+    assert!(code == 1 && err.contains("metadata") && !samples.path().join("domain.map").exists(), "{err}");
 }

@@ -349,7 +349,7 @@ fn a_client_that_vanishes_takes_nothing_with_it() {
 fn a_full_log_keeps_nobody_from_working() {
     needs!("nbdcopy", "cmp");
     let script = "nbdcopy --request-size=4096 \"$uri\" copy.raw && cmp disk.raw copy.raw";
-    for form in ["text", "jsonl", "csv", "log"] {
+    for form in ["text", "jsonl", "csv", "log", "chrome"] {
         let run = trace(sandbox(), &["-o", "/dev/full", "--format", form, "--run", script]);
         run.assert_code(3).assert_says(&["/dev/full", "no space left", "still served"]);
     }

@@ -36,6 +36,7 @@ mod convert;
 pub mod csv;
 pub mod dfxml;
 pub mod diff;
+pub mod domain;
 pub mod escape;
 mod format;
 pub mod hardlinks;

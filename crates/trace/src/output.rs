@@ -1,5 +1,6 @@
 //! The formats of the log.
 
+mod chrome;
 mod csv;
 mod jsonl;
 mod log;
@@ -25,6 +26,14 @@ pub trait LogOutput: Send {
     /// # Errors
     /// The log cannot be written.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// Ends the log. A log that lacks its end can be read all the same.
+    ///
+    /// # Errors
+    /// The log cannot be written.
+    fn finish(&mut self) -> io::Result<()> {
+        self.flush()
+    }
 }
 
 /// The format of a log. `docs/trace.md` describes each.
@@ -39,11 +48,13 @@ pub enum LogFormat {
     Csv,
     /// A line for each request, as nbdkit's log filter writes it.
     Log,
+    /// Trace events of Chrome, which Perfetto shows.
+    Chrome,
 }
 
 impl LogFormat {
     /// All formats.
-    pub const ALL: [Self; 4] = [Self::Text, Self::Jsonl, Self::Csv, Self::Log];
+    pub const ALL: [Self; 5] = [Self::Text, Self::Jsonl, Self::Csv, Self::Log, Self::Chrome];
 
     /// Its name on the command line.
     pub fn word(self) -> &'static str {
@@ -52,6 +63,7 @@ impl LogFormat {
             Self::Jsonl => "jsonl",
             Self::Csv => "csv",
             Self::Log => "log",
+            Self::Chrome => "chrome",
         }
     }
 
@@ -70,6 +82,7 @@ impl LogFormat {
             Self::Jsonl => Box::new(jsonl::Jsonl::begin(to, images)?),
             Self::Csv => Box::new(csv::Csv::begin(to)?),
             Self::Log => Box::new(log::Log::new(to, SystemTime::now())),
+            Self::Chrome => Box::new(chrome::Chrome::begin(to, images)?),
         })
     }
 }
@@ -82,7 +95,7 @@ impl fmt::Display for LogFormat {
 
 /// There is no log format of this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a log is one of text, jsonl, csv, log")]
+#[error("a log is one of text, jsonl, csv, log, chrome")]
 pub struct UnknownLogFormat;
 
 impl FromStr for LogFormat {

@@ -93,6 +93,11 @@ impl Tracer {
                         let _ = log_error.set(error);
                     }
                 }
+                if log_error.get().is_none()
+                    && let Err(error) = output.finish()
+                {
+                    let _ = log_error.set(error);
+                }
                 (requests, summary)
             }
         })?;

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use virt_bmap_image::{
-    FileRole, ImageFormat, OpenError, OpenOptions, OvaError, UnpackObserver, Unpacking, WritableRaw,
+    Access, FileRole, ImageFormat, OpenError, OpenOptions, OvaError, UnpackObserver, Unpacking, WritableRaw,
 };
 use virt_bmap_ranges::DiskRange;
 use virt_bmap_testutil::tools::{copy_program, needs};
@@ -253,7 +253,8 @@ fn compressed_images_that_are_no_disk_are_refused() {
     images.run("sh", &["-c", "head -c 100000 base.raw.gz > bent.gz && head -c 900000 /dev/zero >> bent.gz"]);
     images.run("sh", &["-c", "tar cz base.raw > disk.tar.gz && gzip -c base.raw > base.vmdk.gz"]);
     let limited = |limit| {
-        let options = OpenOptions { unpack_limit: Some(limit), ..OpenOptions::default() };
+        let access = Access { unpack_limit: Some(limit), ..Access::default() };
+        let options = OpenOptions { access, ..OpenOptions::default() };
         virt_bmap_image::open(&images.path("bomb.gz").into(), &options)
     };
     assert!(matches!(limited((64 << 20) - 1), Err(OpenError::UnpackLimit { limit: 0x03ff_ffff, .. })));
@@ -280,7 +281,8 @@ fn compressed_images_that_are_no_disk_are_refused() {
             ControlFlow::Break(())
         }
     }));
-    let options = OpenOptions { unpacking: Some(stop), ..OpenOptions::default() };
+    let access = Access { unpacking: Some(stop), ..Access::default() };
+    let options = OpenOptions { access, ..OpenOptions::default() };
     let stopped = virt_bmap_image::open(&images.path("bomb.gz").into(), &options);
     assert!(matches!(stopped, Err(OpenError::Interrupted { .. })) && seen.load(Ordering::Relaxed));
 }

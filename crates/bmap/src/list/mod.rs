@@ -1,9 +1,13 @@
 //! Lists the files of a map: bytes on the disk, fragments, and shared bytes.
 
+mod prefetch;
+
 use globset::{GlobBuilder, GlobMatcher};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+
+pub use prefetch::prefetch;
 
 use crate::hardlinks::{self, File};
 use crate::{Kind, Map, Object};
@@ -36,10 +40,14 @@ pub struct Select {
 }
 
 impl Select {
+    fn is_on_device(&self, object: Object<'_>) -> bool {
+        self.device.as_ref().is_none_or(|device| object.name().device == device)
+    }
+
     fn wants(&self, object: Object<'_>) -> bool {
         let name = object.name();
         self.kinds.contains(&name.kind)
-            && self.device.as_ref().is_none_or(|device| name.device == device)
+            && self.is_on_device(object)
             && (self.globs.is_empty()
                 || self.globs.iter().any(|glob| glob.is_match(Path::new(OsStr::from_bytes(name.path)))))
     }
@@ -87,6 +95,19 @@ pub fn list<'a>(map: &'a Map, select: &Select) -> Vec<Listed<'a>> {
         listed
     };
     files.into_iter().map(tell).collect()
+}
+
+/// The bytes of the selected objects: ascending, each once.
+pub fn ranges(map: &Map, select: &Select) -> Vec<(DiskNumber, DiskRange)> {
+    let objects = map.objects().filter(|object| select.wants(*object));
+    let mut pieces: Vec<_> = objects.flat_map(hardlinks::disk_ranges).collect();
+    pieces.sort_unstable();
+    let of_disk = |pieces: &[(DiskNumber, DiskRange)]| {
+        let ranges: IndexedRanges = pieces.iter().map(|(_, range)| *range).collect();
+        let disk = pieces[0].0;
+        ranges.iter().map(|range| (disk, range)).collect::<Vec<_>>()
+    };
+    pieces.chunk_by(|a, b| a.0 == b.0).flat_map(of_disk).collect()
 }
 
 /// For each disk, the bytes that several files have.

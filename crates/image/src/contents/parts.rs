@@ -207,17 +207,20 @@ impl<'w> Found<'w> {
     /// Keeps what of the piece is looked for.
     pub(super) fn take(&mut self, piece: Piece) {
         let first = self.wanted.partition_point(|wanted| wanted.end <= piece.at.start);
-        for at in self.wanted[first..].iter().map_while(|wanted| wanted.intersection(piece.at)) {
-            self.push(piece.part(at));
+        for wanted in &self.wanted[first..] {
+            let Some(at) = wanted.intersection(piece.at) else { break };
+            self.push(piece.part(at), at.start != wanted.start);
         }
     }
 
-    /// Neighbours in the file that are neighbours on the disk become one piece.
-    fn push(&mut self, piece: Piece) {
+    /// Neighbours in the file that are neighbours on the disk become one piece, if they were looked
+    /// for as one range.
+    fn push(&mut self, piece: Piece, may_join: bool) {
         let has_room = self.pieces.len() < MAX_PIECES;
         match self.pieces.last_mut() {
             Some(last)
-                if last.holds == piece.holds
+                if may_join
+                    && last.holds == piece.holds
                     && last.at.end == piece.at.start
                     && last.guest.end == piece.guest.start =>
             {

@@ -18,8 +18,9 @@ const HAS_ZERO_GRAINS: u32 = 1 << 2;
 const IN_FOOTER: u64 = u64::MAX;
 /// Where the footer is, from the end of the file: before the marker of its end.
 const FOOTER: u64 = 1024;
-/// Most entries of a grain directory or table that qemu accepts.
-const MAX_ENTRIES: u64 = 512 << 20;
+/// Most entries of a grain directory, and of a grain table, that qemu accepts.
+const MAX_DIRECTORY: u64 = 32 << 20;
+const MAX_TABLE: u64 = 512;
 /// Before a compressed grain: its number and its length.
 const GRAIN_HEADER: usize = 12;
 
@@ -123,7 +124,7 @@ fn extent(file: &PlainFile, part: DiskRange, each: &mut dyn FnMut(Piece)) -> Res
         each(whole(Holds::Descriptor, start, length));
     }
     let (grain, entries) = (sectors(20)?, u64::from(le32(&header, 44)?));
-    if grain == 0 || entries == 0 || entries > MAX_ENTRIES {
+    if grain == 0 || entries == 0 || entries > MAX_TABLE {
         return broken("its grains are not possible");
     }
     let extent = Extent { file, flags: le32(&header, 8)?, grain, entries, part };
@@ -140,7 +141,7 @@ impl Extent<'_> {
     fn tables(&self, start: u64, is_copy: bool, each: &mut dyn FnMut(Piece)) -> Result<(), Unreadable> {
         let covers = self.entries.saturating_mul(self.grain);
         let count = self.part.len().div_ceil(covers);
-        if count > MAX_ENTRIES {
+        if count > MAX_DIRECTORY {
             return broken("its grain directory is too long");
         }
         let at = ContainerRange::saturating(start, count * 4);

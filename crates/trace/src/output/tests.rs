@@ -54,7 +54,7 @@ fn written(format: LogFormat, events: &[TraceEvent]) -> Vec<u8> {
         let hits = map.over(event.disk, event.range).most_specific_first();
         output.request(number, event, &hits).unwrap();
     }
-    output.flush().unwrap();
+    output.finish().unwrap();
     memory.0.lock().unwrap().clone()
 }
 
@@ -158,4 +158,50 @@ fn a_line_is_read_as_one_of_nbdkits_log_filter() {
     assert_eq!(list.kind, virt_bmap_map::rangelist::Kind::NbdkitLog);
     let ranges: Vec<_> = list.spans.iter().collect();
     assert_eq!(ranges, [DiskRange::new(0, 512), DiskRange::new(0x5000, 0x5200)]);
+}
+
+/// Each event has the record of the JSON Lines, and a place on a line of time.
+#[test]
+fn events_of_chrome_have_the_records_of_json_lines() {
+    let overlapping = |start: u64, end: u64| TraceEvent {
+        time: Duration::from_nanos(start),
+        latency: Duration::from_nanos(end - start),
+        ..event(Op::Read, 0x4000, 0x5000)
+    };
+    let events = [
+        event(Op::Read, 0x4000, 0x9000),
+        event(Op::Trim, 0x10000, 0x10200),
+        event(Op::Flush, 0, 0),
+        // In the order of their answers.
+        overlapping(3_000_000_100, 3_000_000_200),
+        overlapping(3_000_000_000, 3_000_000_900),
+        overlapping(3_000_000_250, 3_000_001_000),
+        overlapping(3_000_001_000, 3_000_001_001),
+    ];
+    let lines = String::from_utf8(written(LogFormat::Jsonl, &events)).unwrap();
+    let records: Vec<serde_json::Value> =
+        lines.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let text = written(LogFormat::Chrome, &events);
+    assert!(!text.contains(&0x1b));
+    let all: Vec<serde_json::Value> = serde_json::from_slice(&text).unwrap();
+    assert!(all.iter().map(|event| &event["args"]).eq(&records));
+    let mut busy = std::collections::HashMap::new();
+    for (event, record) in all.iter().zip(&records) {
+        assert_eq!((&event["ph"], &event["pid"], &event["cat"]), (&"X".into(), &1.into(), &record["op"]));
+        let number = |field: &str| event[field].as_f64().unwrap();
+        assert!((number("ts") / 1e6 - record["time"].as_f64().unwrap()).abs() < 1e-6);
+        assert!((number("dur") / 1e6 - record["latency"].as_f64().unwrap()).abs() < 1e-6);
+        // Events of one thread do not overlap. Three digits after the point are nanoseconds.
+        let nanoseconds = |time: f64| (time * 1000.0).round() as u64;
+        let (start, end) = (nanoseconds(number("ts")), nanoseconds(number("ts") + number("dur")));
+        let last = busy.insert(event["tid"].as_u64().unwrap(), end);
+        assert!(last.is_none_or(|last| last <= start), "{event}");
+    }
+    let name = all[0]["name"].as_str().unwrap();
+    assert!(name.starts_with("read f /dev/sda1 /"), "{name}");
+    assert_eq!((&all[1]["name"], &all[2]["name"]), (&"trim".into(), &"flush".into()));
+    // The beginning of a log that was cut off, with the end that a reader adds.
+    let cut = text.iter().rposition(|&byte| byte == b'\n').unwrap();
+    let cut = text[..cut].iter().rposition(|&byte| byte == b'\n').unwrap();
+    assert!(serde_json::from_slice::<serde_json::Value>(&[&text[..cut], b"]"].concat()).is_ok());
 }
