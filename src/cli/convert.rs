@@ -15,8 +15,8 @@ use virt_bmap_ranges::DiskNumber;
 /// cannot be read back. Any of them can be followed by .gz or .zst. All other suffixes select the
 /// text map. Converting a text map to text gives the same bytes.
 ///
-/// With the suffix .map, OUT is a domain mapfile for GNU ddrescue: the parts of one disk that are in
-/// use. `ddrescue --domain-mapfile=OUT` then rescues these only.
+/// With the suffix .map, OUT is a domain mapfile for GNU ddrescue: the parts of one disk that are
+/// in use. `ddrescue --domain-mapfile=OUT` then rescues these only.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ConvertArgs {

@@ -142,8 +142,8 @@ pub(super) fn run(args: &ListArgs) -> Result<Exit> {
     }))
 }
 
-/// Prints lines that `lookup --ranges` reads. A comment with the number of the disk comes before its
-/// ranges.
+/// Prints lines that `lookup --ranges` reads. A comment with the number of the disk comes before
+/// its ranges.
 fn print_ranges(form: AnswerFormat, ranges: &[(DiskNumber, DiskRange)]) -> Result<()> {
     form.print(|out| {
         for of_disk in ranges.chunk_by(|a, b| a.0 == b.0) {

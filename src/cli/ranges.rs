@@ -15,8 +15,8 @@ use virt_bmap_map::lookup::{DiskSize, disk_size};
 use virt_bmap_map::rangelist::{self, Depth, Kind, Operation, RangeList, RangeListOptions};
 use virt_bmap_ranges::{DiskNumber, parse_bytes};
 
-/// Longest index of an earlier backup, in bytes: 32 bytes for each chunk of 4 MiB make this a disk of
-/// 32 TiB.
+/// Longest index of an earlier backup, in bytes. With 32 bytes for each chunk of 4 MiB, this is a
+/// disk of 32 TiB.
 const MAX_INDEX: u64 = 256 << 20;
 
 /// How to read a list, and which of its entries to select.

@@ -340,3 +340,80 @@ impl Entries {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Pieces of all formats.
+    const PIECES: [&str; 40] = [
+        "0",
+        "1",
+        "18446744073709551615",
+        "0x10",
+        " ",
+        "\n",
+        "\n\n",
+        ",",
+        "+",
+        "-",
+        "#",
+        "\"",
+        "{",
+        "}",
+        "[",
+        "]",
+        "<superblock data_block_size=\"128\">",
+        "<different begin=\"2\" length=\"1\"/>",
+        "<range ",
+        "</superblock>",
+        "Offset Length Type",
+        "data",
+        "zero",
+        "rbd diff v1\n",
+        "rbd diff v2\n",
+        "w",
+        "\0\0\0\0\0\0\0\0",
+        "\x01",
+        "\"startOffset\": 0",
+        "\"changedArea\": [",
+        "\"start\": 1, \"length\": 2",
+        "I/O error, dev sda, sector ",
+        "# 1 x failure ",
+        "Error: UNC 8 sectors at LBA = 0x1 = ",
+        "Pending Defects log",
+        "Sector Size: 512",
+        "class = \"ereport.fs.zfs.checksum\"",
+        "zio_object = 0x1",
+        "zio_level = 0x0",
+        "zio_blkid = 0x",
+    ];
+
+    proptest! {
+        /// Whatever a list is: an answer or a refusal, in each format and in that of its beginning.
+        #[test]
+        fn no_list_makes_it_panic(
+            pieces in prop::collection::vec(prop::sample::select(PIECES.to_vec()), 0..40),
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+            index in any::<bool>(),
+        ) {
+            let mut list = pieces.concat().into_bytes();
+            if index {
+                list.splice(0..0, [47, 127, 65, 237, 145, 253, 15, 205].into_iter().chain([1; 4088]));
+            }
+            list.extend(noise);
+            for kind in Kind::ALL.into_iter().map(Some).chain([None]) {
+                let mut options = RangeListOptions { kind, ..RangeListOptions::default() };
+                match kind {
+                    Some(Kind::ZfsEvents) => options.block_size = Some(8192),
+                    Some(Kind::ProxmoxIndex) => options.older = Some(list.clone()),
+                    _ => {}
+                }
+                if let Ok(read) = read(&list[..], &options) {
+                    prop_assert!(read.spans.end() <= read.end && read.counted <= read.entries);
+                }
+            }
+        }
+    }
+}

@@ -2,7 +2,8 @@
 //! Format"), compared with that of an earlier backup of the disk: the chunks whose digests differ.
 //!
 //! The header has 4096 bytes, numbers are little-endian: magic, UUID, time, digest of the index,
-//! size of the disk at byte 64, size of a chunk at byte 72. A SHA-256 digest follows for each chunk.
+//! size of the disk at byte 64, size of a chunk at byte 72. Then comes a SHA-256 digest for each
+//! chunk.
 
 use std::io::{self, BufRead, Read};
 

@@ -2,8 +2,8 @@
 //! image, with their content.
 //!
 //! After the header come records: a letter, in version 2 the length of the rest, and the rest. `s`
-//! is the size of the image, `w` a range with its bytes, `z` a range of zeroes, `e` the end; numbers
-//! are little-endian.
+//! is the size of the image, `w` a range with its bytes, `z` a range of zeroes, `e` the end.
+//! Numbers are little-endian.
 
 use std::io::{self, BufRead, Read};
 

@@ -1,5 +1,5 @@
-//! The logs of errors and self-tests of a disk that `smartctl` prints (smartctl(8): `-a`, `-l error`,
-//! `-l selftest`, `-l defects`).
+//! The logs of errors and self-tests of a disk that `smartctl` prints (smartctl(8): `-a`,
+//! `-l error`, `-l selftest`, `-l defects`).
 //!
 //! ```text
 //! Sector Sizes:     512 bytes logical, 4096 bytes physical
