@@ -154,22 +154,27 @@ pub(super) fn run(args: &DamagedArgs) -> Result<Exit> {
     })
 }
 
-/// Number of bytes at the beginning of a file by which maps and images are told apart.
-const BEGINNING: u64 = 16 * 1024;
+/// Number of bytes at the beginning of a file by which maps and images are told apart. A block of
+/// zstd has up to 128 KiB, and is decoded as a whole.
+const BEGINNING: u64 = 256 << 10;
 
 /// Whether a file is an image rather than a map: its beginning has a zero byte, as in all image
-/// formats and partition tables, and is not that of a compressed map; or it is a VMDK descriptor.
+/// formats and partition tables; or it is a VMDK descriptor. Either may be compressed. A path into an
+/// archive is that of an image.
 fn is_image(subject: &Location, format: Option<ImageFormat>) -> Result<bool> {
     let Some(path) = subject.file() else { return Ok(true) };
     if format.is_some() || path == Path::new("-") {
         return Ok(format.is_some());
     }
     let mut beginning = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(BEGINNING).read_to_end(&mut beginning))
-        .with_context(|| format!("{}: cannot open the map or image", path.display()))?;
+    match File::open(path).and_then(|file| file.take(BEGINNING).read_to_end(&mut beginning)) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(true),
+        result => {
+            result.with_context(|| format!("{}: cannot open the map or image", path.display()))?;
+        }
+    }
     let is_descriptor = beginning.starts_with(b"# Disk DescriptorFile");
-    Ok(is_descriptor || beginning.contains(&0) && !bmap::FileType::is_binary(&beginning))
+    Ok(is_descriptor || !bmap::FileType::may_be_map(&beginning))
 }
 
 fn print_text(args: &DamagedArgs, out: &mut dyn Write, found: &Damage<'_>) -> io::Result<()> {

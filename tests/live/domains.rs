@@ -134,8 +134,7 @@ fn a_checkpoint_tells_what_the_guest_has_written_since() {
     host.map(&["--checkpoint", "first"]).finish().assert_fails(&["checkpoint first exists"]);
     // Without a map there is no checkpoint.
     let interrupted = host.begin(&["--checkpoint", "second"]);
-    interrupted.signal(Signal::TERM);
-    interrupted.finish().assert_code(143);
+    interrupted.kill();
     assert_eq!(checkpoints().trim(), "first");
 
     let update = ["update", "guest.jsonl", "--since", "checkpoint:first"];
@@ -214,8 +213,7 @@ fn a_frozen_guest_is_thawed_at_once_and_always() {
     let mut run = begin();
     run.wait_until_said("the guest agent froze the filesystems");
     assert_eq!(said(), "freeze\nbegin\nthaw\n");
-    run.signal(Signal::TERM);
-    run.finish().assert_code(143);
+    run.kill();
     assert_eq!(said(), "freeze\nbegin\nthaw\n");
 
     // Killed while the guest is frozen.

@@ -47,6 +47,11 @@ impl Host {
             fs::create_dir_all(dir.path().join(name)).unwrap();
             give(&dir.path().join(name));
         }
+        // Without it, the daemon starts virtlogd, which stays for two minutes.
+        let config = dir.path().join("config/libvirt");
+        fs::create_dir(&config).unwrap();
+        fs::write(config.join("qemu.conf"), "stdio_handler = \"file\"\n").unwrap();
+        give(&config);
         let host = Self { dir, daemon: None, uri: "qemu:///session" };
         let daemon = host.command("libvirtd");
         host.run(daemon)

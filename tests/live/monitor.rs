@@ -31,6 +31,14 @@ fn begin(machine: &mut Machine, disks: usize, options: &[&str]) -> Running {
     run
 }
 
+/// The same, until the appliance starts. While it is still being built, an orderly end of the run
+/// leaves files of supermin.
+fn begin_to_start(machine: &mut Machine, options: &[&str]) -> Running {
+    let mut run = begin(machine, 1, options);
+    run.wait_until_said("starting the appliance");
+    run
+}
+
 #[test]
 fn the_map_is_of_the_moment_when_it_began() {
     needs!("guestfish", "sfdisk", "qemu-img", "qemu-system-x86_64", "debugfs", "e2fsck");
@@ -107,7 +115,7 @@ fn whatever_ends_the_run_all_is_undone_and_nothing_else() {
     let before = theirs(&mut machine);
     assert!(before.contains(&"theirs".to_owned()), "{before:?}");
     for signal in [Signal::KILL, Signal::TERM] {
-        let run = begin(&mut machine, 1, &[]);
+        let run = begin_to_start(&mut machine, &[]);
         let names = machine.names();
         assert!(!names.iter().any(|name| name.starts_with("virt-bmap-7fffffff-")), "a leftover: {names:?}");
         // Another run at the same time is told who is at work.
@@ -133,7 +141,7 @@ fn a_guest_that_overwrites_too_much_ends_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let image = copy(&fixture::small().image, dir.path());
     let mut machine = Machine::start(&[(&image, "raw")]);
-    let run = begin(&mut machine, 1, &["--scratch-limit", "2M"]);
+    let run = begin_to_start(&mut machine, &["--scratch-limit", "2M"]);
     machine.write(0, "-P 0x55 1M 16M");
     let run = run.finish();
     run.assert_fails(&["limit of 2 MiB", "--scratch-limit"]);
@@ -189,7 +197,7 @@ fn a_guest_that_could_crash_is_left_alone() {
     if machine.is_old() {
         map(&machine, "a", &[]).finish().assert_fails(&["I/O threads", "can crash the guest"]);
     } else {
-        let run = begin(&mut machine, 1, &[]);
+        let run = begin_to_start(&mut machine, &[]);
         run.signal(Signal::TERM);
         run.finish().assert_code(143);
     }

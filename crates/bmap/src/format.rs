@@ -131,10 +131,19 @@ impl FileType {
         Self { format: known.map_or(Format::Text, |(_, format)| *format), compression }
     }
 
-    /// Whether a file with this beginning may hold a map and is binary: compressed, or Parquet.
-    pub fn is_binary(beginning: &[u8]) -> bool {
-        Compression::of_beginning(beginning).is_some()
-            || Format::of_beginning(beginning) == Some(Format::Parquet)
+    /// Whether a file with this beginning may hold a map: a text, which has no zero byte, or
+    /// Parquet, perhaps compressed. Everything else on a host with guests is an image.
+    pub fn may_be_map(beginning: &[u8]) -> bool {
+        let mut plain = Vec::new();
+        // What is decoded before the beginning ends is enough.
+        let _ = match Compression::of_beginning(beginning) {
+            None => take(beginning, &mut plain),
+            Some(Compression::Gzip) => take(MultiGzDecoder::new(beginning), &mut plain),
+            Some(Compression::Zstd) => {
+                zstd::Decoder::new(beginning).and_then(|decoder| take(decoder, &mut plain))
+            }
+        };
+        !plain.contains(&0) || Format::of_beginning(&plain) == Some(Format::Parquet)
     }
 
     /// Writes a map. Needs no buffered output.
@@ -234,9 +243,43 @@ fn read_plain(input: impl Read, named: Format) -> Result<Map, ReadError> {
     Format::of_beginning(&beginning).unwrap_or(named).read(input)
 }
 
+/// Reads as many bytes as tell a map from an image. An image has zeroes among them: in its header, or
+/// in a partition table.
+fn take(input: impl Read, plain: &mut Vec<u8>) -> io::Result<usize> {
+    input.take(16 << 10).read_to_end(plain)
+}
+
 /// Returns the beginning of the input, and the input as if nothing had been read of it.
 fn peek<R: Read>(mut input: R) -> io::Result<(Vec<u8>, impl Read)> {
     let mut beginning = Vec::new();
     input.by_ref().take(BEGINNING as u64).read_to_end(&mut beginning)?;
     Ok((beginning.clone(), io::Cursor::new(beginning).chain(input)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_and_images_are_told_apart() {
+        let packed = |bytes: &[u8], kind: Option<Compression>| match kind {
+            None => bytes.to_vec(),
+            Some(Compression::Gzip) => {
+                let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+            Some(Compression::Zstd) => zstd::encode_all(bytes, 0).unwrap(),
+        };
+        let text = "# virt-bmap-rs 0.1.0 map 1\n1 0 200 v /dev/sda\n".repeat(20_000);
+        let noise: Vec<u8> = (0..300_000_u32).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect();
+        for kind in [None, Some(Compression::Gzip), Some(Compression::Zstd)] {
+            let is_map = |bytes: &[u8]| {
+                let bytes = packed(bytes, kind);
+                FileType::may_be_map(&bytes[..bytes.len().min(256 << 10)])
+            };
+            assert!(is_map(text.as_bytes()) && is_map(b"PAR1\0\0\0\0"), "{kind:?}");
+            assert!(!is_map(&noise) && !is_map(&[0; 512]), "{kind:?}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Files that are no disk for qemu. It would take some of them for raw disks, and read only a part
 //! of others. Each is refused by its name, with what to do instead.
 
-use super::container::Compression;
 use super::file::{PlainFile, bytes_at};
+use super::wrapped::Compression;
 use std::io;
 use std::path::Path;
 use virt_bmap_archives::ova::is_tar;

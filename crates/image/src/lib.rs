@@ -13,7 +13,6 @@ mod access;
 mod block_device;
 mod captive;
 mod chain;
-mod container;
 mod contents;
 mod context;
 mod direct;
@@ -38,10 +37,10 @@ mod source;
 mod stamp;
 mod tls;
 mod vmdk;
+mod wrapped;
 mod writable;
 
 pub use access::{Access, AllowedBacking, BadPattern, ImageKey};
-pub use container::{Acquisition, EWF_READER, UNPACK_LIMIT, UnpackObserver, Unpacking, use_own_ewf_reader};
 pub use contents::{Container, ContainerError, Effect, Holds, Part};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
@@ -55,6 +54,7 @@ pub use served::ReadError;
 pub use source::{Allocation, Source};
 pub use stamp::Stamp;
 pub use virt_bmap_archives::ova::OvaError;
+pub use wrapped::{Acquisition, EWF_READER, UNPACK_LIMIT, UnpackObserver, Unpacking, use_own_ewf_reader};
 pub use writable::{Writable, WritableRaw};
 
 use block_device::Description;
@@ -128,7 +128,7 @@ impl fmt::Debug for Image {
 
 impl Image {
     /// A raw disk that is not in a file of its own.
-    fn of_container(
+    fn of_wrapped(
         location: Location,
         source: Arc<dyn Source>,
         held_in: Vec<PathBuf>,
@@ -240,8 +240,8 @@ pub enum Warning {
 /// [`OpenError`].
 pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenError> {
     match location {
-        Location::File(path) => match container::Container::of(path, options)? {
-            Some(container) => container.open(path, options),
+        Location::File(path) => match wrapped::Wrapped::of(path, options)? {
+            Some(wrapped) => wrapped.open(path, options),
             None => open_file(path, options),
         },
         Location::Nbd(uri) => open_nbd(uri, options),
@@ -259,7 +259,7 @@ pub fn open(location: &Location, options: &OpenOptions) -> Result<Image, OpenErr
 /// It is an appliance that cannot be used.
 pub fn disks(location: &Location, format: Option<ImageFormat>) -> Result<Vec<Location>, OpenError> {
     match location {
-        Location::File(path) if format.is_none() => container::disks(path),
+        Location::File(path) if format.is_none() => wrapped::disks(path),
         _ => Ok(vec![location.clone()]),
     }
 }

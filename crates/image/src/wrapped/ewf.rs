@@ -141,7 +141,7 @@ impl Evidence {
             warnings.push(Warning::Unread { path: path.to_owned(), sectors });
         }
         let location = Location::File(path.to_owned());
-        let image = Image::of_container(location, Arc::new(disk), paths, warnings);
+        let image = Image::of_wrapped(location, Arc::new(disk), paths, warnings);
         Ok(Image { acquisition: Some(acquisition), ..image })
     }
 

@@ -107,7 +107,7 @@ impl Segments {
             let (size, rounded) = (end, joined.size());
             warnings.push(Warning::RoundedUp { path: path.to_owned(), size, rounded });
         }
-        Ok(Image::of_container(Location::File(path.to_owned()), Arc::new(joined), self.0, warnings))
+        Ok(Image::of_wrapped(Location::File(path.to_owned()), Arc::new(joined), self.0, warnings))
     }
 }
 

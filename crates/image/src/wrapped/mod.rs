@@ -1,7 +1,7 @@
 //! Files that hold a disk without being an image of their own: segments of a raw disk, appliances,
 //! EnCase images, and compressed images.
 //!
-//! [`Container::of`] is the one place that tells what such a file is.
+//! [`Wrapped::of`] is the one place that tells what such a file is.
 
 mod compressed;
 mod ewf;
@@ -22,7 +22,7 @@ use split::Segments;
 use std::path::Path;
 
 /// How a file holds a disk.
-pub(super) enum Container {
+pub(super) enum Wrapped {
     /// It is the first segment of a raw disk.
     Split(Segments),
     /// It is a disk of an appliance, or an appliance with one disk.
@@ -33,11 +33,11 @@ pub(super) enum Container {
     Compressed(Compressed),
 }
 
-impl Container {
+impl Wrapped {
     /// What the file at `path` is. `None`: an image of its own, or nothing that is known here.
     ///
     /// # Errors
-    /// It is a container that cannot be read, or a part of one.
+    /// It cannot be read, or a part of one.
     pub(super) fn of(path: &Path, options: &OpenOptions) -> Result<Option<Self>, OpenError> {
         let file = file(path);
         // A stated format is that of the file itself, and these have a beginning of their own.
