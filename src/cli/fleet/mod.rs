@@ -69,7 +69,7 @@ enum Command {
     #[command(after_long_help = PLAN_AFTER_HELP)]
     Plan(PlanArgs),
     #[command(after_long_help = RUN_AFTER_HELP)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     #[command(after_long_help = STATUS_AFTER_HELP)]
     Status(StatusArgs),
     #[command(after_long_help = MERGE_AFTER_HELP)]
