@@ -2,7 +2,7 @@
 //! own, on which bytes of the disk depend.
 //!
 //! People hold offsets in the file on their host: a bad sector in an extent of a VMDK, a mapfile of
-//! ddrescue of a qcow2. The tables of [qcow2](qcow2) and [VMDK](vmdk) are read here, so the answer
+//! ddrescue of a qcow2. The tables of [`qcow2`] and [`vmdk`] are read here, so the answer
 //! is exact for these, damaged ones included. For the other formats the places are those of
 //! `qemu-img map`, and the rest of the file is "the image's own metadata".
 

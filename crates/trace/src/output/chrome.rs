@@ -3,7 +3,7 @@
 //!
 //! Each request is a complete event (`X`). A disk is a process, and each request in flight has a
 //! thread of its own, as events of one thread must not overlap. `args` is the record of
-//! [`jsonl`](super::jsonl). Without its end, after a crash, the array still opens: the format
+//! [`jsonl`]. Without its end, after a crash, the array still opens: the format
 //! allows that.
 
 use super::{LogOutput, jsonl};
