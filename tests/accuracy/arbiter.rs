@@ -151,6 +151,8 @@ const SHORTEST: usize = 16;
 pub(crate) struct Rules {
     /// Bytes in a block. The map may name the whole last block of a file.
     pub(crate) block: u64,
+    /// Files of more than so many bytes have blocks of another size, and so many bytes are in one.
+    pub(crate) large: Option<(u64, u64)>,
     /// Which copies of a block the map must name.
     pub(crate) copies: Copies,
     /// Whether the contents of files compress.
@@ -274,6 +276,9 @@ pub(crate) fn judge(scan: &Scan, file: &TestFile, mapped: &Ranges, rules: Rules)
         };
         return (verdict, bytes);
     }
+    let size: u64 = sectors.iter().map(|(_, length)| *length as u64).sum();
+    let large = rules.large.filter(|(most, _)| size > *most);
+    let rules = Rules { block: large.map_or(rules.block, |(_, block)| block), ..rules };
     let seen = Seen::of(scan, file, mapped, rules);
     (judge_seen(scan, &sectors, &seen, mapped, rules), seen.bytes(mapped, rules))
 }

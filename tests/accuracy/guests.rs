@@ -222,6 +222,7 @@ impl Guest {
     fn row(&mut self, name: &'static str, files: Vec<TestFile>, can: Abilities, block: u64) -> &mut Row {
         let rules = Rules {
             block,
+            large: None,
             copies: Copies::All,
             compressible: can.compressible,
             packed: false,

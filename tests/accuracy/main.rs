@@ -2,7 +2,7 @@
 //!
 //! `cargo test --test accuracy` measures only the ext family. With `-- --all` (`make accuracy`) it
 //! measures all guests and writes `docs/accuracy.md`. Names of guests after `--` choose these
-//! guests.
+//! guests (`make accuracy ONLY=xfs`), whose rows in the page are then replaced.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
@@ -13,6 +13,7 @@ mod counts;
 mod flat;
 mod guests;
 mod noise;
+mod page;
 mod peers;
 mod population;
 mod second;
@@ -77,8 +78,9 @@ fn main() -> ExitCode {
     let table = format!("{}{}{}", table::markdown(&lines), include_str!("books.md"), books::markdown(&books));
     println!("\n{table}");
     if is_all {
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/accuracy.md");
-        std::fs::write(page, format!("{}{table}", include_str!("page.md"))).unwrap();
+        page::write(&table);
+    } else if !named.is_empty() {
+        page::renew(&table);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

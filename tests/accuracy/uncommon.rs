@@ -21,7 +21,11 @@ pub(crate) fn uncommon() -> Guest {
     })
     .place = place;
     g.rows.iter_mut().for_each(|row| row.rules.has_tails = true);
-    g.made_here("ufs1", "ufs1", 49, can, 4096, |root, image| mastering::ufs1(root, image, 48 * MIB));
+    let ufs1 =
+        g.made_here("ufs1", "ufs1", 49, can, 4096, |root, image| mastering::ufs1(root, image, 48 * MIB));
+    // Only files that need no indirect block end with fragments: `ffs_blksize` of FreeBSD's
+    // sys/ufs/ffs/fs.h, and twelve blocks of 32 KiB.
+    ufs1.rules.large = Some((12 * (32 << 10), 32 << 10));
     g.image(blank("minix", 24, "mkfs.minix", &["-3"]), 97);
     g.fill("minix", "minix", "-t minix /dev/sda4", UNIX.no_unwritten(), 1024);
 
