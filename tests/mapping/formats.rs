@@ -1,21 +1,21 @@
 //! The map of a disk is the same for every image format, except for its header.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use virt_bmap_testutil::fixture;
 use virt_bmap_testutil::formats;
 use virt_bmap_testutil::mapping;
-use virt_bmap_testutil::sandbox::{self, Finished, Sandbox};
+use virt_bmap_testutil::sandbox::{self, Sandbox};
 use virt_bmap_testutil::textmap::{TextMap, body};
 use virt_bmap_testutil::tools::{self, needs};
 
 /// Maps `image`, which holds the small guest, and compares the map with that of the raw image.
-/// `files` are all files of the image. Returns the run.
-fn same_as_raw(image: &Path, files: &[PathBuf], options: &[&str]) -> Finished {
+/// `files` are all files of the image.
+fn same_as_raw(image: &Path, files: &[PathBuf]) {
     let raw = mapping::of(&[fixture::small()], &[]);
     let seal = sandbox::sealed(files);
-    let args = [image.as_os_str()].into_iter().chain(options.iter().map(std::ffi::OsStr::new));
-    let run = sandbox::run(args.chain(["-o".as_ref(), "out.bmap".as_ref()]));
+    let run = sandbox::run([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
     run.assert_code(0);
     drop(seal);
     let map = run.read("out.bmap");
@@ -24,7 +24,6 @@ fn same_as_raw(image: &Path, files: &[PathBuf], options: &[&str]) -> Finished {
         "not the raw image's map: {}",
         first_difference(body(&map), body(&raw.text))
     );
-    run
 }
 
 fn first_difference(a: &[u8], b: &[u8]) -> String {
@@ -41,42 +40,92 @@ fn first_difference(a: &[u8], b: &[u8]) -> String {
     }
 }
 
-/// Converts the small guest and compares the maps.
-fn converted(format: &str, options: &str) -> Finished {
+/// Formats, and options for the conversion.
+const FORMATS: [(&str, &str); 9] = [
+    ("vmdk", "subformat=monolithicSparse"),
+    ("vmdk", "subformat=monolithicFlat"),
+    ("vmdk", "subformat=twoGbMaxExtentSparse"),
+    ("vmdk", "subformat=twoGbMaxExtentFlat"),
+    ("vmdk", "subformat=streamOptimized"),
+    ("qcow2", ""),
+    ("vdi", ""),
+    ("vpc", "force_size=on"),
+    ("vhdx", ""),
+];
+
+/// All files below a directory.
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+/// One guest has the small guest's disk again and again, each time in another format. So one
+/// appliance is enough for all of them.
+#[test]
+fn the_map_is_that_of_the_raw_image_in_every_format() {
+    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io");
     let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join(format!("guest.{format}"));
-    formats::convert(&fixture::small().image, &image, format, options);
-    let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
-    let run = same_as_raw(&image, &files, &[]);
-    // The header says which image was mapped.
-    let header = TextMap::parse(&run.read("out.bmap")).header.join("\n");
-    assert!(header.contains(image.to_str().unwrap()) || header.contains("guest."), "{header}");
-    assert!(header.contains(format), "{header}");
-    run
-}
-
-macro_rules! formats {
-    ($($name:ident: $format:literal $options:literal;)+) => {
-        $(
-            #[test]
-            fn $name() {
-                needs!("guestfish", "sfdisk", "qemu-img");
-                converted($format, $options);
-            }
-        )+
+    let directory = |name: &str| {
+        let directory = dir.path().join(name);
+        fs::create_dir(&directory).unwrap();
+        directory
     };
-}
+    let raw = &fixture::small().image;
+    let mut disks: Vec<(&str, PathBuf)> = Vec::new();
+    for (number, (format, options)) in FORMATS.into_iter().enumerate() {
+        let image = directory(&number.to_string()).join(format!("guest.{format}"));
+        formats::convert(raw, &image, format, options);
+        disks.push((format, image));
+    }
+    // Chains of three, in other directories.
+    for format in ["vmdk", "qcow2"] {
+        let chain = formats::chain(raw, &directory(&format!("chain-{format}")), format);
+        disks.push((format, chain.last().unwrap().clone()));
+    }
+    // Its name says nothing, and its format is stated.
+    let stated = dir.path().join("disk");
+    formats::convert(raw, &stated, "qcow2", "");
+    disks.push(("qcow2", stated));
 
-formats! {
-    vmdk_monolithic_sparse: "vmdk" "subformat=monolithicSparse";
-    vmdk_monolithic_flat: "vmdk" "subformat=monolithicFlat";
-    vmdk_two_gb_max_extent_sparse: "vmdk" "subformat=twoGbMaxExtentSparse";
-    vmdk_two_gb_max_extent_flat: "vmdk" "subformat=twoGbMaxExtentFlat";
-    vmdk_stream_optimized: "vmdk" "subformat=streamOptimized";
-    qcow2: "qcow2" "";
-    vdi: "vdi" "";
-    vpc: "vpc" "force_size=on";
-    vhdx: "vhdx" "";
+    let files = files_below(dir.path());
+    let seal = sandbox::sealed(&files);
+    let mut args: Vec<&OsStr> = disks.iter().map(|(_, image)| image.as_os_str()).collect();
+    args.splice(args.len() - 1..args.len() - 1, ["--format=".as_ref(), "--format=qcow2".as_ref()]);
+    args.extend(["-o", "out.bmap"].map(OsStr::new));
+    let run = sandbox::run(args);
+    run.assert_code(0);
+    drop(seal);
+
+    let alone = mapping::of(&[fixture::small()], &[]);
+    let alone = String::from_utf8(body(&alone.text).to_vec()).unwrap();
+    let of_disk = |number: usize| {
+        let letter = char::from(b'a' + u8::try_from(number - 1).unwrap());
+        let lines = alone.lines().map(move |line| {
+            let line = line.strip_prefix("1 ").unwrap().replacen("/dev/sda", &format!("/dev/sd{letter}"), 1);
+            format!("{number} {line}\n")
+        });
+        lines.collect::<String>()
+    };
+    let wanted: String = (1..=disks.len()).map(of_disk).collect();
+    let map = run.read("out.bmap");
+    assert!(
+        body(&map) == wanted.as_bytes(),
+        "not the raw image's map: {}",
+        first_difference(body(&map), wanted.as_bytes())
+    );
+    // The header says which images were mapped.
+    let header = TextMap::parse(&map).header;
+    for (number, (format, image)) in (1..).zip(&disks) {
+        let line = header.iter().find(|line| line.starts_with(&format!("disk {number} "))).unwrap();
+        let (format, name) = (format!(" format={format} "), format!("name={}", image.display()));
+        assert!(line.contains(&format) && line.ends_with(&name), "{line}");
+    }
+    for parent in ["base/disk.vmdk", "middle/disk.vmdk"] {
+        assert!(
+            header.iter().any(|line| line.ends_with(parent)),
+            "the chain is not in the header: {header:?}"
+        );
+    }
 }
 
 #[test]
@@ -97,35 +146,6 @@ fn vpc_rounds_its_size_up() {
     assert_eq!(ours.devices(1, 'p'), theirs.devices(1, 'p'));
     let end = ours.devices(1, 'v')["/dev/sda"].last().unwrap().end;
     assert!(end >= raw.size(), "{end:#x}");
-}
-
-#[test]
-fn vmdk_chain_of_three_in_other_directories() {
-    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io");
-    let dir = tempfile::tempdir().unwrap();
-    let images = formats::chain(&fixture::small().image, dir.path(), "vmdk");
-    let run = same_as_raw(images.last().unwrap(), &images, &[]);
-    let header = TextMap::parse(&run.read("out.bmap")).header.join("\n");
-    for parent in ["base/disk.vmdk", "middle/disk.vmdk"] {
-        assert!(header.contains(parent), "the chain is not in the header:\n{header}");
-    }
-}
-
-#[test]
-fn qcow2_chain_of_three_in_other_directories() {
-    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io");
-    let dir = tempfile::tempdir().unwrap();
-    let images = formats::chain(&fixture::small().image, dir.path(), "qcow2");
-    same_as_raw(images.last().unwrap(), &images, &[]);
-}
-
-#[test]
-fn a_stated_format_is_taken() {
-    needs!("guestfish", "sfdisk", "qemu-img");
-    let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("disk");
-    formats::convert(&fixture::small().image, &image, "qcow2", "");
-    same_as_raw(&image, std::slice::from_ref(&image), &["--format", "qcow2"]);
 }
 
 #[test]
@@ -162,7 +182,7 @@ fn a_block_device_is_read_directly() {
     let small = fixture::small();
     let args = ["--find".as_ref(), "--show".as_ref(), "--read-only".as_ref(), small.image.as_os_str()];
     let device = Loop(String::from_utf8(tools::run("losetup", args)).unwrap().trim().to_owned());
-    same_as_raw(device.0.as_ref(), std::slice::from_ref(&small.image), &[]);
+    same_as_raw(device.0.as_ref(), std::slice::from_ref(&small.image));
 }
 
 #[test]

@@ -106,7 +106,9 @@ impl Session {
         let pid: i32 = pid.trim().parse().unwrap();
         kill(pid, rustix::process::Signal::TERM);
         let begun = std::time::Instant::now();
-        while fs::exists(format!("/proc/{pid}")).unwrap() && begun.elapsed().as_secs() < 20 {
+        // A process that has ended, and that nobody has waited for, has no command line.
+        let runs = || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
+        while runs() && begun.elapsed().as_secs() < 20 {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
