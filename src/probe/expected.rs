@@ -83,7 +83,8 @@ impl Expectation {
                 layout.is_some_and(|layout| blocks.iter().all(|range| layout.covers(range)))
             }
             Self::Blocks(blocks) => {
-                layout.and_then(|layout| layout.to_device(recording)).is_some_and(|read| read == *blocks)
+                let read = layout.and_then(|layout| Some((layout, layout.to_device(recording)?)));
+                read.is_some_and(|(layout, read)| read == layout.on_disks(blocks))
             }
             Self::Pages { blocks, due } => {
                 let pages: RangeSet<DeviceOffset> = blocks

@@ -1,7 +1,7 @@
 //! Puts a layout together out of the layouts of the devices below.
 
 use super::{Layout, Segment};
-use virt_bmap_ranges::{DeviceOffset, Offset as _, Range};
+use virt_bmap_ranges::{DeviceOffset, Offset as _, Range, RangeSet};
 
 /// Most segments of a layout. A device with more is read instead.
 const MOST_SEGMENTS: usize = 1 << 22;
@@ -19,6 +19,7 @@ const MOST_COPIES: usize = 16;
 pub(super) struct Builder {
     copies: Vec<Vec<Segment>>,
     parities: Vec<Vec<Segment>>,
+    nowhere: RangeSet<DeviceOffset>,
     count: usize,
     chunks: u64,
     pub(super) is_partial: bool,
@@ -36,6 +37,11 @@ impl Builder {
         self.count += append(&mut self.copies, segment);
     }
 
+    /// Records that `length` bytes at `at` are on no disk.
+    pub(super) fn nothing(&mut self, at: u64, length: u64) {
+        self.nowhere.insert(Range::saturating(at, length));
+    }
+
     /// Maps `length` bytes at `at` of this device to those at `from` of `below`, as copy `copy` and
     /// the following ones. Returns how many copies these were.
     pub(super) fn map(
@@ -51,6 +57,9 @@ impl Builder {
             return None;
         }
         let range = Range::at(DeviceOffset(from), length)?;
+        for nothing in below.nowhere.overlap(range) {
+            self.nothing(at + (nothing.start.0 - from), nothing.len());
+        }
         for part in below.part(range)? {
             self.push(moved(part, from, at, copy)?);
         }
@@ -80,10 +89,10 @@ impl Builder {
     }
 
     pub(super) fn finish(self) -> Layout {
-        let Self { copies, parities, is_partial, .. } = self;
+        let Self { copies, parities, nowhere, is_partial, .. } = self;
         let mut by_disk: Vec<Segment> = copies.iter().flatten().copied().collect();
         by_disk.sort_unstable_by_key(|segment| (segment.disk, segment.start));
-        Layout { copies, parities, by_disk, is_partial }
+        Layout { copies, parities, by_disk, nowhere, is_partial }
     }
 }
 

@@ -22,6 +22,9 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
         "linear" => drop(builder.map(target.start, target.length, below(0)?, sectors(1)?, 0)?),
         // <cipher> <key> <iv offset> <device> <offset>
         "crypt" => drop(builder.map(target.start, target.length, below(3)?, sectors(4)?, 0)?),
+        // Reads as zeroes: of a BitLocker volume, the places of its metadata (cryptsetup's
+        // lib/bitlk/bitlk.c).
+        "zero" => builder.nothing(target.start, target.length),
         // <device>
         "snapshot-origin" => drop(builder.map(target.start, target.length, below(0)?, target.start, 0)?),
         // <metadata device> <cache device> <origin> <block size> <number of features> <features>...

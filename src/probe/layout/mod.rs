@@ -38,6 +38,8 @@ pub struct Layout {
     parities: Vec<Vec<Segment>>,
     /// All segments of the copies, ascending by disk and offset on it.
     by_disk: Vec<Segment>,
+    /// The device's bytes that are on no disk and read as zeroes.
+    nowhere: RangeSet<DeviceOffset>,
     /// Some of the device's bytes are on no disk, because a member is missing.
     is_partial: bool,
 }
@@ -94,16 +96,18 @@ impl Layout {
         self.parities.iter().flat_map(move |parity| overlap(parity, range))
     }
 
-    /// Whether every byte of a part of the device is on a disk.
+    /// Whether it is known of every byte of a part of the device on which disk it is, if on any.
     pub fn covers(&self, range: Range<DeviceOffset>) -> bool {
-        let mut covered = range.start;
-        for part in self.copies.first().into_iter().flat_map(|first| overlap(first, range)) {
-            if part.device.start != covered {
-                return false;
-            }
-            covered = part.device.end;
-        }
-        range.is_empty() || covered == range.end
+        let parts = self.copies.first().into_iter().flat_map(|first| overlap(first, range));
+        let mut covered: Vec<_> = parts.map(|part| part.device).chain(self.nowhere.overlap(range)).collect();
+        covered.sort_unstable();
+        let end = covered.iter().try_fold(range.start, |end, part| (part.start == end).then_some(part.end));
+        range.is_empty() || end == Some(range.end)
+    }
+
+    /// The part of some of the device's bytes that is on disks.
+    pub fn on_disks(&self, range: &RangeSet<DeviceOffset>) -> RangeSet<DeviceOffset> {
+        range.difference(&self.nowhere)
     }
 
     /// Whether some of the device's bytes are on no disk, because a member is missing. The kernel

@@ -94,6 +94,20 @@ fn a_member_that_is_not_known_is_not_missing() {
     assert_eq!(line.missing_members(), 1);
 }
 
+/// As in a volume of BitLocker, whose metadata lies between its data.
+#[test]
+fn what_reads_as_zeroes_is_on_no_disk() {
+    let targets =
+        vec![target(0, 4096, "linear 8:0 0"), target(4096, 4096, "zero"), target(8192, 4096, "linear 8:0 16")];
+    let all = layouts(&inventory(targets));
+    let layout = &all["/dev/vg/lv"];
+    assert_eq!(places(layout), [(1, 0, 4096), (1, 8192, 4096)]);
+    let whole = Range::new(0, 12288);
+    assert!(layout.covers(whole) && !layout.is_partial() && !layout.covers(Range::new(0, 12289)));
+    let parts: Vec<_> = layout.on_disks(&[whole].into_iter().collect()).iter().collect();
+    assert_eq!(parts, [Range::new(0, 4096), Range::new(8192, 12288)]);
+}
+
 #[test]
 fn stripes_alternate() {
     let all = layouts(&inventory(vec![target(0, 20480, "striped 2 16 8:0 0 8:16 8")]));

@@ -92,6 +92,9 @@ pub(super) fn filesystem(
         FsKind::Ufs => ufs::describe(&mut facts, &device),
         _ => {}
     }
+    // Whatever the filesystem has there, no disk has it.
+    facts.whole = layout.on_disks(&facts.whole);
+    facts.free = facts.free.map(|free| layout.on_disks(&free));
     let mut parts = Parts::of(&facts, inputs, layout);
     padding::name(&facts, &mut parts, &device);
     if let Some(free) = &parts.free {
