@@ -116,7 +116,7 @@ fn the_map_is_that_of_the_raw_image_in_every_format() {
     // The header says which images were mapped.
     let header = TextMap::parse(&map).header;
     for (number, (format, image)) in (1..).zip(&disks) {
-        let line = header.iter().find(|line| line.starts_with(&format!("disk {number} "))).unwrap();
+        let line = header.iter().find(|line| line.starts_with(&format!(" disk {number} "))).unwrap();
         let (format, name) = (format!(" format={format} "), format!("name={}", image.display()));
         assert!(line.contains(&format) && line.ends_with(&name), "{line}");
     }
