@@ -97,8 +97,11 @@ fn a_member_that_is_not_known_is_not_missing() {
 /// As in a volume of BitLocker, whose metadata lies between its data.
 #[test]
 fn what_reads_as_zeroes_is_on_no_disk() {
-    let targets =
-        vec![target(0, 4096, "linear 8:0 0"), target(4096, 4096, "zero"), target(8192, 4096, "linear 8:0 16")];
+    let targets = vec![
+        target(0, 4096, "linear 8:0 0"),
+        target(4096, 4096, "zero"),
+        target(8192, 4096, "linear 8:0 16"),
+    ];
     let all = layouts(&inventory(targets));
     let layout = &all["/dev/vg/lv"];
     assert_eq!(places(layout), [(1, 0, 4096), (1, 8192, 4096)]);
