@@ -84,7 +84,7 @@ impl Expectation {
             }
             Self::Blocks(blocks) => {
                 let read = layout.and_then(|layout| Some((layout, layout.to_device(recording)?)));
-                read.is_some_and(|(layout, read)| read == layout.on_disks(blocks))
+                read.is_some_and(|(layout, read)| read == *layout.on_disks(blocks))
             }
             Self::Pages { blocks, due } => {
                 let pages: RangeSet<DeviceOffset> = blocks

@@ -59,9 +59,7 @@ impl Captive {
         let child = spawned.map_err(|source| qemu_img::cannot_run(program, path, source))?;
         Ok(Self { child, program, path: path.to_owned(), said, stay: Some(stay), keeper: Some(keeper) })
     }
-}
 
-impl Captive {
     /// Whether it has ended.
     pub(super) fn has_ended(&mut self) -> io::Result<bool> {
         Ok(self.child.try_wait()?.is_some())

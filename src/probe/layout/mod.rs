@@ -24,6 +24,7 @@ use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
 use crate::recorder::Recording;
 use builder::Builder;
 use segment::overlap;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use virt_bmap_image::Source;
@@ -106,8 +107,12 @@ impl Layout {
     }
 
     /// The part of some of the device's bytes that is on disks.
-    pub fn on_disks(&self, range: &RangeSet<DeviceOffset>) -> RangeSet<DeviceOffset> {
-        range.difference(&self.nowhere)
+    pub fn on_disks<'r>(&self, ranges: &'r RangeSet<DeviceOffset>) -> Cow<'r, RangeSet<DeviceOffset>> {
+        // This is asked for each file, and few devices have such bytes.
+        if self.nowhere.is_empty() {
+            return Cow::Borrowed(ranges);
+        }
+        Cow::Owned(ranges.difference(&self.nowhere))
     }
 
     /// Whether some of the device's bytes are on no disk, because a member is missing. The kernel

@@ -93,8 +93,8 @@ pub(super) fn filesystem(
         _ => {}
     }
     // Whatever the filesystem has there, no disk has it.
-    facts.whole = layout.on_disks(&facts.whole);
-    facts.free = facts.free.map(|free| layout.on_disks(&free));
+    facts.whole = layout.on_disks(&facts.whole).into_owned();
+    facts.free = facts.free.map(|free| layout.on_disks(&free).into_owned());
     let mut parts = Parts::of(&facts, inputs, layout);
     padding::name(&facts, &mut parts, &device);
     if let Some(free) = &parts.free {
