@@ -74,7 +74,7 @@ pub(super) struct MapArgs {
     #[arg(long, value_name = "FORMAT", conflicts_with_all = live::OPTIONS)]
     format: Vec<String>,
 
-    /// Map the disk as it was at this snapshot inside of a qcow2 image
+    /// Map a snapshot inside a qcow2 image instead of the present disk
     ///
     /// If given once, the option applies to all images; if repeated, each applies to the images
     /// after it, and an empty value (`--snapshot=`) returns to the present disk.

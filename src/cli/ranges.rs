@@ -185,8 +185,8 @@ impl ListOptions {
         }
     }
 
-    /// Refuses a list whose size only fits the other: the file where it is said to be for the disk,
-    /// or the disk where it is said to be for the file.
+    /// Refuses a list that is said to be for the disk and has the size of the file, or the other way
+    /// round.
     pub(super) fn check_file(&self, list: &RangeList, container: &Container) -> Result<()> {
         let Container { size, disk_size, .. } = *container;
         let (kind, end, covers) = (list.kind, list.end, list.kind.covers_disk());

@@ -35,7 +35,7 @@ Exit status:
 
 Examples:
   virt-bmap-rs verify guest.E01
-  virt-bmap-rs verify evidence/disk.E01 --quiet && echo the disk is as it was acquired";
+  virt-bmap-rs verify evidence/disk.E01 --quiet && echo unchanged since the acquisition";
 
 /// Bytes that are read at once.
 const BLOCK: u64 = 4 << 20;

@@ -107,7 +107,7 @@ impl Image {
     }
 }
 
-/// Serves the disk as it was at the internal snapshot `name` of a qcow2 image.
+/// Starts a child that serves a snapshot inside a qcow2 image. `name`: the snapshot's name.
 ///
 /// # Errors
 /// As for [`Image::snapshot`].

@@ -60,7 +60,7 @@ pub enum ReadError {
 }
 
 impl Served {
-    /// What `captive` serves on these connections, of which there is at least one.
+    /// The disk that `captive` serves on these connections. There is at least one.
     pub(super) fn new(captive: Captive, connections: Vec<Connection>, export_size: u64) -> Self {
         Self { pool: Pool::new(connections), captive, export_size }
     }

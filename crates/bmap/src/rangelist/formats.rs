@@ -60,7 +60,7 @@ macro_rules! formats {
         word: $word:literal, name: $name:literal, is: $is:expr, read: $read:path, options: [$($option:ident),*],
         covers_disk: $covers:literal
     })*) => {
-        /// Whose list it is.
+        /// The format of a list.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
         pub enum Kind {

@@ -29,8 +29,8 @@ const MOST: usize = 4096;
 pub(crate) struct Segments(Vec<PathBuf>);
 
 impl Segments {
-    /// The segments of which the file at `path` is the first, by its name. `None` if its name is
-    /// not that of a segment, or the user states that it is an image of another format than raw.
+    /// All segments of the disk, if the name of the file at `path` is that of a first segment. `None`
+    /// if it is no segment's name, or the user states that the file is an image that is not raw.
     ///
     /// # Errors
     /// It is another segment than the first, or one is missing.
