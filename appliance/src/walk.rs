@@ -12,7 +12,6 @@
 //! paths has no limit, and no symbolic link is followed.
 
 mod batches;
-mod debugfs;
 mod encrypted;
 mod forks;
 mod host_listings;

@@ -10,13 +10,12 @@ const CHUNK: u64 = 1 << 20;
 pub(super) struct Device<'a> {
     appliance: &'a Appliance,
     path: &'a str,
-    pub(super) node: &'a str,
     pub(super) size: u64,
 }
 
 impl<'a> Device<'a> {
-    pub(super) fn new(appliance: &'a Appliance, path: &'a str, node: &'a str, size: u64) -> Self {
-        Self { appliance, path, node, size }
+    pub(super) fn new(appliance: &'a Appliance, path: &'a str, size: u64) -> Self {
+        Self { appliance, path, size }
     }
 
     /// Reads `length` bytes at `at`; `None` if that fails, or lies beyond the end.

@@ -32,7 +32,7 @@ pub(super) enum Journal {
 pub(super) fn of(context: &Context<'_>, inventory: &Inventory, filesystem: &Content) -> Needs {
     let kind = filesystem.kind.clone().unwrap_or_default();
     let size = inventory.device(&filesystem.device).map_or(0, |device| device.size);
-    let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, size);
+    let device = Device::new(context.appliance, &filesystem.device, size);
     match kind {
         FsKind::Ufs => {
             let read = |at, length| device.read(at, length);
@@ -49,7 +49,7 @@ pub(super) fn of(context: &Context<'_>, inventory: &Inventory, filesystem: &Cont
             let log = uuid.and_then(|uuid| {
                 logs.find(|log| {
                     let size = inventory.device(&log.device).map_or(0, |device| device.size);
-                    let device = Device::new(context.appliance, &log.device, &log.node, size);
+                    let device = Device::new(context.appliance, &log.device, size);
                     device.read(0, size.min(LOG_BEGINNING)).is_some_and(|bytes| is_log_of(&bytes, uuid))
                 })
             });

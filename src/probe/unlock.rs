@@ -89,7 +89,7 @@ fn open(context: &Context<'_>, content: &Content, size: u64) -> Result<bool, Pro
     };
     let header = match context.derivation {
         Derivation::Host => {
-            let device = Device::new(context.appliance, device, &content.node, size);
+            let device = Device::new(context.appliance, device, size);
             HeaderCopy::of(&device, encryption)
         }
         Derivation::Appliance => None,

@@ -108,7 +108,7 @@ fn inodes<'a>(
     note_busy: &'a dyn Fn(),
 ) -> Option<Inodes<'a>> {
     let layout = layout?;
-    let device = Device::new(context.appliance, &filesystem.device, &filesystem.node, layout.size());
+    let device = Device::new(context.appliance, &filesystem.device, layout.size());
     let source =
         InodeSource { disks: context.disks, overlays: context.overlays, legs: context.legs, note_busy };
     Inodes::of(source, &device, filesystem.kind.as_ref()?, layout, is_settled)

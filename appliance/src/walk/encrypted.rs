@@ -1,23 +1,23 @@
 //! Files that their filesystem encrypts, without the key.
 //!
 //! Without the key, the kernel lists directories with encoded names ("no-key names" of fscrypt),
-//! but does not open files, so that FIEMAP is not available. On ext4, debugfs(8) gives the extents
-//! by inode number. The agent checks their sum against `stat`, and reads the file from the block
-//! device at these places.
+//! but does not open files, so that FIEMAP is not available. On ext4, the inodes say where they lie.
+//! The agent checks the sum against `stat`, and reads the file from the block device at these
+//! places.
 
 use super::Walker;
 use super::batches::block_device;
-use super::debugfs::{ASKED, Places, ask};
 use super::look_up::object;
 use crate::Fatal;
 use crate::data_ranges::DataRange;
+use crate::ext::{Ext, extents};
 use crate::reader::OpenFile;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, OFlags, Stat, statat};
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use virt_bmap_agent_protocol::record::{Extent, ObjectKind, Operation};
 use virt_bmap_agent_protocol::{End, Record};
+use virt_bmap_on_disk::ext::Place;
 
 /// A file that cannot be opened.
 pub(super) struct EncryptedFile {
@@ -43,16 +43,12 @@ impl Walker {
     /// Reads the noted files, as far as their places can be found.
     pub(super) fn read_encrypted(&mut self) -> Result<(), Fatal> {
         let encrypted = std::mem::take(&mut self.encrypted);
-        let device = block_device(self.device, OFlags::DIRECT).filter(|_| self.kind.is_ext());
-        for asked in encrypted.chunks(ASKED) {
-            let places = match &device {
-                Some((path, _)) => ask(path, asked.iter().map(|file| file.stat.st_ino), self.block),
-                None => HashMap::new(),
-            };
-            for file in asked {
-                let device = device.as_ref().map(|(_, fd)| fd);
-                self.encrypted_file(file, places.get(&file.stat.st_ino), device)?;
-            }
+        let is_ext = self.kind.is_ext() && !encrypted.is_empty();
+        let device = is_ext.then(|| block_device(self.device, OFlags::DIRECT)).flatten();
+        let ext = is_ext.then(|| Ext::open(self.device)).flatten();
+        for file in &encrypted {
+            let place = ext.as_ref().and_then(|ext| ext.place(file.stat.st_ino));
+            self.encrypted_file(file, place.as_ref(), device.as_ref().map(|(_, fd)| fd))?;
         }
         Ok(())
     }
@@ -60,7 +56,7 @@ impl Walker {
     fn encrypted_file(
         &mut self,
         file: &EncryptedFile,
-        places: Option<&Places>,
+        place: Option<&Place>,
         device: Option<&OwnedFd>,
     ) -> Result<(), Fatal> {
         let EncryptedFile { parent, name, stat } = file;
@@ -76,10 +72,11 @@ impl Walker {
         self.control.put(&object(id, *parent, ObjectKind::File, stat, name.to_bytes()));
         self.control.put(&Record::Encrypted { id });
         let allocated = (stat.st_blocks as u64).saturating_mul(512);
-        let (Some(places), Some(device)) = (places.filter(|places| places.bytes == allocated), device) else {
+        let is_all = |place: &&Place| place.ranges().map(|range| range.len()).sum::<u64>() == allocated;
+        let (Some(place), Some(device)) = (place.filter(is_all), device) else {
             return self.found();
         };
-        let extents = &places.extents;
+        let extents = &extents(place);
         self.put_extents(id, extents);
         let size = (stat.st_size as u64).checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
         let is_written = |extent: &&Extent| extent.flags & Extent::UNWRITTEN == 0 && extent.logical < size;

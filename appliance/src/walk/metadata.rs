@@ -4,6 +4,7 @@
 use super::Walker;
 use super::batches::block_device;
 use super::look_up::object;
+use crate::ext::Ext;
 use crate::reader::OpenFile;
 use crate::{Fatal, bmapx, btrfs, directories, f2fs, fiemap, getfsmap, nilfs2, ntfs, ufs, xfs};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -206,6 +207,11 @@ impl Walker {
                 && let Some((_, device)) = block_device(self.device, OFlags::empty())
             {
                 xfs::add_spaces(device, &mut spaces);
+            }
+            if self.kind.is_ext()
+                && let Some(ext) = Ext::open(self.device)
+            {
+                ext.add_spaces(&mut spaces);
             }
             Some(spaces)
         });

@@ -1,51 +1,22 @@
 //! The part of a walk that finds files of ext2, ext3 and ext4 that no directory names. The kernel
-//! neither lists nor opens them. Their inodes say what they are, and debugfs(8) where they lie.
+//! neither lists nor opens them.
 
 use super::Walker;
-use super::batches::block_device;
-use super::debugfs::{ASKED, ask};
 use crate::Fatal;
-use crate::ext::{Filesystem, Orphan};
-use rustix::fs::{FileType, OFlags};
-use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use crate::ext::{Ext, extents};
+use rustix::fs::FileType;
 use virt_bmap_agent_protocol::Record;
 use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent, Object, ObjectKind};
+use virt_bmap_on_disk::ext::Orphan;
 
 impl Walker {
     /// Reports the orphans.
     pub(super) fn find_orphans(&mut self) -> Result<(), Fatal> {
-        if !self.kind.is_ext() {
-            return Ok(());
-        }
-        // The kernel has replayed the journal into its cache, so the reads go through that.
-        let Some((path, device)) = block_device(self.device, OFlags::empty()) else { return Ok(()) };
-        let device = File::from(device);
-        let read = |at: u64, length: u64| -> Option<Vec<u8>> {
-            let mut bytes = vec![0; usize::try_from(length).ok()?];
-            device.read_exact_at(&mut bytes, at).ok()?;
-            Some(bytes)
-        };
-        let Some(filesystem) = Filesystem::read(&read) else { return Ok(()) };
-        let block = filesystem.block();
-        let of_file = filesystem.orphan_file().map(|inode| ask(&path, [inode].into_iter(), block));
-        let blocks =
-            of_file.iter().flat_map(HashMap::values).flat_map(|places| &places.extents).flat_map(|extent| {
-                (0..extent.length / block).map(move |number| extent.physical + number * block)
-            });
-        let blocks: Vec<u64> = blocks.collect();
-        for orphans in filesystem.orphans(&read, &blocks).chunks(ASKED) {
-            let places = ask(&path, orphans.iter().map(|orphan| orphan.inode), block);
-            for orphan in orphans {
-                let extents = places.get(&orphan.inode).map_or(&[][..], |places| &places.extents);
-                self.orphan(orphan, extents, block)?;
-            }
-        }
-        Ok(())
+        let ext = self.kind.is_ext().then(|| Ext::open(self.device)).flatten();
+        ext.iter().flat_map(Ext::orphans).try_for_each(|orphan| self.orphan(&orphan))
     }
 
-    fn orphan(&mut self, orphan: &Orphan, extents: &[Extent], block: u64) -> Result<(), Fatal> {
+    fn orphan(&mut self, orphan: &Orphan) -> Result<(), Fatal> {
         let kind = match FileType::from_raw_mode(orphan.mode) {
             FileType::Directory => ObjectKind::Directory,
             FileType::Symlink => ObjectKind::Symlink,
@@ -67,10 +38,10 @@ impl Walker {
             changed: nanoseconds(orphan.changed),
             name: Vec::new(),
         }));
-        self.put_extents(id, extents);
+        self.put_extents(id, &orphan.place.as_ref().map(extents).unwrap_or_default());
         self.control.put(&Record::Placed { id });
-        if let Some(physical) = orphan.attributes {
-            let extent = Extent { logical: 0, physical, length: block, flags: 0 };
+        if let Some(block) = orphan.place.as_ref().and_then(|place| place.attributes) {
+            let extent = Extent { logical: 0, physical: block.start.0, length: block.len(), flags: 0 };
             self.put_extents(id | ATTRIBUTES, &[extent]);
         }
         self.found()

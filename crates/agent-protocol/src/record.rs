@@ -263,6 +263,8 @@ pub enum BlockPurpose {
     Quotas,
     /// Nodes: inodes, and blocks with numbers of blocks.
     Nodes,
+    /// Numbers of files that no directory names.
+    Orphans,
     /// Data of files, an extent to a part. Files may refer to only a part of an extent.
     DataExtents,
     /// Segments of a log-structured filesystem, in which superseded blocks stay until the segment

@@ -5,6 +5,7 @@
 //! contradicts another makes the answer `None`.
 
 pub mod exfat;
+pub mod ext;
 pub mod fat;
 pub mod hfsplus;
 pub mod iso9660;
@@ -122,6 +123,17 @@ mod tests {
                 }
                 let inode = volume.inode(&read, seed);
                 inode.and_then(|inode| volume.place(&read, &inode));
+            }
+            disk[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53u16.to_le_bytes());
+            for (at, word) in [(0, 64u32), (4, 16), (0x18, 0), (0x20, 8192), (0x28, 16), (0x4c, 0)] {
+                disk[1024 + at..1024 + at + 4].copy_from_slice(&word.to_le_bytes());
+            }
+            let read = reader(&disk);
+            if let Some(filesystem) = ext::Filesystem::read(&read) {
+                filesystem.orphans(&read);
+                for inode in 0..64 {
+                    filesystem.place(&read, inode);
+                }
             }
             if let Some(volume) = udf::Volume::of(&read, 512) {
                 udf::Place::of(&read, &volume, seed);

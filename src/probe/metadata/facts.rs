@@ -7,6 +7,9 @@ use virt_bmap_agent_protocol::record::BlockPurpose;
 use virt_bmap_map::Marks;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
+/// The name of the blocks of a journal.
+pub(super) const JOURNAL: &str = "[journal]";
+
 /// What is known of a filesystem's blocks.
 #[derive(Default)]
 pub(super) struct Facts {
@@ -58,7 +61,7 @@ impl Facts {
                 | BlockPurpose::LogSegments => None,
                 BlockPurpose::Metadata => Some(METADATA),
                 BlockPurpose::Superblocks => Some("[superblocks]"),
-                BlockPurpose::Log => Some("[journal]"),
+                BlockPurpose::Log => Some(JOURNAL),
                 BlockPurpose::GroupDescriptors => Some("[group descriptors]"),
                 BlockPurpose::ReservedDescriptors => Some("[reserved group descriptors]"),
                 BlockPurpose::BlockBitmaps => Some("[block bitmaps]"),
@@ -74,6 +77,7 @@ impl Facts {
                 BlockPurpose::FreeLists => Some("[free list]"),
                 BlockPurpose::Quotas => Some("[quota]"),
                 BlockPurpose::Nodes => Some("[nodes]"),
+                BlockPurpose::Orphans => Some("[orphan file]"),
             };
             facts.named.extend(name.map(|name| Named {
                 name,

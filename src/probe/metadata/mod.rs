@@ -74,9 +74,9 @@ pub(super) fn filesystem(
     };
     let read = layout.to_device_partly(&inputs.untagged);
     let mut facts = Facts::of_spaces(&inputs.spaces);
-    let mut device = Device::new(context.appliance, &content.device, &content.node, layout.size());
+    let mut device = Device::new(context.appliance, &content.device, layout.size());
     match &kind {
-        FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::describe(&mut facts, &mut device, &read),
+        FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::describe(&mut facts, &device, &read),
         FsKind::Btrfs => btrfs::describe(&mut facts, inputs, layout),
         FsKind::F2fs => f2fs::describe(&mut facts, &mut device, &read),
         FsKind::Vfat => fat::describe(&mut facts, &mut device, &read),

@@ -38,8 +38,7 @@ pub(in crate::probe) fn devices(
     let mut free_extents = None;
     for block_device in inventory.devices() {
         let Some(layout) = layouts.get(&block_device.path) else { continue };
-        let device =
-            Device::new(context.appliance, &block_device.path, &block_device.node, block_device.size);
+        let device = Device::new(context.appliance, &block_device.path, block_device.size);
         let put = Put { context, device: &block_device.path };
         let all = inventory.contents.iter().chain(&inventory.members);
         let content = all.filter(|content| content.device == block_device.path).find_map(|c| c.kind.as_ref());
