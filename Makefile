@@ -41,7 +41,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-system check-appliance check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
+.PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -54,8 +54,8 @@ check: setup-tests
 
 check-all:
 	$(STEP) check-quick $(MAKE) check-quick
-	$(STEP) check-system $(MAKE) check-system
-	$(STEP) check-appliance $(MAKE) check-appliance
+	$(STEP) "link the rest" $(TEST) --no-run $(addprefix --test ,system $(GUESTS) accuracy torture)
+	$(STEP) check-programs $(MAKE) check-programs
 
 # Tests without an appliance, which take seconds. The plugin has no unit tests: they would not link
 # without nbdkit's functions, so the program "quick" tests it in nbdkit.
@@ -68,24 +68,27 @@ check-quick:
 
 # Tests without an appliance that wait for other programs: browsers, terminals, batch systems.
 check-system:
-	$(STEP) "link system" $(TEST) --no-run --test system
 	$(STEP) system $(TEST) --test system
 
-# Tests with real appliances on real images, which take minutes: one program after the other, three
-# tests at a time, since some wait for a time limit. After a failure the other programs still run.
-# "accuracy" and "torture" print their output when they end.
-GUESTS := appliance failures mapping layers metadata changes tracing live
+# Programs whose tests have real appliances on real images, which takes minutes. The longest comes
+# first.
+GUESTS := mapping layers changes appliance failures metadata tracing live
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
+# Two programs at a time, with two tests at a time: at the end of a program, one test or another
+# often waits for a time limit. Each prints its output when it ends. After a failure the others still
+# run.
+PROGRAMS = $(MAKE) --jobs=2 --keep-going --output-sync=target
+CHECK_GUESTS := $(addprefix check-with-,$(GUESTS)) check-accuracy check-corrupted check-changed
+
+check-programs:
+	$(PROGRAMS) check-system $(CHECK_GUESTS)
+
 check-appliance:
-	$(STEP) "link appliance" $(TEST) --no-run $(addprefix --test ,$(GUESTS)) --test accuracy --test torture
-	$(MAKE) --keep-going $(addprefix check-with-,$(GUESTS)) check-others
+	$(PROGRAMS) $(CHECK_GUESTS)
 
 $(addprefix check-with-,$(GUESTS)): check-with-%:
-	$(STEP) $* $(TEST) --test $* -- --test-threads=3
-
-check-others:
-	$(STEP) "accuracy, torture" $(MAKE) --jobs=2 --keep-going --output-sync=target check-accuracy check-corrupted check-changed
+	$(STEP) $* $(TEST) --test $* -- --test-threads=2
 
 check-accuracy:
 	$(STEP) accuracy $(TEST) --test accuracy
