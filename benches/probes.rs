@@ -20,7 +20,7 @@ mod guest;
 #[path = "common/page.rs"]
 mod page;
 
-use guest::{Guest, MANY, MEDIUM};
+use guest::{Guest, LARGE, MANY, MEDIUM};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::fs;
@@ -33,8 +33,6 @@ use virt_bmap::mapper::MapperOptions;
 use virt_bmap::probe::Probe;
 use virt_bmap_map::{Map, Object};
 
-const LARGE: Guest =
-    Guest { name: "large", directories: 1_000, files: 9_000, mean: 44_444, image_mib: 700, runs: 3 };
 const MILLION: Guest =
     Guest { name: "million", directories: 20_000, files: 980_000, mean: 4_096, image_mib: 4_096, runs: 1 };
 

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use virt_bmap::mapper::{Cancel, GuestDisk, MapEvent, Mapped, MapperOptions, map_guest};
 use virt_bmap::probe::Phase;
+use virt_bmap_image::{ImageFormat, Location};
 
 /// A guest that is mapped: a disk with one ext4 filesystem and no partitions.
 pub(crate) struct Guest {
@@ -24,6 +25,8 @@ pub(crate) struct Guest {
 
 pub(crate) const MEDIUM: Guest =
     Guest { name: "medium", directories: 100, files: 900, mean: 44_444, image_mib: 128, runs: 3 };
+pub(crate) const LARGE: Guest =
+    Guest { name: "large", directories: 1_000, files: 9_000, mean: 44_444, image_mib: 700, runs: 3 };
 pub(crate) const MANY: Guest =
     Guest { name: "many", directories: 5_000, files: 95_000, mean: 6_000, image_mib: 1_600, runs: 3 };
 
@@ -40,9 +43,14 @@ pub(crate) struct Run {
     pub(crate) reading: Duration,
 }
 
-/// Maps an image once.
+/// Maps a raw image once.
 pub(crate) fn map(image: &Path, options: &MapperOptions) -> Run {
-    let disks = [GuestDisk::new(image.to_owned().into(), Some(virt_bmap_image::ImageFormat::Raw))];
+    map_at(image.to_owned().into(), options)
+}
+
+/// Maps once what is raw at a location.
+pub(crate) fn map_at(location: Location, options: &MapperOptions) -> Run {
+    let disks = [GuestDisk::new(location, Some(ImageFormat::Raw))];
     let (mut began, mut ended) = (None, None);
     let mapped = map_guest(&disks, options, &Cancel::default(), &mut |event| {
         if let MapEvent::Progress(phase, _) = event {
