@@ -34,7 +34,7 @@ use virt_bmap::probe::{Legs, Probe, ProbeError};
 use virt_bmap_image::{Access, AllowedBacking, Image, ImageFormat, ImageKey, Location, Tls};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, FileType, Map, diff};
-use virt_bmap_ranges::Percent;
+use virt_bmap_ranges::{Percent, Printable};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MapArgs {
@@ -636,6 +636,12 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions)
         );
         if let Some(share) = mapped.map.header().explained() {
             note!("{} % of the bytes in use are accounted for", Percent(share));
+        }
+        // The share says nothing of these.
+        let without = mapped.map.header().without_balance();
+        let without: Vec<_> = without.map(|it| format!("{} ({})", Printable(&it.device), it.kind)).collect();
+        if !without.is_empty() {
+            note!("not known which bytes are in use: {}", without.join(", "));
         }
         if options.baseline.is_some() {
             note!("{} files reused from the baseline without reading them", mapped.reused);

@@ -69,10 +69,11 @@ impl Export for DiskExport {
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.note(self.overlay.read_at(buf, DiskOffset(offset)))?;
-        if self.overlay.is_rewritten(DiskRange::saturating(offset, buf.len() as u64))
+        let range = DiskRange::saturating(offset, buf.len() as u64);
+        if self.overlay.is_rewritten(range)
             && self.note(self.overlay.differs_from_base(buf, DiskOffset(offset)))?
         {
-            self.recorder.changed();
+            self.recorder.changed(self.disk, range);
         }
         Ok(())
     }

@@ -49,6 +49,11 @@ impl Context<'_> {
         self.channel.with(|_, warnings| warnings.on_device(device, cause));
     }
 
+    /// The guest's disks as the appliance sees them, with what it has written.
+    pub(super) fn as_seen(&self) -> Vec<Arc<dyn Source>> {
+        self.overlays.iter().map(|overlay| overlay.clone() as Arc<dyn Source>).collect()
+    }
+
     /// Bytes in the sectors that the partition table of a device counts.
     pub(super) fn table_sector(&self, inventory: &Inventory, device: &BlockDevice) -> u64 {
         let disk = inventory.disks.iter().position(|disk| disk.number == device.number);

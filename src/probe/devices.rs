@@ -3,7 +3,7 @@
 use super::channel::FIRST_PROOF;
 use super::context::Context;
 use super::found::ObjectNumber;
-use super::layout::{Layout, Proof, Segment, layouts};
+use super::layout::{self, Layout, Proof, Segment, layouts};
 use super::{Legs, ProbeError};
 use crate::appliance::{BlockDevice, DeviceNumber, Inventory};
 use crate::recorder::Recording;
@@ -25,6 +25,8 @@ const MOST_ORDERED: usize = 64;
 pub(super) struct Layouts {
     pub(super) by_path: HashMap<String, Arc<Layout>>,
     pub(super) by_number: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
+    /// What the kernel reads to find the place of other bytes.
+    pub(super) lookups: Vec<layout::Lookups>,
 }
 
 /// Adds the objects of disks, partitions and volumes with their pieces: from the layout if proofs
@@ -44,7 +46,8 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
         }
     }
 
-    let mut computed = layouts(inventory);
+    let layout::Layouts { by_path: mut computed, lookups } = layouts(inventory, &context.as_seen());
+    lookups.iter().for_each(|lookups| context.channel.ignore(&lookups.places));
     let mut plan = Vec::new();
     let mut expected: HashMap<u32, (&str, Proof)> = HashMap::new();
     let mut tag = FIRST_PROOF;
@@ -109,7 +112,7 @@ pub(super) fn devices(context: &Context<'_>, inventory: &Inventory) -> Result<La
         by_number.insert(device.number, layout);
     }
     read(context, plan)?;
-    Ok(Layouts { by_path, by_number: Arc::new(by_number) })
+    Ok(Layouts { by_path, by_number: Arc::new(by_number), lookups })
 }
 
 fn read(context: &Context<'_>, reads: Vec<DeviceRead>) -> Result<(), ProbeError> {

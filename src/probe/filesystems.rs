@@ -110,7 +110,7 @@ pub(super) fn each_filesystem(
             },
         );
     }
-    let layouts = LazyCell::new(|| layouts(inventory));
+    let layouts = LazyCell::new(|| layouts(inventory, &context.as_seen()).by_path);
     for Content { device, .. } in unknown {
         // A table that was written over a filesystem: the partition has bytes of that.
         let whole = inventory.device(device).and_then(|device| inventory.partitioned(device));

@@ -39,7 +39,7 @@ pub fn survey(context: &Context<'_>) -> Result<(), ProbeError> {
     }
     let layouts = devices(context, &inventory)?;
     if context.metadata {
-        metadata::devices(context, &inventory, &layouts.by_path)?;
+        metadata::devices(context, &inventory, &layouts)?;
     }
     warn_of_missing_members(context, &inventory, &layouts.by_path);
     let suspended = |content: &&Content| content.kind == Some(FsKind::SwapSuspend);

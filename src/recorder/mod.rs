@@ -151,6 +151,8 @@ struct State {
     requests: u64,
     bytes: u64,
     news: u64,
+    /// Parts of the disks whose reads are not recorded.
+    ignored: Recording,
 }
 
 impl Recorder {
@@ -163,21 +165,39 @@ impl Recorder {
     pub fn read(&self, disk: DiskNumber, range: DiskRange) {
         let mut guard = self.state();
         let state = &mut *guard;
-        let is_new = match &mut state.series {
-            Some(series) => series.push(disk, range),
-            None => state.current.insert(disk, range),
-        };
-        state.news += u64::from(is_new);
         state.requests += 1;
         state.bytes += range.len();
+        let mut at = range.start;
+        let ignored: Vec<DiskRange> = state.ignored.overlap(disk, range).collect();
+        for end in ignored.into_iter().chain([DiskRange { start: range.end, end: range.end }]) {
+            let part = DiskRange { start: at, end: end.start };
+            at = end.end;
+            if part.is_empty() {
+                continue;
+            }
+            let is_new = match &mut state.series {
+                Some(series) => series.push(disk, part),
+                None => state.current.insert(disk, part),
+            };
+            state.news += u64::from(is_new);
+        }
     }
 
-    /// Notes that the last read found other bytes than those of the image, because the overlay was
-    /// written there.
+    /// From now on does not record reads of these parts of the disks: what the kernel reads there to
+    /// find the place of other bytes, at times that cannot be foreseen.
+    pub fn ignore(&self, parts: &Recording) {
+        self.state().ignored.extend(parts.iter());
+    }
+
+    /// Notes that a read found other bytes than those of the image, because the overlay was written
+    /// there.
     ///
     /// In a series that read cannot be attributed, so the series is given up.
-    pub fn changed(&self) {
+    pub fn changed(&self, disk: DiskNumber, range: DiskRange) {
         let mut state = self.state();
+        if state.ignored.contains(disk, range) {
+            return;
+        }
         match &mut state.series {
             Some(series) => series.missed += 1,
             None => state.current.is_changed = true,
@@ -265,13 +285,27 @@ mod tests {
     fn a_change_belongs_to_the_tag_under_which_it_was_seen() {
         let recorder = Recorder::new();
         recorder.read(1, DiskRange::new(0, 4));
-        recorder.changed();
+        recorder.changed(1, DiskRange::new(0, 4));
         assert!(recorder.switch(Some(Tag(1))).is_changed());
         recorder.read(1, DiskRange::new(2, 8));
         let recording = recorder.switch(None);
         assert!(!recording.is_changed());
         assert!(recording.overlap(1, DiskRange::new(0, 4)).eq([DiskRange::new(2, 4)]));
         assert_eq!(recording.overlap(2, DiskRange::new(0, 4)).count(), 0);
+    }
+
+    #[test]
+    fn look_ups_are_not_recorded() {
+        let recorder = Recorder::new();
+        recorder.ignore(&[(1, DiskRange::new(4, 8))].into_iter().collect());
+        for (start, end) in [(0, 6), (5, 7), (7, 10)] {
+            recorder.read(1, DiskRange::new(start, end));
+        }
+        recorder.read(2, DiskRange::new(4, 8));
+        recorder.changed(1, DiskRange::new(5, 7));
+        let recording = recorder.switch(None);
+        let read = [(1, DiskRange::new(0, 4)), (1, DiskRange::new(8, 10)), (2, DiskRange::new(4, 8))];
+        assert!(recording.iter().eq(read) && !recording.is_changed());
     }
 
     #[test]

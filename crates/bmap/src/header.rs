@@ -64,6 +64,11 @@ impl Header {
     pub fn balance(&self) -> Option<Balance> {
         self.filesystems.iter().filter_map(|filesystem| filesystem.balance).reduce(Balance::plus)
     }
+
+    /// The filesystems that do not say which bytes are in use.
+    pub fn without_balance(&self) -> impl Iterator<Item = &Filesystem> {
+        self.filesystems.iter().filter(|filesystem| filesystem.balance.is_none())
+    }
 }
 
 /// Bytes in a sector of most disks.

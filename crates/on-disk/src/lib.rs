@@ -9,6 +9,8 @@ pub mod ext;
 pub mod fat;
 pub mod hfsplus;
 pub mod iso9660;
+pub mod snapshot;
+pub mod thin;
 pub mod udf;
 pub mod ufs;
 
@@ -59,7 +61,7 @@ impl Fields for [u8] {
 
 /// A reader of these bytes.
 #[cfg(test)]
-pub(crate) fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
+pub(crate) fn reader(disk: &[u8]) -> impl Fn(u64, u64) -> Option<Vec<u8>> + use<> {
     let disk = disk.to_vec();
     move |at, length| Some(disk.get(at as usize..)?.get(..length as usize)?.to_vec())
 }

@@ -38,7 +38,10 @@ impl Walk {
         id: ObjectNumber,
         file: &BatchFile,
     ) -> Option<RangeSet<DeviceOffset>> {
-        self.ends(sample, id, file).map(|end| Range::at(DeviceOffset(end.physical), end.length)).collect()
+        let ends = self.ends(sample, id, file).map(|end| Range::at(DeviceOffset(end.physical), end.length));
+        let ends: RangeSet<_> = ends.collect::<Option<_>>()?;
+        // What is on no disk is not read.
+        Some(self.placement.layout.as_deref()?.on_disks(&ends).into_owned())
     }
 
     /// The expected blocks of a file, on the disks; `None` if they are not exactly known, or if the

@@ -136,6 +136,11 @@ impl Channel {
         Ok(())
     }
 
+    /// From now on does not record reads of these places: see [`Recorder::ignore`].
+    pub fn ignore(&self, places: &Recording) {
+        self.recorder.ignore(places);
+    }
+
     /// Forgets earlier reads: the following ones are those of mounting the filesystem that will be
     /// walked.
     pub fn begin_mount(&self) {

@@ -2,16 +2,17 @@
 
 use super::md::{self, Member};
 use super::raid::Level;
-use super::{Builder, Lower};
+use super::{Builder, Lower, snapshot, thin};
 use crate::appliance::{DmTarget, device_number};
 
 /// Sectors of device-mapper tables.
 const SECTOR: u64 = 512;
 
 /// Adds what a target maps; `None` if that does not follow from its table.
-pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Option<()> {
+pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &mut Lower<'_>) -> Option<()> {
     let argument = |index: usize| target.arguments.get(index).map(String::as_str);
-    let below = |index| lower.get(&device_number(argument(index)?)?);
+    let device = |index| device_number(argument(index)?);
+    let below = |index| lower.get(device(index)?);
     let number = |index| argument(index)?.parse::<u64>().ok();
     let sectors = |index| number(index)?.checked_mul(SECTOR);
     // A count or index of arguments, of which no table has as many.
@@ -27,6 +28,16 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &Lower) -> Op
         "zero" => builder.nothing(target.start, target.length),
         // <device>
         "snapshot-origin" => drop(builder.map(target.start, target.length, below(0)?, target.start, 0)?),
+        // <origin> <store> <persistent> <chunk size>
+        "snapshot" if argument(2).is_some_and(|word| word.starts_with('P')) => {
+            snapshot::map(builder, target, device(0)?, device(1)?, sectors(3)?, lower)?;
+        }
+        // <pool> <device> [<external origin>]
+        "thin" => {
+            let [pool] = lower.tables.get(&device(0)?)? else { return None };
+            let origin = if target.arguments.len() > 2 { Some(below(2)?.clone()) } else { None };
+            thin::map(builder, target, pool, number(1)?, origin.as_ref(), lower)?;
+        }
         // <metadata device> <cache device> <origin> <block size> <number of features> <features>...
         // The agent has put it into this mode, if possible.
         "cache" if target.arguments.iter().any(|word| word == "passthrough") => {

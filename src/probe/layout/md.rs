@@ -9,12 +9,12 @@ const MOST_MEMBERS: u64 = 1 << 10;
 
 /// Adds what an array of `size` bytes maps; `None` if that does not follow from the kernel's
 /// numbers.
-pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Lower) -> Option<()> {
+pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Lower<'_>) -> Option<()> {
     if array.level == "linear" {
         let mut at = 0;
         for member in &array.members {
             let length = member.size.min(size - at);
-            builder.map(at, length, lower.get(&member.device)?, member.offset, 0)?;
+            builder.map(at, length, lower.get(member.device)?, member.offset, 0)?;
             at += length;
         }
         return Some(());
@@ -34,7 +34,7 @@ pub(super) fn map(builder: &mut Builder, array: &MdArray, size: u64, lower: &Low
         let Some(member) = array.members.iter().find(|member| member.slot == slot) else {
             return Some(Member::Missing);
         };
-        Some(Member::At(lower.get(&member.device)?, member.offset))
+        Some(Member::At(lower.get(member.device)?, member.offset))
     };
     if level.is_mirror() {
         return spread(builder, level, 0, array.disks, (0, size), &place);

@@ -15,17 +15,19 @@ mod md;
 mod proof;
 mod raid;
 mod segment;
+mod snapshot;
+mod thin;
 
 pub use btrfs::address_space;
 pub use proof::Proof;
 pub use segment::Segment;
 
-use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, Inventory};
+use crate::appliance::{BlockDevice, DeviceKind, DeviceNumber, DmTarget, Inventory};
 use crate::recorder::Recording;
 use builder::Builder;
 use segment::overlap;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use virt_bmap_image::Source;
 use virt_bmap_ranges::{DeviceOffset, DiskNumber, DiskOffset, DiskRange, Range, RangeSet};
@@ -168,7 +170,8 @@ impl Layout {
 
     /// Bytes of the device, as far as its layout is known.
     pub fn size(&self) -> u64 {
-        self.copies.iter().filter_map(|copy| copy.last()).map(|last| last.device.end.0).max().unwrap_or(0)
+        let ends = self.copies.iter().filter_map(|copy| copy.last()).map(|last| last.device.end);
+        ends.chain(self.nowhere.iter().last().map(|last| last.end)).max().map_or(0, |end| end.0)
     }
 
     /// The number of copies.
@@ -190,42 +193,97 @@ impl Layout {
     }
 }
 
-/// Layouts of the devices below, by number.
-type Lower = HashMap<DeviceNumber, Layout>;
+/// The devices below, by number.
+struct Lower<'a> {
+    /// The layouts that are known so far.
+    layouts: HashMap<DeviceNumber, Layout>,
+    /// The tables of the device mapper.
+    tables: HashMap<DeviceNumber, &'a [DmTarget]>,
+    /// The guest's disks, as the appliance sees them.
+    disks: &'a [Arc<dyn Source>],
+    /// Where the kernel looks up the place of other bytes, by device and name.
+    lookups: BTreeMap<(DeviceNumber, &'static str), Recording>,
+}
 
-/// The layouts of an inventory's devices, by device name, without those that do not follow from the
-/// kernel's tables (thin volumes, caches, …).
-pub fn layouts(inventory: &Inventory) -> HashMap<String, Layout> {
-    let mut by_number = Lower::new();
-    for (disk, device) in (1..).zip(&inventory.disks) {
-        by_number.insert(device.number, Layout::of_disk(disk, device.size));
+impl Lower<'_> {
+    fn get(&self, number: DeviceNumber) -> Option<&Layout> {
+        self.layouts.get(&number)
     }
+
+    /// Notes that the kernel looks up the place of other bytes in these parts of a device.
+    fn note_lookups(
+        &mut self,
+        number: DeviceNumber,
+        name: &'static str,
+        parts: impl IntoIterator<Item = Range<DeviceOffset>>,
+    ) {
+        let Some(layout) = self.layouts.get(&number) else { return };
+        let segments = parts.into_iter().flat_map(|part| layout.part(part).unwrap_or_default());
+        let places = segments.map(|segment| (segment.disk, segment.disk_range()));
+        self.lookups.entry((number, name)).or_default().extend(places);
+    }
+}
+
+/// Where the kernel looks up the place of other bytes: the metadata of a thin pool, the exceptions of
+/// a snapshot.
+pub struct Lookups {
+    /// The device, which is a part of others.
+    pub device: String,
+    /// The name of these bytes in a map.
+    pub name: &'static str,
+    /// The places, all copies.
+    pub places: Recording,
+}
+
+/// The layouts of an inventory's devices.
+pub struct Layouts {
+    /// The layouts by device name, without those that do not follow from the kernel's tables and the
+    /// metadata that these name (caches with dirty blocks, …).
+    pub by_path: HashMap<String, Layout>,
+    /// What the kernel reads to find the place of other bytes.
+    pub lookups: Vec<Lookups>,
+}
+
+/// The layouts of an inventory's devices. `disks` are the guest's, as the appliance sees them.
+pub fn layouts(inventory: &Inventory, disks: &[Arc<dyn Source>]) -> Layouts {
     let mut rest: Vec<&BlockDevice> = inventory.devices().chain(&inventory.hidden).collect();
+    let tables = rest.iter().filter_map(|device| match &device.kind {
+        DeviceKind::Dm { targets } => Some((device.number, &targets[..])),
+        _ => None,
+    });
+    let of_disks = (1..).zip(&inventory.disks);
+    let of_disks = of_disks.map(|(disk, device)| (device.number, Layout::of_disk(disk, device.size)));
+    let mut lower =
+        Lower { layouts: of_disks.collect(), tables: tables.collect(), disks, lookups: BTreeMap::new() };
     // Devices are stacked in any order; each round settles those whose lower devices are settled.
     loop {
         let before = rest.len();
         rest.retain(|device| {
-            if let Some(layout) = layout(device, &by_number) {
-                by_number.insert(device.number, layout);
+            if let Some(layout) = layout(device, &mut lower) {
+                lower.layouts.insert(device.number, layout);
             }
-            !by_number.contains_key(&device.number)
+            !lower.layouts.contains_key(&device.number)
         });
         if rest.len() == before {
             break;
         }
     }
-    inventory
-        .devices()
-        .filter_map(|device| Some((device.path.clone(), by_number.get(&device.number)?.clone())))
-        .collect()
+    let Lower { layouts, lookups, .. } = lower;
+    let named =
+        inventory.devices().filter_map(|it| Some((it.path.clone(), layouts.get(&it.number)?.clone())));
+    let path = |number| inventory.devices().chain(&inventory.hidden).find(|it| it.number == number);
+    let lookups = lookups.into_iter().filter_map(|((number, name), places)| {
+        Some(Lookups { device: path(number)?.path.clone(), name, places })
+    });
+    Layouts { by_path: named.collect(), lookups: lookups.collect() }
 }
 
-fn layout(device: &BlockDevice, lower: &Lower) -> Option<Layout> {
+fn layout(device: &BlockDevice, lower: &mut Lower<'_>) -> Option<Layout> {
     let mut builder = Builder::default();
     match &device.kind {
-        DeviceKind::Disk => return lower.get(&device.number).cloned(),
+        DeviceKind::Disk => return lower.get(device.number).cloned(),
         DeviceKind::Partition { of, start } => {
-            builder.map(0, device.size, lower.get(of)?, *start, 0)?;
+            builder.map(0, device.size, lower.get(*of)?, *start, 0)?;
         }
         DeviceKind::Dm { targets } if !targets.is_empty() => {
             for target in targets {

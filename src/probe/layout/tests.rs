@@ -34,6 +34,10 @@ fn inventory(targets: Vec<DmTarget>) -> Inventory {
     }
 }
 
+fn layouts_of(inventory: &Inventory) -> HashMap<String, Layout> {
+    layouts(inventory, &[]).by_path
+}
+
 /// The places of a device: disk, start, length.
 fn places(layout: &Layout) -> Vec<(u16, u64, u64)> {
     layout.segments().map(|s| (s.disk, s.start.0, s.device.len())).collect()
@@ -42,7 +46,7 @@ fn places(layout: &Layout) -> Vec<(u16, u64, u64)> {
 #[test]
 fn a_volume_over_a_partition_and_a_disk() {
     let all =
-        layouts(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
+        layouts_of(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
     let lv = &all["/dev/vg/lv"];
     assert_eq!(places(lv), [(1, 8192, 8192), (2, 8192, 4096)]);
     // A volume that is stacked on a later one is found all the same.
@@ -64,7 +68,7 @@ fn a_volume_over_a_partition_and_a_disk() {
 #[test]
 fn recordings_are_translated_back() {
     let all =
-        layouts(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
+        layouts_of(&inventory(vec![target(0, 8192, "linear 8:1 8"), target(8192, 4096, "linear 8:16 16")]));
     let back = |ranges: &[(u16, u64, u64)]| {
         let recording = ranges.iter().map(|&(disk, start, end)| (disk, DiskRange::new(start, end))).collect();
         all["/dev/vg/lv"].to_device(&recording)
@@ -79,13 +83,13 @@ fn recordings_are_translated_back() {
 #[test]
 fn a_passthrough_cache_is_its_origin() {
     let line = "cache 8:0 8:1 8:16 128 2 metadata2 passthrough smq 0";
-    let all = layouts(&inventory(vec![target(0, 4096, line)]));
+    let all = layouts_of(&inventory(vec![target(0, 4096, line)]));
     assert_eq!(places(&all["/dev/vg/lv"]), [(2, 0, 4096)]);
 }
 
 #[test]
 fn a_member_that_is_not_known_is_not_missing() {
-    let of = |line| layouts(&inventory(vec![target(0, 4096, line)])).remove("/dev/vg/lv");
+    let of = |line| layouts_of(&inventory(vec![target(0, 4096, line)])).remove("/dev/vg/lv");
     assert!(of("raid raid5_ls 1 8 3 - 8:0 - 8:16 - 253:77").is_none());
     assert!(of("raid raid1 1 0 2 - 8:0 - 253:77").is_none());
     assert!(of("raid raid5_ls 1 8 3 - - - 8:0 - 8:16").unwrap().is_partial());
@@ -102,7 +106,7 @@ fn what_reads_as_zeroes_is_on_no_disk() {
         target(4096, 4096, "zero"),
         target(8192, 4096, "linear 8:0 16"),
     ];
-    let all = layouts(&inventory(targets));
+    let all = layouts_of(&inventory(targets));
     let layout = &all["/dev/vg/lv"];
     assert_eq!(places(layout), [(1, 0, 4096), (1, 8192, 4096)]);
     let whole = Range::new(0, 12288);
@@ -113,14 +117,14 @@ fn what_reads_as_zeroes_is_on_no_disk() {
 
 #[test]
 fn stripes_alternate() {
-    let all = layouts(&inventory(vec![target(0, 20480, "striped 2 16 8:0 0 8:16 8")]));
+    let all = layouts_of(&inventory(vec![target(0, 20480, "striped 2 16 8:0 0 8:16 8")]));
     assert_eq!(places(&all["/dev/vg/lv"]), [(1, 0, 8192), (2, 4096, 8192), (1, 8192, 4096)]);
 }
 
 #[test]
 fn mirrors_have_copies() {
     for line in ["mirror core 1 1024 2 8:0 8 8:16 16", "raid raid1 3 0 region_size 4096 2 - 8:0 - 8:16"] {
-        let all = layouts(&inventory(vec![target(0, 4096, line)]));
+        let all = layouts_of(&inventory(vec![target(0, 4096, line)]));
         let lv = &all["/dev/vg/lv"];
         assert_eq!(lv.copy_count(), 2);
         let starts: Vec<_> = lv.segments().map(|s| (s.disk, s.copy, s.device.len())).collect();
@@ -134,6 +138,92 @@ fn mirrors_have_copies() {
     }
 }
 
+/// A disk of these bytes.
+struct Bytes(Vec<u8>);
+
+impl Source for Bytes {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> std::io::Result<()> {
+        let at = offset.0 as usize;
+        buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// Two disks of 1 MiB, the first with these words of eight bytes.
+fn disks_with(words: &[(usize, u64)]) -> Vec<Arc<dyn Source>> {
+    let mut first = vec![0; 1 << 20];
+    for (at, word) in words {
+        first[*at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    vec![Arc::new(Bytes(first)), Arc::new(Bytes(vec![0; 1 << 20]))]
+}
+
+#[test]
+fn a_thin_volume_lies_where_the_metadata_of_its_pool_says() {
+    // The metadata fills the beginning of the first disk. Its tree of devices has device 5, whose
+    // blocks 1 and 2 (of 64 KiB) are blocks 9 and 3 of the second disk.
+    let (devices, blocks) = (4096, 2 * 4096);
+    let entries = 32 + 252 * 8;
+    let disks = disks_with(&[
+        (32, 27_022_010),
+        (320, 1),
+        (336, 128),
+        (devices, 2 << 32),
+        (devices + 8, 1),
+        (devices + 16, 1 | 252 << 32),
+        (devices + 32, 5),
+        (devices + entries, 2),
+        (blocks, 2 << 32),
+        (blocks + 8, 2),
+        (blocks + 16, 2 | 252 << 32),
+        (blocks + 32, 1),
+        (blocks + 40, 2),
+        (blocks + entries, 9 << 24),
+        (blocks + entries + 8, 3 << 24),
+    ]);
+    let mut inventory = inventory(vec![target(0, 250 << 10, "thin 253:7 5")]);
+    let pool = target(0, 1 << 20, "thin-pool 8:0 8:16 128 0 0");
+    inventory.hidden.push(device(
+        "/dev/vg/pool-tpool",
+        (253, 7),
+        1 << 20,
+        DeviceKind::Dm { targets: vec![pool] },
+    ));
+    let found = layouts(&inventory, &disks);
+    let lv = &found.by_path["/dev/vg/lv"];
+    assert_eq!(places(lv), [(2, 9 << 16, 64 << 10), (2, 3 << 16, 64 << 10)]);
+    // The rest is nowhere, and known to be.
+    assert_eq!((lv.size(), lv.covers(Range::new(0, 250 << 10))), (250 << 10, true));
+    assert_eq!(lv.on_disks(&[Range::new(0, 250 << 10)].into_iter().collect()).bytes(), 128 << 10);
+    let [lookups] = &found.lookups[..] else { panic!() };
+    assert_eq!((&*lookups.device, lookups.name), ("/dev/sd0", "[thin pool metadata]"));
+    assert!(lookups.places.iter().eq([(1, DiskRange::new(0, 1 << 20))]));
+
+    // What the pool lacks is read from an external origin, as far as that goes.
+    inventory.volumes[1].kind = DeviceKind::Dm { targets: vec![target(0, 250 << 10, "thin 253:7 5 8:1")] };
+    let of = |inventory: &Inventory| layouts(inventory, &disks).by_path.remove("/dev/vg/lv");
+    assert_eq!(places(&of(&inventory).unwrap())[0], (1, 4096, 64 << 10));
+    inventory.volumes[1].kind = DeviceKind::Dm { targets: vec![target(0, 250 << 10, "thin 253:7 6")] };
+    assert_eq!(of(&inventory), None, "the pool has no device 6");
+}
+
+#[test]
+fn a_snapshot_lies_in_its_store_and_in_its_origin() {
+    // The store is the first disk, with chunks of 4 KiB. It holds chunk 2 of the origin.
+    let disks = disks_with(&[(0, 0x7041_6e53 | 1 << 32), (8, 1 | 8 << 32), (4096, 2), (4104, 7)]);
+    let found = layouts(&inventory(vec![target(0, 32 << 10, "snapshot 8:16 8:0 P 8")]), &disks);
+    let lv = &found.by_path["/dev/vg/lv"];
+    assert_eq!(places(lv), [(2, 0, 8 << 10), (1, 7 << 12, 4 << 10), (2, 12 << 10, 20 << 10)]);
+    assert_eq!(found.lookups[0].name, "[snapshot exceptions]");
+    assert!(found.lookups[0].places.iter().eq([(1, DiskRange::new(0, 8 << 10))]));
+    let without = layouts(&inventory(vec![target(0, 32 << 10, "snapshot 8:16 8:0 N 8")]), &disks);
+    assert!(!without.by_path.contains_key("/dev/vg/lv"), "a store that is not kept");
+}
+
 #[test]
 fn devices_with_unknown_tables_have_no_layout() {
     for line in [
@@ -143,11 +233,11 @@ fn devices_with_unknown_tables_have_no_layout() {
         "cache 8:0 8:1 8:16 128 1 writethrough smq 0",
         "linear 8:99 0",
     ] {
-        assert!(!layouts(&inventory(vec![target(0, 4096, line)])).contains_key("/dev/vg/lv"), "{line}");
+        assert!(!layouts_of(&inventory(vec![target(0, 4096, line)])).contains_key("/dev/vg/lv"), "{line}");
     }
     // A volume that would reach past the end of the lower device has no layout, either.
-    assert!(!layouts(&inventory(vec![target(0, 1 << 20, "linear 8:1 8")])).contains_key("/dev/vg/lv"));
-    assert!(layouts(&inventory(Vec::new())).contains_key("/dev/sda1"));
+    assert!(!layouts_of(&inventory(vec![target(0, 1 << 20, "linear 8:1 8")])).contains_key("/dev/vg/lv"));
+    assert!(layouts_of(&inventory(Vec::new())).contains_key("/dev/sda1"));
 }
 
 fn array(
@@ -169,7 +259,7 @@ fn array(
         others: vec![device("/dev/md0", (9, 0), size, DeviceKind::Md(array))],
         ..Inventory::default()
     };
-    layouts(&inventory).remove("/dev/md0")
+    layouts_of(&inventory).remove("/dev/md0")
 }
 
 #[test]
@@ -217,8 +307,8 @@ fn impossible_counts_give_no_layout() {
         "raid raid1 3 0 region_size 4096 18446744073709551615 - 8:0 - 8:16",
         "striped 18446744073709551615 8 8:0 0 8:16 0",
     ] {
-        assert!(!layouts(&inventory(vec![target(0, 1 << 20, line)])).contains_key("/dev/vg/lv"), "{line}");
+        assert!(!layouts_of(&inventory(vec![target(0, 1 << 20, line)])).contains_key("/dev/vg/lv"), "{line}");
     }
     let past_the_end = target(u64::MAX - 511, 1024, "linear 8:1 8");
-    assert!(!layouts(&inventory(vec![past_the_end])).contains_key("/dev/vg/lv"));
+    assert!(!layouts_of(&inventory(vec![past_the_end])).contains_key("/dev/vg/lv"));
 }

@@ -16,9 +16,8 @@ use crate::appliance::Inventory;
 use crate::probe::ProbeError;
 use crate::probe::context::Context;
 use crate::probe::device::Device;
-use crate::probe::layout::Layout;
-use std::collections::HashMap;
-use std::sync::Arc;
+use crate::probe::devices::Layouts;
+use crate::probe::layout::Lookups;
 use virt_bmap_agent_protocol::{Class, FsKind};
 use virt_bmap_map::{Kind, Marks};
 use virt_bmap_ranges::{DeviceOffset, Range};
@@ -33,11 +32,14 @@ type Found = (&'static str, Vec<(u64, u64)>, bool);
 pub(in crate::probe) fn devices(
     context: &Context<'_>,
     inventory: &Inventory,
-    layouts: &HashMap<String, Arc<Layout>>,
+    layouts: &Layouts,
 ) -> Result<(), ProbeError> {
+    for Lookups { device, name, places } in &layouts.lookups {
+        Put { context, device }.places(Kind::Metadata, name.as_bytes(), places)?;
+    }
     let mut free_extents = None;
     for block_device in inventory.devices() {
-        let Some(layout) = layouts.get(&block_device.path) else { continue };
+        let Some(layout) = layouts.by_path.get(&block_device.path) else { continue };
         let device = Device::new(context.appliance, &block_device.path, block_device.size);
         let put = Put { context, device: &block_device.path };
         let all = inventory.contents.iter().chain(&inventory.members);
