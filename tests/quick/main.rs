@@ -10,6 +10,7 @@ mod container;
 mod documentation;
 mod examples;
 mod fleet;
+mod libguestfs;
 mod nbd_server;
 mod packages;
 mod plugin;
