@@ -16,6 +16,7 @@ mod packages;
 mod plugin;
 mod programs;
 mod questions;
+mod setup;
 mod update;
 mod warnings;
 
