@@ -5,6 +5,8 @@
 # make fleet-check    maps a fleet of twenty guests
 # make torture        maps corrupted guests
 # make update-torture    updates maps of guests that change at random
+# make matrix         tests in other releases of Debian, and writes docs/compatibility.md
+# make check-trixie   maps one guest in a fresh Debian 13
 # make plugin  builds the plugin for nbdkit
 # make audit   checks licences, sources and versions of the dependencies with cargo-deny
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace
@@ -41,7 +43,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
+.PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy check-corrupted check-changed check-trixie matrix accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -139,6 +141,16 @@ compare-maps: build
 update-torture: setup-tests
 	$(TEST) --test torture -- changed --all
 
+# Tests in fresh releases of Debian, each with its own libguestfs, qemu and kernel, and writes their
+# table. SUITES="trixie" tests only these. Takes half an hour for each; needs root.
+matrix: setup-tests
+	CARGO="$(CARGO)" scripts/matrix/run.sh $(SUITES)
+
+# The same program, as the tests have built it, in a fresh Debian 13: one guest, one map. Needs root.
+check-trixie: setup-tests
+	$(TEST) --no-run --test quick
+	scripts/matrix/check-release.sh trixie
+
 bench: setup-tests
 	$(CARGO) bench
 
@@ -157,7 +169,7 @@ fmt:
 
 lint:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
+	if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh scripts/matrix/*.sh .ci/run; fi
 
 # Spelling. PyPI has a wheel of the program for every machine.
 typos: $(TYPOS)
@@ -182,10 +194,10 @@ doc:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items --locked
 
 setup:
-	scripts/setup-debian.sh
+	scripts/setup.sh
 
 setup-tests:
-	scripts/setup-debian.sh --tests
+	scripts/setup.sh --tests
 
 clean-fixtures:
 	rm -rf target/fixtures target/demo

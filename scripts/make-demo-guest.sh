@@ -11,7 +11,7 @@ if [ $# -ne 1 ]; then
     exit 2
 fi
 for tool in guestfish tar; do
-    command -v "$tool" >/dev/null || { echo "$0: $tool is not installed: run scripts/setup-debian.sh" >&2; exit 1; }
+    command -v "$tool" >/dev/null || { echo "$0: $tool is not installed: run scripts/setup.sh" >&2; exit 1; }
 done
 
 out=$1

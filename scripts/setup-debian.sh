@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs the packages that virt-bmap-rs needs on Debian 12 or later:
+# Installs the packages that virt-bmap-rs needs on Debian 12 or later, and on Ubuntu 22.04 or later:
 # setup-debian.sh [--tests] [--check]
 #
 #   --tests   also install the programs that the tests need
@@ -9,11 +9,15 @@
 # privileges, so that it can run before every build.
 set -eu -o pipefail
 
+# "a|b" is a package that has another name in some release.
+#
+# libguestfs-dev depends on the library, whose package is libguestfs0, or libguestfs0t64 since the
+# change to 64 bits for times (Debian 13, Ubuntu 24.04).
 build=(ca-certificates gcc libc6-dev libguestfs-dev make pkg-config)
-run=(libguestfs0 libguestfs-xfs guestfish qemu-system-x86 qemu-utils)
+run=(libguestfs-xfs "guestfish|libguestfs-tools" qemu-system-x86 qemu-utils)
 # libguestfs builds the appliance from the programs of this machine. These mount filesystems in it.
 filesystems=(btrfs-progs cryptsetup-bin dosfstools e2fsprogs exfatprogs f2fs-tools ldmtool lvm2 mdadm ntfs-3g xfsprogs)
-tests=(busybox-static bzip2 chromium cpio erofs-utils ewf-tools fdisk fio fonts-dejavu-core gawk gddrescue grub-common grub-pc-bin jfsutils jq kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils lz4 makefs mount munge nbd-client nbdkit nilfs-tools openssh-server parallel procps python3-cryptography python3-libnbd python3-venv qemu-block-extra sleuthkit slurm-client slurmctld slurmd squashfs-tools tgt thin-provisioning-tools tmux udftools util-linux valgrind xorriso xz-utils zstd)
+tests=(busybox-static bzip2 chromium cpio debootstrap erofs-utils ewf-tools fdisk fio fonts-dejavu-core gawk gddrescue grub-common grub-pc-bin jfsutils jq kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils lz4 makefs mount munge nbd-client nbdkit nilfs-tools openssh-server parallel procps python3-cryptography python3-libnbd python3-venv qemu-block-extra sleuthkit slurm-client slurmctld slurmd squashfs-tools tgt thin-provisioning-tools tmux udftools util-linux valgrind xorriso xz-utils zstd)
 
 check=
 wanted=("${build[@]}" "${run[@]}" "${filesystems[@]}")
@@ -30,14 +34,34 @@ say() { echo "setup-debian: $*" >&2; }
 command -v dpkg-query >/dev/null || { say "this is no Debian; needed here: ${wanted[*]}, and a Linux kernel in /boot"; exit 1; }
 
 installed_version() { { dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null || :; } | sed -n 's/^installed //p'; }
-candidate_version() { LC_ALL=C apt-cache policy "$1" | sed -n 's/^  Candidate: //p'; }
+candidate_version() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: \([^(]\)/\1/p'; }
 
-# Prints the packages of `wanted` that are not installed.
+# Prints the packages of `wanted` that are not installed, each by the first of its names that this
+# release has.
 missing_packages() {
-    local package
-    for package in "${wanted[@]}"; do
-        [ -n "$(installed_version "$package")" ] || echo "$package"
+    local names name chosen
+    for names in "${wanted[@]}"; do
+        chosen=
+        for name in ${names//|/ }; do
+            [ -z "$(installed_version "$name")" ] || continue 2
+            [ -n "$chosen" ] || [ -z "$(candidate_version "$name")" ] || chosen=$name
+        done
+        echo "${chosen:-${names%%|*}}"
     done
+}
+
+# Takes packages of tests that this release does not have out of `wanted`.
+drop_unknown_tests() {
+    local name kept=() unknown=()
+    for name in "${wanted[@]}"; do
+        if [[ " ${tests[*]} " == *" $name "* ]] && [ -z "$(installed_version "$name")$(candidate_version "$name")" ]; then
+            unknown+=("$name")
+        else
+            kept+=("$name")
+        fi
+    done
+    [ ${#unknown[@]} -eq 0 ] || say "this release has no ${unknown[*]}: tests that need them are skipped"
+    wanted=("${kept[@]}")
 }
 
 # The appliance boots a kernel of this machine. Any kernel with its modules is suitable.
@@ -49,10 +73,17 @@ has_kernel() {
     return 1
 }
 
+# Debian calls the kernel by the architecture, Ubuntu calls it generic.
+kernel_package() {
+    local name
+    name=linux-image-$(dpkg --print-architecture)
+    [ -n "$(candidate_version "$name")" ] || [ -z "$(candidate_version linux-image-generic)" ] || name=linux-image-generic
+    echo "$name"
+}
 install=()
 plan() {
     mapfile -t install < <(missing_packages)
-    has_kernel || install+=("linux-image-$(dpkg --print-architecture)")
+    has_kernel || install+=("$(kernel_package)")
 }
 plan
 
@@ -66,6 +97,9 @@ elif [ ${#install[@]} -gt 0 ]; then
     fi
     say "installing ${install[*]}"
     "${root[@]}" apt-get update -q || say "apt-get update failed; going on with the lists that are there"
+    # Now the lists say which names there are.
+    drop_unknown_tests
+    plan
 
     # The installed qemu-utils may be newer than the qemu-system-x86 in the archive, in an image
     # that was made with another mirror. Then apt refuses the combination. Install the version of

@@ -73,8 +73,8 @@ const JUMP: [u8; 5] = [0xea, 0x00, 0x00, 0x00, 0xf0];
 /// `isa-debug-exit` turns the byte 0x10, written by the ROM, into `(0x10 << 1) | 1`.
 const EXIT_CODE: i32 = 33;
 
-/// Decides how to run the appliance with `qemu`.
-pub fn decide(wanted: Acceleration, qemu: &Path) -> Decision {
+/// Decides how to run the appliance with `qemu`; `None`: it is not known which qemu that is.
+pub fn decide(wanted: Acceleration, qemu: Option<&Path>) -> Decision {
     match wanted {
         Acceleration::Kvm => Decision::Kvm,
         Acceleration::Tcg => Decision::Tcg { because: String::new() },
@@ -85,7 +85,7 @@ pub fn decide(wanted: Acceleration, qemu: &Path) -> Decision {
     }
 }
 
-fn usable(qemu: &Path) -> Result<(), String> {
+fn usable(qemu: Option<&Path>) -> Result<(), String> {
     let device = Path::new("/dev/kvm");
     if let Err(error) = OpenOptions::new().read(true).write(true).open(device) {
         return Err(match error.kind() {
@@ -97,6 +97,9 @@ fn usable(qemu: &Path) -> Result<(), String> {
         // The ROM is x86 code. On other hosts only the launch shows whether KVM works.
         return Ok(());
     }
+    let Some(qemu) = qemu else {
+        return Err("KVM cannot be tested, because qemu was not found; LIBGUESTFS_HV can name it".into());
+    };
     let cache = cache::directory().and_then(|path| TrustedDirectory::make(&path).ok());
     let note = cache.zip(note_name(qemu, device));
     if let Some(answer) = note.as_ref().and_then(|(cache, name)| cache.note(name)) {
@@ -162,7 +165,7 @@ mod tests {
 
     #[test]
     fn emulation_on_request_needs_no_probe() {
-        let decision = decide(Acceleration::Tcg, Path::new("/nonexistent"));
+        let decision = decide(Acceleration::Tcg, None);
         assert_eq!(decision, Decision::Tcg { because: String::new() });
     }
 

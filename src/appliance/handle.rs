@@ -1,12 +1,8 @@
 //! The libguestfs handle: the `guestfs` crate, and a few calls of the C library that it lacks.
-//!
-//! The crate offers neither error handlers nor event call-backs. Without the first, libguestfs
-//! prints every failed call to standard error itself; without the second, the appliance's console,
-//! which says why it died, is lost. Both need the C handle, which the crate keeps to itself.
 
+use super::ffi;
 use super::kill::KillSwitch;
 use std::collections::VecDeque;
-use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,7 +35,8 @@ const CONSOLE_LINES: usize = 10;
 const CONSOLE_WIDTH: usize = 400;
 
 impl Console {
-    fn append(&self, text: &[u8]) {
+    /// Appends what the appliance has written.
+    pub(super) fn append(&self, text: &[u8]) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         for byte in text {
             if *byte == b'\n' || *byte == b'\r' {
@@ -99,43 +96,6 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     printable
 }
 
-#[allow(unsafe_code)]
-mod ffi {
-    use super::{c_char, c_int, c_void};
-
-    pub(super) type EventCallback = unsafe extern "C" fn(
-        g: *mut c_void,
-        opaque: *mut c_void,
-        event: u64,
-        event_handle: c_int,
-        flags: c_int,
-        buf: *const c_char,
-        buf_len: usize,
-        array: *const u64,
-        array_len: usize,
-    );
-
-    /// `GUESTFS_EVENT_APPLIANCE`: text on the appliance's console.
-    pub(super) const EVENT_APPLIANCE: u64 = 0x10;
-
-    // From <guestfs.h>; the `guestfs` crate links the library.
-    unsafe extern "C" {
-        pub(super) fn guestfs_last_error(g: *mut c_void) -> *const c_char;
-        pub(super) fn guestfs_set_error_handler(
-            g: *mut c_void,
-            callback: Option<unsafe extern "C" fn(*mut c_void, *mut c_void, *const c_char)>,
-            opaque: *mut c_void,
-        );
-        pub(super) fn guestfs_set_event_callback(
-            g: *mut c_void,
-            callback: EventCallback,
-            event_bitmask: u64,
-            flags: c_int,
-            opaque: *mut c_void,
-        ) -> c_int;
-    }
-}
-
 /// An open libguestfs handle. Stays on the thread that made it.
 pub(crate) struct Handle {
     // Dropped first: closing the handle may still call the call-back.
@@ -162,20 +122,19 @@ impl Handle {
         let flags = guestfs::CreateFlags::new().create_no_close_on_exit_flag(true);
         let guestfs = guestfs::Handle::create_flags(flags)
             .map_err(|_| CallError { message: "libguestfs cannot create a handle".into() })?;
+        ffi::print_no_errors(&guestfs);
         let handle = Self { guestfs, console, kill };
-        #[allow(unsafe_code)]
-        // SAFETY: the handle is open. A null handler takes no data.
-        unsafe {
-            ffi::guestfs_set_error_handler(handle.raw(), None, std::ptr::null_mut());
-        }
         if !echo {
             #[allow(unsafe_code)]
-            // SAFETY: the callback gets a pointer to a `Console`, which `handle.console` keeps alive
-            // until the handle has been closed.
+            // SAFETY: `handle.console` is dropped after the handle has been closed.
             unsafe {
-                let opaque = Arc::as_ptr(&handle.console).cast_mut().cast();
-                ffi::guestfs_set_event_callback(handle.raw(), on_console, ffi::EVENT_APPLIANCE, 0, opaque);
+                ffi::set_console(&handle.guestfs, Arc::as_ptr(&handle.console));
             }
+        }
+        if std::env::var_os("LIBGUESTFS_BACKEND").is_none_or(|backend| backend.is_empty()) {
+            // The default may be libvirt, whose SELinux or AppArmor rules deny qemu our socket, and
+            // which does not know its qemu before it launches one.
+            handle.call(|g| g.set_backend("direct"))?;
         }
         Ok(handle)
     }
@@ -199,48 +158,11 @@ impl Handle {
     }
 
     fn last_error(&self) -> String {
-        #[allow(unsafe_code)]
-        // SAFETY: the handle is open. It owns the text until its next call, and the text is copied
-        // before that.
-        let message = unsafe {
-            let text = ffi::guestfs_last_error(self.raw());
-            if text.is_null() { None } else { Some(printable(CStr::from_ptr(text).to_bytes())) }
-        };
-        message.unwrap_or_else(|| "libguestfs reported an error without a message".into())
+        ffi::last_error(&self.guestfs).map_or_else(
+            || "libguestfs reported an error without a message".into(),
+            |message| printable(&message),
+        )
     }
-
-    /// The C handle.
-    fn raw(&self) -> *mut c_void {
-        const { assert!(size_of::<guestfs::Handle>() == size_of::<*mut c_void>()) };
-        #[allow(unsafe_code)]
-        // SAFETY: the only field of `guestfs::Handle` is the C pointer, and the assertion above
-        // shows that there is no room for another.
-        unsafe {
-            std::mem::transmute_copy(&self.guestfs)
-        }
-    }
-}
-
-#[allow(unsafe_code)]
-unsafe extern "C" fn on_console(
-    _g: *mut c_void,
-    opaque: *mut c_void,
-    _event: u64,
-    _event_handle: c_int,
-    _flags: c_int,
-    buf: *const c_char,
-    buf_len: usize,
-    _array: *const u64,
-    _array_len: usize,
-) {
-    if buf.is_null() {
-        return;
-    }
-    // SAFETY: `opaque` is the pointer that `Handle::create` registered, to a `Console` that
-    // outlives the handle. libguestfs passes `buf_len` bytes that are valid during the call.
-    let (console, text) =
-        unsafe { (&*opaque.cast::<Console>(), std::slice::from_raw_parts(buf.cast::<u8>(), buf_len)) };
-    console.append(text);
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::accel::{self, Acceleration, Decision};
 use super::handle::{CallError, Console, Handle};
 use super::own::{self, Own, Selected};
+use super::qemu::Qemu;
 use super::{Appliance, CONTROL_LABEL, KillSwitch, processors};
 use crate::hangup;
 use std::cell::RefCell;
@@ -39,6 +40,15 @@ pub enum LaunchError {
         /// libguestfs's error.
         #[source]
         source: CallError,
+    },
+    /// There is no qemu.
+    #[error(
+        "no qemu was found to run the appliance: there is no program {name}; install it, or set LIBGUESTFS_HV to \
+         the path of a qemu"
+    )]
+    NoQemu {
+        /// What libguestfs would run: a path or a name.
+        name: String,
     },
     /// The appliance did not come up.
     #[error("the libguestfs appliance did not start{}", hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default())]
@@ -89,8 +99,10 @@ impl fmt::Display for Launching {
     }
 }
 
-/// The drives of an appliance: exports of the NBD server at `socket`.
-struct Drives<'a> {
+/// What each try to launch an appliance has in common.
+struct Machine<'a> {
+    qemu: Qemu,
+    /// The NBD server's socket. The drives are exports there.
     socket: &'a Path,
     /// The guest's disks, in order.
     disks: &'a [String],
@@ -128,11 +140,14 @@ impl Appliance {
     ) -> Result<Self, LaunchError> {
         let (qemu, path) = {
             let handle = Handle::create(Arc::default(), kill.clone(), true).map_err(configure("create"))?;
-            let qemu = handle.call(guestfs::Handle::get_hv).map_err(configure("get_hv"))?;
+            let qemu = Qemu::find(&handle).map_err(configure("get_backend"))?;
             let path = handle.call(|g| g.get_path().map(str::to_owned)).map_err(configure("get_path"))?;
-            (PathBuf::from(qemu), path)
+            (qemu, path)
         };
-        let decision = accel::decide(options.acceleration, &qemu);
+        if let Some(name) = qemu.missing() {
+            return Err(LaunchError::NoQemu { name: name.to_owned() });
+        }
+        let decision = accel::decide(options.acceleration, qemu.path());
         // supermin is a child of this thread, and may have to be killed.
         kill.arm();
         let mut building = |because| announce(Launching::Building { because });
@@ -146,8 +161,8 @@ impl Appliance {
                 None
             }
         };
-        let drives = Drives { socket, disks, control };
-        match Self::launch_under(options, kill, &decision, &drives, own.clone(), &mut announce) {
+        let machine = Machine { qemu, socket, disks, control };
+        match Self::launch_under(options, kill, &decision, &machine, own.clone(), &mut announce) {
             Err(LaunchError::Launch { source, .. })
                 if decision == Decision::Kvm
                     && options.acceleration == Acceleration::Auto
@@ -155,7 +170,7 @@ impl Appliance {
             {
                 let because = format!("the appliance died under KVM ({source})");
                 let decision = Decision::Tcg { because };
-                Self::launch_under(options, kill, &decision, &drives, own, &mut announce)
+                Self::launch_under(options, kill, &decision, &machine, own, &mut announce)
             }
             result => result,
         }
@@ -166,15 +181,15 @@ impl Appliance {
         options: &LaunchOptions,
         kill: &KillSwitch,
         decision: &Decision,
-        drives: &Drives<'_>,
+        machine: &Machine<'_>,
         own: Option<Own>,
         announce: &mut impl FnMut(Launching),
     ) -> Result<Self, LaunchError> {
         announce(Launching::Under(decision.clone()));
-        let Some(own) = own else { return Self::launch_once(options, kill, decision, drives, None) };
+        let Some(own) = own else { return Self::launch_once(options, kill, decision, machine, None) };
         let begun = Instant::now();
         let limit = own.launch_limit(decision.is_emulated());
-        let launch = || Self::launch_once(options, kill, decision, drives, Some(own.clone()));
+        let launch = || Self::launch_once(options, kill, decision, machine, Some(own.clone()));
         let because = match kill.limited(limit, launch) {
             (Ok(appliance), _) => {
                 own.launched(begun.elapsed());
@@ -194,7 +209,7 @@ impl Appliance {
             (Err(error), _) => return Err(error),
         };
         announce(Launching::Stock { because: because.clone() });
-        let stock = Self::launch_once(options, kill, decision, drives, None)?;
+        let stock = Self::launch_once(options, kill, decision, machine, None)?;
         // Where neither starts, ours is not to blame.
         own.failed(&because);
         Ok(stock)
@@ -204,7 +219,7 @@ impl Appliance {
         options: &LaunchOptions,
         kill: &KillSwitch,
         decision: &Decision,
-        drives: &Drives<'_>,
+        machine: &Machine<'_>,
         own: Option<Own>,
     ) -> Result<Self, LaunchError> {
         let console: Arc<Console> = Arc::default();
@@ -218,9 +233,8 @@ impl Appliance {
         if let Some(directory) = own.as_ref().map(|own| own.directory().to_string_lossy()) {
             set("set_path", &|g| g.set_path(Some(&directory)))?;
         }
-        if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
-            // The default may be libvirt, whose SELinux or AppArmor rules deny qemu our socket.
-            set("set_backend", &|g| g.set_backend("direct"))?;
+        if let Some(qemu) = machine.qemu.to_set() {
+            set("set_hv", &|g| g.set_hv(qemu))?;
         }
         if hangup::is_ignored() {
             // Otherwise a terminal that hangs up would end qemu.
@@ -246,7 +260,7 @@ impl Appliance {
             set("set_memsize", &|g| g.set_memsize(memsize))?;
         }
         set("set_smp", &|g| g.set_smp(i32::try_from(smp).unwrap_or(i32::MAX)))?;
-        let server = format!("unix:{}", drives.socket.display());
+        let server = format!("unix:{}", machine.socket.display());
         let server = [server.as_str()];
         let drive = |label| guestfs::AddDriveOptArgs {
             // Never "readonly": that would put an overlay of qemu's between the appliance and our
@@ -264,10 +278,10 @@ impl Appliance {
             discard: None,
             copyonread: None,
         };
-        for disk in drives.disks {
+        for disk in machine.disks {
             set("add_drive", &|g| g.add_drive(disk, drive(None)))?;
         }
-        set("add_drive", &|g| g.add_drive(drives.control, drive(Some(CONTROL_LABEL))))?;
+        set("add_drive", &|g| g.add_drive(machine.control, drive(Some(CONTROL_LABEL))))?;
         handle.call(guestfs::Handle::launch).map_err(|source| LaunchError::Launch {
             hint: launch_hint(),
             console: console.tail(),

@@ -6,11 +6,13 @@
 
 pub mod accel;
 mod agent;
+mod ffi;
 mod handle;
 mod inventory;
 mod kill;
 mod launch;
 pub mod own;
+mod qemu;
 
 pub use accel::{Acceleration, Decision};
 pub use agent::{AgentError, SYSROOT};

@@ -13,13 +13,13 @@ use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::tools::{self, needs};
 
 /// A filesystem with ten files, and its map by libguestfs's appliance.
-struct Guest {
+pub(super) struct Guest {
     image: PathBuf,
     map: Vec<u8>,
     _directory: tempfile::TempDir,
 }
 
-fn guest() -> &'static Guest {
+pub(super) fn guest() -> &'static Guest {
     static GUEST: OnceLock<Guest> = OnceLock::new();
     GUEST.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
@@ -70,12 +70,12 @@ fn map(sandbox: Sandbox) -> Finished {
     sandbox.run(arguments())
 }
 
-fn arguments() -> [&'static str; 3] {
+pub(super) fn arguments() -> [&'static str; 3] {
     [guest().image.to_str().unwrap(), "-o", "guest.bmap"]
 }
 
 #[track_caller]
-fn assert_mapped(run: &Finished, by_own: bool) {
+pub(super) fn assert_mapped(run: &Finished, by_own: bool) {
     run.assert_code(0);
     assert!(body(&run.read("guest.bmap")) == guest().map, "another map:\n{}", run.stderr);
     assert_eq!(!run.stderr.contains(APPLIANCE), by_own, "{}", run.stderr);

@@ -31,10 +31,7 @@ pub fn skip(why: &str) {
 pub fn installed(programs: &[&str]) -> bool {
     let missing: Vec<_> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
     if !missing.is_empty() {
-        skip(&format!(
-            "not installed: {} (scripts/setup-debian.sh --tests installs them)",
-            missing.join(", ")
-        ));
+        skip(&format!("not installed: {} (scripts/setup.sh --tests installs them)", missing.join(", ")));
     }
     missing.is_empty()
 }
