@@ -9,6 +9,9 @@
 # make check-trixie   maps one guest in a fresh Debian 13
 # make plugin  builds the plugin for nbdkit
 # make audit   checks licences, sources and versions of the dependencies with cargo-deny
+# make packages, deb, rpm    builds packages in target/packages: docs/packages.md
+# make check-packages, check-reproducible    checks them, as root: in chroots, and by a second build
+# make container    builds the image of Containerfile
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace
 # make instructions, clean-fixtures
 # make fmt, lint, typos, msrv, doc   the other checks of .ci/run
@@ -38,12 +41,21 @@ TYPOS := target/typos-$(TYPOS_VERSION)/bin/typos
 # fetched.
 AUDIT ?= bans licenses sources
 
+# The programs that make packages. The versions are fixed, so that packages can be made again.
+PACKAGING_TOOLS := target/packaging-tools
+CARGO_DEB := $(PACKAGING_TOOLS)/cargo-deb-3.8.0
+CARGO_GENERATE_RPM := $(PACKAGING_TOOLS)/cargo-generate-rpm-0.21.1
+CARGO_CYCLONEDX := $(PACKAGING_TOOLS)/cargo-cyclonedx-0.5.9
+# What builds the image: podman or docker.
+CONTAINER ?= podman
+IMAGE ?= ghcr.io/virt-bmap-rs/virt-bmap-rs
+
 # On a CI machine a skipped test is a failure.
 ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy check-corrupted check-changed check-trixie matrix accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
+.PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy check-corrupted check-changed check-trixie matrix accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps packages deb rpm setup-packages check-packages check-reproducible container
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -121,6 +133,36 @@ man: build
 	$(BIN) generate man target/man
 	@ls target/man/*.1
 
+# Packages take a build of their own, which is why .ci/run does not make them.
+packages: setup-packages $(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX)
+	packaging/build.sh deb rpm sbom sums
+
+deb: setup-packages $(CARGO_DEB)
+	packaging/build.sh deb
+
+rpm: setup-packages $(CARGO_GENERATE_RPM)
+	packaging/build.sh rpm
+
+setup-packages: setup
+	packaging/setup.sh
+
+# The file with the version in its name says that this version is installed.
+$(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX):
+	name=$$(echo $(@F) | sed 's/-[0-9.]*$$//'); \
+	$(CARGO) install --quiet --locked --force --root $(PACKAGING_TOOLS) $$name@$(lastword $(subst -, ,$(@F)))
+	touch $@
+
+check-packages:
+	packaging/setup.sh --tests
+	packaging/test.sh $(CHECKS)
+
+# Builds everything a second time, in a clone in another directory.
+check-reproducible:
+	packaging/reproduce.sh
+
+container: deb
+	$(CONTAINER) build --file Containerfile --tag $(IMAGE):$$(sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1) .
+
 # Makes and maps guests with every filesystem and layer, and writes docs/accuracy.md. Takes half an
 # hour under emulation. ONLY="xfs btrfs" measures these guests, and replaces their rows.
 accuracy: setup-tests
@@ -169,7 +211,7 @@ fmt:
 
 lint:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh scripts/matrix/*.sh .ci/run; fi
+	if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh scripts/matrix/*.sh packaging/*.sh .ci/run; fi
 
 # Spelling. PyPI has a wheel of the program for every machine.
 typos: $(TYPOS)

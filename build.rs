@@ -5,6 +5,12 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Separates flags in `CARGO_ENCODED_RUSTFLAGS`.
+const SEPARATOR: &str = "\x1f";
+
+/// How the agent is compiled.
+const FLAGS: [&str; 3] = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cpanic=abort"];
+
 fn main() {
     println!("cargo::rerun-if-changed=appliance/src");
     println!("cargo::rerun-if-changed=appliance/Cargo.toml");
@@ -19,6 +25,10 @@ fn main() {
     let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("appliance/Cargo.toml");
     let target = PathBuf::from(variable("OUT_DIR")).join("agent");
+    // Where this build gives paths another name in programs, so do the agent's (panics print them).
+    let encoded = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let renames = encoded.split(SEPARATOR).filter(|flag| flag.starts_with("--remap-path-prefix="));
+    let flags: Vec<_> = FLAGS.into_iter().chain(renames).collect();
     // The appliance has the architecture of the host, whatever this build's target is; it has a C
     // library of the host's, but a static program need not rely on that.
     let triple = variable("TARGET");
@@ -29,8 +39,7 @@ fn main() {
         .arg("--target-dir")
         .arg(&target)
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static -C panic=abort")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR))
         .env("CARGO_PROFILE_RELEASE_STRIP", "true")
         .env("CARGO_PROFILE_RELEASE_LTO", "true")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")

@@ -1,4 +1,5 @@
-//! Tests of the packages' metadata: which packages can be published, and what they depend on.
+//! Tests of the packages' metadata: which packages can be published, what they depend on, and the
+//! name of the image for containers.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -105,4 +106,23 @@ fn libraries_can_be_published_and_nothing_else_can() {
             assert!(!is_local || dependency["req"] != "*", "{name}: {} has no version", dependency["name"]);
         }
     }
+}
+
+/// The words of a file of this repository.
+fn words(path: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_kubernetes_job_uses_the_image_that_a_release_pushes() {
+    let workflow = words(".github/workflows/release.yml");
+    let pushed = workflow.iter().skip_while(|word| *word != "IMAGE:").nth(1).expect("the name of the image");
+    let image = format!("{pushed}:{}", env!("CARGO_PKG_VERSION"));
+    let job = words("examples/kubernetes/fleet.yaml");
+    assert_eq!(job.iter().skip_while(|word| *word != "image:").nth(1), Some(&image));
+    let page = words("docs/packages.md").join(" ");
+    assert!(page.contains(&image), "docs/packages.md does not name {image}");
+    let makefile = words("Makefile").join(" ");
+    assert!(makefile.contains(&format!("IMAGE ?= {pushed} ")), "Makefile does not name {pushed}");
 }
