@@ -8,11 +8,14 @@
 # make matrix         tests in other releases of Debian, and writes docs/compatibility.md
 # make check-trixie   maps one guest in a fresh Debian 13
 # make plugin  builds the plugin for nbdkit
+# make wheel   builds the Python package into target/wheels
+# make check-python   builds it and runs its tests
+# make publishable    packs and builds the library crates as crates.io would get them
 # make audit   checks licences, sources and versions of the dependencies with cargo-deny
 # make packages, deb, rpm    builds packages in target/packages: docs/packages.md
 # make check-packages, check-reproducible    checks them, as root: in chroots, and by a second build
 # make container    builds the image of Containerfile
-# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace
+# make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, bench-python
 # make instructions, clean-fixtures
 # make fmt, lint, typos, msrv, doc   the other checks of .ci/run
 
@@ -55,7 +58,12 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy check-corrupted check-changed check-trixie matrix accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps packages deb rpm setup-packages check-packages check-reproducible container
+.PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy
+.PHONY: check-corrupted check-changed accuracy torture update-torture fleet-check compare-maps
+.PHONY: check-trixie matrix check-python publishable fmt lint typos msrv audit doc
+.PHONY: build plugin install man bench bench-trace bench-python instructions wheel
+.PHONY: packages deb rpm setup-packages check-packages check-reproducible container
+.PHONY: setup setup-tests clean-fixtures
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -220,6 +228,41 @@ typos: $(TYPOS)
 $(TYPOS):
 	python3 -m venv target/typos-$(TYPOS_VERSION)
 	target/typos-$(TYPOS_VERSION)/bin/pip install --quiet --disable-pip-version-check typos==$(TYPOS_VERSION)
+
+# The Python package, as docs/python.md describes it. It has a virtual environment of its own, which
+# is made anew when the list of packages changes.
+PYTHON ?= python3
+VENV := target/python-venv
+PYTHON_CARGO := --manifest-path python/Cargo.toml --target-dir target/python
+
+$(VENV)/installed: python/requirements.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --only-binary :all: -r $<
+	touch $@
+
+wheel: $(VENV)/installed
+	rm -rf target/wheels
+	$(VENV)/bin/maturin build --release --locked $(PYTHON_CARGO) --out target/wheels
+
+# The tests ask the program, too.
+check-python: wheel
+	$(CARGO) fmt --manifest-path python/Cargo.toml --check
+	$(CARGO) clippy $(PYTHON_CARGO) --locked -- -D warnings
+	$(VENV)/bin/ruff format --check --quiet python
+	$(VENV)/bin/ruff check --quiet python
+	$(CARGO) build --locked
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps target/wheels/*.whl
+	cd python && ../$(VENV)/bin/python -m pytest
+
+# Measures the time until the first answer, for docs/python.md.
+bench-python: wheel
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps target/wheels/*.whl
+	$(VENV)/bin/python python/bench/first_answer.py
+
+# Packs the crates that can be published, and builds each from its package, as `cargo publish` does.
+# Nothing is uploaded.
+publishable:
+	$(CARGO) publish --workspace --dry-run --locked
 
 # The oldest compiler that Cargo.toml promises: a build if it is installed, otherwise a check of the
 # versions that the dependencies state.

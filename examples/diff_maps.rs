@@ -6,6 +6,7 @@
 //!
 //! Each line has the change, the bytes on the disk before and after, and the name of the object.
 
+use std::borrow::Cow;
 use std::path::Path;
 use virt_bmap_map::{diff, load};
 
@@ -16,7 +17,8 @@ fn main() -> anyhow::Result<()> {
     };
     // A text map lists less than JSON Lines. `level` reduces the richer of the two maps, so that
     // only differences of the guest remain.
-    let (old, new) = diff::level(load(Path::new(old))?, load(Path::new(new))?)?;
+    let load = |path: &String| load(Path::new(path)).map(Cow::Owned);
+    let (old, new) = diff::level(load(old)?, load(new)?)?;
     let changes = diff::diff(&old, &new);
     for changed in &changes {
         let Some(object) = changed.subject() else { continue };

@@ -6,6 +6,7 @@ use super::make::{MadeBefore, MakeOptions, Maker, MapArg};
 use super::map::{location, map_to};
 use super::progress::{Counter, print_warnings};
 use anyhow::{Context as _, Result, bail};
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -259,7 +260,7 @@ fn print(
     (old, new): (Map, Map),
     is_complete: bool,
 ) -> Result<Exit> {
-    let (old, new) = diff::level(old, new)?;
+    let (old, new) = diff::level(Cow::Owned(old), Cow::Owned(new))?;
     let changes = changed::changes(&old, &new, args.disk, written);
     let form = args.form;
     form.print(|out| {

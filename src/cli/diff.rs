@@ -4,6 +4,7 @@ use super::Exit;
 use super::answer::{AnswerFormat, Cell, Value, device, letter, name_and_more, path};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ pub(super) fn run(args: &DiffArgs) -> Result<Exit> {
 
 /// Prints the differences between two maps and returns whether there are any.
 pub(super) fn print(form: AnswerFormat, sort: Sort, old: Map, new: Map) -> Result<bool> {
-    let (old, new) = diff::level(old, new)?;
+    let (old, new) = diff::level(Cow::Owned(old), Cow::Owned(new))?;
     let mut changes = diff::diff(&old, &new);
     if let Sort::Bytes = sort {
         changes.sort_by_key(|changed| Reverse(changed.gained.saturating_add(changed.lost)));

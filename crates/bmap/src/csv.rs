@@ -109,7 +109,8 @@ pub enum RowError {
 }
 
 /// A name in a cell: escaped to UTF-8, and so that a spreadsheet does not read it as a formula.
-pub(super) fn cell(name: &[u8]) -> Cow<'_, str> {
+/// [`unescape`] returns the name.
+pub fn cell(name: &[u8]) -> Cow<'_, str> {
     let text = escape_to_utf8(name);
     match text.as_bytes().first() {
         Some(first @ (b'=' | b'+' | b'-' | b'@')) => format!("\\{first:03o}{}", &text[1..]).into(),

@@ -121,6 +121,14 @@ impl<'a> Object<'a> {
         let map = self.map;
         by_object.pieces(self.id.0).iter().map(move |&piece| map.pieces[piece as usize].unpack())
     }
+
+    /// The piece of this number among [its pieces](Self::pieces), for callers that cannot keep an
+    /// iterator. Takes the same time for every number.
+    pub fn nth_piece(self, number: usize) -> Option<Piece> {
+        let by_object = self.map.by_object.get_or_init(|| ByObject::new(self.map));
+        let &piece = by_object.pieces(self.id.0).get(number)?;
+        Some(self.map.pieces[piece as usize].unpack())
+    }
 }
 
 impl PartialEq for Object<'_> {
@@ -205,6 +213,18 @@ impl Map {
         Object { map: self, id }
     }
 
+    /// The object of this number among [all objects](Self::objects), for callers that cannot keep
+    /// an iterator. Takes the same time for every number.
+    pub fn nth_object(&self, number: usize) -> Option<Object<'_>> {
+        let id = u32::try_from(number).ok().filter(|_| number < self.objects.len())?;
+        Some(Object { map: self, id: ObjectId(id) })
+    }
+
+    /// The devices that objects are, or are on: each once, in no particular order.
+    pub fn devices(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.objects.devices()
+    }
+
     /// The object of this name, if the map has it.
     pub fn find(&self, name: ObjectName<'_>) -> Option<Object<'_>> {
         let id = ObjectId(self.objects.find(name)?);
@@ -214,6 +234,12 @@ impl Map {
     /// All pieces, ascending by disk and start.
     pub fn pieces(&self) -> impl ExactSizeIterator<Item = Piece> {
         self.pieces.iter().map(|piece| piece.unpack())
+    }
+
+    /// The piece of this number among [all pieces](Self::pieces), for callers that cannot keep an
+    /// iterator. Takes the same time for every number.
+    pub fn nth_piece(&self, number: usize) -> Option<Piece> {
+        self.pieces.get(number).map(|piece| piece.unpack())
     }
 
     /// Calls `visit` for each interval of the disks that belongs to one set of objects, ascending.

@@ -384,6 +384,10 @@ impl Objects {
         self.records.len()
     }
 
+    pub(super) fn devices(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.devices.iter().map(|device| &**device)
+    }
+
     pub(super) fn name(&self, object: u32) -> ObjectName<'_> {
         let record = self.records[object as usize];
         ObjectName {

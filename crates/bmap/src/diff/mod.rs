@@ -5,6 +5,7 @@
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
@@ -119,12 +120,15 @@ impl fmt::Display for Counts {
 /// metadata, links and free space, and the other not; text and CSV omit some files and pieces. If
 /// only one map had them, they would appear as added or removed.
 ///
+/// A map that is lent is copied only if it is reduced; one that is given is freed before its
+/// reduced form is read.
+///
 /// # Errors
 /// When the richer map cannot be written in the other's format.
-pub fn level(old: Map, new: Map) -> Result<(Map, Map), LevelError> {
+pub fn level<'a>(old: Cow<'a, Map>, new: Cow<'a, Map>) -> Result<(Cow<'a, Map>, Cow<'a, Map>), LevelError> {
     let (old, new) = match (old.lists_metadata(), new.lists_metadata()) {
-        (true, false) => (old.without_metadata(), new),
-        (false, true) => (old, new.without_metadata()),
+        (true, false) => (Cow::Owned(old.without_metadata()), new),
+        (false, true) => (old, Cow::Owned(new.without_metadata())),
         _ => (old, new),
     };
     let has_file = |map: &Map, test: fn(Object<'_>) -> bool| {
@@ -141,7 +145,7 @@ pub fn level(old: Map, new: Map) -> Result<(Map, Map), LevelError> {
         _ => 2,
     };
     let least = rank(&old).min(rank(&new));
-    let lower = |map: Map| -> Result<Map, LevelError> {
+    let lower = |map: Cow<'a, Map>| -> Result<Cow<'a, Map>, LevelError> {
         if rank(&map) <= least {
             return Ok(map);
         }
@@ -152,7 +156,7 @@ pub fn level(old: Map, new: Map) -> Result<(Map, Map), LevelError> {
         drop(map);
         let mut map = crate::read(&written[..], format)?;
         *map.header_mut() = header;
-        Ok(map)
+        Ok(Cow::Owned(map))
     };
     Ok((lower(old)?, lower(new)?))
 }
@@ -604,9 +608,9 @@ mod tests {
             let mut written = Vec::new();
             format.write(&rich, &mut written).unwrap();
             let poor = crate::read(&written[..], format).unwrap();
-            let (old, new) = level(poor.clone(), rich.clone()).unwrap();
+            let (old, new) = level(Cow::Owned(poor.clone()), Cow::Borrowed(&rich)).unwrap();
             assert!(changes(&old, &new).is_empty(), "{format}: {:?}", changes(&old, &new));
-            let (old, new) = level(rich.clone(), poor).unwrap();
+            let (old, new) = level(Cow::Borrowed(&rich), Cow::Owned(poor)).unwrap();
             assert!(changes(&old, &new).is_empty(), "{format}: {:?}", changes(&old, &new));
             assert_eq!(old.header().images, rich.header().images);
         }
