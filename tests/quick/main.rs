@@ -9,6 +9,7 @@ mod bmap_text;
 mod container;
 mod documentation;
 mod examples;
+mod first_steps;
 mod fleet;
 mod nbd_server;
 mod packages;
