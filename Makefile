@@ -9,6 +9,7 @@
 # make audit   checks licences, sources and versions of the dependencies with cargo-deny
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace
 # make instructions, clean-fixtures
+# make site    builds mdbook, and the site of the documentation with it
 # make fmt, lint, typos, msrv, doc   the other checks of .ci/run
 
 PREFIX ?= /usr/local
@@ -41,7 +42,7 @@ ifeq ($(CI),true)
 export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
-.PHONY: demo check check-all check-quick check-system check-appliance check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
+.PHONY: site demo check check-all check-quick check-system check-appliance check-others check-accuracy check-corrupted check-changed accuracy torture update-torture fleet-check build plugin install man bench bench-trace instructions fmt lint typos msrv audit doc setup setup-tests clean-fixtures compare-maps
 
 demo: setup build
 	mkdir -p $(DEMO)
@@ -177,6 +178,18 @@ audit:
 
 doc:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+# The site of the documentation, in target/site. .ci/run does not run it: building mdbook takes
+# minutes.
+MDBOOK_VERSION := 0.5.4
+MDBOOK := target/mdbook-$(MDBOOK_VERSION)/bin/mdbook
+
+site: $(MDBOOK)
+	$(MDBOOK) build
+	scripts/check-site.py target/site
+
+$(MDBOOK):
+	$(CARGO) install --locked --no-default-features --features search --root target/mdbook-$(MDBOOK_VERSION) mdbook@$(MDBOOK_VERSION)
 
 setup:
 	scripts/setup-debian.sh
