@@ -17,6 +17,7 @@
 # make container    builds the image of Containerfile
 # make build, install [PREFIX=/usr/local DESTDIR=], man, accuracy, bench, bench-trace, bench-python
 # make instructions, clean-fixtures
+# make site    builds mdbook, and the site of the documentation with it
 # make fmt, lint, typos, msrv, doc   the other checks of .ci/run
 
 PREFIX ?= /usr/local
@@ -60,7 +61,7 @@ endif
 
 .PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy
 .PHONY: check-corrupted check-changed accuracy torture update-torture fleet-check compare-maps
-.PHONY: check-trixie matrix check-python publishable fmt lint typos msrv audit doc
+.PHONY: check-trixie matrix check-python publishable fmt lint typos msrv audit doc site
 .PHONY: build plugin install man bench bench-trace bench-python instructions wheel
 .PHONY: packages deb rpm setup-packages check-packages check-reproducible container
 .PHONY: setup setup-tests clean-fixtures
@@ -277,6 +278,18 @@ audit:
 
 doc:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+# The site of the documentation, in target/site. .ci/run does not run it: building mdbook takes
+# minutes.
+MDBOOK_VERSION := 0.5.4
+MDBOOK := target/mdbook-$(MDBOOK_VERSION)/bin/mdbook
+
+site: $(MDBOOK)
+	$(MDBOOK) build
+	scripts/check-site.py target/site
+
+$(MDBOOK):
+	$(CARGO) install --locked --no-default-features --features search --root target/mdbook-$(MDBOOK_VERSION) mdbook@$(MDBOOK_VERSION)
 
 setup:
 	scripts/setup.sh

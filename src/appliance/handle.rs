@@ -14,6 +14,18 @@ pub struct CallError {
     pub message: String,
 }
 
+impl CallError {
+    /// The same without the advice that libguestfs appends when a launch fails: a page on variables
+    /// for debugging, which `--verbose` replaces here.
+    pub(super) fn without_advice(mut self) -> Self {
+        // The line feed is escaped.
+        if let Some(end) = self.message.find("\\n") {
+            self.message.truncate(end);
+        }
+        self
+    }
+}
+
 /// The last lines of the appliance's console, qemu's own messages among them.
 #[derive(Debug, Default)]
 pub struct Console {

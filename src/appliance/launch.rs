@@ -286,7 +286,7 @@ impl Appliance {
             hint: launch_hint(),
             console: console.tail(),
             panic: console.panic(),
-            source,
+            source: source.without_advice(),
         })?;
         Ok(Self {
             handle,

@@ -155,11 +155,11 @@ fn print_ranges(form: AnswerFormat, ranges: &[(DiskNumber, DiskRange)]) -> Resul
 }
 
 /// Says which path a pattern may have meant that matches nothing: one with backslashes, with a
-/// drive's letter, or in another case.
+/// drive's letter, or in another case; one that ends with the pattern, or is below it.
 fn hint(map: &bmap::Map, select: &Select, patterns: &[String]) {
     for pattern in patterns {
-        let Ok(glob) = windows_glob(pattern) else { continue };
-        let meant = list(map, &Select { globs: vec![glob], ..select.clone() });
+        let Ok(windows) = windows_glob(pattern) else { continue };
+        let meant = list(map, &Select { globs: vec![windows], ..select.clone() });
         if let Some(first) = meant.first() {
             note!(
                 "virt-bmap-rs: nothing matches {}; paths have slashes, no drive and their exact case: {} \
@@ -168,6 +168,25 @@ fn hint(map: &bmap::Map, select: &Select, patterns: &[String]) {
                 file_name(&first.file),
                 meant.len()
             );
+            continue;
+        }
+        // A name, or a directory.
+        let below = format!("{}/**", pattern.trim_end_matches('/'));
+        let anywhere = [format!("**/{pattern}"), format!("**/{below}")];
+        let wider = if pattern.starts_with('/') { vec![below] } else { anywhere.to_vec() };
+        for wider in wider {
+            let Ok(matcher) = glob(&wider) else { continue };
+            let meant = list(map, &Select { globs: vec![matcher], ..select.clone() });
+            if let Some(first) = meant.first() {
+                note!(
+                    "virt-bmap-rs: nothing matches {}, which stands for a whole path; {} matches {}, such as {}",
+                    PrintableText(pattern),
+                    PrintableText(&wider),
+                    meant.len(),
+                    file_name(&first.file)
+                );
+                break;
+            }
         }
     }
 }

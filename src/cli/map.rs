@@ -1,11 +1,12 @@
 //! `virt-bmap-rs` without a subcommand: maps a guest.
 
 use super::live::{self, LiveOptions};
+use super::page::Page;
 use super::progress::{
     Progress, ProgressMode, print_changes, print_done, print_failure, print_warnings, unpacking,
 };
 use super::signals::Interruption;
-use super::{Cli, Exit};
+use super::{Cli, Exit, counted, first};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
@@ -428,6 +429,7 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
             return Ok(super::usage(&error));
         }
     };
+    first::refuse(&disks)?;
     args.mapping.start_log();
     let view = args.live.view(domain.map(|domain| (&host, domain)), None, args.mapping.quiet)?.map(Arc::new);
     let disks = view.as_ref().map_or(disks, |view| view.disks());
@@ -439,6 +441,10 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
         }
         None => vec![default_output(&disks)?],
     };
+    if args.output.is_empty() {
+        outs.iter().try_for_each(|out| first::refuse_to_replace(out))?;
+    }
+    let are_new = !outs.iter().any(|out| out.exists());
     let mut options = args.mapping.clone();
     options.view = view;
     let earlier = args.earlier.as_deref().map(load_baseline).transpose()?.flatten().map(Arc::new);
@@ -448,7 +454,11 @@ pub(super) fn run(args: &MapArgs, matches: &ArgMatches) -> Result<Exit> {
             if let Some(earlier) = earlier {
                 print_changes(options.progress, options.quiet, counts(&earlier, &mapped.map));
             }
-            summarise(&mapped, &outs, &options)
+            let exit = summarise(&mapped, &outs, &options);
+            if let Some(out) = outs.first().filter(|_| are_new) {
+                first::next_commands(&mapped, out, &options);
+            }
+            exit
         }
         Err(exit) => exit,
     })
@@ -626,14 +636,20 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions)
         print_done(mapped);
     } else if !options.quiet {
         let c = mapped.counts;
-        note!(
-            "examined {} partitions, {} logical volumes, {} filesystems, {} directories, {} files",
-            c.partitions,
-            c.volumes,
-            c.filesystems,
-            c.directories,
-            c.files
-        );
+        if c.filesystems == 0 {
+            note!("no filesystem could be read, so the map has no files: see {}", Page::TROUBLE);
+        } else if !mapped.map.header().is_complete() {
+            note!("what the warnings mean: {}", Page::WARNINGS);
+        }
+        let counts = [
+            (c.partitions, "partition"),
+            (c.volumes, "logical volume"),
+            (c.filesystems, "filesystem"),
+            (c.directories, "directory"),
+            (c.files, "file"),
+        ];
+        let counts = counts.map(|(number, word)| counted(number, word));
+        note!("examined {}", counts.join(", "));
         if let Some(share) = mapped.map.header().explained() {
             note!("{} % of the bytes in use are accounted for", Percent(share));
         }
@@ -647,10 +663,10 @@ pub(super) fn summarise(mapped: &Mapped, outs: &[PathBuf], options: &MapOptions)
             note!("{} files reused from the baseline without reading them", mapped.reused);
         }
         note!(
-            "wrote {} in {:.1} s, {} warnings",
+            "wrote {} in {:.1} s, {}",
             outs.iter().map(|out| shown(out)).collect::<Vec<_>>().join(", "),
             mapped.elapsed.as_secs_f64(),
-            mapped.map.header().warnings.len()
+            counted(mapped.map.header().warnings.len() as u64, "warning")
         );
     }
     if mapped.map.header().is_complete() { Exit::Success } else { Exit::Incomplete }

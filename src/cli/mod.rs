@@ -19,6 +19,7 @@ mod convert;
 mod damaged;
 mod diff;
 mod exit;
+mod first;
 mod fleet;
 mod generate;
 mod list;
@@ -26,6 +27,7 @@ mod live;
 mod lookup;
 mod make;
 mod map;
+mod page;
 mod places;
 mod progress;
 mod ranges;
@@ -100,9 +102,23 @@ enum Command {
     UndoLive(live::UndoArgs),
 }
 
+/// A number with its noun.
+fn counted(number: u64, word: &str) -> String {
+    match (number, word.strip_suffix('y')) {
+        (1, _) => format!("1 {word}"),
+        (number, Some(stem)) => format!("{number} {stem}ies"),
+        (number, None) if word.ends_with("sh") => format!("{number} {word}es"),
+        (number, None) => format!("{number} {word}s"),
+    }
+}
+
 /// Parses the command line and runs the command.
 pub(crate) fn run() -> Exit {
-    let matches = match Cli::command().try_get_matches() {
+    if std::env::args_os().len() < 2 {
+        note!("{}", first::introduction());
+        return Exit::Usage;
+    }
+    let matches = match page::in_help(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return usage(&error),
     };
@@ -123,13 +139,16 @@ pub(crate) fn run() -> Exit {
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Fleet(args)) => fleet::run(&args, &matches),
         Some(Command::Appliance(args)) => appliance::run(&args),
-        Some(Command::Generate(args)) => generate::run(&args, Cli::command()),
+        Some(Command::Generate(args)) => generate::run(&args, page::in_help(Cli::command())),
         Some(Command::UndoLive(args)) => live::undo(&args),
         None => map::run(&cli.map, &matches),
     };
     result.unwrap_or_else(|error| {
         // One line with the error and all its causes.
         note!("virt-bmap-rs: {error:#}");
+        if let Some(page) = page::Page::of(&error) {
+            note!("see {page}");
+        }
         Exit::Failed
     })
 }

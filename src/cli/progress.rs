@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use virt_bmap::appliance::Launching;
 use virt_bmap::fleet;
 use virt_bmap::mapper::progress::{self, FailureReason, OpenedDisk};
 use virt_bmap::mapper::{Cancel, MapError, MapEvent, Mapped};
@@ -19,8 +20,9 @@ use virt_bmap_ranges::Printable;
 /// Time between two progress lines.
 pub(super) const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Time between two lines of a phase that only has an elapsed time to report.
-const ELAPSED_EVERY: Duration = Duration::from_secs(15);
+/// When a phase that only has an elapsed time to report has its first line. The next comes after twice
+/// the time, and so on, so that the slow start of an appliance does not fill the screen.
+const ELAPSED_FIRST: Duration = Duration::from_secs(15);
 
 /// Form of the progress output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -233,12 +235,17 @@ impl Bars {
     }
 }
 
-/// A line when a phase begins, and one every few seconds while it lasts.
+/// A line when a phase begins, and more while it lasts: one every few seconds if there is something
+/// new to say, and else ever fewer.
 #[derive(Default)]
 pub(super) struct Plain {
     phase: Option<Phase>,
+    /// The words for what is done.
+    doing: String,
     began: Option<Instant>,
     printed: Option<Instant>,
+    /// The elapsed time of the next line that only says it.
+    next: Duration,
 }
 
 impl Plain {
@@ -247,41 +254,47 @@ impl Plain {
             MapEvent::Opened(_) => {}
             MapEvent::Launching(launching) => {
                 note!("{launching}");
-                self.begin(&Phase::Launching);
+                let doing = match launching {
+                    Launching::Building { .. } => "building the appliance".to_owned(),
+                    Launching::Under(_) | Launching::Stock { .. } => title(&Phase::Launching),
+                };
+                self.begin(&Phase::Launching, doing);
             }
             MapEvent::LeftOut { device, cause } => note!("{}", restart_message(device, cause)),
             MapEvent::Progress(phase, snapshot) => {
                 if self.phase.as_ref() != Some(phase) {
+                    let doing = title(phase);
                     // MapEvent::Launching prints the line of this phase.
                     if **phase != Phase::Launching {
-                        note!("{}", title(phase));
+                        note!("{doing}");
                     }
-                    self.begin(phase);
+                    self.begin(phase, doing);
                     return;
                 }
-                let is_time = |every| self.printed.is_none_or(|printed| printed.elapsed() >= every);
                 if let Phase::Filesystem { .. } = phase {
-                    if !is_time(LINE_EVERY) {
+                    if self.printed.is_some_and(|printed| printed.elapsed() < LINE_EVERY) {
                         return;
                     }
                     let percent = (share(*snapshot) * 100.0) as u32;
-                    note!("{}: {}, about {percent}%", title(phase), amounts(*snapshot));
+                    note!("{}: {}, about {percent}%", self.doing, amounts(*snapshot));
+                    self.printed = Some(Instant::now());
                 } else {
-                    if !is_time(ELAPSED_EVERY) {
+                    let elapsed = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+                    if elapsed < self.next {
                         return;
                     }
-                    let elapsed = self.began.map_or(Duration::ZERO, |began| began.elapsed());
-                    note!("{}: {} s so far", title(phase), elapsed.as_secs());
+                    self.next = elapsed * 2;
+                    note!("{}: {} s so far", self.doing, elapsed.as_secs());
                 }
-                self.printed = Some(Instant::now());
             }
         }
     }
 
     /// Notes that a phase has begun and that its line was printed.
-    fn begin(&mut self, phase: &Phase) {
+    fn begin(&mut self, phase: &Phase, doing: String) {
         let now = Some(Instant::now());
-        *self = Self { phase: Some((*phase).clone()), began: now, printed: now };
+        let phase = Some((*phase).clone());
+        *self = Self { phase, doing, began: now, printed: now, next: ELAPSED_FIRST };
     }
 }
 

@@ -3,10 +3,10 @@
 mod operations;
 mod top;
 
-use super::Exit;
 use super::make::{make_or_interrupted, with_formats};
 use super::map::{MapOptions, location, refuse_to_overwrite};
 use super::signals::Interruption;
+use super::{Exit, counted};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use operations::OperationsArgs;
@@ -465,15 +465,6 @@ fn write(output: Option<Output>, write: impl FnOnce(&mut BufWriter<Output>) -> i
     let mut out = BufWriter::new(output);
     write(&mut out).with_context(|| format!("{path}: cannot write this file"))?;
     Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?.commit()?)
-}
-
-/// A number with its noun.
-fn counted(number: u64, word: &str) -> String {
-    match (number, word) {
-        (1, word) => format!("1 {word}"),
-        (_, word) if word.ends_with("sh") => format!("{number} {word}es"),
-        (_, word) => format!("{number} {word}s"),
-    }
 }
 
 /// The summary of a trace as text.

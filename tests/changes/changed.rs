@@ -1,6 +1,6 @@
 //! `changed` on an overlay that a guest really wrote. A second appliance creates, appends to,
 //! overwrites, renames, truncates and deletes files in it. The program must name all of these
-//! files, and no other.
+//! files, and no other. Runs the commands of docs/questions.md and docs/sources.md for it.
 
 use crate::PROGRAM;
 use serde_json::Value;

@@ -231,6 +231,8 @@ fn a_blank_disk() {
     assert_eq!(mapping.code, 0, "{}", mapping.stderr);
     assert_eq!(body(&mapping.text), b"1 0 800000 v /dev/sda\n");
     assert!(mapping.stderr.to_lowercase().contains("warning"), "{}", mapping.stderr);
+    // Why there are no files is what everybody asks.
+    assert!(mapping.stderr.contains("docs/getting-started.md"), "{}", mapping.stderr);
 }
 
 /// Maps a disk whose devices `bad` cannot be examined, and returns the map. Standard error and the
@@ -238,6 +240,7 @@ fn a_blank_disk() {
 fn all_but(fixture: &Fixture, bad: &[&str]) -> TextMap {
     let mapping = mapping::of(&[fixture], &[]);
     assert_eq!(mapping.code, 3, "{}", mapping.stderr);
+    assert!(mapping.stderr.contains("docs/formats.md#warnings"), "{}", mapping.stderr);
     let header = mapping.map.header.join("\n");
     for device in bad {
         assert!(mapping.stderr.contains(device), "{device} is not on standard error:\n{}", mapping.stderr);

@@ -1,4 +1,4 @@
-//! `--live`: domains of libvirt.
+//! `--live`: domains of libvirt, with the commands of docs/live.md.
 
 use super::host::Host;
 use rustix::process::Signal;

@@ -12,6 +12,7 @@ mod guestfsd;
 mod oracles;
 mod outputs;
 mod sources;
+mod terminal;
 mod user;
 
 virt_bmap_testutil::program!(harness);

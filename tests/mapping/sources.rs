@@ -1,4 +1,4 @@
-//! Guests on NBD servers, and in files that hold disks in other ways.
+//! Guests on NBD servers, and in files that hold disks in other ways: the commands of docs/sources.md.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! An ordinary user needs no more than a readable image.
+//! An ordinary user needs no more than a readable image, and for the commands of docs/fleet.md a
+//! libvirt of the user's own.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

@@ -10,6 +10,7 @@ mod container;
 mod documentation;
 mod examples;
 mod ext;
+mod first_steps;
 mod fleet;
 mod libguestfs;
 mod nbd_server;

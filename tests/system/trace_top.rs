@@ -1,13 +1,15 @@
 //! `virt-bmap-rs trace --top` in a real terminal, which tmux draws. tmux reports the text on the
-//! screen and the state in which the program leaves the terminal. Needs no appliance.
+//! screen and the state in which the program leaves the terminal. Needs no appliance, and in
+//! place of the guest in docs/trace.md there is a client.
 
 use rustix::process::Signal;
 use std::fs;
-use std::path::PathBuf;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-use virt_bmap_testutil::sandbox::{Finished, Running, Sandbox};
-use virt_bmap_testutil::tools::{self, needs};
+use std::path::Path;
+use std::time::Duration;
+use virt_bmap_testutil::picture;
+use virt_bmap_testutil::sandbox::Sandbox;
+use virt_bmap_testutil::screen::Screen;
+use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::traced::{NBDSH, sandbox};
 
 /// How long the test waits for something to appear on the screen.
@@ -22,71 +24,11 @@ const MAP: &str = "\
 1 3000 800000 p /dev/sda1
 ";
 
-/// A program in a terminal of 100 columns and 30 lines. When the program has ended, its status and
-/// the state of the terminal are printed there.
-struct Screen {
-    running: Running,
-    socket: PathBuf,
-}
-
-impl Screen {
-    fn start(sandbox: Sandbox, args: &[&str]) -> Self {
-        fs::write(sandbox.cwd().join("disk.bmap"), MAP).unwrap();
-        let socket = sandbox.cwd().join("tmux");
-        let new = ["tmux", "-u", "-S", socket.to_str().unwrap(), "-f", "/dev/null", "new-session", "-d"];
-        let size = ["-x", "100", "-y", "30"];
-        let script = r#""$0" "$@"; echo "ended with $?"; stty -a; exec sleep 1000"#;
-        let args = [&["trace", "disk.raw", "--map", "disk.bmap", "--top"], args].concat();
-        let running = sandbox.wrapper(new.into_iter().chain(size).chain(["sh", "-c", script])).start(args);
-        Self { running, socket }
-    }
-
-    fn tmux(&self, args: &[&str]) -> String {
-        let socket = ["-S", self.socket.to_str().unwrap()];
-        String::from_utf8(tools::run("tmux", socket.iter().chain(args))).unwrap()
-    }
-
-    fn keys(&self, keys: &str) {
-        self.tmux(&["send-keys", keys]);
-    }
-
-    /// The text on the screen.
-    fn text(&self) -> String {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    /// Waits until the text on the screen satisfies `reached`, and returns it.
-    #[track_caller]
-    fn wait(&self, what: &str, reached: impl Fn(&str) -> bool) -> String {
-        let began = Instant::now();
-        // tmux may not have started yet.
-        while !self.socket.exists() {
-            assert!(began.elapsed() < PATIENCE, "tmux does not start");
-            sleep(Duration::from_millis(20));
-        }
-        loop {
-            let text = self.text();
-            if reached(&text) {
-                return text;
-            }
-            assert!(began.elapsed() < PATIENCE, "not there: {what}\n{text}");
-            sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Waits for the end of the program, and checks that the terminal is in its original state.
-    #[track_caller]
-    fn end(self, status: &str) -> (String, Finished) {
-        let ended = format!("ended with {status}\n");
-        let text = self.wait(&ended, |text| text.contains(&ended) && text.contains("-extproc"));
-        for setting in [" icanon ", " echo ", " isig ", " opost "] {
-            assert!(text.replace('\n', " ").contains(setting), "the terminal is not what it was: {text}");
-        }
-        let state = self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag} #{pane_title}"]);
-        assert!(state.starts_with("0 1 ") && !state.contains("stolen"), "{state}");
-        self.tmux(&["kill-server"]);
-        (text, self.running.finish())
-    }
+/// Traces a disk that has a map in a terminal.
+fn start(sandbox: Sandbox, map: &str, args: &[&str]) -> Screen {
+    fs::write(sandbox.cwd().join("disk.bmap"), map).unwrap();
+    let args = [&["trace", "disk.raw", "--map", "disk.bmap", "--top"], args].concat();
+    Screen::start(sandbox, [100, 30], PATIENCE, &args)
 }
 
 /// A command that reads and writes, prints a line, and waits.
@@ -108,7 +50,7 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
     needs!("tmux", "nbdsh", "stty");
     let sandbox = sandbox();
     let run = command(&sandbox);
-    let screen = Screen::start(sandbox, &["-o", "log", "--run", &run]);
+    let screen = start(sandbox, MAP, &["-o", "log", "--run", &run]);
     let text = screen.wait("the flush", |text| text.contains("1 flush") && text.contains("I read"));
     assert!(text.lines().next().unwrap().starts_with("virt-bmap-rs trace disk.raw"), "{text}");
     assert!(text.contains("read 2.5 KiB in 4") && text.contains("wrote 512 B in 1"), "{text}");
@@ -147,12 +89,52 @@ fn the_screen_shows_files_and_gives_the_terminal_back() {
     assert!(log.contains("read f /dev/sda1 /evil") && log.ends_with("\nflush\n"), "{log}");
 }
 
+/// The files of a guest that boots, in the order in which it reads them: path, first and last byte.
+const BOOT: [(&str, u64, u64); 8] = [
+    ("/boot/grub/grub.cfg", 0x10_0000, 0x10_2000),
+    ("/boot/initrd.img", 0x10_2000, 0x40_0000),
+    ("/boot/vmlinuz", 0x40_0000, 0x60_0000),
+    ("/usr/lib/systemd/systemd", 0x60_0000, 0x64_0000),
+    ("/usr/lib/x86_64-linux-gnu/libc.so.6", 0x64_0000, 0x70_0000),
+    ("/etc/fstab", 0x70_0000, 0x70_1000),
+    ("/etc/passwd", 0x70_1000, 0x70_2000),
+    ("/var/log/journal/system.journal", 0x70_2000, 0x80_0000),
+];
+
+/// The picture of the page shows what the program shows.
+#[test]
+fn the_picture_in_the_documentation() {
+    needs!("tmux", "nbdsh", "stty");
+    let sandbox = sandbox();
+    let mut map = "1 0 100000 v /dev/sda\n".to_owned();
+    let mut script = "import time\n".to_owned();
+    for (path, start, end) in BOOT {
+        for object in [&format!("f /dev/sda1 {path}"), "p /dev/sda1", "v /dev/sda"] {
+            map += &format!("1 {start:x} {end:x} {object}\n");
+        }
+        let call = if path.ends_with(".journal") { "pwrite(b'x' * 65536," } else { "pread(65536," };
+        let length = (end - start).min(65536);
+        let call = call.replace("65536", &length.to_string());
+        script += &format!("for at in range({start}, {end} - {length} + 1, {length}): h.{call} at)\n");
+    }
+    script += "h.flush()\nprint('Welcome to Debian GNU/Linux', flush=True)\ntime.sleep(1000)\n";
+    fs::write(sandbox.cwd().join("client.py"), script).unwrap();
+    // The name of what stands for a guest.
+    let run = format!("exec {NBDSH} -u \"$uri\" -c - <client.py");
+    let screen = start(sandbox, &map, &["--run", &run]);
+    screen.wait("the end of the boot", |text| text.contains("Welcome to Debian") && text.contains("1 flush"));
+    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    picture::check(&pictures.join("top.svg"), &screen.styled());
+    screen.keys("q");
+    screen.end("130");
+}
+
 #[test]
 fn any_end_gives_the_terminal_back() {
     needs!("tmux", "nbdsh", "stty");
     // Without a command, the screen shows where clients connect, and Ctrl-C ends the program
     // normally.
-    let screen = Screen::start(sandbox(), &[]);
+    let screen = start(sandbox(), MAP, &[]);
     let text =
         screen.wait("the URI", |text| text.contains("nbd+unix:///?socket=") && text.contains("REQUESTS"));
     assert!(text.contains("q: quit"), "{text}");
@@ -160,12 +142,12 @@ fn any_end_gives_the_terminal_back() {
     let (_, run) = screen.end("0");
     assert!(!run.files().iter().any(|name| name == "-"), "{:?}", run.files());
     // The program ends when the command ends.
-    let screen = Screen::start(sandbox(), &["--run", "sleep 1; exit 7"]);
+    let screen = start(sandbox(), MAP, &["--run", "sleep 1; exit 7"]);
     screen.wait("the screen", |text| text.contains("REQUESTS"));
     screen.end("7");
     // Signals end the program.
     for (signal, status) in [(Signal::TERM, "143"), (Signal::HUP, "129"), (Signal::QUIT, "131")] {
-        let screen = Screen::start(sandbox(), &["--run", "sleep 1000"]);
+        let screen = start(sandbox(), MAP, &["--run", "sleep 1000"]);
         screen.wait("the screen", |text| text.contains("REQUESTS"));
         let program = screen.running.program_in_terminal();
         virt_bmap_testutil::sandbox::kill(program, signal);
@@ -173,7 +155,7 @@ fn any_end_gives_the_terminal_back() {
     }
     // The screen shows that the log is full. The message is repeated after the end.
     let client = format!("{NBDSH} -u \"$uri\" -c 'h.pread(512, 0)'; sleep 2");
-    let screen = Screen::start(sandbox(), &["-o", "/dev/full", "--run", &client]);
+    let screen = start(sandbox(), MAP, &["-o", "/dev/full", "--run", &client]);
     screen.wait("that the log is full", |text| text.contains("/dev/full: cannot write the log any"));
     let (text, _) = screen.end("3");
     assert!(text.contains("/dev/full"), "{text}");

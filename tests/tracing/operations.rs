@@ -1,6 +1,6 @@
 //! The operations of a guest on several filesystems, on several disks. In place of a guest, this
 //! machine's kernel changes copies of the disks. A client then writes the blocks that differ to the
-//! traced disks.
+//! traced disks. docs/trace.md describes the command.
 
 use std::collections::BTreeSet;
 use std::fs;

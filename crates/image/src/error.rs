@@ -18,7 +18,9 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// It is a directory.
-    #[error("{path:?} is a directory; name the image file in it")]
+    #[error(
+        "{path:?} is a directory; name the image file in it, or map each image in it with `virt-bmap-rs fleet`"
+    )]
     Directory {
         /// The image.
         path: PathBuf,

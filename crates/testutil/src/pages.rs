@@ -1,14 +1,22 @@
-//! Runs the examples on the pages of the documentation as a reader would run them.
+//! Runs the commands on the pages of the documentation as a reader would run them.
 //!
-//! A block of ```` ```console ```` holds commands, each after `$ ` and followed by its standard
-//! output. A command continues on lines that begin with `> `. A line `…` in the output stands for
-//! any number of lines. These comments may precede a block:
+//! Two kinds of blocks have commands:
 //!
-//! - `<!-- not run: REASON -->`: the block needs an appliance, a network or the like. - `<!--
-//! setup`, commands, `-->`: these commands run first. The reader does not see them.
+//! - ```` ```console ````: commands, each after `$ ` and followed by its standard output, which must
+//!   be what the command prints. A command continues on lines that begin with `> `. A line `…` in
+//!   the output stands for any number of lines, and `9.9 s` for any time.
+//! - ```` ```sh ````: a script, which must succeed. Its output is not shown.
 //!
-//! [`Page::check_with_appliance`] runs a block that has both comments and whose reason is that it
-//! `needs an appliance`.
+//! Words after the language say what is special about a block:
+//!
+//! - `needs=WHAT`: it needs something that not every machine has ([`NEEDS`]), and is not run. If
+//!   that is an appliance, [`Page::check_with_appliance`] runs it.
+//! - `tested=FILE`: it is not run as it is, but the tests in this file run its commands.
+//! - `stderr`: standard error is part of the output, without the lines that only the first run on a
+//!   machine or a slow one prints.
+//!
+//! The comment `<!-- setup`, commands, `-->` may precede a block. These commands run first. The
+//! reader does not see them.
 //!
 //! All blocks of a page run in one directory, which is at first a copy of `tests/questions` and
 //! `tests/formats`. With `VIRT_BMAP_BLESS=1` in the environment, the output of the commands is
@@ -32,49 +40,90 @@ pub struct Page {
     pub tools: &'static [&'static str],
 }
 
+/// What a block may need that the tests without an appliance do not have.
+pub const NEEDS: [&str; 4] = ["appliance", "disk", "duckdb", "storage"];
+
+/// How a block is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Commands with their output.
+    Console,
+    /// A script.
+    Script,
+}
+
 /// A block of commands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Block {
+    form: Form,
     /// The number of the line after the opening fence, counted from 0.
     first: usize,
     /// The number of the line of the closing fence.
     end: usize,
     setup: Option<String>,
+    /// Whether it needs nothing, and is as the tests run it.
     is_run: bool,
     needs_appliance: bool,
+    shows_stderr: bool,
 }
 
-/// The blocks of a page. Text between a comment and its block is an error, since the comment would
-/// have no effect.
-fn blocks(page: &str, lines: &[&str]) -> Vec<Block> {
+impl Block {
+    /// The block that begins with this line, if it is an opening fence of one with commands.
+    fn of_fence(root: &Path, page: &str, line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix("```")?.split(' ');
+        let form = match words.next()? {
+            "console" => Form::Console,
+            "sh" => Form::Script,
+            _ => return None,
+        };
+        let (first, end, setup) = (0, 0, None);
+        let mut block =
+            Self { form, first, end, setup, is_run: true, needs_appliance: false, shows_stderr: false };
+        for word in words {
+            match word.split_once('=') {
+                Some(("needs", what)) => {
+                    assert!(NEEDS.contains(&what), "{page}: {line}: the words are {NEEDS:?}");
+                    block.is_run = false;
+                    block.needs_appliance = what == "appliance";
+                }
+                Some(("tested", file)) => {
+                    let tests = fs::read_to_string(root.join(file)).unwrap_or_default();
+                    let name = page.rsplit('/').next().unwrap_or_default();
+                    assert!(tests.contains(name), "{page}: {line}: {file} does not speak of {name}");
+                    block.is_run = false;
+                }
+                None if word == "stderr" => block.shows_stderr = true,
+                _ => panic!("{page}: {line}: what is {word}?"),
+            }
+        }
+        Some(block)
+    }
+}
+
+/// The blocks of a page. Text between a setup and its block is an error, since the setup would have
+/// no effect.
+fn blocks(root: &Path, page: &str, lines: &[&str]) -> Vec<Block> {
     let mut blocks = Vec::new();
-    let (mut setup, mut is_run, mut needs_appliance) = (None, true, false);
+    let mut setup: Option<String> = None;
     let mut at = 0;
     while at < lines.len() {
         let line = lines[at];
+        let end = |fence| lines[at..].iter().position(|line| *line == fence).expect("a block has an end");
         if line == "<!-- setup" {
-            let length = lines[at..].iter().position(|line| *line == "-->").expect("a setup has an end");
+            let length = end("-->");
             setup = Some(lines[at + 1..at + length].join("\n"));
             at += length;
-        } else if let Some(reason) = line.strip_prefix("<!-- not run: ") {
-            assert!(reason.len() > " -->".len() && reason.ends_with(" -->"), "{page}:{}: {line}", at + 1);
-            is_run = false;
-            needs_appliance = reason == "needs an appliance -->";
-        } else if line == "```console" {
-            let length = lines[at..].iter().position(|line| *line == "```").expect("a block has an end");
-            let (first, end) = (at + 1, at + length);
-            blocks.push(Block {
-                first,
-                end,
-                needs_appliance: needs_appliance && setup.is_some(),
-                setup: setup.take(),
-                is_run: std::mem::replace(&mut is_run, true),
-            });
-            needs_appliance = false;
-            at = end;
+        } else if let Some(block) = Block::of_fence(root, page, line) {
+            let length = end("```");
+            blocks.push(Block { first: at + 1, end: at + length, setup: setup.take(), ..block });
+            at += length;
         } else {
-            let is_between = line.is_empty() || (is_run && setup.is_none());
-            assert!(is_between, "{page}:{}: a comment for a block stands above {line:?}", at + 1);
+            let is_between = line.is_empty() || setup.is_none();
+            assert!(is_between, "{page}:{}: a setup stands above {line:?}", at + 1);
+            if line.starts_with("```") {
+                at += 1;
+                at += lines[at..].iter().position(|line| *line == "```").expect("a block has an end");
+            }
         }
         at += 1;
     }
@@ -108,13 +157,32 @@ fn shell(program: &Path, dir: &Path, line: &str) -> Output {
     Command::new("sh").args(["-ec", line]).current_dir(dir).env("PATH", path).output().unwrap()
 }
 
+/// Whether every run prints this line of progress, or whatever else it is.
+fn is_usual(line: &str) -> bool {
+    !(line.starts_with("building the appliance") || line.ends_with(" s so far") || line.ends_with('%'))
+}
+
+/// The line with `… s` in place of each time such as `9.9 s`.
+fn without_times(line: &str) -> String {
+    let is_time = |word: &str| word.contains('.') && word.parse::<f64>().is_ok();
+    let mut words: Vec<&str> = line.split(' ').collect();
+    for at in 1..words.len() {
+        if words[at].trim_end_matches(',') == "s" && is_time(words[at - 1]) {
+            words[at - 1] = "…";
+        }
+    }
+    words.join(" ")
+}
+
 /// Whether the printed lines match the page, on which `…` stands for any number of lines.
 fn fits(shown: &[&str], printed: &[&str]) -> bool {
     match (shown.split_first(), printed.split_first()) {
         (None, None) => true,
         (Some((&"…", rest)), None) => fits(rest, printed),
         (Some((&"…", rest)), Some((_, later))) => fits(rest, printed) || fits(shown, later),
-        (Some((line, rest)), Some((other, later))) => line == other && fits(rest, later),
+        (Some((line, rest)), Some((other, later))) => {
+            without_times(line) == without_times(other) && fits(rest, later)
+        }
         _ => false,
     }
 }
@@ -124,15 +192,15 @@ fn push_lines(text: &mut String, lines: &[&str]) {
 }
 
 impl Page {
-    /// Runs the blocks that are not marked, and compares the output with the page. `root` is the
+    /// Runs the blocks that need nothing, and compares the output with the page. `root` is the
     /// directory of the repository. `program` is what runs as `virt-bmap-rs`.
     pub fn check(&self, root: &Path, program: &Path) {
         self.check_blocks(root, program, |block| block.is_run);
     }
 
-    /// The same for blocks that need an appliance and have a setup.
+    /// The same with the blocks that need an appliance.
     pub fn check_with_appliance(&self, root: &Path, program: &Path) {
-        self.check_blocks(root, program, |block| block.needs_appliance);
+        self.check_blocks(root, program, |block| block.is_run || block.needs_appliance);
     }
 
     fn check_blocks(&self, root: &Path, program: &Path, is_wanted: impl Fn(&Block) -> bool) {
@@ -152,30 +220,41 @@ impl Page {
                 }
             }
         }
-        let blocks = blocks(path, &lines);
+        let succeed = |script: &str| {
+            let output = shell(program, dir.path(), script);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{path}: {script}: {said}");
+        };
+        let blocks = blocks(root, path, &lines);
         let mut blessed = String::new();
         let mut copied = 0;
         let mut wrong = String::new();
         for block in &blocks {
-            let commands = commands(path, &lines[block.first..block.end]);
-            assert!(!commands.is_empty(), "{path}:{}: an empty block", block.first);
+            let shown = &lines[block.first..block.end];
+            assert!(!shown.is_empty(), "{path}:{}: an empty block", block.first);
+            if block.form == Form::Console {
+                // Also looks at the blocks that are not run.
+                commands(path, shown);
+            }
             if !is_wanted(block) {
                 continue;
             }
             if let Some(setup) = &block.setup {
-                let output = shell(program, dir.path(), setup);
-                assert!(
-                    output.status.success(),
-                    "{path}: {setup}: {}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
+                succeed(setup);
+            }
+            if block.form == Form::Script {
+                succeed(&shown.join("\n"));
+                continue;
             }
             push_lines(&mut blessed, &lines[copied..block.first]);
-            for (command, shown, expected) in commands {
-                let output = shell(program, dir.path(), &command);
+            for (command, shown, expected) in commands(path, shown) {
+                let line = if block.shows_stderr { format!("exec 2>&1; {command}") } else { command.clone() };
+                let output = shell(program, dir.path(), &line);
                 let printed = String::from_utf8(output.stdout).unwrap();
                 // An empty line before the next command does not matter.
                 let printed: Vec<&str> = printed.trim_end_matches('\n').lines().collect();
+                let is_usual = |line: &&str| !block.shows_stderr || is_usual(line);
+                let printed: Vec<&str> = printed.into_iter().filter(is_usual).collect();
                 let is_right = fits(&expected, &printed);
                 if !is_right {
                     wrong += &format!(

@@ -440,6 +440,13 @@ impl Drop for Sealed {
     }
 }
 
+/// Whether standard error has one line, and at most one more that names a page of the documentation.
+pub fn is_one_error(said: &str) -> bool {
+    let mut lines = said.trim_end().lines();
+    let (first, second) = (lines.next(), lines.next());
+    first.is_some() && second.is_none_or(|line| line.starts_with("see https://")) && lines.next().is_none()
+}
+
 /// Sends a signal to a process of a run. It does not matter if the process has ended.
 pub fn kill(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).ok();

@@ -1,4 +1,5 @@
-//! Clients of other projects: libnbd's tools and bindings, and qemu's tools.
+//! Clients of other projects: libnbd's tools and bindings, and qemu's tools. One of the servers is
+//! the example of docs/nbd.md.
 
 use super::memory::{Kind, Memory};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
 //! Snapshots inside of qcow2 images, images that qemu encrypts, and backing files that the user
-//! allows.
+//! allows: what docs/sources.md says of them.
 
 use super::support::{Images, NOBODY, have, open, read_whole, running};
 use std::path::Path;

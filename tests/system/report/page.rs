@@ -500,6 +500,61 @@ fn the_map_of_a_whole_guest_opens_at_once() {
     browser.assert_quiet();
 }
 
+/// Counts the pixels of two pictures that differ, as far as both have them.
+const DIFFERING: &str = "(async (a, b) => {
+    const pixels = async (data) => {
+        const image = new Image();
+        image.src = 'data:image/png;base64,' + data;
+        await image.decode();
+        const canvas = new OffscreenCanvas(image.width, image.height);
+        const context = canvas.getContext('2d', {willReadFrequently: true});
+        context.drawImage(image, 0, 0);
+        return context.getImageData(0, 0, image.width, image.height);
+    };
+    const [one, other] = [await pixels(a), await pixels(b)];
+    if (one.width !== other.width || one.height !== other.height) return 1;
+    let count = 0;
+    for (let at = 0; at < one.data.length; at += 4) {
+        const far = (channel) => Math.abs(one.data[at + channel] - other.data[at + channel]) > 64;
+        if (far(0) || far(1) || far(2)) count++;
+    }
+    return count * 4 / one.data.length;
+})";
+
+/// The picture of the page shows what the program shows, but for the fonts of the machine.
+#[test]
+fn the_picture_in_the_documentation() {
+    needs!("chromium");
+    let Some(map) = tools::original_map() else { return };
+    let dir = samples();
+    assert!(report(dir.path(), &[map.to_str().unwrap()]).status.success());
+    let mut browser = Browser::start(1280, 820);
+    browser.open(&dir.path().join("report.html"));
+    browser.mouse("mouseMoved", 134.0, 274.0, 0.0);
+    browser.wait_for("document.body.innerText.includes('on disk in 4 pieces')");
+    let picture = browser.call("Page.captureScreenshot", &serde_json::json!({"format": "png"}));
+    let now = picture["data"].as_str().unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/report.png");
+    // The browser decodes what it encodes.
+    let decode =
+        |data: &str| tools::output(tools::command("base64").arg("-d").stdin(file_of(dir.path(), data)));
+    if std::env::var_os("VIRT_BMAP_BLESS").is_some() {
+        fs::write(path, decode(now).stdout).unwrap();
+        return;
+    }
+    let shown = String::from_utf8(tools::run("base64", ["-w0".as_ref(), path.as_os_str()])).unwrap();
+    // The page may load pictures of its own only.
+    let mut blank = Browser::start(100, 100);
+    let differing = blank.number(&format!("{DIFFERING}('{now}', '{}')", shown.trim()));
+    assert!(differing < 0.1, "{differing} of docs/report.png differ; VIRT_BMAP_BLESS=1 makes it again");
+}
+
+/// A file with this text, to read.
+fn file_of(dir: &Path, text: &str) -> fs::File {
+    fs::write(dir.join("text"), text).unwrap();
+    fs::File::open(dir.join("text")).unwrap()
+}
+
 #[test]
 fn a_page_that_cannot_be_read_says_so() {
     needs!("chromium");

@@ -27,7 +27,9 @@ pub enum ReadError {
     )]
     BmapTools,
     /// It is not a map.
-    #[error("this is not a block map: its first line begins with `{found}`, not with the number of a disk")]
+    #[error(
+        "this is not a block map: its first line begins with `{found}`, not with the number of a disk; the map of a disk image is made by `virt-bmap-rs IMAGE`"
+    )]
     NotAMap {
         /// The beginning of the line, printable.
         found: String,

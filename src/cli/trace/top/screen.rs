@@ -5,7 +5,7 @@
 
 use super::TopStatus;
 use super::pace::Rate;
-use crate::cli::trace::counted;
+use crate::cli::counted;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
