@@ -774,6 +774,7 @@ pub(crate) fn lvm() -> Guest {
             }
             "lvm-thin" => {
                 row.instances = 2;
+                row.free_differs = Some("also what the pool has no block for");
                 row.mounts.push("/dev/vg/thinner".into());
                 g.run("lv -s -kn -n thinner vg/v-thin");
             }
