@@ -1,6 +1,6 @@
 //! A qemu whose firmware finds nothing to boot. Its guest's writes are made by `qemu-io` through
-//! the devices of the guest, as `docs/interop/live-block-operations.rst` in qemu does. It has the
-//! monitor that docs/live.md asks for.
+//! the devices of the guest, as `docs/interop/live-block-operations.rst` in qemu does. Or it boots a
+//! guest that writes files. It has the monitor that docs/live.md asks for.
 
 use serde_json::{Value, json};
 use std::fs;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use virt_bmap_testutil::bootable;
 
 /// How all names begin that the program gives.
 const OURS: &str = "virt-bmap-";
@@ -34,6 +35,17 @@ impl Machine {
     /// The same with disks on an I/O thread.
     pub(crate) fn start_with_thread(disks: &[(&Path, &str)]) -> Self {
         Self::start_with(disks, &["-object", "iothread,id=thread"], ",iothread=thread")
+    }
+
+    /// The same with a guest that writes files to the first disk, an ext4.
+    pub(crate) fn start_writer(disks: &[(&Path, &str)], console: &Path) -> Self {
+        let guest = bootable::writer();
+        let file = |name| guest.join(name).display().to_string();
+        let (kernel, initrd) = (file("kernel"), file("initrd"));
+        let serial = format!("file:{}", console.display());
+        let boot =
+            ["-m", "256", "-kernel", &kernel, "-initrd", &initrd, "-append", "console=ttyS0 quiet panic=-1"];
+        Self::start_with(disks, &[&boot[..], &["-serial", &serial]].concat(), "")
     }
 
     fn start_with(disks: &[(&Path, &str)], options: &[&str], of_disk: &str) -> Self {

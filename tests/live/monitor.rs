@@ -3,8 +3,12 @@
 use super::machine::Machine;
 use rustix::process::Signal;
 use serde_json::json;
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use virt_bmap_testutil::sandbox::{Running, Sandbox};
 use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::tools::{self, needs};
@@ -80,6 +84,58 @@ fn the_map_is_of_the_moment_when_it_began() {
     let filesystem = format!("{}?offset={start}", raw.display());
     tools::run("e2fsck", ["-fn", &filesystem]);
     tools::run("qemu-io", ["-r", "-f", "qcow2", "-c", "read -P 0x55 0 32M", qcow2.to_str().unwrap()]);
+}
+
+/// The number of the last file that a guest has said to be on its disk.
+fn written(console: &Path) -> u32 {
+    let text = fs::read_to_string(console).unwrap_or_default();
+    let numbers = text.lines().filter_map(|line| line.trim().strip_prefix("wrote ")?.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
+#[test]
+fn a_guest_writes_files_while_it_is_mapped() {
+    needs!("busybox", "cpio", "debugfs", "e2fsck", "mke2fs", "qemu-system-x86_64");
+    let dir = tempfile::tempdir().unwrap();
+    let (image, console) = (dir.path().join("guest.raw"), dir.path().join("console"));
+    let disk = image.to_str().unwrap();
+    File::create(&image).unwrap().set_len(128 << 20).unwrap();
+    tools::run("mke2fs", ["-q", "-F", "-t", "ext4", "-b", "4096", disk]);
+    let mut machine = Machine::start_writer(&[(&image, "raw")], &console);
+    let begun = Instant::now();
+    while written(&console) < 5 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", fs::read_to_string(&console));
+        sleep(Duration::from_millis(50));
+    }
+    let before = written(&console);
+    let run = begin(&mut machine, 1, &[]);
+    let after = written(&console);
+    let run = run.finish();
+    run.assert_code(0);
+    assert!(written(&console) > after + 1, "the guest wrote on");
+    machine.assert_clean();
+    machine.quit();
+
+    // All that was on the disk when the run began is there; of what came later, at most the file that
+    // was being written when the view was complete.
+    let text = String::from_utf8(run.read("guest.bmap")).unwrap();
+    let mut files = BTreeMap::<u32, Vec<u64>>::new();
+    for line in text.lines() {
+        let Some((place, name)) = line.split_once(" f /dev/sda /f") else { continue };
+        let start = u64::from_str_radix(place.split(' ').nth(1).unwrap(), 16).unwrap();
+        files.entry(name.parse().unwrap()).or_default().push(start / 4096);
+    }
+    assert!((1..=before).all(|number| files.contains_key(&number)), "{before}: {files:?}");
+    assert!(files.keys().all(|number| *number <= after + 1), "{after}: {files:?}");
+    // The guest's filesystem is whole once its journal is replayed, and its files lie where they lay.
+    let status = Command::new("e2fsck").args(["-fp", disk]).stdout(Stdio::null()).status().unwrap();
+    assert!(status.code().is_some_and(|code| code <= 1), "{status}");
+    for number in 1..=before {
+        let blocks = tools::run("debugfs", ["-R", &format!("blocks /f{number}"), disk]);
+        let blocks = String::from_utf8(blocks).unwrap();
+        let first: u64 = blocks.split_whitespace().next().unwrap().parse().unwrap();
+        assert_eq!(files[&number][0], first, "/f{number}");
+    }
 }
 
 /// A guest with one small disk, and things of another program: a job, a node, and what a run left

@@ -47,6 +47,12 @@ pub fn nbd() -> PathBuf {
     guest("nbd", &[include_str!("guest/nbd.sh")], &[])
 }
 
+/// The directory with `kernel` and `initrd` of a guest that writes files until it is stopped, see
+/// `guest/writer.sh`.
+pub fn writer() -> PathBuf {
+    guest("writer", &[include_str!("guest/writer.sh")], &[])
+}
+
 fn guest(name: &str, recipe: &[&str], files: &[(&str, &str)]) -> PathBuf {
     cache::directory(name, &cache::key((KERNEL, recipe, files)), |dir| make(dir, recipe, files))
 }
