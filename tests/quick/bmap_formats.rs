@@ -748,7 +748,7 @@ mod refused {
     fn one_output_named_twice() {
         for out in ["-", "map.bmap"] {
             let output = Command::new(env!("CARGO_BIN_EXE_virt-bmap-rs"))
-                .args(["no-such-image", "-o", out, "-o", out])
+                .args(["no-such-image.raw", "-o", out, "-o", out])
                 .output()
                 .unwrap();
             assert_eq!(output.status.code(), Some(1));
