@@ -42,6 +42,8 @@ if [ ! -e "$directory/etc/debian_version" ] || [ -e "$directory/debootstrap" ]; 
 fi
 cp -L /etc/resolv.conf /etc/hosts "$directory/etc/" 2>/dev/null || :
 
+# A root that is no mount point cannot have other namespaces of mounts in it.
+mount --bind "$directory" "$directory"
 mount -t proc proc "$directory/proc"
 mount --rbind /sys "$directory/sys"
 mount --rbind /dev "$directory/dev"

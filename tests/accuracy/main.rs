@@ -2,7 +2,8 @@
 //!
 //! `cargo test --test accuracy` measures only the ext family. With `-- --all` (`make accuracy`) it
 //! measures all guests and writes `docs/accuracy.md`. Names of guests after `--` choose these
-//! guests (`make accuracy ONLY=xfs`), whose rows in the page are then replaced.
+//! guests (`make accuracy ONLY=xfs`), whose rows in the page are then replaced. With `--make`, the
+//! guests are only made, and the paths of their disks printed.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
@@ -36,6 +37,11 @@ fn main() -> ExitCode {
     check_places();
     let is_all = args.iter().any(|arg| arg == "--all");
     let named: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    if args.iter().any(|arg| arg == "--make") {
+        let guests = guests::all().into_iter().filter(|guest| named.contains(&&guest.name.to_owned()));
+        guests.flat_map(|guest| guest.images()).for_each(|disk| println!("{}", disk.display()));
+        return ExitCode::SUCCESS;
+    }
     let (mut lines, mut books) = (Vec::new(), Vec::new());
     let mut failed = false;
     for guest in guests::all() {

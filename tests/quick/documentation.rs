@@ -14,7 +14,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_virt-bmap-rs");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Every page that has a block of `console` or `sh`.
-const PAGES: [Page; 16] = [
+const PAGES: [Page; 18] = [
     Page { path: "README.md", run: 1, not_run: 1, tools: &[] },
     Page { path: "docs/appliance.md", run: 0, not_run: 2, tools: &[] },
     Page { path: "docs/exactness.md", run: 3, not_run: 1, tools: &["jq"] },
@@ -25,6 +25,8 @@ const PAGES: [Page; 16] = [
     Page { path: "docs/map-format.md", run: 5, not_run: 0, tools: &["gawk", "awk", "grep"] },
     Page { path: "docs/mapping.md", run: 0, not_run: 1, tools: &[] },
     Page { path: "docs/nbd.md", run: 2, not_run: 1, tools: &["nbdinfo", "qemu-io"] },
+    Page { path: "docs/packages.md", run: 0, not_run: 4, tools: &[] },
+    Page { path: "docs/python.md", run: 0, not_run: 1, tools: &[] },
     Page { path: "docs/questions.md", run: 10, not_run: 1, tools: &["qemu-img", "qemu-io", "qemu-nbd"] },
     Page { path: "docs/report.md", run: 1, not_run: 0, tools: &[] },
     Page { path: "docs/sources.md", run: 1, not_run: 11, tools: &["ewfacquire"] },
@@ -109,6 +111,16 @@ fn nbd() {
     // Its commands use an example.
     built("examples/serve_file");
     check("docs/nbd.md");
+}
+
+#[test]
+fn packages() {
+    check("docs/packages.md");
+}
+
+#[test]
+fn python() {
+    check("docs/python.md");
 }
 
 #[test]

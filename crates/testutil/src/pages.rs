@@ -41,7 +41,7 @@ pub struct Page {
 }
 
 /// What a block may need that the tests without an appliance do not have.
-pub const NEEDS: [&str; 4] = ["appliance", "disk", "duckdb", "storage"];
+pub const NEEDS: [&str; 5] = ["appliance", "disk", "duckdb", "registry", "storage"];
 
 /// How a block is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
