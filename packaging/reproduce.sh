@@ -3,6 +3,7 @@
 # of Cargo, umask, time zone and language, and compares them with those in target/packages.
 #
 # Prints the files that differ, and ends with status 1 if there are any. Takes as long as a build.
+# docs/packages.md says what the packages are made of.
 set -eu -o pipefail
 
 cd "$(dirname "$0")/.."

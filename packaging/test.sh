@@ -1,5 +1,5 @@
 #!/bin/bash
-# Checks the packages in target/packages: test.sh [CHECK...]
+# Checks the packages in target/packages, with the commands of docs/packages.md: test.sh [CHECK...]
 #
 #   contents    what is in them, what they require; lintian; checksums; the lists of crates
 #   deb         a fresh Debian, in which `apt install` and one command map a guest
