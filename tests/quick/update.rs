@@ -27,14 +27,14 @@ fn update(sandbox: Sandbox, args: &[&str]) -> Finished {
     run
 }
 
-/// Fails unless the program says at once that nothing has changed, and leaves the map unchanged.
+/// Fails unless the program says that nothing has changed, and leaves the map unchanged. No appliance
+/// could start.
 #[track_caller]
 fn assert_unchanged(sandbox: Sandbox, args: &[&str]) -> Finished {
     let before = fs::read(sandbox.cwd().join("disk.bmap")).unwrap();
     let run = update(sandbox, args);
     run.assert_code(0);
     assert_eq!((String::from_utf8_lossy(&run.stdout).as_ref(), run.stderr.as_str()), ("unchanged\n", ""));
-    assert!(run.elapsed < Duration::from_secs(1), "{:?}", run.elapsed);
     assert!(run.read("disk.bmap") == before, "the map was written");
     run
 }
