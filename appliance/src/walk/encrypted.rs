@@ -18,6 +18,7 @@ use std::ffi::{CStr, CString};
 use virt_bmap_agent_protocol::record::{Extent, ObjectKind, Operation};
 use virt_bmap_agent_protocol::{End, Record};
 use virt_bmap_on_disk::ext::Place;
+use virt_bmap_ranges::Range;
 
 /// A file that cannot be opened.
 pub(super) struct EncryptedFile {
@@ -72,7 +73,7 @@ impl Walker {
         self.control.put(&object(id, *parent, ObjectKind::File, stat, name.to_bytes()));
         self.control.put(&Record::Encrypted { id });
         let allocated = (stat.st_blocks as u64).saturating_mul(512);
-        let is_all = |place: &&Place| place.ranges().map(|range| range.len()).sum::<u64>() == allocated;
+        let is_all = |place: &&Place| place.ranges().map(Range::len).sum::<u64>() == allocated;
         let (Some(place), Some(device)) = (place.filter(is_all), device) else {
             return self.found();
         };
