@@ -13,8 +13,6 @@ Editors that know cells (Jupyter, VS Code, Spyder) run it cell by cell.
 # %% The map, and what has changed
 import sys
 
-import pandas
-
 import virt_bmap
 
 map_path, changed_path = sys.argv[1:3]
@@ -35,11 +33,11 @@ except virt_bmap.MapError:
 if later is None:
     found = guest.overlaps(changed, disk)
     print(f"{found.bytes} bytes, {found.in_objects} of them in files, directories and metadata")
-    files = pandas.DataFrame(found.shares)
+    files = found.shares.to_pandas()
     files = files[files.type == "f"].rename(columns={"bytes": "written"})
     files["change"] = "written"
 else:
-    files = pandas.DataFrame(guest.diff(later), columns=virt_bmap.Change._fields)
+    files = guest.diff(later).to_pandas()
     files = files[files.type == "f"].rename(columns={"gained": "written"})
     files["path"] = files.path.fillna(files.old_path)
 

@@ -66,6 +66,10 @@ impl Files {
 }
 
 impl Source for Files {
+    fn class(&self) -> &'static RowClass {
+        &FILE
+    }
+
     fn len(&self) -> usize {
         self.files.len()
     }
@@ -118,6 +122,10 @@ impl Part {
 }
 
 impl Source for Shares {
+    fn class(&self) -> &'static RowClass {
+        &SHARE
+    }
+
     fn len(&self) -> usize {
         self.shares.len()
     }
@@ -212,6 +220,10 @@ impl Changes {
 }
 
 impl Source for Changes {
+    fn class(&self) -> &'static RowClass {
+        &CHANGE
+    }
+
     fn len(&self) -> usize {
         self.changes.len()
     }
@@ -254,6 +266,10 @@ pub(crate) struct Objects {
 }
 
 impl Source for Objects {
+    fn class(&self) -> &'static RowClass {
+        &OBJECT
+    }
+
     fn len(&self) -> usize {
         self.objects.len()
     }
@@ -287,6 +303,10 @@ pub(crate) struct Ranges {
 }
 
 impl Source for Ranges {
+    fn class(&self) -> &'static RowClass {
+        &RANGE
+    }
+
     fn len(&self) -> usize {
         self.map.object(self.object).pieces().len()
     }

@@ -27,7 +27,7 @@ mod _native {
     #[pymodule_export]
     use super::map::Map;
     #[pymodule_export]
-    use super::names::unescape;
+    use super::names::{escape, unescape};
     #[pymodule_export]
     use super::ranges::read_ranges;
     #[pymodule_export]

@@ -7,7 +7,7 @@
 use pyo3::IntoPyObjectExt as _;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
-use virt_bmap_map::{ObjectName, escape};
+use virt_bmap_map::{ObjectName, csv};
 
 /// A name as `str`.
 pub(crate) fn text<'py>(py: Python<'py>, name: &[u8]) -> PyResult<Bound<'py, PyString>> {
@@ -39,6 +39,15 @@ pub(crate) fn path<'py>(py: Python<'py>, name: ObjectName<'_>) -> PyResult<Bound
     (!name.path.is_empty()).then(|| text(py, name.path)).transpose()?.into_bound_py_any(py)
 }
 
+/// Returns a name, which is str or bytes, as Arrow, CSV and Parquet tables have it.
+///
+/// The result is printable in one line, and no formula for a spreadsheet. unescape returns the
+/// name's bytes.
+#[pyfunction]
+pub(crate) fn escape(name: &Bound<'_, PyAny>) -> PyResult<String> {
+    Ok(csv::cell(&bytes(name)?).into_owned())
+}
+
 /// Returns the bytes of a name that is escaped as in Arrow, CSV and Parquet tables.
 ///
 /// A backslash and three octal digits become a byte.
@@ -46,7 +55,7 @@ pub(crate) fn path<'py>(py: Python<'py>, name: ObjectName<'_>) -> PyResult<Bound
 /// Raises ValueError if a backslash does not begin such an escape.
 #[pyfunction]
 pub(crate) fn unescape<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
-    let name = escape::unescape(name.as_bytes());
+    let name = virt_bmap_map::escape::unescape(name.as_bytes());
     name.map(|name| PyBytes::new(py, &name))
         .map_err(|error| pyo3::exceptions::PyValueError::new_err(error.to_string()))
 }

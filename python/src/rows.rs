@@ -44,6 +44,9 @@ pub(crate) use row;
 
 /// Where rows come from.
 pub(crate) trait Source: Send + Sync {
+    /// The class of the rows.
+    fn class(&self) -> &'static RowClass;
+
     /// Number of rows.
     fn len(&self) -> usize;
 
@@ -54,7 +57,7 @@ pub(crate) trait Source: Send + Sync {
 /// The rows of an answer.
 ///
 /// A sequence of named tuples. A row is made when it is asked for: the rows together take no more
-/// memory than a few numbers each. pandas.DataFrame(rows) is a table of them.
+/// memory than a few numbers each.
 #[pyclass(frozen, module = "virt_bmap")]
 pub(crate) struct Rows(Arc<dyn Source>);
 
@@ -95,6 +98,19 @@ impl Rows {
             Some(number) => self.0.row(py, number),
             None => Err(PyIndexError::new_err(format!("there are {length} rows"))),
         }
+    }
+
+    /// The names of the fields of a row.
+    #[getter]
+    fn fields<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.0.class().class(py)?.getattr("_fields")
+    }
+
+    /// Returns the rows as a pandas.DataFrame, with a column for each field. Needs pandas.
+    ///
+    /// Names are escaped as in the other tables: see escape.
+    fn to_pandas<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        this.py().import("virt_bmap._tables")?.call_method1("frame", (this,))
     }
 
     fn __repr__(&self) -> String {

@@ -1,26 +1,30 @@
 //! Tests of the packages' metadata: which packages can be published, what they depend on, and the
 //! name of the image for containers.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 /// Packages that are useless without the rest of the repository.
-const PRIVATE: [&str; 4] = ["virt-bmap-agent", "virt-bmap-nbdkit", "virt-bmap-rs", "virt-bmap-testutil"];
+const PRIVATE: [&str; 5] =
+    ["virt-bmap-agent", "virt-bmap-agent-protocol", "virt-bmap-nbdkit", "virt-bmap-rs", "virt-bmap-testutil"];
 
 /// The categories of crates.io (its `categories.toml`) that suit the packages.
-const CATEGORIES: [&str; 9] = [
+const CATEGORIES: [&str; 8] = [
     "asynchronous",
     "command-line-utilities",
     "data-structures",
-    "encoding",
     "filesystem",
     "network-programming",
     "os::unix-apis",
     "parser-implementations",
     "virtualization",
 ];
+
+/// The first line of a library whose documentation has its readme.
+const README_IS_TESTED: &str = "#![doc = include_str!(\"../README.md\")]\n";
 
 fn cargo(arguments: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -86,7 +90,17 @@ fn libraries_can_be_published_and_nothing_else_can() {
         }
         let directory = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap();
         let readme = package["readme"].as_str().unwrap_or_else(|| panic!("{name}: no readme"));
-        assert!(directory.join(readme).is_file(), "{name}: {readme} is missing");
+        let readme =
+            fs::read_to_string(directory.join(readme)).unwrap_or_else(|_| panic!("{name}: {readme}"));
+        // As a part of the documentation, the example is a test.
+        assert!(readme.contains("```rust\n"), "{name}: the readme has no example that runs");
+        let library = fs::read_to_string(directory.join("src/lib.rs")).unwrap();
+        assert!(library.starts_with(README_IS_TESTED), "{name}: the readme is not in the documentation");
+        let targets = &package["metadata"]["docs"]["rs"]["targets"];
+        assert_eq!(targets, &json!(["x86_64-unknown-linux-gnu"]), "{name}: targets of docs.rs");
+        for text in ["LICENSE-MIT", "LICENSE-APACHE"] {
+            assert!(directory.join(text).is_file(), "{name}: {text} is missing");
+        }
         for field in ["license", "repository"] {
             assert!(package[field].is_string(), "{name}: no {field}");
         }
@@ -100,17 +114,20 @@ fn libraries_can_be_published_and_nothing_else_can() {
         for category in categories {
             assert!(CATEGORIES.contains(&category.as_str().unwrap()), "{name}: category {category}");
         }
-        // A package with a dependency that has only a path cannot be published.
+        // A package with a dependency that has only a path, or is private, cannot be published.
         for dependency in package["dependencies"].as_array().unwrap() {
-            let is_local = dependency["path"].is_string() && dependency["kind"] != "dev";
-            assert!(!is_local || dependency["req"] != "*", "{name}: {} has no version", dependency["name"]);
+            let needs = dependency["name"].as_str().unwrap();
+            if dependency["path"].is_string() && dependency["kind"] != "dev" {
+                assert!(dependency["req"] != "*", "{name}: {needs} has no version");
+                assert!(!PRIVATE.contains(&needs), "{name}: {needs} is not published");
+            }
         }
     }
 }
 
 /// The words of a file of this repository.
 fn words(path: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
     text.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -125,4 +142,14 @@ fn the_kubernetes_job_uses_the_image_that_a_release_pushes() {
     assert!(page.contains(&image), "docs/packages.md does not name {image}");
     let makefile = words("Makefile").join(" ");
     assert!(makefile.contains(&format!("IMAGE ?= {pushed} ")), "Makefile does not name {pushed}");
+}
+
+/// The Python package has a workspace of its own, and so a version of its own.
+#[test]
+fn the_python_package_has_the_same_version() {
+    let python = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/Cargo.toml")).unwrap();
+    assert!(python.contains(concat!("\nversion = \"", env!("CARGO_PKG_VERSION"), "\"\n")), "{python}");
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/Cargo.lock")).unwrap();
+    let own = concat!("\nname = \"virt-bmap-python\"\nversion = \"", env!("CARGO_PKG_VERSION"), "\"\n");
+    assert!(lock.contains(own), "python/Cargo.lock");
 }

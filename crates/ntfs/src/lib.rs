@@ -1,21 +1,11 @@
-//! Where the files of an NTFS volume lie.
+#![doc = include_str!("../README.md")]
+//!
+//! # Inside
 //!
 //! NTFS describes each file in a record of the file `$MFT`. [`Volume::open`] finds that file by the
 //! boot sector; [`Volume::file`] reads one record with its extension records, and
 //! [`Volume::files`] all of them, a megabyte at a time. A [`File`] has names and [`Stream`]s: each
 //! attribute with its content in the record or its [runs](Run) of clusters.
-//!
-//! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use virt_bmap_ntfs::Volume;
-//!
-//! let volume = Volume::open(std::fs::File::open("ntfs.img")?)?;
-//! for file in volume.files() {
-//!     println!("{file:?}");
-//! }
-//! # Ok(())
-//! # }
-//! ```
 //!
 //! The volume is hostile input. Nothing in it makes the reader panic, loop, or take memory without
 //! limit; what is wrong with a file is in [`File::problems`], and the sound rest is given.

@@ -1,4 +1,6 @@
-//! Structures of filesystems whose kernel drivers do not say where directories and tables lie.
+#![doc = include_str!("../README.md")]
+//!
+//! # Inside
 //!
 //! The host names the parts of a volume by them, and the agent computes the place of directories.
 //! Everything here takes bytes of a volume that may be hostile: nothing panics, and a field that

@@ -11,7 +11,7 @@ nor libguestfs, except for :func:`map_image`, which runs it.
 Offsets and sizes are numbers of bytes, and the ends of ranges are exclusive.
 """
 
-from ._native import Map, Rows, __version__, read_ranges, unescape
+from ._native import Map, Rows, __version__, escape, read_ranges, unescape
 from ._run import MapImageError, map_image
 from ._types import (
     Balance,
@@ -49,6 +49,7 @@ __all__ = [
     "Rows",
     "Share",
     "__version__",
+    "escape",
     "map_image",
     "read_ranges",
     "unescape",

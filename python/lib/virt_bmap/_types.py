@@ -1,7 +1,6 @@
 """The rows of answers, and the errors.
 
-Each row is a named tuple: its fields have names, it compares and prints as a tuple does, and
-``pandas.DataFrame`` makes columns of its fields.
+Each row is a named tuple: its fields have names, and it compares and prints as a tuple does.
 
 Offsets and sizes are numbers of bytes. An ``end`` is the first byte after a range. Times are
 nanoseconds since 1970 in UTC. What a map does not know is ``None``.
