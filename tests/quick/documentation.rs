@@ -191,8 +191,11 @@ fn no_page_is_forgotten() {
 #[test]
 fn no_command_is_outside_of_a_block_for_commands() {
     let is_form = |line: &str| {
-        line.split([' ', '[', ']', '.', '|']).any(|word| word.len() > 1 && word == word.to_uppercase())
+        line.split([' ', '[', ']', '.', '|'])
+            .any(|word| word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase()))
     };
+    let is_command =
+        |line: &str| line.starts_with("$ ") || line.starts_with("virt-bmap-rs ") && !is_form(line);
     let mut wrong = Vec::new();
     for path in pages().into_iter().filter(|path| path.starts_with(Path::new(ROOT).join("docs"))) {
         let text = fs::read_to_string(&path).unwrap();
@@ -205,10 +208,8 @@ fn no_command_is_outside_of_a_block_for_commands() {
                 (None, None) if above.is_empty() && line.starts_with("    ") && !is_comment => {
                     wrong.push(format!("{}: an indented block: {line}", path.display()));
                 }
-                (None, Some(language)) if !matches!(language, "console" | "sh") => {
-                    if line.starts_with("$ ") || line.starts_with("virt-bmap-rs ") && !is_form(line) {
-                        wrong.push(format!("{}: a command in `{language}`: {line}", path.display()));
-                    }
+                (None, Some(language)) if !matches!(language, "console" | "sh") && is_command(line) => {
+                    wrong.push(format!("{}: a command in `{language}`: {line}", path.display()));
                 }
                 _ => {}
             }

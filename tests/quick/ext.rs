@@ -63,7 +63,7 @@ fn fill(tree: &Path) {
     fs::write(tree.join("long"), vec![7; 3 << 20]).unwrap();
     let pieces = File::create(tree.join("pieces")).unwrap();
     for n in 0..3000u64 {
-        pieces.write_all_at(b"piece", n * 16 << 10).unwrap();
+        pieces.write_all_at(b"piece", (n * 16) << 10).unwrap();
     }
     let far = File::create(tree.join("far")).unwrap();
     for at in [0, 5 << 20, 300 << 20, 3 << 30] {
