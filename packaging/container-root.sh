@@ -21,14 +21,15 @@ kernel=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: //p')
 dpkg-deb --extract "$work"/*.deb "$work"
 version=$(ls "$work/lib/modules")
 depmod --basedir "$work" "$version"
-mkdir -p "${appliance%/*}"
+# supermin looks at the owner and mode of this directory.
+mkdir -p /lib/modules "${appliance%/*}"
 SUPERMIN_KERNEL=$work/boot/vmlinuz-$version SUPERMIN_MODULES=$work/lib/modules/$version \
     virt-bmap-rs appliance build --output "$appliance"
 
-# The appliance's disk is sparse, and layers of an image are not: it would take 4 GB on each machine.
-# What the appliance writes there while it runs is next to nothing.
+# The appliance's disk is sparse, and layers of an image are not: it would take 4 GB on each
+# machine. What the appliance writes there while it runs is next to nothing.
 e2fsck -fy "$appliance/root" >/dev/null || [ $? -le 1 ]
 resize2fs -M "$appliance/root" 2>/dev/null
 resize2fs "$appliance/root" "$(($(stat -c %s "$appliance/root") / 1048576 + 128))M" 2>/dev/null
 
-rm -rf "$work" /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb
+rm -rf "$work" /lib/modules /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb

@@ -164,7 +164,7 @@ make_guest() {
     chmod 1777 "$work/guests"
     head -c 3000000 /dev/urandom >"$work/files/large"
     echo demo >"$work/files/etc/hostname"
-    mke2fs -q -t ext4 -d "$work/files" "$work/guests/guest.raw" 64M
+    mke2fs -q -t ext4 -b 4096 -d "$work/files" "$work/guests/guest.raw" 64M
 }
 
 # check_map FILE: the map says of a file what debugfs says.
@@ -175,9 +175,8 @@ check_map() {
     last=$(tail -n 1 <<<"$blocks")
     # One extent, so that its ends are those of the range.
     [ "$(wc -l <<<"$blocks")" = $((last - first + 1)) ] || fail "/large is in pieces"
-    has "$(cat "$1")" "$(printf '1 %x %x f /dev/sda /large' $((first * size)) $(((last + 1) * size)))"
+    has "$(cat "$1")" "$(printf '1 %x %x f /dev/sda /large' $((first * 4096)) $(((last + 1) * 4096)))"
 }
-size=4096
 
 deb() {
     echo "== deb"
