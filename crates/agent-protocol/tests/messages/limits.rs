@@ -133,7 +133,7 @@ fn a_body_that_does_not_fit_its_kind_is_refused() {
 fn values_that_do_not_exist_are_refused() {
     // A kind of object, a purpose, an operation, a truth value and a length.
     let object = [&[2, 5, 4, 4][..], &[0; 9]].concat();
-    for body in [&object[..], &[13, 22, 0], &[12, 8, 0, 0, 0, 0], &[7, 1, 2], &[8, 255, 255, 255, 255, 15]] {
+    for body in [&object[..], &[13, 23, 0], &[12, 8, 0, 0, 0, 0], &[7, 1, 2], &[8, 255, 255, 255, 255, 15]] {
         let record = [&(body.len() as u32).to_le_bytes()[..], body].concat();
         assert!(matches!(Record::decode(&record), Err(DecodeError::Malformed { .. })), "{body:?}");
     }
