@@ -28,6 +28,7 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset};
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = AFTER_HELP,
+    override_usage = "virt-bmap-rs lookup [OPTIONS] <MAP> <OFFSET>...\n       virt-bmap-rs lookup [OPTIONS] <MAP> --ranges <LIST>",
     group = ArgGroup::new("place").required(true).multiple(true).args(["offsets", "sector", "lcn", "ranges"])
 )]
 pub(super) struct LookupArgs {

@@ -86,3 +86,18 @@ fn an_error_names_its_page() {
     let run = in_sandbox(&files, &["lookup", "guest.bmap", "--ranges", "list"]);
     assert_eq!(page(run.assert_fails(&["list"])), "docs/questions.md#lists");
 }
+
+/// A pattern is that of a whole path, which nobody expects.
+#[test]
+fn a_name_and_a_directory_lead_to_the_pattern_that_finds_them() {
+    let map = include_bytes!("../questions/guest.bmap");
+    for (asked, found) in [("passwd", "**/passwd"), ("/var/log", "/var/log/**")] {
+        let run = in_sandbox(&[("guest.bmap", map)], &["list", "guest.bmap", asked]);
+        run.assert_code(0).assert_says(&[&format!(" {found} ")]);
+        let again = run.sandbox.run(["list", "guest.bmap", found, "--csv"]);
+        assert!(again.stdout.split(|byte| *byte == b'\n').count() > 2 && again.stderr.is_empty());
+    }
+    // What finds nothing in any form is no reason for a hint.
+    let run = in_sandbox(&[("guest.bmap", map)], &["list", "guest.bmap", "nowhere"]);
+    assert!(run.assert_code(0).stderr.is_empty(), "{}", run.stderr);
+}

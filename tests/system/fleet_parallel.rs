@@ -97,10 +97,8 @@ impl Hosts {
 /// The command lines that `docs/fleet.md` shows.
 fn documented() -> String {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/fleet.md")).unwrap();
-    let (_, rest) = page.split_once("GNU parallel over ssh, for three machines").unwrap();
-    let lines: Vec<&str> = rest.lines().skip_while(|line| !line.starts_with("    ")).collect();
-    let lines = lines.iter().take_while(|line| line.starts_with("    ")).map(|line| line.trim());
-    lines.collect::<Vec<_>>().join("\n")
+    let (_, block) = page.split_once("```sh tested=tests/system/fleet_parallel.rs\n").unwrap();
+    block.split_once("\n```").unwrap().0.to_owned()
 }
 
 #[test]
