@@ -116,13 +116,14 @@ bootstrap() {
 }
 
 # inside NAME [--kvm] [--no-net] [--read-only] [--user UID] COMMAND...: in the root $work/NAME, in
-# namespaces, with the devices that a container has. /work is the guests' directory.
+# namespaces, with the devices that a container has. The user may use KVM, which need not work.
+# /work is the guests' directory. If the rest is read-only, /tmp and /var/tmp are not, as in examples/kubernetes/fleet.yaml.
 inside() {
-    local root=$work/$1 kvm='' user=0:0 net=() read_only=''
+    local root=$work/$1 kvm='' user=0:0 groups='' net=() read_only=''
     shift
     while :; do
         case $1 in
-            --kvm) kvm=/dev/kvm ;;
+            --kvm) kvm=/dev/kvm groups=$(stat -c %g /dev/kvm 2>/dev/null || :) ;;
             --no-net) net=(--net) ;;
             --read-only) read_only=1 ;;
             --user) user=$2:$2; shift ;;
@@ -132,7 +133,7 @@ inside() {
     done
     mkdir -p "$root/work"
     # shellcheck disable=SC2016  # the inner shell expands it
-    ROOT=$root KVM=$kvm READ_ONLY=$read_only GUESTS=$work/guests unshare --mount --pid --ipc --uts "${net[@]}" --fork bash -c '
+    ROOT=$root KVM=$kvm GROUPS_OF_USER=$groups READ_ONLY=$read_only GUESTS=$work/guests unshare --mount --pid --ipc --uts "${net[@]}" --fork bash -c '
         set -eu
         mount --bind "$ROOT" "$ROOT"
         mount -t tmpfs -o mode=755 dev "$ROOT/dev"
@@ -152,8 +153,9 @@ inside() {
         if [ -n "$READ_ONLY" ]; then
             mount -o remount,bind,ro "$ROOT"
             mount -t tmpfs -o mode=1777 tmp "$ROOT/tmp"
+            mount -t tmpfs -o mode=1777 tmp "$ROOT/var/tmp"
         fi
-        exec chroot --userspec="$0" "$ROOT" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+        exec chroot --userspec="$0" --groups="$GROUPS_OF_USER" "$ROOT" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
     ' "$user" "$@"
 }
 
@@ -222,8 +224,6 @@ container() {
 
     local environment user kvm name
     mapfile -t environment < <(sed -n 's/^ENV //p' Containerfile)
-    # As examples/kubernetes/fleet.yaml, which also gives /tmp alone to write to.
-    environment+=(TMPDIR=/tmp)
     user=$(sed -n 's/^USER \([0-9]*\):.*/\1/p' Containerfile)
     inside container "${environment[@]}" virt-bmap-rs appliance status
     # 4711 is a user whom nobody has added, as with runAsUser or --user.
