@@ -123,7 +123,7 @@ fi
 
 # On Ubuntu ordinary users cannot read kernels, and the appliance boots one of them.
 readable=
-for kernel in /boot/vmlinuz-*; do
+for kernel in /boot/vmlinuz-* /lib/modules/*/vmlinuz; do
     [ -r "$kernel" ] && readable=1
 done
 if [ -z "$readable" ]; then

@@ -53,8 +53,8 @@ cell "libguestfs" "$(version "$library") (\`$library\`)"
 cell "qemu" "$(version qemu-system-x86)"
 cell "kernel" "$kernel"
 cell "supermin" "$(version supermin)"
-cell "\`guestfs_get_hv\` before launch" "$(guestfish get-hv 2>&1 | tail -n 1)"
-cell "the same, backend libvirt" "$(LIBGUESTFS_BACKEND=libvirt guestfish get-hv 2>&1 | tail -n 1)"
+cell "\`guestfs_get_hv\` before launch" "$(guestfish get-hv 2>&1 | sed "s/.*libguestfs: error: //" | tail -n 1)"
+cell "the same, backend libvirt" "$(LIBGUESTFS_BACKEND=libvirt guestfish get-hv 2>&1 | sed "s/.*libguestfs: error: //" | tail -n 1)"
 
 echo "== main job"
 main_job() {

@@ -48,7 +48,7 @@ for suite in "${suites[@]}"; do
     SHARE=$share scripts/matrix/chroot.sh "$suite" "$release" scripts/matrix/inside.sh || failed=1
     [ ! -e "$share/result" ] || cp "$share/result" "target/matrix/result.$suite"
     mkdir -p "target/matrix/logs.$suite"
-    cp "$share"/*.log "target/matrix/logs.$suite/" 2>/dev/null || :
+    cp "$share"/*.log "$share"/*.bmap "target/matrix/logs.$suite/" 2>/dev/null || :
     [ -n "${CACHE:-}" ] || rm -rf --one-file-system "$release"
 done
 rm -rf "$share"

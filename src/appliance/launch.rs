@@ -333,19 +333,24 @@ fn launch_hint() -> Option<String> {
     if std::env::var_os("SUPERMIN_KERNEL").is_some() {
         return None;
     }
-    let kernels: Vec<PathBuf> = std::fs::read_dir("/boot")
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
-        .collect();
-    if kernels.is_empty() {
-        return Some("there is no kernel in /boot: install one (Debian: linux-image-amd64)".into());
-    }
+    let entries = |directory| std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_kernel =
+        |path: &PathBuf| path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(b"vmlinuz"));
+    // supermin takes one from either place (`format_ext2_kernel.ml`).
+    let in_boot = entries("/boot").map(|entry| entry.path()).filter(is_kernel);
+    let with_modules =
+        entries("/lib/modules").map(|entry| entry.path().join("vmlinuz")).filter(|path| path.exists());
+    let kernels: Vec<PathBuf> = in_boot.chain(with_modules).collect();
+    let Some(first) = kernels.first() else {
+        return Some(
+            "there is no kernel in /boot or /lib/modules: install one (Debian: linux-image-amd64)".into(),
+        );
+    };
     if kernels.iter().any(|kernel| std::fs::File::open(kernel).is_ok()) {
         return None;
     }
     Some(format!(
         "this user cannot read the kernels in /boot: run `sudo chmod 0644 {}`, or set SUPERMIN_KERNEL",
-        kernels[0].display()
+        first.display()
     ))
 }
