@@ -111,7 +111,7 @@ rpm() {
 # cargo-cyclonedx writes beside each Cargo.toml, for each program and library of the workspace.
 sbom() {
     rm -f "$packages"/*.cdx.json
-    "$tools/cargo-cyclonedx" cyclonedx --quiet --format json --spec-version 1.5 --describe binaries --target $target
+    "$tools/cargo-cyclonedx" cyclonedx -qq --format json --spec-version 1.5 --describe binaries --target $target
     local file name
     for name in virt-bmap-rs virt-bmap-agent nbdkit_bmaplogger_plugin; do
         file=$(find . -path ./target -prune -o -name "${name}_*.cdx.json" -print)
@@ -128,7 +128,9 @@ sums() {
         gcc --version | head -n 1
         ld --version | head -n 1
         dpkg-query -W -f '${Package} ${Version}\n' libc6-dev libguestfs-dev
-        for tool in deb generate-rpm cyclonedx; do "$tools/cargo-$tool" --version; done
+        "$tools/cargo-deb" --version
+        "$tools/cargo-generate-rpm" --version
+        "$tools/cargo-cyclonedx" cyclonedx --version
     } >"$packages/BUILDINFO"
     (cd "$packages" && sha256sum -- *.deb *.rpm *.cdx.json BUILDINFO >SHA256SUMS && cat SHA256SUMS)
 }

@@ -77,8 +77,8 @@ contents() {
     programs=$(cd "$work" && find deb rpm -type f \( -name virt-bmap-rs -perm -100 -o -name '*.so' \) | sort)
     [ "$(wc -l <<<"$programs")" = 4 ] || fail "programs: $programs"
     for file in $programs; do
-        for name in "$PWD" "$HOME" "${CARGO_HOME:-$HOME/.cargo}"; do
-            [ "$name" = / ] || ! grep -q -a -F -e "$name" "$work/$file" || fail "$file names $name"
+        for name in "${packages%/target/packages}" "${CARGO_HOME:-$HOME/.cargo}"; do
+            ! grep -q -a -F -e "$name/" "$work/$file" || fail "$file names $name"
         done
         (cd "$work" && sha256sum "$file")
     done | cut -d ' ' -f 1 | sort | uniq -c | awk '$1 != 2 { exit 1 }' || fail "programs differ or name directories"
@@ -203,8 +203,9 @@ deb() {
     grep -q /large "$work/guests/plugin.log" || fail "the plugin's log names no file"
     inside deb sh -c 'apt-get purge -q -y virt-bmap-rs nbdkit-plugin-bmaplogger' >/dev/null 2>&1
     # Nothing may be left of either package.
-    [ -z "$(find "$work/deb" -xdev -name '*bmap*' ! -path '*/root/*' ! -path '*/home/*')" ] ||
-        fail "left after purge: $(find "$work/deb" -xdev -name '*bmap*' ! -path '*/root/*' ! -path '*/home/*')"
+    local left
+    left=$(find "$work/deb"/{etc,opt,usr,var} \( -name '*virt-bmap*' -o -name '*bmaplogger*' \))
+    [ -z "$left" ] || fail "left after purge: $left"
     rm -rf --one-file-system "$work/deb"
 }
 
