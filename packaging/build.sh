@@ -32,9 +32,11 @@ export SOURCE_DATE_EPOCH
 compile() {
     # The sources of the crates must be there, since their directory is renamed in the programs.
     "$cargo" fetch --quiet --locked
-    local home=${CARGO_HOME:-$HOME/.cargo} renames=() rust=() c=() sources rename
+    local renames=() rust=() c=() sources rename
     renames+=("$root=/usr/src/virt-bmap-rs")
-    for sources in "$home"/registry/src/*; do
+    # Others, of other registries, would change the flags, and all be compiled again.
+    for sources in $("$cargo" metadata --locked --offline --format-version 1 |
+        jq -r '.packages[] | select(.source) | .manifest_path | split("/")[:-2] | join("/")' | sort -u); do
         renames+=("$sources=/usr/src/crates")
     done
     renames+=("$(rustc --print sysroot)/lib/rustlib/src/rust=/usr/src/rust")
