@@ -27,7 +27,7 @@ if [ ! -e "$directory/etc/debian_version" ] || [ -e "$directory/debootstrap" ]; 
     mkdir -p "$directory"
     # shellcheck disable=SC2016 # apt expands these
     mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' | sed -n '/^Debian /{s///p;q}')
-    debootstrap --variant=minbase "$suite" "$directory" "${mirror:-http://deb.debian.org/debian}" >"$directory.log" 2>&1 ||
+    debootstrap --variant=minbase "$suite" "$directory" ${mirror:+"$mirror"} >"$directory.log" 2>&1 ||
         { tail -n 5 "$directory.log" >&2; exit 1; }
     rm -f "$directory.log"
     mkdir -p "$directory/etc/ssl/certs" "$directory/usr/local/share/ca-certificates"
