@@ -25,6 +25,7 @@ fn renewed(page: &str, tables: &str) -> String {
 /// What a line of the tables is about: a filesystem or layer, and in the first table the probe.
 fn row(line: &str) -> Option<(&str, Option<&str>)> {
     let mut cells = line.strip_prefix("| ")?.split(" | ");
-    let name = cells.next()?;
+    // Both tables begin with the same word.
+    let name = cells.next().filter(|name| *name != "filesystem or layer")?;
     Some((name, cells.next().filter(|cell| ["agent", "extents", "guestfsd"].contains(cell))))
 }
