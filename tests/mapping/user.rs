@@ -91,6 +91,7 @@ impl Session {
         virsh
             .env("HOME", self.at("home"))
             .env("XDG_RUNTIME_DIR", self.at("run"))
+            .env_remove("XDG_CACHE_HOME")
             .env_remove("XDG_CONFIG_HOME");
         virsh
     }
