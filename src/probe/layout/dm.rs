@@ -35,8 +35,8 @@ pub(super) fn map(builder: &mut Builder, target: &DmTarget, lower: &mut Lower<'_
         // <pool> <device> [<external origin>]
         "thin" => {
             let [pool] = lower.tables.get(&device(0)?)? else { return None };
-            let origin = if target.arguments.len() > 2 { Some(below(2)?.clone()) } else { None };
-            thin::map(builder, target, pool, number(1)?, origin.as_ref(), lower)?;
+            let origin = if target.arguments.len() > 2 { Some(device(2)?) } else { None };
+            thin::map(builder, target, pool, number(1)?, origin, lower)?;
         }
         // <metadata device> <cache device> <origin> <block size> <number of features> <features>...
         // The agent has put it into this mode, if possible.

@@ -224,8 +224,8 @@ impl Lower<'_> {
     }
 }
 
-/// Where the kernel looks up the place of other bytes: the metadata of a thin pool, the exceptions of
-/// a snapshot.
+/// Where the kernel looks up the place of other bytes: the metadata of a thin pool, the exceptions
+/// of a snapshot.
 pub struct Lookups {
     /// The device, which is a part of others.
     pub device: String,
@@ -237,8 +237,8 @@ pub struct Lookups {
 
 /// The layouts of an inventory's devices.
 pub struct Layouts {
-    /// The layouts by device name, without those that do not follow from the kernel's tables and the
-    /// metadata that these name (caches with dirty blocks, …).
+    /// The layouts by device name, without those that do not follow from the kernel's tables and
+    /// the metadata that these name (caches with dirty blocks, …).
     pub by_path: HashMap<String, Layout>,
     /// What the kernel reads to find the place of other bytes.
     pub lookups: Vec<Lookups>,

@@ -2,7 +2,7 @@
 //! (`Documentation/admin-guide/device-mapper/thin-provisioning.rst`).
 
 use super::{Builder, Layout, Lower};
-use crate::appliance::{DmTarget, device_number};
+use crate::appliance::{DeviceNumber, DmTarget, device_number};
 use virt_bmap_on_disk::thin::Pool;
 use virt_bmap_ranges::Range;
 
@@ -13,13 +13,17 @@ pub(super) fn map(
     target: &DmTarget,
     pool: &DmTarget,
     device: u64,
-    origin: Option<&Layout>,
+    origin: Option<DeviceNumber>,
     lower: &mut Lower<'_>,
 ) -> Option<()> {
     // <metadata device> <data device> <block size> …
     let below = |index: usize| lower.get(device_number(pool.arguments.get(index)?)?);
     let number = device_number(pool.arguments.first().filter(|_| pool.kind == "thin-pool")?)?;
     let (metadata, data) = (lower.get(number)?, below(1)?);
+    let origin = match origin {
+        Some(origin) => Some(lower.get(origin)?),
+        None => None,
+    };
     let read = |at, length| metadata.read(lower.disks, at, length);
     let of = Pool::of(&read)?;
     let mut end = 0;

@@ -140,6 +140,11 @@ impl Filesystem {
     }
 }
 
+/// A number of 48 bits, whose lower 32 and upper 16 lie at these offsets.
+fn le48(bytes: &[u8], low: usize, high: usize) -> Option<u64> {
+    Some(u64::from(bytes.le32(low)?) | u64::from(bytes.le16(high)?) << 32)
+}
+
 /// Whether a group has a copy of the superblock (`sparse_super`: 0, 1 and powers of 3, 5 and 7).
 fn has_superblock(group: u64) -> bool {
     let is_power = |of: u64| {

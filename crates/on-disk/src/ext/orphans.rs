@@ -2,7 +2,7 @@
 //! of orphans in the superblock, or their file ("Orphan File" in
 //! `Documentation/filesystems/ext4` of the kernel).
 
-use super::{Filesystem, OwnFile, Place};
+use super::{Filesystem, OwnFile, Place, le48};
 use crate::{Fields, Read};
 use std::collections::HashSet;
 
@@ -77,13 +77,12 @@ impl Filesystem {
             return None;
         }
         let unit = if inode.le32(0x20)? & HUGE_FILE != 0 { self.block } else { 512 };
-        let blocks = u64::from(inode.le32(0x1c)?) | u64::from(inode.le16(0x74)?) << 32;
         let seconds = |at| inode.le32(at).map(|seconds| i64::from(seconds as i32));
         Some(Orphan {
             inode: number,
             mode: mode.into(),
             size: u64::from(inode.le32(4)?) | u64::from(inode.le32(0x6c)?) << 32,
-            allocated: blocks.checked_mul(unit)?,
+            allocated: le48(inode, 0x1c, 0x74)?.checked_mul(unit)?,
             modified: seconds(0x10)?,
             changed: seconds(0xc)?,
             place: self.place_of(read, inode),

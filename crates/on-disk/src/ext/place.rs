@@ -1,7 +1,7 @@
-//! Where the blocks of an inode lie: by a tree of extents, or by blocks with numbers of blocks ("The
-//! Contents of inode.i_block" in `Documentation/filesystems/ext4` of the kernel).
+//! Where the blocks of an inode lie: by a tree of extents, or by blocks with numbers of blocks
+//! ("The Contents of inode.i_block" in `Documentation/filesystems/ext4` of the kernel).
 
-use super::Filesystem;
+use super::{Filesystem, le48};
 use crate::{Fields, Read};
 use std::collections::HashSet;
 use virt_bmap_ranges::{DeviceOffset, Range};
@@ -67,7 +67,7 @@ impl Filesystem {
 
     /// The same for the bytes of an inode.
     pub(super) fn place_of(&self, read: Read<'_>, inode: &[u8]) -> Option<Place> {
-        let attributes = u64::from(inode.le32(0x68)?) | u64::from(inode.le16(0x76)?) << 32;
+        let attributes = le48(inode, 0x68, 0x76)?;
         let attributes = if attributes > 0 { Some(self.range(attributes, 1)?) } else { None };
         let mut blocks = Blocks {
             filesystem: self,
@@ -77,11 +77,12 @@ impl Filesystem {
         };
         let flags = inode.le32(0x20)?;
         let pointers = inode.get(POINTERS..POINTERS + POINTERS_LENGTH)?;
-        if !has_blocks(inode)? || flags & INLINE_DATA != 0 {
-        } else if flags & EXTENTS != 0 {
-            blocks.node(pointers, None)?;
-        } else {
-            blocks.pointers(pointers)?;
+        if has_blocks(inode)? && flags & INLINE_DATA == 0 {
+            if flags & EXTENTS != 0 {
+                blocks.node(pointers, None)?;
+            } else {
+                blocks.pointers(pointers)?;
+            }
         }
         Some(blocks.place)
     }
@@ -127,16 +128,14 @@ impl Blocks<'_> {
         for entry in node.get(ENTRY..)?.get(..usize::from(count) * ENTRY)?.chunks_exact(ENTRY) {
             match of_node.checked_sub(1) {
                 Some(below) => {
-                    let number = u64::from(entry.le32(4)?) | u64::from(entry.le16(8)?) << 32;
-                    let node = self.tree_block(number)?;
+                    let node = self.tree_block(le48(entry, 4, 8)?)?;
                     self.node(&node, Some(below))?;
                 }
                 None => {
                     let length = entry.le16(4)?;
                     let is_unwritten = length > LONGEST;
                     let count = if is_unwritten { length - LONGEST } else { length };
-                    let first = u64::from(entry.le32(8)?) | u64::from(entry.le16(6)?) << 32;
-                    self.data(entry.le32(0)?.into(), first, count.into(), is_unwritten)?;
+                    self.data(entry.le32(0)?.into(), le48(entry, 8, 6)?, count.into(), is_unwritten)?;
                 }
             }
         }
