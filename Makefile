@@ -99,8 +99,8 @@ GUESTS := mapping layers changes appliance failures metadata tracing live
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
 # Two programs at a time, with two tests at a time: at the end of a program, one test or another
-# often waits for a time limit. Each prints its output when it ends. After a failure the others still
-# run.
+# often waits for a time limit. Each prints its output when it ends. After a failure the others
+# still run.
 PROGRAMS = $(MAKE) --jobs=2 --keep-going --output-sync=target
 CHECK_GUESTS := $(addprefix check-with-,$(GUESTS)) check-accuracy check-corrupted check-changed
 
@@ -197,7 +197,8 @@ update-torture: setup-tests
 matrix: setup-tests
 	CARGO="$(CARGO)" scripts/matrix/run.sh $(SUITES)
 
-# The same program, as the tests have built it, in a fresh Debian 13: one guest, one map. Needs root.
+# The same program, as the tests have built it, in a fresh Debian 13: one guest, one map. Needs
+# root.
 check-trixie: setup-tests
 	$(TEST) --no-run --test quick
 	scripts/matrix/check-release.sh trixie

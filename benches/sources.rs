@@ -4,11 +4,11 @@
 //! cargo bench --bench sources   # writes a table in docs/performance.md
 //! ```
 //!
-//! Needs `mke2fs` (e2fsprogs), nbdkit, qemu-nbd, and what mapping needs. The guest "large" is mapped
-//! from its raw image, and over NBD on a Unix socket from nbdkit and from qemu-nbd, by turns, three
-//! times with each probe. The fastest time of each counts. The maps must be equal. Ends with status
-//! 1 if NBD has less than 0.8 of the raw image's speed, without the boot. Nothing else should run at
-//! the same time.
+//! Needs `mke2fs` (e2fsprogs), nbdkit, qemu-nbd, and what mapping needs. The guest "large" is
+//! mapped from its raw image, and over NBD on a Unix socket from nbdkit and from qemu-nbd, by
+//! turns, three times with each probe. The fastest time of each counts. The maps must be equal.
+//! Ends with status 1 if NBD has less than 0.8 of the raw image's speed, without the boot. Nothing
+//! else should run at the same time.
 
 #![allow(clippy::expect_used)]
 

@@ -117,7 +117,8 @@ bootstrap() {
 
 # inside NAME [--kvm] [--no-net] [--read-only] [--user UID] COMMAND...: in the root $work/NAME, in
 # namespaces, with the devices that a container has. The user may use KVM, which need not work.
-# /work is the guests' directory. If the rest is read-only, /tmp and /var/tmp are not, as in examples/kubernetes/fleet.yaml.
+# /work is the guests' directory. If the rest is read-only, /tmp and /var/tmp are not, as in
+# examples/kubernetes/fleet.yaml.
 inside() {
     local root=$work/$1 kvm='' user=0:0 groups='' net=() read_only=''
     shift

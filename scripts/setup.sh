@@ -4,9 +4,9 @@
 #   --tests   also what the tests need; only on Debian and its relatives
 #   --check   install nothing; exit with status 1 if something is missing
 #
-# Debian and its relatives have setup-debian.sh. On Fedora, RHEL, openSUSE and Arch, this script looks
-# for the programs and prints the command that installs them; it has not been run there. OS_RELEASE
-# names another file than /etc/os-release.
+# Debian and its relatives have setup-debian.sh. On Fedora, RHEL, openSUSE and Arch, this script
+# looks for the programs and prints the command that installs them; it has not been run there.
+# OS_RELEASE names another file than /etc/os-release.
 set -eu -o pipefail
 
 case " $* " in *" -h "* | *" --help "*) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac

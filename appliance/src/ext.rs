@@ -37,8 +37,8 @@ impl Ext {
         self.filesystem.orphans(&|at, length| read(&self.device, at, length))
     }
 
-    /// Adds the filesystem's own files, of which the kernel does not say the purpose. What is damaged
-    /// is left out.
+    /// Adds the filesystem's own files. The kernel does not say what their blocks are for. A
+    /// damaged file is left out.
     pub(crate) fn add_spaces(&self, spaces: &mut Spaces) {
         for (file, inode) in self.filesystem.own_files() {
             let purpose = match file {

@@ -36,8 +36,9 @@ pub(crate) struct Map {
 impl Map {
     /// Reads a map from a file.
     ///
-    /// The format is recognised by the contents: the text map, JSON Lines, CSV, each also compressed
-    /// with gzip or zstd. Parquet and DFXML are only written by the program, and refused.
+    /// The format is recognised by the contents: the text map, JSON Lines, CSV, each also
+    /// compressed with gzip or zstd. Parquet and DFXML are only written by the program, and
+    /// refused.
     ///
     /// Raises OSError if the file cannot be read, and MapError, a ValueError, if it is not a map or
     /// is damaged. MapError has the attributes path and line.
@@ -75,7 +76,8 @@ impl Map {
         self.map.header().explained().map(|hundredths| hundredths as f64 / 10_000.0)
     }
 
-    /// The sum of the balances of all filesystems; None if none of them says which bytes are in use.
+    /// The sum of the balances of all filesystems; None if none of them says which bytes are in
+    /// use.
     #[getter]
     fn balance<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         header::balance(py, self.map.header().balance())
@@ -144,8 +146,8 @@ impl Map {
     /// what read_ranges returned: then the list must be for a disk of this size, if it says so.
     /// disk: number of the disk, from 1.
     ///
-    /// Raises ValueError if the map has no such disk, or the ranges do not fit it: a list of another
-    /// disk would give plausible but wrong answers.
+    /// Raises ValueError if the map has no such disk, or the ranges do not fit it: a list of
+    /// another disk would give plausible but wrong answers.
     #[pyo3(signature = (ranges, disk = 1))]
     fn overlaps<'py>(
         &self,

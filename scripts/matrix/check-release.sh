@@ -1,9 +1,9 @@
 #!/bin/bash
 # The shortest test of another release of Debian: check-release.sh SUITE
 #
-# A small guest with ext4, LVM and XFS is mapped on this machine and, by the same program, in a fresh
-# Debian of that release with its own libguestfs, qemu and kernel. Both maps must be equal, but for
-# their header. CACHE=DIRECTORY keeps that Debian there for the next run.
+# A small guest with ext4, LVM and XFS is mapped on this machine and, by the same program, in a
+# fresh Debian of that release with its own libguestfs, qemu and kernel. Both maps must be equal,
+# but for their header. CACHE=DIRECTORY keeps that Debian there for the next run.
 set -eu -o pipefail
 
 suite=$1

@@ -4,7 +4,7 @@
 # debootstrap makes the release in DIRECTORY if it is not there, from the mirror that this machine
 # uses, with its certificates and its settings for downloads. In there are
 #
-#   - the files of this tree that git knows, in a copy, and target/debug, read-only, at the same paths;
+#   - the tree's files that git knows, in a copy, and target/debug, read-only, at the same paths;
 #   - the Rust toolchain, in /opt/rust;
 #   - the directory SHARE (environment), as /mnt/share;
 #   - /proc, /sys and /dev of this machine.

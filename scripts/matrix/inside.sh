@@ -1,10 +1,10 @@
 #!/bin/bash
 # The tests of the matrix, in another release of Debian: inside.sh. Runs in a chroot (chroot.sh).
 #
-# Reads from /mnt/share: guest.raw and native.bmap (its map by this machine), tests (the paths of the
-# test programs), guests (names of guests of tests/accuracy), images (disks of guests, each with its
-# native.bmap), bcachefs.img. Writes there: result (a line "row<TAB>cell" for each row of the table)
-# and logs.
+# Reads from /mnt/share: guest.raw and native.bmap (its map by this machine), tests (the paths of
+# the test programs), guests (names of guests of tests/accuracy), images (disks of guests, each with
+# its native.bmap), bcachefs.img. Writes there: result (a line "row<TAB>cell" for each row of the
+# table) and logs.
 set -u
 
 share=/mnt/share

@@ -4,10 +4,10 @@
 #
 # Without names: bookworm, trixie and testing. The program and its tests are built once, on this
 # machine, which must not be newer than the oldest release. Takes half an hour for each release, and
-# 5 GB on disk for the one that is tested. CACHE=DIRECTORY keeps the releases there. GUESTS names the
-# guests of tests/accuracy that each release makes and maps. IMAGES names guests whose images are made
-# on this machine and mapped everywhere. BCACHEFS is an image of an empty bcachefs: no package of
-# Debian makes one.
+# 5 GB on disk for the one that is tested. CACHE=DIRECTORY keeps the releases there. GUESTS names
+# the guests of tests/accuracy that each release makes and maps. IMAGES names guests whose images
+# are made on this machine and mapped everywhere. BCACHEFS is an image of an empty bcachefs: no
+# package of Debian makes one.
 set -eu -o pipefail
 
 cd "$(dirname "$0")/../.."

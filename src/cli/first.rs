@@ -45,8 +45,8 @@ fn beginning(path: &Path) -> Vec<u8> {
     bytes
 }
 
-/// Refuses what stands in the place of an image and is a command or a map. The message says what was
-/// meant.
+/// Refuses what stands in the place of an image and is a command or a map. The message says what
+/// was meant.
 pub(super) fn refuse(disks: &[GuestDisk]) -> Result<()> {
     for disk in disks {
         let Location::File(path) = &disk.location else { continue };

@@ -20,8 +20,8 @@ use virt_bmap_ranges::Printable;
 /// Time between two progress lines.
 pub(super) const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// When a phase that only has an elapsed time to report has its first line. The next comes after twice
-/// the time, and so on, so that the slow start of an appliance does not fill the screen.
+/// When a phase that only has an elapsed time to report has its first line. The next comes after
+/// twice the time, and so on, so that the slow start of an appliance does not fill the screen.
 const ELAPSED_FIRST: Duration = Duration::from_secs(15);
 
 /// Form of the progress output.

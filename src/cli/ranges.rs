@@ -185,8 +185,8 @@ impl ListOptions {
         }
     }
 
-    /// Refuses a list that is said to be for the disk and has the size of the file, or the other way
-    /// round.
+    /// Refuses a list that fits only the other one: with `--container` a list of the disk's size,
+    /// without it a list of the file's.
     pub(super) fn check_file(&self, list: &RangeList, container: &Container) -> Result<()> {
         let Container { size, disk_size, .. } = *container;
         let (kind, end, covers) = (list.kind, list.end, list.kind.covers_disk());

@@ -183,8 +183,8 @@ impl Recorder {
         }
     }
 
-    /// From now on does not record reads of these parts of the disks: what the kernel reads there to
-    /// find the place of other bytes, at times that cannot be foreseen.
+    /// From now on does not record reads of these parts of the disks: what the kernel reads there
+    /// to find the place of other bytes, at times that cannot be foreseen.
     pub fn ignore(&self, parts: &Recording) {
         self.state().ignored.extend(parts.iter());
     }

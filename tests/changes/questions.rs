@@ -1,6 +1,6 @@
 //! Compares answers about a real guest with other programs: `debugfs`, The Sleuth Kit, and an
-//! appliance that cannot read the bad parts of the disk. Runs the commands of docs/questions.md that
-//! need an appliance.
+//! appliance that cannot read the bad parts of the disk. Runs the commands of docs/questions.md
+//! that need an appliance.
 
 use crate::PROGRAM;
 use serde_json::Value;

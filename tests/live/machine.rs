@@ -1,6 +1,6 @@
 //! A qemu whose firmware finds nothing to boot. Its guest's writes are made by `qemu-io` through
-//! the devices of the guest, as `docs/interop/live-block-operations.rst` in qemu does. Or it boots a
-//! guest that writes files. It has the monitor that docs/live.md asks for.
+//! the devices of the guest, as `docs/interop/live-block-operations.rst` in qemu does. Or it boots
+//! a guest that writes files. It has the monitor that docs/live.md asks for.
 
 use serde_json::{Value, json};
 use std::fs;

@@ -116,8 +116,8 @@ fn a_guest_writes_files_while_it_is_mapped() {
     machine.assert_clean();
     machine.quit();
 
-    // All that was on the disk when the run began is there; of what came later, at most the file that
-    // was being written when the view was complete.
+    // All that was on the disk when the run began is there; of what came later, at most the file
+    // that was being written when the view was complete.
     let text = String::from_utf8(run.read("guest.bmap")).unwrap();
     let mut files = BTreeMap::<u32, Vec<u64>>::new();
     for line in text.lines() {
@@ -127,7 +127,8 @@ fn a_guest_writes_files_while_it_is_mapped() {
     }
     assert!((1..=before).all(|number| files.contains_key(&number)), "{before}: {files:?}");
     assert!(files.keys().all(|number| *number <= after + 1), "{after}: {files:?}");
-    // The guest's filesystem is whole once its journal is replayed, and its files lie where they lay.
+    // The guest's filesystem is whole once its journal is replayed, and its files lie where they
+    // lay.
     let status = Command::new("e2fsck").args(["-fp", disk]).stdout(Stdio::null()).status().unwrap();
     assert!(status.code().is_some_and(|code| code <= 1), "{status}");
     for number in 1..=before {

@@ -1,4 +1,5 @@
-//! Guests on NBD servers, and in files that hold disks in other ways: the commands of docs/sources.md.
+//! Guests on NBD servers, and in files that hold disks in other ways: the commands of
+//! docs/sources.md.
 
 use std::fs;
 use std::path::Path;

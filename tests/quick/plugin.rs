@@ -1,6 +1,6 @@
 //! The plugin in Debian's nbdkit. It must serve the right bytes and holes, write the same log as
-//! `virt-bmap-rs trace`, as docs/trace.md says, and refuse images and maps that do not fit together.
-//! Needs no appliance.
+//! `virt-bmap-rs trace`, as docs/trace.md says, and refuse images and maps that do not fit
+//! together. Needs no appliance.
 
 use std::fs;
 use std::process::Output;

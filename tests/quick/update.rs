@@ -27,8 +27,8 @@ fn update(sandbox: Sandbox, args: &[&str]) -> Finished {
     run
 }
 
-/// Fails unless the program says that nothing has changed, and leaves the map unchanged. No appliance
-/// could start.
+/// Fails unless the program says that nothing has changed, and leaves the map unchanged. No
+/// appliance could start.
 #[track_caller]
 fn assert_unchanged(sandbox: Sandbox, args: &[&str]) -> Finished {
     let before = fs::read(sandbox.cwd().join("disk.bmap")).unwrap();

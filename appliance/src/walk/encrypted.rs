@@ -1,8 +1,8 @@
 //! Files that their filesystem encrypts, without the key.
 //!
 //! Without the key, the kernel lists directories with encoded names ("no-key names" of fscrypt),
-//! but does not open files, so that FIEMAP is not available. On ext4, the inodes say where they lie.
-//! The agent checks the sum against `stat`, and reads the file from the block device at these
+//! but does not open files, so that FIEMAP is not available. On ext4, the inodes say where they
+//! lie. The agent checks the sum against `stat`, and reads the file from the block device at these
 //! places.
 
 use super::Walker;

@@ -1,5 +1,5 @@
-//! The metadata of a thin pool of the device mapper: which block of the pool holds a block of a thin
-//! device (`drivers/md/dm-thin-metadata.c` and `drivers/md/persistent-data/dm-btree.h` of the
+//! The metadata of a thin pool of the device mapper: which block of the pool holds a block of a
+//! thin device (`drivers/md/dm-thin-metadata.c` and `drivers/md/persistent-data/dm-btree.h` of the
 //! kernel).
 //!
 //! A tree leads from the number of a thin device to the tree of its blocks. Several devices may

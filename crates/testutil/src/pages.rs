@@ -2,9 +2,9 @@
 //!
 //! Two kinds of blocks have commands:
 //!
-//! - ```` ```console ````: commands, each after `$ ` and followed by its standard output, which must
-//!   be what the command prints. A command continues on lines that begin with `> `. A line `…` in
-//!   the output stands for any number of lines, and `9.9 s` for any time.
+//! - ```` ```console ````: commands, each after `$ ` and followed by its standard output, which
+//!   must be what the command prints. A command continues on lines that begin with `> `. A line `…`
+//!   in the output stands for any number of lines, and `9.9 s` for any time.
 //! - ```` ```sh ````: a script, which must succeed. Its output is not shown.
 //!
 //! Words after the language say what is special about a block:

@@ -440,7 +440,8 @@ impl Drop for Sealed {
     }
 }
 
-/// Whether standard error has one line, and at most one more that names a page of the documentation.
+/// Whether standard error has one line, and at most one more that names a page of the
+/// documentation.
 pub fn is_one_error(said: &str) -> bool {
     let mut lines = said.trim_end().lines();
     let (first, second) = (lines.next(), lines.next());

@@ -1,5 +1,5 @@
-//! The program in a terminal, which tmux draws. tmux reports what is on the screen, and the state in
-//! which the program leaves the terminal.
+//! The program in a terminal, which tmux draws. tmux reports what is on the screen, and the state
+//! in which the program leaves the terminal.
 
 use super::sandbox::{Finished, Running, Sandbox};
 use super::tools;
@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// A program in a terminal. When the program has ended, its status and the state of the terminal are
-/// printed there.
+/// A program in a terminal. When the program has ended, its status and the state of the terminal
+/// are printed there.
 pub struct Screen {
     /// The run. Its program is a child of tmux: [`Running::program_in_terminal`].
     pub running: Running,
@@ -17,8 +17,8 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Starts the program in a terminal of so many columns and lines. Each [`wait`](Self::wait) takes
-    /// at most `patience`.
+    /// Starts the program in a terminal of so many columns and lines. Each [`wait`](Self::wait)
+    /// takes at most `patience`.
     pub fn start(sandbox: Sandbox, [columns, lines]: [u16; 2], patience: Duration, args: &[&str]) -> Self {
         let socket = sandbox.cwd().join("tmux");
         let new = ["tmux", "-u", "-S", socket.to_str().unwrap(), "-f", "/dev/null", "new-session", "-d"];

@@ -29,8 +29,9 @@ const MOST: usize = 4096;
 pub(crate) struct Segments(Vec<PathBuf>);
 
 impl Segments {
-    /// All segments of the disk, if the name of the file at `path` is that of a first segment. `None`
-    /// if it is no segment's name, or the user states that the file is an image that is not raw.
+    /// All segments of the disk, if the name of the file at `path` is that of a first segment.
+    /// `None` if it is no segment's name, or the user states that the file is an image that is not
+    /// raw.
     ///
     /// # Errors
     /// It is another segment than the first, or one is missing.
