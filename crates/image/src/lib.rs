@@ -26,6 +26,7 @@ mod link;
 mod location;
 mod lock;
 mod map_entry;
+mod nbd_client;
 mod nbd_uri;
 mod overlay;
 mod qemu_img;
@@ -354,14 +355,16 @@ fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
     if !is_dirty {
         for_qemu.check(&[])?;
     }
-    let captive = serve(&description, &top, snapshot.as_deref())?;
-    if captive.export_size() != captive.size() {
-        let (size, rounded) = (captive.export_size(), captive.size());
+    let is_plain = format == ImageFormat::Raw && snapshot.is_none();
+    let served = is_plain.then(|| nbd_client::open(uri)).flatten();
+    let served = served.map_or_else(|| serve(&description, &top, snapshot.as_deref()), Ok)?;
+    if served.export_size() != served.size() {
+        let (size, rounded) = (served.export_size(), served.size());
         warnings.push(Warning::RoundedUp { path: top.path.clone(), size, rounded });
     }
     let qemu = QemuArguments { description, top: top.clone(), access: access.clone(), unpacked: None };
     let (chain, snapshot) = (vec![ImageFile::from(top)], snapshot.clone());
-    let source = Arc::new(captive);
+    let source = Arc::new(served);
     Ok(Image { source, location, format, chain, snapshot, warnings, acquisition: None, qemu })
 }
 
