@@ -3,7 +3,7 @@
 use super::disk::Disk;
 use super::format::{Kind, MOST_DISKS, MOST_IDENTITY, RecordHeader, encode_header};
 use super::originals::{Original, Originals};
-use super::pieces::{MOST_PIECES, Pieces, Place};
+use super::pieces::{DataRun, MOST_PIECES, Pieces, Place};
 use super::queue::{Queue, Record};
 use super::state::{Lease, State, View};
 use super::store::{Appender, Store};
@@ -106,7 +106,7 @@ pub(crate) struct Turn {
     /// Space is looked for when more are kept.
     most_kept: u64,
     /// Places that only states in use need: the states with this lease, and earlier ones.
-    leased: VecDeque<(Weak<Lease>, Vec<(Place, u64)>)>,
+    leased: VecDeque<(Weak<Lease>, Vec<DataRun>)>,
     /// Number of pieces that the guest's disks are in.
     pieces: usize,
     /// The bytes that were replaced on the disks that the guest writes through to.
@@ -408,7 +408,7 @@ impl History {
         }
     }
 
-    fn free(&self, mut places: Vec<(Place, u64)>) {
+    fn free(&self, mut places: Vec<DataRun>) {
         places.retain(|(place, _)| place.is_in_spill());
         if !places.is_empty() {
             self.freed.fetch_add(1, Ordering::SeqCst);
@@ -444,14 +444,14 @@ impl Drop for History {
 
 impl Turn {
     /// Notes that only states with this lease, and earlier ones, need these places.
-    fn lease(&mut self, lease: Weak<Lease>, mut places: Vec<(Place, u64)>) {
+    fn lease(&mut self, lease: Weak<Lease>, mut places: Vec<DataRun>) {
         places.retain(|(place, _)| place.is_in_spill());
         self.kept = self.kept.saturating_sub(spilled(&places));
         self.leased.push_back((lease, places));
     }
 
     /// The places that no state in use needs any longer.
-    fn take_released(&mut self) -> Vec<(Place, u64)> {
+    fn take_released(&mut self) -> Vec<DataRun> {
         let mut released = Vec::new();
         while let Some((lease, _)) = self.leased.front()
             && lease.strong_count() == 0
@@ -473,6 +473,6 @@ impl Turn {
 }
 
 /// How many of these bytes are in the unnamed file.
-fn spilled(places: &[(Place, u64)]) -> u64 {
+fn spilled(places: &[DataRun]) -> u64 {
     places.iter().filter(|(place, _)| place.is_in_spill()).map(|(_, length)| length).sum()
 }

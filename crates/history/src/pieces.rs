@@ -67,6 +67,9 @@ impl Place {
     }
 }
 
+/// Data at a place, and its length.
+pub(crate) type DataRun = (Place, u64);
+
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     end: u64,

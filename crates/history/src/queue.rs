@@ -3,7 +3,7 @@
 //! Memory is bounded: when there are too many states or records, each two neighbouring states become
 //! one, and of records for the same bytes only the last is kept.
 
-use super::pieces::{MOST_PIECES, Pieces, Place};
+use super::pieces::{DataRun, MOST_PIECES, Pieces, Place};
 use std::collections::VecDeque;
 use std::time::Duration;
 use virt_bmap_ranges::DiskRange;
@@ -64,7 +64,7 @@ pub(crate) struct Queue {
     /// Number of states that are no longer there, because they became one with the next.
     merged: u64,
     /// Places of data that no state that waits needs any longer, with their lengths.
-    unneeded: Vec<(Place, u64)>,
+    unneeded: Vec<DataRun>,
 }
 
 impl Queue {
@@ -118,7 +118,7 @@ impl Queue {
     }
 
     /// The places of data that no state that waits needs, since the last call.
-    pub(crate) fn take_unneeded(&mut self) -> Vec<(Place, u64)> {
+    pub(crate) fn take_unneeded(&mut self) -> Vec<DataRun> {
         std::mem::take(&mut self.unneeded)
     }
 
@@ -243,7 +243,7 @@ impl Queue {
 
 /// Keeps only the last record of each byte, in no order of time. Adds the places of the others' data
 /// to `unneeded`.
-fn compact(records: &mut Vec<Record>, unneeded: &mut Vec<(Place, u64)>) {
+fn compact(records: &mut Vec<Record>, unneeded: &mut Vec<DataRun>) {
     if records.len() < 2 {
         return;
     }

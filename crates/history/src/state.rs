@@ -1,7 +1,7 @@
 //! A state of a guest's disks.
 
 use super::originals::Originals;
-use super::pieces::{Origin, Pieces, Place};
+use super::pieces::{DataRun, Origin, Pieces, Place};
 use super::queue::Pending;
 use super::store::Store;
 use std::fmt;
@@ -73,7 +73,7 @@ impl View {
 
     /// Forgets the places of these bytes, which are all replaced in the next state. Returns those of
     /// data.
-    pub(crate) fn forget(&mut self, replaced: impl Iterator<Item = (u16, DiskRange)>) -> Vec<(Place, u64)> {
+    pub(crate) fn forget(&mut self, replaced: impl Iterator<Item = (u16, DiskRange)>) -> Vec<DataRun> {
         let mut gone = Vec::new();
         for (disk, range) in replaced {
             let disk = &mut self.disks[usize::from(disk)];
@@ -93,7 +93,7 @@ impl View {
         originals: Option<&Arc<Originals>>,
         store: &Arc<Store>,
         lease: &Arc<Lease>,
-    ) -> (State, Vec<(Place, u64)>) {
+    ) -> (State, Vec<DataRun>) {
         let mut written = vec![RangeSet::new(); self.disks.len()];
         let mut gone = Vec::new();
         for record in pending.records {

@@ -1,7 +1,7 @@
 //! The files that hold what was written.
 
 use super::format::{Kind, RECORD, RecordHeader};
-use super::pieces::{Origin, Place};
+use super::pieces::{DataRun, Origin, Place};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::File;
@@ -41,10 +41,10 @@ impl Store {
     }
 
     /// Gives back the space of these places in the unnamed file.
-    pub(crate) fn free(&self, mut places: Vec<(Place, u64)>) {
+    pub(crate) fn free(&self, mut places: Vec<DataRun>) {
         let Some(file) = &self.spill else { return };
         places.sort_unstable_by_key(|(place, _)| offset_in_spill(*place));
-        let touches = |a: &(Place, u64), b: &(Place, u64)| {
+        let touches = |a: &DataRun, b: &DataRun| {
             offset_in_spill(a.0).zip(offset_in_spill(b.0)).is_some_and(|(at, next)| at + a.1 >= next)
         };
         for places in places.chunk_by(touches) {

@@ -1,4 +1,5 @@
 //! Damaged and random logs.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../../../fuzz/history.rs"]
 mod history;
