@@ -34,6 +34,7 @@ fn main() -> anyhow::Result<()> {
         place: ListenAddress::Private,
         live: None,
         freezable: false,
+        history: None,
     };
     let session = Session::start(images.into(), map.clone(), output, &options)?;
 

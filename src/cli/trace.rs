@@ -269,6 +269,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             .map_or(ListenAddress::Private, |listen| ListenAddress::Tcp(listen.0.clone())),
         live: live.clone(),
         freezable: operations.is_some(),
+        history: None,
     };
     let map = Arc::new(map);
     let session = Session::start(images, map.clone(), output, &options)?;

@@ -56,7 +56,7 @@ pub use source::{Allocation, Source};
 pub use stamp::Stamp;
 pub use virt_bmap_archives::ova::OvaError;
 pub use wrapped::{Acquisition, EWF_READER, UNPACK_LIMIT, UnpackObserver, Unpacking, use_own_ewf_reader};
-pub use writable::{Writable, WritableRaw};
+pub use writable::{Change, Writable, WritableRaw};
 
 use block_device::Description;
 use chain::Chain;

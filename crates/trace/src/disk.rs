@@ -4,7 +4,7 @@ use super::event::{Op, TraceEvent};
 use super::queue::Queue;
 use std::io;
 use std::sync::Arc;
-use virt_bmap_image::{Source, Writable};
+use virt_bmap_image::{Change, Source, Writable};
 use virt_bmap_nbd::{Answered, CommandFlags, Export, Extent, Zeroing, write_zeroes_slowly};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
 
@@ -46,11 +46,8 @@ impl TracedDisk {
         Self { number, storage, queue }
     }
 
-    /// Calls `write`, and makes it durable if `fua` is set.
-    fn write_with(&self, fua: bool, write: impl FnOnce(&dyn Writable) -> io::Result<()>) -> io::Result<()> {
-        let disk = self.storage.writable()?;
-        write(disk)?;
-        if fua { disk.flush() } else { Ok(()) }
+    fn change(&self, change: Change<'_>, fua: bool) -> io::Result<bool> {
+        self.storage.writable()?.change(change, fua)
     }
 }
 
@@ -91,20 +88,17 @@ impl Export for TracedDisk {
     }
 
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
-        self.write_with(fua, |disk| disk.write_at(data, DiskOffset(offset)))
+        self.change(Change::Write(data, DiskOffset(offset)), fua).map(|_| ())
     }
 
     fn write_zeroes(&self, length: u32, offset: u64, how: Zeroing) -> io::Result<()> {
-        let mut is_done = true;
-        self.write_with(how.fua, |disk| {
-            is_done = disk.try_write_zeroes(DiskRange::saturating(offset, length.into()), how.no_hole)?;
-            Ok(())
-        })?;
+        let range = DiskRange::saturating(offset, length.into());
+        let is_done = self.change(Change::Zero { range, allocate: how.no_hole }, how.fua)?;
         if is_done { Ok(()) } else { write_zeroes_slowly(self, length, offset, how) }
     }
 
     fn trim(&self, length: u32, offset: u64, fua: bool) -> io::Result<()> {
-        self.write_with(fua, |disk| disk.trim(DiskRange::saturating(offset, length.into())))
+        self.change(Change::Trim(DiskRange::saturating(offset, length.into())), fua).map(|_| ())
     }
 
     fn flush(&self) -> io::Result<()> {
