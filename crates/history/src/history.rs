@@ -6,7 +6,7 @@ use super::originals::{Original, Originals};
 use super::pieces::{DataRun, MOST_PIECES, Pieces, Place};
 use super::queue::{Queue, Record};
 use super::state::{Lease, State, View};
-use super::store::{Appender, Store};
+use super::store::{self, Appender, Run, Store};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -79,7 +79,7 @@ pub struct History {
     guests: Vec<Guest>,
     began: Instant,
     limit: u64,
-    /// How often space was given back. What a reader without a lock has read means nothing if this
+    /// How often space was freed. What a reader without a lock has read means nothing if this
     /// has changed meanwhile.
     freed: AtomicU64,
     turn: Mutex<Turn>,
@@ -256,7 +256,11 @@ impl History {
             }
             turn.take_released()
         };
-        self.free(released);
+        let runs = self.freed_runs(released);
+        if !runs.is_empty() {
+            let rest = lock(&self.turn).appender.reuse(runs);
+            self.store.give_back(rest);
+        }
         Some(state)
     }
 
@@ -274,7 +278,7 @@ impl History {
         (!pieces.is_untouched(range)).then(|| pieces.find(range))
     }
 
-    /// Repeats `read` until no space was given back meanwhile: it reads places without a lock.
+    /// Repeats `read` until no space was freed meanwhile: it reads places without a lock.
     pub(crate) fn unfreed<T>(&self, mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
             let freed = self.freed.load(Ordering::SeqCst);
@@ -380,7 +384,7 @@ impl History {
         }
         turn.most_kept = self.limit.max(turn.kept.saturating_add(self.limit / 8));
         let released = turn.take_released();
-        self.free(released);
+        self.free(turn, released);
     }
 
     /// Gives back the space of what no state that waits needs any longer. The guest does not need it
@@ -389,7 +393,7 @@ impl History {
         let unneeded = turn.queue.take_unneeded();
         if !unneeded.is_empty() {
             turn.kept = turn.kept.saturating_sub(spilled(&unneeded));
-            self.free(unneeded);
+            self.free(turn, unneeded);
         }
     }
 
@@ -408,12 +412,18 @@ impl History {
         }
     }
 
-    fn free(&self, mut places: Vec<DataRun>) {
-        places.retain(|(place, _)| place.is_in_spill());
-        if !places.is_empty() {
+    /// The runs of places that nobody needs. Whoever still reads them without a lock reads again.
+    fn freed_runs(&self, places: Vec<DataRun>) -> Vec<Run> {
+        let runs = store::runs(places);
+        if !runs.is_empty() {
             self.freed.fetch_add(1, Ordering::SeqCst);
-            self.store.free(places);
         }
+        runs
+    }
+
+    fn free(&self, turn: &mut Turn, places: Vec<DataRun>) {
+        let rest = turn.appender.reuse(self.freed_runs(places));
+        self.store.give_back(rest);
     }
 
     /// Begins anew with the present bytes of the disks that the guest writes through to: `range` was
@@ -430,7 +440,7 @@ impl History {
         for guest in &self.guests {
             *guest.pieces.write().unwrap_or_else(PoisonError::into_inner) = Pieces::default();
         }
-        self.store.free_all();
+        turn.appender.free_all();
     }
 }
 
