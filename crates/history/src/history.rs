@@ -79,8 +79,7 @@ pub struct History {
     guests: Vec<Guest>,
     began: Instant,
     limit: u64,
-    /// How often space was freed. What a reader without a lock has read means nothing if this
-    /// has changed meanwhile.
+    /// How often space was freed.
     freed: AtomicU64,
     turn: Mutex<Turn>,
     /// Locked before `turn`.
@@ -149,7 +148,7 @@ impl History {
                 }
                 let sizes = sources.iter().map(|source| source.size());
                 let each = sizes.zip(identities.iter().map(Vec::as_slice)).collect::<Vec<_>>();
-                let header = encode_header(quiet, each.into_iter());
+                let header = encode_header(each.into_iter());
                 // It holds the guest's data.
                 let log = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
                 (Some(log), header)
@@ -201,8 +200,7 @@ impl History {
     /// Number of states that have ended and were not taken.
     pub fn waiting(&self) -> usize {
         let mut turn = lock(&self.turn);
-        let now = self.now();
-        turn.queue.settle(now);
+        turn.settle(self.now());
         turn.queue.waiting()
     }
 
@@ -228,8 +226,7 @@ impl History {
         let mut taken = lock(&self.taken);
         let (pending, originals) = {
             let mut turn = lock(&self.turn);
-            let now = self.now();
-            turn.queue.settle(now);
+            turn.settle(self.now());
             (turn.queue.pop()?, turn.originals.clone())
         };
         if !Arc::ptr_eq(&taken.originals, &originals) {
@@ -278,15 +275,10 @@ impl History {
         (!pieces.is_untouched(range)).then(|| pieces.find(range))
     }
 
-    /// Repeats `read` until no space was freed meanwhile: it reads places without a lock.
-    pub(crate) fn unfreed<T>(&self, mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        loop {
-            let freed = self.freed.load(Ordering::SeqCst);
-            let outcome = read();
-            if self.freed.load(Ordering::SeqCst) == freed {
-                return outcome;
-            }
-        }
+    /// How often space was freed so far. What was read from a [place](Self::find) means nothing if
+    /// that has changed since before the place was found.
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed.load(Ordering::SeqCst)
     }
 
     fn pieces(&self, disk: usize) -> RwLockReadGuard<'_, Pieces> {
@@ -453,6 +445,13 @@ impl Drop for History {
 }
 
 impl Turn {
+    /// Ends the present state if nothing was written for some time.
+    pub(crate) fn settle(&mut self, now: Duration) {
+        if self.queue.settle(now) {
+            self.appender.record(&RecordHeader::mark(Kind::State, 0, now), &[]);
+        }
+    }
+
     /// Notes that only states with this lease, and earlier ones, need these places.
     fn lease(&mut self, lease: Weak<Lease>, mut places: Vec<DataRun>) {
         places.retain(|(place, _)| place.is_in_spill());

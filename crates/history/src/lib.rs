@@ -29,6 +29,8 @@
 //! A state's disks have a map of places of their own, which never changes. A place that they may need
 //! is not given back before the last of them is dropped.
 //!
+//! Where writes go through to an image, they take turns as well.
+//!
 //! A flush ends a state with all writes before it in the log: those that were answered before, and
 //! perhaps some that were made while the image was flushed.
 //!
@@ -48,6 +50,8 @@
 //! A recorded log has at most as many bytes as the limit says. When it has no room, it is
 //! [cut short](History::is_cut_short): the history goes on, in an unnamed file with a limit of its
 //! own, and only the log ends.
+//!
+//! Trimmed bytes are zeroes in a state. An image that ignores trims may still have them.
 //!
 //! The guest's bytes may be in a million pieces, and a million records and 65,536 states may wait;
 //! beyond that, states become one as well. That takes 200 MiB of memory at most.
