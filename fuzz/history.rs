@@ -11,7 +11,7 @@ const DISK: u64 = 1 << 20;
 /// Reads a log: once as it is, and once as the records of a sound log with one disk. Returns how many
 /// records were found.
 pub(crate) fn log(data: &[u8]) -> usize {
-    let mut sound = b"VBHISTRY\x01\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+    let mut sound = b"VBHISTRY\x01\0\0\0\x01\0\0\0".to_vec();
     sound.extend(DISK.to_le_bytes());
     sound.extend([0; 4]);
     sound.extend(data);

@@ -50,10 +50,16 @@ impl Disk {
         let Some(range) = DiskRange::at(offset, buf.len() as u64) else {
             return read_base(buf, offset);
         };
-        self.history.unfreed(|| match self.history.find(self.disk, range) {
-            None => read_base(buf, offset),
-            Some(found) => read_pieces(buf, &found, &self.history.store, &read_base),
-        })
+        let history = &*self.history;
+        loop {
+            let freed = history.freed();
+            let Some(found) = history.find(self.disk, range) else { return read_base(buf, offset) };
+            let outcome = read_pieces(buf, &found, &history.store, &read_base);
+            // The places are read without a lock.
+            if history.freed() == freed {
+                return outcome;
+            }
+        }
     }
 
     /// A change of a disk whose changes go to the history alone.
@@ -67,6 +73,7 @@ impl Disk {
         let history = &*self.history;
         let mut turn = history.turn();
         let now = history.now();
+        turn.settle(now);
         let header = RecordHeader::change(kind, self.number(), now, range, is_fua);
         history.make_room(&mut turn, self.disk, range, kind == Kind::Write)?;
         let place = match change {
@@ -94,8 +101,7 @@ impl Disk {
     ) -> io::Result<bool> {
         let history = &*self.history;
         let mut turn = history.turn();
-        let now = history.now();
-        turn.queue.settle(now);
+        turn.settle(history.now());
         // Until a state has ended, none needs anything but the image.
         let kept = if turn.has_states() {
             let originals = turn.originals.clone();
@@ -111,6 +117,7 @@ impl Disk {
         }
         let outcome = image.change(*change, false);
         let is_done = matches!(outcome, Ok(true));
+        let now = history.now();
         let header = RecordHeader::change(kind, self.number(), now, range, false);
         let place = match (kept, change) {
             (Ok(_), _) if !is_done => return outcome,

@@ -7,7 +7,6 @@
 //! | 0–7 | [`MAGIC`] |
 //! | 8–11 | [`VERSION`] |
 //! | 12–15 | number of disks |
-//! | 16–23 | nanoseconds without a write after which a state has ended |
 //!
 //! For each disk follow its size in bytes (8 bytes), the length of its identity (4 bytes, at most
 //! [`MOST_IDENTITY`]) and the identity: bytes by which the base of the disk is known again.
@@ -34,7 +33,7 @@ use virt_bmap_ranges::DiskRange;
 pub(crate) const MAGIC: [u8; 8] = *b"VBHISTRY";
 pub(crate) const VERSION: u32 = 1;
 /// Length of the header without the disks.
-pub(crate) const HEADER: usize = 24;
+pub(crate) const HEADER: usize = 16;
 /// Length of a record's header.
 pub(crate) const RECORD: usize = 32;
 /// Most disks. qemu has fewer.
@@ -56,7 +55,7 @@ pub enum Kind {
     Trim = 3,
     /// A flush: all earlier records of the disk are durable.
     Flush = 4,
-    /// A state was ended by the user.
+    /// A state ended without a flush: nothing was written for some time, or the user wished it.
     State = 5,
     /// The trace has ended.
     End = 6,
@@ -130,14 +129,10 @@ impl RecordHeader {
 }
 
 /// The header of a log.
-pub(crate) fn encode_header<'a>(
-    quiet: Duration,
-    disks: impl ExactSizeIterator<Item = (u64, &'a [u8])>,
-) -> Vec<u8> {
+pub(crate) fn encode_header<'a>(disks: impl ExactSizeIterator<Item = (u64, &'a [u8])>) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(VERSION.to_le_bytes());
     bytes.extend((disks.len() as u32).to_le_bytes());
-    bytes.extend(nanoseconds(quiet).to_le_bytes());
     for (size, identity) in disks {
         bytes.extend(size.to_le_bytes());
         bytes.extend((identity.len() as u32).to_le_bytes());

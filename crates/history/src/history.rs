@@ -6,7 +6,7 @@ use super::originals::{Original, Originals};
 use super::pieces::{DataRun, MOST_PIECES, Pieces, Place};
 use super::queue::{Queue, Record};
 use super::state::{Lease, State, View};
-use super::store::{Appender, Store};
+use super::store::{self, Appender, Run, Store};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -79,8 +79,7 @@ pub struct History {
     guests: Vec<Guest>,
     began: Instant,
     limit: u64,
-    /// How often space was given back. What a reader without a lock has read means nothing if this
-    /// has changed meanwhile.
+    /// How often space was freed.
     freed: AtomicU64,
     turn: Mutex<Turn>,
     /// Locked before `turn`.
@@ -149,7 +148,7 @@ impl History {
                 }
                 let sizes = sources.iter().map(|source| source.size());
                 let each = sizes.zip(identities.iter().map(Vec::as_slice)).collect::<Vec<_>>();
-                let header = encode_header(quiet, each.into_iter());
+                let header = encode_header(each.into_iter());
                 // It holds the guest's data.
                 let log = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
                 (Some(log), header)
@@ -201,8 +200,7 @@ impl History {
     /// Number of states that have ended and were not taken.
     pub fn waiting(&self) -> usize {
         let mut turn = lock(&self.turn);
-        let now = self.now();
-        turn.queue.settle(now);
+        turn.settle(self.now());
         turn.queue.waiting()
     }
 
@@ -228,8 +226,7 @@ impl History {
         let mut taken = lock(&self.taken);
         let (pending, originals) = {
             let mut turn = lock(&self.turn);
-            let now = self.now();
-            turn.queue.settle(now);
+            turn.settle(self.now());
             (turn.queue.pop()?, turn.originals.clone())
         };
         if !Arc::ptr_eq(&taken.originals, &originals) {
@@ -256,7 +253,11 @@ impl History {
             }
             turn.take_released()
         };
-        self.free(released);
+        let runs = self.freed_runs(released);
+        if !runs.is_empty() {
+            let rest = lock(&self.turn).appender.reuse(runs);
+            self.store.give_back(rest);
+        }
         Some(state)
     }
 
@@ -274,15 +275,10 @@ impl History {
         (!pieces.is_untouched(range)).then(|| pieces.find(range))
     }
 
-    /// Repeats `read` until no space was given back meanwhile: it reads places without a lock.
-    pub(crate) fn unfreed<T>(&self, mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        loop {
-            let freed = self.freed.load(Ordering::SeqCst);
-            let outcome = read();
-            if self.freed.load(Ordering::SeqCst) == freed {
-                return outcome;
-            }
-        }
+    /// How often space was freed so far. What was read from a [place](Self::find) means nothing if
+    /// that has changed since before the place was found.
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed.load(Ordering::SeqCst)
     }
 
     fn pieces(&self, disk: usize) -> RwLockReadGuard<'_, Pieces> {
@@ -380,7 +376,7 @@ impl History {
         }
         turn.most_kept = self.limit.max(turn.kept.saturating_add(self.limit / 8));
         let released = turn.take_released();
-        self.free(released);
+        self.free(turn, released);
     }
 
     /// Gives back the space of what no state that waits needs any longer. The guest does not need it
@@ -389,7 +385,7 @@ impl History {
         let unneeded = turn.queue.take_unneeded();
         if !unneeded.is_empty() {
             turn.kept = turn.kept.saturating_sub(spilled(&unneeded));
-            self.free(unneeded);
+            self.free(turn, unneeded);
         }
     }
 
@@ -408,12 +404,18 @@ impl History {
         }
     }
 
-    fn free(&self, mut places: Vec<DataRun>) {
-        places.retain(|(place, _)| place.is_in_spill());
-        if !places.is_empty() {
+    /// The runs of places that nobody needs. Whoever still reads them without a lock reads again.
+    fn freed_runs(&self, places: Vec<DataRun>) -> Vec<Run> {
+        let runs = store::runs(places);
+        if !runs.is_empty() {
             self.freed.fetch_add(1, Ordering::SeqCst);
-            self.store.free(places);
         }
+        runs
+    }
+
+    fn free(&self, turn: &mut Turn, places: Vec<DataRun>) {
+        let rest = turn.appender.reuse(self.freed_runs(places));
+        self.store.give_back(rest);
     }
 
     /// Begins anew with the present bytes of the disks that the guest writes through to: `range` was
@@ -430,7 +432,7 @@ impl History {
         for guest in &self.guests {
             *guest.pieces.write().unwrap_or_else(PoisonError::into_inner) = Pieces::default();
         }
-        self.store.free_all();
+        turn.appender.free_all();
     }
 }
 
@@ -443,6 +445,13 @@ impl Drop for History {
 }
 
 impl Turn {
+    /// Ends the present state if nothing was written for some time.
+    pub(crate) fn settle(&mut self, now: Duration) {
+        if self.queue.settle(now) {
+            self.appender.record(&RecordHeader::mark(Kind::State, 0, now), &[]);
+        }
+    }
+
     /// Notes that only states with this lease, and earlier ones, need these places.
     fn lease(&mut self, lease: Weak<Lease>, mut places: Vec<DataRun>) {
         places.retain(|(place, _)| place.is_in_spill());

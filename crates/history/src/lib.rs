@@ -23,11 +23,13 @@
 //!
 //! Writers take turns, over all disks: the order in the log is that in which readers see the writes,
 //! and a state is the disks at one moment. A write is visible when it is in the file. Readers hold a
-//! lock only while they look up places. Then they read the file; if space was given back meanwhile,
-//! they look again.
+//! lock only while they look up places. Then they read the file; if space was freed meanwhile, they
+//! look again.
 //!
 //! A state's disks have a map of places of their own, which never changes. A place that they may need
 //! is not given back before the last of them is dropped.
+//!
+//! Where writes go through to an image, they take turns as well.
 //!
 //! A flush ends a state with all writes before it in the log: those that were answered before, and
 //! perhaps some that were made while the image was flushed.
@@ -39,7 +41,7 @@
 //! each two neighbouring states become one ([`State::together`]), until there is room. In the end the
 //! guest's present bytes alone are left; if these exceed the limit, a write fails with `ENOSPC`. For
 //! a short time an eighth more than the limit may be kept. A state in use keeps all of its data,
-//! beside the limit.
+//! beside the limit, and up to 64 MiB of space are kept for the next writes.
 //!
 //! A guest that writes through to its disks never fails for a lack of room. Instead, the history
 //! begins anew with the present bytes of the disks: all that waits is one state, and states that were
@@ -48,6 +50,8 @@
 //! A recorded log has at most as many bytes as the limit says. When it has no room, it is
 //! [cut short](History::is_cut_short): the history goes on, in an unnamed file with a limit of its
 //! own, and only the log ends.
+//!
+//! Trimmed bytes are zeroes in a state. An image that ignores trims may still have them.
 //!
 //! The guest's bytes may be in a million pieces, and a million records and 65,536 states may wait;
 //! beyond that, states become one as well. That takes 200 MiB of memory at most.

@@ -85,7 +85,6 @@ pub struct LogReader<R> {
     /// Where the next record begins.
     at: u64,
     time: Duration,
-    quiet: Duration,
     disks: Vec<LoggedDisk>,
     end: Option<LogEnd>,
 }
@@ -100,7 +99,7 @@ impl<R: Read + Seek> LogReader<R> {
         input.seek(SeekFrom::Start(0))?;
         let mut header = [0; HEADER];
         fill(&mut input, &mut header)?;
-        let [.., v0, v1, v2, v3, n0, n1, n2, n3, _, _, _, _, _, _, _, _] = header;
+        let [.., v0, v1, v2, v3, n0, n1, n2, n3] = header;
         if header[..8] != MAGIC || size > Place::MOST {
             return Err(LogError::NoHistory);
         }
@@ -112,7 +111,6 @@ impl<R: Read + Seek> LogReader<R> {
         if count > MOST_DISKS {
             return Err(LogError::NoHistory);
         }
-        let quiet = Duration::from_nanos(number(&header[16..]));
         let mut at = HEADER as u64;
         let mut disks = Vec::new();
         for _ in 0..count {
@@ -128,17 +126,12 @@ impl<R: Read + Seek> LogReader<R> {
             disks.push(LoggedDisk { size: number(&fields), identity });
             at += (fields.len() + length) as u64;
         }
-        Ok(Self { input, size, at, time: Duration::ZERO, quiet, disks, end: None })
+        Ok(Self { input, size, at, time: Duration::ZERO, disks, end: None })
     }
 
     /// The disks.
     pub fn disks(&self) -> &[LoggedDisk] {
         &self.disks
-    }
-
-    /// The time without a write after which a state has ended.
-    pub fn quiet(&self) -> Duration {
-        self.quiet
     }
 
     /// How the log ends, when all records have been read.

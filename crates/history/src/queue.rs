@@ -122,16 +122,18 @@ impl Queue {
         std::mem::take(&mut self.unneeded)
     }
 
-    /// Ends the present state if nothing was written for some time.
-    pub(crate) fn settle(&mut self, now: Duration) {
-        if !self.present.records.is_empty() && now.saturating_sub(self.present.to) > self.quiet {
+    /// Ends the present state if nothing was written for some time. Returns whether it did.
+    pub(crate) fn settle(&mut self, now: Duration) -> bool {
+        let is_quiet = now.saturating_sub(self.present.to) > self.quiet;
+        let ends = is_quiet && !self.present.records.is_empty();
+        if ends {
             self.end_present();
         }
+        ends
     }
 
     /// Adds a change.
     pub(crate) fn push(&mut self, record: Record, now: Duration) {
-        self.settle(now);
         if self.present.records.is_empty() {
             self.present.from = now;
         }
@@ -289,6 +291,8 @@ mod tests {
         queue.flush(at(1051));
         queue.flush(at(1052));
         queue.push(record(2), at(1060));
+        assert!(!queue.settle(at(1110)));
+        assert!(queue.settle(at(1111)));
         queue.push(record(3), at(1111));
         queue.settle(at(1162));
         queue.flush(at(1170));

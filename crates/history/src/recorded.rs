@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use virt_bmap_image::Source;
 
 /// A base of a recorded history: a disk as it was before the first write.
@@ -31,7 +32,7 @@ pub struct Recorded {
     bases: Vec<Arc<dyn Source>>,
     queue: Queue,
     view: View,
-    /// A record that belongs to the state after the next.
+    /// A record that belongs to the state after the one that waits.
     ahead: Option<LogRecord>,
     is_over: bool,
 }
@@ -61,7 +62,7 @@ impl Recorded {
             }
         }
         Ok(Self {
-            queue: Queue::new(reader.quiet()),
+            queue: Queue::new(Duration::MAX),
             view: View::new(bases.len()),
             reader,
             store: Arc::new(Store::of_log(file)),
@@ -114,12 +115,9 @@ impl Recorded {
                 self.queue.end_present();
                 break;
             };
-            if record.kind.is_change() {
-                self.queue.settle(record.time);
-                if self.queue.waiting() > 0 {
-                    self.ahead = Some(record);
-                    break;
-                }
+            if record.kind.is_change() && self.queue.waiting() > 0 {
+                self.ahead = Some(record);
+                break;
             }
             self.add(record)?;
         }

@@ -4,6 +4,7 @@ use super::format::{Kind, RECORD, RecordHeader};
 use super::pieces::{DataRun, Origin, Place};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt as _;
@@ -13,6 +14,15 @@ use std::time::Duration;
 /// Data that is not in the log begins at a multiple of this many bytes if it has as many: its space
 /// can then be given back.
 const BLOCK: u64 = 4096;
+
+/// Space of so many bytes, or a run more, is kept to be used again.
+const MOST_FREE: u64 = 64 << 20;
+/// In at most so many runs.
+const MOST_RUNS: usize = 1 << 16;
+/// Longer data gets new space.
+const MOST_REUSED: u64 = 64 << 10;
+/// So many runs are tried for it.
+const MOST_TRIED: usize = 8;
 
 /// The log, if there is one, and an unnamed file.
 #[derive(Debug)]
@@ -40,41 +50,42 @@ impl Store {
         file.as_ref().ok_or(io::ErrorKind::NotFound)?.read_exact_at(buf, offset)
     }
 
-    /// Gives back the space of these places in the unnamed file.
-    pub(crate) fn free(&self, mut places: Vec<DataRun>) {
+    /// Gives back the space of these runs of the unnamed file.
+    pub(crate) fn give_back(&self, runs: impl IntoIterator<Item = Run>) {
         let Some(file) = &self.spill else { return };
-        places.sort_unstable_by_key(|(place, _)| offset_in_spill(*place));
-        let touches = |a: &DataRun, b: &DataRun| {
-            offset_in_spill(a.0).zip(offset_in_spill(b.0)).is_some_and(|(at, next)| at + a.1 >= next)
-        };
-        for places in places.chunk_by(touches) {
-            let ([(first, _), ..], [.., (last, length)]) = (places, places) else { continue };
-            let (Some(start), Some(last)) = (offset_in_spill(*first), offset_in_spill(*last)) else {
-                continue;
-            };
+        for run in runs {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // A filesystem that cannot do it costs temporary space alone.
-            if let Err(error) = rustix::fs::fallocate(file, flags, start, last + length - start) {
-                tracing::debug!(%error, start, "the history keeps space that it no longer needs");
+            if let Err(error) = rustix::fs::fallocate(file, flags, run.start, run.length) {
+                tracing::debug!(%error, ?run, "the history keeps space that it no longer needs");
             }
-        }
-    }
-
-    /// Gives back all space of the unnamed file.
-    pub(crate) fn free_all(&self) {
-        if let Some(file) = &self.spill
-            && let Err(error) = file.set_len(0)
-        {
-            tracing::debug!(%error, "the history keeps space that it no longer needs");
         }
     }
 }
 
-fn offset_in_spill(place: Place) -> Option<u64> {
-    match place.origin() {
-        Origin::Spill(offset) => Some(offset),
+/// A run of bytes of the unnamed file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    start: u64,
+    length: u64,
+}
+
+/// The runs of these places in the unnamed file, joined where they touch.
+pub(crate) fn runs(places: Vec<DataRun>) -> Vec<Run> {
+    let in_spill = |(place, length): DataRun| match place.origin() {
+        Origin::Spill(start) => Some(Run { start, length }),
         _ => None,
-    }
+    };
+    let mut runs: Vec<Run> = places.into_iter().filter_map(in_spill).collect();
+    runs.sort_unstable_by_key(|run| run.start);
+    runs.dedup_by(|next, last| {
+        let joins = last.start + last.length == next.start;
+        if joins {
+            last.length += next.length;
+        }
+        joins
+    });
+    runs
 }
 
 /// Appends to a [`Store`]: there is one for each.
@@ -86,6 +97,9 @@ pub(crate) struct Appender {
     /// Most bytes of the log.
     log_limit: u64,
     spill_end: u64,
+    /// Runs before that that can be used again: this is faster than new space.
+    free: VecDeque<Run>,
+    free_bytes: u64,
     is_cut_short: bool,
 }
 
@@ -109,7 +123,15 @@ impl Appender {
             None => None,
         };
         let store = Arc::new(Store { log, spill: Some(spill) });
-        let appender = Self { store: store.clone(), log_end, log_limit, spill_end: 0, is_cut_short: false };
+        let appender = Self {
+            store: store.clone(),
+            log_end,
+            log_limit,
+            spill_end: 0,
+            free: VecDeque::new(),
+            free_bytes: 0,
+            is_cut_short: false,
+        };
         Ok((store, appender))
     }
 
@@ -172,20 +194,72 @@ impl Appender {
         self.log_end = None;
     }
 
-    /// Appends to the unnamed file.
+    /// Adds data to the unnamed file.
     ///
     /// # Errors
     /// The system's, and `ENOSPC` when there are no more offsets.
     pub(crate) fn spill(&mut self, data: &[u8]) -> io::Result<Place> {
         let length = data.len() as u64;
-        let start = if length < BLOCK { self.spill_end } else { self.spill_end.next_multiple_of(BLOCK) };
-        if start + length > Place::MOST {
-            return Err(Errno::NOSPC.into());
-        }
+        let free = if length <= MOST_REUSED { self.take_free(length) } else { None };
+        let start = match free {
+            Some(start) => start,
+            None => {
+                let start = aligned(self.spill_end, length);
+                if start + length > Place::MOST {
+                    return Err(Errno::NOSPC.into());
+                }
+                self.spill_end = start + length;
+                start
+            }
+        };
         self.store.spill.as_ref().ok_or(io::ErrorKind::NotFound)?.write_all_at(data, start)?;
-        self.spill_end = start + length;
         Ok(Place::in_spill(start))
     }
+
+    fn take_free(&mut self, length: u64) -> Option<u64> {
+        for _ in 0..self.free.len().min(MOST_TRIED) {
+            let run = self.free.pop_front()?;
+            let (start, end) = (aligned(run.start, length), run.start + run.length);
+            let Some(rest) = end.checked_sub(start + length) else {
+                self.free.push_back(run);
+                continue;
+            };
+            if rest > 0 {
+                self.free.push_front(Run { start: start + length, length: rest });
+            }
+            self.free_bytes -= run.length - rest;
+            return Some(start);
+        }
+        None
+    }
+
+    /// Takes runs that nobody reads any longer, to be used again. Returns those that are too many:
+    /// their space is to be given back.
+    pub(crate) fn reuse(&mut self, runs: Vec<Run>) -> Vec<Run> {
+        let mut runs = runs.into_iter();
+        while self.free_bytes < MOST_FREE && self.free.len() < MOST_RUNS {
+            let Some(run) = runs.next() else { break };
+            self.free_bytes += run.length;
+            self.free.push_back(run);
+        }
+        runs.collect()
+    }
+
+    /// Gives back all space of the unnamed file.
+    pub(crate) fn free_all(&mut self) {
+        self.free.clear();
+        self.free_bytes = 0;
+        if let Some(file) = &self.store.spill
+            && let Err(error) = file.set_len(0)
+        {
+            tracing::debug!(%error, "the history keeps space that it no longer needs");
+        }
+    }
+}
+
+/// Where data of `length` bytes may begin, from `start` on.
+fn aligned(start: u64, length: u64) -> u64 {
+    if length < BLOCK { start } else { start.next_multiple_of(BLOCK) }
 }
 
 /// Writes two buffers one after the other, mostly with one system call.
@@ -202,4 +276,53 @@ fn write_both(file: &File, first: &[u8], second: &[u8], offset: u64) -> io::Resu
     }
     let done = done.saturating_sub(first.len());
     file.write_all_at(&second[done..], offset + (first.len() + done) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    fn appender() -> (Arc<Store>, Appender) {
+        Appender::new(None, &[], 0, tempfile::tempfile().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn freed_space_is_used_again() {
+        let (store, mut appender) = appender();
+        let places: Vec<DataRun> =
+            (0..8).map(|byte| (appender.spill(&[byte; 4096]).unwrap(), 4096)).collect();
+        let (small, last) = (appender.spill(&[8; 512]).unwrap(), appender.spill(&[9; 8192]).unwrap());
+        let rest = appender.reuse(runs(vec![places[5], places[2], places[3], (Place::in_log(0), 9)]));
+        assert!(rest.is_empty());
+        // In blocks 2 and 3 together, then block 5, then behind the last one.
+        assert_eq!(appender.spill(&[1; 8192]).unwrap(), places[2].0);
+        assert_eq!(appender.spill(&[2; 512]).unwrap(), places[5].0);
+        assert_eq!(appender.spill(&[3; 4096]).unwrap(), Place::in_spill(8 * 4096 + 4096 + 8192));
+        let mut bytes = [0; 8192];
+        store.read(last, &mut bytes).unwrap();
+        assert_eq!(bytes, [9; 8192]);
+        store.read(small, &mut bytes[..512]).unwrap();
+        assert_eq!(bytes[..512], [8; 512]);
+        store.read(places[4].0, &mut bytes[..4096]).unwrap();
+        assert_eq!(bytes[..4096], [4; 4096]);
+    }
+
+    #[test]
+    fn only_some_freed_space_is_kept() {
+        let (store, mut appender) = appender();
+        let data = vec![7; 1 << 20];
+        let places: Vec<DataRun> = (0..100).map(|_| (appender.spill(&data).unwrap(), 1 << 20)).collect();
+        let rest = appender.reuse(runs(places.into_iter().step_by(2).collect()));
+        assert!(rest.is_empty());
+        let places: Vec<DataRun> =
+            (0..50).map(|number| (Place::in_spill((2 * number + 1) << 20), 1 << 20)).collect();
+        let rest = appender.reuse(runs(places));
+        assert_eq!(rest.len(), 36, "64 MiB are kept");
+        let spill = store.spill.as_ref().unwrap();
+        let before = spill.metadata().unwrap().blocks();
+        store.give_back(rest);
+        // A filesystem may need blocks of its own for the holes.
+        assert!(before - spill.metadata().unwrap().blocks() >= (35 << 20) / 512);
+    }
 }

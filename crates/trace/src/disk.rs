@@ -113,3 +113,44 @@ impl Export for TracedDisk {
         Ok(allocation.into_iter().map(|part| Extent::new(part.range.len(), part.is_hole)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Overflow;
+    use virt_bmap_history::{Bases, History, HistoryOptions};
+
+    struct Zeroes;
+
+    impl Source for Zeroes {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn read_at(&self, buf: &mut [u8], _offset: DiskOffset) -> io::Result<()> {
+            buf.fill(0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn flushes_and_fua_end_states() {
+        let history = History::start(Bases::Private(vec![Arc::new(Zeroes)]), HistoryOptions::default());
+        let history = history.unwrap();
+        let storage = Storage::Writable(history.disks().remove(0));
+        let disk = TracedDisk::new(1, storage, Arc::new(Queue::new(Overflow::Drop)));
+        let zeroing = |fua| Zeroing { fua, ..Zeroing::default() };
+        disk.write(&[1; 4096], 0, true).unwrap();
+        disk.write(&[2; 4096], 4096, false).unwrap();
+        disk.write_zeroes(512, 0, zeroing(false)).unwrap();
+        disk.write_zeroes(512, 8192, zeroing(true)).unwrap();
+        disk.trim(512, 4096, true).unwrap();
+        disk.write(&[3; 512], 0, false).unwrap();
+        disk.flush().unwrap();
+        disk.flush().unwrap();
+        let states: Vec<_> = std::iter::from_fn(|| history.next()).collect();
+        let written = |state: &virt_bmap_history::State| state.written[0].bytes();
+        assert_eq!(states.iter().map(written).collect::<Vec<_>>(), [4096, 4096 + 1024, 512, 512]);
+        assert!(states.iter().all(|state| state.is_flushed && state.together == 1));
+    }
+}
