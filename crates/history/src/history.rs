@@ -233,16 +233,7 @@ impl History {
             taken.view = View::new(self.guests.len());
             taken.originals = originals.clone();
         }
-        let (bases, changing): (Vec<Arc<dyn Source>>, _) = match &self.bases {
-            Bases::Private(disks) => (disks.clone(), None),
-            Bases::Through(disks) => {
-                let original = |(disk, image): (usize, &Arc<dyn Writable>)| -> Arc<dyn Source> {
-                    let (originals, store) = (originals.clone(), self.store.clone());
-                    Arc::new(Original { disk, image: image.clone(), originals, store })
-                };
-                (disks.iter().enumerate().map(original).collect(), Some(&originals))
-            }
-        };
+        let (bases, changing) = self.bases_over(&originals);
         let lease = Arc::new(Lease);
         let (state, gone) = taken.view.advance(pending, bases, changing, &self.store, &lease);
         let before = std::mem::replace(&mut taken.lease, Arc::downgrade(&lease));
@@ -259,6 +250,23 @@ impl History {
             self.store.give_back(rest);
         }
         Some(state)
+    }
+
+    /// The disks below all states: what the guest replaced comes from `originals`.
+    pub(crate) fn bases_over<'o>(
+        &self,
+        originals: &'o Arc<Originals>,
+    ) -> (Vec<Arc<dyn Source>>, Option<&'o Arc<Originals>>) {
+        match &self.bases {
+            Bases::Private(disks) => (disks.clone(), None),
+            Bases::Through(disks) => {
+                let original = |(disk, image): (usize, &Arc<dyn Writable>)| -> Arc<dyn Source> {
+                    let (originals, store) = (originals.clone(), self.store.clone());
+                    Arc::new(Original { disk, image: image.clone(), originals, store })
+                };
+                (disks.iter().enumerate().map(original).collect(), Some(originals))
+            }
+        }
     }
 
     /// Waits until it is the caller's turn to write.

@@ -56,6 +56,7 @@
 //! The guest's bytes may be in a million pieces, and a million records and 65,536 states may wait;
 //! beyond that, states become one as well. That takes 200 MiB of memory at most.
 
+mod beginning;
 mod disk;
 mod format;
 mod history;

@@ -8,7 +8,7 @@ use super::tracer::{Outcome, Tracer};
 use std::io;
 use std::sync::Arc;
 use virt_bmap_history::{Bases, History, HistoryOptions};
-use virt_bmap_image::{Freezable, Image, OpenError, Overlay, Stamp, Writable, WritableRaw};
+use virt_bmap_image::{Image, OpenError, Overlay, Stamp, Writable, WritableRaw};
 use virt_bmap_map::Map;
 use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, ListenAddress, Service, ServiceError};
 
@@ -35,8 +35,6 @@ pub struct TraceOptions {
     pub place: ListenAddress,
     /// Receives the state of the running trace.
     pub live: Option<Arc<Live>>,
-    /// Whether the disks can be [frozen](Session::freezable).
-    pub freezable: bool,
     /// Keeps the [history](Session::history) of what the guest writes. The identities of a recording
     /// are set by [`Session::start`].
     pub history: Option<HistoryOptions>,
@@ -69,7 +67,6 @@ pub struct Session {
     service: Service,
     tracer: Tracer,
     disks: usize,
-    freezable: Vec<Arc<Freezable>>,
     history: Option<Arc<History>>,
 }
 
@@ -93,7 +90,6 @@ impl Session {
         let queue = Arc::new(Queue::new(options.overflow));
         let disks = images.len();
         let mut exports = Exports::new();
-        let mut freezable = Vec::new();
         let (storages, history) = match &options.history {
             Some(kept) if options.writes != Writes::Refused => {
                 let history = start_history(images, options.writes, kept.clone())?;
@@ -106,14 +102,6 @@ impl Session {
             }
         };
         for (number, storage) in (1..).zip(storages) {
-            let storage = match storage {
-                Storage::Writable(disk) if options.freezable => {
-                    let disk = Arc::new(Freezable::new(disk));
-                    freezable.push(disk.clone());
-                    Storage::Writable(disk)
-                }
-                storage => storage,
-            };
             let disk = TracedDisk::new(number, storage, queue.clone());
             exports = exports.with(&export_name(number.into()), Arc::new(disk))?;
         }
@@ -123,7 +111,7 @@ impl Session {
         let service = Service::start(exports, Limits::default(), &options.place)?;
         let tracer = Tracer::start(queue, map, output, options.live.clone())
             .map_err(|source| SessionError::SetUp { what: "the log's thread", source })?;
-        Ok(Self { service, tracer, disks, freezable, history })
+        Ok(Self { service, tracer, disks, history })
     }
 
     /// The address of the server.
@@ -135,11 +123,6 @@ impl Session {
     pub fn uris(&self) -> Vec<String> {
         let name = |disk| if disk == 1 { String::new() } else { export_name(disk) };
         (1..=self.disks).map(|disk| self.address().uri(&name(disk))).collect()
-    }
-
-    /// The disks that can be frozen; none if the option is off or the disks are read-only.
-    pub fn freezable(&self) -> Vec<Arc<Freezable>> {
-        self.freezable.clone()
     }
 
     /// The history of what the guest writes; `None` if it is not kept or the disks are read-only.
