@@ -11,8 +11,10 @@ use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, FileOffset, RangeSet};
 /// The ranges written between two maps, for each disk in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// By the guest.
+    /// By the guest, since these bytes were last part of an operation.
     pub seen: Vec<RangeSet<DiskOffset>>,
+    /// Those of them that were written before the first map was made already.
+    pub held: Vec<RangeSet<DiskOffset>>,
     /// By the replay of its journals: these ranges hold data that the guest wrote only to a
     /// journal.
     pub replayed: Vec<RangeSet<DiskOffset>>,
@@ -24,6 +26,11 @@ pub struct Written {
 /// Files are identified by their inode numbers; on filesystems without lasting inode numbers (vfat,
 /// exfat) by their first block. If the new map does not have the filesystem on `device`, it could not
 /// be examined, so there are no operations.
+///
+/// Filesystems write the data of a file before its inode, with a flush between. So data that was
+/// written to a file whose inode is the same is no operation yet. If the next comparison, to which it
+/// is [held](Written::held), does not find a change of the inode either, the write is an operation
+/// that [came earlier](Operation::is_earlier).
 pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written) -> Vec<Operation<'a>> {
     let devices = Devices::of(old, new, device);
     let (mut kept, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
@@ -36,13 +43,15 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written)
     });
     let mut names = Names::of(&devices, &gone, &come, &kept);
     let mut found = names.operations();
+    // Files with another name, or one more or less.
+    let named: HashSet<_> = gone.iter().chain(&come).map(|object| devices.key(*object)).collect();
     // A file with several names is compared once.
     let mut seen = HashSet::new();
     let pairs = kept.iter().copied().chain(names.pairs.iter().copied());
     for (old, new) in pairs {
         let is_linked = new.attributes().links > Some(1);
         if !is_linked || seen.insert(devices.key(new)) {
-            let is_renamed = old.name() != new.name();
+            let is_renamed = named.contains(&devices.key(new));
             Change { old, new, is_renamed, written, devices: &devices }.put(&mut found);
         }
     }
@@ -56,8 +65,9 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written)
     found.sort_by(|a, b| {
         let is_gone = |operation: &Operation<'_>| operation.after.is_none();
         let by_name = (a.name.device, a.name.path).cmp(&(b.name.device, b.name.path));
-        is_gone(b)
-            .cmp(&is_gone(a))
+        b.is_earlier
+            .cmp(&a.is_earlier)
+            .then(is_gone(b).cmp(&is_gone(a)))
             .then(if is_gone(a) { by_name.reverse() } else { by_name })
             .then(a.action.cmp(&b.action))
     });
@@ -277,7 +287,7 @@ fn operation<'a>(action: Action, old: Option<Object<'a>>, new: Option<Object<'a>
     let attributes = |object: Option<Object<'a>>| object.map(Object::attributes);
     let name = new.or(old).map_or(ObjectName::device(Kind::File, b""), Object::name);
     let (before, after) = (attributes(old), attributes(new));
-    Operation { action, name, from: None, before, after, written: Vec::new() }
+    Operation { action, name, from: None, before, after, written: Vec::new(), is_earlier: false }
 }
 
 /// Parts of files, of which those that follow one another are one.
@@ -360,6 +370,11 @@ impl<'a> Change<'_, 'a> {
             found.push(self.operation(Action::Punch, inside));
         } else if !inside.is_empty() && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
             found.push(self.operation(Action::Move, inside));
+        } else if !inside.is_empty() && !is_modified && new_size == old_size {
+            let held = joined(touched(self.new, &self.written.held));
+            if !held.is_empty() {
+                found.push(Operation { is_earlier: true, ..self.operation(Action::Write, held) });
+            }
         } else if !inside.is_empty() || is_modified && !in_journal.is_empty() {
             found.push(self.operation(Action::Write, inside));
         } else if is_modified && new_size == old_size {

@@ -122,6 +122,8 @@ pub struct Operation<'a> {
     pub after: Option<Attributes>,
     /// What it wrote to its blocks, ascending by their place on the disks.
     pub written: Vec<WrittenPart>,
+    /// Whether it happened before the earlier of the two states that were compared.
+    pub is_earlier: bool,
 }
 
 impl Operation<'_> {

@@ -220,6 +220,7 @@ mod tests {
                 WrittenPart { offset: Some(FileOffset(8192)), length: 4096 },
                 WrittenPart { offset: None, length: 512 },
             ],
+            is_earlier: false,
         };
         let rename = Operation {
             action: Action::Rename,
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(lines[0]["written"], serde_json::json!([[8192, 4096], [null, 512]]));
         assert_eq!((&lines[0]["flushed"], &lines[0]["states"]), (&true.into(), &1.into()));
         let rows = written(OperationsFormat::Csv, &both);
-        let first = "0,2500000000,1,1,create,f,/dev/sda1,/a\\n\u{e9},,12,,5,33188,,,4608";
+        let first = "0,2500000000,1,1,create,f,/dev/sda1,/a\\012\u{e9},,12,,5,33188,,,4608";
         assert_eq!(rows.lines().next(), Some(first));
         assert_eq!(written(OperationsFormat::Text, &[]), "");
         let span = Span { from: Duration::ZERO, to: Duration::ZERO, is_flushed: false, states: 3 };

@@ -1,6 +1,6 @@
 //! Looks at the states of the disks, one after the other, and writes the operations found.
 
-use super::{Action, OperationsFormat, Span, Written, compare};
+use super::{Action, Operation, OperationsFormat, Span, Written, compare};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virt_bmap_history::{History, State};
 use virt_bmap_image::Source;
+use virt_bmap_map::hardlinks::disk_ranges;
 use virt_bmap_map::{Header, Map, MapBuilder, Warning};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 
@@ -118,7 +119,7 @@ impl Watcher {
                     left.store(history.waiting() as u64, Ordering::SeqCst);
                     match work.next(&history, is_last) {
                         Some(states) => work.look(&states),
-                        None if is_last => break,
+                        None if is_last => break work.end(),
                         None => std::thread::sleep(TICK),
                     }
                 }
@@ -185,14 +186,42 @@ fn join(ranges: &mut Vec<RangeSet<DiskOffset>>, more: &[RangeSet<DiskOffset>]) {
     }
 }
 
+/// What was written and is in none of these operations.
+fn still_held(
+    map: &Map,
+    operations: &[Operation<'_>],
+    mut written: Vec<RangeSet<DiskOffset>>,
+) -> Vec<RangeSet<DiskOffset>> {
+    let objects = operations.iter().filter_map(|operation| map.find(operation.name));
+    for (disk, range) in objects.flat_map(disk_ranges) {
+        if let Some(written) = usize::from(disk).checked_sub(1).and_then(|disk| written.get_mut(disk)) {
+            written.remove(range);
+        }
+    }
+    for ranges in &mut written {
+        if ranges.range_count() > MOST_HELD {
+            *ranges = RangeSet::new();
+        }
+    }
+    written
+}
+
 /// What is due from before the present state.
 #[derive(Default)]
 struct Before {
     /// Written in states that could not be mapped.
-    seen: Vec<RangeSet<DiskOffset>>,
+    unseen: Vec<RangeSet<DiskOffset>>,
+    /// Written, and not yet part of an operation.
+    held: Vec<RangeSet<DiskOffset>>,
+    /// When that was written last.
+    span: Option<Span>,
     /// Written by mounting in the state that was mapped last.
     replayed: Vec<RangeSet<DiskOffset>>,
 }
+
+/// Most ranges that are held of a disk. The journal and other metadata are among them, which never
+/// become part of an operation.
+const MOST_HELD: usize = 1 << 16;
 
 struct Work {
     /// The state that was mapped last.
@@ -237,7 +266,7 @@ impl Work {
         let began = Instant::now();
         self.ended.states += states.span.states;
         if let Err(error) = self.try_look(states) {
-            join(&mut self.before.seen, &states.written);
+            join(&mut self.before.unseen, &states.written);
             self.note_missing(format!(
                 "those up to {:.1} s, because the disks could not be mapped: {error}",
                 states.span.to.as_secs_f64()
@@ -249,12 +278,14 @@ impl Work {
 
     fn try_look(&mut self, states: &States) -> Result<(), LookError> {
         let mut seen = states.written.clone();
-        join(&mut seen, &self.before.seen);
+        join(&mut seen, &self.before.unseen);
         let mut written = seen.clone();
         join(&mut written, &self.before.replayed);
+        join(&mut seen, &self.before.held);
         let look = (self.map)(&StateToMap { disks: &states.disks, written: &written, maps: &self.maps })?;
         self.ended.looks += 1;
-        let written = Written { seen, replayed: look.replayed.clone() };
+        let held = std::mem::take(&mut self.before.held);
+        let written = Written { seen, held, replayed: look.replayed.clone() };
         let nothing = MapBuilder::new(Header::default()).build();
         let mut operations = Vec::new();
         for filesystem in &look.map.header().filesystems {
@@ -264,11 +295,37 @@ impl Work {
         for operation in &operations {
             *self.ended.counts.entry(operation.action).or_default() += 1;
         }
-        let result = self.options.format.write(&mut *self.output, states.span, &operations);
+        let earlier = operations.iter().filter(|operation| operation.is_earlier).count();
+        operations.sort_by_key(|operation| !operation.is_earlier);
+        let (earlier, present) = operations.split_at(earlier);
+        let format = self.options.format;
+        let span = self.before.span.unwrap_or(states.span);
+        let result = format
+            .write(&mut *self.output, span, earlier)
+            .and_then(|()| format.write(&mut *self.output, states.span, present));
+        self.before.held = still_held(&look.map, &operations, written.seen);
+        self.before.span = Some(states.span);
+        self.before.unseen.clear();
         drop(operations);
-        self.before.seen.clear();
         self.take(look);
         Ok(result?)
+    }
+
+    /// Writes what was held, since no further state follows.
+    fn end(&mut self) {
+        let Some(span) = self.before.span else { return };
+        let held = std::mem::take(&mut self.before.held);
+        let written = Written { seen: held.clone(), held, replayed: Vec::new() };
+        let each = self.maps.iter().flat_map(|(device, map)| compare(map, map, device, &written));
+        let operations: Vec<_> = each.collect();
+        for operation in &operations {
+            *self.ended.counts.entry(operation.action).or_default() += 1;
+        }
+        if let Err(error) = self.options.format.write(&mut *self.output, span, &operations) {
+            let reason = format!("the last ones, because they cannot be written: {error}");
+            drop(operations);
+            self.note_missing(reason);
+        }
     }
 
     /// Keeps what a look has found, for the next.

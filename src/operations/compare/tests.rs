@@ -41,7 +41,7 @@ fn map(kind: &str, specs: &[Spec<'_>]) -> Map {
 fn operations(kind: &str, old: &[Spec<'_>], new: &[Spec<'_>], written: &[(u64, u64)]) -> Vec<String> {
     let ranges =
         |ranges: &[(u64, u64)]| ranges.iter().map(|&(start, end)| DiskRange::new(start, end)).collect();
-    let written = Written { seen: vec![ranges(written)], replayed: vec![RangeSet::new()] };
+    let written = Written { seen: vec![ranges(written)], ..Written::default() };
     let (old, new) = (map(kind, old), map(kind, new));
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let line = |operation: &Operation<'_>| {
@@ -169,7 +169,7 @@ fn a_hole_is_punched() {
         }
         builder.build()
     };
-    let written = Written { seen: vec![RangeSet::new()], replayed: Vec::new() };
+    let written = Written::default();
     let (old, new) = (file(1, old), file(2, new));
     let actions = |found: Vec<Operation<'_>>| -> Vec<Action> {
         found.iter().map(|operation| operation.action).collect()
@@ -212,7 +212,7 @@ fn data_in_a_journal_is_data() {
     let old = map("ext4", &[(b"/f", 11, 6000, 1, FILE, &[0, 8192])]);
     let new = map("ext4", &[(b"/f", 11, 6000, 2, FILE, &[0, 8192])]);
     let replayed = vec![[DiskRange::new(0, 4096)].into_iter().collect()];
-    let found = compare(&old, &new, b"/dev/sda1", &Written { seen: vec![RangeSet::new()], replayed });
+    let found = compare(&old, &new, b"/dev/sda1", &Written { replayed, ..Written::default() });
     assert_eq!(found.iter().map(|operation| operation.action).collect::<Vec<_>>(), [Action::Write]);
 }
 
