@@ -87,6 +87,15 @@ fn read(disks: &[Arc<Disk>], is_over: &AtomicBool) {
     }
 }
 
+/// Ends the readers, also if a test fails.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Takes states until the writers are done; returns them by number.
 fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
     let disks = history.disks();
@@ -95,6 +104,7 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
     let mut last = [0; WRITERS];
     std::thread::scope(|scope| {
         let (disks, is_over) = (&disks, &is_over);
+        let _ending = Ending(is_over);
         scope.spawn(move || read(disks, is_over));
         let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(move || write(disks, writer))).collect();
         let mut held: Vec<State> = Vec::new();
@@ -127,7 +137,6 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
                 }
             }
         }
-        is_over.store(true, Ordering::SeqCst);
     });
     assert_eq!(last, [WRITES; WRITERS]);
     seen
