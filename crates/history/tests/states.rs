@@ -5,8 +5,7 @@ mod common;
 
 use common::{Image, Memory, NEVER, content, pattern, try_content};
 use proptest::prelude::*;
-use std::io;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap_history::{
     Bases, Disk, History, HistoryOptions, LogEnd, Recorded, RecordedBase, Recording, State,
@@ -156,9 +155,7 @@ fn check_content(state: &State, expected: &Expected, may_be_lost: bool) {
 fn bases(through: bool) -> Bases {
     let first = || (0..DISKS).map(|disk| pattern(disk, SIZE));
     if through {
-        Bases::Through(
-            first().map(|bytes| -> Arc<dyn Writable> { Arc::new(Image(RwLock::new(bytes))) }).collect(),
-        )
+        Bases::Through(first().map(|bytes| -> Arc<dyn Writable> { Arc::new(Image::new(bytes)) }).collect())
     } else {
         Bases::Private(first().map(|bytes| -> Arc<dyn Source> { Arc::new(Memory(bytes)) }).collect())
     }
@@ -365,25 +362,9 @@ fn space_is_given_back() {
     }
 }
 
-/// A base that does something when it is read for the first time.
-struct Interrupted(Mutex<Option<Box<dyn FnOnce() + Send>>>);
-
-impl Source for Interrupted {
-    fn size(&self) -> u64 {
-        1 << 20
-    }
-
-    fn read_at(&self, buf: &mut [u8], _offset: DiskOffset) -> io::Result<()> {
-        buf.fill(0xba);
-        let interruption = self.0.lock().unwrap().take();
-        interruption.into_iter().for_each(|interruption| interruption());
-        Ok(())
-    }
-}
-
 #[test]
 fn a_read_never_has_the_data_of_another_block() {
-    let base = Arc::new(Interrupted(Mutex::new(None)));
+    let base = Arc::new(Image::new(vec![0xba; 1 << 20]));
     let history = History::start(Bases::Private(vec![base.clone()]), HistoryOptions::default()).unwrap();
     let disk = history.disks().remove(0);
     disk.write_at(&[1; 4096], DiskOffset(4096)).unwrap();
@@ -391,7 +372,7 @@ fn a_read_never_has_the_data_of_another_block() {
     history.next().unwrap();
     // While the first block is read, the second one is written, its place is freed, and another
     // block gets it.
-    *base.0.lock().unwrap() = Some(Box::new({
+    *base.interruption.lock().unwrap() = Some(Box::new({
         let (history, disk) = (Arc::downgrade(&history), history.disks().remove(0));
         move || {
             disk.write_at(&[2; 4096], DiskOffset(4096)).unwrap();
@@ -407,8 +388,25 @@ fn a_read_never_has_the_data_of_another_block() {
 }
 
 #[test]
+fn a_state_has_the_old_bytes_while_they_are_replaced() {
+    let image = Arc::new(Image::new(vec![1; SIZE]));
+    let bases = Bases::Through(vec![image.clone() as Arc<dyn Writable>]);
+    let history = History::start(bases, HistoryOptions::default()).unwrap();
+    let disk = history.disks().remove(0);
+    disk.write_at(&[2; 512], DiskOffset(0)).unwrap();
+    disk.flush().unwrap();
+    let state = history.next().unwrap();
+    // The guest writes when the reader has found that nothing was written.
+    *image.interruption.lock().unwrap() =
+        Some(Box::new(move || disk.write_at(&[3; 4096], DiskOffset(512)).unwrap()));
+    let found = content(&*state.disks()[0]);
+    assert!(found[..512] == [2; 512] && found[512..].iter().all(|byte| *byte == 1));
+    assert_eq!(image.bytes.read().unwrap()[512], 3);
+}
+
+#[test]
 fn a_state_that_is_lost_says_so() {
-    let image = Arc::new(Image(RwLock::new(vec![1; SIZE])));
+    let image = Arc::new(Image::new(vec![1; SIZE]));
     let bases = Bases::Through(vec![image.clone() as Arc<dyn Writable>]);
     let options = HistoryOptions { limit: 4096, quiet: NEVER, ..HistoryOptions::default() };
     let history = History::start(bases, options).unwrap();
@@ -427,5 +425,5 @@ fn a_state_that_is_lost_says_so() {
     disk.flush().unwrap();
     let next = history.next().unwrap();
     assert_eq!((next.number, next.together, next.written[0].bytes()), (2, 1, 8192));
-    assert!(content(&*next.disks()[0]) == *image.0.read().unwrap());
+    assert!(content(&*next.disks()[0]) == *image.bytes.read().unwrap());
 }

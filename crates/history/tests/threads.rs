@@ -4,8 +4,8 @@
 mod common;
 
 use common::{Image, Memory, NEVER, pattern, try_content};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
 use virt_bmap_history::{Bases, Disk, History, HistoryOptions, Recorded, RecordedBase, Recording, State};
 use virt_bmap_image::{Change, Source, Writable};
 use virt_bmap_ranges::DiskOffset;
@@ -145,7 +145,7 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
 fn start(through: bool, limit: u64, record: Option<Recording>) -> Arc<History> {
     let first = || (0..DISKS).map(|disk| pattern(disk, SIZE));
     let bases = if through {
-        let image = |bytes| -> Arc<dyn Writable> { Arc::new(Image(RwLock::new(bytes))) };
+        let image = |bytes| -> Arc<dyn Writable> { Arc::new(Image::new(bytes)) };
         Bases::Through(first().map(image).collect())
     } else {
         Bases::Private(first().map(|bytes| -> Arc<dyn Source> { Arc::new(Memory(bytes)) }).collect())
