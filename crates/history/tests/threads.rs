@@ -39,8 +39,8 @@ fn number_in(disk: usize, at: usize, bytes: &[u8]) -> usize {
     number
 }
 
-/// Checks that a state has a beginning of what each writer wrote, on both disks, and no less than the
-/// state before.
+/// Checks that a state has a beginning of what each writer wrote, on both disks, and no less than
+/// the state before.
 fn check(contents: &[Vec<u8>], last: &mut [usize; WRITERS]) {
     for (writer, last) in last.iter_mut().enumerate() {
         let number_at = |number: usize| {
