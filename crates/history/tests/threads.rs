@@ -6,6 +6,7 @@ mod common;
 use common::{Image, Memory, NEVER, pattern, try_content};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use virt_bmap_history::{Bases, Disk, History, HistoryOptions, Recorded, RecordedBase, Recording, State};
 use virt_bmap_image::{Change, Source, Writable};
 use virt_bmap_ranges::DiskOffset;
@@ -114,7 +115,7 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
                 if is_ended {
                     break;
                 }
-                is_ended = writers.iter().all(|writer| writer.is_finished());
+                is_ended = writers.iter().all(ScopedJoinHandle::is_finished);
                 if is_ended {
                     history.end_state();
                 }
