@@ -343,7 +343,7 @@ impl History {
         {
             return Err(Errno::NOSPC.into());
         }
-        self.look_for_room(turn, range.len());
+        self.look_for_room(turn, range.len(), present);
         Ok(())
     }
 
@@ -360,20 +360,22 @@ impl History {
     ) -> io::Result<()> {
         let data = data && !turn.appender.is_recording();
         let length = turn.originals.missing(disk, range) + if data { range.len() } else { 0 };
-        self.look_for_room(turn, length);
+        self.look_for_room(turn, length, 0);
         if length > self.limit.saturating_sub(turn.kept) || turn.pieces >= MOST_PIECES {
             return Err(Errno::NOSPC.into());
         }
         Ok(())
     }
 
-    /// Gives up states, as few as possible, if there is no room for `length` bytes.
-    fn look_for_room(&self, turn: &mut Turn, length: u64) {
+    /// Gives up states, as few as possible, if there is no room for `length` bytes; the `present`
+    /// bytes stay in any case.
+    fn look_for_room(&self, turn: &mut Turn, length: u64, present: u64) {
         if turn.kept.saturating_add(length) <= turn.most_kept {
             return;
         }
-        // A part of the limit is free afterwards, so that the work is done seldom.
-        let wanted = self.limit - self.limit / 8;
+        // Some room is left afterwards, so that the work is done seldom.
+        let part = self.limit / 8;
+        let wanted = (self.limit - part).max(present.saturating_add(part / 2));
         let is_enough = |turn: &Turn| turn.kept.saturating_add(length) <= wanted;
         turn.queue.compact();
         self.drop_unneeded(turn);
@@ -382,7 +384,7 @@ impl History {
             self.drop_unneeded(turn);
             self.forget_replaced(turn);
         }
-        turn.most_kept = self.limit.max(turn.kept.saturating_add(self.limit / 8));
+        turn.most_kept = self.limit.saturating_add(part).min(turn.kept.saturating_add(part)).max(self.limit);
         let released = turn.take_released();
         self.free(turn, released);
     }

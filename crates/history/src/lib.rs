@@ -26,8 +26,8 @@
 //! lock only while they look up places. Then they read the file; if space was freed meanwhile, they
 //! look again.
 //!
-//! A state's disks have a map of places of their own, which never changes. A place that they may need
-//! is not given back before the last of them is dropped.
+//! A state's disks have a map of places of their own, which never changes. A place that they may
+//! need is not given back before the last of them is dropped.
 //!
 //! Where writes go through to an image, they take turns as well.
 //!
@@ -54,7 +54,7 @@
 //! Trimmed bytes are zeroes in a state. An image that ignores trims may still have them.
 //!
 //! The guest's bytes may be in a million pieces, and a million records and 65,536 states may wait;
-//! beyond that, states become one as well. That takes 200 MiB of memory at most.
+//! beyond that, states become one as well. That takes some 300 MiB of memory at most.
 
 mod beginning;
 mod disk;

@@ -1,5 +1,5 @@
 //! Reads the log of a recorded history. Its input is hostile: every length is checked against the
-//! file and the disks, and nothing is allocated by a stated length but identities, which are bounded.
+//! file and the disks, and only identities, which are bounded, are allocated by a stated length.
 
 use super::format::{HEADER, Kind, MAGIC, MOST_DISKS, MOST_IDENTITY, RECORD, RecordHeader, VERSION, number};
 use super::pieces::{Place, on_disk};

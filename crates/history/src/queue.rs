@@ -232,8 +232,12 @@ impl Queue {
 
     fn shorten(&mut self) {
         self.compact();
-        // Half is free afterwards, so that the work is done seldom.
-        while self.records > self.most_records / 2 && self.halve() {}
+        // Joining states cannot make fewer than one state would have.
+        let all = self.waiting.iter().chain([&self.present]).flat_map(|state| state.records.iter().copied());
+        let fewest: usize = pieces(all, |_, _| {}).iter().map(Pieces::count).sum();
+        // Much is free afterwards, so that the work is done seldom.
+        let goal = (self.most_records / 2).max(fewest + fewest / 2);
+        while self.records > goal && self.halve() {}
         self.most_records = self.most_records.max(2 * self.records);
     }
 
@@ -249,17 +253,23 @@ fn compact(records: &mut Vec<Record>, unneeded: &mut Vec<DataRun>) {
     if records.len() < 2 {
         return;
     }
+    let last = pieces(std::mem::take(records).into_iter(), |place, length| unneeded.push((place, length)));
+    for (disk, pieces) in (0..).zip(&last) {
+        records.extend(pieces.iter().map(|(range, place)| Record { disk, range, place }));
+    }
+}
+
+/// What each disk has after these records; `gone` is as in [`Pieces::set`].
+fn pieces(records: impl Iterator<Item = Record>, mut gone: impl FnMut(Place, u64)) -> Vec<Pieces> {
     let mut disks: Vec<Pieces> = Vec::new();
-    for Record { disk, range, place } in std::mem::take(records) {
+    for Record { disk, range, place } in records {
         let disk = usize::from(disk);
         if disks.len() <= disk {
             disks.resize_with(disk + 1, Pieces::default);
         }
-        disks[disk].set(range, place, |place, length| unneeded.push((place, length)));
+        disks[disk].set(range, place, &mut gone);
     }
-    for (disk, pieces) in (0..).zip(&disks) {
-        records.extend(pieces.iter().map(|(range, place)| Record { disk, range, place }));
-    }
+    disks
 }
 
 #[cfg(test)]
@@ -340,6 +350,23 @@ mod tests {
         assert!(queue.records() <= 3000, "{}", queue.records());
         queue.end_present();
         assert_eq!(queue.pop().unwrap().together, 1);
+    }
+
+    #[test]
+    fn states_are_not_joined_where_that_saves_nothing() {
+        let mut queue = Queue::with_limits(QUIET, 10_000, 1000);
+        for number in 0..3000 {
+            queue.push(record(2 * number), at(number));
+            queue.flush(at(number));
+        }
+        assert_eq!((queue.waiting(), queue.merged()), (3000, 0));
+        // Each is written many times: fewer are kept.
+        for number in 0..60_000 {
+            queue.push(record(number % 3000 * 2), at(number));
+            queue.flush(at(number));
+            assert!(queue.records() <= 9000);
+        }
+        assert!(queue.merged() > 0);
     }
 
     #[test]

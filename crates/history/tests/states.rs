@@ -5,7 +5,7 @@ mod common;
 
 use common::{Image, Memory, NEVER, content, pattern, try_content};
 use proptest::prelude::*;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap_history::{
     Bases, Disk, History, HistoryOptions, LogEnd, Recorded, RecordedBase, Recording, State,
@@ -155,9 +155,7 @@ fn check_content(state: &State, expected: &Expected, may_be_lost: bool) {
 fn bases(through: bool) -> Bases {
     let first = || (0..DISKS).map(|disk| pattern(disk, SIZE));
     if through {
-        Bases::Through(
-            first().map(|bytes| -> Arc<dyn Writable> { Arc::new(Image(RwLock::new(bytes))) }).collect(),
-        )
+        Bases::Through(first().map(|bytes| -> Arc<dyn Writable> { Arc::new(Image::new(bytes)) }).collect())
     } else {
         Bases::Private(first().map(|bytes| -> Arc<dyn Source> { Arc::new(Memory(bytes)) }).collect())
     }
@@ -362,4 +360,70 @@ fn space_is_given_back() {
         history.next().unwrap();
         assert_eq!(history.kept(), 8192);
     }
+}
+
+#[test]
+fn a_read_never_has_the_data_of_another_block() {
+    let base = Arc::new(Image::new(vec![0xba; 1 << 20]));
+    let history = History::start(Bases::Private(vec![base.clone()]), HistoryOptions::default()).unwrap();
+    let disk = history.disks().remove(0);
+    disk.write_at(&[1; 4096], DiskOffset(4096)).unwrap();
+    disk.flush().unwrap();
+    history.next().unwrap();
+    // While the first block is read, the second one is written, its place is freed, and another
+    // block gets it.
+    *base.interruption.lock().unwrap() = Some(Box::new({
+        let (history, disk) = (Arc::downgrade(&history), history.disks().remove(0));
+        move || {
+            disk.write_at(&[2; 4096], DiskOffset(4096)).unwrap();
+            disk.flush().unwrap();
+            history.upgrade().unwrap().next().unwrap();
+            disk.write_at(&[3; 4096], DiskOffset(65536)).unwrap();
+        }
+    }));
+    let mut bytes = [0; 8192];
+    disk.read_at(&mut bytes, DiskOffset(0)).unwrap();
+    assert!(bytes[..4096].iter().all(|byte| *byte == 0xba));
+    assert!(bytes[4096..].iter().all(|byte| *byte == 2), "{}", bytes[4096]);
+}
+
+#[test]
+fn a_state_has_the_old_bytes_while_they_are_replaced() {
+    let image = Arc::new(Image::new(vec![1; SIZE]));
+    let bases = Bases::Through(vec![image.clone() as Arc<dyn Writable>]);
+    let history = History::start(bases, HistoryOptions::default()).unwrap();
+    let disk = history.disks().remove(0);
+    disk.write_at(&[2; 512], DiskOffset(0)).unwrap();
+    disk.flush().unwrap();
+    let state = history.next().unwrap();
+    // The guest writes when the reader has found that nothing was written.
+    *image.interruption.lock().unwrap() =
+        Some(Box::new(move || disk.write_at(&[3; 4096], DiskOffset(0)).unwrap()));
+    let found = content(&*state.disks()[0]);
+    assert!(found[..512] == [2; 512] && found[512..].iter().all(|byte| *byte == 1));
+    assert_eq!(image.bytes.read().unwrap()[0], 3);
+}
+
+#[test]
+fn a_state_that_is_lost_says_so() {
+    let image = Arc::new(Image::new(vec![1; SIZE]));
+    let bases = Bases::Through(vec![image.clone() as Arc<dyn Writable>]);
+    let options = HistoryOptions { limit: 4096, quiet: NEVER, ..HistoryOptions::default() };
+    let history = History::start(bases, options).unwrap();
+    let disk = history.disks().remove(0);
+    disk.write_at(&[2; 512], DiskOffset(0)).unwrap();
+    disk.flush().unwrap();
+    let state = history.next().unwrap();
+    let mut wanted = vec![1; SIZE];
+    wanted[..512].fill(2);
+    assert!(content(&*state.disks()[0]) == wanted);
+    // What this replaces has no room.
+    disk.write_at(&[3; 8192], DiskOffset(0)).unwrap();
+    assert!(try_content(&*state.disks()[0]).is_err());
+    assert!(state.disks()[0].allocation(DiskRange::new(0, 512)).is_err());
+    disk.write_at(&[4; 512], DiskOffset(512)).unwrap();
+    disk.flush().unwrap();
+    let next = history.next().unwrap();
+    assert_eq!((next.number, next.together, next.written[0].bytes()), (2, 1, 8192));
+    assert!(content(&*next.disks()[0]) == *image.bytes.read().unwrap());
 }

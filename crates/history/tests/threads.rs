@@ -4,8 +4,9 @@
 mod common;
 
 use common::{Image, Memory, NEVER, pattern, try_content};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::thread::ScopedJoinHandle;
 use virt_bmap_history::{Bases, Disk, History, HistoryOptions, Recorded, RecordedBase, Recording, State};
 use virt_bmap_image::{Change, Source, Writable};
 use virt_bmap_ranges::DiskOffset;
@@ -39,8 +40,8 @@ fn number_in(disk: usize, at: usize, bytes: &[u8]) -> usize {
     number
 }
 
-/// Checks that a state has a beginning of what each writer wrote, on both disks, and no less than the
-/// state before.
+/// Checks that a state has a beginning of what each writer wrote, on both disks, and no less than
+/// the state before.
 fn check(contents: &[Vec<u8>], last: &mut [usize; WRITERS]) {
     for (writer, last) in last.iter_mut().enumerate() {
         let number_at = |number: usize| {
@@ -87,6 +88,15 @@ fn read(disks: &[Arc<Disk>], is_over: &AtomicBool) {
     }
 }
 
+/// Ends the readers, also if a test fails.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Takes states until the writers are done; returns them by number.
 fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
     let disks = history.disks();
@@ -95,6 +105,7 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
     let mut last = [0; WRITERS];
     std::thread::scope(|scope| {
         let (disks, is_over) = (&disks, &is_over);
+        let _ending = Ending(is_over);
         scope.spawn(move || read(disks, is_over));
         let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(move || write(disks, writer))).collect();
         let mut held: Vec<State> = Vec::new();
@@ -104,7 +115,7 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
                 if is_ended {
                     break;
                 }
-                is_ended = writers.iter().all(|writer| writer.is_finished());
+                is_ended = writers.iter().all(ScopedJoinHandle::is_finished);
                 if is_ended {
                     history.end_state();
                 }
@@ -127,7 +138,6 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
                 }
             }
         }
-        is_over.store(true, Ordering::SeqCst);
     });
     assert_eq!(last, [WRITES; WRITERS]);
     seen
@@ -136,7 +146,7 @@ fn run(history: &Arc<History>, may_be_lost: bool) -> Vec<(u64, Vec<Vec<u8>>)> {
 fn start(through: bool, limit: u64, record: Option<Recording>) -> Arc<History> {
     let first = || (0..DISKS).map(|disk| pattern(disk, SIZE));
     let bases = if through {
-        let image = |bytes| -> Arc<dyn Writable> { Arc::new(Image(RwLock::new(bytes))) };
+        let image = |bytes| -> Arc<dyn Writable> { Arc::new(Image::new(bytes)) };
         Bases::Through(first().map(image).collect())
     } else {
         Bases::Private(first().map(|bytes| -> Arc<dyn Source> { Arc::new(Memory(bytes)) }).collect())

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use virt_bmap_history::{Bases, Disk, History, HistoryOptions, Recording};
 use virt_bmap_image::{Allocation, Change, Source, Writable};
@@ -29,27 +29,38 @@ impl Source for Memory {
 }
 
 /// A disk that is written to.
-pub(crate) struct Image(pub(crate) RwLock<Vec<u8>>);
+#[derive(Default)]
+pub(crate) struct Image {
+    pub(crate) bytes: RwLock<Vec<u8>>,
+    /// Done before the next read.
+    pub(crate) interruption: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
 
 impl Image {
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes: RwLock::new(bytes), ..Self::default() }
+    }
+
     fn fill(&self, range: DiskRange, bytes: impl FnOnce(&mut [u8])) {
-        bytes(&mut self.0.write().unwrap()[range.start.0 as usize..range.end.0 as usize]);
+        bytes(&mut self.bytes.write().unwrap()[range.start.0 as usize..range.end.0 as usize]);
     }
 }
 
 impl Source for Image {
     fn size(&self) -> u64 {
-        self.0.read().unwrap().len() as u64
+        self.bytes.read().unwrap().len() as u64
     }
 
     fn read_at(&self, buf: &mut [u8], offset: DiskOffset) -> io::Result<()> {
+        let interruption = self.interruption.lock().unwrap().take();
+        interruption.into_iter().for_each(|interruption| interruption());
         let at = offset.0 as usize;
-        buf.copy_from_slice(&self.0.read().unwrap()[at..at + buf.len()]);
+        buf.copy_from_slice(&self.bytes.read().unwrap()[at..at + buf.len()]);
         Ok(())
     }
 
     fn allocation(&self, range: DiskRange) -> io::Result<Vec<Allocation>> {
-        let bytes = self.0.read().unwrap();
+        let bytes = self.bytes.read().unwrap();
         let bytes = &bytes[range.start.0 as usize..range.end.0 as usize];
         Ok(vec![Allocation { range, is_hole: bytes.iter().all(|byte| *byte == 0) }])
     }
