@@ -91,7 +91,6 @@ impl KeptAppliance {
             }
         }
     }
-
 }
 
 /// A running appliance, and the thread that calls into it.
@@ -183,11 +182,7 @@ impl Running {
 }
 
 /// The baselines of these devices. Whatever was written since is read again.
-fn baselines(
-    devices: &BTreeSet<String>,
-    written: &[RangeSet<DiskOffset>],
-    maps: &EarlierMaps,
-) -> Baselines {
+fn baselines(devices: &BTreeSet<String>, written: &[RangeSet<DiskOffset>], maps: &EarlierMaps) -> Baselines {
     let written: BTreeMap<DiskNumber, IndexedRanges> =
         (1..).zip(written.iter().map(|ranges| ranges.iter().collect())).collect();
     let of = |device: &String| {

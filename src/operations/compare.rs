@@ -412,9 +412,9 @@ impl<'a> Change<'_, 'a> {
     /// Whether fewer bytes of a file of this size have blocks than before.
     fn has_new_hole(&self, size: u64) -> bool {
         let with_blocks = |object: Object<'_>| -> Option<u64> {
-            let pieces = object.pieces().filter(|piece| {
-                piece.role.copy == 0 && !piece.role.flags.intersects(PieceFlags::PARITY)
-            });
+            let pieces = object
+                .pieces()
+                .filter(|piece| piece.role.copy == 0 && !piece.role.flags.intersects(PieceFlags::PARITY));
             let inside = |offset: FileOffset, length: u64| length.min(size.saturating_sub(offset.0));
             pieces.map(|piece| Some(inside(piece.file_offset?, piece.range.len()))).sum()
         };

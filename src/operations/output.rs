@@ -37,8 +37,21 @@ pub enum OperationsFormat {
 
 /// The columns of [`OperationsFormat::Csv`].
 const COLUMNS: [&str; 15] = [
-    "from_ns", "to_ns", "flushed", "states", "op", "type", "device", "path", "from_path", "inode", "old_size",
-    "size", "mode", "modified", "changed",
+    "from_ns",
+    "to_ns",
+    "flushed",
+    "states",
+    "op",
+    "type",
+    "device",
+    "path",
+    "from_path",
+    "inode",
+    "old_size",
+    "size",
+    "mode",
+    "modified",
+    "changed",
 ];
 
 /// The last column: JSON has each part instead.
@@ -174,9 +187,7 @@ fn cells<'a>(span: Span, operation: &'a Operation<'a>) -> Vec<Cell<'a>> {
 
 fn json(out: &mut dyn Write, span: Span, operation: &Operation<'_>) -> io::Result<()> {
     let mut cells = cells(span, operation);
-    cells.retain(|(column, _)| {
-        *column != "flushed" && (*column != "from_path" || operation.from.is_some())
-    });
+    cells.retain(|(column, _)| *column != "flushed" && (*column != "from_path" || operation.from.is_some()));
     out.write_all(b"{")?;
     json_fields(out, &cells)?;
     write!(out, ", \"flushed\": {}, \"written\": [", span.is_flushed)?;

@@ -7,8 +7,8 @@ use super::devices::{Layouts, devices};
 use super::filesystems::{Mounted, each_again, each_filesystem};
 use super::layout::Layout;
 use super::metadata;
-use super::signatures;
 use super::mount::unmount_all;
+use super::signatures;
 use super::unlock::unlock;
 use super::walk::walk;
 use super::{Phase, ProbeError};
@@ -92,9 +92,11 @@ impl Surveyed {
             }
         }
         // What is swapped out is in no file.
-        let of_swap = self.inventory.contents.iter().filter(|content| {
-            content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Swap)
-        });
+        let of_swap = self
+            .inventory
+            .contents
+            .iter()
+            .filter(|content| content.kind.as_ref().is_some_and(|kind| kind.class() == Class::Swap));
         for content in of_swap {
             if let Some(layout) = self.layouts.by_path.get(&content.device) {
                 take(&mut left, written, layout);
@@ -141,10 +143,9 @@ fn take(left: &mut [RangeSet<DiskOffset>], written: &[RangeSet<DiskOffset>], lay
     let mut is_written = false;
     for segment in layout.segments().chain(layout.parity_segments()) {
         let disk = usize::from(segment.disk).checked_sub(1);
-        let (Some(written), Some(left)) = (
-            disk.and_then(|disk| written.get(disk)),
-            disk.and_then(|disk| left.get_mut(disk)),
-        ) else {
+        let (Some(written), Some(left)) =
+            (disk.and_then(|disk| written.get(disk)), disk.and_then(|disk| left.get_mut(disk)))
+        else {
             continue;
         };
         let range = segment.disk_range();

@@ -12,8 +12,7 @@ impl History {
         let originals = self.turn().originals.clone();
         let (bases, changing) = self.bases_over(&originals);
         let mut view = View::new(bases.len());
-        let (state, _) =
-            view.advance(Pending::default(), bases, changing, &self.store, &Arc::new(Lease));
+        let (state, _) = view.advance(Pending::default(), bases, changing, &self.store, &Arc::new(Lease));
         state.disks()
     }
 }

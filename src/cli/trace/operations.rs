@@ -120,8 +120,7 @@ impl Output<'_> {
         let map: MapState = Box::new({
             let cancel = cancel.clone();
             move |state| {
-                let look =
-                    appliance.look(state.disks, state.written, state.maps, &cancel, &mut |_| {})?;
+                let look = appliance.look(state.disks, state.written, state.maps, &cancel, &mut |_| {})?;
                 Ok(Look { map: look.map, replayed: look.replayed })
             }
         });

@@ -46,7 +46,12 @@ fn operations(kind: &str, old: &[Spec<'_>], new: &[Spec<'_>], written: &[(u64, u
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let line = |operation: &Operation<'_>| {
         let from = operation.from.map(|from| format!("{} -> ", text(from.path))).unwrap_or_default();
-        format!("{} {from}{} {}", operation.action.word(), text(operation.name.path), operation.written_bytes())
+        format!(
+            "{} {from}{} {}",
+            operation.action.word(),
+            text(operation.name.path),
+            operation.written_bytes()
+        )
     };
     compare(&old, &new, b"/dev/sda1", &written).iter().map(line).collect()
 }
