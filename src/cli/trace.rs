@@ -9,7 +9,7 @@ use super::signals::Interruption;
 use super::{Exit, counted};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use operations::{OperationsArgs, Recorder};
+use operations::{OperationsArgs, Recorder, Watched};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::File;
@@ -200,6 +200,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     if args.top && args.output.as_deref() == Some(Path::new(STDOUT)) {
         bail!("--top and the log cannot both use standard output; name a file for the log with -o");
     }
+    if args.top && args.operations.output.as_deref() == Some(Path::new(STDOUT)) {
+        bail!("--top and the operations cannot both use standard output; name a file for them");
+    }
     let disks = with_formats(&args.images, &args.image_format, &args.mapping.tls)?;
     let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
     let named = after.into_iter().chain([&args.operations.output]).flatten().map(PathBuf::as_path);
@@ -270,11 +273,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     let watched = operations.map(|begun| begun.watch(&session, described, &args.mapping));
     let watched = watched.transpose()?;
     let recorder = args.operations.recorder(&session);
-    let served =
-        Watch::begin(args, &session, live, &map, recorder.as_ref()).and_then(|watch| match &args.run {
+    let status = TopStatus { operations: watched.as_ref().map(Watched::latest), ..TopStatus::default() };
+    let served = Watch::begin(args, &session, live, &map).and_then(|watch| {
+        let watch = Watch { recorder: recorder.as_ref(), status, ..watch };
+        match &args.run {
             Some(script) => run_command(script, watch, &cancel, &interruption),
             None => Ok(serve(watch, &cancel)),
-        });
+        }
+    });
     let outcome = session.finish();
     let exit = served?;
     let summary = &outcome.summary;
@@ -348,7 +354,6 @@ impl<'a> Watch<'a> {
         session: &'a Session,
         live: Option<Arc<Live>>,
         map: &Arc<Map>,
-        recorder: Option<&'a Recorder<'a>>,
     ) -> Result<Self> {
         let mut title = Vec::new();
         if args.run.is_none() {
@@ -361,7 +366,7 @@ impl<'a> Watch<'a> {
         title.insert(0, format!("virt-bmap-rs trace {}", images.join(" ")));
         let top = live.map(|live| Top::begin(live, map.clone(), title)).transpose();
         let top = top.context("cannot use the terminal for --top")?;
-        Ok(Self { args, session, recorder, top, status: TopStatus::default() })
+        Ok(Self { args, session, recorder: None, top, status: TopStatus::default() })
     }
 
     fn step(&mut self) {

@@ -26,6 +26,7 @@
 
 mod compare;
 mod finder;
+mod latest;
 mod output;
 pub mod series;
 mod span;
@@ -34,6 +35,7 @@ mod watcher;
 
 pub use compare::{Written, compare};
 pub use finder::{Ended, Finder, Look, LookError, MapState, Maps, StateToMap};
+pub use latest::Latest;
 pub use output::OperationsFormat;
 pub use span::Span;
 pub use states::States;

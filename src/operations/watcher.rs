@@ -1,6 +1,6 @@
 //! Finds the operations of a running guest, on a thread of its own.
 
-use super::{Ended, Finder, States};
+use super::{Ended, Finder, Latest, States};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +26,7 @@ pub struct WatcherOptions {
 pub struct Watcher {
     is_ending: Arc<AtomicBool>,
     left: Arc<AtomicU64>,
+    latest: Latest,
     thread: JoinHandle<Ended>,
 }
 
@@ -37,6 +38,7 @@ impl Watcher {
     pub fn start(history: Arc<History>, finder: Finder, options: WatcherOptions) -> io::Result<Self> {
         let is_ending = Arc::new(AtomicBool::new(false));
         let left = Arc::new(AtomicU64::new(0));
+        let latest = finder.latest();
         let mut work = Work { history, finder, options, looked: Instant::now() };
         let thread = std::thread::Builder::new().name("operations".into()).spawn({
             let (is_ending, left) = (is_ending.clone(), left.clone());
@@ -57,7 +59,7 @@ impl Watcher {
                 }
             }
         })?;
-        Ok(Self { is_ending, left, thread })
+        Ok(Self { is_ending, left, latest, thread })
     }
 
     /// Requests a last look and the end. Call it after the guest's last write.
@@ -68,6 +70,11 @@ impl Watcher {
     /// Number of states that have not been looked at.
     pub fn left(&self) -> u64 {
         self.left.load(Ordering::SeqCst)
+    }
+
+    /// The latest operations.
+    pub fn latest(&self) -> Latest {
+        self.latest.clone()
     }
 
     /// Whether it has ended.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use virt_bmap::mapper::Cancel;
-use virt_bmap::operations::{Finder, OperationsFormat, Watcher, WatcherOptions};
+use virt_bmap::operations::{Finder, Latest, OperationsFormat, Watcher, WatcherOptions};
 use virt_bmap_history::{History, HistoryOptions, Recording};
 use virt_bmap_map::ImageInfo;
 use virt_bmap_ranges::Printable;
@@ -174,6 +174,11 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// The latest operations.
+    pub(super) fn latest(&self) -> Latest {
+        self.watcher.latest()
+    }
+
     /// Looks for operations a last time and prints a summary. Returns whether the output is
     /// complete. Another signal cancels the last look.
     pub(super) fn finish(self, quiet: bool, interruption: &Interruption) -> bool {
