@@ -144,3 +144,6 @@ impl Work {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
