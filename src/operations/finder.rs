@@ -202,7 +202,7 @@ impl Finder {
             && let Some(maps) = self.maps_of_data(&states.written)
         {
             let same = maps.iter().map(|(device, map)| (device.as_slice(), map, map));
-            return Ok(self.tell(same.collect(), states, Vec::new()));
+            return Ok(self.tell(&same.collect::<Vec<_>>(), states, Vec::new()));
         }
         let mut written = states.written.clone();
         join(&mut written, &self.before.unseen);
@@ -223,7 +223,7 @@ impl Finder {
             let device = filesystem.device.as_slice();
             (device, before.get(device).unwrap_or(&nothing), &map)
         });
-        let result = self.tell(each.collect(), states, replayed.clone());
+        let result = self.tell(&each.collect::<Vec<_>>(), states, replayed.clone());
         for (device, map) in before {
             self.maps.entry(device).or_insert(map);
         }
@@ -257,7 +257,7 @@ impl Finder {
     /// Writes the operations between maps of a device before and after.
     fn tell(
         &mut self,
-        maps: Vec<(&[u8], &Arc<Map>, &Arc<Map>)>,
+        maps: &[(&[u8], &Arc<Map>, &Arc<Map>)],
         states: &States,
         replayed: Vec<RangeSet<DiskOffset>>,
     ) -> io::Result<()> {
@@ -268,7 +268,7 @@ impl Finder {
         let written = Written { seen, held, replayed };
         let mut operations = Vec::new();
         let mut told = Vec::new();
-        for (device, old, new) in &maps {
+        for &(device, old, new) in maps {
             let mut found = compare(old, new, device, &written);
             found.retain(|operation| !self.before.explains(operation));
             for operation in &found {
@@ -299,12 +299,11 @@ impl Finder {
     /// # Errors
     /// The output's.
     pub fn end(&mut self) -> io::Result<()> {
-        let Some(span) = self.before.span.take() else { return Ok(()) };
+        let Some(span) = self.before.span.clone() else { return Ok(()) };
         let maps = std::mem::take(&mut self.maps);
-        let same = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
-        let states = States { disks: Vec::new(), written: Vec::new(), span: span.clone() };
-        self.before.span = Some(span);
-        self.tell(same, &states, Vec::new())
+        let same: Vec<_> = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
+        let states = States { disks: Vec::new(), written: Vec::new(), span };
+        self.tell(&same, &states, Vec::new())
     }
 
     /// What was found.

@@ -50,3 +50,26 @@ pub(super) fn join(ranges: &mut Vec<RangeSet<DiskOffset>>, more: &[RangeSet<Disk
         ranges.extend(more.iter());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virt_bmap_ranges::DiskRange;
+
+    fn states(from: u64, to: u64, is_flushed: bool, written: DiskRange) -> States {
+        let [from, to] = [from, to].map(Duration::from_secs);
+        let span = Span::Time { from, to, is_flushed, states: 1 };
+        States { disks: Vec::new(), written: vec![[written].into_iter().collect()], span }
+    }
+
+    #[test]
+    fn states_that_are_looked_at_together_are_as_the_last_one() {
+        let mut all = states(1, 2, true, DiskRange::new(0, 512));
+        let next = states(4, 6, false, DiskRange::new(512, 1024));
+        assert!(all.is_within(Duration::from_secs(6), &next));
+        assert!(!all.is_within(Duration::from_secs(5), &next));
+        all.add(next);
+        assert_eq!(all.span.to_string(), "1.000 s to 6.000 s, not flushed, 2 states together");
+        assert_eq!(all.written, [RangeSet::from_iter([DiskRange::new(0, 1024)])]);
+    }
+}

@@ -93,7 +93,7 @@ fn groups(list: &str) -> Vec<(&str, Vec<&str>)> {
 }
 
 /// Fails unless these are the operations of all steps, each in a group of its own. Returns the spans.
-fn assert_each_step<'l>(list: &'l str) -> Vec<&'l str> {
+fn assert_each_step(list: &str) -> Vec<&str> {
     let (spans, operations): (Vec<_>, Vec<_>) = groups(list).into_iter().unzip();
     assert_eq!(operations, STEPS.map(|(_, operations)| operations.to_vec()), "{list}");
     spans
