@@ -11,8 +11,8 @@ pub(crate) enum Exit {
     Failed,
     /// A usage error.
     Usage,
-    /// A map was written, but something could not be examined. `trace`: requests or operations are
-    /// missing from the output.
+    /// A map was written, but something could not be examined. `trace` and `operations`:
+    /// requests or operations are missing from the output.
     Incomplete,
     /// `damaged`: files are damaged. `diff --exit-code`: the maps differ. `changed --exit-code`:
     /// files changed. `verify`: the disk is another.

@@ -596,11 +596,17 @@ fn unless_cancelled<T>(result: Result<T, MapError>, options: &MapOptions) -> Res
         Ok(value) => Ok(Some(value)),
         Err(MapError::Cancelled) => Ok(None),
         Err(error) => {
-            print_console(&error);
-            print_failure(options.progress, &error);
+            report_failure(options.progress, &error);
             Err(error.into())
         }
     }
+}
+
+/// Reports what the message of the error at the end does not have: the last lines of the appliance's
+/// console, and the event for programs.
+pub(super) fn report_failure(mode: ProgressMode, error: &MapError) {
+    print_console(error);
+    print_failure(mode, error);
 }
 
 /// Interval of the check whether the map has been written.

@@ -27,6 +27,7 @@ mod live;
 mod lookup;
 mod make;
 mod map;
+mod operations;
 mod page;
 mod places;
 mod progress;
@@ -91,6 +92,7 @@ enum Command {
     Diff(diff::DiffArgs),
     Report(report::ReportArgs),
     Trace(trace::TraceArgs),
+    Operations(operations::OperationsArgs),
     Convert(convert::ConvertArgs),
     Update(update::UpdateArgs),
     Verify(verify::VerifyArgs),
@@ -134,6 +136,7 @@ pub(crate) fn run() -> Exit {
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
+        Some(Command::Operations(args)) => operations::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Update(args)) => update::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),

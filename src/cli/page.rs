@@ -12,7 +12,7 @@ use virt_bmap_map::rangelist::ListError;
 const DOCS: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/");
 
 /// The pages of the commands.
-const COMMANDS: [(&str, &str); 12] = [
+const COMMANDS: [(&str, &str); 13] = [
     ("appliance", "appliance.md"),
     ("changed", "questions.md#what-changed"),
     ("convert", "formats.md"),
@@ -21,6 +21,7 @@ const COMMANDS: [(&str, &str); 12] = [
     ("fleet", "fleet.md"),
     ("list", "questions.md#files"),
     ("lookup", "questions.md#offsets"),
+    ("operations", "operations.md#after-the-fact"),
     ("report", "report.md"),
     ("trace", "trace.md"),
     ("update", "update.md"),

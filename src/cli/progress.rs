@@ -1,6 +1,7 @@
 //! Progress output on standard error: bars on a terminal, lines elsewhere, or JSON events for
 //! programs.
 
+use super::counted;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::ops::ControlFlow;
@@ -383,5 +384,58 @@ impl Counter {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// Shows how many states of a guest's disks have been looked at, and estimates how long the others
+/// will take.
+pub(super) struct StatesProgress {
+    is_quiet: bool,
+    mode: ProgressMode,
+    began: Instant,
+    printed: Instant,
+}
+
+impl StatesProgress {
+    pub(super) fn new(quiet: bool, mode: ProgressMode) -> Self {
+        let now = Instant::now();
+        Self { is_quiet: quiet, mode, began: now, printed: now }
+    }
+
+    /// The first state begins: the time until now is not that of a look.
+    pub(super) fn begin(&mut self) {
+        (self.began, self.printed) = (Instant::now(), Instant::now());
+    }
+
+    /// `looked` states have been looked at, which is this share of all, from 0 to 1.
+    pub(super) fn show(&mut self, looked: u64, share: f64) {
+        if self.printed.elapsed() < LINE_EVERY || share >= 1.0 {
+            return;
+        }
+        self.printed = Instant::now();
+        match self.mode {
+            ProgressMode::Json => {
+                let doing = format!("looked at {}", counted(looked, "state"));
+                emit(&progress::ProgressEvent::Progress { doing, share: Some(share) });
+            }
+            ProgressMode::Auto if self.is_quiet => {}
+            ProgressMode::Auto => {
+                let left = time_left(self.began.elapsed(), share);
+                let left = left.map_or_else(String::new, |left| format!(", {left} left"));
+                note!("looked at {}, {:.0} %{left}", counted(looked, "state"), share * 100.0);
+            }
+        }
+    }
+}
+
+/// How long the rest will take if this share of all took `elapsed`, in words.
+pub(super) fn time_left(elapsed: Duration, share: f64) -> Option<String> {
+    let left = elapsed.as_secs_f64() * (1.0 - share) / share;
+    match left {
+        // Nothing is known if nothing is done.
+        _ if !left.is_finite() => None,
+        ..120.0 => Some(format!("about {left:.0} s")),
+        ..7200.0 => Some(format!("about {:.0} min", left / 60.0)),
+        _ => Some(format!("about {:.0} h", left / 3600.0)),
     }
 }

@@ -9,7 +9,7 @@ use super::signals::Interruption;
 use super::{Exit, counted};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use operations::{OperationsArgs, Watched};
+use operations::{OperationsArgs, Recorder, Watched};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::File;
@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use top::{Top, TopStatus};
 use virt_bmap::mapper::{self, Cancel, GuestDisk};
-use virt_bmap::operations::Latest;
 use virt_bmap_image::{Image, ImageFormat, Location};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
@@ -131,7 +130,8 @@ Exit status:
   1    error
   2    usage error
   3    the command ended with 0, or there was none, but requests or operations
-       are missing from the output; standard error says why
+       are missing from the output, or the history was cut short; standard
+       error says why
   130  interrupted (143: terminated) before the command had ended
 
 Examples:
@@ -141,6 +141,9 @@ Examples:
       --run 'qemu-img bench -f raw \"$uri\"'
   virt-bmap-rs trace guest.raw --map guest.jsonl -o log --operations done.txt \\
       --run 'qemu-system-x86_64 -m 2048 -drive file=$nbd,format=raw,if=virtio'
+  virt-bmap-rs trace guest.raw --map guest.jsonl -o log --record guest.history \\
+      --run 'qemu-system-x86_64 -m 2048 -drive file=$nbd,format=raw,if=virtio'
+  virt-bmap-rs operations guest.raw --history guest.history
   virt-bmap-rs report guest.jsonl --trace boot.jsonl";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -263,16 +266,20 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             .as_ref()
             .map_or(ListenAddress::Private, |listen| ListenAddress::Tcp(listen.0.clone())),
         live: live.clone(),
-        history: operations.as_ref().map(operations::Output::history),
+        history: args.operations.history(),
     };
     let map = Arc::new(map);
     let session = Session::start(images, map.clone(), output, &options)?;
     let watched = operations.map(|begun| begun.watch(&session, described, &args.mapping));
     let watched = watched.transpose()?;
-    let latest = watched.as_ref().map(Watched::latest);
-    let served = Watch::begin(args, &session, live, &map, latest).and_then(|watch| match &args.run {
-        Some(script) => run_command(script, watch, &cancel, &interruption),
-        None => Ok(serve(watch, &cancel)),
+    let recorder = args.operations.recorder(&session);
+    let status = TopStatus { operations: watched.as_ref().map(Watched::latest), ..TopStatus::default() };
+    let served = Watch::begin(args, &session, live, &map).and_then(|watch| {
+        let watch = Watch { recorder: recorder.as_ref(), status, ..watch };
+        match &args.run {
+            Some(script) => run_command(script, watch, &cancel, &interruption),
+            None => Ok(serve(watch, &cancel)),
+        }
     });
     let outcome = session.finish();
     let exit = served?;
@@ -284,6 +291,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
         note!("{}", describe(summary, &map).trim_end_matches('\n'));
     }
     let is_complete = watched.is_none_or(|watched| watched.finish(args.mapping.quiet, &interruption));
+    let is_complete = recorder.is_none_or(Recorder::finish) & is_complete;
     Ok(if print_problems(&outcome, args) & is_complete || exit != Exit::Success {
         exit
     } else {
@@ -335,6 +343,7 @@ const TICK: Duration = Duration::from_millis(10);
 struct Watch<'a> {
     args: &'a TraceArgs,
     session: &'a Session,
+    recorder: Option<&'a Recorder<'a>>,
     top: Option<Top>,
     status: TopStatus,
 }
@@ -345,7 +354,6 @@ impl<'a> Watch<'a> {
         session: &'a Session,
         live: Option<Arc<Live>>,
         map: &Arc<Map>,
-        operations: Option<Latest>,
     ) -> Result<Self> {
         let mut title = Vec::new();
         if args.run.is_none() {
@@ -358,11 +366,13 @@ impl<'a> Watch<'a> {
         title.insert(0, format!("virt-bmap-rs trace {}", images.join(" ")));
         let top = live.map(|live| Top::begin(live, map.clone(), title)).transpose();
         let top = top.context("cannot use the terminal for --top")?;
-        let status = TopStatus { operations, ..TopStatus::default() };
-        Ok(Self { args, session, top, status })
+        Ok(Self { args, session, recorder: None, top, status: TopStatus::default() })
     }
 
     fn step(&mut self) {
+        if let Some(recorder) = self.recorder {
+            recorder.step();
+        }
         let has_screen = self.top.as_ref().is_some_and(Top::has_screen);
         if let Some(error) = self.session.log_error()
             && self.status.log_error.is_none()

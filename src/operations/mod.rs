@@ -15,17 +15,31 @@
 //!                               └─ written ranges ───────────────────┘
 //! ```
 //!
-//! * [`Watcher`] takes state after state, and has it mapped;
+//! The states may also be those of a [recorded history](virt_bmap_history::Recorded), or a series of
+//! backups or snapshots of one disk.
+//!
+//! * [`Finder`] has one of the [`States`] after the other mapped, and writes what happened between;
+//! * [`Watcher`] does so for a guest that runs, on a thread of its own;
+//! * [`series`] has the states that are given as images;
 //! * [`compare`](fn@compare) derives operations from two maps and the written ranges;
 //! * [`OperationsFormat`] is the output format.
 
 mod compare;
+mod finder;
+mod latest;
 mod output;
+pub mod series;
+mod span;
+mod states;
 mod watcher;
 
 pub use compare::{Written, compare};
-pub use output::{OperationsFormat, Span};
-pub use watcher::{Ended, Latest, Look, LookError, MapState, Maps, StateToMap, Watcher, WatcherOptions};
+pub use finder::{Ended, Finder, Look, LookError, MapState, Maps, StateToMap};
+pub use latest::Latest;
+pub use output::OperationsFormat;
+pub use span::Span;
+pub use states::States;
+pub use watcher::{Watcher, WatcherOptions};
 
 use virt_bmap_map::{Attributes, ObjectName};
 use virt_bmap_ranges::FileOffset;

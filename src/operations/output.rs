@@ -1,6 +1,6 @@
 //! Output of operations.
 
-use super::Operation;
+use super::{Operation, Span};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -8,19 +8,6 @@ use virt_bmap_map::escape::escape;
 use virt_bmap_map::tabular::{Cell, Value, csv_row, device, json_fields, letter, path};
 use virt_bmap_map::text::push_name;
 use virt_bmap_map::{Attributes, ObjectName};
-
-/// When operations happened, counted from the start of the trace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// The time of the first write.
-    pub from: Duration,
-    /// The time of the flush, or of the last write.
-    pub to: Duration,
-    /// Whether the guest has flushed its writes.
-    pub is_flushed: bool,
-    /// How many states of the disks were looked at as one.
-    pub states: u64,
-}
 
 /// Output format of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +44,9 @@ const COLUMNS: [&str; 15] = [
 /// The last column: JSON has each part instead.
 const WRITTEN: &str = "written_bytes";
 
+/// The first columns of a series of states.
+const NAMES: [&str; 2] = ["from_state", "to_state"];
+
 impl OperationsFormat {
     /// The format that the suffix of a file selects.
     pub fn of(path: &Path) -> Self {
@@ -67,12 +57,16 @@ impl OperationsFormat {
         }
     }
 
-    /// Writes what comes before all operations.
+    /// Writes what comes before all operations. `is_series`: whether their spans are
+    /// [between named states](Span::Between).
     ///
     /// # Errors
     /// The output's.
-    pub fn begin(self, out: &mut dyn Write) -> io::Result<()> {
+    pub fn begin(self, out: &mut dyn Write, is_series: bool) -> io::Result<()> {
         if self == Self::Csv {
+            if is_series {
+                write!(out, "{},", NAMES.join(","))?;
+            }
             writeln!(out, "{},{WRITTEN}", COLUMNS.join(","))?;
         }
         out.flush()
@@ -82,20 +76,13 @@ impl OperationsFormat {
     ///
     /// # Errors
     /// The output's.
-    pub fn write(self, out: &mut dyn Write, span: Span, operations: &[Operation<'_>]) -> io::Result<()> {
+    pub fn write(self, out: &mut dyn Write, span: &Span, operations: &[Operation<'_>]) -> io::Result<()> {
         if operations.is_empty() {
             return Ok(());
         }
         match self {
             Self::Text => {
-                write!(out, "# {} to {}", Seconds(span.from), Seconds(span.to))?;
-                if !span.is_flushed {
-                    write!(out, ", not flushed")?;
-                }
-                if span.states > 1 {
-                    write!(out, ", {} states together", span.states)?;
-                }
-                writeln!(out)?;
+                writeln!(out, "# {span}")?;
                 for operation in operations {
                     let mut line = text_line(operation);
                     line.push(b'\n');
@@ -119,14 +106,6 @@ impl OperationsFormat {
             }
         }
         out.flush()
-    }
-}
-
-struct Seconds(Duration);
-
-impl std::fmt::Display for Seconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.3} s", self.0.as_secs_f64())
     }
 }
 
@@ -163,17 +142,25 @@ fn push_path(line: &mut Vec<u8>, path: &[u8]) {
 }
 
 /// The values of the columns, in their order.
-fn cells<'a>(span: Span, operation: &'a Operation<'a>) -> Vec<Cell<'a>> {
-    let nanoseconds = |time: Duration| Value::Number(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+fn cells<'a>(span: &'a Span, operation: &'a Operation<'a>) -> Vec<Cell<'a>> {
+    let nanoseconds = |time: &Duration| Value::Number(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    let (names, [from, to, flushed]) = match span {
+        Span::Time { from, to, is_flushed, .. } => {
+            (None, [nanoseconds(from), nanoseconds(to), u64::from(*is_flushed).into()])
+        }
+        Span::Between { from, to } => (Some([from, to]), [Value::Nothing; 3]),
+    };
+    let names =
+        names.into_iter().flat_map(|names| NAMES.into_iter().zip(names.map(|name| Value::Name(name))));
     let name = Some(operation.name);
     let known = operation.after.or(operation.before).unwrap_or_default();
     let size = |attributes: Option<Attributes>| Value::from(attributes.and_then(|known| known.size));
     let time = |time: Option<i64>| Value::from(time.and_then(|time| u64::try_from(time).ok()));
     let values = [
-        nanoseconds(span.from),
-        nanoseconds(span.to),
-        u64::from(span.is_flushed).into(),
-        span.states.into(),
+        from,
+        to,
+        flushed,
+        span.states().into(),
         Value::Word(operation.action.word()),
         letter(name),
         device(name),
@@ -186,15 +173,20 @@ fn cells<'a>(span: Span, operation: &'a Operation<'a>) -> Vec<Cell<'a>> {
         time(known.modified),
         time(known.changed),
     ];
-    COLUMNS.into_iter().zip(values).collect()
+    names.chain(COLUMNS.into_iter().zip(values)).collect()
 }
 
-fn json(out: &mut dyn Write, span: Span, operation: &Operation<'_>) -> io::Result<()> {
+fn json(out: &mut dyn Write, span: &Span, operation: &Operation<'_>) -> io::Result<()> {
     let mut cells = cells(span, operation);
     cells.retain(|(column, _)| *column != "flushed" && (*column != "from_path" || operation.from.is_some()));
     out.write_all(b"{")?;
     json_fields(out, &cells)?;
-    write!(out, ", \"flushed\": {}, \"written\": [", span.is_flushed)?;
+    let flushed = match span {
+        Span::Time { is_flushed: true, .. } => "true",
+        Span::Time { .. } => "false",
+        Span::Between { .. } => "null",
+    };
+    write!(out, ", \"flushed\": {flushed}, \"written\": [")?;
     for (number, part) in operation.written.iter().enumerate() {
         let comma = if number > 0 { ", " } else { "" };
         match part.offset {
@@ -214,9 +206,9 @@ mod tests {
 
     fn written(format: OperationsFormat, operations: &[Operation<'_>]) -> String {
         let (from, to) = (Duration::ZERO, Duration::from_millis(2500));
-        let span = Span { from, to, is_flushed: true, states: 1 };
+        let span = Span::Time { from, to, is_flushed: true, states: 1 };
         let mut out = Vec::new();
-        format.write(&mut out, span, operations).unwrap();
+        format.write(&mut out, &span, operations).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -262,10 +254,25 @@ mod tests {
         let first = "0,2500000000,1,1,create,f,/dev/sda1,/a\\012\u{e9},,12,,5,33188,,,4608";
         assert_eq!(rows.lines().next(), Some(first));
         assert_eq!(written(OperationsFormat::Text, &[]), "");
-        let span = Span { from: Duration::ZERO, to: Duration::ZERO, is_flushed: false, states: 3 };
+        let span = Span::Time { from: Duration::ZERO, to: Duration::ZERO, is_flushed: false, states: 3 };
         let mut out = Vec::new();
-        OperationsFormat::Text.write(&mut out, span, &both[1..]).unwrap();
+        OperationsFormat::Text.write(&mut out, &span, &both[1..]).unwrap();
         assert!(out.starts_with(b"# 0.000 s to 0.000 s, not flushed, 3 states together\nrename "));
+        let span = Span::Between { from: b"old\n".as_slice().into(), to: b"now".as_slice().into() };
+        let of_series = |format: OperationsFormat| {
+            let mut out = Vec::new();
+            format.begin(&mut out, true).unwrap();
+            format.write(&mut out, &span, &both[..1]).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(of_series(OperationsFormat::Text).starts_with("# old\\012 to now\ncreate "));
+        let line: serde_json::Value = serde_json::from_str(&of_series(OperationsFormat::Jsonl)).unwrap();
+        assert_eq!((&line["from_state"], &line["to_state"]), (&"old\n".into(), &"now".into()));
+        assert!(["from_ns", "to_ns", "flushed"].iter().all(|field| line[field].is_null()), "{line}");
+        let csv = of_series(OperationsFormat::Csv);
+        let mut csv = csv.lines();
+        assert!(csv.next().unwrap().starts_with("from_state,to_state,from_ns,"));
+        assert!(csv.next().unwrap().starts_with("old\\012,now,,,,1,create,f,"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_virt-bmap-rs");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Every page that has a block of `console` or `sh`.
-const PAGES: [Page; 18] = [
+const PAGES: [Page; 19] = [
     Page { path: "README.md", run: 1, not_run: 1, tools: &[] },
     Page { path: "docs/appliance.md", run: 0, not_run: 2, tools: &[] },
     Page { path: "docs/exactness.md", run: 3, not_run: 1, tools: &["jq"] },
@@ -25,6 +25,7 @@ const PAGES: [Page; 18] = [
     Page { path: "docs/map-format.md", run: 5, not_run: 0, tools: &["gawk", "awk", "grep"] },
     Page { path: "docs/mapping.md", run: 0, not_run: 1, tools: &[] },
     Page { path: "docs/nbd.md", run: 2, not_run: 1, tools: &["nbdinfo", "qemu-io"] },
+    Page { path: "docs/operations.md", run: 0, not_run: 4, tools: &[] },
     Page { path: "docs/packages.md", run: 0, not_run: 4, tools: &[] },
     Page { path: "docs/python.md", run: 0, not_run: 1, tools: &[] },
     Page { path: "docs/questions.md", run: 10, not_run: 1, tools: &["qemu-img", "qemu-io", "qemu-nbd"] },
@@ -39,7 +40,7 @@ const PAGES: [Page; 18] = [
 const REPOSITORY: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/");
 
 /// The page that describes the options of each subcommand. The first row is mapping itself.
-const OPTIONS: [(&str, &str); 13] = [
+const OPTIONS: [(&str, &str); 14] = [
     ("", "docs/mapping.md"),
     ("appliance", "docs/appliance.md"),
     ("changed", "docs/questions.md"),
@@ -49,6 +50,7 @@ const OPTIONS: [(&str, &str); 13] = [
     ("fleet", "docs/fleet.md"),
     ("list", "docs/questions.md"),
     ("lookup", "docs/questions.md"),
+    ("operations", "docs/operations.md"),
     ("report", "docs/report.md"),
     ("trace", "docs/trace.md"),
     ("update", "docs/update.md"),
@@ -111,6 +113,11 @@ fn nbd() {
     // Its commands use an example.
     built("examples/serve_file");
     check("docs/nbd.md");
+}
+
+#[test]
+fn operations() {
+    check("docs/operations.md");
 }
 
 #[test]

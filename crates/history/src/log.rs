@@ -139,6 +139,11 @@ impl<R: Read + Seek> LogReader<R> {
         self.end
     }
 
+    /// How many of its bytes have been read, and how many it has.
+    pub fn position(&self) -> (u64, u64) {
+        (self.at, self.size)
+    }
+
     /// The next record; `None` at the end.
     ///
     /// # Errors

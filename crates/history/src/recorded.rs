@@ -77,6 +77,11 @@ impl Recorded {
         self.reader.end()
     }
 
+    /// How many bytes of the log have been read, and how many it has.
+    pub fn position(&self) -> (u64, u64) {
+        self.reader.position()
+    }
+
     /// Adds a record to the present state.
     fn add(&mut self, record: LogRecord) -> Result<(), LogError> {
         let LogRecord { kind, is_fua, disk, time, range, data } = record;

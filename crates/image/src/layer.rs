@@ -78,6 +78,18 @@ impl Image {
         Ok(Arc::new(snapshot(description, top, name)?))
     }
 
+    /// The names of the snapshots inside a qcow2 image, the oldest first.
+    ///
+    /// # Errors
+    /// It is not a qcow2 image, or qemu-img cannot be run.
+    pub fn snapshots(&self) -> Result<Vec<String>, OpenError> {
+        let QemuArguments { top, access, .. } = &self.qemu;
+        if top.format != Some(ImageFormat::Qcow2) {
+            return Err(OpenError::Unsupported { path: top.path.clone(), kind: NO_SNAPSHOTS });
+        }
+        Ok(qemu_img::info(top, access)?.snapshots.into_iter().map(|snapshot| snapshot.name).collect())
+    }
+
     /// Passes the dirty bitmap `name` of a qcow2 image, or of one below it, to `read`: the output
     /// of `nbdinfo --map --json` for qemu-nbd's metadata context `qemu:dirty-bitmap:NAME`. Its
     /// extents are `dirty` or `clean`, in units of the bitmap's granularity.

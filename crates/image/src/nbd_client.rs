@@ -103,7 +103,7 @@ fn choose(wire: &mut (impl Read + Write), export: &str) -> io::Result<Descriptio
     let invalid = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
     let mut greeting = [0; 18];
     wire.read_exact(&mut greeting)?;
-    let [flags @ ..] = [greeting[16], greeting[17]];
+    let flags = [greeting[16], greeting[17]];
     if greeting[..8] != *b"NBDMAGIC" || greeting[8..16] != OPTION_MAGIC.to_be_bytes() {
         return Err(invalid("no server of newstyle NBD"));
     }

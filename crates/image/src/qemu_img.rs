@@ -42,6 +42,16 @@ pub(super) struct Info {
     pub(super) virtual_size: u64,
     /// Bytes in which the image's file is allocated, where its format has such a unit.
     pub(super) cluster_size: Option<u64>,
+    /// The snapshots inside it, in the order of its table.
+    #[serde(default)]
+    pub(super) snapshots: Vec<SnapshotInfo>,
+}
+
+/// A snapshot inside an image.
+#[derive(Debug, Deserialize)]
+pub(super) struct SnapshotInfo {
+    /// Its name.
+    pub(super) name: String,
 }
 
 /// Identifies one file: detects its format, or confirms the format in `link`. Backing files are not

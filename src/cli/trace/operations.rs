@@ -1,22 +1,25 @@
-//! `virt-bmap-rs trace --operations`: logs the operations of the guest on its files.
+//! `virt-bmap-rs trace --operations`: logs the operations of the guest on its files; `--record` keeps
+//! the history from which they can be found later.
 
 use super::super::counted;
-use super::super::map::{MapOptions, mapper_options, size};
+use super::super::map::{MapOptions, size};
+use super::super::operations::{Every, map_states, print_result};
+use super::super::progress::time_left;
 use super::super::signals::Interruption;
 use super::{STDOUT, TICK};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use clap::ArgGroup;
+use rustix::fs::{Access, access};
 use signal_hook::consts::SIGUSR1;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use virt_bmap::mapper::{Cancel, KeptAppliance, MapperOptions};
-use virt_bmap::operations::{Ended, Latest, Look, MapState, OperationsFormat, Watcher, WatcherOptions};
-use virt_bmap_history::HistoryOptions;
+use virt_bmap::mapper::Cancel;
+use virt_bmap::operations::{Finder, Latest, OperationsFormat, Watcher, WatcherOptions};
+use virt_bmap_history::{History, HistoryOptions, Recording};
 use virt_bmap_map::ImageInfo;
 use virt_bmap_ranges::Printable;
 use virt_bmap_trace::Session;
@@ -26,6 +29,8 @@ const TELLING: Duration = Duration::from_secs(5);
 
 /// The options for operations.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("kept").args(["operations", "record"]).multiple(true))]
 pub(super) struct OperationsArgs {
     /// Write the guest's file operations: create, write, append, truncate, rename, delete, …
     ///
@@ -42,43 +47,25 @@ pub(super) struct OperationsArgs {
     #[arg(long, value_name = "flush|SECS", requires = "operations", default_value = "flush")]
     operations_every: Every,
 
-    /// Most bytes of the guest's writes that are kept in a temporary file until they were looked at
+    /// Keep all that the guest writes in LOG, for `virt-bmap-rs operations`
     ///
-    /// If the guest writes more, states that wait are looked at together. K, M, G and T are units.
-    #[arg(long, value_name = "SIZE", requires = "operations", default_value = "16G", value_parser = size)]
+    /// LOG must not exist. It has data of the guest, so only its owner may read it.
+    #[arg(long, value_name = "LOG", conflicts_with = "read_only")]
+    record: Option<PathBuf>,
+
+    /// Most bytes of the guest's writes that are kept: in LOG, or else in a temporary file until
+    /// they were looked at
+    ///
+    /// If the guest writes more, LOG ends there, and states that wait are looked at together. K, M, G
+    /// and T are units.
+    #[arg(long, value_name = "SIZE", requires = "kept", default_value = "16G", value_parser = size)]
     history_limit: u64,
-}
-
-/// How often the disks are looked at.
-#[derive(Clone, Copy, Debug)]
-enum Every {
-    Flush,
-    Seconds(NonZeroU64),
-}
-
-impl FromStr for Every {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "flush" => Ok(Self::Flush),
-            _ => text.parse().map(Self::Seconds).map_err(|_| "expected `flush` or a number of seconds"),
-        }
-    }
-}
-
-impl std::fmt::Display for Every {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Flush => f.write_str("flush"),
-            Self::Seconds(seconds) => seconds.fmt(f),
-        }
-    }
 }
 
 impl OperationsArgs {
     /// Opens the output, if operations are wanted.
     pub(super) fn begin(&self) -> Result<Option<Output<'_>>> {
+        self.check_record()?;
         let Some(path) = self.output.as_deref() else { return Ok(None) };
         let out: Box<dyn Write + Send> = if path == Path::new(STDOUT) {
             Box::new(io::stdout())
@@ -90,10 +77,66 @@ impl OperationsArgs {
             .context("cannot install the handler of SIGUSR1")?;
         Ok(Some(Output { args: self, path, out, look_now }))
     }
+
+    /// How the guest's writes are kept, if they are.
+    pub(super) fn history(&self) -> Option<HistoryOptions> {
+        let is_kept = self.output.is_some() || self.record.is_some();
+        let record = self.record.as_ref();
+        let record = record.map(|path| Recording { path: path.clone(), identities: Vec::new() });
+        is_kept.then(|| HistoryOptions { limit: self.history_limit, record, ..HistoryOptions::default() })
+    }
+
+    /// The recording of a session, if there is one.
+    pub(super) fn recorder(&self, session: &Session) -> Option<Recorder<'_>> {
+        let (path, history) = self.record.as_deref().zip(session.history())?;
+        Some(Recorder { path, history, is_alone: self.output.is_none() })
+    }
+
+    /// Refuses a LOG that cannot be made, before the long work.
+    fn check_record(&self) -> Result<()> {
+        let Some(path) = self.record.as_deref() else { return Ok(()) };
+        let name = Printable::path(path);
+        if path == Path::new(STDOUT) {
+            bail!("--record needs a file: a history cannot be written to standard output");
+        }
+        if path.symlink_metadata().is_ok() {
+            bail!("{name}: it exists, and a history is never written over a file; name another one");
+        }
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        access(parent.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK)
+            .with_context(|| format!("{name}: cannot write the history"))
+    }
 }
 
 fn unwritable(path: &Path) -> String {
     format!("{}: cannot write the operations", Printable::path(path))
+}
+
+/// The recording of what the guest writes.
+pub(super) struct Recorder<'a> {
+    path: &'a Path,
+    history: Arc<History>,
+    /// Whether nobody looks at the states.
+    is_alone: bool,
+}
+
+impl Recorder<'_> {
+    /// To be called often. States that nobody looks at need no memory.
+    pub(super) fn step(&self) {
+        while self.is_alone && self.history.next().is_some() {}
+    }
+
+    /// Reports a log that was cut short. Returns whether it is complete.
+    pub(super) fn finish(self) -> bool {
+        let is_complete = !self.history.is_cut_short();
+        if !is_complete {
+            note!(
+                "virt-bmap-rs: {}: the history was cut short, because it had reached --history-limit or could not be written",
+                Printable::path(self.path)
+            );
+        }
+        is_complete
+    }
 }
 
 /// The opened output, before the guest starts.
@@ -114,32 +157,13 @@ impl Output<'_> {
         options: &MapOptions,
     ) -> Result<Watched> {
         let cancel = Cancel::default();
-        // Symbolic links are in maps with metadata only.
-        let map_options = MapperOptions { metadata: true, ..mapper_options(options)? };
-        let mut appliance = KeptAppliance::new(map_options, images);
-        let map: MapState = Box::new({
-            let cancel = cancel.clone();
-            move |state| {
-                let look = appliance.look(state.disks, state.written, state.maps, &cancel, &mut |_| {})?;
-                Ok(Look { map: look.map, replayed: look.replayed })
-            }
-        });
-        let options = WatcherOptions {
-            every: match self.args.operations_every {
-                Every::Flush => None,
-                Every::Seconds(seconds) => Some(Duration::from_secs(seconds.get())),
-            },
-            look_now: self.look_now,
-            format: OperationsFormat::of(self.path),
-        };
+        let map = map_states(options, images, cancel.clone(), None)?;
+        let format = OperationsFormat::of(self.path);
+        let finder = Finder::new(self.out, map, format, false).with_context(|| unwritable(self.path))?;
+        let options = WatcherOptions { every: self.args.operations_every.time(), look_now: self.look_now };
         let history = session.history().context("the disks are read-only")?;
-        let watcher = Watcher::start(history, self.out, map, options);
+        let watcher = Watcher::start(history, finder, options);
         Ok(Watched { watcher: watcher.context("cannot start the thread for operations")?, cancel })
-    }
-
-    /// How the guest's writes are kept.
-    pub(super) fn history(&self) -> HistoryOptions {
-        HistoryOptions { limit: self.args.history_limit, ..HistoryOptions::default() }
     }
 }
 
@@ -160,7 +184,7 @@ impl Watched {
     pub(super) fn finish(self, quiet: bool, interruption: &Interruption) -> bool {
         let before = interruption.count();
         self.watcher.end();
-        let (mut told, mut most) = (Instant::now(), 0);
+        let (began, mut told, mut most) = (Instant::now(), Instant::now(), 0);
         if !quiet {
             note!("looking at the last states of the disks");
         }
@@ -172,22 +196,13 @@ impl Watched {
             most = most.max(left);
             if !quiet && told.elapsed() >= TELLING && left > 0 {
                 told = Instant::now();
-                note!("{left} of {} are left", counted(most, "state"));
+                let share = (most - left) as f64 / most as f64;
+                let time = time_left(began.elapsed(), share);
+                let time = time.map_or_else(String::new, |time| format!(", {time}"));
+                note!("{left} of {} are left{time}", counted(most, "state"));
             }
             std::thread::sleep(TICK);
         }
-        let Ended { counts, states, looks, looking, missing } = self.watcher.finish();
-        for reason in &missing {
-            note!("virt-bmap-rs: operations are missing: {reason}");
-        }
-        if !quiet {
-            let counts: Vec<String> =
-                counts.iter().map(|(action, count)| format!("{count} {}", action.word())).collect();
-            let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
-            let states = counted(states, "state");
-            let each = looking.as_secs_f64() / (looks.max(1) as f64);
-            note!("operations: {counts}; {states} of the disks, {looks} looks of {each:.2} s");
-        }
-        missing.is_empty()
+        print_result(&self.watcher.finish(), quiet)
     }
 }

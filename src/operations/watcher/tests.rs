@@ -1,8 +1,11 @@
 use super::*;
+use crate::operations::{Look, LookError, MapState, OperationsFormat};
+use std::io::Write;
+use std::sync::Mutex;
 use virt_bmap_history::{Bases, Disk, HistoryOptions};
-use virt_bmap_image::Writable as _;
-use virt_bmap_map::{Attributes, Filesystem, Kind, ObjectName};
-use virt_bmap_ranges::FileOffset;
+use virt_bmap_image::{Source, Writable as _};
+use virt_bmap_map::{Attributes, Filesystem, Header, Kind, Map, MapBuilder, ObjectName};
+use virt_bmap_ranges::{DiskOffset, DiskRange, FileOffset};
 
 const SIZE: u64 = 64 << 10;
 const DEVICE: &[u8] = b"/dev/sda";
@@ -67,9 +70,10 @@ impl Watched {
             Ok(Look { map, replayed: Vec::new() })
         });
         let look_now = Arc::default();
-        let options = WatcherOptions { every: None, look_now, format: OperationsFormat::Text };
+        let options = WatcherOptions { every: None, look_now };
         let output = Output::default();
-        let watcher = Watcher::start(history, Box::new(output.clone()), map, options).unwrap();
+        let finder = Finder::new(Box::new(output.clone()), map, OperationsFormat::Text, false).unwrap();
+        let watcher = Watcher::start(history, finder, options).unwrap();
         Self { disk, watcher, output }
     }
 

@@ -1,0 +1,337 @@
+//! Looks at the states of the disks, one after the other, and writes the operations found.
+
+use super::output::text_line;
+use super::states::join;
+use super::{Action, Latest, Operation, OperationsFormat, Span, States, Written, compare};
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use virt_bmap_image::Source;
+use virt_bmap_map::hardlinks::disk_ranges;
+use virt_bmap_map::{Cause, Header, Hit, Kind, Map, MapBuilder, Marks, Warning};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
+
+/// Maps one state of the disks. The caller supplies it, and the means to cancel it.
+pub type MapState = Box<dyn FnMut(&StateToMap<'_>) -> Result<Look, LookError> + Send>;
+
+/// Why a state could not be mapped.
+pub type LookError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The maps of filesystems, by device.
+pub type Maps = BTreeMap<Vec<u8>, Arc<Map>>;
+
+/// A state of the disks that is to be mapped.
+pub struct StateToMap<'a> {
+    /// The disks, in order.
+    pub disks: &'a [Arc<dyn Source>],
+    /// For each disk, what may differ from the state that was mapped before.
+    pub written: &'a [RangeSet<DiskOffset>],
+    /// The maps of that state.
+    pub maps: &'a Maps,
+}
+
+/// The map of a state.
+#[derive(Debug)]
+pub struct Look {
+    /// The map of the filesystems that may have changed; its warnings list what is missing.
+    pub map: Map,
+    /// For each disk, the ranges that its filesystems wrote to the private layer when they were
+    /// mounted, for example by replaying a journal.
+    pub replayed: Vec<RangeSet<DiskOffset>>,
+}
+
+/// What a [`Finder`] has found.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// Number of operations of each kind.
+    pub counts: BTreeMap<Action, u64>,
+    /// Number of states of the disks.
+    pub states: u64,
+    /// Number of times that the disks were mapped after the beginning.
+    pub looks: u64,
+    /// Time that these took.
+    pub looking: Duration,
+    /// What could not be determined, as printable messages; empty if the result is complete.
+    pub missing: Vec<String>,
+}
+
+/// Maximum number of messages kept in [`Ended::missing`].
+const MOST_MISSING: usize = 100;
+
+/// Whether a range holds data of a file, and writing it changes nothing else.
+fn is_plain_data(hit: &Hit<'_>) -> bool {
+    let is_certain = !hit.object.attributes().marks.intersects(Marks::INEXACT | Marks::UNVERIFIED);
+    hit.object.kind() == Kind::File && is_certain && hit.role.flags.is_empty()
+}
+
+/// What was written and was not told. `told`: the places of the objects of operations, and whether the
+/// operation came earlier than the present writes, of which it is no part then.
+fn still_held(
+    told: &[((DiskNumber, DiskRange), bool)],
+    mut written: Vec<RangeSet<DiskOffset>>,
+    present: &[RangeSet<DiskOffset>],
+) -> Vec<RangeSet<DiskOffset>> {
+    for &((disk, range), is_earlier) in told {
+        let Some(disk) = usize::from(disk).checked_sub(1) else { continue };
+        let Some(written) = written.get_mut(disk) else { continue };
+        written.remove(range);
+        let present = present.get(disk).filter(|_| is_earlier);
+        written.extend(present.into_iter().flat_map(|present| present.overlap(range)));
+    }
+    for ranges in &mut written {
+        if ranges.range_count() > MOST_HELD {
+            *ranges = RangeSet::new();
+        }
+    }
+    written
+}
+
+/// What is due from before the present state.
+#[derive(Default)]
+struct Before {
+    /// Written in states that could not be mapped.
+    unseen: Vec<RangeSet<DiskOffset>>,
+    /// Written, and not yet part of an operation.
+    held: Vec<RangeSet<DiskOffset>>,
+    /// When that was written last.
+    span: Option<Span>,
+    /// Files, by device and inode, of which data was told before their inode has changed.
+    untimed: HashSet<(Vec<u8>, u64)>,
+    /// Written by mounting in the state that was mapped last.
+    replayed: Vec<RangeSet<DiskOffset>>,
+}
+
+impl Before {
+    /// Whether an operation is only the new time of an inode whose data was told before. The inode is
+    /// often written long after the data (`fdatasync(2)`).
+    fn explains(&mut self, operation: &Operation<'_>) -> bool {
+        let attributes = operation.after.or(operation.before).unwrap_or_default();
+        let Some(inode) = attributes.inode else { return false };
+        let key = (operation.name.device.to_vec(), inode);
+        if operation.is_earlier {
+            if self.untimed.len() == MOST_UNTIMED {
+                self.untimed.clear();
+            }
+            self.untimed.insert(key);
+            return false;
+        }
+        let is_modified =
+            operation.before.map(|before| before.modified) != operation.after.map(|after| after.modified);
+        is_modified && self.untimed.remove(&key) && operation.action == Action::Touch
+    }
+}
+
+/// Most files of which data was told without a change of the inode.
+const MOST_UNTIMED: usize = 1 << 16;
+
+/// Most ranges that are held of a disk. The journal and other metadata are among them, which never
+/// become part of an operation.
+const MOST_HELD: usize = 1 << 16;
+
+/// Finds operations between states that follow one another.
+pub struct Finder {
+    /// The state that was mapped last.
+    maps: Maps,
+    before: Before,
+    output: Box<dyn Write + Send>,
+    map: MapState,
+    format: OperationsFormat,
+    latest: Latest,
+    ended: Ended,
+}
+
+impl Finder {
+    /// `map` maps the states. Operations are written to `output`. `is_series`: whether the states
+    /// have names, and no times.
+    ///
+    /// # Errors
+    /// The output's.
+    pub fn new(
+        mut output: Box<dyn Write + Send>,
+        map: MapState,
+        format: OperationsFormat,
+        is_series: bool,
+    ) -> io::Result<Self> {
+        format.begin(&mut *output, is_series)?;
+        let (maps, before, ended) = (Maps::new(), Before::default(), Ended::default());
+        Ok(Self { maps, before, output, map, format, latest: Latest::default(), ended })
+    }
+
+    /// The latest operations.
+    pub fn latest(&self) -> Latest {
+        self.latest.clone()
+    }
+
+    /// Maps the disks before the first write.
+    ///
+    /// # Errors
+    /// They cannot be mapped. What was there before is then unknown, until another state is mapped.
+    pub fn begin(&mut self, disks: &[Arc<dyn Source>]) -> Result<(), LookError> {
+        let nothing: Vec<RangeSet<DiskOffset>> = vec![RangeSet::new(); disks.len()];
+        let Look { map, replayed } = (self.map)(&StateToMap { disks, written: &nothing, maps: &self.maps })?;
+        self.note_warnings(&map, |_, _| true);
+        self.keep(&Arc::new(map));
+        self.before.replayed = replayed;
+        Ok(())
+    }
+
+    /// Maps the disks in the next state, and writes the operations. If they cannot be mapped, that is
+    /// one of the reasons in [`Ended::missing`].
+    ///
+    /// # Errors
+    /// The output's.
+    pub fn look(&mut self, states: &States) -> io::Result<()> {
+        let began = Instant::now();
+        self.ended.states += states.span.states();
+        if states.written.iter().all(RangeSet::is_empty) && self.before.unseen.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.try_look(states).unwrap_or_else(|error| {
+            join(&mut self.before.unseen, &states.written);
+            let end = states.span.end();
+            self.note_missing(format!("those up to {end}, because the disks could not be mapped: {error}"));
+            Ok(())
+        });
+        self.ended.looking += began.elapsed();
+        outcome
+    }
+
+    fn try_look(&mut self, states: &States) -> Result<io::Result<()>, LookError> {
+        if self.before.unseen.is_empty()
+            && let Some(maps) = self.maps_of_data(&states.written)
+        {
+            let same = maps.iter().map(|(device, map)| (device.as_slice(), map, map));
+            return Ok(self.tell(&same.collect::<Vec<_>>(), states, Vec::new()));
+        }
+        let mut written = states.written.clone();
+        join(&mut written, &self.before.unseen);
+        join(&mut written, &self.before.replayed);
+        let look = (self.map)(&StateToMap { disks: &states.disks, written: &written, maps: &self.maps })?;
+        self.ended.looks += 1;
+        let Look { map, replayed } = look;
+        // A partition is there before the filesystem that is made in it.
+        self.note_warnings(&map, |maps, warning| {
+            let is_known = warning.device().is_some_and(|device| maps.contains_key(device));
+            is_known || warning.cause != Cause::UnknownContent
+        });
+        let map = Arc::new(map);
+        let before = std::mem::take(&mut self.maps);
+        self.keep(&map);
+        let nothing = Arc::new(MapBuilder::new(Header::default()).build());
+        let each = map.header().filesystems.iter().map(|filesystem| {
+            let device = filesystem.device.as_slice();
+            (device, before.get(device).unwrap_or(&nothing), &map)
+        });
+        let result = self.tell(&each.collect::<Vec<_>>(), states, replayed.clone());
+        for (device, map) in before {
+            self.maps.entry(device).or_insert(map);
+        }
+        self.before.unseen.clear();
+        self.before.replayed = replayed;
+        Ok(result)
+    }
+
+    /// The maps of the filesystems of which data was written, if nothing else was: then the state has
+    /// the same maps as the one before.
+    fn maps_of_data(&self, written: &[RangeSet<DiskOffset>]) -> Option<Maps> {
+        let mut maps = Maps::new();
+        for (disk, range) in (1..).zip(written).flat_map(|(disk, set)| set.iter().map(move |it| (disk, it))) {
+            let mut left = RangeSet::from_iter([range]);
+            for (device, map) in &self.maps {
+                let hits = map
+                    .over(disk, range)
+                    .filter(|hit| is_plain_data(hit) && hit.object.name().device == device);
+                for hit in hits {
+                    left.remove(hit.range);
+                    maps.entry(device.clone()).or_insert_with(|| map.clone());
+                }
+            }
+            if !left.is_empty() {
+                return None;
+            }
+        }
+        Some(maps)
+    }
+
+    /// Writes the operations between maps of a device before and after.
+    fn tell(
+        &mut self,
+        maps: &[(&[u8], &Arc<Map>, &Arc<Map>)],
+        states: &States,
+        replayed: Vec<RangeSet<DiskOffset>>,
+    ) -> io::Result<()> {
+        let held = std::mem::take(&mut self.before.held);
+        let mut seen = states.written.clone();
+        join(&mut seen, &self.before.unseen);
+        join(&mut seen, &held);
+        let written = Written { seen, held, replayed };
+        let mut operations = Vec::new();
+        let mut told = Vec::new();
+        for &(device, old, new) in maps {
+            let mut found = compare(old, new, device, &written);
+            found.retain(|operation| !self.before.explains(operation));
+            for operation in &found {
+                let places = new.find(operation.name).into_iter().flat_map(disk_ranges);
+                told.extend(places.map(|place| (place, operation.is_earlier)));
+            }
+            operations.extend(found);
+        }
+        operations.sort_by_key(|operation| !operation.is_earlier);
+        for operation in &operations {
+            *self.ended.counts.entry(operation.action).or_default() += 1;
+            self.latest.push(text_line(operation));
+        }
+        let earlier = operations.partition_point(|operation| operation.is_earlier);
+        let (earlier, present) = operations.split_at(earlier);
+        let span = self.before.span.as_ref().unwrap_or(&states.span);
+        let result = self
+            .format
+            .write(&mut *self.output, span, earlier)
+            .and_then(|()| self.format.write(&mut *self.output, &states.span, present));
+        self.before.held = still_held(&told, written.seen, &states.written);
+        self.before.span = Some(states.span.clone());
+        result
+    }
+
+    /// Writes what was held, since no further state follows.
+    ///
+    /// # Errors
+    /// The output's.
+    pub fn end(&mut self) -> io::Result<()> {
+        let Some(span) = self.before.span.clone() else { return Ok(()) };
+        let maps = std::mem::take(&mut self.maps);
+        let same: Vec<_> = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
+        let states = States { disks: Vec::new(), written: Vec::new(), span };
+        self.tell(&same, &states, Vec::new())
+    }
+
+    /// What was found.
+    pub fn into_result(self) -> Ended {
+        self.ended
+    }
+
+    /// Keeps the map of filesystems that were looked at.
+    fn keep(&mut self, map: &Arc<Map>) {
+        for filesystem in &map.header().filesystems {
+            self.maps.insert(filesystem.device.clone(), map.clone());
+        }
+    }
+
+    /// Notes what could not be examined, as far as it matters.
+    fn note_warnings(&mut self, map: &Map, matters: impl Fn(&Maps, &Warning) -> bool) {
+        for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
+            if matters(&self.maps, warning) {
+                self.note_missing(warning.to_string());
+            }
+        }
+    }
+
+    /// Adds a reason why operations are missing.
+    pub fn note_missing(&mut self, reason: String) {
+        tracing::debug!("{reason}");
+        if self.ended.missing.len() < MOST_MISSING && !self.ended.missing.contains(&reason) {
+            self.ended.missing.push(reason);
+        }
+    }
+}
