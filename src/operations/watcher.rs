@@ -25,6 +25,7 @@ pub struct WatcherOptions {
 #[derive(Debug)]
 pub struct Watcher {
     is_ending: Arc<AtomicBool>,
+    is_abandoned: Arc<AtomicBool>,
     left: Arc<AtomicU64>,
     latest: Latest,
     thread: JoinHandle<Ended>,
@@ -37,11 +38,13 @@ impl Watcher {
     /// If the thread cannot be started.
     pub fn start(history: Arc<History>, finder: Finder, options: WatcherOptions) -> io::Result<Self> {
         let is_ending = Arc::new(AtomicBool::new(false));
+        let is_abandoned = Arc::new(AtomicBool::new(false));
         let left = Arc::new(AtomicU64::new(0));
         let latest = finder.latest();
         let mut work = Work { history, finder, options, looked: Instant::now() };
         let thread = std::thread::Builder::new().name("operations".into()).spawn({
-            let (is_ending, left) = (is_ending.clone(), left.clone());
+            let (is_ending, is_abandoned) = (is_ending.clone(), is_abandoned.clone());
+            let left = left.clone();
             move || {
                 work.begin();
                 loop {
@@ -50,7 +53,11 @@ impl Watcher {
                     if work.options.look_now.swap(false, Ordering::SeqCst) || is_last {
                         work.history.end_state();
                     }
-                    left.store(work.history.waiting() as u64, Ordering::SeqCst);
+                    let waiting = work.history.waiting();
+                    left.store(waiting as u64, Ordering::SeqCst);
+                    if is_abandoned.load(Ordering::SeqCst) {
+                        break work.abandon(waiting);
+                    }
                     match work.next(is_last) {
                         Some(states) => work.look(&states),
                         None if is_last => break work.finish(),
@@ -59,12 +66,17 @@ impl Watcher {
                 }
             }
         })?;
-        Ok(Self { is_ending, left, latest, thread })
+        Ok(Self { is_ending, is_abandoned, left, latest, thread })
     }
 
     /// Requests a last look and the end. Call it after the guest's last write.
     pub fn end(&self) {
         self.is_ending.store(true, Ordering::SeqCst);
+    }
+
+    /// Requests the end, whatever has not been looked at. A look that is under way has to be cancelled.
+    pub fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::SeqCst);
     }
 
     /// Number of states that have not been looked at.
@@ -129,6 +141,14 @@ impl Work {
         let outcome = self.finder.look(states);
         self.note(outcome);
         self.looked = Instant::now();
+    }
+
+    /// Ends without the states that wait.
+    fn abandon(mut self, waiting: usize) -> Ended {
+        if waiting > 0 {
+            self.finder.note_missing(format!("those of the last {waiting} states, which nobody looked at"));
+        }
+        self.finder.into_result()
     }
 
     fn finish(mut self) -> Ended {

@@ -24,7 +24,10 @@ impl Wanted {
     fn open(&self, run: &Run<'_>) -> Result<Option<NamedState>> {
         let Some(images) = run.open(std::slice::from_ref(&self.disk))? else { return Ok(None) };
         let [image] = <[Image; 1]>::try_from(images).map_err(|_| {
-            anyhow::anyhow!("{}: it has several disks, and states of one disk are compared", Printable(&self.name))
+            anyhow::anyhow!(
+                "{}: it has several disks, and states of one disk are compared",
+                Printable(&self.name)
+            )
         })?;
         Ok(Some(NamedState { name: self.name.clone(), image }))
     }

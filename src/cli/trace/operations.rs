@@ -191,6 +191,7 @@ impl Watched {
         while !self.watcher.has_ended() {
             if interruption.count() > before {
                 self.cancel.cancel();
+                self.watcher.abandon();
             }
             let left = self.watcher.left();
             most = most.max(left);
