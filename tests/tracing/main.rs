@@ -7,5 +7,7 @@
 
 mod boot;
 mod operations;
+mod script;
+mod scripted;
 
 virt_bmap_testutil::program!(harness);

@@ -44,3 +44,4 @@ pub mod special;
 pub mod textmap;
 pub mod tools;
 pub mod traced;
+pub mod usermode;

@@ -1,0 +1,261 @@
+//! A guest performs a script of operations, each followed by `sync` or `fsync`, on every filesystem.
+//! `trace --operations` must report the script, in its order.
+//!
+//! `VIRT_BMAP_OPERATIONS` is the number of operations on each filesystem; `make operations-torture`
+//! sets it to 200 and takes all filesystems.
+
+use crate::script::{ALL, Expected, Features, Round, Writer};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+use virt_bmap_testutil::sandbox::{Finished, Sandbox, sealed};
+use virt_bmap_testutil::tools::{self, needs};
+use virt_bmap_testutil::{cache, usermode};
+
+/// A filesystem, on a disk of its own.
+#[derive(Hash)]
+pub struct Filesystem {
+    /// The name of the disk's image.
+    pub name: &'static str,
+    /// How it is made.
+    pub mkfs: &'static str,
+    /// Its size.
+    pub size: &'static str,
+    /// Its type and its options for mount(8).
+    pub mount: (&'static str, &'static str),
+    /// `sync`, or `fsync` where `sync` flushes nothing.
+    pub sync: &'static str,
+}
+
+/// What the filesystem has.
+pub fn features(name: &str) -> Features {
+    match name {
+        // The driver of ext2 has no such system calls.
+        "ext2" => Features { has_exchange: false, has_punch: false, ..ALL },
+        "fat" => Features {
+            is_unix: false,
+            has_links: false,
+            has_xattrs: false,
+            has_punch: false,
+            has_inodes: false,
+            ..ALL
+        },
+        "ntfs" => {
+            Features { is_unix: false, has_xattrs: false, has_exchange: false, has_punch: false, ..ALL }
+        }
+        _ => ALL,
+    }
+}
+
+const fn filesystem(
+    name: &'static str,
+    mkfs: &'static str,
+    size: &'static str,
+    mount: (&'static str, &'static str),
+    sync: &'static str,
+) -> Filesystem {
+    Filesystem { name, mkfs, size, mount, sync }
+}
+
+/// The filesystems. docs/trace.md has what `sync` sends on each.
+pub const FILESYSTEMS: [Filesystem; 9] = [
+    filesystem("ext4", "mke2fs -q -t ext4 -b 4096", "64M", ("ext4", ""), "sync"),
+    filesystem("xfs", "mkfs.xfs -q", "320M", ("xfs", ""), "sync"),
+    filesystem("btrfs", "mkfs.btrfs -q", "128M", ("btrfs", ""), "sync"),
+    filesystem("ext3", "mke2fs -q -t ext3 -b 1024", "48M", ("ext3", ""), "sync"),
+    filesystem("ext4-data", "mke2fs -q -t ext4 -b 4096", "64M", ("ext4", "data=journal"), "sync"),
+    filesystem("ext4-bare", "mke2fs -q -t ext4 -O ^has_journal", "64M", ("ext4", ""), "sync"),
+    filesystem("ext2", "mke2fs -q -t ext2 -b 1024", "48M", ("ext2", ""), "fsync"),
+    filesystem("fat", "mkfs.vfat -F 32 -s 1", "64M", ("vfat", ""), "fsync"),
+    filesystem("ntfs", "mkfs.ntfs -q -f -F", "64M", ("ntfs-3g", ""), "fsync"),
+];
+
+/// The images with the empty filesystems.
+pub fn images(filesystems: &[&Filesystem]) -> Vec<PathBuf> {
+    let dir = cache::directory("scripted", &cache::key(&FILESYSTEMS), |dir| {
+        for Filesystem { name, mkfs, size, .. } in &FILESYSTEMS {
+            let image = dir.join(name);
+            tools::run("truncate", ["-s", size, image.to_str().unwrap()]);
+            tools::run("bash", ["-c", &format!("{mkfs} {} >/dev/null", image.display())]);
+        }
+    });
+    filesystems.iter().map(|filesystem| dir.join(filesystem.name)).collect()
+}
+
+/// The modules that a guest with all of the filesystems loads.
+pub const MODULES: [&str; 4] = ["vfat", "nls_cp437", "nls_ascii", "fuse"];
+
+/// Runs a guest that performs the rounds on each filesystem, one after the other.
+fn perform(sandbox: Sandbox, work: &[(&Filesystem, Vec<Round>)], each: usize) -> Finished {
+    let filesystems: Vec<&Filesystem> = work.iter().map(|(filesystem, _)| *filesystem).collect();
+    let images = images(&filesystems);
+    let _sealed = sealed(&images);
+    let mut script = String::new();
+    for ((filesystem, rounds), letter) in work.iter().zip('a'..) {
+        let steps: Vec<&Value> = rounds.iter().flat_map(|round| &round.steps).collect();
+        let list = json!({"sync": filesystem.sync, "every": each, "operations": steps});
+        let name = format!("{}.json", filesystem.name);
+        fs::write(sandbox.cwd().join(&name), list.to_string()).unwrap();
+        let (kind, options) = filesystem.mount;
+        script += &usermode::perform(&format!("/dev/vd{letter}"), kind, options, &name);
+    }
+    let command = usermode::command(&sandbox.cwd(), work.len(), &MODULES, &script);
+    let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl", "--run", &command];
+    let images = images.iter().map(|image| image.to_str().unwrap());
+    sandbox.run(["trace"].into_iter().chain(images).chain(options))
+}
+
+/// The operations in a file of JSON Lines.
+pub fn operations(lines: &[u8]) -> Vec<Value> {
+    let lines = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+}
+
+/// The operations on one device.
+pub fn on_device(operations: &[Value], device: &str) -> Vec<Value> {
+    operations.iter().filter(|operation| operation["device"] == device).cloned().collect()
+}
+
+/// An expected operation as a line.
+fn line(expected: &Expected) -> String {
+    let Expected { op, kind, path, .. } = expected;
+    match expected.from.first() {
+        Some(from) => format!("{op} {kind} {from} -> {path}"),
+        None => format!("{op} {kind} {path}"),
+    }
+}
+
+/// A reported operation as the line of the expected one if it is equal. Where a file has several
+/// other names, any of them may be reported; and an exchange has no direction.
+fn reported(operation: &Value, expected: Option<&Expected>) -> String {
+    let word = |name: &str| operation[name].as_str().unwrap_or_default().to_owned();
+    let (op, kind, mut path, mut from) = (word("op"), word("type"), word("path"), word("from_path"));
+    if let Some(expected) = expected {
+        if op == "exchange" && Some(&path) == expected.from.first() {
+            std::mem::swap(&mut path, &mut from);
+        }
+        if op == "link" && expected.from.contains(&from) {
+            from.clone_from(expected.from.first().unwrap());
+        }
+    }
+    if from.is_empty() { format!("{op} {kind} {path}") } else { format!("{op} {kind} {from} -> {path}") }
+}
+
+/// What is wrong with the bytes and sizes of a reported operation.
+fn wrong_details(operation: &Value, expected: &Expected) -> Option<String> {
+    if let Some(size) = expected.size
+        && operation["size"] != size
+    {
+        return Some(format!("size {size} expected: {operation}"));
+    }
+    let (offset, length) = expected.written?;
+    let mut at = offset;
+    let mut ranges: Vec<(u64, u64)> = operation["written"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|range| Some((range[0].as_u64()?, range[1].as_u64()?)))
+        .collect();
+    ranges.sort_unstable();
+    for (start, length) in ranges {
+        if start <= at {
+            at = at.max(start + length);
+        }
+    }
+    (at < offset + length).then(|| format!("bytes {offset}+{length} expected: {operation}"))
+}
+
+/// Compares what was reported of one device with the script. Within a round the order does not
+/// matter. Returns what differs, for people.
+pub fn differences(operations: &[Value], rounds: &[Round]) -> String {
+    let mut found = String::new();
+    let mut rest = operations;
+    for (number, round) in rounds.iter().enumerate() {
+        let (these, later) = rest.split_at(round.expected.len().min(rest.len()));
+        let mut open: Vec<&Expected> = round.expected.iter().collect();
+        let mut unexpected = Vec::new();
+        for operation in these {
+            match open.iter().position(|expected| reported(operation, Some(expected)) == line(expected)) {
+                Some(at) => {
+                    let expected = open.remove(at);
+                    if let Some(wrong) = wrong_details(operation, expected) {
+                        writeln!(found, "  round {number}: {wrong}").unwrap();
+                    }
+                }
+                None => unexpected.push(operation),
+            }
+        }
+        rest = later;
+        if open.is_empty() && unexpected.is_empty() {
+            continue;
+        }
+        // What follows is shifted, so the first difference says most.
+        writeln!(found, "  round {number}, steps {:?}:", round.steps).unwrap();
+        for expected in open {
+            writeln!(found, "    missing:    {}", line(expected)).unwrap();
+        }
+        for operation in unexpected {
+            writeln!(found, "    unexpected: {operation}").unwrap();
+        }
+        for operation in rest.iter().take(3) {
+            writeln!(found, "    then:       {}", reported(operation, None)).unwrap();
+        }
+        let expected = rounds.iter().map(|round| round.expected.len()).sum::<usize>();
+        writeln!(found, "    {} reported, {expected} expected", operations.len()).unwrap();
+        return found;
+    }
+    for operation in rest.iter().take(5) {
+        writeln!(found, "  at the end, unexpected: {operation}").unwrap();
+    }
+    found
+}
+
+/// How many operations each filesystem gets.
+fn count(default: usize) -> usize {
+    std::env::var("VIRT_BMAP_OPERATIONS").map_or(default, |count| count.parse().unwrap())
+}
+
+/// Runs a script on each of the filesystems, and compares.
+fn check(names: &[&str], steps: usize, each: usize) {
+    let mut work = Vec::new();
+    for (part, filesystem) in FILESYSTEMS.iter().enumerate() {
+        if names.contains(&filesystem.name) {
+            let rounds = Writer::new(each as u64, part, features(filesystem.name)).rounds(steps, each);
+            work.push((filesystem, rounds));
+        }
+    }
+    let run = perform(Sandbox::new().deadline(Duration::from_secs(3000)), &work, each);
+    let console = String::from_utf8_lossy(&run.read("console")).into_owned();
+    assert_eq!(run.code(), 0, "{}\n{console}", run.stderr);
+    let operations = operations(&run.read("done.jsonl"));
+    let mut wrong = String::new();
+    for ((filesystem, rounds), letter) in work.iter().zip('a'..) {
+        let these = on_device(&operations, &format!("/dev/sd{letter}"));
+        let found = differences(&these, rounds);
+        if !found.is_empty() {
+            writeln!(wrong, "{}:\n{found}", filesystem.name).unwrap();
+        }
+        let unflushed: Vec<&Value> = these.iter().filter(|operation| operation["flushed"] != true).collect();
+        if !unflushed.is_empty() {
+            writeln!(wrong, "{}: not flushed: {unflushed:?}", filesystem.name).unwrap();
+        }
+        assert!(these.iter().is_sorted_by_key(|operation| operation["to_ns"].as_u64()), "{these:?}");
+    }
+    assert!(wrong.is_empty(), "\n{wrong}\n{}", run.stderr);
+}
+
+macro_rules! needs_guest {
+    () => {
+        needs!("linux.uml", "qemu-storage-daemon", "setsid", "modprobe", "python3");
+        needs!("mke2fs", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat", "mkfs.ntfs", "ntfs-3g");
+    };
+}
+pub(crate) use needs_guest;
+
+#[test]
+fn synced_operations_are_reported_in_their_order() {
+    needs_guest!();
+    check(&["ext4", "xfs", "ext4-data"], count(60), 1);
+}
