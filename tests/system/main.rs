@@ -6,6 +6,7 @@
 
 mod fleet_parallel;
 mod fleet_slurm;
+mod flushes;
 mod image;
 mod nbd_kernel;
 mod report;

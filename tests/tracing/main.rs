@@ -6,8 +6,10 @@
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
 mod boot;
+mod durable;
 mod operations;
 mod script;
 mod scripted;
+mod volumes;
 
 virt_bmap_testutil::program!(harness);

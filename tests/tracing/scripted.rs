@@ -8,26 +8,11 @@ use crate::script::{ALL, Expected, Features, Round, Writer};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
+use virt_bmap_testutil::filesystems::{FILESYSTEMS, Filesystem, images};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox, sealed};
-use virt_bmap_testutil::tools::{self, needs};
-use virt_bmap_testutil::{cache, usermode};
-
-/// A filesystem, on a disk of its own.
-#[derive(Hash)]
-pub struct Filesystem {
-    /// The name of the disk's image.
-    pub name: &'static str,
-    /// How it is made.
-    pub mkfs: &'static str,
-    /// Its size.
-    pub size: &'static str,
-    /// Its type and its options for mount(8).
-    pub mount: (&'static str, &'static str),
-    /// `sync`, or `fsync` where `sync` flushes nothing.
-    pub sync: &'static str,
-}
+use virt_bmap_testutil::tools::needs;
+use virt_bmap_testutil::usermode;
 
 /// What the filesystem has.
 pub fn features(name: &str) -> Features {
@@ -49,44 +34,6 @@ pub fn features(name: &str) -> Features {
     }
 }
 
-const fn filesystem(
-    name: &'static str,
-    mkfs: &'static str,
-    size: &'static str,
-    mount: (&'static str, &'static str),
-    sync: &'static str,
-) -> Filesystem {
-    Filesystem { name, mkfs, size, mount, sync }
-}
-
-/// The filesystems. docs/trace.md has what `sync` sends on each.
-pub const FILESYSTEMS: [Filesystem; 9] = [
-    filesystem("ext4", "mke2fs -q -t ext4 -b 4096", "64M", ("ext4", ""), "sync"),
-    filesystem("xfs", "mkfs.xfs -q", "320M", ("xfs", ""), "sync"),
-    filesystem("btrfs", "mkfs.btrfs -q", "128M", ("btrfs", ""), "sync"),
-    filesystem("ext3", "mke2fs -q -t ext3 -b 1024", "48M", ("ext3", ""), "sync"),
-    filesystem("ext4-data", "mke2fs -q -t ext4 -b 4096", "64M", ("ext4", "data=journal"), "sync"),
-    filesystem("ext4-bare", "mke2fs -q -t ext4 -O ^has_journal", "64M", ("ext4", ""), "sync"),
-    filesystem("ext2", "mke2fs -q -t ext2 -b 1024", "48M", ("ext2", ""), "fsync"),
-    filesystem("fat", "mkfs.vfat -F 32 -s 1", "64M", ("vfat", ""), "fsync"),
-    filesystem("ntfs", "mkfs.ntfs -q -f -F", "64M", ("ntfs-3g", ""), "fsync"),
-];
-
-/// The images with the empty filesystems.
-pub fn images(filesystems: &[&Filesystem]) -> Vec<PathBuf> {
-    let dir = cache::directory("scripted", &cache::key(&FILESYSTEMS), |dir| {
-        for Filesystem { name, mkfs, size, .. } in &FILESYSTEMS {
-            let image = dir.join(name);
-            tools::run("truncate", ["-s", size, image.to_str().unwrap()]);
-            tools::run("bash", ["-c", &format!("{mkfs} {} >/dev/null", image.display())]);
-        }
-    });
-    filesystems.iter().map(|filesystem| dir.join(filesystem.name)).collect()
-}
-
-/// The modules that a guest with all of the filesystems loads.
-pub const MODULES: [&str; 4] = ["vfat", "nls_cp437", "nls_ascii", "fuse"];
-
 /// Runs a guest that performs the rounds on each filesystem, one after the other.
 fn perform(sandbox: Sandbox, work: &[(&Filesystem, Vec<Round>)], each: usize) -> Finished {
     let filesystems: Vec<&Filesystem> = work.iter().map(|(filesystem, _)| *filesystem).collect();
@@ -95,13 +42,12 @@ fn perform(sandbox: Sandbox, work: &[(&Filesystem, Vec<Round>)], each: usize) ->
     let mut script = String::new();
     for ((filesystem, rounds), letter) in work.iter().zip('a'..) {
         let steps: Vec<&Value> = rounds.iter().flat_map(|round| &round.steps).collect();
-        let list = json!({"sync": filesystem.sync, "every": each, "operations": steps});
+        let list = json!({"sync": if filesystem.has_flushing_sync { "sync" } else { "fsync" }, "every": each, "operations": steps});
         let name = format!("{}.json", filesystem.name);
         fs::write(sandbox.cwd().join(&name), list.to_string()).unwrap();
-        let (kind, options) = filesystem.mount;
-        script += &usermode::perform(&format!("/dev/vd{letter}"), kind, options, &name);
+        script += &usermode::perform(&format!("/dev/vd{letter}"), filesystem.mount, &name);
     }
-    let command = usermode::command(&sandbox.cwd(), work.len(), &MODULES, &script);
+    let command = usermode::command(&sandbox.cwd(), work.len(), &script);
     let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl", "--run", &command];
     let images = images.iter().map(|image| image.to_str().unwrap());
     sandbox.run(["trace"].into_iter().chain(images).chain(options))
@@ -258,4 +204,10 @@ pub(crate) use needs_guest;
 fn synced_operations_are_reported_in_their_order() {
     needs_guest!();
     check(&["ext4", "xfs", "ext4-data"], count(60), 1);
+}
+
+#[test]
+fn operations_between_two_syncs_are_their_net_effect() {
+    needs_guest!();
+    check(&["ext4", "xfs"], count(60), 10);
 }

@@ -16,6 +16,7 @@
 pub mod bootable;
 pub mod cache;
 pub mod corpus;
+pub mod filesystems;
 pub mod fixture;
 pub mod fleet;
 pub mod formats;

@@ -7,18 +7,30 @@
 //! it needs no root. Killing it is what a power failure is to a machine.
 
 use std::fs;
-use std::path::Path;
-
-/// The programs that a guest needs, for [`installed`](super::tools::installed).
-pub const PROGRAMS: [&str; 4] = ["linux.uml", "qemu-storage-daemon", "setsid", "modprobe"];
+use std::path::{Path, PathBuf};
 
 /// Writes what the guest needs into `directory`, and returns the command for `trace --run` that
 /// starts it. Its disks are the first `disks` of the trace: /dev/vda, /dev/vdb, …
 ///
-/// The guest loads the kernel `modules`, executes `work` (a script for bash, in `directory`), and
-/// switches itself off. The command's exit status is that of the script. `directory` then has the
-/// guest's output in the file `console`.
-pub fn command(directory: &Path, disks: usize, modules: &[&str], work: &str) -> String {
+/// The guest executes `work` (a script for bash, in `directory`), and switches itself off. The
+/// command's exit status is that of the script. `directory` then has the guest's output in the file
+/// `console`.
+pub fn command(directory: &Path, disks: usize, work: &str) -> String {
+    put(directory, work);
+    format!("exec bash {0}/usermode.sh {0} {disks}", directory.display())
+}
+
+/// Runs a guest on raw images that are not traced. They are its /dev/vda, /dev/vdb, …
+pub fn run(images: &[PathBuf], work: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    put(directory.path(), work);
+    let script = directory.path().join("usermode.sh");
+    let output = super::tools::command("bash").arg(script).arg(directory.path()).args(images).output();
+    let console = fs::read_to_string(directory.path().join("console")).unwrap_or_default();
+    assert!(output.as_ref().unwrap().status.success(), "{output:?}\n{console}");
+}
+
+fn put(directory: &Path, work: &str) {
     for (name, content) in [
         ("usermode.sh", include_str!("guest/usermode.sh")),
         ("init.sh", include_str!("guest/usermode-init.sh")),
@@ -29,7 +41,6 @@ pub fn command(directory: &Path, disks: usize, modules: &[&str], work: &str) -> 
         fs::write(&path, content).unwrap();
         super::tools::run("chmod", ["755".as_ref(), path.as_os_str()]);
     }
-    format!("exec bash {0}/usermode.sh {0} {disks} '{1}'", directory.display(), modules.join(" "))
 }
 
 /// Kills the guest of [`command`] as soon as it has printed `words`. The command's exit status is
@@ -39,14 +50,19 @@ pub fn kill_at(directory: &Path, words: &str) {
 }
 
 /// The lines for `work` that mount `device`, perform the operations in the file `list` (see
-/// `guest/operations.py`) and unmount it. `kind` is a filesystem type of mount(8), or `ntfs-3g`.
-pub fn perform(device: &str, kind: &str, options: &str, list: &str) -> String {
-    let mount = match kind {
-        "ntfs-3g" => format!("ntfs-3g -o 'rw,{options}' {device} /mnt"),
-        _ => format!("mount -t {kind} -o 'rw,{options}' {device} /mnt"),
-    };
-    format!(
-        "set -e\n{mount}\n/usr/bin/python3 operations.py /mnt {list}\numount /mnt\n\
-         echo performed {list}\n"
-    )
+/// `guest/operations.py`) and unmount it.
+pub fn perform(device: &str, mount: Mount, list: &str) -> String {
+    within(device, mount, &format!("/usr/bin/python3 operations.py /mnt {list}\necho performed {list}"))
 }
+
+/// The lines for `work` that mount `device` at `/mnt`, run `commands` and unmount it.
+pub fn within(device: &str, (kind, options): Mount, commands: &str) -> String {
+    let mount = match kind {
+        "ntfs-3g" => format!("ntfs-3g -o rw{options} {device} /mnt"),
+        _ => format!("mount -t {kind} -o rw{options} {device} /mnt"),
+    };
+    format!("set -e\n{mount}\n{commands}\numount /mnt\n")
+}
+
+/// A filesystem type of mount(8), or `ntfs-3g`; and its options, each after a comma.
+pub type Mount = (&'static str, &'static str);

@@ -1,8 +1,8 @@
 """Operations on the files of a mounted filesystem: operations.py ROOT LIST
 
 LIST is a file of JSON: "sync" says how each operation reaches the disk ("sync", "fsync" or "none"),
-"every" after how many operations, and "operations" is a list of lists: a word and its arguments.
-Paths begin at ROOT. Each operation is printed when it is done, and "synced N" after N operations
+"every" after how many operations, "pause" how many seconds to wait then, and "operations" is a list
+of lists: a word and its arguments. Paths begin at ROOT. Each operation is printed when it is done, and "synced N" after N operations
 have reached the disk.
 """
 
@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import sys
+import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -105,6 +106,7 @@ def main(root, name):
                     fsync(path)
         touched.clear()
         print("synced", number, flush=True)
+        time.sleep(work.get("pause", 0))
 
 
 main(*sys.argv[1:])

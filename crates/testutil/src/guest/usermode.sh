@@ -1,22 +1,36 @@
 #!/bin/bash
-# Runs a guest of user-mode Linux on the disks of a trace: usermode.sh DIR DISKS MODULES
+# Runs a guest of user-mode Linux on the disks of a trace or on raw images:
 #
-# `trace --run` starts it and sets $uri, $uri2, … and $unixsocket. qemu-storage-daemon is the NBD
-# client, and gives the disks to the guest as /dev/vda, /dev/vdb, … through virtio. The guest sees
-# this machine's files as its own root. It executes DIR/work.sh with DIR as its working directory.
-# Its output is DIR/console.
+#     usermode.sh DIR DISKS
+#     usermode.sh DIR IMAGE...
+#
+# `trace --run` starts the former and sets $uri, $uri2, … and $unixsocket. qemu-storage-daemon is the
+# NBD client, and gives the disks to the guest as /dev/vda, /dev/vdb, … through virtio. The guest's
+# root is that of this machine, read-only except for DIR. It executes DIR/work.sh there. Its output
+# is DIR/console.
 #
 # The exit status is that of work.sh; 9 if the guest did not get that far. If DIR/kill-at exists, the
 # guest is killed as soon as the console has the words in it, and the exit status is 5.
 set -eu
-dir=$1 disks=$2 modules=$3
+dir=$1
+shift
+if [[ $1 == /* ]]; then
+    disks=$#
+else
+    disks=$1
+fi
 cd "$dir"
 blocks=() drives=()
 for ((number = 1; number <= disks; number++)); do
-    name=uri$number
-    ((number > 1)) || name=uri
-    export=${!name#*:///}
-    blocks+=(--blockdev "driver=nbd,node-name=d$number,discard=unmap,server.type=unix,server.path=$unixsocket,export=${export%%\?*}")
+    if [[ $1 == /* ]]; then
+        source="driver=file,filename=${!number}"
+    else
+        name=uri$number
+        ((number > 1)) || name=uri
+        export=${!name#*:///}
+        source="driver=nbd,server.type=unix,server.path=$unixsocket,export=${export%%\?*}"
+    fi
+    blocks+=(--blockdev "$source,node-name=d$number,discard=unmap")
     blocks+=(--export "vhost-user-blk,id=e$number,node-name=d$number,addr.type=unix,addr.path=d$number.sock,writable=on")
     drives+=("virtio_uml.device=$dir/d$number.sock:2")
 done
@@ -41,8 +55,8 @@ for ((number = 1; number <= disks; number++)); do
 done
 
 rm -f status
-setsid linux.uml mem=256M "uml_dir=$dir/uml" root=/dev/root rootfstype=hostfs rw "init=$dir/init.sh" quiet \
-    con=null con0=null,fd:1 ssl=null "${drives[@]}" "DIR=$dir" "MODULES=$modules" </dev/null >console 2>&1 &
+setsid linux.uml mem=256M "uml_dir=$dir/uml" root=/dev/root rootfstype=hostfs ro "init=$dir/init.sh" quiet \
+    con=null con0=null,fd:1 ssl=null "${drives[@]}" "DIR=$dir" </dev/null >console 2>&1 &
 guest=$!
 while kill -0 "$guest" 2>/dev/null; do
     if [ -e kill-at ] && grep -qF -f kill-at console; then
