@@ -82,8 +82,10 @@ fn what_sync_and_fsync_send_is_on_the_page() {
     fs::write(at("map"), map).unwrap();
     fs::write(at("flushes.py"), PROGRAM).unwrap();
     let command = usermode::command(&sandbox.cwd(), disks.len(), &script);
-    let options = ["--image-format", "raw", "--map", "map", "-o", "log", "--format", "jsonl", "--run", &command];
-    let run = sandbox.run(["trace"].into_iter().chain(disks.iter().map(|d| d.to_str().unwrap())).chain(options));
+    let options =
+        ["--image-format", "raw", "--map", "map", "-o", "log", "--format", "jsonl", "--run", &command];
+    let run =
+        sandbox.run(["trace"].into_iter().chain(disks.iter().map(|d| d.to_str().unwrap())).chain(options));
     run.assert_code(0);
 
     // The requests to the other disks between two marks.
@@ -113,7 +115,8 @@ fn what_sync_and_fsync_send_is_on_the_page() {
     let text = fs::read_to_string(&page).unwrap();
     let (before, rest) = text.split_once("<!-- begin flushes -->\n").unwrap();
     let (old, after) = rest.split_once("<!-- end flushes -->").unwrap();
-    let head = "\n| after a change | `sync` | `fsync` of the file | `fsync` of the directory |\n|---|---|---|---|\n";
+    let head =
+        "\n| after a change | `sync` | `fsync` of the file | `fsync` of the directory |\n|---|---|---|---|\n";
     let table = format!("{head}{rows}\n");
     if std::env::var_os("VIRT_BMAP_BLESS").is_some() {
         let new = format!("{before}<!-- begin flushes -->\n{table}<!-- end flushes -->{after}");

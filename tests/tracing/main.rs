@@ -8,6 +8,7 @@
 mod boot;
 mod durable;
 mod operations;
+mod random_writer;
 mod script;
 mod scripted;
 mod volumes;

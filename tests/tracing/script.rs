@@ -94,8 +94,8 @@ const BLOCK: u64 = 4096;
 pub const SMALL: u64 = 4096;
 
 const WORDS: [&str; 18] = [
-    "create", "create", "create", "mkdir", "write", "write", "append", "truncate", "rename", "replace", "link",
-    "delete", "rmdir", "chmod", "chown", "touch", "symlink", "more",
+    "create", "create", "create", "mkdir", "write", "write", "append", "truncate", "rename", "replace",
+    "link", "delete", "rmdir", "chmod", "chown", "touch", "symlink", "more",
 ];
 /// These need features that few filesystems have.
 const MORE: [&str; 3] = ["setxattr", "exchange", "punch"];
@@ -212,8 +212,7 @@ impl Writer {
         self.count += 1;
         let id = self.count;
         let names = BTreeSet::from([path.to_owned()]);
-        let node =
-            Node { kind, names, size, mode: 0, holes: Vec::new(), is_touched: true, is_new: true };
+        let node = Node { kind, names, size, mode: 0, holes: Vec::new(), is_touched: true, is_new: true };
         self.nodes.insert(id, node);
         self.names.insert(path.to_owned(), id);
         self.expect(op, kind, path);
@@ -340,8 +339,13 @@ impl Writer {
         let prefix = format!("{old}/");
         let below = |name: &&String| *name == old || name.starts_with(&prefix);
         let names: Vec<String> = self.names.keys().filter(below).cloned().collect();
-        let ids: Vec<(String, u64)> =
-            names.into_iter().map(|name| { let id = self.names.remove(&name).unwrap(); (name, id) }).collect();
+        let ids: Vec<(String, u64)> = names
+            .into_iter()
+            .map(|name| {
+                let id = self.names.remove(&name).unwrap();
+                (name, id)
+            })
+            .collect();
         for (name, id) in ids {
             let renamed = format!("{new}{}", &name[old.len()..]);
             let node = self.nodes.get_mut(&id).unwrap();
@@ -483,8 +487,8 @@ fn a_script_has_steps_of_every_kind_and_expects_each_of_them() {
     let words: BTreeSet<&str> =
         rounds.iter().flat_map(|round| round.expected.iter().map(|expected| expected.op)).collect();
     let all = [
-        "append", "chmod", "chown", "create", "delete", "exchange", "link", "mkdir", "punch", "rename", "rmdir",
-        "setxattr", "symlink", "touch", "truncate", "unlink", "write",
+        "append", "chmod", "chown", "create", "delete", "exchange", "link", "mkdir", "punch", "rename",
+        "rmdir", "setxattr", "symlink", "touch", "truncate", "unlink", "write",
     ];
     assert_eq!(words, BTreeSet::from(all));
     for round in &rounds {

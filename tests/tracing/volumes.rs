@@ -108,7 +108,8 @@ fn operations_on_volumes_and_on_a_new_partition() {
     let script = [LVM, begin, &lines[..5].concat(), add, &lines[5]].concat();
     let command = usermode::command(&sandbox.cwd(), disks.len(), &script);
     let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl", "--run", &command];
-    let run = sandbox.run(["trace"].into_iter().chain(disks.iter().map(|d| d.to_str().unwrap())).chain(options));
+    let run =
+        sandbox.run(["trace"].into_iter().chain(disks.iter().map(|d| d.to_str().unwrap())).chain(options));
     assert_eq!(run.code(), 0, "{}\n{}", run.stderr, String::from_utf8_lossy(&run.read("console")));
     let operations = operations(&run.read("done.jsonl"));
     let mut wrong = String::new();
