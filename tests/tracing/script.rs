@@ -10,23 +10,23 @@ use virt_bmap_testutil::random::Random;
 
 /// What a filesystem has.
 #[derive(Clone, Copy, Debug)]
-pub struct Features {
+pub(crate) struct Features {
     /// Symbolic links, permissions, owners.
-    pub is_unix: bool,
+    pub(crate) is_unix: bool,
     /// Hard links.
-    pub has_links: bool,
+    pub(crate) has_links: bool,
     /// Extended attributes.
-    pub has_xattrs: bool,
+    pub(crate) has_xattrs: bool,
     /// `renameat2` with `RENAME_EXCHANGE`.
-    pub has_exchange: bool,
+    pub(crate) has_exchange: bool,
     /// `fallocate` with `FALLOC_FL_PUNCH_HOLE`.
-    pub has_punch: bool,
+    pub(crate) has_punch: bool,
     /// Empty files can be identified: they have an inode number.
-    pub has_inodes: bool,
+    pub(crate) has_inodes: bool,
 }
 
 /// All of them.
-pub const ALL: Features = Features {
+pub(crate) const ALL: Features = Features {
     is_unix: true,
     has_links: true,
     has_xattrs: true,
@@ -37,29 +37,29 @@ pub const ALL: Features = Features {
 
 /// An operation that must be reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// The word for it.
-    pub op: &'static str,
+    pub(crate) op: &'static str,
     /// `f`, `d` or `l`.
-    pub kind: char,
+    pub(crate) kind: char,
     /// Its path.
-    pub path: String,
+    pub(crate) path: String,
     /// The previous name of a rename; any other name of a link's file; the other name of an
     /// exchange.
-    pub from: BTreeSet<String>,
+    pub(crate) from: BTreeSet<String>,
     /// Bytes of the file that must be among the written ones: offset and length.
-    pub written: Option<(u64, u64)>,
+    pub(crate) written: Option<(u64, u64)>,
     /// The size afterwards.
-    pub size: Option<u64>,
+    pub(crate) size: Option<u64>,
 }
 
 /// The steps up to a sync.
 #[derive(Clone, Debug, Default)]
-pub struct Round {
+pub(crate) struct Round {
     /// For `operations.py`.
-    pub steps: Vec<Value>,
+    pub(crate) steps: Vec<Value>,
     /// What must be reported, in the order of the steps.
-    pub expected: Vec<Expected>,
+    pub(crate) expected: Vec<Expected>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,7 +77,7 @@ struct Node {
 }
 
 /// Makes scripts.
-pub struct Writer {
+pub(crate) struct Writer {
     random: Random,
     features: Features,
     nodes: BTreeMap<u64, Node>,
@@ -91,7 +91,7 @@ pub struct Writer {
 /// The size of a block, a multiple of every tested filesystem's.
 const BLOCK: u64 = 4096;
 /// Smaller files may lie within their inode or in a tail.
-pub const SMALL: u64 = 4096;
+pub(crate) const SMALL: u64 = 4096;
 
 const WORDS: [&str; 18] = [
     "create", "create", "create", "mkdir", "write", "write", "append", "truncate", "rename", "replace",
@@ -102,7 +102,7 @@ const MORE: [&str; 3] = ["setxattr", "exchange", "punch"];
 
 impl Writer {
     /// For a filesystem whose root directory is empty.
-    pub fn new(seed: u64, part: usize, features: Features) -> Self {
+    pub(crate) fn new(seed: u64, part: usize, features: Features) -> Self {
         Self {
             random: Random::of(seed, part),
             features,
@@ -115,7 +115,7 @@ impl Writer {
     }
 
     /// The next rounds: `steps` steps in rounds of `each`.
-    pub fn rounds(&mut self, steps: usize, each: usize) -> Vec<Round> {
+    pub(crate) fn rounds(&mut self, steps: usize, each: usize) -> Vec<Round> {
         (0..steps.div_ceil(each)).map(|_| self.round(each)).collect()
     }
 

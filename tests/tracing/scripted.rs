@@ -13,7 +13,7 @@ use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::usermode;
 
 /// What the filesystem has.
-pub fn features(name: &str) -> Features {
+pub(crate) fn features(name: &str) -> Features {
     match name {
         // The driver of ext2 has no such system calls.
         "ext2" => Features { has_exchange: false, has_punch: false, ..ALL },
@@ -52,13 +52,13 @@ fn perform(sandbox: Sandbox, work: &[(&Filesystem, Vec<Round>)], each: usize) ->
 }
 
 /// The operations in a file of JSON Lines.
-pub fn operations(lines: &[u8]) -> Vec<Value> {
+pub(crate) fn operations(lines: &[u8]) -> Vec<Value> {
     let lines = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
 }
 
 /// The operations on one device.
-pub fn on_device(operations: &[Value], device: &str) -> Vec<Value> {
+pub(crate) fn on_device(operations: &[Value], device: &str) -> Vec<Value> {
     operations.iter().filter(|operation| operation["device"] == device).cloned().collect()
 }
 
@@ -113,7 +113,7 @@ fn wrong_details(operation: &Value, expected: &Expected) -> Option<String> {
 
 /// Compares what was reported of one device with the script. Within a round the order does not
 /// matter. Returns what differs, for people.
-pub fn differences(operations: &[Value], rounds: &[Round]) -> String {
+pub(crate) fn differences(operations: &[Value], rounds: &[Round]) -> String {
     let mut found = String::new();
     let mut rest = operations;
     for (number, round) in rounds.iter().enumerate() {
