@@ -160,7 +160,8 @@ fn check(seed: u64, rounds: usize, names: &[&str]) {
         assert_eq!(of_round.len(), rounds + 1, "{}", run.stderr);
         for (number, pair) in snapshots.windows(2).enumerate() {
             let found = wrong(&pair[0], &pair[1], &of_round[number]);
-            if !found.is_empty() {
+            // One wrong round makes others wrong.
+            if !found.is_empty() && all.len() < 20000 {
                 writeln!(all, "{} round {number}:", filesystem.name).unwrap();
                 found.iter().for_each(|line| writeln!(all, "  {line}").unwrap());
                 let lines = of_round[number].iter().map(|operation| format!("    {operation}\n"));

@@ -40,7 +40,7 @@ pub(crate) const ALL: Features = Features {
 pub(crate) struct Expected {
     /// The word for it.
     pub(crate) op: &'static str,
-    /// `f`, `d` or `l`.
+    /// The letter of the type: `f`, `d` or `s`.
     pub(crate) kind: char,
     /// Its path.
     pub(crate) path: String,
@@ -238,11 +238,11 @@ impl Writer {
     }
 
     fn symlink(&mut self) {
-        let path = self.fresh('l');
+        let path = self.fresh('s');
         // A long target does not fit into the inode.
         let target = format!("../{}", "t".repeat(1 + self.random.below(120) as usize));
         self.round.steps.push(json!(["symlink", path, target]));
-        self.add('l', &path, 0, "symlink");
+        self.add('s', &path, 0, "symlink");
     }
 
     /// Marks a node as changed by a step. Returns whether its creation in this round includes the
@@ -357,7 +357,7 @@ impl Writer {
     }
 
     fn rename(&mut self) {
-        let Some(id) = self.movable("fdl") else { return };
+        let Some(id) = self.movable("fds") else { return };
         let (old, kind) = (self.name(id), self.nodes[&id].kind);
         let new = self.fresh(kind);
         if new.starts_with(&format!("{old}/")) {
