@@ -102,7 +102,7 @@ fn wrong_names(old: &Files, new: &Files, operations: &[Value]) -> Vec<String> {
     }
     for (path, file) in old.iter().filter(|(path, _)| !removed.contains(path.as_str())) {
         let ends = path.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([path.len()]);
-        let nearest = ends.filter_map(|end| renamed.get(&path[..end]).map(|to| (end, *to))).last();
+        let nearest = ends.filter_map(|end| renamed.get(&path[..end]).map(|to| (end, *to))).next_back();
         let now = nearest.map_or_else(|| path.clone(), |(end, to)| format!("{to}{}", &path[end..]));
         tree.insert(now, &file.id);
     }

@@ -6,7 +6,7 @@ use crate::script::{ALL, Round, Writer};
 use crate::scripted::{differences, needs_guest, on_device, operations};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, usermode};
@@ -44,16 +44,16 @@ const MAKE: &str = "
 
 fn disks() -> Vec<PathBuf> {
     let dir = cache::directory("volumes", &cache::key((DISKS, LVM, MAKE)), |dir| {
-        let images = images(dir.into());
+        let images = images(dir);
         for (image, size) in images.iter().zip(DISKS) {
             fs::File::create(image).unwrap().set_len(size << 20).unwrap();
         }
         usermode::run(&images, &format!("{LVM}{MAKE}"));
     });
-    images(dir)
+    images(&dir)
 }
 
-fn images(dir: PathBuf) -> Vec<PathBuf> {
+fn images(dir: &Path) -> Vec<PathBuf> {
     (0..DISKS.len()).map(|number| dir.join(format!("disk{number}"))).collect()
 }
 
