@@ -214,3 +214,52 @@ fn operations_where_sync_flushes_nothing_and_on_btrfs() {
     needs_guest!();
     check(&["ext2", "fat", "ntfs", "btrfs"], 16, 1);
 }
+
+/// The step with its paths in the directory `directory`.
+fn below(directory: &str, step: &Value) -> Value {
+    let words = step.as_array().unwrap().iter().map(|word| match word.as_str() {
+        Some(path) if path.starts_with('/') => Value::from(format!("{directory}{path}")),
+        _ => word.clone(),
+    });
+    words.collect()
+}
+
+#[test]
+fn operations_on_two_disks_keep_their_order() {
+    needs_guest!();
+    let filesystems: Vec<&Filesystem> =
+        FILESYSTEMS.iter().filter(|filesystem| ["ext4", "xfs"].contains(&filesystem.name)).collect();
+    let images = images(&filesystems);
+    let _sealed = sealed(&images);
+    let [first, second] = [11, 12].map(|seed| Writer::new(seed, 0, ALL).rounds(12, 1));
+    let turns = first.iter().zip(&second);
+    let steps: Vec<Value> =
+        turns.clone().flat_map(|(a, b)| [below("/a", &a.steps[0]), below("/b", &b.steps[0])]).collect();
+    let sandbox = Sandbox::new();
+    let list = json!({"sync": "sync", "every": 1, "operations": steps});
+    fs::write(sandbox.cwd().join("list.json"), list.to_string()).unwrap();
+    let script = "
+        set -e
+        mkdir /mnt/a /mnt/b
+        mount /dev/vda /mnt/a
+        mount /dev/vdb /mnt/b
+        /usr/bin/python3 operations.py /mnt list.json
+        umount /mnt/a /mnt/b
+    ";
+    let command = usermode::command(&sandbox.cwd(), 2, script);
+    let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl", "--run", &command];
+    let run =
+        sandbox.run(["trace"].into_iter().chain(images.iter().map(|i| i.to_str().unwrap())).chain(options));
+    assert_eq!(run.code(), 0, "{}\n{}", run.stderr, String::from_utf8_lossy(&run.read("console")));
+    let operations = operations(&run.read("done.jsonl"));
+    for (device, rounds) in [("/dev/sda", &first), ("/dev/sdb", &second)] {
+        let found = differences(&on_device(&operations, device), rounds);
+        assert!(found.is_empty(), "{device}:\n{found}\n{}", run.stderr);
+    }
+    let devices: Vec<&str> =
+        operations.iter().map(|operation| operation["device"].as_str().unwrap()).collect();
+    let expected: Vec<&str> = turns
+        .flat_map(|(a, b)| [vec!["/dev/sda"; a.expected.len()], vec!["/dev/sdb"; b.expected.len()]].concat())
+        .collect();
+    assert_eq!(devices, expected);
+}
