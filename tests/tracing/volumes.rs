@@ -88,7 +88,7 @@ fn operations_on_volumes_and_on_a_new_partition() {
     needs!("mdadm", "lvcreate", "sfdisk", "partx");
     let parts = [
         Part::new(0, "/dev/vda", ("btrfs", ",device=/dev/vda,device=/dev/vdb"), "/dev/sda"),
-        Part::new(1, "/dev/md0", ("ext4", ""), "/dev/md127"),
+        Part::new(1, "/dev/md0", ("ext4", ""), "/dev/md0"),
         Part::new(2, "/dev/vg/thin", ("ext4", ""), "/dev/vg/thin"),
         Part::new(3, "/dev/vg/plain", ("ext4", ""), "/dev/vg/plain"),
         Part::new(4, "/dev/vdf1", ("ext4", ""), "/dev/sdf1"),
