@@ -28,6 +28,7 @@ fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
                 format!("/usr/share/some-package-{}/files/part-{}/name-{file}", file / 1000, file / 37 % 27);
             let name = ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes());
             let attributes = Attributes {
+                owner: None,
                 inode: Some(file + 12),
                 size: Some(1 << 50),
                 links: Some(1),

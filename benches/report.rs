@@ -28,6 +28,7 @@ fn map(files: u64) -> Map {
             let path =
                 format!("/usr/share/some-package-{package}/files/part-{part}/{word:010x}-name-{file}.so");
             let attributes = Attributes {
+                owner: None,
                 inode: Some(file + 12),
                 size: Some(random.below(1 << 20)),
                 links: Some(1),

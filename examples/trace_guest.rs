@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
         overflow: Overflow::Drop,
         place: ListenAddress::Private,
         live: None,
-        freezable: false,
+        history: None,
     };
     let session = Session::start(images.into(), map.clone(), output, &options)?;
 

@@ -52,7 +52,8 @@ pub(crate) fn inflight_counters() -> Result<Vec<OwnedFd>, Fatal> {
     Ok(counters)
 }
 
-fn devices() -> Result<Vec<PathBuf>, Fatal> {
+/// The directories of all block devices in `/sys`.
+pub(crate) fn devices() -> Result<Vec<PathBuf>, Fatal> {
     let mut devices = Vec::new();
     for entry in fs::read_dir(BLOCK).map_err(|error| format!("{BLOCK}: {error}"))? {
         devices.push(entry?.path());

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! virt-bmap-agent disable-readahead             turn off what reads without a request
+//! virt-bmap-agent forget                        drop what the kernel remembers of the disks
 //! virt-bmap-agent log                           print the kernel's messages since the last time
 //! virt-bmap-agent devices CONTROL [DEVICE...]   print the device inventory
 //! virt-bmap-agent work CONTROL                  do the task on the control disk
@@ -25,6 +26,7 @@ mod dm_freeze;
 mod ext;
 mod f2fs;
 mod fiemap;
+mod forget;
 mod getfsmap;
 mod init;
 mod kernel_log;
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<(), Fatal> {
     match arguments {
         ["disable-readahead"] => disable_readahead::run(),
+        ["forget"] => forget::run(),
         ["log"] => kernel_log::run(),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["work", control] => match control::task(control)? {

@@ -46,6 +46,15 @@ impl Appliance {
         self.run("disable-readahead").map(drop)
     }
 
+    /// Drops whatever the kernel remembers of the content of the guest's disks. No filesystem may be
+    /// mounted.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn forget(&self) -> Result<(), AgentError> {
+        self.run("forget").map(drop)
+    }
+
     /// The kernel's messages since the previous call, or since the agent was started.
     ///
     /// # Errors

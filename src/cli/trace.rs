@@ -231,15 +231,6 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             }
         }
     };
-    // Operations need inode numbers, which text maps do not have.
-    let before = match &operations {
-        None => None,
-        Some(_) if map.knows_inodes() => Some(map.clone()),
-        Some(_) => match make_or_interrupted(&images, &args.mapping, &cancel, &interruption)? {
-            Ok(map) => Some(map),
-            Err(exit) => return Ok(exit),
-        },
-    };
     // The first lookup builds the index; it must not delay the guest's first request.
     map.at(1, virt_bmap_ranges::DiskOffset(0));
     let form = match args.format {
@@ -268,12 +259,11 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
             .as_ref()
             .map_or(ListenAddress::Private, |listen| ListenAddress::Tcp(listen.0.clone())),
         live: live.clone(),
-        freezable: operations.is_some(),
+        history: operations.as_ref().map(operations::Output::history),
     };
     let map = Arc::new(map);
     let session = Session::start(images, map.clone(), output, &options)?;
-    let watched =
-        operations.zip(before).map(|(begun, before)| begun.watch(&session, before, described, &args.mapping));
+    let watched = operations.map(|begun| begun.watch(&session, described, &args.mapping));
     let watched = watched.transpose()?;
     let served = Watch::begin(args, &session, live, &map).and_then(|watch| match &args.run {
         Some(script) => run_command(script, watch, &cancel, &interruption),

@@ -3,7 +3,7 @@
 use crate::probe::channel::Channel;
 use crate::recorder::Recorder;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use virt_bmap_agent_protocol::CONTROL_SIZE;
 use virt_bmap_image::{Overlay, ReadError, Source as _};
 use virt_bmap_nbd::{Command, Export, Extent, Request, Zeroing};
@@ -26,8 +26,11 @@ pub struct DiskExport {
     /// Records each read.
     pub recorder: Arc<Recorder>,
     /// The error, once the image as a whole is lost.
-    pub lost: Arc<OnceLock<io::Error>>,
+    pub lost: Lost,
 }
+
+/// The error of an image that was lost as a whole.
+pub(super) type Lost = Arc<Mutex<Option<io::Error>>>;
 
 impl DiskExport {
     /// Remembers the error if the image as a whole is lost, not only one place in it.
@@ -35,7 +38,8 @@ impl DiskExport {
         if let Err(error) = &result
             && let Some(ReadError::Gone { .. }) = error.get_ref().and_then(|inner| inner.downcast_ref())
         {
-            let _ = self.lost.set(io::Error::new(error.kind(), error.to_string()));
+            let error = io::Error::new(error.kind(), error.to_string());
+            self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
         result
     }

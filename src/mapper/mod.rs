@@ -8,6 +8,7 @@
 mod error;
 mod exports;
 mod images;
+mod kept;
 mod options;
 pub mod progress;
 mod session;
@@ -15,6 +16,7 @@ mod session;
 pub use error::MapError;
 pub use exports::DiskExport;
 pub use images::described;
+pub use kept::{EarlierMaps, KeptAppliance, Look};
 pub use options::MapperOptions;
 
 use crate::appliance::Launching;

@@ -1,16 +1,17 @@
 //! A guest session: one run of the appliance on a thread of its own, and the watchdog over it.
 
-use super::exports::{CONTROL_EXPORT, ControlExport, DiskExport, disk_export};
+use super::exports::{CONTROL_EXPORT, ControlExport, DiskExport, Lost, disk_export};
 use super::{Cancel, LeftOut, MapError, MapEvent, MapperOptions};
 use crate::appliance::{Appliance, KillSwitch, Launching};
 use crate::geometry::Geometry;
+use crate::probe::baseline::Baseline;
 use crate::probe::channel::Channel;
 use crate::probe::context::Context;
 use crate::probe::{Phase, Probe, guestfsd, survey};
 use crate::recorder::Recorder;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use virt_bmap_image::{Overlay, Source};
@@ -35,9 +36,30 @@ pub(super) fn attempt(
     cancel: &Cancel,
     observe: &mut dyn FnMut(MapEvent<'_>),
 ) -> Result<(Result<Attempt, MapError>, Phase), MapError> {
+    let (service, session) = serve(sources, options, left_out)?;
+    let result = session.watch(cancel, observe);
+    service.stop();
+    // Other errors are consequences of this one.
+    if !cancel.is_cancelled()
+        && let Some(error) = session.take_lost()
+    {
+        return Err(MapError::Lost(error));
+    }
+    Ok((result.map(|()| (session.channel.clone(), session.rewritten())), session.phase()))
+}
+
+/// Serves the disks, and prepares a session.
+///
+/// # Errors
+/// [`MapError`]
+pub(super) fn serve(
+    sources: &[Arc<dyn Source>],
+    options: &MapperOptions,
+    left_out: &LeftOut,
+) -> Result<(Service, Session), MapError> {
     let recorder = Arc::new(Recorder::new());
     let channel = Arc::new(Channel::new(recorder.clone()));
-    let lost = Arc::new(OnceLock::new());
+    let lost = Arc::new(Mutex::new(None));
     let geometry: Vec<Geometry> = sources.iter().map(|source| Geometry::of(&**source)).collect();
     let (exports, overlays) = exports(sources, &geometry, &recorder, &channel, &lost, options)?;
     let limits = Limits { connections: 2 * sources.len() + 8, ..Limits::default() };
@@ -45,29 +67,27 @@ pub(super) fn attempt(
     let Address::Unix(socket) = service.address().clone() else {
         unreachable!("a private place is a Unix socket")
     };
+    let phase: Arc<Mutex<Phase>> = Arc::default();
+    let note_phase = {
+        let phase = phase.clone();
+        move |now| *phase.lock().unwrap_or_else(PoisonError::into_inner) = now
+    };
     let session = Session {
         options: options.clone(),
         socket,
         recorder,
-        channel: channel.clone(),
+        channel,
         disks: sources.to_vec(),
         geometry: geometry.into(),
-        overlays: overlays.clone(),
+        overlays,
         left_out: left_out.clone(),
         kill: KillSwitch::default(),
-        phase: Arc::default(),
+        phase,
+        note_phase: Arc::new(note_phase),
         launches: Arc::default(),
+        lost,
     };
-    let result = session.watch(cancel, &lost, observe);
-    service.stop();
-    // Other errors are consequences of this one.
-    if !cancel.is_cancelled()
-        && let Some(error) = Arc::into_inner(lost).and_then(OnceLock::into_inner)
-    {
-        return Err(MapError::Lost(error));
-    }
-    let rewritten = || overlays.iter().map(|overlay| overlay.written()).collect();
-    Ok((result.map(|()| (channel, rewritten())), session.phase()))
+    Ok((service, session))
 }
 
 /// The exports of the guest's disks and of the control disk, and the overlays of the disks, in
@@ -77,17 +97,16 @@ fn exports(
     geometry: &[Geometry],
     recorder: &Arc<Recorder>,
     channel: &Arc<Channel>,
-    lost: &Arc<OnceLock<io::Error>>,
+    lost: &Lost,
     options: &MapperOptions,
 ) -> Result<(Exports, Vec<Arc<Overlay>>), MapError> {
-    let what = "a temporary file for what the guest's filesystems write";
     let mut exports =
         Exports::new().with(CONTROL_EXPORT, Arc::new(ControlExport { channel: channel.clone() }))?;
     let mut overlays = Vec::new();
     for (disk, (source, geometry)) in (1..).zip(sources.iter().zip(geometry)) {
         let overlay = Overlay::new(source.clone(), options.overlay_limit, &std::env::temp_dir())
-            .map_err(|source| MapError::SetUp { what, source })?;
-        geometry.mend(&overlay).map_err(|source| MapError::SetUp { what, source })?;
+            .map_err(cannot_keep_writes)?;
+        geometry.mend(&overlay).map_err(cannot_keep_writes)?;
         let overlay = Arc::new(overlay);
         overlays.push(overlay.clone());
         let export = DiskExport { disk, overlay, recorder: recorder.clone(), lost: lost.clone() };
@@ -96,41 +115,70 @@ fn exports(
     Ok((exports, overlays))
 }
 
+/// The error for the temporary files of the overlays.
+pub(super) fn cannot_keep_writes(source: io::Error) -> MapError {
+    MapError::SetUp { what: "a temporary file for what the guest's filesystems write", source }
+}
+
 /// The work of a session. It runs on a thread of its own, because libguestfs is synchronous.
 #[derive(Clone)]
-struct Session {
-    options: MapperOptions,
+pub(super) struct Session {
+    pub(super) options: MapperOptions,
     socket: PathBuf,
     recorder: Arc<Recorder>,
-    channel: Arc<Channel>,
+    pub(super) channel: Arc<Channel>,
     disks: Vec<Arc<dyn Source>>,
     geometry: Arc<[Geometry]>,
     overlays: Vec<Arc<Overlay>>,
     left_out: LeftOut,
     kill: KillSwitch,
     phase: Arc<Mutex<Phase>>,
+    /// Sets the phase.
+    note_phase: Arc<dyn Fn(Phase) + Send + Sync>,
     /// The launches that were not yet reported.
     launches: Arc<Mutex<Vec<Launching>>>,
+    lost: Lost,
 }
 
 impl Session {
     /// Runs the session and watches over it. It always ends: by itself, by the watchdog or by the
     /// user.
-    fn watch(
-        &self,
-        cancel: &Cancel,
-        lost: &OnceLock<io::Error>,
-        observe: &mut dyn FnMut(MapEvent<'_>),
-    ) -> Result<(), MapError> {
+    fn watch(&self, cancel: &Cancel, observe: &mut dyn FnMut(MapEvent<'_>)) -> Result<(), MapError> {
         let inside = self.clone();
-        let thread = thread::Builder::new()
-            .name("guestfs".into())
-            .spawn(move || inside.run())
-            .map_err(|source| MapError::SetUp { what: "the session's thread", source })?;
+        let thread = self.spawn(move || inside.run())?;
+        let wait = |time| {
+            let is_done = thread.is_finished();
+            if !is_done {
+                thread::sleep(time);
+            }
+            is_done
+        };
+        let hung = self.watch_until(&wait, cancel, observe);
+        let result = thread.join().unwrap_or(Err(MapError::Panicked));
+        self.explained(result, hung, cancel)
+    }
+
+    /// Starts the session's thread.
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<thread::JoinHandle<T>, MapError> {
+        let thread = thread::Builder::new().name("guestfs".into()).spawn(work);
+        thread.map_err(|source| MapError::SetUp { what: "the session's thread", source })
+    }
+
+    /// Waits until the session has done its work, and ends the appliance if that takes too long or is
+    /// not wanted any more. `wait` waits at most so long, and returns whether the work is done.
+    /// Returns the phase in which it hung.
+    pub(super) fn watch_until(
+        &self,
+        wait: &dyn Fn(Duration) -> bool,
+        cancel: &Cancel,
+        observe: &mut dyn FnMut(MapEvent<'_>),
+    ) -> Option<Phase> {
         let mut last_sign = (self.signs_of_life(), Instant::now());
         let mut hung = None;
-        while !thread.is_finished() {
-            thread::sleep(TICK);
+        while !wait(TICK) {
             let launches = std::mem::take(&mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner));
             for launching in launches {
                 observe(MapEvent::Launching(launching));
@@ -143,11 +191,20 @@ impl Session {
             } else if last_sign.1.elapsed() > self.options.timeout {
                 hung.get_or_insert(phase);
             }
-            if cancel.is_cancelled() || hung.is_some() || lost.get().is_some() {
+            if cancel.is_cancelled() || hung.is_some() || self.is_lost() {
                 self.kill.throw();
             }
         }
-        let result = thread.join().unwrap_or(Err(MapError::Panicked));
+        hung
+    }
+
+    /// The result of work, with the reason for its failure.
+    pub(super) fn explained<T>(
+        &self,
+        result: Result<T, MapError>,
+        hung: Option<Phase>,
+        cancel: &Cancel,
+    ) -> Result<T, MapError> {
         // The reason for the appliance's death is known here, not there.
         if cancel.is_cancelled() {
             return Err(MapError::Cancelled);
@@ -171,29 +228,71 @@ impl Session {
         (reads, self.channel.snapshot().frames, phase)
     }
 
-    fn phase(&self) -> Phase {
+    /// The ranges of each overlay that were written.
+    pub(super) fn rewritten(&self) -> Vec<RangeSet<DiskOffset>> {
+        self.overlays.iter().map(|overlay| overlay.written()).collect()
+    }
+
+    /// Forgets what the appliance has written to the disks, which have been exchanged for another
+    /// state of them.
+    ///
+    /// # Errors
+    /// [`MapError::SetUp`]
+    pub(super) fn reset_overlays(&self) -> Result<(), MapError> {
+        for (overlay, geometry) in self.overlays.iter().zip(&*self.geometry) {
+            overlay.reset().and_then(|()| geometry.mend(overlay)).map_err(cannot_keep_writes)?;
+        }
+        Ok(())
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The error, if an image as a whole was lost.
+    pub(super) fn take_lost(&self) -> Option<io::Error> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Ends the appliance.
+    pub(super) fn kill(&self) {
+        self.kill.throw();
+    }
+
+    pub(super) fn phase(&self) -> Phase {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_phase(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    fn run(&self) -> Result<(), MapError> {
+        let appliance = self.launch()?;
+        let baseline = |_: &str| self.options.baseline.clone();
+        let context = self.context(&appliance, &baseline);
+        match self.options.probe {
+            Probe::Agent | Probe::Extents { .. } => drop(survey::survey(&context)?),
+            Probe::Guestfsd => guestfsd::survey(&context, &self.recorder)?,
+        }
+        (self.note_phase)(Phase::Closing);
+        Ok(())
     }
 
-    fn run(&self) -> Result<(), MapError> {
+    /// Launches the appliance.
+    pub(super) fn launch(&self) -> Result<Appliance, MapError> {
         let disks: Vec<String> = (1..=self.disks.len() as DiskNumber).map(disk_export).collect();
         let announce = |launching| {
             self.launches.lock().unwrap_or_else(PoisonError::into_inner).push(launching);
         };
-        let appliance = Appliance::launch(
-            &self.options.launch,
-            &self.kill,
-            &self.socket,
-            &disks,
-            CONTROL_EXPORT,
-            announce,
-        )?;
-        let context = Context {
-            appliance: &appliance,
+        let (options, socket) = (&self.options.launch, &self.socket);
+        Ok(Appliance::launch(options, &self.kill, socket, &disks, CONTROL_EXPORT, announce)?)
+    }
+
+    /// What a probe works with in this appliance.
+    pub(super) fn context<'a>(
+        &'a self,
+        appliance: &'a Appliance,
+        baseline: &'a dyn Fn(&str) -> Option<Arc<Baseline>>,
+    ) -> Context<'a> {
+        Context {
+            appliance,
             channel: &self.channel,
             disks: &self.disks,
             geometry: &self.geometry,
@@ -202,17 +301,11 @@ impl Session {
             metadata: self.options.metadata,
             legs: self.options.legs,
             sample: self.options.probe.sample(),
-            baseline: self.options.baseline.as_ref(),
+            baseline,
             overlays: &self.overlays,
             left_out: &self.left_out,
-            phase: &|phase| self.set_phase(phase),
-        };
-        match self.options.probe {
-            Probe::Agent | Probe::Extents { .. } => survey::survey(&context)?,
-            Probe::Guestfsd => guestfsd::survey(&context, &self.recorder)?,
+            phase: &*self.note_phase,
         }
-        self.set_phase(Phase::Closing);
-        Ok(())
     }
 }
 

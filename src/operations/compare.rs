@@ -1,31 +1,38 @@
 //! Derives operations from two maps of one guest and the ranges written between them.
 
-use super::{Action, Operation};
+use super::{Action, Operation, WrittenPart};
 use hashbrown::{HashMap, HashSet};
 use std::cmp::Ordering;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::hardlinks::disk_ranges;
 use virt_bmap_map::{Attributes, Kind, Map, Marks, Object, ObjectName, PieceFlags};
-use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, FileOffset, RangeSet};
 
 /// The ranges written between two maps, for each disk in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// By the guest.
+    /// By the guest, since these bytes were last part of an operation.
     pub seen: Vec<RangeSet<DiskOffset>>,
+    /// Those of them that were written before the first map was made already.
+    pub held: Vec<RangeSet<DiskOffset>>,
     /// By the replay of its journals: these ranges hold data that the guest wrote only to a
     /// journal.
     pub replayed: Vec<RangeSet<DiskOffset>>,
 }
 
-/// Derives operations from the differences between two maps. Operations on removed objects come
-/// first, the deepest first, then all others by name.
+/// Derives operations on one filesystem from the differences between two maps of it. Operations on
+/// removed objects come first, the deepest first, then all others by name.
 ///
 /// Files are identified by their inode numbers; on filesystems without lasting inode numbers (vfat,
-/// exfat) by their first block. Filesystems that only the old map has could not be examined, so
-/// they give no operations.
-pub fn compare<'a>(old: &'a Map, new: &'a Map, written: &Written) -> Vec<Operation<'a>> {
-    let devices = Devices::of(old, new);
+/// exfat) by their first block. If the new map does not have the filesystem on `device`, it could not
+/// be examined, so there are no operations.
+///
+/// Filesystems write the data of a file before its inode, with a flush between. So data that was
+/// written to a file whose inode is the same is no operation yet. If the next comparison, to which it
+/// is [held](Written::held), does not find a change of the inode either, the write is an operation
+/// that [came earlier](Operation::is_earlier).
+pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written) -> Vec<Operation<'a>> {
+    let devices = Devices::of(old, new, device);
     let (mut kept, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
     merge(old, new, &devices, |old, new| match (old, new) {
         (Some(old), Some(new)) if devices.is_same(old, new) => kept.push((old, new)),
@@ -36,38 +43,42 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, written: &Written) -> Vec<Operati
     });
     let mut names = Names::of(&devices, &gone, &come, &kept);
     let mut found = names.operations();
+    // Files with another name, or one more or less.
+    let named: HashSet<_> = gone.iter().chain(&come).map(|object| devices.key(*object)).collect();
     // A file with several names is compared once.
     let mut seen = HashSet::new();
     let pairs = kept.iter().copied().chain(names.pairs.iter().copied());
     for (old, new) in pairs {
         let is_linked = new.attributes().links > Some(1);
         if !is_linked || seen.insert(devices.key(new)) {
-            Change { old, new, written, devices: &devices }.put(&mut found);
+            let is_renamed = named.contains(&devices.key(new));
+            Change { old, new, is_renamed, written, devices: &devices }.put(&mut found);
         }
     }
     for operation in &mut found {
         if operation.action == Action::Create
             && let Some(object) = new.find(operation.name)
         {
-            operation.written = touched(object, &written.seen).map(|(bytes, _)| bytes).sum();
+            operation.written = joined(touched(object, &written.seen));
         }
     }
     found.sort_by(|a, b| {
         let is_gone = |operation: &Operation<'_>| operation.after.is_none();
         let by_name = (a.name.device, a.name.path).cmp(&(b.name.device, b.name.path));
-        is_gone(b)
-            .cmp(&is_gone(a))
+        b.is_earlier
+            .cmp(&a.is_earlier)
+            .then(is_gone(b).cmp(&is_gone(a)))
             .then(if is_gone(a) { by_name.reverse() } else { by_name })
             .then(a.action.cmp(&b.action))
     });
     found
 }
 
-/// Facts about the filesystems.
+/// Facts about the filesystem.
 struct Devices<'a> {
-    /// The filesystems of the new map, and their block sizes in bytes.
+    /// The filesystem, if the new map has it, and its block size in bytes.
     blocks: HashMap<&'a [u8], u64>,
-    /// Those whose inode numbers change with each mount.
+    /// It is here if its inode numbers change with each mount.
     volatile: HashSet<&'a [u8]>,
     /// Whether both maps list symbolic links.
     has_symlinks: bool,
@@ -81,8 +92,8 @@ enum Key<'a> {
 }
 
 impl<'a> Devices<'a> {
-    fn of(old: &'a Map, new: &'a Map) -> Self {
-        let filesystems = new.header().filesystems.iter();
+    fn of(old: &'a Map, new: &'a Map, device: &[u8]) -> Self {
+        let filesystems = new.header().filesystems.iter().filter(|fs| fs.device == device);
         let volatile =
             filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind).facts().has_volatile_inodes);
         Self {
@@ -217,6 +228,7 @@ impl<'a> Names<'a> {
                 let action = match (new.kind(), from) {
                     (Kind::Directory, _) => Action::Mkdir,
                     (_, Some(_)) => Action::Link,
+                    (Kind::Symlink, None) => Action::Symlink,
                     (_, None) => Action::Create,
                 };
                 found.push(Operation { from: from.map(Object::name), ..operation(action, None, Some(*new)) });
@@ -229,15 +241,27 @@ impl<'a> Names<'a> {
             (old.kind == Kind::Directory).then_some(((old.device, old.path), new.path))
         };
         let directories: HashMap<_, _> = renamed.iter().filter_map(of_directory).collect();
+        // The new name of what had this name.
+        let now_named: HashMap<_, _> = renamed
+            .iter()
+            .map(|(old, new)| ((old.name().device, old.name().path), new.name().path))
+            .collect();
         for (old, new) in &renamed {
             let is_implied = old.name().in_directory().is_some_and(|(directory, name)| {
                 let now = directories.get(&(old.name().device, directory));
                 now.is_some_and(|now| new.name().in_directory() == Some((*now, name)))
             });
-            if !is_implied {
-                let from = Some(old.name());
-                found.push(Operation { from, ..operation(Action::Rename, Some(*old), Some(*new)) });
+            if is_implied {
+                continue;
             }
+            let (from, to) = (old.name(), new.name());
+            let action = match now_named.get(&(to.device, to.path)) {
+                // Of the two, one is enough.
+                Some(now) if *now == from.path && from.path < to.path => Action::Exchange,
+                Some(now) if *now == from.path => continue,
+                _ => Action::Rename,
+            };
+            found.push(Operation { from: Some(from), ..operation(action, Some(*old), Some(*new)) });
         }
         self.pairs = renamed;
         found
@@ -262,7 +286,23 @@ fn share_bytes(a: Object<'_>, b: Object<'_>) -> bool {
 fn operation<'a>(action: Action, old: Option<Object<'a>>, new: Option<Object<'a>>) -> Operation<'a> {
     let attributes = |object: Option<Object<'a>>| object.map(Object::attributes);
     let name = new.or(old).map_or(ObjectName::device(Kind::File, b""), Object::name);
-    Operation { action, name, from: None, before: attributes(old), after: attributes(new), written: 0 }
+    let (before, after) = (attributes(old), attributes(new));
+    Operation { action, name, from: None, before, after, written: Vec::new(), is_earlier: false }
+}
+
+/// Parts of files, of which those that follow one another are one.
+fn joined(parts: impl Iterator<Item = (u64, Option<u64>)>) -> Vec<WrittenPart> {
+    let mut joined: Vec<WrittenPart> = Vec::new();
+    for (length, offset) in parts {
+        let offset = offset.map(FileOffset);
+        match joined.last_mut() {
+            Some(last) if last.offset.map(|at| FileOffset(at.0 + last.length)) == offset => {
+                last.length += length;
+            }
+            _ => joined.push(WrittenPart { offset, length }),
+        }
+    }
+    joined
 }
 
 /// The written bytes of an object, with their offset in it if that is known. Only one copy of a
@@ -288,68 +328,123 @@ fn touched<'a>(
 struct Change<'c, 'a> {
     old: Object<'a>,
     new: Object<'a>,
+    is_renamed: bool,
     written: &'c Written,
     devices: &'c Devices<'a>,
 }
 
 impl<'a> Change<'_, 'a> {
     fn put(&self, found: &mut Vec<Operation<'a>>) {
+        let before = found.len();
+        if self.new.kind() == Kind::File {
+            self.put_data(found);
+        }
+        self.put_attributes(found, found.len() > before);
+    }
+
+    fn operation(&self, action: Action, written: Vec<WrittenPart>) -> Operation<'a> {
+        Operation { written, ..operation(action, Some(self.old), Some(self.new)) }
+    }
+
+    /// What happened to the data of a file.
+    fn put_data(&self, found: &mut Vec<Operation<'a>>) {
         let (before, after) = (self.old.attributes(), self.new.attributes());
-        let mut put = |action, written| {
-            found.push(Operation { written, ..operation(action, Some(self.old), Some(self.new)) });
-        };
-        if let (Some(old), Some(new)) = (before.mode, after.mode)
-            && old != new
-        {
-            put(Action::Chmod, 0);
-        }
-        if self.new.kind() != Kind::File {
-            return;
-        }
         let (old_size, new_size) = (before.size.unwrap_or(0), after.size.unwrap_or(0));
         let is_modified = before.modified != after.modified;
         let (inside, behind) = self.written_before_and_behind(old_size, new_size, &self.written.seen);
         let (in_journal, behind_in_journal) =
             self.written_before_and_behind(old_size, new_size, &self.written.replayed);
         match new_size.cmp(&old_size) {
-            Ordering::Less => put(Action::Truncate, 0),
+            Ordering::Less => found.push(self.operation(Action::Truncate, Vec::new())),
             Ordering::Greater => {
-                let has_data = behind > 0 || behind_in_journal > 0 || is_without_blocks(&after);
-                put(if has_data { Action::Append } else { Action::Truncate }, behind);
+                let has_data =
+                    !behind.is_empty() || !behind_in_journal.is_empty() || is_without_blocks(&after);
+                let action = if has_data { Action::Append } else { Action::Truncate };
+                found.push(self.operation(action, behind));
             }
             Ordering::Equal => {}
         }
-        if inside > 0 && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
-            put(Action::Move, inside);
-        } else if inside > 0 || is_modified && in_journal > 0 {
-            put(Action::Write, inside);
+        let is_punched = is_modified && new_size == old_size && self.has_new_hole(new_size);
+        if is_punched {
+            // The kernel zeroes what is left of the blocks at both ends of a hole.
+            found.push(self.operation(Action::Punch, inside));
+        } else if !inside.is_empty() && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
+            found.push(self.operation(Action::Move, inside));
+        } else if !inside.is_empty() && !is_modified && new_size == old_size {
+            let held = joined(touched(self.new, &self.written.held));
+            if !held.is_empty() {
+                found.push(Operation { is_earlier: true, ..self.operation(Action::Write, held) });
+            }
+        } else if !inside.is_empty() || is_modified && !in_journal.is_empty() {
+            found.push(self.operation(Action::Write, inside));
         } else if is_modified && new_size == old_size {
             // Data in the inode is written with the inode.
             let is_inline = new_size > 0 && is_without_blocks(&after);
-            put(if is_inline { Action::Write } else { Action::Touch }, 0);
+            found.push(self.operation(if is_inline { Action::Write } else { Action::Touch }, Vec::new()));
         }
     }
 
-    /// The numbers of bytes written before and after the old end of the file. The block with the
-    /// old end is written as a whole when data is appended, and counts as appended. When a file is
-    /// truncated, the block with the new end does not count, because the bytes after the end are
-    /// zeroed.
+    /// What happened to the inode besides. `is_told`: whether its new times are told of already.
+    fn put_attributes(&self, found: &mut Vec<Operation<'a>>, is_told: bool) {
+        let (before, after) = (self.old.attributes(), self.new.attributes());
+        let differ = |pair: Option<bool>| pair == Some(true);
+        let mode = differ(before.mode.zip(after.mode).map(|(old, new)| old != new));
+        let owner = differ(before.owner.zip(after.owner).map(|(old, new)| old != new));
+        let changed = differ(before.changed.zip(after.changed).map(|(old, new)| old != new));
+        if owner {
+            found.push(self.operation(Action::Chown, Vec::new()));
+        }
+        // A change of the owner takes the bits of setuid and setgid.
+        let kept = if owner { 0o1777 } else { 0o7777 };
+        let bits = |mode: Option<u16>| mode.map(|mode| mode & kept);
+        if mode && bits(before.mode) != bits(after.mode) {
+            found.push(self.operation(Action::Chmod, Vec::new()));
+        }
+        let is_same = before.modified == after.modified && before.links == after.links;
+        let is_explained = is_told || mode || owner || self.is_renamed;
+        let has_times = !self.devices.volatile.contains(self.new.name().device);
+        // Inode numbers that are known are of the same file.
+        if changed && is_same && !is_explained && has_times {
+            found.push(self.operation(Action::Setxattr, Vec::new()));
+        }
+    }
+
+    /// Whether fewer bytes of a file of this size have blocks than before.
+    fn has_new_hole(&self, size: u64) -> bool {
+        let with_blocks = |object: Object<'_>| -> Option<u64> {
+            let pieces = object
+                .pieces()
+                .filter(|piece| piece.role.copy == 0 && !piece.role.flags.intersects(PieceFlags::PARITY));
+            let inside = |offset: FileOffset, length: u64| length.min(size.saturating_sub(offset.0));
+            pieces.map(|piece| Some(inside(piece.file_offset?, piece.range.len()))).sum()
+        };
+        let is_plain = !self.new.attributes().marks.intersects(Marks::INLINE | Marks::ENCODED);
+        let (old, new) = (with_blocks(self.old), with_blocks(self.new));
+        is_plain && old.zip(new).is_some_and(|(old, new)| new < old)
+    }
+
+    /// What was written before and after the old end of the file. The block with the old end is
+    /// written as a whole when data is appended, and counts as appended. When a file is truncated,
+    /// the block with the new end does not count, because the bytes after the end are zeroed.
     fn written_before_and_behind(
         &self,
         old_size: u64,
         new_size: u64,
         written: &[RangeSet<DiskOffset>],
-    ) -> (u64, u64) {
+    ) -> (Vec<WrittenPart>, Vec<WrittenPart>) {
         let block = self.devices.blocks.get(self.new.name().device).copied().unwrap_or(1);
         let end = if new_size == old_size { u64::MAX } else { new_size.min(old_size) / block * block };
-        touched(self.new, written).fold((0, 0), |(before, behind), (bytes, place)| match place {
-            Some(place) if place >= end => (before, behind + bytes),
-            Some(place) => {
-                let inside = bytes.min(end - place);
-                (before + inside, behind + bytes - inside)
+        let (mut before, mut behind) = (Vec::new(), Vec::new());
+        for (bytes, place) in touched(self.new, written) {
+            let inside = place.map_or(bytes, |place| end.saturating_sub(place).min(bytes));
+            if inside > 0 {
+                before.push((inside, place));
             }
-            None => (before + bytes, behind),
-        })
+            if inside < bytes {
+                behind.push((bytes - inside, place.map(|place| place + inside)));
+            }
+        }
+        (joined(before.into_iter()), joined(behind.into_iter()))
     }
 }
 

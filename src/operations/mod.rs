@@ -2,19 +2,20 @@
 //!
 //! A write is only bytes at an offset. Its *meaning* depends on the filesystem and on later writes:
 //! data is written before the inode that points to it, and everything may go to a journal first. So
-//! single writes are not interpreted. Instead, the disks are [frozen](virt_bmap_image::freeze) from
-//! time to time, and an appliance maps them while the guest runs on. The differences between two
-//! maps (inode, name, size, time) and the ranges written between them give the operations. This
-//! works for every filesystem that can be mapped. A journal is replayed in the private layer of
-//! that appliance, never on the guest's disk.
+//! single writes are not interpreted. Instead, all writes are [kept](virt_bmap_history) in their
+//! order, and each state of the disks that counts can be served again: what a crash would leave after
+//! each flush. An appliance maps one state after the other, while the guest runs on. The differences
+//! between two maps (inode, name, size, times, owner) and the ranges written between them give the
+//! operations. This works for every filesystem that can be mapped. A journal is replayed in the
+//! private layer of that appliance, never on the guest's disk.
 //!
 //! ```text
-//! guest ─► disk ─► Freezable ──── freeze ───► Frozen ─► mapper ─► map ─┐
-//!                      └─ written ranges ──────────────────────────────┼─► compare ─► output
-//!                                                       previous map ──┘
+//! guest ─► disk ─► history ─► states ─► mapper ─► map of each state ─┐
+//!                               │             map of the one before ─┼─► compare ─► output
+//!                               └─ written ranges ───────────────────┘
 //! ```
 //!
-//! * [`Watcher`] decides when to look, and starts the mapping;
+//! * [`Watcher`] takes state after state, and has it mapped;
 //! * [`compare`](fn@compare) derives operations from two maps and the written ranges;
 //! * [`OperationsFormat`] is the output format.
 
@@ -24,9 +25,10 @@ mod watcher;
 
 pub use compare::{Written, compare};
 pub use output::{OperationsFormat, Span};
-pub use watcher::{Ended, MapDisks, MapDisksError, MappedDisks, Watcher, WatcherOptions};
+pub use watcher::{Ended, Look, LookError, MapState, Maps, StateToMap, Watcher, WatcherOptions};
 
 use virt_bmap_map::{Attributes, ObjectName};
+use virt_bmap_ranges::FileOffset;
 
 /// An operation on a file, directory or symbolic link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +59,16 @@ pub enum Action {
     Touch,
     /// The permissions changed.
     Chmod,
+    /// A symbolic link was created.
+    Symlink,
+    /// Two files have each other's names.
+    Exchange,
+    /// A part of a file became a hole.
+    Punch,
+    /// It belongs to another user or group.
+    Chown,
+    /// The inode changed, and nothing else is known to: extended attributes are set in this way.
+    Setxattr,
 }
 
 impl Action {
@@ -76,23 +88,47 @@ impl Action {
             Self::Move => "move",
             Self::Touch => "touch",
             Self::Chmod => "chmod",
+            Self::Symlink => "symlink",
+            Self::Exchange => "exchange",
+            Self::Punch => "punch",
+            Self::Chown => "chown",
+            Self::Setxattr => "setxattr",
         }
     }
 }
 
-/// One operation.
+/// A part of a file that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrittenPart {
+    /// Where in the file it begins, if that is known.
+    pub offset: Option<FileOffset>,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation<'a> {
     /// Its kind.
     pub action: Action,
     /// The name of the object afterwards; its former name if it was removed.
     pub name: ObjectName<'a>,
-    /// For a rename the former name; for a link another name of the file.
+    /// For a rename the former name; for a link another name of the file; for an exchange the name of
+    /// the other one.
     pub from: Option<ObjectName<'a>>,
     /// Its attributes before, if it existed.
     pub before: Option<Attributes>,
     /// Its attributes afterwards, if it exists.
     pub after: Option<Attributes>,
-    /// Number of bytes of its blocks that the operation wrote; 0 if unknown.
-    pub written: u64,
+    /// What it wrote to its blocks, ascending by their place on the disks.
+    pub written: Vec<WrittenPart>,
+    /// Whether it happened before the earlier of the two states that were compared.
+    pub is_earlier: bool,
+}
+
+impl Operation<'_> {
+    /// How many bytes it wrote to its blocks.
+    pub fn written_bytes(&self) -> u64 {
+        self.written.iter().map(|part| part.length).sum()
+    }
 }

@@ -5,17 +5,21 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 use virt_bmap_map::escape::escape;
-use virt_bmap_map::tabular::{Cell, Value, device, json_object, letter, path};
+use virt_bmap_map::tabular::{Cell, Value, csv_row, device, json_fields, letter, path};
 use virt_bmap_map::text::push_name;
 use virt_bmap_map::{Attributes, ObjectName};
 
-/// The time span in which operations happened, counted from the start of the trace.
+/// When operations happened, counted from the start of the trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// The time of the previous map.
+    /// The time of the first write.
     pub from: Duration,
-    /// The time of the present map.
+    /// The time of the flush, or of the last write.
     pub to: Duration,
+    /// Whether the guest has flushed its writes.
+    pub is_flushed: bool,
+    /// How many states of the disks were looked at as one.
+    pub states: u64,
 }
 
 /// Output format of operations.
@@ -27,12 +31,51 @@ pub enum OperationsFormat {
     Text,
     /// One JSON object per line for each.
     Jsonl,
+    /// One row for each.
+    Csv,
 }
+
+/// The columns of [`OperationsFormat::Csv`].
+const COLUMNS: [&str; 15] = [
+    "from_ns",
+    "to_ns",
+    "flushed",
+    "states",
+    "op",
+    "type",
+    "device",
+    "path",
+    "from_path",
+    "inode",
+    "old_size",
+    "size",
+    "mode",
+    "modified",
+    "changed",
+];
+
+/// The last column: JSON has each part instead.
+const WRITTEN: &str = "written_bytes";
 
 impl OperationsFormat {
     /// The format that the suffix of a file selects.
     pub fn of(path: &Path) -> Self {
-        if path.extension().is_some_and(|extension| extension == "jsonl") { Self::Jsonl } else { Self::Text }
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("jsonl") => Self::Jsonl,
+            Some("csv") => Self::Csv,
+            _ => Self::Text,
+        }
+    }
+
+    /// Writes what comes before all operations.
+    ///
+    /// # Errors
+    /// The output's.
+    pub fn begin(self, out: &mut dyn Write) -> io::Result<()> {
+        if self == Self::Csv {
+            writeln!(out, "{},{WRITTEN}", COLUMNS.join(","))?;
+        }
+        out.flush()
     }
 
     /// Writes the operations of a span.
@@ -45,7 +88,14 @@ impl OperationsFormat {
         }
         match self {
             Self::Text => {
-                writeln!(out, "# {} to {}", Seconds(span.from), Seconds(span.to))?;
+                write!(out, "# {} to {}", Seconds(span.from), Seconds(span.to))?;
+                if !span.is_flushed {
+                    write!(out, ", not flushed")?;
+                }
+                if span.states > 1 {
+                    write!(out, ", {} states together", span.states)?;
+                }
+                writeln!(out)?;
                 let mut line = Vec::new();
                 for operation in operations {
                     line.clear();
@@ -58,6 +108,16 @@ impl OperationsFormat {
                 for operation in operations {
                     json(out, span, operation)?;
                 }
+            }
+            Self::Csv => {
+                let mut csv = csv::Writer::from_writer(&mut *out);
+                for operation in operations {
+                    let written = operation.written_bytes().into();
+                    let mut cells = cells(span, operation);
+                    cells.push((WRITTEN, written));
+                    csv_row(&mut csv, &cells)?;
+                }
+                csv.flush()?;
             }
         }
         out.flush()
@@ -98,42 +158,59 @@ fn push_path(line: &mut Vec<u8>, path: &[u8]) {
     line.extend_from_slice(rest);
 }
 
-fn json(out: &mut dyn Write, span: Span, operation: &Operation<'_>) -> io::Result<()> {
+/// The values of the columns, in their order.
+fn cells<'a>(span: Span, operation: &'a Operation<'a>) -> Vec<Cell<'a>> {
     let nanoseconds = |time: Duration| Value::Number(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     let name = Some(operation.name);
     let known = operation.after.or(operation.before).unwrap_or_default();
     let size = |attributes: Option<Attributes>| Value::from(attributes.and_then(|known| known.size));
     let time = |time: Option<i64>| Value::from(time.and_then(|time| u64::try_from(time).ok()));
-    let mut cells: Vec<Cell<'_>> = vec![
-        ("op", Value::Word(operation.action.word())),
-        ("type", letter(name)),
-        ("device", device(name)),
-        ("path", path(name)),
+    let values = [
+        nanoseconds(span.from),
+        nanoseconds(span.to),
+        u64::from(span.is_flushed).into(),
+        span.states.into(),
+        Value::Word(operation.action.word()),
+        letter(name),
+        device(name),
+        path(name),
+        path(operation.from),
+        known.inode.into(),
+        size(operation.before),
+        size(operation.after),
+        known.mode.map(u64::from).into(),
+        time(known.modified),
+        time(known.changed),
     ];
-    cells.extend(operation.from.map(|from| ("from_path", path(Some(from)))));
-    cells.extend([
-        ("inode", known.inode.into()),
-        ("old_size", size(operation.before)),
-        ("size", size(operation.after)),
-        ("mode", known.mode.map(u64::from).into()),
-        ("modified", time(known.modified)),
-        ("changed", time(known.changed)),
-        ("written", operation.written.into()),
-        ("from_ns", nanoseconds(span.from)),
-        ("to_ns", nanoseconds(span.to)),
-    ]);
-    json_object(out, &cells)?;
-    out.write_all(b"\n")
+    COLUMNS.into_iter().zip(values).collect()
+}
+
+fn json(out: &mut dyn Write, span: Span, operation: &Operation<'_>) -> io::Result<()> {
+    let mut cells = cells(span, operation);
+    cells.retain(|(column, _)| *column != "flushed" && (*column != "from_path" || operation.from.is_some()));
+    out.write_all(b"{")?;
+    json_fields(out, &cells)?;
+    write!(out, ", \"flushed\": {}, \"written\": [", span.is_flushed)?;
+    for (number, part) in operation.written.iter().enumerate() {
+        let comma = if number > 0 { ", " } else { "" };
+        match part.offset {
+            Some(offset) => write!(out, "{comma}[{}, {}]", offset.0, part.length)?,
+            None => write!(out, "{comma}[null, {}]", part.length)?,
+        }
+    }
+    out.write_all(b"]}\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operations::Action;
+    use crate::operations::{Action, WrittenPart};
     use virt_bmap_map::Kind;
+    use virt_bmap_ranges::FileOffset;
 
     fn written(format: OperationsFormat, operations: &[Operation<'_>]) -> String {
-        let span = Span { from: Duration::ZERO, to: Duration::from_millis(2500) };
+        let (from, to) = (Duration::ZERO, Duration::from_millis(2500));
+        let span = Span { from, to, is_flushed: true, states: 1 };
         let mut out = Vec::new();
         format.write(&mut out, span, operations).unwrap();
         String::from_utf8(out).unwrap()
@@ -150,34 +227,48 @@ mod tests {
             from: None,
             before: None,
             after: Some(known),
-            written: 4096,
+            written: vec![
+                WrittenPart { offset: Some(FileOffset(8192)), length: 4096 },
+                WrittenPart { offset: None, length: 512 },
+            ],
+            is_earlier: false,
         };
         let rename = Operation {
             action: Action::Rename,
             from: Some(name(b"/a -> b")),
             before: Some(known),
-            written: 0,
-            ..create
+            written: Vec::new(),
+            ..create.clone()
         };
+        let both = [create, rename];
         assert_eq!(
-            written(OperationsFormat::Text, &[create, rename]),
+            written(OperationsFormat::Text, &both),
             "# 0.000 s to 2.500 s\ncreate f /dev/sda1 /a\\012é\nrename f /dev/sda1 /a\\040-> b -> /a\\012é\n"
         );
-        let lines = written(OperationsFormat::Jsonl, &[create, rename]);
+        let lines = written(OperationsFormat::Jsonl, &both);
         let lines: Vec<serde_json::Value> =
             lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines[0]["path"], "/a\né");
         assert_eq!((&lines[0]["op"], &lines[0]["old_size"]), (&"create".into(), &serde_json::Value::Null));
         assert_eq!((&lines[1]["from_path"], &lines[1]["old_size"]), (&"/a -> b".into(), &5.into()));
         assert_eq!((&lines[1]["from_ns"], &lines[1]["to_ns"]), (&0.into(), &2_500_000_000u64.into()));
+        assert_eq!(lines[0]["written"], serde_json::json!([[8192, 4096], [null, 512]]));
+        assert_eq!((&lines[0]["flushed"], &lines[0]["states"]), (&true.into(), &1.into()));
+        let rows = written(OperationsFormat::Csv, &both);
+        let first = "0,2500000000,1,1,create,f,/dev/sda1,/a\\012\u{e9},,12,,5,33188,,,4608";
+        assert_eq!(rows.lines().next(), Some(first));
         assert_eq!(written(OperationsFormat::Text, &[]), "");
+        let span = Span { from: Duration::ZERO, to: Duration::ZERO, is_flushed: false, states: 3 };
+        let mut out = Vec::new();
+        OperationsFormat::Text.write(&mut out, span, &both[1..]).unwrap();
+        assert!(out.starts_with(b"# 0.000 s to 0.000 s, not flushed, 3 states together\nrename "));
     }
 
     #[test]
     fn the_suffix_selects_the_format() {
         assert_eq!(
-            [OperationsFormat::of("a.jsonl".as_ref()), OperationsFormat::of("a.log".as_ref())],
-            [OperationsFormat::Jsonl, OperationsFormat::Text]
+            ["a.jsonl", "a.log", "a.csv"].map(|name| OperationsFormat::of(name.as_ref())),
+            [OperationsFormat::Jsonl, OperationsFormat::Text, OperationsFormat::Csv]
         );
     }
 }

@@ -1,32 +1,44 @@
-//! Decides when to freeze and map the disks, and writes the operations found.
+//! Looks at the states of the disks, one after the other, and writes the operations found.
 
-use super::{Action, OperationsFormat, Span, Written, compare};
+use super::{Action, Operation, OperationsFormat, Span, Written, compare};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use virt_bmap_image::{Freezable, Source, freeze};
-use virt_bmap_map::{Map, Warning};
+use virt_bmap_history::{History, State};
+use virt_bmap_image::Source;
+use virt_bmap_map::hardlinks::disk_ranges;
+use virt_bmap_map::{Header, Map, MapBuilder, Warning};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 
-/// A guest that flushed its writes and then wrote nothing for this time has finished an action.
-const QUIET: Duration = Duration::from_secs(1);
+/// Interval of the checks whether there is another state.
+const TICK: Duration = Duration::from_millis(10);
 
-/// Interval of the checks whether it is time to look.
-const TICK: Duration = Duration::from_millis(50);
+/// Maps one state of the disks. The caller supplies it, and the means to cancel it.
+pub type MapState = Box<dyn FnMut(&StateToMap<'_>) -> Result<Look, LookError> + Send>;
 
-/// Maps frozen disks, given in their order. The caller supplies it, and the means to cancel it.
-pub type MapDisks = Box<dyn FnMut(&[Arc<dyn Source>]) -> Result<MappedDisks, MapDisksError> + Send>;
+/// Why a state could not be mapped.
+pub type LookError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why disks could not be mapped.
-pub type MapDisksError = Box<dyn std::error::Error + Send + Sync>;
+/// The maps of filesystems, by device.
+pub type Maps = BTreeMap<Vec<u8>, Arc<Map>>;
 
-/// The result of [`MapDisks`].
+/// A state of the disks that is to be mapped.
+pub struct StateToMap<'a> {
+    /// The disks, in order.
+    pub disks: &'a [Arc<dyn Source>],
+    /// For each disk, what may differ from the state that was mapped before.
+    pub written: &'a [RangeSet<DiskOffset>],
+    /// The maps of that state.
+    pub maps: &'a Maps,
+}
+
+/// The map of a state.
 #[derive(Debug)]
-pub struct MappedDisks {
-    /// The map; its warnings list what is missing.
+pub struct Look {
+    /// The map of the filesystems that may have changed; its warnings list what is missing.
     pub map: Map,
     /// For each disk, the ranges that its filesystems wrote to the private layer when they were
     /// mounted, for example by replaying a journal.
@@ -36,7 +48,8 @@ pub struct MappedDisks {
 /// When to look for operations, and how to write them.
 #[derive(Debug)]
 pub struct WatcherOptions {
-    /// Look after this time if anything was written, however busy the guest is.
+    /// At most so often. What was written meanwhile is looked at together. `None`: look at every
+    /// state.
     pub every: Option<Duration>,
     /// Look when this is set; it is then cleared.
     pub look_now: Arc<AtomicBool>,
@@ -48,6 +61,7 @@ pub struct WatcherOptions {
 #[derive(Debug)]
 pub struct Watcher {
     is_ending: Arc<AtomicBool>,
+    left: Arc<AtomicU64>,
     thread: JoinHandle<Ended>,
 }
 
@@ -56,8 +70,12 @@ pub struct Watcher {
 pub struct Ended {
     /// Number of operations of each kind.
     pub counts: BTreeMap<Action, u64>,
-    /// Number of times that the disks were mapped.
+    /// Number of states of the disks.
+    pub states: u64,
+    /// Number of times that the disks were mapped after the beginning.
     pub looks: u64,
+    /// Time that these took.
+    pub looking: Duration,
     /// What could not be determined, as printable messages; empty if the result is complete.
     pub missing: Vec<String>,
 }
@@ -66,52 +84,59 @@ pub struct Ended {
 const MOST_MISSING: usize = 100;
 
 impl Watcher {
-    /// Begins to watch the writes to `disks`, whose present state `before` describes; `map` maps
-    /// them again.
+    /// Begins to watch the writes to the disks of `history`; `map` maps them.
     ///
     /// # Errors
-    /// If the thread cannot be started.
+    /// If the thread cannot be started, or the output cannot be written.
     pub fn start(
-        disks: Vec<Arc<Freezable>>,
-        before: Map,
-        output: Box<dyn Write + Send>,
-        map: MapDisks,
+        history: Arc<History>,
+        mut output: Box<dyn Write + Send>,
+        map: MapState,
         options: WatcherOptions,
     ) -> io::Result<Self> {
+        options.format.begin(&mut *output)?;
         let is_ending = Arc::new(AtomicBool::new(false));
-        let began = Instant::now();
+        let left = Arc::new(AtomicU64::new(0));
         let mut work = Work {
-            seen: vec![RangeSet::new(); disks.len()],
-            disks,
-            before,
+            maps: Maps::new(),
+            before: Before::default(),
             output,
             map,
             options,
-            began,
-            from: Duration::ZERO,
-            looked: began,
+            looked: Instant::now(),
             ended: Ended::default(),
         };
         let thread = std::thread::Builder::new().name("operations".into()).spawn({
-            let is_ending = is_ending.clone();
+            let (is_ending, left) = (is_ending.clone(), left.clone());
             move || {
-                // The last look happens after the guest's last write.
-                while !is_ending.load(Ordering::SeqCst) {
-                    if work.is_time() {
-                        work.look();
+                work.begin(&history);
+                loop {
+                    // After the guest's last write.
+                    let is_last = is_ending.load(Ordering::SeqCst);
+                    if work.options.look_now.swap(false, Ordering::SeqCst) || is_last {
+                        history.end_state();
                     }
-                    std::thread::sleep(TICK);
+                    left.store(history.waiting() as u64, Ordering::SeqCst);
+                    match work.next(&history, is_last) {
+                        Some(states) => work.look(&states),
+                        None if is_last => break work.end(),
+                        None => std::thread::sleep(TICK),
+                    }
                 }
-                work.look();
                 work.ended
             }
         })?;
-        Ok(Self { is_ending, thread })
+        Ok(Self { is_ending, left, thread })
     }
 
     /// Requests a last look and the end. Call it after the guest's last write.
     pub fn end(&self) {
         self.is_ending.store(true, Ordering::SeqCst);
+    }
+
+    /// Number of states that have not been looked at.
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::SeqCst)
     }
 
     /// Whether it has ended.
@@ -130,72 +155,190 @@ impl Watcher {
     }
 }
 
+/// States that are looked at together.
+struct States {
+    disks: Vec<Arc<dyn Source>>,
+    written: Vec<RangeSet<DiskOffset>>,
+    span: Span,
+}
+
+impl States {
+    fn of(state: State) -> Self {
+        let State { from, to, is_flushed, together, .. } = state;
+        let span = Span { from, to, is_flushed, states: together };
+        Self { disks: state.disks(), span, written: state.written }
+    }
+
+    /// Adds the state that comes next.
+    fn add(&mut self, next: Self) {
+        let (span, states) = (next.span, self.span.states + next.span.states);
+        self.span = Span { from: self.span.from, states, ..span };
+        self.disks = next.disks;
+        join(&mut self.written, &next.written);
+    }
+}
+
+/// Adds ranges of each disk.
+fn join(ranges: &mut Vec<RangeSet<DiskOffset>>, more: &[RangeSet<DiskOffset>]) {
+    ranges.resize_with(ranges.len().max(more.len()), RangeSet::new);
+    for (ranges, more) in ranges.iter_mut().zip(more) {
+        ranges.extend(more.iter());
+    }
+}
+
+/// What was written and is in none of these operations.
+fn still_held(
+    map: &Map,
+    operations: &[Operation<'_>],
+    mut written: Vec<RangeSet<DiskOffset>>,
+) -> Vec<RangeSet<DiskOffset>> {
+    let objects = operations.iter().filter_map(|operation| map.find(operation.name));
+    for (disk, range) in objects.flat_map(disk_ranges) {
+        if let Some(written) = usize::from(disk).checked_sub(1).and_then(|disk| written.get_mut(disk)) {
+            written.remove(range);
+        }
+    }
+    for ranges in &mut written {
+        if ranges.range_count() > MOST_HELD {
+            *ranges = RangeSet::new();
+        }
+    }
+    written
+}
+
+/// What is due from before the present state.
+#[derive(Default)]
+struct Before {
+    /// Written in states that could not be mapped.
+    unseen: Vec<RangeSet<DiskOffset>>,
+    /// Written, and not yet part of an operation.
+    held: Vec<RangeSet<DiskOffset>>,
+    /// When that was written last.
+    span: Option<Span>,
+    /// Written by mounting in the state that was mapped last.
+    replayed: Vec<RangeSet<DiskOffset>>,
+}
+
+/// Most ranges that are held of a disk. The journal and other metadata are among them, which never
+/// become part of an operation.
+const MOST_HELD: usize = 1 << 16;
+
 struct Work {
-    disks: Vec<Arc<Freezable>>,
-    /// Their previous map.
-    before: Map,
-    /// The ranges written since then.
-    seen: Vec<RangeSet<DiskOffset>>,
+    /// The state that was mapped last.
+    maps: Maps,
+    before: Before,
     output: Box<dyn Write + Send>,
-    map: MapDisks,
+    map: MapState,
     options: WatcherOptions,
-    began: Instant,
-    from: Duration,
     looked: Instant,
     ended: Ended,
 }
 
 impl Work {
-    fn is_time(&self) -> bool {
-        let is_wanted = self.options.look_now.swap(false, Ordering::SeqCst);
-        let mut writes = self.disks.iter().filter_map(|disk| disk.last_write()).peekable();
-        if writes.peek().is_none() {
-            return false;
+    /// Maps the disks before the first write.
+    fn begin(&mut self, history: &History) {
+        let disks = history.beginning();
+        let everything: Vec<RangeSet<DiskOffset>> = vec![RangeSet::new(); disks.len()];
+        let state = StateToMap { disks: &disks, written: &everything, maps: &self.maps };
+        match (self.map)(&state) {
+            Ok(look) => self.take(look),
+            Err(error) => self.note_missing(format!(
+                "the first ones, because the disks could not be mapped before the guest began: {error}"
+            )),
         }
-        let is_due = self.options.every.is_some_and(|every| self.looked.elapsed() >= every);
-        is_wanted || is_due || writes.all(|(last, is_flushed)| is_flushed && last.elapsed() >= QUIET)
     }
 
-    /// Freezes the disks, maps them, and writes the operations.
-    fn look(&mut self) {
-        let is_written = self.disks.iter().any(|disk| disk.last_write().is_some());
-        if !is_written && self.seen.iter().all(RangeSet::is_empty) {
-            return;
+    /// The states to look at next; `None` if it is not time.
+    fn next(&self, history: &History, is_last: bool) -> Option<States> {
+        let Some(every) = self.options.every else { return history.next().map(States::of) };
+        if !is_last && self.looked.elapsed() < every {
+            return None;
         }
-        if let Err(error) = self.try_look() {
+        let mut states = history.next().map(States::of)?;
+        while let Some(next) = history.next() {
+            states.add(States::of(next));
+        }
+        Some(states)
+    }
+
+    /// Maps the disks in their last state, and writes the operations.
+    fn look(&mut self, states: &States) {
+        let began = Instant::now();
+        self.ended.states += states.span.states;
+        if let Err(error) = self.try_look(states) {
+            join(&mut self.before.unseen, &states.written);
             self.note_missing(format!(
                 "those up to {:.1} s, because the disks could not be mapped: {error}",
-                self.began.elapsed().as_secs_f64()
+                states.span.to.as_secs_f64()
             ));
         }
         self.looked = Instant::now();
+        self.ended.looking += began.elapsed();
     }
 
-    fn try_look(&mut self) -> Result<(), MapDisksError> {
-        let frozen = freeze(&self.disks, &std::env::temp_dir())?;
-        let to = self.began.elapsed();
-        let mut sources: Vec<Arc<dyn Source>> = Vec::new();
-        for ((disk, activity), seen) in frozen.into_iter().zip(&mut self.seen) {
-            seen.extend(activity.written.iter());
-            sources.push(disk);
+    fn try_look(&mut self, states: &States) -> Result<(), LookError> {
+        let mut seen = states.written.clone();
+        join(&mut seen, &self.before.unseen);
+        let mut written = seen.clone();
+        join(&mut written, &self.before.replayed);
+        join(&mut seen, &self.before.held);
+        let look = (self.map)(&StateToMap { disks: &states.disks, written: &written, maps: &self.maps })?;
+        self.ended.looks += 1;
+        let held = std::mem::take(&mut self.before.held);
+        let written = Written { seen, held, replayed: look.replayed.clone() };
+        let nothing = MapBuilder::new(Header::default()).build();
+        let mut operations = Vec::new();
+        for filesystem in &look.map.header().filesystems {
+            let before = self.maps.get(&filesystem.device).map_or(&nothing, |map| map);
+            operations.extend(compare(before, &look.map, &filesystem.device, &written));
         }
-        let mapped = (self.map)(&sources)?;
-        drop(sources);
-        let seen = std::mem::replace(&mut self.seen, vec![RangeSet::new(); self.disks.len()]);
-        let written = Written { seen, replayed: mapped.replayed };
-        let operations = compare(&self.before, &mapped.map, &written);
         for operation in &operations {
             *self.ended.counts.entry(operation.action).or_default() += 1;
         }
-        self.ended.looks += 1;
-        let result = self.options.format.write(&mut *self.output, Span { from: self.from, to }, &operations);
-        let warnings = mapped.map.header().warnings.clone();
-        self.before = mapped.map;
-        self.from = to;
-        for warning in warnings.into_iter().filter(Warning::is_incomplete) {
-            self.note_missing(warning.to_string());
-        }
+        let earlier = operations.iter().filter(|operation| operation.is_earlier).count();
+        operations.sort_by_key(|operation| !operation.is_earlier);
+        let (earlier, present) = operations.split_at(earlier);
+        let format = self.options.format;
+        let span = self.before.span.unwrap_or(states.span);
+        let result = format
+            .write(&mut *self.output, span, earlier)
+            .and_then(|()| format.write(&mut *self.output, states.span, present));
+        self.before.held = still_held(&look.map, &operations, written.seen);
+        self.before.span = Some(states.span);
+        self.before.unseen.clear();
+        drop(operations);
+        self.take(look);
         Ok(result?)
+    }
+
+    /// Writes what was held, since no further state follows.
+    fn end(&mut self) {
+        let Some(span) = self.before.span else { return };
+        let held = std::mem::take(&mut self.before.held);
+        let written = Written { seen: held.clone(), held, replayed: Vec::new() };
+        let each = self.maps.iter().flat_map(|(device, map)| compare(map, map, device, &written));
+        let operations: Vec<_> = each.collect();
+        for operation in &operations {
+            *self.ended.counts.entry(operation.action).or_default() += 1;
+        }
+        if let Err(error) = self.options.format.write(&mut *self.output, span, &operations) {
+            let reason = format!("the last ones, because they cannot be written: {error}");
+            drop(operations);
+            self.note_missing(reason);
+        }
+    }
+
+    /// Keeps what a look has found, for the next.
+    fn take(&mut self, look: Look) {
+        let Look { map, replayed } = look;
+        for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
+            self.note_missing(Warning::to_string(warning));
+        }
+        let map = Arc::new(map);
+        for filesystem in &map.header().filesystems {
+            self.maps.insert(filesystem.device.clone(), map.clone());
+        }
+        self.before.replayed = replayed;
     }
 
     fn note_missing(&mut self, reason: String) {

@@ -33,8 +33,8 @@ pub struct Context<'a> {
     pub legs: Legs,
     /// Which extents get a spot check; `None` if each file is read in full.
     pub sample: Option<Sample>,
-    /// The earlier map of the guest, whose unchanged files are reused.
-    pub baseline: Option<&'a Arc<Baseline>>,
+    /// The earlier map of the filesystem on a device, whose unchanged files are reused.
+    pub baseline: &'a dyn Fn(&str) -> Option<Arc<Baseline>>,
     /// The overlays of the disks, in order.
     pub overlays: &'a [Arc<Overlay>],
     /// Filesystems that are not read, and why.

@@ -47,16 +47,25 @@ fn to_walk<'a>(inventory: &'a Inventory, signatures: &Signatures) -> (Vec<Conten
     (filesystems, unknown)
 }
 
+/// The filesystems that were mounted.
+#[derive(Default)]
+pub(super) struct Mounted {
+    /// Each with the options that it needs, in the order in which they were mounted.
+    pub(super) filesystems: Vec<Content>,
+    /// What is on their devices: a filesystem, or the journal of one.
+    pub(super) devices: BTreeMap<String, FsKind>,
+}
+
 /// Mounts each filesystem in turn and calls `walk` with it, and with whether all changes that
-/// mounting made are on the disks. Returns the devices that were mounted, and as what.
+/// mounting made are on the disks. The last one stays mounted.
 pub(super) fn each_filesystem(
     context: &Context<'_>,
     inventory: &Inventory,
     signatures: &Signatures,
     mut walk: impl FnMut(&Content, bool) -> Result<(), ProbeError>,
-) -> Result<BTreeMap<String, FsKind>, ProbeError> {
+) -> Result<Mounted, ProbeError> {
     let (filesystems, unknown) = to_walk(inventory, signatures);
-    let mut mounted = BTreeMap::new();
+    let (mut mounted, mut in_order) = (BTreeMap::new(), Vec::new());
     let mut failures = Vec::new();
     for (number, filesystem) in (1..).zip(&filesystems) {
         let device = &filesystem.device;
@@ -76,21 +85,19 @@ pub(super) fn each_filesystem(
         });
         let needs = mount_options::of(context, inventory, filesystem);
         let filesystem = &Content { mount_options: needs.options, ..filesystem.clone() };
-        match orphans::mount(context, filesystem)? {
+        match visit(context, filesystem, &mut walk)? {
             Ok(()) => {
                 match needs.journal {
                     Some(Journal::On { device, kind }) => drop(mounted.insert(device, kind)),
                     Some(Journal::Missing) => context.warn(&filesystem.device, Cause::JournalMissing),
                     None => {}
                 }
-                let is_settled = note_replay(context, filesystem);
-                walk(filesystem, is_settled)?;
-                note_corrupt_directories(context, filesystem);
-                // The last one is not unmounted: the appliance ends next, and that is faster.
+                // The last one is not unmounted: mostly the appliance ends next, and that is faster.
                 if number < filesystems.len() {
                     unmount(context, filesystem)?;
                 }
                 mounted.insert(device.clone(), kind);
+                in_order.push(filesystem.clone());
             }
             Err(cause) => failures.push((filesystem.clone(), cause)),
         }
@@ -120,7 +127,43 @@ pub(super) fn each_filesystem(
         let is_disk = inventory.disks.iter().any(|disk| disk.path == *device);
         explain_unknown(context, device, is_disk, signatures.contains_key(device), layouts.get(device));
     }
-    Ok(mounted)
+    Ok(Mounted { filesystems: in_order, devices: mounted })
+}
+
+/// Mounts a filesystem, and calls `walk` as [`each_filesystem`] does. The inner error is why it
+/// cannot be mounted.
+fn visit(
+    context: &Context<'_>,
+    filesystem: &Content,
+    walk: &mut impl FnMut(&Content, bool) -> Result<(), ProbeError>,
+) -> Result<Result<(), Cause>, ProbeError> {
+    if let Err(cause) = orphans::mount(context, filesystem)? {
+        return Ok(Err(cause));
+    }
+    let is_settled = note_replay(context, filesystem);
+    walk(filesystem, is_settled)?;
+    note_corrupt_directories(context, filesystem);
+    Ok(Ok(()))
+}
+
+/// Mounts these filesystems once more, walks them as [`each_filesystem`] does, and unmounts them.
+/// `false`: one of them cannot be mounted any more.
+pub(super) fn each_again<'f>(
+    context: &Context<'_>,
+    filesystems: impl Iterator<Item = &'f Content>,
+    mut walk: impl FnMut(&Content, bool) -> Result<(), ProbeError>,
+) -> Result<bool, ProbeError> {
+    let filesystems: Vec<_> = filesystems.collect();
+    for (number, filesystem) in (1..).zip(&filesystems) {
+        let kind = filesystem.kind.as_ref().map(FsKind::to_string).unwrap_or_default();
+        let (name, of) = (filesystem.device.clone(), filesystems.len());
+        (context.phase)(Phase::Filesystem { name, kind, number, of });
+        if visit(context, filesystem, &mut walk)?.is_err() {
+            return Ok(false);
+        }
+        unmount(context, filesystem)?;
+    }
+    Ok(true)
 }
 
 /// Warns of a device with unknown content. `has_table`: a partition table without partitions.

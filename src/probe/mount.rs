@@ -85,8 +85,10 @@ pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
 }
 
 pub(super) fn unmount(context: &Context<'_>, filesystem: &Content) -> Result<(), ProbeError> {
-    context
-        .appliance
-        .call(guestfs::Handle::umount_all)
-        .map_err(|_| context.died(&format!("{} was being unmounted", filesystem.device)))
+    unmount_all(context, &format!("{} was being unmounted", filesystem.device))
+}
+
+/// Unmounts what is mounted. `during`: what the appliance does, for the error that it has died.
+pub(super) fn unmount_all(context: &Context<'_>, during: &str) -> Result<(), ProbeError> {
+    context.appliance.call(guestfs::Handle::umount_all).map_err(|_| context.died(during))
 }

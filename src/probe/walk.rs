@@ -28,7 +28,8 @@ pub(super) fn walk(
     let note_busy = || context.channel.note_busy();
     let inodes = inodes(context, filesystem, layout, is_settled, &note_busy);
     let inodes = inodes.as_ref();
-    match walk_as(context, filesystem, layouts, context.sample, context.baseline, inodes) {
+    let baseline = (context.baseline)(&filesystem.device);
+    match walk_as(context, filesystem, layouts, context.sample, baseline.as_ref(), inodes) {
         Err(ProbeError::Channel(error @ (ChannelError::ExtentMismatch | ChannelError::Damaged))) => {
             tracing::debug!("{}: reading each file in full: {error}", filesystem.device);
             context.channel.forget_walk();

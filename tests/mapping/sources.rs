@@ -42,6 +42,19 @@ fn an_export_is_mapped_like_its_image() {
     run.assert_fails(&["state it with --image"]);
 }
 
+/// The server allows several connections, so nothing stands between it and the program.
+#[test]
+fn a_raw_export_is_read_from_its_server() {
+    needs!("guestfish", "sfdisk", "nbdkit");
+    let dir = tempfile::tempdir().unwrap();
+    let small = fixture::small();
+    // It allows fewer than the program asks for.
+    let server = ["--filter=limit", "file", small.image.to_str().unwrap(), "limit=2"];
+    let run = map(dir.path(), &server, &[]);
+    run.assert_code(0);
+    assert!(body(&run.read("disk 1.bmap")) == body(&mapping::of(&[small], &[]).text));
+}
+
 /// What a server cannot read is like a bad sector: the device and the file are named.
 #[test]
 fn what_a_server_cannot_read_is_named() {

@@ -277,6 +277,7 @@ pub(super) fn object(id: u32, parent: u32, kind: ObjectKind, stat: &Stat, name: 
         allocated: (stat.st_blocks as u64).saturating_mul(512),
         links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         mode: stat.st_mode,
+        owner: Some((stat.st_uid, stat.st_gid)),
         modified: time(stat.st_mtime, stat.st_mtime_nsec as i64),
         changed: time(stat.st_ctime, stat.st_ctime_nsec as i64),
         name: name.to_vec(),

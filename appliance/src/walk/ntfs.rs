@@ -231,6 +231,7 @@ impl Walker {
                 ObjectKind::Symlink => LINK_MODE,
                 ObjectKind::File | ObjectKind::Metadata => FILE_MODE,
             },
+            owner: None,
             modified,
             changed,
             name,

@@ -34,6 +34,7 @@ impl Walker {
             allocated: orphan.allocated,
             links: 0,
             mode: orphan.mode,
+            owner: None,
             modified: nanoseconds(orphan.modified),
             changed: nanoseconds(orphan.changed),
             name: Vec::new(),

@@ -291,6 +291,8 @@ pub struct Object {
     pub links: u32,
     /// File type and permissions (`st_mode`).
     pub mode: u32,
+    /// User and group that it belongs to (`st_uid`, `st_gid`), if they are known.
+    pub owner: Option<(u32, u32)>,
     /// Time of last modification of its data, nanoseconds since 1970.
     pub modified: i64,
     /// Time of last change of its inode, nanoseconds since 1970.

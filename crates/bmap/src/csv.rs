@@ -272,6 +272,7 @@ fn add_row(builder: &mut MapBuilder, row: &ByteRecord, columns: usize) -> Result
     let file_offset = cells.value()?.map(FileOffset);
     let role = Role { copy: cells.needed()?, flags: cells.set(PieceFlags::named)? };
     let attributes = Attributes {
+        owner: None,
         inode: cells.value()?,
         size: cells.value()?,
         allocated: cells.value()?,

@@ -71,7 +71,7 @@ pub use header::{
 };
 pub use index::{Hit, Over};
 pub use model::{Dialect, Map, Object, ObjectId, Piece};
-pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, Marks, NameError, ObjectName};
+pub use object::{Attributes, Kind, MAX_DEVICE, MAX_PATH, Marks, NameError, ObjectName, Owner};
 pub use reparse::{NotATag, ReparseTag};
 pub use role::{PieceFlags, Role};
 pub use sweep::Interval;

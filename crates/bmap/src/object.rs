@@ -261,6 +261,22 @@ pub struct Attributes {
     pub marks: Marks,
     /// The tag of its reparse point.
     pub reparse: Option<ReparseTag>,
+    /// Whom it belongs to. No format has it: it is known only of a map that was just made.
+    pub owner: Option<Owner>,
+}
+
+/// The owner of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Number of the user.
+    pub user: u32,
+    /// Number of the group.
+    pub group: u32,
+}
+
+impl Owner {
+    /// Stands for an unknown owner: `chown(2)` sets no file to this number.
+    const UNKNOWN: Self = Self { user: u32::MAX, group: u32::MAX };
 }
 
 bitflags::bitflags! {
@@ -325,6 +341,7 @@ struct PackedAttributes {
     links: u32,
     mode: u16,
     marks: Marks,
+    owner: Owner,
 }
 
 impl PackedAttributes {
@@ -337,6 +354,7 @@ impl PackedAttributes {
         links: 0,
         mode: 0,
         marks: Marks::empty(),
+        owner: Owner::UNKNOWN,
     };
 
     fn unpack(self) -> Attributes {
@@ -350,6 +368,7 @@ impl PackedAttributes {
             changed: (self.changed != i64::MIN).then_some(self.changed),
             marks: self.marks,
             reparse: None,
+            owner: (self.owner != Owner::UNKNOWN).then_some(self.owner),
         }
     }
 }
@@ -496,6 +515,7 @@ impl ObjectTable {
         packed.modified = attributes.modified.unwrap_or(packed.modified);
         packed.changed = attributes.changed.unwrap_or(packed.changed);
         packed.marks |= attributes.marks;
+        packed.owner = attributes.owner.unwrap_or(packed.owner);
         if let Some(tag) = attributes.reparse {
             self.objects.reparse.insert(object, tag);
         }

@@ -20,12 +20,12 @@ mod error;
 mod file;
 mod foreign;
 mod format;
-mod frozen;
 mod layer;
 mod link;
 mod location;
 mod lock;
 mod map_entry;
+mod nbd_client;
 mod nbd_uri;
 mod overlay;
 mod qemu_img;
@@ -44,7 +44,6 @@ pub use access::{Access, AllowedBacking, BadPattern, ImageKey};
 pub use contents::{Container, ContainerError, Effect, Holds, Part};
 pub use error::{FileRole, OpenError};
 pub use format::{ImageFormat, UnknownFormat};
-pub use frozen::{Activity, Freezable, Frozen, freeze};
 pub use layer::Layer;
 pub use location::Location;
 pub use nbd_uri::{BadUri, NbdUri, Server, Tls};
@@ -55,7 +54,7 @@ pub use source::{Allocation, Source};
 pub use stamp::Stamp;
 pub use virt_bmap_archives::ova::OvaError;
 pub use wrapped::{Acquisition, EWF_READER, UNPACK_LIMIT, UnpackObserver, Unpacking, use_own_ewf_reader};
-pub use writable::{Writable, WritableRaw};
+pub use writable::{Change, Writable, WritableRaw};
 
 use block_device::Description;
 use chain::Chain;
@@ -354,14 +353,16 @@ fn open_nbd(uri: &NbdUri, options: &OpenOptions) -> Result<Image, OpenError> {
     if !is_dirty {
         for_qemu.check(&[])?;
     }
-    let captive = serve(&description, &top, snapshot.as_deref())?;
-    if captive.export_size() != captive.size() {
-        let (size, rounded) = (captive.export_size(), captive.size());
+    let is_plain = format == ImageFormat::Raw && snapshot.is_none();
+    let served = is_plain.then(|| nbd_client::open(uri)).flatten();
+    let served = served.map_or_else(|| serve(&description, &top, snapshot.as_deref()), Ok)?;
+    if served.export_size() != served.size() {
+        let (size, rounded) = (served.export_size(), served.size());
         warnings.push(Warning::RoundedUp { path: top.path.clone(), size, rounded });
     }
     let qemu = QemuArguments { description, top: top.clone(), access: access.clone(), unpacked: None };
     let (chain, snapshot) = (vec![ImageFile::from(top)], snapshot.clone());
-    let source = Arc::new(captive);
+    let source = Arc::new(served);
     Ok(Image { source, location, format, chain, snapshot, warnings, acquisition: None, qemu })
 }
 

@@ -191,6 +191,17 @@ impl Overlay {
         Ok(())
     }
 
+    /// Forgets everything that was written.
+    ///
+    /// # Errors
+    /// The system's error of giving the space back; the writes are forgotten all the same.
+    pub fn reset(&self) -> io::Result<()> {
+        let _turn = self.take_turn();
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = Map::default();
+        self.touched.store(false, Ordering::Release);
+        self.store.set_len(0)
+    }
+
     /// Whether any byte of `range` was written, zeroed or trimmed.
     pub fn is_rewritten(&self, range: DiskRange) -> bool {
         self.touched.load(Ordering::Acquire) && !self.map().is_untouched(range)

@@ -1,9 +1,12 @@
-//! A disk that a captive child serves over NBD, to us alone.
+//! A disk that is served over NBD: by a captive child, to us alone, or by a server that the user
+//! names.
 
 use super::captive::Captive;
+use super::nbd_uri::NbdUri;
 use super::{SECTOR, Source};
 use nbd::client::{NbdClient, handshake};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,22 +23,50 @@ pub(super) const START_TIME: Duration = Duration::from_secs(20);
 /// Buffer for replies: one system call is enough for a small read.
 const BUFFER: usize = 32 << 10;
 
-/// A [`Source`] that reads through a captive child.
+/// A [`Source`] that reads from a server.
 pub(super) struct Served {
-    /// Closed before the child is killed.
+    /// Closed before a child is killed.
     pool: Pool,
-    captive: Captive,
+    server: ServedBy,
     /// Size of the export. The disk may be up to a sector longer, and reads as zeroes there.
     export_size: u64,
 }
 
-/// The inner error of an [`io::Error`] of a read through a child.
+/// Who serves the disk.
+enum ServedBy {
+    /// A child of ours.
+    Child(Captive),
+    /// A server that the user names: its URI, for messages.
+    Named(PathBuf),
+}
+
+impl ServedBy {
+    /// Who it is, and what it serves, for messages.
+    fn names(&self) -> (&'static str, PathBuf) {
+        match self {
+            Self::Child(captive) => (captive.program, captive.path.clone()),
+            Self::Named(uri) => ("the NBD server", uri.clone()),
+        }
+    }
+
+    /// The error that it has ended, or broke the protocol.
+    fn gone(&self) -> io::Error {
+        let (program, path) = self.names();
+        let said = match self {
+            Self::Child(captive) => child::message(&captive.said()),
+            Self::Named(_) => "the connection broke".to_owned(),
+        };
+        io::Error::new(io::ErrorKind::BrokenPipe, ReadError::Gone { program, path, said })
+    }
+}
+
+/// The inner error of an [`io::Error`] of a read from a server.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The child answered with an error, for instance because the image is damaged there.
+    /// It answered with an error, for instance because the image is damaged there.
     #[error("{program} cannot read {length} bytes at {offset:#x} of {path:?}")]
     Refused {
-        /// The child's program.
+        /// The child's program, or "the NBD server".
         program: &'static str,
         /// The image.
         path: PathBuf,
@@ -47,10 +78,10 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
-    /// The child ended, or violated the protocol.
+    /// It ended, or violated the protocol.
     #[error("{program}, which reads {path:?}, has failed: {said}")]
     Gone {
-        /// The child's program.
+        /// The child's program, or "the NBD server".
         program: &'static str,
         /// The image.
         path: PathBuf,
@@ -62,7 +93,13 @@ pub enum ReadError {
 impl Served {
     /// The disk that `captive` serves on these connections. There is at least one.
     pub(super) fn new(captive: Captive, connections: Vec<Connection>, export_size: u64) -> Self {
-        Self { pool: Pool::new(connections), captive, export_size }
+        Self { pool: Pool::new(connections), server: ServedBy::Child(captive), export_size }
+    }
+
+    /// The disk that the server at `uri` serves on these connections. There is at least one.
+    pub(super) fn by_server(uri: &NbdUri, connections: Vec<Connection>, export_size: u64) -> Self {
+        let server = ServedBy::Named(uri.to_string().into());
+        Self { pool: Pool::new(connections), server, export_size }
     }
 
     /// Bytes of the export. Its last sector may be incomplete.
@@ -73,14 +110,7 @@ impl Served {
     /// Reads from the export.
     fn read_export(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let length = buf.len();
-        let gone = || {
-            let said = child::message(&self.captive.said());
-            io::Error::new(
-                io::ErrorKind::BrokenPipe,
-                ReadError::Gone { program: self.captive.program, path: self.captive.path.clone(), said },
-            )
-        };
-        let mut connection = self.pool.take().ok_or_else(gone)?;
+        let mut connection = self.pool.take().ok_or_else(|| self.server.gone())?;
         let mut at = offset;
         for part in buf.chunks_mut(MAX_READ) {
             let result = connection.seek(SeekFrom::Start(at)).and_then(|_| connection.read_exact(part));
@@ -88,15 +118,14 @@ impl Served {
                 Ok(()) => at += part.len() as u64,
                 Err(source) if is_reply(&source) => {
                     self.pool.put(connection);
-                    let path = self.captive.path.clone();
-                    let (program, offset) = (self.captive.program, DiskOffset(offset));
+                    let ((program, path), offset) = (self.server.names(), DiskOffset(offset));
                     let error = ReadError::Refused { program, path, offset, length, source };
                     return Err(io::Error::other(error));
                 }
                 Err(source) => {
-                    tracing::debug!(error = %source, "a connection to a captive child broke");
+                    tracing::debug!(error = %source, "a connection to a server broke");
                     self.pool.lose();
-                    return Err(gone());
+                    return Err(self.server.gone());
                 }
             }
         }
@@ -129,8 +158,72 @@ fn is_reply(error: &io::Error) -> bool {
 pub(super) type Connection = NbdClient<Wire>;
 
 pub(super) struct Wire {
-    input: BufReader<UnixStream>,
-    output: BufWriter<UnixStream>,
+    input: BufReader<Stream>,
+    output: BufWriter<Stream>,
+}
+
+/// A connected socket.
+pub(super) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
+            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+        })
+    }
+
+    /// See [`UnixStream::set_read_timeout`].
+    pub(super) fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_read_timeout(limit),
+            Self::Tcp(stream) => stream.set_read_timeout(limit),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.read(buf),
+            Self::Tcp(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.write(buf),
+            Self::Tcp(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.flush(),
+            Self::Tcp(stream) => stream.flush(),
+        }
+    }
+}
+
+impl Wire {
+    /// The two directions of a connection.
+    ///
+    /// # Errors
+    /// The system's error of copying the descriptor.
+    pub(super) fn new(stream: Stream) -> io::Result<Self> {
+        let input = BufReader::with_capacity(BUFFER, stream.try_clone()?);
+        Ok(Self { input, output: BufWriter::new(stream) })
+    }
+
+    /// The socket.
+    pub(super) fn stream(&self) -> &Stream {
+        self.input.get_ref()
+    }
 }
 
 impl Read for Wire {
@@ -152,11 +245,10 @@ impl Write for Wire {
 /// Chooses an export on a new connection, and returns its size.
 pub(super) fn choose(stream: UnixStream, export: &[u8]) -> io::Result<(Connection, u64)> {
     stream.set_read_timeout(Some(START_TIME))?;
-    let mut wire =
-        Wire { input: BufReader::with_capacity(BUFFER, stream.try_clone()?), output: BufWriter::new(stream) };
+    let mut wire = Wire::new(Stream::Unix(stream))?;
     let export = handshake(&mut wire, export)?;
     // How long a read takes is up to the storage, and to whoever waits for it.
-    wire.input.get_ref().set_read_timeout(None)?;
+    wire.stream().set_read_timeout(None)?;
     Ok((NbdClient::new(wire, &export), export.size))
 }
 

@@ -36,6 +36,39 @@ pub trait Writable: Source {
     /// # Errors
     /// The writes may not be durable.
     fn flush(&self) -> io::Result<()>;
+
+    /// Makes a change, which is durable before this returns if `fua` is set (force unit access).
+    /// Returns false, and changes nothing, as [`try_write_zeroes`](Self::try_write_zeroes) does.
+    ///
+    /// # Errors
+    /// The change was not made, or may not be durable.
+    fn change(&self, change: Change<'_>, fua: bool) -> io::Result<bool> {
+        let is_done = match change {
+            Change::Write(data, offset) => self.write_at(data, offset).map(|()| true)?,
+            Change::Zero { range, allocate } => self.try_write_zeroes(range, allocate)?,
+            Change::Trim(range) => self.trim(range).map(|()| true)?,
+        };
+        if fua && is_done {
+            self.flush()?;
+        }
+        Ok(is_done)
+    }
+}
+
+/// A change of a [`Writable`] disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Change<'a> {
+    /// These bytes, at this offset.
+    Write(&'a [u8], DiskOffset),
+    /// The range reads as zeroes.
+    Zero {
+        /// The range.
+        range: DiskRange,
+        /// It must not become a hole.
+        allocate: bool,
+    },
+    /// The range is no longer needed.
+    Trim(DiskRange),
 }
 
 /// A raw image that is written to.

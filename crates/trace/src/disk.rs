@@ -4,7 +4,7 @@ use super::event::{Op, TraceEvent};
 use super::queue::Queue;
 use std::io;
 use std::sync::Arc;
-use virt_bmap_image::{Source, Writable};
+use virt_bmap_image::{Change, Source, Writable};
 use virt_bmap_nbd::{Answered, CommandFlags, Export, Extent, Zeroing, write_zeroes_slowly};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange};
 
@@ -46,11 +46,8 @@ impl TracedDisk {
         Self { number, storage, queue }
     }
 
-    /// Calls `write`, and makes it durable if `fua` is set.
-    fn write_with(&self, fua: bool, write: impl FnOnce(&dyn Writable) -> io::Result<()>) -> io::Result<()> {
-        let disk = self.storage.writable()?;
-        write(disk)?;
-        if fua { disk.flush() } else { Ok(()) }
+    fn change(&self, change: Change<'_>, fua: bool) -> io::Result<bool> {
+        self.storage.writable()?.change(change, fua)
     }
 }
 
@@ -91,20 +88,17 @@ impl Export for TracedDisk {
     }
 
     fn write(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
-        self.write_with(fua, |disk| disk.write_at(data, DiskOffset(offset)))
+        self.change(Change::Write(data, DiskOffset(offset)), fua).map(|_| ())
     }
 
     fn write_zeroes(&self, length: u32, offset: u64, how: Zeroing) -> io::Result<()> {
-        let mut is_done = true;
-        self.write_with(how.fua, |disk| {
-            is_done = disk.try_write_zeroes(DiskRange::saturating(offset, length.into()), how.no_hole)?;
-            Ok(())
-        })?;
+        let range = DiskRange::saturating(offset, length.into());
+        let is_done = self.change(Change::Zero { range, allocate: how.no_hole }, how.fua)?;
         if is_done { Ok(()) } else { write_zeroes_slowly(self, length, offset, how) }
     }
 
     fn trim(&self, length: u32, offset: u64, fua: bool) -> io::Result<()> {
-        self.write_with(fua, |disk| disk.trim(DiskRange::saturating(offset, length.into())))
+        self.change(Change::Trim(DiskRange::saturating(offset, length.into())), fua).map(|_| ())
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -117,5 +111,46 @@ impl Export for TracedDisk {
     fn block_status(&self, length: u32, offset: u64, _one: bool) -> io::Result<Vec<Extent>> {
         let allocation = self.storage.source().allocation(DiskRange::saturating(offset, length.into()))?;
         Ok(allocation.into_iter().map(|part| Extent::new(part.range.len(), part.is_hole)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Overflow;
+    use virt_bmap_history::{Bases, History, HistoryOptions};
+
+    struct Zeroes;
+
+    impl Source for Zeroes {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn read_at(&self, buf: &mut [u8], _offset: DiskOffset) -> io::Result<()> {
+            buf.fill(0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn flushes_and_fua_end_states() {
+        let history = History::start(Bases::Private(vec![Arc::new(Zeroes)]), HistoryOptions::default());
+        let history = history.unwrap();
+        let storage = Storage::Writable(history.disks().remove(0));
+        let disk = TracedDisk::new(1, storage, Arc::new(Queue::new(Overflow::Drop)));
+        let zeroing = |fua| Zeroing { fua, ..Zeroing::default() };
+        disk.write(&[1; 4096], 0, true).unwrap();
+        disk.write(&[2; 4096], 4096, false).unwrap();
+        disk.write_zeroes(512, 0, zeroing(false)).unwrap();
+        disk.write_zeroes(512, 8192, zeroing(true)).unwrap();
+        disk.trim(512, 4096, true).unwrap();
+        disk.write(&[3; 512], 0, false).unwrap();
+        disk.flush().unwrap();
+        disk.flush().unwrap();
+        let states: Vec<_> = std::iter::from_fn(|| history.next()).collect();
+        let written = |state: &virt_bmap_history::State| state.written[0].bytes();
+        assert_eq!(states.iter().map(written).collect::<Vec<_>>(), [4096, 4096 + 1024, 512, 512]);
+        assert!(states.iter().all(|state| state.is_flushed && state.together == 1));
     }
 }

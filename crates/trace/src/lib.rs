@@ -57,7 +57,7 @@ pub use event::{Op, TraceEvent};
 pub use live::{Live, LiveView, ObjectOrder, ObjectUsage, RecentRequest, TraceTotals};
 pub use output::{LogFormat, LogOutput, UnknownLogFormat};
 pub use queue::{Overflow, Queue};
-pub use session::{Session, SessionError, TraceOptions, Writes};
+pub use session::{Session, SessionError, TraceOptions, Writes, identity};
 pub use summary::{Amount, ReadObject, Summary};
 pub use tail::Tail;
 pub use tracer::{Outcome, Tracer};

@@ -7,7 +7,8 @@ use super::queue::{Overflow, Queue};
 use super::tracer::{Outcome, Tracer};
 use std::io;
 use std::sync::Arc;
-use virt_bmap_image::{Freezable, Image, OpenError, Overlay, WritableRaw};
+use virt_bmap_history::{Bases, History, HistoryOptions};
+use virt_bmap_image::{Image, OpenError, Overlay, Stamp, Writable, WritableRaw};
 use virt_bmap_map::Map;
 use virt_bmap_nbd::{Address, Exports, ExportsError, Limits, ListenAddress, Service, ServiceError};
 
@@ -34,8 +35,9 @@ pub struct TraceOptions {
     pub place: ListenAddress,
     /// Receives the state of the running trace.
     pub live: Option<Arc<Live>>,
-    /// Whether the disks can be [frozen](Session::freezable).
-    pub freezable: bool,
+    /// Keeps the [history](Session::history) of what the guest writes. The identities of a recording
+    /// are set by [`Session::start`].
+    pub history: Option<HistoryOptions>,
 }
 
 /// Why a guest's disks cannot be served.
@@ -65,7 +67,7 @@ pub struct Session {
     service: Service,
     tracer: Tracer,
     disks: usize,
-    freezable: Vec<Arc<Freezable>>,
+    history: Option<Arc<History>>,
 }
 
 /// Name of the export of a guest's disk, from 1. The first is also the default.
@@ -88,16 +90,18 @@ impl Session {
         let queue = Arc::new(Queue::new(options.overflow));
         let disks = images.len();
         let mut exports = Exports::new();
-        let mut freezable = Vec::new();
-        for (number, image) in (1..).zip(images) {
-            let storage = match storage(image, options.writes)? {
-                Storage::Writable(disk) if options.freezable => {
-                    let disk = Arc::new(Freezable::new(disk));
-                    freezable.push(disk.clone());
-                    Storage::Writable(disk)
-                }
-                storage => storage,
-            };
+        let (storages, history) = match &options.history {
+            Some(kept) if options.writes != Writes::Refused => {
+                let history = start_history(images, options.writes, kept.clone())?;
+                let disks = history.disks().into_iter().map(|disk| Storage::Writable(disk)).collect();
+                (disks, Some(history))
+            }
+            _ => {
+                let each = images.into_iter().map(|image| storage(image, options.writes));
+                (each.collect::<Result<Vec<_>, _>>()?, None)
+            }
+        };
+        for (number, storage) in (1..).zip(storages) {
             let disk = TracedDisk::new(number, storage, queue.clone());
             exports = exports.with(&export_name(number.into()), Arc::new(disk))?;
         }
@@ -107,7 +111,7 @@ impl Session {
         let service = Service::start(exports, Limits::default(), &options.place)?;
         let tracer = Tracer::start(queue, map, output, options.live.clone())
             .map_err(|source| SessionError::SetUp { what: "the log's thread", source })?;
-        Ok(Self { service, tracer, disks, freezable })
+        Ok(Self { service, tracer, disks, history })
     }
 
     /// The address of the server.
@@ -121,9 +125,9 @@ impl Session {
         (1..=self.disks).map(|disk| self.address().uri(&name(disk))).collect()
     }
 
-    /// The disks that can be frozen; none if the option is off or the disks are read-only.
-    pub fn freezable(&self) -> Vec<Arc<Freezable>> {
-        self.freezable.clone()
+    /// The history of what the guest writes; `None` if it is not kept or the disks are read-only.
+    pub fn history(&self) -> Option<Arc<History>> {
+        self.history.clone()
     }
 
     /// The error that ended the log, if there was one.
@@ -141,6 +145,36 @@ impl Session {
         self.service.stop();
         self.tracer.finish()
     }
+}
+
+/// Starts the history of the disks of these images.
+fn start_history(
+    images: Vec<Image>,
+    writes: Writes,
+    mut options: HistoryOptions,
+) -> Result<Arc<History>, SessionError> {
+    if let Some(recording) = &mut options.record {
+        recording.identities = images.iter().map(identity).collect();
+    }
+    let bases = match writes {
+        Writes::Through => {
+            let open = |image| WritableRaw::open(image).map(|disk| -> Arc<dyn Writable> { Arc::new(disk) });
+            Bases::Through(images.into_iter().map(open).collect::<Result<_, _>>()?)
+        }
+        Writes::Private | Writes::Refused => {
+            Bases::Private(images.into_iter().map(|image| image.source).collect())
+        }
+    };
+    let what = "the history of what the guest writes";
+    History::start(bases, options).map_err(|source| SessionError::SetUp { what, source })
+}
+
+/// The bytes by which a recorded history knows its base again: the snapshot and the stamps of all
+/// files, as JSON. An image that is not on this host has no stamps.
+pub fn identity(image: &Image) -> Vec<u8> {
+    let stamps = image.files().map(|files| files.into_iter().map(|file| Stamp::of(file).ok()).collect());
+    let stamps: Option<Vec<Option<Stamp>>> = stamps;
+    serde_json::json!({ "snapshot": image.snapshot, "files": stamps }).to_string().into_bytes()
 }
 
 fn storage(image: Image, writes: Writes) -> Result<Storage, SessionError> {

@@ -1,38 +1,79 @@
 //! `virt-bmap-rs trace --operations`: logs the operations of the guest on its files.
 
-use super::super::map::{MapOptions, mapper_options};
+use super::super::counted;
+use super::super::map::{MapOptions, mapper_options, size};
 use super::super::signals::Interruption;
 use super::{STDOUT, TICK};
 use anyhow::{Context as _, Result};
 use signal_hook::consts::SIGUSR1;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
-use virt_bmap::mapper::{Cancel, MapperOptions, map_sources};
-use virt_bmap::operations::{Ended, MapDisks, MappedDisks, OperationsFormat, Watcher, WatcherOptions};
-use virt_bmap_map::{ImageInfo, Map};
+use std::time::{Duration, Instant};
+use virt_bmap::mapper::{Cancel, KeptAppliance, MapperOptions};
+use virt_bmap::operations::{Ended, Look, MapState, OperationsFormat, Watcher, WatcherOptions};
+use virt_bmap_history::HistoryOptions;
+use virt_bmap_map::ImageInfo;
 use virt_bmap_ranges::Printable;
 use virt_bmap_trace::Session;
+
+/// Interval of the messages on how many states are left.
+const TELLING: Duration = Duration::from_secs(5);
 
 /// The options for operations.
 #[derive(Debug, clap::Args)]
 pub(super) struct OperationsArgs {
     /// Write the guest's file operations: create, write, append, truncate, rename, delete, …
     ///
-    /// The disks are frozen from time to time and mapped while the guest runs on: one second after
-    /// its last write if that was flushed, as often as --operations-every says, on SIGUSR1, and at
-    /// the end. `-` is standard output. A FILE that ends in .jsonl gets one JSON object per line
-    /// for each operation.
+    /// Whatever the guest writes is kept, in its order. An appliance looks at each state of the
+    /// disks that the guest has flushed, and at each that was written and left alone for 50 ms. `-`
+    /// is standard output. A FILE that ends in .jsonl or .csv gets an object or a row for each
+    /// operation.
     #[arg(long = "operations", id = "operations", value_name = "FILE", conflicts_with = "read_only")]
     pub(super) output: Option<PathBuf>,
 
-    /// Also look for operations every SECS seconds if anything was written, however busy the guest
-    /// is
-    #[arg(long, value_name = "SECS", requires = "operations", value_parser = clap::value_parser!(u64).range(1..))]
-    operations_every: Option<u64>,
+    /// Look at each state of the disks (`flush`), or at most every SECS seconds
+    ///
+    /// What was done between two looks is told by its net effect.
+    #[arg(long, value_name = "flush|SECS", requires = "operations", default_value = "flush")]
+    operations_every: Every,
+
+    /// Most bytes of the guest's writes that are kept in a temporary file until they were looked at
+    ///
+    /// If the guest writes more, states that wait are looked at together. K, M, G and T are units.
+    #[arg(long, value_name = "SIZE", requires = "operations", default_value = "16G", value_parser = size)]
+    history_limit: u64,
+}
+
+/// How often the disks are looked at.
+#[derive(Clone, Copy, Debug)]
+enum Every {
+    Flush,
+    Seconds(NonZeroU64),
+}
+
+impl FromStr for Every {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "flush" => Ok(Self::Flush),
+            _ => text.parse().map(Self::Seconds).map_err(|_| "expected `flush` or a number of seconds"),
+        }
+    }
+}
+
+impl std::fmt::Display for Every {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flush => f.write_str("flush"),
+            Self::Seconds(seconds) => seconds.fmt(f),
+        }
+    }
 }
 
 impl OperationsArgs {
@@ -65,32 +106,40 @@ pub(super) struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Begins to watch the writes to the session's disks, whose state `before` describes.
+    /// Begins to watch the writes to the session's disks.
     pub(super) fn watch(
         self,
         session: &Session,
-        before: Map,
         images: Vec<ImageInfo>,
         options: &MapOptions,
     ) -> Result<Watched> {
         let cancel = Cancel::default();
-        let metadata = before.lists_metadata();
-        let map_options = MapperOptions { metadata, ..mapper_options(options)? };
-        let map: MapDisks = Box::new({
+        // Symbolic links are in maps with metadata only.
+        let map_options = MapperOptions { metadata: true, ..mapper_options(options)? };
+        let mut appliance = KeptAppliance::new(map_options, images);
+        let map: MapState = Box::new({
             let cancel = cancel.clone();
-            move |disks| {
-                let mapped =
-                    map_sources(disks, images.clone(), Vec::new(), &map_options, &cancel, &mut |_| {})?;
-                Ok(MappedDisks { map: mapped.map, replayed: mapped.rewritten })
+            move |state| {
+                let look = appliance.look(state.disks, state.written, state.maps, &cancel, &mut |_| {})?;
+                Ok(Look { map: look.map, replayed: look.replayed })
             }
         });
         let options = WatcherOptions {
-            every: self.args.operations_every.map(Duration::from_secs),
+            every: match self.args.operations_every {
+                Every::Flush => None,
+                Every::Seconds(seconds) => Some(Duration::from_secs(seconds.get())),
+            },
             look_now: self.look_now,
             format: OperationsFormat::of(self.path),
         };
-        let watcher = Watcher::start(session.freezable(), before, self.out, map, options);
+        let history = session.history().context("the disks are read-only")?;
+        let watcher = Watcher::start(history, self.out, map, options);
         Ok(Watched { watcher: watcher.context("cannot start the thread for operations")?, cancel })
+    }
+
+    /// How the guest's writes are kept.
+    pub(super) fn history(&self) -> HistoryOptions {
+        HistoryOptions { limit: self.args.history_limit, ..HistoryOptions::default() }
     }
 }
 
@@ -104,18 +153,25 @@ impl Watched {
     /// Looks for operations a last time and prints a summary. Returns whether the output is
     /// complete. Another signal cancels the last look.
     pub(super) fn finish(self, quiet: bool, interruption: &Interruption) -> bool {
-        if !quiet {
-            note!("looking for the last operations");
-        }
         let before = interruption.count();
         self.watcher.end();
+        let (mut told, mut most) = (Instant::now(), 0);
+        if !quiet {
+            note!("looking at the last states of the disks");
+        }
         while !self.watcher.has_ended() {
             if interruption.count() > before {
                 self.cancel.cancel();
             }
+            let left = self.watcher.left();
+            most = most.max(left);
+            if !quiet && told.elapsed() >= TELLING && left > 0 {
+                told = Instant::now();
+                note!("{left} of {} are left", counted(most, "state"));
+            }
             std::thread::sleep(TICK);
         }
-        let Ended { counts, looks, missing } = self.watcher.finish();
+        let Ended { counts, states, looks, looking, missing } = self.watcher.finish();
         for reason in &missing {
             note!("virt-bmap-rs: operations are missing: {reason}");
         }
@@ -123,12 +179,9 @@ impl Watched {
             let counts: Vec<String> =
                 counts.iter().map(|(action, count)| format!("{count} {}", action.word())).collect();
             let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
-            let times = match looks {
-                1 => "once",
-                2 => "twice",
-                _ => &format!("{looks} times"),
-            };
-            note!("operations: {counts}; the disks were mapped {times}");
+            let states = counted(states, "state");
+            let each = looking.as_secs_f64() / (looks.max(1) as f64);
+            note!("operations: {counts}; {states} of the disks, {looks} looks of {each:.2} s");
         }
         missing.is_empty()
     }

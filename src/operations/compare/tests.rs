@@ -1,5 +1,5 @@
 use super::*;
-use virt_bmap_map::{Filesystem, Header, MapBuilder};
+use virt_bmap_map::{Filesystem, Header, MapBuilder, Owner};
 use virt_bmap_ranges::FileOffset;
 
 /// A file or directory: path, inode, size, time of modification, mode, first byte of its blocks on
@@ -41,14 +41,19 @@ fn map(kind: &str, specs: &[Spec<'_>]) -> Map {
 fn operations(kind: &str, old: &[Spec<'_>], new: &[Spec<'_>], written: &[(u64, u64)]) -> Vec<String> {
     let ranges =
         |ranges: &[(u64, u64)]| ranges.iter().map(|&(start, end)| DiskRange::new(start, end)).collect();
-    let written = Written { seen: vec![ranges(written)], replayed: vec![RangeSet::new()] };
+    let written = Written { seen: vec![ranges(written)], ..Written::default() };
     let (old, new) = (map(kind, old), map(kind, new));
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let line = |operation: &Operation<'_>| {
         let from = operation.from.map(|from| format!("{} -> ", text(from.path))).unwrap_or_default();
-        format!("{} {from}{} {}", operation.action.word(), text(operation.name.path), operation.written)
+        format!(
+            "{} {from}{} {}",
+            operation.action.word(),
+            text(operation.name.path),
+            operation.written_bytes()
+        )
     };
-    compare(&old, &new, &written).iter().map(line).collect()
+    compare(&old, &new, b"/dev/sda1", &written).iter().map(line).collect()
 }
 
 #[test]
@@ -102,7 +107,7 @@ fn a_file_is_identified_by_its_inode() {
     ];
     assert_eq!(
         operations("ext4", old, new, &[]),
-        ["delete /f 0", "rename /f.new -> /f 0", "rename /y -> /x 0", "rename /x -> /y 0"]
+        ["delete /f 0", "rename /f.new -> /f 0", "exchange /x -> /y 0"]
     );
     // An inode that was given back: other data, of another time.
     let new: &[Spec<'_>] = &[(b"/g", 11, 100, 3, FILE, &[16384])];
@@ -150,11 +155,69 @@ fn operations_on_the_data_of_a_file() {
 }
 
 #[test]
+fn a_hole_is_punched() {
+    let (old, new) = (&[(0, 0), (4096, 8192), (8192, 16384)], &[(0, 0), (8192, 16384)]);
+    let file = |modified, pieces: &[(u64, u64)]| {
+        let map = map("ext4", &[]);
+        let mut builder = MapBuilder::new(map.header().clone());
+        let attributes = Attributes {
+            inode: Some(11),
+            size: Some(12288),
+            modified: Some(modified),
+            ..Attributes::default()
+        };
+        let name = ObjectName::path(Kind::File, b"/dev/sda1", b"/f");
+        let object = builder.object(name, attributes).unwrap();
+        for &(place, start) in pieces {
+            let range = DiskRange::new(start, start + BLOCK);
+            builder.piece(object, 1, range, Some(FileOffset(place))).unwrap();
+        }
+        builder.build()
+    };
+    let written = Written::default();
+    let (old, new) = (file(1, old), file(2, new));
+    let actions = |found: Vec<Operation<'_>>| -> Vec<Action> {
+        found.iter().map(|operation| operation.action).collect()
+    };
+    assert_eq!(actions(compare(&old, &new, b"/dev/sda1", &written)), [Action::Punch]);
+    assert_eq!(actions(compare(&new, &old, b"/dev/sda1", &written)), [Action::Touch]);
+}
+
+#[test]
+fn what_changes_an_inode_alone() {
+    let file = |changed, owner, mode| {
+        let mut builder = MapBuilder::new(map("ext4", &[]).header().clone());
+        let owner = Some(Owner { user: owner, group: 0 });
+        let attributes = Attributes {
+            inode: Some(11),
+            size: Some(0),
+            mode: Some(mode),
+            modified: Some(1),
+            changed: Some(changed),
+            owner,
+            ..Attributes::default()
+        };
+        builder.object(ObjectName::path(Kind::File, b"/dev/sda1", b"/f"), attributes).unwrap();
+        builder.build()
+    };
+    let old = file(1, 0, 0o104_755);
+    let done = |new: Map| -> Vec<Action> {
+        let written = Written::default();
+        let found = compare(&old, &new, b"/dev/sda1", &written);
+        found.iter().map(|operation| operation.action).collect()
+    };
+    assert_eq!(done(file(2, 0, 0o104_755)), [Action::Setxattr]);
+    assert_eq!(done(file(2, 7, 0o100_755)), [Action::Chown]);
+    assert_eq!(done(file(2, 7, 0o100_700)), [Action::Chmod, Action::Chown]);
+    assert_eq!(done(file(2, 0, 0o104_700)), [Action::Chmod]);
+}
+
+#[test]
 fn data_in_a_journal_is_data() {
     let old = map("ext4", &[(b"/f", 11, 6000, 1, FILE, &[0, 8192])]);
     let new = map("ext4", &[(b"/f", 11, 6000, 2, FILE, &[0, 8192])]);
     let replayed = vec![[DiskRange::new(0, 4096)].into_iter().collect()];
-    let found = compare(&old, &new, &Written { seen: vec![RangeSet::new()], replayed });
+    let found = compare(&old, &new, b"/dev/sda1", &Written { replayed, ..Written::default() });
     assert_eq!(found.iter().map(|operation| operation.action).collect::<Vec<_>>(), [Action::Write]);
 }
 
@@ -169,5 +232,5 @@ fn without_lasting_inodes_a_file_is_identified_by_its_place() {
 fn a_file_system_that_could_not_be_examined_is_not_empty() {
     let old = map("ext4", &[(b"/f", 11, 100, 1, FILE, &[0])]);
     let new = MapBuilder::new(Header::default()).build();
-    assert!(compare(&old, &new, &Written::default()).is_empty());
+    assert!(compare(&old, &new, b"/dev/sda1", &Written::default()).is_empty());
 }

@@ -6,7 +6,7 @@ use super::{ChannelError, ObjectNumber};
 use crate::probe::found::FoundError;
 use virt_bmap_agent_protocol::DirectoryBlocks;
 use virt_bmap_agent_protocol::record::{self, ObjectKind};
-use virt_bmap_map::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks};
+use virt_bmap_map::{Attributes, Cause, Filesystem, InodeDigests, Kind, Marks, Owner};
 
 /// Most files of one batch. Small files that need no read pile up until the next tag.
 const MOST_FILES: usize = 1 << 20;
@@ -58,6 +58,7 @@ impl State {
             changed: Some(object.changed),
             marks: if is_shared { Marks::NO_BLOCKS | Marks::INLINE } else { Marks::empty() },
             reparse: None,
+            owner: object.owner.map(|(user, group)| Owner { user, group }),
         };
         let result = if is_orphan {
             self.found.orphan(kind, object.inode, &object.name, attributes).map(drop)

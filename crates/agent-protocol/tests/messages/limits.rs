@@ -19,6 +19,7 @@ fn object(name: Vec<u8>) -> Record {
         allocated: 4096,
         links: 2,
         mode: 0o100_644,
+        owner: None,
         modified: -1,
         changed: i64::MAX,
         name,

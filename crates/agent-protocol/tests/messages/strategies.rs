@@ -50,7 +50,7 @@ fn object() -> impl Strategy<Value = Record> {
         Just(ObjectKind::Metadata)
     ];
     let words = any::<(u32, u32, u64, u64, u64, u32, u32, i64, i64)>();
-    (kind, words, name()).prop_map(|(kind, words, name)| {
+    (kind, words, any::<Option<(u32, u32)>>(), name()).prop_map(|(kind, words, owner, name)| {
         let (id, parent, inode, size, allocated, links, mode, modified, changed) = words;
         Record::Object(Object {
             id,
@@ -61,6 +61,7 @@ fn object() -> impl Strategy<Value = Record> {
             allocated,
             links,
             mode,
+            owner,
             modified,
             changed,
             name,

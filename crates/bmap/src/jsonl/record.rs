@@ -446,6 +446,7 @@ impl ObjectRecord {
         let path = self.path.as_ref().map_or(&b""[..], |Text(path)| path);
         let name = ObjectName { kind: self.kind, device: &self.device.0, path };
         let attributes = Attributes {
+            owner: None,
             inode: self.inode,
             size: self.size,
             links: self.links,

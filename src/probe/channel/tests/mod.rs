@@ -106,6 +106,7 @@ fn object(id: u32, parent: u32, kind: ObjectKind, name: &[u8], size: u64) -> Rec
         allocated: size,
         links: 2,
         mode: 0,
+        owner: None,
         modified: 0,
         changed: 0,
         name: name.to_vec(),
