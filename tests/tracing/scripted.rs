@@ -111,60 +111,90 @@ fn wrong_details(operation: &Value, expected: &Expected) -> Option<String> {
     (at < offset + length).then(|| format!("bytes {offset}+{length} expected: {operation}"))
 }
 
-/// Compares what was reported of one device with the script. Within a round the order does not
-/// matter. Returns what differs, for people.
+/// Compares what was reported of one device with the script. Operations of one round may have any
+/// order. Returns what differs, for people.
 pub(crate) fn differences(operations: &[Value], rounds: &[Round]) -> String {
-    let mut found = String::new();
+    let mut rounds = rounds.to_vec();
     let mut rest = operations;
-    for (number, round) in rounds.iter().enumerate() {
+    for round in rounds.iter_mut().filter(|round| round.steps.len() > 1) {
         let (these, later) = rest.split_at(round.expected.len().min(rest.len()));
-        let mut open: Vec<&Expected> = round.expected.iter().collect();
-        let mut unexpected = Vec::new();
-        for operation in these {
-            match open.iter().position(|expected| reported(operation, Some(expected)) == line(expected)) {
-                Some(at) => {
-                    let expected = open.remove(at);
-                    if let Some(wrong) = wrong_details(operation, expected) {
-                        writeln!(found, "  round {number}: {wrong}").unwrap();
-                    }
-                }
-                None => unexpected.push(operation),
-            }
-        }
+        let place = |expected: &Expected| {
+            let is_it = |operation| reported(operation, Some(expected)) == line(expected);
+            these.iter().position(is_it).unwrap_or(these.len())
+        };
+        round.expected.sort_by_cached_key(place);
         rest = later;
-        if open.is_empty() && unexpected.is_empty() {
-            continue;
-        }
-        // What follows is shifted, so the first difference says most.
-        writeln!(found, "  round {number}, steps {:?}:", round.steps).unwrap();
-        for expected in open {
-            writeln!(found, "    missing:    {}", line(expected)).unwrap();
-        }
-        for operation in unexpected {
-            writeln!(found, "    unexpected: {operation}").unwrap();
-        }
-        for operation in rest.iter().take(3) {
-            writeln!(found, "    then:       {}", reported(operation, None)).unwrap();
-        }
-        let expected = rounds.iter().map(|round| round.expected.len()).sum::<usize>();
-        writeln!(found, "    {} reported, {expected} expected", operations.len()).unwrap();
-        return found;
     }
-    for operation in rest.iter().take(5) {
-        writeln!(found, "  at the end, unexpected: {operation}").unwrap();
+    let expected: Vec<(usize, &Expected)> = rounds
+        .iter()
+        .enumerate()
+        .flat_map(|(number, round)| round.expected.iter().map(move |e| (number, e)))
+        .collect();
+    let mut found = String::new();
+    for (expected, operation) in aligned(&expected, operations) {
+        match (expected, operation) {
+            (Some((number, expected)), Some(operation)) => {
+                if let Some(wrong) = wrong_details(operation, expected) {
+                    writeln!(found, "  round {number}: {wrong}").unwrap();
+                }
+            }
+            (Some((number, expected)), None) => {
+                writeln!(found, "  round {number}: missing {}", line(expected)).unwrap();
+            }
+            (None, Some(operation)) => writeln!(found, "  unexpected {operation}").unwrap(),
+            (None, None) => {}
+        }
     }
     found
 }
 
+type Pair<'a> = (Option<(usize, &'a Expected)>, Option<&'a Value>);
+
+/// Pairs of what was expected and reported, in the order of both: the longest common subsequence,
+/// and what is in one of them only.
+fn aligned<'a>(expected: &[(usize, &'a Expected)], operations: &'a [Value]) -> Vec<Pair<'a>> {
+    let is_same = |i: usize, j: usize| reported(&operations[j], Some(expected[i].1)) == line(expected[i].1);
+    let mut longest = vec![vec![0; operations.len() + 1]; expected.len() + 1];
+    for i in (0..expected.len()).rev() {
+        for j in (0..operations.len()).rev() {
+            longest[i][j] = match is_same(i, j) {
+                true => longest[i + 1][j + 1] + 1,
+                false => longest[i + 1][j].max(longest[i][j + 1]),
+            };
+        }
+    }
+    let (mut pairs, mut i, mut j) = (Vec::new(), 0, 0);
+    while i < expected.len() || j < operations.len() {
+        if i < expected.len() && j < operations.len() && is_same(i, j) {
+            pairs.push((Some(expected[i]), Some(&operations[j])));
+            (i, j) = (i + 1, j + 1);
+        } else if j == operations.len() || i < expected.len() && longest[i + 1][j] >= longest[i][j + 1] {
+            pairs.push((Some(expected[i]), None));
+            i += 1;
+        } else {
+            pairs.push((None, Some(&operations[j])));
+            j += 1;
+        }
+    }
+    pairs
+}
+
 /// Runs a script on each of the filesystems, and compares. `VIRT_BMAP_OPERATIONS` is another number
-/// of steps, on all filesystems.
+/// of steps, on all filesystems or on those that `VIRT_BMAP_FILESYSTEMS` names.
 fn check(names: &[&str], steps: usize, each: usize) {
     let long = std::env::var("VIRT_BMAP_OPERATIONS").ok().map(|steps| steps.parse().unwrap());
+    let chosen = std::env::var("VIRT_BMAP_FILESYSTEMS");
     let mut work = Vec::new();
     for (part, filesystem) in FILESYSTEMS.iter().enumerate() {
         // FAT has no inodes: there a file that takes over the first block of a deleted one is the same.
-        let is_wanted = long.is_some() && (each == 1 || filesystem.name != "fat");
-        if is_wanted || names.contains(&filesystem.name) {
+        let is_exact = each == 1 || filesystem.name != "fat";
+        let is_chosen =
+            chosen.as_ref().is_ok_and(|names| names.split(' ').any(|name| name == filesystem.name));
+        let is_wanted = match long {
+            Some(_) => is_exact && (is_chosen || chosen.is_err()),
+            None => names.contains(&filesystem.name),
+        };
+        if is_wanted {
             let mut writer = Writer::new(each as u64, part, features(filesystem.name));
             work.push((filesystem, writer.rounds(long.unwrap_or(steps), each)));
         }
@@ -182,7 +212,8 @@ fn check(names: &[&str], steps: usize, each: usize) {
         }
         let unflushed: Vec<&Value> = these.iter().filter(|operation| operation["flushed"] != true).collect();
         if !unflushed.is_empty() {
-            writeln!(wrong, "{}: not flushed: {unflushed:?}", filesystem.name).unwrap();
+            let (count, first) = (unflushed.len(), unflushed[0]);
+            writeln!(wrong, "{}: {count} not flushed: {first}", filesystem.name).unwrap();
         }
         assert!(these.iter().is_sorted_by_key(|operation| operation["to_ns"].as_u64()), "{these:?}");
     }
