@@ -6,6 +6,8 @@
 //! ```text
 //! virt-bmap-agent disable-readahead             turn off what reads without a request
 //! virt-bmap-agent forget                        drop what the kernel remembers of the disks
+//! virt-bmap-agent mount DEVICE KIND OPTIONS ROOT   mount a device, and do as `log` does
+//! virt-bmap-agent leave ROOT                    unmount it, and do as `forget` and `log` do
 //! virt-bmap-agent log                           print the kernel's messages since the last time
 //! virt-bmap-agent devices CONTROL [DEVICE...]   print the device inventory
 //! virt-bmap-agent work CONTROL                  do the task on the control disk
@@ -13,6 +15,7 @@
 //!
 //! As process 1, it is the init program of virt-bmap-rs's own appliance: see [`init`].
 
+mod again;
 mod aio;
 mod bmapx;
 mod btrfs;
@@ -67,7 +70,9 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
     match arguments {
         ["disable-readahead"] => disable_readahead::run(),
         ["forget"] => forget::run(),
+        ["leave", root] => again::leave(root),
         ["log"] => kernel_log::run(),
+        ["mount", device, kind, options, root] => again::mount_with_options(device, kind, options, root),
         ["devices", control, named @ ..] => devices::run(control, named),
         ["work", control] => match control::task(control)? {
             Task::Walk(plan) => walk::run(control, plan),

@@ -55,6 +55,25 @@ impl Appliance {
         self.run("forget").map(drop)
     }
 
+    /// Mounts a device as `mount -t KIND -o OPTIONS` does, with a filesystem that the kernel has a
+    /// driver for. Returns the kernel's messages, as [`kernel_log`](Self::kernel_log) does.
+    ///
+    /// # Errors
+    /// [`AgentError`]: it cannot be mounted.
+    pub fn mount(&self, node: &str, kind: &str, options: &str) -> Result<String, AgentError> {
+        let [node, kind, options] = [node, kind, options].map(quote);
+        self.run(&format!("mount {node} {kind} {options} {SYSROOT}"))
+    }
+
+    /// Unmounts what [`mount`](Self::mount) has mounted, and does as [`forget`](Self::forget) and
+    /// [`kernel_log`](Self::kernel_log) do.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn leave(&self) -> Result<String, AgentError> {
+        self.run(&format!("leave {SYSROOT}"))
+    }
+
     /// The kernel's messages since the previous call, or since the agent was started.
     ///
     /// # Errors

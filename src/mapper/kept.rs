@@ -10,6 +10,7 @@
 use super::session::{Session, serve};
 use super::{Cancel, LeftOut, MapError, MapEvent, Mapped, MapperOptions, map_sources};
 use crate::probe::baseline::Baseline;
+use crate::probe::context::Context;
 use crate::probe::survey::{self, Surveyed};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -246,7 +247,7 @@ impl Session {
         let _ = surveyed.send(Ok(first.clone()));
         for Task { devices, baselines } in tasks {
             let baseline = |device: &str| baselines.get(device).cloned();
-            let context = self.context(&appliance, &baseline);
+            let context = Context { is_again: true, ..self.context(&appliance, &baseline) };
             let began = Instant::now();
             let done = first.again(&context, &devices);
             tracing::debug!("looked again at {} filesystems in {:?}", devices.len(), began.elapsed());

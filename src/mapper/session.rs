@@ -302,6 +302,7 @@ impl Session {
             legs: self.options.legs,
             sample: self.options.probe.sample(),
             baseline,
+            is_again: false,
             overlays: &self.overlays,
             left_out: &self.left_out,
             phase: &*self.note_phase,

@@ -1,7 +1,7 @@
 //! Looks at the states of the disks, one after the other, and writes the operations found.
 
 use super::{Action, Operation, OperationsFormat, Span, Written, compare};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use virt_bmap_history::{History, State};
 use virt_bmap_image::Source;
 use virt_bmap_map::hardlinks::disk_ranges;
-use virt_bmap_map::{Header, Map, MapBuilder, Warning};
-use virt_bmap_ranges::{DiskOffset, RangeSet};
+use virt_bmap_map::{Header, Hit, Kind, Map, MapBuilder, Marks, Warning};
+use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
 
 /// Interval of the checks whether there is another state.
 const TICK: Duration = Duration::from_millis(10);
@@ -186,17 +186,25 @@ fn join(ranges: &mut Vec<RangeSet<DiskOffset>>, more: &[RangeSet<DiskOffset>]) {
     }
 }
 
-/// What was written and is in none of these operations.
+/// Whether a range holds data of a file, and writing it changes nothing else.
+fn is_plain_data(hit: &Hit<'_>) -> bool {
+    let is_certain = !hit.object.attributes().marks.intersects(Marks::INEXACT | Marks::UNVERIFIED);
+    hit.object.kind() == Kind::File && is_certain && hit.role.flags.is_empty()
+}
+
+/// What was written and was not told. `told`: the places of the objects of operations, and whether the
+/// operation came earlier than the present writes, of which it is no part then.
 fn still_held(
-    map: &Map,
-    operations: &[Operation<'_>],
+    told: &[((DiskNumber, DiskRange), bool)],
     mut written: Vec<RangeSet<DiskOffset>>,
+    present: &[RangeSet<DiskOffset>],
 ) -> Vec<RangeSet<DiskOffset>> {
-    let objects = operations.iter().filter_map(|operation| map.find(operation.name));
-    for (disk, range) in objects.flat_map(disk_ranges) {
-        if let Some(written) = usize::from(disk).checked_sub(1).and_then(|disk| written.get_mut(disk)) {
-            written.remove(range);
-        }
+    for &((disk, range), is_earlier) in told {
+        let Some(disk) = usize::from(disk).checked_sub(1) else { continue };
+        let Some(written) = written.get_mut(disk) else { continue };
+        written.remove(range);
+        let present = present.get(disk).filter(|_| is_earlier);
+        written.extend(present.into_iter().flat_map(|present| present.overlap(range)));
     }
     for ranges in &mut written {
         if ranges.range_count() > MOST_HELD {
@@ -215,9 +223,34 @@ struct Before {
     held: Vec<RangeSet<DiskOffset>>,
     /// When that was written last.
     span: Option<Span>,
+    /// Files, by device and inode, of which data was told before their inode has changed.
+    untimed: HashSet<(Vec<u8>, u64)>,
     /// Written by mounting in the state that was mapped last.
     replayed: Vec<RangeSet<DiskOffset>>,
 }
+
+impl Before {
+    /// Whether an operation is only the new time of an inode whose data was told before. The inode is
+    /// often written long after the data (`fdatasync(2)`).
+    fn explains(&mut self, operation: &Operation<'_>) -> bool {
+        let attributes = operation.after.or(operation.before).unwrap_or_default();
+        let Some(inode) = attributes.inode else { return false };
+        let key = (operation.name.device.to_vec(), inode);
+        if operation.is_earlier {
+            if self.untimed.len() == MOST_UNTIMED {
+                self.untimed.clear();
+            }
+            self.untimed.insert(key);
+            return false;
+        }
+        let is_modified =
+            operation.before.map(|before| before.modified) != operation.after.map(|after| after.modified);
+        is_modified && self.untimed.remove(&key) && operation.action == Action::Touch
+    }
+}
+
+/// Most files of which data was told without a change of the inode.
+const MOST_UNTIMED: usize = 1 << 16;
 
 /// Most ranges that are held of a disk. The journal and other metadata are among them, which never
 /// become part of an operation.
@@ -241,7 +274,11 @@ impl Work {
         let everything: Vec<RangeSet<DiskOffset>> = vec![RangeSet::new(); disks.len()];
         let state = StateToMap { disks: &disks, written: &everything, maps: &self.maps };
         match (self.map)(&state) {
-            Ok(look) => self.take(look),
+            Ok(Look { map, replayed }) => {
+                self.note_warnings(&map);
+                self.keep(&Arc::new(map));
+                self.before.replayed = replayed;
+            }
             Err(error) => self.note_missing(format!(
                 "the first ones, because the disks could not be mapped before the guest began: {error}"
             )),
@@ -277,68 +314,120 @@ impl Work {
     }
 
     fn try_look(&mut self, states: &States) -> Result<(), LookError> {
-        let mut seen = states.written.clone();
-        join(&mut seen, &self.before.unseen);
-        let mut written = seen.clone();
+        if self.before.unseen.is_empty()
+            && let Some(maps) = self.maps_of_data(&states.written)
+        {
+            let same = maps.iter().map(|(device, map)| (device.as_slice(), map, map));
+            return Ok(self.tell(same.collect(), states, Vec::new())?);
+        }
+        let mut written = states.written.clone();
+        join(&mut written, &self.before.unseen);
         join(&mut written, &self.before.replayed);
-        join(&mut seen, &self.before.held);
         let look = (self.map)(&StateToMap { disks: &states.disks, written: &written, maps: &self.maps })?;
         self.ended.looks += 1;
-        let held = std::mem::take(&mut self.before.held);
-        let written = Written { seen, held, replayed: look.replayed.clone() };
-        let nothing = MapBuilder::new(Header::default()).build();
-        let mut operations = Vec::new();
-        for filesystem in &look.map.header().filesystems {
-            let before = self.maps.get(&filesystem.device).map_or(&nothing, |map| map);
-            operations.extend(compare(before, &look.map, &filesystem.device, &written));
+        let Look { map, replayed } = look;
+        self.note_warnings(&map);
+        let map = Arc::new(map);
+        let before = std::mem::take(&mut self.maps);
+        self.keep(&map);
+        let nothing = Arc::new(MapBuilder::new(Header::default()).build());
+        let each = map.header().filesystems.iter().map(|filesystem| {
+            let device = filesystem.device.as_slice();
+            (device, before.get(device).unwrap_or(&nothing), &map)
+        });
+        let result = self.tell(each.collect(), states, replayed.clone());
+        for (device, map) in before {
+            self.maps.entry(device).or_insert(map);
         }
+        self.before.unseen.clear();
+        self.before.replayed = replayed;
+        Ok(result?)
+    }
+
+    /// The maps of the filesystems of which data was written, if nothing else was: then the state has
+    /// the same maps as the one before.
+    fn maps_of_data(&self, written: &[RangeSet<DiskOffset>]) -> Option<Maps> {
+        let mut maps = Maps::new();
+        for (disk, range) in (1..).zip(written).flat_map(|(disk, set)| set.iter().map(move |it| (disk, it))) {
+            let mut left = RangeSet::from_iter([range]);
+            for (device, map) in &self.maps {
+                let hits = map
+                    .over(disk, range)
+                    .filter(|hit| is_plain_data(hit) && hit.object.name().device == device);
+                for hit in hits {
+                    left.remove(hit.range);
+                    maps.entry(device.clone()).or_insert_with(|| map.clone());
+                }
+            }
+            if !left.is_empty() {
+                return None;
+            }
+        }
+        Some(maps)
+    }
+
+    /// Writes the operations between maps of a device before and after.
+    fn tell(
+        &mut self,
+        maps: Vec<(&[u8], &Arc<Map>, &Arc<Map>)>,
+        states: &States,
+        replayed: Vec<RangeSet<DiskOffset>>,
+    ) -> io::Result<()> {
+        let held = std::mem::take(&mut self.before.held);
+        let mut seen = states.written.clone();
+        join(&mut seen, &self.before.unseen);
+        join(&mut seen, &held);
+        let written = Written { seen, held, replayed };
+        let mut operations = Vec::new();
+        let mut told = Vec::new();
+        for (device, old, new) in &maps {
+            let mut found = compare(old, new, device, &written);
+            found.retain(|operation| !self.before.explains(operation));
+            for operation in &found {
+                let places = new.find(operation.name).into_iter().flat_map(disk_ranges);
+                told.extend(places.map(|place| (place, operation.is_earlier)));
+            }
+            operations.extend(found);
+        }
+        operations.sort_by_key(|operation| !operation.is_earlier);
         for operation in &operations {
             *self.ended.counts.entry(operation.action).or_default() += 1;
         }
-        let earlier = operations.iter().filter(|operation| operation.is_earlier).count();
-        operations.sort_by_key(|operation| !operation.is_earlier);
+        let earlier = operations.partition_point(|operation| operation.is_earlier);
         let (earlier, present) = operations.split_at(earlier);
         let format = self.options.format;
         let span = self.before.span.unwrap_or(states.span);
         let result = format
             .write(&mut *self.output, span, earlier)
             .and_then(|()| format.write(&mut *self.output, states.span, present));
-        self.before.held = still_held(&look.map, &operations, written.seen);
+        self.before.held = still_held(&told, written.seen, &states.written);
         self.before.span = Some(states.span);
-        self.before.unseen.clear();
-        drop(operations);
-        self.take(look);
-        Ok(result?)
+        result
     }
 
     /// Writes what was held, since no further state follows.
     fn end(&mut self) {
         let Some(span) = self.before.span else { return };
-        let held = std::mem::take(&mut self.before.held);
-        let written = Written { seen: held.clone(), held, replayed: Vec::new() };
-        let each = self.maps.iter().flat_map(|(device, map)| compare(map, map, device, &written));
-        let operations: Vec<_> = each.collect();
-        for operation in &operations {
-            *self.ended.counts.entry(operation.action).or_default() += 1;
-        }
-        if let Err(error) = self.options.format.write(&mut *self.output, span, &operations) {
-            let reason = format!("the last ones, because they cannot be written: {error}");
-            drop(operations);
-            self.note_missing(reason);
+        let maps = std::mem::take(&mut self.maps);
+        let same = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
+        let states = States { disks: Vec::new(), written: Vec::new(), span };
+        if let Err(error) = self.tell(same, &states, Vec::new()) {
+            self.note_missing(format!("the last ones, because they cannot be written: {error}"));
         }
     }
 
-    /// Keeps what a look has found, for the next.
-    fn take(&mut self, look: Look) {
-        let Look { map, replayed } = look;
-        for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
-            self.note_missing(Warning::to_string(warning));
-        }
-        let map = Arc::new(map);
+    /// Keeps the map of filesystems that were looked at.
+    fn keep(&mut self, map: &Arc<Map>) {
         for filesystem in &map.header().filesystems {
             self.maps.insert(filesystem.device.clone(), map.clone());
         }
-        self.before.replayed = replayed;
+    }
+
+    /// Notes what could not be examined.
+    fn note_warnings(&mut self, map: &Map) {
+        for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
+            self.note_missing(Warning::to_string(warning));
+        }
     }
 
     fn note_missing(&mut self, reason: String) {

@@ -4,14 +4,16 @@ use super::blank::is_blank;
 use super::context::Context;
 use super::kernel_log::note_corrupt_directories;
 use super::layout::{Layout, layouts};
-use super::mount::{note_replay, unmount};
+use super::mount::{mount_again, note_replay, unmount};
 use super::mount_options::{self, Journal};
+use super::orphans::{self, mark_again};
 use super::signatures::{Signatures, Usage};
 use super::unlock::is_encrypted;
-use super::{Phase, ProbeError, orphans};
+use super::{Phase, ProbeError};
 use crate::appliance::{Content, Inventory};
 use std::cell::LazyCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use virt_bmap_agent_protocol::{Class, FsKind};
 use virt_bmap_map::Cause;
 
@@ -142,26 +144,36 @@ fn visit(
     }
     let is_settled = note_replay(context, filesystem);
     walk(filesystem, is_settled)?;
-    note_corrupt_directories(context, filesystem);
+    let log = context.appliance.kernel_log().unwrap_or_default();
+    note_corrupt_directories(context, filesystem, &log);
     Ok(Ok(()))
 }
 
-/// Mounts these filesystems once more, walks them as [`each_filesystem`] does, and unmounts them.
-/// `false`: one of them cannot be mounted any more.
-pub(super) fn each_again<'f>(
+/// Mounts these filesystems once more, walks them as [`each_filesystem`] does, and lets the appliance
+/// forget them. `false`: one of them cannot be mounted any more.
+pub(super) fn each_again(
     context: &Context<'_>,
-    filesystems: impl Iterator<Item = &'f Content>,
+    filesystems: &[&Content],
+    layouts: &HashMap<String, Arc<Layout>>,
     mut walk: impl FnMut(&Content, bool) -> Result<(), ProbeError>,
 ) -> Result<bool, ProbeError> {
-    let filesystems: Vec<_> = filesystems.collect();
-    for (number, filesystem) in (1..).zip(&filesystems) {
+    for (number, filesystem) in (1..).zip(filesystems) {
         let kind = filesystem.kind.as_ref().map(FsKind::to_string).unwrap_or_default();
         let (name, of) = (filesystem.device.clone(), filesystems.len());
         (context.phase)(Phase::Filesystem { name, kind, number, of });
+        let layout = layouts.get(&filesystem.device);
+        let is_marked = layout.is_none_or(|layout| mark_again(context, filesystem, layout).is_some());
+        if let Some(is_settled) = is_marked.then(|| mount_again(context, filesystem)).flatten() {
+            walk(filesystem, is_settled)?;
+            let log = context.appliance.leave()?;
+            note_corrupt_directories(context, filesystem, &log);
+            continue;
+        }
         if visit(context, filesystem, &mut walk)?.is_err() {
             return Ok(false);
         }
         unmount(context, filesystem)?;
+        context.appliance.forget()?;
     }
     Ok(true)
 }

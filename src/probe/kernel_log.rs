@@ -62,13 +62,12 @@ fn with_name(text: &str, node: &str, name: &str) -> String {
 
 /// Warns of each directory that the kernel has called corrupt while the filesystem was walked. Of
 /// those the kernel reads no entries behind the damage, and `readdir` does not say so.
-pub(super) fn note_corrupt_directories(context: &Context<'_>, filesystem: &Content) {
-    let log = context.appliance.kernel_log().unwrap_or_default();
+pub(super) fn note_corrupt_directories(context: &Context<'_>, filesystem: &Content, log: &str) {
     // Asking for the kernel's name of the device takes a tenth of a second.
     if !log.lines().any(|line| corrupt_directory(line).is_some()) {
         return;
     }
-    for error in said_of(context, filesystem, &log) {
+    for error in said_of(context, filesystem, log) {
         let Some(inode) = corrupt_directory(&error) else { continue };
         let device = &filesystem.device;
         context.channel.with(|found, warnings| {

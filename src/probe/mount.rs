@@ -21,16 +21,9 @@ pub(super) fn try_mount(
     let device = &filesystem.device;
     let kind = filesystem.kind.clone().unwrap_or_default();
     let facts = kind.facts();
-    let is_subvolume = device.starts_with("btrfsvol:");
-    let mut options = "ro,nodev,nosuid,noexec".to_owned();
-    let own = facts.mount_options.filter(|_| !is_subvolume);
-    let needed = filesystem.mount_options.as_deref();
-    for option in own.into_iter().chain(needed) {
-        options.push(',');
-        options.push_str(option);
-    }
+    let options = options(filesystem);
     context.channel.begin_mount();
-    let mounted = if is_subvolume || kind.name().is_empty() {
+    let mounted = if is_subvolume(filesystem) || kind.name().is_empty() {
         context.appliance.call(|g| g.mount_options(&options, device, "/"))
     } else {
         // With the type given, mount does not search the device for it, and does not refuse one
@@ -45,6 +38,36 @@ pub(super) fn try_mount(
             Ok(Err(mount_failure::cause(context, filesystem, &error)))
         }
     }
+}
+
+/// All options with which a filesystem is mounted.
+fn options(filesystem: &Content) -> String {
+    let facts = filesystem.kind.clone().unwrap_or_default().facts();
+    let mut options = "ro,nodev,nosuid,noexec".to_owned();
+    let own = facts.mount_options.filter(|_| !is_subvolume(filesystem));
+    let needed = filesystem.mount_options.as_deref();
+    for option in own.into_iter().chain(needed) {
+        options.push(',');
+        options.push_str(option);
+    }
+    options
+}
+
+fn is_subvolume(filesystem: &Content) -> bool {
+    filesystem.device.starts_with("btrfsvol:")
+}
+
+/// Mounts a filesystem of the kernel's with a single call, as it was mounted before, and warns as
+/// [`note_replay`] does. Returns whether its changes are on the disks; `None`: it cannot be mounted in
+/// this way.
+pub(super) fn mount_again(context: &Context<'_>, filesystem: &Content) -> Option<bool> {
+    let kind = filesystem.kind.as_ref().filter(|kind| !kind.is_fuse() && !kind.name().is_empty())?;
+    if is_subvolume(filesystem) {
+        return None;
+    }
+    context.channel.begin_mount();
+    let said = context.appliance.mount(&filesystem.node, kind.name(), &options(filesystem)).ok()?;
+    Some(note_messages(context, filesystem, &said))
 }
 
 /// Mounts a filesystem that lacks a device, if its driver has an option for that.
@@ -62,6 +85,15 @@ fn mount_degraded(context: &Context<'_>, options: &str, degraded: Option<&str>, 
 /// mounting made are on the disks: ext4 waits for that after a replay, but not after it has removed
 /// files that were deleted while they were open.
 pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
+    if !filesystem.kind.as_ref().is_some_and(|kind| kind.facts().has_journal) {
+        return false;
+    }
+    let said = context.appliance.kernel_log();
+    said.is_ok_and(|said| note_messages(context, filesystem, &said))
+}
+
+/// The same, with what the kernel has said.
+fn note_messages(context: &Context<'_>, filesystem: &Content, said: &str) -> bool {
     /// Kernel messages of drivers that replay a journal, in lower case.
     const SAID: [&str; 6] = [
         "recovery complete",
@@ -74,7 +106,6 @@ pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
     let Some(facts) = filesystem.kind.as_ref().map(FsKind::facts).filter(|facts| facts.has_journal) else {
         return false;
     };
-    let Ok(said) = context.appliance.kernel_log() else { return false };
     let said = said.to_ascii_lowercase();
     let was_cleaned = said.contains("orphan");
     let was_replayed = SAID.iter().any(|words| said.contains(words));

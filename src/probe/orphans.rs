@@ -9,10 +9,13 @@
 use super::ProbeError;
 use super::context::Context;
 use super::device::Fields;
+use super::layout::Layout;
 use super::mount::try_mount;
 use super::superblock::Ext;
 use crate::appliance::Content;
+use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::Cause;
+use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Where the compatible features are in a superblock; `COMPAT_ORPHAN_FILE`.
 const COMPATIBLE: usize = 0x5c;
@@ -50,6 +53,24 @@ fn mark(context: &Context<'_>, filesystem: &Content) -> Option<Vec<u8>> {
     let marked = with_mark(superblock.ok()?)?;
     let written = context.appliance.call(|g| g.pwrite_device(device, &marked, at));
     written.ok().map(|_| marked)
+}
+
+/// Marks a filesystem that may have orphans in the overlays of the disks, before the appliance has
+/// read any of it. `None`: its superblock cannot be read or written there.
+pub(super) fn mark_again(context: &Context<'_>, filesystem: &Content, layout: &Layout) -> Option<()> {
+    if !filesystem.kind.as_ref().is_some_and(FsKind::is_ext) {
+        return Some(());
+    }
+    let superblock = layout.read(&context.as_seen(), Ext::AT, SIZE as u64)?;
+    let Some(marked) = with_mark(superblock) else { return Some(()) };
+    let range = Range::at(DeviceOffset(Ext::AT), SIZE as u64)?;
+    for part in layout.part(range)? {
+        let from = usize::try_from(part.device.start.0 - Ext::AT).ok()?;
+        let bytes = marked.get(from..from.checked_add(usize::try_from(part.device.len()).ok()?)?)?;
+        let overlay = context.overlays.get(usize::from(part.disk).checked_sub(1)?)?;
+        overlay.write_at(bytes, part.start).ok()?;
+    }
+    Some(())
 }
 
 /// Whether the journal is to be replayed.

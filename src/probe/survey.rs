@@ -129,12 +129,11 @@ impl Surveyed {
             context.channel.with(|found, _| found.leave_metadata_out());
         }
         let filesystems = self.mounted.filesystems.iter();
-        let concerned = filesystems.filter(|filesystem| devices.contains(&filesystem.device));
-        let is_done = each_again(context, concerned, |filesystem, is_settled| {
+        let concerned: Vec<_> =
+            filesystems.filter(|filesystem| devices.contains(&filesystem.device)).collect();
+        each_again(context, &concerned, &self.layouts.by_path, |filesystem, is_settled| {
             walk(context, filesystem, &self.layouts, is_settled)
-        })?;
-        context.appliance.forget()?;
-        Ok(is_done)
+        })
     }
 }
 

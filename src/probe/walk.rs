@@ -109,10 +109,11 @@ fn inodes<'a>(
     note_busy: &'a dyn Fn(),
 ) -> Option<Inodes<'a>> {
     let layout = layout?;
-    let device = Device::new(context.appliance, &filesystem.device, layout.size());
+    let kind = filesystem.kind.as_ref()?;
+    let device = Device::mounted(context, &filesystem.device, kind, layout);
     let source =
         InodeSource { disks: context.disks, overlays: context.overlays, legs: context.legs, note_busy };
-    Inodes::of(source, &device, filesystem.kind.as_ref()?, layout, is_settled)
+    Inodes::of(source, &device, kind, layout, is_settled)
 }
 
 /// Puts the inode digests of the filesystem that was walked into the map's header.

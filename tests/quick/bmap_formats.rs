@@ -313,6 +313,7 @@ mod round_trips {
                 changed,
                 marks: Marks::from_bits_truncate(marks),
                 reparse: reparse.map(ReparseTag),
+                owner: None,
             },
         )
     }

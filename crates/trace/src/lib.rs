@@ -5,7 +5,7 @@
 //! The guest's disks are served over NBD, and each request is looked up in the guest's block map:
 //!
 //! ```text
-//! guest ─► NBD server ─► TracedDisk ─► image or copy-on-write layer
+//! guest ─► NBD server ─► TracedDisk ─► image, copy-on-write layer or history
 //!                            │
 //!                            ▼ events, in memory
 //!                          Queue ─► Tracer: map ─► LogOutput ─► log
@@ -21,7 +21,8 @@
 //! * [`Live`] holds the current state of a running trace, for a screen;
 //! * [`Summary`] adds up a whole trace, and [`working_set`] writes what the guest has read;
 //! * [`freshness`] detects the map of other disks, or of an earlier state of these disks;
-//! * [`Session`] puts these together for the disks of a guest;
+//! * [`Session`] puts these together for the disks of a guest, and keeps their
+//!   [history](virt_bmap_history) if it is wanted;
 //! * [`Captive`] is a command that uses the disks, and [`Tail`] the end of its output.
 //!
 //! # Limits

@@ -190,3 +190,59 @@ fn storage(image: Image, writes: Writes) -> Result<Storage, SessionError> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LogFormat;
+    use virt_bmap_history::{Recorded, RecordedBase, Recording};
+    use virt_bmap_image::{ImageFormat, OpenOptions, open};
+    use virt_bmap_ranges::DiskOffset;
+
+    #[test]
+    fn a_recorded_history_knows_its_base_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("guest.raw");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let raw = OpenOptions { format: Some(ImageFormat::Raw), ..OpenOptions::default() };
+        let image = || open(&path.clone().into(), &raw).unwrap();
+        let map = Arc::new(virt_bmap_map::text::read(&b"1 0 100000 v /dev/sda\n"[..]).unwrap());
+        for writes in [Writes::Private, Writes::Through, Writes::Refused] {
+            let log = dir.path().join(format!("{writes:?}"));
+            let recording = Recording { path: log.clone(), identities: Vec::new() };
+            let options = TraceOptions {
+                writes,
+                overflow: Overflow::Drop,
+                place: ListenAddress::Private,
+                live: None,
+                freezable: false,
+                history: Some(HistoryOptions { record: Some(recording), ..HistoryOptions::default() }),
+            };
+            let output = LogFormat::Text.output(std::io::sink(), &[]).unwrap();
+            let session = Session::start(vec![image()], map.clone(), output, &options).unwrap();
+            let Some(history) = session.history() else {
+                assert_eq!(writes, Writes::Refused);
+                continue;
+            };
+            let disk = history.disks().remove(0);
+            disk.write_at(&[8; 512], DiskOffset(512)).unwrap();
+            disk.flush().unwrap();
+            assert_eq!(history.next().unwrap().written[0].bytes(), 512);
+            session.finish();
+            drop((disk, history));
+
+            let image = image();
+            let base = RecordedBase { source: image.source.clone(), identity: identity(&image) };
+            let recorded = Recorded::open(&log, vec![base]);
+            // An image that was written to is another base.
+            assert_eq!(recorded.is_ok(), writes == Writes::Private);
+            let states: Vec<_> = recorded.into_iter().flatten().map(Result::unwrap).collect();
+            let mut bytes = [0; 1024];
+            for state in &states {
+                state.disks()[0].read_at(&mut bytes, DiskOffset(0)).unwrap();
+                assert!(bytes[..512] == [7; 512] && bytes[512..] == [8; 512]);
+            }
+            assert_eq!(states.len(), usize::from(writes == Writes::Private));
+        }
+    }
+}

@@ -74,7 +74,10 @@ pub(super) fn filesystem(
     };
     let read = layout.to_device_partly(&inputs.untagged);
     let mut facts = Facts::of_spaces(&inputs.spaces);
-    let mut device = Device::new(context.appliance, &content.device, layout.size());
+    let mut device = match kind.facts().has_address_space {
+        true => Device::new(context.appliance, &content.device, layout.size()),
+        false => Device::mounted(context, &content.device, &kind, layout),
+    };
     match &kind {
         FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ext::describe(&mut facts, &device, &read),
         FsKind::Btrfs => btrfs::describe(&mut facts, inputs, layout),
