@@ -10,7 +10,8 @@ use virt_bmap_testutil::sandbox::Sandbox;
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::usermode;
 
-/// Calls `sync`, `fsync` of a file and `fsync` of its directory, each after a change. Before and
+/// Calls `sync` after a file was created, `fsync` of a file that was overwritten, and `fsync` of a
+/// directory in which a file was created. Before and
 /// after each it writes a mark to another disk: block NUMBER, and block 0.
 const PROGRAM: &str = r#"
 import mmap, os, sys, time
@@ -41,24 +42,23 @@ def overwrite(path):
         file.write(b"b" * 4096)
 
 os.mkdir("/mnt/d")
-create("/mnt/a")
 create("/mnt/b")
 os.sync()
-measure(1, lambda: overwrite("/mnt/a"), None)
+measure(1, lambda: create("/mnt/d/a"), None)
 measure(2, lambda: overwrite("/mnt/b"), "/mnt/b")
 measure(3, lambda: create("/mnt/d/c"), "/mnt/d")
 "#;
 
 /// What was sent, in words.
 fn said(requests: &[&Value]) -> &'static str {
-    let of = |op: &str| requests.iter().any(|request| request["op"] == op);
+    let last = |op: &str| requests.iter().rposition(|request| request["op"] == op);
     let has_fua = requests.iter().any(|request| request["fua"] == true);
-    match (of("flush"), has_fua, of("write")) {
-        (true, true, _) => "flush, FUA",
-        (true, false, _) => "flush",
-        (false, true, _) => "FUA",
-        (false, false, true) => "no flush",
-        (false, false, false) => "nothing",
+    match (last("flush"), last("write")) {
+        (None, _) if has_fua => "FUA",
+        (Some(flush), Some(write)) if write > flush => "flush, writes",
+        (Some(_), _) => "flush",
+        (None, Some(_)) => "writes",
+        (None, None) => "nothing",
     }
 }
 
@@ -108,15 +108,14 @@ fn what_sync_and_fsync_send_is_on_the_page() {
     let mut rows = String::new();
     for (filesystem, number) in FILESYSTEMS.iter().zip(0..) {
         let cell = |measured: u64| said(between.get(&(10 * number + measured)).map_or(&[], Vec::as_slice));
-        assert_eq!(filesystem.has_flushing_sync, cell(1) == "flush", "{}", filesystem.name);
+        assert!(!filesystem.has_flushing_sync || cell(1).starts_with("flush"), "{}", filesystem.name);
         rows += &format!("| {} | {} | {} | {} |\n", filesystem.title, cell(1), cell(2), cell(3));
     }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trace.md");
     let text = fs::read_to_string(&page).unwrap();
     let (before, rest) = text.split_once("<!-- begin flushes -->\n").unwrap();
     let (old, after) = rest.split_once("<!-- end flushes -->").unwrap();
-    let head =
-        "\n| after a change | `sync` | `fsync` of the file | `fsync` of the directory |\n|---|---|---|---|\n";
+    let head = "\n| | `sync` | `fsync` of a file | `fsync` of a directory |\n|---|---|---|---|\n";
     let table = format!("{head}{rows}\n");
     if std::env::var_os("VIRT_BMAP_BLESS").is_some() {
         let new = format!("{before}<!-- begin flushes -->\n{table}<!-- end flushes -->{after}");

@@ -18,7 +18,7 @@ pub struct Filesystem {
     pub size: &'static str,
     /// How it is mounted.
     pub mount: Mount,
-    /// Whether `sync` flushes the disk.
+    /// Whether `sync` flushes all that it writes.
     pub has_flushing_sync: bool,
 }
 
@@ -41,7 +41,7 @@ pub const FILESYSTEMS: [Filesystem; 9] = filesystems! {
     "ext3" "ext3" "mke2fs -q -t ext3 -b 1024" "48M" "ext3" "" true;
     "ext4" "ext4" "mke2fs -q -t ext4 -b 4096" "64M" "ext4" "" true;
     "ext4-data" "ext4, `data=journal`" "mke2fs -q -t ext4 -b 4096" "64M" "ext4" ",data=journal" true;
-    "ext4-bare" "ext4 without a journal" "mke2fs -q -t ext4 -O ^has_journal" "64M" "ext4" "" true;
+    "ext4-bare" "ext4 without a journal" "mke2fs -q -t ext4 -O ^has_journal" "64M" "ext4" "" false;
     "xfs" "XFS" "mkfs.xfs -q" "320M" "xfs" "" true;
     "btrfs" "btrfs" "mkfs.btrfs -q" "128M" "btrfs" "" true;
     "fat" "FAT (vfat)" "mkfs.vfat -F 32 -s 1" "64M" "vfat" "" false;
