@@ -8,6 +8,8 @@
 //! virt-bmap-agent forget                        drop what the kernel remembers of the disks
 //! virt-bmap-agent mount DEVICE KIND OPTIONS ROOT   mount a device, and do as `log` does
 //! virt-bmap-agent leave ROOT                    unmount it, and do as `forget` and `log` do
+//! virt-bmap-agent detach                        take apart whatever lies on the disks
+//! virt-bmap-agent attach                        put it together again
 //! virt-bmap-agent log                           print the kernel's messages since the last time
 //! virt-bmap-agent devices CONTROL [DEVICE...]   print the device inventory
 //! virt-bmap-agent work CONTROL                  do the task on the control disk
@@ -17,6 +19,7 @@
 
 mod again;
 mod aio;
+mod attach;
 mod bmapx;
 mod btrfs;
 mod buffer;
@@ -68,6 +71,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> Result<(), Fatal> {
     match arguments {
+        ["attach"] => attach::attach(),
+        ["detach"] => attach::detach(),
         ["disable-readahead"] => disable_readahead::run(),
         ["forget"] => forget::run(),
         ["leave", root] => again::leave(root),

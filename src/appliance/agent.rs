@@ -55,6 +55,25 @@ impl Appliance {
         self.run("forget").map(drop)
     }
 
+    /// Takes apart all arrays and volumes on the guest's disks, and forgets them. `None`: this
+    /// appliance cannot put them together again.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn detach(&self) -> Option<Result<(), AgentError>> {
+        self.own.as_ref()?;
+        self.renamed_groups.borrow_mut().clear();
+        Some(self.run("detach").map(drop))
+    }
+
+    /// Has partitions, arrays and volumes on the guest's disks found as when the appliance booted.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub fn attach(&self) -> Result<(), AgentError> {
+        self.run("attach").map(drop)
+    }
+
     /// Mounts a device as `mount -t KIND -o OPTIONS` does, with a filesystem that the kernel has a
     /// driver for. Returns the kernel's messages, as [`kernel_log`](Self::kernel_log) does.
     ///

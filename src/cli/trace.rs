@@ -9,7 +9,7 @@ use super::signals::Interruption;
 use super::{Exit, counted};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use operations::OperationsArgs;
+use operations::{OperationsArgs, Watched};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::File;
@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use top::{Top, TopStatus};
 use virt_bmap::mapper::{self, Cancel, GuestDisk};
+use virt_bmap::operations::Latest;
 use virt_bmap_image::{Image, ImageFormat, Location};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, Kind, Map};
@@ -196,6 +197,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     if args.top && args.output.as_deref() == Some(Path::new(STDOUT)) {
         bail!("--top and the log cannot both use standard output; name a file for the log with -o");
     }
+    if args.top && args.operations.output.as_deref() == Some(Path::new(STDOUT)) {
+        bail!("--top and the operations cannot both use standard output; name a file for them");
+    }
     let disks = with_formats(&args.images, &args.image_format, &args.mapping.tls)?;
     let after = [&args.working_set, &args.prefetch, &args.prefetch_files];
     let named = after.into_iter().chain([&args.operations.output]).flatten().map(PathBuf::as_path);
@@ -265,7 +269,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<Exit> {
     let session = Session::start(images, map.clone(), output, &options)?;
     let watched = operations.map(|begun| begun.watch(&session, described, &args.mapping));
     let watched = watched.transpose()?;
-    let served = Watch::begin(args, &session, live, &map).and_then(|watch| match &args.run {
+    let latest = watched.as_ref().map(Watched::latest);
+    let served = Watch::begin(args, &session, live, &map, latest).and_then(|watch| match &args.run {
         Some(script) => run_command(script, watch, &cancel, &interruption),
         None => Ok(serve(watch, &cancel)),
     });
@@ -340,6 +345,7 @@ impl<'a> Watch<'a> {
         session: &'a Session,
         live: Option<Arc<Live>>,
         map: &Arc<Map>,
+        operations: Option<Latest>,
     ) -> Result<Self> {
         let mut title = Vec::new();
         if args.run.is_none() {
@@ -352,7 +358,8 @@ impl<'a> Watch<'a> {
         title.insert(0, format!("virt-bmap-rs trace {}", images.join(" ")));
         let top = live.map(|live| Top::begin(live, map.clone(), title)).transpose();
         let top = top.context("cannot use the terminal for --top")?;
-        Ok(Self { args, session, top, status: TopStatus::default() })
+        let status = TopStatus { operations, ..TopStatus::default() };
+        Ok(Self { args, session, top, status })
     }
 
     fn step(&mut self) {

@@ -4,11 +4,14 @@
 //! and examines everything. Before each further look, the disks are exchanged for the next state
 //! below the same drives, while no filesystem is mounted and the appliance's kernel remembers
 //! nothing of them. If only filesystems were written to, only these are walked again, as for an
-//! update. If anything else was, such as a partition table, the devices may have changed, so a new
-//! appliance examines everything.
+//! update. If anything else was, such as a partition table, the devices may have changed: arrays and
+//! volumes are taken apart before the exchange, and everything is examined afterwards. Where that is
+//! not possible, or fails, a new appliance does it.
 
 use super::session::{Session, serve};
 use super::{Cancel, LeftOut, MapError, MapEvent, Mapped, MapperOptions, map_sources};
+use crate::appliance::Appliance;
+use crate::probe::ProbeError;
 use crate::probe::baseline::Baseline;
 use crate::probe::context::Context;
 use crate::probe::survey::{self, Surveyed};
@@ -65,14 +68,18 @@ impl KeptAppliance {
         cancel: &Cancel,
         observe: &mut dyn FnMut(MapEvent<'_>),
     ) -> Result<Look, MapError> {
-        if let Some(running) = &self.running
-            && let Some(devices) = running.surveyed.concerned(written)
-        {
-            let baselines = baselines(&devices, written, maps);
-            match running.again(disks, devices, baselines, &self.images, cancel, observe) {
+        if let Some(running) = &mut self.running {
+            let look = match running.surveyed.concerned(written) {
+                Some(devices) => {
+                    let baselines = baselines(&devices, written, maps);
+                    running.again(disks, devices, baselines, &self.images, cancel, observe)
+                }
+                None => running.survey(disks, maps, written, &self.images, cancel, observe),
+            };
+            match look {
                 Ok(Some(look)) => return Ok(look),
                 Err(MapError::Cancelled) => return Err(MapError::Cancelled),
-                Ok(None) => tracing::debug!("a filesystem cannot be mounted any more: starting anew"),
+                Ok(None) => tracing::debug!("the kept appliance cannot do that: starting anew"),
                 Err(error) => tracing::debug!(%error, "the kept appliance is given up"),
             }
         }
@@ -102,13 +109,27 @@ struct Running {
     surveyed: Arc<Surveyed>,
     thread: Option<JoinHandle<()>>,
     tasks: Option<Sender<Task>>,
-    results: Receiver<Result<bool, MapError>>,
+    results: Receiver<Result<Done, MapError>>,
 }
 
-/// Filesystems to walk again.
-struct Task {
-    devices: BTreeSet<String>,
-    baselines: Baselines,
+/// What the thread has to do.
+enum Task {
+    /// Walk these filesystems again.
+    Again { devices: BTreeSet<String>, baselines: Baselines },
+    /// Take apart what lies on the disks.
+    Detach,
+    /// Examine everything.
+    Survey { baselines: Baselines },
+}
+
+/// What the thread has done.
+enum Done {
+    /// The task.
+    Walked,
+    /// The task, and these are the devices.
+    Surveyed(Arc<Surveyed>),
+    /// Not the task, which needs a new appliance.
+    Nothing,
 }
 
 impl Drop for Running {
@@ -170,15 +191,54 @@ impl Running {
         cancel: &Cancel,
         observe: &mut dyn FnMut(MapEvent<'_>),
     ) -> Result<Option<Look>, MapError> {
+        self.exchange(disks)?;
+        match self.do_task(Task::Again { devices, baselines }, cancel, observe)? {
+            Done::Walked => Ok(Some(taken(&self.session, images)?)),
+            Done::Surveyed(_) | Done::Nothing => Ok(None),
+        }
+    }
+
+    /// Examines everything again, in another state of the disks. `None`: that needs a new appliance.
+    fn survey(
+        &mut self,
+        disks: &[Arc<dyn Source>],
+        maps: &EarlierMaps,
+        written: &[RangeSet<DiskOffset>],
+        images: &[ImageInfo],
+        cancel: &Cancel,
+        observe: &mut dyn FnMut(MapEvent<'_>),
+    ) -> Result<Option<Look>, MapError> {
+        // What was unlocked would have to be locked first.
+        if !self.session.options.keys.is_empty() || !self.session.has_geometry_of(disks) {
+            return Ok(None);
+        }
+        let Done::Walked = self.do_task(Task::Detach, cancel, observe)? else { return Ok(None) };
+        self.exchange(disks)?;
+        let devices = maps.keys().filter_map(|device| String::from_utf8(device.clone()).ok()).collect();
+        let baselines = baselines(&devices, written, maps);
+        let Done::Surveyed(surveyed) = self.do_task(Task::Survey { baselines }, cancel, observe)? else {
+            return Ok(None);
+        };
+        self.surveyed = surveyed;
+        Ok(Some(taken(&self.session, images)?))
+    }
+
+    fn exchange(&self, disks: &[Arc<dyn Source>]) -> Result<(), MapError> {
         self.disks.iter().zip(disks).for_each(|(drive, disk)| drive.exchange(disk.clone()));
-        self.session.reset_overlays()?;
-        let Some(tasks) = &self.tasks else { return Ok(None) };
-        let task = Task { devices, baselines };
-        if tasks.send(task).is_err() {
+        self.session.reset_overlays()
+    }
+
+    fn do_task(
+        &self,
+        task: Task,
+        cancel: &Cancel,
+        observe: &mut dyn FnMut(MapEvent<'_>),
+    ) -> Result<Done, MapError> {
+        let is_sent = self.tasks.as_ref().is_some_and(|tasks| tasks.send(task).is_ok());
+        if !is_sent {
             return Err(MapError::Panicked);
         }
-        let is_done = wait_for(&self.session, &self.results, cancel, observe)?;
-        is_done.then(|| taken(&self.session, images)).transpose()
+        wait_for(&self.session, &self.results, cancel, observe)
     }
 }
 
@@ -231,30 +291,58 @@ impl Session {
         &self,
         surveyed: &Sender<Result<Arc<Surveyed>, MapError>>,
         tasks: &Receiver<Task>,
-        results: &Sender<Result<bool, MapError>>,
+        results: &Sender<Result<Done, MapError>>,
     ) {
         let appliance = match self.launch() {
             Ok(appliance) => appliance,
             Err(error) => return drop(surveyed.send(Err(error))),
         };
-        let baseline = |_: &str| self.options.baseline.clone();
-        let context = self.context(&appliance, &baseline);
-        let first = survey::survey(&context).and_then(|first| first.leave(&context).map(|()| first));
-        let first = match first {
-            Ok(first) => Arc::new(first),
+        let first = self.survey_and_leave(&appliance, &|_| self.options.baseline.clone());
+        let mut present = match first {
+            Ok(first) => first,
             Err(error) => return drop(surveyed.send(Err(error.into()))),
         };
-        let _ = surveyed.send(Ok(first.clone()));
-        for Task { devices, baselines } in tasks {
-            let baseline = |device: &str| baselines.get(device).cloned();
-            let context = Context { is_again: true, ..self.context(&appliance, &baseline) };
+        let _ = surveyed.send(Ok(present.clone()));
+        for task in tasks {
             let began = Instant::now();
-            let done = first.again(&context, &devices);
-            tracing::debug!("looked again at {} filesystems in {:?}", devices.len(), began.elapsed());
+            let done = match task {
+                Task::Again { devices, baselines } => {
+                    let baseline = |device: &str| baselines.get(device).cloned();
+                    let context = Context { is_again: true, ..self.context(&appliance, &baseline) };
+                    let done = present.again(&context, &devices);
+                    done.map(|is_done| if is_done { Done::Walked } else { Done::Nothing })
+                }
+                Task::Detach => match appliance.detach() {
+                    Some(done) => done.map(|()| Done::Walked).map_err(ProbeError::from),
+                    None => Ok(Done::Nothing),
+                },
+                Task::Survey { baselines } => {
+                    let baseline = |device: &str| baselines.get(device).cloned();
+                    let attached = appliance.attach().map_err(ProbeError::from);
+                    let next = attached.and_then(|()| self.survey_and_leave(&appliance, &baseline));
+                    next.map(|next| {
+                        present = next.clone();
+                        Done::Surveyed(next)
+                    })
+                }
+            };
+            tracing::debug!("a task of the kept appliance took {:?}", began.elapsed());
             if results.send(done.map_err(MapError::from)).is_err() {
                 return;
             }
         }
+    }
+
+    /// Examines everything, and lets the appliance forget it.
+    fn survey_and_leave(
+        &self,
+        appliance: &Appliance,
+        baseline: &dyn Fn(&str) -> Option<Arc<Baseline>>,
+    ) -> Result<Arc<Surveyed>, ProbeError> {
+        let context = self.context(appliance, baseline);
+        let surveyed = survey::survey(&context)?;
+        surveyed.leave(&context)?;
+        Ok(Arc::new(surveyed))
     }
 }
 

@@ -245,6 +245,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether the partition tables of these disks say the same of the disks as a whole.
+    pub(super) fn has_geometry_of(&self, disks: &[Arc<dyn Source>]) -> bool {
+        self.geometry.iter().eq(&disks.iter().map(|disk| Geometry::of(&**disk)).collect::<Vec<_>>())
+    }
+
     fn is_lost(&self) -> bool {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }

@@ -25,7 +25,7 @@ mod watcher;
 
 pub use compare::{Written, compare};
 pub use output::{OperationsFormat, Span};
-pub use watcher::{Ended, Look, LookError, MapState, Maps, StateToMap, Watcher, WatcherOptions};
+pub use watcher::{Ended, Latest, Look, LookError, MapState, Maps, StateToMap, Watcher, WatcherOptions};
 
 use virt_bmap_map::{Attributes, ObjectName};
 use virt_bmap_ranges::FileOffset;

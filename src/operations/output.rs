@@ -96,10 +96,8 @@ impl OperationsFormat {
                     write!(out, ", {} states together", span.states)?;
                 }
                 writeln!(out)?;
-                let mut line = Vec::new();
                 for operation in operations {
-                    line.clear();
-                    text(&mut line, operation);
+                    let mut line = text_line(operation);
                     line.push(b'\n');
                     out.write_all(&line)?;
                 }
@@ -132,15 +130,21 @@ impl std::fmt::Display for Seconds {
     }
 }
 
-fn text(line: &mut Vec<u8>, operation: &Operation<'_>) {
-    line.extend_from_slice(operation.action.word().as_bytes());
+/// An operation as [`OperationsFormat::Text`] has it, without the end of the line.
+pub(super) fn text_line(operation: &Operation<'_>) -> Vec<u8> {
+    let mut line = operation.action.word().as_bytes().to_vec();
     line.push(b' ');
-    let Some(from) = operation.from else { return push_name(line, operation.name) };
-    push_name(line, ObjectName { path: b"", ..from });
-    line.push(b' ');
-    push_path(line, from.path);
-    line.extend_from_slice(ARROW);
-    push_path(line, operation.name.path);
+    match operation.from {
+        None => push_name(&mut line, operation.name),
+        Some(from) => {
+            push_name(&mut line, ObjectName { path: b"", ..from });
+            line.push(b' ');
+            push_path(&mut line, from.path);
+            line.extend_from_slice(ARROW);
+            push_path(&mut line, operation.name.path);
+        }
+    }
+    line
 }
 
 /// Separator of two names.

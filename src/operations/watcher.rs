@@ -1,16 +1,17 @@
 //! Looks at the states of the disks, one after the other, and writes the operations found.
 
+use super::output::text_line;
 use super::{Action, Operation, OperationsFormat, Span, Written, compare};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virt_bmap_history::{History, State};
 use virt_bmap_image::Source;
 use virt_bmap_map::hardlinks::disk_ranges;
-use virt_bmap_map::{Header, Hit, Kind, Map, MapBuilder, Marks, Warning};
+use virt_bmap_map::{Cause, Header, Hit, Kind, Map, MapBuilder, Marks, Warning};
 use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
 
 /// Interval of the checks whether there is another state.
@@ -62,6 +63,7 @@ pub struct WatcherOptions {
 pub struct Watcher {
     is_ending: Arc<AtomicBool>,
     left: Arc<AtomicU64>,
+    latest: Latest,
     thread: JoinHandle<Ended>,
 }
 
@@ -78,6 +80,27 @@ pub struct Ended {
     pub looking: Duration,
     /// What could not be determined, as printable messages; empty if the result is complete.
     pub missing: Vec<String>,
+}
+
+/// The latest operations, as lines of [`OperationsFormat::Text`].
+#[derive(Clone, Debug, Default)]
+pub struct Latest(Arc<Mutex<VecDeque<Vec<u8>>>>);
+
+/// Most lines that are kept.
+const MOST_LATEST: usize = 100;
+
+impl Latest {
+    fn push(&self, line: Vec<u8>) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.truncate(MOST_LATEST - 1);
+        lines.push_front(line);
+    }
+
+    /// The latest lines, at most `count`, the latest first. Names are escaped.
+    pub fn lines(&self, count: usize) -> Vec<Vec<u8>> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().take(count).cloned().collect()
+    }
 }
 
 /// Maximum number of messages kept in [`Ended::missing`].
@@ -97,12 +120,14 @@ impl Watcher {
         options.format.begin(&mut *output)?;
         let is_ending = Arc::new(AtomicBool::new(false));
         let left = Arc::new(AtomicU64::new(0));
+        let latest = Latest::default();
         let mut work = Work {
             maps: Maps::new(),
             before: Before::default(),
             output,
             map,
             options,
+            latest: latest.clone(),
             looked: Instant::now(),
             ended: Ended::default(),
         };
@@ -126,7 +151,7 @@ impl Watcher {
                 work.ended
             }
         })?;
-        Ok(Self { is_ending, left, thread })
+        Ok(Self { is_ending, left, latest, thread })
     }
 
     /// Requests a last look and the end. Call it after the guest's last write.
@@ -137,6 +162,11 @@ impl Watcher {
     /// Number of states that have not been looked at.
     pub fn left(&self) -> u64 {
         self.left.load(Ordering::SeqCst)
+    }
+
+    /// The latest operations.
+    pub fn latest(&self) -> Latest {
+        self.latest.clone()
     }
 
     /// Whether it has ended.
@@ -263,6 +293,7 @@ struct Work {
     output: Box<dyn Write + Send>,
     map: MapState,
     options: WatcherOptions,
+    latest: Latest,
     looked: Instant,
     ended: Ended,
 }
@@ -275,7 +306,7 @@ impl Work {
         let state = StateToMap { disks: &disks, written: &everything, maps: &self.maps };
         match (self.map)(&state) {
             Ok(Look { map, replayed }) => {
-                self.note_warnings(&map);
+                self.note_warnings(&map, |_, _| true);
                 self.keep(&Arc::new(map));
                 self.before.replayed = replayed;
             }
@@ -326,7 +357,11 @@ impl Work {
         let look = (self.map)(&StateToMap { disks: &states.disks, written: &written, maps: &self.maps })?;
         self.ended.looks += 1;
         let Look { map, replayed } = look;
-        self.note_warnings(&map);
+        // A partition is there before the filesystem that is made in it.
+        self.note_warnings(&map, |maps, warning| {
+            let is_known = warning.device().is_some_and(|device| maps.contains_key(device));
+            is_known || warning.cause != Cause::UnknownContent
+        });
         let map = Arc::new(map);
         let before = std::mem::take(&mut self.maps);
         self.keep(&map);
@@ -392,6 +427,7 @@ impl Work {
         operations.sort_by_key(|operation| !operation.is_earlier);
         for operation in &operations {
             *self.ended.counts.entry(operation.action).or_default() += 1;
+            self.latest.push(text_line(operation));
         }
         let earlier = operations.partition_point(|operation| operation.is_earlier);
         let (earlier, present) = operations.split_at(earlier);
@@ -423,10 +459,12 @@ impl Work {
         }
     }
 
-    /// Notes what could not be examined.
-    fn note_warnings(&mut self, map: &Map) {
+    /// Notes what could not be examined, as far as it matters.
+    fn note_warnings(&mut self, map: &Map, matters: impl Fn(&Maps, &Warning) -> bool) {
         for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
-            self.note_missing(Warning::to_string(warning));
+            if matters(&self.maps, warning) {
+                self.note_missing(warning.to_string());
+            }
         }
     }
 

@@ -32,6 +32,7 @@ pub struct Surveyed {
 /// [`ProbeError`]; a failure of one device or filesystem becomes a warning.
 pub fn survey(context: &Context<'_>) -> Result<Surveyed, ProbeError> {
     (context.phase)(Phase::Devices);
+    context.channel.begin_survey();
     if !context.metadata {
         context.channel.with(|found, _| found.leave_metadata_out());
     }

@@ -189,6 +189,11 @@ impl Recorder {
         self.state().ignored.extend(parts.iter());
     }
 
+    /// From now on records reads of all parts of the disks.
+    pub fn ignore_nothing(&self) {
+        self.state().ignored = Recording::default();
+    }
+
     /// Notes that a read found other bytes than those of the image, because the overlay was written
     /// there.
     ///

@@ -74,7 +74,7 @@ fn look(device: &str) -> Option<Found> {
 }
 
 /// Runs a program to its end. What it could not assemble is seen in what is there afterwards.
-fn program(name: &str, arguments: &[&str]) {
+pub(crate) fn program(name: &str, arguments: &[&str]) {
     let mut command = Command::new(name);
     command.args(arguments).envs(ENVIRONMENT).stdin(Stdio::null());
     if let Err(error) = command.status() {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use virt_bmap::mapper::{Cancel, KeptAppliance, MapperOptions};
-use virt_bmap::operations::{Ended, Look, MapState, OperationsFormat, Watcher, WatcherOptions};
+use virt_bmap::operations::{Ended, Latest, Look, MapState, OperationsFormat, Watcher, WatcherOptions};
 use virt_bmap_history::HistoryOptions;
 use virt_bmap_map::ImageInfo;
 use virt_bmap_ranges::Printable;
@@ -150,6 +150,11 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// The latest operations.
+    pub(super) fn latest(&self) -> Latest {
+        self.watcher.latest()
+    }
+
     /// Looks for operations a last time and prints a summary. Returns whether the output is
     /// complete. Another signal cancels the last look.
     pub(super) fn finish(self, quiet: bool, interruption: &Interruption) -> bool {

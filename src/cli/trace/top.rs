@@ -12,6 +12,7 @@ use screen::Screen;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use virt_bmap::operations::Latest;
 use virt_bmap_map::Map;
 use virt_bmap_trace::ObjectOrder;
 use virt_bmap_trace::{Live, Tail};
@@ -54,6 +55,8 @@ pub(super) struct TopStatus {
     pub(super) log_error: Option<String>,
     /// The latest output of the command, if it is captured.
     pub(super) tail: Option<Tail>,
+    /// The latest operations on files, if they are looked for.
+    pub(super) operations: Option<Latest>,
 }
 
 impl Top {

@@ -136,6 +136,15 @@ impl Channel {
         Ok(())
     }
 
+    /// Forgets what earlier surveys have found of the devices.
+    pub fn begin_survey(&self) {
+        self.recorder.ignore_nothing();
+        let state = &mut *self.state();
+        state.btrfs_members.clear();
+        state.proofs.clear();
+        state.device_names.clear();
+    }
+
     /// From now on does not record reads of these places: see [`Recorder::ignore`].
     pub fn ignore(&self, places: &Recording) {
         self.recorder.ignore(places);

@@ -21,6 +21,9 @@ use virt_bmap_trace::{LiveView, ObjectOrder, ObjectUsage, RecentRequest};
 /// Lines for the most recent requests, including the heading.
 const RECENT: u16 = 7;
 
+/// Lines for the latest operations, including the heading.
+const OPERATIONS: u16 = 7;
+
 /// Lines for the output of the command, including the heading.
 const OUTPUT: u16 = 6;
 
@@ -57,18 +60,21 @@ impl Screen<'_> {
             lines
         };
         let output_height = if self.status.tail.is_some() { takes(OUTPUT) } else { 0 };
+        let operations_height = if self.status.operations.is_some() { takes(OPERATIONS) } else { 0 };
         let recent_height = takes(RECENT);
         let rows = Layout::vertical([
             Constraint::Length(head_height),
             Constraint::Min(0),
             Constraint::Length(recent_height),
+            Constraint::Length(operations_height),
             Constraint::Length(output_height),
             Constraint::Length(1),
         ]);
-        let [top, objects, recent, output, keys] = rows.areas(area);
+        let [top, objects, recent, operations, output, keys] = rows.areas(area);
         frame.render_widget(Paragraph::new(head), top);
         frame.render_widget(Paragraph::new(self.objects(objects)), objects);
         frame.render_widget(Paragraph::new(self.recent(recent)), recent);
+        frame.render_widget(Paragraph::new(self.operations(operations)), operations);
         frame.render_widget(Paragraph::new(self.output(output)), output);
         frame.render_widget(Paragraph::new(Line::from(KEYS).style(Modifier::DIM)), keys);
     }
@@ -156,6 +162,13 @@ impl Screen<'_> {
         };
         let rows = self.look.recent.iter().map(row);
         [bold("MOST RECENT".into())].into_iter().chain(rows).take(area.height.into()).collect()
+    }
+
+    fn operations(&self, area: Rect) -> Vec<Line<'static>> {
+        let Some(latest) = &self.status.operations else { return Vec::new() };
+        let lines = latest.lines(area.height.saturating_sub(1).into());
+        let line = |line: &Vec<u8>| Line::from(fit(&Printable(line).to_string(), area.width.into()));
+        [bold("LATEST OPERATIONS".into())].into_iter().chain(lines.iter().map(line)).collect()
     }
 
     fn output(&self, area: Rect) -> Vec<Line<'static>> {

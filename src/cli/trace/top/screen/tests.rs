@@ -68,7 +68,7 @@ fn drawn(width: u16, height: u16, order: ObjectOrder, status: &TopStatus) -> Vec
 
 #[test]
 fn everything_has_its_place() {
-    let status = TopStatus { dropped: 3, log_error: Some("log: no\nspace".into()), tail: None };
+    let status = TopStatus { dropped: 3, log_error: Some("log: no\nspace".into()), ..TopStatus::default() };
     let lines = drawn(100, 24, ObjectOrder::Bytes, &status);
     let expected = [
         "virt-bmap-rs trace guest\\033[31m.raw                                                         1:02:05",
@@ -108,7 +108,7 @@ fn the_output_of_the_command_is_escaped() {
 #[test]
 fn a_terminal_of_any_size_is_drawn_on() {
     let tail = Some(Tail::of(Cursor::new(b"says\n".to_vec())));
-    let status = TopStatus { dropped: 1, log_error: Some("trouble".into()), tail };
+    let status = TopStatus { dropped: 1, log_error: Some("trouble".into()), tail, operations: None };
     for (width, height) in (0..60).flat_map(|width| (0..20).map(move |height| (width, height))) {
         drawn(width, height, ObjectOrder::Bytes, &status);
     }
