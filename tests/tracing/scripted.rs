@@ -40,7 +40,7 @@ fn perform(sandbox: Sandbox, work: &[(&Filesystem, Vec<Round>)], each: usize) ->
     let mut script = String::new();
     for ((filesystem, rounds), letter) in work.iter().zip('a'..) {
         let steps: Vec<&Value> = rounds.iter().flat_map(|round| &round.steps).collect();
-        let list = json!({"sync": if filesystem.has_flushing_sync { "sync" } else { "fsync" }, "every": each, "operations": steps});
+        let list = json!({"sync": filesystem.sync, "every": each, "operations": steps});
         let name = format!("{}.json", filesystem.name);
         fs::write(sandbox.cwd().join(&name), list.to_string()).unwrap();
         script += &usermode::perform(&format!("/dev/vd{letter}"), filesystem.mount, &name);
@@ -139,7 +139,8 @@ pub(crate) fn differences(operations: &[Value], rounds: &[Round]) -> String {
                 }
             }
             (Some((number, expected)), None) => {
-                writeln!(found, "  round {number}: missing {}", line(expected)).unwrap();
+                let steps: Vec<String> = rounds[number].steps.iter().map(Value::to_string).collect();
+                writeln!(found, "  round {number}: missing {}, {}", line(expected), steps.join(" ")).unwrap();
             }
             (None, Some(operation)) => writeln!(found, "  unexpected {operation}").unwrap(),
             (None, None) => {}

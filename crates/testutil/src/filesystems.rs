@@ -18,8 +18,9 @@ pub struct Filesystem {
     pub size: &'static str,
     /// How it is mounted.
     pub mount: Mount,
-    /// Whether `sync` flushes all that it writes.
-    pub has_flushing_sync: bool,
+    /// How a guest makes the filesystem flush all that it has written: `sync`, `twice` (`sync`
+    /// twice) or `fsync`, see `guest/operations.py`.
+    pub sync: &'static str,
 }
 
 macro_rules! filesystems {
@@ -30,22 +31,22 @@ macro_rules! filesystems {
             mkfs: $mkfs,
             size: $size,
             mount: ($kind, $options),
-            has_flushing_sync: $sync,
+            sync: $sync,
         }),+]
     };
 }
 
 /// The filesystems. docs/trace.md has what `sync` sends on each.
 pub const FILESYSTEMS: [Filesystem; 9] = filesystems! {
-    "ext2" "ext2" "mke2fs -q -t ext2 -b 1024" "48M" "ext2" "" false;
-    "ext3" "ext3" "mke2fs -q -t ext3 -b 1024" "48M" "ext3" "" true;
-    "ext4" "ext4" "mke2fs -q -t ext4 -b 4096" "64M" "ext4" "" true;
-    "ext4-data" "ext4, `data=journal`" "mke2fs -q -t ext4 -b 4096" "64M" "ext4" ",data=journal" true;
-    "ext4-bare" "ext4 without a journal" "mke2fs -q -t ext4 -O ^has_journal" "64M" "ext4" "" false;
-    "xfs" "XFS" "mkfs.xfs -q" "320M" "xfs" "" true;
-    "btrfs" "btrfs" "mkfs.btrfs -q" "128M" "btrfs" "" true;
-    "fat" "FAT (vfat)" "mkfs.vfat -F 32 -s 1" "64M" "vfat" "" false;
-    "ntfs" "NTFS (ntfs-3g)" "mkfs.ntfs -q -f -F" "64M" "ntfs-3g" "" false;
+    "ext2" "ext2" "mke2fs -q -t ext2 -b 1024" "48M" "ext2" "" "fsync";
+    "ext3" "ext3" "mke2fs -q -t ext3 -b 1024" "48M" "ext3" "" "sync";
+    "ext4" "ext4" "mke2fs -q -t ext4 -b 4096" "64M" "ext4" "" "sync";
+    "ext4-data" "ext4, `data=journal`" "mke2fs -q -t ext4 -b 4096" "64M" "ext4" ",data=journal" "sync";
+    "ext4-bare" "ext4 without a journal" "mke2fs -q -t ext4 -O ^has_journal" "64M" "ext4" "" "twice";
+    "xfs" "XFS" "mkfs.xfs -q" "320M" "xfs" "" "sync";
+    "btrfs" "btrfs" "mkfs.btrfs -q" "128M" "btrfs" "" "sync";
+    "fat" "FAT (vfat)" "mkfs.vfat -F 32 -s 1" "64M" "vfat" "" "fsync";
+    "ntfs" "NTFS (ntfs-3g)" "mkfs.ntfs -q -f -F" "64M" "ntfs-3g" "" "fsync";
 };
 
 /// The images with the empty filesystems, which are made once.

@@ -1,6 +1,7 @@
 """Operations on the files of a mounted filesystem: operations.py ROOT LIST
 
-LIST is a file of JSON: "sync" says how each operation reaches the disk ("sync", "fsync" or "none"),
+LIST is a file of JSON: "sync" says how each operation reaches the disk ("sync", "twice", "fsync" or
+"none"),
 "every" after how many operations, "pause" how many seconds to wait then, and "operations" is a list
 of lists: a word and its arguments. Paths begin at ROOT. Each operation is printed when it is done, and "synced N" after N operations
 have reached the disk.
@@ -104,6 +105,8 @@ def main(root, name):
         if number % work["every"] != 0 and number != len(work["operations"]):
             continue
         if work["sync"] != "none":
+            os.sync()
+        if work["sync"] == "twice":
             os.sync()
         if work["sync"] == "fsync":
             # sync has written everything. These flush it. A symbolic link cannot be opened.
