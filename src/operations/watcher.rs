@@ -475,3 +475,6 @@ impl Work {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -215,7 +215,6 @@ mod tests {
                 overflow: Overflow::Drop,
                 place: ListenAddress::Private,
                 live: None,
-                freezable: false,
                 history: Some(HistoryOptions { record: Some(recording), ..HistoryOptions::default() }),
             };
             let output = LogFormat::Text.output(std::io::sink(), &[]).unwrap();
