@@ -196,7 +196,7 @@ update-torture: setup-tests
 
 # Two hundred operations on each filesystem, one by one and ten at a time, and as many at random.
 operations-torture: setup-tests
-	VIRT_BMAP_OPERATIONS=200 $(TEST) --test tracing -- scripted:: random_writer:: --test-threads=1
+	VIRT_BMAP_OPERATIONS=200 $(TEST) --test tracing -- scripted:: random_writer:: volumes:: --test-threads=1
 
 # Tests in fresh releases of Debian, each with its own libguestfs, qemu and kernel, and writes their
 # table. SUITES="trixie" tests only these. Takes half an hour for each; needs root.

@@ -232,7 +232,7 @@ pub(crate) use needs_guest;
 #[test]
 fn synced_operations_are_reported_in_their_order() {
     needs_guest!();
-    check(&["ext3", "ext4", "xfs"], 60, 1);
+    check(&["ext3", "ext4", "xfs"], 20, 1);
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn operations_between_two_syncs_are_their_net_effect() {
 #[test]
 fn operations_where_sync_flushes_nothing_and_on_btrfs() {
     needs_guest!();
-    check(&["ext2", "fat", "ntfs", "btrfs"], 16, 1);
+    check(&["ext2", "fat", "ntfs", "btrfs"], 8, 1);
 }
 
 /// The step with its paths in the directory `directory`.
@@ -263,7 +263,7 @@ fn operations_on_two_disks_keep_their_order() {
         FILESYSTEMS.iter().filter(|filesystem| ["ext4", "xfs"].contains(&filesystem.name)).collect();
     let images = images(&filesystems);
     let _sealed = sealed(&images);
-    let [first, second] = [11, 12].map(|seed| Writer::new(seed, 0, ALL).rounds(12, 1));
+    let [first, second] = [11, 12].map(|seed| Writer::new(seed, 0, ALL).rounds(6, 1));
     let turns = first.iter().zip(&second);
     let steps: Vec<Value> =
         turns.clone().flat_map(|(a, b)| [below("/a", &a.steps[0]), below("/b", &b.steps[0])]).collect();

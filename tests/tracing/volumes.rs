@@ -7,6 +7,7 @@ use crate::scripted::{differences, needs_guest, on_device, operations};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
 use virt_bmap_testutil::tools::needs;
 use virt_bmap_testutil::{cache, usermode};
@@ -57,6 +58,11 @@ fn images(dir: &Path) -> Vec<PathBuf> {
     (0..DISKS.len()).map(|number| dir.join(format!("disk{number}"))).collect()
 }
 
+/// Whether each state is looked at, which takes minutes, and not only the last.
+fn is_long() -> bool {
+    std::env::var_os("VIRT_BMAP_OPERATIONS").is_some()
+}
+
 /// The steps on one filesystem: the lines for the guest, and what must be reported.
 struct Part {
     /// The device in the guest, its type and mount options.
@@ -69,13 +75,15 @@ struct Part {
 
 impl Part {
     fn new(number: usize, device: &'static str, mount: usermode::Mount, name: &'static str) -> Self {
-        Self { device, mount, name, rounds: Writer::new(7, number, ALL).rounds(12, 1) }
+        let each = if is_long() { 1 } else { 10 };
+        Self { device, mount, name, rounds: Writer::new(7, number, ALL).rounds(10, each) }
     }
 
     /// The lines that perform it.
     fn lines(&self, sandbox: &Sandbox) -> String {
         let steps: Vec<&Value> = self.rounds.iter().flat_map(|round| &round.steps).collect();
-        let list = json!({"sync": "sync", "every": 1, "operations": steps});
+        let every = self.rounds[0].steps.len();
+        let list = json!({"sync": "sync", "every": every, "operations": steps});
         let name = format!("{}.json", self.name.replace('/', "-"));
         fs::write(sandbox.cwd().join(&name), list.to_string()).unwrap();
         usermode::perform(self.device, self.mount, &name)
@@ -96,7 +104,7 @@ fn operations_on_volumes_and_on_a_new_partition() {
     ];
     let disks = disks();
     let _sealed = sealed(&disks);
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::new().deadline(Duration::from_secs(3000));
     let lines = parts.each_ref().map(|part| part.lines(&sandbox));
     let begin = "mdadm --quiet --assemble /dev/md0 /dev/vdc /dev/vdd\nvgchange -q -ay vg\n";
     let add = "
@@ -107,7 +115,9 @@ fn operations_on_volumes_and_on_a_new_partition() {
     ";
     let script = [LVM, begin, &lines[..5].concat(), add, &lines[5]].concat();
     let command = usermode::command(&sandbox.cwd(), disks.len(), &script);
-    let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl", "--run", &command];
+    let every = if is_long() { "flush" } else { "3600" };
+    let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl"];
+    let options = options.into_iter().chain(["--operations-every", every, "--run", &command]);
     let run =
         sandbox.run(["trace"].into_iter().chain(disks.iter().map(|d| d.to_str().unwrap())).chain(options));
     assert_eq!(run.code(), 0, "{}\n{}", run.stderr, String::from_utf8_lossy(&run.read("console")));
@@ -133,8 +143,8 @@ fn a_file_system_that_cannot_be_mounted_for_a_while() {
     let sandbox = Sandbox::new();
     let mut writer = Writer::new(8, 0, ALL);
     let mount = ("ext4", "");
-    let before = Part { device: "/dev/vda", mount, name: "/dev/sda", rounds: writer.rounds(8, 1) };
-    let after = Part { device: "/dev/vda", mount, name: "/dev/sda-2", rounds: writer.rounds(8, 1) };
+    let before = Part { device: "/dev/vda", mount, name: "/dev/sda", rounds: writer.rounds(4, 1) };
+    let after = Part { device: "/dev/vda", mount, name: "/dev/sda-2", rounds: writer.rounds(4, 1) };
     let break_and_mend = "
         dd if=/dev/vda of=/run/superblock bs=4096 count=1 status=none
         dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync status=none
