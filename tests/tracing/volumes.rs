@@ -109,7 +109,7 @@ fn operations_on_volumes_and_on_a_new_partition() {
     let begin = "mdadm --quiet --assemble /dev/md0 /dev/vdc /dev/vdd\nvgchange -q -ay vg\n";
     let add = "
         echo ,,L | sfdisk -q --append --no-reread /dev/vdf
-        partx --add --nr 2 /dev/vdf
+        [ -b /dev/vdf2 ] || partx --add --nr 2 /dev/vdf
         mke2fs -q -t ext4 /dev/vdf2
         sync
     ";
