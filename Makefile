@@ -4,6 +4,7 @@
 # make check-system   runs the other tests that need no appliance
 # make fleet-check    maps a fleet of twenty guests
 # make torture        maps corrupted guests
+# make operations-torture    compares operations on all filesystems with what a guest did
 # make update-torture    updates maps of guests that change at random
 # make matrix         tests in other releases of Debian, and writes docs/compatibility.md
 # make check-trixie   maps one guest in a fresh Debian 13
@@ -60,7 +61,8 @@ export VIRT_BMAP_REQUIRE_TOOLS := 1
 endif
 
 .PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy
-.PHONY: check-corrupted check-changed accuracy torture update-torture fleet-check compare-maps
+.PHONY: check-corrupted check-changed accuracy torture update-torture operations-torture
+.PHONY: fleet-check compare-maps
 .PHONY: check-trixie matrix check-python publishable fmt lint typos msrv audit doc site
 .PHONY: build plugin install man bench bench-trace bench-python instructions wheel
 .PHONY: packages deb rpm setup-packages check-packages check-reproducible container
@@ -191,6 +193,10 @@ compare-maps: build
 
 update-torture: setup-tests
 	$(TEST) --test torture -- changed --all
+
+# Two hundred operations on each filesystem, one by one and ten at a time, and as many at random.
+operations-torture: setup-tests
+	VIRT_BMAP_OPERATIONS=200 $(TEST) --test tracing -- scripted:: random_writer:: volumes:: --test-threads=1
 
 # Tests in fresh releases of Debian, each with its own libguestfs, qemu and kernel, and writes their
 # table. SUITES="trixie" tests only these. Takes half an hour for each; needs root.

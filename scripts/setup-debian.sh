@@ -17,7 +17,7 @@ build=(ca-certificates gcc libc6-dev libguestfs-dev make pkg-config)
 run=(libguestfs-xfs "guestfish|libguestfs-tools" qemu-system-x86 qemu-utils)
 # libguestfs builds the appliance from the programs of this machine. These mount filesystems in it.
 filesystems=(btrfs-progs cryptsetup-bin dosfstools e2fsprogs exfatprogs f2fs-tools ldmtool lvm2 mdadm ntfs-3g xfsprogs)
-tests=(busybox-static bzip2 chromium cpio debootstrap erofs-utils ewf-tools fdisk fio fonts-dejavu-core gawk gddrescue grub-common grub-pc-bin jfsutils jq kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils lz4 makefs mount munge nbd-client nbdkit nilfs-tools openssh-server parallel procps python3-cryptography python3-libnbd python3-venv qemu-block-extra sleuthkit slurm-client slurmctld slurmd squashfs-tools tgt thin-provisioning-tools tmux udftools util-linux valgrind xorriso xz-utils zstd)
+tests=(busybox-static bzip2 chromium cpio debootstrap erofs-utils ewf-tools fdisk fio fonts-dejavu-core gawk gddrescue grub-common grub-pc-bin jfsutils jq kmod libguestfs-hfsplus libguestfs-jfs libguestfs-nilfs libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils lz4 makefs mount munge nbd-client nbdkit nilfs-tools openssh-server parallel procps python3-cryptography python3-libnbd python3-venv qemu-block-extra sleuthkit slurm-client slurmctld slurmd squashfs-tools tgt thin-provisioning-tools tmux udftools user-mode-linux util-linux valgrind xorriso xz-utils zstd)
 
 check=
 wanted=("${build[@]}" "${run[@]}" "${filesystems[@]}")

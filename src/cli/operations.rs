@@ -201,7 +201,8 @@ pub(super) fn print_result(ended: &Ended, quiet: bool) -> bool {
         let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
         let states = counted(ended.states, "state");
         let each = ended.looking.as_secs_f64() / (ended.looks.max(1) as f64);
-        note!("operations: {counts}; {states} of the disks, {} looks of {each:.2} s", ended.looks);
+        let looks = counted(ended.looks, "look");
+        note!("operations: {counts}; {states} of the disks, {looks} of {each:.2} s");
     }
     ended.missing.is_empty()
 }

@@ -42,7 +42,7 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written)
         }
     });
     let mut names = Names::of(&devices, &gone, &come, &kept);
-    let mut found = names.operations();
+    let mut found = names.operations(&devices);
     // Files with another name, or one more or less.
     let named: HashSet<_> = gone.iter().chain(&come).map(|object| devices.key(*object)).collect();
     // A file with several names is compared once.
@@ -74,12 +74,25 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written)
     found
 }
 
+/// Whether a file was last modified when its inode was last changed, as a write does. `utimensat(2)`
+/// sets another time, unless that is the present one.
+pub(super) fn is_now(attributes: &Attributes) -> bool {
+    /// Times that a driver sets one after the other differ by less, in nanoseconds.
+    const TICK: u64 = 10_000_000;
+    let times = attributes.modified.zip(attributes.changed);
+    times.is_none_or(|(modified, changed)| modified.abs_diff(changed) < TICK)
+}
+
 /// Facts about the filesystem.
 struct Devices<'a> {
     /// The filesystem, if the new map has it, and its block size in bytes.
     blocks: HashMap<&'a [u8], u64>,
     /// It is here if its inode numbers change with each mount.
     volatile: HashSet<&'a [u8]>,
+    /// It is here if an inode number is never that of another file later, as in btrfs.
+    lasting: HashSet<&'a [u8]>,
+    /// The paths in the old map of files that are known by their place.
+    placed: HashMap<Key<'a>, &'a [u8]>,
     /// Whether both maps list symbolic links.
     has_symlinks: bool,
 }
@@ -96,13 +109,28 @@ impl<'a> Devices<'a> {
         let filesystems = new.header().filesystems.iter().filter(|fs| fs.device == device);
         let volatile =
             filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind).facts().has_volatile_inodes);
-        Self {
+        let lasting = filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind) == FsKind::Btrfs);
+        let mut devices = Self {
             volatile: volatile.map(|fs| fs.device.as_slice()).collect(),
+            lasting: lasting.map(|fs| fs.device.as_slice()).collect(),
+            placed: HashMap::new(),
             blocks: filesystems
                 .map(|fs| (fs.device.as_slice(), fs.block_size.unwrap_or(4096).max(1)))
                 .collect(),
-            has_symlinks: old.lists_metadata() && new.lists_metadata(),
+            has_symlinks: new.lists_metadata()
+                && (old.lists_metadata() || !old.header().filesystems.iter().any(|fs| fs.device == device)),
+        };
+        if !devices.volatile.is_empty() {
+            let objects = old.objects().filter(|object| devices.is_compared(*object));
+            let placed = objects.filter_map(|object| Some((devices.key(object)?, object.name().path)));
+            devices.placed = placed.collect();
         }
+        devices
+    }
+
+    /// Whether the inode number of this object was never that of another file.
+    fn never_reuses(&self, object: Object<'_>) -> bool {
+        self.lasting.contains(object.name().device)
     }
 
     fn is_compared(&self, object: Object<'_>) -> bool {
@@ -127,9 +155,13 @@ impl<'a> Devices<'a> {
 
     /// Whether objects of the same name are the same file.
     fn is_same(&self, old: Object<'a>, new: Object<'a>) -> bool {
-        let is_volatile = self.volatile.contains(new.name().device);
+        if self.volatile.contains(new.name().device) {
+            // Unless it lies where a file of another name was: that was renamed over this one.
+            let placed = self.key(new).and_then(|key| self.placed.get(&key));
+            return placed.is_none_or(|path| *path == new.name().path);
+        }
         let (before, after) = (old.attributes().inode, new.attributes().inode);
-        is_volatile || before.is_none() || after.is_none() || before == after
+        before.is_none() || after.is_none() || before == after
     }
 }
 
@@ -204,12 +236,14 @@ impl<'a> Names<'a> {
         Self { files, pairs: Vec::new() }
     }
 
-    fn operations(&mut self) -> Vec<Operation<'a>> {
+    fn operations(&mut self, devices: &Devices<'a>) -> Vec<Operation<'a>> {
         let mut found = Vec::new();
         let mut renamed = Vec::new();
         for Group { gone, come, kept } in &self.files {
             let is_one = match (gone.first(), come.first()) {
-                (Some(old), Some(new)) => kept.is_some() || !is_reused(*old, *new),
+                (Some(old), Some(new)) => {
+                    kept.is_some() || devices.never_reuses(*new) || !is_reused(*old, *new)
+                }
                 _ => true,
             };
             let pairs = if is_one { gone.len().min(come.len()) } else { 0 };
@@ -364,13 +398,18 @@ impl<'a> Change<'_, 'a> {
             }
             Ordering::Equal => {}
         }
-        let is_punched = is_modified && new_size == old_size && self.has_new_hole(new_size);
+        // Two changes within a tick of the guest's clock have the same time.
+        let is_punched = new_size == old_size && self.has_new_hole(new_size);
         if is_punched {
             // The kernel zeroes what is left of the blocks at both ends of a hole.
             found.push(self.operation(Action::Punch, inside));
         } else if !inside.is_empty() && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
             found.push(self.operation(Action::Move, inside));
         } else if !inside.is_empty() && !is_modified && new_size == old_size {
+            // What is written with the inode is written with every change of it.
+            if after.marks.contains(Marks::INLINE) {
+                return;
+            }
             let held = joined(touched(self.new, &self.written.held));
             if !held.is_empty() {
                 found.push(Operation { is_earlier: true, ..self.operation(Action::Write, held) });
@@ -380,7 +419,8 @@ impl<'a> Change<'_, 'a> {
         } else if is_modified && new_size == old_size {
             // Data in the inode is written with the inode.
             let is_inline = new_size > 0 && is_without_blocks(&after);
-            found.push(self.operation(if is_inline { Action::Write } else { Action::Touch }, Vec::new()));
+            let action = if is_inline && is_now(&after) { Action::Write } else { Action::Touch };
+            found.push(self.operation(action, Vec::new()));
         }
     }
 

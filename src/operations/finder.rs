@@ -1,5 +1,6 @@
 //! Looks at the states of the disks, one after the other, and writes the operations found.
 
+use super::compare::is_now;
 use super::output::text_line;
 use super::states::join;
 use super::{Action, Latest, Operation, OperationsFormat, Span, States, Written, compare};
@@ -100,15 +101,22 @@ struct Before {
     untimed: HashSet<(Vec<u8>, u64)>,
     /// Written by mounting in the state that was mapped last.
     replayed: Vec<RangeSet<DiskOffset>>,
+    /// Devices of filesystems whose journal has data of files: it is written to its place later, when
+    /// it was told already.
+    journals_data: HashSet<Vec<u8>>,
 }
 
 impl Before {
-    /// Whether an operation is only the new time of an inode whose data was told before. The inode is
-    /// often written long after the data (`fdatasync(2)`).
+    /// Whether an operation is only the new time of an inode whose data was told before: the inode is
+    /// often written long after the data (`fdatasync(2)`). Or whether it is data that was in a journal
+    /// before.
     fn explains(&mut self, operation: &Operation<'_>) -> bool {
         let attributes = operation.after.or(operation.before).unwrap_or_default();
         let Some(inode) = attributes.inode else { return false };
         let key = (operation.name.device.to_vec(), inode);
+        if operation.is_earlier && self.journals_data.contains(&key.0) {
+            return true;
+        }
         if operation.is_earlier {
             if self.untimed.len() == MOST_UNTIMED {
                 self.untimed.clear();
@@ -118,8 +126,16 @@ impl Before {
         }
         let is_modified =
             operation.before.map(|before| before.modified) != operation.after.map(|after| after.modified);
-        is_modified && self.untimed.remove(&key) && operation.action == Action::Touch
+        let is_touch = operation.action == Action::Touch && is_now(&attributes);
+        is_modified && self.untimed.remove(&key) && is_touch
     }
+}
+
+/// Whether the journal of the filesystem on a device has data of files.
+fn journals_data(map: &Map, device: &[u8], replayed: &[RangeSet<DiskOffset>]) -> bool {
+    let ranges = (1..).zip(replayed).flat_map(|(disk, set)| set.iter().map(move |range| (disk, range)));
+    let is_data = |hit: Hit<'_>| is_plain_data(&hit) && hit.object.name().device == device;
+    ranges.into_iter().any(|(disk, range)| map.over(disk, range).any(is_data))
 }
 
 /// Most files of which data was told without a change of the inode.
@@ -270,11 +286,14 @@ impl Finder {
         let mut told = Vec::new();
         for &(device, old, new) in maps {
             let mut found = compare(old, new, device, &written);
-            found.retain(|operation| !self.before.explains(operation));
+            if journals_data(new, device, &written.replayed) {
+                self.before.journals_data.insert(device.to_vec());
+            }
             for operation in &found {
                 let places = new.find(operation.name).into_iter().flat_map(disk_ranges);
                 told.extend(places.map(|place| (place, operation.is_earlier)));
             }
+            found.retain(|operation| !self.before.explains(operation));
             operations.extend(found);
         }
         operations.sort_by_key(|operation| !operation.is_earlier);

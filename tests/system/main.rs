@@ -6,6 +6,7 @@
 
 mod fleet_parallel;
 mod fleet_slurm;
+mod flushes;
 mod history;
 mod image;
 mod nbd_kernel;

@@ -7,6 +7,11 @@
 
 mod after_the_fact;
 mod boot;
+mod durable;
 mod operations;
+mod random_writer;
+mod script;
+mod scripted;
+mod volumes;
 
 virt_bmap_testutil::program!(harness);

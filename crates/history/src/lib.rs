@@ -53,7 +53,7 @@
 //!
 //! Trimmed bytes are zeroes in a state. An image that ignores trims may still have them.
 //!
-//! The guest's bytes may be in a million pieces, and a million records and 65,536 states may wait;
+//! The guest's bytes may be in a million pieces, and a million records and 2048 states may wait;
 //! beyond that, states become one as well. That takes some 300 MiB of memory at most.
 
 mod beginning;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use virt_bmap_ranges::DiskRange;
 
 /// Most states that wait.
-const MOST_STATES: usize = 1 << 16;
+const MOST_STATES: usize = 1 << 11;
 
 /// Most records that wait, some 32 MiB, unless more are needed for the present bytes of the disks.
 const MOST_RECORDS: usize = MOST_PIECES;

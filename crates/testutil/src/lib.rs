@@ -16,6 +16,7 @@
 pub mod bootable;
 pub mod cache;
 pub mod corpus;
+pub mod filesystems;
 pub mod fixture;
 pub mod fleet;
 pub mod formats;
@@ -44,3 +45,4 @@ pub mod special;
 pub mod textmap;
 pub mod tools;
 pub mod traced;
+pub mod usermode;

@@ -1,0 +1,165 @@
+//! Operations of a guest on volumes: btrfs on two disks, md RAID 1, a thin and a plain logical
+//! volume; on a partition that the guest adds; and on a filesystem that cannot be mounted for a
+//! while.
+
+use crate::script::{ALL, Round, Writer};
+use crate::scripted::{differences, needs_guest, on_device, operations};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use virt_bmap_testutil::sandbox::{Sandbox, sealed};
+use virt_bmap_testutil::tools::needs;
+use virt_bmap_testutil::{cache, usermode};
+
+/// The sizes of the disks in MiB: two of btrfs, two of RAID 1, one of LVM, one with a partition and
+/// room for another, one without partitions.
+const DISKS: [u64; 7] = [128, 128, 64, 64, 256, 160, 64];
+
+/// Without udev, the volumes' device files are made by LVM itself. The guest must not write to
+/// this machine's configuration.
+const LVM: &str = "
+    set -e
+    mount -t tmpfs lvm /etc/lvm
+    echo 'activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }' >/etc/lvm/lvm.conf
+    echo 'backup { backup = 0 archive = 0 }' >>/etc/lvm/lvm.conf
+";
+
+const MAKE: &str = "
+    mkfs.btrfs -q -f -d raid1 -m raid1 /dev/vda /dev/vdb
+    mdadm --create /dev/md0 --run --quiet --level=1 --metadata=1.2 --raid-devices=2 --assume-clean /dev/vdc /dev/vdd
+    mke2fs -q -t ext4 /dev/md0
+    mdadm --quiet --stop /dev/md0
+    vgcreate -q vg /dev/vde
+    lvcreate -q -y -L 64M -T vg/pool -V 100M -n thin
+    lvcreate -q -y -L 64M -n plain vg
+    mke2fs -q -t ext4 /dev/vg/thin
+    mke2fs -q -t ext4 /dev/vg/plain
+    sync
+    vgchange -q -an vg
+    printf 'label: gpt\\n,64M,L\\n' | sfdisk -q /dev/vdf
+    mke2fs -q -t ext4 /dev/vdf1
+    mke2fs -q -t ext4 -b 4096 /dev/vdg
+    sync
+";
+
+fn disks() -> Vec<PathBuf> {
+    let dir = cache::directory("volumes", &cache::key((DISKS, LVM, MAKE)), |dir| {
+        let images = images(dir);
+        for (image, size) in images.iter().zip(DISKS) {
+            fs::File::create(image).unwrap().set_len(size << 20).unwrap();
+        }
+        usermode::run(&images, &format!("{LVM}{MAKE}"));
+    });
+    images(&dir)
+}
+
+fn images(dir: &Path) -> Vec<PathBuf> {
+    (0..DISKS.len()).map(|number| dir.join(format!("disk{number}"))).collect()
+}
+
+/// Whether each state is looked at, which takes minutes, and not only the last.
+fn is_long() -> bool {
+    std::env::var_os("VIRT_BMAP_OPERATIONS").is_some()
+}
+
+/// The steps on one filesystem: the lines for the guest, and what must be reported.
+struct Part {
+    /// The device in the guest, its type and mount options.
+    device: &'static str,
+    mount: usermode::Mount,
+    /// The device in the map.
+    name: &'static str,
+    rounds: Vec<Round>,
+}
+
+impl Part {
+    fn new(number: usize, device: &'static str, mount: usermode::Mount, name: &'static str) -> Self {
+        let each = if is_long() { 1 } else { 10 };
+        Self { device, mount, name, rounds: Writer::new(7, number, ALL).rounds(10, each) }
+    }
+
+    /// The lines that perform it.
+    fn lines(&self, sandbox: &Sandbox) -> String {
+        let steps: Vec<&Value> = self.rounds.iter().flat_map(|round| &round.steps).collect();
+        let every = self.rounds[0].steps.len();
+        let list = json!({"sync": "sync", "every": every, "operations": steps});
+        let name = format!("{}.json", self.name.replace('/', "-"));
+        fs::write(sandbox.cwd().join(&name), list.to_string()).unwrap();
+        usermode::perform(self.device, self.mount, &name)
+    }
+}
+
+#[test]
+fn operations_on_volumes_and_on_a_new_partition() {
+    needs_guest!();
+    needs!("mdadm", "lvcreate", "sfdisk", "partx");
+    let parts = [
+        Part::new(0, "/dev/vda", ("btrfs", ",device=/dev/vda,device=/dev/vdb"), "/dev/sda"),
+        Part::new(1, "/dev/md0", ("ext4", ""), "/dev/md0"),
+        Part::new(2, "/dev/vg/thin", ("ext4", ""), "/dev/vg/thin"),
+        Part::new(3, "/dev/vg/plain", ("ext4", ""), "/dev/vg/plain"),
+        Part::new(4, "/dev/vdf1", ("ext4", ""), "/dev/sdf1"),
+        Part::new(5, "/dev/vdf2", ("ext4", ""), "/dev/sdf2"),
+    ];
+    let disks = disks();
+    let _sealed = sealed(&disks);
+    let sandbox = Sandbox::new().deadline(Duration::from_secs(3000));
+    let lines = parts.each_ref().map(|part| part.lines(&sandbox));
+    let begin = "mdadm --quiet --assemble /dev/md0 /dev/vdc /dev/vdd\nvgchange -q -ay vg\n";
+    let add = "
+        echo ,,L | sfdisk -q --append --no-reread /dev/vdf
+        [ -b /dev/vdf2 ] || partx --add --nr 2 /dev/vdf
+        mke2fs -q -t ext4 /dev/vdf2
+        sync
+    ";
+    let script = [LVM, begin, &lines[..5].concat(), add, &lines[5]].concat();
+    let command = usermode::command(&sandbox.cwd(), disks.len(), &script);
+    let every = if is_long() { "flush" } else { "3600" };
+    let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl"];
+    let options = options.into_iter().chain(["--operations-every", every, "--run", &command]);
+    let run =
+        sandbox.run(["trace"].into_iter().chain(disks.iter().map(|d| d.to_str().unwrap())).chain(options));
+    assert_eq!(run.code(), 0, "{}\n{}", run.stderr, String::from_utf8_lossy(&run.read("console")));
+    let operations = operations(&run.read("done.jsonl"));
+    let mut wrong = String::new();
+    for part in &parts {
+        let mut these = on_device(&operations, part.name);
+        // The new filesystem has a directory of its own.
+        these.retain(|operation| operation["path"] != "/lost+found");
+        let found = differences(&these, &part.rounds);
+        if !found.is_empty() {
+            wrong += &format!("{}:\n{found}\n", part.name);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}\n{}", run.stderr);
+}
+
+#[test]
+fn a_file_system_that_cannot_be_mounted_for_a_while() {
+    needs_guest!();
+    let disks = [disks().remove(6)];
+    let _sealed = sealed(&disks);
+    let sandbox = Sandbox::new();
+    let mut writer = Writer::new(8, 0, ALL);
+    let mount = ("ext4", "");
+    let before = Part { device: "/dev/vda", mount, name: "/dev/sda", rounds: writer.rounds(4, 1) };
+    let after = Part { device: "/dev/vda", mount, name: "/dev/sda-2", rounds: writer.rounds(4, 1) };
+    let break_and_mend = "
+        dd if=/dev/vda of=/run/superblock bs=4096 count=1 status=none
+        dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync status=none
+        sleep 1
+        dd if=/run/superblock of=/dev/vda bs=4096 count=1 conv=fsync status=none
+    ";
+    let script = [before.lines(&sandbox), break_and_mend.into(), after.lines(&sandbox)].concat();
+    let command = usermode::command(&sandbox.cwd(), 1, &script);
+    let image = disks[0].to_str().unwrap();
+    let options = ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl", "--run", &command];
+    let run = sandbox.run(["trace", image].into_iter().chain(options));
+    // Something is missing: the state that could not be examined.
+    run.assert_code(3).assert_says(&["/dev/sda"]);
+    let operations = operations(&run.read("done.jsonl"));
+    let rounds = [before.rounds, after.rounds].concat();
+    let found = differences(&on_device(&operations, "/dev/sda"), &rounds);
+    assert!(found.is_empty(), "{found}\n{}", run.stderr);
+}
