@@ -50,7 +50,8 @@ impl Watcher {
                 loop {
                     // After the guest's last write.
                     let is_last = is_ending.load(Ordering::SeqCst);
-                    if work.options.look_now.swap(false, Ordering::SeqCst) || is_last {
+                    let is_wanted = work.options.look_now.swap(false, Ordering::SeqCst) || is_last;
+                    if is_wanted {
                         work.history.end_state();
                     }
                     let waiting = work.history.waiting();
@@ -58,7 +59,7 @@ impl Watcher {
                     if is_abandoned.load(Ordering::SeqCst) {
                         break work.abandon(waiting);
                     }
-                    match work.next(is_last) {
+                    match work.next(is_wanted) {
                         Some(states) => work.look(&states),
                         None if is_last => break work.finish(),
                         None => std::thread::sleep(TICK),
@@ -123,11 +124,11 @@ impl Work {
         }
     }
 
-    /// The states to look at next; `None` if it is not time.
-    fn next(&self, is_last: bool) -> Option<States> {
+    /// The states to look at next; `None` if it is not time, and a look is not wanted at once.
+    fn next(&self, is_wanted: bool) -> Option<States> {
         let next = || self.history.next().map(States::from);
         let Some(every) = self.options.every else { return next() };
-        if !is_last && self.looked.elapsed() < every {
+        if !is_wanted && self.looked.elapsed() < every {
             return None;
         }
         let mut states = next()?;

@@ -106,30 +106,21 @@ fn what_was_done_to_files_of_several_file_systems() {
         in_mounted(&copy, DOING);
     }
     fs::write(sandbox.cwd().join("client.py"), CLIENT).unwrap();
-    // The first disk is not flushed, so its changes are found when the signal comes. The changes of
-    // the others are found at the end.
+    // The client writes blocks as they lie on the disks, so no state between is a filesystem. The
+    // first look is that of the signal, and the second one that of the end.
     let client = format!("/usr/bin/python3 client.py '{}'", dir.display());
     let client = format!(
         "{client} ext4; kill -USR1 $PPID; until grep -q sda done; do sleep 0.1; done; {client} xfs btrfs"
     );
     let images = images.each_ref().map(|image| image.to_str().unwrap());
-    let options = ["--image-format", "raw", "-o", "log", "--operations", "done", "--run", &client];
+    let options = ["--image-format", "raw", "-o", "log", "--operations", "done"];
+    let options = options.into_iter().chain(["--operations-every", "3600", "--run", &client]);
     let run = sandbox.run(["trace"].into_iter().chain(images).chain(options));
-    run.assert_code(0).assert_says(&["mapped twice"]);
+    run.assert_code(0);
     let said = String::from_utf8(run.read("done")).unwrap();
     let done: BTreeSet<&str> = said.lines().filter(|line| !line.starts_with('#')).collect();
     let devices = ["/dev/sda", "/dev/sdb", "/dev/sdc"];
     let expected: BTreeSet<String> =
         devices.iter().flat_map(|device| DONE.map(|line| line.replace("DEVICE", device))).collect();
     assert_eq!(done, expected.iter().map(String::as_str).collect());
-    // Operations that remove a name come first, the deepest first. The others follow by name.
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(lines.len(), 2 + 3 * DONE.len(), "{said}");
-    assert!(lines[0].starts_with("# 0.000 s to "), "{said}");
-    assert!(lines[1..=DONE.len()].iter().all(|line| line.contains(" /dev/sda ")), "{said}");
-    let last = &lines[DONE.len() + 2..];
-    assert!(
-        last[..4].iter().all(|line| line.starts_with("delete ") || line.starts_with("unlink ")),
-        "{last:?}"
-    );
 }
