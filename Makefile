@@ -84,12 +84,13 @@ check-all:
 
 # Tests without an appliance, which take seconds. The plugin has no unit tests: they would not link
 # without nbdkit's functions, so the program "quick" tests it in nbdkit.
+QUICK := quick messages random states threads volumes
 check-quick:
 	$(STEP) build $(CARGO) build --workspace --lib --examples
 	$(STEP) "unit tests" $(CARGO) test --workspace --exclude virt-bmap-nbdkit --lib --bins --examples
 	$(STEP) "documentation tests" $(CARGO) test --workspace --doc
-	$(STEP) "link quick" $(TEST) --no-run --test quick --test messages
-	$(STEP) quick $(TEST) --test quick --test messages
+	$(STEP) "link quick" $(TEST) --no-run $(addprefix --test ,$(QUICK))
+	$(STEP) quick $(TEST) $(addprefix --test ,$(QUICK))
 
 # Tests without an appliance that wait for other programs: browsers, terminals, batch systems.
 check-system:
