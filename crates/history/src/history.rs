@@ -71,7 +71,7 @@ impl Bases {
     }
 }
 
-/// All that a guest writes to its disks, and the states of these disks. See the [crate](crate).
+/// All that a guest writes to its disks, and the states of these disks. See the [crate].
 pub struct History {
     pub(crate) bases: Bases,
     pub(crate) store: Arc<Store>,
