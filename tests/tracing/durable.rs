@@ -129,7 +129,8 @@ fn a_storm_of_flushes() {
     let run = sandbox.run(["trace", image].into_iter().chain(options).chain(["--run", &client]));
     run.assert_code(0);
     let flushes: u64 = String::from_utf8(run.read("count")).unwrap().trim().parse().unwrap();
-    assert!(flushes > 4000, "{flushes} flushes in four seconds");
+    // An idle machine has some ten thousand.
+    assert!(flushes > 1000, "{flushes} flushes in four seconds");
     let found = operations(&run.read("done.jsonl"));
     let lines: Vec<String> = found
         .iter()
