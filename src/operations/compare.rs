@@ -24,35 +24,35 @@ pub struct Written {
 /// removed objects come first, the deepest first, then all others by name.
 ///
 /// Files are identified by their inode numbers; on filesystems without lasting inode numbers (vfat,
-/// exfat) by their first block. If the new map does not have the filesystem on `device`, it could not
-/// be examined, so there are no operations.
+/// exfat) by their first block. If the new map does not have the filesystem on `device`, it could
+/// not be examined, so there are no operations.
 ///
 /// Filesystems write the data of a file before its inode, with a flush between. So data that was
-/// written to a file whose inode is the same is no operation yet. If the next comparison, to which it
-/// is [held](Written::held), does not find a change of the inode either, the write is an operation
-/// that [came earlier](Operation::is_earlier).
+/// written to a file whose inode is the same is no operation yet. If the next comparison, to which
+/// it is [held](Written::held), does not find a change of the inode either, the write is an
+/// operation that [came earlier](Operation::is_earlier).
 pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written) -> Vec<Operation<'a>> {
-    let devices = Devices::of(old, new, device);
+    let Some(facts) = Facts::of(old, new, device) else { return Vec::new() };
     let (mut kept, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
-    merge(old, new, &devices, |old, new| match (old, new) {
-        (Some(old), Some(new)) if devices.is_same(old, new) => kept.push((old, new)),
+    merge(old, new, &facts, |old, new| match (old, new) {
+        (Some(old), Some(new)) if facts.is_same(old, new) => kept.push((old, new)),
         (old, new) => {
             gone.extend(old);
             come.extend(new);
         }
     });
-    let mut names = Names::of(&devices, &gone, &come, &kept);
-    let mut found = names.operations(&devices);
+    let mut names = Names::of(&facts, &gone, &come, &kept);
+    let mut found = names.operations(&facts);
     // Files with another name, or one more or less.
-    let named: HashSet<_> = gone.iter().chain(&come).map(|object| devices.key(*object)).collect();
+    let named: HashSet<_> = gone.iter().chain(&come).map(|object| facts.key(*object)).collect();
     // A file with several names is compared once.
     let mut seen = HashSet::new();
     let pairs = kept.iter().copied().chain(names.pairs.iter().copied());
     for (old, new) in pairs {
         let is_linked = new.attributes().links > Some(1);
-        if !is_linked || seen.insert(devices.key(new)) {
-            let is_renamed = named.contains(&devices.key(new));
-            Change { old, new, is_renamed, written, devices: &devices }.put(&mut found);
+        if !is_linked || seen.insert(facts.key(new)) {
+            let is_renamed = named.contains(&facts.key(new));
+            Change { old, new, is_renamed, written, facts: &facts }.put(&mut found);
         }
     }
     for operation in &mut found {
@@ -74,8 +74,8 @@ pub fn compare<'a>(old: &'a Map, new: &'a Map, device: &[u8], written: &Written)
     found
 }
 
-/// Whether a file was last modified when its inode was last changed, as a write does. `utimensat(2)`
-/// sets another time, unless that is the present one.
+/// Whether a file was last modified when its inode was last changed, as a write does.
+/// `utimensat(2)` sets another time, unless that is the present one.
 pub(super) fn is_now(attributes: &Attributes) -> bool {
     /// Times that a driver sets one after the other differ by less, in nanoseconds.
     const TICK: u64 = 10_000_000;
@@ -84,53 +84,47 @@ pub(super) fn is_now(attributes: &Attributes) -> bool {
 }
 
 /// Facts about the filesystem.
-struct Devices<'a> {
-    /// The filesystem, if the new map has it, and its block size in bytes.
-    blocks: HashMap<&'a [u8], u64>,
-    /// It is here if its inode numbers change with each mount.
-    volatile: HashSet<&'a [u8]>,
-    /// It is here if an inode number is never that of another file later, as in btrfs.
-    lasting: HashSet<&'a [u8]>,
+struct Facts<'a> {
+    device: &'a [u8],
+    /// Bytes in a block.
+    block: u64,
+    /// Whether its inode numbers change with each mount.
+    is_volatile: bool,
+    /// Whether an inode number is never that of another file later, as in btrfs.
+    is_lasting: bool,
     /// The paths in the old map of files that are known by their place.
-    placed: HashMap<Key<'a>, &'a [u8]>,
+    placed: HashMap<Key, &'a [u8]>,
     /// Whether both maps list symbolic links.
     has_symlinks: bool,
 }
 
 /// What identifies a file.
 #[derive(PartialEq, Eq, Hash, Clone, Copy)]
-enum Key<'a> {
-    Inode(&'a [u8], Kind, u64),
-    Place(&'a [u8], Kind, DiskNumber, u64),
+enum Key {
+    Inode(Kind, u64),
+    Place(Kind, DiskNumber, u64),
 }
 
-impl<'a> Devices<'a> {
-    fn of(old: &'a Map, new: &'a Map, device: &[u8]) -> Self {
-        let filesystems = new.header().filesystems.iter().filter(|fs| fs.device == device);
-        let volatile =
-            filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind).facts().has_volatile_inodes);
-        let lasting = filesystems.clone().filter(|fs| FsKind::from_name(&fs.kind) == FsKind::Btrfs);
-        let mut devices = Self {
-            volatile: volatile.map(|fs| fs.device.as_slice()).collect(),
-            lasting: lasting.map(|fs| fs.device.as_slice()).collect(),
+impl<'a> Facts<'a> {
+    /// `None` if the new map does not have the filesystem.
+    fn of(old: &'a Map, new: &'a Map, device: &[u8]) -> Option<Self> {
+        let filesystem = new.header().filesystems.iter().find(|fs| fs.device == device)?;
+        let kind = FsKind::from_name(&filesystem.kind);
+        let is_new = !old.header().filesystems.iter().any(|fs| fs.device == device);
+        let mut facts = Self {
+            device: &filesystem.device,
+            block: filesystem.block_size.unwrap_or(4096).max(1),
+            is_volatile: kind.facts().has_volatile_inodes,
+            is_lasting: kind == FsKind::Btrfs,
             placed: HashMap::new(),
-            blocks: filesystems
-                .map(|fs| (fs.device.as_slice(), fs.block_size.unwrap_or(4096).max(1)))
-                .collect(),
-            has_symlinks: new.lists_metadata()
-                && (old.lists_metadata() || !old.header().filesystems.iter().any(|fs| fs.device == device)),
+            has_symlinks: new.lists_metadata() && (old.lists_metadata() || is_new),
         };
-        if !devices.volatile.is_empty() {
-            let objects = old.objects().filter(|object| devices.is_compared(*object));
-            let placed = objects.filter_map(|object| Some((devices.key(object)?, object.name().path)));
-            devices.placed = placed.collect();
+        if facts.is_volatile {
+            let objects = old.objects().filter(|object| facts.is_compared(*object));
+            let placed = objects.filter_map(|object| Some((facts.key(object)?, object.name().path)));
+            facts.placed = placed.collect();
         }
-        devices
-    }
-
-    /// Whether the inode number of this object was never that of another file.
-    fn never_reuses(&self, object: Object<'_>) -> bool {
-        self.lasting.contains(object.name().device)
+        Some(facts)
     }
 
     fn is_compared(&self, object: Object<'_>) -> bool {
@@ -140,22 +134,20 @@ impl<'a> Devices<'a> {
             Kind::Symlink => self.has_symlinks,
             _ => false,
         };
-        is_kind && name.path != b"/" && self.blocks.contains_key(name.device)
+        is_kind && name.path != b"/" && name.device == self.device
     }
 
-    fn key(&self, object: Object<'a>) -> Option<Key<'a>> {
-        let (name, kind) = (object.name(), object.kind());
+    fn key(&self, object: Object<'a>) -> Option<Key> {
+        let kind = object.kind();
         match object.attributes().inode {
-            Some(inode) if !self.volatile.contains(name.device) => Some(Key::Inode(name.device, kind, inode)),
-            _ => disk_ranges(object)
-                .next()
-                .map(|(disk, span)| Key::Place(name.device, kind, disk, span.start.0)),
+            Some(inode) if !self.is_volatile => Some(Key::Inode(kind, inode)),
+            _ => disk_ranges(object).next().map(|(disk, span)| Key::Place(kind, disk, span.start.0)),
         }
     }
 
     /// Whether objects of the same name are the same file.
     fn is_same(&self, old: Object<'a>, new: Object<'a>) -> bool {
-        if self.volatile.contains(new.name().device) {
+        if self.is_volatile {
             // Unless it lies where a file of another name was: that was renamed over this one.
             let placed = self.key(new).and_then(|key| self.placed.get(&key));
             return placed.is_none_or(|path| *path == new.name().path);
@@ -169,11 +161,11 @@ impl<'a> Devices<'a> {
 fn merge<'a>(
     old: &'a Map,
     new: &'a Map,
-    devices: &Devices<'a>,
+    facts: &Facts<'a>,
     mut visit: impl FnMut(Option<Object<'a>>, Option<Object<'a>>),
 ) {
-    let mut olds = old.objects().filter(|object| devices.is_compared(*object)).peekable();
-    let mut news = new.objects().filter(|object| devices.is_compared(*object)).peekable();
+    let mut olds = old.objects().filter(|object| facts.is_compared(*object)).peekable();
+    let mut news = new.objects().filter(|object| facts.is_compared(*object)).peekable();
     loop {
         let order = match (olds.peek(), news.peek()) {
             (Some(old), Some(new)) => old.name().cmp(&new.name()),
@@ -205,16 +197,16 @@ struct Group<'a> {
 
 impl<'a> Names<'a> {
     fn of(
-        devices: &Devices<'a>,
+        facts: &Facts<'a>,
         gone: &[Object<'a>],
         come: &[Object<'a>],
         kept: &[(Object<'a>, Object<'a>)],
     ) -> Self {
         let mut files: Vec<Group<'a>> = Vec::new();
-        let mut numbers: HashMap<Key<'a>, usize> = HashMap::new();
+        let mut numbers: HashMap<Key, usize> = HashMap::new();
         let mut group = |object: Object<'a>, files: &mut Vec<Group<'a>>| {
             let next = files.len();
-            let number = devices.key(object).map_or(next, |key| *numbers.entry(key).or_insert(next));
+            let number = facts.key(object).map_or(next, |key| *numbers.entry(key).or_insert(next));
             if number == next {
                 files.push(Group::default());
             }
@@ -229,21 +221,19 @@ impl<'a> Names<'a> {
             files[number].come.push(*object);
         }
         for (_, object) in kept {
-            if let Some(number) = devices.key(*object).and_then(|key| numbers.get(&key)) {
+            if let Some(number) = facts.key(*object).and_then(|key| numbers.get(&key)) {
                 files[*number].kept.get_or_insert(*object);
             }
         }
         Self { files, pairs: Vec::new() }
     }
 
-    fn operations(&mut self, devices: &Devices<'a>) -> Vec<Operation<'a>> {
+    fn operations(&mut self, facts: &Facts<'a>) -> Vec<Operation<'a>> {
         let mut found = Vec::new();
         let mut renamed = Vec::new();
         for Group { gone, come, kept } in &self.files {
             let is_one = match (gone.first(), come.first()) {
-                (Some(old), Some(new)) => {
-                    kept.is_some() || devices.never_reuses(*new) || !is_reused(*old, *new)
-                }
+                (Some(old), Some(new)) => kept.is_some() || facts.is_lasting || !is_reused(*old, *new),
                 _ => true,
             };
             let pairs = if is_one { gone.len().min(come.len()) } else { 0 };
@@ -364,7 +354,7 @@ struct Change<'c, 'a> {
     new: Object<'a>,
     is_renamed: bool,
     written: &'c Written,
-    devices: &'c Devices<'a>,
+    facts: &'c Facts<'a>,
 }
 
 impl<'a> Change<'_, 'a> {
@@ -442,7 +432,7 @@ impl<'a> Change<'_, 'a> {
         }
         let is_same = before.modified == after.modified && before.links == after.links;
         let is_explained = is_told || mode || owner || self.is_renamed;
-        let has_times = !self.devices.volatile.contains(self.new.name().device);
+        let has_times = !self.facts.is_volatile;
         // Inode numbers that are known are of the same file.
         if changed && is_same && !is_explained && has_times {
             found.push(self.operation(Action::Setxattr, Vec::new()));
@@ -472,7 +462,7 @@ impl<'a> Change<'_, 'a> {
         new_size: u64,
         written: &[RangeSet<DiskOffset>],
     ) -> (Vec<WrittenPart>, Vec<WrittenPart>) {
-        let block = self.devices.blocks.get(self.new.name().device).copied().unwrap_or(1);
+        let block = self.facts.block;
         let end = if new_size == old_size { u64::MAX } else { new_size.min(old_size) / block * block };
         let (mut before, mut behind) = (Vec::new(), Vec::new());
         for (bytes, place) in touched(self.new, written) {
