@@ -4,8 +4,6 @@
 
 use crate::disable_readahead::{self, devices};
 use crate::{Fatal, forget, init};
-use rustix::fd::{AsFd as _, AsRawFd as _};
-use rustix::fs::{Mode, OFlags, open};
 use std::path::Path;
 
 /// `BLKRRPART` of `linux/fs.h`: drops the partitions of a disk, and reads its table.
@@ -47,14 +45,7 @@ pub(crate) fn attach() -> Result<(), Fatal> {
     for device in devices()? {
         // The root disk is in use, and keeps its partitions.
         let Some(name) = device.file_name().filter(|_| device.join("device").exists()) else { continue };
-        let path = Path::new("/dev").join(name);
-        if let Ok(disk) = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            #[allow(unsafe_code)]
-            // SAFETY: this request has no argument.
-            unsafe {
-                libc::ioctl(disk.as_fd().as_raw_fd(), BLKRRPART, 0);
-            }
-        }
+        forget::request(&Path::new("/dev").join(name), BLKRRPART);
     }
     init::scan::run();
     disable_readahead::run()

@@ -18,29 +18,29 @@ const BTRFS_IOC_FORGET_DEV: libc::Ioctl = 0x5000_9405;
 pub(crate) fn run() -> Result<(), Fatal> {
     for device in devices()? {
         let Some(name) = device.file_name() else { continue };
-        flush(&Path::new("/dev").join(name));
+        request(&Path::new("/dev").join(name), BLKFLSBUF);
         let parts = std::fs::read_dir(&device).into_iter().flatten().flatten();
         for part in parts.filter(|part| part.path().join("partition").exists()) {
-            flush(&Path::new("/dev").join(part.file_name()));
+            request(&Path::new("/dev").join(part.file_name()), BLKFLSBUF);
         }
     }
     forget_btrfs();
     drop_caches()
 }
 
-/// Drops the cached blocks of a device, if it can be opened: others have none.
-fn flush(device: &Path) {
+/// Makes a request without an argument (ioctl(2)) of a block device, if that can be opened.
+pub(crate) fn request(device: &Path, request: libc::Ioctl) {
     if let Ok(device) = open(device, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         #[allow(unsafe_code)]
-        // SAFETY: this request has no argument.
+        // SAFETY: the request has no argument.
         unsafe {
-            libc::ioctl(device.as_fd().as_raw_fd(), BLKFLSBUF, 0);
+            libc::ioctl(device.as_fd().as_raw_fd(), request, 0);
         }
     }
 }
 
-/// The kernel takes the devices of a btrfs from their first scan on for what they were then. Without
-/// btrfs there is nothing to forget.
+/// The kernel takes the devices of a btrfs from their first scan on for what they were then.
+/// Without btrfs there is nothing to forget.
 fn forget_btrfs() {
     let control: OwnedFd = match open("/dev/btrfs-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         Ok(control) => control,

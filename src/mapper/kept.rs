@@ -4,9 +4,9 @@
 //! and examines everything. Before each further look, the disks are exchanged for the next state
 //! below the same drives, while no filesystem is mounted and the appliance's kernel remembers
 //! nothing of them. If only filesystems were written to, only these are walked again, as for an
-//! update. If anything else was, such as a partition table, the devices may have changed: arrays and
-//! volumes are taken apart before the exchange, and everything is examined afterwards. Where that is
-//! not possible, or fails, a new appliance does it.
+//! update. If anything else was, such as a partition table, the devices may have changed: arrays
+//! and volumes are taken apart before the exchange, and everything is examined afterwards. Where
+//! that is not possible, or fails, a new appliance does it.
 
 use super::session::{Session, serve};
 use super::{Cancel, LeftOut, MapError, MapEvent, Mapped, MapperOptions, map_sources};
@@ -16,7 +16,7 @@ use crate::probe::baseline::Baseline;
 use crate::probe::context::Context;
 use crate::probe::survey::{self, Surveyed};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -198,7 +198,8 @@ impl Running {
         }
     }
 
-    /// Examines everything again, in another state of the disks. `None`: that needs a new appliance.
+    /// Examines everything again, in another state of the disks. `None`: that needs a new
+    /// appliance.
     fn survey(
         &mut self,
         disks: &[Arc<dyn Source>],
@@ -246,10 +247,14 @@ impl Running {
 fn baselines(devices: &BTreeSet<String>, written: &[RangeSet<DiskOffset>], maps: &EarlierMaps) -> Baselines {
     let written: BTreeMap<DiskNumber, IndexedRanges> =
         (1..).zip(written.iter().map(|ranges| ranges.iter().collect())).collect();
+    // Most filesystems are in one map, which is indexed once.
+    let mut indexed: HashMap<*const Map, Option<Arc<Baseline>>> = HashMap::new();
     let of = |device: &String| {
         let map = maps.get(device.as_bytes())?;
-        let baseline = Baseline::new(map.clone(), written.clone())?;
-        Some((device.clone(), Arc::new(baseline)))
+        let baseline = indexed
+            .entry(Arc::as_ptr(map))
+            .or_insert_with(|| Baseline::new(map.clone(), written.clone()).map(Arc::new));
+        Some((device.clone(), baseline.clone()?))
     };
     devices.iter().filter_map(of).collect()
 }

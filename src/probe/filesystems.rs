@@ -94,7 +94,8 @@ pub(super) fn each_filesystem(
                     Some(Journal::Missing) => context.warn(&filesystem.device, Cause::JournalMissing),
                     None => {}
                 }
-                // The last one is not unmounted: mostly the appliance ends next, and that is faster.
+                // The last one is not unmounted: mostly the appliance ends next, and that is
+                // faster.
                 if number < filesystems.len() {
                     unmount(context, filesystem)?;
                 }
@@ -142,15 +143,15 @@ fn visit(
     if let Err(cause) = orphans::mount(context, filesystem)? {
         return Ok(Err(cause));
     }
-    let is_settled = note_replay(context, filesystem);
+    let is_settled = note_replay(context, filesystem, || context.appliance.kernel_log().ok());
     walk(filesystem, is_settled)?;
     let log = context.appliance.kernel_log().unwrap_or_default();
     note_corrupt_directories(context, filesystem, &log);
     Ok(Ok(()))
 }
 
-/// Mounts these filesystems once more, walks them as [`each_filesystem`] does, and lets the appliance
-/// forget them. `false`: one of them cannot be mounted any more.
+/// Mounts these filesystems once more, walks them as [`each_filesystem`] does, and lets the
+/// appliance forget them. `false`: one of them cannot be mounted any more.
 pub(super) fn each_again(
     context: &Context<'_>,
     filesystems: &[&Content],

@@ -57,9 +57,8 @@ fn is_subvolume(filesystem: &Content) -> bool {
     filesystem.device.starts_with("btrfsvol:")
 }
 
-/// Mounts a filesystem of the kernel's with a single call, as it was mounted before, and warns as
-/// [`note_replay`] does. Returns whether its changes are on the disks; `None`: it cannot be mounted in
-/// this way.
+/// Mounts a filesystem again, with one call. Warns and returns as [`note_replay`] does; `None`: it
+/// cannot be mounted in this way.
 pub(super) fn mount_again(context: &Context<'_>, filesystem: &Content) -> Option<bool> {
     let kind = filesystem.kind.as_ref().filter(|kind| !kind.is_fuse() && !kind.name().is_empty())?;
     if is_subvolume(filesystem) {
@@ -67,7 +66,7 @@ pub(super) fn mount_again(context: &Context<'_>, filesystem: &Content) -> Option
     }
     context.channel.begin_mount();
     let said = context.appliance.mount(&filesystem.node, kind.name(), &options(filesystem)).ok()?;
-    Some(note_messages(context, filesystem, &said))
+    Some(note_replay(context, filesystem, || Some(said)))
 }
 
 /// Mounts a filesystem that lacks a device, if its driver has an option for that.
@@ -84,16 +83,12 @@ fn mount_degraded(context: &Context<'_>, options: &str, degraded: Option<&str>, 
 /// Warns if mounting a filesystem has just replayed its journal. Returns whether all changes that
 /// mounting made are on the disks: ext4 waits for that after a replay, but not after it has removed
 /// files that were deleted while they were open.
-pub(super) fn note_replay(context: &Context<'_>, filesystem: &Content) -> bool {
-    if !filesystem.kind.as_ref().is_some_and(|kind| kind.facts().has_journal) {
-        return false;
-    }
-    let said = context.appliance.kernel_log();
-    said.is_ok_and(|said| note_messages(context, filesystem, &said))
-}
-
-/// The same, with what the kernel has said.
-fn note_messages(context: &Context<'_>, filesystem: &Content, said: &str) -> bool {
+/// `said` gives what the kernel has said meanwhile.
+pub(super) fn note_replay(
+    context: &Context<'_>,
+    filesystem: &Content,
+    said: impl FnOnce() -> Option<String>,
+) -> bool {
     /// Kernel messages of drivers that replay a journal, in lower case.
     const SAID: [&str; 6] = [
         "recovery complete",
@@ -106,6 +101,7 @@ fn note_messages(context: &Context<'_>, filesystem: &Content, said: &str) -> boo
     let Some(facts) = filesystem.kind.as_ref().map(FsKind::facts).filter(|facts| facts.has_journal) else {
         return false;
     };
+    let Some(said) = said() else { return false };
     let said = said.to_ascii_lowercase();
     let was_cleaned = said.contains("orphan");
     let was_replayed = SAID.iter().any(|words| said.contains(words));
