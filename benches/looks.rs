@@ -7,8 +7,8 @@
 //! Needs `guestfish`, and what mapping needs. A guest of 10,000 files and directories, on each of
 //! several filesystems, is mapped once. Then a block of one of its files is written, and the
 //! filesystem is looked at again, several times over. The maps must be the same. The median counts.
-//! Ends with status 1 if a look takes longer than the bar of its filesystem. Nothing else should run
-//! at the same time.
+//! Ends with status 1 if a look takes longer than the bar of its filesystem. Nothing else should
+//! run at the same time.
 
 #![allow(clippy::expect_used)]
 

@@ -8,8 +8,8 @@ use virt_bmap_history::{Kind, LogReader};
 /// Size of the disk that the input writes to.
 const DISK: u64 = 1 << 20;
 
-/// Reads a log: once as it is, and once as the records of a sound log with one disk. Returns how many
-/// records were found.
+/// Reads a log: once as it is, and once as the records of a sound log with one disk. Returns how
+/// many records were found.
 pub(crate) fn log(data: &[u8]) -> usize {
     let mut sound = b"VBHISTRY\x01\0\0\0\x01\0\0\0".to_vec();
     sound.extend(DISK.to_le_bytes());

@@ -46,8 +46,8 @@ impl Appliance {
         self.run("disable-readahead").map(drop)
     }
 
-    /// Drops whatever the kernel remembers of the content of the guest's disks. No filesystem may be
-    /// mounted.
+    /// Drops whatever the kernel remembers of the content of the guest's disks. No filesystem may
+    /// be mounted.
     ///
     /// # Errors
     /// [`AgentError`]

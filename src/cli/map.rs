@@ -602,8 +602,8 @@ fn unless_cancelled<T>(result: Result<T, MapError>, options: &MapOptions) -> Res
     }
 }
 
-/// Reports what the message of the error at the end does not have: the last lines of the appliance's
-/// console, and the event for programs.
+/// Reports what the message of the error at the end does not have: the last lines of the
+/// appliance's console, and the event for programs.
 pub(super) fn report_failure(mode: ProgressMode, error: &MapError) {
     print_console(error);
     print_failure(mode, error);

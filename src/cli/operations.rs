@@ -35,7 +35,8 @@ use virt_bmap_ranges::Printable;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct OperationsArgs {
-    /// States of one disk, the oldest first; with --history, the disks as they were before the trace
+    /// States of one disk, the oldest first; with --history, the disks as they were before the
+    /// trace
     #[arg(value_name = "IMAGE", required = true, value_parser = location())]
     images: Vec<Location>,
 

@@ -167,8 +167,8 @@ impl Session {
         thread.map_err(|source| MapError::SetUp { what: "the session's thread", source })
     }
 
-    /// Waits until the session has done its work, and ends the appliance if that takes too long or is
-    /// not wanted any more. `wait` waits at most so long, and returns whether the work is done.
+    /// Waits until the session has done its work, and ends the appliance if that takes too long or
+    /// is not wanted any more. `wait` waits at most so long, and returns whether the work is done.
     /// Returns the phase in which it hung.
     pub(super) fn watch_until(
         &self,

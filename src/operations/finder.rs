@@ -66,8 +66,8 @@ fn is_plain_data(hit: &Hit<'_>) -> bool {
     hit.object.kind() == Kind::File && is_certain && hit.role.flags.is_empty()
 }
 
-/// What was written and was not told. `told`: the places of the objects of operations, and whether the
-/// operation came earlier than the present writes, of which it is no part then.
+/// What was written and was not told. `told` has the places of the objects of operations, and
+/// whether the operation came earlier. The present writes are no part of an earlier operation.
 fn still_held(
     told: &[((DiskNumber, DiskRange), bool)],
     mut written: Vec<RangeSet<DiskOffset>>,
@@ -101,15 +101,15 @@ struct Before {
     untimed: HashSet<(Vec<u8>, u64)>,
     /// Written by mounting in the state that was mapped last.
     replayed: Vec<RangeSet<DiskOffset>>,
-    /// Devices of filesystems whose journal has data of files: it is written to its place later, when
-    /// it was told already.
+    /// Devices of filesystems whose journal has data of files. The driver writes such data to its
+    /// place later. Then it was told already.
     journals_data: HashSet<Vec<u8>>,
 }
 
 impl Before {
-    /// Whether an operation is only the new time of an inode whose data was told before: the inode is
-    /// often written long after the data (`fdatasync(2)`). Or whether it is data that was in a journal
-    /// before.
+    /// Whether an operation is only the new time of an inode whose data was told before: the inode
+    /// is often written long after the data (`fdatasync(2)`). Or whether it is data that was in a
+    /// journal before.
     fn explains(&mut self, operation: &Operation<'_>) -> bool {
         let attributes = operation.after.or(operation.before).unwrap_or_default();
         let Some(inode) = attributes.inode else { return false };
@@ -192,8 +192,8 @@ impl Finder {
         Ok(())
     }
 
-    /// Maps the disks in the next state, and writes the operations. If they cannot be mapped, that is
-    /// one of the reasons in [`Ended::missing`].
+    /// Maps the disks in the next state, and writes the operations. If they cannot be mapped, that
+    /// is one of the reasons in [`Ended::missing`].
     ///
     /// # Errors
     /// The output's.
@@ -248,8 +248,8 @@ impl Finder {
         Ok(result)
     }
 
-    /// The maps of the filesystems of which data was written, if nothing else was: then the state has
-    /// the same maps as the one before.
+    /// The maps of the filesystems of which data was written, if nothing else was: then the state
+    /// has the same maps as the one before.
     fn maps_of_data(&self, written: &[RangeSet<DiskOffset>]) -> Option<Maps> {
         let mut maps = Maps::new();
         for (disk, range) in (1..).zip(written).flat_map(|(disk, set)| set.iter().map(move |it| (disk, it))) {

@@ -3,11 +3,11 @@
 //! A write is only bytes at an offset. Its *meaning* depends on the filesystem and on later writes:
 //! data is written before the inode that points to it, and everything may go to a journal first. So
 //! single writes are not interpreted. Instead, all writes are [kept](virt_bmap_history) in their
-//! order, and each state of the disks that counts can be served again: what a crash would leave after
-//! each flush. An appliance maps one state after the other, while the guest runs on. The differences
-//! between two maps (inode, name, size, times, owner) and the ranges written between them give the
-//! operations. This works for every filesystem that can be mapped. A journal is replayed in the
-//! private layer of that appliance, never on the guest's disk.
+//! order, and each state of the disks that counts can be served again: what a crash would leave
+//! after each flush. An appliance maps one state after the other, while the guest runs on. The
+//! differences between two maps (inode, name, size, times, owner) and the ranges written between
+//! them give the operations. This works for every filesystem that can be mapped. A journal is
+//! replayed in the private layer of that appliance, never on the guest's disk.
 //!
 //! ```text
 //! guest ─► disk ─► history ─► states ─► mapper ─► map of each state ─┐
@@ -15,8 +15,8 @@
 //!                               └─ written ranges ───────────────────┘
 //! ```
 //!
-//! The states may also be those of a [recorded history](virt_bmap_history::Recorded), or a series of
-//! backups or snapshots of one disk.
+//! The states may also be those of a [recorded history](virt_bmap_history::Recorded), or a series
+//! of backups or snapshots of one disk.
 //!
 //! * [`Finder`] has one of the [`States`] after the other mapped, and writes what happened between;
 //! * [`Watcher`] does so for a guest that runs, on a thread of its own;
@@ -127,8 +127,8 @@ pub struct Operation<'a> {
     pub action: Action,
     /// The name of the object afterwards; its former name if it was removed.
     pub name: ObjectName<'a>,
-    /// For a rename the former name; for a link another name of the file; for an exchange the name of
-    /// the other one.
+    /// For a rename the former name; for a link another name of the file; for an exchange the name
+    /// of the other one.
     pub from: Option<ObjectName<'a>>,
     /// Its attributes before, if it existed.
     pub before: Option<Attributes>,

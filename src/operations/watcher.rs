@@ -75,7 +75,8 @@ impl Watcher {
         self.is_ending.store(true, Ordering::SeqCst);
     }
 
-    /// Requests the end, whatever has not been looked at. A look that is under way has to be cancelled.
+    /// Requests the end, whatever has not been looked at. A look that is under way has to be
+    /// cancelled.
     pub fn abandon(&self) {
         self.is_abandoned.store(true, Ordering::SeqCst);
     }

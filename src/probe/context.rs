@@ -35,8 +35,8 @@ pub struct Context<'a> {
     pub sample: Option<Sample>,
     /// The earlier map of the filesystem on a device, whose unchanged files are reused.
     pub baseline: &'a dyn Fn(&str) -> Option<Arc<Baseline>>,
-    /// Whether filesystems are mounted in a state of the disks of which the appliance remembers
-    /// nothing. Then a device can be read and written on the disks themselves.
+    /// Whether the appliance has forgotten the content of the disks. Then a device can be read and
+    /// written on the disks themselves, before it is mounted.
     pub is_again: bool,
     /// The overlays of the disks, in order.
     pub overlays: &'a [Arc<Overlay>],

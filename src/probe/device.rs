@@ -27,8 +27,8 @@ impl<'a> Device<'a> {
     }
 
     /// The device of a filesystem that is mounted. If that was done [again](Context::is_again), the
-    /// device is read from the disks, which is faster. The driver must have written to them whatever
-    /// it changed when it was mounted.
+    /// device is read from the disks, which is faster. The driver must have written to them
+    /// whatever it changed when it was mounted.
     pub(super) fn mounted(
         context: &'a Context<'_>,
         path: &'a str,

@@ -70,8 +70,8 @@ pub fn survey(context: &Context<'_>) -> Result<Surveyed, ProbeError> {
 }
 
 impl Surveyed {
-    /// Lets the appliance forget the content of the disks, so that they can be exchanged for another
-    /// state of them.
+    /// Lets the appliance forget the content of the disks, so that they can be exchanged for
+    /// another state of them.
     ///
     /// # Errors
     /// [`ProbeError`]

@@ -1,5 +1,5 @@
-//! What `sync` and `fsync` send to the disk on each filesystem, by the log of `trace`. docs/trace.md
-//! has the table.
+//! What `sync` and `fsync` send to the disk on each filesystem, by the log of `trace`.
+//! docs/trace.md has the table.
 
 use serde_json::Value;
 use std::collections::BTreeMap;

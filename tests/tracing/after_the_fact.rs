@@ -1,6 +1,6 @@
-//! The operations on an ext4, found after the fact: in a recorded history, and between states of the
-//! disk in several forms. In place of a guest, this machine's kernel changes copies of the disk. A
-//! client then writes the blocks that differ. docs/operations.md describes the commands.
+//! The operations on an ext4, found after the fact: in a recorded history, and between states of
+//! the disk in several forms. In place of a guest, this machine's kernel changes copies of the
+//! disk. A client then writes the blocks that differ. docs/operations.md describes the commands.
 
 use std::fs;
 use std::io::BufReader;
@@ -92,7 +92,8 @@ fn groups(list: &str) -> Vec<(&str, Vec<&str>)> {
     groups
 }
 
-/// Fails unless these are the operations of all steps, each in a group of its own. Returns the spans.
+/// Fails unless these are the operations of all steps, each in a group of its own. Returns the
+/// spans.
 fn assert_each_step(list: &str) -> Vec<&str> {
     let (spans, operations): (Vec<_>, Vec<_>) = groups(list).into_iter().unzip();
     assert_eq!(operations, STEPS.map(|(_, operations)| operations.to_vec()), "{list}");

@@ -1,6 +1,6 @@
 //! A guest performs a script of operations, each followed by `sync` or `fsync`, on several
-//! filesystems. `trace --operations` must report the script, in its order. `make operations-torture`
-//! takes all filesystems, and 200 operations on each.
+//! filesystems. `trace --operations` must report the script, in its order. `make
+//! operations-torture` takes all filesystems, and 200 operations on each.
 
 use crate::script::{ALL, Expected, Features, Round, Writer};
 use serde_json::{Value, json};
@@ -187,7 +187,8 @@ fn check(names: &[&str], steps: usize, each: usize) {
     let chosen = std::env::var("VIRT_BMAP_FILESYSTEMS");
     let mut work = Vec::new();
     for (part, filesystem) in FILESYSTEMS.iter().enumerate() {
-        // FAT has no inodes: there a file that takes over the first block of a deleted one is the same.
+        // FAT has no inodes: there a file that takes over the first block of a deleted one is the
+        // same.
         let is_exact = each == 1 || filesystem.name != "fat";
         let is_chosen =
             chosen.as_ref().is_ok_and(|names| names.split(' ').any(|name| name == filesystem.name));

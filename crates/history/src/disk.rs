@@ -39,7 +39,8 @@ impl Disk {
         Ok((range, kind))
     }
 
-    /// Fills `buf` from what was written and by `read_base`, which is as in [`Source::try_read_at`].
+    /// Fills `buf` from what was written and by `read_base`, which is as in
+    /// [`Source::try_read_at`].
     fn read(
         &self,
         buf: &mut [u8],
@@ -90,8 +91,8 @@ impl Disk {
         Ok(())
     }
 
-    /// A change of `image`, which is kept as well. A flush makes it durable. That something cannot be
-    /// kept does not trouble the guest.
+    /// A change of `image`, which is kept as well. A flush makes it durable. That something cannot
+    /// be kept does not trouble the guest.
     fn change_through(
         &self,
         image: &dyn Writable,

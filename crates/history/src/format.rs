@@ -23,8 +23,8 @@
 //! | 16–23 | offset on the disk |
 //! | 24–31 | length in bytes |
 //!
-//! A flush has neither offset nor length; the other kinds have none and are of no disk. The order of
-//! the records is that in which the guest's other requests saw the writes.
+//! A flush has neither offset nor length; the other kinds have none and are of no disk. The order
+//! of the records is that in which the guest's other requests saw the writes.
 
 use std::time::Duration;
 use virt_bmap_ranges::DiskRange;

@@ -48,8 +48,8 @@ impl Default for HistoryOptions {
 pub struct Recording {
     /// The file, which must not exist. It is made readable for its owner only.
     pub path: PathBuf,
-    /// For each disk, bytes by which its base is known again, at most 1 MiB. If there are fewer, the
-    /// others are empty.
+    /// For each disk, bytes by which its base is known again, at most 1 MiB. If there are fewer,
+    /// the others are empty.
     pub identities: Vec<Vec<u8>>,
 }
 
@@ -95,7 +95,7 @@ struct Guest {
     is_touched: AtomicBool,
 }
 
-/// Belongs to the writer whose turn it is.
+/// What a writer needs. One writer at a time has it.
 pub(crate) struct Turn {
     pub(crate) appender: Appender,
     pub(crate) queue: Queue,
@@ -389,8 +389,8 @@ impl History {
         self.free(turn, released);
     }
 
-    /// Gives back the space of what no state that waits needs any longer. The guest does not need it
-    /// either, and no state has it that was taken.
+    /// Gives back the space of what no state that waits needs any longer. The guest does not need
+    /// it either, and no state has it that was taken.
     fn drop_unneeded(&self, turn: &mut Turn) {
         let unneeded = turn.queue.take_unneeded();
         if !unneeded.is_empty() {
@@ -428,9 +428,9 @@ impl History {
         self.store.give_back(rest);
     }
 
-    /// Begins anew with the present bytes of the disks that the guest writes through to: `range` was
-    /// changed, and the change or what it has replaced could not be kept. All states that wait become
-    /// the present one, and those that were taken can no longer be read.
+    /// Begins anew with the present bytes of the disks that the guest writes through to: `range`
+    /// was changed, and the change or what it has replaced could not be kept. All states that wait
+    /// become the present one, and those that were taken can no longer be read.
     pub(crate) fn rebase(&self, turn: &mut Turn, disk: usize, range: DiskRange, now: Duration) {
         turn.originals.lose();
         turn.originals = Originals::new(self.guests.len());

@@ -21,10 +21,10 @@
 //!
 //! # Concurrency
 //!
-//! Writers take turns, over all disks: the order in the log is that in which readers see the writes,
-//! and a state is the disks at one moment. A write is visible when it is in the file. Readers hold a
-//! lock only while they look up places. Then they read the file; if space was freed meanwhile, they
-//! look again.
+//! Writers take turns, over all disks: the order in the log is that in which readers see the
+//! writes, and a state is the disks at one moment. A write is visible when it is in the file.
+//! Readers hold a lock only while they look up places. Then they read the file; if space was freed
+//! meanwhile, they look again.
 //!
 //! A state's disks have a map of places of their own, which never changes. A place that they may
 //! need is not given back before the last of them is dropped.
@@ -37,15 +37,15 @@
 //! # Limits
 //!
 //! [`HistoryOptions::limit`] bounds the data of what the guest sees, of the states that wait and of
-//! the state that was taken last. If more would be kept, what no state needs is given up first. Then
-//! each two neighbouring states become one ([`State::together`]), until there is room. In the end the
-//! guest's present bytes alone are left; if these exceed the limit, a write fails with `ENOSPC`. For
-//! a short time an eighth more than the limit may be kept. A state in use keeps all of its data,
-//! beside the limit, and up to 64 MiB of space are kept for the next writes.
+//! the state that was taken last. If more would be kept, what no state needs is given up first.
+//! Then each two neighbouring states become one ([`State::together`]), until there is room. In the
+//! end the guest's present bytes alone are left; if these exceed the limit, a write fails with
+//! `ENOSPC`. For a short time an eighth more than the limit may be kept. A state in use keeps all
+//! of its data, beside the limit, and up to 64 MiB of space are kept for the next writes.
 //!
 //! A guest that writes through to its disks never fails for a lack of room. Instead, the history
-//! begins anew with the present bytes of the disks: all that waits is one state, and states that were
-//! taken before fail to be read from then on.
+//! begins anew with the present bytes of the disks: all that waits is one state, and states that
+//! were taken before fail to be read from then on.
 //!
 //! A recorded log has at most as many bytes as the limit says. When it has no room, it is
 //! [cut short](History::is_cut_short): the history goes on, in an unnamed file with a limit of its

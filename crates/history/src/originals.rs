@@ -1,7 +1,8 @@
 //! What an image held before the guest's writes replaced it, where these go to the image.
 //!
-//! The bytes are copied before they are replaced. A reader that has read the image looks whether any
-//! of its bytes have been copied meanwhile: if not, it has the old ones, and if so, it reads again.
+//! The bytes are copied before they are replaced. A reader that has read the image looks whether
+//! any of its bytes have been copied meanwhile: if not, it has the old ones, and if so, it reads
+//! again.
 
 use super::pieces::{MOST_PIECES, Pieces, Place};
 use super::state::{allocation, read_pieces};
@@ -99,7 +100,7 @@ impl Originals {
     }
 }
 
-/// An image as it was before the guest's writes replaced any of it.
+/// An image with its first content: the guest's writes replace none of it here.
 pub(crate) struct Original {
     pub(crate) disk: usize,
     pub(crate) image: Arc<dyn Writable>,

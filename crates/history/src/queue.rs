@@ -1,7 +1,7 @@
 //! The states that have ended and were not taken, and the present one.
 //!
-//! Memory is bounded: when there are too many states or records, each two neighbouring states become
-//! one, and of records for the same bytes only the last is kept.
+//! Memory is bounded: when there are too many states or records, each two neighbouring states
+//! become one, and of records for the same bytes only the last is kept.
 
 use super::pieces::{DataRun, MOST_PIECES, Pieces, Place};
 use std::collections::VecDeque;
@@ -190,8 +190,8 @@ impl Queue {
         self.count();
     }
 
-    /// Joins each two neighbours of the states that have ended; the last one with the present state.
-    /// Returns false if there was nothing to join.
+    /// Joins each two neighbours of the states that have ended; the last one with the present
+    /// state. Returns false if there was nothing to join.
     pub(crate) fn halve(&mut self) -> bool {
         let before = self.waiting.len();
         if before > 1 {
@@ -247,8 +247,8 @@ impl Queue {
     }
 }
 
-/// Keeps only the last record of each byte, in no order of time. Adds the places of the others' data
-/// to `unneeded`.
+/// Keeps only the last record of each byte, in no order of time. Adds the places of the others'
+/// data to `unneeded`.
 fn compact(records: &mut Vec<Record>, unneeded: &mut Vec<DataRun>) {
     if records.len() < 2 {
         return;

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap_image::Source;
 
-/// A base of a recorded history: a disk as it was before the first write.
+/// A disk before the first write of a recorded history.
 #[derive(Clone)]
 pub struct RecordedBase {
     /// The disk.
     pub source: Arc<dyn Source>,
-    /// Its identity, as it was given to [`Recording`](crate::Recording).
+    /// Its identity. It must equal the one in [`Recording`](crate::Recording).
     pub identity: Vec<u8>,
 }
 

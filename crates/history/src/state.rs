@@ -71,8 +71,8 @@ impl View {
         self.disks.iter().map(|disk| disk.count()).sum()
     }
 
-    /// Forgets the places of these bytes, which are all replaced in the next state. Returns those of
-    /// data.
+    /// Forgets the places of these bytes, which are all replaced in the next state. Returns those
+    /// of data.
     pub(crate) fn forget(&mut self, replaced: impl Iterator<Item = (u16, DiskRange)>) -> Vec<DataRun> {
         let mut gone = Vec::new();
         for (disk, range) in replaced {

@@ -1,10 +1,10 @@
 //! A guest that starts in two seconds without KVM: user-mode Linux, a Linux kernel that runs as an
 //! ordinary process (Debian: `user-mode-linux`).
 //!
-//! It has the drivers of ext2, ext4, XFS, btrfs, vfat, FUSE (for ntfs-3g), md and the device mapper,
-//! whatever this machine's kernel has. Its disks are those of a trace, connected by
-//! qemu-storage-daemon. Its mounts and volumes are its own, so nothing of them can be left here, and
-//! it needs no root. Killing it is what a power failure is to a machine.
+//! It has the drivers of ext2, ext4, XFS, btrfs, vfat, FUSE (for ntfs-3g), md and the device
+//! mapper, whatever this machine's kernel has. Its disks are those of a trace, connected by
+//! qemu-storage-daemon. Its mounts and volumes are its own, so nothing of them can be left here,
+//! and it needs no root. Killing it is what a power failure is to a machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -35,8 +35,8 @@ pub struct TraceOptions {
     pub place: ListenAddress,
     /// Receives the state of the running trace.
     pub live: Option<Arc<Live>>,
-    /// Keeps the [history](Session::history) of what the guest writes. The identities of a recording
-    /// are set by [`Session::start`].
+    /// Keeps the [history](Session::history) of what the guest writes. The identities of a
+    /// recording are set by [`Session::start`].
     pub history: Option<HistoryOptions>,
 }
 

@@ -1,5 +1,5 @@
-//! `virt-bmap-rs trace --operations`: logs the operations of the guest on its files; `--record` keeps
-//! the history from which they can be found later.
+//! `virt-bmap-rs trace --operations`: logs the operations of the guest on its files; `--record`
+//! keeps the history from which they can be found later.
 
 use super::super::counted;
 use super::super::map::{MapOptions, size};
@@ -56,8 +56,8 @@ pub(super) struct OperationsArgs {
     /// Most bytes of the guest's writes that are kept: in LOG, or else in a temporary file until
     /// they were looked at
     ///
-    /// If the guest writes more, LOG ends there, and states that wait are looked at together. K, M, G
-    /// and T are units.
+    /// If the guest writes more, LOG ends there, and states that wait are looked at together. K, M,
+    /// G and T are units.
     #[arg(long, value_name = "SIZE", requires = "kept", default_value = "16G", value_parser = size)]
     history_limit: u64,
 }

@@ -105,8 +105,8 @@ pub(crate) fn try_content(disk: &dyn Source) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Records a history with this many states on disks of these sizes. Returns the contents of all disks
-/// in each.
+/// Records a history with this many states on disks of these sizes. Returns the contents of all
+/// disks in each.
 pub(crate) fn record(path: &Path, sizes: &[usize], states: usize) -> Vec<Vec<u8>> {
     let base = |(disk, size): (usize, &usize)| -> Arc<dyn Source> { Arc::new(Memory(pattern(disk, *size))) };
     let identities = (0..sizes.len()).map(|disk| vec![disk as u8; 3]).collect();

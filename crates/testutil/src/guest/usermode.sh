@@ -4,13 +4,13 @@
 #     usermode.sh DIR DISKS
 #     usermode.sh DIR IMAGE...
 #
-# `trace --run` starts the former and sets $uri, $uri2, … and $unixsocket. qemu-storage-daemon is the
-# NBD client, and gives the disks to the guest as /dev/vda, /dev/vdb, … through virtio. The guest's
-# root is that of this machine, read-only except for DIR. It executes DIR/work.sh there. Its output
-# is DIR/console.
+# `trace --run` starts the former and sets $uri, $uri2, … and $unixsocket. qemu-storage-daemon is
+# the NBD client, and gives the disks to the guest as /dev/vda, /dev/vdb, … through virtio. The
+# guest's root is that of this machine, read-only except for DIR. It executes DIR/work.sh there. Its
+# output is DIR/console.
 #
-# The exit status is that of work.sh; 9 if the guest did not get that far. If DIR/kill-at exists, the
-# guest is killed as soon as the console has the words in it, and the exit status is 5.
+# The exit status is that of work.sh; 9 if the guest did not get that far. If DIR/kill-at exists,
+# the guest is killed as soon as the console has the words in it, and the exit status is 5.
 set -eu
 dir=$1
 shift
