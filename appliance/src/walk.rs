@@ -14,6 +14,7 @@
 mod batches;
 mod encrypted;
 mod forks;
+mod from_tables;
 mod host_listings;
 mod inspector;
 mod list;
@@ -25,7 +26,8 @@ mod orphans;
 use crate::Fatal;
 use crate::control::Control;
 use crate::phases::{Phase, Phases};
-use crate::reader::{OpenFile, Reader};
+use crate::inode_tables::InodeTables;
+use crate::reader::{OpenFile, Reader, UnopenedFile};
 use crate::squashfs::Tails;
 use crate::{bmapx, btrfs, directories, disable_readahead, fiemap};
 pub(crate) use batches::block_device;
@@ -33,7 +35,7 @@ use encrypted::EncryptedFile;
 use forks::Forks;
 use inspector::Inspector;
 use list::{Entry, Listed, list};
-use look_up::{Entries, object};
+use look_up::{About, Entries, report};
 use ntfs::Ntfs;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat, fadvise, fstat, fstatfs, open, openat};
@@ -58,7 +60,8 @@ const FOUND: usize = 4096;
 
 const TOO_MANY: &str = "more objects than there are numbers";
 
-const FILE: OFlags = OFlags::RDONLY
+/// How files are opened.
+pub(crate) const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
@@ -69,7 +72,7 @@ const DIRECTORY: OFlags =
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
-    let WalkPlan { sequence, first, root, order, asks, known, listings, lookahead } = plan;
+    let WalkPlan { sequence, first, root, order, asks, uses_tables, known, listings, lookahead } = plan;
     let root = root.as_str();
     // The walk holds a descriptor for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
@@ -106,6 +109,9 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         },
         block: kind.read_unit(statfs.f_bsize as u64),
         batch: Vec::new(),
+        unopened: Vec::new(),
+        tables: uses_tables.then(|| InodeTables::open(&kind, stat.st_dev)).flatten(),
+        root: root.to_owned(),
         found: 0,
         next: first,
         device: stat.st_dev,
@@ -142,7 +148,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     }
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
-    walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
+    report(&mut walker.control, id, id, ObjectKind::Directory, &About::of(&stat), b"");
     walker.ntfs_root(id)?;
     walker.find_forks(id);
     // An open directory would keep squashfs, which does not report the purpose of its blocks, from
@@ -184,8 +190,14 @@ struct Walker {
     block: u64,
     /// Files that have been opened and are to be read.
     batch: Vec<OpenFile>,
+    /// Files that were taken from the tables of inodes since then.
+    unopened: Vec<UnopenedFile>,
     /// Files found since the last batch was read.
     found: usize,
+    /// The tables of inodes, if files may be taken from them.
+    tables: Option<InodeTables>,
+    /// The directory in which the filesystem is mounted.
+    root: String,
     /// Number of the next object.
     next: u32,
     /// `st_dev` of the filesystem: others that are mounted below it are not entered.
@@ -391,8 +403,9 @@ impl Walker {
     fn read(&mut self) -> Result<(), Fatal> {
         self.found = 0;
         let before = self.phases.enter(Phase::Read);
-        self.reader.read(&mut self.control, &self.batch)?;
+        self.reader.read(&mut self.control, &self.batch, &self.unopened, &self.root)?;
         self.batch.clear();
+        self.unopened.clear();
         self.phases.enter(before);
         Ok(())
     }
@@ -401,6 +414,7 @@ impl Walker {
     fn found(&mut self) -> Result<(), Fatal> {
         self.found += 1;
         let most = if self.sample.is_some() || self.reader.asks() { BATCH_OF_ENDS } else { BATCH };
-        if self.batch.len() >= most || self.found == FOUND { self.read() } else { Ok(()) }
+        let waiting = self.batch.len() + self.unopened.len();
+        if waiting >= most || self.found == FOUND { self.read() } else { Ok(()) }
     }
 }

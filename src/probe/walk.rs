@@ -12,12 +12,23 @@ use super::mount::{mount, unmount};
 use crate::appliance::{Content, SYSROOT};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
-use virt_bmap_agent_protocol::{Listings, Sample, Task, WalkPlan};
+use virt_bmap_agent_protocol::{FsKind, Listings, ReadOrder, Sample, Task, WalkPlan};
 use virt_bmap_map::{Cause, MOST_DIGESTS};
 
+/// How the files of a filesystem are looked up and read.
+#[derive(Clone)]
+struct Manner<'a> {
+    /// Which files get a spot check; `None` if each file is read in full.
+    sample: Option<Sample>,
+    /// The earlier map, whose unchanged files are reused.
+    baseline: Option<&'a Arc<Baseline>>,
+    /// Whether files may be taken from the tables of inodes.
+    uses_tables: bool,
+}
+
 /// Has the agent walk a mounted filesystem. `is_settled`: none of its inodes is only in memory. If
-/// the extents of its files cannot be accepted, the filesystem is walked again, and each file is
-/// read in full.
+/// files cannot be taken from the tables of inodes, or their extents cannot be accepted, the
+/// filesystem is walked again: each file is looked up, or even read in full.
 pub(super) fn walk(
     context: &Context<'_>,
     filesystem: &Content,
@@ -29,27 +40,66 @@ pub(super) fn walk(
     let inodes = inodes(context, filesystem, layout, is_settled, &note_busy);
     let inodes = inodes.as_ref();
     let baseline = (context.baseline)(&filesystem.device);
-    match walk_as(context, filesystem, layouts, context.sample, baseline.as_ref(), inodes) {
-        Err(ProbeError::Channel(error @ (ChannelError::ExtentMismatch | ChannelError::Damaged))) => {
-            tracing::debug!("{}: reading each file in full: {error}", filesystem.device);
-            context.channel.forget_walk();
-            unmount(context, filesystem)?;
-            if mount(context, filesystem)? {
-                walk_as(context, filesystem, layouts, None, None, inodes)
-            } else {
-                Ok(())
+    let kind = filesystem.kind.as_ref();
+    let has_tables = kind.is_some_and(FsKind::is_ext) || (kind == Some(&FsKind::Xfs) && is_settled);
+    let uses_tables = has_tables && context.sample.is_some_and(|sample| sample != Sample::ALL);
+    let mut manner = Manner { sample: context.sample, baseline: baseline.as_ref(), uses_tables };
+    loop {
+        let again = match walk_as(context, filesystem, layouts, &manner, inodes) {
+            Ok(()) if manner.uses_tables && !is_even(context, &filesystem.device) => {
+                tracing::debug!("{}: the balance is not even: looking up each file", filesystem.device);
+                Manner { uses_tables: false, ..manner }
             }
+            Err(ProbeError::Channel(error)) => match manner.after(&error) {
+                Some(again) => {
+                    tracing::debug!("{}: walking again: {error}", filesystem.device);
+                    again
+                }
+                None => return Err(error.into()),
+            },
+            result => return result,
+        };
+        manner = again;
+        context.channel.forget_walk();
+        unmount(context, filesystem)?;
+        if !mount(context, filesystem)? {
+            return Ok(());
         }
-        result => result,
     }
+}
+
+impl Manner<'_> {
+    /// Another manner in which a walk may succeed that has failed so.
+    fn after(&self, error: &ChannelError) -> Option<Self> {
+        match error {
+            ChannelError::Contradiction(_) if self.uses_tables => {
+                Some(Self { uses_tables: false, ..self.clone() })
+            }
+            ChannelError::ExtentMismatch | ChannelError::Damaged
+                if self.sample.is_some() || self.baseline.is_some() =>
+            {
+                Some(Self { sample: None, baseline: None, uses_tables: false })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether the books of the filesystem that was walked last are even. If there are none, nothing says
+/// so.
+fn is_even(context: &Context<'_>, device: &str) -> bool {
+    context.channel.with(|found, _| {
+        let last = found.header_mut().filesystems.last().filter(|last| last.device == device.as_bytes());
+        let balance = last.and_then(|last| last.balance);
+        balance.is_some_and(|it| (it.unexplained, it.claimed_twice, it.claimed_free) == (0, 0, 0))
+    })
 }
 
 fn walk_as(
     context: &Context<'_>,
     filesystem: &Content,
     layouts: &Layouts,
-    sample: Option<Sample>,
-    baseline: Option<&Arc<Baseline>>,
+    manner: &Manner<'_>,
     inodes: Option<&Inodes<'_>>,
 ) -> Result<(), ProbeError> {
     let device = filesystem.device.clone();
@@ -59,14 +109,14 @@ fn walk_as(
         layout: layouts.by_path.get(&device).cloned(),
         devices: layouts.by_number.clone(),
         legs: context.legs,
-        sample,
-        baseline: baseline.cloned(),
+        sample: manner.sample,
+        baseline: manner.baseline.cloned(),
         unchanged: None,
         overlays: context.overlays.to_vec(),
     };
     let (order, asks) = (walk.read_order(), walk.reuses_files());
     let mut listings = Listings::default();
-    if let (true, Some(baseline), Some(inodes)) = (asks, baseline, inodes)
+    if let (true, Some(baseline), Some(inodes)) = (asks, manner.baseline, inodes)
         && let Some((unchanged, host_listings)) =
             inodes.unchanged(device.as_bytes(), &walk.kind, baseline, context.metadata)
     {
@@ -76,8 +126,10 @@ fn walk_as(
     let (sequence, first) = context.channel.begin_walk(walk);
     let mut lookahead = inodes.map(Inodes::parts).unwrap_or_default();
     lookahead.truncate(LOOKAHEAD_PARTS);
+    let uses_tables = manner.uses_tables && !asks && matches!(order, ReadOrder::Ends(_));
+    let root = SYSROOT.to_owned();
     let plan =
-        WalkPlan { sequence, first, root: SYSROOT.to_owned(), order, asks, known, listings, lookahead };
+        WalkPlan { sequence, first, root, order, asks, uses_tables, known, listings, lookahead };
     context.channel.hand_over(&Task::Walk(plan))?;
     let walked = context.appliance.work();
     let ended = context.channel.end();

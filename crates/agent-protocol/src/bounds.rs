@@ -92,13 +92,14 @@ fn name(name: &[u8]) -> Result<(), Limit> {
 impl Message for Record {
     const NAME: &'static str = "record";
     const MOST_BYTES: usize = RECORD_BYTES;
-    const KINDS: Option<u8> = Some(25);
+    const KINDS: Option<u8> = Some(26);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
             Self::Object(Object { name: of, .. })
             | Self::Link { name: of, .. }
             | Self::Known { name: of, .. }
+            | Self::Contradiction { name: of, .. }
             | Self::ReadFailure(ReadFailure { name: of, .. }) => name(of),
             Self::Extents { extents, .. } => most("extents", extents.len(), EXTENTS_PER_RECORD),
             Self::Space { parts, .. } | Self::Computed { beside: parts, .. } => {

@@ -147,6 +147,15 @@ pub enum Record {
     Ntfs(Ntfs),
     /// How the attempt to unlock a device ended.
     Unlocked(Unlocked),
+    /// The kernel says of a file of the sample something else than the tables of inodes: none of
+    /// what was taken from them can be relied on.
+    Contradiction {
+        /// Its directory.
+        parent: u32,
+        /// The name.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
 }
 
 /// The state of an NTFS volume.

@@ -12,8 +12,9 @@ pub enum ReadOrder {
     /// one message announces all of them. A message takes as long as a read. This needs a device
     /// whose layout is known.
     Series,
-    /// As in a series, but only the two ends of each extent are read, or of every N-th. If they lie
-    /// where the extents say, the host accepts the extents.
+    /// As in a series, but only the two ends of each extent are read, and only of the files of a
+    /// sample. If they lie where the extents say, the host accepts the extents; of files that are not
+    /// in the sample, it accepts them at once.
     Ends(Sample),
 }
 
@@ -41,6 +42,9 @@ pub struct WalkPlan {
     pub order: ReadOrder,
     /// Whether the agent asks for each batch which of its files to read.
     pub asks: bool,
+    /// Whether the agent may take files that are not in the sample from the filesystem's tables of
+    /// inodes, instead of opening them.
+    pub uses_tables: bool,
     /// Unchanged inodes: the agent sends only the names of these files.
     pub known: InodeSet,
     /// Unchanged directories, which the agent does not list.

@@ -23,7 +23,7 @@ pub struct WalkContext {
     pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
     /// Which copies are in the map.
     pub legs: Legs,
-    /// Which extents get a spot check; `None` if each file is read in full.
+    /// Which files get a spot check; `None` if each file is read in full.
     pub sample: Option<Sample>,
     /// The earlier map of the guest, whose unchanged files are reused.
     pub baseline: Option<Arc<Baseline>>,

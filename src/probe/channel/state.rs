@@ -135,6 +135,10 @@ impl State {
             }
             Record::Ntfs(state) => self.note_ntfs(&state),
             Record::Unlocked(unlocked) => self.conversation.unlocked = Some(unlocked),
+            Record::Contradiction { parent, name } => {
+                self.in_walk(parent)?;
+                return Err(ChannelError::Contradiction(self.place(parent, &name)));
+            }
             Record::Member(member) => {
                 self.before_the_root(self.walk.address_space.members.len())?;
                 self.btrfs_members.insert((member.major, member.minor));

@@ -2,11 +2,13 @@
 //! Descriptors", "Index Nodes" and "The Contents of inode.i_block" in
 //! `Documentation/filesystems/ext4` of the kernel).
 
+mod inode;
 mod orphans;
 mod place;
 
+pub use inode::Tables;
 pub use orphans::Orphan;
-pub use place::{Part, Place};
+pub use place::Place;
 
 use crate::{Fields, Read};
 
@@ -21,6 +23,10 @@ const ORPHAN_PRESENT: u32 = 0x1_0000;
 
 /// Bytes of an inode that every version has.
 const INODE: u64 = 128;
+
+/// Where `i_block` lies in the inode, and its length.
+const POINTERS: usize = 0x28;
+const POINTERS_LENGTH: usize = 60;
 
 /// What a file of the filesystem itself is for. No directory names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,10 +124,15 @@ impl Filesystem {
     fn inode(&self, read: Read<'_>, number: u64) -> Option<Vec<u8>> {
         let index = number.checked_sub(1).filter(|_| number <= self.inodes)?;
         let (group, within) = (index / self.inodes_per_group, index % self.inodes_per_group);
+        let table = self.table(read, group)?;
+        read(table.checked_mul(self.block)?.checked_add(within * self.inode_size)?, INODE)
+    }
+
+    /// The first block of the table of inodes of a group.
+    fn table(&self, read: Read<'_>, group: u64) -> Option<u64> {
         let descriptor = read(self.descriptor(group)?, self.descriptor)?;
         let high = if self.descriptor >= 64 { descriptor.le32(0x28)? } else { 0 };
-        let table = u64::from(descriptor.le32(8)?) | u64::from(high) << 32;
-        read(table.checked_mul(self.block)?.checked_add(within * self.inode_size)?, INODE)
+        Some(u64::from(descriptor.le32(8)?) | u64::from(high) << 32)
     }
 
     /// Where the descriptor of a group lies.
