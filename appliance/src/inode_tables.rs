@@ -68,6 +68,22 @@ impl InodeTables {
 
     /// What an inode says of a file or a symbolic link; `None` if the kernel has to be asked.
     pub(crate) fn inode(&mut self, number: u64) -> Option<Inode> {
+        self.by(number, |source, bytes| match source {
+            Source::Ext { tables, .. } => tables.inode(number, bytes),
+            Source::Xfs { volume, .. } => volume.inode(number, bytes),
+        })
+    }
+
+    /// What an inode of XFS says of a directory, which its driver reads before it says where it lies.
+    pub(crate) fn directory(&mut self, number: u64) -> Option<Inode> {
+        self.by(number, |source, bytes| match source {
+            Source::Ext { .. } => None,
+            Source::Xfs { volume, .. } => volume.directory(number, bytes),
+        })
+    }
+
+    /// What `parse` makes of the bytes of an inode.
+    fn by(&mut self, number: u64, parse: impl FnOnce(&Source, &[u8]) -> Option<Inode>) -> Option<Inode> {
         let (InodePlace { at, table }, length) = self.source.place(number)?;
         let start = table.start.0 + (at.0 - table.start.0) / PIECE * PIECE;
         if !self.pieces.contains_key(&start) {
@@ -82,10 +98,7 @@ impl InodeTables {
         }
         let within = usize::try_from(at.0 - start).ok()?;
         let bytes = self.pieces.get(&start)?.get(within..within + usize::try_from(length).ok()?)?;
-        match &self.source {
-            Source::Ext { tables, .. } => tables.inode(number, bytes),
-            Source::Xfs { volume, .. } => volume.inode(number, bytes),
-        }
+        parse(&self.source, bytes)
     }
 }
 

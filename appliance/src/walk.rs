@@ -35,13 +35,12 @@ use encrypted::EncryptedFile;
 use forks::Forks;
 use inspector::Inspector;
 use list::{Entry, Listed, list};
-use look_up::{About, Entries, report};
+use look_up::{About, Below, Entries, report};
 use ntfs::Ntfs;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat, fadvise, fstat, fstatfs, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
 use std::mem::MaybeUninit;
 use virt_bmap_agent_protocol::bounds::{EXTENTS_PER_RECORD, FILES_PER_BATCH};
 use virt_bmap_agent_protocol::record::{Extent, Filesystem, ObjectKind, Operation};
@@ -158,7 +157,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         let device = batches::block_device(walker.device, OFlags::empty());
         walker.block_device = device.map(|(_, device)| device);
         walker.fetch(lookahead);
-        walker.descend_in_batches(place, id)?;
+        walker.descend_in_batches(place, id, stat.st_ino)?;
     } else {
         walker.descend(place, id)?;
     }
@@ -241,7 +240,7 @@ struct Level {
     place: OwnedFd,
     id: u32,
     /// Its subdirectories that have not been entered yet.
-    below: std::vec::IntoIter<(CString, u32)>,
+    below: std::vec::IntoIter<Below>,
 }
 
 impl Walker {
@@ -274,7 +273,7 @@ impl Walker {
         let mut levels = vec![Level { place: root, id, below }];
         while let Some(level) = levels.last_mut() {
             let parent = level.id;
-            let Some((name, id)) = level.below.next() else {
+            let Some(Below { name, id, .. }) = level.below.next() else {
                 levels.pop();
                 continue;
             };
@@ -291,7 +290,7 @@ impl Walker {
 
     /// Lists one directory under its tag, unless there is a host listing, and looks up its entries.
     /// Returns its subdirectories.
-    fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
+    fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<Below>, Fatal> {
         let mut below = Vec::new();
         if let Some(known) = self.host_listings.remove(&id) {
             let entries = Entries { directory: place.as_fd(), id, entries: known };

@@ -34,8 +34,14 @@ pub(super) struct Entries<'a> {
     pub(super) entries: Vec<Entry>,
 }
 
-/// A directory that was found: its name, and its number.
-pub(super) type Below = (CString, u32);
+/// A directory that was found.
+pub(super) struct Below {
+    pub(super) name: CString,
+    /// Its number.
+    pub(super) id: u32,
+    /// The number of its inode.
+    pub(super) inode: u64,
+}
 
 impl Walker {
     /// Looks up the entries of directories, in their order. Files join the batch. Returns the
@@ -113,7 +119,7 @@ impl Walker {
         match kind {
             FileType::Directory => {
                 if let Some(id) = self.find_directory(directory, parent, &name)? {
-                    below.push((name, id));
+                    below.push(Below { name, id, inode });
                 }
                 Ok(())
             }

@@ -115,7 +115,7 @@ impl Walker {
                     if is_system && let Some(ntfs) = &mut self.ntfs {
                         ntfs.system.insert(id);
                     }
-                    below.push((entry.name, id));
+                    below.push(Below { name: entry.name, id, inode: entry.inode });
                 }
             }
             (FileType::RegularFile, Some(Ok(inspected))) if !is_system && !is_encrypted => {

@@ -11,6 +11,11 @@ use virt_bmap_ranges::{DeviceOffset, Range};
 const LOCAL: u8 = 1;
 const EXTENTS: u8 = 2;
 
+/// Types of files, in `mode`.
+const DIRECTORY: u32 = 0x4000;
+const FILE: u32 = 0x8000;
+const SYMLINK: u32 = 0xa000;
+
 /// `XFS_DIFLAG_REALTIME`
 const REALTIME: u16 = 0x1;
 /// `XFS_DIFLAG2_DAX`, `XFS_DIFLAG2_BIGTIME`, `XFS_DIFLAG2_NREXT64`.
@@ -57,8 +62,19 @@ impl Volume {
 
     /// What the bytes of an inode say of a file or a symbolic link.
     pub fn inode(&self, number: u64, bytes: &[u8]) -> Option<Inode> {
-        const FILE: u16 = 0x8000;
-        const SYMLINK: u16 = 0xa000;
+        self.any_inode(number, bytes).filter(|inode| matches!(inode.mode & 0xf000, FILE | SYMLINK))
+    }
+
+    /// What the bytes of an inode say of a directory. Its data includes its indexes, which lie far
+    /// behind its size. A short directory has no data: its entries are in the inode.
+    pub fn directory(&self, number: u64, bytes: &[u8]) -> Option<Inode> {
+        let is_plain = |inode: &Inode| {
+            inode.mode & 0xf000 == DIRECTORY && inode.data.iter().all(|part| !part.is_unwritten)
+        };
+        self.any_inode(number, bytes).filter(is_plain)
+    }
+
+    fn any_inode(&self, number: u64, bytes: &[u8]) -> Option<Inode> {
         let bytes = bytes.get(..usize::try_from(self.inode).ok()?)?;
         let version = if self.has_checksums { 3 } else { 2 };
         if bytes.get(..2)? != b"IN" || bytes.u8_at(4)? != version {
@@ -67,7 +83,6 @@ impl Volume {
         self.check(number, bytes)?;
         let (mode, flags, links) = (bytes.be16(2)?, bytes.be16(90)?, bytes.be32(16)?);
         let more_flags = if self.has_checksums { bytes.be64(120)? } else { 0 };
-        let kind = mode & 0xf000;
         let (fork_offset, attribute_format) = (bytes.u8_at(82)?, bytes.u8_at(83)?);
         let has_attributes_elsewhere =
             fork_offset != 0 && attribute_format != LOCAL && !self.has_no_attributes(bytes, more_flags)?;
@@ -80,9 +95,9 @@ impl Volume {
         }
         let size = bytes.be64(56).filter(|size| *size <= i64::MAX as u64)?;
         let allocated = bytes.be64(64)?.checked_mul(self.block)?;
-        let data = match (kind, bytes.u8_at(5)?) {
-            (FILE, EXTENTS) => self.extents(bytes)?,
-            (SYMLINK, LOCAL) if allocated == 0 && size > 0 => Vec::new(),
+        let data = match (u32::from(mode) & 0xf000, bytes.u8_at(5)?) {
+            (FILE | DIRECTORY, EXTENTS) => self.extents(bytes)?,
+            (SYMLINK | DIRECTORY, LOCAL) if allocated == 0 && size > 0 => Vec::new(),
             _ => return None,
         };
         let time = |at| {
