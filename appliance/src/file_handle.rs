@@ -35,7 +35,11 @@ impl FileHandle {
                 let [first, second] = [0, 4].map(|at| {
                     inode.get(at..).and_then(|part| part.first_chunk()).copied().map_or(0, u32::from_ne_bytes)
                 });
-                Handle { bytes: 12, kind: INODE_AND_GENERATION | WIDE, numbers: [first, second, self.generation] }
+                Handle {
+                    bytes: 12,
+                    kind: INODE_AND_GENERATION | WIDE,
+                    numbers: [first, second, self.generation],
+                }
             }
             false if high == 0 => {
                 Handle { bytes: 8, kind: INODE_AND_GENERATION, numbers: [low, self.generation, 0] }

@@ -45,7 +45,10 @@ impl InodeTables {
         let source = match kind {
             kind if kind.is_ext() => {
                 let device = ext::device(device)?;
-                Source::Ext { tables: on_disk::Tables::read(&|at, length| ext::read(&device, at, length))?, device }
+                Source::Ext {
+                    tables: on_disk::Tables::read(&|at, length| ext::read(&device, at, length))?,
+                    device,
+                }
             }
             FsKind::Xfs => {
                 let device = Device::open(device)?;

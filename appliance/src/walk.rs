@@ -25,8 +25,8 @@ mod orphans;
 
 use crate::Fatal;
 use crate::control::Control;
-use crate::phases::{Phase, Phases};
 use crate::inode_tables::InodeTables;
+use crate::phases::{Phase, Phases};
 use crate::reader::{OpenFile, Reader, UnopenedFile};
 use crate::squashfs::Tails;
 use crate::{bmapx, btrfs, directories, disable_readahead, fiemap};

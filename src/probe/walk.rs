@@ -128,8 +128,7 @@ fn walk_as(
     lookahead.truncate(LOOKAHEAD_PARTS);
     let uses_tables = manner.uses_tables && !asks && matches!(order, ReadOrder::Ends(_));
     let root = SYSROOT.to_owned();
-    let plan =
-        WalkPlan { sequence, first, root, order, asks, uses_tables, known, listings, lookahead };
+    let plan = WalkPlan { sequence, first, root, order, asks, uses_tables, known, listings, lookahead };
     context.channel.hand_over(&Task::Walk(plan))?;
     let walked = context.appliance.work();
     let ended = context.channel.end();

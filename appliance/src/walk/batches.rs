@@ -108,7 +108,9 @@ impl Walker {
                 Some(Entries { directory, id: from.id, entries: std::mem::take(entries) })
             });
             let below = self.look_up(directories.collect())?;
-            for (Promised { from: Waiting { id, .. }, fd, error, .. }, below) in promised.into_iter().zip(below) {
+            for (Promised { from: Waiting { id, .. }, fd, error, .. }, below) in
+                promised.into_iter().zip(below)
+            {
                 let Some(fd) = fd else { continue };
                 waiting.extend(below.into_iter().map(|below| Waiting::of(&fd, id, below)));
                 if let Some(errno) = error {

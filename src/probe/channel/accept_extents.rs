@@ -20,11 +20,7 @@ const MOST_MISMATCHES: u64 = 3;
 
 impl Walk {
     /// The ends of a file that a spot check reads.
-    fn ends<'a>(
-        &self,
-        sample: Sample,
-        file: &'a BatchFile,
-    ) -> impl Iterator<Item = End> + 'a {
+    fn ends<'a>(&self, sample: Sample, file: &'a BatchFile) -> impl Iterator<Item = End> + 'a {
         let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
         let block = self.mounted.read_unit(block);
         sample.ends(file.inode, file.extents.as_deref().unwrap_or_default(), file.size, block)

@@ -1,9 +1,9 @@
 //! How the conversation with the agent fails.
 
 use crate::probe::found::FoundError;
-use virt_bmap_ranges::Printable;
 use virt_bmap_agent_protocol::frame::FrameError;
 use virt_bmap_agent_protocol::{DecodeError, EncodeError, VERSION};
+use virt_bmap_ranges::Printable;
 
 /// Why a conversation with the agent, or a walk, came to an end.
 #[derive(Debug, thiserror::Error)]

@@ -109,6 +109,7 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         }),
         object(),
         (any::<u32>(), vec(extent(), 0..100)).prop_map(|(id, extents)| Record::Extents { id, extents }),
+        (any::<u32>(), name()).prop_map(|(parent, name)| Record::Contradiction { parent, name }),
         (any::<(u32, u32)>(), name()).prop_map(|((id, parent), name)| Record::Link { id, parent, name }),
         (any::<(u32, u32, u64)>(), name()).prop_map(|((id, parent, inode), name)| Record::Known {
             id,
@@ -159,14 +160,25 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
     let order = prop_oneof![
         Just(ReadOrder::Tags),
         Just(ReadOrder::Series),
-        (1..=u32::MAX).prop_map(|every| ReadOrder::Ends(Sample {
-            every: NonZeroU32::new(every).unwrap_or(NonZeroU32::MIN)
+        any::<(u32, u64)>().prop_map(|(one_in, seed)| ReadOrder::Ends(Sample {
+            one_in: NonZeroU32::new(one_in).unwrap_or(NonZeroU32::MIN),
+            seed,
         })),
     ];
     let known = btree_set(any::<u64>(), 0..99).prop_map(InodeSet::from_iter);
-    let walk = (any::<(u32, u32, bool)>(), ".{0,99}", order, known, listings(), pairs()).prop_map(
-        |((sequence, first, asks), root, order, known, listings, lookahead)| {
-            Task::Walk(WalkPlan { sequence, first, root, order, asks, known, listings, lookahead })
+    let walk = (any::<(u32, u32, [bool; 2])>(), ".{0,99}", order, known, listings(), pairs()).prop_map(
+        |((sequence, first, [asks, uses_tables]), root, order, known, listings, lookahead)| {
+            Task::Walk(WalkPlan {
+                sequence,
+                first,
+                root,
+                order,
+                asks,
+                uses_tables,
+                known,
+                listings,
+                lookahead,
+            })
         },
     );
     let read = (any::<(u32, u64, u64)>(), ".{0,99}").prop_map(|((tag, offset, length), device)| DeviceRead {

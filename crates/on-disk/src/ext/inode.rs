@@ -124,7 +124,8 @@ impl Tables {
         }
         let extra = self.extra(bytes)?;
         self.check(number, bytes, extra)?;
-        let size = u64::from(bytes.le32(4)?) | if kind == FILE { u64::from(bytes.le32(0x6c)?) << 32 } else { 0 };
+        let size =
+            u64::from(bytes.le32(4)?) | if kind == FILE { u64::from(bytes.le32(0x6c)?) << 32 } else { 0 };
         if size > i64::MAX as u64 {
             return None;
         }

@@ -51,7 +51,8 @@ impl Volume {
         let first = (high & 0x1ff) << 43 | low >> 21;
         let count = low & 0x1f_ffff;
         let (group, within) = (first >> self.block_bits, first & ((1 << self.block_bits) - 1));
-        let group_end = self.blocks.checked_sub(group.checked_mul(self.group_blocks)?)?.min(self.group_blocks);
+        let group_end =
+            self.blocks.checked_sub(group.checked_mul(self.group_blocks)?)?.min(self.group_blocks);
         // The first blocks of a group are its headers.
         let is_inside = group < self.groups && within > 0 && count > 0 && within + count <= group_end;
         let start = DeviceOffset(self.place(first)?);
