@@ -407,8 +407,8 @@ enum ApplianceArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ProbeArg {
-    /// An uploaded program reads both ends of each extent, which verifies the kernel's extent list,
-    /// and reads files without usable extents in full
+    /// An uploaded program takes the places of files from the filesystem, verifies a part of them
+    /// by reads (--proof), and reads files without usable extents in full
     Extents,
     /// The same program reads every byte; the map is the same
     Agent,

@@ -38,6 +38,7 @@ fn ends_and_a_sample_of_them_give_the_map_that_a_full_read_gives() {
     assert_same(&read, told);
     // One processor looks up one file after the other.
     assert_same(&read, &map(&["--spot-check", "10", "--smp", "1"]));
+    assert_same(&read, &map(&["--proof", "every"]));
 }
 
 #[test]
@@ -51,4 +52,6 @@ fn a_sample_of_what_is_read_in_full_is_refused() {
     let run = sandbox::run(["nothing.raw", "--probe", "agent", "--spot-check", "10"]);
     assert_eq!(run.code(), 2);
     assert!(run.stderr.contains("--spot-check needs --probe extents"), "{}", run.stderr);
+    let run = sandbox::run(["nothing.raw", "--proof", "every", "--proof-seed", "10"]);
+    assert_eq!(run.code(), 2);
 }

@@ -57,7 +57,7 @@ impl Volume {
         let is_inside = group < self.groups && within > 0 && count > 0 && within + count <= group_end;
         let start = DeviceOffset(self.place(first)?);
         let range = Range::at(start, count * self.block).filter(|_| is_inside)?;
-        let offset = (high >> 9 & (1 << 54) - 1).checked_mul(self.block)?;
+        let offset = (high >> 9 & ((1 << 54) - 1)).checked_mul(self.block)?;
         Some(Part { offset, range, is_unwritten: high >> 63 == 1 })
     }
 
@@ -94,7 +94,7 @@ impl Volume {
         {
             return None;
         }
-        let size = bytes.be64(56).filter(|size| *size <= i64::MAX as u64)?;
+        let size = bytes.be64(56).filter(|size| i64::try_from(*size).is_ok())?;
         let allocated = bytes.be64(64)?.checked_mul(self.block)?;
         let data = match (u32::from(mode) & 0xf000, bytes.u8_at(5)?) {
             (FILE | DIRECTORY, EXTENTS) => self.extents(bytes)?,
