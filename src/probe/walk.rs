@@ -181,3 +181,23 @@ fn note_digests(context: &Context<'_>, device: &str, inodes: &Inodes<'_>) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_is_made_again_in_a_manner_that_asks_more_of_the_kernel_and_not_for_ever() {
+        let first = Manner { sample: Some(Sample::ALL), baseline: None, uses_tables: true };
+        let contradiction = ChannelError::Contradiction(b"/file".to_vec());
+        let second = first.after(&contradiction).unwrap();
+        assert!(!second.uses_tables && second.sample.is_some());
+        assert!(second.after(&contradiction).is_none());
+        let third = second.after(&ChannelError::ExtentMismatch).unwrap();
+        assert!(!third.uses_tables && third.sample.is_none());
+        for error in [contradiction, ChannelError::ExtentMismatch, ChannelError::Damaged] {
+            assert!(third.after(&error).is_none(), "{error}");
+        }
+        assert!(first.after(&ChannelError::Unfinished).is_none());
+    }
+}

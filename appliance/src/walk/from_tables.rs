@@ -93,13 +93,14 @@ impl Walker {
 
     /// Compares what the kernel says of a file with its inode.
     pub(super) fn prove(&mut self, parent: u32, number: u64, name: &CStr, answer: &Answer, inode: &Inode) {
-        let is_same = match answer {
-            Ok(Inspected { stat, extents: Ok(Some(told)), .. }) => {
-                About::of(stat) == about(number, inode) && joined(told) == joined(&extents(&inode.data))
-            }
-            _ => false,
+        let is_same = |(of_kernel, told): (About, &[Extent])| {
+            of_kernel == about(number, inode) && joined(told) == joined(&extents(&inode.data))
         };
-        if !is_same {
+        let answer = match answer {
+            Ok(Inspected { stat, extents: Ok(Some(told)), .. }) => Some((About::of(stat), &told[..])),
+            _ => None,
+        };
+        if !answer.is_some_and(is_same) {
             self.control.put(&Record::Contradiction { parent, name: name.to_bytes().to_vec() });
         }
     }

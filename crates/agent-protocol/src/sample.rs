@@ -153,6 +153,19 @@ mod tests {
     }
 
     #[test]
+    fn wrong_files_are_found_as_often_as_the_documentation_says() {
+        const RUNS: u64 = 4000;
+        let one = [extent(0, 0, 4096, 0)];
+        // One wrong file, two that were swapped, and a hundred side by side, of the default sample.
+        for (wrong, missed) in [(1, 0.969), (2, 0.939), (32, 0.362), (100, 0.042)] {
+            let is_missed =
+                |seed: &u64| (5000..5000 + wrong).all(|inode| !sample(32, *seed).has(inode, &one, 4096));
+            let rate = (0..RUNS).filter(is_missed).count() as f64 / RUNS as f64;
+            assert!((rate - missed).abs() < 0.03, "{wrong}: {rate}");
+        }
+    }
+
+    #[test]
     fn unusual_files_are_in_every_sample() {
         let never = sample(u32::MAX, 3);
         let plain = |count: u64| (0..count).map(|n| extent(n * 4096, n * 8192, 4096, 0)).collect::<Vec<_>>();

@@ -86,7 +86,8 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
         args.push("--metadata".into());
     }
     let run = sandbox::Sandbox::new().deadline(DEADLINE).run(&args);
-    let other = if seed.is_multiple_of(STOCK_EVERY) { ["--appliance", "stock"] } else { ["--proof", "every"] };
+    let other =
+        if seed.is_multiple_of(STOCK_EVERY) { ["--appliance", "stock"] } else { ["--proof", "every"] };
     args.extend(other.map(Into::into));
     let second = sandbox::Sandbox::new().deadline(DEADLINE).run(args);
     let [map, second_map] = [&run, &second].map(|run| run.read("out.bmap"));
