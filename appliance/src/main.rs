@@ -43,6 +43,7 @@ mod reader;
 mod squashfs;
 mod tables;
 mod tagged_read;
+mod tree_items;
 mod ufs;
 mod unlock;
 mod walk;
@@ -83,6 +84,7 @@ fn run(arguments: &[&str]) -> Result<(), Fatal> {
             Task::Walk(plan) => walk::run(control, plan),
             Task::ReadDevices(task) => tagged_read::run(control, &task),
             Task::Unlock(task) => unlock::run(control, &task),
+            Task::Items(task) => tree_items::run(control, &task),
         },
         _ => Err("unknown command".into()),
     }

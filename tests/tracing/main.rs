@@ -8,6 +8,7 @@
 mod after_the_fact;
 mod boot;
 mod durable;
+mod looks;
 mod operations;
 mod random_writer;
 mod script;

@@ -4,7 +4,7 @@
 
 use crate::codec::{self, Message};
 use crate::record::{Chunk, Object, ReadFailure};
-use crate::task::{DeviceReads, WalkPlan};
+use crate::task::{DeviceReads, TreeItems, WalkPlan};
 use crate::{InodeSet, Listings, Opener, Record, Reply, Task, Unlock};
 
 /// Longest body of a record in bytes.
@@ -35,6 +35,9 @@ pub const LISTINGS_BYTES: usize = 16 << 20;
 
 /// Most parts of a device that the agent reads in advance.
 pub const LOOKAHEAD_PARTS: usize = 1 << 18;
+
+/// Most bytes of items of a btrfs that are sent: those of half a million files.
+pub const ITEM_BYTES: u64 = 256 << 20;
 
 /// Most device reads in one task.
 pub const DEVICE_READS: usize = 1 << 20;
@@ -92,7 +95,7 @@ fn name(name: &[u8]) -> Result<(), Limit> {
 impl Message for Record {
     const NAME: &'static str = "record";
     const MOST_BYTES: usize = RECORD_BYTES;
-    const KINDS: Option<u8> = Some(25);
+    const KINDS: Option<u8> = Some(26);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
@@ -119,6 +122,7 @@ impl Message for Record {
             | Self::Placed { .. }
             | Self::Reparse { .. }
             | Self::Ntfs(_)
+            | Self::Items { .. }
             | Self::Unlocked(_) => Ok(()),
         }
     }
@@ -137,7 +141,7 @@ impl Message for Reply {
 impl Message for Task {
     const NAME: &'static str = "task";
     const MOST_BYTES: usize = TASK_BYTES;
-    const KINDS: Option<u8> = Some(3);
+    const KINDS: Option<u8> = Some(4);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
@@ -151,6 +155,7 @@ impl Message for Task {
                 most("reads of devices", reads.len(), DEVICE_READS)?;
                 reads.iter().try_for_each(|read| most("bytes of a path", read.device.len(), PATH_BYTES))
             }
+            Self::Items(TreeItems { root, .. }) => most("bytes of a path", root.len(), PATH_BYTES),
             Self::Unlock(Unlock { device, name, opener, .. }) => {
                 most("bytes of a path", device.len().max(name.len()), PATH_BYTES)?;
                 let (Opener::Passphrase(secret) | Opener::VolumeKey(secret)) = opener;

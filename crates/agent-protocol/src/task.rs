@@ -26,6 +26,8 @@ pub enum Task {
     ReadDevices(DeviceReads),
     /// Open an encrypted device.
     Unlock(Unlock),
+    /// Send the items of the trees of a mounted btrfs.
+    Items(TreeItems),
 }
 
 /// How to walk a filesystem.
@@ -41,13 +43,24 @@ pub struct WalkPlan {
     pub order: ReadOrder,
     /// Whether the agent asks for each batch which of its files to read.
     pub asks: bool,
-    /// Unchanged inodes: the agent sends only the names of these files.
+    /// Unchanged inodes: the agent sends only the names of these files. Of NTFS, unchanged
+    /// directories are among them.
     pub known: InodeSet,
     /// Unchanged directories, which the agent does not list.
     pub listings: Listings,
     /// Parts of the device that the agent reads into the cache before it looks files up, such as
     /// inode tables: start and length in bytes.
     pub lookahead: Vec<(u64, u64)>,
+}
+
+/// The items to send: those of the chunk tree, and those of all subvolumes. The devices of the
+/// filesystem come before them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeItems {
+    /// Number of the next frame.
+    pub sequence: u32,
+    /// Directory in which the filesystem is mounted.
+    pub root: String,
 }
 
 /// Parts of devices to read, each under its own tag.

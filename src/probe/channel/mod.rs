@@ -37,6 +37,7 @@ pub use error::ChannelError;
 pub(super) use metadata_inputs::Inline;
 pub use metadata_inputs::MetadataInputs;
 
+use super::baseline::Items;
 use super::found::{Found, ObjectNumber};
 use super::warnings::Warnings;
 use crate::appliance::DeviceNumber;
@@ -191,6 +192,31 @@ impl Channel {
         state.conversation.done = false;
         state.walk = Walk::default();
         state.conversation.sequence
+    }
+
+    /// Prepares for the items of a btrfs, and returns the number of the first frame. What has been
+    /// read since [`begin_mount`](Self::begin_mount) stays recorded.
+    pub(super) fn begin_items(&self, items: Items) -> u32 {
+        let mut state = self.state();
+        state.conversation.done = false;
+        state.walk = Walk::default();
+        state.items = Some(items);
+        state.conversation.sequence
+    }
+
+    /// Takes the items out.
+    ///
+    /// # Errors
+    /// How the agent broke the protocol, or that it ended before its task was done.
+    pub(super) fn end_items(&self) -> Result<Items, ChannelError> {
+        let mut state = self.state();
+        state.conversation.stream.clear();
+        state.conversation.task = Vec::new();
+        let items = state.items.take();
+        if let Some(error) = state.conversation.error.take() {
+            return Err(error);
+        }
+        items.filter(|_| state.conversation.done).ok_or(ChannelError::Unfinished)
     }
 
     /// Ends a walk or device reads, and returns the inputs of the metadata objects. Later reads

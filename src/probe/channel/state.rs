@@ -3,6 +3,7 @@
 use super::walk::{MOST_CHUNKS, Walk};
 use super::{ChannelError, ObjectNumber, Snapshot};
 use crate::appliance::DeviceNumber;
+use crate::probe::baseline::Items;
 use crate::probe::found::Found;
 use crate::probe::warnings::{Warnings, cause_of};
 use crate::recorder::{Recorder, Recording};
@@ -25,6 +26,8 @@ pub(super) struct State {
     pub(super) before: BeforeWalk,
     pub(super) walk: Walk,
     pub(super) inodes: WalkedInodes,
+    /// Items of a btrfs, while the agent sends them.
+    pub(super) items: Option<Items>,
     pub(super) btrfs_members: HashSet<DeviceNumber>,
     /// Paths of devices in warnings, by the paths under which the agent opens them.
     pub(super) device_names: HashMap<String, String>,
@@ -135,6 +138,13 @@ impl State {
             }
             Record::Ntfs(state) => self.note_ntfs(&state),
             Record::Unlocked(unlocked) => self.conversation.unlocked = Some(unlocked),
+            Record::Items { tree, items: bytes } => match &mut self.items {
+                Some(items) => items.items(tree, &bytes),
+                None => return Err(ChannelError::Protocol("items that were not asked for")),
+            },
+            Record::Member(member) if self.items.is_some() => {
+                self.items.as_mut().into_iter().for_each(|items| items.member(member));
+            }
             Record::Member(member) => {
                 self.before_the_root(self.walk.address_space.members.len())?;
                 self.btrfs_members.insert((member.major, member.minor));

@@ -75,6 +75,7 @@ fn one_of_each() -> Vec<Record> {
         Record::Computed { id: 3, beside: vec![(0, 512), (1 << 40, 4096)] },
         Record::Ntfs(Ntfs { is_unclean: true, damaged: 300, ..Ntfs::default() }),
         Record::Unlocked(Unlocked::Never),
+        Record::Items { tree: 5, items: vec![0, 1, 255] },
     ]
 }
 

@@ -13,7 +13,7 @@ use virt_bmap_agent_protocol::record::{
 };
 use virt_bmap_agent_protocol::{
     DeviceRead, DeviceReads, Encryption, Entry, FsKind, InodeSet, Listing, Listings, Opener, ReadOrder,
-    Record, Reply, Sample, Secret, Task, Unlock, Unlocked, WalkPlan,
+    Record, Reply, Sample, Secret, Task, TreeItems, Unlock, Unlocked, WalkPlan,
 };
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -136,6 +136,7 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),
         (any::<u32>(), pairs()).prop_map(|(id, beside)| Record::Computed { id, beside }),
+        (any::<u64>(), vec(any::<u8>(), 0..99)).prop_map(|(tree, items)| Record::Items { tree, items }),
     ]
 }
 
@@ -185,7 +186,9 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
             Task::Unlock(Unlock { sequence, device, name, encryption, opener, seconds })
         },
     );
-    prop_oneof![walk, reads, unlock]
+    let items =
+        (any::<u32>(), ".{0,99}").prop_map(|(sequence, root)| Task::Items(TreeItems { sequence, root }));
+    prop_oneof![walk, reads, unlock, items]
 }
 
 fn number() -> impl Strategy<Value = DeviceNumber> {
