@@ -81,10 +81,10 @@ fn walk_as(
     let plan =
         WalkPlan { sequence, first, root: SYSROOT.to_owned(), order, asks, known, listings, lookahead };
     context.channel.hand_over(&Task::Walk(plan))?;
-    let walked = context.appliance.work();
+    let walked = context.work();
     let ended = context.channel.end();
     match (walked, ended) {
-        (Ok(()), ended) => {
+        (Ok(_), ended) => {
             let layout = layouts.by_path.get(&device).map(|layout| &**layout);
             metadata::filesystem(context, filesystem, layout, &ended?)?;
             if let Some(inodes) = inodes {
@@ -134,7 +134,7 @@ fn inodes<'a>(
 fn sent_items(context: &Context<'_>, items: Items) -> Option<Items> {
     let sequence = context.channel.begin_items(items);
     context.channel.hand_over(&Task::Items(TreeItems { sequence, root: SYSROOT.to_owned() })).ok()?;
-    let worked = context.appliance.work();
+    let worked = context.work();
     let items = context.channel.end_items();
     let failed = |error: &dyn std::fmt::Display| tracing::debug!("no items of inodes: {error}");
     worked.inspect_err(|error| failed(error)).ok()?;

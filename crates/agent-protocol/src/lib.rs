@@ -35,9 +35,12 @@ pub use codec::{DecodeError, EncodeError};
 pub use filesystem::{Class, DirectoryBlocks, Driver, FsFacts, FsKind};
 pub use inodes::InodeSet;
 pub use listings::{Entry, Listing, Listings};
+pub use record::Ended;
 pub use record::Record;
 pub use sample::{End, Sample};
-pub use task::{DeviceRead, DeviceReads, ReadOrder, Reply, Task, TreeItems, WalkPlan};
+pub use task::{
+    DeviceRead, DeviceReads, End as EndTask, Leave, Mount, ReadOrder, Reply, Task, TreeItems, WalkPlan,
+};
 pub use unlock::{Encryption, Opener, Secret, Unlock, Unlocked, wipe};
 
 /// Version of all messages. The agent is part of the host program, so both ends come from one

@@ -157,6 +157,25 @@ pub enum Record {
         #[serde(with = "serde_bytes")]
         items: Vec<u8>,
     },
+    /// An agent that stays has ended its task.
+    Ended(Ended),
+}
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// It is done. The output: messages of the kernel, or the time that it took.
+    Done(String),
+    /// The reason why it is not done.
+    Failed(String),
+}
+
+impl Ended {
+    /// Its text.
+    pub fn text(&self) -> &str {
+        let (Self::Done(text) | Self::Failed(text)) = self;
+        text
+    }
 }
 
 /// The state of an NTFS volume.

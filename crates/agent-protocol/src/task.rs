@@ -28,6 +28,59 @@ pub enum Task {
     Unlock(Unlock),
     /// Send the items of the trees of a mounted btrfs.
     Items(TreeItems),
+    /// Mount a device. The next three tasks are for an agent that stays: it ends each task with
+    /// [`Record::Ended`](crate::Record::Ended), and waits for the next one.
+    Mount(Mount),
+    /// Unmount what is mounted, and drop what the kernel remembers of the disks.
+    Leave(Leave),
+    /// End.
+    End(End),
+}
+
+impl Task {
+    /// Number of the next frame.
+    pub fn sequence(&self) -> u32 {
+        match self {
+            Self::Walk(task) => task.sequence,
+            Self::ReadDevices(task) => task.sequence,
+            Self::Unlock(task) => task.sequence,
+            Self::Items(task) => task.sequence,
+            Self::Mount(task) => task.sequence,
+            Self::Leave(task) => task.sequence,
+            Self::End(task) => task.sequence,
+        }
+    }
+}
+
+/// What to mount, as `mount -t KIND -o OPTIONS DEVICE ROOT` does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Number of the next frame.
+    pub sequence: u32,
+    /// Path of the device in the appliance.
+    pub device: String,
+    /// The filesystem, for which the kernel has a driver.
+    pub kind: String,
+    /// The options.
+    pub options: String,
+    /// Where to mount it.
+    pub root: String,
+}
+
+/// What to unmount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    /// Number of the next frame.
+    pub sequence: u32,
+    /// Where it is mounted.
+    pub root: String,
+}
+
+/// The end of an agent that stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Number of the next frame.
+    pub sequence: u32,
 }
 
 /// How to walk a filesystem.

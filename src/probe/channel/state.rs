@@ -9,7 +9,7 @@ use crate::probe::warnings::{Warnings, cause_of};
 use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use virt_bmap_agent_protocol::record::{self, ATTRIBUTES, Extent};
-use virt_bmap_agent_protocol::{FsKind, Record, Unlocked, VERSION, frame};
+use virt_bmap_agent_protocol::{Ended, FsKind, Record, Unlocked, VERSION, frame};
 use virt_bmap_map::{ReparseTag, Warning};
 
 /// Most extents that are kept at a time: those of one batch of files and one directory.
@@ -47,6 +47,8 @@ pub(super) struct Conversation {
     pub(super) stream: Vec<u8>,
     /// The agent has reported the end of its task.
     pub(super) done: bool,
+    /// How an agent that stays has ended its task.
+    pub(super) ended: Option<Ended>,
     /// How the last attempt to unlock a device ended.
     pub(super) unlocked: Option<Unlocked>,
     /// Why the conversation was ended.
@@ -87,6 +89,11 @@ impl State {
     }
 
     fn record(&mut self, record: Record, recorder: &Recorder) -> Result<(), ChannelError> {
+        if let Record::Ended(ended) = record {
+            self.conversation.ended = Some(ended);
+            self.conversation.task = Vec::new();
+            return Ok(());
+        }
         if self.conversation.done {
             return Err(ChannelError::Protocol("a record after the end of the task"));
         }
@@ -123,6 +130,7 @@ impl State {
             Record::ReadFailure(failure) => self.read_failure(&failure)?,
             Record::Space { purpose, parts } => self.walk.space(purpose, &parts)?,
             Record::Done => self.conversation.done = true,
+            Record::Ended(_) => {}
             Record::Packed => self.walk.batch.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,
             Record::Computed { id, beside } => self.computed(id, &beside)?,
