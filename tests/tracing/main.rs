@@ -7,6 +7,7 @@
 
 mod after_the_fact;
 mod boot;
+mod client;
 mod durable;
 mod looks;
 mod operations;
