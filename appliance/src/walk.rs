@@ -70,7 +70,8 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
+/// Walks a filesystem. Returns how long that took.
+pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
     let WalkPlan { sequence, first, root, order, asks, uses_tables, known, listings, lookahead } = plan;
     let root = root.as_str();
     // The walk holds a descriptor for each level of the tree.
@@ -174,8 +175,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     walker.control.put(&Record::Done);
     walker.control.flush()?;
     walker.phases.enter(Phase::Rest);
-    println!("{} directories listed, {}", walker.listed, walker.phases);
-    Ok(())
+    Ok(format!("{} directories listed, {}\n", walker.listed, walker.phases))
 }
 
 struct Walker {

@@ -18,6 +18,7 @@
 //! * `devices` makes the objects of disks, partitions and volumes, and proves their layouts;
 //!   `degraded` warns of missing members, `signatures` of what nothing uses, [`unlock`] opens
 //!   encrypted devices with a [`key`];
+//! * `tasks` has the agent do its work: one that is started for it, or one that stays;
 //! * `filesystems` chooses what is mounted, `mount` mounts it, `walk` has the agent walk it;
 //! * [`channel`] is the host's end of the agent's control disk;
 //! * [`layout`] computes where a device's bytes lie on the disks;
@@ -48,6 +49,7 @@ mod orphans;
 mod signatures;
 mod superblock;
 pub mod survey;
+mod tasks;
 pub mod unlock;
 mod walk;
 pub mod warnings;

@@ -1,18 +1,19 @@
 //! A walk: the agent lists one mounted filesystem and reads its files.
 
 use super::ProbeError;
-use super::baseline::{Baseline, Blocks, InodeSource, Inodes};
+use super::baseline::{Baseline, Blocks, InodeSource, Inodes, Items, digest_of_rest};
 use super::channel::{ChannelError, WalkContext};
 use super::context::Context;
 use super::device::Device;
 use super::devices::Layouts;
-use super::layout::Layout;
 use super::metadata;
 use super::mount::{mount, unmount};
 use crate::appliance::{Content, SYSROOT};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
-use virt_bmap_agent_protocol::{FsKind, Listings, ReadOrder, Sample, Task, WalkPlan};
+use virt_bmap_agent_protocol::{
+    FsKind, InodeSet, Listings, ReadOrder, Sample, Task, TreeItems, WalkPlan,
+};
 use virt_bmap_map::{Cause, MOST_DIGESTS};
 
 /// How the files of a filesystem are looked up and read.
@@ -35,9 +36,8 @@ pub(super) fn walk(
     layouts: &Layouts,
     is_settled: bool,
 ) -> Result<(), ProbeError> {
-    let layout = layouts.by_path.get(&filesystem.device);
     let note_busy = || context.channel.note_busy();
-    let inodes = inodes(context, filesystem, layout, is_settled, &note_busy);
+    let inodes = inodes(context, filesystem, layouts, is_settled, &note_busy);
     let inodes = inodes.as_ref();
     let baseline = (context.baseline)(&filesystem.device);
     let kind = filesystem.kind.as_ref();
@@ -46,7 +46,7 @@ pub(super) fn walk(
     let mut manner = Manner { sample: context.sample, baseline: baseline.as_ref(), uses_tables };
     loop {
         let again = match walk_as(context, filesystem, layouts, &manner, inodes) {
-            Ok(()) if manner.uses_tables && !is_even(context, &filesystem.device) => {
+            Ok(true) if !is_even(context, &filesystem.device) => {
                 tracing::debug!("{}: the balance is not even: looking up each file", filesystem.device);
                 Manner { uses_tables: false, ..manner }
             }
@@ -57,7 +57,7 @@ pub(super) fn walk(
                 }
                 None => return Err(error.into()),
             },
-            result => return result,
+            result => return result.map(drop),
         };
         manner = again;
         context.channel.forget_walk();
@@ -95,13 +95,14 @@ fn is_even(context: &Context<'_>, device: &str) -> bool {
     })
 }
 
+/// Returns whether files may have been taken from the tables of inodes.
 fn walk_as(
     context: &Context<'_>,
     filesystem: &Content,
     layouts: &Layouts,
     manner: &Manner<'_>,
     inodes: Option<&Inodes<'_>>,
-) -> Result<(), ProbeError> {
+) -> Result<bool, ProbeError> {
     let device = filesystem.device.clone();
     let mut walk = WalkContext {
         device: device.clone(),
@@ -116,13 +117,17 @@ fn walk_as(
     };
     let (order, asks) = (walk.read_order(), walk.reuses_files());
     let mut listings = Listings::default();
-    if let (true, Some(baseline), Some(inodes)) = (asks, manner.baseline, inodes)
+    if let (true, Some(baseline), Some(inodes)) = (walk.reuses_inodes(), manner.baseline, inodes)
         && let Some((unchanged, host_listings)) =
             inodes.unchanged(device.as_bytes(), &walk.kind, baseline, context.metadata)
     {
         (walk.unchanged, listings) = (Some(Arc::new(unchanged)), host_listings);
     }
-    let known = walk.unchanged.iter().flat_map(|unchanged| unchanged.files.keys().copied()).collect();
+    let mut known = known(&walk);
+    if walk.kind == FsKind::Ntfs && known.is_full() {
+        // The agent would report what is not in the set once more, as files without a name.
+        (walk.unchanged, listings, known) = (None, Listings::default(), InodeSet::default());
+    }
     let (sequence, first) = context.channel.begin_walk(walk);
     let mut lookahead = inodes.map(Inodes::parts).unwrap_or_default();
     lookahead.truncate(LOOKAHEAD_PARTS);
@@ -130,41 +135,64 @@ fn walk_as(
     let root = SYSROOT.to_owned();
     let plan = WalkPlan { sequence, first, root, order, asks, uses_tables, known, listings, lookahead };
     context.channel.hand_over(&Task::Walk(plan))?;
-    let walked = context.appliance.work();
+    let walked = context.work();
     let ended = context.channel.end();
     match (walked, ended) {
-        (Ok(()), ended) => {
+        (Ok(_), ended) => {
             let layout = layouts.by_path.get(&device).map(|layout| &**layout);
             metadata::filesystem(context, filesystem, layout, &ended?)?;
             if let Some(inodes) = inodes {
                 note_digests(context, &device, inodes);
             }
-            Ok(())
+            Ok(uses_tables)
         }
         // The broken protocol is the reason for the agent's failure.
         (Err(_), Err(error)) if !matches!(error, ChannelError::Unfinished) => Err(error.into()),
         (Err(error), _) => {
             context.still_alive(&format!("{device} was being read"))?;
             context.warn(&device, Cause::WalkCutShort { error: virt_bmap_ranges::error_chain(&error) });
-            Ok(())
+            Ok(false)
         }
     }
+}
+
+/// The inodes that the agent need not look at. Of NTFS the directories are among them: the agent
+/// reads all records, and reports those that nothing has named.
+fn known(walk: &WalkContext) -> InodeSet {
+    let Some(unchanged) = &walk.unchanged else { return InodeSet::default() };
+    let directories = unchanged.directories.inodes().filter(|_| walk.kind == FsKind::Ntfs);
+    unchanged.files.keys().copied().chain(directories).collect()
 }
 
 /// The inodes of a mounted filesystem; `None` if their place is not known.
 fn inodes<'a>(
     context: &'a Context<'a>,
     filesystem: &Content,
-    layout: Option<&Arc<Layout>>,
+    layouts: &Layouts,
     is_settled: bool,
     note_busy: &'a dyn Fn(),
 ) -> Option<Inodes<'a>> {
-    let layout = layout?;
     let kind = filesystem.kind.as_ref()?;
-    let device = Device::mounted(context, &filesystem.device, kind, layout);
     let source =
         InodeSource { disks: context.disks, overlays: context.overlays, legs: context.legs, note_busy };
+    if *kind == FsKind::Btrfs {
+        let items = Items::new(digest_of_rest(kind, context.legs), layouts.by_number.clone());
+        return Inodes::sent(source, sent_items(context, items)?, is_settled);
+    }
+    let layout = layouts.by_path.get(&filesystem.device)?;
+    let device = Device::mounted(context, &filesystem.device, kind, layout);
     Inodes::of(source, &device, kind, layout, is_settled)
+}
+
+/// Has the agent send the items of a btrfs. `None` if that fails, or there are too many of them.
+fn sent_items(context: &Context<'_>, items: Items) -> Option<Items> {
+    let sequence = context.channel.begin_items(items);
+    context.channel.hand_over(&Task::Items(TreeItems { sequence, root: SYSROOT.to_owned() })).ok()?;
+    let worked = context.work();
+    let items = context.channel.end_items();
+    let failed = |error: &dyn std::fmt::Display| tracing::debug!("no items of inodes: {error}");
+    worked.inspect_err(|error| failed(error)).ok()?;
+    items.inspect_err(|error| failed(error)).ok()
 }
 
 /// Puts the inode digests of the filesystem that was walked into the map's header.

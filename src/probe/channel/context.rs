@@ -62,6 +62,12 @@ impl WalkContext {
         self.baseline.is_some() && self.accepts_extents()
     }
 
+    /// Whether unchanged inodes may be reused. Their files are not read, so it does not matter from
+    /// which copy that would be.
+    pub fn reuses_inodes(&self) -> bool {
+        self.reuses_files() || self.baseline.is_some() && self.kind.facts().has_address_space
+    }
+
     /// Whether the overlay was written in one of these places.
     pub(super) fn is_rewritten(&self, places: &Recording) -> bool {
         places.iter().any(|(disk, range)| {

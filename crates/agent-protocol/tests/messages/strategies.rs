@@ -12,8 +12,8 @@ use virt_bmap_agent_protocol::record::{
     BlockPurpose, Chunk, Extent, Filesystem, Member, Ntfs, Object, ObjectKind, Operation, ReadFailure,
 };
 use virt_bmap_agent_protocol::{
-    DeviceRead, DeviceReads, Encryption, Entry, FsKind, InodeSet, Listing, Listings, Opener, ReadOrder,
-    Record, Reply, Sample, Secret, Task, Unlock, Unlocked, WalkPlan,
+    DeviceRead, DeviceReads, Encryption, EndTask, Ended, Entry, FsKind, InodeSet, Leave, Listing, Listings,
+    Mount, Opener, ReadOrder, Record, Reply, Sample, Secret, Task, TreeItems, Unlock, Unlocked, WalkPlan,
 };
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -137,6 +137,9 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),
         (any::<u32>(), pairs()).prop_map(|(id, beside)| Record::Computed { id, beside }),
+        (any::<u64>(), vec(any::<u8>(), 0..99)).prop_map(|(tree, items)| Record::Items { tree, items }),
+        ".{0,99}".prop_map(|text| Record::Ended(Ended::Done(text))),
+        ".{0,99}".prop_map(|text| Record::Ended(Ended::Failed(text))),
     ]
 }
 
@@ -197,7 +200,16 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
             Task::Unlock(Unlock { sequence, device, name, encryption, opener, seconds })
         },
     );
-    prop_oneof![walk, reads, unlock]
+    let items =
+        (any::<u32>(), ".{0,99}").prop_map(|(sequence, root)| Task::Items(TreeItems { sequence, root }));
+    let mount = (any::<u32>(), [".{0,99}", "[a-z0-9]{0,9}", ".{0,99}", ".{0,99}"]).prop_map(
+        |(sequence, [device, kind, options, root])| {
+            Task::Mount(Mount { sequence, device, kind, options, root })
+        },
+    );
+    let leave = (any::<u32>(), ".{0,99}").prop_map(|(sequence, root)| Task::Leave(Leave { sequence, root }));
+    let end = any::<u32>().prop_map(|sequence| Task::End(EndTask { sequence }));
+    prop_oneof![walk, reads, unlock, items, mount, leave, end]
 }
 
 fn number() -> impl Strategy<Value = DeviceNumber> {
