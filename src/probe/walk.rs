@@ -11,9 +11,7 @@ use super::mount::{mount, unmount};
 use crate::appliance::{Content, SYSROOT};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
-use virt_bmap_agent_protocol::{
-    FsKind, InodeSet, Listings, ReadOrder, Sample, Task, TreeItems, WalkPlan,
-};
+use virt_bmap_agent_protocol::{FsKind, InodeSet, Listings, ReadOrder, Sample, Task, TreeItems, WalkPlan};
 use virt_bmap_map::{Cause, MOST_DIGESTS};
 
 /// How the files of a filesystem are looked up and read.
@@ -36,6 +34,7 @@ pub(super) fn walk(
     layouts: &Layouts,
     is_settled: bool,
 ) -> Result<(), ProbeError> {
+    context.channel.end_mount();
     let note_busy = || context.channel.note_busy();
     let inodes = inodes(context, filesystem, layouts, is_settled, &note_busy);
     let inodes = inodes.as_ref();
@@ -65,6 +64,7 @@ pub(super) fn walk(
         if !mount(context, filesystem)? {
             return Ok(());
         }
+        context.channel.end_mount();
     }
 }
 

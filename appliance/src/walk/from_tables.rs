@@ -37,12 +37,12 @@ impl Source {
 }
 
 impl Walker {
-    /// Where an entry is to be looked up.
-    pub(super) fn source(&mut self, entry: &Entry) -> Source {
+    /// Where an entry is to be looked up. `is_one`: its directory has one entry of this name.
+    pub(super) fn source(&mut self, entry: &Entry, is_one: bool) -> Source {
         if self.known.contains(entry.inode) {
             return Source::Known;
         }
-        let is_wanted = matches!(entry.kind, FileType::RegularFile | FileType::Symlink);
+        let is_wanted = is_one && matches!(entry.kind, FileType::RegularFile | FileType::Symlink);
         let (Some(tables), Some(sample)) = (self.tables.as_mut().filter(|_| is_wanted), self.sample) else {
             return Source::Kernel;
         };

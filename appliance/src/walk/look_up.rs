@@ -15,6 +15,7 @@ use crate::{Fatal, fiemap};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{AtFlags, FileType, Stat, statat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use virt_bmap_agent_protocol::Record;
 use virt_bmap_agent_protocol::bounds::EXTENTS_PER_RECORD;
@@ -59,7 +60,11 @@ impl Walker {
                 self.phases.enter(before);
                 return Ok(below);
             }
-            let sources: Vec<Source> = window.iter().map(|(.., entry)| self.source(entry)).collect();
+            let doubled = doubled(window.iter().map(|(number, .., entry)| (*number, entry)));
+            let is_one = |number, entry: &Entry| !doubled.contains(&(number, &*entry.name));
+            let source =
+                |(number, .., entry): &(usize, _, _, Entry)| self.source(entry, is_one(*number, entry));
+            let sources: Vec<Source> = window.iter().map(source).collect();
             let is_asked = |entry: &Entry, source: &Source| {
                 entry.kind == FileType::RegularFile && !matches!(source, Source::Tables(_) | Source::Known)
             };
@@ -271,6 +276,13 @@ impl Walker {
             self.control.put(&Record::Extents { id, extents: extents.to_vec() });
         }
     }
+}
+
+/// The names that a directory has more than once, because it is damaged: the kernel finds only the
+/// first of them.
+fn doubled<'a>(entries: impl Iterator<Item = (usize, &'a Entry)>) -> HashSet<(usize, &'a CStr)> {
+    let mut seen = HashSet::new();
+    entries.map(|(number, entry)| (number, &*entry.name)).filter(|name| !seen.insert(*name)).collect()
 }
 
 /// Marks the extents of a compressed file, which has fewer blocks than its extents are long.

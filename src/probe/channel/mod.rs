@@ -193,6 +193,14 @@ impl Channel {
     /// walked.
     pub fn begin_mount(&self) {
         self.recorder.switch(None);
+        self.state().mounting = Recording::default();
+    }
+
+    /// Notes that the filesystem has been mounted: what is read from now on, until the walk begins, is
+    /// read by this program for itself.
+    pub fn end_mount(&self) {
+        let read = self.recorder.switch(None);
+        self.state().mounting.extend(read.iter());
     }
 
     /// Prepares for a walk, and returns the numbers of the first frame and of the first object.
@@ -205,7 +213,8 @@ impl Channel {
         state.before.warnings = state.warnings.clone();
         state.before.reused = state.reused;
         let first = state.found.next();
-        let before = self.recorder.switch(None);
+        self.recorder.switch(None);
+        let before = std::mem::take(&mut state.mounting);
         let sample = match context.read_order() {
             ReadOrder::Ends(sample) => Some(sample),
             ReadOrder::Tags | ReadOrder::Series => None,
@@ -232,8 +241,8 @@ impl Channel {
         state.conversation.sequence
     }
 
-    /// Prepares for the items of a btrfs, and returns the number of the first frame. What has been
-    /// read since [`begin_mount`](Self::begin_mount) stays recorded.
+    /// Prepares for the items of a btrfs, and returns the number of the first frame. What mounting has
+    /// read stays noted.
     pub(super) fn begin_items(&self, items: Items) -> u32 {
         let mut state = self.state();
         state.conversation.done = false;

@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) reused: u64,
     /// The state before the current walk, should that be forgotten.
     pub(super) before: BeforeWalk,
+    /// What was read while the filesystem was mounted that will be walked.
+    pub(super) mounting: Recording,
     pub(super) walk: Walk,
     pub(super) inodes: WalkedInodes,
     /// Items of a btrfs, while the agent sends them.

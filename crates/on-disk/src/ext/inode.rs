@@ -3,7 +3,7 @@
 //! blocks besides those that it names itself, is encrypted, or does not pass the checks of
 //! `ext4_iget` in `fs/ext4/inode.c`.
 
-use super::{Filesystem, POINTERS, POINTERS_LENGTH, le48};
+use super::{Filesystem, POINTERS, POINTERS_LENGTH, checksum, le48};
 use crate::inode::{self, Inode, InodePlace, Part};
 use crate::{Fields, Read};
 use std::collections::HashMap;
@@ -42,6 +42,8 @@ const HARMLESS: u32 = 0x1
     | 0x40_0000
     | 0x200_0000
     | 0x2000_0000;
+/// Immutable and append only, which the kernel does not accept of symbolic links.
+const NOT_OF_LINKS: u32 = 0x10 | 0x20;
 /// `EXT4_HUGE_FILE_FL`, `EXT4_EXTENTS_FL`.
 const HUGE: u32 = 0x4_0000;
 const EXTENTS: u32 = 0x8_0000;
@@ -124,6 +126,7 @@ impl Tables {
         }
         let extra = self.extra(bytes)?;
         self.check(number, bytes, extra)?;
+        check_attributes(bytes.get(OLD + extra..).unwrap_or_default())?;
         let size =
             u64::from(bytes.le32(4)?) | if kind == FILE { u64::from(bytes.le32(0x6c)?) << 32 } else { 0 };
         if size > i64::MAX as u64 {
@@ -135,8 +138,9 @@ impl Tables {
         let data = match kind {
             FILE if flags & EXTENTS != 0 => self.extents(bytes)?,
             FILE => self.pointers(bytes)?,
-            // Only a short link has its target in the inode.
-            _ if allocated == 0 && size < POINTERS_LENGTH as u64 => Vec::new(),
+            _ if allocated == 0 && flags & (NOT_OF_LINKS | EXTENTS) == 0 && has_target(bytes, size)? => {
+                Vec::new()
+            }
             _ => return None,
         };
         let time = |at: usize, extra_at: usize| {
@@ -246,7 +250,44 @@ impl Tables {
     }
 }
 
-/// Castagnoli's CRC without the inversions at both ends, as ext4 uses it.
-fn checksum(seed: u32, bytes: &[u8]) -> u32 {
-    !crc32c::crc32c_append(!seed, bytes)
+/// Whether a symbolic link of `size` bytes has its target in the inode, and a zero behind it.
+fn has_target(bytes: &[u8], size: u64) -> Option<bool> {
+    let room = bytes.get(POINTERS..POINTERS + POINTERS_LENGTH)?;
+    let length = room.iter().position(|byte| *byte == 0);
+    Some(size > 0 && length.and_then(|length| u64::try_from(length).ok()) == Some(size))
+}
+
+/// Checks the extended attributes behind the fields of an inode, as the kernel does when it reads the
+/// inode (`check_xattrs` in `fs/ext4/xattr.c`). `None` if they are damaged, or if a value has an
+/// inode of its own.
+fn check_attributes(bytes: &[u8]) -> Option<()> {
+    const MAGIC: u32 = 0xea02_0000;
+    /// Bytes of an entry without its name.
+    const ENTRY: usize = 16;
+    if bytes.len() < 4 || bytes.le32(0)? != MAGIC {
+        return Some(());
+    }
+    // Values are counted from the first entry.
+    let area = bytes.get(4..)?;
+    let mut values = Vec::new();
+    let mut at = 0;
+    // The list ends with four zeroes, which a list that fills the inode need not have room for.
+    while area.le32(at).is_none_or(|word| word != 0) {
+        let (length, value, inode, size) =
+            (area.u8_at(at)?, area.le16(at + 2)?, area.le32(at + 4)?, area.le32(at + 8)?);
+        let end = at + (ENTRY + usize::from(length)).next_multiple_of(4);
+        let name = area.get(at + ENTRY..at + ENTRY + usize::from(length))?;
+        if inode != 0 || end + 4 > area.len() || name.contains(&0) {
+            return None;
+        }
+        if size > 0 {
+            values.push((usize::from(value), usize::try_from(size).ok()?));
+        }
+        at = end;
+    }
+    let is_inside = |(value, size): &(usize, usize)| {
+        let end = size.checked_next_multiple_of(4).and_then(|size| value.checked_add(size));
+        *value >= at + 4 && end.is_some_and(|end| end <= area.len())
+    };
+    values.iter().all(is_inside).then_some(())
 }

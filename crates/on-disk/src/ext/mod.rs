@@ -156,6 +156,12 @@ fn le48(bytes: &[u8], low: usize, high: usize) -> Option<u64> {
     Some(u64::from(bytes.le32(low)?) | u64::from(bytes.le16(high)?) << 32)
 }
 
+/// The checksum of ext4 ("Checksums"): Castagnoli's CRC, which begins with `seed` and is not inverted
+/// at the end.
+pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
+    !crc32c::crc32c_append(!seed, bytes)
+}
+
 /// Whether a group has a copy of the superblock (`sparse_super`: 0, 1 and powers of 3, 5 and 7).
 fn has_superblock(group: u64) -> bool {
     let is_power = |of: u64| {
@@ -168,6 +174,12 @@ fn has_superblock(group: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checksums_are_those_of_crc_32c() {
+        // The check value of the algorithm is 0xe3069283, after the inversion.
+        assert_eq!(checksum(u32::MAX, b"123456789"), !0xe306_9283);
+    }
 
     #[test]
     fn some_groups_have_a_superblock() {
