@@ -98,23 +98,23 @@ check-system:
 
 # Programs whose tests have real appliances on real images, which takes minutes. The longest comes
 # first.
-GUESTS := mapping layers changes appliance failures metadata tracing live
+GUESTS := layers metadata mapping owners tracing changes appliance images failures arrays probes signals live
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
-# Two programs at a time, with two tests at a time: at the end of a program, one test or another
-# often waits for a time limit. Each prints its output when it ends. After a failure the others
-# still run.
+# Two programs at a time, with three tests at a time: one test or another often waits, for a disk or
+# a time limit. Those that do one thing after the other come first, when they run side by side. Each
+# prints its output when it ends. After a failure the others still run.
 PROGRAMS = $(MAKE) --jobs=2 --keep-going --output-sync=target
-CHECK_GUESTS := $(addprefix check-with-,$(GUESTS)) check-accuracy check-corrupted check-changed
+CHECK_GUESTS := check-accuracy check-corrupted $(addprefix check-with-,$(GUESTS)) check-changed
 
 check-programs:
-	$(PROGRAMS) check-system $(CHECK_GUESTS)
+	$(PROGRAMS) $(CHECK_GUESTS) check-system
 
 check-appliance:
 	$(PROGRAMS) $(CHECK_GUESTS)
 
 $(addprefix check-with-,$(GUESTS)): check-with-%:
-	$(STEP) $* $(TEST) --test $* -- --test-threads=2
+	$(STEP) $* $(TEST) --test $* -- --test-threads=3
 
 check-accuracy:
 	$(STEP) accuracy $(TEST) --test accuracy
