@@ -5,11 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
 
-mod documentation;
 mod guest;
 mod oracles;
 mod outputs;
-mod terminal;
 mod user;
 
 virt_bmap_testutil::program!(harness);
