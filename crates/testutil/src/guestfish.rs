@@ -1,6 +1,6 @@
 //! Runs `guestfish`, which makes the fixtures.
 
-use super::{places, tools};
+use super::{cache, places, tools};
 use std::env;
 use std::fs::File;
 use std::io::Write;
@@ -48,11 +48,13 @@ pub fn run(dir: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The directory of the program's own appliance, which is built if it is missing.
+/// The directory of the program's own appliance, which is built if it is missing. It is in the cache
+/// of the tests' runs, so that no other build on this machine replaces it.
 pub fn appliance() -> &'static str {
     static DIRECTORY: OnceLock<String> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
-        let output = tools::output(tools::command(places::program()).args(["appliance", "build"]));
+        let mut build = tools::command(places::program());
+        let output = tools::output(build.args(["appliance", "build"]).env("XDG_CACHE_HOME", cache::kept()));
         let said = String::from_utf8(output.stdout).unwrap();
         said.lines().find_map(|line| line.strip_prefix("appliance: ")).expect("a directory").to_owned()
     })
