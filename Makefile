@@ -2,6 +2,7 @@
 # make check   installs what is missing and runs all tests
 # make check-quick    runs the tests that take seconds
 # make check-system   runs the other tests that need no appliance
+# make check-docs     runs the commands of the documentation that need one
 # make fleet-check    maps a fleet of twenty guests
 # make torture        maps corrupted guests
 # make operations-torture    compares operations on all filesystems with what a guest did
@@ -62,7 +63,7 @@ endif
 
 .PHONY: demo check check-all check-quick check-system check-appliance check-programs check-accuracy
 .PHONY: check-corrupted check-changed accuracy torture update-torture operations-torture
-.PHONY: fleet-check compare-maps
+.PHONY: check-docs fleet-check compare-maps
 .PHONY: check-trixie matrix check-python publishable fmt lint typos msrv audit doc site
 .PHONY: build plugin install man bench bench-trace bench-python instructions wheel
 .PHONY: packages deb rpm setup-packages check-packages check-reproducible container
@@ -98,23 +99,25 @@ check-system:
 
 # Programs whose tests have real appliances on real images, which takes minutes. The longest comes
 # first.
-GUESTS := mapping layers changes appliance failures metadata tracing live
+GUESTS := layers metadata tracing owners changes mapping appliance probes failures arrays images signals documentation live
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
-# Two programs at a time, with two tests at a time: at the end of a program, one test or another
-# often waits for a time limit. Each prints its output when it ends. After a failure the others
-# still run.
+# Two programs at a time, with three tests at a time: one test or another often waits, for a disk or
+# a time limit. Those that do one thing after the other come first, when they run side by side. Each
+# prints its output when it ends. After a failure the others still run.
 PROGRAMS = $(MAKE) --jobs=2 --keep-going --output-sync=target
-CHECK_GUESTS := $(addprefix check-with-,$(GUESTS)) check-accuracy check-corrupted check-changed
+CHECK_GUESTS := check-accuracy check-corrupted $(addprefix check-with-,$(GUESTS)) check-changed
 
 check-programs:
-	$(PROGRAMS) check-system $(CHECK_GUESTS)
+	$(PROGRAMS) $(CHECK_GUESTS) check-system
 
 check-appliance:
 	$(PROGRAMS) $(CHECK_GUESTS)
 
+check-docs: check-with-documentation
+
 $(addprefix check-with-,$(GUESTS)): check-with-%:
-	$(STEP) $* $(TEST) --test $* -- --test-threads=2
+	$(STEP) $* $(TEST) --test $* -- --test-threads=3
 
 check-accuracy:
 	$(STEP) accuracy $(TEST) --test accuracy

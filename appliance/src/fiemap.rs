@@ -138,11 +138,24 @@ fn ask<const ROOM: usize>(
 /// Most blocks of a file for FIBMAP.
 pub(crate) const MOST_BLOCKS: u64 = 4096;
 
+/// Most clusters of a file for FIBMAP: 4 GiB in clusters of 32 KiB.
+pub(crate) const MOST_CLUSTERS: u64 = 1 << 17;
+
 /// All blocks of a file of `size` bytes; blocks that touch are joined. `None` if the filesystem has
-/// no FIBMAP, if the file has more blocks than `most`, or if the file may have data in places that
+/// no FIBMAP, if the file has more units than `most`, or if the file may have data in places that
 /// FIBMAP does not show. FIBMAP gives the same answer for a hole, for a block out of its range and
 /// for data in metadata: they are holes if the other blocks add up to the `allocated` bytes.
-pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> Option<Vec<Extent>> {
+///
+/// A unit is a block, or a `cluster` of this many bytes, whose blocks the filesystem never
+/// separates. Of a cluster only the first and the last block of the file are asked for, if they
+/// are as far from each other as in the file.
+pub(crate) fn blocks(
+    file: impl AsFd,
+    size: u64,
+    allocated: u64,
+    cluster: Option<u64>,
+    most: u64,
+) -> Option<Vec<Extent>> {
     /// `FIBMAP` and `FIGETBSZ` are numbered without a type.
     const FIBMAP: rustix::ioctl::Opcode = opcode::none(0, 1);
     const FIGETBSZ: rustix::ioctl::Opcode = opcode::none(0, 2);
@@ -151,31 +164,49 @@ pub(crate) fn blocks(file: impl AsFd, size: u64, allocated: u64, most: u64) -> O
     let block = unsafe { ioctl(file.as_fd(), Getter::<FIGETBSZ, i32>::new()) }.ok()?;
     let block = u64::try_from(block).ok().filter(|block| *block > 0)?;
     let count = size.div_ceil(block);
-    if count > most {
+    let unit = cluster.map_or(1, |cluster| (cluster / block).max(1));
+    if count.div_ceil(unit) > most {
         return None;
     }
-    let mut extents: Vec<Extent> = Vec::new();
-    let mut received = 0;
-    for number in 0..count {
+    let place_of = |number: u64| -> Option<u64> {
         let mut place = i32::try_from(number).ok()?;
         #[allow(unsafe_code)]
         // SAFETY: FIBMAP reads and writes one `int` where its argument points.
         unsafe { ioctl(file.as_fd(), Updater::<FIBMAP, i32>::new(&mut place)) }.ok()?;
         // The kernel's answer is an `int`; a block beyond is reported as 0, like a hole.
-        let place = u64::try_from(place).ok()?;
-        if place == 0 {
-            continue;
-        }
-        received += 1;
-        let (logical, physical) = (number * block, place.checked_mul(block)?);
+        u64::try_from(place).ok()
+    };
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut received = 0;
+    let mut put = |number: u64, place: u64, blocks: u64| -> Option<()> {
+        let (logical, physical, length) = (number * block, place.checked_mul(block)?, blocks * block);
+        received += blocks;
         match extents.last_mut() {
             Some(last)
                 if last.logical + last.length == logical && last.physical + last.length == physical =>
             {
-                last.length += block;
+                last.length += length;
             }
-            _ => extents.push(Extent { logical, physical, length: block, flags: 0 }),
+            _ => extents.push(Extent { logical, physical, length, flags: 0 }),
         }
+        Some(())
+    };
+    let mut first = 0;
+    while first < count {
+        let end = (first + unit).min(count);
+        let place = place_of(first)?;
+        let is_together = end == first + 1 || place > 0 && place_of(end - 1)? == place + (end - 1 - first);
+        if is_together && place > 0 {
+            put(first, place, end - first)?;
+        } else if !is_together {
+            for number in first..end {
+                let place = place_of(number)?;
+                if place > 0 {
+                    put(number, place, 1)?;
+                }
+            }
+        }
+        first = end;
     }
     let is_all = received == count || received > 0 && received * block >= allocated;
     is_all.then_some(extents)

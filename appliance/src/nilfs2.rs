@@ -49,6 +49,51 @@ struct Usage {
     flags: u32,
 }
 
+/// Most calls for checkpoints.
+const MOST_CALLS: usize = 1 << 16;
+
+/// `struct nilfs_cpinfo`
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Checkpoint {
+    flags: u32,
+    pad: u32,
+    number: u64,
+    rest: [u64; 5],
+}
+
+/// Has the kernel read the whole list of checkpoints (NILFS_IOCTL_GET_CPINFO). It is metadata in
+/// use. How much of it a mount reads depends on the kernel's version, and what nobody reads looks
+/// superseded.
+pub(crate) fn read_checkpoints(root: impl AsFd) -> Result<(), Errno> {
+    const OPCODE: Opcode = opcode::read::<Arguments>(b'n', 0x82);
+    let mut checkpoints = vec![Checkpoint::default(); COUNT];
+    let mut next = 1;
+    for _ in 0..MOST_CALLS {
+        let mut arguments = Arguments {
+            base: checkpoints.as_mut_ptr() as u64,
+            count: COUNT as u32,
+            size: size_of::<Checkpoint>() as u16,
+            flags: 0,
+            index: next,
+        };
+        #[allow(unsafe_code)]
+        // SAFETY: `Arguments` is laid out as `struct nilfs_argv`, and says where `count` elements
+        // are that are laid out as `struct nilfs_cpinfo`, which the kernel fills in; both outlive
+        // the call.
+        let result = unsafe { ioctl(root.as_fd(), Updater::<OPCODE, Arguments>::new(&mut arguments)) };
+        if !is_supported(result)? {
+            return Ok(());
+        }
+        let listed = checkpoints.get(..arguments.count as usize).unwrap_or_default();
+        match listed.last() {
+            Some(last) if last.number >= next && last.number < u64::MAX => next = last.number + 1,
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
 /// All segments on the device: free, or in use. `None` if the kernel does not report them, or
 /// reports too many.
 ///
@@ -161,6 +206,7 @@ mod tests {
     #[test]
     fn structures_are_as_large_as_the_kernels() {
         assert_eq!((size_of::<Statistics>(), size_of::<Arguments>(), size_of::<Usage>()), (48, 24, 16));
+        assert_eq!(size_of::<Checkpoint>(), 56);
     }
 
     #[test]

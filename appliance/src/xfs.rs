@@ -44,6 +44,28 @@ pub(crate) fn read_at(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Adds the last block, if it is free and GETFSMAP has left it out.
+///
+/// With a reverse mapping tree, the kernel reports as free what lies between the records of the
+/// tree. Linux 6.1 ends one block too early, Linux 7.2 does not.
+pub(crate) fn add_last_block(device: OwnedFd, spaces: &mut Spaces) {
+    let mut superblock = [0; 512];
+    if File::from(device).read_exact_at(&mut superblock, 0).is_ok()
+        && let Some((start, length)) = last_block(&superblock)
+    {
+        let ends = spaces.values().flatten().map(|(start, length)| start.saturating_add(*length));
+        if ends.max() == Some(start) {
+            push(spaces, BlockPurpose::Free, start, length);
+        }
+    }
+}
+
+/// Start and length of the filesystem's last block.
+fn last_block(superblock: &[u8]) -> Option<(u64, u64)> {
+    let volume = Volume::of(superblock)?;
+    Some((volume.blocks.checked_sub(1)?.checked_mul(volume.block)?, volume.block))
+}
+
 fn add_by(read: Read<'_>, spaces: &mut Spaces) -> Option<()> {
     let volume = Volume::of(&read(0, 512)?)?;
     for (start, length) in walk(read, &volume, spaces).chunks {
@@ -270,6 +292,17 @@ mod tests {
         assert_eq!(spaces[&BlockPurpose::InodeTrees], [blocks(3, 3)]);
         assert_eq!(spaces[&BlockPurpose::Inodes], [blocks(16, 4)]);
         assert!(!spaces.contains_key(&BlockPurpose::ReferenceCounts));
+    }
+
+    #[test]
+    fn the_last_block_is_that_of_the_superblock() {
+        let mut disk = disk();
+        disk[8..16].copy_from_slice(&77u64.to_be_bytes());
+        assert_eq!(last_block(&disk), Some((76 * 4096, 4096)));
+        disk[8..16].fill(0);
+        assert_eq!(last_block(&disk), None);
+        disk[8..16].fill(0xff);
+        assert_eq!(last_block(&disk), None);
     }
 
     #[test]

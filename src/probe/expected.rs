@@ -18,9 +18,8 @@ pub(super) enum Expectation {
     None,
     /// Exactly these blocks of the filesystem's device.
     Blocks(RangeSet<DeviceOffset>),
-    /// At least what is due of these blocks, and perhaps the rest of them and of the pages of the
-    /// device that they lie in.
-    Pages { blocks: RangeSet<DeviceOffset>, due: RangeSet<DeviceOffset> },
+    /// At least what is due, and at most `most`; the blocks are the file's.
+    Pages { blocks: RangeSet<DeviceOffset>, due: RangeSet<DeviceOffset>, most: RangeSet<DeviceOffset> },
     /// This number of bytes, anywhere.
     Bytes(u64),
     /// Unknown; but a second read, with all metadata in memory, touches only data.
@@ -35,7 +34,7 @@ impl Expectation {
         let facts = kind.facts();
         let end = size.checked_next_multiple_of(block.max(1)).unwrap_or(u64::MAX);
         let mut blocks = RangeSet::new();
-        let mut due = RangeSet::new();
+        let (mut due, mut most) = (RangeSet::new(), RangeSet::new());
         let mut bytes: u64 = 0;
         let last_page = size.checked_next_multiple_of(block.clamp(1, PAGE)).unwrap_or(u64::MAX);
         let mut is_encoded = false;
@@ -54,20 +53,23 @@ impl Expectation {
             if !whole {
                 length = length.min(end.saturating_sub(extent.logical));
             }
-            if facts.reads_whole_pages && extent.logical.saturating_add(length) >= size {
-                length = length.max(last_page.saturating_sub(extent.logical));
+            let mut longest = length;
+            if facts.may_read_whole_pages && extent.logical.saturating_add(length) >= size {
+                longest = length.max(last_page.saturating_sub(extent.logical));
             }
-            let range = Range::at(DeviceOffset(extent.physical), length);
-            let (Some(range), true) = (range, plain.is_plain()) else {
+            let at = |length| Range::at(DeviceOffset(extent.physical), length);
+            let (Some(range), Some(whole_pages), true) = (at(length), at(longest), plain.is_plain()) else {
                 return Self::None;
             };
             blocks.insert(range);
+            most.insert(if kind.is_fuse() { on_pages(range) } else { whole_pages });
             let read = if whole { PAGE } else { last_page.saturating_sub(extent.logical) };
             due.insert(Range::new(range.start.0, range.start.0 + length.min(read)));
             bytes = bytes.saturating_add(length);
         }
         match has_layout {
-            true if kind.is_fuse() && (block != PAGE || is_encoded) => Self::Pages { blocks, due },
+            true if kind.is_fuse() && (block != PAGE || is_encoded) => Self::Pages { blocks, due, most },
+            true if most != blocks && !kind.is_fuse() => Self::Pages { due: blocks.clone(), blocks, most },
             true => Self::Blocks(blocks),
             false => Self::Bytes(bytes),
         }
@@ -86,14 +88,10 @@ impl Expectation {
                 let read = layout.and_then(|layout| Some((layout, layout.to_device(recording)?)));
                 read.is_some_and(|(layout, read)| read == *layout.on_disks(blocks))
             }
-            Self::Pages { blocks, due } => {
-                let pages: RangeSet<DeviceOffset> = blocks
-                    .iter()
-                    .map(|r| Range::new(r.start.0 / PAGE * PAGE, r.end.0.next_multiple_of(PAGE)))
-                    .collect();
+            Self::Pages { due, most, .. } => {
                 layout.and_then(|layout| layout.to_device(recording)).is_some_and(|read| {
                     due.iter().all(|range| read.contains(range))
-                        && read.iter().all(|range| pages.contains(range))
+                        && read.iter().all(|range| most.contains(range))
                 })
             }
         }
@@ -116,6 +114,11 @@ impl Expectation {
             })
             .collect()
     }
+}
+
+/// The pages of the device in which a range lies.
+fn on_pages(range: Range<DeviceOffset>) -> Range<DeviceOffset> {
+    Range::new(range.start.0 / PAGE * PAGE, range.end.0.next_multiple_of(PAGE))
 }
 
 /// A piece of an object.
@@ -245,13 +248,18 @@ mod tests {
     }
 
     #[test]
-    fn exfat_reads_the_last_page_up_to_the_cluster_end() {
+    fn exfat_may_read_the_last_page_up_to_the_cluster_end() {
         let of =
             |cluster: u64| Expectation::of(&[extent(0, 8192, 5120, 0)], 5000, cluster, &FsKind::Exfat, true);
-        let blocks = |end: u64| Expectation::Blocks([Range::new(8192, end)].into_iter().collect());
-        assert_eq!(of(512), blocks(8192 + 5120));
-        assert_eq!(of(2048), blocks(8192 + 6144));
-        assert_eq!(of(32768), blocks(8192 + 8192));
+        let met =
+            |cluster, length| of(cluster).is_met_by(&read(&[(8192, 8192 + length)]), Some(&disk()), false);
+        for (cluster, most) in [(512, 5120), (2048, 6144), (32768, 8192)] {
+            assert!(met(cluster, 5120) && met(cluster, most), "{cluster}");
+            assert!(!met(cluster, 4608) && !met(cluster, most + 512), "{cluster}");
+            // The file has its sectors, however much was read.
+            let share = of(cluster).share(read(&[(8192, 8192 + most)]), Some(&disk()));
+            assert!(share.iter().eq([(1, DiskRange::new(8192, 8192 + 5120))]), "{cluster}");
+        }
     }
 
     #[test]

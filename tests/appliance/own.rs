@@ -1,5 +1,5 @@
 //! Our own appliance: when it is built, when it is not used, and that the map is the same in any
-//! case. All other tests use it, too.
+//! case. All other tests use it, too. The commands are those of docs/appliance.md.
 
 use rustix::process::Signal;
 use std::fs;

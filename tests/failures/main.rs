@@ -1,4 +1,4 @@
-//! What becomes of a run that cannot succeed: bad inputs, helpers that die, signals.
+//! What becomes of a run that cannot succeed: bad inputs, helpers that die.
 //!
 //! These tests need an appliance, see docs/testing.md.
 //! `cargo test --test failures bad_input::` runs those of one module.
@@ -7,7 +7,6 @@
 
 mod bad_input;
 mod mounts;
-mod signals;
 mod signatures;
 
 virt_bmap_testutil::program!(harness);

@@ -225,17 +225,6 @@ fn the_header_tells_version_and_image() {
 }
 
 #[test]
-fn a_second_run_writes_the_same_bytes() {
-    needs!("guestfish", "sfdisk");
-    let mapping = guest();
-    let guest = fixture::guest();
-    let again = sandbox::run([guest.image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
-    again.assert_code(0);
-    assert!(again.read("out.bmap") == mapping.text, "two runs, two maps");
-    assert_eq!(tools::sha256(&guest.image), guest.sha256);
-}
-
-#[test]
 fn memory_stays_small() {
     needs!("guestfish", "sfdisk");
     let peak = guest().peak_kib;

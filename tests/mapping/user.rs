@@ -12,34 +12,26 @@ use virt_bmap_testutil::sandbox::{NOBODY, Sandbox, kill};
 use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Maps the small guest in `format` as `nobody`, in a network namespace without a network.
-fn mapped_by_nobody(format: &str) {
+/// As `nobody`, in a network namespace without a network, in two formats.
+#[test]
+fn images_that_may_only_be_read() {
+    needs!("guestfish", "sfdisk", "qemu-img", "setpriv", "unshare");
+    if !tools::is_root("become another user") {
+        return;
+    }
     let sandbox = Sandbox::new().wrapper(["unshare", "--net"]).run_as_nobody();
-    let image = sandbox.cwd().join(format!("guest.{format}"));
-    formats::convert(&fixture::small().image, &image, format, "");
-    // The user may read the image, but not write it.
-    fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
-    let before = tools::sha256(&image);
-    let run = sandbox.run([&format!("guest.{format}")]);
+    let raws = [fixture::small(), fixture::plain()];
+    let images = ["raw", "vmdk"].map(|format| sandbox.cwd().join(format!("guest.{format}")));
+    for ((raw, image), format) in raws.iter().zip(&images).zip(["raw", "vmdk"]) {
+        formats::convert(&raw.image, image, format, "");
+        // The user may read the image, but not write it.
+        fs::set_permissions(image, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let before = images.each_ref().map(|image| tools::sha256(image));
+    let run = sandbox.run(["guest.raw", "guest.vmdk"]);
     run.assert_code(0);
-    assert_eq!(tools::sha256(&image), before);
-    assert!(body(&run.read("guest.bmap")) == body(&mapping::of(&[fixture::small()], &[]).text));
-}
-
-#[test]
-fn raw() {
-    needs!("guestfish", "sfdisk", "qemu-img", "setpriv", "unshare");
-    if tools::is_root("become another user") {
-        mapped_by_nobody("raw");
-    }
-}
-
-#[test]
-fn vmdk() {
-    needs!("guestfish", "sfdisk", "qemu-img", "setpriv", "unshare");
-    if tools::is_root("become another user") {
-        mapped_by_nobody("vmdk");
-    }
+    assert_eq!(images.each_ref().map(|image| tools::sha256(image)), before);
+    assert!(body(&run.read("guest.bmap")) == body(&mapping::of(&raws, &[]).text));
 }
 
 /// The libvirt of the user `nobody`: a daemon that `virsh` starts when it needs one, and the images

@@ -4,7 +4,7 @@
 
 use super::with_metadata::{self, pieces};
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use virt_bmap_map::{Kind, ObjectName};
@@ -16,6 +16,8 @@ use virt_bmap_testutil::{cache, guestfish, tools};
 const NODE: u64 = 16 << 10;
 const STRIPE: u64 = 64 << 10;
 const SIZE: u64 = 400 << 20;
+/// Number of the files that are made first, each by 977 bytes larger than the one before.
+const FILES: usize = 120;
 const SUPERBLOCKS: [u64; 2] = [64 << 10, 64 << 20];
 
 /// Makes a btrfs on one disk with two copies of its metadata, a btrfs on two disks with striped
@@ -39,8 +41,11 @@ mount /dev/sda /one
 mount /dev/sdb /two
 mkmountpoint /three
 mount /dev/sdd /three
-debug sh 'cd /sysroot; for d in one two; do for i in $(seq 1 120); do dd if=/dev/urandom of=$d/f$i bs=$((i * 977)) count=1 2>/dev/null; done; dd if=/dev/urandom of=$d/big bs=1M count=50 2>/dev/null; sync; rm $d/f1*; btrfs -q subvolume create $d/sub; dd if=/dev/urandom of=$d/sub/more bs=1M count=9 2>/dev/null; dd if=/dev/urandom of=$d/big bs=1M count=1 seek=7 conv=notrunc 2>/dev/null; setfattr -n user.big -v $(printf %0800d 2) $d/f2; done; sync'
-debug sh 'cd /sysroot/three; for i in $(seq 1 120); do dd if=/dev/urandom of=f$i bs=$((i * 977)) count=1 2>/dev/null; done; sync; rm f1*; dd if=/dev/urandom of=big bs=1M count=20 2>/dev/null; mkdir d; ln -s $(printf %0900d 7) link; for f in some more; do fallocate -n -l 300000 $f; done; sync'
+tar-in some.tar /one
+tar-in some.tar /two
+tar-in some.tar /three
+debug sh 'cd /sysroot; for d in one two; do dd if=/dev/zero of=$d/big bs=1M count=50 2>/dev/null; sync; rm $d/f1*; btrfs -q subvolume create $d/sub; dd if=/dev/zero of=$d/sub/more bs=1M count=9 2>/dev/null; dd if=/dev/zero of=$d/big bs=1M count=1 seek=7 conv=notrunc 2>/dev/null; setfattr -n user.big -v $(printf %0800d 2) $d/f2; done; sync'
+debug sh 'cd /sysroot/three; sync; rm f1*; dd if=/dev/zero of=big bs=1M count=20 2>/dev/null; mkdir d; ln -s $(printf %0900d 7) link; for f in some more; do fallocate -n -l 300000 $f; done; sync'
 umount-all
 shutdown
 "#;
@@ -48,7 +53,15 @@ shutdown
 #[test]
 fn what_is_not_in_use_is_free() {
     needs!("guestfish", "btrfs", "dump.f2fs");
-    let dir = cache::directory("metadata-free", &cache::key(SCRIPT), |dir| {
+    let dir = cache::directory("metadata-free", &cache::key((SCRIPT, FILES)), |dir| {
+        // One program in the appliance makes all files, since starting one takes long there.
+        let tree = dir.join("tree");
+        fs::create_dir(&tree).unwrap();
+        let names: Vec<PathBuf> = (1..=FILES).map(|number| format!("f{number}").into()).collect();
+        for (number, name) in (1..).zip(&names) {
+            fs::write(tree.join(name), vec![number as u8; number * 977]).unwrap();
+        }
+        guestfish::tar(&dir.join("some.tar"), &tree, &names);
         guestfish::run(dir, SCRIPT);
     });
     let disks = ["a.raw", "b.raw", "c.raw", "d.raw"].map(|name| dir.join(name));

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use virt_bmap_map::{self as bmap, Cause, Map, ObjectName, Subject};
+use virt_bmap_map::{self as bmap, Map, ObjectName};
 use virt_bmap_testutil::ranges::{Range, normalise};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox};
 
@@ -20,20 +20,4 @@ pub(crate) fn map(disks: &[PathBuf], options: &[&str]) -> (Finished, Map) {
 pub(crate) fn pieces(map: &Map, disk: u16, name: &ObjectName<'_>) -> Vec<Range> {
     let pieces = map.find(*name).into_iter().flat_map(bmap::Object::pieces);
     normalise(pieces.filter(|piece| piece.disk == disk).map(|piece| piece.range.start.0..piece.range.end.0))
-}
-
-/// The name of a disk in the appliance.
-pub(crate) fn device(disk: u16) -> String {
-    format!("/dev/sd{}", char::from(b'a' + disk as u8 - 1))
-}
-
-/// The causes of the warnings about a disk and what is on it.
-pub(crate) fn causes(map: &Map, disk: u16) -> Vec<&Cause> {
-    let device = device(disk).into_bytes();
-    let is_here = |subject: &Subject| match subject {
-        Subject::Device(name) | Subject::Path { device: name, .. } => *name == device,
-        Subject::Image(_) | Subject::Guest => false,
-    };
-    let warnings = map.header().warnings.iter().filter(|warning| is_here(&warning.subject));
-    warnings.map(|warning| &warning.cause).collect()
 }

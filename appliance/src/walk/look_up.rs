@@ -230,6 +230,7 @@ impl Walker {
                 &fd,
                 stat.st_size as u64,
                 (stat.st_blocks as u64).saturating_mul(512),
+                self.cluster(&stat),
                 self.most_blocks(&stat),
             ),
             Ok(extents) => extents,

@@ -41,10 +41,20 @@ impl Walker {
         stat.st_ino < self.kind.facts().reserved_inodes
     }
 
-    /// Most blocks of a file for FIBMAP. The `$MFT` of NTFS has no limit, because other metadata is
-    /// found in it.
+    /// Most blocks or clusters of a file for FIBMAP. The `$MFT` of NTFS has no limit, because other
+    /// metadata is found in it.
     pub(super) fn most_blocks(&self, stat: &Stat) -> u64 {
-        if self.is_system(stat) && stat.st_ino == 0 { 1 << 22 } else { fiemap::MOST_BLOCKS }
+        match self.kind {
+            FsKind::Exfat => fiemap::MOST_CLUSTERS,
+            _ if self.is_system(stat) && stat.st_ino == 0 => 1 << 22,
+            _ => fiemap::MOST_BLOCKS,
+        }
+    }
+
+    /// Bytes of a cluster, if FIBMAP gives the sectors of a file. exFAT reports it as the preferred
+    /// size of input and output.
+    pub(super) fn cluster(&self, stat: &Stat) -> Option<u64> {
+        (self.kind == FsKind::Exfat).then_some(stat.st_blksize as u64)
     }
 
     /// Reads the extended attributes of a file.
@@ -190,6 +200,7 @@ impl Walker {
             }
             FsKind::Nilfs2 => {
                 let (_, device) = block_device(self.device, OFlags::empty()).ok_or(Errno::NODEV)?;
+                nilfs2::read_checkpoints(&root)?;
                 nilfs2::spaces(root, device)
             }
             FsKind::Ntfs => match &self.ntfs {
@@ -203,10 +214,12 @@ impl Walker {
             // With a reverse mapping tree, the headers of the groups are told.
             let mut spaces = spaces?;
             if self.kind == FsKind::Xfs
-                && !spaces.contains_key(&BlockPurpose::Superblocks)
                 && let Some((_, device)) = block_device(self.device, OFlags::empty())
             {
-                xfs::add_spaces(device, &mut spaces);
+                match spaces.contains_key(&BlockPurpose::Superblocks) {
+                    true => xfs::add_last_block(device, &mut spaces),
+                    false => xfs::add_spaces(device, &mut spaces),
+                }
             }
             if self.kind.is_ext()
                 && let Some(ext) = Ext::open(self.device)

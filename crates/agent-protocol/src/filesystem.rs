@@ -58,8 +58,9 @@ pub struct FsFacts {
     pub has_journal: bool,
     /// Whether a part of the replayed writes stays in memory.
     pub replays_in_memory: bool,
-    /// Whether the driver reads the last page of a file up to the end of the cluster.
-    pub reads_whole_pages: bool,
+    /// Whether the driver may read the last page of a file up to the end of the cluster, though
+    /// the file ends with a sector before. That depends on the kernel's version.
+    pub may_read_whole_pages: bool,
     /// Whether FIEMAP gives offsets in an address space that may span devices, not offsets on the
     /// device.
     pub has_address_space: bool,
@@ -97,7 +98,7 @@ const PLAIN: FsFacts = FsFacts {
     degraded_option: None,
     has_journal: false,
     replays_in_memory: false,
-    reads_whole_pages: false,
+    may_read_whole_pages: false,
     has_address_space: false,
     directory_blocks: DirectoryBlocks::Asked,
     has_directory_blocks: false,
@@ -205,11 +206,11 @@ kinds! {
     Vfat: FsFacts { name: "vfat", ..FAT },
     /// FAT.
     Msdos: FsFacts { name: "msdos", ..FAT },
-    /// exFAT. FIBMAP gives the sectors of a file.
+    /// exFAT. FIBMAP gives the sectors of a file. Linux 6.1 reads whole pages, Linux 7.2 sectors.
     Exfat: FsFacts {
         name: "exfat",
         magic: Some(0x2011_bab0),
-        reads_whole_pages: true,
+        may_read_whole_pages: true,
         directory_blocks: DirectoryBlocks::Computed,
         has_volatile_inodes: true,
         ..PLAIN

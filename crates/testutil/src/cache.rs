@@ -14,6 +14,13 @@ pub fn root() -> PathBuf {
     root
 }
 
+/// The cache of the program itself, for all runs of it.
+pub fn kept() -> PathBuf {
+    let kept = root().join("xdg-cache");
+    fs::create_dir_all(&kept).unwrap();
+    kept
+}
+
 /// A short name that depends on the content of `recipe`.
 pub fn key(recipe: impl Hash) -> String {
     let mut hasher = DefaultHasher::new();

@@ -378,9 +378,11 @@ fn fixture(
     }
 }
 
-/// The first byte of a partition on the disk.
+/// The first byte of a partition on the only disk with partitions. The kernel that made it may have
+/// called the disk by another letter.
 fn start_of(partitions: &[Volume], device: &str) -> u64 {
-    partitions.iter().find(|p| p.device == device).unwrap().segments[0].disk
+    let number = |device: &str| device.trim_start_matches(|c: char| !c.is_ascii_digit()).to_owned();
+    partitions.iter().find(|p| number(&p.device) == number(device)).expect(device).segments[0].disk
 }
 
 /// The name of the file that holds a copy of a device.

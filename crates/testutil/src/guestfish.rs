@@ -1,6 +1,6 @@
 //! Runs `guestfish`, which makes the fixtures.
 
-use super::{places, tools};
+use super::{cache, places, tools};
 use std::env;
 use std::fs::File;
 use std::io::Write;
@@ -10,6 +10,9 @@ use std::sync::OnceLock;
 
 /// The time limit of a script in seconds. The longest script takes three minutes under emulation.
 const LONGEST: &str = "900";
+
+/// Options of an emulated kernel, for which docs/decisions/0010-appliance-kernel.md has the reasons.
+const KERNEL_OPTIONS: &str = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";
 
 /// Runs a guestfish script in `dir` and returns what it printed. If a command fails, the function
 /// panics with the message of guestfish.
@@ -21,11 +24,16 @@ const LONGEST: &str = "900";
 /// The appliance is emulated unless `LIBGUESTFS_BACKEND_SETTINGS` says otherwise. libguestfs
 /// assumes that an existing `/dev/kvm` works, which may be wrong, and a fixture is made only once.
 /// It is the program's own unless `LIBGUESTFS_PATH` names another, because that one starts in a
-/// third of the time. One that hangs is killed, so that one test fails and the others run.
+/// third of the time, and its kernel has the options that the program gives it. One that hangs is
+/// killed, so that one test fails and the others run.
 pub fn run(dir: &Path, script: &str) -> String {
     let mut command = tools::command("timeout");
     command.args([LONGEST, "guestfish"]);
-    for (name, value) in [("LIBGUESTFS_BACKEND", "direct"), ("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")] {
+    for (name, value) in [
+        ("LIBGUESTFS_BACKEND", "direct"),
+        ("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg"),
+        ("LIBGUESTFS_APPEND", KERNEL_OPTIONS),
+    ] {
         if env::var_os(name).is_none() {
             command.env(name, value);
         }
@@ -40,25 +48,29 @@ pub fn run(dir: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The directory of the program's own appliance, which is built if it is missing.
-fn appliance() -> &'static str {
+/// The directory of the program's own appliance, which is built if it is missing. It is in the cache
+/// of the tests' runs, so that no other build on this machine replaces it.
+pub fn appliance() -> &'static str {
     static DIRECTORY: OnceLock<String> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
-        let output = tools::output(tools::command(places::program()).args(["appliance", "build"]));
+        let mut build = tools::command(places::program());
+        let output = tools::output(build.args(["appliance", "build"]).env("XDG_CACHE_HOME", cache::kept()));
         let said = String::from_utf8(output.stdout).unwrap();
         said.lines().find_map(|line| line.strip_prefix("appliance: ")).expect("a directory").to_owned()
     })
 }
 
 /// Adds a label for each disk to the script. The labels replace the names that libguestfs does not
-/// translate.
+/// translate. Disks that a script makes need not survive a power cut, so nothing waits until they
+/// are on the host's own disk.
 fn with_labels(script: &str) -> String {
     let mut letters = 'a'..='z';
     let line = |line: &str| match line.split_once(' ') {
         Some(("add" | "add-drive", options)) => {
             let letter = letters.next().unwrap();
             let label = if options.contains("label:") { String::new() } else { format!(" label:sd{letter}") };
-            format!("{line}{label}\n")
+            let is_kept = options.contains("cachemode:") || options.contains("readonly:");
+            format!("{line}{label}{}\n", if is_kept { "" } else { " cachemode:unsafe" })
         }
         Some(("debug", _)) => format!("{LINKS}\n{}\n", by_label(line)),
         _ => format!("{line}\n"),

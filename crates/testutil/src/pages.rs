@@ -14,15 +14,17 @@
 //! - `tested=FILE`: it is not run as it is, but the tests in this file run its commands.
 //! - `stderr`: standard error is part of the output, without the lines that only the first run on a
 //!   machine or a slow one prints.
+//! - `varies`: the guest is made of this machine's files, so that any number may stand in place of
+//!   one on the page.
 //!
 //! The comment `<!-- setup`, commands, `-->` may precede a block. These commands run first. The
 //! reader does not see them.
 //!
 //! All blocks of a page run in one directory, which is at first a copy of `tests/questions` and
-//! `tests/formats`. With `VIRT_BMAP_BLESS=1` in the environment, the output of the commands is
+//! `tests/formats`. In output it is called `/home/you`. With `VIRT_BMAP_BLESS=1` in the environment, the output of the commands is
 //! written into the pages.
 
-use crate::tools;
+use crate::{formats, tools};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -65,6 +67,7 @@ struct Block {
     is_run: bool,
     needs_appliance: bool,
     shows_stderr: bool,
+    varies: bool,
 }
 
 impl Block {
@@ -77,8 +80,16 @@ impl Block {
             _ => return None,
         };
         let (first, end, setup) = (0, 0, None);
-        let mut block =
-            Self { form, first, end, setup, is_run: true, needs_appliance: false, shows_stderr: false };
+        let mut block = Self {
+            form,
+            first,
+            end,
+            setup,
+            is_run: true,
+            needs_appliance: false,
+            shows_stderr: false,
+            varies: false,
+        };
         for word in words {
             match word.split_once('=') {
                 Some(("needs", what)) => {
@@ -93,6 +104,7 @@ impl Block {
                     block.is_run = false;
                 }
                 None if word == "stderr" => block.shows_stderr = true,
+                None if word == "varies" => block.varies = true,
                 _ => panic!("{page}: {line}: what is {word}?"),
             }
         }
@@ -174,14 +186,28 @@ fn without_times(line: &str) -> String {
     words.join(" ")
 }
 
+/// The line with `#` in place of each number, decimal or hexadecimal, and with one space in place of
+/// several, since columns are as wide as their numbers.
+fn without_numbers(line: &str) -> String {
+    let is_number = |word: &str| {
+        let word = word.trim_end_matches(',');
+        word.starts_with(|c: char| c.is_ascii_hexdigit())
+            && word.contains(|c: char| c.is_ascii_digit())
+            && word.chars().all(|c| c.is_ascii_hexdigit() || ".,".contains(c))
+    };
+    let words = line.split_whitespace().map(|word| if is_number(word) { "#" } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// Whether the printed lines match the page, on which `…` stands for any number of lines.
-fn fits(shown: &[&str], printed: &[&str]) -> bool {
+fn fits(shown: &[&str], printed: &[&str], varies: bool) -> bool {
+    let plain = |line: &str| if varies { without_numbers(line) } else { without_times(line) };
     match (shown.split_first(), printed.split_first()) {
         (None, None) => true,
-        (Some((&"…", rest)), None) => fits(rest, printed),
-        (Some((&"…", rest)), Some((_, later))) => fits(rest, printed) || fits(shown, later),
+        (Some((&"…", rest)), None) => fits(rest, printed, varies),
+        (Some((&"…", rest)), Some((_, later))) => fits(rest, printed, varies) || fits(shown, later, varies),
         (Some((line, rest)), Some((other, later))) => {
-            without_times(line) == without_times(other) && fits(rest, later)
+            plain(line) == plain(other) && fits(rest, later, varies)
         }
         _ => false,
     }
@@ -195,15 +221,21 @@ impl Page {
     /// Runs the blocks that need nothing, and compares the output with the page. `root` is the
     /// directory of the repository. `program` is what runs as `virt-bmap-rs`.
     pub fn check(&self, root: &Path, program: &Path) {
-        self.check_blocks(root, program, |block| block.is_run);
+        self.check_blocks(root, program, &[], |block| block.is_run);
     }
 
-    /// The same with the blocks that need an appliance.
-    pub fn check_with_appliance(&self, root: &Path, program: &Path) {
-        self.check_blocks(root, program, |block| block.is_run || block.needs_appliance);
+    /// The same with the blocks that need an appliance. The directory has copies of `images`, too.
+    pub fn check_with_appliance(&self, root: &Path, program: &Path, images: &[&Path]) {
+        self.check_blocks(root, program, images, |block| block.is_run || block.needs_appliance);
     }
 
-    fn check_blocks(&self, root: &Path, program: &Path, is_wanted: impl Fn(&Block) -> bool) {
+    fn check_blocks(
+        &self,
+        root: &Path,
+        program: &Path,
+        images: &[&Path],
+        is_wanted: impl Fn(&Block) -> bool,
+    ) {
         let path = self.path;
         if !tools::installed(self.tools) {
             return;
@@ -219,6 +251,9 @@ impl Page {
                     fs::copy(sample.path(), dir.path().join(sample.file_name())).unwrap();
                 }
             }
+        }
+        for image in images {
+            formats::copy(image, &dir.path().join(image.file_name().unwrap()));
         }
         let succeed = |script: &str| {
             let output = shell(program, dir.path(), script);
@@ -251,11 +286,12 @@ impl Page {
                 let line = if block.shows_stderr { format!("exec 2>&1; {command}") } else { command.clone() };
                 let output = shell(program, dir.path(), &line);
                 let printed = String::from_utf8(output.stdout).unwrap();
+                let printed = printed.replace(dir.path().to_str().unwrap(), "/home/you");
                 // An empty line before the next command does not matter.
                 let printed: Vec<&str> = printed.trim_end_matches('\n').lines().collect();
                 let is_usual = |line: &&str| !block.shows_stderr || is_usual(line);
                 let printed: Vec<&str> = printed.into_iter().filter(is_usual).collect();
-                let is_right = fits(&expected, &printed);
+                let is_right = fits(&expected, &printed, block.varies);
                 if !is_right {
                     wrong += &format!(
                         "{path}:{}: {command}\n--- shown\n{}\n--- printed\n{}\n{}\n",

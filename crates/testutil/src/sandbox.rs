@@ -158,9 +158,7 @@ impl Sandbox {
         if self.is_nobody {
             command.env("LIBGUESTFS_CACHEDIR", "/var/tmp").env("XDG_CACHE_HOME", at("home"));
         } else {
-            let kept = cache::root().join("xdg-cache");
-            fs::create_dir_all(&kept).unwrap();
-            command.env("LIBGUESTFS_CACHEDIR", "/var/tmp").env("XDG_CACHE_HOME", kept);
+            command.env("LIBGUESTFS_CACHEDIR", "/var/tmp").env("XDG_CACHE_HOME", cache::kept());
         }
         command.envs(self.envs.iter().map(|(name, value)| (name, value)));
         let stdout = self.stdout.take().unwrap_or_else(|| File::create(at("stdout")).unwrap().into());

@@ -133,13 +133,29 @@ pub fn modified(metadata: &fs::Metadata) -> i128 {
     i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
 }
 
+/// Gives the owner all rights in a directory and in those below it.
+///
+/// libguestfs 1.60 of Debian testing has an archive (`udev-rules.tar.gz`) whose directories nobody
+/// but root may enter. supermin unpacks it, and cannot remove that again as an ordinary user.
+fn make_removable(directory: &Path) {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).ok();
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        make_removable(&entry.path());
+    }
+}
+
 /// Has supermin build kernel, initrd and root, as libguestfs does (`lib/appliance.c`). `place` is
 /// for its temporary files.
 fn supermin(place: &Path, directory: &Path, supermin_d: &Path) -> Result<(), BuildError> {
     let mut command = child::command("supermin".as_ref());
     command.args(["--build", "--copy-kernel", "-f", "ext2", "--host-cpu", std::env::consts::ARCH]);
     command.arg(supermin_d).arg("-o").arg(directory).env("TMPDIR", place);
-    let output = child::run(command, DEADLINE).map_err(BuildError::Run)?;
+    let output = child::run(command, DEADLINE).map_err(BuildError::Run);
+    let entries = fs::read_dir(place).into_iter().flatten().flatten();
+    let is_temporary = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|it| it == "tmpdir");
+    entries.filter(is_temporary).for_each(|entry| make_removable(&entry.path()));
+    let output = output?;
     if output.status.success() {
         return Ok(());
     }

@@ -33,7 +33,7 @@ pub struct Volume {
     block_bits: u32,
     inode_bits: u32,
     /// Number of blocks.
-    blocks: u64,
+    pub blocks: u64,
     /// Start and length of the log in bytes, if it is on this device.
     pub log: Option<(u64, u64)>,
     /// Inodes of its own files.

@@ -2,7 +2,8 @@
 //! HFS+, blocks past the end of a file, compressed blocks of EROFS. And a UDF that was made over
 //! another one. The same guest has the filesystems of [`packed`] and of [`orphans`].
 
-use super::with_metadata::{self, device, pieces};
+use super::disks::{self, device};
+use super::with_metadata::{self, pieces};
 use super::{orphans, packed};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -104,7 +105,7 @@ fn erofs(map: &Map, image: &Path) {
         assert!(!object.attributes().marks.contains(Marks::INEXACT), "{path}");
     }
     assert!(compressed > 20, "{compressed}");
-    assert!(with_metadata::causes(map, 3).is_empty(), "{:?}", map.header().warnings);
+    assert!(disks::causes(map, 3).is_empty(), "{:?}", map.header().warnings);
 }
 
 /// The free space is that of the live volume, and every byte has an object.

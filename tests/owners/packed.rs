@@ -3,7 +3,8 @@
 //! over: their sizes come from the programs that made them, the free space of UFS from The Sleuth
 //! Kit.
 
-use super::with_metadata::{self, pieces};
+use super::disks;
+use super::with_metadata::pieces;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -89,7 +90,7 @@ struct View<'a> {
 
 impl View<'_> {
     fn of(&self, kind: Kind, path: &str) -> Vec<Range> {
-        let device = with_metadata::device(self.disk);
+        let device = disks::device(self.disk);
         pieces(self.map, self.disk, &ObjectName::path(kind, device.as_bytes(), path.as_bytes()))
     }
 
@@ -101,7 +102,7 @@ impl View<'_> {
 
     /// All bytes but those behind the end have an object, and the books are even.
     fn is_even(&self, size: u64) {
-        let device = with_metadata::device(self.disk);
+        let device = disks::device(self.disk);
         let objects = self.map.objects().filter(|object| object.kind() != Kind::Disk);
         let known = normalise(objects.flat_map(|object| pieces(self.map, self.disk, &object.name())));
         assert_eq!(difference(&[0..size], &known), [], "{device}");
@@ -216,7 +217,7 @@ fn ufs(view: &View<'_>) {
     // Beside its data, a file has the blocks that istat lists as indirect.
     let maps = view.named("[extent maps]");
     for path in ["/large", "/hole"] {
-        let device = with_metadata::device(view.disk);
+        let device = disks::device(view.disk);
         let object = view.map.find(ObjectName::path(Kind::File, device.as_bytes(), path.as_bytes())).unwrap();
         let inode = object.attributes().inode.unwrap().to_string();
         let words = [OsStr::new("-f"), OsStr::new("ufs"), view.image.as_os_str(), OsStr::new(&inode)];

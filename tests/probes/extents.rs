@@ -1,18 +1,33 @@
 //! With spot checks at the ends of extents, the map is the same, byte for byte, as after a full
 //! read.
 
+use std::ffi::OsStr;
+use std::sync::OnceLock;
 use virt_bmap_testutil::fixture;
 use virt_bmap_testutil::mapping;
 use virt_bmap_testutil::sandbox;
-use virt_bmap_testutil::tools::needs;
+use virt_bmap_testutil::tools::{self, needs};
+
+/// The maps that a run writes: a text map without metadata, and JSON Lines with it and with the
+/// place of each piece in its file.
+struct Maps {
+    text: Vec<u8>,
+    json: Vec<u8>,
+}
 
 /// Maps the shared guest with `options`.
-fn map(options: &[&str]) -> Vec<u8> {
+fn map(options: &[&str]) -> Maps {
     let image = fixture::guest().image.as_os_str();
-    let options = options.iter().chain(&["-o", "out.bmap"]).map(std::ffi::OsStr::new);
+    let options = options.iter().chain(&["-o", "out.bmap", "-o", "out.jsonl"]).map(OsStr::new);
     let run = sandbox::run(std::iter::once(image).chain(options));
     assert_eq!(run.code(), 0, "{}", run.stderr);
-    run.read("out.bmap")
+    Maps { text: run.read("out.bmap"), json: run.read("out.jsonl") }
+}
+
+/// The maps from accepted extents, as they are made by default.
+fn told() -> &'static Maps {
+    static TOLD: OnceLock<Maps> = OnceLock::new();
+    TOLD.get_or_init(|| map(&[]))
 }
 
 /// Fails if `told`, a map from accepted extents, differs from `read`, the map of a full read.
@@ -33,18 +48,27 @@ fn assert_same(read: &[u8], told: &[u8]) {
 #[test]
 fn ends_and_a_sample_of_them_give_the_map_that_a_full_read_gives() {
     needs!("guestfish", "sfdisk");
-    let told = &mapping::of(&[fixture::guest()], &[]).text;
     let read = map(&["--probe", "agent"]);
-    assert_same(&read, told);
+    assert_same(&read.text, &told().text);
+    assert_same(&read.json, &told().json);
     // One processor looks up one file after the other.
-    assert_same(&read, &map(&["--spot-check", "10", "--smp", "1"]));
-    assert_same(&read, &map(&["--proof", "every"]));
+    let sample = map(&["--spot-check", "10", "--smp", "1"]);
+    assert_same(&read.text, &sample.text);
+    assert_same(&read.json, &sample.json);
+    let every = map(&["--proof", "every"]);
+    assert_same(&read.text, &every.text);
+    assert_same(&read.json, &every.json);
 }
 
+/// Whether metadata is mapped, too, makes no difference for the rest.
 #[test]
-fn they_do_so_with_metadata_too() {
+fn a_second_run_writes_the_same_bytes() {
     needs!("guestfish", "sfdisk");
-    assert_same(&map(&["--metadata", "--probe", "agent"]), &map(&["--metadata"]));
+    let guest = fixture::guest();
+    let mapping = mapping::of(&[guest], &[]);
+    assert_eq!(mapping.code, 0, "{}", mapping.stderr);
+    assert!(told().text == mapping.text, "two runs, two maps");
+    assert_eq!(tools::sha256(&guest.image), guest.sha256);
 }
 
 #[test]

@@ -10,22 +10,6 @@ use virt_bmap_testutil::sandbox::{self, Sandbox};
 use virt_bmap_testutil::textmap::{TextMap, body};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Maps `image`, which holds the small guest, and compares the map with that of the raw image.
-/// `files` are all files of the image.
-fn same_as_raw(image: &Path, files: &[PathBuf]) {
-    let raw = mapping::of(&[fixture::small()], &[]);
-    let seal = sandbox::sealed(files);
-    let run = sandbox::run([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
-    run.assert_code(0);
-    drop(seal);
-    let map = run.read("out.bmap");
-    assert!(
-        body(&map) == body(&raw.text),
-        "not the raw image's map: {}",
-        first_difference(body(&map), body(&raw.text))
-    );
-}
-
 fn first_difference(a: &[u8], b: &[u8]) -> String {
     let (mut a, mut b) = (a.split(|&c| c == b'\n'), b.split(|&c| c == b'\n'));
     loop {
@@ -63,7 +47,7 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 /// appliance is enough for all of them.
 #[test]
 fn the_map_is_that_of_the_raw_image_in_every_format() {
-    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io");
+    needs!("guestfish", "sfdisk", "qemu-img", "qemu-io", "losetup");
     let dir = tempfile::tempdir().unwrap();
     let directory = |name: &str| {
         let directory = dir.path().join(name);
@@ -86,9 +70,12 @@ fn the_map_is_that_of_the_raw_image_in_every_format() {
     let stated = dir.path().join("disk");
     formats::convert(raw, &stated, "qcow2", "");
     disks.push(("qcow2", stated));
+    // A block device is read directly.
+    let device = tools::is_root("make a loop device").then(|| Loop::of(raw));
+    disks.splice(0..0, device.iter().map(|device| ("raw", PathBuf::from(&device.0))));
 
     let files = files_below(dir.path());
-    let seal = sandbox::sealed(&files);
+    let seal = sandbox::sealed(files.iter().chain([raw]));
     let mut args: Vec<&OsStr> = disks.iter().map(|(_, image)| image.as_os_str()).collect();
     args.splice(args.len() - 1..args.len() - 1, ["--format=".as_ref(), "--format=qcow2".as_ref()]);
     args.extend(["-o", "out.bmap"].map(OsStr::new));
@@ -128,61 +115,49 @@ fn the_map_is_that_of_the_raw_image_in_every_format() {
     }
 }
 
-#[test]
-fn vpc_rounds_its_size_up() {
-    needs!("guestfish", "sfdisk", "qemu-img");
-    // Without `force_size` a VHD holds whole cylinders only, so that the disk may be larger than
-    // the raw image. Then only the end of the whole disk differs.
-    let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("guest.vhd");
-    let raw = fixture::small();
-    formats::convert(&raw.image, &image, "vpc", "");
-    let run = sandbox::run([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
-    run.assert_code(0);
-    let (ours, theirs) = (TextMap::parse(&run.read("out.bmap")), mapping::of(&[raw], &[]).map);
-    for kind in ['d', 'f'] {
-        assert_eq!(ours.paths(1, kind, "/dev/sda1"), theirs.paths(1, kind, "/dev/sda1"));
+/// A read-only loop device, which is removed when the value is dropped.
+struct Loop(String);
+
+impl Loop {
+    fn of(image: &Path) -> Self {
+        let args = ["--find".as_ref(), "--show".as_ref(), "--read-only".as_ref(), image.as_os_str()];
+        Self(String::from_utf8(tools::run("losetup", args)).unwrap().trim().to_owned())
     }
-    assert_eq!(ours.devices(1, 'p'), theirs.devices(1, 'p'));
-    let end = ours.devices(1, 'v')["/dev/sda"].last().unwrap().end;
-    assert!(end >= raw.size(), "{end:#x}");
 }
 
+impl Drop for Loop {
+    fn drop(&mut self) {
+        tools::command("losetup").args(["-d", &self.0]).status().ok();
+    }
+}
+
+/// Without `force_size` a VHD holds whole cylinders only, so that the disk may be larger than the
+/// raw image. A raw image need not be a whole number of sectors. Only the end of the whole disk
+/// differs then.
 #[test]
-fn a_raw_image_of_odd_size_is_rounded_up() {
-    needs!("guestfish", "sfdisk");
+fn sizes_are_rounded_up() {
+    needs!("guestfish", "sfdisk", "qemu-img");
     let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("odd.raw");
-    let raw = fixture::plain();
-    formats::copy(&raw.image, &image);
-    let file = fs::File::options().append(true).open(&image).unwrap();
+    let [vhd, odd] = ["guest.vhd", "odd.raw"].map(|name| dir.path().join(name));
+    let (small, plain) = (fixture::small(), fixture::plain());
+    formats::convert(&small.image, &vhd, "vpc", "");
+    formats::copy(&plain.image, &odd);
+    let file = fs::File::options().append(true).open(&odd).unwrap();
     std::io::Write::write_all(&mut &file, b"odd").unwrap();
-    let seal = sandbox::sealed([&image]);
-    let run = sandbox::run([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
+    let seal = sandbox::sealed([&vhd, &odd]);
+    let run = sandbox::run([vhd.as_os_str(), odd.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
     run.assert_code(0);
     drop(seal);
-    let map = TextMap::parse(&run.read("out.bmap"));
-    assert_eq!(map.devices(1, 'v')["/dev/sda"].last().unwrap().end, raw.size() + 512);
-    let exact = mapping::of(&[raw], &[]).map;
-    assert_eq!(map.paths(1, 'f', "/dev/sda"), exact.paths(1, 'f', "/dev/sda"));
-}
-
-#[test]
-fn a_block_device_is_read_directly() {
-    needs!("guestfish", "sfdisk", "losetup");
-    if !tools::is_root("make a loop device") {
-        return;
+    let (ours, theirs) = (TextMap::parse(&run.read("out.bmap")), mapping::of(&[small, plain], &[]).map);
+    for kind in ['d', 'f'] {
+        assert_eq!(ours.paths(1, kind, "/dev/sda1"), theirs.paths(1, kind, "/dev/sda1"));
+        assert_eq!(ours.paths(2, kind, "/dev/sdb"), theirs.paths(2, kind, "/dev/sdb"));
     }
-    struct Loop(String);
-    impl Drop for Loop {
-        fn drop(&mut self) {
-            tools::command("losetup").args(["-d", &self.0]).status().ok();
-        }
-    }
-    let small = fixture::small();
-    let args = ["--find".as_ref(), "--show".as_ref(), "--read-only".as_ref(), small.image.as_os_str()];
-    let device = Loop(String::from_utf8(tools::run("losetup", args)).unwrap().trim().to_owned());
-    same_as_raw(device.0.as_ref(), std::slice::from_ref(&small.image));
+    assert!(!ours.paths(1, 'f', "/dev/sda1").is_empty() && !ours.paths(2, 'f', "/dev/sdb").is_empty());
+    assert_eq!(ours.devices(1, 'p'), theirs.devices(1, 'p'));
+    let end = |number, device: &str| ours.devices(number, 'v')[device].last().unwrap().end;
+    assert!(end(1, "/dev/sda") >= small.size(), "{:#x}", end(1, "/dev/sda"));
+    assert_eq!(end(2, "/dev/sdb"), plain.size() + 512);
 }
 
 #[test]
@@ -199,21 +174,13 @@ fn the_map_is_named_after_the_image_and_written_here() {
 }
 
 #[test]
-fn a_dash_is_standard_output() {
+fn a_dash_is_standard_output_and_add_names_an_image() {
     needs!("guestfish", "sfdisk");
     let small = fixture::small();
-    let run = sandbox::run([small.image.as_os_str(), "-o".as_ref(), "-".as_ref(), "--quiet".as_ref()]);
+    let words = ["-a".as_ref(), small.image.as_os_str(), "-o".as_ref(), "-".as_ref(), "--quiet".as_ref()];
+    let run = sandbox::run(words);
     run.assert_code(0);
     assert!(run.stdout == mapping::of(&[small], &[]).text, "not the map that a file gets");
     assert_eq!(run.files(), [""; 0]);
     assert_eq!(run.stderr, "", "--quiet says something");
-}
-
-#[test]
-fn add_is_another_way_to_name_an_image() {
-    needs!("guestfish", "sfdisk");
-    let small = fixture::small();
-    let run = sandbox::run(["-a".as_ref(), small.image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
-    run.assert_code(0);
-    assert!(run.read("out.bmap") == mapping::of(&[small], &[]).text);
 }

@@ -4,7 +4,8 @@
 //!
 //! The oracle is the raw disk: the sectors of the files have patterns.
 
-use super::with_metadata::{self, pieces};
+use super::disks;
+use super::with_metadata::pieces;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -112,7 +113,7 @@ fn copy_mounted(dir: &Path) {
 /// Checks the filesystems. The first is on the disk with this number.
 pub(crate) fn check(map: &Map, first: u16, images: &[PathBuf]) {
     for (disk, image) in (first..).zip(images) {
-        let device = with_metadata::device(disk);
+        let device = disks::device(disk);
         let on_disk = oracle_pattern::scan(image);
         let places: BTreeMap<u32, _> = on_disk
             .into_iter()
@@ -150,7 +151,7 @@ pub(crate) fn check(map: &Map, first: u16, images: &[PathBuf]) {
         let filesystem = header.filesystems.iter().find(|it| it.device == device.as_bytes()).unwrap();
         let balance = filesystem.balance.unwrap();
         assert_eq!((balance.unexplained, balance.claimed_twice, balance.claimed_free), (0, 0, 0), "{device}");
-        let causes = with_metadata::causes(map, disk);
+        let causes = disks::causes(map, disk);
         assert_eq!(causes.len(), usize::from(is_copy), "{device}: {causes:?}");
         assert!(causes.iter().all(|cause| matches!(cause, Cause::JournalReplayed)), "{causes:?}");
     }

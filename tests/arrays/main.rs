@@ -1,0 +1,11 @@
+//! Arrays: all their copies, their parity, and dynamic disks of Windows.
+//!
+//! These tests need an appliance, see docs/testing.md.
+//! `cargo test --test arrays redundancy::` runs those of one module.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::single_range_in_vec_init, reason = "lists of ranges that happen to have one")]
+
+mod dynamic_disks;
+mod redundancy;
+
+virt_bmap_testutil::program!(harness);
