@@ -198,9 +198,10 @@ compare-maps: build
 update-torture: setup-tests
 	$(TEST) --test torture -- changed --all
 
-# Two hundred operations on each filesystem, one by one and ten at a time, and as many at random.
+# Two hundred operations on each filesystem, one by one and ten at a time, and as many at random; the
+# same on volumes; and looks at all filesystems beside maps of fresh appliances.
 operations-torture: setup-tests
-	VIRT_BMAP_OPERATIONS=200 $(TEST) --test tracing -- scripted:: random_writer:: volumes:: --test-threads=1
+	VIRT_BMAP_OPERATIONS=200 $(TEST) --test tracing -- scripted:: random_writer:: volumes:: looks:: --test-threads=1
 
 # Tests in fresh releases of Debian, each with its own libguestfs, qemu and kernel, and writes their
 # table. SUITES="trixie" tests only these. Takes half an hour for each; needs root.

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use virt_bmap_map::report::{self, trace};
+use virt_bmap_map::report::{self, operations, trace};
 use virt_bmap_map::{self as bmap, output::Output};
 use virt_bmap_ranges::{Human, Printable};
 
@@ -13,8 +13,8 @@ use virt_bmap_ranges::{Human, Printable};
 ///
 /// The page is self-contained and opens in any current browser without a network. It can be zoomed
 /// with mouse, touch and keyboard. Colours show directory, type, age, fragmentation or device. A
-/// search highlights the blocks of a file. With --trace, the page plays a log of requests. Text
-/// maps lack times, sizes and file offsets, so the page shows none of these for a text map.
+/// search highlights the blocks of a file. With --trace, the page plays a log of requests, and with
+/// --operations it names what the guest did to its files meanwhile. Text maps lack times, sizes and file offsets, so the page shows none of these for a text map.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ReportArgs {
@@ -30,6 +30,11 @@ pub(super) struct ReportArgs {
     #[arg(long, value_name = "LOG")]
     trace: Option<PathBuf>,
 
+    /// List of operations to name while the log is played: what `trace --operations FILE.jsonl` has
+    /// written in the same trace
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    operations: Option<PathBuf>,
+
     /// Show sizes as numbers of bytes, and offsets in decimal
     #[arg(long)]
     bytes: bool,
@@ -43,14 +48,15 @@ Exit status:
 
 Examples:
   virt-bmap-rs report guest.bmap
-  virt-bmap-rs report guest.bmap -o guest.html --trace boot.jsonl";
+  virt-bmap-rs report guest.bmap -o guest.html --trace boot.jsonl
+  virt-bmap-rs report guest.bmap --trace boot.jsonl --operations done.jsonl";
 
 pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
     let stdin = Path::new("-");
     if args.map == stdin && args.trace.as_deref() == Some(stdin) {
         bail!("the map and the log cannot both come from standard input");
     }
-    for input in [Some(&args.map), args.trace.as_ref()].into_iter().flatten() {
+    for input in [Some(&args.map), args.trace.as_ref(), args.operations.as_ref()].into_iter().flatten() {
         if is_same(input, &args.output) {
             bail!(
                 "{}: refusing to overwrite an input with the page; name another file with --output",
@@ -66,6 +72,18 @@ pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
             trace::MAX_REQUESTS
         );
     }
+    let operations = args.operations.as_deref().map(read_operations).transpose()?;
+    if let (Some(trace), Some(list)) = (&trace, args.operations.as_deref())
+        && !trace.is_timed
+    {
+        bail!("{}: the log has no times, so it is not known when an operation was", show(list));
+    }
+    if operations.as_ref().is_some_and(|list| list.is_cut) {
+        note!(
+            "virt-bmap-rs: warning: the list is longer than {} operations; the page names only the first ones",
+            operations::MAX_OPERATIONS
+        );
+    }
     let title = args
         .map
         .file_name()
@@ -73,7 +91,12 @@ pub(super) fn run(args: &ReportArgs) -> Result<Exit> {
         .map_or("standard input".into(), |name| name.to_string_lossy());
     let mut output = Output::create(&args.output)?;
     let mut counted = Counted { out: BufWriter::with_capacity(1 << 16, &mut output), bytes: 0 };
-    let options = report::ReportOptions { title: &title, trace: trace.as_ref(), bytes: args.bytes };
+    let options = report::ReportOptions {
+        title: &title,
+        trace: trace.as_ref(),
+        operations: operations.as_ref(),
+        bytes: args.bytes,
+    };
     report::write(&map, &options, &mut counted)?;
     counted.flush().context("cannot write the page")?;
     let bytes = counted.bytes;
@@ -92,6 +115,11 @@ fn read_trace(path: &Path) -> Result<trace::Trace> {
         ))
     };
     trace::read(log).with_context(|| format!("{}: cannot read the log", show(path)))
+}
+
+fn read_operations(path: &Path) -> Result<operations::PlayedOperations> {
+    let list = File::open(path).with_context(|| format!("{}: cannot open the list", show(path)))?;
+    operations::read(BufReader::new(list)).with_context(|| format!("{}: cannot read the list", show(path)))
 }
 
 /// Whether both paths name the same existing file.

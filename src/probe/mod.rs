@@ -84,7 +84,7 @@ impl Default for Probe {
 /// Which files show that extents are where they are said to be: the kernel is asked about these, and
 /// the ends of their extents are read.
 ///
-/// The map is the same. See `docs/decisions/0024-inode-tables.md` for what either can miss.
+/// The map is the same. See `docs/decisions/0025-inode-tables.md` for what either can miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// Every file.

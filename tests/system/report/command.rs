@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// A directory with a map and two logs.
+/// A directory with a map, two logs, and a list of operations.
 pub(crate) fn samples() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let map = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/questions/guest.bmap");
@@ -24,6 +24,15 @@ pub(crate) fn samples() -> tempfile::TempDir {
         "\nread f /dev/sda1 /etc/fstab\n 100a00-100c00\nread d /dev/sda1 /\n 100000-100400",
     )
     .unwrap();
+    let operation = |path: &str, milliseconds: u64| {
+        let (from, to) = (milliseconds * 1_000_000, (milliseconds + 20) * 1_000_000);
+        format!(
+            "{{\"op\": \"create\", \"type\": \"f\", \"device\": \"/dev/sda1\", \"path\": \"{path}\", \
+             \"from_path\": null, \"from_ns\": {from}, \"to_ns\": {to}, \"flushed\": true}}\n"
+        )
+    };
+    let list = [operation("/early", 500), operation("/</li>later", 1250), operation("/last", 3000)];
+    fs::write(dir.path().join("done.jsonl"), list.concat()).unwrap();
     dir
 }
 

@@ -287,6 +287,21 @@ fn requests_play_over_time() {
     assert!(browser.number(marked) < 0.04);
     browser.assert_quiet();
 
+    assert_eq!(browser.text("String(byId('operations').hidden)"), "true");
+    drop(browser);
+    let played = ["guest.bmap", "--trace", "boot.jsonl", "--operations", "done.jsonl"];
+    let mut browser = open(dir.path(), &played);
+    let told = "[...byId('operations').children].map((line) => line.textContent).join(', ')";
+    assert_eq!(browser.text(told), "");
+    browser.eval("app.playback.seek(2)");
+    browser.settle();
+    let lines = "1.25 s create f /dev/sda1 /</li>later, 0.50 s create f /dev/sda1 /early";
+    assert_eq!(browser.text(told), lines);
+    browser.eval("app.playback.seek(1)");
+    browser.settle();
+    assert_eq!(browser.text(told), "0.50 s create f /dev/sda1 /early");
+    browser.assert_quiet();
+
     drop(browser);
     let mut browser = open(dir.path(), &["guest.bmap", "--trace", "boot.log", "--bytes"]);
     browser.eval("app.playback.seek(1)");

@@ -19,6 +19,7 @@
 mod columns;
 mod intervals;
 mod objects;
+pub mod operations;
 mod page;
 pub mod trace;
 
@@ -31,6 +32,7 @@ use virt_bmap_ranges::{DiskNumber, Printable};
 use self::columns::{Columns, MAX_EXACT, zigzag};
 use self::intervals::{Disk, Intervals};
 use self::objects::Measured;
+use self::operations::{PlayedOperation, PlayedOperations};
 use self::trace::{Op, Trace};
 use crate::hardlinks;
 use crate::lookup::{DiskSize, disk_size};
@@ -92,6 +94,8 @@ pub struct ReportOptions<'a> {
     pub title: &'a str,
     /// Requests to replay over the map.
     pub trace: Option<&'a Trace>,
+    /// Operations to name beside the requests, if these have times.
+    pub operations: Option<&'a PlayedOperations>,
     /// Whether sizes and offsets are decimal numbers of bytes, instead of rounded units.
     pub bytes: bool,
 }
@@ -135,6 +139,8 @@ struct AboutFilesystem {
 struct AboutTrace {
     is_timed: bool,
     is_cut: bool,
+    /// Times count from the first request.
+    operations: Vec<PlayedOperation>,
 }
 
 /// Writes the page of a map.
@@ -165,6 +171,8 @@ pub fn write(map: &Map, options: &ReportOptions<'_>, out: &mut impl Write) -> Re
     );
     columns.numbers("table.shared", measured.top(TOP, |listed| listed.shared));
     let trace = options.trace.map(|trace| add_trace(trace, &intervals, &mut columns)).transpose()?;
+    let trace =
+        trace.zip(options.trace).map(|(about, trace)| about.with_operations(trace, options.operations));
 
     let header = map.header();
     let shown = |text: &str| Printable(text.as_bytes()).to_string();
@@ -294,5 +302,17 @@ fn add_trace(trace: &Trace, intervals: &Intervals, columns: &mut Columns) -> Res
     columns.numbers("trace.disk", requests.iter().map(|request| u64::from(request.disk)));
     columns.numbers("trace.offset", requests.iter().map(|request| request.offset.min(MAX_EXACT)));
     columns.numbers("trace.length", requests.iter().map(|request| request.length.min(MAX_EXACT)));
-    Ok(AboutTrace { is_timed: trace.is_timed, is_cut: trace.is_cut })
+    Ok(AboutTrace { is_timed: trace.is_timed, is_cut: trace.is_cut, operations: Vec::new() })
+}
+
+impl AboutTrace {
+    fn with_operations(mut self, trace: &Trace, list: Option<&PlayedOperations>) -> Self {
+        let list = list.filter(|_| trace.is_timed).map(|list| &list.operations[..]).unwrap_or_default();
+        let moved = |operation: &PlayedOperation| {
+            let [from, to] = [operation.from, operation.to].map(|time| (time - trace.began).max(0.0));
+            PlayedOperation { from, to, text: operation.text.clone() }
+        };
+        self.operations = list.iter().map(moved).collect();
+        self
+    }
 }

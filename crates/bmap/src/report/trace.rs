@@ -51,6 +51,8 @@ pub struct Request {
 pub struct Trace {
     /// The requests; their times count from the first.
     pub requests: Vec<Request>,
+    /// The time of the first, in seconds since the trace began.
+    pub began: f64,
     /// Whether the log has times. Otherwise `time` counts requests.
     pub is_timed: bool,
     /// Whether the log had more than [`MAX_REQUESTS`]; then these are the first.
@@ -68,6 +70,14 @@ pub enum TraceError {
         "line {line} of the log is no request: an object with time, op, disk, offset and length is wanted"
     )]
     Record {
+        /// Its number, from 1.
+        line: u64,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A line of a list of operations is none.
+    #[error("line {line} of the list is no operation, as `trace --operations FILE.jsonl` writes them")]
+    Operation {
         /// Its number, from 1.
         line: u64,
         /// What is wrong with it.
@@ -107,7 +117,7 @@ pub fn read(mut log: impl BufRead) -> Result<Trace, TraceError> {
     requests.sort_by(|a, b| a.time.total_cmp(&b.time));
     let first = requests.first().ok_or(TraceError::Empty)?.time;
     requests.iter_mut().for_each(|request| request.time -= first);
-    Ok(Trace { requests, is_timed: is_json, is_cut })
+    Ok(Trace { requests, began: first, is_timed: is_json, is_cut })
 }
 
 /// A line of JSON that may be a request.
@@ -147,6 +157,27 @@ fn json_lines(mut log: impl BufRead, requests: &mut Vec<Request>) -> Result<bool
         }
     }
     Ok(false)
+}
+
+/// The lines of a file, each with its number, from 1.
+pub(super) struct Lines<R> {
+    file: R,
+    text: Vec<u8>,
+    line: u64,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub(super) fn new(file: R) -> Self {
+        Self { file, text: Vec::new(), line: 0 }
+    }
+
+    /// The next one, without its end.
+    pub(super) fn next(&mut self) -> Result<Option<(u64, &[u8])>, TraceError> {
+        self.text.clear();
+        self.line += 1;
+        let is_there = next_line(&mut self.file, &mut self.text, self.line)?;
+        Ok(is_there.then_some((self.line, &self.text)))
+    }
 }
 
 /// Reads a line without its end into `text`; false at the end of the log.

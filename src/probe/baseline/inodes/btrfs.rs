@@ -187,3 +187,118 @@ fn item(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
     let (body, rest) = rest.split_at_checked(usize::try_from(header.le32(28)?).ok()?)?;
     Some((Item { object: header.le64(8)?, kind: header.le32(24)?, whole: (header, body) }, rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virt_bmap_map::Digest;
+
+    /// An item: a header of this transaction, and its bytes.
+    fn put(transaction: u64, object: u64, kind: u32, offset: u64, body: &[u8]) -> Vec<u8> {
+        let mut item: Vec<u8> = [transaction, object, offset].iter().flat_map(|word| word.to_le_bytes()).collect();
+        item.extend(kind.to_le_bytes());
+        item.extend((body.len() as u32).to_le_bytes());
+        item.extend(body);
+        item
+    }
+
+    fn inode(number: u64, mode: u32) -> Vec<u8> {
+        let mut body = vec![0; 160];
+        body[52..56].copy_from_slice(&mode.to_le_bytes());
+        put(7, number, INODE_ITEM, 0, &body)
+    }
+
+    fn extent(number: u64, start: u64) -> Vec<u8> {
+        let mut body = vec![0; 53];
+        body[20] = 1;
+        body[21..29].copy_from_slice(&start.to_le_bytes());
+        body[29..37].copy_from_slice(&4096_u64.to_le_bytes());
+        put(7, number, EXTENT_DATA, 0, &body)
+    }
+
+    fn chunk(transaction: u64, start: u64, place: u64) -> Vec<u8> {
+        let mut body = vec![0; 80];
+        body[..8].copy_from_slice(&(1_u64 << 20).to_le_bytes());
+        body[56..64].copy_from_slice(&place.to_le_bytes());
+        put(transaction, 256, CHUNK_ITEM, start, &body)
+    }
+
+    /// The groups that these items of trees make.
+    fn states(items: &[(u64, Vec<u8>)]) -> Option<BTreeMap<u64, State>> {
+        let mut all = Items::new(Sha256::new(), Arc::default());
+        items.iter().for_each(|(tree, items)| all.items(*tree, items));
+        all.states()
+    }
+
+    fn digest(items: &[(u64, Vec<u8>)], first: u64) -> Digest {
+        states(items).unwrap()[&first].digest
+    }
+
+    #[test]
+    fn a_digest_covers_the_items_of_inodes_and_their_chunks() {
+        let items = |inodes: u64, data: u64, place: u64| {
+            let chunks = [chunk(inodes, 1 << 20, place), chunk(inodes, 4 << 20, 1 << 30)].concat();
+            (vec![(3, chunks)], vec![(5, [inode(258, 0o100_644), extent(258, data)].concat())])
+        };
+        let of = |(chunks, inodes): (Vec<_>, Vec<_>)| digest(&[chunks, inodes].concat(), 256);
+        let before = of(items(1, 1 << 20, 9 << 20));
+        // The leaf with the chunks was written again.
+        assert_eq!(of(items(2, 1 << 20, 9 << 20)), before);
+        // Balancing has moved the extent, or the chunk.
+        assert_ne!(of(items(1, (1 << 20) + 4096, 9 << 20)), before);
+        assert_ne!(of(items(1, 1 << 20, 8 << 20)), before);
+        // The other chunk does not matter.
+        assert_eq!(of(items(1, 4 << 20, 9 << 20)), of(items(1, 4 << 20, 8 << 20)));
+    }
+
+    #[test]
+    fn numbers_that_say_too_little_are_of_no_inode() {
+        let entry = |kind: u8| {
+            let mut body = vec![0; 30];
+            body[8] = kind;
+            body
+        };
+        let items = [
+            inode(257, 0o100_644),
+            inode(258, 0o040_755),
+            put(7, 258, DIR_INDEX, 2, &entry(1)),
+            inode(259, 0o040_755),
+            put(7, 259, DIR_INDEX, 2, &entry(132)),
+            inode(260, 0o120_777),
+            inode(261, 0o100_644),
+            inode(262, 0o020_644),
+            inode(263, 0o100_644),
+        ];
+        let top = (5, items.concat());
+        let subvolume = (263, inode(261, 0o100_644));
+        let states = states(&[(3, chunk(7, 1 << 20, 0)), top, subvolume]).unwrap();
+        let expected = [
+            None,
+            Some(SelfContained::File),
+            Some(SelfContained::InlineDirectory),
+            // It has an entry of a subvolume.
+            None,
+            Some(SelfContained::InlineLink),
+            // Two subvolumes have it; a device; the number of a subvolume.
+            None,
+            None,
+            None,
+        ];
+        assert_eq!(states[&256].self_contained, expected);
+    }
+
+    #[test]
+    fn what_makes_no_sense_has_no_digests() {
+        let good = [(3, chunk(7, 1 << 20, 0)), (5, inode(257, 0o100_644))];
+        assert!(states(&good).is_some());
+        assert!(states(&good[1..]).is_none());
+        let overlapping = [chunk(7, 1 << 20, 0), chunk(7, (1 << 20) + 4096, 0)].concat();
+        assert!(states(&[(3, overlapping), good[1].clone()]).is_none());
+        for cut in [1, 31, 33, 100] {
+            let broken = (5, good[1].1[..cut].to_vec());
+            assert!(states(&[good[0].clone(), broken]).is_none(), "{cut}");
+        }
+        let short = (5, put(7, 257, INODE_ITEM, 0, &[0; 20]));
+        assert!(states(&[good[0].clone(), short]).is_none());
+    }
+}

@@ -2,7 +2,7 @@
 
 // For how long a request shines, in seconds of the one who watches.
 const SHINE = 0.6;
-// How many of the latest requests are told by name.
+// How many of the latest requests, and of the latest operations, are told by name.
 const TOLD = 4;
 
 // For how many milliseconds marks are added before a picture is shown.
@@ -13,7 +13,9 @@ class Playback {
   constructor(model, columns, changed) {
     this.model = model;
     this.changed = changed;
-    const { is_timed, is_cut } = model.about.trace;
+    const { is_timed, is_cut, operations } = model.about.trace;
+    // What the guest did to its files, in the order of its spans.
+    this.operations = operations;
     [this.isTimed, this.isCut] = [is_timed, is_cut];
     const count = columns.count("trace.length");
     const column = (name, Type) => columns.numbers(`trace.${name}`, Type, count);
@@ -24,7 +26,8 @@ class Playback {
     this.disks = column("disk", Uint16Array);
     this.offsets = column("offset");
     this.lengths = column("length");
-    this.length = Math.max(this.times[count - 1], is_timed ? 1e-3 : 1);
+    const end = operations.reduce((end, { to }) => Math.max(end, to), this.times[count - 1]);
+    this.length = Math.max(end, is_timed ? 1e-3 : 1);
     this.time = 0;
     this.isPlaying = false;
     this.trail = { canvas: document.createElement("canvas"), done: 0, key: "" };
@@ -72,6 +75,7 @@ class Playback {
     byId("clock").textContent = `${at}${at ? ", " : ""}${countText(done)} of ${plural(this.times.length, "request")}${this.isCut ? " (the first of the log)" : ""}`;
     byId("time").setAttribute("aria-valuetext", byId("clock").textContent);
     this.tellRequests(done);
+    this.tellOperations();
     this.changed();
   }
 
@@ -91,6 +95,15 @@ class Playback {
       lines.push(`${this.isWrite[i] ? "write" : "read"} ${sizeText(this.lengths[i])} at ${disk.number}:${offsetText(this.offsets[i])} ${name}${where}`);
     }
     byId("requests").replaceChildren(...lines.map((line) => element("li", {}, line)));
+  }
+
+  // The latest operations: those whose span has begun.
+  tellOperations() {
+    const begun = this.operations.findLastIndex(({ from }) => from <= this.time + 1e-9) + 1;
+    const latest = this.operations.slice(Math.max(0, begun - TOLD), begun).reverse();
+    const line = ({ from, text }) => element("li", {}, `${from.toFixed(2)} s ${text}`);
+    byId("operations").hidden = this.operations.length === 0;
+    byId("operations").replaceChildren(...latest.map(line));
   }
 
   // Draws over the map of a disk. The trail is kept, and only what is new is added to it.
