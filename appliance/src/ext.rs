@@ -23,7 +23,7 @@ pub(crate) struct Ext {
 impl Ext {
     /// The filesystem on the device with this number.
     pub(crate) fn open(device: u64) -> Option<Self> {
-        let device = self::device(device)?;
+        let device = File::from(block_device(device, OFlags::empty())?.1);
         let filesystem = Filesystem::read(&|at, length| read(&device, at, length))?;
         Some(Self { device, filesystem })
     }
@@ -56,13 +56,7 @@ impl Ext {
     }
 }
 
-/// The block device with this number, read through the kernel's cache.
-pub(crate) fn device(number: u64) -> Option<File> {
-    Some(File::from(block_device(number, OFlags::empty())?.1))
-}
-
-/// Reads bytes of it.
-pub(crate) fn read(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
+fn read(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(length).ok().filter(|_| length <= LARGEST)?];
     device.read_exact_at(&mut bytes, at).ok()?;
     Some(bytes)

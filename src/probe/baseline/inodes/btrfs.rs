@@ -195,7 +195,8 @@ mod tests {
 
     /// An item: a header of this transaction, and its bytes.
     fn put(transaction: u64, object: u64, kind: u32, offset: u64, body: &[u8]) -> Vec<u8> {
-        let mut item: Vec<u8> = [transaction, object, offset].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut item: Vec<u8> =
+            [transaction, object, offset].iter().flat_map(|word| word.to_le_bytes()).collect();
         item.extend(kind.to_le_bytes());
         item.extend((body.len() as u32).to_le_bytes());
         item.extend(body);
