@@ -24,13 +24,12 @@ use guest::{Guest, LARGE, MANY, MEDIUM};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::fs;
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use virt_bmap::fleet::capacity::peak_memory;
 use virt_bmap::mapper::MapperOptions;
-use virt_bmap::probe::Probe;
+use virt_bmap::probe::{Probe, Proof};
 use virt_bmap_map::{Map, Object};
 
 const MILLION: Guest =
@@ -38,8 +37,8 @@ const MILLION: Guest =
 
 static GUESTS: [Guest; 4] = [MEDIUM, LARGE, MANY, MILLION];
 
-const EACH: Probe = Probe::Extents { every: NonZeroU32::MIN };
-const HUNDREDTH: Probe = Probe::Extents { every: NonZeroU32::new(100).expect("100 is not 0") };
+const EACH: Probe = Probe::Extents(Proof::Every);
+const SAMPLE: Probe = Probe::Extents(Proof::Sample { one_in: Proof::ONE_IN, seed: None });
 
 /// The most that a full read by the agent may cost on the large guest, in an emulated appliance.
 const MS_PER_OBJECT: f64 = 0.8;
@@ -100,7 +99,7 @@ fn main() -> ExitCode {
         guest.image(&directory);
         let probes: &[Probe] = match guest.name {
             "medium" => &[Probe::Guestfsd, Probe::Agent, EACH],
-            _ => &[Probe::Agent, EACH, HUNDREDTH],
+            _ => &[Probe::Agent, EACH, SAMPLE],
         };
         all.extend(probes.iter().map(|probe| measured(guest, *probe)));
     }
@@ -155,8 +154,8 @@ fn name(probe: Probe) -> String {
     match probe {
         Probe::Agent => "agent".into(),
         Probe::Guestfsd => "guestfsd".into(),
-        EACH => "extents".into(),
-        Probe::Extents { every } => format!("extents, spot check {every}"),
+        EACH => "extents, `--proof every`".into(),
+        Probe::Extents(_) => "extents".into(),
     }
 }
 
@@ -221,7 +220,7 @@ fn measured(guest: &'static Guest, probe: Probe) -> Measured {
 /// [`Figures`].
 fn measure(guest: &str, probe: &str, directory: &Path) -> ExitCode {
     let guest = GUESTS.iter().find(|known| known.name == guest).expect("a guest");
-    let probe = *[Probe::Guestfsd, Probe::Agent, EACH, HUNDREDTH]
+    let probe = *[Probe::Guestfsd, Probe::Agent, EACH, SAMPLE]
         .iter()
         .find(|known| name(**known) == probe)
         .expect("a probe");

@@ -20,7 +20,6 @@ mod page;
 use guest::LARGE;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 use std::time::Duration;
@@ -73,7 +72,7 @@ fn main() -> ExitCode {
         Location::stated(uri.as_ref()).expect("a URI")
     };
     let sources = [("raw image", image.clone().into()), ("nbdkit", uri(&nbdkit)), ("qemu-nbd", uri(&qemu))];
-    let probes = [("agent", Probe::Agent), ("extents", Probe::Extents { every: NonZeroU32::MIN })];
+    let probes = [("agent", Probe::Agent), ("extents", Probe::default())];
 
     let mut rows = String::from("| probe | source | reading | speed, raw image = 1 |\n|---|---|--:|--:|\n");
     let mut exit = ExitCode::SUCCESS;

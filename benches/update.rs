@@ -18,7 +18,6 @@ use guest::{MANY, Run};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -60,7 +59,7 @@ fn main() -> ExitCode {
     change(&before, &changed, &directory);
 
     let before = Arc::new(before);
-    let probes = [("agent", Probe::Agent), ("extents", Probe::Extents { every: NonZeroU32::MIN })];
+    let probes = [("agent", Probe::Agent), ("extents", Probe::default())];
     let all = probes.map(|(name, probe)| {
         let mut times =
             Times { name, scratch: [Duration::MAX; 2], update: [Duration::MAX; 2], taken_over: 0 };

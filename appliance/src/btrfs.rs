@@ -8,6 +8,16 @@ use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
 use virt_bmap_agent_protocol::record::{BlockPurpose, Chunk, Member};
 
+/// `BTRFS_ROOT_TREE_OBJECTID`
+const ROOT_TREE: u64 = 1;
+/// `BTRFS_FS_TREE_OBJECTID`, the subvolume at the top; others have numbers from
+/// `BTRFS_FIRST_FREE_OBJECTID` on.
+const TOP: u64 = 5;
+const FIRST_SUBVOLUME: u64 = 256;
+/// `BTRFS_LAST_FREE_OBJECTID`
+const LAST_SUBVOLUME: u64 = 256_u64.wrapping_neg();
+/// `BTRFS_ROOT_ITEM_KEY`
+const ROOT_ITEM: u32 = 132;
 /// `BTRFS_EXTENT_TREE_OBJECTID`
 const EXTENT_TREE: u64 = 2;
 /// `BTRFS_CHUNK_TREE_OBJECTID`
@@ -148,6 +158,31 @@ pub(crate) fn chunks(root: impl AsFd) -> Result<Vec<Chunk>, Errno> {
     Ok(chunks)
 }
 
+/// The trees whose items say where files lie: that of the chunks, and those of all subvolumes,
+/// ascending.
+///
+/// # Errors
+/// The error of the ioctl.
+pub(crate) fn trees_of_files(root: impl AsFd) -> Result<Vec<u64>, Errno> {
+    let mut trees = vec![CHUNK_TREE, TOP];
+    let first = ItemPlace { object: FIRST_SUBVOLUME, ..ItemPlace::FIRST };
+    let last = ItemPlace { object: LAST_SUBVOLUME, ..ItemPlace::LAST };
+    search(root, ROOT_TREE, first, last, |item| {
+        trees.extend(Some(item.place.object).filter(|_| item.place.kind == ROOT_ITEM));
+        Some(true)
+    })?;
+    trees.dedup();
+    Ok(trees)
+}
+
+/// Calls `each` with the items of a tree, as the kernel returns them, until it returns `false`.
+///
+/// # Errors
+/// The error of the ioctl.
+pub(crate) fn items(root: impl AsFd, tree: u64, each: impl FnMut(&[u8]) -> bool) -> Result<(), Errno> {
+    pages(root, tree, ItemPlace::FIRST, ItemPlace::LAST, |_| Some(true), each)
+}
+
 /// The purpose of the parts of the address space, from the extent tree: nodes of trees, or data.
 /// `None` if there are too many extents.
 ///
@@ -232,7 +267,20 @@ fn search(
     tree: u64,
     first: ItemPlace,
     last: ItemPlace,
+    each: impl FnMut(Item<'_>) -> Option<bool>,
+) -> Result<(), Errno> {
+    pages(root, tree, first, last, each, |_| true)
+}
+
+/// The same, and calls `page` with the bytes of the items that one call has returned, until it
+/// returns `false`.
+fn pages(
+    root: impl AsFd,
+    tree: u64,
+    first: ItemPlace,
+    last: ItemPlace,
     mut each: impl FnMut(Item<'_>) -> Option<bool>,
+    mut page: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), Errno> {
     /// `BTRFS_IOC_TREE_SEARCH_V2`; the number has the size of the arguments without the buffer.
     const OPCODE: Opcode = opcode::read_write::<Search>(TYPE, 17);
@@ -268,6 +316,10 @@ fn search(
             if !each(item).ok_or(Errno::IO)? {
                 return Ok(());
             }
+        }
+        let used = request.items.len() - rest.len();
+        if !page(&request.items[..used]) {
+            return Ok(());
         }
         match seen.and_then(ItemPlace::next).filter(|next| *next <= last) {
             Some(next) => from = next,

@@ -5,9 +5,13 @@ use crate::buffer::AlignedBuffer;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, pread, pwrite};
+use std::sync::atomic::{AtomicU32, Ordering};
 use virt_bmap_agent_protocol::codec::{area_length, decode_area};
 use virt_bmap_agent_protocol::record::{Operation, ReadFailure};
 use virt_bmap_agent_protocol::{REPLY_OFFSET, REPLY_SIZE, Record, Reply, TASK_OFFSET, Task, frame};
+
+/// Number of the next frame. A task that fails leaves it here for whoever reports that.
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Sends records, gathered into frames.
 pub(crate) struct Control {
@@ -24,6 +28,7 @@ pub(crate) struct Control {
 impl Control {
     /// Opens the control disk; `sequence` is the number of the first frame.
     pub(crate) fn open(path: &str, sequence: u32) -> Result<Self, Fatal> {
+        NEXT.store(sequence, Ordering::Relaxed);
         Ok(Self {
             disk: open_disk(path)?,
             sequence,
@@ -32,6 +37,11 @@ impl Control {
             reply: AlignedBuffer::new(REPLY_SIZE),
             disks: crate::disable_readahead::inflight_counters()?,
         })
+    }
+
+    /// Goes on after the frames that another one has sent.
+    pub(crate) fn continue_at(&mut self, sequence: u32) {
+        self.sequence = sequence;
     }
 
     /// Adds a record to the next frame.
@@ -86,6 +96,7 @@ impl Control {
                 return Err("short write to the control disk".into());
             }
             self.sequence = self.sequence.wrapping_add(1);
+            NEXT.store(self.sequence, Ordering::Relaxed);
         }
         self.pending.clear();
         Ok(())
@@ -98,6 +109,11 @@ impl Control {
         let length = pread(&self.disk, &mut self.reply[..], REPLY_OFFSET).map_err(cannot_read)?;
         Ok(decode_area(&self.reply[..length])?)
     }
+}
+
+/// Number of the frame after the last one that was sent.
+pub(crate) fn next_sequence() -> u32 {
+    NEXT.load(Ordering::Relaxed)
 }
 
 fn cannot_read(error: Errno) -> String {

@@ -20,20 +20,23 @@ pub(crate) fn data_ranges(fd: &OwnedFd, stat: &Stat, extents: Option<&[Extent]>)
     match extents {
         // Blocks are allocated, but no extent has them. A read of everything finds them.
         Some([]) => vec![DataRange { start: 0, end: size }],
-        Some(extents) => {
-            let mut data_ranges: Vec<DataRange> = Vec::new();
-            for extent in extents.iter().filter(|e| e.flags & Extent::UNWRITTEN == 0) {
-                let (start, end) = (extent.logical, size.min(extent.logical.saturating_add(extent.length)));
-                match data_ranges.last_mut() {
-                    Some(last) if last.end == start => last.end = end.max(start),
-                    _ if start < end => data_ranges.push(DataRange { start, end }),
-                    _ => {}
-                }
-            }
-            data_ranges
-        }
+        Some(extents) => of_extents(extents, size),
         None => seek_data_ranges(fd, size),
     }
+}
+
+/// The same for a file of `size` bytes whose extents are known.
+pub(crate) fn of_extents(extents: &[Extent], size: u64) -> Vec<DataRange> {
+    let mut data_ranges: Vec<DataRange> = Vec::new();
+    for extent in extents.iter().filter(|e| e.flags & Extent::UNWRITTEN == 0) {
+        let (start, end) = (extent.logical, size.min(extent.logical.saturating_add(extent.length)));
+        match data_ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end.max(start),
+            _ if start < end => data_ranges.push(DataRange { start, end }),
+            _ => {}
+        }
+    }
+    data_ranges
 }
 
 /// The data of a file by `SEEK_DATA` and `SEEK_HOLE`; the whole file if these fail.

@@ -7,6 +7,7 @@ use rustix::fs::OFlags;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use virt_bmap_agent_protocol::record::{BlockPurpose, Extent};
+use virt_bmap_on_disk::Part;
 use virt_bmap_on_disk::ext::{Filesystem, Orphan, OwnFile, Place};
 
 /// The longest read: the largest block.
@@ -22,7 +23,7 @@ pub(crate) struct Ext {
 impl Ext {
     /// The filesystem on the device with this number.
     pub(crate) fn open(device: u64) -> Option<Self> {
-        let device = File::from(block_device(device, OFlags::empty())?.1);
+        let device = self::device(device)?;
         let filesystem = Filesystem::read(&|at, length| read(&device, at, length))?;
         Some(Self { device, filesystem })
     }
@@ -55,19 +56,25 @@ impl Ext {
     }
 }
 
-fn read(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
+/// The block device with this number, read through the kernel's cache.
+pub(crate) fn device(number: u64) -> Option<File> {
+    Some(File::from(block_device(number, OFlags::empty())?.1))
+}
+
+/// Reads bytes of it.
+pub(crate) fn read(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(length).ok().filter(|_| length <= LARGEST)?];
     device.read_exact_at(&mut bytes, at).ok()?;
     Some(bytes)
 }
 
 /// The data of a file, as the kernel would say it.
-pub(crate) fn extents(place: &Place) -> Vec<Extent> {
-    let extent = |part: &virt_bmap_on_disk::ext::Part| Extent {
+pub(crate) fn extents(data: &[Part]) -> Vec<Extent> {
+    let extent = |part: &Part| Extent {
         logical: part.offset,
         physical: part.range.start.0,
         length: part.range.len(),
         flags: if part.is_unwritten { Extent::UNWRITTEN } else { 0 },
     };
-    place.data.iter().map(extent).collect()
+    data.iter().map(extent).collect()
 }

@@ -1,21 +1,22 @@
 //! The kernel's messages: syslog(2).
 
 use crate::Fatal;
-use std::io::{self, Write as _};
+use std::io;
 
 const READ_CLEAR: libc::c_int = 4;
 const CLEAR: libc::c_int = 5;
 const SIZE_BUFFER: libc::c_int = 10;
 
-/// Prints the kernel's messages since the last call.
-pub(crate) fn run() -> Result<(), Fatal> {
+/// The kernel's messages since the last call.
+pub(crate) fn messages() -> Result<String, Fatal> {
     let mut buffer = vec![0; syslog(SIZE_BUFFER, &mut [])?];
     let length = syslog(READ_CLEAR, &mut buffer)?;
+    buffer.truncate(length);
     // They may repeat any bytes, such as the label of a filesystem; libguestfs requires text.
     for byte in buffer.iter_mut().filter(|byte| !byte.is_ascii() || **byte == 0) {
         *byte = b'?';
     }
-    Ok(io::stdout().write_all(buffer.get(..length).unwrap_or_default())?)
+    Ok(String::from_utf8(buffer)?)
 }
 
 /// Skips the messages so far: printing those of a boot takes longer than everything that follows.

@@ -2,11 +2,12 @@
 
 use crate::Fatal;
 use crate::aio::{self, Aio, Read};
-use crate::buffer::AlignedBuffer;
+use crate::buffer::{ALIGNMENT, AlignedBuffer};
 use crate::control::Control;
-use crate::data_ranges::DataRange;
-use rustix::fd::{AsFd as _, OwnedFd};
-use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
+use crate::data_ranges::{DataRange, of_extents};
+use crate::file_handle::FileHandle;
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use rustix::fs::{Advice, Mode, OFlags, fadvise, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::{Errno, pread};
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -40,6 +41,34 @@ pub(crate) struct OpenFile {
     pub(crate) unit: usize,
     /// Its extents, if it is read through the cache of the block device.
     pub(crate) cached: Vec<Extent>,
+}
+
+/// A file that was taken from the tables of inodes. It is opened only if the host asks for a read.
+pub(crate) struct UnopenedFile {
+    pub(crate) id: u32,
+    /// Number of its directory.
+    pub(crate) parent: u32,
+    pub(crate) name: CString,
+    pub(crate) handle: FileHandle,
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) size: u64,
+}
+
+impl UnopenedFile {
+    /// Opens it. `root` is an open directory of its filesystem.
+    fn open(&self, root: BorrowedFd<'_>) -> Result<OpenFile, Errno> {
+        Ok(OpenFile {
+            fd: self.handle.open(root)?,
+            id: self.id,
+            parent: self.parent,
+            name: self.name.clone(),
+            data_ranges: of_extents(&self.extents, self.size),
+            ends: Vec::new(),
+            is_promised: true,
+            unit: ALIGNMENT,
+            cached: Vec::new(),
+        })
+    }
 }
 
 pub(crate) struct Reader {
@@ -81,21 +110,63 @@ impl Reader {
     }
 
     /// Reads a batch of files, or those that the host selects, and then rereads those that it asks
-    /// for. A batch has at most [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`] files.
-    pub(crate) fn read(&mut self, control: &mut Control, batch: &[OpenFile]) -> Result<(), Fatal> {
+    /// for, of the unopened ones as well. Both together are at most
+    /// [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`] files. `root` is where the filesystem is
+    /// mounted.
+    pub(crate) fn read(
+        &mut self,
+        control: &mut Control,
+        batch: &[OpenFile],
+        unopened: &[UnopenedFile],
+        root: &str,
+    ) -> Result<(), Fatal> {
         let mut chosen: Vec<&OpenFile> = batch.iter().collect();
         if self.asks && !chosen.is_empty() {
             control.put(&Record::SelectFiles { ids: batch.iter().map(|file| file.id).collect() });
             let due: HashSet<u32> = control.reply()?.files.into_iter().collect();
             chosen.retain(|file| due.contains(&file.id));
         }
-        if chosen.is_empty() {
+        if chosen.is_empty() && unopened.is_empty() {
             control.put(&Record::BatchEnd);
             return control.flush();
         }
-        self.chosen(control, &chosen)
+        if !chosen.is_empty() {
+            self.chosen(control, &chosen)?;
+        }
+        control.put(&Record::BatchEnd);
+        let reread: HashSet<u32> = control.reply()?.files.into_iter().collect();
+        if reread.is_empty() {
+            return Ok(());
+        }
+        for file in chosen.iter().filter(|file| reread.contains(&file.id)) {
+            self.again(control, file)?;
+        }
+        let mut unopened = unopened.iter().filter(|file| reread.contains(&file.id)).peekable();
+        if unopened.peek().is_some() {
+            let root = open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            for file in unopened {
+                match file.open(root.as_fd()) {
+                    Ok(file) => self.again(control, &file)?,
+                    Err(errno) => {
+                        control.read_failure(Operation::Open, errno, file.parent, file.name.to_bytes(), 0);
+                    }
+                }
+            }
+        }
+        control.put(&Record::Tag { id: 0, reset: false });
+        control.put(&Record::BatchEnd);
+        control.flush()
     }
 
+    /// Reads all of a file once more.
+    fn again(&mut self, control: &mut Control, file: &OpenFile) -> Result<(), Fatal> {
+        self.forget(file);
+        control.tag(file.id, true)?;
+        self.file(control, file)?;
+        control.settle()
+    }
+
+    /// Reads the chosen files of a batch. Leaves no tag set.
     fn chosen(&mut self, control: &mut Control, batch: &[&OpenFile]) -> Result<(), Fatal> {
         let (mut promised, tagged): (Vec<&OpenFile>, Vec<&OpenFile>) =
             batch.iter().partition(|file| self.order != ReadOrder::Tags && file.is_promised);
@@ -124,20 +195,7 @@ impl Reader {
         }
         control.settle()?;
         control.put(&Record::Tag { id: 0, reset: false });
-        control.put(&Record::BatchEnd);
-        let reread = control.reply()?.files;
-        if reread.is_empty() {
-            return Ok(());
-        }
-        for file in batch.iter().filter(|file| reread.contains(&file.id)) {
-            self.forget(file);
-            control.tag(file.id, true)?;
-            self.file(control, file)?;
-            control.settle()?;
-        }
-        control.put(&Record::Tag { id: 0, reset: false });
-        control.put(&Record::BatchEnd);
-        control.flush()
+        Ok(())
     }
 
     /// Has the kernel forget a file's data, which would not be read otherwise. What of the metadata

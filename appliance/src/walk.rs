@@ -14,6 +14,7 @@
 mod batches;
 mod encrypted;
 mod forks;
+mod from_tables;
 mod host_listings;
 mod inspector;
 mod list;
@@ -24,8 +25,9 @@ mod orphans;
 
 use crate::Fatal;
 use crate::control::Control;
+use crate::inode_tables::InodeTables;
 use crate::phases::{Phase, Phases};
-use crate::reader::{OpenFile, Reader};
+use crate::reader::{OpenFile, Reader, UnopenedFile};
 use crate::squashfs::Tails;
 use crate::{bmapx, btrfs, directories, disable_readahead, fiemap};
 pub(crate) use batches::block_device;
@@ -33,13 +35,12 @@ use encrypted::EncryptedFile;
 use forks::Forks;
 use inspector::Inspector;
 use list::{Entry, Listed, list};
-use look_up::{Entries, object};
+use look_up::{About, Below, Entries, report};
 use ntfs::Ntfs;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat, fadvise, fstat, fstatfs, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
 use std::mem::MaybeUninit;
 use virt_bmap_agent_protocol::bounds::{EXTENTS_PER_RECORD, FILES_PER_BATCH};
 use virt_bmap_agent_protocol::record::{Extent, Filesystem, ObjectKind, Operation};
@@ -58,7 +59,8 @@ const FOUND: usize = 4096;
 
 const TOO_MANY: &str = "more objects than there are numbers";
 
-const FILE: OFlags = OFlags::RDONLY
+/// How files are opened.
+pub(crate) const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
@@ -68,8 +70,9 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
-    let WalkPlan { sequence, first, root, order, asks, known, listings, lookahead } = plan;
+/// Walks a filesystem. Returns how long that took.
+pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
+    let WalkPlan { sequence, first, root, order, asks, uses_tables, known, listings, lookahead } = plan;
     let root = root.as_str();
     // The walk holds a descriptor for each level of the tree.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).max(1 << 20);
@@ -106,6 +109,9 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         },
         block: kind.read_unit(statfs.f_bsize as u64),
         batch: Vec::new(),
+        unopened: Vec::new(),
+        tables: uses_tables.then(|| InodeTables::open(&kind, stat.st_dev)).flatten(),
+        root: root.to_owned(),
         found: 0,
         next: first,
         device: stat.st_dev,
@@ -142,7 +148,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     }
     let id = walker.number()?;
     walker.directories.insert((stat.st_dev, stat.st_ino));
-    walker.control.put(&object(id, id, ObjectKind::Directory, &stat, b""));
+    report(&mut walker.control, id, id, ObjectKind::Directory, &About::of(&stat), b"");
     walker.ntfs_root(id)?;
     walker.find_forks(id);
     // An open directory would keep squashfs, which does not report the purpose of its blocks, from
@@ -152,7 +158,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
         let device = batches::block_device(walker.device, OFlags::empty());
         walker.block_device = device.map(|(_, device)| device);
         walker.fetch(lookahead);
-        walker.descend_in_batches(place, id)?;
+        walker.descend_in_batches(place, id, stat.st_ino)?;
     } else {
         walker.descend(place, id)?;
     }
@@ -169,8 +175,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<(), Fatal> {
     walker.control.put(&Record::Done);
     walker.control.flush()?;
     walker.phases.enter(Phase::Rest);
-    println!("{} directories listed, {}", walker.listed, walker.phases);
-    Ok(())
+    Ok(format!("{} directories listed, {}\n", walker.listed, walker.phases))
 }
 
 struct Walker {
@@ -184,8 +189,14 @@ struct Walker {
     block: u64,
     /// Files that have been opened and are to be read.
     batch: Vec<OpenFile>,
+    /// Files that were taken from the tables of inodes since then.
+    unopened: Vec<UnopenedFile>,
     /// Files found since the last batch was read.
     found: usize,
+    /// The tables of inodes, if files may be taken from them.
+    tables: Option<InodeTables>,
+    /// The directory in which the filesystem is mounted.
+    root: String,
     /// Number of the next object.
     next: u32,
     /// `st_dev` of the filesystem: others that are mounted below it are not entered.
@@ -229,7 +240,7 @@ struct Level {
     place: OwnedFd,
     id: u32,
     /// Its subdirectories that have not been entered yet.
-    below: std::vec::IntoIter<(CString, u32)>,
+    below: std::vec::IntoIter<Below>,
 }
 
 impl Walker {
@@ -262,7 +273,7 @@ impl Walker {
         let mut levels = vec![Level { place: root, id, below }];
         while let Some(level) = levels.last_mut() {
             let parent = level.id;
-            let Some((name, id)) = level.below.next() else {
+            let Some(Below { name, id, .. }) = level.below.next() else {
                 levels.pop();
                 continue;
             };
@@ -279,7 +290,7 @@ impl Walker {
 
     /// Lists one directory under its tag, unless there is a host listing, and looks up its entries.
     /// Returns its subdirectories.
-    fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<(CString, u32)>, Fatal> {
+    fn directory(&mut self, place: &OwnedFd, id: u32) -> Result<Vec<Below>, Fatal> {
         let mut below = Vec::new();
         if let Some(known) = self.host_listings.remove(&id) {
             let entries = Entries { directory: place.as_fd(), id, entries: known };
@@ -391,8 +402,9 @@ impl Walker {
     fn read(&mut self) -> Result<(), Fatal> {
         self.found = 0;
         let before = self.phases.enter(Phase::Read);
-        self.reader.read(&mut self.control, &self.batch)?;
+        self.reader.read(&mut self.control, &self.batch, &self.unopened, &self.root)?;
         self.batch.clear();
+        self.unopened.clear();
         self.phases.enter(before);
         Ok(())
     }
@@ -401,6 +413,7 @@ impl Walker {
     fn found(&mut self) -> Result<(), Fatal> {
         self.found += 1;
         let most = if self.sample.is_some() || self.reader.asks() { BATCH_OF_ENDS } else { BATCH };
-        if self.batch.len() >= most || self.found == FOUND { self.read() } else { Ok(()) }
+        let waiting = self.batch.len() + self.unopened.len();
+        if waiting >= most || self.found == FOUND { self.read() } else { Ok(()) }
     }
 }

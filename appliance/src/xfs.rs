@@ -9,6 +9,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use virt_bmap_agent_protocol::record::BlockPurpose;
+use virt_bmap_on_disk::xfs::{OwnFile, Volume};
+use virt_bmap_on_disk::{Fields as _, Read};
 
 /// Most allocation groups.
 const MOST_GROUPS: u64 = 1 << 16;
@@ -27,12 +29,7 @@ const PER_HOLE_BIT: u64 = 4;
 /// out.
 pub(crate) fn add_spaces(device: OwnedFd, spaces: &mut Spaces) {
     let device = File::from(device);
-    let read = |at: u64, length: u64| -> Option<Vec<u8>> {
-        let mut bytes = vec![0; usize::try_from(length).ok()?];
-        device.read_exact_at(&mut bytes, at).ok()?;
-        Some(bytes)
-    };
-    let _ = add_by(&read, spaces);
+    let _ = add_by(&|at, length| read_at(&device, at, length), spaces);
 }
 
 /// Adds the last block, if it is free and GETFSMAP has left it out.
@@ -54,132 +51,49 @@ pub(crate) fn add_last_block(device: OwnedFd, spaces: &mut Spaces) {
 /// Start and length of the filesystem's last block.
 fn last_block(superblock: &[u8]) -> Option<(u64, u64)> {
     let block = Volume::of(superblock)?.block;
-    Some((be64(superblock, 8)?.checked_sub(1)?.checked_mul(block)?, block))
+    Some((superblock.be64(8)?.checked_sub(1)?.checked_mul(block)?, block))
 }
 
-/// Reads bytes, given their offset and number.
-type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
+/// The chunks of inodes of all groups, without holes: start and length in bytes, in order.
+pub(crate) fn inode_chunks(read: Read<'_>, volume: &Volume) -> BTreeSet<(u64, u64)> {
+    walk(read, volume, &mut Spaces::new()).chunks
+}
+
+/// Reads bytes of a device.
+pub(crate) fn read_at(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(length).ok()?];
+    device.read_exact_at(&mut bytes, at).ok()?;
+    Some(bytes)
+}
 
 fn add_by(read: Read<'_>, spaces: &mut Spaces) -> Option<()> {
     let volume = Volume::of(&read(0, 512)?)?;
-    let mut walk = Walk { read, volume: &volume, seen: HashSet::new(), chunks: BTreeSet::new() };
-    for group in 0..volume.groups.min(MOST_GROUPS) {
-        walk.group(group, spaces);
-    }
-    for &(start, length) in &walk.chunks {
+    for (start, length) in walk(read, &volume, spaces).chunks {
         push(spaces, BlockPurpose::Inodes, start, length);
     }
     if let Some((start, length)) = volume.log {
         push(spaces, BlockPurpose::Log, start, length);
     }
-    for &(inode, purpose) in &volume.files {
-        for (start, length) in volume.extents(read, inode).unwrap_or_default() {
-            push(spaces, purpose, start, length);
+    for &(inode, file) in &volume.own_files {
+        let purpose = match file {
+            OwnFile::Realtime => BlockPurpose::Metadata,
+            OwnFile::Quota => BlockPurpose::Quotas,
+        };
+        let bytes = volume.inode_place(inode).and_then(|at| read(at, volume.inode));
+        for part in bytes.and_then(|bytes| volume.extents(&bytes)).unwrap_or_default() {
+            push(spaces, purpose, part.range.start.0, part.range.len());
         }
     }
     Some(())
 }
 
-/// The content of the superblock.
-struct Volume {
-    block: u64,
-    sector: u64,
-    inode: u64,
-    group_blocks: u64,
-    groups: u64,
-    /// Bits of a block's number that are the number in its group, and the same of an inode's.
-    block_bits: u32,
-    inode_bits: u32,
-    /// Start and length of the log, if it is on this device.
-    log: Option<(u64, u64)>,
-    /// Inodes of files without a name.
-    files: Vec<(u64, BlockPurpose)>,
-    /// Whether blocks of trees have checksums, and so longer headers.
-    has_checksums: bool,
-    has_sparse_inodes: bool,
-    has_large_counts: bool,
-}
-
-impl Volume {
-    fn of(superblock: &[u8]) -> Option<Self> {
-        const SPARSE_INODES: u32 = 0x2;
-        const LARGE_COUNTS: u32 = 0x20;
-        if superblock.get(..4)? != b"XFSB" {
-            return None;
-        }
-        let block = u64::from(be32(superblock, 4)?);
-        let logarithm = |at| Some(u32::from(*superblock.get(at)?));
-        let group_log = logarithm(124)?;
-        let has_checksums = be16(superblock, 100)? & 0xf == 5;
-        let features = if has_checksums { be32(superblock, 216)? } else { 0 };
-        let mut volume = Self {
-            block,
-            sector: be16(superblock, 102)?.into(),
-            inode: 1u64.checked_shl(logarithm(122)?)?,
-            group_blocks: be32(superblock, 84)?.into(),
-            groups: be32(superblock, 88)?.into(),
-            block_bits: group_log,
-            inode_bits: group_log + logarithm(123)?,
-            log: None,
-            files: Vec::new(),
-            has_checksums,
-            has_sparse_inodes: features & SPARSE_INODES != 0,
-            has_large_counts: features & LARGE_COUNTS != 0,
-        };
-        let makes_sense = block.is_power_of_two()
-            && (512..=65536).contains(&block)
-            && (512..=block).contains(&volume.sector)
-            && (256..=2048).contains(&volume.inode)
-            && (1..=1 << 31).contains(&volume.group_blocks)
-            && volume.block_bits < 32
-            && volume.inode_bits < 40;
-        if !makes_sense {
-            return None;
-        }
-        let (log, log_blocks) = (be64(superblock, 48)?, u64::from(be32(superblock, 96)?));
-        if log > 0 {
-            volume.log = Some((volume.place(log)?, log_blocks * block));
-        }
-        let project_quota = if has_checksums { be64(superblock, 232)? } else { 0 };
-        let files = [
-            (be64(superblock, 64)?, BlockPurpose::Metadata),
-            (be64(superblock, 72)?, BlockPurpose::Metadata),
-            (be64(superblock, 160)?, BlockPurpose::Quotas),
-            (be64(superblock, 168)?, BlockPurpose::Quotas),
-            (project_quota, BlockPurpose::Quotas),
-        ];
-        // Project and group quotas may have one file.
-        let mut known = HashSet::from([0, u64::MAX]);
-        volume.files.extend(files.into_iter().filter(|(inode, _)| known.insert(*inode)));
-        Some(volume)
+/// Walks the trees of all groups.
+fn walk<'a>(read: Read<'a>, volume: &'a Volume, spaces: &mut Spaces) -> Walk<'a> {
+    let mut walk = Walk { read, volume, seen: HashSet::new(), chunks: BTreeSet::new() };
+    for group in 0..volume.groups.min(MOST_GROUPS) {
+        walk.group(group, spaces);
     }
-
-    /// Where a block of the filesystem lies, in bytes.
-    fn place(&self, number: u64) -> Option<u64> {
-        let group = number >> self.block_bits;
-        let within = number & ((1 << self.block_bits) - 1);
-        group.checked_mul(self.group_blocks)?.checked_add(within)?.checked_mul(self.block)
-    }
-
-    /// The extents of an inode's data, if they are all in the inode (chapter "On-disk Inode").
-    fn extents(&self, read: Read<'_>, inode: u64) -> Option<Vec<(u64, u64)>> {
-        const EXTENTS: u64 = 2;
-        let (group, within) = (inode >> self.inode_bits, inode & ((1 << self.inode_bits) - 1));
-        let start = group.checked_mul(self.group_blocks * self.block)?.checked_add(within * self.inode)?;
-        let bytes = read(start, self.inode)?;
-        if bytes.get(..2)? != b"IN" || byte(&bytes, 5)? != EXTENTS {
-            return None;
-        }
-        let count = if self.has_large_counts { be64(&bytes, 24)? } else { be32(&bytes, 76)?.into() };
-        let core = if byte(&bytes, 4)? >= 3 { 176 } else { 100 };
-        let list = bytes.get(core..)?.chunks_exact(16).take(usize::try_from(count).ok()?);
-        list.map(|extent| {
-            let (high, low) = (be64(extent, 0)?, be64(extent, 8)?);
-            let first = (high & 0x1ff) << 43 | low >> 21;
-            Some((self.place(first)?, (low & 0x1f_ffff) * self.block))
-        })
-        .collect()
-    }
+    walk
 }
 
 /// A walk through the trees of all groups.
@@ -226,16 +140,16 @@ impl Walk<'_> {
             for number in self.free_list(space, list).unwrap_or_default() {
                 push(spaces, BlockPurpose::FreeLists, start.checked_add(u64::from(number) * block)?, block);
             }
-            self.tree(start, BY_BLOCK, be32(space, 16)?, be32(space, 28)?, spaces);
-            self.tree(start, BY_COUNT, be32(space, 20)?, be32(space, 32)?, spaces);
+            self.tree(start, BY_BLOCK, space.be32(16)?, space.be32(28)?, spaces);
+            self.tree(start, BY_COUNT, space.be32(20)?, space.be32(32)?, spaces);
             if self.volume.has_checksums {
-                self.tree(start, REFERENCES, be32(space, 88)?, be32(space, 92)?, spaces);
+                self.tree(start, REFERENCES, space.be32(88)?, space.be32(92)?, spaces);
             }
         }
         if inodes.get(..4)? == b"XAGI" {
-            self.tree(start, INODES, be32(inodes, 20)?, be32(inodes, 24)?, spaces);
+            self.tree(start, INODES, inodes.be32(20)?, inodes.be32(24)?, spaces);
             if self.volume.has_checksums {
-                self.tree(start, FREE_INODES, be32(inodes, 328)?, be32(inodes, 332)?, spaces);
+                self.tree(start, FREE_INODES, inodes.be32(328)?, inodes.be32(332)?, spaces);
             }
         }
         Some(())
@@ -243,10 +157,10 @@ impl Walk<'_> {
 
     /// The blocks that a group keeps for its own trees, by their numbers in the group.
     fn free_list(&self, space: &[u8], list: &[u8]) -> Option<Vec<u32>> {
-        let (first, count) = (be32(space, 40)? as usize, be32(space, 48)? as usize);
+        let (first, count) = (space.be32(40)? as usize, space.be32(48)? as usize);
         let slots = if self.volume.has_checksums { list.get(36..)? } else { list };
         let room = slots.len() / 4;
-        let slot = |number: usize| be32(slots, (first + number) % room * 4);
+        let slot = |number: usize| slots.be32((first + number) % room * 4);
         (count <= room).then(|| (0..count).filter_map(slot).collect())
     }
 
@@ -278,17 +192,17 @@ impl Walk<'_> {
         }
         let node = (self.read)(at, block)?;
         let is_one =
-            node.get(..4)? == tree.magic[usize::from(has_checksums)] && u32::from(be16(&node, 4)?) == level;
+            node.get(..4)? == tree.magic[usize::from(has_checksums)] && u32::from(node.be16(4)?) == level;
         if !is_one {
             return None;
         }
         push(spaces, tree.purpose, at, block);
         let body = node.get(if has_checksums { 56 } else { 16 }..)?;
-        let count = usize::from(be16(&node, 6)?);
+        let count = usize::from(node.be16(6)?);
         if level > 0 {
             let most = body.len() / (tree.key + 4);
             let pointers = body.get(most * tree.key..)?.chunks_exact(4).take(count.min(most));
-            waiting.extend(pointers.filter_map(|pointer| Some((be32(pointer, 0)?, level - 1))));
+            waiting.extend(pointers.filter_map(|pointer| Some((pointer.be32(0)?, level - 1))));
         } else if tree.holds_inodes {
             for record in body.chunks_exact(16).take(count) {
                 self.chunk(start, record);
@@ -299,8 +213,8 @@ impl Walk<'_> {
 
     /// Notes the blocks of a chunk of inodes, without those of a hole mask.
     fn chunk(&mut self, start: u64, record: &[u8]) -> Option<()> {
-        let first = u64::from(be32(record, 0)?);
-        let holes = if self.volume.has_sparse_inodes { be16(record, 4)? } else { 0 };
+        let first = u64::from(record.be32(0)?);
+        let holes = if self.volume.has_sparse_inodes { record.be16(4)? } else { 0 };
         for bit in (0..CHUNK / PER_HOLE_BIT).filter(|bit| holes >> bit & 1 == 0) {
             let inode = first + bit * PER_HOLE_BIT;
             let length = PER_HOLE_BIT * self.volume.inode;
@@ -308,22 +222,6 @@ impl Walk<'_> {
         }
         Some(())
     }
-}
-
-fn byte(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at).copied().map(u64::from)
-}
-
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn be64(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 #[cfg(test)]

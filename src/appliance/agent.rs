@@ -74,23 +74,25 @@ impl Appliance {
         self.run("attach").map(drop)
     }
 
-    /// Mounts a device as `mount -t KIND -o OPTIONS` does, with a filesystem that the kernel has a
-    /// driver for. Returns the kernel's messages, as [`kernel_log`](Self::kernel_log) does.
-    ///
-    /// # Errors
-    /// [`AgentError`]: it cannot be mounted.
-    pub fn mount(&self, node: &str, kind: &str, options: &str) -> Result<String, AgentError> {
-        let [node, kind, options] = [node, kind, options].map(quote);
-        self.run(&format!("mount {node} {kind} {options} {SYSROOT}"))
-    }
-
-    /// Unmounts what [`mount`](Self::mount) has mounted, and does as [`forget`](Self::forget) and
-    /// [`kernel_log`](Self::kernel_log) do.
+    /// Starts an agent that stays and does the tasks on the control disk, when the one before has
+    /// ended. Its next frame has the number `sequence`.
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn leave(&self) -> Result<String, AgentError> {
-        self.run(&format!("leave {SYSROOT}"))
+    pub fn stay(&self, sequence: u32) -> Result<(), AgentError> {
+        self.run("gone")?;
+        let streams = "</dev/null >/dev/null 2>&1 &";
+        self.run(&format!("stay {} {sequence} {streams}", self.control)).map(drop)
+    }
+
+    /// Whether the appliance has ended, or is being ended: nothing in it answers any more.
+    pub fn has_ended(&self) -> bool {
+        let state = self.call(guestfs::Handle::get_pid).ok().and_then(|id| {
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+            // The name of the program, in parentheses, may have any characters (proc_pid_stat(5)).
+            stat.rsplit_once(')')?.1.trim_start().chars().next()
+        });
+        self.is_ending() || matches!(state, None | Some('Z' | 'X'))
     }
 
     /// The kernel's messages since the previous call, or since the agent was started.
@@ -107,14 +109,12 @@ impl Appliance {
         Ok(inventory::parse(&self.run(&format!("devices {}{named}", self.control))?)?)
     }
 
-    /// Has the agent do the task on the control disk.
+    /// Has an agent do the task on the control disk. Returns its output.
     ///
     /// # Errors
     /// [`AgentError`]
-    pub fn work(&self) -> Result<(), AgentError> {
-        let spent = self.run(&format!("work {}", self.control))?;
-        tracing::debug!("time of the agent: {}", spent.trim_end());
-        Ok(())
+    pub fn work(&self) -> Result<String, AgentError> {
+        self.run(&format!("work {}", self.control))
     }
 
     fn upload(&self, bytes: &[u8], to: &str, mode: i32) -> Result<(), AgentError> {

@@ -23,6 +23,7 @@ pub use launch::{LaunchError, LaunchOptions, Launching, search_path};
 
 pub(crate) use agent::quote;
 use handle::Handle;
+pub(crate) use handle::printable;
 use own::Own;
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@
 
 use super::KeyBuilder;
 use crate::mapper::MapperOptions;
-use crate::probe::{Legs, Probe};
+use crate::probe::{Legs, Probe, Proof};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -135,9 +135,10 @@ fn of_images(files: &[(PathBuf, FileState)], images: &[Image]) -> String {
 }
 
 fn of_options(options: &MapperOptions, has_metadata: bool) -> String {
-    let (probe, every) = match options.probe {
+    let (probe, one_in) = match options.probe {
         Probe::Agent => (0, 0),
-        Probe::Extents { every } => (1, every.get()),
+        Probe::Extents(Proof::Every) => (1, 1),
+        Probe::Extents(Proof::Sample { one_in, .. }) => (1, one_in.get()),
         Probe::Guestfsd => (2, 0),
     };
     let legs = match options.legs {
@@ -146,7 +147,7 @@ fn of_options(options: &MapperOptions, has_metadata: bool) -> String {
     };
     let mut key = KeyBuilder::default();
     key.add(&[probe, u8::from(has_metadata), legs]);
-    key.add(&every.to_le_bytes());
+    key.add(&one_in.to_le_bytes());
     key.finish()
 }
 

@@ -31,7 +31,7 @@ use virt_bmap::mapper::{self, Cancel, GuestDisk, MapError, Mapped, MapperOptions
 use virt_bmap::probe::baseline::Baseline;
 use virt_bmap::probe::key::Key;
 use virt_bmap::probe::unlock::Derivation;
-use virt_bmap::probe::{Legs, Probe, ProbeError};
+use virt_bmap::probe::{Legs, Probe, ProbeError, Proof};
 use virt_bmap_image::{Access, AllowedBacking, Image, ImageFormat, ImageKey, Location, Tls};
 use virt_bmap_map::output::Output;
 use virt_bmap_map::{self as bmap, FileType, Map, diff};
@@ -137,13 +137,29 @@ pub(super) struct MapOptions {
     #[arg(long, value_enum, default_value_t = ProbeArg::Extents)]
     probe: ProbeArg,
 
-    /// Verify only every N-th extent, and accept the others from the kernel's extent list
+    /// Which files the kernel is asked about, and verified by reads
     ///
-    /// An extent is verified by reading its first and last page. The choice is the same in each
-    /// run. When files turn out to lie elsewhere than their extents say, all files of that
-    /// filesystem are read in full.
+    /// `sample`: one in --spot-check N, and every file that is unusual. On ext2, ext3, ext4 and XFS
+    /// the others are taken from the tables of inodes, and the balance of the filesystem must be
+    /// even. If anything contradicts the tables, each file of that filesystem is looked up.
+    /// `every`: each file. The map is the same.
+    #[arg(long, value_enum, default_value_t = ProofArg::Sample)]
+    proof: ProofArg,
+
+    /// With --proof sample, verify one file in N [default: 32]
+    ///
+    /// A file is verified by reading the first and the last page of each of its extents. When files
+    /// turn out to lie elsewhere than their extents say, all files of that filesystem are read in
+    /// full.
     #[arg(long, value_name = "N")]
     spot_check: Option<NonZeroU32>,
+
+    /// With --proof sample, the number that the choice of files depends on
+    ///
+    /// By default it is drawn for each run, so that whoever has made the image does not know which
+    /// files are verified. --verbose prints it.
+    #[arg(long, value_name = "SEED")]
+    proof_seed: Option<u64>,
 
     #[command(flatten)]
     pub(super) tls: TlsOptions,
@@ -302,6 +318,8 @@ impl MapOptions {
             "--metadata cannot be used with --probe guestfsd, which reads only files and directories"
         } else if self.spot_check.is_some() && !matches!(self.probe, ProbeArg::Extents) {
             "--spot-check needs --probe extents; the other probes read every file in full"
+        } else if (self.spot_check.is_some() || self.proof_seed.is_some()) && self.proof == ProofArg::Every {
+            "--spot-check and --proof-seed choose a sample; with --proof every there is none"
         } else {
             return None;
         };
@@ -389,13 +407,21 @@ enum ApplianceArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ProbeArg {
-    /// An uploaded program reads both ends of each extent, which verifies the kernel's extent list,
-    /// and reads files without usable extents in full
+    /// An uploaded program takes the places of files from the filesystem, verifies a part of them
+    /// by reads (--proof), and reads files without usable extents in full
     Extents,
     /// The same program reads every byte; the map is the same
     Agent,
     /// The daemon of libguestfs reads every byte; slow, nothing is uploaded
     Guestfsd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProofArg {
+    /// One in many, and those that are unusual
+    Sample,
+    /// Each file
+    Every,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -715,7 +741,12 @@ pub(super) fn mapper_options(args: &MapOptions) -> Result<MapperOptions> {
         },
         probe: match args.probe {
             ProbeArg::Agent => Probe::Agent,
-            ProbeArg::Extents => Probe::Extents { every: args.spot_check.unwrap_or(NonZeroU32::MIN) },
+            ProbeArg::Extents => Probe::Extents(match args.proof {
+                ProofArg::Every => Proof::Every,
+                ProofArg::Sample => {
+                    Proof::Sample { one_in: args.spot_check.unwrap_or(Proof::ONE_IN), seed: args.proof_seed }
+                }
+            }),
             ProbeArg::Guestfsd => Probe::Guestfsd,
         },
         baseline: args.baseline.clone(),

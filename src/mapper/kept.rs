@@ -308,6 +308,7 @@ impl Session {
             Err(error) => return drop(surveyed.send(Err(error.into()))),
         };
         let _ = surveyed.send(Ok(present.clone()));
+        let nothing = |_: &str| None;
         for task in tasks {
             let began = Instant::now();
             let done = match task {
@@ -317,10 +318,7 @@ impl Session {
                     let done = present.again(&context, &devices);
                     done.map(|is_done| if is_done { Done::Walked } else { Done::Nothing })
                 }
-                Task::Detach => match appliance.detach() {
-                    Some(done) => done.map(|()| Done::Walked).map_err(ProbeError::from),
-                    None => Ok(Done::Nothing),
-                },
+                Task::Detach => detach(&Context { is_again: true, ..self.context(&appliance, &nothing) }),
                 Task::Survey { baselines } => {
                     let baseline = |device: &str| baselines.get(device).cloned();
                     let attached = appliance.attach().map_err(ProbeError::from);
@@ -347,7 +345,17 @@ impl Session {
         let context = self.context(appliance, baseline);
         let surveyed = survey::survey(&context)?;
         surveyed.leave(&context)?;
+        appliance.stay(self.channel.sequence())?;
         Ok(Arc::new(surveyed))
+    }
+}
+
+/// Takes apart what lies on the disks, after the agent that stays has ended.
+fn detach(context: &Context<'_>) -> Result<Done, ProbeError> {
+    context.end_agent()?;
+    match context.appliance.detach() {
+        Some(done) => Ok(done.map(|()| Done::Walked)?),
+        None => Ok(Done::Nothing),
     }
 }
 

@@ -273,7 +273,7 @@ impl Session {
         let baseline = |_: &str| self.options.baseline.clone();
         let context = self.context(&appliance, &baseline);
         match self.options.probe {
-            Probe::Agent | Probe::Extents { .. } => drop(survey::survey(&context)?),
+            Probe::Agent | Probe::Extents(_) => drop(survey::survey(&context)?),
             Probe::Guestfsd => guestfsd::survey(&context, &self.recorder)?,
         }
         (self.note_phase)(Phase::Closing);

@@ -95,8 +95,8 @@ struct Before {
     unseen: Vec<RangeSet<DiskOffset>>,
     /// Written, and not yet part of an operation.
     held: Vec<RangeSet<DiskOffset>>,
-    /// When that was written last.
-    span: Option<Span>,
+    /// When that was written last, by the device of the filesystem: a look need not cover all.
+    spans: BTreeMap<Vec<u8>, Span>,
     /// Files, by device and inode, of which data was told before their inode has changed.
     untimed: HashSet<(Vec<u8>, u64)>,
     /// Written by mounting in the state that was mapped last.
@@ -282,7 +282,7 @@ impl Finder {
         join(&mut seen, &self.before.unseen);
         join(&mut seen, &held);
         let written = Written { seen, held, replayed };
-        let mut operations = Vec::new();
+        let (mut earlier, mut present): (Vec<(Span, Vec<Operation<'_>>)>, _) = (Vec::new(), Vec::new());
         let mut told = Vec::new();
         for &(device, old, new) in maps {
             let mut found = compare(old, new, device, &written);
@@ -294,23 +294,27 @@ impl Finder {
                 told.extend(places.map(|place| (place, operation.is_earlier)));
             }
             found.retain(|operation| !self.before.explains(operation));
-            operations.extend(found);
+            let (before, now): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|operation| operation.is_earlier);
+            present.extend(now);
+            let span = self.before.spans.insert(device.to_vec(), states.span.clone());
+            let span = span.unwrap_or_else(|| states.span.clone());
+            match earlier.iter_mut().find(|(other, _)| *other == span) {
+                Some((_, operations)) => operations.extend(before),
+                None => earlier.push((span, before)),
+            }
         }
-        operations.sort_by_key(|operation| !operation.is_earlier);
-        for operation in &operations {
-            *self.ended.counts.entry(operation.action).or_default() += 1;
-            self.latest.push(text_line(operation));
-        }
-        let earlier = operations.partition_point(|operation| operation.is_earlier);
-        let (earlier, present) = operations.split_at(earlier);
-        let span = self.before.span.as_ref().unwrap_or(&states.span);
-        let result = self
-            .format
-            .write(&mut *self.output, span, earlier)
-            .and_then(|()| self.format.write(&mut *self.output, &states.span, present));
+        earlier.sort_by_key(|(span, _)| span.begin());
+        earlier.push((states.span.clone(), present));
         self.before.held = still_held(&told, written.seen, &states.written);
-        self.before.span = Some(states.span.clone());
-        result
+        for (span, operations) in earlier {
+            for operation in &operations {
+                *self.ended.counts.entry(operation.action).or_default() += 1;
+                self.latest.push(text_line(operation));
+            }
+            self.format.write(&mut *self.output, &span, &operations)?;
+        }
+        Ok(())
     }
 
     /// Writes what was held, since no further state follows.
@@ -318,7 +322,8 @@ impl Finder {
     /// # Errors
     /// The output's.
     pub fn end(&mut self) -> io::Result<()> {
-        let Some(span) = self.before.span.clone() else { return Ok(()) };
+        // All that is left is earlier than this.
+        let Some(span) = self.before.spans.values().next().cloned() else { return Ok(()) };
         let maps = std::mem::take(&mut self.maps);
         let same: Vec<_> = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
         let states = States { disks: Vec::new(), written: Vec::new(), span };
@@ -354,3 +359,6 @@ impl Finder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

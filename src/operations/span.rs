@@ -50,6 +50,14 @@ impl Span {
         }
     }
 
+    /// When it begins, if that is a time.
+    pub(super) fn begin(&self) -> Option<Duration> {
+        match self {
+            Self::Time { from, .. } => Some(*from),
+            Self::Between { .. } => None,
+        }
+    }
+
     /// Its end, for messages.
     pub(super) fn end(&self) -> String {
         match self {

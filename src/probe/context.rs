@@ -31,7 +31,7 @@ pub struct Context<'a> {
     pub metadata: bool,
     /// Which copies are in the map.
     pub legs: Legs,
-    /// Which extents get a spot check; `None` if each file is read in full.
+    /// Which files get a spot check; `None` if each file is read in full.
     pub sample: Option<Sample>,
     /// The earlier map of the filesystem on a device, whose unchanged files are reused.
     pub baseline: &'a dyn Fn(&str) -> Option<Arc<Baseline>>,

@@ -123,7 +123,7 @@ fn read(context: &Context<'_>, reads: Vec<DeviceRead>) -> Result<(), ProbeError>
     context.channel.hand_over(&Task::ReadDevices(DeviceReads { sequence, reads }))?;
     let read = context.appliance.work();
     context.channel.end()?;
-    Ok(read?)
+    Ok(read.map(drop)?)
 }
 
 /// Whether a copy of a mirrored device has the content of the first copy. Compares both ends of the

@@ -166,7 +166,7 @@ pub(super) fn each_again(
         let is_marked = layout.is_none_or(|layout| mark_again(context, filesystem, layout).is_some());
         if let Some(is_settled) = is_marked.then(|| mount_again(context, filesystem)).flatten() {
             walk(filesystem, is_settled)?;
-            let log = context.appliance.leave()?;
+            let log = context.leave()?;
             note_corrupt_directories(context, filesystem, &log);
             continue;
         }

@@ -132,6 +132,7 @@ impl Probe<'_> {
     fn walk(&self, filesystem: &Content) -> Result<(), ProbeError> {
         let channel = self.context.channel;
         let device = &filesystem.device;
+        channel.end_mount();
         channel.begin_walk(super::channel::WalkContext {
             device: device.clone(),
             kind: filesystem.kind.clone().unwrap_or_default(),

@@ -18,6 +18,7 @@
 //! * `devices` makes the objects of disks, partitions and volumes, and proves their layouts;
 //!   `degraded` warns of missing members, `signatures` of what nothing uses, [`unlock`] opens
 //!   encrypted devices with a [`key`];
+//! * `tasks` has the agent do its work: one that is started for it, or one that stays;
 //! * `filesystems` chooses what is mounted, `mount` mounts it, `walk` has the agent walk it;
 //! * [`channel`] is the host's end of the agent's control disk;
 //! * [`layout`] computes where a device's bytes lie on the disks;
@@ -48,6 +49,7 @@ mod orphans;
 mod signatures;
 mod superblock;
 pub mod survey;
+mod tasks;
 pub mod unlock;
 mod walk;
 pub mod warnings;
@@ -55,20 +57,18 @@ pub mod warnings;
 use crate::appliance::{AgentError, CallError};
 use channel::ChannelError;
 use found::FoundError;
+use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroU32;
 use virt_bmap_agent_protocol::Sample;
 
 /// How the guest's files are read.
 ///
-/// The default is [`Extents`](Self::Extents) with a spot check of each extent.
+/// The default is [`Extents`](Self::Extents) with the default [`Proof`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// The agent, a program that is uploaded into the appliance, reads only the ends of a file's
-    /// extents if the kernel reports plain extents, and the whole file otherwise.
-    Extents {
-        /// Every `every`-th extent gets a spot check; 1: each extent.
-        every: NonZeroU32,
-    },
+    /// extents if these are plain, and the whole file otherwise.
+    Extents(Proof),
     /// The agent reads each file in full.
     Agent,
     /// libguestfs's own daemon reads each file in full.
@@ -77,15 +77,49 @@ pub enum Probe {
 
 impl Default for Probe {
     fn default() -> Self {
-        Self::Extents { every: NonZeroU32::MIN }
+        Self::Extents(Proof::default())
+    }
+}
+
+/// Which files show that extents are where they are said to be: the kernel is asked about these, and
+/// the ends of their extents are read.
+///
+/// The map is the same. See `docs/decisions/0024-inode-tables.md` for what either can miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Every file.
+    Every,
+    /// A sample, and every file that is unusual. The others are taken from the tables of inodes
+    /// where the filesystem has some that the agent can read.
+    Sample {
+        /// One file in so many.
+        one_in: NonZeroU32,
+        /// What the choice depends on; `None`: a number that is drawn for each run.
+        seed: Option<u64>,
+    },
+}
+
+impl Proof {
+    /// One file in so many, unless something else is asked for.
+    pub const ONE_IN: NonZeroU32 = NonZeroU32::new(32).expect("32 is not 0");
+}
+
+impl Default for Proof {
+    fn default() -> Self {
+        Self::Sample { one_in: Self::ONE_IN, seed: None }
     }
 }
 
 impl Probe {
-    /// Which extents get a spot check; `None` if files are read in full.
+    /// Which files get a spot check; `None` if files are read in full. A seed is drawn at each call.
     pub fn sample(self) -> Option<Sample> {
         match self {
-            Self::Extents { every } => Some(Sample { every }),
+            Self::Extents(Proof::Every) => Some(Sample::ALL),
+            Self::Extents(Proof::Sample { one_in, seed }) => {
+                // The hasher's keys are random numbers of the system.
+                let drawn = || RandomState::new().hash_one(0);
+                Some(Sample { one_in, seed: seed.unwrap_or_else(drawn) })
+            }
             Self::Agent | Self::Guestfsd => None,
         }
     }

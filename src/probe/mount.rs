@@ -65,7 +65,7 @@ pub(super) fn mount_again(context: &Context<'_>, filesystem: &Content) -> Option
         return None;
     }
     context.channel.begin_mount();
-    let said = context.appliance.mount(&filesystem.node, kind.name(), &options(filesystem)).ok()?;
+    let said = context.mount_in_kernel(&filesystem.node, kind.name(), &options(filesystem)).ok()?;
     Some(note_replay(context, filesystem, || Some(said)))
 }
 

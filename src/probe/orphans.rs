@@ -15,6 +15,7 @@ use super::superblock::Ext;
 use crate::appliance::Content;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::Cause;
+use virt_bmap_on_disk::ext;
 use virt_bmap_ranges::{DeviceOffset, Range};
 
 /// Where the compatible features are in a superblock; `COMPAT_ORPHAN_FILE`.
@@ -94,7 +95,7 @@ fn with_mark(mut superblock: Vec<u8>) -> Option<Vec<u8>> {
         return None;
     }
     let has_checksum = read_only & METADATA_CHECKSUMS != 0;
-    let sum = |superblock: &[u8]| superblock.get(..CHECKSUM).map(crc32c);
+    let sum = |superblock: &[u8]| superblock.get(..CHECKSUM).map(|bytes| ext::checksum(u32::MAX, bytes));
     // One that is wrong stays wrong: the kernel refuses it, and says why.
     if has_checksum && sum(&superblock)? != superblock.le32(CHECKSUM)? {
         return None;
@@ -107,18 +108,6 @@ fn with_mark(mut superblock: Vec<u8>) -> Option<Vec<u8>> {
     Some(superblock)
 }
 
-/// The checksum of ext4 ("Checksums" in `Documentation/filesystems/ext4`): CRC-32C that begins with
-/// ones and is not inverted at the end.
-fn crc32c(bytes: &[u8]) -> u32 {
-    const POLYNOMIAL: u32 = 0x82f6_3b78;
-    bytes.iter().fold(u32::MAX, |sum, byte| {
-        (0..8).fold(
-            sum ^ u32::from(*byte),
-            |sum, _| if sum & 1 == 1 { sum >> 1 ^ POLYNOMIAL } else { sum >> 1 },
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,15 +118,9 @@ mod tests {
         for (at, word) in [(0x38, 0x0001_ef53), (0x64, 0x400)].iter().chain(words) {
             superblock[*at..at + 4].copy_from_slice(&word.to_le_bytes());
         }
-        let sum = crc32c(&superblock[..CHECKSUM]);
+        let sum = ext::checksum(u32::MAX, &superblock[..CHECKSUM]);
         superblock[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
         superblock
-    }
-
-    #[test]
-    fn checksums_are_those_of_crc_32c() {
-        // The check value of the algorithm is 0xe3069283, after the inversion.
-        assert_eq!(crc32c(b"123456789"), !0xe306_9283);
     }
 
     #[test]

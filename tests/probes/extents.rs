@@ -55,6 +55,9 @@ fn ends_and_a_sample_of_them_give_the_map_that_a_full_read_gives() {
     let sample = map(&["--spot-check", "10", "--smp", "1"]);
     assert_same(&read.text, &sample.text);
     assert_same(&read.json, &sample.json);
+    let proved = map(&["--proof", "every"]);
+    assert_same(&read.text, &proved.text);
+    assert_same(&read.json, &proved.json);
 }
 
 /// Whether metadata is mapped, too, makes no difference for the rest.
@@ -73,4 +76,6 @@ fn a_sample_of_what_is_read_in_full_is_refused() {
     let run = sandbox::run(["nothing.raw", "--probe", "agent", "--spot-check", "10"]);
     assert_eq!(run.code(), 2);
     assert!(run.stderr.contains("--spot-check needs --probe extents"), "{}", run.stderr);
+    let run = sandbox::run(["nothing.raw", "--proof", "every", "--proof-seed", "10"]);
+    assert_eq!(run.code(), 2);
 }

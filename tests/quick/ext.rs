@@ -12,10 +12,10 @@ use virt_bmap_testutil::tools::{self, needs};
 /// What an inode has: blocks of data by their number in the file, blocks of its tree, and the block
 /// of its attributes.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Blocks {
-    data: BTreeSet<(u64, u64, bool)>,
-    tree: BTreeSet<u64>,
-    attributes: Option<u64>,
+pub(crate) struct Blocks {
+    pub(crate) data: BTreeSet<(u64, u64, bool)>,
+    pub(crate) tree: BTreeSet<u64>,
+    pub(crate) attributes: Option<u64>,
 }
 
 impl Blocks {
@@ -33,7 +33,7 @@ impl Blocks {
     }
 
     /// What `stat` of debugfs says: `(0-11):8234-8245, (IND):8246, (13[u]):9, (ETB0):33`.
-    fn said(said: &str) -> Self {
+    pub(crate) fn said(said: &str) -> Self {
         let mut blocks = Self::default();
         let acl = said.split_once("File ACL: ").unwrap().1.lines().next().unwrap().trim();
         blocks.attributes = Some(acl.parse().unwrap()).filter(|acl| *acl > 0);
@@ -57,7 +57,7 @@ impl Blocks {
 }
 
 /// Files with holes and with thousands of extents, links, and a large directory.
-fn fill(tree: &Path) {
+pub(crate) fn fill(tree: &Path) {
     fs::create_dir(tree).unwrap();
     fs::write(tree.join("short"), "a few bytes").unwrap();
     fs::write(tree.join("long"), vec![7; 3 << 20]).unwrap();
@@ -78,7 +78,7 @@ fn fill(tree: &Path) {
     }
 }
 
-fn make(dir: &Path, tree: &Path, name: &str, options: &[&str]) -> PathBuf {
+pub(crate) fn make(dir: &Path, tree: &Path, name: &str, options: &[&str]) -> PathBuf {
     let image = dir.join(name);
     File::create(&image).unwrap().set_len(64 << 20).unwrap();
     let paths = ["-d", tree.to_str().unwrap(), image.to_str().unwrap()];
@@ -96,21 +96,37 @@ fn make(dir: &Path, tree: &Path, name: &str, options: &[&str]) -> PathBuf {
     image
 }
 
+/// Filesystems with different features: a name, and the options of `mke2fs`.
+pub(crate) const EXT_KINDS: [(&str, &[&str]); 6] = [
+    ("ext2", &["-t", "ext2", "-b", "1024"]),
+    ("ext3", &["-t", "ext3", "-b", "4096"]),
+    ("ext4", &["-t", "ext4", "-b", "1024"]),
+    ("quota", &["-t", "ext4", "-b", "4096", "-O", "quota,project,orphan_file,^resize_inode,meta_bg"]),
+    ("inline", &["-t", "ext4", "-b", "2048", "-O", "inline_data,^64bit", "-g", "8192"]),
+    ("revision 0", &["-t", "ext2", "-r", "0", "-b", "1024"]),
+];
+
+/// What debugfs says of the inodes 1 to `last`.
+pub(crate) fn debugfs_stat(dir: &Path, image: &Path, last: u32) -> Vec<String> {
+    let requests: String = (1..=last).map(|inode| format!("stat <{inode}>\n")).collect();
+    let file = dir.join("requests");
+    fs::write(&file, requests).unwrap();
+    let output = tools::command("debugfs")
+        .args(["-f".as_ref(), file.as_path(), image])
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    said.split("debugfs: stat <").skip(1).map(str::to_owned).collect()
+}
+
 #[test]
 fn inodes_lie_where_debugfs_says() {
     needs!("mke2fs", "debugfs");
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
     fill(&tree);
-    let kinds: [(&str, &[&str]); 6] = [
-        ("ext2", &["-t", "ext2", "-b", "1024"]),
-        ("ext3", &["-t", "ext3", "-b", "4096"]),
-        ("ext4", &["-t", "ext4", "-b", "1024"]),
-        ("quota", &["-t", "ext4", "-b", "4096", "-O", "quota,project,orphan_file,^resize_inode,meta_bg"]),
-        ("inline", &["-t", "ext4", "-b", "2048", "-O", "inline_data,^64bit", "-g", "8192"]),
-        ("revision 0", &["-t", "ext2", "-r", "0", "-b", "1024"]),
-    ];
-    for (name, options) in kinds {
+    for (name, options) in EXT_KINDS {
         let image = make(dir.path(), &tree, name, options);
         let device = File::open(&image).unwrap();
         let read = |at: u64, length: u64| {
@@ -119,18 +135,9 @@ fn inodes_lie_where_debugfs_says() {
             Some(bytes)
         };
         let filesystem = Filesystem::read(&read).unwrap();
-        let requests: String = (1..=540).map(|inode| format!("stat <{inode}>\n")).collect();
-        let file = dir.path().join("requests");
-        fs::write(&file, requests).unwrap();
-        let output = tools::command("debugfs")
-            .args(["-f".as_ref(), file.as_path(), &image])
-            .stderr(Stdio::null())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let (mut in_trees, mut unwritten, mut attributes) = (0, 0, 0);
-        for (inode, said) in (1..=540).zip(said.split("debugfs: stat <").skip(1)) {
-            let expected = Blocks::said(said);
+        for (inode, said) in (1..=540).zip(debugfs_stat(dir.path(), &image, 540)) {
+            let expected = Blocks::said(&said);
             let place = filesystem.place(&read, inode);
             let found = place.as_ref().map(|place| Blocks::of(place, filesystem.block()));
             assert_eq!(found.as_ref(), Some(&expected), "{name}: inode {inode}\n{said}");

@@ -12,6 +12,7 @@ mod examples;
 mod ext;
 mod first_steps;
 mod fleet;
+mod inode_tables;
 mod libguestfs;
 mod nbd_server;
 mod packages;

@@ -2,6 +2,7 @@
 //! the disk in several forms. In place of a guest, this machine's kernel changes copies of the
 //! disk. A client then writes the blocks that differ. docs/operations.md describes the commands.
 
+use crate::client;
 use std::fs;
 use std::io::BufReader;
 use std::os::unix::fs::PermissionsExt as _;
@@ -63,15 +64,11 @@ fn are_possible() -> bool {
 /// Writes the blocks in which a state differs from the one before, and flushes, for each state.
 const CLIENT: &str = r#"
 import nbd, os, sys
+from differences import write_differences
 h = nbd.NBD()
 h.connect_uri(os.environ["uri"])
 for old, new in zip(sys.argv[1:], sys.argv[2:]):
-    with open(old, "rb") as old, open(new, "rb") as new:
-        at = 0
-        while b := new.read(4096):
-            if old.read(4096) != b:
-                h.pwrite(b, at)
-            at += 4096
+    write_differences(h, old, new)
     h.flush()
 h.shutdown()
 "#;
@@ -118,11 +115,10 @@ fn a_recorded_history_has_the_operations_of_the_trace() {
     let states = states();
     let _sealed = sealed(&states);
     let sandbox = Sandbox::new();
-    fs::write(sandbox.cwd().join("client.py"), CLIENT).unwrap();
     fs::write(sandbox.cwd().join("guest.bmap"), "1 0 4000000 v /dev/sda\n").unwrap();
     let base = states[0].to_str().unwrap();
     let list: Vec<_> = states.iter().map(|state| state.to_str().unwrap()).collect();
-    let client = format!("/usr/bin/python3 client.py {}", list.join(" "));
+    let client = format!("{} {}", client::put(&sandbox, CLIENT), list.join(" "));
     let options = ["--map", "guest.bmap", "-o", "log", "--operations", "live", "--record", "history"];
     let run = sandbox
         .run(["trace", base, "--image-format", "raw"].into_iter().chain(options).chain(["--run", &client]));

@@ -1,6 +1,7 @@
 //! What operations say about flushes: on filesystems whose `sync` sends none, when the guest is
 //! killed, and when a client flushes thousands of times in a second.
 
+use crate::client;
 use crate::script::{Round, Writer};
 use crate::scripted::{differences, features, needs_guest, operations};
 use serde_json::{Value, json};
@@ -78,6 +79,7 @@ fn a_killed_guest_did_what_it_had_flushed() {
 /// flushed.
 const STORM: &str = r#"
 import nbd, os, sys, time
+from differences import write_differences
 old, new, table = sys.argv[1], sys.argv[2], int(sys.argv[3])
 h = nbd.NBD()
 h.connect_uri(os.environ["uri"])
@@ -92,15 +94,7 @@ def storm(seconds):
         flushes += 1
 
 storm(2)
-with open(old, "rb") as old, open(new, "rb") as new:
-    at = 0
-    while True:
-        a, b = old.read(4096), new.read(4096)
-        if not b:
-            break
-        if a != b:
-            h.pwrite(b, at)
-        at += 4096
+write_differences(h, old, new)
 h.flush()
 storm(2)
 h.shutdown()
@@ -121,8 +115,8 @@ fn a_storm_of_flushes() {
     tools::output(tools::command("debugfs").args(["-w", "-f"]).arg(commands).arg(&new));
     let groups = String::from_utf8(tools::run("dumpe2fs", [image])).unwrap();
     let table = groups.split_once("Inode table at ").unwrap().1.split('-').next().unwrap();
-    fs::write(sandbox.cwd().join("storm.py"), STORM).unwrap();
-    let client = format!("/usr/bin/python3 storm.py '{image}' new {table} >count");
+    let client = client::put(&sandbox, STORM);
+    let client = format!("{client} '{image}' new {table} >count");
     // Looking at each state would take an hour.
     let options =
         ["--image-format", "raw", "-o", "log", "--operations", "done.jsonl", "--operations-every", "1"];

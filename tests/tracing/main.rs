@@ -7,7 +7,9 @@
 
 mod after_the_fact;
 mod boot;
+mod client;
 mod durable;
+mod looks;
 mod operations;
 mod random_writer;
 mod script;

@@ -2,8 +2,8 @@
 //! machine's kernel changes copies of the disks. A client then writes the blocks that differ to the
 //! traced disks. docs/trace.md describes the command.
 
+use crate::client;
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
 use virt_bmap_testutil::tools::{self, needs};
@@ -60,20 +60,13 @@ const DONE: [&str; 12] = [
 /// Writes the blocks that differ to the named disks. It flushes all disks but the first.
 const CLIENT: &str = r#"
 import nbd, os, sys
+from differences import write_differences
 for number, name in enumerate(["ext4", "xfs", "btrfs"], 1):
     if name not in sys.argv[2:]:
         continue
     h = nbd.NBD()
     h.connect_uri(os.environ["uri" if number == 1 else "uri%d" % number])
-    with open(sys.argv[1] + "/" + name, "rb") as old, open(name, "rb") as new:
-        at = 0
-        while True:
-            a, b = old.read(4096), new.read(4096)
-            if not b:
-                break
-            if a != b:
-                h.pwrite(b, at)
-            at += 4096
+    write_differences(h, sys.argv[1] + "/" + name, name)
     if number > 1:
         h.flush()
     h.shutdown()
@@ -105,10 +98,9 @@ fn what_was_done_to_files_of_several_file_systems() {
         formats::copy(&dir.join(name), &copy);
         in_mounted(&copy, DOING);
     }
-    fs::write(sandbox.cwd().join("client.py"), CLIENT).unwrap();
     // The client writes blocks as they lie on the disks, so no state between is a filesystem. The
     // first look is that of the signal, and the second one that of the end.
-    let client = format!("/usr/bin/python3 client.py '{}'", dir.display());
+    let client = format!("{} '{}'", client::put(&sandbox, CLIENT), dir.display());
     let client = format!(
         "{client} ext4; kill -USR1 $PPID; until grep -q sda done; do sleep 0.1; done; {client} xfs btrfs"
     );

@@ -2,13 +2,17 @@
 //!
 //! The agent sends the extents of a directory before it lists the directory. The host can therefore
 //! attribute a read by its place, and one message announces a whole batch; a message takes longer
-//! than listing most directories. The blocks of a batch are also fetched together: they are in the
-//! cache of the block device, and `fadvise` requests readahead there. This works with ext2, ext3
-//! and ext4, whose directories have FIEMAP and blocks of their own, and where listing reads nothing
-//! else.
+//! than listing most directories. This works with filesystems whose directories have blocks of their
+//! own, where listing reads nothing else:
+//!
+//! - ext2, ext3 and ext4 have FIEMAP for directories. The blocks of a batch are also fetched
+//!   together: they are in the cache of the block device, and `fadvise` requests readahead there.
+//! - XFS reads a directory when it is opened, before it can be asked. Its tables of inodes say where
+//!   the directory lies; the reads of the listing prove it.
 
-use super::look_up::Entries;
+use super::look_up::{Below, Entries};
 use super::{DIRECTORY, Entry, Walker, list};
+use crate::ext::extents;
 use crate::phases::Phase;
 use crate::{Fatal, fiemap};
 use rustix::fd::{AsFd as _, OwnedFd};
@@ -28,7 +32,7 @@ const BATCH: usize = 256;
 const PAGE: u64 = 4096;
 
 /// Size in bytes above which a directory is listed on its own, in several turns.
-const LARGEST: i64 = 64 << 10;
+const LARGEST: u64 = 64 << 10;
 
 /// A directory that has been found and not entered yet.
 struct Waiting {
@@ -37,12 +41,15 @@ struct Waiting {
     parent: u32,
     name: CString,
     id: u32,
+    /// The number of its inode.
+    inode: u64,
 }
 
-/// A directory that has been opened.
-struct Opened {
-    fd: Rc<OwnedFd>,
-    id: u32,
+/// A directory whose place is known, and which is about to be listed.
+struct Promised {
+    from: Waiting,
+    /// The directory, if it has been opened.
+    fd: Option<Rc<OwnedFd>>,
     extents: Vec<Extent>,
     /// Whether it may have blocks of extended attributes.
     has_more_blocks: bool,
@@ -50,62 +57,108 @@ struct Opened {
     error: Option<Errno>,
 }
 
+/// When a directory is listed.
+enum Turn {
+    /// With the others of its batch.
+    InBatch(Promised),
+    /// At once, alone.
+    Alone(Rc<OwnedFd>),
+    /// Never: it cannot be opened.
+    Failed,
+}
+
+impl Waiting {
+    /// A directory that was found in another.
+    fn of(above: &Rc<OwnedFd>, parent: u32, Below { name, id, inode }: Below) -> Self {
+        Self { above: above.clone(), parent, name, id, inode }
+    }
+}
+
 impl Walker {
     /// Whether directories are listed in batches: only if the host knows the layout of the device.
     pub(super) fn lists_in_batches(&self) -> bool {
-        self.reader.order() != ReadOrder::Tags && self.kind.facts().has_directory_blocks
+        let is_known_before = self.kind.facts().has_directory_blocks || self.tables.is_some();
+        self.reader.order() != ReadOrder::Tags && is_known_before
     }
 
     /// Visits a directory and everything below it. Directories that were found last come first, so
     /// that few descriptors are open.
-    pub(super) fn descend_in_batches(&mut self, root: OwnedFd, id: u32) -> Result<(), Fatal> {
-        let mut waiting = vec![Waiting { above: Rc::new(root), parent: id, name: c".".to_owned(), id }];
+    pub(super) fn descend_in_batches(&mut self, root: OwnedFd, id: u32, inode: u64) -> Result<(), Fatal> {
+        let name = c".".to_owned();
+        let mut waiting = vec![Waiting { above: Rc::new(root), parent: id, name, id, inode }];
         while !waiting.is_empty() {
             let batch = waiting.split_off(waiting.len().saturating_sub(BATCH));
             let mut promised = Vec::new();
-            for Waiting { above, parent, name, id } in batch {
+            for directory in batch {
                 self.phases.enter(Phase::Open);
-                let fd = match openat(&*above, &name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
-                    Ok(fd) => Rc::new(fd),
-                    Err(errno) => {
-                        self.control.read_failure(Operation::Open, errno, parent, name.to_bytes(), 0);
-                        continue;
-                    }
-                };
-                let is_listed_by_host = self.host_listings.contains_key(&id);
-                let extents = if is_listed_by_host { None } else { fiemap::extents(&fd).ok().flatten() };
-                let stat = fstat(&*fd)?;
-                match extents {
-                    Some(extents) if stat.st_size <= LARGEST && extents.iter().all(Extent::is_plain) => {
-                        self.put_extents(id, &extents);
-                        let has_more_blocks = self.has_more_blocks(&stat, Some(&extents));
-                        let (entries, error) = (Vec::new(), None);
-                        promised.push(Opened { fd, id, extents, has_more_blocks, entries, error });
-                    }
-                    _ => {
+                let id = directory.id;
+                match self.promise(directory) {
+                    Turn::InBatch(directory) => promised.push(directory),
+                    Turn::Alone(fd) => {
                         let below = self.directory(&fd, id)?;
-                        let found =
-                            |(name, child)| Waiting { above: fd.clone(), parent: id, name, id: child };
-                        waiting.extend(below.into_iter().map(found));
+                        waiting.extend(below.into_iter().map(|below| Waiting::of(&fd, id, below)));
                     }
+                    Turn::Failed => {}
                 }
             }
             self.list_all(&mut promised)?;
-            let directories = promised.iter_mut().map(|Opened { fd, id, entries, .. }| Entries {
-                directory: (**fd).as_fd(),
-                id: *id,
-                entries: std::mem::take(entries),
+            promised.retain(|directory| directory.fd.is_some());
+            let directories = promised.iter_mut().filter_map(|Promised { from, fd, entries, .. }| {
+                let directory = fd.as_deref()?.as_fd();
+                Some(Entries { directory, id: from.id, entries: std::mem::take(entries) })
             });
             let below = self.look_up(directories.collect())?;
-            for (Opened { fd, id, error, .. }, below) in promised.into_iter().zip(below) {
-                let found = |(name, child)| Waiting { above: fd.clone(), parent: id, name, id: child };
-                waiting.extend(below.into_iter().map(found));
+            for (Promised { from: Waiting { id, .. }, fd, error, .. }, below) in
+                promised.into_iter().zip(below)
+            {
+                let Some(fd) = fd else { continue };
+                waiting.extend(below.into_iter().map(|below| Waiting::of(&fd, id, below)));
                 if let Some(errno) = error {
                     self.control.read_failure(Operation::List, errno, id, b"", 0);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Sends where a directory lies, if that is known before it is listed.
+    fn promise(&mut self, from: Waiting) -> Turn {
+        let is_listed_by_host = self.host_listings.contains_key(&from.id);
+        let (fd, promised) = if self.kind.facts().reads_when_opened {
+            let tables = self.tables.as_mut().filter(|_| !is_listed_by_host);
+            let inode = tables.and_then(|tables| tables.directory(from.inode));
+            (None, inode.map(|inode| (extents(&inode.data), inode.size, false)))
+        } else {
+            let Some(fd) = self.open(&from) else { return Turn::Failed };
+            let asked = if is_listed_by_host { None } else { fiemap::extents(&fd).ok().flatten() };
+            let promised = asked.zip(fstat(&*fd).ok()).map(|(extents, stat)| {
+                let has_more_blocks = self.has_more_blocks(&stat, Some(&extents));
+                (extents, stat.st_size as u64, has_more_blocks)
+            });
+            (Some(fd), promised)
+        };
+        match promised {
+            Some((extents, size, has_more_blocks))
+                if size <= LARGEST && extents.iter().all(Extent::is_plain) =>
+            {
+                self.put_extents(from.id, &extents);
+                let (entries, error) = (Vec::new(), None);
+                Turn::InBatch(Promised { from, fd, extents, has_more_blocks, entries, error })
+            }
+            _ => fd.or_else(|| self.open(&from)).map_or(Turn::Failed, Turn::Alone),
+        }
+    }
+
+    /// Opens a directory, or reports why that failed.
+    fn open(&mut self, directory: &Waiting) -> Option<Rc<OwnedFd>> {
+        let Waiting { above, parent, name, .. } = directory;
+        match openat(&**above, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(fd) => Some(Rc::new(fd)),
+            Err(errno) => {
+                self.control.read_failure(Operation::Open, errno, *parent, name.to_bytes(), 0);
+                None
+            }
+        }
     }
 
     /// Asks the kernel to fetch these parts of the device (start and length) at once.
@@ -117,27 +170,31 @@ impl Walker {
     }
 
     /// Lists directories whose extents have been sent.
-    fn list_all(&mut self, directories: &mut [Opened]) -> Result<(), Fatal> {
+    fn list_all(&mut self, directories: &mut [Promised]) -> Result<(), Fatal> {
         if directories.is_empty() {
             return Ok(());
         }
         self.listed += directories.len() as u64;
         self.phases.enter(Phase::List);
         self.control.settle()?;
-        let ids = directories.iter().map(|directory| directory.id).collect();
+        let ids = directories.iter().map(|directory| directory.from.id).collect();
         self.control.put(&Record::Listing { ids });
         self.control.flush()?;
         // Without this the kernel would wait for each block of each directory. It fetches whole
         // pages, so this needs blocks of at least a page: a smaller block of another directory
         // would come along, and that directory would then be listed without a read.
-        if self.block >= PAGE {
+        if self.kind.facts().has_directory_blocks && self.block >= PAGE {
             let extents = directories.iter().flat_map(|directory| &directory.extents);
             self.fetch(extents.map(|extent| (extent.physical, extent.length)));
         }
         let mut memory = vec![MaybeUninit::uninit(); 64 << 10];
         for directory in &mut *directories {
+            if directory.fd.is_none() {
+                directory.fd = self.open(&directory.from);
+            }
+            let Some(fd) = &directory.fd else { continue };
             loop {
-                let listed = list(&directory.fd, &mut memory);
+                let listed = list(fd, &mut memory);
                 directory.entries.extend(listed.entries);
                 directory.error = listed.end.err();
                 if listed.end != Ok(false) {
@@ -148,8 +205,10 @@ impl Walker {
         self.control.settle()?;
         self.control.tag(0, false)?;
         for directory in directories.iter().filter(|directory| directory.has_more_blocks) {
-            self.attributes_of_directory(&directory.fd, directory.id)?;
-            self.control.tag(0, false)?;
+            if let Some(fd) = &directory.fd {
+                self.attributes_of_directory(fd, directory.from.id)?;
+                self.control.tag(0, false)?;
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 
 use super::Walker;
 use super::batches::block_device;
-use super::look_up::object;
+use super::look_up::{About, report};
 use crate::Fatal;
 use crate::data_ranges::DataRange;
 use crate::ext::{Ext, extents};
@@ -70,14 +70,14 @@ impl Walker {
         if stat.st_nlink > 1 {
             self.links.insert(inode, id);
         }
-        self.control.put(&object(id, *parent, ObjectKind::File, stat, name.to_bytes()));
+        report(&mut self.control, id, *parent, ObjectKind::File, &About::of(stat), name.to_bytes());
         self.control.put(&Record::Encrypted { id });
         let allocated = (stat.st_blocks as u64).saturating_mul(512);
         let is_all = |place: &&Place| place.ranges().map(Range::len).sum::<u64>() == allocated;
         let (Some(place), Some(device)) = (place.filter(is_all), device) else {
             return self.found();
         };
-        let extents = &extents(place);
+        let extents = &extents(&place.data);
         self.put_extents(id, extents);
         let size = (stat.st_size as u64).checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
         let is_written = |extent: &&Extent| extent.flags & Extent::UNWRITTEN == 0 && extent.logical < size;
@@ -89,7 +89,7 @@ impl Walker {
                 DataRange { start: extent.physical, end: extent.physical + length }
             })
             .collect();
-        let ends = self.sample.map(|sample| sample.ends(id, extents, size, self.block));
+        let ends = self.sample.map(|sample| sample.ends(stat.st_ino, extents, size, self.block));
         // The file descriptor is that of the device.
         let ends = ends.into_iter().flatten().map(|end| End { logical: end.physical, ..end }).collect();
         if !data_ranges.is_empty() {

@@ -3,7 +3,7 @@
 //! blocks are read from the device.
 
 use super::Walker;
-use super::look_up::object;
+use super::look_up::{About, report};
 use crate::data_ranges::DataRange;
 use crate::directories::Device;
 use crate::reader::OpenFile;
@@ -59,7 +59,7 @@ impl Walker {
         about.st_nlink = 1;
         let id = self.number()?;
         let name = CString::new([name.to_bytes(), SUFFIX].concat())?;
-        self.control.put(&object(id, parent, ObjectKind::File, &about, name.to_bytes()));
+        report(&mut self.control, id, parent, ObjectKind::File, &About::of(&about), name.to_bytes());
         self.put_extents(id, &extents);
         let size = fork.size.checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
         let data_ranges = extents.iter().filter(|extent| extent.logical < size).map(|extent| DataRange {
@@ -67,7 +67,7 @@ impl Walker {
             end: extent.physical + extent.length.min(size - extent.logical),
         });
         let data_ranges: Vec<DataRange> = data_ranges.collect();
-        let ends = self.sample.map(|sample| sample.ends(id, &extents, fork.size, self.block));
+        let ends = self.sample.map(|sample| sample.ends(about.st_ino, &extents, fork.size, self.block));
         // The file descriptor is that of the device.
         let ends = ends.into_iter().flatten().map(|end| End { logical: end.physical, ..end }).collect();
         if !data_ranges.is_empty() {

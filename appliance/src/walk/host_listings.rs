@@ -1,6 +1,6 @@
 //! Host listings: entries that the host has sent in place of listing a directory.
 
-use super::{Entry, TOO_MANY, Walker};
+use super::{Below, Entry, TOO_MANY, Walker};
 use crate::Fatal;
 use rustix::fs::FileType;
 use std::ffi::{CString, NulError};
@@ -29,7 +29,7 @@ impl Walker {
         inode: u64,
         name: CString,
         listing: Listing,
-        below: &mut Vec<(CString, u32)>,
+        below: &mut Vec<Below>,
     ) -> Result<(), Fatal> {
         let id = self.number()?;
         self.next = self.next.checked_add(listing.objects).ok_or(TOO_MANY)?;
@@ -38,7 +38,7 @@ impl Walker {
         if !listing.entries.is_empty() {
             let entries = listing.entries.into_iter().map(Entry::from_host);
             self.host_listings.insert(id, entries.collect::<Result<_, _>>()?);
-            below.push((name, id));
+            below.push(Below { name, id, inode });
         }
         self.found()
     }

@@ -3,9 +3,11 @@
 //! The kernel is asked about many files at once, on all processors; what it says is reported in the
 //! order of the entries, so a walk reports the same each time.
 
+use super::from_tables::Source;
 use super::inspector::{Answer, Inspected};
 use super::{Entry, Walker};
 use crate::buffer::ALIGNMENT;
+use crate::control::Control;
 use crate::data_ranges::data_ranges;
 use crate::phases::Phase;
 use crate::reader::OpenFile;
@@ -13,6 +15,7 @@ use crate::{Fatal, fiemap};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{AtFlags, FileType, Stat, statat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use virt_bmap_agent_protocol::Record;
 use virt_bmap_agent_protocol::bounds::EXTENTS_PER_RECORD;
@@ -32,8 +35,14 @@ pub(super) struct Entries<'a> {
     pub(super) entries: Vec<Entry>,
 }
 
-/// A directory that was found: its name, and its number.
-pub(super) type Below = (CString, u32);
+/// A directory that was found.
+pub(super) struct Below {
+    pub(super) name: CString,
+    /// Its number.
+    pub(super) id: u32,
+    /// The number of its inode.
+    pub(super) inode: u64,
+}
 
 impl Walker {
     /// Looks up the entries of directories, in their order. Files join the batch. Returns the
@@ -51,16 +60,21 @@ impl Walker {
                 self.phases.enter(before);
                 return Ok(below);
             }
-            let is_asked =
-                |entry: &Entry| entry.kind == FileType::RegularFile && !self.known.contains(entry.inode);
-            let is_asked: Vec<bool> = window.iter().map(|(.., entry)| is_asked(entry)).collect();
-            let asked = window.iter().zip(&is_asked).filter(|(_, is_asked)| **is_asked);
+            let doubled = doubled(window.iter().map(|(number, .., entry)| (*number, entry)));
+            let is_one = |number, entry: &Entry| !doubled.contains(&(number, &*entry.name));
+            let source =
+                |(number, .., entry): &(usize, _, _, Entry)| self.source(entry, is_one(*number, entry));
+            let sources: Vec<Source> = window.iter().map(source).collect();
+            let is_asked = |entry: &Entry, source: &Source| {
+                entry.kind == FileType::RegularFile && !matches!(source, Source::Tables(_) | Source::Known)
+            };
+            let asked = window.iter().zip(&sources).filter(|((.., entry), source)| is_asked(entry, source));
             let files: Vec<_> =
                 asked.map(|((_, directory, _, entry), _)| (*directory, &*entry.name)).collect();
             let mut answers = self.inspector.all(&files).into_iter();
-            for ((number, directory, id, entry), is_asked) in window.into_iter().zip(is_asked) {
-                let answer = if is_asked { answers.next() } else { None };
-                self.entry(directory, id, entry, answer, &mut below[number])?;
+            for ((number, directory, id, entry), source) in window.into_iter().zip(sources) {
+                let answer = if is_asked(&entry, &source) { answers.next() } else { None };
+                self.entry(directory, id, entry, source, answer, &mut below[number])?;
             }
         }
     }
@@ -72,6 +86,7 @@ impl Walker {
         directory: BorrowedFd<'_>,
         parent: u32,
         entry: Entry,
+        source: Source,
         answer: Option<Answer>,
         below: &mut Vec<Below>,
     ) -> Result<(), Fatal> {
@@ -88,6 +103,10 @@ impl Walker {
             return self.known_directory(parent, inode, name, listing, below);
         }
         let kind = match kind {
+            FileType::RegularFile | FileType::Symlink if matches!(source, Source::Tables(_)) => {
+                let Some(by_tables) = source.inode() else { return Ok(()) };
+                return self.take_from_tables(parent, inode, name, &by_tables);
+            }
             FileType::RegularFile | FileType::Symlink | FileType::Unknown if self.known.contains(inode) => {
                 let id = self.number()?;
                 self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
@@ -105,12 +124,15 @@ impl Walker {
         match kind {
             FileType::Directory => {
                 if let Some(id) = self.find_directory(directory, parent, &name)? {
-                    below.push((name, id));
+                    below.push(Below { name, id, inode });
                 }
                 Ok(())
             }
             FileType::RegularFile => {
                 let answer = answer.unwrap_or_else(|| self.inspector.one(directory, &name));
+                if let Some(by_tables) = source.inode() {
+                    self.prove(parent, inode, &name, &answer, &by_tables);
+                }
                 let stat = answer.as_ref().ok().map(|inspected| inspected.stat);
                 let computed = stat.zip(self.volume.as_ref());
                 let known = computed.and_then(|(stat, volume)| volume.extents(stat.st_ino));
@@ -158,7 +180,7 @@ impl Walker {
             return Ok(None);
         }
         let id = self.number()?;
-        self.control.put(&object(id, parent, ObjectKind::Directory, &stat, name.to_bytes()));
+        report(&mut self.control, id, parent, ObjectKind::Directory, &About::of(&stat), name.to_bytes());
         if let Some(volume) = &mut self.volume {
             volume.found(id, name.to_bytes());
         }
@@ -222,7 +244,7 @@ impl Walker {
         {
             mark_encoded(extents, &stat);
         }
-        self.control.put(&object(id, parent, ObjectKind::File, &stat, name.to_bytes()));
+        report(&mut self.control, id, parent, ObjectKind::File, &About::of(&stat), name.to_bytes());
         if let Some(extents) = &extents {
             self.put_extents(id, extents);
         }
@@ -234,7 +256,7 @@ impl Walker {
         let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
         let size = stat.st_size as u64;
         let ends = match (self.sample.filter(|_| is_promised), &extents) {
-            (Some(sample), Some(extents)) => sample.ends(id, extents, size, self.block).collect(),
+            (Some(sample), Some(extents)) => sample.ends(stat.st_ino, extents, size, self.block).collect(),
             _ => Vec::new(),
         };
         let cached = extents.clone().filter(|_| self.kind.is_fuse()).unwrap_or_default();
@@ -257,6 +279,13 @@ impl Walker {
     }
 }
 
+/// The names that a directory has more than once, because it is damaged: the kernel finds only the
+/// first of them.
+fn doubled<'a>(entries: impl Iterator<Item = (usize, &'a Entry)>) -> HashSet<(usize, &'a CStr)> {
+    let mut seen = HashSet::new();
+    entries.map(|(number, entry)| (number, &*entry.name)).filter(|name| !seen.insert(*name)).collect()
+}
+
 /// Marks the extents of a compressed file, which has fewer blocks than its extents are long.
 fn mark_encoded(extents: &mut [Extent], stat: &Stat) {
     let in_blocks = |extent: &&mut Extent| extent.flags & Extent::INLINE == 0;
@@ -266,21 +295,63 @@ fn mark_encoded(extents: &mut [Extent], stat: &Stat) {
     }
 }
 
-pub(super) fn object(id: u32, parent: u32, kind: ObjectKind, stat: &Stat, name: &[u8]) -> Record {
-    let time =
-        |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-    Record::Object(Object {
+/// What is told of an object besides its name and its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct About {
+    pub(super) inode: u64,
+    pub(super) size: u64,
+    /// Bytes of its blocks.
+    pub(super) allocated: u64,
+    pub(super) links: u32,
+    pub(super) mode: u32,
+    /// User and group.
+    pub(super) owner: (u32, u32),
+    /// In nanoseconds since 1970, as `changed`.
+    pub(super) modified: i64,
+    pub(super) changed: i64,
+}
+
+impl About {
+    /// What the kernel says.
+    pub(super) fn of(stat: &Stat) -> Self {
+        let time = |seconds: i64, nanoseconds: i64| {
+            seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+        };
+        Self {
+            inode: stat.st_ino,
+            size: stat.st_size as u64,
+            allocated: (stat.st_blocks as u64).saturating_mul(512),
+            links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+            mode: stat.st_mode,
+            owner: (stat.st_uid, stat.st_gid),
+            modified: time(stat.st_mtime, stat.st_mtime_nsec as i64),
+            changed: time(stat.st_ctime, stat.st_ctime_nsec as i64),
+        }
+    }
+}
+
+/// Reports an object that has a name.
+pub(super) fn report(
+    control: &mut Control,
+    id: u32,
+    parent: u32,
+    kind: ObjectKind,
+    about: &About,
+    name: &[u8],
+) {
+    let About { inode, size, allocated, links, mode, owner, modified, changed } = *about;
+    control.put(&Record::Object(Object {
         id,
         parent,
         kind,
-        inode: stat.st_ino,
-        size: stat.st_size as u64,
-        allocated: (stat.st_blocks as u64).saturating_mul(512),
-        links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-        mode: stat.st_mode,
-        owner: Some((stat.st_uid, stat.st_gid)),
-        modified: time(stat.st_mtime, stat.st_mtime_nsec as i64),
-        changed: time(stat.st_ctime, stat.st_ctime_nsec as i64),
+        inode,
+        size,
+        allocated,
+        links,
+        mode,
+        owner: Some(owner),
+        modified,
+        changed,
         name: name.to_vec(),
-    })
+    }));
 }

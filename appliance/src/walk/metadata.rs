@@ -3,7 +3,7 @@
 
 use super::Walker;
 use super::batches::block_device;
-use super::look_up::object;
+use super::look_up::{About, report};
 use crate::ext::Ext;
 use crate::reader::OpenFile;
 use crate::{Fatal, bmapx, btrfs, directories, f2fs, fiemap, getfsmap, nilfs2, ntfs, ufs, xfs};
@@ -130,7 +130,7 @@ impl Walker {
         if stat.st_nlink > 1 {
             self.links.insert((stat.st_dev, stat.st_ino), id);
         }
-        self.control.put(&object(id, parent, ObjectKind::Symlink, &stat, name.to_bytes()));
+        report(&mut self.control, id, parent, ObjectKind::Symlink, &About::of(&stat), name.to_bytes());
         if self.kind.facts().shares_attributes {
             self.attributes_by_name(directory, parent, name)?;
         }

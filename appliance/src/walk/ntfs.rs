@@ -98,6 +98,15 @@ impl Walker {
         answer: Option<Answer>,
         below: &mut Vec<Below>,
     ) -> Result<Option<(Entry, Option<Answer>)>, Fatal> {
+        let is_known = match entry.kind {
+            FileType::RegularFile => self.known.contains(entry.inode),
+            FileType::Directory => self.listings.contains(entry.inode),
+            _ => false,
+        };
+        if let Some(ntfs) = self.ntfs.as_mut().filter(|_| is_known) {
+            ntfs.find(entry.inode);
+            return Ok(Some((entry, answer)));
+        }
         let Some(file) = self.ntfs.as_mut().and_then(|ntfs| ntfs.named(entry.inode)) else {
             return Ok(Some((entry, answer)));
         };
@@ -115,7 +124,7 @@ impl Walker {
                     if is_system && let Some(ntfs) = &mut self.ntfs {
                         ntfs.system.insert(id);
                     }
-                    below.push((entry.name, id));
+                    below.push(Below { name: entry.name, id, inode: entry.inode });
                 }
             }
             (FileType::RegularFile, Some(Ok(inspected))) if !is_system && !is_encrypted => {
@@ -292,6 +301,10 @@ impl Walker {
     /// Reads all records: reports files that nothing has named, and the state of the volume.
     pub(super) fn finish_ntfs(&mut self) -> Result<(), Fatal> {
         let Some(volume) = self.ntfs.as_ref().map(|ntfs| ntfs.volume.clone()) else { return Ok(()) };
+        if !self.listings.is_empty() {
+            // Nothing names an unchanged directory any more, so the host has not added what is in it.
+            self.control.read_failure(Operation::List, Errno::UCLEAN, 0, b"", 0);
+        }
         let mut damaged = 0;
         for (_, file) in volume.files() {
             let Ok(file) = file else {
@@ -301,7 +314,12 @@ impl Walker {
             damaged += u64::from(!file.problems.is_empty());
             let Some(ntfs) = &self.ntfs else { continue };
             let is_named = file.number < FIRST_USER || ntfs.is_found(file.number);
-            if !is_named {
+            // The host adds what is in unchanged directories.
+            let is_added = || {
+                let mut parents = file.names.iter().map(|name| name.parent.number);
+                self.known.contains(file.number) && parents.any(|parent| self.known.contains(parent))
+            };
+            if !is_named && !is_added() {
                 self.put_ntfs_object(0, b"", &file)?;
                 self.found()?;
             }

@@ -4,7 +4,7 @@
 
 use crate::codec::{self, Message};
 use crate::record::{Chunk, Object, ReadFailure};
-use crate::task::{DeviceReads, WalkPlan};
+use crate::task::{DeviceReads, Leave, Mount, TreeItems, WalkPlan};
 use crate::{InodeSet, Listings, Opener, Record, Reply, Task, Unlock};
 
 /// Longest body of a record in bytes.
@@ -35,6 +35,12 @@ pub const LISTINGS_BYTES: usize = 16 << 20;
 
 /// Most parts of a device that the agent reads in advance.
 pub const LOOKAHEAD_PARTS: usize = 1 << 18;
+
+/// Most bytes of items of a btrfs that are sent: those of half a million files.
+pub const ITEM_BYTES: u64 = 256 << 20;
+
+/// Longest text at the end of a task in bytes. The agent cuts it.
+pub const TEXT_BYTES: usize = 512 << 10;
 
 /// Most device reads in one task.
 pub const DEVICE_READS: usize = 1 << 20;
@@ -92,18 +98,20 @@ fn name(name: &[u8]) -> Result<(), Limit> {
 impl Message for Record {
     const NAME: &'static str = "record";
     const MOST_BYTES: usize = RECORD_BYTES;
-    const KINDS: Option<u8> = Some(25);
+    const KINDS: Option<u8> = Some(28);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
             Self::Object(Object { name: of, .. })
             | Self::Link { name: of, .. }
             | Self::Known { name: of, .. }
+            | Self::Contradiction { name: of, .. }
             | Self::ReadFailure(ReadFailure { name: of, .. }) => name(of),
             Self::Extents { extents, .. } => most("extents", extents.len(), EXTENTS_PER_RECORD),
             Self::Space { parts, .. } | Self::Computed { beside: parts, .. } => {
                 most("parts of the device", parts.len(), EXTENTS_PER_RECORD)
             }
+            Self::Ended(ended) => most("bytes of a text", ended.text().len(), TEXT_BYTES),
             Self::Series { ids } | Self::Listing { ids } | Self::SelectFiles { ids } => check_batch(ids),
             Self::Chunk(Chunk { stripes, .. }) => most("stripes", stripes.len(), STRIPES),
             Self::Hello { .. }
@@ -119,6 +127,7 @@ impl Message for Record {
             | Self::Placed { .. }
             | Self::Reparse { .. }
             | Self::Ntfs(_)
+            | Self::Items { .. }
             | Self::Unlocked(_) => Ok(()),
         }
     }
@@ -137,7 +146,7 @@ impl Message for Reply {
 impl Message for Task {
     const NAME: &'static str = "task";
     const MOST_BYTES: usize = TASK_BYTES;
-    const KINDS: Option<u8> = Some(3);
+    const KINDS: Option<u8> = Some(7);
 
     fn check(&self) -> Result<(), Limit> {
         match self {
@@ -151,6 +160,14 @@ impl Message for Task {
                 most("reads of devices", reads.len(), DEVICE_READS)?;
                 reads.iter().try_for_each(|read| most("bytes of a path", read.device.len(), PATH_BYTES))
             }
+            Self::Items(TreeItems { root, .. }) | Self::Leave(Leave { root, .. }) => {
+                most("bytes of a path", root.len(), PATH_BYTES)
+            }
+            Self::Mount(Mount { device, kind, options, root, .. }) => {
+                let longest = [device, kind, options, root].into_iter().map(String::len).max();
+                most("bytes of a path", longest.unwrap_or_default(), PATH_BYTES)
+            }
+            Self::End(_) => Ok(()),
             Self::Unlock(Unlock { device, name, opener, .. }) => {
                 most("bytes of a path", device.len().max(name.len()), PATH_BYTES)?;
                 let (Opener::Passphrase(secret) | Opener::VolumeKey(secret)) = opener;

@@ -16,6 +16,11 @@ impl InodeSet {
         self.runs.is_empty()
     }
 
+    /// Whether it has no room, so that it may lack numbers that it should have.
+    pub fn is_full(&self) -> bool {
+        self.runs.len() == INODE_RUNS
+    }
+
     /// Whether the set has this number.
     pub fn contains(&self, inode: u64) -> bool {
         let after = self.runs.partition_point(|&(first, _)| first <= inode);

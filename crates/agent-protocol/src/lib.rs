@@ -7,7 +7,7 @@
 //! |---------------------------|-----------|---------|
 //! | 0                         | agent to host | the agent writes [frames](frame); their payloads form a stream of [records](Record) |
 //! | [`REPLY_OFFSET`]          | host to agent | the [`Reply`] to the last batch of files |
-//! | [`TASK_OFFSET`]           | host to agent | the [`Task`]: a walk of a filesystem, reads of devices, or unlocking one |
+//! | [`TASK_OFFSET`]           | host to agent | the [`Task`]: a walk of a filesystem, reads of devices, unlocking one, or items of a btrfs |
 //!
 //! A write completes only when the host has processed the frame. If the frame sets a tag, all reads
 //! of the guest's disks that follow the write belong to that tag; no clocks are compared.
@@ -35,14 +35,17 @@ pub use codec::{DecodeError, EncodeError};
 pub use filesystem::{Class, DirectoryBlocks, Driver, FsFacts, FsKind};
 pub use inodes::InodeSet;
 pub use listings::{Entry, Listing, Listings};
+pub use record::Ended;
 pub use record::Record;
 pub use sample::{End, Sample};
-pub use task::{DeviceRead, DeviceReads, ReadOrder, Reply, Task, WalkPlan};
+pub use task::{
+    DeviceRead, DeviceReads, End as EndTask, Leave, Mount, ReadOrder, Reply, Task, TreeItems, WalkPlan,
+};
 pub use unlock::{Encryption, Opener, Secret, Unlock, Unlocked, wipe};
 
 /// Version of all messages. The agent is part of the host program, so both ends come from one
 /// build; a mistake in packaging is reported as another version.
-pub const VERSION: u16 = 10;
+pub const VERSION: u16 = 11;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 64 << 20;

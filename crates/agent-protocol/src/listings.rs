@@ -41,6 +41,16 @@ impl Listings {
         self.directories.remove(&inode)
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.directories.is_empty()
+    }
+
+    /// Whether there is a listing of a directory.
+    pub fn contains(&self, inode: u64) -> bool {
+        self.directories.contains_key(&inode)
+    }
+
     /// Whether they can be sent: a walk plan has room for them, and the agent accepts the names.
     pub fn fit(&self) -> bool {
         bounds::check_listings(self).is_ok()

@@ -147,6 +147,44 @@ pub enum Record {
     Ntfs(Ntfs),
     /// How the attempt to unlock a device ended.
     Unlocked(Unlocked),
+    /// Items of a tree of a btrfs, ascending by key: as `BTRFS_IOC_TREE_SEARCH_V2` returns them, each
+    /// with a `struct btrfs_ioctl_search_header` before its bytes. A tree continues in further
+    /// records.
+    Items {
+        /// Number of the tree.
+        tree: u64,
+        /// The items.
+        #[serde(with = "serde_bytes")]
+        items: Vec<u8>,
+    },
+    /// An agent that stays has ended its task.
+    Ended(Ended),
+    /// The kernel says of a file of the sample something else than the tables of inodes: none of
+    /// what was taken from them can be relied on.
+    Contradiction {
+        /// Its directory.
+        parent: u32,
+        /// The name.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
+}
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// It is done. The output: messages of the kernel, or the time that it took.
+    Done(String),
+    /// The reason why it is not done.
+    Failed(String),
+}
+
+impl Ended {
+    /// Its text.
+    pub fn text(&self) -> &str {
+        let (Self::Done(text) | Self::Failed(text)) = self;
+        text
+    }
 }
 
 /// The state of an NTFS volume.

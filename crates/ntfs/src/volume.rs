@@ -129,6 +129,16 @@ impl<R: ReadAt> Volume<R> {
         Ok(base.map(|base| self.assemble(number, &base)))
     }
 
+    /// The file whose first record has these bytes, as they are on the device; `None` if the record
+    /// is not in use, or belongs to another file. [`File::number`] is 0.
+    ///
+    /// # Errors
+    /// The [`Problem`] of a record that cannot be read at all.
+    pub fn file_of(&self, record: Vec<u8>) -> Result<Option<File>, Problem> {
+        let base = Record::of(record)?.filter(|record| record.base.is_none());
+        Ok(base.map(|base| self.assemble(0, &base)))
+    }
+
     /// Puts a file together from its first record and those that its list of attributes names.
     pub(crate) fn assemble(&self, number: u64, base: &Record) -> File {
         let mut assembly = Assembly::new(number, base, self.geometry.clusters(), self.geometry.cluster);

@@ -10,11 +10,15 @@ pub mod exfat;
 pub mod ext;
 pub mod fat;
 pub mod hfsplus;
+mod inode;
 pub mod iso9660;
 pub mod snapshot;
 pub mod thin;
 pub mod udf;
 pub mod ufs;
+pub mod xfs;
+
+pub use inode::{Inode, InodePlace, Part};
 
 /// Reads bytes of a volume, given their offset and number; `None` if that fails, or lies beyond
 /// the end.

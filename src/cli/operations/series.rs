@@ -13,15 +13,23 @@ use virt_bmap::operations::series::{NamedState, between, possible};
 use virt_bmap_image::Image;
 use virt_bmap_ranges::{Printable, error_chain};
 
-/// A state that has not been opened.
+/// Most states that are open at a time. Images that are not raw have a process each.
+const MOST_OPEN: usize = 16;
+
+/// A state that is to be looked at.
 struct Wanted {
     name: Arc<[u8]>,
     disk: GuestDisk,
+    /// The state, if it is open.
+    opened: Option<NamedState>,
 }
 
 impl Wanted {
-    /// `None` after a signal.
-    fn open(&self, run: &Run<'_>) -> Result<Option<NamedState>> {
+    /// Opens it, unless that was done. `None` after a signal.
+    fn open(&mut self, run: &Run<'_>) -> Result<Option<NamedState>> {
+        if let Some(opened) = self.opened.take() {
+            return Ok(Some(opened));
+        }
         let Some(images) = run.open(std::slice::from_ref(&self.disk))? else { return Ok(None) };
         let [image] = <[Image; 1]>::try_from(images).map_err(|_| {
             anyhow::anyhow!(
@@ -45,18 +53,19 @@ pub(super) fn run(args: &OperationsArgs) -> Result<Exit> {
     }
     let run = Run::new(args)?;
     let disks = with_formats(&args.images, &args.image_format, &args.mapping.tls)?;
-    let states = match &disks[..] {
+    let mut states = match &disks[..] {
         [disk] => match snapshots(&run, disk)? {
             Some(states) => states,
             None => return Ok(run.interrupted()),
         },
         several => several.iter().map(present).collect(),
     };
-    if !have_one_size(&run, &states)? {
+    if !have_one_size(&run, &mut states)? {
         return Ok(run.interrupted());
     }
     let quiet = args.mapping.quiet;
-    let (Some(first), last) = (states.first(), states.len().saturating_sub(1)) else {
+    let last = states.len().saturating_sub(1);
+    let Some((first, later)) = states.split_first_mut() else {
         return Ok(Exit::Success);
     };
     let Some(mut old) = first.open(&run)? else { return Ok(run.interrupted()) };
@@ -64,7 +73,7 @@ pub(super) fn run(args: &OperationsArgs) -> Result<Exit> {
         Ok(looking) => looking,
         Err(exit) => return Ok(exit),
     };
-    for (number, state) in states.iter().enumerate().skip(1) {
+    for (number, state) in (1..).zip(later) {
         let Some(new) = state.open(&looking.run)? else { return Ok(looking.run.interrupted()) };
         let [from, to] = [&old, &new].map(|state| Printable(&state.name));
         let asked = possible(&old, &new).with_context(|| format!("{from} and {to}"))?;
@@ -74,7 +83,7 @@ pub(super) fn run(args: &OperationsArgs) -> Result<Exit> {
         if let Some(error) = error {
             looking.note_missing(format!("{from} and {to} cannot be compared: {}", error_chain(&error)));
         }
-        if let ControlFlow::Break(exit) = looking.look(&next, number as f64 / last as f64)? {
+        if let ControlFlow::Break(exit) = looking.look(&next, f64::from(number) / last as f64)? {
             return Ok(exit);
         }
         old = new;
@@ -84,7 +93,7 @@ pub(super) fn run(args: &OperationsArgs) -> Result<Exit> {
 
 /// The present disk of an image.
 fn present(disk: &GuestDisk) -> Wanted {
-    Wanted { name: disk.location.to_string().into_bytes().into(), disk: disk.clone() }
+    Wanted { name: disk.location.to_string().into_bytes().into(), disk: disk.clone(), opened: None }
 }
 
 /// The wanted snapshots inside of an image, and its present disk. `None` after a signal.
@@ -109,26 +118,28 @@ fn snapshots(run: &Run<'_>, disk: &GuestDisk) -> Result<Option<Vec<Wanted>>> {
     let of = |name: &String| Wanted {
         name: name.as_bytes().into(),
         disk: GuestDisk { snapshot: Some(name.clone()), ..disk.clone() },
+        opened: None,
     };
     Ok(Some(wanted.iter().map(of).chain(to.is_none().then(|| present(disk))).collect()))
 }
 
 /// Refuses states that cannot be of the same disk, before the long work. `false` after a signal.
-fn have_one_size(run: &Run<'_>, states: &[Wanted]) -> Result<bool> {
+fn have_one_size(run: &Run<'_>, states: &mut [Wanted]) -> Result<bool> {
     let mut first = None;
-    for state in states {
-        let Some(NamedState { name, image }) = state.open(run)? else { return Ok(false) };
-        run.print_warnings(&image);
-        let size = image.source.size();
+    for (number, state) in states.iter_mut().enumerate() {
+        let Some(opened) = state.open(run)? else { return Ok(false) };
+        run.print_warnings(&opened.image);
+        let (name, size) = (&state.name, opened.image.source.size());
         let (before, expected) = first.get_or_insert_with(|| (name.clone(), size));
         if size != *expected {
             bail!(
                 "{} has {size} bytes, and {} has {expected}: states of one disk have the same size; \
                  leave one out, or enlarge a copy of the smaller one with `qemu-img resize`",
-                Printable(&name),
+                Printable(name),
                 Printable(before)
             );
         }
+        state.opened = Some(opened).filter(|_| number < MOST_OPEN);
     }
     Ok(true)
 }

@@ -5,7 +5,7 @@
 //! agent as a host listing.
 
 use super::Baseline;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use virt_bmap_agent_protocol::record::ObjectKind;
 use virt_bmap_agent_protocol::{Entry, Listing, Listings};
 use virt_bmap_map::{Kind, ObjectId};
@@ -34,12 +34,14 @@ pub(in crate::probe) struct Directory {
 impl Directories {
     /// The unchanged directories and files with these inodes, and the host listings of the
     /// directories that the agent may find. Both are empty if the agent has no room for the
-    /// listings.
+    /// listings. `has_streams`: an object with a colon in its name may be a part of another one, which
+    /// the agent reports with that.
     pub(in crate::probe) fn new(
         baseline: &Baseline,
         device: &[u8],
         directories: &HashMap<u64, ObjectId>,
         files: &HashMap<u64, ObjectId>,
+        has_streams: bool,
     ) -> (Self, Listings) {
         let name = |id: ObjectId| baseline.map.object(id).name();
         // The root is always listed: it has no parent.
@@ -79,6 +81,9 @@ impl Directories {
                 parent.1.entries.push(Entry { inode, kind, name: name.to_vec() });
             }
         }
+        if has_streams {
+            all.values_mut().for_each(|directory| leave_streams_out(&mut directory.entries));
+        }
         // From the bottom to the top.
         for inode in paths.values().rev() {
             let Some(mut directory) = all.remove(inode) else { continue };
@@ -114,10 +119,29 @@ impl Directories {
         self.0.is_empty()
     }
 
+    /// The inodes of all of them.
+    pub(in crate::probe) fn inodes(&self) -> impl Iterator<Item = u64> {
+        self.0.keys().copied()
+    }
+
     /// The directory with this inode.
     pub(in crate::probe) fn get(&self, inode: u64) -> Option<&Directory> {
         self.0.get(&inode)
     }
+}
+
+/// Removes the streams of files from the entries of a directory.
+fn leave_streams_out(entries: &mut Vec<Entry>) {
+    if !entries.iter().any(|entry| entry.name.contains(&b':')) {
+        return;
+    }
+    let names: HashSet<(u64, Vec<u8>)> =
+        entries.iter().map(|entry| (entry.inode, entry.name.clone())).collect();
+    entries.retain(|entry| {
+        let colons = entry.name.iter().enumerate().filter(|(_, byte)| **byte == b':');
+        let mut files = colons.map(|(at, _)| (entry.inode, entry.name[..at].to_vec()));
+        !files.any(|file| names.contains(&file))
+    });
 }
 
 impl Directory {
@@ -135,7 +159,7 @@ mod tests {
     fn host_listings_have_the_changed_entries_only() {
         let baseline = tree();
         let (directories, files) = known_in_tree(&baseline);
-        let (_, mut listings) = Directories::new(&baseline, DEVICE, &directories, &files);
+        let (_, mut listings) = Directories::new(&baseline, DEVICE, &directories, &files, false);
         assert_eq!(listings.take(CLEAN), None, "all of it comes with the one above");
         let top = listings.take(TOP).unwrap();
         // Two files and a directory in it, and another file.

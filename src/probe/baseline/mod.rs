@@ -11,7 +11,7 @@ mod unchanged;
 
 pub use directories::Directories;
 pub(super) use directories::Directory;
-pub(super) use inodes::{Blocks, InodeSource, Inodes};
+pub(super) use inodes::{Blocks, InodeSource, Inodes, Items, digest_of_rest};
 pub use unchanged::UnchangedObjects;
 
 use doubts::Doubts;
@@ -145,11 +145,12 @@ impl Baseline {
     }
 
     /// The unchanged files on this device that have one name, by inode. `is_same` says whether an
-    /// inode is unchanged and self-contained, `is_touched` whether a place was written.
+    /// inode with this link count is one of a single name, unchanged and self-contained;
+    /// `is_touched` whether a place was written.
     pub(super) fn unchanged_files(
         &self,
         device: &[u8],
-        is_same: impl Fn(u64) -> bool,
+        is_same: impl Fn(u64, Option<u32>) -> bool,
         is_touched: impl Fn(DiskNumber, DiskRange) -> bool,
     ) -> HashMap<u64, ObjectId> {
         let first = self.files.partition_point(|id| stamped(self.map.object(*id)).0 < device);
@@ -157,8 +158,8 @@ impl Baseline {
         let files = files.take_while(|file| file.name().device == device);
         let unchanged = files.filter_map(|file| {
             let Attributes { inode, links, marks, .. } = file.attributes();
-            let is_plain = links == Some(1) && !marks.contains(Marks::ENCRYPTED);
-            let is_unchanged = is_plain && is_same(inode?) && self.is_untouched(file, &is_touched);
+            let is_plain = !marks.contains(Marks::ENCRYPTED);
+            let is_unchanged = is_plain && is_same(inode?, links) && self.is_untouched(file, &is_touched);
             is_unchanged.then_some((inode?, file.id()))
         });
         unchanged.collect()
@@ -345,7 +346,7 @@ pub(in crate::probe) mod tests {
             |inode, size| !is_changed(inode) && size == 4096,
             |_, _| false,
         );
-        let files = baseline.unchanged_files(DEVICE, |inode| !is_changed(inode), |_, _| false);
+        let files = baseline.unchanged_files(DEVICE, |inode, _| !is_changed(inode), |_, _| false);
         (directories, files)
     }
 

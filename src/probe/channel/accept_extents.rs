@@ -20,25 +20,15 @@ const MOST_MISMATCHES: u64 = 3;
 
 impl Walk {
     /// The ends of a file that a spot check reads.
-    fn ends<'a>(
-        &self,
-        sample: Sample,
-        id: ObjectNumber,
-        file: &'a BatchFile,
-    ) -> impl Iterator<Item = End> + 'a {
+    fn ends<'a>(&self, sample: Sample, file: &'a BatchFile) -> impl Iterator<Item = End> + 'a {
         let block = self.filesystem.map_or(0, |filesystem| filesystem.block_size);
         let block = self.mounted.read_unit(block);
-        sample.ends(id, file.extents.as_deref().unwrap_or_default(), file.size, block)
+        sample.ends(file.inode, file.extents.as_deref().unwrap_or_default(), file.size, block)
     }
 
     /// Where on the device the ends of a file lie; `None` if an end is not on the device.
-    fn places_of_ends(
-        &self,
-        sample: Sample,
-        id: ObjectNumber,
-        file: &BatchFile,
-    ) -> Option<RangeSet<DeviceOffset>> {
-        let ends = self.ends(sample, id, file).map(|end| Range::at(DeviceOffset(end.physical), end.length));
+    fn places_of_ends(&self, sample: Sample, file: &BatchFile) -> Option<RangeSet<DeviceOffset>> {
+        let ends = self.ends(sample, file).map(|end| Range::at(DeviceOffset(end.physical), end.length));
         let ends: RangeSet<_> = ends.collect::<Option<_>>()?;
         // What is on no disk is not read.
         Some(self.placement.layout.as_deref()?.on_disks(&ends).into_owned())
@@ -69,7 +59,7 @@ impl State {
         reads: Option<Vec<(DiskNumber, DiskRange)>>,
     ) -> Result<(), ChannelError> {
         let walk = &self.walk;
-        let file = |id: &ObjectNumber| walk.places_of_ends(sample, *id, walk.batch.files.get(id)?);
+        let file = |id: &ObjectNumber| walk.places_of_ends(sample, walk.batch.files.get(id)?);
         let ends: Vec<Option<RangeSet<DeviceOffset>>> = ids.iter().map(file).collect();
         let read = Recording::from_iter(reads.unwrap_or_default());
         self.snapshot.bytes += read.bytes();
@@ -111,7 +101,7 @@ impl State {
                 Expectation::Blocks(blocks) | Expectation::Pages { blocks, .. } => !blocks.is_empty(),
                 _ => false,
             };
-            let left = !is_read && !is_odd && is_promised() && walk.ends(sample, *id, file).next().is_none();
+            let left = !is_read && !is_odd && is_promised() && walk.ends(sample, file).next().is_none();
             left.then_some(*id)
         };
         let left: Vec<ObjectNumber> = walk.batch.files.iter().filter_map(is_left).collect();
@@ -125,7 +115,7 @@ impl State {
     /// [`ChannelError::ExtentMismatch`] if there were too many to accept further extents.
     pub(super) fn note_mismatch(&mut self) -> Result<(), ChannelError> {
         let Some(sample) = self.walk.spot_checks.sample else { return Ok(()) };
-        self.walk.spot_checks.mismatches += u64::from(sample.every.get());
+        self.walk.spot_checks.mismatches += u64::from(sample.one_in.get());
         if self.walk.spot_checks.mismatches > MOST_MISMATCHES {
             Err(ChannelError::ExtentMismatch)
         } else {

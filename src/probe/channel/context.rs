@@ -23,7 +23,7 @@ pub struct WalkContext {
     pub devices: Arc<HashMap<DeviceNumber, Arc<Layout>>>,
     /// Which copies are in the map.
     pub legs: Legs,
-    /// Which extents get a spot check; `None` if each file is read in full.
+    /// Which files get a spot check; `None` if each file is read in full.
     pub sample: Option<Sample>,
     /// The earlier map of the guest, whose unchanged files are reused.
     pub baseline: Option<Arc<Baseline>>,
@@ -60,6 +60,12 @@ impl WalkContext {
     /// Whether files may be reused, so that the agent has to ask which files to read.
     pub fn reuses_files(&self) -> bool {
         self.baseline.is_some() && self.accepts_extents()
+    }
+
+    /// Whether unchanged inodes may be reused. Their files are not read, so it does not matter from
+    /// which copy that would be.
+    pub fn reuses_inodes(&self) -> bool {
+        self.reuses_files() || self.baseline.is_some() && self.kind.facts().has_address_space
     }
 
     /// Whether the overlay was written in one of these places.

@@ -3,6 +3,7 @@
 use crate::probe::found::FoundError;
 use virt_bmap_agent_protocol::frame::FrameError;
 use virt_bmap_agent_protocol::{DecodeError, EncodeError, VERSION};
+use virt_bmap_ranges::Printable;
 
 /// Why a conversation with the agent, or a walk, came to an end.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,10 @@ pub enum ChannelError {
     /// Too many extent mismatches: no extents of this filesystem are accepted any more.
     #[error("files do not lie where the appliance's kernel says")]
     ExtentMismatch,
+    /// The tables of inodes, as the agent reads them, and the kernel contradict each other about this
+    /// file: what was taken from the tables cannot be relied on.
+    #[error("the tables of inodes say something else of {} than the appliance's kernel", Printable(.0))]
+    Contradiction(Vec<u8>),
     /// Part of the filesystem cannot be examined, or is in two places. What the map says of it may
     /// depend on the order of the walk, so unchanged objects cannot be reused.
     #[error("the filesystem is damaged, so nothing of it is reused from the earlier map")]

@@ -37,6 +37,7 @@ pub use error::ChannelError;
 pub(super) use metadata_inputs::Inline;
 pub use metadata_inputs::MetadataInputs;
 
+use super::baseline::Items;
 use super::found::{Found, ObjectNumber};
 use super::warnings::Warnings;
 use crate::appliance::DeviceNumber;
@@ -44,9 +45,10 @@ use crate::recorder::{Recorder, Recording};
 use placement::Placement;
 use state::State;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use virt_bmap_agent_protocol::{
-    EncodeError, REPLY_OFFSET, ReadOrder, Reply, TASK_OFFSET, Task, Unlocked, codec, wipe,
+    EncodeError, Ended, REPLY_OFFSET, ReadOrder, Reply, TASK_OFFSET, Task, Unlocked, codec, wipe,
 };
 use walk::{SpotChecks, Walk};
 
@@ -72,12 +74,25 @@ pub struct Snapshot {
 pub struct Channel {
     recorder: Arc<Recorder>,
     state: Mutex<State>,
+    /// Notified when an agent that stays has ended its task, or the conversation has ended.
+    ended: Condvar,
+}
+
+/// What came of waiting for the end of a task.
+#[derive(Debug)]
+pub(super) enum Waited {
+    /// The end.
+    Ended(Ended),
+    /// The agent has broken the protocol; it does not go on.
+    Broken,
+    /// Nothing in this time.
+    NotYet,
 }
 
 impl Channel {
     /// A channel that drives `recorder`.
     pub fn new(recorder: Arc<Recorder>) -> Self {
-        Self { recorder, state: Mutex::default() }
+        Self { recorder, state: Mutex::default(), ended: Condvar::new() }
     }
 
     /// Takes in a frame that was written to the control disk. When this returns, the recorder has
@@ -94,7 +109,11 @@ impl Channel {
             tracing::warn!("{error}");
             state.conversation.error = Some(error);
             self.recorder.switch(None);
+            self.ended.notify_all();
             return Err("the frame breaks the protocol");
+        }
+        if state.conversation.ended.is_some() {
+            self.ended.notify_all();
         }
         Ok(())
     }
@@ -132,8 +151,28 @@ impl Channel {
     /// # Errors
     /// [`ChannelError::Task`] if it is too large.
     pub fn hand_over(&self, task: &Task) -> Result<(), ChannelError> {
-        self.state().conversation.task = codec::encode_area(task)?;
+        let mut state = self.state();
+        state.conversation.ended = None;
+        state.conversation.task = codec::encode_area(task)?;
         Ok(())
+    }
+
+    /// Number of the next frame.
+    pub fn sequence(&self) -> u32 {
+        self.state().conversation.sequence
+    }
+
+    /// Waits at most so long until an agent that stays has ended its task.
+    pub(super) fn wait_for_end(&self, time: Duration) -> Waited {
+        let is_going_on =
+            |state: &mut State| state.conversation.ended.is_none() && state.conversation.error.is_none();
+        let waited = self.ended.wait_timeout_while(self.state(), time, is_going_on);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match state.conversation.ended.take() {
+            Some(ended) => Waited::Ended(ended),
+            None if state.conversation.error.is_some() => Waited::Broken,
+            None => Waited::NotYet,
+        }
     }
 
     /// Forgets what earlier surveys have found of the devices.
@@ -154,6 +193,14 @@ impl Channel {
     /// walked.
     pub fn begin_mount(&self) {
         self.recorder.switch(None);
+        self.state().mounting = Recording::default();
+    }
+
+    /// Notes that the filesystem has been mounted: what is read from now on, until the walk begins, is
+    /// read by this program for itself.
+    pub fn end_mount(&self) {
+        let read = self.recorder.switch(None);
+        self.state().mounting.extend(read.iter());
     }
 
     /// Prepares for a walk, and returns the numbers of the first frame and of the first object.
@@ -166,7 +213,8 @@ impl Channel {
         state.before.warnings = state.warnings.clone();
         state.before.reused = state.reused;
         let first = state.found.next();
-        let before = self.recorder.switch(None);
+        self.recorder.switch(None);
+        let before = std::mem::take(&mut state.mounting);
         let sample = match context.read_order() {
             ReadOrder::Ends(sample) => Some(sample),
             ReadOrder::Tags | ReadOrder::Series => None,
@@ -191,6 +239,31 @@ impl Channel {
         state.conversation.done = false;
         state.walk = Walk::default();
         state.conversation.sequence
+    }
+
+    /// Prepares for the items of a btrfs, and returns the number of the first frame. What mounting has
+    /// read stays noted.
+    pub(super) fn begin_items(&self, items: Items) -> u32 {
+        let mut state = self.state();
+        state.conversation.done = false;
+        state.walk = Walk::default();
+        state.items = Some(items);
+        state.conversation.sequence
+    }
+
+    /// Takes the items out.
+    ///
+    /// # Errors
+    /// How the agent broke the protocol, or that it ended before its task was done.
+    pub(super) fn end_items(&self) -> Result<Items, ChannelError> {
+        let mut state = self.state();
+        state.conversation.stream.clear();
+        state.conversation.task = Vec::new();
+        let items = state.items.take();
+        if let Some(error) = state.conversation.error.take() {
+            return Err(error);
+        }
+        items.filter(|_| state.conversation.done).ok_or(ChannelError::Unfinished)
     }
 
     /// Ends a walk or device reads, and returns the inputs of the metadata objects. Later reads

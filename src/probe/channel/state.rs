@@ -3,12 +3,13 @@
 use super::walk::{MOST_CHUNKS, Walk};
 use super::{ChannelError, ObjectNumber, Snapshot};
 use crate::appliance::DeviceNumber;
+use crate::probe::baseline::Items;
 use crate::probe::found::Found;
 use crate::probe::warnings::{Warnings, cause_of};
 use crate::recorder::{Recorder, Recording};
 use std::collections::{HashMap, HashSet};
 use virt_bmap_agent_protocol::record::{self, ATTRIBUTES, Extent};
-use virt_bmap_agent_protocol::{FsKind, Record, Unlocked, VERSION, frame};
+use virt_bmap_agent_protocol::{Ended, FsKind, Record, Unlocked, VERSION, frame};
 use virt_bmap_map::{ReparseTag, Warning};
 
 /// Most extents that are kept at a time: those of one batch of files and one directory.
@@ -23,8 +24,12 @@ pub(super) struct State {
     pub(super) reused: u64,
     /// The state before the current walk, should that be forgotten.
     pub(super) before: BeforeWalk,
+    /// What was read while the filesystem was mounted that will be walked.
+    pub(super) mounting: Recording,
     pub(super) walk: Walk,
     pub(super) inodes: WalkedInodes,
+    /// Items of a btrfs, while the agent sends them.
+    pub(super) items: Option<Items>,
     pub(super) btrfs_members: HashSet<DeviceNumber>,
     /// Paths of devices in warnings, by the paths under which the agent opens them.
     pub(super) device_names: HashMap<String, String>,
@@ -44,6 +49,8 @@ pub(super) struct Conversation {
     pub(super) stream: Vec<u8>,
     /// The agent has reported the end of its task.
     pub(super) done: bool,
+    /// How an agent that stays has ended its task.
+    pub(super) ended: Option<Ended>,
     /// How the last attempt to unlock a device ended.
     pub(super) unlocked: Option<Unlocked>,
     /// Why the conversation was ended.
@@ -84,6 +91,11 @@ impl State {
     }
 
     fn record(&mut self, record: Record, recorder: &Recorder) -> Result<(), ChannelError> {
+        if let Record::Ended(ended) = record {
+            self.conversation.ended = Some(ended);
+            self.conversation.task = Vec::new();
+            return Ok(());
+        }
         if self.conversation.done {
             return Err(ChannelError::Protocol("a record after the end of the task"));
         }
@@ -120,6 +132,7 @@ impl State {
             Record::ReadFailure(failure) => self.read_failure(&failure)?,
             Record::Space { purpose, parts } => self.walk.space(purpose, &parts)?,
             Record::Done => self.conversation.done = true,
+            Record::Ended(_) => {}
             Record::Packed => self.walk.batch.packed = Some(Recording::default()),
             Record::Shared { id } => self.shared(id)?,
             Record::Computed { id, beside } => self.computed(id, &beside)?,
@@ -135,6 +148,17 @@ impl State {
             }
             Record::Ntfs(state) => self.note_ntfs(&state),
             Record::Unlocked(unlocked) => self.conversation.unlocked = Some(unlocked),
+            Record::Contradiction { parent, name } => {
+                self.in_walk(parent)?;
+                return Err(ChannelError::Contradiction(self.place(parent, &name)));
+            }
+            Record::Items { tree, items: bytes } => match &mut self.items {
+                Some(items) => items.items(tree, &bytes),
+                None => return Err(ChannelError::Protocol("items that were not asked for")),
+            },
+            Record::Member(member) if self.items.is_some() => {
+                self.items.as_mut().into_iter().for_each(|items| items.member(member));
+            }
             Record::Member(member) => {
                 self.before_the_root(self.walk.address_space.members.len())?;
                 self.btrfs_members.insert((member.major, member.minor));

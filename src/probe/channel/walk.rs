@@ -44,7 +44,7 @@ pub(super) struct Walk {
 /// Spot checks of extents.
 #[derive(Default)]
 pub(super) struct SpotChecks {
-    /// Which extents get one; `None` if each file is read in full.
+    /// Which files get one; `None` if each file is read in full.
     pub(super) sample: Option<Sample>,
     /// Extent mismatches so far, each counted as often as the sample makes it count.
     pub(super) mismatches: u64,

@@ -24,7 +24,8 @@ use virt_bmap_testutil::{oracle_pattern, sandbox, tools};
 /// The seeds of `make torture`.
 const SEEDS: std::ops::Range<u64> = 0..50;
 
-/// Every so many seeds, the guest is also mapped in libguestfs's appliance.
+/// Every so many seeds, the guest is also mapped in libguestfs's appliance, and otherwise once more
+/// with a proof of every file. The maps must be the same.
 const STOCK_EVERY: u64 = 5;
 
 /// Lines of a difference that are printed.
@@ -85,24 +86,24 @@ fn torture(sound: &Path, seed: u64) -> Vec<&'static str> {
         args.push("--metadata".into());
     }
     let run = sandbox::Sandbox::new().deadline(DEADLINE).run(&args);
-    if seed.is_multiple_of(STOCK_EVERY) {
-        args.extend(["--appliance", "stock"].map(Into::into));
-        let stock = sandbox::Sandbox::new().deadline(DEADLINE).run(args);
-        let [own_map, stock_map] = [&run, &stock].map(|run| run.read("out.bmap"));
-        let lines = |map: &[u8]| -> BTreeSet<String> {
-            let text = String::from_utf8_lossy(body(map)).into_owned();
-            text.lines().filter(|line| !is_in_fixed_root(line)).map(str::to_owned).collect()
-        };
-        let [own_lines, stock_lines] = [&own_map, &stock_map].map(|map| lines(map));
-        assert!(own_lines.len() > 100, "{own_lines:?}");
-        let differ: Vec<_> = own_lines.symmetric_difference(&stock_lines).take(SHOWN).collect();
-        assert!(
-            differ.is_empty(),
-            "the map by libguestfs's appliance is another: {differ:#?}; corrupted: {done:#?}; {}\n\n{}",
-            run.stderr,
-            stock.stderr
-        );
-    }
+    let other =
+        if seed.is_multiple_of(STOCK_EVERY) { ["--appliance", "stock"] } else { ["--proof", "every"] };
+    args.extend(other.map(Into::into));
+    let second = sandbox::Sandbox::new().deadline(DEADLINE).run(args);
+    let [map, second_map] = [&run, &second].map(|run| run.read("out.bmap"));
+    let lines = |map: &[u8]| -> BTreeSet<String> {
+        let text = String::from_utf8_lossy(body(map)).into_owned();
+        text.lines().filter(|line| !is_in_fixed_root(line)).map(str::to_owned).collect()
+    };
+    let [its_lines, second_lines] = [&map, &second_map].map(|map| lines(map));
+    assert!(its_lines.len() > 100, "{its_lines:?}");
+    let differ: Vec<_> = its_lines.symmetric_difference(&second_lines).take(SHOWN).collect();
+    assert!(
+        differ.is_empty(),
+        "the map with {other:?} is another: {differ:#?}; corrupted: {done:#?}; {}\n\n{}",
+        run.stderr,
+        second.stderr
+    );
     drop(seal);
     println!("seed {seed}: {:.0} s, status {}", run.elapsed.as_secs_f64(), run.code());
     if let Some(dir) = std::env::var_os("TORTURE_KEEP") {

@@ -12,8 +12,8 @@ use virt_bmap_agent_protocol::record::{
     BlockPurpose, Chunk, Extent, Filesystem, Member, Ntfs, Object, ObjectKind, Operation, ReadFailure,
 };
 use virt_bmap_agent_protocol::{
-    DeviceRead, DeviceReads, Encryption, Entry, FsKind, InodeSet, Listing, Listings, Opener, ReadOrder,
-    Record, Reply, Sample, Secret, Task, Unlock, Unlocked, WalkPlan,
+    DeviceRead, DeviceReads, Encryption, EndTask, Ended, Entry, FsKind, InodeSet, Leave, Listing, Listings,
+    Mount, Opener, ReadOrder, Record, Reply, Sample, Secret, Task, TreeItems, Unlock, Unlocked, WalkPlan,
 };
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -109,6 +109,7 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         }),
         object(),
         (any::<u32>(), vec(extent(), 0..100)).prop_map(|(id, extents)| Record::Extents { id, extents }),
+        (any::<u32>(), name()).prop_map(|(parent, name)| Record::Contradiction { parent, name }),
         (any::<(u32, u32)>(), name()).prop_map(|((id, parent), name)| Record::Link { id, parent, name }),
         (any::<(u32, u32, u64)>(), name()).prop_map(|((id, parent, inode), name)| Record::Known {
             id,
@@ -136,6 +137,9 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         chunk(),
         any::<(u64, u32, u32)>().prop_map(|(id, major, minor)| Record::Member(Member { id, major, minor })),
         (any::<u32>(), pairs()).prop_map(|(id, beside)| Record::Computed { id, beside }),
+        (any::<u64>(), vec(any::<u8>(), 0..99)).prop_map(|(tree, items)| Record::Items { tree, items }),
+        ".{0,99}".prop_map(|text| Record::Ended(Ended::Done(text))),
+        ".{0,99}".prop_map(|text| Record::Ended(Ended::Failed(text))),
     ]
 }
 
@@ -159,14 +163,25 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
     let order = prop_oneof![
         Just(ReadOrder::Tags),
         Just(ReadOrder::Series),
-        (1..=u32::MAX).prop_map(|every| ReadOrder::Ends(Sample {
-            every: NonZeroU32::new(every).unwrap_or(NonZeroU32::MIN)
+        any::<(u32, u64)>().prop_map(|(one_in, seed)| ReadOrder::Ends(Sample {
+            one_in: NonZeroU32::new(one_in).unwrap_or(NonZeroU32::MIN),
+            seed,
         })),
     ];
     let known = btree_set(any::<u64>(), 0..99).prop_map(InodeSet::from_iter);
-    let walk = (any::<(u32, u32, bool)>(), ".{0,99}", order, known, listings(), pairs()).prop_map(
-        |((sequence, first, asks), root, order, known, listings, lookahead)| {
-            Task::Walk(WalkPlan { sequence, first, root, order, asks, known, listings, lookahead })
+    let walk = (any::<(u32, u32, [bool; 2])>(), ".{0,99}", order, known, listings(), pairs()).prop_map(
+        |((sequence, first, [asks, uses_tables]), root, order, known, listings, lookahead)| {
+            Task::Walk(WalkPlan {
+                sequence,
+                first,
+                root,
+                order,
+                asks,
+                uses_tables,
+                known,
+                listings,
+                lookahead,
+            })
         },
     );
     let read = (any::<(u32, u64, u64)>(), ".{0,99}").prop_map(|((tag, offset, length), device)| DeviceRead {
@@ -185,7 +200,16 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
             Task::Unlock(Unlock { sequence, device, name, encryption, opener, seconds })
         },
     );
-    prop_oneof![walk, reads, unlock]
+    let items =
+        (any::<u32>(), ".{0,99}").prop_map(|(sequence, root)| Task::Items(TreeItems { sequence, root }));
+    let mount = (any::<u32>(), [".{0,99}", "[a-z0-9]{0,9}", ".{0,99}", ".{0,99}"]).prop_map(
+        |(sequence, [device, kind, options, root])| {
+            Task::Mount(Mount { sequence, device, kind, options, root })
+        },
+    );
+    let leave = (any::<u32>(), ".{0,99}").prop_map(|(sequence, root)| Task::Leave(Leave { sequence, root }));
+    let end = any::<u32>().prop_map(|sequence| Task::End(EndTask { sequence }));
+    prop_oneof![walk, reads, unlock, items, mount, leave, end]
 }
 
 fn number() -> impl Strategy<Value = DeviceNumber> {

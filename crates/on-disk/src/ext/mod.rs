@@ -2,11 +2,13 @@
 //! Descriptors", "Index Nodes" and "The Contents of inode.i_block" in
 //! `Documentation/filesystems/ext4` of the kernel).
 
+mod inode;
 mod orphans;
 mod place;
 
+pub use inode::Tables;
 pub use orphans::Orphan;
-pub use place::{Part, Place};
+pub use place::Place;
 
 use crate::{Fields, Read};
 
@@ -21,6 +23,10 @@ const ORPHAN_PRESENT: u32 = 0x1_0000;
 
 /// Bytes of an inode that every version has.
 const INODE: u64 = 128;
+
+/// Where `i_block` lies in the inode, and its length.
+const POINTERS: usize = 0x28;
+const POINTERS_LENGTH: usize = 60;
 
 /// What a file of the filesystem itself is for. No directory names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,10 +124,15 @@ impl Filesystem {
     fn inode(&self, read: Read<'_>, number: u64) -> Option<Vec<u8>> {
         let index = number.checked_sub(1).filter(|_| number <= self.inodes)?;
         let (group, within) = (index / self.inodes_per_group, index % self.inodes_per_group);
+        let table = self.table(read, group)?;
+        read(table.checked_mul(self.block)?.checked_add(within * self.inode_size)?, INODE)
+    }
+
+    /// The first block of the table of inodes of a group.
+    fn table(&self, read: Read<'_>, group: u64) -> Option<u64> {
         let descriptor = read(self.descriptor(group)?, self.descriptor)?;
         let high = if self.descriptor >= 64 { descriptor.le32(0x28)? } else { 0 };
-        let table = u64::from(descriptor.le32(8)?) | u64::from(high) << 32;
-        read(table.checked_mul(self.block)?.checked_add(within * self.inode_size)?, INODE)
+        Some(u64::from(descriptor.le32(8)?) | u64::from(high) << 32)
     }
 
     /// Where the descriptor of a group lies.
@@ -145,6 +156,12 @@ fn le48(bytes: &[u8], low: usize, high: usize) -> Option<u64> {
     Some(u64::from(bytes.le32(low)?) | u64::from(bytes.le16(high)?) << 32)
 }
 
+/// The checksum of ext4 ("Checksums"): Castagnoli's CRC, which begins with `seed` and is not inverted
+/// at the end.
+pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
+    !crc32c::crc32c_append(!seed, bytes)
+}
+
 /// Whether a group has a copy of the superblock (`sparse_super`: 0, 1 and powers of 3, 5 and 7).
 fn has_superblock(group: u64) -> bool {
     let is_power = |of: u64| {
@@ -157,6 +174,12 @@ fn has_superblock(group: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checksums_are_those_of_crc_32c() {
+        // The check value of the algorithm is 0xe3069283, after the inversion.
+        assert_eq!(checksum(u32::MAX, b"123456789"), !0xe306_9283);
+    }
 
     #[test]
     fn some_groups_have_a_superblock() {

@@ -1,7 +1,8 @@
 //! Where the blocks of an inode lie: by a tree of extents, or by blocks with numbers of blocks
 //! ("The Contents of inode.i_block" in `Documentation/filesystems/ext4` of the kernel).
 
-use super::{Filesystem, le48};
+use super::{Filesystem, POINTERS, POINTERS_LENGTH, le48};
+use crate::inode::{self, Part};
 use crate::{Fields, Read};
 use std::collections::HashSet;
 use virt_bmap_ranges::{DeviceOffset, Range};
@@ -9,10 +10,6 @@ use virt_bmap_ranges::{DeviceOffset, Range};
 /// Flags of inodes: `EXT4_EXTENTS_FL`, `EXT4_INLINE_DATA_FL`.
 const EXTENTS: u32 = 0x8_0000;
 const INLINE_DATA: u32 = 0x1000_0000;
-
-/// Where `i_block` lies in the inode, and its length.
-const POINTERS: usize = 0x28;
-const POINTERS_LENGTH: usize = 60;
 
 /// Blocks to which an inode points directly. Three more pointers lead there by one, two and three
 /// blocks with numbers of blocks.
@@ -38,17 +35,6 @@ pub struct Place {
     pub tree: Vec<Range<DeviceOffset>>,
     /// The block of its extended attributes.
     pub attributes: Option<Range<DeviceOffset>>,
-}
-
-/// A part of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Its offset in the file, in bytes.
-    pub offset: u64,
-    /// Where it lies.
-    pub range: Range<DeviceOffset>,
-    /// Whether it is reserved only: it reads as zeroes.
-    pub is_unwritten: bool,
 }
 
 impl Place {
@@ -88,7 +74,7 @@ impl Filesystem {
     }
 
     /// Blocks of the filesystem, by the number of the first one.
-    fn range(&self, first: u64, count: u64) -> Option<Range<DeviceOffset>> {
+    pub(super) fn range(&self, first: u64, count: u64) -> Option<Range<DeviceOffset>> {
         let start = DeviceOffset(first.checked_mul(self.block)?);
         let range = Range::at(start, count.checked_mul(self.block)?)?;
         (first > 0 && range.end.0 <= self.size).then_some(range)
@@ -183,17 +169,7 @@ impl Blocks<'_> {
     fn data(&mut self, logical: u64, first: u64, count: u64, is_unwritten: bool) -> Option<()> {
         let range = self.filesystem.range(first, count).filter(|range| !range.is_empty())?;
         let offset = logical.checked_mul(self.filesystem.block)?;
-        let data = &mut self.place.data;
-        match data.last_mut() {
-            Some(last) if offset < last.offset.checked_add(last.range.len())? => return None,
-            Some(last)
-                if (last.range.end, last.offset + last.range.len(), last.is_unwritten)
-                    == (range.start, offset, is_unwritten) =>
-            {
-                last.range.end = range.end;
-            }
-            _ => data.push(Part { offset, range, is_unwritten }),
-        }
-        (data.len() <= MOST).then_some(())
+        inode::push(&mut self.place.data, Part { offset, range, is_unwritten })?;
+        (self.place.data.len() <= MOST).then_some(())
     }
 }

@@ -9,14 +9,19 @@
 //! need not be listed.
 //!
 //! This works for ext2, ext3, ext4 and XFS, where an inode's place follows from its number and a
-//! few numbers in the superblock. On other filesystems the agent asks for the extents of each file.
+//! few numbers in the superblock, and for NTFS, whose `$MFT` is read here as in the agent. Of btrfs
+//! the agent sends all items of inodes. On other filesystems the agent asks for the extents of each
+//! file.
 
 mod blocks;
+mod btrfs;
 mod ext;
+mod ntfs;
 mod windows;
 mod xfs;
 
 pub(in crate::probe) use blocks::Blocks;
+pub(in crate::probe) use btrfs::Items;
 
 use super::{Baseline, Directories, UnchangedObjects};
 use crate::probe::Legs;
@@ -61,6 +66,13 @@ trait Table {
     /// The type of the inode with these bytes, if it is self-contained.
     fn self_contained(&self, inode: &[u8]) -> Option<SelfContained>;
 
+    /// Whether inodes are records of `$MFT`. Their place is part of the digest, because they may move
+    /// and hold data of files. They have the names of a file, so its link count, in which a short
+    /// name of DOS counts, does not matter. And they say where directories lie.
+    fn has_records(&self) -> bool {
+        false
+    }
+
     /// Parts of the device with all inodes that may be in use, as start and length in bytes, if it
     /// helps to have them in the block device's cache.
     fn parts(&self) -> Vec<(u64, u64)> {
@@ -85,6 +97,7 @@ enum SelfContained {
 type Contents = [Option<SelfContained>; GROUP as usize];
 
 /// A group of inodes as it is now.
+#[derive(Clone)]
 struct State {
     digest: Digest,
     /// The types of its inodes.
@@ -107,13 +120,44 @@ pub(in crate::probe) struct InodeSource<'a> {
 /// The inodes of a mounted filesystem.
 pub(in crate::probe) struct Inodes<'a> {
     source: InodeSource<'a>,
+    place: Place,
+    /// Whether they are there as they are: not encrypted, and none only in memory.
+    is_settled: bool,
+}
+
+/// Where the inodes are.
+enum Place {
+    /// On the disks.
+    Disks(OnDisks),
+    /// In these groups, by first inode: the agent has sent them.
+    Groups(BTreeMap<u64, State>),
+}
+
+/// Inodes on the disks.
+struct OnDisks {
     layout: Arc<Layout>,
     table: Box<dyn Table>,
     /// Digest of everything else that decides where on the disks a file lies; it goes into each
     /// digest.
     rest: Sha256,
-    /// Whether the disks have them as they are: not encrypted, and none only in memory.
-    is_settled: bool,
+}
+
+/// The digest of what holds for all inodes of a filesystem.
+pub(in crate::probe) fn digest_of_rest(kind: &FsKind, legs: Legs) -> Sha256 {
+    let mut rest = Sha256::new();
+    rest.update(kind.name());
+    rest.update([0, u8::from(legs == Legs::All)]);
+    rest
+}
+
+/// Adds where a device lies to a digest.
+fn digest_layout(digest: &mut Sha256, layout: &Layout) {
+    let copies = layout.segments().map(|segment| (0, segment));
+    for (kind, segment) in copies.chain(layout.parity_segments().map(|segment| (1, segment))) {
+        let words = [segment.device.start.0, segment.device.end.0, segment.disk.into(), segment.start.0];
+        words.iter().for_each(|word| digest.update(word.to_le_bytes()));
+        digest.update([kind, segment.copy]);
+    }
 }
 
 impl<'a> Inodes<'a> {
@@ -132,28 +176,31 @@ impl<'a> Inodes<'a> {
         let table: Box<dyn Table> = match kind {
             FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => Box::new(ext::Inodes::read(device)?),
             FsKind::Xfs => Box::new(xfs::Inodes::read(device)?),
+            FsKind::Ntfs => Box::new(ntfs::Inodes::read(source.disks, layout)?),
             _ => return None,
         };
-        let mut rest = Sha256::new();
-        rest.update(kind.name());
-        rest.update([0, u8::from(source.legs == Legs::All)]);
+        let mut rest = digest_of_rest(kind, source.legs);
         rest.update(table.block().to_le_bytes());
         rest.update(table.identity());
-        let copies = layout.segments().map(|segment| (0, segment));
-        for (kind, segment) in copies.chain(layout.parity_segments().map(|segment| (1, segment))) {
-            let words = [segment.device.start.0, segment.device.end.0, segment.disk.into(), segment.start.0];
-            words.iter().for_each(|word| rest.update(word.to_le_bytes()));
-            rest.update([kind, segment.copy]);
-        }
-        let mut inodes = Self { source, layout: layout.clone(), table, rest, is_settled };
-        inodes.is_settled &= inodes.are_in_the_clear(device) == Some(true);
-        Some(inodes)
+        digest_layout(&mut rest, layout);
+        let inodes = OnDisks { layout: layout.clone(), table, rest };
+        // ntfs-3g writes nothing when it mounts for reading only.
+        let is_settled = (is_settled || *kind == FsKind::Ntfs)
+            && inodes.are_in_the_clear(source.disks, device) == Some(true);
+        Some(Self { source, place: Place::Disks(inodes), is_settled })
+    }
+
+    /// The inodes that the agent has sent; `None` if they are not reliable. `is_settled`: none of
+    /// them is only in memory.
+    pub(in crate::probe) fn sent(source: InodeSource<'a>, items: Items, is_settled: bool) -> Option<Self> {
+        Some(Self { source, place: Place::Groups(items.states()?), is_settled })
     }
 
     /// Parts of the device with inodes, as start and length, if lookahead is worthwhile: otherwise
     /// the kernel reads them block by block.
     pub(in crate::probe) fn parts(&self) -> Vec<(u64, u64)> {
-        let parts = self.table.parts();
+        let Place::Disks(OnDisks { table, .. }) = &self.place else { return Vec::new() };
+        let parts = table.parts();
         let bytes = parts.iter().map(|(_, length)| *length).fold(0, u64::saturating_add);
         if bytes <= MOST_AHEAD { parts } else { Vec::new() }
     }
@@ -179,13 +226,18 @@ impl<'a> Inodes<'a> {
         let blocks = pieces.map(|(inode, piece)| (inode, piece.disk, piece.range, piece.role)).collect();
         let now = self.states(then.keys().copied(), &blocks);
         let unchanged = |inode| {
-            let (first, _) = self.table.group(inode)?;
+            let first = self.first(inode)?;
             let (now, then) = (now.get(&first)?, then.get(&first)?);
             let what = now.self_contained.get(usize::try_from(inode - first).ok()?)?;
             what.filter(|_| now.digest == *then)
         };
-        let is_touched = |disk, range| self.is_rewritten(disk, range) != Some(false);
-        let is_file = |inode| unchanged(inode) == Some(SelfContained::File);
+        let is_touched = |disk, range| self.source.is_rewritten(disk, range) != Some(false);
+        let (has_records, has_pages) = match &self.place {
+            Place::Disks(OnDisks { table, .. }) => (table.has_records(), table.block() >= PAGE),
+            Place::Groups(_) => (false, true),
+        };
+        let is_file =
+            |inode, links| (has_records || links == Some(1)) && unchanged(inode) == Some(SelfContained::File);
         let mut files = baseline.unchanged_files(device, is_file, is_touched);
         files.extend(
             baseline.unchanged_links(device, |inode| unchanged(inode) == Some(SelfContained::InlineLink)),
@@ -197,12 +249,12 @@ impl<'a> Inodes<'a> {
         };
         // A page of smaller blocks may hold blocks of several directories; then the later ones are
         // not read again, and their blocks would be missing from the map.
-        let directories = if self.table.block() >= PAGE && (baseline.has_links() || !needs_links) {
+        let directories = if (has_records || has_pages) && (baseline.has_links() || !needs_links) {
             baseline.unchanged_directories(device, is_directory, is_touched)
         } else {
             HashMap::new()
         };
-        let (directories, listings) = Directories::new(baseline, device, &directories, &files);
+        let (directories, listings) = Directories::new(baseline, device, &directories, &files, has_records);
         Some((UnchangedObjects { files, directories, baseline: baseline.clone() }, listings))
     }
 
@@ -220,7 +272,7 @@ impl<'a> Inodes<'a> {
         let digests = self.states(inodes, blocks).into_iter().map(|(first, state)| (first, state.digest));
         let mut digests: InodeDigests = digests.collect();
         for inode in unsure {
-            if let Some((first, _)) = self.table.group(inode) {
+            if let Some(first) = self.first(inode) {
                 digests.remove(&first);
             }
         }
@@ -230,8 +282,15 @@ impl<'a> Inodes<'a> {
     /// The groups of these inodes, by first inode, without those that cannot be read or that the
     /// overlay holds.
     fn states(&self, inodes: impl IntoIterator<Item = u64>, blocks: &Blocks) -> BTreeMap<u64, State> {
+        let on_disks = match &self.place {
+            Place::Disks(on_disks) => on_disks,
+            Place::Groups(all) => {
+                let firsts = inodes.into_iter().filter_map(|inode| self.first(inode));
+                return firsts.filter_map(|first| Some((first, all.get(&first)?.clone()))).collect();
+            }
+        };
         let groups: BTreeMap<u64, Range<DeviceOffset>> =
-            inodes.into_iter().filter_map(|inode| self.table.group(inode)).collect();
+            inodes.into_iter().filter_map(|inode| on_disks.table.group(inode)).collect();
         let (mut inodes, mut directories) =
             (Windows::new(self.source.disks), Windows::new(self.source.disks));
         groups
@@ -239,17 +298,35 @@ impl<'a> Inodes<'a> {
             .filter_map(|(first, range)| {
                 (self.source.note_busy)();
                 let blocks = blocks.between(first, first.saturating_add(GROUP));
-                Some((first, self.state(range, blocks, &mut inodes, &mut directories)?))
+                Some((first, on_disks.state(&self.source, range, blocks, &mut inodes, &mut directories)?))
             })
             .collect()
     }
 
+    /// The first inode of a group; `None` if there can be no such inode.
+    fn first(&self, inode: u64) -> Option<u64> {
+        match &self.place {
+            Place::Disks(OnDisks { table, .. }) => table.group(inode).map(|(first, _)| first),
+            Place::Groups(_) => Some(inode / GROUP * GROUP),
+        }
+    }
+}
+
+impl InodeSource<'_> {
+    /// Whether the overlay was written there; `None` if there is no such disk.
+    fn is_rewritten(&self, disk: DiskNumber, range: DiskRange) -> Option<bool> {
+        let overlay = self.overlays.get(usize::from(disk).checked_sub(1)?)?;
+        Some(overlay.is_rewritten(range))
+    }
+}
+
+impl OnDisks {
     /// Whether the disks have the root's inode as the device has it: an encrypted device differs.
-    fn are_in_the_clear(&self, device: &Device<'_>) -> Option<bool> {
+    fn are_in_the_clear(&self, disks: &[Arc<dyn Source>], device: &Device<'_>) -> Option<bool> {
         let (_, range) = self.table.group(self.table.root())?;
         let mut bytes: Vec<u8> = Vec::new();
         for part in self.layout.part(range)?.iter().filter(|part| part.copy == 0) {
-            bytes.extend(Windows::new(self.source.disks).read(part.copy, part.disk, part.disk_range())?);
+            bytes.extend(Windows::new(disks).read(part.copy, part.disk, part.disk_range())?);
         }
         Some(device.read(range.start.0, range.len())? == bytes)
     }
@@ -261,14 +338,9 @@ impl<'a> Inodes<'a> {
         std::array::from_fn(|_| inodes.next().and_then(|inode| self.table.self_contained(inode)))
     }
 
-    /// Whether the overlay was written there; `None` if there is no such disk.
-    fn is_rewritten(&self, disk: DiskNumber, range: DiskRange) -> Option<bool> {
-        let overlay = self.source.overlays.get(usize::from(disk).checked_sub(1)?)?;
-        Some(overlay.is_rewritten(range))
-    }
-
     fn state(
         &self,
+        source: &InodeSource<'_>,
         range: Range<DeviceOffset>,
         blocks: impl Iterator<Item = (u64, u8, DiskNumber, DiskRange)>,
         inodes: &mut Windows<'_>,
@@ -276,9 +348,12 @@ impl<'a> Inodes<'a> {
     ) -> Option<State> {
         let mut digest = self.rest.clone();
         let mut copies: Vec<Vec<u8>> = Vec::new();
+        if self.table.has_records() {
+            digest.update(range.start.0.to_le_bytes());
+        }
         for part in self.layout.part(range)? {
             let place = part.disk_range();
-            if self.is_rewritten(part.disk, place)? {
+            if source.is_rewritten(part.disk, place)? {
                 return None;
             }
             let copy = usize::from(part.copy);
@@ -288,7 +363,7 @@ impl<'a> Inodes<'a> {
             copies[copy].extend(bytes);
         }
         for (inode, copy, disk, range) in blocks {
-            if self.is_rewritten(disk, range)? {
+            if source.is_rewritten(disk, range)? {
                 return None;
             }
             [inode, range.len()].iter().for_each(|word| digest.update(word.to_le_bytes()));

@@ -43,7 +43,7 @@ proptest::proptest! {
         said in proptest::collection::vec(proptest::arbitrary::any::<(u8, u8, u8)>(), 0..60),
         sample in 0u32..3,
     ) {
-        let sample = std::num::NonZeroU32::new(sample).map(|every| Sample { every });
+        let sample = std::num::NonZeroU32::new(sample).map(|one_in| Sample { one_in, seed: 1 });
         let mut agent = Agent::walking_in(WalkContext { sample, ..WalkContext::default() });
         let mut next = 2;
         for (kind, id, number) in said {

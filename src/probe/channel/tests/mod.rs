@@ -31,9 +31,13 @@ impl Agent {
         Self::walking_in(WalkContext::default())
     }
 
-    /// An agent that spot-checks every `every`-th extent.
-    fn sampling(every: u32) -> Self {
-        let sample = std::num::NonZeroU32::new(every).map(|every| Sample { every });
+    /// An agent that spot-checks one file in so many.
+    fn sampling(one_in: u32) -> Self {
+        let sample = std::num::NonZeroU32::new(one_in).map(|one_in| Sample { one_in, seed: 0 });
+        Self::walking_with(sample)
+    }
+
+    fn walking_with(sample: Option<Sample>) -> Self {
         Self::walking_in(WalkContext { sample, ..WalkContext::default() })
     }
 

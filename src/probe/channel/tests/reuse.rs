@@ -78,7 +78,7 @@ fn an_unchanged_directory_brings_its_unchanged_objects_once() {
     let baseline = Arc::new(baseline::tests::tree());
     let (directories, files) = baseline::tests::known_in_tree(&baseline);
     let device = baseline::tests::DEVICE;
-    let (directories, _) = Directories::new(&baseline, device, &directories, &files);
+    let (directories, _) = Directories::new(&baseline, device, &directories, &files, false);
     let known = Some(Arc::new(UnchangedObjects { baseline, files, directories }));
     let walking = || Agent::walking_in(WalkContext { unchanged: known.clone(), ..WalkContext::default() });
     let found = |id, inode, name: &[u8]| Record::Known { id, parent: 1, inode, name: name.to_vec() };

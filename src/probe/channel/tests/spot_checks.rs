@@ -1,6 +1,7 @@
 //! Spot checks of extents, and files that are not where their extents say.
 
 use super::*;
+use std::num::NonZeroU32;
 use virt_bmap_image::Overlay;
 
 #[test]
@@ -40,7 +41,12 @@ fn a_file_that_is_not_where_its_extents_say_is_read_in_full() {
 
 #[test]
 fn files_without_a_spot_check_are_accepted_until_a_mismatch() {
-    let mut agent = Agent::sampling(4);
+    // A sample that has two of these files, whose inodes have their numbers.
+    let one_in = NonZeroU32::new(4).unwrap();
+    let is_chosen =
+        |sample: &Sample| (2..9).all(|inode| sample.has(inode, &[], 0) == [4, 8].contains(&inode));
+    let sample = (0..).map(|seed| Sample { one_in, seed }).find(is_chosen);
+    let mut agent = Agent::walking_with(sample);
     agent.find(&[(2, 65536), (3, 131_072), (4, 262_144)]);
     let ends: [(u32, &[(u64, u64)]); 1] = [(4, &[(262_144, 266_240), (323_584, 327_680)])];
     assert!(agent.read_series(&ends).is_empty());
@@ -80,6 +86,16 @@ fn three_mismatches_are_allowed_if_each_file_is_checked() {
 }
 
 #[test]
+fn a_contradiction_ends_the_walk_and_names_the_file() {
+    let mut agent = Agent::sampling(32);
+    agent.find(&[(2, 65536)]);
+    let contradiction = Record::Contradiction { parent: 1, name: b"file2".to_vec() };
+    assert!(agent.say(&[contradiction, Record::BatchEnd]).is_err());
+    let Err(ChannelError::Contradiction(path)) = agent.channel.end() else { panic!("no contradiction") };
+    assert_eq!(path, b"/file2");
+}
+
+#[test]
 fn a_stray_read_only_makes_the_file_be_read_in_full() {
     let mut agent = Agent::sampling(1);
     for id in 2..20 {
@@ -106,7 +122,7 @@ fn files_in_written_places_are_read_in_full() {
     let base = open(&file.path().to_owned().into(), &options).unwrap().source;
     let overlay = Arc::new(Overlay::new(base, 1 << 20, &std::env::temp_dir()).unwrap());
     overlay.write_at(&[1; 512], DiskOffset(65536 + 8192)).unwrap();
-    let sample = std::num::NonZeroU32::new(1).map(|every| Sample { every });
+    let sample = Some(Sample::ALL);
     let mut agent =
         Agent::walking_in(WalkContext { sample, overlays: vec![overlay], ..WalkContext::default() });
     agent.find(&[(2, 65536), (3, 262_144)]);
