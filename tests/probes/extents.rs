@@ -55,9 +55,9 @@ fn ends_and_a_sample_of_them_give_the_map_that_a_full_read_gives() {
     let sample = map(&["--spot-check", "10", "--smp", "1"]);
     assert_same(&read.text, &sample.text);
     assert_same(&read.json, &sample.json);
-    let every = map(&["--proof", "every"]);
-    assert_same(&read.text, &every.text);
-    assert_same(&read.json, &every.json);
+    let proved = map(&["--proof", "every"]);
+    assert_same(&read.text, &proved.text);
+    assert_same(&read.json, &proved.json);
 }
 
 /// Whether metadata is mapped, too, makes no difference for the rest.
