@@ -91,6 +91,7 @@ mod tests {
 
     #[test]
     fn no_bytes_cause_a_panic() {
+        let mut volumes = 0;
         for seed in 1..2000 {
             let mut disk = noise(seed, 16 << 10);
             disk[3..11].copy_from_slice(b"EXFAT   ");
@@ -143,9 +144,34 @@ mod tests {
                     filesystem.place(&read, inode);
                 }
             }
+            if let Some(mut tables) = ext::Tables::read(&read) {
+                for number in 0..64 {
+                    let place = tables.place(&read, number);
+                    let bytes = place.and_then(|place| read(place.at.0, tables.inode_size()));
+                    tables.inode(number, &bytes.unwrap_or_default());
+                    // As if the checksum were right.
+                    tables.inode(number + 11, &disk[number as usize * 32..][..256]);
+                }
+            }
+            disk[..4].copy_from_slice(b"XFSB");
+            for (at, word) in [(4, 512u32), (84, 32), (88, 1), (100, 0xb4a4_0200), (120, 0x0909_0900)] {
+                disk[at..at + 4].copy_from_slice(&word.to_be_bytes());
+            }
+            disk[124] = 5;
+            if let Some(volume) = xfs::Volume::of(&disk[..512]) {
+                volumes += 1;
+                for number in 0..64 {
+                    let bytes = &mut disk[512 + number * 64..][..512];
+                    bytes[..6].copy_from_slice(&[b'I', b'N', 0x81, 0xa4, 2, 2]);
+                    volume.inode(number as u64, bytes);
+                    volume.directory(number as u64, bytes);
+                    volume.extents(bytes);
+                }
+            }
             if let Some(volume) = udf::Volume::of(&read, 512) {
                 udf::Place::of(&read, &volume, seed);
             }
         }
+        assert!(volumes > 100, "{volumes}");
     }
 }
