@@ -80,7 +80,8 @@ impl Items {
     /// Takes a device of the filesystem. All of them come before the items.
     pub(in crate::probe) fn member(&mut self, member: Member) {
         let Member { id, major, minor } = member;
-        [id, major.into(), minor.into()].iter().for_each(|word: &u64| self.rest.update(word.to_le_bytes()));
+        // Which number the kernel gives to a disk differs from boot to boot. Its layout names the disk.
+        self.rest.update(id.to_le_bytes());
         match self.devices.get(&(major, minor)) {
             Some(layout) if !layout.is_partial() => super::digest_layout(&mut self.rest, layout),
             // Other blocks are read in place of those on a missing device.
