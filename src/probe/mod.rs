@@ -117,8 +117,9 @@ impl Probe {
             Self::Extents(Proof::Every) => Some(Sample::ALL),
             Self::Extents(Proof::Sample { one_in, seed }) => {
                 // The hasher's keys are random numbers of the system.
-                let drawn = || RandomState::new().hash_one(0);
-                Some(Sample { one_in, seed: seed.unwrap_or_else(drawn) })
+                let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+                tracing::debug!("verifying one file in {one_in}: --proof-seed {seed}");
+                Some(Sample { one_in, seed })
             }
             Self::Agent | Self::Guestfsd => None,
         }
