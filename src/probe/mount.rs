@@ -7,12 +7,6 @@ use crate::appliance::Content;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_map::Cause;
 
-/// Mounts a filesystem; `false` if that failed, after a warning.
-pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<bool, ProbeError> {
-    let mounted = try_mount(context, filesystem)?;
-    Ok(mounted.map_err(|cause| context.warn(&filesystem.device, cause)).is_ok())
-}
-
 /// Mounts a filesystem. The inner error is why that failed.
 pub(super) fn try_mount(
     context: &Context<'_>,

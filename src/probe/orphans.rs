@@ -25,33 +25,42 @@ const ORPHAN_FILE: u32 = 0x1000;
 const SIZE: usize = 1024;
 const CHECKSUM: usize = 0x3fc;
 
-/// Mounts a filesystem so that the kernel keeps its orphans. The inner error is why that failed.
+/// Mounts a filesystem so that the kernel keeps its orphans, for the first time or once more. The
+/// inner error is why that failed.
 pub(super) fn mount(context: &Context<'_>, filesystem: &Content) -> Result<Result<(), Cause>, ProbeError> {
-    let marked = mark(context, filesystem);
+    let superblock = superblock(context, filesystem);
+    let marked = superblock.clone().and_then(|superblock| mark(context, filesystem, superblock));
     let mounted = try_mount(context, filesystem)?;
-    match (mounted, marked) {
+    let has_orphan_file =
+        superblock.is_some_and(|superblock| superblock.le32(COMPATIBLE).unwrap_or(0) & ORPHAN_FILE != 0);
+    match mounted {
         // The kernel replays the journal of a filesystem with a file of orphans, and then refuses
         // it, because that file is not empty. The journal is not needed any more.
-        (Err(cause), Some(marked)) if marked.le32(COMPATIBLE).unwrap_or(0) & ORPHAN_FILE != 0 => {
+        Err(cause) if has_orphan_file => {
             let options = filesystem.mount_options.iter().map(String::as_str).chain(["noload"]);
             let options = Some(options.collect::<Vec<_>>().join(","));
             let without = Content { mount_options: options, ..filesystem.clone() };
             let mounted = try_mount(context, &without)?;
-            if mounted.is_ok() && is_unclean(&marked) {
+            if mounted.is_ok() && marked.as_deref().is_some_and(is_unclean) {
                 context.warn(&filesystem.device, Cause::JournalReplayed);
             }
             Ok(mounted.map_err(|_| cause))
         }
-        (mounted, _) => Ok(mounted),
+        mounted => Ok(mounted),
     }
 }
 
-/// Marks a filesystem that may have orphans. Returns its superblock if it was marked.
-fn mark(context: &Context<'_>, filesystem: &Content) -> Option<Vec<u8>> {
+/// The superblock of ext2, ext3 or ext4.
+fn superblock(context: &Context<'_>, filesystem: &Content) -> Option<Vec<u8>> {
     filesystem.kind.as_ref().filter(|kind| kind.is_ext())?;
     let (device, at) = (&filesystem.device, Ext::AT as i64);
-    let superblock = context.appliance.call(|g| g.pread_device(device, SIZE as i32, at));
-    let marked = with_mark(superblock.ok()?)?;
+    context.appliance.call(|g| g.pread_device(device, SIZE as i32, at)).ok()
+}
+
+/// Marks a filesystem that may have orphans. Returns its superblock if it was marked.
+fn mark(context: &Context<'_>, filesystem: &Content, superblock: Vec<u8>) -> Option<Vec<u8>> {
+    let (device, at) = (&filesystem.device, Ext::AT as i64);
+    let marked = with_mark(superblock)?;
     let written = context.appliance.call(|g| g.pwrite_device(device, &marked, at));
     written.ok().map(|_| marked)
 }

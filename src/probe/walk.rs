@@ -7,7 +7,8 @@ use super::context::Context;
 use super::device::Device;
 use super::devices::Layouts;
 use super::metadata;
-use super::mount::{mount, unmount};
+use super::mount::unmount;
+use super::orphans;
 use crate::appliance::{Content, SYSROOT};
 use std::sync::Arc;
 use virt_bmap_agent_protocol::bounds::LOOKAHEAD_PARTS;
@@ -61,7 +62,8 @@ pub(super) fn walk(
         manner = again;
         context.channel.forget_walk();
         unmount(context, filesystem)?;
-        if !mount(context, filesystem)? {
+        if let Err(cause) = orphans::mount(context, filesystem)? {
+            context.warn(&filesystem.device, cause);
             return Ok(());
         }
         context.channel.end_mount();
