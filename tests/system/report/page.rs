@@ -289,6 +289,7 @@ fn requests_play_over_time() {
 
     assert_eq!(browser.text("String(byId('operations').hidden)"), "true");
     drop(browser);
+    // As docs/operations.md shows.
     let played = ["guest.bmap", "--trace", "boot.jsonl", "--operations", "done.jsonl"];
     let mut browser = open(dir.path(), &played);
     let told = "[...byId('operations').children].map((line) => line.textContent).join(', ')";
