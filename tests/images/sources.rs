@@ -80,7 +80,7 @@ fn what_a_server_cannot_read_is_named() {
     fs::write(dir.path().join("server"), script).unwrap();
     let server = dir.path().join("server");
     tools::run("chmod", ["+x", server.to_str().unwrap()]);
-    let run = map(dir.path(), &["sh", server.to_str().unwrap()], &["-o", "guest.bmap"]);
+    let run = map(dir.path(), &["sh", server.to_str().unwrap()], &["-o", "guest.bmap", "--proof", "every"]);
     run.assert_code(3);
     let failures: Vec<&str> = run.stderr.lines().filter(|line| line.contains("cannot read it")).collect();
     let [failure] = failures[..] else { panic!("{}", run.stderr) };

@@ -4,7 +4,7 @@ use super::access::Access;
 use super::block_device::Description;
 use super::file::PlainFile;
 use super::format::format_by_name;
-use super::link::Link;
+use super::link::{Link, Node};
 use super::map_entry::{self, MapEntry};
 use super::{ImageFormat, OpenError, references};
 use serde::Deserialize;
@@ -60,6 +60,28 @@ pub(super) struct SnapshotInfo {
 /// # Errors
 /// qemu-img refuses the file, or cannot be run.
 pub(super) fn info(link: &Link, access: &Access) -> Result<Info, OpenError> {
+    patiently(link, || info_once(link, access))
+}
+
+/// Opens an image. What is on an NBD server is tried for a second: a server that takes one connection
+/// at a time notices only after a while that the one before has been closed.
+///
+/// # Errors
+/// That of the last attempt.
+pub(super) fn patiently<T>(link: &Link, open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    const ATTEMPTS: u32 = 5;
+    const PAUSE: Duration = Duration::from_millis(200);
+    let attempts = if matches!(link.node, Node::Nbd(_)) { ATTEMPTS } else { 0 };
+    for _ in 0..attempts {
+        match open() {
+            Err(OpenError::Corrupt { .. } | OpenError::Refused { .. }) => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+    open()
+}
+
+fn info_once(link: &Link, access: &Access) -> Result<Info, OpenError> {
     let description = Description::of_file(link, access)?;
     let output = run("info", &description, &link.path, INFO_TIME, access.force_share)?;
     if !output.status.success() {

@@ -35,6 +35,10 @@ pub(super) fn start(
     link: &Link,
     snapshot: Option<&str>,
 ) -> Result<Served, OpenError> {
+    qemu_img::patiently(link, || start_once(description, link, snapshot))
+}
+
+fn start_once(description: &Description, link: &Link, snapshot: Option<&str>) -> Result<Served, OpenError> {
     let set_up = |source| OpenError::SetUp { program: QEMU_NBD, path: link.path.clone(), source };
     let timed_out = || OpenError::TimedOut { program: QEMU_NBD, path: link.path.clone(), limit: START_TIME };
     let directory = private_directory().map_err(set_up)?;
