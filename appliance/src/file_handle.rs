@@ -21,35 +21,27 @@ impl FileHandle {
         /// `FILEID_INO32_GEN` of `linux/exportfs.h`, and what XFS adds (`xfs_export.h`).
         const INODE_AND_GENERATION: i32 = 1;
         const WIDE: i32 = 0x80;
-        /// `struct file_handle` of `linux/fs.h`: two numbers of 32 bits, or one of 64 and one of 32.
+        /// `struct file_handle` of `linux/fs.h`. Its content is the number of the inode, in 32 or
+        /// 64 bits, and then the generation.
         #[repr(C)]
         struct Handle {
             bytes: u32,
             kind: i32,
-            numbers: [u32; 3],
+            content: [u8; 12],
         }
-        let [low, high] = [self.inode as u32, (self.inode >> 32) as u32];
-        let handle = match self.is_xfs {
-            true => {
-                let inode = self.inode.to_ne_bytes();
-                let [first, second] = [0, 4].map(|at| {
-                    inode.get(at..).and_then(|part| part.first_chunk()).copied().map_or(0, u32::from_ne_bytes)
-                });
-                Handle {
-                    bytes: 12,
-                    kind: INODE_AND_GENERATION | WIDE,
-                    numbers: [first, second, self.generation],
-                }
-            }
-            false if high == 0 => {
-                Handle { bytes: 8, kind: INODE_AND_GENERATION, numbers: [low, self.generation, 0] }
-            }
-            false => return Err(Errno::STALE),
+        let (inode, kind) = match (self.is_xfs, u32::try_from(self.inode)) {
+            (true, _) => (self.inode.to_ne_bytes().to_vec(), INODE_AND_GENERATION | WIDE),
+            (false, Ok(inode)) => (inode.to_ne_bytes().to_vec(), INODE_AND_GENERATION),
+            (false, Err(_)) => return Err(Errno::STALE),
         };
+        let mut handle = Handle { bytes: inode.len() as u32 + 4, kind, content: [0; 12] };
+        handle.content[..inode.len()].copy_from_slice(&inode);
+        handle.content[inode.len()..][..4].copy_from_slice(&self.generation.to_ne_bytes());
         let flags = super::walk::FILE | OFlags::DIRECT;
         #[allow(unsafe_code)]
-        // SAFETY: `handle` is laid out like `struct file_handle`, with as many bytes as it says, and
-        // outlives the call. A result that is no error is a new descriptor, which nothing else owns.
+        // SAFETY: `handle` is laid out like `struct file_handle`, has as many bytes as it says, and
+        // outlives the call. A result that is no error is a new descriptor, and nothing else owns
+        // it.
         unsafe {
             let handle = (&raw const handle).cast_mut().cast();
             match libc::open_by_handle_at(root.as_raw_fd(), handle, flags.bits() as i32) {

@@ -38,7 +38,7 @@ pub(crate) fn inode_chunks(read: Read<'_>, volume: &Volume) -> BTreeSet<(u64, u6
 }
 
 /// Reads bytes of a device.
-pub(crate) fn read_at(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
+fn read_at(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(length).ok()?];
     device.read_exact_at(&mut bytes, at).ok()?;
     Some(bytes)

@@ -21,19 +21,16 @@ pub(super) enum Source {
     /// By the kernel.
     Kernel,
     /// In the tables of inodes.
-    Tables(Inode),
+    Tables(ByTables),
     /// In both.
-    Both(Inode),
+    Both(ByTables),
 }
 
-impl Source {
-    /// What the tables say.
-    pub(super) fn inode(self) -> Option<Inode> {
-        match self {
-            Self::Known | Self::Kernel => None,
-            Self::Tables(inode) | Self::Both(inode) => Some(inode),
-        }
-    }
+/// What the tables of inodes say of a file or symbolic link.
+pub(super) struct ByTables {
+    inode: Inode,
+    /// Its data, as the kernel would say it.
+    extents: Vec<Extent>,
 }
 
 impl Walker {
@@ -49,11 +46,12 @@ impl Walker {
         let Some(inode) = tables.inode(entry.inode).filter(|inode| of(inode) == entry.kind) else {
             return Source::Kernel;
         };
+        let by_tables = ByTables { extents: extents(&inode.data), inode };
         match entry.kind {
-            FileType::RegularFile if sample.has(entry.inode, &extents(&inode.data), inode.size) => {
-                Source::Both(inode)
+            FileType::RegularFile if sample.has(entry.inode, &by_tables.extents, by_tables.inode.size) => {
+                Source::Both(by_tables)
             }
-            _ => Source::Tables(inode),
+            _ => Source::Tables(by_tables),
         }
     }
 
@@ -63,8 +61,9 @@ impl Walker {
         parent: u32,
         number: u64,
         name: CString,
-        inode: &Inode,
+        by_tables: ByTables,
     ) -> Result<(), Fatal> {
+        let ByTables { inode, extents } = by_tables;
         let known = (self.device, number);
         if inode.links > 1
             && let Some(&id) = self.links.get(&known)
@@ -76,11 +75,10 @@ impl Walker {
         if inode.links > 1 {
             self.links.insert(known, id);
         }
-        let is_file = of(inode) == FileType::RegularFile;
+        let is_file = of(&inode) == FileType::RegularFile;
         let kind = if is_file { ObjectKind::File } else { ObjectKind::Symlink };
-        report(&mut self.control, id, parent, kind, &about(number, inode), name.to_bytes());
+        report(&mut self.control, id, parent, kind, &about(number, &inode), name.to_bytes());
         if is_file {
-            let extents = extents(&inode.data);
             self.put_extents(id, &extents);
             if !extents.is_empty() {
                 let (generation, is_xfs) = (inode.generation, self.kind == FsKind::Xfs);
@@ -92,15 +90,22 @@ impl Walker {
     }
 
     /// Compares what the kernel says of a file with its inode.
-    pub(super) fn prove(&mut self, parent: u32, number: u64, name: &CStr, answer: &Answer, inode: &Inode) {
-        let is_same = |(of_kernel, told): (About, &[Extent])| {
-            of_kernel == about(number, inode) && joined(told) == joined(&extents(&inode.data))
+    pub(super) fn prove(
+        &mut self,
+        parent: u32,
+        number: u64,
+        name: &CStr,
+        answer: &Answer,
+        by_tables: &ByTables,
+    ) {
+        let is_same = match answer {
+            Ok(Inspected { stat, extents: Ok(Some(told)), .. }) => {
+                About::of(stat) == about(number, &by_tables.inode)
+                    && joined(told) == joined(&by_tables.extents)
+            }
+            _ => false,
         };
-        let answer = match answer {
-            Ok(Inspected { stat, extents: Ok(Some(told)), .. }) => Some((About::of(stat), &told[..])),
-            _ => None,
-        };
-        if !answer.is_some_and(is_same) {
+        if !is_same {
             self.control.put(&Record::Contradiction { parent, name: name.to_bytes().to_vec() });
         }
     }

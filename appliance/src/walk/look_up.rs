@@ -94,6 +94,10 @@ impl Walker {
             return Ok(());
         };
         let Entry { name, kind, inode } = entry;
+        let source = match source {
+            Source::Tables(by_tables) => return self.take_from_tables(parent, inode, name, by_tables),
+            source => source,
+        };
         if kind == FileType::Unknown {
             self.unsure(parent);
         }
@@ -103,10 +107,6 @@ impl Walker {
             return self.known_directory(parent, inode, name, listing, below);
         }
         let kind = match kind {
-            FileType::RegularFile | FileType::Symlink if matches!(source, Source::Tables(_)) => {
-                let Some(by_tables) = source.inode() else { return Ok(()) };
-                return self.take_from_tables(parent, inode, name, &by_tables);
-            }
             FileType::RegularFile | FileType::Symlink | FileType::Unknown if self.known.contains(inode) => {
                 let id = self.number()?;
                 self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
@@ -130,7 +130,7 @@ impl Walker {
             }
             FileType::RegularFile => {
                 let answer = answer.unwrap_or_else(|| self.inspector.one(directory, &name));
-                if let Some(by_tables) = source.inode() {
+                if let Source::Both(by_tables) = source {
                     self.prove(parent, inode, &name, &answer, &by_tables);
                 }
                 let stat = answer.as_ref().ok().map(|inspected| inspected.stat);
@@ -295,7 +295,7 @@ fn mark_encoded(extents: &mut [Extent], stat: &Stat) {
     }
 }
 
-/// What is told of an object besides its name and its place.
+/// The attributes of an object. Its name and its place are sent apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct About {
     pub(super) inode: u64,
