@@ -1,8 +1,9 @@
 //! Inodes as a whole, by the tables of inodes ("Index Nodes" in `Documentation/filesystems/ext4` of
-//! the kernel). An inode of which anything is unusual is `None`, so that the kernel is asked: it has
-//! blocks besides those that it names itself, is encrypted, or does not pass the checks of
+//! the kernel). An inode of which anything is unusual is `None`, so that the kernel is asked: it
+//! has blocks besides those that it names itself, is encrypted, or does not pass the checks of
 //! `ext4_iget` in `fs/ext4/inode.c`.
 
+use super::place::{DIRECT, ENTRY, ExtentEntry, NODE};
 use super::{Filesystem, POINTERS, POINTERS_LENGTH, checksum, le48};
 use crate::inode::{self, Inode, InodePlace, Part};
 use crate::{Fields, Read};
@@ -198,10 +199,7 @@ impl Tables {
 
     /// The extents of a file that are all in its inode.
     fn extents(&self, bytes: &[u8]) -> Option<Vec<Part>> {
-        const NODE: u16 = 0xf30a;
-        const ENTRY: usize = 12;
         const MOST: u16 = 4;
-        const LONGEST: u16 = 0x8000;
         let node = bytes.get(POINTERS..POINTERS + POINTERS_LENGTH)?;
         let (count, most, depth) = (node.le16(2)?, node.le16(4)?, node.le16(6)?);
         if node.le16(0)? != NODE || depth != 0 || !(1..=MOST).contains(&most) || count > most {
@@ -209,17 +207,14 @@ impl Tables {
         }
         let mut data = Vec::new();
         for entry in node.get(ENTRY..)?.chunks_exact(ENTRY).take(count.into()) {
-            let length = entry.le16(4)?;
-            let is_unwritten = length > LONGEST;
-            let count = if is_unwritten { length - LONGEST } else { length };
-            self.push(&mut data, entry.le32(0)?.into(), le48(entry, 8, 6)?, count.into(), is_unwritten)?;
+            let ExtentEntry { logical, first, count, is_unwritten } = ExtentEntry::of(entry)?;
+            self.push(&mut data, logical, first, count, is_unwritten)?;
         }
         Some(data)
     }
 
     /// The blocks of a file that are all named in its inode.
     fn pointers(&self, bytes: &[u8]) -> Option<Vec<Part>> {
-        const DIRECT: usize = 12;
         let mut data = Vec::new();
         let pointers = bytes.get(POINTERS..POINTERS + POINTERS_LENGTH)?.chunks_exact(4);
         for (index, pointer) in pointers.enumerate() {
@@ -257,9 +252,9 @@ fn has_target(bytes: &[u8], size: u64) -> Option<bool> {
     Some(size > 0 && length.and_then(|length| u64::try_from(length).ok()) == Some(size))
 }
 
-/// Checks the extended attributes behind the fields of an inode, as the kernel does when it reads the
-/// inode (`check_xattrs` in `fs/ext4/xattr.c`). `None` if they are damaged, or if a value has an
-/// inode of its own.
+/// Checks the extended attributes behind the fields of an inode, as the kernel does when it reads
+/// the inode (`check_xattrs` in `fs/ext4/xattr.c`). `None` if they are damaged, or if a value has
+/// an inode of its own.
 fn check_attributes(bytes: &[u8]) -> Option<()> {
     const MAGIC: u32 = 0xea02_0000;
     /// Bytes of an entry without its name.

@@ -156,8 +156,8 @@ fn le48(bytes: &[u8], low: usize, high: usize) -> Option<u64> {
     Some(u64::from(bytes.le32(low)?) | u64::from(bytes.le16(high)?) << 32)
 }
 
-/// The checksum of ext4 ("Checksums"): Castagnoli's CRC, which begins with `seed` and is not inverted
-/// at the end.
+/// The checksum of ext4 ("Checksums"): Castagnoli's CRC, which begins with `seed` and is not
+/// inverted at the end.
 pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }

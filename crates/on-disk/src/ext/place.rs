@@ -13,12 +13,12 @@ const INLINE_DATA: u32 = 0x1000_0000;
 
 /// Blocks to which an inode points directly. Three more pointers lead there by one, two and three
 /// blocks with numbers of blocks.
-const DIRECT: usize = 12;
+pub(super) const DIRECT: usize = 12;
 
 /// The magic number of a node of a tree of extents, the bytes of its header and of its entries, and
 /// the depth of the largest tree.
-const NODE: u16 = 0xf30a;
-const ENTRY: usize = 12;
+pub(super) const NODE: u16 = 0xf30a;
+pub(super) const ENTRY: usize = 12;
 const DEEPEST: u16 = 5;
 /// Extents with more blocks are unwritten; so many blocks are subtracted (`EXT_INIT_MAX_LEN`).
 const LONGEST: u16 = 0x8000;
@@ -81,6 +81,26 @@ impl Filesystem {
     }
 }
 
+/// An entry of a leaf of a tree of extents, in blocks.
+pub(super) struct ExtentEntry {
+    /// Its first block in the file.
+    pub(super) logical: u64,
+    /// Its first block in the filesystem.
+    pub(super) first: u64,
+    pub(super) count: u64,
+    pub(super) is_unwritten: bool,
+}
+
+impl ExtentEntry {
+    pub(super) fn of(entry: &[u8]) -> Option<Self> {
+        let length = entry.le16(4)?;
+        let is_unwritten = length > LONGEST;
+        let count = if is_unwritten { length - LONGEST } else { length };
+        let (logical, first) = (entry.le32(0)?.into(), le48(entry, 8, 6)?);
+        Some(Self { logical, first, count: count.into(), is_unwritten })
+    }
+}
+
 /// Whether the inode has blocks, not the number of a device or a short symbolic link.
 fn has_blocks(inode: &[u8]) -> Option<bool> {
     const DIRECTORY: u16 = 4;
@@ -118,10 +138,8 @@ impl Blocks<'_> {
                     self.node(&node, Some(below))?;
                 }
                 None => {
-                    let length = entry.le16(4)?;
-                    let is_unwritten = length > LONGEST;
-                    let count = if is_unwritten { length - LONGEST } else { length };
-                    self.data(entry.le32(0)?.into(), le48(entry, 8, 6)?, count.into(), is_unwritten)?;
+                    let ExtentEntry { logical, first, count, is_unwritten } = ExtentEntry::of(entry)?;
+                    self.data(logical, first, count, is_unwritten)?;
                 }
             }
         }
