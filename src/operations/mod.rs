@@ -24,6 +24,8 @@
 //! * [`compare`](fn@compare) derives operations from two maps and the written ranges;
 //! * [`OperationsFormat`] is the output format.
 
+#[cfg(test)]
+mod captured;
 mod compare;
 mod finder;
 mod latest;

@@ -1,6 +1,7 @@
 //! Where the inodes of ext2, ext3 and ext4 lie, in filesystems that `mke2fs` makes. The oracle is
 //! `debugfs`.
 
+use crate::inode_tables::reader;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, symlink};
@@ -128,12 +129,7 @@ fn inodes_lie_where_debugfs_says() {
     fill(&tree);
     for (name, options) in EXT_KINDS {
         let image = make(dir.path(), &tree, name, options);
-        let device = File::open(&image).unwrap();
-        let read = |at: u64, length: u64| {
-            let mut bytes = vec![0; length as usize];
-            device.read_exact_at(&mut bytes, at).ok()?;
-            Some(bytes)
-        };
+        let read = reader(&image);
         let filesystem = Filesystem::read(&read).unwrap();
         let (mut in_trees, mut unwritten, mut attributes) = (0, 0, 0);
         for (inode, said) in (1..=540).zip(debugfs_stat(dir.path(), &image, 540)) {

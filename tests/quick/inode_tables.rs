@@ -1,5 +1,5 @@
-//! What inodes of ext2, ext3, ext4 and XFS say of files, in filesystems that `mke2fs` and `mkfs.xfs`
-//! make. The oracles are `debugfs` and `xfs_db`.
+//! What inodes of ext2, ext3, ext4 and XFS say of files, in filesystems that `mke2fs` and
+//! `mkfs.xfs` make. The oracles are `debugfs` and `xfs_db`.
 
 use crate::ext::{Blocks, EXT_KINDS, debugfs_stat, fill, make};
 use chrono::DateTime;
@@ -16,7 +16,8 @@ use virt_bmap_testutil::tools::{self, needs};
 
 const BILLION: i64 = 1_000_000_000;
 
-fn reader(image: &Path) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
+/// Reads bytes of an image.
+pub(crate) fn reader(image: &Path) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
     let device = File::open(image).unwrap();
     move |at, length| {
         let mut bytes = vec![0; length as usize];

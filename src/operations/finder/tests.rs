@@ -1,5 +1,5 @@
 use super::*;
-use std::sync::Mutex;
+use crate::operations::captured::Output;
 use virt_bmap_map::{Attributes, Filesystem, ObjectName};
 use virt_bmap_ranges::FileOffset;
 
@@ -36,19 +36,6 @@ fn states(seconds: u64, device: usize, range: DiskRange) -> States {
     States { disks: Vec::new(), written, span }
 }
 
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
     let mut maps = vec![map(&[0, 1], 1), map(&[1], 2), map(&[1], 3)].into_iter();
@@ -62,7 +49,7 @@ fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
     finder.look(&states(2, 1, METADATA)).unwrap();
     finder.look(&states(3, 1, METADATA)).unwrap();
     finder.end().unwrap();
-    let said = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
+    let said = output.text();
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(
         lines,

@@ -1,7 +1,6 @@
 use super::*;
+use crate::operations::captured::Output;
 use crate::operations::{Look, LookError, MapState, OperationsFormat};
-use std::io::Write;
-use std::sync::Mutex;
 use virt_bmap_history::{Bases, Disk, HistoryOptions};
 use virt_bmap_image::{Source, Writable as _};
 use virt_bmap_map::{Attributes, Filesystem, Header, Kind, Map, MapBuilder, ObjectName};
@@ -39,19 +38,6 @@ fn map(modified: i64) -> Map {
     builder.build()
 }
 
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A guest whose disk is watched. `maps` are those of its states, as they are asked for.
 struct Watched {
     disk: Arc<Disk>,
@@ -87,7 +73,7 @@ impl Watched {
     fn finish(self) -> (Vec<String>, Ended) {
         let latest = self.watcher.latest();
         let ended = self.watcher.finish();
-        let output = String::from_utf8(self.output.0.lock().unwrap().clone()).unwrap();
+        let output = self.output.text();
         let said: Vec<String> =
             output.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
         let latest =
