@@ -7,11 +7,12 @@
 //! `map_extents` of dfImageTools (PyPI), `fiwalk` of The Sleuth Kit and this program list the
 //! places of the files of the same guests, by turns, three times; the medians count. The table says
 //! how many files and directories each program gives a place. Of the largest guests on ext4 and on
-//! XFS it also has the time from the first filesystem to the shutdown of the appliance. The benchmark
-//! fails if this program takes more than 4 times as long as `map_extents` for these, or more than 1.5
-//! times without launch and shutdown, or more than 8 s for 10,000 objects on LVM. Needs `mke2fs`,
-//! `guestfish`, `fiwalk`, `python3` with `venv`, and what mapping needs; the first run installs
-//! dfImageTools in the directory of the images. Nothing else should run at the same time.
+//! XFS it also has the time from the first filesystem to the shutdown of the appliance. The
+//! benchmark fails if this program takes more than 4 times as long as `map_extents` for these, or
+//! more than 1.5 times without launch and shutdown, or more than 8 s for 10,000 objects on LVM.
+//! Needs `mke2fs`, `guestfish`, `fiwalk`, `python3` with `venv`, and what mapping needs; the first
+//! run installs dfImageTools in the directory of the images. Nothing else should run at the same
+//! time.
 
 #![allow(clippy::expect_used)]
 

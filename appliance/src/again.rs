@@ -1,5 +1,5 @@
-//! Mounting and leaving a filesystem of an appliance that is kept. Both return the kernel's messages
-//! since the last time.
+//! Mounting and leaving a filesystem of an appliance that is kept. Both return the kernel's
+//! messages since the last time.
 
 use crate::{Fatal, forget, kernel_log};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};

@@ -1,6 +1,6 @@
-//! Files by their inodes, as the tables of ext2, ext3, ext4 and XFS have them: read in large pieces,
-//! instead of opening each file to ask the kernel about it. The kernel says the same of a part of
-//! the files, which shows that the tables are read as it reads them (`walk::from_tables`).
+//! Files by their inodes, as the tables of ext2, ext3, ext4 and XFS have them: read in large
+//! pieces, instead of opening each file to ask the kernel about it. The kernel says the same of a
+//! part of the files, which shows that the tables are read as it reads them (`walk::from_tables`).
 
 use crate::directories::Device;
 use crate::xfs;
@@ -19,8 +19,8 @@ const MOST_PIECES: usize = 256;
 /// The tables of inodes of a mounted filesystem.
 pub(crate) struct InodeTables {
     tables: Tables,
-    /// Read past the cache: XFS has a cache of its own, and that of ext has whole pages, so that with
-    /// smaller blocks what lies beside a table would not be read again where it counts.
+    /// Read past the cache: XFS has a cache of its own, and that of ext has whole pages, so that
+    /// with smaller blocks what lies beside a table would not be read again where it counts.
     device: Device,
     /// Pieces of the tables, by their place on the device.
     pieces: HashMap<u64, Vec<u8>>,
@@ -71,7 +71,8 @@ impl InodeTables {
         })
     }
 
-    /// What an inode of XFS says of a directory, which its driver reads before it says where it lies.
+    /// What an inode of XFS says of a directory, which its driver reads before it says where it
+    /// lies.
     pub(crate) fn directory(&mut self, number: u64) -> Option<Inode> {
         self.by(number, |tables, bytes| match tables {
             Tables::Ext(_) => None,

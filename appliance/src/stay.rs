@@ -19,8 +19,8 @@ const LATER: Duration = Duration::from_millis(10);
 /// How long the next task may be one of the same look.
 const SAME_LOOK: Duration = Duration::from_millis(300);
 
-/// Does one task after the other until the host ends it. The next frame has the number `sequence`: a
-/// task that expects another one is an old one.
+/// Does one task after the other until the host ends it. The next frame has the number `sequence`:
+/// a task that expects another one is an old one.
 pub(crate) fn run(control: &str, sequence: u32) -> Result<(), Fatal> {
     let _alone = alone()?;
     let mut sequence = sequence;

@@ -81,8 +81,8 @@ impl Default for Probe {
     }
 }
 
-/// Which files show that extents are where they are said to be: the kernel is asked about these, and
-/// the ends of their extents are read.
+/// Which files are verified: the kernel is asked about each of them, and the ends of its extents
+/// are read.
 ///
 /// The map is the same. See `docs/decisions/0025-inode-tables.md` for what either can miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,8 @@ impl Default for Proof {
 }
 
 impl Probe {
-    /// Which files get a spot check; `None` if files are read in full. A seed is drawn at each call.
+    /// Which files get a spot check; `None` if files are read in full. A seed is drawn at each
+    /// call.
     pub fn sample(self) -> Option<Sample> {
         match self {
             Self::Extents(Proof::Every) => Some(Sample::ALL),

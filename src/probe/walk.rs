@@ -87,8 +87,8 @@ impl Manner<'_> {
     }
 }
 
-/// Whether the books of the filesystem that was walked last are even. If there are none, nothing says
-/// so.
+/// Whether the books of the filesystem that was walked last are even. If there are none, nothing
+/// says so.
 fn is_even(context: &Context<'_>, device: &str) -> bool {
     context.channel.with(|found, _| {
         let last = found.header_mut().filesystems.last().filter(|last| last.device == device.as_bytes());

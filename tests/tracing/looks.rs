@@ -1,6 +1,7 @@
 //! The map of each look at a guest's disks must be the map that a fresh appliance makes of the same
-//! state. A guest works on files, its writes are recorded, and the states of that history are looked
-//! at one after the other. `make operations-torture` compares many states of all filesystems.
+//! state. A guest works on files, its writes are recorded, and the states of that history are
+//! looked at one after the other. `make operations-torture` compares many states of all
+//! filesystems.
 
 use crate::script::Writer;
 use crate::scripted::{features, needs_guest};

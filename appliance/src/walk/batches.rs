@@ -2,13 +2,13 @@
 //!
 //! The agent sends the extents of a directory before it lists the directory. The host can therefore
 //! attribute a read by its place, and one message announces a whole batch; a message takes longer
-//! than listing most directories. This works with filesystems whose directories have blocks of their
-//! own, where listing reads nothing else:
+//! than listing most directories. This works with filesystems whose directories have blocks of
+//! their own, where listing reads nothing else:
 //!
 //! - ext2, ext3 and ext4 have FIEMAP for directories. The blocks of a batch are also fetched
 //!   together: they are in the cache of the block device, and `fadvise` requests readahead there.
-//! - XFS reads a directory when it is opened, before it can be asked. Its tables of inodes say where
-//!   the directory lies; the reads of the listing prove it.
+//! - XFS reads a directory when it is opened, before it can be asked. Its tables of inodes say
+//!   where the directory lies; the reads of the listing prove it.
 
 use super::look_up::{Below, Entries};
 use super::{DIRECTORY, Entry, Walker, list};

@@ -302,7 +302,8 @@ impl Walker {
     pub(super) fn finish_ntfs(&mut self) -> Result<(), Fatal> {
         let Some(volume) = self.ntfs.as_ref().map(|ntfs| ntfs.volume.clone()) else { return Ok(()) };
         if !self.listings.is_empty() {
-            // Nothing names an unchanged directory any more, so the host has not added what is in it.
+            // Nothing names an unchanged directory any more, so the host has not added what is in
+            // it.
             self.control.read_failure(Operation::List, Errno::UCLEAN, 0, b"", 0);
         }
         let mut damaged = 0;

@@ -147,8 +147,8 @@ pub enum Record {
     Ntfs(Ntfs),
     /// How the attempt to unlock a device ended.
     Unlocked(Unlocked),
-    /// Items of a tree of a btrfs, ascending by key: as `BTRFS_IOC_TREE_SEARCH_V2` returns them, each
-    /// with a `struct btrfs_ioctl_search_header` before its bytes. A tree continues in further
+    /// Items of a tree of a btrfs, ascending by key: as `BTRFS_IOC_TREE_SEARCH_V2` returns them,
+    /// each with a `struct btrfs_ioctl_search_header` before its bytes. A tree continues in further
     /// records.
     Items {
         /// Number of the tree.

@@ -18,8 +18,8 @@ const LARGE: u64 = 1 << 30;
 
 /// Which files are spot-checked.
 ///
-/// Whoever makes an image must not know which: they could hide a file from all checks. So the choice
-/// depends on a seed that is drawn for each run.
+/// Whoever makes an image must not know which: they could hide a file from all checks. So the
+/// choice depends on a seed that is drawn for each run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// One file in so many; 1 means all.

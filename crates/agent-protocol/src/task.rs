@@ -13,8 +13,8 @@ pub enum ReadOrder {
     /// whose layout is known.
     Series,
     /// As in a series, but only the two ends of each extent are read, and only of the files of a
-    /// sample. If they lie where the extents say, the host accepts the extents; of files that are not
-    /// in the sample, it accepts them at once.
+    /// sample. If they lie where the extents say, the host accepts the extents; of files that are
+    /// not in the sample, it accepts them at once.
     Ends(Sample),
 }
 

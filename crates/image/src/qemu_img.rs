@@ -63,8 +63,8 @@ pub(super) fn info(link: &Link, access: &Access) -> Result<Info, OpenError> {
     patiently(link, || info_once(link, access))
 }
 
-/// Opens an image. What is on an NBD server is tried for a second: a server that takes one connection
-/// at a time notices only after a while that the one before has been closed.
+/// Opens an image. What is on an NBD server is tried for a second: a server that takes one
+/// connection at a time notices only after a while that the one before has been closed.
 ///
 /// # Errors
 /// That of the last attempt.

@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 /// The time limit of a script in seconds. The longest script takes three minutes under emulation.
 const LONGEST: &str = "900";
 
-/// Options of an emulated kernel, for which docs/decisions/0010-appliance-kernel.md has the reasons.
+/// Options of an emulated kernel, for which docs/decisions/0010-appliance-kernel.md has the
+/// reasons.
 const KERNEL_OPTIONS: &str = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";
 
 /// Runs a guestfish script in `dir` and returns what it printed. If a command fails, the function
@@ -48,8 +49,8 @@ pub fn run(dir: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The directory of the program's own appliance, which is built if it is missing. It is in the cache
-/// of the tests' runs, so that no other build on this machine replaces it.
+/// The directory of the program's own appliance, which is built if it is missing. It is in the
+/// cache of the tests' runs, so that no other build on this machine replaces it.
 pub fn appliance() -> &'static str {
     static DIRECTORY: OnceLock<String> = OnceLock::new();
     DIRECTORY.get_or_init(|| {

@@ -34,8 +34,8 @@ pub(in crate::probe) struct Directory {
 impl Directories {
     /// The unchanged directories and files with these inodes, and the host listings of the
     /// directories that the agent may find. Both are empty if the agent has no room for the
-    /// listings. `has_streams`: an object with a colon in its name may be a part of another one, which
-    /// the agent reports with that.
+    /// listings. `has_streams`: an object with a colon in its name may be a part of another one,
+    /// which the agent reports with that.
     pub(in crate::probe) fn new(
         baseline: &Baseline,
         device: &[u8],

@@ -32,8 +32,8 @@ pub enum ChannelError {
     /// Too many extent mismatches: no extents of this filesystem are accepted any more.
     #[error("files do not lie where the appliance's kernel says")]
     ExtentMismatch,
-    /// The tables of inodes, as the agent reads them, and the kernel contradict each other about this
-    /// file: what was taken from the tables cannot be relied on.
+    /// The tables of inodes, as the agent reads them, and the kernel contradict each other about
+    /// this file: what was taken from the tables cannot be relied on.
     #[error("the tables of inodes say something else of {} than the appliance's kernel", Printable(.0))]
     Contradiction(Vec<u8>),
     /// Part of the filesystem cannot be examined, or is in two places. What the map says of it may

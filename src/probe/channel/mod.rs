@@ -196,8 +196,8 @@ impl Channel {
         self.state().mounting = Recording::default();
     }
 
-    /// Notes that the filesystem has been mounted: what is read from now on, until the walk begins, is
-    /// read by this program for itself.
+    /// Notes that the filesystem has been mounted: what is read from now on, until the walk begins,
+    /// is read by this program for itself.
     pub fn end_mount(&self) {
         let read = self.recorder.switch(None);
         self.state().mounting.extend(read.iter());
@@ -241,8 +241,8 @@ impl Channel {
         state.conversation.sequence
     }
 
-    /// Prepares for the items of a btrfs, and returns the number of the first frame. What mounting has
-    /// read stays noted.
+    /// Prepares for the items of a btrfs, and returns the number of the first frame. What mounting
+    /// has read stays noted.
     pub(super) fn begin_items(&self, items: Items) -> u32 {
         let mut state = self.state();
         state.conversation.done = false;

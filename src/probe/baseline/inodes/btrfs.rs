@@ -1,6 +1,6 @@
-//! btrfs: an inode is an item of a subvolume's tree, and the items that follow it are its names, its
-//! entries and its extents (`linux/btrfs_tree.h`). Their place says nothing of their number, so the
-//! agent sends the items of all trees before the walk, and they are digested here.
+//! btrfs: an inode is an item of a subvolume's tree, and the items that follow it are its names,
+//! its entries and its extents (`linux/btrfs_tree.h`). Their place says nothing of their number, so
+//! the agent sends the items of all trees before the walk, and they are digested here.
 //!
 //! An extent is a part of the address space. The digest of an inode therefore covers the chunks in
 //! which its extents lie. Subvolumes number their inodes separately: a number that several of them
@@ -80,7 +80,8 @@ impl Items {
     /// Takes a device of the filesystem. All of them come before the items.
     pub(in crate::probe) fn member(&mut self, member: Member) {
         let Member { id, major, minor } = member;
-        // Which number the kernel gives to a disk differs from boot to boot. Its layout names the disk.
+        // Which number the kernel gives to a disk differs from boot to boot. Its layout names the
+        // disk.
         self.rest.update(id.to_le_bytes());
         match self.devices.get(&(major, minor)) {
             Some(layout) if !layout.is_partial() => super::digest_layout(&mut self.rest, layout),

@@ -66,9 +66,9 @@ trait Table {
     /// The type of the inode with these bytes, if it is self-contained.
     fn self_contained(&self, inode: &[u8]) -> Option<SelfContained>;
 
-    /// Whether inodes are records of `$MFT`. Their place is part of the digest, because they may move
-    /// and hold data of files. They have the names of a file, so its link count, in which a short
-    /// name of DOS counts, does not matter. And they say where directories lie.
+    /// Whether inodes are records of `$MFT`. Their place is part of the digest, because they may
+    /// move and hold data of files. They have the names of a file, so its link count, in which a
+    /// short name of DOS counts, does not matter. And they say where directories lie.
     fn has_records(&self) -> bool {
         false
     }

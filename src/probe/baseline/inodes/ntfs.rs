@@ -1,5 +1,5 @@
-//! NTFS: a record of `$MFT` is the inode of a file. `$MFT` is a file itself, which may be in several
-//! pieces and may move.
+//! NTFS: a record of `$MFT` is the inode of a file. `$MFT` is a file itself, which may be in
+//! several pieces and may move.
 
 use super::{GROUP, Group, SelfContained, Table};
 use crate::probe::layout::Layout;
