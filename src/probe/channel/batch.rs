@@ -2,7 +2,7 @@
 
 use crate::probe::found::ObjectNumber;
 use crate::recorder::Recording;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_agent_protocol::record::Extent;
 use virt_bmap_map::Marks;
@@ -10,8 +10,8 @@ use virt_bmap_map::Marks;
 /// The current batch.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// Its files that are not yet finished.
-    pub(super) files: HashMap<ObjectNumber, BatchFile>,
+    /// Its files that are not yet finished, in the order in which they become objects.
+    pub(super) files: BTreeMap<ObjectNumber, BatchFile>,
     /// The files that are being read in a series.
     pub(super) series: Vec<ObjectNumber>,
     /// The files that are being read once more.

@@ -39,7 +39,11 @@ impl<'a> Owned<'a> {
             is_one.then_some(OwnedPiece { object, disk, range, kind })
         });
         let mut pieces: Vec<OwnedPiece> = pieces.collect();
-        pieces.sort_by_key(|piece| (piece.disk, piece.range));
+        // Which of several owners is named must not hang on the order of the walk.
+        pieces.sort_by(|a, b| {
+            let place = (a.disk, a.range).cmp(&(b.disk, b.range));
+            place.then_with(|| builder.name(a.object).path.cmp(builder.name(b.object).path))
+        });
         Self { builder, pieces }
     }
 

@@ -90,3 +90,17 @@ fn what_two_have_is_told_unless_they_may_share_it() {
     );
     assert_eq!(super::balance::balance(&FsKind::Xfs, &objects).0.claimed_twice, 0);
 }
+
+/// The same image has the same warnings, whatever the order of the walk.
+#[test]
+fn the_example_of_what_two_have_does_not_hang_on_the_order() {
+    let names: [&[u8]; 6] = [b"a", b"b", b"c", b"d", b"e", b"f"];
+    for walked in [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 5, 0, 4, 1, 2]] {
+        let objects: Vec<Reported> =
+            walked.iter().zip(2..).map(|(&name, id)| (id, 1, ObjectKind::File, names[name], 3, 1)).collect();
+        let (_, causes) = balance(&FsKind::Ext4, &objects);
+        let example = ["/a", "/b"].map(str::to_owned);
+        let is_twice = |cause: &Cause| matches!(cause, Cause::ClaimedTwice { example: told, ranges: 5, .. } if *told == example);
+        assert!(causes.iter().any(is_twice), "{causes:?}");
+    }
+}
