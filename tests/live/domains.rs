@@ -34,6 +34,8 @@ fn a_domain_is_mapped_as_it_was() {
     host.map(&[]).finish().assert_fails(&["guest: another job runs (Backup)"]);
     assert_eq!(host.backup(), theirs);
     host.virsh(&["domjobabort", "guest"]).unwrap();
+    // The command does not wait for the end of the job.
+    host.wait_until_no_backup();
 
     let run = host.begin(&[]);
     let socket = host.backup().unwrap();

@@ -200,6 +200,15 @@ impl Host {
         run
     }
 
+    /// Waits until no backup runs.
+    pub(crate) fn wait_until_no_backup(&self) {
+        let begun = Instant::now();
+        while let Some(socket) = self.backup() {
+            assert!(begun.elapsed() < PATIENCE, "the backup on {socket} does not end");
+            sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Fails unless nothing of the program is left in the domain soon.
     pub(crate) fn assert_clean(&self, socket: &str) {
         let begun = Instant::now();
