@@ -1,10 +1,13 @@
 //! The agent's end of the control disk.
 
+mod writer;
+
+use self::writer::Writer;
 use crate::Fatal;
 use crate::buffer::AlignedBuffer;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::{Errno, pread};
 use std::sync::atomic::{AtomicU32, Ordering};
 use virt_bmap_agent_protocol::codec::{area_length, decode_area};
 use virt_bmap_agent_protocol::record::{Operation, ReadFailure};
@@ -19,8 +22,9 @@ pub(crate) struct Control {
     sequence: u32,
     /// Encoded records that have not been sent.
     pending: Vec<u8>,
-    /// The frame being sent, in memory that `O_DIRECT` accepts.
-    out: AlignedBuffer,
+    writer: Writer,
+    /// Why a frame could not be written that [`put`](Self::put) has begun.
+    failure: Option<Fatal>,
     reply: AlignedBuffer,
     disks: Vec<OwnedFd>,
 }
@@ -29,11 +33,13 @@ impl Control {
     /// Opens the control disk; `sequence` is the number of the first frame.
     pub(crate) fn open(path: &str, sequence: u32) -> Result<Self, Fatal> {
         NEXT.store(sequence, Ordering::Relaxed);
+        let disk = open_disk(path)?;
         Ok(Self {
-            disk: open_disk(path)?,
+            writer: Writer::new(disk.try_clone()?),
+            disk,
             sequence,
             pending: Vec::new(),
-            out: AlignedBuffer::new(frame::MAX),
+            failure: None,
             reply: AlignedBuffer::new(REPLY_SIZE),
             disks: crate::disable_readahead::inflight_counters()?,
         })
@@ -44,9 +50,30 @@ impl Control {
         self.sequence = sequence;
     }
 
-    /// Adds a record to the next frame.
+    /// Adds a record to the next frame. A frame that is full is written while the agent goes on.
     pub(crate) fn put(&mut self, record: &Record) {
         record.encode(&mut self.pending);
+        while self.pending.len() >= frame::ROOM && self.failure.is_none() {
+            self.failure = self.begin_frame(frame::ROOM).err();
+        }
+    }
+
+    /// Begins to write a frame with the first records that wait, once the frame before it has been
+    /// written: the host must get them in order.
+    fn begin_frame(&mut self, length: usize) -> Result<(), Fatal> {
+        self.end_frame()?;
+        self.writer.begin(self.sequence, &self.pending[..length])?;
+        self.pending.drain(..length);
+        Ok(())
+    }
+
+    /// Waits until the host has processed the frame that is being written, if one is.
+    fn end_frame(&mut self) -> Result<(), Fatal> {
+        if self.writer.end()? {
+            self.sequence = self.sequence.wrapping_add(1);
+            NEXT.store(self.sequence, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Sets the tag of the reads that follow, and returns when the host has processed it.
@@ -86,20 +113,15 @@ impl Control {
         Ok(())
     }
 
-    /// Sends all pending records.
+    /// Sends all pending records, and returns when the host has processed them.
     pub(crate) fn flush(&mut self) -> Result<(), Fatal> {
-        for payload in self.pending.chunks(frame::ROOM) {
-            let length = frame::fill(&mut self.out, self.sequence, payload);
-            let written = pwrite(&self.disk, &self.out[..length], 0)
-                .map_err(|error| format!("cannot write to the control disk: {error}"))?;
-            if written != length {
-                return Err("short write to the control disk".into());
-            }
-            self.sequence = self.sequence.wrapping_add(1);
-            NEXT.store(self.sequence, Ordering::Relaxed);
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
         }
-        self.pending.clear();
-        Ok(())
+        while !self.pending.is_empty() {
+            self.begin_frame(self.pending.len().min(frame::ROOM))?;
+        }
+        self.end_frame()
     }
 
     /// Sends all pending records and reads the host's reply to the last of them, which is a
@@ -108,6 +130,13 @@ impl Control {
         self.flush()?;
         let length = pread(&self.disk, &mut self.reply[..], REPLY_OFFSET).map_err(cannot_read)?;
         Ok(decode_area(&self.reply[..length])?)
+    }
+}
+
+impl Drop for Control {
+    /// Whoever reports a failure must know the number of the next frame.
+    fn drop(&mut self) {
+        let _ = self.end_frame();
     }
 }
 

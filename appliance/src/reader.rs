@@ -110,7 +110,7 @@ impl Reader {
     }
 
     /// Reads a batch of files, or those that the host selects, and then rereads those that it asks
-    /// for, of the unopened ones as well. Both together are at most
+    /// for, of the unopened ones as well. `batch` has at most
     /// [`virt_bmap_agent_protocol::bounds::FILES_PER_BATCH`] files. `root` is where the filesystem
     /// is mounted.
     pub(crate) fn read(

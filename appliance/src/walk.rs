@@ -54,8 +54,8 @@ const BATCH: usize = 256;
 /// The same if only the ends of their extents are read.
 const BATCH_OF_ENDS: usize = FILES_PER_BATCH;
 
-/// Number of files found after which a batch ends, even if few of them must be read.
-const FOUND: usize = 4096;
+/// Number of files found after which a batch ends, even if few of them must be opened.
+const FOUND: usize = 16_384;
 
 const TOO_MANY: &str = "more objects than there are numbers";
 
@@ -413,7 +413,6 @@ impl Walker {
     fn found(&mut self) -> Result<(), Fatal> {
         self.found += 1;
         let most = if self.sample.is_some() || self.reader.asks() { BATCH_OF_ENDS } else { BATCH };
-        let waiting = self.batch.len() + self.unopened.len();
-        if waiting >= most || self.found == FOUND { self.read() } else { Ok(()) }
+        if self.batch.len() >= most || self.found == FOUND { self.read() } else { Ok(()) }
     }
 }

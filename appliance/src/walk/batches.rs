@@ -57,6 +57,10 @@ struct Promised {
     error: Option<Errno>,
 }
 
+/// Most bytes that are fetched by one call. Of more than a request may have, the kernel leaves out
+/// the rest (`force_page_cache_ra` in mm/readahead.c).
+const FETCHED: u64 = 512 << 10;
+
 /// When a directory is listed.
 enum Turn {
     /// With the others of its batch.
@@ -165,7 +169,12 @@ impl Walker {
     pub(super) fn fetch(&self, parts: impl IntoIterator<Item = (u64, u64)>) {
         let Some(device) = &self.block_device else { return };
         for (start, length) in parts {
-            fadvise(device, start, NonZeroU64::new(length), Advice::WillNeed).ok();
+            let mut at = 0;
+            while at < length {
+                let part = NonZeroU64::new(FETCHED.min(length - at));
+                fadvise(device, start.saturating_add(at), part, Advice::WillNeed).ok();
+                at += FETCHED;
+            }
         }
     }
 

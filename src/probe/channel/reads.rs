@@ -77,12 +77,14 @@ impl State {
             self.accept_remaining_extents()?;
         }
         let unexpected = self.walk.batch.files.iter().filter(|(_, file)| file.unexpected.is_some());
-        let mut reread: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
+        let reread: Vec<ObjectNumber> = unexpected.map(|(&id, _)| id).collect();
         if !self.walk.batch.reread.is_empty() || reread.is_empty() {
             return self.end_batch();
         }
-        reread.sort_unstable();
-        reread.truncate(FILES_PER_BATCH);
+        // The agent opens fewer files at a time. It has more only of those that need not be opened.
+        if reread.len() > FILES_PER_BATCH {
+            return Err(ChannelError::ExtentMismatch);
+        }
         self.walk.batch.answer.clone_from(&reread);
         self.walk.batch.reread = reread;
         Ok(())
