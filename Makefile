@@ -99,7 +99,7 @@ check-system:
 
 # Programs whose tests have real appliances on real images, which takes minutes. The longest comes
 # first.
-GUESTS := layers metadata tracing owners changes mapping appliance probes failures arrays images signals documentation live
+GUESTS := layers metadata operations tracing owners changes mapping appliance probes failures arrays images signals documentation live
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
 # Two programs at a time, with three tests at a time: one test or another often waits, for a disk or
@@ -201,7 +201,7 @@ update-torture: setup-tests
 # Two hundred operations on each filesystem, one by one and ten at a time, and as many at random; the
 # same on volumes; and looks at all filesystems beside maps of fresh appliances.
 operations-torture: setup-tests
-	VIRT_BMAP_OPERATIONS=200 $(TEST) --test tracing -- scripted:: random_writer:: volumes:: looks:: --test-threads=1
+	VIRT_BMAP_OPERATIONS=200 $(TEST) --test operations -- scripted:: random_writer:: volumes:: looks:: --test-threads=1
 
 # Tests in fresh releases of Debian, each with its own libguestfs, qemu and kernel, and writes their
 # table. SUITES="trixie" tests only these. Takes half an hour for each; needs root.

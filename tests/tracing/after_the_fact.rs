@@ -2,12 +2,12 @@
 //! the disk in several forms. In place of a guest, this machine's kernel changes copies of the
 //! disk. A client then writes the blocks that differ. docs/operations.md describes the commands.
 
-use crate::client;
 use std::fs;
 use std::io::BufReader;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use virt_bmap_history::{Kind, LogReader};
+use virt_bmap_testutil::client;
 use virt_bmap_testutil::mounted::mounted;
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
 use virt_bmap_testutil::tools::{self, needs};

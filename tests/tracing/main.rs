@@ -1,4 +1,4 @@
-//! Guests that boot from a traced disk, and their operations on files.
+//! Guests that boot from a traced disk, and what a trace's log and list of operations say of them.
 //!
 //! These tests need an appliance, see docs/testing.md.
 //! `cargo test --test tracing boot::` runs those of one module.
@@ -7,13 +7,6 @@
 
 mod after_the_fact;
 mod boot;
-mod client;
-mod durable;
-mod looks;
 mod operations;
-mod random_writer;
-mod script;
-mod scripted;
-mod volumes;
 
 virt_bmap_testutil::program!(harness);

@@ -2,9 +2,9 @@
 //! machine's kernel changes copies of the disks. A client then writes the blocks that differ to the
 //! traced disks. docs/trace.md describes the command.
 
-use crate::client;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use virt_bmap_testutil::client;
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
 use virt_bmap_testutil::tools::{self, needs};
 use virt_bmap_testutil::{cache, formats};

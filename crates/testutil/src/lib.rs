@@ -15,6 +15,7 @@
 
 pub mod bootable;
 pub mod cache;
+pub mod client;
 pub mod corpus;
 pub mod filesystems;
 pub mod fixture;

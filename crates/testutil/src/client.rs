@@ -1,7 +1,7 @@
 //! Clients of a trace in Python, in place of a guest.
 
+use super::sandbox::Sandbox;
 use std::fs;
-use virt_bmap_testutil::sandbox::Sandbox;
 
 /// The module `differences`: writes the blocks in which one image differs from another to a disk.
 const DIFFERENCES: &str = r#"
@@ -16,7 +16,7 @@ def write_differences(disk, old, new):
 
 /// Puts a client into the working directory of a run, with the module that it may import. Returns
 /// the beginning of its command.
-pub(crate) fn put(sandbox: &Sandbox, client: &str) -> &'static str {
+pub fn put(sandbox: &Sandbox, client: &str) -> &'static str {
     fs::write(sandbox.cwd().join("differences.py"), DIFFERENCES).unwrap();
     fs::write(sandbox.cwd().join("client.py"), client).unwrap();
     "/usr/bin/python3 client.py"

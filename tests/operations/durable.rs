@@ -1,11 +1,11 @@
 //! What operations say about flushes: on filesystems whose `sync` sends none, when the guest is
 //! killed, and when a client flushes thousands of times in a second.
 
-use crate::client;
 use crate::script::{Round, Writer};
 use crate::scripted::{differences, features, needs_guest, operations};
 use serde_json::{Value, json};
 use std::fs;
+use virt_bmap_testutil::client;
 use virt_bmap_testutil::filesystems::{FILESYSTEMS, Filesystem, images};
 use virt_bmap_testutil::formats;
 use virt_bmap_testutil::sandbox::{Finished, Sandbox, sealed};
