@@ -7,5 +7,6 @@
 
 mod extents;
 mod guestfsd;
+mod wrong_tables;
 
 virt_bmap_testutil::program!(harness);
