@@ -18,8 +18,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use virt_bmap::mapper::{Cancel, GuestDisk, KeptAppliance, MapError, MapperOptions, described};
-use virt_bmap::operations::{Ended, Finder, Look, MapState, OperationsFormat, States};
+use virt_bmap::mapper::{
+    Cancel, GuestDisk, KeptAppliance, Look as MappedState, MapError, MapperOptions, described,
+};
+use virt_bmap::operations::{Ended, Finder, Look, MapState, OperationsFormat, Replayed, States};
 use virt_bmap_image::{Image, ImageFormat, Location, Source};
 use virt_bmap_map::ImageInfo;
 use virt_bmap_ranges::Printable;
@@ -186,8 +188,9 @@ pub(super) fn map_states(
         if let Some(progress) = progress.take() {
             progress.finish();
         }
-        let look = look?;
-        Ok(Look { map: look.map, replayed: look.replayed })
+        let MappedState { map, replayed } = look?;
+        let data = Replayed::of(&map, &replayed, &appliance.disks())?;
+        Ok(Look { map, replayed, data })
     }))
 }
 

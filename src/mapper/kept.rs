@@ -55,6 +55,12 @@ impl KeptAppliance {
         Self { options, images, running: None }
     }
 
+    /// The disks as the last look has left them, with what mounting wrote; none if nothing is kept.
+    pub fn disks(&self) -> Vec<Arc<dyn Source>> {
+        let overlays = self.running.iter().flat_map(|running| running.session.overlays());
+        overlays.map(|overlay| overlay.clone() as Arc<dyn Source>).collect()
+    }
+
     /// Maps a state of the disks. `written` is what was written since the last look, for each disk;
     /// `maps` are those of the last look, with which the walks begin.
     ///

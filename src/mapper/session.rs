@@ -233,6 +233,11 @@ impl Session {
         self.overlays.iter().map(|overlay| overlay.written()).collect()
     }
 
+    /// The disks, with what the appliance has written to them.
+    pub(super) fn overlays(&self) -> &[Arc<Overlay>] {
+        &self.overlays
+    }
+
     /// Forgets what the appliance has written to the disks, which have been exchanged for another
     /// state of them.
     ///

@@ -1,11 +1,13 @@
 //! Looks at the states of the disks, one after the other, and writes the operations found.
 
 use super::compare::is_now;
+use super::journaled::{Replayed, Seen, without_data};
 use super::output::text_line;
 use super::states::join;
 use super::{Action, Latest, Operation, OperationsFormat, Span, States, Written, compare};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virt_bmap_image::Source;
@@ -40,6 +42,8 @@ pub struct Look {
     /// For each disk, the ranges that its filesystems wrote to the private layer when they were
     /// mounted, for example by replaying a journal.
     pub replayed: Vec<RangeSet<DiskOffset>>,
+    /// Those of them that hold data of files, as far as they are not too many.
+    pub data: Vec<Replayed>,
 }
 
 /// What a [`Finder`] has found.
@@ -101,22 +105,17 @@ struct Before {
     untimed: HashSet<(Vec<u8>, u64)>,
     /// Written by mounting in the state that was mapped last.
     replayed: Vec<RangeSet<DiskOffset>>,
-    /// Devices of filesystems whose journal has data of files. The driver writes such data to its
-    /// place later. Then it was told already.
-    journals_data: HashSet<Vec<u8>>,
+    /// What the last look has seen of the data of files.
+    seen: Seen,
 }
 
 impl Before {
     /// Whether an operation is only the new time of an inode whose data was told before: the inode
-    /// is often written long after the data (`fdatasync(2)`). Or whether it is data that was in a
-    /// journal before.
+    /// is often written long after the data (`fdatasync(2)`).
     fn explains(&mut self, operation: &Operation<'_>) -> bool {
         let attributes = operation.after.or(operation.before).unwrap_or_default();
         let Some(inode) = attributes.inode else { return false };
         let key = (operation.name.device.to_vec(), inode);
-        if operation.is_earlier && self.journals_data.contains(&key.0) {
-            return true;
-        }
         if operation.is_earlier {
             if self.untimed.len() == MOST_UNTIMED {
                 self.untimed.clear();
@@ -129,13 +128,6 @@ impl Before {
         let is_touch = operation.action == Action::Touch && is_now(&attributes);
         is_modified && self.untimed.remove(&key) && is_touch
     }
-}
-
-/// Whether the journal of the filesystem on a device has data of files.
-fn journals_data(map: &Map, device: &[u8], replayed: &[RangeSet<DiskOffset>]) -> bool {
-    let ranges = (1..).zip(replayed).flat_map(|(disk, set)| set.iter().map(move |range| (disk, range)));
-    let is_data = |hit: Hit<'_>| is_plain_data(&hit) && hit.object.name().device == device;
-    ranges.into_iter().any(|(disk, range)| map.over(disk, range).any(is_data))
 }
 
 /// Most files of which data was told without a change of the inode.
@@ -185,10 +177,12 @@ impl Finder {
     /// They cannot be mapped. What was there before is then unknown, until another state is mapped.
     pub fn begin(&mut self, disks: &[Arc<dyn Source>]) -> Result<(), LookError> {
         let nothing: Vec<RangeSet<DiskOffset>> = vec![RangeSet::new(); disks.len()];
-        let Look { map, replayed } = (self.map)(&StateToMap { disks, written: &nothing, maps: &self.maps })?;
-        self.note_warnings(&map, |_, _| true);
-        self.keep(&Arc::new(map));
-        self.before.replayed = replayed;
+        let look = (self.map)(&StateToMap { disks, written: &nothing, maps: &self.maps })?;
+        self.note_warnings(&look.map, |_, _| true);
+        self.keep(&Arc::new(look.map));
+        self.before.replayed = look.replayed;
+        self.before.seen.replace(iter::empty(), look.data);
+        self.before.seen.disks = disks.to_vec();
         Ok(())
     }
 
@@ -214,24 +208,29 @@ impl Finder {
     }
 
     fn try_look(&mut self, states: &States) -> Result<io::Result<()>, LookError> {
+        let mut now = self.before.seen.without_known(&states.written, &states.disks)?;
         if self.before.unseen.is_empty()
-            && let Some(maps) = self.maps_of_data(&states.written)
+            && !self.before.seen.has_replayed(&now)
+            && let Some(maps) = self.maps_of_data(&now)
         {
-            let same = maps.iter().map(|(device, map)| (device.as_slice(), map, map));
-            return Ok(self.tell(&same.collect::<Vec<_>>(), states, Vec::new()));
+            let same: Vec<_> = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
+            let result = self.tell(&same, &states.span, &now, Vec::new());
+            self.before.seen.disks.clone_from(&states.disks);
+            return Ok(result);
         }
         let mut written = states.written.clone();
         join(&mut written, &self.before.unseen);
         join(&mut written, &self.before.replayed);
         let look = (self.map)(&StateToMap { disks: &states.disks, written: &written, maps: &self.maps })?;
         self.ended.looks += 1;
-        let Look { map, replayed } = look;
+        let Look { map, replayed, data } = look;
         // A partition is there before the filesystem that is made in it.
         self.note_warnings(&map, |maps, warning| {
             let is_known = warning.device().is_some_and(|device| maps.contains_key(device));
             is_known || warning.cause != Cause::UnknownContent
         });
         let map = Arc::new(map);
+        join(&mut now, &self.before.seen.changed(&data, &self.maps)?);
         let before = std::mem::take(&mut self.maps);
         self.keep(&map);
         let nothing = Arc::new(MapBuilder::new(Header::default()).build());
@@ -239,12 +238,16 @@ impl Finder {
             let device = filesystem.device.as_slice();
             (device, before.get(device).unwrap_or(&nothing), &map)
         });
-        let result = self.tell(&each.collect::<Vec<_>>(), states, replayed.clone());
+        let in_journal = without_data(replayed.clone(), &data);
+        let result = self.tell(&each.collect::<Vec<_>>(), &states.span, &now, in_journal);
         for (device, map) in before {
             self.maps.entry(device).or_insert(map);
         }
         self.before.unseen.clear();
         self.before.replayed = replayed;
+        let devices = map.header().filesystems.iter().map(|filesystem| filesystem.device.as_slice());
+        self.before.seen.replace(devices, data);
+        self.before.seen.disks.clone_from(&states.disks);
         Ok(result)
     }
 
@@ -270,15 +273,17 @@ impl Finder {
         Some(maps)
     }
 
-    /// Writes the operations between maps of a device before and after.
+    /// Writes the operations between maps of a device before and after. `now`: what was written
+    /// between them.
     fn tell(
         &mut self,
         maps: &[(&[u8], &Arc<Map>, &Arc<Map>)],
-        states: &States,
+        span: &Span,
+        now: &[RangeSet<DiskOffset>],
         replayed: Vec<RangeSet<DiskOffset>>,
     ) -> io::Result<()> {
         let held = std::mem::take(&mut self.before.held);
-        let mut seen = states.written.clone();
+        let mut seen = now.to_vec();
         join(&mut seen, &self.before.unseen);
         join(&mut seen, &held);
         let written = Written { seen, held, replayed };
@@ -286,27 +291,24 @@ impl Finder {
         let mut told = Vec::new();
         for &(device, old, new) in maps {
             let mut found = compare(old, new, device, &written);
-            if journals_data(new, device, &written.replayed) {
-                self.before.journals_data.insert(device.to_vec());
-            }
             for operation in &found {
                 let places = new.find(operation.name).into_iter().flat_map(disk_ranges);
                 told.extend(places.map(|place| (place, operation.is_earlier)));
             }
             found.retain(|operation| !self.before.explains(operation));
-            let (before, now): (Vec<_>, Vec<_>) =
+            let (before, new): (Vec<_>, Vec<_>) =
                 found.into_iter().partition(|operation| operation.is_earlier);
-            present.extend(now);
-            let span = self.before.spans.insert(device.to_vec(), states.span.clone());
-            let span = span.unwrap_or_else(|| states.span.clone());
-            match earlier.iter_mut().find(|(other, _)| *other == span) {
+            present.extend(new);
+            let earlier_span = self.before.spans.insert(device.to_vec(), span.clone());
+            let earlier_span = earlier_span.unwrap_or_else(|| span.clone());
+            match earlier.iter_mut().find(|(other, _)| *other == earlier_span) {
                 Some((_, operations)) => operations.extend(before),
-                None => earlier.push((span, before)),
+                None => earlier.push((earlier_span, before)),
             }
         }
         earlier.sort_by_key(|(span, _)| span.begin());
-        earlier.push((states.span.clone(), present));
-        self.before.held = still_held(&told, written.seen, &states.written);
+        earlier.push((span.clone(), present));
+        self.before.held = still_held(&told, written.seen, now);
         for (span, operations) in earlier {
             for operation in &operations {
                 *self.ended.counts.entry(operation.action).or_default() += 1;
@@ -326,8 +328,7 @@ impl Finder {
         let Some(span) = self.before.spans.values().next().cloned() else { return Ok(()) };
         let maps = std::mem::take(&mut self.maps);
         let same: Vec<_> = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
-        let states = States { disks: Vec::new(), written: Vec::new(), span };
-        self.tell(&same, &states, Vec::new())
+        self.tell(&same, &span, &[], Vec::new())
     }
 
     /// What was found.

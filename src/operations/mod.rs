@@ -22,12 +22,14 @@
 //! * [`Watcher`] does so for a guest that runs, on a thread of its own;
 //! * [`series`] has the states that are given as images;
 //! * [`compare`](fn@compare) derives operations from two maps and the written ranges;
+//! * [`Replayed`] is data that was in a journal: it is compared with the state before;
 //! * [`OperationsFormat`] is the output format.
 
 #[cfg(test)]
 mod captured;
 mod compare;
 mod finder;
+mod journaled;
 mod latest;
 mod output;
 pub mod series;
@@ -37,6 +39,7 @@ mod watcher;
 
 pub use compare::{Written, compare};
 pub use finder::{Ended, Finder, Look, LookError, MapState, Maps, StateToMap};
+pub use journaled::Replayed;
 pub use latest::Latest;
 pub use output::OperationsFormat;
 pub use span::Span;

@@ -233,7 +233,7 @@ pub(crate) use needs_guest;
 #[test]
 fn synced_operations_are_reported_in_their_order() {
     needs_guest!();
-    check(&["ext3", "ext4", "xfs"], 20, 1);
+    check(&["ext3", "ext4", "ext4-data", "xfs"], 20, 1);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn operations_between_two_syncs_are_their_net_effect() {
 #[test]
 fn operations_where_sync_flushes_nothing_and_on_btrfs() {
     needs_guest!();
-    check(&["ext2", "fat", "ntfs", "btrfs"], 8, 1);
+    check(&["ext2", "ext4-bare", "fat", "ntfs", "btrfs"], 8, 1);
 }
 
 /// The step with its paths in the directory `directory`.

@@ -40,7 +40,7 @@ fn states(seconds: u64, device: usize, range: DiskRange) -> States {
 fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
     let mut maps = vec![map(&[0, 1], 1), map(&[1], 2), map(&[1], 3)].into_iter();
     let next: MapState = Box::new(move |_| {
-        Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new() })
+        Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new(), data: Vec::new() })
     });
     let output = Output::default();
     let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();

@@ -53,7 +53,7 @@ impl Watched {
         let mut maps = maps.into_iter();
         let map: MapState = Box::new(move |_| {
             let map = maps.next().expect("a look that is needed")?;
-            Ok(Look { map, replayed: Vec::new() })
+            Ok(Look { map, replayed: Vec::new(), data: Vec::new() })
         });
         let look_now = Arc::default();
         let options = WatcherOptions { every: None, look_now };
