@@ -5,7 +5,7 @@
 set -eu -o pipefail
 
 wanted=(binutils dpkg-dev gzip jq rpm)
-[ "${1-}" != --tests ] || wanted+=(cpio debootstrap e2fsprogs lintian python3-venv util-linux)
+[ "${1-}" != --tests ] || wanted+=(debootstrap e2fsprogs lintian python3-venv util-linux)
 
 missing=()
 for package in "${wanted[@]}"; do
