@@ -97,6 +97,8 @@ fn still_held(
 struct Before {
     /// Written in states that could not be mapped.
     unseen: Vec<RangeSet<DiskOffset>>,
+    /// What was wrong with the last of them, if they may have been unfinished.
+    doubts: Vec<String>,
     /// Written, and not yet part of an operation.
     held: Vec<RangeSet<DiskOffset>>,
     /// When that was written last, by the device of the filesystem: a look need not cover all.
@@ -129,6 +131,9 @@ impl Before {
         is_modified && self.untimed.remove(&key) && is_touch
     }
 }
+
+/// Most messages about states that may be unfinished. With more, something else is wrong.
+const MOST_DOUBTS: usize = 8;
 
 /// Most files of which data was told without a change of the inode.
 const MOST_UNTIMED: usize = 1 << 16;
@@ -178,7 +183,9 @@ impl Finder {
     pub fn begin(&mut self, disks: &[Arc<dyn Source>]) -> Result<(), LookError> {
         let nothing: Vec<RangeSet<DiskOffset>> = vec![RangeSet::new(); disks.len()];
         let look = (self.map)(&StateToMap { disks, written: &nothing, maps: &self.maps })?;
-        self.note_warnings(&look.map, |_, _| true);
+        for warning in self.warnings(&look.map, |_, _| true) {
+            self.note_missing(warning);
+        }
         self.keep(&Arc::new(look.map));
         self.before.replayed = look.replayed;
         self.before.seen.replace(iter::empty(), look.data);
@@ -200,11 +207,22 @@ impl Finder {
         let outcome = self.try_look(states).unwrap_or_else(|error| {
             join(&mut self.before.unseen, &states.written);
             let end = states.span.end();
-            self.note_missing(format!("those up to {end}, because the disks could not be mapped: {error}"));
+            let reason = format!("those up to {end}, because the disks could not be mapped: {error}");
+            if self.may_be_unfinished(states) {
+                self.before.doubts.push(reason);
+            } else {
+                self.note_missing(reason);
+            }
             Ok(())
         });
         self.ended.looking += began.elapsed();
         outcome
+    }
+
+    /// Whether the guest may have paused in the middle of what it writes, so that what is wrong with
+    /// this state may be mended by what it writes next.
+    fn may_be_unfinished(&self, states: &States) -> bool {
+        !states.span.is_flushed() && self.before.doubts.len() < MOST_DOUBTS
     }
 
     fn try_look(&mut self, states: &States) -> Result<io::Result<()>, LookError> {
@@ -225,10 +243,18 @@ impl Finder {
         self.ended.looks += 1;
         let Look { map, replayed, data } = look;
         // A partition is there before the filesystem that is made in it.
-        self.note_warnings(&map, |maps, warning| {
+        let warnings = self.warnings(&map, |maps, warning| {
             let is_known = warning.device().is_some_and(|device| maps.contains_key(device));
             is_known || warning.cause != Cause::UnknownContent
         });
+        let is_new = |warning: &String| !self.ended.missing.contains(warning);
+        if warnings.iter().any(is_new) && self.may_be_unfinished(states) {
+            join(&mut self.before.unseen, &states.written);
+            self.before.doubts.extend(warnings);
+            return Ok(Ok(()));
+        }
+        self.before.doubts.clear();
+        warnings.into_iter().for_each(|warning| self.note_missing(warning));
         let map = Arc::new(map);
         join(&mut now, &self.before.seen.changed(&data, &self.maps)?);
         let before = std::mem::take(&mut self.maps);
@@ -324,6 +350,9 @@ impl Finder {
     /// # Errors
     /// The output's.
     pub fn end(&mut self) -> io::Result<()> {
+        for reason in std::mem::take(&mut self.before.doubts) {
+            self.note_missing(reason);
+        }
         // All that is left is earlier than this.
         let Some(span) = self.before.spans.values().next().cloned() else { return Ok(()) };
         let maps = std::mem::take(&mut self.maps);
@@ -343,13 +372,11 @@ impl Finder {
         }
     }
 
-    /// Notes what could not be examined, as far as it matters.
-    fn note_warnings(&mut self, map: &Map, matters: impl Fn(&Maps, &Warning) -> bool) {
-        for warning in map.header().warnings.iter().filter(|warning| warning.is_incomplete()) {
-            if matters(&self.maps, warning) {
-                self.note_missing(warning.to_string());
-            }
-        }
+    /// What could not be examined, as far as it matters.
+    fn warnings(&self, map: &Map, matters: impl Fn(&Maps, &Warning) -> bool) -> Vec<String> {
+        let warnings = map.header().warnings.iter().filter(|warning| warning.is_incomplete());
+        let those = warnings.filter(|warning| matters(&self.maps, warning));
+        those.map(Warning::to_string).collect()
     }
 
     /// Adds a reason why operations are missing.

@@ -63,3 +63,52 @@ fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
         ]
     );
 }
+
+/// The map of one filesystem, with a warning about it.
+fn damaged(modified: i64) -> Map {
+    let map = map(&[0], modified);
+    let mut header = map.header().clone();
+    header.warnings = vec![Warning::on_device("/dev/sda", Cause::Unexplained { ranges: 1, bytes: 4096 })];
+    let filesystems = std::mem::take(&mut header.filesystems);
+    MapBuilder::new(Header { filesystems, ..header }).build()
+}
+
+/// Looks at states of which the guest has flushed some, and returns the operations and what is
+/// missing.
+fn looks(maps: Vec<Map>, flushed: &[bool]) -> (String, Vec<String>) {
+    let mut maps = maps.into_iter();
+    let next: MapState = Box::new(move |_| {
+        Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new(), data: Vec::new() })
+    });
+    let output = Output::default();
+    let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();
+    finder.begin(&[]).unwrap();
+    for (second, is_flushed) in (1..).zip(flushed) {
+        let mut states = states(second, 0, METADATA);
+        let to = Duration::from_secs(second);
+        states.span = Span::Time { from: to, to, is_flushed: *is_flushed, states: 1 };
+        finder.look(&states).unwrap();
+    }
+    finder.end().unwrap();
+    (output.text(), finder.into_result().missing)
+}
+
+#[test]
+fn what_the_next_writes_mend_is_not_missing() {
+    let (said, missing) = looks(vec![map(&[0], 1), damaged(2), map(&[0], 3)], &[false, true]);
+    assert_eq!(said, "# 2.000 s to 2.000 s\ntouch f /dev/sda /f\n");
+    assert_eq!(missing, Vec::<String>::new());
+}
+
+#[test]
+fn what_nothing_mends_is_missing() {
+    // At the end, at a flush, and if it lasts.
+    let (said, missing) = looks(vec![map(&[0], 1), damaged(2)], &[false]);
+    assert_eq!((said.as_str(), missing.len()), ("", 1));
+    let (_, missing) = looks(vec![map(&[0], 1), damaged(2)], &[true]);
+    assert_eq!(missing.len(), 1);
+    let many = MOST_DOUBTS as i64 + 2;
+    let maps = std::iter::once(map(&[0], 1)).chain((0..many).map(damaged)).collect();
+    let (_, missing) = looks(maps, &vec![false; many as usize]);
+    assert_eq!(missing.len(), 1);
+}
