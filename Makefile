@@ -99,7 +99,7 @@ check-system:
 
 # Programs whose tests have real appliances on real images, which takes minutes. The longest comes
 # first.
-GUESTS := layers metadata operations tracing owners changes mapping appliance probes failures arrays images signals documentation live
+GUESTS := layers operations metadata owners changes mapping appliance probes tracing failures arrays images signals documentation live
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
 # Two programs at a time, with three tests at a time: one test or another often waits, for a disk or
