@@ -135,7 +135,7 @@ fn all_other_formats() {
         return;
     }
     let images = Images::new();
-    for (format, options) in [
+    for (number, (format, options)) in [
         (ImageFormat::Qcow, &[][..]),
         (ImageFormat::Qcow2, &["-o", "compat=0.10"]),
         (ImageFormat::Qcow2, &["-o", "cluster_size=512,preallocation=metadata"]),
@@ -150,8 +150,12 @@ fn all_other_formats() {
         (ImageFormat::Vhdx, &["-o", "subformat=fixed"]),
         (ImageFormat::Parallels, &[]),
         (ImageFormat::Raw, &[]),
-    ] {
-        let name = format!("disk.{format}");
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // A process that another test is just starting may still have the previous file open.
+        let name = format!("disk{number}.{format}");
         images.convert(&name, format.driver(), options);
         images.check_each(&name, &[None, Some(format)], format, 1);
     }
