@@ -54,26 +54,30 @@ impl Control {
     pub(crate) fn put(&mut self, record: &Record) {
         record.encode(&mut self.pending);
         while self.pending.len() >= frame::ROOM && self.failure.is_none() {
-            self.failure = self.begin_frame(frame::ROOM).err();
+            self.failure = self.begin_frame().err();
         }
     }
 
-    /// Begins to write a frame with the first records that wait, once the frame before it has been
-    /// written: the host must get them in order.
-    fn begin_frame(&mut self, length: usize) -> Result<(), Fatal> {
+    /// Begins to write a full frame, once the frame before it has been written: the host must get
+    /// them in order.
+    fn begin_frame(&mut self) -> Result<(), Fatal> {
         self.end_frame()?;
-        self.writer.begin(self.sequence, &self.pending[..length])?;
-        self.pending.drain(..length);
+        self.writer.begin(self.sequence, &self.pending[..frame::ROOM])?;
+        self.pending.drain(..frame::ROOM);
         Ok(())
     }
 
     /// Waits until the host has processed the frame that is being written, if one is.
     fn end_frame(&mut self) -> Result<(), Fatal> {
         if self.writer.end()? {
-            self.sequence = self.sequence.wrapping_add(1);
-            NEXT.store(self.sequence, Ordering::Relaxed);
+            self.count_frame();
         }
         Ok(())
+    }
+
+    fn count_frame(&mut self) {
+        self.sequence = self.sequence.wrapping_add(1);
+        NEXT.store(self.sequence, Ordering::Relaxed);
     }
 
     /// Sets the tag of the reads that follow, and returns when the host has processed it.
@@ -118,10 +122,14 @@ impl Control {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        while !self.pending.is_empty() {
-            self.begin_frame(self.pending.len().min(frame::ROOM))?;
+        self.end_frame()?;
+        // What waits is less than a frame: see `put`.
+        if !self.pending.is_empty() {
+            self.writer.write(self.sequence, &self.pending)?;
+            self.pending.clear();
+            self.count_frame();
         }
-        self.end_frame()
+        Ok(())
     }
 
     /// Sends all pending records and reads the host's reply to the last of them, which is a

@@ -1,7 +1,7 @@
-//! Writes frames to the control disk in a thread of its own.
+//! Writes frames to the control disk, some of them in a thread of its own.
 //!
-//! A write ends when the host has processed the frame. Meanwhile the agent can look up the next
-//! files: on a host with a second processor, both work at the same time.
+//! A write ends when the host has processed the frame. If the agent need not wait for that, it can
+//! look up the next files meanwhile: on a host with a second processor, both work at the same time.
 
 use crate::Fatal;
 use crate::buffer::AlignedBuffer;
@@ -22,8 +22,8 @@ type Written = (AlignedBuffer, Result<usize, Errno>);
 
 /// Writes one frame at a time.
 pub(super) struct Writer {
-    /// Until the first frame is written.
-    disk: Option<OwnedFd>,
+    disk: OwnedFd,
+    /// From the first frame on that nobody waited for.
     thread: Option<(SyncSender<Frame>, Receiver<Written>)>,
     /// Memory for the next frame, unless it is being written.
     buffer: Option<AlignedBuffer>,
@@ -34,17 +34,24 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(disk: OwnedFd) -> Self {
         let buffer = Some(AlignedBuffer::new(frame::MAX));
-        Self { disk: Some(disk), thread: None, buffer, under_way: None }
+        Self { disk, thread: None, buffer, under_way: None }
+    }
+
+    /// Writes a frame. No other may be under way.
+    pub(super) fn write(&mut self, sequence: u32, payload: &[u8]) -> Result<(), Fatal> {
+        let buffer = self.buffer.as_mut().ok_or(BUSY)?;
+        let length = frame::fill(buffer, sequence, payload);
+        check(pwrite(&self.disk, &buffer[..length], 0), length)
     }
 
     /// Begins to write a frame. No other may be under way.
     pub(super) fn begin(&mut self, sequence: u32, payload: &[u8]) -> Result<(), Fatal> {
-        let mut buffer = self.buffer.take().ok_or("a frame is being written")?;
+        let mut buffer = self.buffer.take().ok_or(BUSY)?;
         let length = frame::fill(&mut buffer, sequence, payload);
-        if let Some(disk) = self.disk.take() {
-            self.thread = Some(start(disk)?);
-        }
-        let (frames, _) = self.thread.as_ref().ok_or(ENDED)?;
+        let (frames, _) = match &self.thread {
+            Some(thread) => thread,
+            None => self.thread.insert(start(self.disk.try_clone()?)?),
+        };
         frames.send(Frame { buffer, length }).map_err(|_| ENDED)?;
         self.under_way = Some(length);
         Ok(())
@@ -56,14 +63,20 @@ impl Writer {
         let (_, written) = self.thread.as_ref().ok_or(ENDED)?;
         let (buffer, result) = written.recv().map_err(|RecvError| ENDED)?;
         self.buffer = Some(buffer);
-        match result {
-            Ok(written) if written == length => Ok(true),
-            Ok(_) => Err("short write to the control disk".into()),
-            Err(error) => Err(format!("cannot write to the control disk: {error}").into()),
-        }
+        check(result, length).map(|()| true)
     }
 }
 
+/// The outcome of writing a frame of this length.
+fn check(result: Result<usize, Errno>, length: usize) -> Result<(), Fatal> {
+    match result {
+        Ok(written) if written == length => Ok(()),
+        Ok(_) => Err("short write to the control disk".into()),
+        Err(error) => Err(format!("cannot write to the control disk: {error}").into()),
+    }
+}
+
+const BUSY: &str = "a frame is being written";
 const ENDED: &str = "the thread that writes to the control disk has ended";
 
 fn start(disk: OwnedFd) -> Result<(SyncSender<Frame>, Receiver<Written>), Fatal> {
@@ -103,6 +116,9 @@ mod tests {
             assert!(!writer.end().unwrap());
             assert_eq!(frame::open(&read(&path).unwrap(), sequence).unwrap(), payload);
             File::options().write(true).truncate(true).open(&path).unwrap();
+            writer.write(sequence + 1, payload).unwrap();
+            assert_eq!(frame::open(&read(&path).unwrap(), sequence + 1).unwrap(), payload);
+            File::options().write(true).truncate(true).open(&path).unwrap();
         }
         remove_file(path).unwrap();
     }
@@ -112,7 +128,9 @@ mod tests {
         let path = path("read-only");
         drop(File::create_new(&path).unwrap());
         let mut writer = Writer::new(File::open(&path).unwrap().into());
+        assert!(writer.write(0, b"frame").is_err());
         writer.begin(0, b"frame").unwrap();
+        assert!(writer.write(1, b"too early").is_err());
         assert!(writer.end().is_err());
         remove_file(path).unwrap();
     }

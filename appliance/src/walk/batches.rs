@@ -59,7 +59,7 @@ struct Promised {
 
 /// Most bytes that are fetched by one call. Of more than a request may have, the kernel leaves out
 /// the rest (`force_page_cache_ra` in mm/readahead.c).
-const FETCHED: u64 = 512 << 10;
+const FETCHED: usize = 512 << 10;
 
 /// When a directory is listed.
 enum Turn {
@@ -169,11 +169,9 @@ impl Walker {
     pub(super) fn fetch(&self, parts: impl IntoIterator<Item = (u64, u64)>) {
         let Some(device) = &self.block_device else { return };
         for (start, length) in parts {
-            let mut at = 0;
-            while at < length {
-                let part = NonZeroU64::new(FETCHED.min(length - at));
+            for at in (0..length).step_by(FETCHED) {
+                let part = NonZeroU64::new((length - at).min(FETCHED as u64));
                 fadvise(device, start.saturating_add(at), part, Advice::WillNeed).ok();
-                at += FETCHED;
             }
         }
     }
