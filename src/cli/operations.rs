@@ -18,9 +18,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use virt_bmap::mapper::{
-    Cancel, GuestDisk, KeptAppliance, Look as MappedState, MapError, MapperOptions, described,
-};
+use virt_bmap::mapper::{Cancel, GuestDisk, KeptAppliance, MapError, MapperOptions, described};
 use virt_bmap::operations::{Ended, Finder, Look, MapState, OperationsFormat, Replayed, States};
 use virt_bmap_image::{Image, ImageFormat, Location, Source};
 use virt_bmap_map::ImageInfo;
@@ -188,9 +186,9 @@ pub(super) fn map_states(
         if let Some(progress) = progress.take() {
             progress.finish();
         }
-        let MappedState { map, replayed } = look?;
-        let data = Replayed::of(&map, &replayed, &appliance.disks())?;
-        Ok(Look { map, replayed, data })
+        let look = look?;
+        let data = Replayed::of(&look.map, &look.replayed, &appliance.disks())?;
+        Ok(Look { map: look.map, replayed: look.replayed, data })
     }))
 }
 

@@ -97,8 +97,8 @@ fn still_held(
 struct Before {
     /// Written in states that could not be mapped.
     unseen: Vec<RangeSet<DiskOffset>>,
-    /// What was wrong with the last of them, if they may have been unfinished.
-    doubts: Vec<String>,
+    /// What was wrong with each of the last of them that may have been unfinished.
+    doubts: Vec<Vec<String>>,
     /// Written, and not yet part of an operation.
     held: Vec<RangeSet<DiskOffset>>,
     /// When that was written last, by the device of the filesystem: a look need not cover all.
@@ -132,7 +132,7 @@ impl Before {
     }
 }
 
-/// Most messages about states that may be unfinished. With more, something else is wrong.
+/// Most states in a row that may be unfinished. After these, something else is wrong.
 const MOST_DOUBTS: usize = 8;
 
 /// Most files of which data was told without a change of the inode.
@@ -209,7 +209,7 @@ impl Finder {
             let end = states.span.end();
             let reason = format!("those up to {end}, because the disks could not be mapped: {error}");
             if self.may_be_unfinished(states) {
-                self.before.doubts.push(reason);
+                self.before.doubts.push(vec![reason]);
             } else {
                 self.note_missing(reason);
             }
@@ -219,8 +219,8 @@ impl Finder {
         outcome
     }
 
-    /// Whether the guest may have paused in the middle of what it writes, so that what is wrong with
-    /// this state may be mended by what it writes next.
+    /// Whether the guest may have paused in the middle of its writes, so that the next ones may mend
+    /// what is wrong with this state.
     fn may_be_unfinished(&self, states: &States) -> bool {
         !states.span.is_flushed() && self.before.doubts.len() < MOST_DOUBTS
     }
@@ -250,7 +250,7 @@ impl Finder {
         let is_new = |warning: &String| !self.ended.missing.contains(warning);
         if warnings.iter().any(is_new) && self.may_be_unfinished(states) {
             join(&mut self.before.unseen, &states.written);
-            self.before.doubts.extend(warnings);
+            self.before.doubts.push(warnings);
             return Ok(Ok(()));
         }
         self.before.doubts.clear();
@@ -350,7 +350,7 @@ impl Finder {
     /// # Errors
     /// The output's.
     pub fn end(&mut self) -> io::Result<()> {
-        for reason in std::mem::take(&mut self.before.doubts) {
+        for reason in std::mem::take(&mut self.before.doubts).into_iter().flatten() {
             self.note_missing(reason);
         }
         // All that is left is earlier than this.

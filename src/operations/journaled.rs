@@ -123,7 +123,7 @@ impl Seen {
     /// Whether mounting has written data of files to some of these ranges.
     pub(super) fn has_replayed(&self, ranges: &[RangeSet<DiskOffset>]) -> bool {
         let is_hit = |piece: &Replayed| {
-            let ranges = usize::from(piece.disk).checked_sub(1).and_then(|index| ranges.get(index));
+            let ranges = index(piece.disk).and_then(|index| ranges.get(index));
             ranges.is_some_and(|ranges| ranges.overlap(piece.range()).next().is_some())
         };
         self.pieces().any(is_hit)
@@ -145,7 +145,7 @@ impl Seen {
     ) -> io::Result<Vec<RangeSet<DiskOffset>>> {
         let mut changed = Vec::new();
         for piece in replayed {
-            let Some(index) = usize::from(piece.disk).checked_sub(1) else { continue };
+            let Some(index) = index(piece.disk) else { continue };
             changed.resize_with(changed.len().max(index + 1), RangeSet::new);
             for part in blocks(piece.range()) {
                 let had_data = maps.get(&piece.device).is_some_and(|map| {
@@ -192,11 +192,16 @@ pub(super) fn without_data(
 }
 
 fn of(ranges: &mut [RangeSet<DiskOffset>], disk: DiskNumber) -> Option<&mut RangeSet<DiskOffset>> {
-    ranges.get_mut(usize::from(disk).checked_sub(1)?)
+    ranges.get_mut(index(disk)?)
 }
 
 fn of_disk(disks: &[Arc<dyn Source>], disk: DiskNumber) -> Option<&Arc<dyn Source>> {
-    disks.get(usize::from(disk).checked_sub(1)?)
+    disks.get(index(disk)?)
+}
+
+/// The place of a disk in lists that have one entry for each.
+fn index(disk: DiskNumber) -> Option<usize> {
+    usize::from(disk).checked_sub(1)
 }
 
 /// The blocks of a range. Only the first and the last of them may be shorter.

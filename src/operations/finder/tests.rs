@@ -73,8 +73,8 @@ fn damaged(modified: i64) -> Map {
     MapBuilder::new(Header { filesystems, ..header }).build()
 }
 
-/// Looks at states of which the guest has flushed some, and returns the operations and what is
-/// missing.
+/// Looks at one state after the other. `flushed`: whether the guest has flushed each. Returns the
+/// operations, and what is missing.
 fn looks(maps: Vec<Map>, flushed: &[bool]) -> (String, Vec<String>) {
     let mut maps = maps.into_iter();
     let next: MapState = Box::new(move |_| {
