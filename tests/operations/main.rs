@@ -1,5 +1,5 @@
-//! The operations of guests that boot from a traced disk, in their order, compared with scripts, with
-//! file systems' own checks, and with maps by fresh appliances.
+//! The operations of guests that boot from a traced disk, in their order: compared with scripts,
+//! with the files themselves, and with maps by fresh appliances.
 //!
 //! These tests need an appliance, see docs/testing.md.
 //! `cargo test --test operations scripted::` runs those of one module.

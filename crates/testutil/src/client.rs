@@ -3,8 +3,8 @@
 use super::sandbox::Sandbox;
 use std::fs;
 
-/// The module `differences`: writes the blocks in which one image differs from another to a disk. It
-/// compares first, and then sends all blocks at once: a pause between writes would end a state.
+/// The module `differences`: writes the blocks in which one image differs from another to a disk.
+/// It compares first, and then sends all blocks at once: a pause between writes would end a state.
 const DIFFERENCES: &str = r#"
 import nbd
 
