@@ -303,12 +303,13 @@ struct Looking<'a> {
 impl Looking<'_> {
     /// Looks at the next state; `share` of all states is then done. Breaks after a signal, and if
     /// nobody reads the output any more.
-    fn look(&mut self, states: &States, share: f64) -> Result<ControlFlow<Exit>> {
+    fn look(&mut self, states: States, share: f64) -> Result<ControlFlow<Exit>> {
+        let count = states.span.states();
         let outcome = self.finder.look(states);
         if self.run.cancel.is_cancelled() {
             return Ok(ControlFlow::Break(self.run.interrupted()));
         }
-        self.looked += states.span.states();
+        self.looked += count;
         self.progress.show(self.looked, share);
         written(outcome)
     }

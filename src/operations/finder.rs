@@ -95,8 +95,8 @@ fn still_held(
 /// What is due from before the present state.
 #[derive(Default)]
 struct Before {
-    /// Written in states that could not be mapped.
-    unseen: Vec<RangeSet<DiskOffset>>,
+    /// The states that could not be mapped.
+    unseen: Option<States>,
     /// What was wrong with each of the last of them that may have been unfinished.
     doubts: Vec<Vec<String>>,
     /// Written, and not yet part of an operation.
@@ -130,6 +130,15 @@ impl Before {
         let is_touch = operation.action == Action::Touch && is_now(&attributes);
         is_modified && self.untimed.remove(&key) && is_touch
     }
+}
+
+/// Whether a state was mapped and its operations told.
+#[derive(PartialEq, Eq)]
+enum Looked {
+    /// They were.
+    Seen,
+    /// The next state tells them as well.
+    Unseen,
 }
 
 /// Most states in a row that may be unfinished. After these, something else is wrong.
@@ -198,46 +207,58 @@ impl Finder {
     ///
     /// # Errors
     /// The output's.
-    pub fn look(&mut self, states: &States) -> io::Result<()> {
+    pub fn look(&mut self, states: States) -> io::Result<()> {
         let began = Instant::now();
         self.ended.states += states.span.states();
-        if states.written.iter().all(RangeSet::is_empty) && self.before.unseen.is_empty() {
+        let unseen = self.before.unseen.take();
+        if unseen.is_none() && states.written.iter().all(RangeSet::is_empty) {
             return Ok(());
         }
-        let outcome = self.try_look(states).unwrap_or_else(|error| {
-            join(&mut self.before.unseen, &states.written);
+        let must_map = unseen.is_some();
+        let states = match unseen {
+            Some(mut earlier) => {
+                earlier.add(states);
+                earlier
+            }
+            None => states,
+        };
+        let outcome = self.try_look(&states, must_map).unwrap_or_else(|error| {
             let end = states.span.end();
             let reason = format!("those up to {end}, because the disks could not be mapped: {error}");
-            if self.may_be_unfinished(states) {
+            if self.may_be_unfinished(&states) {
                 self.before.doubts.push(vec![reason]);
             } else {
                 self.note_missing(reason);
             }
-            Ok(())
+            Ok(Looked::Unseen)
         });
         self.ended.looking += began.elapsed();
-        outcome
+        if outcome? == Looked::Unseen {
+            self.before.unseen = Some(states);
+        }
+        Ok(())
     }
 
-    /// Whether the guest may have paused in the middle of its writes, so that the next ones may mend
-    /// what is wrong with this state.
+    /// Whether the guest may have been in the middle of its writes, so that the next ones may mend
+    /// what is wrong with this state. A filesystem without a journal is so after a flush, too:
+    /// ext4 flushes in `sync(2)` before the bitmaps are written.
     fn may_be_unfinished(&self, states: &States) -> bool {
-        !states.span.is_flushed() && self.before.doubts.len() < MOST_DOUBTS
+        matches!(states.span, Span::Time { .. }) && self.before.doubts.len() < MOST_DOUBTS
     }
 
-    fn try_look(&mut self, states: &States) -> Result<io::Result<()>, LookError> {
+    /// `must_map`: whether some of the states could not be mapped before.
+    fn try_look(&mut self, states: &States, must_map: bool) -> Result<io::Result<Looked>, LookError> {
         let mut now = self.before.seen.without_known(&states.written, &states.disks)?;
-        if self.before.unseen.is_empty()
+        if !must_map
             && !self.before.seen.has_replayed(&now)
             && let Some(maps) = self.maps_of_data(&now)
         {
             let same: Vec<_> = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
             let result = self.tell(&same, &states.span, &now, Vec::new());
             self.before.seen.disks.clone_from(&states.disks);
-            return Ok(result);
+            return Ok(result.map(|()| Looked::Seen));
         }
         let mut written = states.written.clone();
-        join(&mut written, &self.before.unseen);
         join(&mut written, &self.before.replayed);
         let look = (self.map)(&StateToMap { disks: &states.disks, written: &written, maps: &self.maps })?;
         self.ended.looks += 1;
@@ -249,9 +270,8 @@ impl Finder {
         });
         let is_new = |warning: &String| !self.ended.missing.contains(warning);
         if warnings.iter().any(is_new) && self.may_be_unfinished(states) {
-            join(&mut self.before.unseen, &states.written);
             self.before.doubts.push(warnings);
-            return Ok(Ok(()));
+            return Ok(Ok(Looked::Unseen));
         }
         self.before.doubts.clear();
         warnings.into_iter().for_each(|warning| self.note_missing(warning));
@@ -269,12 +289,11 @@ impl Finder {
         for (device, map) in before {
             self.maps.entry(device).or_insert(map);
         }
-        self.before.unseen.clear();
         self.before.replayed = replayed;
         let devices = map.header().filesystems.iter().map(|filesystem| filesystem.device.as_slice());
         self.before.seen.replace(devices, data);
         self.before.seen.disks.clone_from(&states.disks);
-        Ok(result)
+        Ok(result.map(|()| Looked::Seen))
     }
 
     /// The maps of the filesystems of which data was written, if nothing else was: then the state
@@ -310,7 +329,6 @@ impl Finder {
     ) -> io::Result<()> {
         let held = std::mem::take(&mut self.before.held);
         let mut seen = now.to_vec();
-        join(&mut seen, &self.before.unseen);
         join(&mut seen, &held);
         let written = Written { seen, held, replayed };
         let (mut earlier, mut present): (Vec<(Span, Vec<Operation<'_>>)>, _) = (Vec::new(), Vec::new());

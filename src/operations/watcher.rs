@@ -60,7 +60,7 @@ impl Watcher {
                         break work.abandon(waiting);
                     }
                     match work.next(is_wanted) {
-                        Some(states) => work.look(&states),
+                        Some(states) => work.look(states),
                         None if is_last => break work.finish(),
                         None => std::thread::sleep(TICK),
                     }
@@ -139,7 +139,7 @@ impl Work {
         Some(states)
     }
 
-    fn look(&mut self, states: &States) {
+    fn look(&mut self, states: States) {
         let outcome = self.finder.look(states);
         self.note(outcome);
         self.looked = Instant::now();

@@ -41,7 +41,7 @@ pub(super) fn run(args: &OperationsArgs, log: &Path) -> Result<Exit> {
                 let (read, all) = recorded.position();
                 let share = read as f64 / all.max(1) as f64;
                 if let Some(states) = waiting.replace(next)
-                    && let ControlFlow::Break(exit) = looking.look(&states, share)?
+                    && let ControlFlow::Break(exit) = looking.look(states, share)?
                 {
                     return Ok(exit);
                 }
@@ -49,7 +49,7 @@ pub(super) fn run(args: &OperationsArgs, log: &Path) -> Result<Exit> {
         }
     };
     if let Some(states) = waiting
-        && let ControlFlow::Break(exit) = looking.look(&states, 1.0)?
+        && let ControlFlow::Break(exit) = looking.look(states, 1.0)?
     {
         return Ok(exit);
     }

@@ -83,7 +83,7 @@ pub(super) fn run(args: &OperationsArgs) -> Result<Exit> {
         if let Some(error) = error {
             looking.note_missing(format!("{from} and {to} cannot be compared: {}", error_chain(&error)));
         }
-        if let ControlFlow::Break(exit) = looking.look(&next, f64::from(number) / last as f64)? {
+        if let ControlFlow::Break(exit) = looking.look(next, f64::from(number) / last as f64)? {
             return Ok(exit);
         }
         old = new;

@@ -27,13 +27,17 @@ fn map(devices: &[usize], modified: i64) -> Map {
     builder.build()
 }
 
+/// A moment of a trace, in seconds.
+fn time(seconds: u64, is_flushed: bool) -> Span {
+    let to = Duration::from_secs(seconds);
+    Span::Time { from: to, to, is_flushed, states: 1 }
+}
+
 /// A state that ends after so many seconds, in which a range of one disk was written.
 fn states(seconds: u64, device: usize, range: DiskRange) -> States {
-    let to = Duration::from_secs(seconds);
     let mut written = vec![RangeSet::new(), RangeSet::new()];
     written[device].insert(range);
-    let span = Span::Time { from: to, to, is_flushed: true, states: 1 };
-    States { disks: Vec::new(), written, span }
+    States { disks: Vec::new(), written, span: time(seconds, true) }
 }
 
 #[test]
@@ -45,9 +49,9 @@ fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
     let output = Output::default();
     let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();
     finder.begin(&[]).unwrap();
-    finder.look(&states(1, 0, DATA)).unwrap();
-    finder.look(&states(2, 1, METADATA)).unwrap();
-    finder.look(&states(3, 1, METADATA)).unwrap();
+    finder.look(states(1, 0, DATA)).unwrap();
+    finder.look(states(2, 1, METADATA)).unwrap();
+    finder.look(states(3, 1, METADATA)).unwrap();
     finder.end().unwrap();
     let said = output.text();
     let lines: Vec<&str> = said.lines().collect();
@@ -64,7 +68,7 @@ fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
     );
 }
 
-/// The map of one filesystem, with a warning about it.
+/// The map of one filesystem in which nothing was found, with a warning about it.
 fn damaged(modified: i64) -> Map {
     let map = map(&[0], modified);
     let mut header = map.header().clone();
@@ -73,9 +77,9 @@ fn damaged(modified: i64) -> Map {
     MapBuilder::new(Header { filesystems, ..header }).build()
 }
 
-/// Looks at one state after the other. `flushed`: whether the guest has flushed each. Returns the
-/// operations, and what is missing.
-fn looks(maps: Vec<Map>, flushed: &[bool]) -> (String, Vec<String>) {
+/// Looks at one state after the other: the maps are those of the beginning and of the state after
+/// each span. Returns the operations, and what is missing.
+fn looks(maps: Vec<Map>, spans: Vec<Span>) -> (String, Vec<String>) {
     let mut maps = maps.into_iter();
     let next: MapState = Box::new(move |_| {
         Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new(), data: Vec::new() })
@@ -83,11 +87,8 @@ fn looks(maps: Vec<Map>, flushed: &[bool]) -> (String, Vec<String>) {
     let output = Output::default();
     let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();
     finder.begin(&[]).unwrap();
-    for (second, is_flushed) in (1..).zip(flushed) {
-        let mut states = states(second, 0, METADATA);
-        let to = Duration::from_secs(second);
-        states.span = Span::Time { from: to, to, is_flushed: *is_flushed, states: 1 };
-        finder.look(&states).unwrap();
+    for span in spans {
+        finder.look(States { span, ..states(0, 0, METADATA) }).unwrap();
     }
     finder.end().unwrap();
     (output.text(), finder.into_result().missing)
@@ -95,20 +96,38 @@ fn looks(maps: Vec<Map>, flushed: &[bool]) -> (String, Vec<String>) {
 
 #[test]
 fn what_the_next_writes_mend_is_not_missing() {
-    let (said, missing) = looks(vec![map(&[0], 1), damaged(2), map(&[0], 3)], &[false, true]);
-    assert_eq!(said, "# 2.000 s to 2.000 s\ntouch f /dev/sda /f\n");
-    assert_eq!(missing, Vec::<String>::new());
+    // ext4 without a journal flushes in the middle of sync(2), too.
+    for is_flushed in [false, true] {
+        let spans = vec![time(1, is_flushed), time(2, true)];
+        let (said, missing) = looks(vec![map(&[0], 1), damaged(2), map(&[0], 3)], spans);
+        assert_eq!(said, "# 1.000 s to 2.000 s, 2 states together\ntouch f /dev/sda /f\n");
+        assert_eq!(missing, Vec::<String>::new());
+    }
 }
 
 #[test]
 fn what_nothing_mends_is_missing() {
-    // At the end, at a flush, and if it lasts.
-    let (said, missing) = looks(vec![map(&[0], 1), damaged(2)], &[false]);
+    // At the end, and if it lasts.
+    let (said, missing) = looks(vec![map(&[0], 1), damaged(2)], vec![time(1, true)]);
     assert_eq!((said.as_str(), missing.len()), ("", 1));
-    let (_, missing) = looks(vec![map(&[0], 1), damaged(2)], &[true]);
+    let many = MOST_DOUBTS as u64 + 1;
+    let maps = std::iter::once(map(&[0], 1)).chain((2..).take(many as usize).map(damaged)).collect();
+    let (said, missing) = looks(maps, (1..=many).map(|second| time(second, false)).collect());
+    assert_eq!(said, "# 1.000 s to 9.000 s, not flushed, 9 states together\ndelete f /dev/sda /f\n");
     assert_eq!(missing.len(), 1);
-    let many = MOST_DOUBTS as i64 + 2;
-    let maps = std::iter::once(map(&[0], 1)).chain((0..many).map(damaged)).collect();
-    let (_, missing) = looks(maps, &vec![false; many as usize]);
+}
+
+#[test]
+fn a_backup_is_no_unfinished_state() {
+    let [monday, tuesday, wednesday] = ["monday", "tuesday", "wednesday"].map(|name| name.as_bytes().into());
+    let spans = vec![
+        Span::Between { from: monday, to: Arc::clone(&tuesday) },
+        Span::Between { from: tuesday, to: wednesday },
+    ];
+    let (said, missing) = looks(vec![map(&[0], 1), damaged(2), map(&[0], 3)], spans);
+    assert_eq!(
+        said,
+        "# monday to tuesday\ndelete f /dev/sda /f\n# tuesday to wednesday\ncreate f /dev/sda /f\n"
+    );
     assert_eq!(missing.len(), 1);
 }

@@ -55,9 +55,13 @@ fn encrypted_images_are_read_with_their_passphrase() {
     }
     let images = Images::new();
     let secret = ["--object", "secret,id=s,data=sesame"];
-    let encrypted = ["encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
+    let encrypted = ["encrypt.format=luks,encrypt.key-secret=s,encrypt.hash-alg=sha512,encrypt.iter-time=10"];
     images.convert("disk.qcow2", "qcow2", &[&secret[..], &["-o"], &encrypted].concat());
-    images.convert("disk.luks", "luks", &[&secret[..], &["-o", "key-secret=s,iter-time=10"]].concat());
+    images.convert(
+        "disk.luks",
+        "luks",
+        &[&secret[..], &["-o", "key-secret=s,hash-alg=sha512,iter-time=10"]].concat(),
+    );
     images.convert(
         "old.qcow",
         "qcow",
