@@ -1,10 +1,11 @@
 //! Looks at the states of the disks, one after the other, and writes the operations found.
 
 use super::compare::is_now;
+use super::held::Held;
 use super::journaled::{Replayed, Seen, without_data};
 use super::output::text_line;
 use super::states::join;
-use super::{Action, Latest, Operation, OperationsFormat, Span, States, Written, compare};
+use super::{Action, Latest, Operation, OperationsFormat, Span, States, compare};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::iter;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use virt_bmap_image::Source;
 use virt_bmap_map::hardlinks::disk_ranges;
 use virt_bmap_map::{Cause, Header, Hit, Kind, Map, MapBuilder, Marks, Warning};
-use virt_bmap_ranges::{DiskNumber, DiskOffset, DiskRange, RangeSet};
+use virt_bmap_ranges::{DiskOffset, RangeSet};
 
 /// Maps one state of the disks. The caller supplies it, and the means to cancel it.
 pub type MapState = Box<dyn FnMut(&StateToMap<'_>) -> Result<Look, LookError> + Send>;
@@ -70,28 +71,6 @@ fn is_plain_data(hit: &Hit<'_>) -> bool {
     hit.object.kind() == Kind::File && is_certain && hit.role.flags.is_empty()
 }
 
-/// What was written and was not told. `told` has the places of the objects of operations, and
-/// whether the operation came earlier. The present writes are no part of an earlier operation.
-fn still_held(
-    told: &[((DiskNumber, DiskRange), bool)],
-    mut written: Vec<RangeSet<DiskOffset>>,
-    present: &[RangeSet<DiskOffset>],
-) -> Vec<RangeSet<DiskOffset>> {
-    for &((disk, range), is_earlier) in told {
-        let Some(disk) = usize::from(disk).checked_sub(1) else { continue };
-        let Some(written) = written.get_mut(disk) else { continue };
-        written.remove(range);
-        let present = present.get(disk).filter(|_| is_earlier);
-        written.extend(present.into_iter().flat_map(|present| present.overlap(range)));
-    }
-    for ranges in &mut written {
-        if ranges.range_count() > MOST_HELD {
-            *ranges = RangeSet::new();
-        }
-    }
-    written
-}
-
 /// What is due from before the present state.
 #[derive(Default)]
 struct Before {
@@ -99,10 +78,7 @@ struct Before {
     unseen: Option<States>,
     /// What was wrong with each of the last of them that may have been unfinished.
     doubts: Vec<Vec<String>>,
-    /// Written, and not yet part of an operation.
-    held: Vec<RangeSet<DiskOffset>>,
-    /// When that was written last, by the device of the filesystem: a look need not cover all.
-    spans: BTreeMap<Vec<u8>, Span>,
+    held: Held,
     /// Files, by device and inode, of which data was told before their inode has changed.
     untimed: HashSet<(Vec<u8>, u64)>,
     /// Written by mounting in the state that was mapped last.
@@ -146,10 +122,6 @@ const MOST_DOUBTS: usize = 8;
 
 /// Most files of which data was told without a change of the inode.
 const MOST_UNTIMED: usize = 1 << 16;
-
-/// Most ranges that are held of a disk. The journal and other metadata are among them, which never
-/// become part of an operation.
-const MOST_HELD: usize = 1 << 16;
 
 /// Finds operations between states that follow one another.
 pub struct Finder {
@@ -327,10 +299,7 @@ impl Finder {
         now: &[RangeSet<DiskOffset>],
         replayed: Vec<RangeSet<DiskOffset>>,
     ) -> io::Result<()> {
-        let held = std::mem::take(&mut self.before.held);
-        let mut seen = now.to_vec();
-        join(&mut seen, &held);
-        let written = Written { seen, held, replayed };
+        let written = self.before.held.written(span, now, replayed);
         let (mut earlier, mut present): (Vec<(Span, Vec<Operation<'_>>)>, _) = (Vec::new(), Vec::new());
         let mut told = Vec::new();
         for &(device, old, new) in maps {
@@ -343,8 +312,7 @@ impl Finder {
             let (before, new): (Vec<_>, Vec<_>) =
                 found.into_iter().partition(|operation| operation.is_earlier);
             present.extend(new);
-            let earlier_span = self.before.spans.insert(device.to_vec(), span.clone());
-            let earlier_span = earlier_span.unwrap_or_else(|| span.clone());
+            let earlier_span = self.before.held.next_span(device, span);
             match earlier.iter_mut().find(|(other, _)| *other == earlier_span) {
                 Some((_, operations)) => operations.extend(before),
                 None => earlier.push((earlier_span, before)),
@@ -352,7 +320,7 @@ impl Finder {
         }
         earlier.sort_by_key(|(span, _)| span.begin());
         earlier.push((span.clone(), present));
-        self.before.held = still_held(&told, written.seen, now);
+        self.before.held.keep(span, now, &told);
         for (span, operations) in earlier {
             for operation in &operations {
                 *self.ended.counts.entry(operation.action).or_default() += 1;
@@ -372,7 +340,8 @@ impl Finder {
             self.note_missing(reason);
         }
         // All that is left is earlier than this.
-        let Some(span) = self.before.spans.values().next().cloned() else { return Ok(()) };
+        self.before.held.settle();
+        let Some(span) = self.before.held.any_span() else { return Ok(()) };
         let maps = std::mem::take(&mut self.maps);
         let same: Vec<_> = maps.iter().map(|(device, map)| (device.as_slice(), map, map)).collect();
         self.tell(&same, &span, &[], Vec::new())

@@ -29,6 +29,7 @@
 mod captured;
 mod compare;
 mod finder;
+mod held;
 mod journaled;
 mod latest;
 mod output;

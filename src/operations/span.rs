@@ -37,6 +37,14 @@ impl Span {
         }
     }
 
+    /// Whether the guest wanted the state at its end to last.
+    pub(super) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Time { is_flushed, .. } => *is_flushed,
+            Self::Between { .. } => true,
+        }
+    }
+
     /// Goes on to the end of the span that comes next.
     pub(super) fn add(&mut self, next: Self) {
         match (self, next) {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::operations::captured::Output;
 use virt_bmap_map::{Attributes, Filesystem, ObjectName};
-use virt_bmap_ranges::FileOffset;
+use virt_bmap_ranges::{DiskNumber, DiskRange, FileOffset};
 
 const DEVICES: [&[u8]; 2] = [b"/dev/sda", b"/dev/sdb"];
 /// Where the file's data lies on each disk, and where the metadata.
@@ -66,6 +66,39 @@ fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
             "write f /dev/sda /f",
         ]
     );
+}
+
+/// What is told of data that is written at 1 s, and of metadata at these times (in milliseconds),
+/// if only the last state has another inode. `flushed`: whether the guest has flushed the data.
+fn data_and_inode(metadata: [u64; 2], flushed: bool) -> String {
+    let mut maps = vec![map(&[0], 1), map(&[0], 1), map(&[0], 2)].into_iter();
+    let next: MapState = Box::new(move |_| {
+        Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new(), data: Vec::new() })
+    });
+    let output = Output::default();
+    let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();
+    finder.begin(&[]).unwrap();
+    let moment = |milliseconds, is_flushed| {
+        let to = Duration::from_millis(milliseconds);
+        Span::Time { from: to, to, is_flushed, states: 1 }
+    };
+    finder.look(States { span: moment(1000, flushed), ..states(0, 0, DATA) }).unwrap();
+    for (at, is_flushed) in metadata.into_iter().zip([false, true]) {
+        finder.look(States { span: moment(at, is_flushed), ..states(0, 0, METADATA) }).unwrap();
+    }
+    finder.end().unwrap();
+    output.text()
+}
+
+#[test]
+fn data_waits_for_its_inode_until_the_next_flush() {
+    // The guest pauses twice in the middle of one `sync`.
+    assert_eq!(data_and_inode([1100, 1200], false), "# 1.200 s to 1.200 s\nwrite f /dev/sda /f\n");
+    // It flushes the data, and the inode with a later `sync`.
+    assert_eq!(data_and_inode([1100, 1200], true), "# 1.000 s to 1.000 s\nwrite f /dev/sda /f\n");
+    // It does not flush, and goes on much later.
+    let late = "# 1.000 s to 1.000 s, not flushed\nwrite f /dev/sda /f\n";
+    assert_eq!(data_and_inode([2100, 2200], false), late);
 }
 
 /// The map of one filesystem in which nothing was found, with a warning about it.

@@ -113,10 +113,14 @@ fn data_after_which_nothing_comes_is_told_at_the_end() {
 }
 
 #[test]
-fn what_could_not_be_mapped_is_in_the_next_look_and_is_missing() {
+fn what_could_not_be_mapped_is_in_the_next_look_or_missing() {
     let watched = Watched::start(vec![Ok(map(1)), Err("no appliance".into()), Ok(map(2))]);
     watched.write(METADATA).write(METADATA);
     let (said, ended) = watched.finish();
     assert_eq!(said, ["touch f /dev/sda /f"]);
-    assert_eq!((ended.states, ended.looks, ended.missing.len()), (2, 1, 1));
+    assert_eq!((ended.states, ended.looks, ended.missing.len()), (2, 1, 0));
+    let watched = Watched::start(vec![Ok(map(1)), Err("no appliance".into())]);
+    watched.write(METADATA);
+    let (said, ended) = watched.finish();
+    assert_eq!((said.len(), ended.looks, ended.missing.len()), (0, 0, 1));
 }
