@@ -40,5 +40,6 @@ pub mod live;
 pub mod mapper;
 pub mod operations;
 pub mod probe;
+mod qmp;
 pub mod recorder;
 pub mod update;

@@ -1,6 +1,6 @@
 //! Turns off everything in the appliance that reads a guest's disk without a request.
 
-use crate::{Fatal, kernel_log};
+use crate::{Fatal, forget, kernel_log};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, major, minor, open, stat};
 use std::fs;
@@ -17,11 +17,10 @@ const OF_ROOT: &str = "1024";
 /// readahead setting when they are mounted. The appliance's root disk is read ahead: nobody records
 /// its reads.
 pub(crate) fn run() -> Result<(), Fatal> {
-    let root = stat("/")?.st_dev;
-    let root = format!("{}:{}", major(root), minor(root));
+    let root = root()?;
     for device in devices()? {
         let queue = device.join("queue");
-        if fs::read_to_string(device.join("dev")).is_ok_and(|number| number.trim() == root) {
+        if is_device(&device, &root) {
             write(&queue.join("read_ahead_kb"), OF_ROOT)?;
             continue;
         }
@@ -30,7 +29,7 @@ pub(crate) fn run() -> Result<(), Fatal> {
         write(&queue.join("scheduler"), "none").ok();
     }
     kernel_log::clear()?;
-    drop_caches()
+    forget::flush_disks()
 }
 
 /// Makes the kernel drop clean pages, directory entries and inodes.
@@ -50,6 +49,17 @@ pub(crate) fn inflight_counters() -> Result<Vec<OwnedFd>, Fatal> {
         }
     }
     Ok(counters)
+}
+
+/// The number of the appliance's root disk, as `dev` in `/sys` has it.
+pub(crate) fn root() -> Result<String, Fatal> {
+    let root = stat("/")?.st_dev;
+    Ok(format!("{}:{}", major(root), minor(root)))
+}
+
+/// Whether the directory in `/sys` is that of the device with this number.
+pub(crate) fn is_device(directory: &Path, number: &str) -> bool {
+    fs::read_to_string(directory.join("dev")).is_ok_and(|found| found.trim() == number)
 }
 
 /// The directories of all block devices in `/sys`.

@@ -2,7 +2,7 @@
 //! state of them. No filesystem is mounted.
 
 use crate::Fatal;
-use crate::disable_readahead::{devices, drop_caches};
+use crate::disable_readahead::{devices, drop_caches, is_device, root};
 use rustix::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use std::path::Path;
@@ -16,7 +16,18 @@ const BTRFS_IOC_FORGET_DEV: libc::Ioctl = 0x5000_9405;
 
 /// Drops the caches of all devices and their partitions, and the devices that btrfs remembers.
 pub(crate) fn run() -> Result<(), Fatal> {
+    flush_disks()?;
+    forget_btrfs();
+    drop_caches()
+}
+
+/// Drops what the page cache has of all devices but the root disk, and of their partitions.
+pub(crate) fn flush_disks() -> Result<(), Fatal> {
+    let root = root()?;
     for device in devices()? {
+        if is_device(&device, &root) {
+            continue;
+        }
         let Some(name) = device.file_name() else { continue };
         request(&Path::new("/dev").join(name), BLKFLSBUF);
         let parts = std::fs::read_dir(&device).into_iter().flatten().flatten();
@@ -24,8 +35,7 @@ pub(crate) fn run() -> Result<(), Fatal> {
             request(&Path::new("/dev").join(part.file_name()), BLKFLSBUF);
         }
     }
-    forget_btrfs();
-    drop_caches()
+    Ok(())
 }
 
 /// Makes a request without an argument (ioctl(2)) of a block device, if that can be opened.

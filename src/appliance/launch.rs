@@ -2,15 +2,19 @@
 
 use super::accel::{self, Acceleration, Decision};
 use super::handle::{CallError, Console, Handle};
+use super::machine::{Disks, Machine, SAVE_APPEND, Start, configure, configure_machine, get_append, smp};
+use super::own::saved::{SavedState, Shape};
 use super::own::{self, Own, Selected};
 use super::qemu::Qemu;
-use super::{Appliance, CONTROL_LABEL, KillSwitch, processors};
+use super::save::SaveError;
+use super::{Appliance, CONTROL_LABEL, KillSwitch, quote};
 use crate::hangup;
 use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use virt_bmap_ranges::error_chain;
 
 /// How to launch.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +79,13 @@ pub enum Launching {
     },
     /// An appliance that runs in this way.
     Under(Decision),
+    /// Our own appliance is started once to save its state.
+    Saving,
+    /// Our own appliance boots, although it should have gone on from a saved state.
+    Boot {
+        /// Why it does not.
+        because: String,
+    },
     /// libguestfs's appliance, although ours was wanted.
     Stock {
         /// Why not ours.
@@ -90,6 +101,10 @@ impl fmt::Display for Launching {
                 write!(f, "building the appliance for this run alone, because it cannot be kept: {why}")
             }
             Self::Under(decision) => write!(f, "starting the appliance under {decision}"),
+            Self::Saving => f.write_str("saving the state of the appliance, once: later runs go on from it"),
+            Self::Boot { because } => {
+                write!(f, "the appliance boots in each run, because no saved state can be used: {because}")
+            }
             Self::Stock { because } => write!(
                 f,
                 "using libguestfs's appliance, which takes longer to start: {because} (`virt-bmap-rs appliance \
@@ -97,16 +112,6 @@ impl fmt::Display for Launching {
             ),
         }
     }
-}
-
-/// What each try to launch an appliance has in common.
-struct Machine<'a> {
-    qemu: Qemu,
-    /// The NBD server's socket. The drives are exports there.
-    socket: &'a Path,
-    /// The guest's disks, in order.
-    disks: &'a [String],
-    control: &'a str,
 }
 
 /// libguestfs's search path for appliances (`guestfs_get_path`).
@@ -161,7 +166,7 @@ impl Appliance {
                 None
             }
         };
-        let machine = Machine { qemu, socket, disks, control };
+        let machine = Machine { qemu: &qemu, disks: Disks::Exports { socket, guest: disks, control } };
         match Self::launch_under(options, kill, &decision, &machine, own.clone(), &mut announce) {
             Err(LaunchError::Launch { source, .. })
                 if decision == Decision::Kvm
@@ -186,11 +191,11 @@ impl Appliance {
         announce: &mut impl FnMut(Launching),
     ) -> Result<Self, LaunchError> {
         announce(Launching::Under(decision.clone()));
-        let Some(own) = own else { return Self::launch_once(options, kill, decision, machine, None) };
+        let stock = || Self::launch_once(options, kill, decision, machine, None, Start::Boot);
+        let Some(own) = own else { return stock() };
         let begun = Instant::now();
         let limit = own.launch_limit(decision.is_emulated());
-        let launch = || Self::launch_once(options, kill, decision, machine, Some(own.clone()));
-        let because = match kill.limited(limit, launch) {
+        let because = match Self::launch_own(options, kill, decision, machine, &own, limit, announce) {
             (Ok(appliance), _) => {
                 own.launched(begun.elapsed());
                 return Ok(appliance);
@@ -198,29 +203,63 @@ impl Appliance {
             (Err(LaunchError::Launch { .. }), true) => {
                 format!("our own did not start within {} s", limit.as_secs())
             }
-            (Err(LaunchError::Launch { console, panic, source, .. }), false) if !kill.is_being_thrown() => {
-                // libguestfs's message is a page of advice; the console says what happened.
-                let what = match panic {
-                    Some(panic) => format!("kernel panic: {panic}"),
-                    None => console.last().cloned().unwrap_or(source.message),
-                };
-                format!("our own did not start ({what})")
+            (Err(error @ LaunchError::Launch { .. }), false) if !kill.is_being_thrown() => {
+                format!("our own did not start ({})", what_happened(error))
             }
             (Err(error), _) => return Err(error),
         };
         announce(Launching::Stock { because: because.clone() });
-        let stock = Self::launch_once(options, kill, decision, machine, None)?;
+        let stock = stock()?;
         // Where neither starts, ours is not to blame.
         own.failed(&because);
         Ok(stock)
     }
 
-    fn launch_once(
+    /// Launches our own appliance: it goes on from a saved state where that is possible, and boots
+    /// otherwise. Also returns whether it took longer than `limit`.
+    fn launch_own(
+        options: &LaunchOptions,
+        kill: &KillSwitch,
+        decision: &Decision,
+        machine: &Machine<'_>,
+        own: &Own,
+        limit: Duration,
+        announce: &mut impl FnMut(Launching),
+    ) -> (Result<Self, LaunchError>, bool) {
+        let launch = |start: Start<'_>| {
+            let launch = || Self::launch_once(options, kill, decision, machine, Some(own.clone()), start);
+            kill.limited(limit, launch)
+        };
+        let state = match saved_state(options, kill, decision, machine, own) {
+            Ok(Some(state)) => state,
+            Ok(None) => return launch(Start::Boot),
+            Err(error) => return (Err(error), false),
+        };
+        let mut save = || Self::save(options, kill, decision, machine, own, &state, &mut *announce);
+        let because = match kill.limited(limit, || state.find().map_or_else(&mut save, Ok)) {
+            (Ok(state), _) => match launch(Start::From(&state)) {
+                (Err(error @ LaunchError::Launch { .. }), is_over) if is_over || !kill.is_being_thrown() => {
+                    what_happened(error)
+                }
+                launched => return launched,
+            },
+            (Err(SaveError::Launch(error)), is_over) => return (Err(error), is_over),
+            (Err(error), _) => error_chain(&error),
+        };
+        if !kill.is_thrown() {
+            state.failed_because(&because);
+            announce(Launching::Boot { because });
+        }
+        launch(Start::Boot)
+    }
+
+    pub(super) fn launch_once(
         options: &LaunchOptions,
         kill: &KillSwitch,
         decision: &Decision,
         machine: &Machine<'_>,
         own: Option<Own>,
+        start: Start<'_>,
     ) -> Result<Self, LaunchError> {
         let console: Arc<Console> = Arc::default();
         let handle =
@@ -242,26 +281,25 @@ impl Appliance {
         }
         // Writes are not kept.
         set("set_autosync", &|g| g.set_autosync(false))?;
-        let smp = options.smp.unwrap_or_else(default_smp);
-        let mut append = vec![ALL_APPEND.to_owned()];
-        if let Decision::Tcg { .. } = decision {
-            set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
-            append.push(tcg_append(smp));
+        configure_machine(&handle, options, decision)?;
+        match start {
+            Start::Boot => {}
+            Start::ToSave { monitor } => {
+                let append = get_append(&handle)?;
+                set("set_append", &|g| g.set_append(Some(&format!("{append} {SAVE_APPEND}"))))?;
+                let monitor = format!("unix:{},server=on,wait=off", monitor.display());
+                set("config", &|g| g.config("-qmp", Some(&monitor)))?;
+            }
+            Start::From(state) => {
+                let read = format!("exec:exec cat {}", quote(&state.to_string_lossy()));
+                set("config", &|g| g.config("-incoming", Some(&read)))?;
+            }
         }
-        // From LIBGUESTFS_APPEND. The last setting wins.
-        let asked = handle
-            .call(|g| Ok(g.get_append()?.map(str::to_owned)))
-            .map_err(configure("get_append"))?
-            .unwrap_or_default();
-        append.push(asked);
-        set("set_append", &|g| g.set_append(Some(append.join(" ").trim())))?;
-        if let Some(memsize) = options.memsize {
-            let memsize = i32::try_from(memsize).unwrap_or(i32::MAX);
-            set("set_memsize", &|g| g.set_memsize(memsize))?;
-        }
-        set("set_smp", &|g| g.set_smp(i32::try_from(smp).unwrap_or(i32::MAX)))?;
-        let server = format!("unix:{}", machine.socket.display());
-        let server = [server.as_str()];
+        let server = match machine.disks {
+            Disks::Exports { socket, .. } => Some(format!("unix:{}", socket.display())),
+            Disks::Files(_) => None,
+        };
+        let server: Vec<&str> = server.iter().map(String::as_str).collect();
         let drive = |label| guestfs::AddDriveOptArgs {
             // Never "readonly": that would put an overlay of qemu's between the appliance and our
             // server, and reads of blocks that were written there would not reach us.
@@ -270,18 +308,24 @@ impl Appliance {
             iface: None,
             name: None,
             label,
-            protocol: Some("nbd"),
-            server: Some(&server),
+            protocol: Some(if server.is_empty() { "file" } else { "nbd" }),
+            server: (!server.is_empty()).then_some(&server),
             username: None,
             secret: None,
             cachemode: None,
             discard: None,
             copyonread: None,
         };
-        for disk in machine.disks {
-            set("add_drive", &|g| g.add_drive(disk, drive(None)))?;
+        let names: Vec<&str> = match machine.disks {
+            Disks::Exports { guest, control, .. } => {
+                guest.iter().map(String::as_str).chain([control]).collect()
+            }
+            Disks::Files(files) => files.iter().filter_map(|file| file.to_str()).collect(),
+        };
+        for (number, name) in (1..).zip(&names) {
+            let label = (number == names.len()).then_some(CONTROL_LABEL);
+            set("add_drive", &|g| g.add_drive(name, drive(label)))?;
         }
-        set("add_drive", &|g| g.add_drive(machine.control, drive(Some(CONTROL_LABEL))))?;
         handle.call(guestfs::Handle::launch).map_err(|source| LaunchError::Launch {
             hint: launch_hint(),
             console: console.tail(),
@@ -298,34 +342,35 @@ impl Appliance {
     }
 }
 
-/// Kernel options of each appliance.
-///
-/// After a driver has crashed, the kernel is not reliable and may hang, so it panics. It starts on
-/// one processor, and the agent starts the others when it has found many files: each takes time to
-/// start, and most guests are read before another one would help.
-const ALL_APPEND: &str = "oops=panic maxcpus=1";
-
-/// Processors of an appliance: two, if the host has as many.
-fn default_smp() -> u32 {
-    if processors() > 1 { 2 } else { 1 }
+/// Where the state of the appliance in this virtual machine is saved. `None`: it has to boot.
+fn saved_state(
+    options: &LaunchOptions,
+    kill: &KillSwitch,
+    decision: &Decision,
+    machine: &Machine<'_>,
+    own: &Own,
+) -> Result<Option<SavedState>, LaunchError> {
+    // The state has guestfsd in it, which was told at its start whether to print messages.
+    let is_wanted = options.appliance == own::Choice::Own && decision.is_emulated() && !options.verbose;
+    let Some(qemu) = machine.qemu.path().filter(|_| is_wanted && machine.qemu.is_direct()) else {
+        return Ok(None);
+    };
+    let handle = Handle::create(Arc::default(), kill.clone(), false).map_err(configure("create"))?;
+    configure_machine(&handle, options, decision)?;
+    let memsize = handle.call(guestfs::Handle::get_memsize).map_err(configure("get_memsize"))?;
+    let append = get_append(&handle)?;
+    let disks = machine.disks.count();
+    Ok(own.saved_state(&Shape { qemu, memsize, smp: smp(options), append: &append, disks }))
 }
 
-/// Further kernel options of an emulated appliance.
-///
-/// Mitigations of processor vulnerabilities are off: one program runs in the appliance, and
-/// emulation has no such processor. Memory is not cleared on allocation. Both cost more than they
-/// protect. Security modules are off: they would be called for each file that is opened, without a
-/// policy (a tenth of the time for looking up files). qemu emulates `rep movsb` byte by byte, so a
-/// kernel that uses fast strings copies at less than half the speed. A virtual processor that waits
-/// for a disk sleeps, and the host's scheduler wakes it for each request, which takes longer than
-/// the request. If the host has a processor to spare, the appliance's processors poll instead.
-fn tcg_append(smp: u32) -> String {
-    let always = "clearcpuid=erms,fsrm mitigations=off init_on_alloc=0 lsm=";
-    if processors() > smp as usize { format!("{always} idle=poll") } else { always.to_owned() }
-}
-
-fn configure(what: &'static str) -> impl Fn(CallError) -> LaunchError {
-    move |source| LaunchError::Configure { what, source }
+/// Why an appliance did not start. libguestfs's message is a page of advice; the console says what
+/// happened.
+fn what_happened(error: LaunchError) -> String {
+    match error {
+        LaunchError::Launch { panic: Some(panic), .. } => format!("kernel panic: {panic}"),
+        LaunchError::Launch { console, source, .. } => console.last().cloned().unwrap_or(source.message),
+        error => error_chain(&error),
+    }
 }
 
 /// The most frequent reason for an appliance that cannot be built.

@@ -11,8 +11,10 @@ mod handle;
 mod inventory;
 mod kill;
 mod launch;
+mod machine;
 pub mod own;
 mod qemu;
+mod save;
 
 pub use accel::{Acceleration, Decision};
 pub use agent::{AgentError, SYSROOT};

@@ -36,6 +36,11 @@ impl Qemu {
         Ok(Self { name, path, is_direct })
     }
 
+    /// Whether libguestfs starts it itself, not through libvirt.
+    pub(super) fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
     /// Where it is, if it was found.
     pub(super) fn path(&self) -> Option<&Path> {
         self.path.as_deref()

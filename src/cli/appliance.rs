@@ -4,6 +4,7 @@ use super::Exit;
 use anyhow::{Context as _, Result, anyhow};
 use indicatif::HumanBytes;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use virt_bmap::appliance::own::build::{KernelForm, Source};
 use virt_bmap::appliance::own::cache::Cache;
@@ -15,9 +16,11 @@ use virt_bmap::appliance::search_path;
 /// Mapping a guest needs an appliance: a small Linux in which the guest's filesystems are mounted.
 /// virt-bmap-rs derives one from libguestfs's that starts in a fraction of the time. The first run
 /// builds it, in a few seconds, and keeps it in $XDG_CACHE_HOME/virt-bmap-rs (or
-/// ~/.cache/virt-bmap-rs), where it takes about 800 MB. After an upgrade of this program or of the
-/// host's packages, the next run builds another and removes the old one. --appliance stock, or
-/// VIRT_BMAP_APPLIANCE=stock in the environment, uses libguestfs's appliance instead.
+/// ~/.cache/virt-bmap-rs), where it takes about 800 MB. Without KVM, that run also saves the state
+/// of the started appliance, 150 MB, from which later runs go on. After an upgrade of this program
+/// or of the host's packages, the next run builds another and removes the old one.
+/// --appliance stock, or VIRT_BMAP_APPLIANCE=stock in the environment, uses libguestfs's appliance
+/// instead.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct ApplianceArgs {
@@ -40,7 +43,8 @@ enum Command {
     /// Print which appliance a run would use now
     #[command(after_long_help = STATUS_AFTER_HELP)]
     Status,
-    /// Remove our own appliances from the cache, and what is remembered of failures
+    /// Remove our own appliances and their saved states from the cache, and what is remembered of
+    /// failures
     #[command(after_long_help = REMOVE_AFTER_HELP)]
     Remove,
 }
@@ -147,6 +151,11 @@ fn status() -> Result<Exit> {
         return Ok(Exit::Incomplete);
     };
     let mut text = described(&own);
+    let states = cache.saved_states(&source.key);
+    if !states.is_empty() {
+        let bytes = states.iter().filter_map(|path| path.metadata().ok()).map(|it| it.blocks() * 512).sum();
+        text.push_str(&format!("saved states: {}, {}\n", states.len(), HumanBytes(bytes)));
+    }
     if let Some(took) = cache.launched(&source.key) {
         text.push_str(&format!("last launch: {:.1} s\n", took.as_secs_f64()));
     }

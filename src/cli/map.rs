@@ -401,6 +401,8 @@ enum Accel {
 enum ApplianceArg {
     /// Our own appliance
     Own,
+    /// Our own appliance, which boots: no saved state of it is used
+    Boot,
     /// libguestfs's appliance
     Stock,
 }
@@ -732,6 +734,7 @@ pub(super) fn mapper_options(args: &MapOptions) -> Result<MapperOptions> {
             },
             appliance: match args.appliance {
                 ApplianceArg::Own => Choice::Own,
+                ApplianceArg::Boot => Choice::Boot,
                 ApplianceArg::Stock => Choice::Stock,
             },
             memsize: args.memsize,

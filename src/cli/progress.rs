@@ -257,7 +257,10 @@ impl Plain {
                 note!("{launching}");
                 let doing = match launching {
                     Launching::Building { .. } => "building the appliance".to_owned(),
-                    Launching::Under(_) | Launching::Stock { .. } => title(&Phase::Launching),
+                    Launching::Under(_)
+                    | Launching::Saving
+                    | Launching::Boot { .. }
+                    | Launching::Stock { .. } => title(&Phase::Launching),
                 };
                 self.begin(&Phase::Launching, doing);
             }

@@ -11,11 +11,10 @@
 mod libvirt;
 mod owner;
 mod qemu;
-mod qmp;
 mod scratch;
 pub mod watchdog;
 
-pub use qmp::QmpError;
+pub use crate::qmp::QmpError;
 pub use scratch::Watch;
 
 use crate::fleet::libvirt::{Host, LibvirtError};

@@ -10,10 +10,10 @@
 //! qemu gets both as open files, so it needs no right to any path.
 
 use super::owner::Owner;
-use super::qmp::{Qmp, QmpError};
 use super::scratch::Scratch;
 use super::watchdog::{self, Watchdog};
 use super::{Disk, FIXED, LeftOut, LiveError, Quiesced, Wanted};
+use crate::qmp::{Qmp, QmpError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ffi::OsStr;

@@ -8,5 +8,6 @@
 
 mod own;
 mod qemu;
+mod saved;
 
 virt_bmap_testutil::program!(harness);

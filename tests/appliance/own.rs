@@ -48,7 +48,7 @@ fn private() -> (Sandbox, PathBuf) {
 
 /// A sandbox with a cache of its own, which holds an appliance that is whole; the path of that
 /// cache, and of the appliance.
-fn with_appliance() -> (Sandbox, PathBuf, PathBuf) {
+pub(super) fn with_appliance() -> (Sandbox, PathBuf, PathBuf) {
     // Most tests share a cache. Copying from there takes less time than building.
     let run = Sandbox::new().run(["appliance", "build"]);
     run.assert_code(0);
@@ -81,7 +81,7 @@ pub(super) fn assert_mapped(run: &Finished, by_own: bool) {
     assert_eq!(!run.stderr.contains(APPLIANCE), by_own, "{}", run.stderr);
 }
 
-fn text(run: &Finished) -> String {
+pub(super) fn text(run: &Finished) -> String {
     String::from_utf8(run.stdout.clone()).unwrap()
 }
 

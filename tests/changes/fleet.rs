@@ -183,7 +183,7 @@ fn good_and_bad_guests() {
     let images = sealed(fleet.images());
     let holder = Holder::of(&fleet.image("locked.raw"));
 
-    let (kills, latest) = if wanted > 7 { (10, 25_000) } else { (1, 15_000) };
+    let (kills, latest) = if wanted > 7 { (10, 15_000) } else { (1, 8_000) };
     let mut random = Random::of(7, 0);
     for round in 0..kills {
         let before = fleet.finished();

@@ -422,7 +422,7 @@ fn qemu_nbd_killed_as_it_serves() {
     // Only qemu-nbd can read compressed images.
     let (_dir, image) = small_as("vmdk", "subformat=streamOptimized");
     let seal = sealed([&image]);
-    let serves = |running: &mut Running| running.wait(Duration::from_millis(3000));
+    let serves = |running: &mut Running| running.wait_until_said("examining");
     killed(with_old_map(), &image, "qemu-nbd", serves, &["guest.vmdk"]);
     drop(seal);
 }
@@ -439,7 +439,6 @@ fn no_progress_for_too_long() {
         "15".as_ref(),
     ]);
     let helper = running.helper("-device virtio-scsi");
-    running.wait(Duration::from_millis(3000));
     kill(helper, Signal::STOP);
     let run = running.finish();
     run.assert_fails(&["15"]);

@@ -15,7 +15,11 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// Starts to map the big guest. The output file already has an old map.
 fn start() -> Running {
-    let sandbox = Sandbox::new();
+    start_with("own")
+}
+
+fn start_with(appliance: &str) -> Running {
+    let sandbox = Sandbox::new().env("VIRT_BMAP_APPLIANCE", appliance);
     fs::write(sandbox.cwd().join("out.bmap"), "old").unwrap();
     sandbox.start([fixture::guest().image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()])
 }
@@ -45,8 +49,13 @@ fn at_once() {
 #[test]
 fn as_the_appliance_is_launched() {
     needs!("guestfish", "sfdisk");
-    for (signal, millis) in [(Signal::INT, 0), (Signal::TERM, 500), (Signal::INT, 4000)] {
-        let mut running = start();
+    for (appliance, signal, millis) in [
+        ("own", Signal::INT, 0),
+        ("own", Signal::TERM, 300),
+        ("boot", Signal::TERM, 500),
+        ("boot", Signal::INT, 4000),
+    ] {
+        let mut running = start_with(appliance);
         running.helper("-device virtio-scsi");
         running.wait(Duration::from_millis(millis));
         end(running, signal);
@@ -135,7 +144,7 @@ fn twice() {
     needs!("guestfish", "sfdisk");
     let mut running = start();
     running.helper("-device virtio-scsi");
-    running.wait(Duration::from_secs(2));
+    running.wait(Duration::from_millis(500));
     running.signal(Signal::INT);
     // An impatient user sends a second signal.
     running.wait(Duration::from_millis(50));
@@ -152,7 +161,7 @@ fn from_the_terminal_to_all_its_processes() {
     let sandbox = Sandbox::new().wrapper(["setsid"]);
     let mut running = sandbox.start([image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()]);
     running.helper("-device virtio-scsi");
-    running.wait(Duration::from_secs(2));
+    running.wait(Duration::from_millis(300));
     running.signal_group(Signal::INT);
     let run = running.finish();
     run.assert_code(130);

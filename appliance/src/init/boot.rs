@@ -23,6 +23,8 @@ pub(super) struct Options {
     pub(super) channel: String,
     /// Whether guestfsd should print what it does.
     pub(super) is_verbose: bool,
+    /// Whether the host saves the state of the appliance when it has started.
+    pub(super) is_saved: bool,
 }
 
 impl Options {
@@ -30,7 +32,11 @@ impl Options {
     pub(super) fn of_kernel() -> Result<Self, Fatal> {
         let line = fs::read_to_string("/proc/cmdline")?;
         let channel = value(&line, "guestfs_channel").unwrap_or(CHANNEL);
-        Ok(Self { channel: channel.to_owned(), is_verbose: value(&line, "guestfs_verbose") == Some("1") })
+        Ok(Self {
+            channel: channel.to_owned(),
+            is_verbose: value(&line, "guestfs_verbose") == Some("1"),
+            is_saved: value(&line, "virt_bmap.save") == Some("1"),
+        })
     }
 }
 
@@ -40,6 +46,8 @@ fn value<'a>(line: &'a str, option: &str) -> Option<&'a str> {
 }
 
 /// Loads the modules that reach the root disk, mounts it, and makes it the root.
+///
+/// It is read-only: a saved state of the appliance goes on with the root disk as it was built.
 pub(super) fn enter_root() -> Result<(), Fatal> {
     mount_new("devtmpfs", "/dev", None)?;
     mount_new("proc", "/proc", None)?;
@@ -50,7 +58,7 @@ pub(super) fn enter_root() -> Result<(), Fatal> {
     let device = wait_until(root, || root_device(root))?;
     // supermin's root is an ext2, which the ext4 module mounts as well.
     let mounted = ["ext4", "ext2"].iter().map(|kind| {
-        mount(&*device, NEW_ROOT, *kind, MountFlags::NOATIME, None)
+        mount(&*device, NEW_ROOT, *kind, MountFlags::RDONLY | MountFlags::NOATIME, None)
             .map_err(|error| format!("{device}: {error}"))
     });
     mounted.reduce(Result::or).ok_or("no filesystem")??;
@@ -65,11 +73,16 @@ pub(super) fn enter_root() -> Result<(), Fatal> {
     mount_new("devpts", "/dev/pts", None)?;
     mount_new("tmpfs", "/dev/shm", Some("mode=1777"))?;
     mount_new("tmpfs", "/run", Some("size=20%,mode=0755"))?;
+    for temporary in ["/tmp", "/var/tmp"] {
+        mount_new("tmpfs", temporary, Some("mode=1777"))?;
+    }
     Ok(())
 }
 
 fn mount_new(kind: &str, to: &str, data: Option<&str>) -> Result<(), Fatal> {
-    fs::create_dir_all(to).map_err(|error| format!("{to}: {error}"))?;
+    if !fs::exists(to)? {
+        fs::create_dir_all(to).map_err(|error| format!("{to}: {error}"))?;
+    }
     let data = data.map(CString::new).transpose()?;
     mount(kind, to, kind, MountFlags::empty(), data.as_deref()).map_err(|error| format!("{to}: {error}"))?;
     Ok(())

@@ -8,16 +8,21 @@
 
 mod boot;
 mod links;
+mod saved;
 pub(crate) mod scan;
 mod signatures;
 
 use crate::Fatal;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mount::mount_bind;
 use rustix::process::Pid;
 use rustix::system::{RebootCommand, reboot};
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Runs guestfsd in the appliance, and ends the appliance. Never returns.
@@ -46,31 +51,66 @@ fn serve() -> Result<(), Fatal> {
     let channel = links::make(&options.channel)?;
     stages.end("links");
     crate::kernel_log::quieten()?;
-    scan::run();
-    stages.end("scans");
     // Of this process's file in the initial RAM filesystem nothing but this is left.
     fs::copy("/proc/self/exe", AGENT)?;
-    crate::disable_readahead::run()?;
-    let mut daemon = Command::new("guestfsd");
-    daemon.arg("--channel").arg(channel).stdin(Stdio::null());
-    if options.is_verbose {
-        daemon.arg("--verbose");
-    }
-    let daemon = daemon.envs(ENVIRONMENT).spawn().map_err(|error| format!("guestfsd: {error}"))?;
+    let daemon = if options.is_saved {
+        saved::load();
+        let channel = fs::File::options().read(true).write(true).open(&channel)?;
+        let daemon = start_daemon(Channel::Open(&channel), options.is_verbose)?;
+        saved::wait_for_disks()?;
+        crate::attach::attach()?;
+        saved::tell_ready(&channel)?;
+        daemon
+    } else {
+        scan::run();
+        stages.end("scans");
+        crate::disable_readahead::run()?;
+        start_daemon(Channel::Port(&channel), options.is_verbose)?
+    };
     stages.end("guestfsd");
     wait_for(daemon.id())
+}
+
+/// guestfsd's connection to libguestfs.
+enum Channel<'a> {
+    /// The virtio port, which can be opened once.
+    Port(&'a Path),
+    /// The port, open.
+    Open(&'a fs::File),
+}
+
+fn start_daemon(channel: Channel<'_>, is_verbose: bool) -> Result<Child, Fatal> {
+    let mut command = Command::new("guestfsd");
+    command.arg("--channel").stdin(Stdio::null()).envs(ENVIRONMENT);
+    match channel {
+        Channel::Port(port) => command.arg(port),
+        Channel::Open(port) => command.arg(format!("fd:{}", port.as_raw_fd())),
+    };
+    if is_verbose {
+        command.arg("--verbose");
+    }
+    let pass_on = |flags| match channel {
+        Channel::Port(_) => Ok(()),
+        Channel::Open(port) => fcntl_setfd(port, flags),
+    };
+    pass_on(FdFlags::empty())?;
+    let daemon = command.spawn().map_err(|error| format!("guestfsd: {error}"))?;
+    pass_on(FdFlags::CLOEXEC)?;
+    Ok(daemon)
 }
 
 /// Where the host finds the agent.
 const AGENT: &str = "/run/virt-bmap-agent";
 
 /// The environment of guestfsd and of the programs that it runs.
-const ENVIRONMENT: [(&str, &str); 4] = [
+const ENVIRONMENT: [(&str, &str); 5] = [
     ("PATH", PATH),
     ("LVM_SYSTEM_DIR", "/tmp/lvm"),
     // Without these, LVM, cryptsetup and mdadm would wait for udev.
     ("DM_DISABLE_UDEV", "1"),
     ("MDADM_NO_UDEV", "1"),
+    // guestfsd's connection may be open in the programs that it runs.
+    ("LVM_SUPPRESS_FD_WARNINGS", "1"),
 ];
 
 const PATH: &str = "/sbin:/usr/sbin:/bin:/usr/bin";
@@ -87,24 +127,18 @@ impl Stages {
 }
 
 /// Makes the directories, links and settings that guestfsd and the programs that it runs rely on.
+/// What they need on the root disk was put there when the appliance was built.
 fn prepare() -> Result<(), Fatal> {
-    for directory in ["/tmp", "/var/tmp", "/sysroot", "/tmp/lvm", "/run/lock"] {
-        if !Path::new(directory).is_dir() {
-            let _ = fs::remove_file(directory);
-            fs::create_dir_all(directory).map_err(|error| format!("{directory}: {error}"))?;
-        }
+    for directory in ["/tmp/lvm", "/run/lock"] {
+        fs::create_dir_all(directory).map_err(|error| format!("{directory}: {error}"))?;
     }
-    for (link, to) in
-        [("/dev/fd", "/proc/self/fd"), ("/etc/mtab", "/proc/mounts"), ("/var/lock", "../run/lock")]
-    {
-        // What is there already serves as well.
-        let _ = symlink(to, link);
-    }
+    // What is there already serves as well.
+    let _ = symlink("/proc/self/fd", "/dev/fd");
     // guestfsd runs `udevadm settle` before each call that concerns a device.
-    for udevadm in ["/bin/udevadm", "/sbin/udevadm", "/usr/bin/udevadm", "/usr/sbin/udevadm"] {
-        if fs::remove_file(udevadm).is_ok() {
-            symlink("/bin/true", udevadm)?;
-        }
+    let places = ["/bin/udevadm", "/sbin/udevadm", "/usr/bin/udevadm", "/usr/sbin/udevadm"];
+    let udevadm: BTreeSet<_> = places.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+    for path in udevadm {
+        mount_bind("/bin/true", &path).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     let has_devices_file =
         ["/sbin/lvmdevices", "/usr/sbin/lvmdevices"].iter().any(|it| Path::new(it).exists());

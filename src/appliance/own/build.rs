@@ -145,12 +145,30 @@ fn make_removable(directory: &Path) {
     }
 }
 
+/// Writes an archive with what guestfsd needs on the root disk besides the host's packages: the
+/// directory where it mounts the guest, and a table of mounts. The root disk is read-only.
+fn write_base(path: &Path) -> io::Result<()> {
+    let file = fs::File::create(path)?;
+    let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(file, flate2::Compression::fast()));
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(0);
+    header.set_entry_type(tar::EntryType::Directory);
+    archive.append_data(&mut header, "sysroot", io::empty())?;
+    header.set_entry_type(tar::EntryType::Symlink);
+    archive.append_link(&mut header, "etc/mtab", "/proc/mounts")?;
+    archive.into_inner()?.finish()?;
+    Ok(())
+}
+
 /// Has supermin build kernel, initrd and root, as libguestfs does (`lib/appliance.c`). `place` is
 /// for its temporary files.
 fn supermin(place: &Path, directory: &Path, supermin_d: &Path) -> Result<(), BuildError> {
+    let base = place.join("base.tar.gz");
+    write_base(&base).map_err(|source| BuildError::File { path: base.clone(), source })?;
     let mut command = child::command("supermin".as_ref());
     command.args(["--build", "--copy-kernel", "-f", "ext2", "--host-cpu", std::env::consts::ARCH]);
-    command.arg(supermin_d).arg("-o").arg(directory).env("TMPDIR", place);
+    command.arg(supermin_d).arg(&base).arg("-o").arg(directory).env("TMPDIR", place);
     let output = child::run(command, DEADLINE).map_err(BuildError::Run);
     let entries = fs::read_dir(place).into_iter().flatten().flatten();
     let is_temporary = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|it| it == "tmpdir");

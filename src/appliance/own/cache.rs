@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What the names of appliances in the cache begin with.
-const PREFIX: &str = "appliance-";
+pub(super) const PREFIX: &str = "appliance-";
 /// What the names of directories begin with in which one is being built.
 const UNFINISHED: &str = "building-";
 /// The lock of whoever builds.
@@ -65,7 +65,7 @@ pub enum CacheError {
 /// The directory of the cache.
 #[derive(Debug)]
 pub struct Cache {
-    directory: TrustedDirectory,
+    pub(super) directory: TrustedDirectory,
 }
 
 impl Cache {
@@ -137,7 +137,8 @@ impl Cache {
         Ok(())
     }
 
-    fn entries(&self, prefix: &str) -> Result<Vec<PathBuf>, CacheError> {
+    /// The paths of all that begins with this, in order.
+    pub(super) fn entries(&self, prefix: &str) -> Result<Vec<PathBuf>, CacheError> {
         let path = self.directory.path();
         let entries =
             fs::read_dir(path).map_err(|source| CacheError::File { path: path.to_owned(), source })?;
@@ -228,7 +229,20 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]
     pub fn forget_failure(&self, key: &str) -> Result<(), CacheError> {
-        let path = self.directory.path().join(format!("{PREFIX}{key}.failed"));
+        self.remove_note(self.directory.path().join(format!("{PREFIX}{key}.failed")))
+    }
+
+    /// Forgets why the appliance with this key and its saved states are not used.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub fn forget_failures(&self, key: &str) -> Result<(), CacheError> {
+        let mut notes = self.entries(&format!("{PREFIX}{key}."))?;
+        notes.retain(|path| path.extension().is_some_and(|it| it == "failed"));
+        notes.into_iter().try_for_each(|path| self.remove_note(path))
+    }
+
+    fn remove_note(&self, path: PathBuf) -> Result<(), CacheError> {
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CacheError::File { path, source }),
             _ => Ok(()),

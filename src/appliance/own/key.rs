@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 /// Changes when the way changes in which an appliance is made.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// What supermin looks at: the databases of the package managers that it knows, and the kernels.
 const LOOKED_AT: [&str; 8] = [
@@ -63,7 +63,7 @@ fn entries(directory: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// Size, modification time and inode of a file; nothing if it does not exist.
-fn stamp(path: &Path) -> Vec<u8> {
+pub(super) fn stamp(path: &Path) -> Vec<u8> {
     fs::metadata(path).map_or_else(
         |_| Vec::new(),
         |it| format!("{} {} {} {}", it.len(), it.mtime(), it.mtime_nsec(), it.ino()).into_bytes(),

@@ -11,6 +11,7 @@ pub mod cache;
 mod initrd;
 mod kernel;
 mod key;
+pub(super) mod saved;
 
 use crate::cache::hex;
 use build::{BuildError, Description, Source};
@@ -28,6 +29,8 @@ pub enum Choice {
     /// Our own, or libguestfs's where that is not possible.
     #[default]
     Own,
+    /// Our own, booted each time: no state of it is saved or used.
+    Boot,
     /// libguestfs's.
     Stock,
 }
@@ -89,7 +92,7 @@ pub fn select(
     if let Some(directory) = std::env::var_os("LIBGUESTFS_PATH") {
         return exported(Path::new(&directory)).map_or(Selected::Stock { because: None }, Selected::Own);
     }
-    let Some(supermin_d) = supermin_d(path).filter(|_| choice == Choice::Own) else {
+    let Some(supermin_d) = supermin_d(path).filter(|_| choice != Choice::Stock) else {
         return Selected::Stock { because: None };
     };
     match ready(&supermin_d, is_ended, building) {
@@ -159,7 +162,7 @@ fn ready(
 /// [`CacheError`]
 pub fn retry(source: &Source<'_>) -> Result<Own, CacheError> {
     let cache = Cache::open()?;
-    cache.forget_failure(&source.key)?;
+    cache.forget_failures(&source.key)?;
     cache.find_or_build(source, &|| false, &mut || {})
 }
 

@@ -59,7 +59,7 @@ impl From<io::Error> for QmpError {
 
 /// A connection to a monitor.
 #[derive(Debug)]
-pub(super) struct Qmp {
+pub(crate) struct Qmp {
     stream: UnixStream,
     received: Vec<u8>,
     /// The process that sends. Another one may have used the connection before.
@@ -84,7 +84,7 @@ struct Refusal {
 
 impl Qmp {
     /// Connects to the monitor at a socket.
-    pub(super) fn connect(socket: &Path) -> Result<Self, QmpError> {
+    pub(crate) fn connect(socket: &Path) -> Result<Self, QmpError> {
         let mut qmp = Self::resume(UnixStream::connect(socket)?);
         let greeting = qmp.message(Instant::now() + GREETING)?;
         let greeting: Value = serde_json::from_slice(&greeting).map_err(|_| QmpError::Protocol)?;
@@ -95,27 +95,27 @@ impl Qmp {
     }
 
     /// Goes on with a connection that was used by another process.
-    pub(super) fn resume(stream: UnixStream) -> Self {
+    pub(crate) fn resume(stream: UnixStream) -> Self {
         Self { stream, received: Vec::new(), process: std::process::id(), sent: 0, version: None }
     }
 
     /// The major version of qemu.
-    pub(super) fn version(&self) -> Option<u64> {
+    pub(crate) fn version(&self) -> Option<u64> {
         self.version
     }
 
     /// The same connection for another process, which uses it when this one no longer does.
-    pub(super) fn stream(&self) -> &UnixStream {
+    pub(crate) fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
     /// Executes a command.
-    pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
+    pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
         self.execute_with(command, arguments, None)
     }
 
     /// Executes a query, and reads its answer.
-    pub(super) fn query<T: DeserializeOwned>(
+    pub(crate) fn query<T: DeserializeOwned>(
         &mut self,
         command: &str,
         arguments: &Value,
@@ -125,7 +125,7 @@ impl Qmp {
     }
 
     /// Executes a command that takes a file.
-    pub(super) fn execute_with(
+    pub(crate) fn execute_with(
         &mut self,
         command: &str,
         arguments: &Value,
