@@ -39,8 +39,9 @@ struct Way {
     append: &'static str,
 }
 
-const WAYS: [Way; 9] = [
+const WAYS: [Way; 10] = [
     Way { what: "default", disks: 1, options: &[], append: "" },
+    Way { what: "`--appliance boot`", disks: 1, options: &["--appliance", "boot"], append: "" },
     Way { what: "`--appliance stock`", disks: 1, options: &["--appliance", "stock"], append: "" },
     Way {
         what: "the kernel's mitigations on, memory cleared (`init_on_alloc=1`)",

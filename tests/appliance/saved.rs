@@ -4,8 +4,9 @@
 use super::own::{arguments, assert_mapped, text, with_appliance};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox};
-use virt_bmap_testutil::tools::needs;
+use virt_bmap_testutil::tools::{self, needs};
 
 const SAVING: &str = "saving the state of the appliance";
 const BOOTS: &str = "the appliance boots in each run";
@@ -89,4 +90,42 @@ fn a_run_that_is_killed_while_it_saves_leaves_nothing_that_stays() {
     let run = map(sandbox(), true);
     assert!(!Path::new(&unfinished).exists());
     map(run.sandbox, false);
+}
+
+#[test]
+fn the_disks_and_the_clock_are_those_of_the_run() {
+    needs!("mkfs.ext4", "guestfish");
+    let (sandbox, cache, appliance) = with_appliance();
+    let run = sandbox.run(arguments().into_iter().chain(["--smp", "1"]));
+    assert_mapped(&run, true);
+    let [state] = &files(&cache, ".state-")[..] else { panic!("{:?}", files(&cache, "")) };
+    // guestfish goes on from it, with disks of its own. If the clock stood still, it would be behind
+    // by seconds.
+    std::thread::sleep(Duration::from_secs(2));
+    let place = tempfile::tempdir().unwrap();
+    let disk = |name: &str, size: u64| {
+        let path = place.path().join(name);
+        fs::File::create(&path).unwrap().set_len(size).unwrap();
+        path.display().to_string()
+    };
+    let script = format!(
+        "set-smp 1\nconfig -incoming \"exec:exec cat {}\"\nadd-drive {} format:raw\n\
+         add-drive {} format:raw label:control\nrun\n\
+         debug sh \"date +%s; cat /sys/block/sda/size; blockdev --getsize64 /dev/disk/guestfs/control\"\n",
+        state.display(),
+        disk("guest", 8 << 20),
+        disk("control", 3 << 20)
+    );
+    fs::write(place.path().join("script"), script).unwrap();
+    let mut guestfish = tools::command("guestfish");
+    guestfish.arg("-f").arg(place.path().join("script")).env("LIBGUESTFS_PATH", &appliance);
+    guestfish.env("LIBGUESTFS_BACKEND", "direct").env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let began = now();
+    let said = String::from_utf8(tools::output(&mut guestfish).stdout).unwrap();
+    let numbers: Vec<u64> = said.lines().map(|line| line.trim().parse().unwrap()).collect();
+    let [clock, sectors, control] = numbers[..] else { panic!("{said}") };
+    // It has whole seconds.
+    assert!((began - 1..=now()).contains(&clock), "{clock} after {began}");
+    assert_eq!((sectors * 512, control), (8 << 20, 3 << 20));
 }

@@ -24,16 +24,16 @@ use virt_bmap_testutil::{cache, fixture, formats, layered, mapping, textmap, too
 /// The mapper of the fleet. It writes down the guest's id, and runs the program that is its first
 /// argument.
 ///
-/// The guest `hangs` has a timeout of one second, so that it fails as a guest does in which nothing
-/// happens. The appliance of `stuck` is stopped when it begins to read the first filesystem, so
-/// that the probe waits for it.
+/// The guest `hangs` has a timeout of one second, and its appliance boots for longer, so that it
+/// fails as a guest does in which nothing happens. The appliance of `stuck` is stopped when it begins
+/// to read the first filesystem, so that the probe waits for it.
 const MAPPER: &str = r#"#!/bin/bash
 program=$1; shift
 for word; do image=$word; done
 id=$(basename "${image%.*}")
 echo "$id" >> "$STARTED"
 case $id in
-    hangs) exec "$program" --timeout=1 "$@" ;;
+    hangs) exec "$program" --appliance=boot --timeout=1 "$@" ;;
     stuck) exec "$program" --timeout=25 "$@" 2> >(
         while IFS= read -r line; do
             case $line in *'[1/'*reading*) [ -n "$stopped" ] || pkill -STOP -P $$ qemu-system; stopped=1 ;; esac
