@@ -201,7 +201,7 @@ update-torture: setup-tests
 # Two hundred operations on each filesystem, one by one and ten at a time, and as many at random; the
 # same on volumes; and looks at all filesystems beside maps of fresh appliances.
 operations-torture: setup-tests
-	VIRT_BMAP_OPERATIONS=200 $(TEST) --test operations -- scripted:: random_writer:: volumes:: looks:: --test-threads=1
+	VIRT_BMAP_OPERATIONS=200 $(TEST) --test operations -- scripted::synced scripted::operations_between scripted::operations_on_two random_writer:: volumes:: looks:: --test-threads=1
 
 # Tests in fresh releases of Debian, each with its own libguestfs, qemu and kernel, and writes their
 # table. SUITES="trixie" tests only these. Takes half an hour for each; needs root.

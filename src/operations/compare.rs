@@ -374,7 +374,8 @@ impl<'a> Change<'_, 'a> {
     fn put_data(&self, found: &mut Vec<Operation<'a>>) {
         let (before, after) = (self.old.attributes(), self.new.attributes());
         let (old_size, new_size) = (before.size.unwrap_or(0), after.size.unwrap_or(0));
-        let is_modified = before.modified != after.modified;
+        // Two changes within a tick of the guest's clock have the same time.
+        let is_modified = before.modified != after.modified || new_size != old_size;
         let (inside, behind) = self.written_before_and_behind(old_size, new_size, &self.written.seen);
         let (in_journal, behind_in_journal) =
             self.written_before_and_behind(old_size, new_size, &self.written.replayed);
@@ -388,14 +389,13 @@ impl<'a> Change<'_, 'a> {
             }
             Ordering::Equal => {}
         }
-        // Two changes within a tick of the guest's clock have the same time.
         let is_punched = new_size == old_size && self.has_new_hole(new_size);
         if is_punched {
             // The kernel zeroes what is left of the blocks at both ends of a hole.
             found.push(self.operation(Action::Punch, inside));
         } else if !inside.is_empty() && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
             found.push(self.operation(Action::Move, inside));
-        } else if !inside.is_empty() && !is_modified && new_size == old_size {
+        } else if !inside.is_empty() && !is_modified {
             // What is written with the inode is written with every change of it.
             if after.marks.contains(Marks::INLINE) {
                 return;

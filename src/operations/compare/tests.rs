@@ -142,6 +142,11 @@ fn operations_on_the_data_of_a_file() {
         done(file(9000, 2, FILE, &[0, 8192, 16384]), &[(0, 4096), (16384, 20480)]),
         ["write /f 4096", "append /f 4096"]
     );
+    // So it is within one tick of the guest's clock, wherever the blocks are now.
+    assert_eq!(
+        done(file(9000, 1, FILE, &[4096, 8192, 16384]), &[(4096, 8192), (16384, 20480)]),
+        ["write /f 4096", "append /f 4096"]
+    );
     assert_eq!(done(file(9000, 2, FILE, &[0, 8192]), &[]), ["truncate /f 0"]);
     assert_eq!(done(file(100, 2, FILE, &[0]), &[(0, 4096)]), ["truncate /f 0"]);
     assert_eq!(done(file(5000, 2, FILE, &[0, 8192]), &[(0, 4096)]), ["truncate /f 0", "write /f 4096"]);
