@@ -20,7 +20,7 @@ mod guest;
 #[path = "common/page.rs"]
 mod page;
 
-use guest::{Guest, LARGE, MANY, MEDIUM};
+use guest::{Guest, LARGE, MANY, MEDIUM, MILLION};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::fs;
@@ -31,9 +31,6 @@ use virt_bmap::fleet::capacity::peak_memory;
 use virt_bmap::mapper::MapperOptions;
 use virt_bmap::probe::{Probe, Proof};
 use virt_bmap_map::{Map, Object};
-
-const MILLION: Guest =
-    Guest { name: "million", directories: 20_000, files: 980_000, mean: 4_096, image_mib: 4_096, runs: 1 };
 
 static GUESTS: [Guest; 4] = [MEDIUM, LARGE, MANY, MILLION];
 

@@ -29,6 +29,8 @@ pub(crate) const LARGE: Guest =
     Guest { name: "large", directories: 1_000, files: 9_000, mean: 44_444, image_mib: 700, runs: 3 };
 pub(crate) const MANY: Guest =
     Guest { name: "many", directories: 5_000, files: 95_000, mean: 6_000, image_mib: 1_600, runs: 3 };
+pub(crate) const MILLION: Guest =
+    Guest { name: "million", directories: 20_000, files: 980_000, mean: 4_096, image_mib: 4_096, runs: 1 };
 
 /// Copies an image and keeps its holes.
 pub(crate) fn copy(image: &Path, to: &Path) {

@@ -72,6 +72,7 @@ fn serve() -> Result<(), Fatal> {
 }
 
 /// guestfsd's connection to libguestfs.
+#[derive(Clone, Copy)]
 enum Channel<'a> {
     /// The virtio port, which can be opened once.
     Port(&'a Path),

@@ -171,7 +171,9 @@ fn shell(program: &Path, dir: &Path, line: &str) -> Output {
 
 /// Whether every run prints this line of progress, or whatever else it is.
 fn is_usual(line: &str) -> bool {
-    !(line.starts_with("building the appliance") || line.ends_with(" s so far") || line.ends_with('%'))
+    let is_of_first_run =
+        ["building the appliance", "saving the state of the appliance"].iter().any(|it| line.starts_with(it));
+    !(is_of_first_run || line.ends_with(" s so far") || line.ends_with('%'))
 }
 
 /// The line with `… s` in place of each time such as `9.9 s`.
