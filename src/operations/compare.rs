@@ -376,7 +376,11 @@ impl<'a> Change<'_, 'a> {
         let (old_size, new_size) = (before.size.unwrap_or(0), after.size.unwrap_or(0));
         // Two changes within a tick of the guest's clock have the same time.
         let is_modified = before.modified != after.modified || new_size != old_size;
-        let (inside, behind) = self.written_before_and_behind(old_size, new_size, &self.written.seen);
+        let (mut inside, behind) = self.written_before_and_behind(old_size, new_size, &self.written.seen);
+        if after.marks.contains(Marks::INLINE) {
+            // What lies in the inode is written with every change of it.
+            inside.retain(|part| part.offset.is_some());
+        }
         let (in_journal, behind_in_journal) =
             self.written_before_and_behind(old_size, new_size, &self.written.replayed);
         match new_size.cmp(&old_size) {
@@ -396,10 +400,6 @@ impl<'a> Change<'_, 'a> {
         } else if !inside.is_empty() && !is_modified && !disk_ranges(self.old).eq(disk_ranges(self.new)) {
             found.push(self.operation(Action::Move, inside));
         } else if !inside.is_empty() && !is_modified {
-            // What is written with the inode is written with every change of it.
-            if after.marks.contains(Marks::INLINE) {
-                return;
-            }
             let held = joined(touched(self.new, &self.written.held));
             if !held.is_empty() {
                 found.push(Operation { is_earlier: true, ..self.operation(Action::Write, held) });

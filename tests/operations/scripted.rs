@@ -233,7 +233,10 @@ fn wrong(work: &[(&Filesystem, Vec<Round>)], each: usize, waits: bool) -> String
             writeln!(wrong, "{}:\n{found}", filesystem.name).unwrap();
         }
         let unflushed: Vec<&Value> = these.iter().filter(|operation| operation["flushed"] != true).collect();
-        if !unflushed.is_empty() {
+        // Between `sync`, which flushes nothing there, and `fsync` a busy guest may pause for long
+        // enough to end a state.
+        let most = if filesystem.sync == "fsync" { these.len() / 2 } else { 0 };
+        if unflushed.len() > most {
             let (count, first) = (unflushed.len(), unflushed[0]);
             writeln!(wrong, "{}: {count} not flushed: {first}", filesystem.name).unwrap();
         }

@@ -239,3 +239,37 @@ fn a_file_system_that_could_not_be_examined_is_not_empty() {
     let new = MapBuilder::new(Header::default()).build();
     assert!(compare(&old, &new, b"/dev/sda1", &Written::default()).is_empty());
 }
+
+#[test]
+fn what_lies_in_the_inode_is_written_with_it() {
+    // A file of NTFS in its record of the `$MFT`.
+    const RECORD: DiskRange = DiskRange { start: DiskOffset(4096), end: DiskOffset(5120) };
+    let file = |size, modified, changed| {
+        let mut builder = MapBuilder::new(map("ntfs", &[]).header().clone());
+        let attributes = Attributes {
+            inode: Some(64),
+            size: Some(size),
+            modified: Some(modified),
+            changed: Some(changed),
+            marks: Marks::INLINE,
+            ..Attributes::default()
+        };
+        let name = ObjectName::path(Kind::File, b"/dev/sda1", b"/f");
+        let object = builder.object(name, attributes).unwrap();
+        builder.piece(object, 1, RECORD, None).unwrap();
+        builder.build()
+    };
+    let written = Written { seen: vec![[RECORD].into_iter().collect()], ..Written::default() };
+    const SECOND: i64 = 1_000_000_000;
+    let old = file(100, 5 * SECOND, 5 * SECOND);
+    for (new, expected) in [
+        (file(100, 7 * SECOND, 7 * SECOND), vec![Action::Write]),
+        (file(100, SECOND, 7 * SECOND), vec![Action::Touch]),
+        (file(120, 7 * SECOND, 7 * SECOND), vec![Action::Append]),
+        (file(60, 7 * SECOND, 7 * SECOND), vec![Action::Truncate]),
+        (file(100, 5 * SECOND, 5 * SECOND), vec![]),
+    ] {
+        let found = compare(&old, &new, b"/dev/sda1", &written);
+        assert_eq!(found.iter().map(|operation| operation.action).collect::<Vec<_>>(), expected);
+    }
+}
