@@ -47,18 +47,21 @@ fn value<'a>(line: &'a str, option: &str) -> Option<&'a str> {
 
 /// Loads the modules that reach the root disk, mounts it, and makes it the root.
 ///
-/// It is read-only: a saved state of the appliance goes on with the root disk as it was built.
-pub(super) fn enter_root() -> Result<(), Fatal> {
+/// Of an appliance whose state is saved it is read-only: the state goes on with the root disk as it
+/// was built. Any other one may be used by guestfish, whose commands may write to it.
+pub(super) fn enter_root() -> Result<Options, Fatal> {
     mount_new("devtmpfs", "/dev", None)?;
     mount_new("proc", "/proc", None)?;
     mount_new("sysfs", "/sys", None)?;
     load_modules()?;
+    let options = Options::of_kernel()?;
+    let access = if options.is_saved { MountFlags::RDONLY } else { MountFlags::empty() };
     let line = fs::read_to_string("/proc/cmdline")?;
     let root = value(&line, "root").ok_or("the kernel has no option root")?;
     let device = wait_until(root, || root_device(root))?;
     // supermin's root is an ext2, which the ext4 module mounts as well.
     let mounted = ["ext4", "ext2"].iter().map(|kind| {
-        mount(&*device, NEW_ROOT, *kind, MountFlags::RDONLY | MountFlags::NOATIME, None)
+        mount(&*device, NEW_ROOT, *kind, access | MountFlags::NOATIME, None)
             .map_err(|error| format!("{device}: {error}"))
     });
     mounted.reduce(Result::or).ok_or("no filesystem")??;
@@ -73,10 +76,12 @@ pub(super) fn enter_root() -> Result<(), Fatal> {
     mount_new("devpts", "/dev/pts", None)?;
     mount_new("tmpfs", "/dev/shm", Some("mode=1777"))?;
     mount_new("tmpfs", "/run", Some("size=20%,mode=0755"))?;
-    for temporary in ["/tmp", "/var/tmp"] {
-        mount_new("tmpfs", temporary, Some("mode=1777"))?;
+    if options.is_saved {
+        for temporary in ["/tmp", "/var/tmp"] {
+            mount_new("tmpfs", temporary, Some("mode=1777"))?;
+        }
     }
-    Ok(())
+    Ok(options)
 }
 
 fn mount_new(kind: &str, to: &str, data: Option<&str>) -> Result<(), Fatal> {

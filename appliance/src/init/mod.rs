@@ -44,9 +44,8 @@ pub(crate) fn run() -> ! {
 fn serve() -> Result<(), Fatal> {
     let begun = Instant::now();
     let stages = Stages { begun };
-    boot::enter_root()?;
+    let options = boot::enter_root()?;
     stages.end("root");
-    let options = boot::Options::of_kernel()?;
     prepare()?;
     let channel = links::make(&options.channel)?;
     stages.end("links");
@@ -128,9 +127,9 @@ impl Stages {
 }
 
 /// Makes the directories, links and settings that guestfsd and the programs that it runs rely on.
-/// What they need on the root disk was put there when the appliance was built.
+/// What they need on a root disk that is read-only was put there when the appliance was built.
 fn prepare() -> Result<(), Fatal> {
-    for directory in ["/tmp/lvm", "/run/lock"] {
+    for directory in ["/tmp/lvm", "/var/tmp", "/run/lock"] {
         fs::create_dir_all(directory).map_err(|error| format!("{directory}: {error}"))?;
     }
     // What is there already serves as well.
