@@ -39,8 +39,9 @@ pub(super) enum SaveError {
 /// How long qemu may take to write a state.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Bytes of a blank disk. Every other disk has another size, because the control disk has.
+/// Bytes of a blank disk. A run that goes on has disks of other sizes: at least its control disk.
 const BLANK: u64 = 1 << 20;
+const _: () = assert!(BLANK != virt_bmap_agent_protocol::CONTROL_SIZE);
 
 /// Blank disks for an appliance whose state is saved, and the socket of its qemu's monitor.
 struct Blank {
@@ -91,7 +92,7 @@ impl Appliance {
     }
 }
 
-/// Has qemu write the state of its virtual machine to a file, and ends it.
+/// Has qemu write the state of its virtual machine to a file.
 fn write(monitor: &Path, file: &File) -> Result<(), SaveError> {
     let mut qmp = Qmp::connect(monitor)?;
     qmp.execute("migrate-set-parameters", &json!({"max-bandwidth": 1_u64 << 40}))?;
