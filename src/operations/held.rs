@@ -1,6 +1,7 @@
 //! What was written and is not yet part of an operation: data reaches the disk before the inode
 //! that points to it.
 
+use super::journaled::of;
 use super::states::join;
 use super::{Span, Written};
 use std::collections::BTreeMap;
@@ -73,9 +74,8 @@ impl Held {
     ) {
         join(&mut self.recent, now);
         for &((disk, range), is_earlier) in told {
-            let Some(disk) = usize::from(disk).checked_sub(1) else { continue };
-            let later = self.recent.get_mut(disk).filter(|_| !is_earlier);
-            self.due.get_mut(disk).into_iter().chain(later).for_each(|ranges| ranges.remove(range));
+            let later = of(&mut self.recent, disk).filter(|_| !is_earlier);
+            of(&mut self.due, disk).into_iter().chain(later).for_each(|ranges| ranges.remove(range));
         }
         for ranges in self.due.iter_mut().chain(&mut self.recent) {
             if ranges.range_count() > MOST_HELD {

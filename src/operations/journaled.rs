@@ -191,7 +191,8 @@ pub(super) fn without_data(
     ranges
 }
 
-fn of(ranges: &mut [RangeSet<DiskOffset>], disk: DiskNumber) -> Option<&mut RangeSet<DiskOffset>> {
+/// The ranges of a disk.
+pub(super) fn of(ranges: &mut [RangeSet<DiskOffset>], disk: DiskNumber) -> Option<&mut RangeSet<DiskOffset>> {
     ranges.get_mut(index(disk)?)
 }
 

@@ -21,6 +21,8 @@ const CHANNEL: &str = "/dev/virtio-ports/org.libguestfs.channel.0";
 pub(super) struct Options {
     /// The virtio port of guestfsd's connection to libguestfs.
     pub(super) channel: String,
+    /// The root disk: `UUID=…`, or a path.
+    root: String,
     /// Whether guestfsd should print what it does.
     pub(super) is_verbose: bool,
     /// Whether the host saves the state of the appliance when it has started.
@@ -29,11 +31,12 @@ pub(super) struct Options {
 
 impl Options {
     /// From `/proc/cmdline`, which libguestfs has written.
-    pub(super) fn of_kernel() -> Result<Self, Fatal> {
+    fn of_kernel() -> Result<Self, Fatal> {
         let line = fs::read_to_string("/proc/cmdline")?;
         let channel = value(&line, "guestfs_channel").unwrap_or(CHANNEL);
         Ok(Self {
             channel: channel.to_owned(),
+            root: value(&line, "root").ok_or("the kernel has no option root")?.to_owned(),
             is_verbose: value(&line, "guestfs_verbose") == Some("1"),
             is_saved: value(&line, "virt_bmap.save") == Some("1"),
         })
@@ -47,8 +50,8 @@ fn value<'a>(line: &'a str, option: &str) -> Option<&'a str> {
 
 /// Loads the modules that reach the root disk, mounts it, and makes it the root.
 ///
-/// Of an appliance whose state is saved it is read-only: the state goes on with the root disk as it
-/// was built. Any other one may be used by guestfish, whose commands may write to it.
+/// If the host saves the state, the root is read-only: later runs start with the disk as it was
+/// built. Otherwise guestfish may use the appliance, and its commands may write to the root.
 pub(super) fn enter_root() -> Result<Options, Fatal> {
     mount_new("devtmpfs", "/dev", None)?;
     mount_new("proc", "/proc", None)?;
@@ -56,9 +59,7 @@ pub(super) fn enter_root() -> Result<Options, Fatal> {
     load_modules()?;
     let options = Options::of_kernel()?;
     let access = if options.is_saved { MountFlags::RDONLY } else { MountFlags::empty() };
-    let line = fs::read_to_string("/proc/cmdline")?;
-    let root = value(&line, "root").ok_or("the kernel has no option root")?;
-    let device = wait_until(root, || root_device(root))?;
+    let device = wait_until(&options.root, || root_device(&options.root))?;
     // supermin's root is an ext2, which the ext4 module mounts as well.
     let mounted = ["ext4", "ext2"].iter().map(|kind| {
         mount(&*device, NEW_ROOT, *kind, access | MountFlags::NOATIME, None)
@@ -85,9 +86,7 @@ pub(super) fn enter_root() -> Result<Options, Fatal> {
 }
 
 fn mount_new(kind: &str, to: &str, data: Option<&str>) -> Result<(), Fatal> {
-    if !fs::exists(to)? {
-        fs::create_dir_all(to).map_err(|error| format!("{to}: {error}"))?;
-    }
+    fs::create_dir_all(to).map_err(|error| format!("{to}: {error}"))?;
     let data = data.map(CString::new).transpose()?;
     mount(kind, to, kind, MountFlags::empty(), data.as_deref()).map_err(|error| format!("{to}: {error}"))?;
     Ok(())

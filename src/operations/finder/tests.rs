@@ -40,15 +40,21 @@ fn states(seconds: u64, device: usize, range: DiskRange) -> States {
     States { disks: Vec::new(), written, span: time(seconds, true) }
 }
 
-#[test]
-fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
-    let mut maps = vec![map(&[0, 1], 1), map(&[1], 2), map(&[1], 3)].into_iter();
+/// A finder that has begun. Its looks find these maps, one after the other.
+fn finder(maps: Vec<Map>) -> (Output, Finder) {
+    let mut maps = maps.into_iter();
     let next: MapState = Box::new(move |_| {
         Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new(), data: Vec::new() })
     });
     let output = Output::default();
     let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();
     finder.begin(&[]).unwrap();
+    (output, finder)
+}
+
+#[test]
+fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
+    let (output, mut finder) = finder(vec![map(&[0, 1], 1), map(&[1], 2), map(&[1], 3)]);
     finder.look(states(1, 0, DATA)).unwrap();
     finder.look(states(2, 1, METADATA)).unwrap();
     finder.look(states(3, 1, METADATA)).unwrap();
@@ -68,16 +74,10 @@ fn held_data_keeps_its_time_while_other_filesystems_are_looked_at() {
     );
 }
 
-/// What is told of data that is written at 1 s, and of metadata at these times (in milliseconds),
-/// if only the last state has another inode. `flushed`: whether the guest has flushed the data.
+/// The operations of a guest that writes data at 1 s and metadata at two later times, in
+/// milliseconds. Only the last state has another inode. `flushed`: whether it has flushed the data.
 fn data_and_inode(metadata: [u64; 2], flushed: bool) -> String {
-    let mut maps = vec![map(&[0], 1), map(&[0], 1), map(&[0], 2)].into_iter();
-    let next: MapState = Box::new(move |_| {
-        Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new(), data: Vec::new() })
-    });
-    let output = Output::default();
-    let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();
-    finder.begin(&[]).unwrap();
+    let (output, mut finder) = finder(vec![map(&[0], 1), map(&[0], 1), map(&[0], 2)]);
     let moment = |milliseconds, is_flushed| {
         let to = Duration::from_millis(milliseconds);
         Span::Time { from: to, to, is_flushed, states: 1 }
@@ -113,13 +113,7 @@ fn damaged(modified: i64) -> Map {
 /// Looks at one state after the other: the maps are those of the beginning and of the state after
 /// each span. Returns the operations, and what is missing.
 fn looks(maps: Vec<Map>, spans: Vec<Span>) -> (String, Vec<String>) {
-    let mut maps = maps.into_iter();
-    let next: MapState = Box::new(move |_| {
-        Ok(Look { map: maps.next().expect("a look that is needed"), replayed: Vec::new(), data: Vec::new() })
-    });
-    let output = Output::default();
-    let mut finder = Finder::new(Box::new(output.clone()), next, OperationsFormat::Text, false).unwrap();
-    finder.begin(&[]).unwrap();
+    let (output, mut finder) = finder(maps);
     for span in spans {
         finder.look(States { span, ..states(0, 0, METADATA) }).unwrap();
     }
