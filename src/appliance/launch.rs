@@ -2,12 +2,12 @@
 
 use super::accel::{self, Acceleration, Decision};
 use super::handle::{CallError, Console, Handle};
-use super::machine::{Disks, Machine, SAVE_APPEND, Start, configure, configure_machine, get_append, smp};
+use super::machine::{Disks, Machine, Settings, Start, configure, configure_machine};
 use super::own::saved::{SavedState, Shape};
 use super::own::{self, Own, Selected};
 use super::qemu::Qemu;
 use super::save::SaveError;
-use super::{Appliance, CONTROL_LABEL, KillSwitch, quote};
+use super::{Appliance, CONTROL_LABEL, KillSwitch};
 use crate::hangup;
 use std::cell::RefCell;
 use std::fmt;
@@ -143,11 +143,11 @@ impl Appliance {
         control: &str,
         mut announce: impl FnMut(Launching),
     ) -> Result<Self, LaunchError> {
-        let (qemu, path) = {
+        let (qemu, path, settings) = {
             let handle = Handle::create(Arc::default(), kill.clone(), true).map_err(configure("create"))?;
             let qemu = Qemu::find(&handle).map_err(configure("get_backend"))?;
             let path = handle.call(|g| g.get_path().map(str::to_owned)).map_err(configure("get_path"))?;
-            (qemu, path)
+            (qemu, path, Settings::of(&handle, options)?)
         };
         if let Some(name) = qemu.missing() {
             return Err(LaunchError::NoQemu { name: name.to_owned() });
@@ -166,7 +166,9 @@ impl Appliance {
                 None
             }
         };
-        let machine = Machine { qemu: &qemu, disks: Disks::Exports { socket, guest: disks, control } };
+        let names = disks.iter().map(String::as_str).chain([control]).collect();
+        let disks = Disks { socket: Some(socket), names };
+        let machine = Machine { qemu: &qemu, settings: &settings, disks };
         match Self::launch_under(options, kill, &decision, &machine, own.clone(), &mut announce) {
             Err(LaunchError::Launch { source, .. })
                 if decision == Decision::Kvm
@@ -230,11 +232,7 @@ impl Appliance {
             let launch = || Self::launch_once(options, kill, decision, machine, Some(own.clone()), start);
             kill.limited(limit, launch)
         };
-        let state = match saved_state(options, kill, decision, machine, own) {
-            Ok(Some(state)) => state,
-            Ok(None) => return launch(Start::Boot),
-            Err(error) => return (Err(error), false),
-        };
+        let Some(state) = saved_state(options, decision, machine, own) else { return launch(Start::Boot) };
         let mut save = || Self::save(options, kill, decision, machine, own, &state, &mut *announce);
         let because = match kill.limited(limit, || state.find().map_or_else(&mut save, Ok)) {
             (Ok(state), _) => match launch(Start::From(&state)) {
@@ -281,25 +279,10 @@ impl Appliance {
         }
         // Writes are not kept.
         set("set_autosync", &|g| g.set_autosync(false))?;
-        configure_machine(&handle, options, decision)?;
-        match start {
-            Start::Boot => {}
-            Start::ToSave { monitor } => {
-                let append = get_append(&handle)?;
-                set("set_append", &|g| g.set_append(Some(&format!("{append} {SAVE_APPEND}"))))?;
-                let monitor = format!("unix:{},server=on,wait=off", monitor.display());
-                set("config", &|g| g.config("-qmp", Some(&monitor)))?;
-            }
-            Start::From(state) => {
-                let read = format!("exec:exec cat {}", quote(&state.to_string_lossy()));
-                set("config", &|g| g.config("-incoming", Some(&read)))?;
-            }
-        }
-        let server = match machine.disks {
-            Disks::Exports { socket, .. } => Some(format!("unix:{}", socket.display())),
-            Disks::Files(_) => None,
-        };
-        let server: Vec<&str> = server.iter().map(String::as_str).collect();
+        configure_machine(&handle, machine.settings, decision, start)?;
+        let Disks { socket, names } = &machine.disks;
+        let server = socket.map(|socket| format!("unix:{}", socket.display()));
+        let server = server.as_deref().map(|server| [server]);
         let drive = |label| guestfs::AddDriveOptArgs {
             // Never "readonly": that would put an overlay of qemu's between the appliance and our
             // server, and reads of blocks that were written there would not reach us.
@@ -308,21 +291,15 @@ impl Appliance {
             iface: None,
             name: None,
             label,
-            protocol: Some(if server.is_empty() { "file" } else { "nbd" }),
-            server: (!server.is_empty()).then_some(&server),
+            protocol: Some(if server.is_some() { "nbd" } else { "file" }),
+            server: server.as_ref().map(<[_; 1]>::as_slice),
             username: None,
             secret: None,
             cachemode: None,
             discard: None,
             copyonread: None,
         };
-        let names: Vec<&str> = match machine.disks {
-            Disks::Exports { guest, control, .. } => {
-                guest.iter().map(String::as_str).chain([control]).collect()
-            }
-            Disks::Files(files) => files.iter().filter_map(|file| file.to_str()).collect(),
-        };
-        for (number, name) in (1..).zip(&names) {
+        for (number, name) in (1..).zip(names) {
             let label = (number == names.len()).then_some(CONTROL_LABEL);
             set("add_drive", &|g| g.add_drive(name, drive(label)))?;
         }
@@ -345,22 +322,16 @@ impl Appliance {
 /// Where the state of the appliance in this virtual machine is saved. `None`: it has to boot.
 fn saved_state(
     options: &LaunchOptions,
-    kill: &KillSwitch,
     decision: &Decision,
     machine: &Machine<'_>,
     own: &Own,
-) -> Result<Option<SavedState>, LaunchError> {
+) -> Option<SavedState> {
     // The state has guestfsd in it, which was told at its start whether to print messages.
     let is_wanted = options.appliance == own::Choice::Own && decision.is_emulated() && !options.verbose;
-    let Some(qemu) = machine.qemu.path().filter(|_| is_wanted && machine.qemu.is_direct()) else {
-        return Ok(None);
-    };
-    let handle = Handle::create(Arc::default(), kill.clone(), false).map_err(configure("create"))?;
-    configure_machine(&handle, options, decision)?;
-    let memsize = handle.call(guestfs::Handle::get_memsize).map_err(configure("get_memsize"))?;
-    let append = get_append(&handle)?;
-    let disks = machine.disks.count();
-    Ok(own.saved_state(&Shape { qemu, memsize, smp: smp(options), append: &append, disks }))
+    let qemu = machine.qemu.path().filter(|_| is_wanted && machine.qemu.is_direct())?;
+    let Settings { memsize, smp, .. } = *machine.settings;
+    let (append, disks) = (&*machine.settings.append(decision), machine.disks.names.len());
+    own.saved_state(&Shape { qemu, memsize, smp, append, disks })
 }
 
 /// Why an appliance did not start. libguestfs's message is a page of advice; the console says what

@@ -3,38 +3,23 @@
 use super::accel::Decision;
 use super::handle::{CallError, Handle};
 use super::launch::{LaunchError, LaunchOptions};
-use super::processors;
 use super::qemu::Qemu;
-use std::path::{Path, PathBuf};
+use super::{processors, quote};
+use std::path::Path;
 
 /// What each try to launch an appliance has in common.
 pub(super) struct Machine<'a> {
     pub(super) qemu: &'a Qemu,
+    pub(super) settings: &'a Settings,
     pub(super) disks: Disks<'a>,
 }
 
 /// The disks of an appliance.
-pub(super) enum Disks<'a> {
-    /// Exports of an NBD server.
-    Exports {
-        /// The server's socket.
-        socket: &'a Path,
-        /// The guest's disks, in order.
-        guest: &'a [String],
-        control: &'a str,
-    },
-    /// Files, the last of which is the control disk.
-    Files(&'a [PathBuf]),
-}
-
-impl Disks<'_> {
-    /// How many they are, with the control disk.
-    pub(super) fn count(&self) -> usize {
-        match self {
-            Self::Exports { guest, .. } => guest.len() + 1,
-            Self::Files(files) => files.len(),
-        }
-    }
+pub(super) struct Disks<'a> {
+    /// The socket of the NBD server whose exports they are; `None`: they are files.
+    pub(super) socket: Option<&'a Path>,
+    /// Their names, in order. The last is the control disk.
+    pub(super) names: Vec<&'a str>,
 }
 
 /// How an appliance starts.
@@ -51,38 +36,69 @@ pub(super) enum Start<'a> {
     From(&'a Path),
 }
 
+/// Processors, memory and kernel options.
+pub(super) struct Settings {
+    pub(super) smp: u32,
+    /// In MiB.
+    pub(super) memsize: i32,
+    /// Kernel options that the user asks for: `LIBGUESTFS_APPEND`.
+    asked: String,
+}
+
 /// The kernel option of an appliance whose state will be saved: see `init/saved.rs` of the agent.
-pub(super) const SAVE_APPEND: &str = "virt_bmap.save=1";
+const SAVE_APPEND: &str = "virt_bmap.save=1";
+
+impl Settings {
+    /// What the options say, and what `handle` has by default.
+    pub(super) fn of(handle: &Handle, options: &LaunchOptions) -> Result<Self, LaunchError> {
+        let memsize = match options.memsize {
+            Some(memsize) => i32::try_from(memsize).unwrap_or(i32::MAX),
+            None => handle.call(guestfs::Handle::get_memsize).map_err(configure("get_memsize"))?,
+        };
+        let asked = handle.call(|g| Ok(g.get_append()?.unwrap_or_default().to_owned()));
+        let asked = asked.map_err(configure("get_append"))?;
+        // Two processors, if the host has as many.
+        let smp = options.smp.unwrap_or(if processors() > 1 { 2 } else { 1 });
+        Ok(Self { smp, memsize, asked })
+    }
+
+    /// The kernel's options. The last setting of one wins.
+    pub(super) fn append(&self, decision: &Decision) -> String {
+        let emulated = decision.is_emulated().then(|| tcg_append(self.smp));
+        let parts = [Some(ALL_APPEND), emulated.as_deref(), Some(&*self.asked)];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" ").trim().to_owned()
+    }
+}
 
 /// Sets what the virtual machine is like, apart from its disks.
 pub(super) fn configure_machine(
     handle: &Handle,
-    options: &LaunchOptions,
+    settings: &Settings,
     decision: &Decision,
+    start: Start<'_>,
 ) -> Result<(), LaunchError> {
     let set = |what, call: &dyn Fn(&guestfs::Handle) -> Result<(), guestfs::Error>| {
         handle.call(call).map_err(configure(what))
     };
-    let smp = smp(options);
-    let mut append = vec![ALL_APPEND.to_owned()];
-    if let Decision::Tcg { .. } = decision {
+    if decision.is_emulated() {
         set("set_backend_setting", &|g| g.set_backend_setting("force_tcg", "1"))?;
-        append.push(tcg_append(smp));
     }
-    // From LIBGUESTFS_APPEND. The last setting wins.
-    append.push(get_append(handle)?);
-    set("set_append", &|g| g.set_append(Some(append.join(" ").trim())))?;
-    if let Some(memsize) = options.memsize {
-        let memsize = i32::try_from(memsize).unwrap_or(i32::MAX);
-        set("set_memsize", &|g| g.set_memsize(memsize))?;
+    let mut append = settings.append(decision);
+    match start {
+        Start::Boot => {}
+        Start::ToSave { monitor } => {
+            append = format!("{append} {SAVE_APPEND}");
+            let monitor = format!("unix:{},server=on,wait=off", monitor.display());
+            set("config", &|g| g.config("-qmp", Some(&monitor)))?;
+        }
+        Start::From(state) => {
+            let read = format!("exec:exec cat {}", quote(&state.to_string_lossy()));
+            set("config", &|g| g.config("-incoming", Some(&read)))?;
+        }
     }
-    set("set_smp", &|g| g.set_smp(i32::try_from(smp).unwrap_or(i32::MAX)))
-}
-
-/// The kernel's options.
-pub(super) fn get_append(handle: &Handle) -> Result<String, LaunchError> {
-    let append = handle.call(|g| Ok(g.get_append()?.unwrap_or_default().to_owned()));
-    append.map_err(configure("get_append"))
+    set("set_append", &|g| g.set_append(Some(&append)))?;
+    set("set_memsize", &|g| g.set_memsize(settings.memsize))?;
+    set("set_smp", &|g| g.set_smp(i32::try_from(settings.smp).unwrap_or(i32::MAX)))
 }
 
 /// Kernel options of each appliance.
@@ -91,11 +107,6 @@ pub(super) fn get_append(handle: &Handle) -> Result<String, LaunchError> {
 /// one processor, and the agent starts the others when it has found many files: each takes time to
 /// start, and most guests are read before another one would help.
 const ALL_APPEND: &str = "oops=panic maxcpus=1";
-
-/// Processors of an appliance: two by default, if the host has as many.
-pub(super) fn smp(options: &LaunchOptions) -> u32 {
-    options.smp.unwrap_or(if processors() > 1 { 2 } else { 1 })
-}
 
 /// Further kernel options of an emulated appliance.
 ///

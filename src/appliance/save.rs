@@ -46,7 +46,7 @@ const _: () = assert!(BLANK != virt_bmap_agent_protocol::CONTROL_SIZE);
 /// Blank disks for an appliance whose state is saved, and the socket of its qemu's monitor.
 struct Blank {
     _directory: tempfile::TempDir,
-    disks: Vec<PathBuf>,
+    disks: Vec<String>,
     monitor: PathBuf,
 }
 
@@ -54,8 +54,8 @@ impl Blank {
     fn new(count: usize) -> io::Result<Self> {
         // qemu's options separate their parts with commas, and a socket's path is at most 107 bytes.
         let directory = tempfile::Builder::new().prefix("virt-bmap-save-").tempdir_in("/tmp")?;
-        let disks: Vec<PathBuf> =
-            (0..count).map(|number| directory.path().join(format!("disk{number}"))).collect();
+        let place = directory.path().display();
+        let disks: Vec<String> = (0..count).map(|number| format!("{place}/disk{number}")).collect();
         for disk in &disks {
             File::create(disk)?.set_len(BLANK)?;
         }
@@ -81,8 +81,9 @@ impl Appliance {
             return Ok(path);
         }
         announce(Launching::Saving);
-        let blank = Blank::new(machine.disks.count())?;
-        let machine = Machine { qemu: machine.qemu, disks: Disks::Files(&blank.disks) };
+        let blank = Blank::new(machine.disks.names.len())?;
+        let disks = Disks { socket: None, names: blank.disks.iter().map(String::as_str).collect() };
+        let machine = Machine { disks, ..*machine };
         let start = Start::ToSave { monitor: &blank.monitor };
         let appliance = Self::launch_once(options, kill, decision, &machine, Some(own.clone()), start)?;
         let file = state.create()?;
