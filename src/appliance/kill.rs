@@ -1,13 +1,16 @@
 //! Ends an appliance from another thread.
 
 use rustix::process::Pid;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-/// How long a qemu that is about to make its temporary file is spared.
-const MAKING: Duration = Duration::from_secs(3);
+/// How long a process that would leave its temporary files behind is spared. supermin needs about
+/// three seconds to build an appliance.
+const SPARED: Duration = Duration::from_secs(6);
 
 /// Kills the processes that the session thread's libguestfs is waiting for.
 ///
@@ -101,13 +104,26 @@ impl KillSwitch {
         let children: Vec<Pid> = children.collect();
         // All of them are spared: one is libguestfs's recovery process, which ends qemu if we die
         // meanwhile.
-        if since.elapsed() < MAKING && children.iter().any(|child| makes_overlay(*child)) {
+        let leaves_files = |child: &Pid| is_supermin(*child) || makes_overlay(*child);
+        if since.elapsed() < SPARED && children.iter().any(leaves_files) {
             return;
         }
         for child in children {
             virt_bmap_child::kill(child);
         }
     }
+}
+
+/// Whether the process is libguestfs's supermin. Ours has a directory that is deleted after it.
+///
+/// supermin makes a directory `superminXXXXXX.tmpdir` in `TMPDIR` and the new appliance beside the
+/// old one, and deletes both when it exits (`at_exit` in its `supermin.ml`), but handles no signal.
+fn is_supermin(process: Pid) -> bool {
+    let line = fs::read(format!("/proc/{}/cmdline", process.as_raw_pid())).unwrap_or_default();
+    let mut words = line.split(|&byte| byte == 0);
+    let program = Path::new(OsStr::from_bytes(words.next().unwrap_or_default()));
+    // libguestfs gives this option (`run_supermin_build` in its `lib/appliance.c`).
+    program.file_name() == Some(OsStr::new("supermin")) && words.any(|word| word == b"--if-newer")
 }
 
 /// Whether the process is a qemu of libguestfs that has not yet deleted its temporary file.
@@ -158,6 +174,26 @@ mod tests {
     }
 
     #[test]
+    fn a_supermin_of_libguestfs_is_spared_for_a_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supermin, go) = (dir.path().join("supermin"), dir.path().join("go"));
+        std::os::unix::fs::symlink("/bin/sh", &supermin).unwrap();
+        let started = |option| {
+            let script = "until [ -e $1 ]; do sleep 0.01; done; exit 7";
+            Command::new(&supermin).args(["-c", script, option]).arg(&go).spawn().unwrap()
+        };
+        let switch = KillSwitch::default();
+        switch.arm();
+        let mut ours = started("--build");
+        switch.throw();
+        assert_eq!(ours.wait().unwrap().code(), None);
+        let mut libguestfs = started("--if-newer");
+        switch.throw();
+        fs::write(go, "").unwrap();
+        assert_eq!(libguestfs.wait().unwrap().code(), Some(7));
+    }
+
+    #[test]
     fn a_qemu_that_makes_its_overlay_is_spared_for_a_moment() {
         let dir = tempfile::tempdir().unwrap();
         let (overlay, go) = (dir.path().join("vl.abcdef"), dir.path().join("go"));
@@ -180,7 +216,7 @@ mod tests {
         fs::write(go, "").unwrap();
         let begun = Instant::now();
         while qemu.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < MAKING);
+            assert!(begun.elapsed() < SPARED);
             switch.throw();
         }
         assert!(!overlay.exists());

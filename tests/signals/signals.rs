@@ -19,7 +19,11 @@ fn start() -> Running {
 }
 
 fn start_with(appliance: &str) -> Running {
-    let sandbox = Sandbox::new().env("VIRT_BMAP_APPLIANCE", appliance);
+    start_in(Sandbox::new(), appliance)
+}
+
+fn start_in(sandbox: Sandbox, appliance: &str) -> Running {
+    let sandbox = sandbox.env("VIRT_BMAP_APPLIANCE", appliance);
     fs::write(sandbox.cwd().join("out.bmap"), "old").unwrap();
     sandbox.start([fixture::guest().image.as_os_str(), "-o".as_ref(), "out.bmap".as_ref()])
 }
@@ -59,6 +63,24 @@ fn as_the_appliance_is_launched() {
         running.helper("-device virtio-scsi");
         running.wait(Duration::from_millis(millis));
         end(running, signal);
+    }
+}
+
+/// supermin deletes its files when it exits.
+#[test]
+fn as_libguestfs_builds_its_appliance() {
+    needs!("guestfish", "sfdisk", "supermin");
+    for (signal, millis) in [(Signal::INT, 0), (Signal::TERM, 1000)] {
+        let cache = tempfile::tempdir().unwrap();
+        let sandbox = Sandbox::new().env("LIBGUESTFS_CACHEDIR", cache.path());
+        let mut running = start_in(sandbox, "stock");
+        running.helper("--if-newer");
+        running.wait(Duration::from_millis(millis));
+        end(running, signal);
+        let entries = fs::read_dir(cache.path()).unwrap().flat_map(|it| fs::read_dir(it.unwrap().path()));
+        let names = entries.flatten().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let kept = |name: &String| matches!(&**name, "lock" | "appliance.d");
+        assert_eq!(names.filter(|name| !kept(name)).collect::<Vec<_>>(), [""; 0]);
     }
 }
 
