@@ -169,7 +169,8 @@ impl Appliance {
         let names = disks.iter().map(String::as_str).chain([control]).collect();
         let disks = Disks { socket: Some(socket), names };
         let machine = Machine { qemu: &qemu, settings: &settings, disks };
-        match Self::launch_under(options, kill, &decision, &machine, own.clone(), &mut announce) {
+        let launcher = Launcher { options, kill, decision: &decision, machine: &machine };
+        match launcher.launch(own.clone(), &mut announce) {
             Err(LaunchError::Launch { source, .. })
                 if decision == Decision::Kvm
                     && options.acceleration == Acceleration::Auto
@@ -177,27 +178,35 @@ impl Appliance {
             {
                 let because = format!("the appliance died under KVM ({source})");
                 let decision = Decision::Tcg { because };
-                Self::launch_under(options, kill, &decision, &machine, own, &mut announce)
+                Launcher { decision: &decision, ..launcher }.launch(own, &mut announce)
             }
             result => result,
         }
     }
+}
 
+/// Launches a virtual machine in one way: under KVM or emulated.
+#[derive(Clone, Copy)]
+pub(super) struct Launcher<'a> {
+    pub(super) options: &'a LaunchOptions,
+    pub(super) kill: &'a KillSwitch,
+    pub(super) decision: &'a Decision,
+    pub(super) machine: &'a Machine<'a>,
+}
+
+impl Launcher<'_> {
     /// Launches our own appliance, if there is one, and libguestfs's otherwise or if that fails.
-    fn launch_under(
-        options: &LaunchOptions,
-        kill: &KillSwitch,
-        decision: &Decision,
-        machine: &Machine<'_>,
+    fn launch(
+        &self,
         own: Option<Own>,
         announce: &mut impl FnMut(Launching),
-    ) -> Result<Self, LaunchError> {
-        announce(Launching::Under(decision.clone()));
-        let stock = || Self::launch_once(options, kill, decision, machine, None, Start::Boot);
+    ) -> Result<Appliance, LaunchError> {
+        announce(Launching::Under(self.decision.clone()));
+        let stock = || self.launch_once(None, Start::Boot);
         let Some(own) = own else { return stock() };
         let begun = Instant::now();
-        let limit = own.launch_limit(decision.is_emulated());
-        let because = match Self::launch_own(options, kill, decision, machine, &own, limit, announce) {
+        let limit = own.launch_limit(self.decision.is_emulated());
+        let because = match self.launch_own(&own, limit, announce) {
             (Ok(appliance), _) => {
                 own.launched(begun.elapsed());
                 return Ok(appliance);
@@ -205,7 +214,7 @@ impl Appliance {
             (Err(LaunchError::Launch { .. }), true) => {
                 format!("our own did not start within {} s", limit.as_secs())
             }
-            (Err(error @ LaunchError::Launch { .. }), false) if !kill.is_being_thrown() => {
+            (Err(error @ LaunchError::Launch { .. }), false) if !self.kill.is_being_thrown() => {
                 format!("our own did not start ({})", what_happened(error))
             }
             (Err(error), _) => return Err(error),
@@ -220,20 +229,15 @@ impl Appliance {
     /// Launches our own appliance: it goes on from a saved state where that is possible, and boots
     /// otherwise. Also returns whether it took longer than `limit`.
     fn launch_own(
-        options: &LaunchOptions,
-        kill: &KillSwitch,
-        decision: &Decision,
-        machine: &Machine<'_>,
+        &self,
         own: &Own,
         limit: Duration,
         announce: &mut impl FnMut(Launching),
-    ) -> (Result<Self, LaunchError>, bool) {
-        let launch = |start: Start<'_>| {
-            let launch = || Self::launch_once(options, kill, decision, machine, Some(own.clone()), start);
-            kill.limited(limit, launch)
-        };
-        let Some(state) = saved_state(options, decision, machine, own) else { return launch(Start::Boot) };
-        let mut save = || Self::save(options, kill, decision, machine, own, &state, &mut *announce);
+    ) -> (Result<Appliance, LaunchError>, bool) {
+        let kill = self.kill;
+        let launch = |start: Start<'_>| kill.limited(limit, || self.launch_once(Some(own.clone()), start));
+        let Some(state) = self.saved_state(own) else { return launch(Start::Boot) };
+        let mut save = || self.save(own, &state, &mut *announce);
         let because = match kill.limited(limit, || state.find().map_or_else(&mut save, Ok)) {
             (Ok(state), _) => match launch(Start::From(&state)) {
                 (Err(error @ LaunchError::Launch { .. }), is_over) if is_over || !kill.is_being_thrown() => {
@@ -251,14 +255,9 @@ impl Appliance {
         launch(Start::Boot)
     }
 
-    pub(super) fn launch_once(
-        options: &LaunchOptions,
-        kill: &KillSwitch,
-        decision: &Decision,
-        machine: &Machine<'_>,
-        own: Option<Own>,
-        start: Start<'_>,
-    ) -> Result<Self, LaunchError> {
+    /// Launches `own`, or else libguestfs's, without another try.
+    pub(super) fn launch_once(&self, own: Option<Own>, start: Start<'_>) -> Result<Appliance, LaunchError> {
+        let Self { options, kill, decision, machine } = *self;
         let console: Arc<Console> = Arc::default();
         let handle =
             Handle::create(console.clone(), kill.clone(), options.verbose).map_err(configure("create"))?;
@@ -309,7 +308,7 @@ impl Appliance {
             panic: console.panic(),
             source: source.without_advice(),
         })?;
-        Ok(Self {
+        Ok(Appliance {
             handle,
             console,
             control: format!("/dev/disk/guestfs/{CONTROL_LABEL}"),
@@ -317,21 +316,17 @@ impl Appliance {
             renamed_groups: RefCell::default(),
         })
     }
-}
 
-/// Where the state of the appliance in this virtual machine is saved. `None`: it has to boot.
-fn saved_state(
-    options: &LaunchOptions,
-    decision: &Decision,
-    machine: &Machine<'_>,
-    own: &Own,
-) -> Option<SavedState> {
-    // The state has guestfsd in it, which was told at its start whether to print messages.
-    let is_wanted = options.appliance == own::Choice::Own && decision.is_emulated() && !options.verbose;
-    let qemu = machine.qemu.path().filter(|_| is_wanted && machine.qemu.is_direct())?;
-    let Settings { memsize, smp, .. } = *machine.settings;
-    let (append, disks) = (&*machine.settings.append(decision), machine.disks.names.len());
-    own.saved_state(&Shape { qemu, memsize, smp, append, disks })
+    /// Where the state of the appliance in this virtual machine is saved. `None`: it has to boot.
+    fn saved_state(&self, own: &Own) -> Option<SavedState> {
+        let Self { options, decision, machine, .. } = *self;
+        // The state has guestfsd in it, which was told at its start whether to print messages.
+        let is_wanted = options.appliance == own::Choice::Own && decision.is_emulated() && !options.verbose;
+        let qemu = machine.qemu.path().filter(|_| is_wanted && machine.qemu.is_direct())?;
+        let Settings { memsize, smp, .. } = *machine.settings;
+        let (append, disks) = (&*machine.settings.append(decision), machine.disks.names.len());
+        own.saved_state(&Shape { qemu, memsize, smp, append, disks })
+    }
 }
 
 /// Why an appliance did not start. libguestfs's message is a page of advice; the console says what

@@ -1,13 +1,10 @@
 //! Saves the state of an appliance that has started, for later launches to go on from.
 
-use super::KillSwitch;
-use super::accel::Decision;
-use super::launch::{LaunchError, LaunchOptions, Launching};
+use super::launch::{LaunchError, Launcher, Launching};
 use super::machine::{Disks, Machine, Start};
 use super::own::Own;
 use super::own::cache::CacheError;
 use super::own::saved::SavedState;
-use crate::appliance::Appliance;
 use crate::qmp::{Qmp, QmpError};
 use serde_json::json;
 use std::fs::File;
@@ -64,28 +61,26 @@ impl Blank {
     }
 }
 
-impl Appliance {
+impl Launcher<'_> {
     /// Starts an appliance with blank disks, and saves its state, unless another process has done so
     /// meanwhile. Calls `announce` before.
     pub(super) fn save(
-        options: &LaunchOptions,
-        kill: &KillSwitch,
-        decision: &Decision,
-        machine: &Machine<'_>,
+        &self,
         own: &Own,
         state: &SavedState,
         mut announce: impl FnMut(Launching),
     ) -> Result<PathBuf, SaveError> {
-        let _lock = state.lock(&|| kill.is_thrown())?;
+        let _lock = state.lock(&|| self.kill.is_thrown())?;
         if let Some(path) = state.find() {
             return Ok(path);
         }
         announce(Launching::Saving);
-        let blank = Blank::new(machine.disks.names.len())?;
+        let blank = Blank::new(self.machine.disks.names.len())?;
         let disks = Disks { socket: None, names: blank.disks.iter().map(String::as_str).collect() };
-        let machine = Machine { disks, ..*machine };
+        let machine = Machine { disks, ..*self.machine };
         let start = Start::ToSave { monitor: &blank.monitor };
-        let appliance = Self::launch_once(options, kill, decision, &machine, Some(own.clone()), start)?;
+        let launcher = Launcher { machine: &machine, ..*self };
+        let appliance = launcher.launch_once(Some(own.clone()), start)?;
         let file = state.create()?;
         write(&blank.monitor, file.as_file())?;
         drop(appliance);

@@ -19,7 +19,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 use virt_bmap::mapper::{Cancel, GuestDisk, KeptAppliance, MapError, MapperOptions, described};
-use virt_bmap::operations::{Ended, Finder, Look, MapState, OperationsFormat, Replayed, States};
+use virt_bmap::operations::{Ended, Finder, Look, MapState, Missing, OperationsFormat, Replayed, States};
 use virt_bmap_image::{Image, ImageFormat, Location, Source};
 use virt_bmap_map::ImageInfo;
 use virt_bmap_ranges::Printable;
@@ -315,7 +315,7 @@ impl Looking<'_> {
     }
 
     /// Adds a reason why operations are missing.
-    fn note_missing(&mut self, reason: String) {
+    fn note_missing(&mut self, reason: Missing) {
         self.finder.note_missing(reason);
     }
 

@@ -5,7 +5,7 @@ use super::held::Held;
 use super::journaled::{Replayed, Seen, without_data};
 use super::output::text_line;
 use super::states::join;
-use super::{Action, Latest, Operation, OperationsFormat, Span, States, compare};
+use super::{Action, Latest, Missing, Operation, OperationsFormat, Span, States, compare};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::iter;
@@ -58,11 +58,11 @@ pub struct Ended {
     pub looks: u64,
     /// Time that these took.
     pub looking: Duration,
-    /// What could not be determined, as printable messages; empty if the result is complete.
-    pub missing: Vec<String>,
+    /// What could not be determined; empty if the result is complete.
+    pub missing: Vec<Missing>,
 }
 
-/// Maximum number of messages kept in [`Ended::missing`].
+/// Maximum number of reasons kept in [`Ended::missing`].
 const MOST_MISSING: usize = 100;
 
 /// Whether a range holds data of a file, and writing it changes nothing else.
@@ -77,7 +77,7 @@ struct Before {
     /// The states that could not be mapped.
     unseen: Option<States>,
     /// What was wrong with each of the last of them that may have been unfinished.
-    doubts: Vec<Vec<String>>,
+    doubts: Vec<Vec<Missing>>,
     held: Held,
     /// Files, by device and inode, of which data was told before their inode has changed.
     untimed: HashSet<(Vec<u8>, u64)>,
@@ -195,8 +195,7 @@ impl Finder {
             None => states,
         };
         let outcome = self.try_look(&states, must_map).unwrap_or_else(|error| {
-            let end = states.span.end();
-            let reason = format!("those up to {end}, because the disks could not be mapped: {error}");
+            let reason = Missing::Unmapped { end: states.span.end(), error: error.to_string() };
             if self.may_be_unfinished(&states) {
                 self.before.doubts.push(vec![reason]);
             } else {
@@ -240,7 +239,7 @@ impl Finder {
             let is_known = warning.device().is_some_and(|device| maps.contains_key(device));
             is_known || warning.cause != Cause::UnknownContent
         });
-        let is_new = |warning: &String| !self.ended.missing.contains(warning);
+        let is_new = |missing: &Missing| !self.ended.missing.contains(missing);
         if warnings.iter().any(is_new) && self.may_be_unfinished(states) {
             self.before.doubts.push(warnings);
             return Ok(Ok(Looked::Unseen));
@@ -360,14 +359,14 @@ impl Finder {
     }
 
     /// What could not be examined, as far as it matters.
-    fn warnings(&self, map: &Map, matters: impl Fn(&Maps, &Warning) -> bool) -> Vec<String> {
+    fn warnings(&self, map: &Map, matters: impl Fn(&Maps, &Warning) -> bool) -> Vec<Missing> {
         let warnings = map.header().warnings.iter().filter(|warning| warning.is_incomplete());
         let those = warnings.filter(|warning| matters(&self.maps, warning));
-        those.map(Warning::to_string).collect()
+        those.cloned().map(Missing::Unexamined).collect()
     }
 
     /// Adds a reason why operations are missing.
-    pub fn note_missing(&mut self, reason: String) {
+    pub fn note_missing(&mut self, reason: Missing) {
         tracing::debug!("{reason}");
         if self.ended.missing.len() < MOST_MISSING && !self.ended.missing.contains(&reason) {
             self.ended.missing.push(reason);

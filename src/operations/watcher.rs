@@ -1,6 +1,6 @@
 //! Finds the operations of a running guest, on a thread of its own.
 
-use super::{Ended, Finder, Latest, States};
+use super::{Ended, Finder, Latest, Missing, States};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -100,7 +100,7 @@ impl Watcher {
     pub fn finish(self) -> Ended {
         self.end();
         let panicked = || Ended {
-            missing: vec!["internal error: the thread for operations panicked".into()],
+            missing: vec![Missing::Panicked],
             ..Ended::default()
         };
         self.thread.join().unwrap_or_else(|_| panicked())
@@ -119,9 +119,7 @@ impl Work {
     /// Maps the disks before the first write.
     fn begin(&mut self) {
         if let Err(error) = self.finder.begin(&self.history.beginning()) {
-            self.finder.note_missing(format!(
-                "the first ones, because the disks could not be mapped before the guest began: {error}"
-            ));
+            self.finder.note_missing(Missing::Beginning { error: error.to_string() });
         }
     }
 
@@ -148,7 +146,7 @@ impl Work {
     /// Ends without the states that wait.
     fn abandon(mut self, waiting: usize) -> Ended {
         if waiting > 0 {
-            self.finder.note_missing(format!("those of the last {waiting} states, which nobody looked at"));
+            self.finder.note_missing(Missing::Unseen { states: waiting });
         }
         self.finder.into_result()
     }
@@ -162,7 +160,7 @@ impl Work {
     /// The guest goes on if the operations cannot be written.
     fn note(&mut self, outcome: io::Result<()>) {
         if let Err(error) = outcome {
-            self.finder.note_missing(format!("some cannot be written: {error}"));
+            self.finder.note_missing(Missing::Unwritten { error: error.to_string() });
         }
     }
 }

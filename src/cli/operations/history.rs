@@ -9,7 +9,7 @@ use std::io::BufReader;
 use std::ops::ControlFlow;
 use std::path::Path;
 use virt_bmap::mapper;
-use virt_bmap::operations::States;
+use virt_bmap::operations::{Missing, States};
 use virt_bmap_history::{LogEnd, LogError, LogReader, Recorded, RecordedBase};
 use virt_bmap_image::Image;
 use virt_bmap_ranges::Printable;
@@ -21,7 +21,6 @@ pub(super) fn run(args: &OperationsArgs, log: &Path) -> Result<Exit> {
     let Some(images) = run.open(&disks)? else { return Ok(run.interrupted()) };
     images.iter().for_each(|image| run.print_warnings(image));
     let mut recorded = open(args, log, &images)?;
-    let name = Printable::path(log);
     let mut looking = match run.begin(&disks, &images, false)? {
         Ok(looking) => looking,
         Err(exit) => return Ok(exit),
@@ -55,13 +54,13 @@ pub(super) fn run(args: &OperationsArgs, log: &Path) -> Result<Exit> {
     }
     match end {
         Ok(None | Some(LogEnd::Whole)) => {}
-        Ok(Some(LogEnd::CutShort)) => looking.note_missing(format!(
-            "{name} was cut short, because it had reached its limit or could not be written"
-        )),
+        Ok(Some(LogEnd::CutShort)) => looking.note_missing(Missing::HistoryCutShort { log: log.to_owned() }),
         Ok(Some(LogEnd::BrokenOff)) => {
-            looking.note_missing(format!("{name} has no end: the trace was killed, or still runs"));
+            looking.note_missing(Missing::HistoryBrokenOff { log: log.to_owned() });
         }
-        Err(error) => looking.note_missing(format!("{name}: {error}")),
+        Err(error) => {
+            looking.note_missing(Missing::HistoryUnread { log: log.to_owned(), error: error.to_string() });
+        }
     }
     looking.finish()
 }

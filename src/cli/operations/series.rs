@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use virt_bmap::mapper::GuestDisk;
+use virt_bmap::operations::Missing;
 use virt_bmap::operations::series::{NamedState, between, possible};
 use virt_bmap_image::Image;
 use virt_bmap_ranges::{Printable, error_chain};
@@ -75,13 +76,14 @@ pub(super) fn run(args: &OperationsArgs) -> Result<Exit> {
     };
     for (number, state) in (1..).zip(later) {
         let Some(new) = state.open(&looking.run)? else { return Ok(looking.run.interrupted()) };
-        let [from, to] = [&old, &new].map(|state| Printable(&state.name));
-        let asked = possible(&old, &new).with_context(|| format!("{from} and {to}"))?;
+        let [from, to] = [&old, &new].map(|state| state.name.clone());
+        let asked =
+            possible(&old, &new).with_context(|| format!("{} and {}", Printable(&from), Printable(&to)))?;
         let counter = Counter::new(quiet, "comparing", asked.bytes());
         let (next, error) = between(&old, &new, &asked, &|bytes| counter.add(bytes));
         counter.finish();
         if let Some(error) = error {
-            looking.note_missing(format!("{from} and {to} cannot be compared: {}", error_chain(&error)));
+            looking.note_missing(Missing::Uncompared { from, to, error: error_chain(&error) });
         }
         if let ControlFlow::Break(exit) = looking.look(next, f64::from(number) / last as f64)? {
             return Ok(exit);

@@ -112,7 +112,7 @@ fn damaged(modified: i64) -> Map {
 
 /// Looks at one state after the other: the maps are those of the beginning and of the state after
 /// each span. Returns the operations, and what is missing.
-fn looks(maps: Vec<Map>, spans: Vec<Span>) -> (String, Vec<String>) {
+fn looks(maps: Vec<Map>, spans: Vec<Span>) -> (String, Vec<Missing>) {
     let (output, mut finder) = finder(maps);
     for span in spans {
         finder.look(States { span, ..states(0, 0, METADATA) }).unwrap();
@@ -128,7 +128,7 @@ fn what_the_next_writes_mend_is_not_missing() {
         let spans = vec![time(1, is_flushed), time(2, true)];
         let (said, missing) = looks(vec![map(&[0], 1), damaged(2), map(&[0], 3)], spans);
         assert_eq!(said, "# 1.000 s to 2.000 s, 2 states together\ntouch f /dev/sda /f\n");
-        assert_eq!(missing, Vec::<String>::new());
+        assert_eq!(missing, []);
     }
 }
 
