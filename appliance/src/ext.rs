@@ -63,12 +63,12 @@ fn read(device: &File, at: u64, length: u64) -> Option<Vec<u8>> {
 }
 
 /// The data of a file, as the kernel would say it.
-pub(crate) fn extents(data: &[Part]) -> Vec<Extent> {
-    let extent = |part: &Part| Extent {
+pub(crate) fn extents(data: impl IntoIterator<Item = Part>) -> Vec<Extent> {
+    let extent = |part: Part| Extent {
         logical: part.offset,
         physical: part.range.start.0,
         length: part.range.len(),
         flags: if part.is_unwritten { Extent::UNWRITTEN } else { 0 },
     };
-    data.iter().map(extent).collect()
+    data.into_iter().map(extent).collect()
 }

@@ -4,7 +4,7 @@
 
 use crate::directories::Device;
 use crate::xfs;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use virt_bmap_agent_protocol::FsKind;
 use virt_bmap_on_disk::xfs::Volume;
 use virt_bmap_on_disk::{Inode, InodePlace, Read, ext};
@@ -23,7 +23,7 @@ pub(crate) struct InodeTables {
     /// with smaller blocks what lies beside a table would not be read again where it counts.
     device: Device,
     /// Pieces of the tables, by their place on the device.
-    pieces: HashMap<u64, Vec<u8>>,
+    pieces: BTreeMap<u64, Vec<u8>>,
     /// The same, the oldest first.
     order: VecDeque<u64>,
 }
@@ -60,7 +60,7 @@ impl InodeTables {
             }
             _ => return None,
         };
-        Some(Self { tables, device, pieces: HashMap::new(), order: VecDeque::new() })
+        Some(Self { tables, device, pieces: BTreeMap::new(), order: VecDeque::new() })
     }
 
     /// What an inode says of a file or a symbolic link; `None` if the kernel has to be asked.

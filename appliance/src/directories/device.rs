@@ -5,11 +5,15 @@ use crate::walk::block_device;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Advice, OFlags, fadvise, ioctl_blksszget};
 use rustix::io::{Errno, pread};
+use std::cell::RefCell;
 use std::num::NonZeroU64;
 use virt_bmap_agent_protocol::record::Extent;
 
 /// The longest read, of a large directory.
 const LARGEST: u64 = 64 << 20;
+
+/// Bytes of the buffer that is kept: more than most reads take.
+const KEPT: usize = (64 << 10) + ALIGNMENT;
 
 pub(crate) struct Device {
     /// Opened for reads that leave nothing in the cache.
@@ -18,6 +22,8 @@ pub(crate) struct Device {
     cached: OwnedFd,
     /// Bytes of a sector: reads begin and end at a multiple of it.
     sector: u64,
+    /// For reads that fit.
+    buffer: RefCell<AlignedBuffer>,
 }
 
 impl Device {
@@ -25,16 +31,20 @@ impl Device {
         let (_, direct) = block_device(number, OFlags::DIRECT)?;
         let (_, cached) = block_device(number, OFlags::empty())?;
         let sector = u64::from(ioctl_blksszget(&direct).ok()?);
-        Some(Self { direct, cached, sector }).filter(|_| (512..=ALIGNMENT as u64).contains(&sector))
+        let buffer = RefCell::new(AlignedBuffer::new(KEPT));
+        Some(Self { direct, cached, sector, buffer }).filter(|_| (512..=ALIGNMENT as u64).contains(&sector))
     }
 
     /// The bytes at an offset; `None` if they cannot be read.
     pub(crate) fn read(&self, at: u64, length: u64) -> Option<Vec<u8>> {
         let start = at / self.sector * self.sector;
         let end = at.checked_add(length)?.checked_next_multiple_of(self.sector)?;
-        let mut buffer = AlignedBuffer::new(usize::try_from(end - start).ok().filter(|_| length <= LARGEST)?);
+        let whole = usize::try_from(end - start).ok().filter(|_| length <= LARGEST)?;
+        let mut kept = self.buffer.borrow_mut();
+        let mut large = (whole > KEPT).then(|| AlignedBuffer::new(whole));
+        let buffer = &mut large.as_mut().unwrap_or(&mut kept)[..whole];
         let mut done = 0;
-        while done < buffer.len() {
+        while done < whole {
             match pread(&self.direct, &mut buffer[done..], start + done as u64) {
                 Ok(0) => break,
                 Ok(got) => done += got,

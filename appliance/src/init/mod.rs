@@ -81,7 +81,7 @@ enum Channel<'a> {
 
 fn start_daemon(channel: Channel<'_>, is_verbose: bool) -> Result<Child, Fatal> {
     let mut command = Command::new("guestfsd");
-    command.arg("--channel").stdin(Stdio::null()).envs(ENVIRONMENT);
+    command.arg("--channel").stdin(Stdio::null()).envs(ENVIRONMENT).envs(copying());
     match channel {
         Channel::Port(port) => command.arg(port),
         Channel::Open(port) => command.arg(format!("fd:{}", port.as_raw_fd())),
@@ -114,6 +114,16 @@ const ENVIRONMENT: [(&str, &str); 5] = [
 ];
 
 const PATH: &str = "/sbin:/usr/sbin:/bin:/usr/bin";
+
+/// Has the C library copy without `rep movsb`, if the kernel does so as well: qemu emulates it byte
+/// by byte, and the library looks at the processor, not at the kernel's options (`ld.so(8)`,
+/// "Tunables").
+fn copying() -> Option<(&'static str, &'static str)> {
+    let processors = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let mut flags =
+        processors.lines().filter_map(|line| line.strip_prefix("flags")).flat_map(str::split_whitespace);
+    (!flags.any(|flag| flag == "erms")).then_some(("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS,-FSRM"))
+}
 
 /// Prints on the console when each stage ended, for `--verbose`.
 struct Stages {

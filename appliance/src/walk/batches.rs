@@ -131,7 +131,7 @@ impl Walker {
         let (fd, promised) = if self.kind.facts().reads_when_opened {
             let tables = self.tables.as_mut().filter(|_| !is_listed_by_host);
             let inode = tables.and_then(|tables| tables.directory(from.inode));
-            (None, inode.map(|inode| (extents(&inode.data), inode.size, false)))
+            (None, inode.map(|inode| (extents(inode.data), inode.size, false)))
         } else {
             let Some(fd) = self.open(&from) else { return Turn::Failed };
             let asked = if is_listed_by_host { None } else { fiemap::extents(&fd).ok().flatten() };

@@ -77,7 +77,7 @@ impl Walker {
         let (Some(place), Some(device)) = (place.filter(is_all), device) else {
             return self.found();
         };
-        let extents = &extents(&place.data);
+        let extents = &extents(place.data.iter().copied());
         self.put_extents(id, extents);
         let size = (stat.st_size as u64).checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
         let is_written = |extent: &&Extent| extent.flags & Extent::UNWRITTEN == 0 && extent.logical < size;

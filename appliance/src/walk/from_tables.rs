@@ -28,6 +28,7 @@ pub(super) enum Source {
 
 /// What the tables of inodes say of a file or symbolic link.
 pub(super) struct ByTables {
+    /// Without its data.
     inode: Inode,
     /// Its data, as the kernel would say it.
     extents: Vec<Extent>,
@@ -43,10 +44,11 @@ impl Walker {
         let (Some(tables), Some(sample)) = (self.tables.as_mut().filter(|_| is_wanted), self.sample) else {
             return Source::Kernel;
         };
-        let Some(inode) = tables.inode(entry.inode).filter(|inode| of(inode) == entry.kind) else {
+        let Some(mut inode) = tables.inode(entry.inode).filter(|inode| of(inode) == entry.kind) else {
             return Source::Kernel;
         };
-        let by_tables = ByTables { extents: extents(&inode.data), inode };
+        let extents = extents(std::mem::take(&mut inode.data));
+        let by_tables = ByTables { inode, extents };
         match entry.kind {
             FileType::RegularFile if sample.has(entry.inode, &by_tables.extents, by_tables.inode.size) => {
                 Source::Both(by_tables)

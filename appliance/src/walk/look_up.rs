@@ -282,8 +282,10 @@ impl Walker {
 /// The names that a directory has more than once, because it is damaged: the kernel finds only the
 /// first of them.
 fn doubled<'a>(entries: impl Iterator<Item = (usize, &'a Entry)>) -> HashSet<(usize, &'a CStr)> {
-    let mut seen = HashSet::new();
-    entries.map(|(number, entry)| (number, &*entry.name)).filter(|name| !seen.insert(*name)).collect()
+    // There are hardly ever any. Sorting takes a third of the time of a set of all names.
+    let mut names: Vec<(usize, &CStr)> = entries.map(|(number, entry)| (number, &*entry.name)).collect();
+    names.sort_unstable();
+    names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect()
 }
 
 /// Marks the extents of a compressed file, which has fewer blocks than its extents are long.

@@ -39,7 +39,10 @@ impl Walker {
             changed: nanoseconds(orphan.changed),
             name: Vec::new(),
         }));
-        self.put_extents(id, &orphan.place.as_ref().map(|place| extents(&place.data)).unwrap_or_default());
+        self.put_extents(
+            id,
+            &orphan.place.as_ref().map(|place| extents(place.data.iter().copied())).unwrap_or_default(),
+        );
         self.control.put(&Record::Placed { id });
         if let Some(block) = orphan.place.as_ref().and_then(|place| place.attributes) {
             let extent = Extent { logical: 0, physical: block.start.0, length: block.len(), flags: 0 };
