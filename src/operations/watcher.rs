@@ -99,10 +99,7 @@ impl Watcher {
     /// Ends it, waits for the end, and returns the result.
     pub fn finish(self) -> Ended {
         self.end();
-        let panicked = || Ended {
-            missing: vec![Missing::Panicked],
-            ..Ended::default()
-        };
+        let panicked = || Ended { missing: vec![Missing::Panicked], ..Ended::default() };
         self.thread.join().unwrap_or_else(|_| panicked())
     }
 }
