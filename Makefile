@@ -99,7 +99,7 @@ check-system:
 
 # Programs whose tests have real appliances on real images, which takes minutes. The longest comes
 # first.
-GUESTS := layers operations metadata owners changes mapping appliance probes tracing failures arrays images signals documentation live
+GUESTS := appliance operations metadata layers tracing owners changes mapping probes nested saved arrays signals live failures images documentation
 .PHONY: $(addprefix check-with-,$(GUESTS))
 
 # Two programs at a time, with three tests at a time: one test or another often waits, for a disk or
@@ -201,7 +201,8 @@ update-torture: setup-tests
 # Two hundred operations on each filesystem, one by one and ten at a time, and as many at random; the
 # same on volumes; and looks at all filesystems beside maps of fresh appliances.
 operations-torture: setup-tests
-	VIRT_BMAP_OPERATIONS=200 $(TEST) --test operations -- scripted::synced scripted::operations_between scripted::operations_on_two random_writer:: volumes:: looks:: --test-threads=1
+	VIRT_BMAP_OPERATIONS=200 $(TEST) --test operations -- scripted::synced scripted::operations_between scripted::operations_on_two random_writer:: volumes:: --test-threads=1
+	VIRT_BMAP_OPERATIONS=200 $(TEST) --test tracing -- looks:: --test-threads=1
 
 # Tests in fresh releases of Debian, each with its own libguestfs, qemu and kernel, and writes their
 # table. SUITES="trixie" tests only these. Takes half an hour for each; needs root.

@@ -8,6 +8,5 @@
 
 mod own;
 mod qemu;
-mod saved;
 
 virt_bmap_testutil::program!(harness);

@@ -3,86 +3,19 @@
 
 use rustix::process::Signal;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::Duration;
+use virt_bmap_testutil::own_appliance::{
+    STOCK, arguments, assert_mapped, guest, private, text, with_appliance,
+};
 use virt_bmap_testutil::places::program;
 use virt_bmap_testutil::sandbox::{Finished, NOBODY, Sandbox, kill};
-use virt_bmap_testutil::textmap::body;
 use virt_bmap_testutil::tools::{self, needs};
 
-/// A filesystem with ten files, and its map by libguestfs's appliance.
-pub(super) struct Guest {
-    image: PathBuf,
-    map: Vec<u8>,
-    _directory: tempfile::TempDir,
-}
-
-pub(super) fn guest() -> &'static Guest {
-    static GUEST: OnceLock<Guest> = OnceLock::new();
-    GUEST.get_or_init(|| {
-        let directory = tempfile::tempdir().unwrap();
-        let tree = directory.path().join("tree");
-        fs::create_dir(&tree).unwrap();
-        for number in 0..10_u8 {
-            fs::write(tree.join(format!("file{number}")), vec![b'a' + number; 5000]).unwrap();
-        }
-        let image = directory.path().join("guest.raw");
-        tools::output(tools::command("mkfs.ext4").args(["-q", "-F", "-d"]).args([&tree, &image]).arg("16M"));
-        let run = Sandbox::new().run([image.to_str().unwrap(), "--appliance", "stock", "-o", "guest.bmap"]);
-        run.assert_code(0);
-        assert!(!run.stderr.contains("libguestfs's appliance"), "{}", run.stderr);
-        Guest { map: body(&run.read("guest.bmap")).to_vec(), image, _directory: directory }
-    })
-}
-
-const APPLIANCE: &str = "using libguestfs's appliance";
-
-/// A sandbox with a cache of its own, which is empty, and the path of that cache.
-fn private() -> (Sandbox, PathBuf) {
-    let sandbox = Sandbox::new();
-    let cache = sandbox.cwd().join("cache");
-    (sandbox.env("XDG_CACHE_HOME", &cache), cache.join("virt-bmap-rs"))
-}
-
-/// A sandbox with a cache of its own, which holds an appliance that is whole; the path of that
-/// cache, and of the appliance.
-pub(super) fn with_appliance() -> (Sandbox, PathBuf, PathBuf) {
-    // Most tests share a cache. Copying from there takes less time than building.
-    let run = Sandbox::new().run(["appliance", "build"]);
-    run.assert_code(0);
-    let run = run.sandbox.run(["appliance", "status"]);
-    let status = text(&run);
-    let shared = status.lines().find_map(|line| line.strip_prefix("appliance: ")).map(Path::new).unwrap();
-    let (sandbox, cache) = private();
-    let appliance = cache.join(shared.file_name().unwrap());
-    for directory in [cache.parent().unwrap(), &cache] {
-        fs::DirBuilder::new().mode(0o700).create(directory).unwrap();
-    }
-    tools::output(tools::command("cp").args(["-a", "--sparse=always"]).args([shared, &appliance]));
-    let run = sandbox.run(["appliance", "status"]);
-    run.assert_code(0);
-    (run.sandbox, cache, appliance)
-}
-
+/// Maps the guest with an appliance that boots: a state that one run saves is worth nothing.
 fn map(sandbox: Sandbox) -> Finished {
-    sandbox.run(arguments())
-}
-
-pub(super) fn arguments() -> [&'static str; 3] {
-    [guest().image.to_str().unwrap(), "-o", "guest.bmap"]
-}
-
-#[track_caller]
-pub(super) fn assert_mapped(run: &Finished, by_own: bool) {
-    run.assert_code(0);
-    assert!(body(&run.read("guest.bmap")) == guest().map, "another map:\n{}", run.stderr);
-    assert_eq!(!run.stderr.contains(APPLIANCE), by_own, "{}", run.stderr);
-}
-
-pub(super) fn text(run: &Finished) -> String {
-    String::from_utf8(run.stdout.clone()).unwrap()
+    sandbox.env("VIRT_BMAP_APPLIANCE", "boot").run(arguments())
 }
 
 /// The appliances in a cache.
@@ -180,7 +113,8 @@ fn an_exported_one_needs_no_supermin() {
 fn two_runs_that_build_at_once_build_one() {
     needs!("mkfs.ext4", "guestfish");
     let cache = tempfile::tempdir().unwrap();
-    let start = || Sandbox::new().env("XDG_CACHE_HOME", cache.path()).start(arguments());
+    let sandbox = || Sandbox::new().env("XDG_CACHE_HOME", cache.path());
+    let start = || sandbox().env("VIRT_BMAP_APPLIANCE", "boot").start(arguments());
     let runs = [start(), start()];
     for run in runs {
         assert_mapped(&run.finish(), true);
@@ -378,7 +312,7 @@ fn one_that_does_not_come_up_is_given_up() {
     assert!(run.elapsed > Duration::from_secs(60), "{:?}", run.elapsed);
     // A launch is announced before it is tried, a failure after it.
     let is_tried = |said: &str| match said.find("starting the appliance") {
-        Some(launch) => launch < said.find(APPLIANCE).unwrap(),
+        Some(launch) => launch < said.find(STOCK).unwrap(),
         None => false,
     };
     assert!(is_tried(&run.stderr), "{}", run.stderr);

@@ -3,11 +3,11 @@
 //! A library that is loaded first stands for newer versions of libguestfs: `guestfs_get_hv` fails,
 //! or answers with a name as version 1.60 does.
 
-use super::own::{arguments, assert_mapped, guest};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use virt_bmap_testutil::cache;
+use virt_bmap_testutil::own_appliance::{arguments, assert_mapped, guest};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox};
 use virt_bmap_testutil::tools::{self, needs};
 

@@ -2,7 +2,6 @@
 //! `trace` reports of each round must lead from the files before to the files after it. The guest
 //! says what these are: names, inodes, and the SHA-1 of their bytes.
 
-use crate::scripted::{needs_guest, on_device, operations};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +9,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;
 use virt_bmap_testutil::filesystems::{FILESYSTEMS, Filesystem, images};
+use virt_bmap_testutil::reported::{on_device, operations};
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
-use virt_bmap_testutil::tools::needs;
-use virt_bmap_testutil::usermode;
+use virt_bmap_testutil::usermode::{self, needs_guest};
 
 /// A file as the guest describes it.
 #[derive(Deserialize, Debug, Clone)]

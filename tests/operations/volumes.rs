@@ -2,15 +2,16 @@
 //! volume; on a partition that the guest adds; and on a filesystem that cannot be mounted for a
 //! while.
 
-use crate::script::{ALL, Round, Writer};
-use crate::scripted::{differences, needs_guest, on_device, operations};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use virt_bmap_testutil::cache;
+use virt_bmap_testutil::reported::{differences, on_device, operations};
 use virt_bmap_testutil::sandbox::{Sandbox, sealed};
+use virt_bmap_testutil::script::{ALL, Round, Writer};
 use virt_bmap_testutil::tools::needs;
-use virt_bmap_testutil::{cache, usermode};
+use virt_bmap_testutil::usermode::{self, needs_guest};
 
 /// The sizes of the disks in MiB: two of btrfs, two of RAID 1, one of LVM, one with a partition and
 /// room for another, one without partitions.

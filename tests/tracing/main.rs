@@ -7,6 +7,8 @@
 
 mod after_the_fact;
 mod boot;
+mod durable;
+mod looks;
 mod operations;
 
 virt_bmap_testutil::program!(harness);

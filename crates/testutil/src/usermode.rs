@@ -66,3 +66,15 @@ pub fn within(device: &str, (kind, options): Mount, commands: &str) -> String {
 
 /// A filesystem type of mount(8), or `ntfs-3g`; and its options, each after a comma.
 pub type Mount = (&'static str, &'static str);
+
+/// Returns from the test with a visible `SKIPPED` unless a guest of user-mode Linux can be started
+/// with filesystems of each kind.
+#[macro_export]
+macro_rules! needs_guest {
+    () => {
+        $crate::needs!("linux.uml", "qemu-storage-daemon", "setsid", "modprobe", "python3");
+        $crate::needs!("mke2fs", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat", "mkfs.ntfs", "ntfs-3g");
+    };
+}
+#[doc(inline)]
+pub use needs_guest;

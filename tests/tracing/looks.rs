@@ -3,8 +3,6 @@
 //! looked at one after the other. `make operations-torture` compares many states of all
 //! filesystems.
 
-use crate::script::Writer;
-use crate::scripted::{features, needs_guest};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,8 +17,8 @@ use virt_bmap_map::{Kind, Map};
 use virt_bmap_ranges::{DiskOffset, RangeSet};
 use virt_bmap_testutil::filesystems::{FILESYSTEMS, Filesystem, images};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox, sealed};
-use virt_bmap_testutil::tools::needs;
-use virt_bmap_testutil::usermode;
+use virt_bmap_testutil::script::{Writer, features};
+use virt_bmap_testutil::usermode::{self, needs_guest};
 
 /// Files that no step touches: with and without blocks, in several directories.
 const TREE: &str = "

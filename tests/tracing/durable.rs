@@ -1,16 +1,16 @@
 //! What operations say about flushes: on filesystems whose `sync` sends none, when the guest is
 //! killed, and when a client flushes thousands of times in a second.
 
-use crate::script::{Round, Writer};
-use crate::scripted::{differences, features, needs_guest, operations};
 use serde_json::{Value, json};
 use std::fs;
 use virt_bmap_testutil::client;
 use virt_bmap_testutil::filesystems::{FILESYSTEMS, Filesystem, images};
 use virt_bmap_testutil::formats;
+use virt_bmap_testutil::reported::{differences, operations};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox, sealed};
+use virt_bmap_testutil::script::{Round, Writer, features};
 use virt_bmap_testutil::tools::{self, needs};
-use virt_bmap_testutil::usermode;
+use virt_bmap_testutil::usermode::{self, needs_guest};
 
 fn filesystem(name: &str) -> &'static Filesystem {
     FILESYSTEMS.iter().find(|filesystem| filesystem.name == name).unwrap()

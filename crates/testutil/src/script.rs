@@ -4,29 +4,29 @@
 //! A script is a sequence of steps. A guest performs the steps of one sync, then synchronises. The
 //! expectation is derived from the meaning of the system calls, and from a model of the tree.
 
+use crate::random::Random;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use virt_bmap_testutil::random::Random;
 
 /// What a filesystem has.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Features {
+pub struct Features {
     /// Symbolic links, permissions, owners.
-    pub(crate) is_unix: bool,
+    pub is_unix: bool,
     /// Hard links.
-    pub(crate) has_links: bool,
+    pub has_links: bool,
     /// Extended attributes.
-    pub(crate) has_xattrs: bool,
+    pub has_xattrs: bool,
     /// `renameat2` with `RENAME_EXCHANGE`.
-    pub(crate) has_exchange: bool,
+    pub has_exchange: bool,
     /// `fallocate` with `FALLOC_FL_PUNCH_HOLE`.
-    pub(crate) has_punch: bool,
+    pub has_punch: bool,
     /// Empty files can be identified: they have an inode number.
-    pub(crate) has_inodes: bool,
+    pub has_inodes: bool,
 }
 
 /// All of them.
-pub(crate) const ALL: Features = Features {
+pub const ALL: Features = Features {
     is_unix: true,
     has_links: true,
     has_xattrs: true,
@@ -35,31 +35,51 @@ pub(crate) const ALL: Features = Features {
     has_inodes: true,
 };
 
+/// What the filesystem with this name has.
+pub fn features(name: &str) -> Features {
+    match name {
+        // The driver of ext2 has no such system calls.
+        "ext2" => Features { has_exchange: false, has_punch: false, ..ALL },
+        "fat" => Features {
+            is_unix: false,
+            has_links: false,
+            has_xattrs: false,
+            has_punch: false,
+            has_inodes: false,
+            ..ALL
+        },
+        "ntfs" => {
+            Features { is_unix: false, has_xattrs: false, has_exchange: false, has_punch: false, ..ALL }
+        }
+        _ => ALL,
+    }
+}
+
 /// An operation that must be reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Expected {
+pub struct Expected {
     /// The word for it.
-    pub(crate) op: &'static str,
+    pub op: &'static str,
     /// The letter of the type: `f`, `d` or `s`.
-    pub(crate) kind: char,
+    pub kind: char,
     /// Its path.
-    pub(crate) path: String,
+    pub path: String,
     /// The previous name of a rename; any other name of a link's file; the other name of an
     /// exchange.
-    pub(crate) from: BTreeSet<String>,
+    pub from: BTreeSet<String>,
     /// Bytes of the file that must be among the written ones: offset and length.
-    pub(crate) written: Option<(u64, u64)>,
+    pub written: Option<(u64, u64)>,
     /// The size afterwards.
-    pub(crate) size: Option<u64>,
+    pub size: Option<u64>,
 }
 
 /// The steps up to a sync.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Round {
+pub struct Round {
     /// For `operations.py`.
-    pub(crate) steps: Vec<Value>,
+    pub steps: Vec<Value>,
     /// What must be reported, in the order of the steps.
-    pub(crate) expected: Vec<Expected>,
+    pub expected: Vec<Expected>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,7 +97,7 @@ struct Node {
 }
 
 /// Makes scripts.
-pub(crate) struct Writer {
+pub struct Writer {
     random: Random,
     features: Features,
     nodes: BTreeMap<u64, Node>,
@@ -91,7 +111,7 @@ pub(crate) struct Writer {
 /// The size of a block, a multiple of every tested filesystem's.
 const BLOCK: u64 = 4096;
 /// Smaller files may lie within their inode or in a tail.
-pub(crate) const SMALL: u64 = 4096;
+pub const SMALL: u64 = 4096;
 
 const WORDS: [&str; 18] = [
     "create", "create", "create", "mkdir", "write", "write", "append", "truncate", "rename", "replace",
@@ -102,7 +122,7 @@ const MORE: [&str; 3] = ["setxattr", "exchange", "punch"];
 
 impl Writer {
     /// For a filesystem whose root directory is empty.
-    pub(crate) fn new(seed: u64, part: usize, features: Features) -> Self {
+    pub fn new(seed: u64, part: usize, features: Features) -> Self {
         Self {
             random: Random::of(seed, part),
             features,
@@ -115,7 +135,7 @@ impl Writer {
     }
 
     /// The next rounds: `steps` steps in rounds of `each`.
-    pub(crate) fn rounds(&mut self, steps: usize, each: usize) -> Vec<Round> {
+    pub fn rounds(&mut self, steps: usize, each: usize) -> Vec<Round> {
         (0..steps.div_ceil(each)).map(|_| self.round(each)).collect()
     }
 

@@ -1,10 +1,10 @@
 //! Saved states of our own appliance: when one is saved, used, given up and removed, and that the
 //! map is the same in any case. All other tests use them, too.
 
-use super::own::{arguments, assert_mapped, text, with_appliance};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use virt_bmap_testutil::own_appliance::{arguments, assert_mapped, text, with_appliance};
 use virt_bmap_testutil::sandbox::{Finished, Sandbox};
 use virt_bmap_testutil::tools::{self, needs};
 
