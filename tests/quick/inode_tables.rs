@@ -3,7 +3,7 @@
 
 use crate::ext::{Blocks, EXT_KINDS, debugfs_stat, fill, make};
 use chrono::DateTime;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -57,9 +57,13 @@ fn inodes_of_ext_are_as_debugfs_says() {
         let image = make(dir.path(), &tree, name, options);
         let request = ["-w", "-R", "set_inode_field /long uid 70001", image.to_str().unwrap()];
         tools::run("debugfs", request);
+        // Not all kinds leave both of them in the inode.
+        for file in ["/long", "\"/many/a rather long name of a file, number 7\""] {
+            set_birth(&image, file);
+        }
         let read = reader(&image);
         let mut tables = Tables::read(&read).unwrap();
-        let (mut found, mut refused) = (0, 0);
+        let (mut found, mut refused, mut births) = (0, 0, BTreeSet::new());
         for (number, said) in (1..=540).zip(debugfs_stat(dir.path(), &image, 540)) {
             let place = tables.place(&read, number).unwrap();
             assert!(place.table.start <= place.at && place.at < place.table.end);
@@ -88,7 +92,8 @@ fn inodes_of_ext_are_as_debugfs_says() {
             };
             let has: Vec<_> = expected.data.into_iter().collect();
             assert_eq!(blocks(&inode.data, block), has, "{name}: inode {number}\n{said}");
-            let Inode { mode, owner, links, size, allocated, modified, changed, generation, .. } = inode;
+            let Inode { mode, owner, links, size, allocated, modified, changed, generation, born, .. } =
+                inode;
             assert_eq!(mode & 0o7777, u32::from_str_radix(word(&said, "Mode:"), 8).unwrap());
             assert_eq!(owner.0.to_string(), word(&said, "User:"));
             assert_eq!(owner.1.to_string(), word(&said, "Group:"));
@@ -97,11 +102,55 @@ fn inodes_of_ext_are_as_debugfs_says() {
             assert_eq!((allocated / 512).to_string(), word(&said, "Blockcount:"));
             assert_eq!(generation.to_string(), word(&said, "Generation:"));
             assert_eq!([changed, modified], ["ctime:", "mtime:"].map(|name| time(&said, name)), "{said}");
+            let has_birth = said.contains("crtime:");
+            assert_eq!(born, has_birth.then(|| time(&said, "crtime:")), "{said}");
+            births.insert(born);
         }
         // Empty files have their data in the inode, too.
         let least = if name == "inline" { 2 } else { 500 };
         assert!(found >= least && refused > 10, "{name}: {found} found, {refused} refused");
+        // Inodes of 128 bytes have no room for it.
+        assert_eq!(births.contains(&Some(BIRTH)), name != "revision 0", "{name}");
     }
+}
+
+/// A time at which a file is made, and the same as `i_crtime` and `i_crtime_extra` have it.
+const BIRTH: i64 = 1_714_979_289 * BILLION + 123_456_789;
+const BIRTH_FIELDS: [(&str, &str); 2] = [("crtime", "20240506070809"), ("crtime_extra", "0x1d6f3454")];
+
+/// Sets when a file was made.
+fn set_birth(image: &Path, file: &str) {
+    for (field, value) in BIRTH_FIELDS {
+        let request = format!("set_inode_field {file} {field} {value}");
+        tools::run("debugfs", ["-w", "-R", &request, image.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn an_inode_of_ext_says_when_it_was_made_if_it_has_room_for_that() {
+    needs!("mke2fs", "debugfs");
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), [7; 9000]).unwrap();
+    let image = make_small(dir.path(), &tree, "^metadata_csum");
+    set_birth(&image, "/file");
+    let read = reader(&image);
+    let mut tables = Tables::read(&read).unwrap();
+    let place = tables.place(&read, 12).unwrap();
+    let mut bytes = read(place.at.0, tables.inode_size()).unwrap();
+    let whole_seconds = BIRTH / BILLION * BILLION;
+    // `i_extra_isize`: the fields after the first 128 bytes that are in use.
+    for (extra, born) in
+        [(32, Some(BIRTH)), (24, Some(BIRTH)), (20, Some(whole_seconds)), (16, None), (4, None), (0, None)]
+    {
+        bytes[128] = extra;
+        assert_eq!(tables.inode(12, &bytes).map(|inode| inode.born), Some(born), "{extra} bytes");
+    }
+    // Two bits more of the seconds are below the nanoseconds.
+    bytes[128] = 32;
+    bytes[0x94] |= 1;
+    assert_eq!(tables.inode(12, &bytes).unwrap().born, Some(BIRTH + (1 << 32) * BILLION));
 }
 
 #[test]
@@ -111,7 +160,7 @@ fn a_damaged_inode_of_ext_is_left_to_the_kernel() {
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
     fs::write(tree.join("file"), [7; 9000]).unwrap();
-    let image = make_small(dir.path(), &tree);
+    let image = make_small(dir.path(), &tree, "metadata_csum");
     let read = reader(&image);
     let mut tables = Tables::read(&read).unwrap();
     // Behind the inodes without a name and the directory of what was lost.
@@ -129,11 +178,11 @@ fn a_damaged_inode_of_ext_is_left_to_the_kernel() {
     assert_eq!((tables.place(&read, 0), tables.place(&read, 1 << 40)), (None, None));
 }
 
-fn make_small(dir: &Path, tree: &Path) -> std::path::PathBuf {
+fn make_small(dir: &Path, tree: &Path, features: &str) -> std::path::PathBuf {
     let image = dir.join("small");
     File::create(&image).unwrap().set_len(8 << 20).unwrap();
     let [tree, path] = [tree, &image].map(|path| path.to_str().unwrap());
-    tools::run("mke2fs", ["-q", "-F", "-t", "ext4", "-O", "metadata_csum", "-d", tree, path]);
+    tools::run("mke2fs", ["-q", "-F", "-t", "ext4", "-O", features, "-d", tree, path]);
     image
 }
 
@@ -186,7 +235,10 @@ fn inodes_of_xfs_are_as_xfs_db_says() {
             || (0..volume.groups).flat_map(|group| IN_GROUP.map(move |number| (group << bits) + number));
         let fields =
             "magic mode nlinkv2 uid gid size nblocks mtime.sec mtime.nsec ctime.sec ctime.nsec gen format";
-        let fields: String = fields.split(' ').map(|field| format!(" core.{field}")).collect();
+        let mut fields: String = fields.split(' ').map(|field| format!(" core.{field}")).collect();
+        if volume.has_checksums {
+            fields += " v3.crtime.sec v3.crtime.nsec";
+        }
         let requests: String = numbers()
             .map(|number| format!("inode {number}\necho inode {number}\nprint{fields}\nbmap\n"))
             .collect();
@@ -235,7 +287,7 @@ fn inodes_of_xfs_are_as_xfs_db_says() {
             let group = |number: u64| (number >> bits) * volume.group_blocks + (number & ((1 << bits) - 1));
             let parts: Vec<_> = parts.map(|(offset, at)| (offset, group(at), false)).collect();
             assert_eq!(blocks(&inode.data, volume.block), parts, "{name}: {said}");
-            let Inode { owner, links, size, allocated, modified, changed, generation, .. } = inode;
+            let Inode { owner, links, size, allocated, modified, changed, generation, born, .. } = inode;
             assert_eq!(
                 (inode.mode, owner.0.to_string(), owner.1.to_string()),
                 (mode, value("uid"), value("gid"))
@@ -243,10 +295,16 @@ fn inodes_of_xfs_are_as_xfs_db_says() {
             assert_eq!((links.to_string(), size.to_string()), (value("nlinkv2"), value("size")));
             assert_eq!((allocated / volume.block).to_string(), value("nblocks"));
             assert_eq!(generation.to_string(), value("gen"));
-            for (time, field) in [(modified, "mtime"), (changed, "ctime")] {
+            assert_eq!(born.is_some(), volume.has_checksums);
+            let times = [(modified, "core.mtime"), (changed, "core.ctime")].into_iter();
+            for (time, field) in times.chain(born.map(|born| (born, "v3.crtime"))) {
+                let value = |part| {
+                    let name = format!("{field}.{part} = ");
+                    said.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or_default().to_owned()
+                };
                 let date = DateTime::from_timestamp(time.div_euclid(BILLION), 0).unwrap();
-                assert_eq!(date.format("%a %b %e %H:%M:%S %Y").to_string(), value(&format!("{field}.sec")));
-                assert_eq!(time.rem_euclid(BILLION).to_string(), value(&format!("{field}.nsec")));
+                assert_eq!(date.format("%a %b %e %H:%M:%S %Y").to_string(), value("sec"));
+                assert_eq!(time.rem_euclid(BILLION).to_string(), value("nsec"));
             }
         }
         let expected =

@@ -19,6 +19,9 @@ pub struct Inode {
     pub modified: i64,
     /// When it was changed itself, in nanoseconds since 1970.
     pub changed: i64,
+    /// When it was made, in nanoseconds since 1970, if the inode has that. 0 if the program that made
+    /// it has not set it.
+    pub born: Option<i64>,
     /// Which of the files that have had this number it is. A handle of the file has it, too
     /// (`name_to_handle_at(2)`).
     pub generation: u32,

@@ -117,6 +117,8 @@ impl Volume {
             allocated,
             modified: time(40)?,
             changed: time(48)?,
+            // `di_crtime`, which only version 3 of inodes has.
+            born: if self.has_checksums { Some(time(144)?) } else { None },
             generation: bytes.be32(92)?,
             data,
         };
