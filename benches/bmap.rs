@@ -29,6 +29,7 @@ fn synthetic(files: u64, pieces_per_file: u64) -> (Map, u64) {
             let name = ObjectName::path(Kind::File, b"/dev/sda1", path.as_bytes());
             let attributes = Attributes {
                 owner: None,
+                born: None,
                 inode: Some(file + 12),
                 size: Some(1 << 50),
                 links: Some(1),

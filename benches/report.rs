@@ -29,6 +29,7 @@ fn map(files: u64) -> Map {
                 format!("/usr/share/some-package-{package}/files/part-{part}/{word:010x}-name-{file}.so");
             let attributes = Attributes {
                 owner: None,
+                born: None,
                 inode: Some(file + 12),
                 size: Some(random.below(1 << 20)),
                 links: Some(1),

@@ -314,6 +314,7 @@ mod round_trips {
                 marks: Marks::from_bits_truncate(marks),
                 reparse: reparse.map(ReparseTag),
                 owner: None,
+                born: None,
             },
         )
     }

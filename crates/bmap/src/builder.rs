@@ -337,7 +337,7 @@ fn subtract(unknown: &mut [PieceRecord], known: &[PieceRecord], extra: &mut Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Kind, Marks, Object, Piece};
+    use crate::{Kind, Marks, Object, Owner, Piece};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -439,9 +439,12 @@ mod tests {
             modified: Some(-1),
             changed: Some(1_400_000_000_000_000_001),
             marks: Marks::ENCODED,
+            owner: Some(Owner { user: 0, group: 70_001 }),
+            born: Some(1_300_000_000_000_000_001),
             ..Attributes::default()
         };
         builder.object(name, then).unwrap();
+        builder.object(name, Attributes { size: Some(0), ..Attributes::default() }).unwrap();
         let map = builder.build();
         let attributes: Vec<_> = map.objects().map(Object::attributes).collect();
         assert_eq!(

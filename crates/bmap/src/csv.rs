@@ -273,6 +273,7 @@ fn add_row(builder: &mut MapBuilder, row: &ByteRecord, columns: usize) -> Result
     let role = Role { copy: cells.needed()?, flags: cells.set(PieceFlags::named)? };
     let attributes = Attributes {
         owner: None,
+        born: None,
         inode: cells.value()?,
         size: cells.value()?,
         allocated: cells.value()?,

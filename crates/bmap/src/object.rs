@@ -1,7 +1,7 @@
 //! Objects, their names and attributes, and a compact store for them.
 //!
 //! A guest has millions of files. An object takes 16 bytes plus its path, which lies with all
-//! others in one block of memory, and 48 bytes more if it has attributes.
+//! others in one block of memory, and 64 bytes more if it has attributes.
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use std::cmp::Ordering;
@@ -263,6 +263,9 @@ pub struct Attributes {
     pub reparse: Option<ReparseTag>,
     /// Whom it belongs to. No format has it: it is known only of a map that was just made.
     pub owner: Option<Owner>,
+    /// When it was made: nanoseconds since 1970 in UTC, as `stx_btime` of `statx(2)` gives it. `None`
+    /// also if the filesystem has no such time. No format has it, as for `owner`.
+    pub born: Option<i64>,
 }
 
 /// The owner of a file.
@@ -342,7 +345,11 @@ struct PackedAttributes {
     mode: u16,
     marks: Marks,
     owner: Owner,
+    born: i64,
 }
+
+/// A map of millions of files has as many of them.
+const _: () = assert!(size_of::<PackedAttributes>() == 64);
 
 impl PackedAttributes {
     const UNKNOWN: Self = Self {
@@ -355,6 +362,7 @@ impl PackedAttributes {
         mode: 0,
         marks: Marks::empty(),
         owner: Owner::UNKNOWN,
+        born: i64::MIN,
     };
 
     fn unpack(self) -> Attributes {
@@ -369,6 +377,7 @@ impl PackedAttributes {
             marks: self.marks,
             reparse: None,
             owner: (self.owner != Owner::UNKNOWN).then_some(self.owner),
+            born: (self.born != i64::MIN).then_some(self.born),
         }
     }
 }
@@ -516,6 +525,7 @@ impl ObjectTable {
         packed.changed = attributes.changed.unwrap_or(packed.changed);
         packed.marks |= attributes.marks;
         packed.owner = attributes.owner.unwrap_or(packed.owner);
+        packed.born = attributes.born.unwrap_or(packed.born);
         if let Some(tag) = attributes.reparse {
             self.objects.reparse.insert(object, tag);
         }

@@ -340,7 +340,7 @@ pub enum LockReason {
 pub enum FileOperation {
     /// `openat(2)`
     Open,
-    /// `fstat(2)`
+    /// `statx(2)`
     Stat,
     /// `getdents64(2)`
     List,

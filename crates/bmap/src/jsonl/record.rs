@@ -447,6 +447,7 @@ impl ObjectRecord {
         let name = ObjectName { kind: self.kind, device: &self.device.0, path };
         let attributes = Attributes {
             owner: None,
+            born: None,
             inode: self.inode,
             size: self.size,
             links: self.links,
