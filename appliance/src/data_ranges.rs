@@ -1,7 +1,7 @@
 //! The ranges of a file that can hold data, so that holes are not read.
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{SeekFrom, Stat, seek};
+use rustix::fs::{SeekFrom, Statx, seek};
 use rustix::io::Errno;
 use virt_bmap_agent_protocol::record::Extent;
 
@@ -12,9 +12,9 @@ pub(crate) struct DataRange {
 }
 
 /// The ranges of a file that can hold data, from its extents or else by seeking.
-pub(crate) fn data_ranges(fd: &OwnedFd, stat: &Stat, extents: Option<&[Extent]>) -> Vec<DataRange> {
-    let size = stat.st_size as u64;
-    if size == 0 || (stat.st_blocks == 0 && extents.is_none_or(<[_]>::is_empty)) {
+pub(crate) fn data_ranges(fd: &OwnedFd, stat: &Statx, extents: Option<&[Extent]>) -> Vec<DataRange> {
+    let size = stat.stx_size;
+    if size == 0 || (stat.stx_blocks == 0 && extents.is_none_or(<[_]>::is_empty)) {
         return Vec::new();
     }
     match extents {

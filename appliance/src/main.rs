@@ -43,6 +43,7 @@ mod ntfs;
 mod phases;
 mod reader;
 mod squashfs;
+mod statx;
 mod stay;
 mod tables;
 mod tagged_read;

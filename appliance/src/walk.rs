@@ -1,7 +1,7 @@
 //! Walks a mounted filesystem and reads its directories and files, so that the host can attribute
 //! each read.
 //!
-//! The order of the steps makes the map exact. The agent opens a file and calls `fstat` and FIEMAP
+//! The order of the steps makes the map exact. The agent opens a file and calls `statx` and FIEMAP
 //! under no tag. That brings the inode and the extent tree into memory, so that the tagged read
 //! that follows reads data and nothing else. Files are opened in batches, of several directories if
 //! these are small, to save round trips; the open descriptors keep inodes and extent trees in
@@ -29,7 +29,7 @@ use crate::inode_tables::InodeTables;
 use crate::phases::{Phase, Phases};
 use crate::reader::{OpenFile, Reader, UnopenedFile};
 use crate::squashfs::Tails;
-use crate::{bmapx, btrfs, directories, disable_readahead, fiemap};
+use crate::{bmapx, btrfs, directories, disable_readahead, fiemap, statx};
 pub(crate) use batches::block_device;
 use encrypted::EncryptedFile;
 use forks::Forks;
@@ -38,7 +38,7 @@ use list::{Entry, Listed, list};
 use look_up::{About, Below, Entries, report};
 use ntfs::Ntfs;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Advice, FileType, Mode, OFlags, Stat, fadvise, fstat, fstatfs, open, openat};
+use rustix::fs::{Advice, FileType, Mode, OFlags, Statx, fadvise, fstatfs, open, openat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::mem::MaybeUninit;
@@ -79,12 +79,13 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) }).ok();
 
     let place = open(root, PLACE, Mode::empty()).map_err(|error| format!("{root}: {error}"))?;
-    let stat = fstat(&place)?;
+    let stat = statx::of_open(&place)?;
+    let device = statx::device(&stat);
     // What a replay of the journal has just read and written may wait in a processor's list of new
     // pages, and would stay in the cache. This empties the list (`generic_fadvise` in
     // mm/fadvise.c).
-    if let Some((_, device)) = block_device(stat.st_dev, OFlags::empty()) {
-        fadvise(&device, 0, None, Advice::DontNeed).ok();
+    if let Some((_, opened)) = block_device(device, OFlags::empty()) {
+        fadvise(&opened, 0, None, Advice::DontNeed).ok();
     }
     disable_readahead::drop_caches()?;
     let statfs = fstatfs(&place)?;
@@ -99,7 +100,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
             kind.read_unit(statfs.f_bsize as u64),
             kind.facts().has_address_space,
             kind.is_fuse()
-                .then(|| batches::block_device(stat.st_dev, OFlags::empty()))
+                .then(|| batches::block_device(device, OFlags::empty()))
                 .flatten()
                 .map(|(_, device)| device),
         ),
@@ -110,11 +111,11 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
         block: kind.read_unit(statfs.f_bsize as u64),
         batch: Vec::new(),
         unopened: Vec::new(),
-        tables: uses_tables.then(|| InodeTables::open(&kind, stat.st_dev)).flatten(),
+        tables: uses_tables.then(|| InodeTables::open(&kind, device)).flatten(),
         root: root.to_owned(),
         found: 0,
         next: first,
-        device: stat.st_dev,
+        device,
         block_device: None,
         inspector: Inspector::default(),
         known,
@@ -125,11 +126,11 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
         listed: 0,
         last_unsure: 0,
         encrypted: Vec::new(),
-        ntfs: kind.is_fuse().then(|| Ntfs::open(stat.st_dev)).flatten(),
+        ntfs: kind.is_fuse().then(|| Ntfs::open(device)).flatten(),
         tails: kind.facts().packs_files.then(|| Tails::new(statfs.f_bsize as u64)),
         forks: None,
         volume: match kind.facts().directory_blocks {
-            DirectoryBlocks::Computed => directories::Volume::new(&kind, stat.st_dev, statfs.f_bsize as u64),
+            DirectoryBlocks::Computed => directories::Volume::new(&kind, device, statfs.f_bsize as u64),
             DirectoryBlocks::Asked | DirectoryBlocks::Shared => None,
         },
         kind,
@@ -147,7 +148,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
         walker.address_space(root)?;
     }
     let id = walker.number()?;
-    walker.directories.insert((stat.st_dev, stat.st_ino));
+    walker.directories.insert((device, stat.stx_ino));
     report(&mut walker.control, id, id, ObjectKind::Directory, &About::of(&stat), b"");
     walker.ntfs_root(id)?;
     walker.find_forks(id);
@@ -158,7 +159,7 @@ pub(crate) fn run(control: &str, plan: WalkPlan) -> Result<String, Fatal> {
         let device = batches::block_device(walker.device, OFlags::empty());
         walker.block_device = device.map(|(_, device)| device);
         walker.fetch(lookahead);
-        walker.descend_in_batches(place, id, stat.st_ino)?;
+        walker.descend_in_batches(place, id, stat.stx_ino)?;
     } else {
         walker.descend(place, id)?;
     }
@@ -262,8 +263,8 @@ impl Walker {
 
     /// Whether a file is in another filesystem. Subvolumes of btrfs have device numbers of their
     /// own, but no other filesystem can be mounted there.
-    fn is_elsewhere(&self, stat: &Stat) -> bool {
-        stat.st_dev != self.device && !self.kind.facts().has_address_space
+    fn is_elsewhere(&self, stat: &Statx) -> bool {
+        statx::device(stat) != self.device && !self.kind.facts().has_address_space
     }
 
     /// Visits a directory and everything below it. There is no recursion, because a tree may be
@@ -340,8 +341,8 @@ impl Walker {
                     self.control.tag(0, false)?;
                     self.shared_attributes(stream, id, b"");
                 }
-                let stat = fstat(stream)?;
-                if stat.st_blocks > 0 {
+                let stat = statx::of_open(stream)?;
+                if stat.stx_blocks > 0 {
                     // With its extents in memory, what is read under the next tag is attributes.
                     self.control.tag(0, false)?;
                     let extents = self.ask_directory(stream);

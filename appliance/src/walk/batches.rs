@@ -14,9 +14,9 @@ use super::look_up::{Below, Entries};
 use super::{DIRECTORY, Entry, Walker, list};
 use crate::ext::extents;
 use crate::phases::Phase;
-use crate::{Fatal, fiemap};
+use crate::{Fatal, fiemap, statx};
 use rustix::fd::{AsFd as _, OwnedFd};
-use rustix::fs::{Advice, Mode, OFlags, fadvise, fstat, major, minor, open, openat};
+use rustix::fs::{Advice, Mode, OFlags, fadvise, major, minor, open, openat};
 use rustix::io::Errno;
 use std::ffi::CString;
 use std::mem::MaybeUninit;
@@ -135,9 +135,9 @@ impl Walker {
         } else {
             let Some(fd) = self.open(&from) else { return Turn::Failed };
             let asked = if is_listed_by_host { None } else { fiemap::extents(&fd).ok().flatten() };
-            let promised = asked.zip(fstat(&*fd).ok()).map(|(extents, stat)| {
+            let promised = asked.zip(statx::of_open(&*fd).ok()).map(|(extents, stat)| {
                 let has_more_blocks = self.has_more_blocks(&stat, Some(&extents));
-                (extents, stat.st_size as u64, has_more_blocks)
+                (extents, stat.stx_size, has_more_blocks)
             });
             (Some(fd), promised)
         };

@@ -8,12 +8,12 @@
 use super::Walker;
 use super::batches::block_device;
 use super::look_up::{About, report};
-use crate::Fatal;
 use crate::data_ranges::DataRange;
 use crate::ext::{Ext, extents};
 use crate::reader::OpenFile;
+use crate::{Fatal, statx};
 use rustix::fd::{BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, OFlags, Stat, statat};
+use rustix::fs::{FileType, OFlags, Statx};
 use std::ffi::{CStr, CString};
 use virt_bmap_agent_protocol::record::{Extent, ObjectKind, Operation};
 use virt_bmap_agent_protocol::{End, Record};
@@ -24,15 +24,15 @@ use virt_bmap_ranges::Range;
 pub(super) struct EncryptedFile {
     parent: u32,
     name: CString,
-    stat: Stat,
+    stat: Statx,
 }
 
 impl Walker {
     /// Notes a file that the kernel does not open without its key.
     pub(super) fn note_encrypted(&mut self, directory: BorrowedFd<'_>, parent: u32, name: &CStr) {
-        match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match statx::of_entry(directory, name) {
             Ok(stat) => {
-                let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
                 if is_file && !self.is_elsewhere(&stat) {
                     self.encrypted.push(EncryptedFile { parent, name: name.to_owned(), stat });
                 }
@@ -48,7 +48,7 @@ impl Walker {
         let device = is_ext.then(|| block_device(self.device, OFlags::DIRECT)).flatten();
         let ext = is_ext.then(|| Ext::open(self.device)).flatten();
         for file in &encrypted {
-            let place = ext.as_ref().and_then(|ext| ext.place(file.stat.st_ino));
+            let place = ext.as_ref().and_then(|ext| ext.place(file.stat.stx_ino));
             self.encrypted_file(file, place.as_ref(), device.as_ref().map(|(_, fd)| fd))?;
         }
         Ok(())
@@ -61,25 +61,25 @@ impl Walker {
         device: Option<&OwnedFd>,
     ) -> Result<(), Fatal> {
         let EncryptedFile { parent, name, stat } = file;
-        let inode = (stat.st_dev, stat.st_ino);
+        let inode = (statx::device(stat), stat.stx_ino);
         if let Some(&id) = self.links.get(&inode) {
             self.control.put(&Record::Link { id, parent: *parent, name: name.to_bytes().to_vec() });
             return Ok(());
         }
         let id = self.number()?;
-        if stat.st_nlink > 1 {
+        if stat.stx_nlink > 1 {
             self.links.insert(inode, id);
         }
         report(&mut self.control, id, *parent, ObjectKind::File, &About::of(stat), name.to_bytes());
         self.control.put(&Record::Encrypted { id });
-        let allocated = (stat.st_blocks as u64).saturating_mul(512);
+        let allocated = stat.stx_blocks.saturating_mul(512);
         let is_all = |place: &&Place| place.ranges().map(Range::len).sum::<u64>() == allocated;
         let (Some(place), Some(device)) = (place.filter(is_all), device) else {
             return self.found();
         };
         let extents = &extents(place.data.iter().copied());
         self.put_extents(id, extents);
-        let size = (stat.st_size as u64).checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
+        let size = stat.stx_size.checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
         let is_written = |extent: &&Extent| extent.flags & Extent::UNWRITTEN == 0 && extent.logical < size;
         let data_ranges: Vec<DataRange> = extents
             .iter()
@@ -89,7 +89,7 @@ impl Walker {
                 DataRange { start: extent.physical, end: extent.physical + length }
             })
             .collect();
-        let ends = self.sample.map(|sample| sample.ends(stat.st_ino, extents, size, self.block));
+        let ends = self.sample.map(|sample| sample.ends(stat.stx_ino, extents, size, self.block));
         // The file descriptor is that of the device.
         let ends = ends.into_iter().flatten().map(|end| End { logical: end.physical, ..end }).collect();
         if !data_ranges.is_empty() {

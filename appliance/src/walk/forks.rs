@@ -8,7 +8,7 @@ use crate::data_ranges::DataRange;
 use crate::directories::Device;
 use crate::reader::OpenFile;
 use crate::{Fatal, buffer};
-use rustix::fs::Stat;
+use rustix::fs::Statx;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -43,9 +43,9 @@ impl Walker {
     }
 
     /// Reports the resource fork of a file that was found, and has it read.
-    pub(super) fn resource_fork(&mut self, parent: u32, name: &CStr, stat: &Stat) -> Result<(), Fatal> {
+    pub(super) fn resource_fork(&mut self, parent: u32, name: &CStr, stat: &Statx) -> Result<(), Fatal> {
         let Some(forks) = &mut self.forks else { return Ok(()) };
-        let Some(fork) = forks.forks.remove(&stat.st_ino) else { return Ok(()) };
+        let Some(fork) = forks.forks.remove(&stat.stx_ino) else { return Ok(()) };
         let device = forks.device.reader()?;
         let mut logical = 0;
         let mut extents = Vec::new();
@@ -54,9 +54,9 @@ impl Walker {
             logical += range.len();
         }
         let mut about = *stat;
-        about.st_size = i64::try_from(fork.size)?;
-        about.st_blocks = i64::try_from(logical / 512)?;
-        about.st_nlink = 1;
+        about.stx_size = fork.size;
+        about.stx_blocks = logical / 512;
+        about.stx_nlink = 1;
         let id = self.number()?;
         let name = CString::new([name.to_bytes(), SUFFIX].concat())?;
         report(&mut self.control, id, parent, ObjectKind::File, &About::of(&about), name.to_bytes());
@@ -67,7 +67,7 @@ impl Walker {
             end: extent.physical + extent.length.min(size - extent.logical),
         });
         let data_ranges: Vec<DataRange> = data_ranges.collect();
-        let ends = self.sample.map(|sample| sample.ends(about.st_ino, &extents, fork.size, self.block));
+        let ends = self.sample.map(|sample| sample.ends(about.stx_ino, &extents, fork.size, self.block));
         // The file descriptor is that of the device.
         let ends = ends.into_iter().flatten().map(|end| End { logical: end.physical, ..end }).collect();
         if !data_ranges.is_empty() {

@@ -4,9 +4,9 @@
 //! each other, so each processor of the appliance asks about a part of them.
 
 use super::FILE;
-use crate::fiemap;
+use crate::{fiemap, statx};
 use rustix::fd::{BorrowedFd, OwnedFd};
-use rustix::fs::{Advice, Mode, OFlags, Stat, fadvise, fstat, openat};
+use rustix::fs::{Advice, Mode, OFlags, Statx, fadvise, openat};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::fs;
@@ -27,7 +27,7 @@ const MANY: usize = 8000;
 pub(super) struct Inspected {
     /// The file, opened for reading.
     pub(super) fd: OwnedFd,
-    pub(super) stat: Stat,
+    pub(super) stat: Statx,
     /// `None`: the filesystem has no FIEMAP.
     pub(super) extents: Result<Option<Vec<Extent>>, Errno>,
 }
@@ -85,7 +85,7 @@ impl Inspector {
     /// Asks about one file.
     pub(super) fn one(&self, directory: BorrowedFd<'_>, name: &CStr) -> Answer {
         let fd = self.open(directory, name).map_err(|errno| (Operation::Open, errno))?;
-        let stat = fstat(&fd).map_err(|errno| (Operation::Stat, errno))?;
+        let stat = statx::of_open(&fd).map_err(|errno| (Operation::Stat, errno))?;
         let extents = fiemap::extents(&fd);
         Ok(Inspected { fd, stat, extents })
     }

@@ -11,9 +11,9 @@ use crate::control::Control;
 use crate::data_ranges::data_ranges;
 use crate::phases::Phase;
 use crate::reader::OpenFile;
-use crate::{Fatal, fiemap};
+use crate::{Fatal, fiemap, statx};
 use rustix::fd::BorrowedFd;
-use rustix::fs::{AtFlags, FileType, Stat, statat};
+use rustix::fs::{FileType, Statx, StatxTimestamp};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -112,8 +112,8 @@ impl Walker {
                 self.control.put(&Record::Known { id, parent, inode, name: name.into_bytes() });
                 return self.found();
             }
-            FileType::Unknown => match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+            FileType::Unknown => match statx::of_entry(directory, &name) {
+                Ok(stat) => FileType::from_raw_mode(stat.stx_mode.into()),
                 Err(errno) => {
                     self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
                     return Ok(());
@@ -135,7 +135,7 @@ impl Walker {
                 }
                 let stat = answer.as_ref().ok().map(|inspected| inspected.stat);
                 let computed = stat.zip(self.volume.as_ref());
-                let known = computed.and_then(|(stat, volume)| volume.extents(stat.st_ino));
+                let known = computed.and_then(|(stat, volume)| volume.extents(stat.stx_ino));
                 let found = self.find_file(directory, parent, &name, answer, known)?;
                 self.batch.extend(found.filter(|file| !file.data_ranges.is_empty()));
                 if let Some(stat) = stat.filter(|_| self.forks.is_some()) {
@@ -164,18 +164,18 @@ impl Walker {
         parent: u32,
         name: &CStr,
     ) -> Result<Option<u32>, Fatal> {
-        let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match statx::of_entry(directory, name) {
             Ok(stat) => stat,
             Err(errno) => {
                 self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
                 return Ok(None);
             }
         };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || self.is_elsewhere(&stat) {
+        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory || self.is_elsewhere(&stat) {
             self.unsure(parent);
             return Ok(None);
         }
-        if !self.directories.insert((stat.st_dev, stat.st_ino)) {
+        if !self.directories.insert((statx::device(&stat), stat.stx_ino)) {
             self.control.read_failure(Operation::Loop, Errno::LOOP, parent, name.to_bytes(), 0);
             return Ok(None);
         }
@@ -210,26 +210,27 @@ impl Walker {
                 return Ok(None);
             }
         };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || self.is_elsewhere(&stat) {
+        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile || self.is_elsewhere(&stat)
+        {
             self.unsure(parent);
             return Ok(None);
         }
-        if stat.st_nlink > 1
-            && let Some(&id) = self.links.get(&(stat.st_dev, stat.st_ino))
+        if stat.stx_nlink > 1
+            && let Some(&id) = self.links.get(&(statx::device(&stat), stat.stx_ino))
         {
             self.control.put(&Record::Link { id, parent, name: name.to_bytes().to_vec() });
             return Ok(None);
         }
         let id = self.number()?;
-        if stat.st_nlink > 1 {
-            self.links.insert((stat.st_dev, stat.st_ino), id);
+        if stat.stx_nlink > 1 {
+            self.links.insert((statx::device(&stat), stat.stx_ino), id);
         }
         let mut extents = match extents {
             _ if known.is_some() => known,
             Ok(None) => fiemap::blocks(
                 &fd,
-                stat.st_size as u64,
-                (stat.st_blocks as u64).saturating_mul(512),
+                stat.stx_size,
+                stat.stx_blocks.saturating_mul(512),
                 self.cluster(&stat),
                 self.most_blocks(&stat),
             ),
@@ -250,13 +251,13 @@ impl Walker {
         }
         let mut data_ranges = data_ranges(&fd, &stat, extents.as_deref());
         if let Some(tails) = &mut self.tails {
-            tails.postpone(id, parent, name.to_owned(), stat.st_size as u64, &mut data_ranges);
+            tails.postpone(id, parent, name.to_owned(), stat.stx_size, &mut data_ranges);
         }
         let is_plain = |extents: &Vec<Extent>| extents.iter().all(|e| e.is_plain() || e.is_unwritten());
         let is_promised = !self.is_system(&stat) && extents.as_ref().is_some_and(is_plain);
-        let size = stat.st_size as u64;
+        let size = stat.stx_size;
         let ends = match (self.sample.filter(|_| is_promised), &extents) {
-            (Some(sample), Some(extents)) => sample.ends(stat.st_ino, extents, size, self.block).collect(),
+            (Some(sample), Some(extents)) => sample.ends(stat.stx_ino, extents, size, self.block).collect(),
             _ => Vec::new(),
         };
         let cached = extents.clone().filter(|_| self.kind.is_fuse()).unwrap_or_default();
@@ -289,10 +290,10 @@ fn doubled<'a>(entries: impl Iterator<Item = (usize, &'a Entry)>) -> HashSet<(us
 }
 
 /// Marks the extents of a compressed file, which has fewer blocks than its extents are long.
-fn mark_encoded(extents: &mut [Extent], stat: &Stat) {
+fn mark_encoded(extents: &mut [Extent], stat: &Statx) {
     let in_blocks = |extent: &&mut Extent| extent.flags & Extent::INLINE == 0;
     let length = extents.iter().filter(|extent| extent.flags & Extent::INLINE == 0).map(|e| e.length);
-    if length.fold(0, u64::saturating_add) > (stat.st_blocks as u64).saturating_mul(512) {
+    if length.fold(0, u64::saturating_add) > stat.stx_blocks.saturating_mul(512) {
         extents.iter_mut().filter(in_blocks).for_each(|extent| extent.flags |= Extent::ENCODED);
     }
 }
@@ -308,26 +309,26 @@ pub(super) struct About {
     pub(super) mode: u32,
     /// User and group.
     pub(super) owner: (u32, u32),
-    /// In nanoseconds since 1970, as `changed`.
+    /// In nanoseconds since 1970, as `changed` and `born`.
     pub(super) modified: i64,
     pub(super) changed: i64,
+    pub(super) born: Option<i64>,
 }
 
 impl About {
     /// What the kernel says.
-    pub(super) fn of(stat: &Stat) -> Self {
-        let time = |seconds: i64, nanoseconds: i64| {
-            seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
-        };
+    pub(super) fn of(stat: &Statx) -> Self {
+        let time = |time: StatxTimestamp| statx::nanoseconds(time.tv_sec, time.tv_nsec);
         Self {
-            inode: stat.st_ino,
-            size: stat.st_size as u64,
-            allocated: (stat.st_blocks as u64).saturating_mul(512),
-            links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-            mode: stat.st_mode,
-            owner: (stat.st_uid, stat.st_gid),
-            modified: time(stat.st_mtime, stat.st_mtime_nsec as i64),
-            changed: time(stat.st_ctime, stat.st_ctime_nsec as i64),
+            inode: stat.stx_ino,
+            size: stat.stx_size,
+            allocated: stat.stx_blocks.saturating_mul(512),
+            links: stat.stx_nlink,
+            mode: stat.stx_mode.into(),
+            owner: (stat.stx_uid, stat.stx_gid),
+            modified: time(stat.stx_mtime),
+            changed: time(stat.stx_ctime),
+            born: statx::born(stat),
         }
     }
 }
@@ -341,7 +342,7 @@ pub(super) fn report(
     about: &About,
     name: &[u8],
 ) {
-    let About { inode, size, allocated, links, mode, owner, modified, changed } = *about;
+    let About { inode, size, allocated, links, mode, owner, modified, changed, born } = *about;
     control.put(&Record::Object(Object {
         id,
         parent,
@@ -354,6 +355,7 @@ pub(super) fn report(
         owner: Some(owner),
         modified,
         changed,
+        born,
         name: name.to_vec(),
     }));
 }

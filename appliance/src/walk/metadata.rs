@@ -6,11 +6,10 @@ use super::batches::block_device;
 use super::look_up::{About, report};
 use crate::ext::Ext;
 use crate::reader::OpenFile;
-use crate::{Fatal, bmapx, btrfs, directories, f2fs, fiemap, getfsmap, nilfs2, ntfs, ufs, xfs};
+use crate::{Fatal, bmapx, btrfs, directories, f2fs, fiemap, getfsmap, nilfs2, ntfs, statx, ufs, xfs};
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, llistxattr, openat, readlinkat,
-    statat,
+    FileType, Mode, OFlags, Statx, fgetxattr, flistxattr, lgetxattr, llistxattr, openat, readlinkat,
 };
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
@@ -24,7 +23,7 @@ const LARGEST: usize = 64 << 10;
 impl Walker {
     /// Whether an inode has blocks that are in none of its extents: of extended attributes, or of
     /// its extent tree.
-    pub(super) fn has_more_blocks(&self, stat: &Stat, extents: Option<&[Extent]>) -> bool {
+    pub(super) fn has_more_blocks(&self, stat: &Statx, extents: Option<&[Extent]>) -> bool {
         // btrfs keeps attributes in a tree of the filesystem; in FUSE the number of blocks is an
         // estimate.
         if self.kind.facts().has_address_space || self.kind.is_fuse() {
@@ -32,29 +31,29 @@ impl Walker {
         }
         let named = extents.unwrap_or_default().iter().filter(|e| e.flags & Extent::INLINE == 0);
         let named = named.fold(0u64, |sum, extent| sum.saturating_add(extent.length));
-        (stat.st_blocks as u64).saturating_mul(512) > named
+        stat.stx_blocks.saturating_mul(512) > named
     }
 
     /// Whether it may be a file in which NTFS keeps metadata. ntfs-3g has read some of them before,
     /// so that a read touches only a part of their blocks.
-    pub(super) fn is_system(&self, stat: &Stat) -> bool {
-        stat.st_ino < self.kind.facts().reserved_inodes
+    pub(super) fn is_system(&self, stat: &Statx) -> bool {
+        stat.stx_ino < self.kind.facts().reserved_inodes
     }
 
     /// Most blocks or clusters of a file for FIBMAP. The `$MFT` of NTFS has no limit, because other
     /// metadata is found in it.
-    pub(super) fn most_blocks(&self, stat: &Stat) -> u64 {
+    pub(super) fn most_blocks(&self, stat: &Statx) -> u64 {
         match self.kind {
             FsKind::Exfat => fiemap::MOST_CLUSTERS,
-            _ if self.is_system(stat) && stat.st_ino == 0 => 1 << 22,
+            _ if self.is_system(stat) && stat.stx_ino == 0 => 1 << 22,
             _ => fiemap::MOST_BLOCKS,
         }
     }
 
     /// Bytes of a cluster, if FIBMAP gives the sectors of a file. exFAT reports it as the preferred
     /// size of input and output.
-    pub(super) fn cluster(&self, stat: &Stat) -> Option<u64> {
-        (self.kind == FsKind::Exfat).then_some(stat.st_blksize as u64)
+    pub(super) fn cluster(&self, stat: &Statx) -> Option<u64> {
+        (self.kind == FsKind::Exfat).then_some(stat.stx_blksize.into())
     }
 
     /// Reads the extended attributes of a file.
@@ -110,25 +109,25 @@ impl Walker {
         parent: u32,
         name: &CStr,
     ) -> Result<(), Fatal> {
-        let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match statx::of_entry(directory, name) {
             Ok(stat) => stat,
             Err(errno) => {
                 self.control.read_failure(Operation::Stat, errno, parent, name.to_bytes(), 0);
                 return Ok(());
             }
         };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink || self.is_elsewhere(&stat) {
+        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Symlink || self.is_elsewhere(&stat) {
             return Ok(());
         }
-        if stat.st_nlink > 1
-            && let Some(&id) = self.links.get(&(stat.st_dev, stat.st_ino))
+        if stat.stx_nlink > 1
+            && let Some(&id) = self.links.get(&(statx::device(&stat), stat.stx_ino))
         {
             self.control.put(&Record::Link { id, parent, name: name.to_bytes().to_vec() });
             return Ok(());
         }
         let id = self.number()?;
-        if stat.st_nlink > 1 {
-            self.links.insert((stat.st_dev, stat.st_ino), id);
+        if stat.stx_nlink > 1 {
+            self.links.insert((statx::device(&stat), stat.stx_ino), id);
         }
         report(&mut self.control, id, parent, ObjectKind::Symlink, &About::of(&stat), name.to_bytes());
         if self.kind.facts().shares_attributes {
@@ -158,7 +157,7 @@ impl Walker {
         name: &CStr,
     ) -> Result<(), Fatal> {
         let may_share = self.kind.facts().shares_attributes;
-        match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match statx::of_entry(directory, name) {
             Ok(stat) if !self.is_elsewhere(&stat) && (may_share || self.has_more_blocks(&stat, None)) => {
                 // An update must find these blocks again.
                 self.unsure(parent);

@@ -243,6 +243,8 @@ impl Walker {
             owner: None,
             modified,
             changed,
+            // Programs of Windows set the time at which a file was made as they like.
+            born: None,
             name,
         }));
         Ok(id)

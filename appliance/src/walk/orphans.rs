@@ -37,6 +37,7 @@ impl Walker {
             owner: None,
             modified: nanoseconds(orphan.modified),
             changed: nanoseconds(orphan.changed),
+            born: None,
             name: Vec::new(),
         }));
         self.put_extents(

@@ -45,7 +45,7 @@ pub use unlock::{Encryption, Opener, Secret, Unlock, Unlocked, wipe};
 
 /// Version of all messages. The agent is part of the host program, so both ends come from one
 /// build; a mistake in packaging is reported as another version.
-pub const VERSION: u16 = 11;
+pub const VERSION: u16 = 12;
 
 /// Size of the control disk in bytes.
 pub const CONTROL_SIZE: u64 = 64 << 20;

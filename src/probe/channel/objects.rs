@@ -59,6 +59,8 @@ impl State {
             marks: if is_shared { Marks::NO_BLOCKS | Marks::INLINE } else { Marks::empty() },
             reparse: None,
             owner: object.owner.map(|(user, group)| Owner { user, group }),
+            // Nothing was made in 1970: some programs that write filesystems do not set the time.
+            born: object.born.filter(|born| *born != 0),
         };
         let result = if is_orphan {
             self.found.orphan(kind, object.inode, &object.name, attributes).map(drop)

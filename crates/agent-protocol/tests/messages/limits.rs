@@ -22,6 +22,7 @@ fn object(name: Vec<u8>) -> Record {
         owner: None,
         modified: -1,
         changed: i64::MAX,
+        born: Some(i64::MAX),
         name,
     })
 }

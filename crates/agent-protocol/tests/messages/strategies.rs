@@ -50,7 +50,8 @@ fn object() -> impl Strategy<Value = Record> {
         Just(ObjectKind::Metadata)
     ];
     let words = any::<(u32, u32, u64, u64, u64, u32, u32, i64, i64)>();
-    (kind, words, any::<Option<(u32, u32)>>(), name()).prop_map(|(kind, words, owner, name)| {
+    let known = any::<(Option<(u32, u32)>, Option<i64>)>();
+    (kind, words, known, name()).prop_map(|(kind, words, (owner, born), name)| {
         let (id, parent, inode, size, allocated, links, mode, modified, changed) = words;
         Record::Object(Object {
             id,
@@ -64,6 +65,7 @@ fn object() -> impl Strategy<Value = Record> {
             owner,
             modified,
             changed,
+            born,
             name,
         })
     })

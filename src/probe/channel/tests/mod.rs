@@ -113,6 +113,7 @@ fn object(id: u32, parent: u32, kind: ObjectKind, name: &[u8], size: u64) -> Rec
         owner: None,
         modified: 0,
         changed: 0,
+        born: None,
         name: name.to_vec(),
     })
 }
