@@ -23,8 +23,9 @@ pub struct Written {
 /// Derives operations on one filesystem from the differences between two maps of it. Operations on
 /// removed objects come first, the deepest first, then all others by name.
 ///
-/// Files are identified by their inode numbers; on filesystems without lasting inode numbers (vfat,
-/// exfat) by their first block. If the new map does not have the filesystem on `device`, it could
+/// Files are identified by their inode numbers and, where both maps know it, by the
+/// [time](Attributes::born) at which they were made; on filesystems without lasting inode numbers
+/// (vfat, exfat) by their first block. If the new map does not have the filesystem on `device`, it could
 /// not be examined, so there are no operations.
 ///
 /// Filesystems write the data of a file before its inode, with a flush between. So data that was
@@ -92,6 +93,8 @@ struct Facts<'a> {
     is_volatile: bool,
     /// Whether an inode number is never that of another file later, as in btrfs.
     is_lasting: bool,
+    /// Whether the time at which a file was made never changes.
+    keeps_birth_time: bool,
     /// The paths in the old map of files that are known by their place.
     placed: HashMap<Key, &'a [u8]>,
     /// Whether both maps list symbolic links.
@@ -116,6 +119,7 @@ impl<'a> Facts<'a> {
             block: filesystem.block_size.unwrap_or(4096).max(1),
             is_volatile: kind.facts().has_volatile_inodes,
             is_lasting: kind == FsKind::Btrfs,
+            keeps_birth_time: kind.facts().keeps_birth_time,
             placed: HashMap::new(),
             has_symlinks: new.lists_metadata() && (old.lists_metadata() || is_new),
         };
@@ -153,7 +157,23 @@ impl<'a> Facts<'a> {
             return placed.is_none_or(|path| *path == new.name().path);
         }
         let (before, after) = (old.attributes().inode, new.attributes().inode);
-        before.is_none() || after.is_none() || before == after
+        before.is_none() || after.is_none() || (before == after && self.is_as_old(old, new) != Some(false))
+    }
+
+    /// Whether two objects were made at the same time, if that is known.
+    fn is_as_old(&self, old: Object<'_>, new: Object<'_>) -> Option<bool> {
+        let births = old.attributes().born.zip(new.attributes().born);
+        births.filter(|_| self.keeps_birth_time).map(|(before, after)| before == after)
+    }
+
+    /// Whether a freed inode was reused for another file.
+    fn is_reused(&self, old: Object<'_>, new: Object<'_>) -> bool {
+        if let Some(is_as_old) = self.is_as_old(old, new) {
+            return !is_as_old;
+        }
+        // Renaming changes neither the data of a file nor its modification time.
+        let is_changed = old.attributes().modified != new.attributes().modified && !share_bytes(old, new);
+        !self.is_lasting && old.kind() == Kind::File && is_changed
     }
 }
 
@@ -233,7 +253,7 @@ impl<'a> Names<'a> {
         let mut renamed = Vec::new();
         for Group { gone, come, kept } in &self.files {
             let is_one = match (gone.first(), come.first()) {
-                (Some(old), Some(new)) => kept.is_some() || facts.is_lasting || !is_reused(*old, *new),
+                (Some(old), Some(new)) => kept.is_some() || !facts.is_reused(*old, *new),
                 _ => true,
             };
             let pairs = if is_one { gone.len().min(come.len()) } else { 0 };
@@ -290,13 +310,6 @@ impl<'a> Names<'a> {
         self.pairs = renamed;
         found
     }
-}
-
-/// Whether a freed inode was reused for another file. Renaming changes neither the data of a file
-/// nor its modification time.
-fn is_reused(old: Object<'_>, new: Object<'_>) -> bool {
-    let is_file = old.kind() == Kind::File;
-    is_file && old.attributes().modified != new.attributes().modified && !share_bytes(old, new)
 }
 
 fn share_bytes(a: Object<'_>, b: Object<'_>) -> bool {

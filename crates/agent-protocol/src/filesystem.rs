@@ -86,6 +86,11 @@ pub struct FsFacts {
     pub reserved_inodes: u64,
     /// Whether the driver invents inode numbers at each mount, so that they do not identify a file.
     pub has_volatile_inodes: bool,
+    /// Whether a file keeps the time at which it was made (`stx_btime` of `statx(2)`): the kernel
+    /// sets it with a new inode and has no call that changes it. Programs of Windows and macOS set
+    /// it, and UDF sets it back with an earlier time of modification (`udf_adjust_time` in the
+    /// kernel's `fs/udf/inode.c`).
+    pub keeps_birth_time: bool,
 }
 
 /// A filesystem without special properties.
@@ -109,6 +114,7 @@ const PLAIN: FsFacts = FsFacts {
     shares_blocks: false,
     reserved_inodes: 0,
     has_volatile_inodes: false,
+    keeps_birth_time: false,
 };
 
 /// Magic numbers of UFS, which has one driver.
@@ -125,6 +131,7 @@ const EXT: FsFacts = FsFacts {
     mount_options: Some("errors=continue"),
     has_journal: true,
     has_directory_blocks: true,
+    keeps_birth_time: true,
     ..PLAIN
 };
 
@@ -181,6 +188,7 @@ kinds! {
         replays_in_memory: true,
         reads_when_opened: true,
         shares_blocks: true,
+        keeps_birth_time: true,
         ..PLAIN
     },
     /// btrfs. With the first read of data it also reads the checksums, which lie elsewhere.
@@ -194,10 +202,17 @@ kinds! {
         has_address_space: true,
         shares_blocks: true,
         directory_blocks: DirectoryBlocks::Shared,
+        keeps_birth_time: true,
         ..PLAIN
     },
     /// F2FS.
-    F2fs: FsFacts { name: "f2fs", magic: Some(0xf2f5_2010), has_journal: true, ..PLAIN },
+    F2fs: FsFacts {
+        name: "f2fs",
+        magic: Some(0xf2f5_2010),
+        has_journal: true,
+        keeps_birth_time: true,
+        ..PLAIN
+    },
     /// JFS.
     Jfs: FsFacts { name: "jfs", has_journal: true, ..PLAIN },
     /// NILFS2.

@@ -11,6 +11,11 @@ const FILE: u16 = 0o100_644;
 const DIRECTORY: u16 = 0o040_755;
 
 fn map(kind: &str, specs: &[Spec<'_>]) -> Map {
+    map_with_births(kind, specs, &[])
+}
+
+/// The same; the objects with these inodes were made at these times.
+fn map_with_births(kind: &str, specs: &[Spec<'_>], births: &[(u64, i64)]) -> Map {
     let mut header = Header::default();
     let device = b"/dev/sda1".to_vec();
     let filesystem =
@@ -26,6 +31,7 @@ fn map(kind: &str, specs: &[Spec<'_>]) -> Map {
             links: Some(names),
             mode: Some(mode),
             modified: Some(modified),
+            born: births.iter().find(|birth| birth.0 == inode).map(|birth| birth.1),
             marks: if blocks.is_empty() { Marks::NO_BLOCKS } else { Marks::empty() },
             ..Attributes::default()
         };
@@ -39,10 +45,13 @@ fn map(kind: &str, specs: &[Spec<'_>]) -> Map {
 }
 
 fn operations(kind: &str, old: &[Spec<'_>], new: &[Spec<'_>], written: &[(u64, u64)]) -> Vec<String> {
+    compared(&map(kind, old), &map(kind, new), written)
+}
+
+fn compared(old: &Map, new: &Map, written: &[(u64, u64)]) -> Vec<String> {
     let ranges =
         |ranges: &[(u64, u64)]| ranges.iter().map(|&(start, end)| DiskRange::new(start, end)).collect();
     let written = Written { seen: vec![ranges(written)], ..Written::default() };
-    let (old, new) = (map(kind, old), map(kind, new));
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let line = |operation: &Operation<'_>| {
         let from = operation.from.map(|from| format!("{} -> ", text(from.path))).unwrap_or_default();
@@ -53,7 +62,7 @@ fn operations(kind: &str, old: &[Spec<'_>], new: &[Spec<'_>], written: &[(u64, u
             operation.written_bytes()
         )
     };
-    compare(&old, &new, b"/dev/sda1", &written).iter().map(line).collect()
+    compare(old, new, b"/dev/sda1", &written).iter().map(line).collect()
 }
 
 #[test]
@@ -112,6 +121,71 @@ fn a_file_is_identified_by_its_inode() {
     // An inode that was given back: other data, of another time.
     let new: &[Spec<'_>] = &[(b"/g", 11, 100, 3, FILE, &[16384])];
     assert_eq!(operations("ext4", &old[..1], new, &[(16384, 20480)]), ["delete /f 0", "create /g 4096"]);
+}
+
+/// The operations from one file, directory or link to another with the same inode.
+fn with_births(kind: &str, old: (Spec<'_>, Option<i64>), new: (Spec<'_>, Option<i64>)) -> Vec<String> {
+    let map = |(spec, born): (Spec<'_>, Option<i64>)| {
+        map_with_births(kind, &[spec], born.map(|born| (spec.1, born)).as_slice())
+    };
+    let written: Vec<(u64, u64)> = new.0.5.iter().map(|start| (*start, start + BLOCK)).collect();
+    compared(&map(old), &map(new), &written)
+}
+
+#[test]
+fn a_file_is_the_same_if_it_was_made_at_the_same_time() {
+    let old: Spec<'_> = (b"/f", 11, 9000, 1, FILE, &[0, 4096, 8192]);
+    // Renamed, emptied and written again: other bytes, of another time.
+    let new: Spec<'_> = (b"/g", 11, 5000, 3, FILE, &[16384, 20480]);
+    let same = ["rename /f -> /g 0", "truncate /g 0", "write /g 4096"];
+    let other = ["delete /f 0", "create /g 8192"];
+    for kind in ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"] {
+        assert_eq!(with_births(kind, (old, Some(7)), (new, Some(7))), same, "{kind}");
+        assert_eq!(with_births(kind, (old, Some(7)), (new, Some(8))), other, "{kind}");
+    }
+    // If either side does not know it, the bytes and the times decide.
+    for (before, after) in [(None, None), (Some(7), None), (None, Some(7))] {
+        assert_eq!(with_births("xfs", (old, before), (new, after)), other);
+    }
+    // So they do where programs can set the time.
+    assert_eq!(with_births("ntfs", (old, Some(7)), (new, Some(7))), other);
+}
+
+#[test]
+fn a_file_that_was_made_at_another_time_is_another() {
+    // At the same place, with the same time of modification.
+    let file = |path| -> Spec<'static> { (path, 11, 4096, 1, FILE, &[0]) };
+    let done = |old, new| with_births("ext4", (old, Some(7)), (new, Some(9)));
+    assert_eq!(done(file(b"/f"), file(b"/g")), ["delete /f 0", "create /g 4096"]);
+    // Even under its name.
+    assert_eq!(done(file(b"/f"), file(b"/f")), ["delete /f 0", "create /f 4096"]);
+    let directory = |path| -> Spec<'static> { (path, 11, 4096, 1, DIRECTORY, &[0]) };
+    assert_eq!(done(directory(b"/d"), directory(b"/e")), ["rmdir /d 0", "mkdir /e 0"]);
+    assert_eq!(done(directory(b"/d"), directory(b"/d")), ["rmdir /d 0", "mkdir /d 0"]);
+    let unknown = with_births("ext4", (file(b"/f"), Some(7)), (file(b"/g"), None));
+    assert_eq!(unknown, ["rename /f -> /g 0"]);
+    // The time of a file of UDF may change.
+    assert_eq!(with_births("udf", (file(b"/f"), Some(7)), (file(b"/g"), Some(5))), ["rename /f -> /g 0"]);
+}
+
+#[test]
+fn an_inode_of_several_names_is_used_again() {
+    let file = |path, blocks| -> Spec<'static> { (path, 11, 4096, 1, FILE, blocks) };
+    let old = map_with_births("xfs", &[file(b"/a", &[0]), file(b"/b", &[0])], &[(11, 7)]);
+    let new = [file(b"/b", &[4096]), file(b"/c", &[4096])];
+    let other = map_with_births("xfs", &new, &[(11, 8)]);
+    let expected = ["delete /b 0", "delete /a 0", "create /b 4096", "link /b -> /c 0"];
+    assert_eq!(compared(&old, &other, &[(4096, 8192)]), expected);
+    let same = map_with_births("xfs", &new, &[(11, 7)]);
+    assert_eq!(compared(&old, &same, &[]), ["rename /a -> /c 0"]);
+    // Two files that have each other's inodes are not exchanged if both were made anew.
+    let two = [file(b"/x", &[0]), (b"/y", 12, 4096, 1, FILE, &[4096][..])];
+    let turned = [file(b"/y", &[0]), (b"/x", 12, 4096, 1, FILE, &[4096][..])];
+    let [old, same, other] = [(&two, [1, 2]), (&turned, [1, 2]), (&turned, [3, 4])]
+        .map(|(specs, [first, second])| map_with_births("xfs", specs, &[(11, first), (12, second)]));
+    assert_eq!(compared(&old, &same, &[]), ["exchange /x -> /y 0"]);
+    let expected = ["delete /y 0", "delete /x 0", "create /x 0", "create /y 0"];
+    assert_eq!(compared(&old, &other, &[]), expected);
 }
 
 #[test]
