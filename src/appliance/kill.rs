@@ -8,9 +8,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-/// How long a process that would leave its temporary files behind is spared. supermin needs about
-/// three seconds to build an appliance.
-const SPARED: Duration = Duration::from_secs(6);
+/// How long a qemu that is about to make its temporary file is spared.
+const MAKING: Duration = Duration::from_secs(3);
+
+/// How long libguestfs's supermin is spared. It builds an appliance in three seconds, or in several
+/// times as many on a busy host.
+const BUILDING: Duration = Duration::from_secs(20);
 
 /// Kills the processes that the session thread's libguestfs is waiting for.
 ///
@@ -104,8 +107,11 @@ impl KillSwitch {
         let children: Vec<Pid> = children.collect();
         // All of them are spared: one is libguestfs's recovery process, which ends qemu if we die
         // meanwhile.
-        let leaves_files = |child: &Pid| is_supermin(*child) || makes_overlay(*child);
-        if since.elapsed() < SPARED && children.iter().any(leaves_files) {
+        let waited = since.elapsed();
+        let is_spared = |child: &Pid| {
+            waited < MAKING && makes_overlay(*child) || waited < BUILDING && is_supermin(*child)
+        };
+        if children.iter().any(is_spared) {
             return;
         }
         for child in children {
@@ -216,7 +222,7 @@ mod tests {
         fs::write(go, "").unwrap();
         let begun = Instant::now();
         while qemu.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < SPARED);
+            assert!(begun.elapsed() < MAKING);
             switch.throw();
         }
         assert!(!overlay.exists());

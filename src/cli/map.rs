@@ -22,7 +22,6 @@ use virt_bmap::cache::beside;
 use virt_bmap::cache::origin::Origin;
 use virt_bmap::fleet::GuestId;
 use virt_bmap::fleet::libvirt::Host;
-
 use virt_bmap::mapper::{self, Cancel, GuestDisk, MapError, Mapped};
 use virt_bmap::probe::ProbeError;
 use virt_bmap::probe::baseline::Baseline;
