@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 /// How long a qemu that is about to make its temporary file is spared.
 const MAKING: Duration = Duration::from_secs(3);
 
-/// How long libguestfs's supermin is spared. It builds an appliance in three seconds, or in several
-/// times as many on a busy host.
+/// How long libguestfs's supermin is spared. It builds an appliance in three seconds on an idle
+/// host, and in a multiple of that on a busy one.
 const BUILDING: Duration = Duration::from_secs(20);
 
 /// Kills the processes that the session thread's libguestfs is waiting for.
@@ -184,9 +184,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (supermin, go) = (dir.path().join("supermin"), dir.path().join("go"));
         std::os::unix::fs::symlink("/bin/sh", &supermin).unwrap();
-        let started = |option| {
-            let script = "until [ -e $1 ]; do sleep 0.01; done; exit 7";
-            Command::new(&supermin).args(["-c", script, option]).arg(&go).spawn().unwrap()
+        // Until it runs, it has no command line.
+        let started = |option: &str| {
+            let runs = dir.path().join(option);
+            let script = "> $2; until [ -e $1 ]; do sleep 0.01; done; exit 7";
+            let child = Command::new(&supermin).args(["-c", script, option]).args([&go, &runs]).spawn();
+            while !runs.exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            child.unwrap()
         };
         let switch = KillSwitch::default();
         switch.arm();
@@ -195,7 +201,7 @@ mod tests {
         assert_eq!(ours.wait().unwrap().code(), None);
         let mut libguestfs = started("--if-newer");
         switch.throw();
-        fs::write(go, "").unwrap();
+        fs::write(&go, "").unwrap();
         assert_eq!(libguestfs.wait().unwrap().code(), Some(7));
     }
 

@@ -95,6 +95,8 @@ struct Facts<'a> {
     is_lasting: bool,
     /// Whether the time at which a file was made never changes.
     keeps_birth_time: bool,
+    /// Inodes of which either map does not know that time.
+    unborn: HashSet<u64>,
     /// The paths in the old map of files that are known by their place.
     placed: HashMap<Key, &'a [u8]>,
     /// Whether both maps list symbolic links.
@@ -104,7 +106,9 @@ struct Facts<'a> {
 /// What identifies a file.
 #[derive(PartialEq, Eq, Hash, Clone, Copy)]
 enum Key {
-    Inode(Kind, u64),
+    /// Its inode, and when that was made, if this is known of all files with the inode: on btrfs,
+    /// files of several subvolumes have one number.
+    Inode(Kind, u64, Option<i64>),
     Place(Kind, DiskNumber, u64),
 }
 
@@ -120,6 +124,7 @@ impl<'a> Facts<'a> {
             is_volatile: kind.facts().has_volatile_inodes,
             is_lasting: kind == FsKind::Btrfs,
             keeps_birth_time: kind.facts().keeps_birth_time,
+            unborn: HashSet::new(),
             placed: HashMap::new(),
             has_symlinks: new.lists_metadata() && (old.lists_metadata() || is_new),
         };
@@ -127,6 +132,11 @@ impl<'a> Facts<'a> {
             let objects = old.objects().filter(|object| facts.is_compared(*object));
             let placed = objects.filter_map(|object| Some((facts.key(object)?, object.name().path)));
             facts.placed = placed.collect();
+        }
+        if facts.keeps_birth_time {
+            let objects = old.objects().chain(new.objects()).filter(|object| facts.is_compared(*object));
+            let unborn = objects.map(Object::attributes).filter(|attributes| attributes.born.is_none());
+            facts.unborn = unborn.filter_map(|attributes| attributes.inode).collect();
         }
         Some(facts)
     }
@@ -144,7 +154,10 @@ impl<'a> Facts<'a> {
     fn key(&self, object: Object<'a>) -> Option<Key> {
         let kind = object.kind();
         match object.attributes().inode {
-            Some(inode) if !self.is_volatile => Some(Key::Inode(kind, inode)),
+            Some(inode) if !self.is_volatile => {
+                let is_known = self.keeps_birth_time && !self.unborn.contains(&inode);
+                Some(Key::Inode(kind, inode, object.attributes().born.filter(|_| is_known)))
+            }
             _ => disk_ranges(object).next().map(|(disk, span)| Key::Place(kind, disk, span.start.0)),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use virt_bmap_map::Warning;
 use virt_bmap_ranges::Printable;
 
-/// Why operations may be missing. Errors are those of their own place, in words.
+/// Why operations may be missing. An `error` is the text of the error that caused it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// The first operations: the disks could not be mapped before the guest began.

@@ -13,7 +13,7 @@ use virt_bmap_testutil::places::program;
 use virt_bmap_testutil::sandbox::{Finished, NOBODY, Sandbox, kill};
 use virt_bmap_testutil::tools::{self, needs};
 
-/// Maps the guest with an appliance that boots: a state that one run saves is worth nothing.
+/// Maps the guest with an appliance that boots: no other run would use the state that it saves.
 fn map(sandbox: Sandbox) -> Finished {
     sandbox.env("VIRT_BMAP_APPLIANCE", "boot").run(arguments())
 }

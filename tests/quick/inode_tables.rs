@@ -140,10 +140,15 @@ fn an_inode_of_ext_says_when_it_was_made_if_it_has_room_for_that() {
     let place = tables.place(&read, 12).unwrap();
     let mut bytes = read(place.at.0, tables.inode_size()).unwrap();
     let whole_seconds = BIRTH / BILLION * BILLION;
-    // `i_extra_isize`: the fields after the first 128 bytes that are in use.
-    for (extra, born) in
-        [(32, Some(BIRTH)), (24, Some(BIRTH)), (20, Some(whole_seconds)), (16, None), (4, None), (0, None)]
-    {
+    // `i_extra_isize`: the bytes after the first 128 that are in use; 0 means all.
+    for (extra, born) in [
+        (32, Some(BIRTH)),
+        (24, Some(BIRTH)),
+        (20, Some(whole_seconds)),
+        (16, None),
+        (4, None),
+        (0, Some(BIRTH)),
+    ] {
         bytes[128] = extra;
         assert_eq!(tables.inode(12, &bytes).map(|inode| inode.born), Some(born), "{extra} bytes");
     }

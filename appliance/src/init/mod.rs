@@ -115,14 +115,14 @@ const ENVIRONMENT: [(&str, &str); 5] = [
 
 const PATH: &str = "/sbin:/usr/sbin:/bin:/usr/bin";
 
-/// Has the C library copy without `rep movsb`, if the kernel does so as well: qemu emulates it byte
-/// by byte, and the library looks at the processor, not at the kernel's options (`ld.so(8)`,
-/// "Tunables").
+/// Has the C library copy without `rep movsb`, if the kernel was told not to use it either: qemu
+/// emulates it byte by byte, and the library looks at the processor, not at the kernel's options
+/// (`ld.so(8)`, "Tunables").
 fn copying() -> Option<(&'static str, &'static str)> {
     let processors = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let mut flags =
-        processors.lines().filter_map(|line| line.strip_prefix("flags")).flat_map(str::split_whitespace);
-    (!flags.any(|flag| flag == "erms")).then_some(("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS,-FSRM"))
+    let flags = processors.lines().find_map(|line| line.strip_prefix("flags"))?;
+    let is_fast = flags.split_whitespace().any(|flag| flag == "erms");
+    (!is_fast).then_some(("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-ERMS"))
 }
 
 /// Prints on the console when each stage ended, for `--verbose`.

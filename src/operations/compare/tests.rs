@@ -16,22 +16,28 @@ fn map(kind: &str, specs: &[Spec<'_>]) -> Map {
 
 /// The same; the objects with these inodes were made at these times.
 fn map_with_births(kind: &str, specs: &[Spec<'_>], births: &[(u64, i64)]) -> Map {
+    let born = |inode| births.iter().find(|birth| birth.0 == inode).map(|birth| birth.1);
+    map_of_born(kind, &specs.iter().map(|spec| (*spec, born(spec.1))).collect::<Vec<_>>())
+}
+
+/// The map of objects that were made at these times.
+fn map_of_born(kind: &str, specs: &[(Spec<'_>, Option<i64>)]) -> Map {
     let mut header = Header::default();
     let device = b"/dev/sda1".to_vec();
     let filesystem =
         Filesystem { device, kind: kind.into(), block_size: Some(BLOCK), ..Filesystem::default() };
     header.filesystems.push(filesystem);
     let mut builder = MapBuilder::new(header);
-    for &(path, inode, size, modified, mode, blocks) in specs {
+    for &((path, inode, size, modified, mode, blocks), born) in specs {
         let kind = if mode == DIRECTORY { Kind::Directory } else { Kind::File };
-        let names = specs.iter().filter(|other| other.1 == inode).count() as u32;
+        let names = specs.iter().filter(|other| (other.0.1, other.1) == (inode, born)).count() as u32;
         let attributes = Attributes {
             inode: Some(inode),
             size: Some(size),
             links: Some(names),
             mode: Some(mode),
             modified: Some(modified),
-            born: births.iter().find(|birth| birth.0 == inode).map(|birth| birth.1),
+            born,
             marks: if blocks.is_empty() { Marks::NO_BLOCKS } else { Marks::empty() },
             ..Attributes::default()
         };
@@ -186,6 +192,28 @@ fn an_inode_of_several_names_is_used_again() {
     assert_eq!(compared(&old, &same, &[]), ["exchange /x -> /y 0"]);
     let expected = ["delete /y 0", "delete /x 0", "create /x 0", "create /y 0"];
     assert_eq!(compared(&old, &other, &[]), expected);
+}
+
+#[test]
+fn files_of_two_subvolumes_have_one_inode_number() {
+    let file = |path, start: &'static [u64]| -> Spec<'static> { (path, 300, 4096, 1, FILE, start) };
+    let map = |files: &[(&'static [u8], &'static [u64], i64)]| {
+        let specs: Vec<_> = files.iter().map(|(path, at, born)| (file(path, at), Some(*born))).collect();
+        map_of_born("btrfs", &specs)
+    };
+    let home: (&[u8], &[u64], i64) = (b"/@home/x", &[0], 7);
+    // One is renamed while another with its number is made.
+    let new = map(&[(b"/@/n", &[4096], 9), (b"/@home/y", &[0], 7)]);
+    let expected = ["create /@/n 4096", "rename /@home/x -> /@home/y 0"];
+    assert_eq!(compared(&map(&[home]), &new, &[(4096, 8192)]), expected);
+    // One is renamed while the other is deleted.
+    let old = map(&[(b"/@/f", &[4096], 1), home]);
+    let new = map(&[(b"/@home/y", &[0], 7)]);
+    assert_eq!(compared(&old, &new, &[]), ["delete /@/f 0", "rename /@home/x -> /@home/y 0"]);
+    // A new one is no link to one that stays.
+    let new = map(&[(b"/@/n", &[4096], 9), home]);
+    assert_eq!(compared(&map(&[home]), &new, &[(4096, 8192)]), ["create /@/n 4096"]);
+    assert_eq!(compared(&new, &map(&[home]), &[]), ["delete /@/n 0"]);
 }
 
 #[test]

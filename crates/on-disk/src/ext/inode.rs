@@ -51,6 +51,8 @@ const EXTENTS: u32 = 0x8_0000;
 
 /// Bytes of the first version of an inode, and where those after it state their number.
 const OLD: usize = 128;
+/// Bytes of the latest version (`struct ext4_inode`).
+const KNOWN: usize = 160;
 
 /// Where an inode has the time at which it was made (`i_crtime`); its nanoseconds follow.
 const BORN: usize = 0x90;
@@ -147,7 +149,10 @@ impl Tables {
             }
             _ => return None,
         };
-        let has = |at: usize| at + 4 <= OLD + extra;
+        // Where no use is stated, the kernel takes it that there are all fields that it knows
+        // (`__ext4_iget`).
+        let used = if bytes.len() > OLD && extra == 0 { KNOWN } else { OLD + extra };
+        let has = |at: usize| at + 4 <= used;
         let time = |at: usize, extra_at: usize| {
             let seconds = i64::from(bytes.le32(at)? as i32);
             // With two more bits of the seconds below the nanoseconds.

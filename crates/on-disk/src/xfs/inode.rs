@@ -104,7 +104,8 @@ impl Volume {
         let time = |at| {
             Some(if more_flags & BIG_TIME != 0 {
                 // Nanoseconds since the earliest time of 32 bits.
-                (bytes.be64(at)? as i64).checked_sub((1 << 31) * 1_000_000_000)?
+                let since = i128::from(bytes.be64(at)?) - (1 << 31) * 1_000_000_000;
+                i64::try_from(since).unwrap_or(i64::MAX)
             } else {
                 inode::time((bytes.be32(at)? as i32).into(), bytes.be32(at + 4)?)
             })
