@@ -173,10 +173,18 @@ impl<'a> Facts<'a> {
         before.is_none() || after.is_none() || (before == after && self.is_as_old(old, new) != Some(false))
     }
 
-    /// Whether two objects were made at the same time, if that is known.
+    /// When two objects were made, if that is known of both.
+    fn births(&self, old: Object<'_>, new: Object<'_>) -> Option<(i64, i64)> {
+        old.attributes().born.zip(new.attributes().born).filter(|_| self.keeps_birth_time)
+    }
+
+    /// Whether two objects are the same by the times at which they were made; `None` if these do
+    /// not tell. An object that has not been modified since then may be another one, made in the
+    /// same tick of the guest's clock.
     fn is_as_old(&self, old: Object<'_>, new: Object<'_>) -> Option<bool> {
-        let births = old.attributes().born.zip(new.attributes().born);
-        births.filter(|_| self.keeps_birth_time).map(|(before, after)| before == after)
+        let (before, born) = self.births(old, new)?;
+        let is_modified = new.attributes().modified != Some(born);
+        (before != born || is_modified).then_some(before == born)
     }
 
     /// Whether a freed inode was reused for another file.
@@ -184,9 +192,12 @@ impl<'a> Facts<'a> {
         if let Some(is_as_old) = self.is_as_old(old, new) {
             return !is_as_old;
         }
-        // Renaming changes neither the data of a file nor its modification time.
-        let is_changed = old.attributes().modified != new.attributes().modified && !share_bytes(old, new);
-        !self.is_lasting && old.kind() == Kind::File && is_changed
+        // Renaming changes neither the data of a file nor its modification time. Within one tick,
+        // that time says nothing.
+        let has_data = |object| disk_ranges(object).next().is_some();
+        let is_of_one_tick = self.births(old, new).is_some() && has_data(old) && has_data(new);
+        let is_modified = old.attributes().modified != new.attributes().modified || is_of_one_tick;
+        !self.is_lasting && old.kind() == Kind::File && is_modified && !share_bytes(old, new)
     }
 }
 

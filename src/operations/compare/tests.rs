@@ -153,7 +153,16 @@ fn a_file_is_the_same_if_it_was_made_at_the_same_time() {
     for (before, after) in [(None, None), (Some(7), None), (None, Some(7))] {
         assert_eq!(with_births("xfs", (old, before), (new, after)), other);
     }
-    // So they do where programs can set the time.
+    // So they do if the new one has not been modified since it was made: another one may have been
+    // made in the same tick of the clock.
+    assert_eq!(with_births("xfs", (old, Some(3)), (new, Some(3))), other);
+    let early: Spec<'_> = (b"/f", 11, 9000, 3, FILE, &[0, 4096, 8192]);
+    assert_eq!(with_births("xfs", (early, Some(3)), (new, Some(3))), other);
+    let moved: Spec<'_> = (b"/g", 11, 9000, 3, FILE, &[0, 4096, 8192]);
+    assert_eq!(with_births("xfs", (early, Some(3)), (moved, Some(3))), ["rename /f -> /g 0"]);
+    let [empty, renamed] = [b"/f", b"/g"].map(|path| -> Spec<'_> { (path, 11, 0, 3, FILE, &[]) });
+    assert_eq!(with_births("xfs", (empty, Some(3)), (renamed, Some(3))), ["rename /f -> /g 0"]);
+    // And where programs can set the time.
     assert_eq!(with_births("ntfs", (old, Some(7)), (new, Some(7))), other);
 }
 
