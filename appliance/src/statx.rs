@@ -4,6 +4,7 @@ use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, Statx, StatxFlags, makedev};
 use rustix::io::Errno;
 use std::ffi::CStr;
+use virt_bmap_on_disk::nanoseconds;
 
 const ASKED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
@@ -26,9 +27,4 @@ pub(crate) fn device(stat: &Statx) -> u64 {
 pub(crate) fn born(stat: &Statx) -> Option<i64> {
     let is_said = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
     is_said.then(|| nanoseconds(stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec))
-}
-
-/// A time in nanoseconds.
-pub(crate) fn nanoseconds(seconds: i64, nanoseconds: u32) -> i64 {
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds.into())
 }

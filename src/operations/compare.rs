@@ -25,8 +25,8 @@ pub struct Written {
 ///
 /// Files are identified by their inode numbers and, where both maps know it, by the
 /// [time](Attributes::born) at which they were made; on filesystems without lasting inode numbers
-/// (vfat, exfat) by their first block. If the new map does not have the filesystem on `device`, it could
-/// not be examined, so there are no operations.
+/// (vfat, exfat) by their first block. If the new map does not have the filesystem on `device`, it
+/// could not be examined, so there are no operations.
 ///
 /// Filesystems write the data of a file before its inode, with a flush between. So data that was
 /// written to a file whose inode is the same is no operation yet. If the next comparison, to which

@@ -1,5 +1,5 @@
-//! The operations of guests that boot from a traced disk, in their order: compared with scripts, and
-//! with the files themselves.
+//! The operations of guests that boot from a traced disk, in their order: compared with scripts,
+//! and with the files themselves.
 //!
 //! These tests need an appliance, see docs/testing.md.
 //! `cargo test --test operations scripted::` runs those of one module.

@@ -10,14 +10,11 @@ use virt_bmap::mapper::{Cancel, GuestDisk, MapperOptions, map_guest};
 use virt_bmap::probe::{Probe, Proof};
 use virt_bmap_image::{ImageFormat, Location};
 use virt_bmap_map::Kind;
+use virt_bmap_testutil::oracle_ext4::{BIRTH, set_birth};
 use virt_bmap_testutil::tools::{self, needs};
 
 /// Files in each filesystem.
 const FILES: usize = 40;
-
-/// A time at which a file was made, and how `debugfs` is told of it.
-const BIRTH: i64 = 1_714_979_289_123_456_789;
-const BIRTH_FIELDS: [(&str, &str); 2] = [("crtime", "20240506070809"), ("crtime_extra", "0x1d6f3454")];
 
 fn debugfs(image: &Path, request: &str) -> String {
     let output = tools::run("debugfs", ["-w", "-R", request, image.to_str().unwrap()]);
@@ -71,9 +68,7 @@ fn the_tables_of_inodes_say_what_the_kernel_says() {
     needs!("mke2fs", "debugfs", "mkfs.xfs");
     let dir = tempfile::tempdir().unwrap();
     let images = [ext4(dir.path(), "256"), ext4(dir.path(), "128"), xfs(dir.path())];
-    for (field, value) in BIRTH_FIELDS {
-        debugfs(&images[0], &format!("set_inode_field /file3 {field} {value}"));
-    }
+    set_birth(&images[0], "/file3");
     // As if the program that made it did not know the field.
     debugfs(&images[0], "set_inode_field /file4 crtime @0");
     let by_kernel = births(&images, Proof::Every);

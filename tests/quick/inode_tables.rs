@@ -11,6 +11,7 @@ use std::path::Path;
 use virt_bmap_on_disk::ext::Tables;
 use virt_bmap_on_disk::xfs::Volume;
 use virt_bmap_on_disk::{Inode, Part};
+use virt_bmap_testutil::oracle_ext4::{BIRTH, set_birth};
 use virt_bmap_testutil::tools::{self, needs};
 
 const BILLION: i64 = 1_000_000_000;
@@ -111,18 +112,6 @@ fn inodes_of_ext_are_as_debugfs_says() {
         assert!(found >= least && refused > 10, "{name}: {found} found, {refused} refused");
         // Inodes of 128 bytes have no room for it.
         assert_eq!(births.contains(&Some(BIRTH)), name != "revision 0", "{name}");
-    }
-}
-
-/// A time at which a file is made, and the same as `i_crtime` and `i_crtime_extra` have it.
-const BIRTH: i64 = 1_714_979_289 * BILLION + 123_456_789;
-const BIRTH_FIELDS: [(&str, &str); 2] = [("crtime", "20240506070809"), ("crtime_extra", "0x1d6f3454")];
-
-/// Sets when a file was made.
-fn set_birth(image: &Path, file: &str) {
-    for (field, value) in BIRTH_FIELDS {
-        let request = format!("set_inode_field {file} {field} {value}");
-        tools::run("debugfs", ["-w", "-R", &request, image.to_str().unwrap()]);
     }
 }
 

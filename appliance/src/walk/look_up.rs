@@ -20,6 +20,7 @@ use std::ffi::{CStr, CString};
 use virt_bmap_agent_protocol::Record;
 use virt_bmap_agent_protocol::bounds::EXTENTS_PER_RECORD;
 use virt_bmap_agent_protocol::record::{Extent, Object, ObjectKind, Operation};
+use virt_bmap_on_disk::nanoseconds;
 
 /// Entries looked up at a time. So many files may be open beside those of the batch. With fewer,
 /// processors wait for each other: with 256, two of them gain a third less.
@@ -318,7 +319,7 @@ pub(super) struct About {
 impl About {
     /// What the kernel says.
     pub(super) fn of(stat: &Statx) -> Self {
-        let time = |time: StatxTimestamp| statx::nanoseconds(time.tv_sec, time.tv_nsec);
+        let time = |time: StatxTimestamp| nanoseconds(time.tv_sec, time.tv_nsec);
         Self {
             inode: stat.stx_ino,
             size: stat.stx_size,

@@ -8,6 +8,7 @@ use rustix::fs::FileType;
 use virt_bmap_agent_protocol::Record;
 use virt_bmap_agent_protocol::record::{ATTRIBUTES, Extent, Object, ObjectKind};
 use virt_bmap_on_disk::ext::Orphan;
+use virt_bmap_on_disk::nanoseconds;
 
 impl Walker {
     /// Reports the orphans.
@@ -24,7 +25,6 @@ impl Walker {
             _ => return Ok(()),
         };
         let id = self.number()?;
-        let nanoseconds = |seconds: i64| seconds.saturating_mul(1_000_000_000);
         self.control.put(&Record::Object(Object {
             id,
             parent: 0,
@@ -35,8 +35,8 @@ impl Walker {
             links: 0,
             mode: orphan.mode,
             owner: None,
-            modified: nanoseconds(orphan.modified),
-            changed: nanoseconds(orphan.changed),
+            modified: nanoseconds(orphan.modified, 0),
+            changed: nanoseconds(orphan.changed, 0),
             born: None,
             name: Vec::new(),
         }));

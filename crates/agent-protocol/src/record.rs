@@ -335,8 +335,8 @@ pub struct Object {
     pub modified: i64,
     /// Time of last change of its inode, nanoseconds since 1970.
     pub changed: i64,
-    /// Time at which it was made, nanoseconds since 1970 (`stx_btime` of `statx(2)`), if it is known.
-    /// 0 if whatever made it has not set it.
+    /// Time at which it was made, nanoseconds since 1970 (`stx_btime` of `statx(2)`), if it is
+    /// known. 0 if whatever made it has not set it.
     pub born: Option<i64>,
     /// Name in its directory; empty for the root. For an object in no directory, what follows the
     /// name of its inode: nothing, or the part of it that the object is.

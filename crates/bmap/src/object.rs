@@ -263,8 +263,8 @@ pub struct Attributes {
     pub reparse: Option<ReparseTag>,
     /// Whom it belongs to. No format has it: it is known only of a map that was just made.
     pub owner: Option<Owner>,
-    /// When it was made: nanoseconds since 1970 in UTC, as `stx_btime` of `statx(2)` gives it. `None`
-    /// also if the filesystem has no such time. No format has it, as for `owner`.
+    /// When it was made: nanoseconds since 1970 in UTC, as `stx_btime` of `statx(2)` gives it.
+    /// `None` also if the filesystem has no such time. No format has it, as for `owner`.
     pub born: Option<i64>,
 }
 

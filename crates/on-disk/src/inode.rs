@@ -19,8 +19,8 @@ pub struct Inode {
     pub modified: i64,
     /// When it was changed itself, in nanoseconds since 1970.
     pub changed: i64,
-    /// When it was made, in nanoseconds since 1970, if the inode has that. 0 if the program that made
-    /// it has not set it.
+    /// When it was made, in nanoseconds since 1970, if the inode has that. 0 if the program that
+    /// made it has not set it.
     pub born: Option<i64>,
     /// Which of the files that have had this number it is. A handle of the file has it, too
     /// (`name_to_handle_at(2)`).
@@ -64,8 +64,9 @@ pub(crate) fn push(data: &mut Vec<Part>, part: Part) -> Option<()> {
     Some(())
 }
 
-/// A time in nanoseconds, as [`Inode`] has it.
-pub(crate) fn time(seconds: i64, nanoseconds: u32) -> i64 {
+/// A time in nanoseconds, as [`Inode`] has it. Where it does not fit, it is the earliest or the
+/// latest one that does.
+pub fn nanoseconds(seconds: i64, nanoseconds: u32) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds.into())
 }
 

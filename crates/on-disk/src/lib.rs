@@ -18,7 +18,7 @@ pub mod udf;
 pub mod ufs;
 pub mod xfs;
 
-pub use inode::{Inode, InodePlace, Part};
+pub use inode::{Inode, InodePlace, Part, nanoseconds};
 
 /// Reads bytes of a volume, given their offset and number; `None` if that fails, or lies beyond
 /// the end.

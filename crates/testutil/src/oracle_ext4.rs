@@ -5,6 +5,18 @@ use super::ranges::{Range, normalise};
 use super::tools;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::path::Path;
+
+/// When a file was made, after [`set_birth`]: nanoseconds since 1970.
+pub const BIRTH: i64 = 1_714_979_289 * 1_000_000_000 + 123_456_789;
+
+/// Sets when a file of an ext4 was made to [`BIRTH`]: `i_crtime` and `i_crtime_extra`.
+pub fn set_birth(image: &Path, file: &str) {
+    for (field, value) in [("crtime", "20240506070809"), ("crtime_extra", "0x1d6f3454")] {
+        let request = format!("set_inode_field {file} {field} {value}");
+        tools::run("debugfs", ["-w", "-R", &request, image.to_str().unwrap()]);
+    }
+}
 
 /// The places on the guest disk of the metadata of an ext4 filesystem, by kind.
 pub fn metadata(filesystem: &Filesystem) -> BTreeMap<&'static str, Vec<Range>> {

@@ -157,7 +157,7 @@ impl Tables {
             let seconds = i64::from(bytes.le32(at)? as i32);
             // With two more bits of the seconds below the nanoseconds.
             let more = if has(extra_at) { bytes.le32(extra_at)? } else { 0 };
-            Some(inode::time(seconds + (i64::from(more & 3) << 32), more >> 2))
+            Some(inode::nanoseconds(seconds + (i64::from(more & 3) << 32), more >> 2))
         };
         let id = |low, high| Some(u32::from(bytes.le16(low)?) | u32::from(bytes.le16(high)?) << 16);
         let inode = Inode {

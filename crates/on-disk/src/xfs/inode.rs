@@ -107,7 +107,7 @@ impl Volume {
                 let since = i128::from(bytes.be64(at)?) - (1 << 31) * 1_000_000_000;
                 i64::try_from(since).unwrap_or(i64::MAX)
             } else {
-                inode::time((bytes.be32(at)? as i32).into(), bytes.be32(at + 4)?)
+                inode::nanoseconds((bytes.be32(at)? as i32).into(), bytes.be32(at + 4)?)
             })
         };
         let inode = Inode {

@@ -40,8 +40,9 @@ use windows::Windows;
 /// Number of inodes with one digest.
 const GROUP: u64 = virt_bmap_map::INODES_PER_DIGEST;
 
-/// Most bytes of lookahead, which is enough for the tables of a million inodes of ext4. The appliance
-/// has memory for three times as much, and its kernel forgets them when it needs the memory.
+/// Most bytes of lookahead, which is enough for the tables of a million inodes of ext4. The
+/// appliance has memory for three times as much, and its kernel forgets them when it needs the
+/// memory.
 const MOST_AHEAD: u64 = 320 << 20;
 
 /// Inodes with one digest: the first of them, and where they lie.
